@@ -1,0 +1,58 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both set up .venv once.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench chaos ui constraints
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
+PORT ?= 5000
+RUNS ?= runs
+GIGABYTES ?= 5
+IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
+
+help:
+	@echo "make demo         set up .venv, run the whole pipeline on the embedded data"
+	@echo "make test         set up .venv, check formatting, lint and types, run the tests"
+	@echo "make ui           MLflow UI on 127.0.0.1:$(PORT) (PORT=..., RUNS=directory with mlflow.db)"
+	@echo "make bench        measure the hot paths"
+	@echo "make chaos        stop and damage every stage, and see it recover"
+
+demo: .venv/installed
+	@$(IN_VENV) python -m infra.demo
+
+test: .venv/installed
+	@$(IN_VENV) ruff format --check .
+	@$(IN_VENV) ruff check .
+	@$(IN_VENV) mypy
+	@$(IN_VENV) python -m pytest
+
+bench: .venv/installed
+	@$(IN_VENV) python -m tests.benchmarks
+
+chaos: .venv/installed
+	@$(IN_VENV) python -m tests.chaos
+
+ui: .venv/installed
+	@test -f "$(RUNS)/mlflow.db" || { echo "error: $(RUNS)/mlflow.db: no such file; run make demo first, or name the directory with RUNS=..." >&2; exit 2; }
+	@$(IN_VENV) python -c 'import socket; socket.socket().bind(("127.0.0.1", $(PORT)))' 2>/dev/null \
+		|| { echo "error: port $(PORT) is in use; choose another with make ui PORT=..." >&2; exit 2; }
+	@$(IN_VENV) mlflow ui --workers 1 --host 127.0.0.1 --port $(PORT) --backend-store-uri "sqlite:///$(RUNS)/mlflow.db"
+
+# Exact pins of what is installed now; +cpu and the like stripped, so that they hold on every machine.
+constraints: .venv/installed
+	@.venv/bin/pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+[a-z0-9.]*$$//' > constraints.txt
+
+# torch first: the wheel that pip's own configuration names (CPU or CUDA) is then what the others find.
+.venv/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed and was not found; install it, or name it with PYTHON=..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null \
+		|| { echo "error: $(PYTHON) is not Python 3.11 or 3.12" >&2; exit 2; }
+	@command -v g++ >/dev/null \
+		|| { echo "error: g++ is needed (DeepSpeed builds a small extension) and was not found; install it, for example apt-get install g++" >&2; exit 2; }
+	@(( $$(df --output=avail -BG . | tail -1 | tr -dc 0-9) >= $(GIGABYTES) )) \
+		|| { echo "error: $(CURDIR) has less than $(GIGABYTES) GB free, which the packages need" >&2; exit 2; }
+	@$(PYTHON) -m venv .venv || { echo "error: $(PYTHON) cannot make a virtual environment; install its venv module, for example apt-get install python3-venv" >&2; exit 2; }
+	@.venv/bin/pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	@.venv/bin/pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@

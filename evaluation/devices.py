@@ -1,0 +1,113 @@
+"""A recipe's student on devices: exports of its fine-tuned models, the score lost to int8, rows to time."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation import elmo, finetune, latency
+from evaluation.export import export, export_model
+from evaluation.finetune import MODEL, Job
+from evaluation.latency import Inputs, Runner
+from evaluation.metrics import task_score
+from evaluation.models import Candidate, load_model, load_tokenizer, parameters
+from evaluation.onnx_model import FLOAT32, INT8, OnnxModel, open_session, session_runner
+from evaluation.tasks import Split, find_task
+from infra import console, storage
+from infra.sections import Evaluation
+
+NUMBERS = ("score", "int8_score", "int8_lost", "bytes", "int8_size_ratio", "difference")
+"""Of a task's row in report.json that are numbers or tables of numbers."""
+
+
+def export_all(
+    jobs: Sequence[Job],
+    splits: Mapping[str, Mapping[str, Split]],
+    results: Mapping[str, list[dict[str, Any]]],
+    directory: str,
+) -> dict[str, dict[str, Any]]:
+    """Export the kept model of every task to ``directory/<task>``; rows of ``report.json: devices``.
+
+    ``int8_lost`` compares that very model in int8 with itself in torch, on the dev set.
+    """
+    rows = {}
+    with console.progress(len(results), "tasks", "export") as shown:
+        for task_name in results:
+            job = next(job for job in jobs if job.task_name == task_name)
+            rows[task_name] = export_task(job, splits[task_name], results[task_name], directory)
+            shown.advance(1)
+    return rows
+
+
+def export_task(
+    job: Job, splits: Mapping[str, Split], results: list[dict[str, Any]], directory: str
+) -> dict[str, Any]:
+    source, target = storage.join(job.directory, MODEL), storage.join(directory, job.task_name)
+    seed = finetune.median_seed(results)
+    score = next(float(result["score"]) for result in results if result["seed"] == seed)
+    with tempfile.TemporaryDirectory() as draft:
+        local = _local(source, os.path.join(draft, "model"))
+        summary = export(local, target)
+        graph = _local(target, os.path.join(draft, "export"))
+        model = OnnxModel(open_session(os.path.join(graph, INT8), job.settings.latency_threads))
+        tokenizer, length = load_tokenizer(local), job.task.max_length or job.settings.max_length
+        metrics: dict[str, float] = {}
+        for part in job.task.dev_parts:
+            values = finetune.score(model, tokenizer, job.task, splits[part], length, "float32")
+            metrics |= {name + part.removeprefix("dev"): value for name, value in values.items()}
+    int8_score = task_score(metrics)
+    kept = {key: summary[key] for key in ("kind", "bytes", "int8_size_ratio", "difference")}
+    return kept | {
+        "seed": seed,
+        "score": score,
+        "int8_score": int8_score,
+        "int8_lost": score - int8_score,
+        "int8_metrics": metrics,
+    }
+
+
+def _local(directory: str, copy: str) -> str:
+    """The directory itself, or where it is remote a copy of its files."""
+    if not storage.is_remote(directory):
+        return directory
+    for name in storage.list_names(directory):
+        storage.publish_bytes(os.path.join(copy, name), storage.read_bytes(storage.join(directory, name)))
+    return copy
+
+
+@dataclass(frozen=True)
+class TimedRow:
+    """A row that is timed but not fine-tuned."""
+
+    runner: Runner
+    inputs: dict[int, list[Inputs]]
+    """Batch size -> batches."""
+    parameters: int
+    bytes: int | None
+
+
+def latency_rows(
+    student: Candidate,
+    settings: Evaluation,
+    texts: Sequence[tuple[str, ...]],
+    inputs: dict[int, list[Inputs]],
+) -> dict[str, TimedRow]:
+    """The student with an STS-B head in ONNX, float32 and int8, and a network of ELMo's size."""
+    model = load_model(student, find_task("STS-B"), seed=0).eval()
+    model.set_attn_implementation("eager")
+    rows, count = {}, parameters(model)
+    with tempfile.TemporaryDirectory() as draft:
+        sizes = export_model(model, draft, student.directory)["bytes"]
+        for name, file in (("fp32", FLOAT32), ("int8", INT8)):
+            session = open_session(os.path.join(draft, file), settings.latency_threads)
+            rows[f"{student.name} ONNX {name}"] = TimedRow(
+                session_runner(session), inputs, count, sizes[file]
+            )
+    if settings.elmo_reference:
+        network = elmo.build()
+        by_size = {size: elmo.batches(texts, size, settings.max_length) for size in (1, *latency.BATCH_SIZES)}
+        rows[elmo.LABEL] = TimedRow(elmo.runner(network), by_size, elmo.parameters(network), None)
+    return rows

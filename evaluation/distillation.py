@@ -1,0 +1,92 @@
+"""The second distillation: a student fine-tuned on a fine-tuned teacher's outputs beside the labels.
+
+    classification  CE(labels) + T^2 KL(p_T || q_T)
+    spans           the same of start and end, the mean of the two
+    regression      (label - q)^2 + (teacher's value - q)^2, which T does not enter
+
+DistilBERT's "another step of distillation during the adaptation phase" (arXiv 1910.01108, section 3), whose
+code weighs the two terms alike (run_squad_w_distillation.py of transformers-research-projects: 0.5 and 0.5 at
+T = 2); the T^2 keeps their gradients comparable (Hinton et al. 2015, arXiv 1503.02531, section 2). A value
+with Gaussian noise of fixed width has the squared difference as its KL, hence the regression's term.
+
+Axes: B batch, C classes, L tokens of the longest row of a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from evaluation.outputs_store import OutputsDeclaration, read_outputs
+from evaluation.tasks import Split, Task
+from evaluation.training import Encoded, Loss, Targets
+from infra import storage
+
+TEACHER, TOKENS = "teacher", "tokens"
+"""Names of the targets: logits float32 [B, *shape]; number of real tokens int64 [B]."""
+
+
+def declare(task: Task, train: Split, data: Encoded, teacher: str, dtype: str) -> OutputsDeclaration:
+    """What the outputs of the teacher with digest ``teacher`` for a training set are stored as.
+
+    Start and end logits belong to tokens, so for them the windows ``data`` must be the same ones.
+    """
+    width = int(data.lengths().max())
+    windows = repr((data.input_ids, data.token_type_ids)).encode() if task.kind == "spans" else b""
+    return OutputsDeclaration(
+        shape=(2, width) if task.kind == "spans" else (task.outputs,),
+        rows=len(data),
+        fingerprint={
+            "task": task.name,
+            "teacher": teacher,
+            "data": train.digest(),
+            "windows": storage.digest_bytes(windows),
+            "dtype": dtype,
+        },
+    )
+
+
+def add_outputs(data: Encoded, task: Task, train: Split, root: str, teacher: str, dtype: str) -> Encoded:
+    """``data`` with the stored outputs as targets. UserError where they are damaged or of other rows."""
+    logits = read_outputs(root, declare(task, train, data, teacher, dtype))
+    assert len(logits) == len(data)
+    targets = data.targets | {TEACHER: logits}
+    if task.kind == "spans":
+        targets[TOKENS] = data.lengths().astype(np.int64)
+    return dataclasses.replace(data, targets=targets)
+
+
+def distilled(task: Task, labels_loss: Loss, temperature: float) -> Loss:
+    """The loss of the module's docstring, a mean over rows."""
+
+    def classes(output: Any, targets: Targets) -> torch.Tensor:
+        return kl(output.logits.float(), targets[TEACHER], temperature)
+
+    def value(output: Any, targets: Targets) -> torch.Tensor:
+        return functional.mse_loss(output.logits.float(), targets[TEACHER])
+
+    def spans(output: Any, targets: Targets) -> torch.Tensor:
+        width = output.start_logits.shape[1]
+        padding = torch.arange(width, device=output.start_logits.device) >= targets[TOKENS][:, None]
+        found = [
+            kl(
+                student.float().masked_fill(padding, -1e4),
+                targets[TEACHER][:, side, :width].masked_fill(padding, -1e4),
+                temperature,
+            )
+            for side, student in enumerate((output.start_logits, output.end_logits))
+        ]
+        return (found[0] + found[1]) / 2
+
+    term = {"classification": classes, "regression": value, "spans": spans}[task.kind]
+    return lambda output, targets: labels_loss(output, targets) + term(output, targets)
+
+
+def kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits [B, C], the mean over B."""
+    p, q = (functional.log_softmax(logits / temperature, dim=-1) for logits in (teacher, student))
+    return temperature**2 * functional.kl_div(q, p, reduction="batchmean", log_target=True)

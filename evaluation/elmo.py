@@ -1,0 +1,99 @@
+"""A network of ELMo's size with random weights: the reference row of the latency table, scored on nothing.
+
+The encoder of Peters et al. 2018 (arXiv 1802.05365) in the sizes its authors published as "Original"
+(93.6 M parameters): characters of a word, 262 x 16, through convolutions of widths 1 to 7 with 2,048
+filters in all, two highway layers and a projection to 512; then two biLSTM layers of 4,096 cells projected to
+512 a direction, the second with a residual connection. DistilBERT's table names 180 M: ELMo with the
+GLUE baseline's two 1,500-wide biLSTM layers on top, which are not part of this row.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from evaluation.latency import Inputs, Runner
+
+LABEL = "ELMo-size (random weights)"
+FILTERS = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
+"""(width in characters, number)."""
+CHARACTERS, CHARACTER_SIZE, WORD_LENGTH = 262, 16, 50
+CELLS, SIZE, HIGHWAYS, LAYERS = 4096, 512, 2, 2
+PAD, BEGIN, END = 260, 258, 259
+"""Character ids beside the 256 bytes, as ELMo numbers them."""
+
+
+class Elmo(nn.Module):
+    """Characters int64 [B, W, 50] -> contextual vectors float32 [B, W, 1024] (W words)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = sum(count for _, count in FILTERS)
+        self.characters = nn.Embedding(CHARACTERS, CHARACTER_SIZE)
+        self.convolutions = nn.ModuleList(nn.Conv1d(CHARACTER_SIZE, count, size) for size, count in FILTERS)
+        self.highways = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(HIGHWAYS))
+        self.projection = nn.Linear(width, SIZE)
+        self.directions = nn.ModuleList(
+            nn.ModuleList(nn.LSTM(SIZE, CELLS, proj_size=SIZE, batch_first=True) for _ in range(LAYERS))
+            for _ in range(2)
+        )
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        words = self.words(input_ids)
+        forward, backward = (
+            self._run(layers, states)
+            for layers, states in zip(self.directions, (words, words.flip(1)), strict=True)
+        )
+        return torch.cat([forward, backward.flip(1)], dim=-1)
+
+    def words(self, characters: torch.Tensor) -> torch.Tensor:
+        """[B, W, 50] -> [B, W, 512], without context."""
+        batch, count, length = characters.shape
+        embedded = self.characters(characters.view(-1, length)).transpose(1, 2)  # [B W, 16, 50]
+        found = torch.cat([torch.relu(conv(embedded).amax(-1)) for conv in self.convolutions], dim=-1)
+        for highway in self.highways:
+            change, gate = highway(found).chunk(2, dim=-1)
+            gate = torch.sigmoid(gate)
+            found = gate * found + (1 - gate) * torch.relu(change)
+        return self.projection(found).view(batch, count, -1)
+
+    @staticmethod
+    def _run(layers: Any, states: torch.Tensor) -> torch.Tensor:
+        for number, layer in enumerate(layers):
+            states = layer(states)[0] + (states if number else 0)
+        return states
+
+
+def build(seed: int = 0) -> Elmo:
+    warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
+    torch.manual_seed(seed)
+    return Elmo().eval()
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of parameters as published: torch keeps a second, redundant bias in every LSTM."""
+    return sum(tensor.numel() for name, tensor in model.named_parameters() if "bias_hh" not in name)
+
+
+def runner(model: Elmo) -> Runner:
+    """A forward for ``latency.measure``."""
+    return lambda inputs: model(torch.from_numpy(inputs["input_ids"]))
+
+
+def batches(texts: Sequence[tuple[str, ...]], batch_size: int, max_words: int) -> list[Inputs]:
+    """``input_ids`` int64 [B, W, 50]: words of a row's texts in one sequence, at most ``max_words``."""
+    found = []
+    for start in range(0, len(texts), batch_size):
+        rows = [" ".join(row).split()[:max_words] for row in texts[start : start + batch_size]]
+        ids = np.full((len(rows), max(1, *map(len, rows)), WORD_LENGTH), PAD, np.int64)
+        for slot, words in enumerate(rows):
+            for place, word in enumerate(words):
+                spelled = [BEGIN, *word.encode()[: WORD_LENGTH - 2], END]
+                ids[slot, place, : len(spelled)] = spelled
+        found.append({"input_ids": ids})
+    return found

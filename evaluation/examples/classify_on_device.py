@@ -1,0 +1,22 @@
+"""Classify a sentence (or score a pair) with an exported student: no torch, no transformers.
+
+python classify_on_device.py EXPORT_DIR "a warm and funny film"
+"""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+directory, text, *second = sys.argv[1:]
+with open(f"{directory}/export.json") as file:
+    about = json.load(file)
+tokenizer = Tokenizer.from_file(f"{directory}/tokenizer.json")
+tokenizer.enable_truncation(about["max_length"])
+session = onnxruntime.InferenceSession(f"{directory}/model.int8.ort", providers=["CPUExecutionProvider"])
+row = tokenizer.encode(text, second[0] if second else None)
+arrays = {"input_ids": row.ids, "attention_mask": row.attention_mask, "token_type_ids": row.type_ids}
+(logits,) = session.run(["logits"], {name: np.array([arrays[name]], np.int64) for name in about["inputs"]})
+print(about["labels"][int(logits[0].argmax())] if about["labels"] else float(logits[0, 0]))

@@ -1,0 +1,227 @@
+"""A model directory as files for devices: ONNX, ONNX in int8, and the latter in ONNX Runtime's own format.
+
+    model.onnx       float32, batch size and length free; equal to torch within ``TOLERANCE``, or refused
+    model.int8.onnx  int8 weights, activations quantised as they come (dynamic quantisation)
+    model.int8.ort   the same with its graph optimised beforehand, for the mobile builds of ONNX Runtime
+    tokenizer.json
+    export.json      written last; keys below
+
+Keys of export.json: kind (classification, regression, spans or encoder), labels, max_length, inputs, outputs
+(names), opset, versions of torch and onnxruntime, bytes.<file>, int8_size_ratio (int8 over float32 ONNX),
+difference.float32 and difference.int8 (largest absolute one from torch), source (digest of the model).
+
+A fine-tuned directory gives its logits, any other one the encoder's last hidden states. torch's TorchScript
+exporter is used: it needs no further package and keeps both axes free (tested on BERT and DistilBERT).
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import tempfile
+from typing import Any
+
+import numpy as np
+import torch
+
+from evaluation.latency import Inputs
+from evaluation.models import Candidate, load_config, load_tokenizer, require_model
+from evaluation.onnx_model import FLOAT32, INT8, INT8_ORT, open_session, run_session
+from evaluation.quantisation import quantise, quiet, to_ort
+from infra import storage
+from infra.errors import UserError
+
+OPSET = 17
+TOLERANCE = 1e-4
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+SHAPES = ((1, 4), (1, 17), (3, 33), (2, 64))
+"""[B, L] of the inputs on which torch and ONNX are compared."""
+SUMMARY = "export.json"
+
+
+def export(directory: str, output: str) -> dict[str, Any]:
+    """Write all files of the module's docstring into ``output``; the content of export.json.
+
+    Nothing is done where they are there, made of the same model. UserError: not a model directory, an
+    architecture without logits or hidden states, an ONNX graph that does not compute what torch does.
+    """
+    require_model(directory)
+    source = Candidate("model", directory).digest()
+    found = _finished(output, source)
+    if found is not None:
+        return found
+    tokenizer = load_tokenizer(directory)
+    model = load_finished(directory)
+    summary = {
+        "kind": _kind_of(model),
+        "labels": _labels(model),
+        "max_length": int(getattr(model.config, "max_position_embeddings", 512)),
+        "source": source,
+    }
+    storage.publish_bytes(
+        storage.join(output, "tokenizer.json"), tokenizer.backend_tokenizer.to_str().encode()
+    )
+    summary |= export_model(model, output, directory)
+    storage.publish_json(storage.join(output, SUMMARY), summary)
+    return summary
+
+
+def export_model(model: Any, output: str, name: str) -> dict[str, Any]:
+    """Write the three model files; what export.json says of them. ``name`` stands in an error."""
+    from importlib.metadata import version
+
+    inputs, outputs = input_names(model), output_names(_kind_of(model))
+    with tempfile.TemporaryDirectory() as draft:
+        paths = {file: os.path.join(draft, file) for file in (FLOAT32, INT8, INT8_ORT)}
+        to_onnx(model, inputs, outputs, paths[FLOAT32])
+        quantise(paths[FLOAT32], paths[INT8])
+        to_ort(paths[INT8], paths[INT8_ORT])
+        difference = {
+            "float32": largest_difference(model, paths[FLOAT32], outputs),
+            "int8": largest_difference(model, paths[INT8], outputs),
+        }
+        if not difference["float32"] <= TOLERANCE:
+            raise UserError(
+                f"{name}: the ONNX graph differs from torch by {difference['float32']:.2g}, more than "
+                f"{TOLERANCE:g}; this architecture cannot be exported"
+            )
+        sizes = {file: os.path.getsize(path) for file, path in paths.items()}
+        for file, path in paths.items():
+            with open(path, "rb") as content:
+                storage.publish_bytes(storage.join(output, file), content.read())
+    return {
+        "inputs": inputs,
+        "outputs": outputs,
+        "opset": OPSET,
+        "versions": {package: version(package) for package in ("torch", "onnxruntime")},
+        "bytes": sizes,
+        "int8_size_ratio": size_ratio(sizes),
+        "difference": difference,
+    }
+
+
+def size_ratio(sizes: dict[str, int]) -> float:
+    """Bytes of the int8 ONNX file over those of the float32 one."""
+    return round(sizes[INT8] / sizes[FLOAT32], 4)
+
+
+def _finished(output: str, source: str) -> dict[str, Any] | None:
+    path = storage.join(output, SUMMARY)
+    if not storage.exists(path):
+        return None
+    try:
+        summary = storage.read_json(path)
+    except UserError:  # damaged: export again
+        return None
+    if not isinstance(summary, dict) or summary.get("source") != source:
+        return None
+    sizes = summary.get("bytes", {})
+    there = all(
+        storage.exists(storage.join(output, file)) and storage.size(storage.join(output, file)) == size
+        for file, size in sizes.items()
+    )
+    return summary if there and storage.exists(storage.join(output, "tokenizer.json")) else None
+
+
+def model_kind(architecture: str, config: Any) -> str:
+    """What a model is for, by the name of its class."""
+    if architecture.endswith("ForQuestionAnswering"):
+        return "spans"
+    if architecture.endswith("ForSequenceClassification"):
+        return "regression" if config.num_labels == 1 else "classification"
+    return "encoder"
+
+
+def _kind_of(model: Any) -> str:
+    return model_kind(type(model).__name__, model.config)
+
+
+def _labels(model: Any) -> list[str]:
+    if _kind_of(model) != "classification":
+        return []
+    return [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
+
+
+def output_names(kind: str) -> list[str]:
+    return {"spans": ["start_logits", "end_logits"], "encoder": ["last_hidden_state"]}.get(kind, ["logits"])
+
+
+def input_names(model: torch.nn.Module) -> list[str]:
+    taken = inspect.signature(model.forward).parameters
+    return [name for name in INPUTS if name in taken]
+
+
+def load_finished(directory: str) -> Any:
+    """The model of a directory as it is, float32, in the attention arithmetic that exports plainly."""
+    from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+    from transformers import logging as their_logging
+
+    their_logging.set_verbosity_error()
+    their_logging.disable_progress_bar()
+    config = load_config(directory)
+    kind = model_kind((config.architectures or [""])[0], config)
+    family = {"spans": AutoModelForQuestionAnswering, "encoder": AutoModel}.get(
+        kind, AutoModelForSequenceClassification
+    )
+    try:
+        model = family.from_pretrained(
+            directory, dtype=torch.float32, trust_remote_code=False, use_safetensors=True,
+            attn_implementation="eager",
+        )  # fmt: skip
+    except Exception as error:  # damaged files surface as many unrelated types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise UserError(f"{directory}: the model cannot be loaded: {reason}") from error
+    return model.eval()
+
+
+class _Positional(torch.nn.Module):
+    """The model with tensors in and out in a fixed order, as the exporter needs it."""
+
+    def __init__(self, model: torch.nn.Module, inputs: list[str], outputs: list[str]) -> None:
+        super().__init__()
+        self.model, self.inputs, self.outputs = model, inputs, outputs
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        output = self.model(**dict(zip(self.inputs, tensors, strict=True)))
+        return tuple(getattr(output, name) for name in self.outputs)
+
+
+def to_onnx(model: Any, inputs: list[str], outputs: list[str], path: str) -> None:
+    """Trace on two padded rows, so that the graph keeps the mask."""
+    example = sample_inputs(model.config, (2, 9))
+    axes = {name: {0: "batch", 1: "length"} for name in inputs}
+    axes |= {name: {0: "batch"} if name == "logits" else {0: "batch", 1: "length"} for name in outputs}
+    with quiet():
+        torch.onnx.export(
+            _Positional(model, inputs, outputs).eval(),
+            tuple(torch.from_numpy(example[name]) for name in inputs),
+            path, input_names=inputs, output_names=outputs, dynamic_axes=axes, opset_version=OPSET,
+            dynamo=False,
+        )  # fmt: skip
+
+
+def sample_inputs(config: Any, shape: tuple[int, int]) -> Inputs:
+    """Random ids, the last row of several half padding; int64 [B, L]."""
+    generator = np.random.default_rng(shape[0] * 1000 + shape[1])
+    ids = generator.integers(0, config.vocab_size, shape)
+    mask, types = np.ones(shape, np.int64), np.zeros(shape, np.int64)
+    if shape[0] > 1:
+        mask[-1, shape[1] // 2 :] = 0
+    types[:, shape[1] // 2 :] = getattr(config, "type_vocab_size", 1) > 1
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+
+@torch.inference_mode()
+def largest_difference(model: Any, path: str, outputs: list[str]) -> float:
+    """Largest absolute difference between torch and the ONNX file over ``SHAPES``, real positions only."""
+    session, largest = open_session(path), 0.0
+    reference = _Positional(model, input_names(model), outputs)
+    for shape in SHAPES:
+        inputs = sample_inputs(model.config, shape)
+        expected = reference(*(torch.from_numpy(inputs[name]) for name in reference.inputs))
+        for ours, theirs in zip(run_session(session, inputs).values(), expected, strict=True):
+            apart = np.abs(ours - theirs.numpy())
+            if apart.ndim >= 2 and apart.shape[:2] == shape:
+                apart = apart[inputs["attention_mask"] == 1]
+            largest = max(largest, float(apart.max()))
+    return largest

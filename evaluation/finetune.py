@@ -1,0 +1,260 @@
+"""One fine-tuning run: a candidate, a task, a seed -> a score file that makes the next run skip it.
+
+A score file ``<scores>/<candidate>/<task>/seed-<n>.json`` holds under ``key`` everything its numbers
+depend on, so a changed setting, data set or model runs again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from evaluation import distillation, squad, submission
+from evaluation.metrics import METRICS, task_score
+from evaluation.models import Candidate, load_model, load_tokenizer, require_fit
+from evaluation.tasks import Split, Task, find_task, has_part, load
+from evaluation.training import Encoded, Fit, Loss, Schedule, Targets, fit, predict
+from infra import storage
+from infra.errors import UserError
+from infra.sections import Evaluation
+
+MODEL = "model"
+"""Folder of the fine-tuned model beside its score files, where it is kept."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A fine-tuned teacher's outputs on the task's training set, see ``outputs_store``."""
+
+    model: str
+    """Directory of the fine-tuned teacher."""
+    outputs: str
+    """Directory of its outputs."""
+    digest: str
+    """Of everything that the outputs depend on."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. Everything in it can be sent to another process."""
+
+    candidate: Candidate
+    digest: str
+    """``candidate.digest()``, taken once for all jobs of a candidate."""
+    task_name: str
+    seed: int
+    settings: Evaluation
+    scores: str
+    """Directory of all score files."""
+    keep_model: bool = False
+    predict_test: bool = False
+    lesson: Lesson | None = None
+    """With one: a second distillation."""
+
+    @property
+    def task(self) -> Task:
+        return find_task(self.task_name)
+
+    @property
+    def directory(self) -> str:
+        return storage.join(self.scores, self.candidate.name, self.task_name)
+
+    @property
+    def path(self) -> str:
+        return storage.join(self.directory, f"seed-{self.seed}.json")
+
+    @property
+    def model_directory(self) -> str:
+        return storage.join(self.directory, f"seed-{self.seed}-{MODEL}")
+
+    def key(self, splits: dict[str, Split]) -> dict[str, Any]:
+        settings = self.settings
+        lesson: dict[str, Any] = {}
+        if self.lesson is not None:
+            lesson["teacher"] = self.lesson.digest
+            lesson["temperature"] = settings.distillation_temperature
+        return lesson | {
+            "model": self.digest,
+            "random_weights": self.candidate.random_weights,
+            "data": {part: split.digest() for part, split in splits.items()},
+            "epochs": settings.epochs,
+            "batch_size": settings.batch_size,
+            "learning_rate": settings.learning_rate,
+            "max_length": self.task.max_length or settings.max_length,
+            "dtype": settings.dtype,
+        }
+
+
+def load_splits(task: Task, data: str | None) -> dict[str, Split]:
+    """The training and dev parts of a task."""
+    return {part: load(task, part, data) for part in ("train", *task.dev_parts)}
+
+
+def finished(job: Job, splits: dict[str, Split]) -> dict[str, Any] | None:
+    """The score file of a job that is done under the same key, or None."""
+    if not storage.exists(job.path):
+        return None
+    try:
+        result = storage.read_json(job.path)
+    except UserError:  # damaged: run again
+        return None
+    if not isinstance(result, dict) or result.get("key") != job.key(splits):
+        return None
+    folders = (job.model_directory, storage.join(job.directory, MODEL))
+    if job.keep_model and not any(storage.list_names(folder) for folder in folders):
+        return None
+    if job.predict_test and "test_files" not in result:
+        return None
+    return result
+
+
+def run(
+    job: Job, splits: dict[str, Split], advance: Callable[[int], None] = lambda rows: None
+) -> dict[str, Any]:
+    """Fine-tune, score and publish the score file. ``advance`` is told the rows of every training step."""
+    task, settings = job.task, job.settings
+    tokenizer = load_tokenizer(job.candidate.directory)
+    model = load_model(job.candidate, task, job.seed).to(device())
+    length = task.max_length or settings.max_length
+    require_fit(job.candidate.directory, model.config, tokenizer, length)
+    schedule = Schedule(settings.epochs, settings.batch_size, settings.learning_rate, settings.dtype)
+    training_set, loss = encode(tokenizer, task, splits["train"], length), loss_for(task)
+    if job.lesson is not None:
+        training_set = distillation.add_outputs(
+            training_set, task, splits["train"], job.lesson.outputs, job.lesson.digest, settings.dtype
+        )
+        loss = distillation.distilled(task, loss, settings.distillation_temperature)
+    fitted = fit(model, training_set, loss, schedule, job.seed, tokenizer.pad_token_id, advance)
+    metrics: dict[str, float] = {}
+    for part, name_suffix in ((part, part.removeprefix("dev")) for part in task.dev_parts):
+        values = score(model, tokenizer, task, splits[part], length, settings.dtype)
+        metrics |= {name + name_suffix: value for name, value in values.items()}
+    result = _result(job, splits, fitted, metrics)
+    if job.predict_test:
+        result["test_files"] = _predict_test(job, model, tokenizer, length)
+    if job.keep_model:
+        save(model, tokenizer, job.model_directory)
+    storage.publish_json(job.path, result)
+    return result
+
+
+def _result(job: Job, splits: dict[str, Split], fitted: Fit, metrics: dict[str, float]) -> dict[str, Any]:
+    return {
+        "key": job.key(splits),
+        "candidate": job.candidate.name,
+        "task": job.task_name,
+        "seed": job.seed,
+        "metrics": metrics,
+        "score": task_score(metrics),
+        "train": {
+            "rows": fitted.rows,
+            "steps": fitted.steps,
+            "seconds": round(fitted.seconds, 3),
+            "rows_per_second": round(fitted.rows / fitted.seconds, 3),
+            "loss": fitted.loss,
+            "threads": torch.get_num_threads(),
+            "device": str(device()),
+        },
+        "notes": [note for split in splits.values() for note in split.notes],
+    }
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def encode(tokenizer: Any, task: Task, split: Split, length: int) -> Encoded:
+    """Token ids of texts or of SQuAD windows, with the labels as targets where the split has any."""
+    if task.kind == "spans":
+        return squad.encode(tokenizer, split.questions, length).encoded
+    columns = [list(column) for column in zip(*split.texts, strict=True)]
+    output = tokenizer(*columns, truncation=True, max_length=length, return_token_type_ids=True)
+    targets = {} if split.labels is None else {"label": split.labels}
+    return Encoded(output["input_ids"], output["token_type_ids"], targets)
+
+
+def loss_for(task: Task) -> Loss:
+    """Cross-entropy, squared error, or the mean of the cross-entropies of start and end."""
+    return {"classification": _class_loss, "regression": _regression_loss, "spans": _span_loss}[task.kind]
+
+
+def _class_loss(output: Any, targets: Targets) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(output.logits.float(), targets["label"])
+
+
+def _regression_loss(output: Any, targets: Targets) -> torch.Tensor:
+    return torch.nn.functional.mse_loss(output.logits.float().squeeze(-1), targets["label"])
+
+
+def _span_loss(output: Any, targets: Targets) -> torch.Tensor:
+    start = torch.nn.functional.cross_entropy(output.start_logits.float(), targets["start"])
+    return (start + torch.nn.functional.cross_entropy(output.end_logits.float(), targets["end"])) / 2
+
+
+def span_logits(output: Any) -> torch.Tensor:
+    """[B, 2, L]."""
+    return torch.stack([output.start_logits, output.end_logits], dim=1)
+
+
+def score(
+    model: torch.nn.Module, tokenizer: Any, task: Task, split: Split, length: int, dtype: str
+) -> dict[str, float]:
+    """The task's metrics on a labelled split."""
+    if task.kind == "spans":
+        windows = squad.encode(tokenizer, split.questions, length)
+        logits = predict(model, windows.encoded, 32, dtype, tokenizer.pad_token_id, span_logits)
+        return squad.score(windows, logits, split.questions)
+    data = encode(tokenizer, task, split, length)
+    return score_logits(task, np.stack(predict(model, data, 64, dtype, tokenizer.pad_token_id)), split)
+
+
+def score_logits(task: Task, logits: np.ndarray, split: Split) -> dict[str, float]:
+    """The task's metrics of float [n, outputs] for a labelled split."""
+    assert split.labels is not None
+    predicted = decide(task, logits)
+    return {name: METRICS[name](predicted, split.labels) for name in task.metrics}
+
+
+def decide(task: Task, logits: np.ndarray) -> np.ndarray:
+    """Class ids int64 [n], or scores float [n]."""
+    return logits[:, 0] if task.kind == "regression" else logits.argmax(axis=1)
+
+
+def _predict_test(job: Job, model: torch.nn.Module, tokenizer: Any, length: int) -> list[str]:
+    """Publishes a prediction file for every test part whose official file is there; their names."""
+    names = []
+    for part in job.task.test_parts:
+        if not has_part(job.task, part, job.settings.data):
+            continue
+        split = load(job.task, part, job.settings.data)
+        data = encode(tokenizer, job.task, split, length)
+        logits = np.stack(predict(model, data, 64, job.settings.dtype, tokenizer.pad_token_id))
+        name = f"seed-{job.seed}.{job.task.parts[part].submission}.tsv"
+        text = submission.prediction_file(job.task, split.index, decide(job.task, logits))
+        storage.publish_bytes(storage.join(job.directory, name), text.encode())
+        names.append(name)
+    return names
+
+
+def save(model: Any, tokenizer: Any, directory: str) -> None:
+    """``save_pretrained`` under a temporary name, then config.json last, so that it marks a whole model."""
+    import os
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as draft:
+        model.save_pretrained(draft, safe_serialization=True)
+        tokenizer.save_pretrained(draft)
+        names = sorted(os.listdir(draft), key=lambda name: (name == "config.json", name))
+        for name in names:
+            with open(os.path.join(draft, name), "rb") as file:
+                storage.publish_bytes(storage.join(directory, name), file.read())
+
+
+def median_seed(results: list[dict[str, Any]]) -> int:
+    """The seed whose score is the median; of an even number the lower of the two in the middle."""
+    ranked = sorted(results, key=lambda result: (result["score"], result["seed"]))
+    return int(ranked[(len(ranked) - 1) // 2]["seed"])

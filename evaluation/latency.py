@@ -1,0 +1,130 @@
+"""Seconds a sentence on the CPU, as DistilBERT's table 3 has it: a full pass over STS-B dev at batch size 1.
+
+Only the model's forward is timed, on inputs tokenized beforehand. Models take turns, a block of sentences
+each, in rotating order, so that what else the machine does falls on all of them alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+Inputs = dict[str, np.ndarray]
+"""input_ids, attention_mask, token_type_ids: int64 [B, L]."""
+Runner = Callable[[Inputs], object]
+"""One forward; takes from the inputs what it needs."""
+
+BLOCK = 10
+"""Sentences a turn: enough to fill the caches again after the other model."""
+WARMUP = 5
+BATCH_SIZES = (8, 32)
+
+
+@dataclass(frozen=True)
+class Latency:
+    total_seconds: float
+    """Of the full pass at batch size 1."""
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    throughput: dict[int, float]
+    """Sentences a second at a batch size."""
+
+
+def torch_runner(model: torch.nn.Module, device: str = "cpu") -> Runner:
+    """A forward of a torch model; on a GPU it ends when the result is there."""
+    import inspect
+
+    model = model.eval().to(device)
+    names = set(inspect.signature(model.forward).parameters)
+
+    def run(inputs: Inputs) -> object:
+        tensors = {
+            name: torch.from_numpy(array).to(device) for name, array in inputs.items() if name in names
+        }
+        return model(**tensors).logits.cpu()
+
+    return run
+
+
+def batches(tokenizer: Any, texts: Sequence[tuple[str, ...]], batch_size: int, length: int) -> list[Inputs]:
+    """Tokenized rows in the order given, each batch padded to its longest row."""
+    found = []
+    for start in range(0, len(texts), batch_size):
+        columns = [list(column) for column in zip(*texts[start : start + batch_size], strict=True)]
+        output = tokenizer(
+            *columns, truncation=True, max_length=length, padding=True, return_token_type_ids=True,
+            return_tensors="np",
+        )  # fmt: skip
+        found.append({name: np.asarray(array, np.int64) for name, array in output.items()})
+    return found
+
+
+def measure(
+    runners: Mapping[str, Runner],
+    inputs: Mapping[str, Mapping[int, list[Inputs]]],
+    threads: int,
+    advance: Callable[[int], None] = lambda sentences: None,
+) -> dict[str, Latency]:
+    """Latency of each runner. inputs: name -> batch size (1 and others) -> batches.
+
+    ``advance`` is told the sentences of each model done at batch size 1.
+    """
+    with _torch_threads(threads), torch.inference_mode():
+        single = interleave(runners, {name: sizes[1] for name, sizes in inputs.items()}, BLOCK, advance)
+        sizes = sorted({size for by_size in inputs.values() for size in by_size if size > 1})
+        larger = {
+            size: interleave(runners, {name: by[size] for name, by in inputs.items()}, 1) for size in sizes
+        }
+    found = {}
+    for name, seconds in single.items():
+        p50, p95, p99 = (1000 * float(value) for value in np.percentile(seconds, (50, 95, 99)))
+        rates = {size: _rows(inputs[name][size]) / float(larger[size][name].sum()) for size in sizes}
+        found[name] = Latency(float(seconds.sum()), p50, p95, p99, rates)
+    return found
+
+
+def interleave(
+    runners: Mapping[str, Runner],
+    inputs: Mapping[str, list[Inputs]],
+    block: int,
+    advance: Callable[[int], None] = lambda sentences: None,
+) -> dict[str, np.ndarray]:
+    """Seconds of every batch of every runner, float64 [batches]; each block starts with another runner."""
+    names = list(runners)
+    counts = {len(batches) for batches in inputs.values()}
+    assert len(counts) == 1, "every model is timed on the same sentences"
+    count = counts.pop()
+    seconds = {name: np.zeros(count) for name in names}
+    for name in names:
+        for batch in inputs[name][:WARMUP]:
+            runners[name](batch)
+    for turn, start in enumerate(range(0, count, block)):
+        rows = range(start, min(start + block, count))
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            for row in rows:
+                started = time.perf_counter()
+                runners[name](inputs[name][row])
+                seconds[name][row] = time.perf_counter() - started
+            advance(len(rows))
+    return seconds
+
+
+def _rows(inputs: Sequence[Inputs]) -> int:
+    return sum(len(batch["input_ids"]) for batch in inputs)
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

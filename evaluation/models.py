@@ -1,0 +1,184 @@
+"""Model directories: checked before use, identified by their content, loaded with a task's head."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from evaluation.tasks import Task
+from infra import storage
+from infra.errors import UserError
+
+WEIGHTS = "model.safetensors"
+SHARDED_WEIGHTS = "model.safetensors.index.json"
+_HEADS = ("classifier", "pre_classifier", "pooler", "score", "qa_outputs", "regressor")
+"""First parts of parameter names that a body without a task head may lack; the rest must be in the file."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row of the report. ``random_weights``: the architecture only, weights drawn from the seed."""
+
+    name: str
+    directory: str
+    random_weights: bool = False
+    taught_by: str | None = None
+    """Name of the candidate whose fine-tuned models' outputs it learns from, beside the labels."""
+
+    def digest(self) -> str:
+        """Of the files a score depends on; for random weights of the architecture and tokenizer only."""
+        names = [name for name in storage.list_names(self.directory) if _matters(name, self.random_weights)]
+        files = {name: storage.digest_file(storage.join(self.directory, name)) for name in names}
+        return storage.digest_bytes(json.dumps(files, sort_keys=True).encode())
+
+
+def _matters(name: str, random_weights: bool) -> bool:
+    if name.endswith(".safetensors"):
+        return not random_weights
+    return name in (
+        "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt"
+    )  # fmt: skip
+
+
+def require_model(directory: str, random_weights: bool = False) -> None:
+    """UserError unless ``directory`` holds config.json, a tokenizer and (unless random) weights."""
+    names = storage.list_names(directory)
+    if not names:
+        raise UserError(f"{directory}: no such model directory")
+    if "config.json" not in names:
+        raise UserError(f"{directory}: no config.json; this is not a model directory")
+    if not random_weights and WEIGHTS not in names and SHARDED_WEIGHTS not in names:
+        other = [name for name in names if name.endswith((".bin", ".pt", ".h5", ".msgpack"))]
+        hint = f"; {other[0]} is not read, save the model as safetensors" if other else ""
+        raise UserError(f"{directory}: no {WEIGHTS}{hint}")
+    if not {"tokenizer.json", "vocab.txt", "vocab.json"} & set(names):
+        raise UserError(f"{directory}: no tokenizer.json; save the tokenizer beside the model")
+    config = storage.read_json(storage.join(directory, "config.json"))
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise UserError(f"{directory}/config.json: no 'model_type'; this is not a model's config")
+
+
+@contextmanager
+def local_directory(source: str, revision: str | None = None) -> Iterator[str]:
+    """A local copy of a model: a directory as it is, a remote one or a hub name fetched first."""
+    import tempfile
+
+    if storage.is_remote(source):
+        with tempfile.TemporaryDirectory() as copy:
+            for name in storage.list_names(source):
+                storage.publish_bytes(
+                    storage.join(copy, name), storage.read_bytes(storage.join(source, name))
+                )
+            yield copy
+    elif os.path.isdir(source) or os.path.isabs(source) or source.startswith("."):
+        yield source
+    else:
+        yield _from_hub(source, revision)
+
+
+def _from_hub(name: str, revision: str | None) -> str:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(
+            name, revision=revision, allow_patterns=["*.json", "*.safetensors", "vocab.txt", "merges.txt"]
+        )
+    except Exception as error:  # the library raises many unrelated types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{name}: no such directory, and the hub does not give it: {reason}") from error
+
+
+def load_tokenizer(directory: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, use_fast=True)
+    except Exception as error:  # damaged files surface as many unrelated types
+        raise UserError(f"{directory}: the tokenizer cannot be loaded: {_first_line(error)}") from error
+    if not tokenizer.is_fast or tokenizer.pad_token_id is None:
+        raise UserError(f"{directory}: the tokenizer needs a tokenizer.json and a pad token")
+    return tokenizer
+
+
+def load_config(directory: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:  # an unknown architecture, a value out of range, code in the directory
+        raise UserError(f"{directory}/config.json: cannot be used: {_first_line(error)}") from error
+
+
+def load_model(candidate: Candidate, task: Task, seed: int) -> Any:
+    """The candidate with a new head for the task, float32, every new weight drawn from ``seed``.
+
+    UserError: damaged weights, weights of another architecture, code in the directory.
+    """
+    from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    family = AutoModelForQuestionAnswering if task.kind == "spans" else AutoModelForSequenceClassification
+    config = load_config(candidate.directory)
+    torch.manual_seed(seed)
+    try:
+        if task.kind != "spans":
+            config.num_labels = task.outputs
+            if task.kind == "classification":
+                config.id2label = dict(enumerate(task.labels))
+                config.label2id = {label: number for number, label in enumerate(task.labels)}
+            config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
+        if candidate.random_weights:
+            model, missing = family.from_config(config, dtype=torch.float32), set()
+        else:
+            model, report = family.from_pretrained(
+                candidate.directory, config=config, dtype=torch.float32, trust_remote_code=False,
+                use_safetensors=True, ignore_mismatched_sizes=False, output_loading_info=True,
+            )  # fmt: skip
+            missing = set(report["missing_keys"])
+    except Exception as error:  # damaged files surface as many unrelated types
+        raise UserError(f"{candidate.directory}: the model cannot be loaded: {_first_line(error)}") from error
+    lost = sorted(key for key in missing if not any(part in _HEADS for part in key.split(".")))
+    if lost:
+        raise UserError(
+            f"{candidate.directory}: {WEIGHTS} lacks {len(lost)} weights of the architecture in config.json, "
+            f"the first is {lost[0]}"
+        )
+    return model
+
+
+def require_fit(directory: str, config: Any, tokenizer: Any, length: int) -> None:
+    """UserError where the tokenizer has ids the model does not, or rows are longer than its positions."""
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= config.vocab_size:
+        raise UserError(
+            f"{directory}: vocabulary mismatch: the tokenizer has ids up to {largest}, "
+            f"the model only {config.vocab_size} embeddings"
+        )
+    positions = getattr(config, "max_position_embeddings", length)
+    if length > positions:
+        raise UserError(
+            f"evaluation.max_length: {length} tokens, but {directory} has only {positions} positions"
+        )
+
+
+def parameters(model: torch.nn.Module) -> int:
+    """Number of parameters, tied ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def weight_bytes(directory: str) -> int:
+    """Bytes of the safetensors files in the directory."""
+    names = [name for name in storage.list_names(directory) if name.endswith(".safetensors")]
+    return sum(storage.size(storage.join(directory, name)) for name in names)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,100 @@
+"""Fine-tuning runs, one after the other or side by side as Ray tasks (the only import of ray here)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from evaluation.finetune import Job, device, run
+from evaluation.tasks import Split
+from infra import console
+
+Work = tuple[Job, dict[str, Split]]
+Result = dict[str, Any]
+
+
+def run_all(work: list[Work], workers: int, done: Callable[[Job, Result], None]) -> None:
+    """Run every job; ``done`` is told each result as it is published. The first UserError stops the rest."""
+    if workers == 1 or len(work) < 2:
+        _in_process(work, done)
+    else:
+        _on_ray(work, workers, done)
+
+
+def _in_process(work: list[Work], done: Callable[[Job, Result], None]) -> None:
+    for number, (job, splits) in enumerate(work, start=1):
+        title = f"{job.candidate.name} {job.task_name} seed {job.seed} ({number}/{len(work)})"
+        with console.progress(_training_rows(job, splits), "rows", title) as shown:
+            result = run(job, splits, shown.advance)
+        done(job, result)
+
+
+def _training_rows(job: Job, splits: dict[str, Split]) -> int:
+    """Rows the optimiser will see, but for SQuAD, where a question may give more windows than one."""
+    return round(len(splits["train"]) * job.settings.epochs)
+
+
+def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None]) -> None:
+    import ray
+    from ray.exceptions import RayTaskError
+
+    started_here = not ray.is_initialized()
+    if started_here:
+        start_ray(workers)
+    try:
+        gpus = 1.0 / workers if device().type == "cuda" else 0.0
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        remote_run = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(_run_with_threads)
+        shared = {id(splits): ray.put(splits) for _, splits in work}  # one copy a task, not one a run
+        waiting: Iterator[Work] = iter(work)
+        running: dict[Any, Job] = {}
+        with console.progress(len(work), "runs", "fine-tuning") as shown:
+            while True:
+                for job, splits in waiting:
+                    running[remote_run.remote(job, shared[id(splits)], threads)] = job
+                    if len(running) == workers:
+                        break
+                if not running:
+                    return
+                (reference,), _ = ray.wait(list(running), num_returns=1)
+                job = running.pop(reference)
+                try:
+                    result = ray.get(reference)
+                except RayTaskError as error:
+                    raise error.cause from None
+                shown.advance(1)
+                shown.note(f"{job.candidate.name} {job.task_name}")
+                done(job, result)
+    finally:
+        if started_here:
+            stop_ray()
+
+
+def start_ray(workers: int) -> None:
+    """Join the cluster this process was submitted to, else start a local one that fits the workers."""
+    import ray
+
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False)
+    else:
+        # "local", not bare: a head that somebody ran on this machine is not ours to join.
+        quiet: dict[str, Any] = {
+            "include_dashboard": False,
+            "log_to_driver": False,
+            "configure_logging": False,
+        }
+        ray.init(address="local", num_cpus=workers, **quiet)
+
+
+def stop_ray() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+def _run_with_threads(job: Job, splits: dict[str, Split], threads: int) -> Result:
+    torch.set_num_threads(threads)
+    return run(job, splits)

@@ -1,0 +1,110 @@
+"""The report's plots as PNG bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402  (the backend comes first)
+from matplotlib.figure import Figure  # noqa: E402
+
+COLOURS = {"teacher": "#4c566a", "student": "#0072b2", "undistilled": "#d55e00"}
+OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Colour-blind safe (Okabe and Ito)."""
+LOSS_TERMS = {"loss": "total", "kl": "KL to the teacher", "mlm": "masked LM", "cosine": "cosine"}
+
+
+def colour(name: str, position: int) -> str:
+    return COLOURS.get(name, OTHERS[position % len(OTHERS)])
+
+
+def retention(report: Mapping[str, Any]) -> bytes:
+    """Bars a task: each row's score relative to the teacher's, percent."""
+    rows = {name: row for name, row in report["rows"].items() if name != "teacher"}
+    tasks = list(report["rows"]["teacher"]["scores"])
+    labels = [*tasks, "macro"]
+    figure, axes = pyplot.subplots(figsize=(max(6.0, 1.3 * len(labels) + 2), 4.2))
+    width = 0.8 / max(1, len(rows))
+    for position, (name, row) in enumerate(rows.items()):
+        values = [row["retention_by_task"][task] for task in tasks] + [row["retention"]]
+        heights = [np.nan if value is None else 100 * value for value in values]
+        places = np.arange(len(labels)) + (position - (len(rows) - 1) / 2) * width
+        bars = axes.bar(places, heights, width * 0.92, color=colour(name, position), label=name)
+        texts = ["" if np.isnan(height) else f"{height:.0f}" for height in heights]
+        axes.bar_label(bars, labels=texts, padding=2, fontsize=8)
+    axes.axhline(100, color=COLOURS["teacher"], linewidth=1, linestyle="--", label="teacher")
+    axes.axvline(len(tasks) - 0.5, color="0.85", linewidth=1)
+    axes.set_xticks(np.arange(len(labels)), labels)
+    axes.set_ylabel("score kept, % of the teacher's")
+    axes.set_title("Retention per task")
+    axes.margins(y=0.12)
+    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    return _png(figure)
+
+
+def score_against_latency(report: Mapping[str, Any]) -> bytes:
+    """A disc a model: median latency, macro score, area by size."""
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.4))
+    rows = report["rows"]
+    largest = max(_megabytes(row) for row in rows.values())
+    for position, (name, row) in enumerate(rows.items()):
+        x, y = row["latency"]["p50_ms"], 100 * row["macro"]
+        axes.scatter(
+            x, y, s=2500 * _megabytes(row) / largest, color=colour(name, position), alpha=0.75, linewidths=0
+        )
+        axes.annotate(
+            f"{name}\n{row['parameters'] / 1e6:.1f} M, {_megabytes(row):.0f} MB",
+            (x, y), xytext=(32, 0), textcoords="offset points", va="center", fontsize=9,
+        )  # fmt: skip
+    axes.set_xlabel("median latency a sentence pair, ms (batch size 1, CPU)")
+    axes.set_ylabel("macro score, %")
+    axes.set_title("Score against latency; area: size in float32")
+    axes.set_xlim(0, 1.35 * max(row["latency"]["p50_ms"] for row in rows.values()))
+    scores = [100 * row["macro"] for row in rows.values()]
+    room = max(2.0, 0.3 * (max(scores) - min(scores)))
+    axes.set_ylim(min(scores) - room, max(scores) + room)
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+    return _png(figure)
+
+
+def _megabytes(row: Mapping[str, Any]) -> float:
+    """In float32, so that a teacher stored in float16 is compared like with like."""
+    return float(row["parameters"]) * 4 / 1e6
+
+
+def loss_curves(history: Sequence[Mapping[str, Any]]) -> bytes | None:
+    """Each loss term over steps from the lines of ``student/history.jsonl``; None where there are none."""
+    terms = {key: title for key, title in LOSS_TERMS.items() if any(key in line for line in history)}
+    if not terms:
+        return None
+    figure, panels = pyplot.subplots(
+        1, len(terms), figsize=(3.4 * len(terms), 3.2), squeeze=False, layout="constrained"
+    )
+    for position, (key, title) in enumerate(terms.items()):
+        axes = panels[0, position]
+        points = sorted(
+            {line["step"]: line[key] for line in history if key in line and "step" in line}.items()
+        )
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, color=colour("student", 0), linewidth=1.4)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("step")
+        axes.grid(color="0.92")
+    panels[0, 0].set_ylabel("loss")
+    figure.suptitle("The student's training losses")
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=144, bbox_inches="tight")
+    pyplot.close(figure)
+    return buffer.getvalue()

@@ -1,0 +1,189 @@
+"""All fine-tuning runs of an evaluation: which are left, and medians over seeds of those that are done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evaluation import finetune, submission
+from evaluation.finetune import MODEL, Job, Lesson
+from evaluation.metrics import macro_score
+from evaluation.models import Candidate, load_config, load_model, load_tokenizer, require_fit, require_model
+from evaluation.parallel import Work, run_all
+from evaluation.tasks import GLUE, Split, Task, find_tasks
+from evaluation.teacher_pass import store_lesson
+from infra import storage
+from infra.errors import UserError
+from infra.sections import Evaluation
+
+OUTPUTS = "outputs"
+"""Folder of a fine-tuned teacher's stored outputs beside its score files."""
+
+Results = dict[str, dict[str, list[dict[str, Any]]]]
+"""candidate -> task -> the score files of its seeds, in the order of ``evaluation.seeds``."""
+
+
+@dataclass
+class Plan:
+    """Every run of an evaluation, with the results of those that are done."""
+
+    jobs: list[Job]
+    splits: dict[str, dict[str, Split]]
+    results: dict[Job, dict[str, Any] | None]
+
+    @property
+    def left(self) -> list[Work]:
+        return [(job, self.splits[job.task_name]) for job in self.jobs if self.results[job] is None]
+
+
+def prepare(
+    candidates: Sequence[Candidate],
+    settings: Evaluation,
+    directory: str,
+    *,
+    keep_models: Sequence[str] = (),
+    predict_test: bool = False,
+) -> Plan:
+    """Every candidate, task and seed, and which score files under ``directory`` are there already.
+
+    ``keep_models``: names of the candidates whose fine-tuned model of the median seed is kept.
+    Everything is checked before the first run: tasks, files, models, vocabularies. A candidate that is
+    ``taught_by`` another one learns from the outputs of that one's fine-tuned models, which are kept too.
+    """
+    tasks = find_tasks(settings.tasks)
+    _check(candidates, tasks, settings)
+    splits = {task.name: finetune.load_splits(task, settings.data) for task in tasks}
+    teachers = {candidate.taught_by for candidate in candidates}
+    jobs: list[Job] = []
+    for candidate in sorted(candidates, key=lambda candidate: candidate.taught_by is not None):
+        digest = candidate.digest()
+        for task in tasks:
+            lesson = None
+            if candidate.taught_by is not None:
+                taught = [job for job in jobs if job.candidate.name == candidate.taught_by]
+                lesson = _lesson([job for job in taught if job.task_name == task.name], splits[task.name])
+            keep = candidate.name in keep_models or candidate.name in teachers
+            jobs += [
+                Job(candidate, digest, task.name, seed, settings, directory, keep, predict_test, lesson)
+                for seed in settings.seeds
+            ]
+    order = [candidate.name for candidate in candidates]
+    jobs.sort(key=lambda job: order.index(job.candidate.name))
+    return Plan(jobs, splits, {job: finetune.finished(job, splits[job.task_name]) for job in jobs})
+
+
+def _lesson(teacher: list[Job], splits: dict[str, Split]) -> Lesson:
+    """What the teacher's runs of one task leave to learn from; its digest is known before they run."""
+    keys = json.dumps([job.key(splits) for job in teacher], sort_keys=True)
+    directory = teacher[0].directory
+    model, outputs = storage.join(directory, MODEL), storage.join(directory, OUTPUTS)
+    return Lesson(model, outputs, storage.digest_bytes(keys.encode()))
+
+
+def complete(plan: Plan, workers: int) -> Results:
+    """Run what is left, second distillations after the teachers they need; the score files of all."""
+
+    def record(job: Job, result: dict[str, Any]) -> None:
+        plan.results[job] = result
+        values = "  ".join(f"{name} {100 * value:.1f}" for name, value in result["metrics"].items())
+        rate = result["train"]["rows_per_second"]
+        print(
+            f"{job.candidate.name}  {job.task_name}  seed {job.seed}  {values}  ({rate:,.0f} rows/s)",
+            flush=True,
+        )
+
+    run_all([(job, splits) for job, splits in plan.left if job.lesson is None], workers, record)
+    _keep_medians([job for job in plan.jobs if job.lesson is None], plan)
+    taught = [(job, splits) for job, splits in plan.left if job.lesson is not None]
+    for job, splits in {job.task_name: (job, splits) for job, splits in taught}.values():
+        store_lesson(job, splits["train"])
+    run_all(taught, workers, record)
+    _keep_medians([job for job in plan.jobs if job.lesson is not None], plan)
+    results: Results = {}
+    for job in plan.jobs:
+        results.setdefault(job.candidate.name, {}).setdefault(job.task_name, []).append(_done(plan, job))
+    return results
+
+
+def _done(plan: Plan, job: Job) -> dict[str, Any]:
+    result = plan.results[job]
+    assert result is not None
+    return result
+
+
+def _keep_medians(jobs: Sequence[Job], plan: Plan) -> None:
+    seeds: dict[str, list[Job]] = {}
+    for job in jobs:
+        if job.keep_model:
+            seeds.setdefault(job.directory, []).append(job)
+    for group in seeds.values():
+        _keep_median(group[0], [_done(plan, job) for job in group])
+
+
+def _check(candidates: Sequence[Candidate], tasks: Sequence[Task], settings: Evaluation) -> None:
+    for candidate in candidates:
+        require_model(candidate.directory, candidate.random_weights)
+        tokenizer = load_tokenizer(candidate.directory)
+        config = load_config(candidate.directory)
+        for task in tasks:
+            require_fit(candidate.directory, config, tokenizer, task.max_length or settings.max_length)
+        load_model(candidate, tasks[0], seed=0)  # damaged weights are found now, not after hours
+    teachers = {candidate.name: candidate for candidate in candidates}
+    for candidate in candidates:
+        spans = [task.name for task in tasks if task.kind == "spans"]
+        if candidate.taught_by is not None and spans:
+            teacher = teachers[candidate.taught_by]
+            vocabularies = [load_tokenizer(one.directory).get_vocab() for one in (candidate, teacher)]
+            if vocabularies[0] != vocabularies[1]:
+                raise UserError(
+                    f"second distillation on {spans[0]}: start and end belong to tokens, but "
+                    f"{candidate.directory} and {teacher.directory} have different vocabularies"
+                )
+
+
+def _keep_median(job: Job, results: list[dict[str, Any]]) -> None:
+    """Leave only the median seed's model, as ``<task>/model``; none is touched when that is done already."""
+    folders = [
+        name
+        for name in storage.list_names(job.directory)
+        if name.startswith("seed-") and name.endswith(MODEL)
+    ]
+    chosen = f"seed-{finetune.median_seed(results)}-{MODEL}"
+    if chosen in folders:
+        final = storage.join(job.directory, MODEL)
+        storage.remove_tree(final)
+        source = storage.join(job.directory, chosen)
+        for name in sorted(storage.list_names(source), key=lambda name: (name == "config.json", name)):
+            storage.publish_bytes(storage.join(final, name), storage.read_bytes(storage.join(source, name)))
+    for name in folders:
+        storage.remove_tree(storage.join(job.directory, name))
+
+
+def medians(results: list[dict[str, Any]]) -> dict[str, float]:
+    """Each metric's median over the seeds, and ``score``, the median of the seeds' task scores."""
+    names = list(results[0]["metrics"])
+    values = {name: float(np.median([result["metrics"][name] for result in results])) for name in names}
+    return values | {"score": float(np.median([result["score"] for result in results]))}
+
+
+def macro(scores: dict[str, float]) -> float:
+    """GLUE macro score of the GLUE tasks among ``scores`` (of all, where none is GLUE)."""
+    return macro_score({name: value for name, value in scores.items() if name in GLUE} or scores)
+
+
+def write_submission(candidate: Candidate, results: Results, directory: str, target: str) -> list[str]:
+    """Zip the median seeds' test predictions of one candidate into ``target``; names of the files in it."""
+    files = {}
+    for task, seeds in results[candidate.name].items():
+        seed = finetune.median_seed(seeds)
+        chosen = next(result for result in seeds if result["seed"] == seed)
+        for name in chosen.get("test_files", []):
+            path = storage.join(directory, candidate.name, task, name)
+            files[name.partition(".")[2]] = storage.read_bytes(path)
+    if files:
+        storage.publish_bytes(target, submission.zip_bytes(files))
+    return sorted(files)

@@ -1,0 +1,194 @@
+"""Fine-tuning and prediction over length-bucketed batches; knows tensors, not tasks.
+
+Axis letters: B batch, L tokens of the longest row of a batch, n rows of a set.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from infra.errors import UserError
+
+BUCKET_BATCHES = 50
+"""Rows are sorted by length within this many batches' worth of shuffled rows."""
+
+Targets = dict[str, torch.Tensor]
+Loss = Callable[[Any, Targets], torch.Tensor]
+"""(model output, the batch's targets) -> scalar loss, a mean over rows."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokenized rows of differing length, and what a loss needs of them, one array [n, ...] a name.
+
+    Soft labels are just further targets: ``Encoded(ids, types, {"label": ..., "teacher_logits": ...})``.
+    """
+
+    input_ids: list[list[int]]
+    token_type_ids: list[list[int]]
+    targets: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def lengths(self) -> np.ndarray:
+        return np.asarray([len(row) for row in self.input_ids])
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """AdamW with a linear warm-up and a linear decay to zero."""
+
+    epochs: float
+    batch_size: int
+    learning_rate: float
+    dtype: Literal["bfloat16", "float32"] = "float32"
+    warmup_ratio: float = 0.06
+    max_grad_norm: float = 1.0
+
+    def steps(self, rows: int) -> int:
+        return max(1, math.ceil(self.epochs * math.ceil(rows / self.batch_size)))
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of step 0, 1, ...: rises over the first 6 %, then falls towards zero."""
+        warmup = math.ceil(self.warmup_ratio * steps)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        return self.learning_rate * (steps - step) / max(1, steps - warmup)
+
+
+@dataclass(frozen=True)
+class Fit:
+    steps: int
+    rows: int
+    seconds: float
+    loss: float
+    """Mean over the last tenth of the steps."""
+
+
+def bucketed_batches(
+    lengths: np.ndarray, batch_size: int, generator: np.random.Generator
+) -> list[np.ndarray]:
+    """One epoch: every row once, in batches of rows of similar length, in random order."""
+    order = generator.permutation(len(lengths))
+    batches = []
+    for start in range(0, len(order), batch_size * BUCKET_BATCHES):
+        pool = order[start : start + batch_size * BUCKET_BATCHES]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        batches += [pool[cut : cut + batch_size] for cut in range(0, len(pool), batch_size)]
+    return [batches[position] for position in generator.permutation(len(batches))]
+
+
+class Collator:
+    """Pads rows to the longest of their batch, with the inputs that the model's forward takes."""
+
+    def __init__(self, model: torch.nn.Module, pad_id: int) -> None:
+        self.pad_id = pad_id
+        self.takes_token_types = "token_type_ids" in inspect.signature(model.forward).parameters
+        self.device = next(model.parameters()).device
+
+    def inputs(self, data: Encoded, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """input_ids, attention_mask [, token_type_ids]: int64 [B, L]."""
+        width = max(len(data.input_ids[row]) for row in rows)
+        shape = (len(rows), width)
+        ids = np.full(shape, self.pad_id, np.int64)
+        mask = np.zeros(shape, np.int64)
+        types = np.zeros(shape, np.int64)
+        for slot, row in enumerate(rows):
+            length = len(data.input_ids[row])
+            ids[slot, :length] = data.input_ids[row]
+            types[slot, :length] = data.token_type_ids[row]
+            mask[slot, :length] = 1
+        arrays = {"input_ids": ids, "attention_mask": mask}
+        if self.takes_token_types:
+            arrays["token_type_ids"] = types
+        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+
+    def targets(self, data: Encoded, rows: np.ndarray) -> Targets:
+        return {name: torch.from_numpy(array[rows]).to(self.device) for name, array in data.targets.items()}
+
+
+def fit(
+    model: torch.nn.Module,
+    data: Encoded,
+    loss_function: Loss,
+    schedule: Schedule,
+    seed: int,
+    pad_id: int,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Fit:
+    """Train in place; ``advance`` is told the rows of every step. UserError when the loss is not finite."""
+    generator = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    collator = Collator(model, pad_id)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, weight_decay=0.0, fused=True)
+    steps = schedule.steps(len(data))
+    losses: list[torch.Tensor] = []
+    rows_seen, started = 0, time.perf_counter()
+    model.train()
+    for step, rows in enumerate(_endless(data.lengths(), schedule.batch_size, generator)):
+        if step == steps:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(step, steps)
+        with _precision(collator.device, schedule.dtype):
+            loss = loss_function(model(**collator.inputs(data, rows)), collator.targets(data, rows))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.detach())
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            _require_finite(losses[-50:], step + 1)
+        rows_seen += len(rows)
+        advance(len(rows))
+    tail = losses[-max(1, steps // 10) :]
+    return Fit(steps, rows_seen, time.perf_counter() - started, float(torch.stack(tail).mean()))
+
+
+def _endless(lengths: np.ndarray, batch_size: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    while True:
+        yield from bucketed_batches(lengths, batch_size, generator)
+
+
+def _precision(device: torch.device, dtype: str) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def _require_finite(losses: list[torch.Tensor], step: int) -> None:
+    if not torch.isfinite(torch.stack(losses)).all():
+        raise UserError(f"fine-tuning: the loss is not finite by step {step}; lower evaluation.learning_rate")
+
+
+@torch.inference_mode()
+def predict(
+    model: torch.nn.Module,
+    data: Encoded,
+    batch_size: int,
+    dtype: str,
+    pad_id: int,
+    read: Callable[[Any], torch.Tensor] = lambda output: output.logits,
+) -> list[np.ndarray]:
+    """The model's output row by row, float32, in the order of ``data``.
+
+    ``read`` takes [B, ...] from the model's output; an axis as wide as the batch's L keeps its padding.
+    """
+    collator = Collator(model, pad_id)
+    order = np.argsort(data.lengths(), kind="stable")
+    results: list[np.ndarray] = [np.empty(0, np.float32)] * len(data)
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        with _precision(collator.device, dtype):
+            output = read(model(**collator.inputs(data, rows)))
+        for row, values in zip(rows, output.float().cpu().numpy(), strict=True):
+            results[row] = values
+    return results

@@ -1,0 +1,113 @@
+"""What the user sees: exit codes, progress lines, tables."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+from infra.errors import UserError
+
+EXIT_INTERRUPTED = 130
+"""Ctrl-C: 128 + SIGINT, as shells have it."""
+EXIT_TERMINATED = 143
+"""SIGTERM (a scheduler ends the job): 128 + SIGTERM."""
+LINE_SECONDS = 10.0
+"""Between progress lines where stderr is not a terminal."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a stage in the same orderly way as Ctrl-C."""
+
+
+def command(function: Callable[[], int | None]) -> NoReturn:
+    """Runs a main and exits: 0 (or what it returns), 2 and one line for a user's mistake, 130, 143."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = function() or 0
+    except UserError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        code = problem.exit_code
+    except KeyboardInterrupt as stop:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        code = EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
+    sys.exit(code)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+class Progress:
+    """A count on its way to ``total``, shown on stderr with rate and time left."""
+
+    def __init__(self, total: int | None, unit: str, description: str, done: int) -> None:
+        from tqdm import tqdm
+
+        self.done, self._total, self._unit, self._description = done, total, unit, description
+        self._note = ""
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, unit=f" {unit}", desc=description, initial=done, dynamic_ncols=True)
+        self._first, self._start, self._printed = done, time.monotonic(), time.monotonic()
+
+    def advance(self, count: int = 1) -> None:
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif time.monotonic() - self._printed >= LINE_SECONDS:
+            self._print_line()
+
+    def note(self, text: str) -> None:
+        """A few words shown behind the count from now on, for example the loss."""
+        self._note = text
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        else:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        self._printed = time.monotonic()
+        rate = (self.done - self._first) / max(self._printed - self._start, 1e-9)
+        line = (
+            f"{self._description}: {self.done:,}/{self._total:,}"
+            if self._total
+            else f"{self._description}: {self.done:,}"
+        )
+        line += f" {self._unit}, {rate:,.4g} {self._unit}/s"
+        if self._total and rate > 0 and self.done < self._total:
+            line += f", {duration((self._total - self.done) / rate)} left"
+        print(f"{line}, {self._note}" if self._note else line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(total: int | None, unit: str, description: str, done: int = 0) -> Iterator[Progress]:
+    """``done``: what an earlier run did already; it counts for the total, not for the rate."""
+    shown = Progress(total, unit, description, done)
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+def duration(seconds: float) -> str:
+    """``75.2`` -> ``1m15s``; ``4000`` -> ``1h07m``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole // 60 % 60:02d}m"
+
+
+def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
+    """An aligned plain-text table, numbers as they are given."""
+    from tabulate import tabulate
+
+    return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)

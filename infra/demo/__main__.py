@@ -1,0 +1,68 @@
+"""``python -m infra.demo``: makes the material, then runs the three stage commands as a user types them."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from infra.console import command, table
+from infra.demo.material import make_material
+from infra.errors import UserError
+from infra.recipe import load_recipe
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
+CORPUS_BYTES, VALIDATION_BYTES, TEACHER_STEPS = 2_200_000, 100_000, 1_000
+RANKS = 2
+
+
+def end_with_parent() -> None:
+    """A stage does not outlive a killed demo, so that the next start finds nobody at work (Linux)."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def run_stage(words: list[str], environment: dict[str, str]) -> float:
+    """Run one command, shown first; seconds it took. UserError where it fails: it has said why itself."""
+    print(f"\n$ {shlex.join(words)}", flush=True)
+    started = time.perf_counter()
+    code = subprocess.run(words, env=environment, preexec_fn=end_with_parent).returncode
+    if code in (130, -signal.SIGINT):
+        raise KeyboardInterrupt
+    if code:
+        raise UserError(
+            f"{words[0]} ended with exit code {code}; run the same command again to go on from there"
+        )
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    argparse.ArgumentParser(prog="python -m infra.demo", description=__doc__).parse_args()
+    recipe = load_recipe(str(RECIPE))
+    started = time.perf_counter()
+    make_material(Path(recipe.root) / "input", CORPUS_BYTES, VALIDATION_BYTES, TEACHER_STEPS)
+    seconds = {"language, tasks, teacher": time.perf_counter() - started}
+
+    binaries = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
+    student = str(Path(__file__).parents[2] / "student_train" / "main.py")
+    stages = {
+        "teacher pass": ["python", "-m", "offline_teacher.main", "run"],
+        "student": ["deepspeed", "--num_accelerators", str(RANKS), student],
+        "evaluation": ["python", "-m", "evaluation.main"],
+    }
+    for name, words in stages.items():
+        seconds[name] = run_stage([*words, "--recipe", str(RECIPE)], environment)
+    print("\n" + table([[name, f"{value:.0f}"] for name, value in seconds.items()], ["stage", "seconds"]))
+    print(f"\nreport: {recipe.evaluation_dir}/report.md    runs: make ui")
+
+
+if __name__ == "__main__":
+    command(main)

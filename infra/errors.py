@@ -1,0 +1,24 @@
+"""The one exception a user may see, and the exit codes that go with it."""
+
+from __future__ import annotations
+
+EXIT_USER_ERROR = 2
+EXIT_INCOMPLETE = 3
+"""The work that could be done is done, but something is missing (set-aside shards, unscored tasks)."""
+
+
+LONGEST_MESSAGE = 2000
+"""Characters: what is quoted from a hostile file must not flood a log."""
+
+
+class UserError(Exception):
+    """Something the user can put right: one sentence that says what, where, and what to do.
+
+    Mains print it as ``error: <sentence>`` on stderr and exit with ``exit_code``; it never shows
+    a traceback. Broken invariants of our own are ``assert`` and do show one.
+    """
+
+    def __init__(self, message: str, exit_code: int = EXIT_USER_ERROR) -> None:
+        line = " ".join(message.split())
+        super().__init__(line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 3]}...")
+        self.exit_code = exit_code

@@ -1,0 +1,103 @@
+"""Records on their way to a server, written down first: what was not sent is sent by the next process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+from typing import IO, Any
+
+Entry = dict[str, Any]
+
+
+class Journal:
+    """A queue of JSON objects kept in a file until ``done``; one process at a time owns the file.
+
+    ``path`` None, a path that cannot be written, or a file owned by another process: memory only
+    (``kept`` is False). Appending costs one small write to the page cache; a line torn by a kill is skipped.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._file = _own(path) if path else None
+        self._pending: deque[Entry] = deque(_entries(self._file) if self._file else ())
+
+    @property
+    def kept(self) -> bool:
+        return self._file is not None
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def append(self, entry: Entry) -> None:
+        with self._lock:
+            self._pending.append(entry)
+            if self._file:
+                try:
+                    self._file.write(json.dumps(entry) + "\n")
+                    self._file.flush()
+                except OSError:  # no space: go on in memory
+                    self._file = None
+
+    def head(self, count: int) -> list[Entry]:
+        with self._lock:
+            return [self._pending[i] for i in range(min(count, len(self._pending)))]
+
+    def done(self, count: int) -> None:
+        """Forgets the first ``count`` entries; the file is emptied when nothing is left."""
+        with self._lock:
+            for _ in range(count):
+                self._pending.popleft()
+            if self._file and not self._pending:
+                self._file.truncate(0)
+
+    def close(self) -> None:
+        """Lets go of the file, rewritten to what is still pending, or removed where nothing is."""
+        with self._lock:
+            if self._file is None:
+                return
+            with contextlib.suppress(OSError):
+                if self._pending:
+                    self._file.truncate(0)
+                    self._file.writelines(json.dumps(entry) + "\n" for entry in self._pending)
+                else:
+                    os.remove(self._file.name)
+                self._file.close()
+            self._file = None
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Holds an exclusive lock on the file ``path``, created if need be."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _own(path: str) -> IO[str] | None:
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        file = open(path, "a+")  # noqa: SIM115
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def _entries(file: IO[str]) -> Iterator[Entry]:
+    file.seek(0)
+    for line in file:
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict):
+                yield entry

@@ -1,0 +1,116 @@
+"""Object stores through fsspec: one call, with a time limit, repeated when it fails for a passing reason."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import time
+from typing import Any
+
+from infra.errors import UserError
+
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs"}
+"""URL scheme -> the package that speaks it; imported only when such a URL is used."""
+
+ATTEMPTS = 8
+FIRST_WAIT = 0.25
+LONGEST_WAIT = 8.0
+"""Seconds: a failed call is repeated after 0.25, 0.5, 1 ... 8 s, about 20 s in all; each wait is shortened
+by a random part (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/, equal jitter)."""
+
+CALL_SECONDS = 60.0
+"""A call that takes longer is taken for hung ..."""
+SLOWEST_BYTES_PER_SECOND = 1 << 20
+"""... plus what its bytes take at this rate."""
+
+LASTING = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    TypeError,
+    AttributeError,
+)
+LASTING_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"}
+"""Errors that trying again does not cure (the names: of packages that may not be installed)."""
+
+
+def scheme(path: str) -> str | None:
+    """``s3`` of ``s3://bucket/key``; None for a local path."""
+    head, separator, _ = path.partition("://")
+    return head.lower() if separator and head.isalnum() else None
+
+
+def shown(path: str) -> str:
+    """The path as it may be printed: no user name, password or query (signatures, tokens) of a URL."""
+    if scheme(path) is None:
+        return path
+    head, _, rest = path.partition("://")
+    host, slash, key = rest.partition("?")[0].partition("/")
+    keeps_user = scheme(path) in ("abfs", "abfss")  # container@account, not a secret
+    return f"{head}://{host if keeps_user and ':' not in host else host.rpartition('@')[2]}{slash}{key}"
+
+
+def call(path: str, method: str, *arguments: Any, size: int = 0, **options: Any) -> Any:
+    """Runs fsspec's coroutine ``_<method>`` on the file system of ``path``; ``size``: bytes it moves.
+
+    Raises ``FileNotFoundError`` as it is, and ``UserError`` for anything else that lasts.
+    """
+    filesystem = _filesystem(_scheme_of(path), os.getpid())
+    limit = CALL_SECONDS + size / SLOWEST_BYTES_PER_SECOND
+
+    def once() -> Any:
+        from fsspec.asyn import sync
+
+        return sync(filesystem.loop, getattr(filesystem, f"_{method}"), *arguments, timeout=limit, **options)
+
+    return repeated(once, path)
+
+
+def repeated(once: Any, path: str) -> Any:
+    """``once()``, again after a wait while it fails for a passing reason, ``ATTEMPTS`` times at most."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return once()
+        except (FileNotFoundError, UserError):
+            raise
+        except Exception as problem:  # noqa: BLE001 - every client library has its own exception classes
+            lasts = isinstance(problem, LASTING) or type(problem).__name__ in LASTING_NAMES
+            if lasts or attempt == ATTEMPTS:
+                tries = "" if lasts else f" ({attempt} attempts)"
+                reason = str(problem) or "no answer in time"
+                raise UserError(f"{shown(path)}: {type(problem).__name__}: {reason}{tries}") from problem
+        wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1))
+        time.sleep(random.uniform(wait / 2, wait))
+    raise AssertionError("not reached")
+
+
+def key_of(path: str) -> str:
+    """The path as the file system names it: ``bucket/key``."""
+    return str(_filesystem(_scheme_of(path), os.getpid())._strip_protocol(path))
+
+
+def _scheme_of(path: str) -> str:
+    found = scheme(path)
+    if found not in PACKAGES:
+        known = ", ".join(f"{name}://" for name in PACKAGES)
+        raise UserError(f"{shown(path)}: unknown kind of URL; known are {known} and local paths")
+    return found
+
+
+@functools.cache
+def _filesystem(found: str, process: int) -> Any:
+    """One a process: after a fork the parent's event loop is not there."""
+    import fsspec
+
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if found == "s3":  # one attempt a call: this module repeats
+        options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 0}}
+    try:
+        return fsspec.filesystem(found, **options)
+    except ImportError:
+        raise UserError(
+            f"{found}:// needs the package {PACKAGES[found]}, which is not installed; install it with pip"
+        ) from None

@@ -1,0 +1,322 @@
+"""Every setting of a recipe: one frozen dataclass per section, each field documented where it stands.
+
+They live together, not beside the stages, because every command validates the whole recipe (a typo
+in ``train`` must not surface after the teacher pass is paid for) and no stage may import another.
+
+A field made with ``outcome`` changes what comes out and is part of the fingerprint; one made with
+``speed`` only changes how fast or where, and may differ when a run is resumed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field
+from typing import Any, Literal
+
+
+def outcome(default: Any = MISSING) -> Any:
+    """A field that changes the result: part of the fingerprint."""
+    return field(default=default, metadata={"outcome": True})
+
+
+def speed(default: Any = MISSING) -> Any:
+    """A field that changes only speed, place or appearance: free to differ on resume."""
+    return field(default=default, metadata={"outcome": False})
+
+
+def require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise ValueError(sentence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Where the documents come from."""
+
+    source: Literal["text", "jsonl", "parquet", "hub"] = outcome("text")
+    path: tuple[str, ...] = speed()
+    """Globs of files (local or URL; .gz and .zst are decompressed), or the hub name of a dataset.
+    Content, not path, is fingerprinted."""
+    validation_path: tuple[str, ...] = speed(())
+    """The same for held-out text; empty: no validation store (hub: see ``validation_split``)."""
+    document: Literal["file", "line", "block"] = outcome("line")
+    """What one document of a text file is; a block ends at a blank line."""
+    text_column: str = outcome("text")
+    config: str | None = outcome(None)
+    """Hub configuration name, e.g. ``wikitext-103-raw-v1``."""
+    split: str = outcome("train")
+    validation_split: str | None = outcome(None)
+    streaming: bool = speed(False)
+    """Read a hub dataset as a stream instead of downloading it whole."""
+    strict: bool = speed(False)
+    """Stop at the first invalid byte, empty document or missing field instead of counting it."""
+
+    def __post_init__(self) -> None:
+        require(len(self.path) > 0, "path: names no files; give a glob or a hub dataset name")
+        require(
+            self.source != "hub" or len(self.path) == 1,
+            "path: a hub corpus is exactly one dataset name",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """How documents become fixed-length sequences."""
+
+    length: int = outcome(128)
+    """L, special tokens included."""
+    packing: Literal["packed", "document"] = outcome("packed")
+    """``packed``: documents run on, cut at L. ``document``: one (truncated) document a sequence."""
+    part_bytes: int = outcome(4 << 20)
+    """Text bytes packed as one unit of work; only a part's last sequence can be short."""
+
+    def __post_init__(self) -> None:
+        require(8 <= self.length <= 512, f"length: must be 8 to 512, not {self.length}")
+        require(self.part_bytes >= 1 << 10, f"part_bytes: must be at least 1024, not {self.part_bytes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """Which tokens the teacher and the student must predict."""
+
+    probability: float = outcome(0.15)
+    """ceil(probability * maskable tokens) positions of every sequence are masked."""
+    sampling: Literal["uniform", "frequency"] = outcome("uniform")
+    """``frequency``: p proportional to count^-smoothing (DistilBERT, XLM)."""
+    smoothing: float = outcome(0.7)
+    whole_word: bool = outcome(False)
+    replicas: int = outcome(1)
+    """R: how many times the corpus is masked and passed through the teacher."""
+    seed: int = outcome(0)
+
+    def __post_init__(self) -> None:
+        require(0 < self.probability <= 0.5, f"probability: must be in (0, 0.5], not {self.probability}")
+        require(1 <= self.replicas <= 1000, f"replicas: must be 1 to 1000, not {self.replicas}")
+        require(self.smoothing >= 0, f"smoothing: must be >= 0, not {self.smoothing}")
+        require(0 <= self.seed < 2**63, f"seed: must be 0 to 2^63 - 1, not {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """Which model is run, and on what."""
+
+    model: str = speed()
+    """Hub name or local directory; its weights, not its name, are fingerprinted."""
+    revision: str | None = speed(None)
+    dtype: Literal["bfloat16", "float16", "float32"] = outcome("bfloat16")
+    batch_size: int = outcome(32)
+    """Sequences a forward. An outcome field: the blocking of matrix products changes last bits."""
+    cpu_threads: int = outcome(1)
+    """Torch threads of one worker, fixed so that the number of workers cannot change a bit."""
+    workers: int = speed(2)
+    """At most this many workers."""
+    min_workers: int = speed(1)
+    """The pass starts, and goes on, with this many."""
+    gpus_per_worker: float = speed(0.0)
+    shard_attempts: int = speed(3)
+    """A shard that fails for its own reason this often is set aside and named."""
+    ray_address: str | None = speed(None)
+    """None: the cluster this process was submitted to, else a local one."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, f"batch_size: must be >= 1, not {self.batch_size}")
+        require(self.cpu_threads >= 1, f"cpu_threads: must be >= 1, not {self.cpu_threads}")
+        require(
+            1 <= self.min_workers <= self.workers,
+            f"min_workers: must be 1 to workers = {self.workers}, not {self.min_workers}",
+        )
+        require(self.gpus_per_worker >= 0, f"gpus_per_worker: must be >= 0, not {self.gpus_per_worker}")
+        require(self.shard_attempts >= 1, f"shard_attempts: must be >= 1, not {self.shard_attempts}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """What the store keeps of every sample."""
+
+    top_k: int = outcome(64)
+    """K largest logits a position; 0: none, and no logsumexp either."""
+    temperatures: tuple[float, ...] = outcome((1.0, 2.0))
+    """The temperatures at which logsumexp(logits / T) is kept; ascending."""
+    hidden_states: Literal["float16", "int8", "none"] = outcome("float16")
+    positions: Literal["all", "masked"] = outcome("all")
+    samples_per_shard: int = outcome(1024)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.top_k <= 1024, f"top_k: must be 0 to 1024, not {self.top_k}")
+        require(
+            self.top_k > 0 or self.hidden_states != "none",
+            "top_k = 0 and hidden_states = none: the store would hold nothing of the teacher",
+        )
+        require(
+            all(t > 0 for t in self.temperatures)
+            and list(self.temperatures) == sorted(set(self.temperatures)),
+            f"temperatures: must be positive, ascending and distinct, not {list(self.temperatures)}",
+        )
+        require(
+            self.top_k == 0 or 1.0 in self.temperatures,
+            "temperatures: must contain 1.0 where top_k > 0",
+        )
+        require(self.samples_per_shard >= 1, f"samples_per_shard: must be >= 1, not {self.samples_per_shard}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """The architecture and where its weights start."""
+
+    layers: str | tuple[int, ...] = outcome("every_second")
+    """Teacher layers the student starts from: a list, ``every_second``, or ``last:N``."""
+    init: Literal["teacher", "random"] = outcome("teacher")
+    hidden_size: int | None = outcome(None)
+    """None: the teacher's D. Narrower: random initialisation, learned projection for the cosine."""
+    dropout: float = outcome(0.1)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, str):
+            name, _, count = self.layers.partition(":")
+            require(
+                self.layers == "every_second" or (name == "last" and count.isdigit() and int(count) > 0),
+                f"layers: must be a list of layer numbers, every_second or last:N, not {self.layers!r}",
+            )
+        else:
+            require(len(self.layers) > 0, "layers: names no layer")
+            require(
+                all(layer >= 0 for layer in self.layers) and list(self.layers) == sorted(set(self.layers)),
+                f"layers: must be ascending and distinct, counted from 0, not {list(self.layers)}",
+            )
+        require(0 <= self.dropout < 1, f"dropout: must be in [0, 1), not {self.dropout}")
+        require(
+            self.hidden_size is None or self.init == "random",
+            "hidden_size: a student of another width cannot start from teacher layers; set init: random",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How the student learns from the store. Defaults are DistilBERT's (arXiv 1910.01108)."""
+
+    epochs: float = outcome(3.0)
+    """Passes over the corpus; epoch e reads replica e mod R."""
+    max_steps: int | None = outcome(None)
+    """Ends the schedule earlier, at this many optimiser steps."""
+    batch_size: int = outcome(256)
+    """Sequences of one optimiser step, over all ranks and accumulation steps."""
+    micro_batch_size: int = speed(32)
+    """Sequences of one forward on one rank."""
+    learning_rate: float = outcome(5e-4)
+    betas: tuple[float, float] = outcome((0.9, 0.98))
+    eps: float = outcome(1e-6)
+    weight_decay: float = outcome(0.0)
+    schedule: Literal["linear", "cosine", "constant"] = outcome("linear")
+    warmup_ratio: float = outcome(0.05)
+    max_grad_norm: float = outcome(5.0)
+    temperature: float = outcome(2.0)
+    alpha_ce: float = outcome(5.0)
+    alpha_mlm: float = outcome(2.0)
+    alpha_cos: float = outcome(1.0)
+    soft_targets: Literal["auto", "exact", "topk"] = outcome("auto")
+    """``auto``: exact where the store holds hidden states, else topk."""
+    kl_positions: Literal["all", "masked"] = outcome("all")
+    dtype: Literal["bfloat16", "float16", "float32"] = outcome("bfloat16")
+    zero_stage: Literal[0, 1, 2] = speed(0)
+    deepspeed_config: str | None = speed(None)
+    """A DeepSpeed JSON merged under the recipe; a key set in both to different values is an error."""
+    seed: int = outcome(0)
+    window_shards: int = outcome(8)
+    """Samples are shuffled within this many (shuffled) shards."""
+    prefetch: int = speed(4)
+    """Micro-batches decoded ahead of the step."""
+    compile: bool = speed(True)
+    """Fuse the elementwise part of the loss with torch.compile; falls back to eager with a warning."""
+    log_every: int = speed(10)
+    """Steps."""
+    validate_every: int = speed(0)
+    """Steps; 0: only at the end."""
+    checkpoint_every: int = speed(200)
+    """Steps."""
+    keep_checkpoints: int = speed(2)
+    cache_dir: str | None = speed(None)
+    """Where shards of a remote store are kept; None: a private temporary directory."""
+    cache_bytes: int = speed(20 << 30)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "batch_size",
+            "micro_batch_size",
+            "window_shards",
+            "prefetch",
+            "log_every",
+            "checkpoint_every",
+        ):
+            require(getattr(self, name) >= 1, f"{name}: must be >= 1, not {getattr(self, name)}")
+        for name in ("alpha_ce", "alpha_mlm", "alpha_cos", "weight_decay", "max_grad_norm", "validate_every"):
+            require(getattr(self, name) >= 0, f"{name}: must be >= 0, not {getattr(self, name)}")
+        for name in ("epochs", "learning_rate", "temperature", "eps"):
+            require(getattr(self, name) > 0, f"{name}: must be > 0, not {getattr(self, name)}")
+        require(
+            self.max_steps is None or self.max_steps >= 1, f"max_steps: must be >= 1, not {self.max_steps}"
+        )
+        require(0 <= self.warmup_ratio < 1, f"warmup_ratio: must be in [0, 1), not {self.warmup_ratio}")
+        require(
+            min(self.betas) >= 0 and max(self.betas) < 1, f"betas: must be in [0, 1), not {list(self.betas)}"
+        )
+        require(self.cache_bytes >= 0, f"cache_bytes: must be >= 0, not {self.cache_bytes}")
+        require(self.keep_checkpoints >= 1, f"keep_checkpoints: must be >= 1, not {self.keep_checkpoints}")
+        require(
+            self.alpha_ce + self.alpha_mlm + self.alpha_cos > 0,
+            "alpha_ce, alpha_mlm and alpha_cos are all zero: there is no loss",
+        )
+        require(
+            self.batch_size % self.micro_batch_size == 0,
+            f"batch_size: {self.batch_size} is not a multiple of micro_batch_size = {self.micro_batch_size}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What teacher and student are scored on."""
+
+    tasks: tuple[str, ...] = outcome(("CoLA", "SST-2", "MRPC", "STS-B", "RTE"))
+    data: str | None = speed(None)
+    """Directory of official task files; None: the hub's ``glue``, ``imdb``, ``squad``."""
+    seeds: tuple[int, ...] = outcome((0,))
+    epochs: float = outcome(3.0)
+    batch_size: int = outcome(32)
+    learning_rate: float = outcome(3e-5)
+    max_length: int = outcome(128)
+    dtype: Literal["bfloat16", "float32"] = outcome("float32")
+    undistilled: bool = outcome(True)
+    """Also fine-tune the student's architecture from random weights, as the reference row."""
+    second_distillation: bool = outcome(False)
+    """Also fine-tune the student on the fine-tuned teacher's outputs beside the labels, on every task: the
+    row "student (D)"."""
+    distillation_temperature: float = outcome(2.0)
+    """T of that second distillation."""
+    latency_sentences: int = speed(0)
+    """Sentences of the latency pass; 0: all of STS-B dev."""
+    latency_threads: int = speed(1)
+    elmo_reference: bool = speed(True)
+    """Also time a network of ELMo's size (random weights), the slowest row of the latency table."""
+    workers: int = speed(1)
+    """Fine-tuning runs side by side (Ray tasks where more than one)."""
+
+    def __post_init__(self) -> None:
+        require(len(self.tasks) > 0, "tasks: names no task")
+        require(len(self.seeds) > 0, "seeds: names no seed")
+        for name in ("batch_size", "latency_threads", "workers"):
+            require(getattr(self, name) >= 1, f"{name}: must be >= 1, not {getattr(self, name)}")
+        require(self.latency_sentences >= 0, f"latency_sentences: must be >= 0, not {self.latency_sentences}")
+        for name in ("epochs", "learning_rate", "distillation_temperature"):
+            require(getattr(self, name) > 0, f"{name}: must be > 0, not {getattr(self, name)}")
+        require(8 <= self.max_length <= 512, f"max_length: must be 8 to 512, not {self.max_length}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """Where runs are recorded."""
+
+    enabled: bool = speed(True)
+    uri: str | None = speed(None)
+    """MLflow tracking URI; None: ``sqlite:///<output>/mlflow.db``."""
+    experiment: str = speed("distillation")
+    model_name: str | None = speed(None)
+    """Name in the model registry; None: the recipe's name."""
+    system_metrics: bool = speed(True)

@@ -1,0 +1,272 @@
+"""One pass of the teacher over a corpus: sequences, then shards, then the manifest; each step resumable."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from infra import storage
+from infra.console import progress
+from infra.errors import UserError
+from infra.recipe import Recipe
+from offline_teacher import corpus, teacher
+from offline_teacher.cluster import Item, Pool
+from offline_teacher.masking import masked_count
+from offline_teacher.sequences import finish_index, open_sequences, outstanding, read_index
+from offline_teacher.shard_work import CACHE_BYTES
+from offline_teacher.store.head import HEAD_NAME
+from offline_teacher.store.manifest import FAILED, MANIFEST_NAME, Declaration, Manifest
+from offline_teacher.store.schema import FORMAT_VERSION, Layout, ShardPlan, SpecialIds, shard_name
+from offline_teacher.store.writer import (
+    begin_store,
+    fingerprint_difference,
+    finish_store,
+    missing_shards,
+    read_declaration,
+    seal_recipe,
+)
+
+Report = Callable[[dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass did. ``manifest`` is None where shards were set aside."""
+
+    root: str
+    samples: int
+    tokens: int
+    """Of all replicas, special tokens included."""
+    bytes_per_token: float
+    """Of the shard files, over the tokens they hold."""
+    new_shards: int
+    new_tokens: int
+    seconds: float
+    """Spent on shards, from the first worker's start."""
+    retries: int
+    aside: list[Item]
+    manifest: Manifest | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """The teacher as the driver knows it: no weights in memory."""
+
+    directory: str
+    config: Any
+    tokenizer: Any
+    weight_digest: str
+    tokenizer_digest: str
+
+
+def find_source(recipe: Recipe) -> Source:
+    """UserError where the teacher cannot be used for this recipe."""
+    directory = teacher.find_teacher(recipe.teacher)
+    config, tokenizer = teacher.load_config(directory), teacher.load_tokenizer(directory)
+    teacher.check_fit(directory, config, tokenizer, recipe.sequences.length)
+    if recipe.store.top_k > config.vocab_size:
+        raise UserError(
+            f"store.top_k: {recipe.store.top_k} is more than the {config.vocab_size} tokens of the teacher"
+        )
+    return Source(
+        directory, config, tokenizer, teacher.weight_digest(directory), teacher.tokenizer_digest(tokenizer)
+    )
+
+
+def validation_recipe(recipe: Recipe) -> Recipe:
+    """The same for the held-out text, which is masked once."""
+    return replace(recipe, masking=replace(recipe.masking, replicas=1))
+
+
+def has_validation(recipe: Recipe) -> bool:
+    return bool(recipe.corpus.validation_path or recipe.corpus.validation_split)
+
+
+def check_corpus(recipe: Recipe) -> None:
+    """UserError where the text or the held-out text has no files, before anything is started or written."""
+    for validation in (False, True) if has_validation(recipe) else (False,):
+        corpus.parts(recipe.corpus, recipe.sequences.part_bytes, validation)
+
+
+def run_pass(
+    recipe: Recipe,
+    source: Source,
+    root: str,
+    pool: Pool,
+    validation: bool = False,
+    report: Report | None = None,
+) -> Outcome:
+    """Makes the store ``root`` of the recipe, or what is missing of it.
+
+    Raises UserError where it was begun with another recipe, teacher, tokenizer or corpus.
+    """
+    _refuse_other(recipe, source, root)
+    _publish_beginning(recipe, source, root)
+    _build_sequences(recipe, root, pool, validation)
+    declaration = declare(recipe, source, root)
+    begin_store(root, declaration)
+    recipe.save(root)  # not before the corpus is known to be the store's
+    seal_recipe(root)
+    if not storage.exists(storage.join(root, HEAD_NAME)):
+        pool.run([Item("head", "write_head", (root,))], lambda item, answer: None, print)
+    return _capture_shards(recipe, root, declaration, pool, report)
+
+
+def _fingerprint(recipe: Recipe, source: Source, corpus_digest: str) -> dict[str, Any]:
+    return {
+        "recipe": recipe.outcome("corpus", "sequences", "masking", "teacher", "store"),
+        "teacher": source.weight_digest,
+        "tokenizer": source.tokenizer_digest,
+        "corpus": corpus_digest,
+        "format": FORMAT_VERSION,
+    }
+
+
+def _refuse_other(recipe: Recipe, source: Source, root: str) -> None:
+    """Before anything is written: a store begun with another recipe, teacher or tokenizer stays as it is."""
+    if not storage.exists(storage.join(root, "declaration.json")):
+        return
+    begun = read_declaration(root)
+    changed = fingerprint_difference(root, _fingerprint(recipe, source, begun.fingerprint["corpus"]))
+    if changed:
+        raise UserError(
+            f"{root} holds a store made differently ({'; '.join(changed)}): choose another name, or remove it"
+        )
+
+
+def _publish_beginning(recipe: Recipe, source: Source, root: str) -> None:
+    files = {f"tokenizer/{name}": data for name, data in teacher.tokenizer_files(source.tokenizer).items()}
+    config = json.loads(source.config.to_json_string(use_diff=False))
+    for key in ("_name_or_path", "transformers_version"):
+        config.pop(key, None)
+    files["teacher/config.json"] = (json.dumps(config, indent=1, sort_keys=True) + "\n").encode()
+    for name, data in files.items():
+        path = storage.join(root, *name.split("/"))
+        if not storage.exists(path) or storage.read_bytes(path) != data:
+            storage.publish_bytes(path, data)
+
+
+def _build_sequences(recipe: Recipe, root: str, pool: Pool, validation: bool) -> None:
+    parts = corpus.parts(recipe.corpus, recipe.sequences.part_bytes, validation)
+    todo = outstanding(root, parts, recipe.corpus, recipe.sequences)
+    if not todo and read_index(root) is not None:
+        return
+    items = [Item(f"part {index}", "build_part", (root, index, parts[index])) for index in todo]
+    with progress(len(parts), "parts", "sequences", len(parts) - len(todo)) as shown:
+        aside = pool.run(items, lambda item, answer: shown.advance(), shown.note)
+    if aside:
+        raise UserError(f"sequences: {aside[0].name} of the corpus cannot be built: {aside[0].reason}")
+    index = finish_index(root, len(parts), recipe.sequences)
+    problems = corpus.Problems.merged([index.problems]).summary()
+    if problems:
+        print(f"corpus: {problems}")
+
+
+def declare(recipe: Recipe, source: Source, root: str) -> Declaration:
+    """What the store is going to hold; needs its finished sequences."""
+    index = read_index(root)
+    assert index is not None
+    length, config, tokenizer = recipe.sequences.length, source.config, source.tokenizer
+    return Declaration(
+        layout=Layout(
+            length=length,
+            masked=masked_count(length, recipe.masking.probability),
+            vocab_size=config.vocab_size,
+            top_k=recipe.store.top_k,
+            temperatures=recipe.store.temperatures,
+            hidden_size=config.hidden_size,
+            hidden_states=recipe.store.hidden_states,
+            positions=recipe.store.positions,
+        ),
+        plan=ShardPlan(index.count, recipe.masking.replicas, recipe.store.samples_per_shard),
+        special=SpecialIds(
+            pad=tokenizer.pad_token_id,
+            mask=tokenizer.mask_token_id,
+            cls=tokenizer.cls_token_id,
+            sep=tokenizer.sep_token_id,
+        ),
+        fingerprint=_fingerprint(recipe, source, index.corpus_digest),
+    )
+
+
+def _capture_shards(
+    recipe: Recipe, root: str, declaration: Declaration, pool: Pool, report: Report | None
+) -> Outcome:
+    plan, begin, retries_before = declaration.plan, time.monotonic(), pool.retries
+    todo = missing_shards(root, declaration)
+    tokens = new_shards = 0
+    items = [Item(shard_name(*shard), "capture", (root, *shard)) for shard in todo]
+    every = max(1, len(items) // 100)
+
+    def done(item: Item, answer: dict[str, Any]) -> None:
+        nonlocal tokens, new_shards
+        tokens, new_shards = tokens + answer["tokens"], new_shards + 1
+        rate = tokens / (time.monotonic() - begin)
+        shown.note(f"{rate:,.0f} tokens/s, {pool.retries - retries_before} retries")
+        shown.advance()
+        storage.remove(_failed_path(root, item.name))
+        if report is not None and (new_shards % every == 0 or new_shards == len(items)):
+            report({"tokens_per_s": rate, "shards": plan.total - len(items) + new_shards})
+
+    aside: list[Item] = []
+    if items:
+        with progress(plan.total, "shards", "teacher", plan.total - len(items)) as shown:
+            aside = pool.run(items, done, shown.note)
+    seconds = time.monotonic() - begin
+    for item in aside:
+        _record_failure(root, declaration, item)
+    manifest = None if aside else _finished(root, declaration, changed=bool(items))
+    index = read_index(root)
+    assert index is not None
+    return Outcome(
+        root=root,
+        samples=plan.sequences * plan.replicas,
+        tokens=index.tokens * plan.replicas,
+        bytes_per_token=declaration.layout.bytes_per_sample() * plan.sequences / index.tokens,
+        new_shards=new_shards,
+        new_tokens=tokens,
+        seconds=seconds,
+        retries=pool.retries - retries_before,
+        aside=aside,
+        manifest=manifest,
+    )
+
+
+def _finished(root: str, declaration: Declaration, changed: bool) -> Manifest:
+    """The manifest; of a store that is complete already, as it is (no file is read again)."""
+    path = storage.join(root, MANIFEST_NAME)
+    if not changed and storage.exists(path):
+        try:
+            manifest = Manifest.from_bytes(storage.read_bytes(path))
+        except ValueError:
+            return finish_store(root)
+        if manifest.declaration == declaration:
+            return manifest
+    return finish_store(root)
+
+
+def _failed_path(root: str, name: str) -> str:
+    return storage.join(root, FAILED, f"{name}.json")
+
+
+def _record_failure(root: str, declaration: Declaration, item: Item) -> None:
+    _, replica, index = item.arguments
+    ids = declaration.plan.sequence_range(index)
+    record = {
+        "shard": item.name,
+        "replica": replica,
+        "index": index,
+        "reason": item.reason,
+        "attempts": item.attempts,
+        "worker_deaths": item.deaths,
+        "sequence_ids": list(ids),
+    }
+    storage.publish_json(_failed_path(root, item.name), record)
+
+
+def sequences_of(root: str) -> Any:
+    """The store's sequences, through a private cache where the store is remote."""
+    return open_sequences(root, storage.Cache(None, CACHE_BYTES) if storage.is_remote(root) else None)

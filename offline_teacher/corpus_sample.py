@@ -1,0 +1,244 @@
+"""A few places spread over a corpus, read and packed, and what they say about the size of the whole.
+
+Only names, sizes and footers are read of the rest, so that a corpus of any size can be judged from a laptop.
+Of plain text a place is a range of bytes: a document belongs to the range in which it starts, so tokens
+over bytes read is an unbiased rate. Compressed files and files that are one document are read from their
+start, Parquet and hub data sets from the start of some of their parts, row by row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from infra import storage
+from infra.errors import UserError
+from infra.sections import Corpus, Sequences
+from offline_teacher.corpus import COMPRESSED, Part, Problems, Span, documents, hub_rows, parquet_rows, parts
+from offline_teacher.packing import Encoder, TextSeen, batched, pack
+
+Item = TypeVar("Item")
+
+PLACES = 16
+PLACE_BYTES = 1 << 14
+"""Of text read at one place."""
+FOOTERS = 256
+"""Parquet files whose rows are counted; the others are taken to be like them."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What was read in one place: ``units`` bytes or rows of the corpus hold ``texts``."""
+
+    texts: list[str]
+    units: float
+
+
+@dataclass(frozen=True)
+class CorpusSample:
+    """Sequences of a few places, and what the whole corpus comes to if it is like them."""
+
+    input_ids: np.ndarray
+    """[n, L]"""
+    token_count: np.ndarray
+    """[n]"""
+    size: float
+    """Of the whole corpus, in ``unit``s."""
+    read: float
+    unit: str
+    """bytes (of the files) or rows."""
+    places: int
+    tokens: int
+    """Of one replica of the whole corpus, special tokens included: extrapolated unless ``exact``."""
+    sequences: int
+    relative_error: float
+    """Standard error of ``tokens``, from how much the places differ."""
+    problems: Problems
+
+    @property
+    def exact(self) -> bool:
+        return self.read >= self.size
+
+
+def sample_corpus(corpus: Corpus, settings: Sequences, encoder: Encoder) -> CorpusSample:
+    """Raises UserError where a file is missing or nothing that was read can be used."""
+    problems = Problems(corpus.strict)
+    if corpus.source == "hub":
+        unit, (size, places) = "rows", _hub_places(corpus, settings.part_bytes, problems)
+    elif corpus.source == "parquet":
+        unit, (size, places) = "rows", _parquet_places(corpus, settings.part_bytes, problems)
+    else:
+        unit, (size, places) = "bytes", _text_places(corpus, settings, problems)
+    units, inputs, counts = [], [], []
+    for place in places:
+        rows = list(pack(batched(iter(place.texts), TextSeen()), encoder, settings))
+        units.append(place.units)
+        inputs.append(
+            np.concatenate([ids for ids, _ in rows] or [np.empty((0, settings.length), encoder.dtype)])
+        )
+        counts.append(np.concatenate([count for _, count in rows] or [np.empty(0, np.uint16)]))
+    if not sum(map(len, counts)):
+        found = problems.summary()
+        raise UserError(
+            f"no usable document in {len(units)} places of the corpus{': ' + found if found else ''}"
+        )
+    tokens = np.array([count.sum() for count in counts], np.float64)
+    rate, error = _rate(tokens, np.array(units), equal_weights=corpus.source == "hub")
+    mean = float(tokens.sum()) / sum(map(len, counts))  # tokens a sequence
+    if settings.packing == "packed" and sum(units) < size:
+        mean = settings.length  # a place's last, short sequence is the sample's affair, not the corpus's
+    return CorpusSample(
+        input_ids=np.concatenate(inputs),
+        token_count=np.concatenate(counts),
+        size=size,
+        read=min(sum(units), size),
+        unit=unit,
+        places=len(units),
+        tokens=max(1, round(size * rate)),
+        sequences=max(1, round(size * rate / mean)),
+        relative_error=0.0 if sum(units) >= size else error,
+        problems=problems,
+    )
+
+
+def _rate(tokens: np.ndarray, units: np.ndarray, equal_weights: bool) -> tuple[float, float]:
+    """Tokens a unit over all places, and the relative standard error of this ratio estimate.
+
+    Cochran, Sampling Techniques, section 6.4. Places that stand for as many rows each weigh the same.
+    """
+    if equal_weights:
+        tokens, units = tokens / np.maximum(units, 1), np.ones(len(units))
+    rate = float(tokens.sum() / max(units.sum(), 1))
+    n = len(tokens)
+    spread = float(np.sqrt(((tokens - rate * units) ** 2).sum() * n / max(n - 1, 1)))
+    return rate, spread / max(float(tokens.sum()), 1.0) if n > 1 else math.nan
+
+
+# Text and JSON lines, by bytes
+
+
+def _text_places(corpus: Corpus, settings: Sequences, problems: Problems) -> tuple[float, list[Place]]:
+    listed = parts(corpus, settings.part_bytes)
+    files = {span.path: int(span.stamp) for part in listed for span in part.spans}
+    total = sum(files.values())
+    if total <= PLACES * PLACE_BYTES:
+        starts, length = [0], total
+    else:
+        starts, length = (
+            [int((i + 0.5) * total / PLACES - PLACE_BYTES / 2) for i in range(PLACES)],
+            PLACE_BYTES,
+        )
+    ranges: list[tuple[str, int, int]] = []
+    for start in starts:
+        ranges += _ranges(files, start, start + length)
+    whole = Counter({path: 0 for path, _, _ in ranges if _from_start(corpus, path)})
+    found = []
+    for path, start, stop in ranges:
+        if path in whole:
+            whole[path] += stop - start
+            continue
+        span = Span(path, start, stop if stop < files[path] else None, str(files[path]))
+        found.append(Place(_texts(Part((span,)), corpus, problems, 64 * PLACE_BYTES), stop - start))
+    for path, room in whole.items():
+        found.append(_head(path, files[path], max(room, PLACE_BYTES), corpus, settings, problems))
+    return total, found
+
+
+def _from_start(corpus: Corpus, path: str) -> bool:
+    return path.endswith(COMPRESSED) or (corpus.source == "text" and corpus.document == "file")
+
+
+def _ranges(files: dict[str, int], start: int, stop: int) -> Iterator[tuple[str, int, int]]:
+    """The files, one behind the other, from byte ``start`` to ``stop``."""
+    begin = 0
+    for path, size in files.items():
+        if begin < stop and start < begin + size:
+            yield path, max(start - begin, 0), min(stop - begin, size)
+        begin += size
+
+
+def _head(path: str, size: int, room: int, corpus: Corpus, settings: Sequences, problems: Problems) -> Place:
+    """The first ``room`` bytes of (decompressed) text of a file, and the bytes of the file that hold them."""
+    raw = b""
+    with contextlib.suppress(storage.DamagedFile), storage.open_binary(path) as stream:
+        raw = stream.read(room + 1)
+    if len(raw) <= room:
+        return Place(_texts(Part((Span(path, 0, None, str(size)),)), corpus, problems, room), size)
+    raw = raw[:room]
+    if path.endswith(COMPRESSED):  # how much of the file this was: as much as it takes when packed again
+        codec = "gzip" if path.endswith(".gz") else "zstd"
+        units = len(pa.compress(raw, codec=codec, asbytes=True))
+    else:
+        units = room
+    if corpus.source == "text" and corpus.document == "file":
+        text = raw.decode(errors="ignore")
+        return Place([text], units if settings.packing == "packed" else size)
+    return Place(_texts(Part((Span(path, 0, room, str(size)),)), corpus, problems, 64 * room), units)
+
+
+def _texts(part: Part, corpus: Corpus, problems: Problems, room: int) -> list[str]:
+    """Documents from the part's start until ``room`` characters are read."""
+    texts = []
+    for text in documents(part, corpus, problems):
+        texts.append(text)
+        room -= len(text)
+        if room <= 0:
+            break
+    return texts
+
+
+# Parquet and hub, by rows
+
+
+def _parquet_places(corpus: Corpus, part_bytes: int, problems: Problems) -> tuple[float, list[Place]]:
+    listed = parts(corpus, part_bytes)
+    files = {span.path: int(span.stamp) for part in listed for span in part.spans}
+    counted = _spread(list(files), FOOTERS)
+    with ThreadPoolExecutor(16) as pool:
+        rows = sum(pool.map(parquet_rows, counted))
+    rows = round(rows * sum(files.values()) / max(1, sum(files[path] for path in counted)))
+    return rows, _row_places(listed, corpus, problems)
+
+
+def _hub_places(corpus: Corpus, part_bytes: int, problems: Problems) -> tuple[float, list[Place]]:
+    """By streaming, whatever the recipe says, so that nothing is downloaded whole: if the rows are known."""
+    rows, streamed = None, replace(corpus, streaming=True)
+    with contextlib.suppress(UserError):  # e.g. a slice of a split cannot be streamed
+        rows = hub_rows(streamed)
+    if rows is None:
+        if corpus.streaming:
+            raise UserError(
+                f"corpus.path: the card of {corpus.path[0]} does not say how many rows there are, so that"
+                " nothing can be extrapolated; set corpus.streaming=false"
+            )
+        streamed = corpus
+    listed = parts(streamed, part_bytes)
+    if rows is None:
+        rows = listed[-1].spans[-1].stop
+    assert rows is not None
+    return rows, _row_places(listed, streamed, problems)
+
+
+def _row_places(listed: Sequence[Part], corpus: Corpus, problems: Problems) -> list[Place]:
+    chosen = _spread(listed, PLACES)
+    found = []
+    for part in chosen:
+        before = sum(problems.counts.values())
+        texts = _texts(part, corpus, problems, PLACES * PLACE_BYTES // len(chosen))
+        found.append(Place(texts, len(texts) + sum(problems.counts.values()) - before))
+    return found
+
+
+def _spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most ``count`` of them, evenly spaced."""
+    if len(items) <= count:
+        return list(items)
+    return [items[int((i + 0.5) * len(items) / count)] for i in range(count)]

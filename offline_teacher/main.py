@@ -1,0 +1,140 @@
+"""The teacher stage: ``python -m offline_teacher.main run --recipe R [section.key=value ...]``.
+
+run      makes the store of a recipe, or what is missing of it
+plan     says before paying what a store would cost, keep, and how wrong each soft target would be
+verify   checks a store; --deep against its own hidden states, --rerun against the teacher, --repair
+inspect  shows one sample, or a shard in numbers
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+if __name__ == "__main__" and not __package__:  # run as a file: our package, not its directory, on the path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from infra.console import command, duration, table
+from infra.errors import EXIT_INCOMPLETE
+from infra.recipe import Recipe, load_recipe
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    return options.function(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="offline_teacher", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(name: str, function, words: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+        sub = commands.add_parser(name, help=words, description=words)
+        sub.set_defaults(function=function)
+        return sub
+
+    for name, function, words in (
+        ("run", _run, "make the store of a recipe, or what is missing of it"),
+        ("plan", _plan, "say before paying what a store would cost and keep"),
+    ):
+        sub = add(name, function, words)
+        sub.add_argument("--recipe", required=True, metavar="FILE")
+        sub.add_argument("overrides", nargs="*", metavar="section.key=value")
+    sub = add("verify", _verify, "check every digest, range and id of a store")
+    sub.add_argument("store")
+    sub.add_argument(
+        "--deep", action="store_true", help="stored top-k and logsumexp against hidden states + head"
+    )
+    sub.add_argument(
+        "--rerun", type=int, default=0, metavar="N", help="run the teacher on N random shards again"
+    )
+    sub.add_argument("--repair", action="store_true", help="make damaged files again")
+    sub.add_argument("--recipe", metavar="FILE", help="for --repair and --rerun, instead of the store's own")
+    sub.add_argument("overrides", nargs="*", metavar="section.key=value")
+    sub = add("inspect", _inspect, "show a sample of a store")
+    sub.add_argument("store")
+    sub.add_argument("--sample", type=int, default=0, metavar="ID", help="sequence id")
+    sub.add_argument("--replica", type=int, default=0)
+    sub.add_argument("--plot", metavar="PNG", help="also plot the mass kept by k")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    return run(load_recipe(options.recipe, options.overrides))
+
+
+def run(recipe: Recipe) -> int:
+    """The store of the recipe's text and, where it names any, of its held-out text."""
+    from infra import tracking
+    from offline_teacher.capture_pass import (
+        check_corpus,
+        find_source,
+        has_validation,
+        run_pass,
+        validation_recipe,
+    )
+    from offline_teacher.cluster import Pool
+
+    begin = time.monotonic()
+    source = find_source(recipe)
+    check_corpus(recipe)
+    with tracking.start_run(recipe, "teacher") as record, Pool(recipe) as pool:
+        record.log_params(recipe.outcome("corpus", "sequences", "masking", "teacher", "store"))
+        outcomes = []
+        if has_validation(recipe):
+            held_out = validation_recipe(recipe)
+            outcomes.append(run_pass(held_out, source, recipe.validation_store_dir, pool, validation=True))
+        outcomes.append(run_pass(recipe, source, recipe.store_dir, pool, report=record.log_metrics))
+        for outcome in outcomes:
+            if outcome.manifest is not None:
+                record.log_store(outcome.root, outcome.manifest.digest)
+    print(_summary(outcomes, time.monotonic() - begin))
+    return EXIT_INCOMPLETE if any(outcome.aside for outcome in outcomes) else 0
+
+
+def _summary(outcomes: list, seconds: float) -> str:
+    rows = []
+    for outcome in outcomes:
+        rate = f"{outcome.new_tokens / outcome.seconds:,.0f}" if outcome.new_shards else "-"
+        rows.append(
+            [
+                outcome.root,
+                f"{outcome.samples:,}",
+                f"{outcome.tokens:,}",
+                rate,
+                f"{outcome.bytes_per_token:,.0f}",
+                duration(outcome.seconds) if outcome.new_shards else "complete",
+            ]
+        )
+    lines = [table(rows, ["store", "samples", "tokens", "tokens/s", "bytes/token", "time"])]
+    for outcome in outcomes:
+        for item in outcome.aside:
+            lines.append(f"set aside: shard {item.name} of {outcome.root}: {item.reason}")
+    lines.append(f"wall time {duration(seconds)}; the store is {outcomes[-1].root}")
+    return "\n".join(lines)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from offline_teacher.plan import plan
+
+    return plan(load_recipe(options.recipe, options.overrides))
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from offline_teacher.audit import audit
+
+    return audit(
+        options.store, options.deep, options.rerun, options.repair, options.recipe, options.overrides
+    )
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from offline_teacher.sample_view import show
+
+    return show(options.store, options.replica, options.sample, options.plot)
+
+
+if __name__ == "__main__":
+    command(main)

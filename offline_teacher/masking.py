@@ -1,0 +1,253 @@
+"""Which tokens are masked, as a pure function of (seed, sequence id, replica). numpy only.
+
+Axes: B batch, L length, M masked slots a sequence, V vocabulary.
+
+Random numbers are counter-based: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as
+1, 2, 3", SC 2011) of the counter (position, replica, sequence id) under the key seed. So there is no
+state, and a mask does not depend on the batch, the order or the worker. A position's four 32-bit words
+serve: 0 and 1 the draw of positions, 2 the 80/10/10 choice, 3 the replacement token.
+
+Uniform sampling is integer arithmetic throughout: the same bits on every platform. Frequency sampling
+takes a float64 ``log`` and a power, whose last bit may differ between platforms; keys are cut to 43 bits
+of mantissa, so that such a bit rarely shows, and changes a mask only where two keys of one sequence
+agree that far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property, lru_cache
+from math import ceil
+
+import numpy as np
+
+from infra.sections import Masking
+
+BYTE_LEVEL_SPACE = "\u0120"
+"""How byte-level BPE (GPT-2, RoBERTa) writes the space before a word."""
+
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+_POSITION_BITS = np.uint64(9)
+_POSITION = np.uint64(511)
+"""L <= 512: a key's low 9 bits hold its position, so that sorting keys sorts positions and no two tie."""
+_NEVER = np.uint64(0xFFFFFFFFFFFFFFFF)
+_BLOCK_POSITIONS = 1 << 13
+"""Positions drawn at once: what stays in the cache."""
+
+_MASKED_BELOW = np.uint64(2**32 * 8 // 10)
+_RANDOM_BELOW = np.uint64(2**32 * 9 // 10)
+
+
+@dataclass(frozen=True)
+class MaskVocab:
+    """What masking needs to know of a vocabulary."""
+
+    mask_id: int
+    special_ids: tuple[int, ...]
+    vocab_size: int
+    weights: np.ndarray | None = None
+    """float64 [V], positive; None: every token is as likely."""
+    is_continuation: np.ndarray | None = None
+    """bool [V]: the token goes on with the word before it; None: no whole-word masking."""
+
+    @cached_property
+    def is_special(self) -> np.ndarray:
+        """bool [V]"""
+        flags = np.zeros(self.vocab_size, bool)
+        flags[list(self.special_ids)] = True
+        return flags
+
+    @cached_property
+    def ordinary(self) -> np.ndarray:
+        """The ids that are not special, ascending: what random replacements are drawn from."""
+        return np.flatnonzero(~self.is_special)
+
+
+def mask_vocab(
+    masking: Masking,
+    mask_id: int,
+    special_ids: Sequence[int],
+    vocab_size: int,
+    token_counts: np.ndarray | None = None,
+    tokens: Sequence[str] | None = None,
+) -> MaskVocab:
+    """The vocabulary as ``masking`` needs it.
+
+    ``token_counts`` [at most V] are needed for frequency sampling: weight = max(count, 1)^-smoothing (XLM,
+    DistilBERT). ``tokens``, the spelling of each id, are needed for whole words.
+    """
+    weights = None
+    if masking.sampling == "frequency":
+        if token_counts is None:
+            raise ValueError("frequency sampling needs token counts")
+        counts = np.ones(vocab_size)
+        counts[: len(token_counts)] = np.maximum(token_counts, 1)
+        weights = counts**-masking.smoothing
+    continuation = None
+    if masking.whole_word:
+        if tokens is None:
+            raise ValueError("whole-word masking needs the spelling of the tokens")
+        continuation = np.zeros(vocab_size, bool)
+        continuation[: len(tokens)] = continuation_flags(tokens)
+    return MaskVocab(mask_id, tuple(special_ids), vocab_size, weights, continuation)
+
+
+def continuation_flags(tokens: Sequence[str]) -> np.ndarray:
+    """bool [V]: tokens that go on with a word: ``##...`` of WordPiece; of byte-level BPE (known by its
+    space marker) those without the marker, punctuation included."""
+    if any(token.startswith(BYTE_LEVEL_SPACE) for token in tokens):
+        return np.array([not token.startswith(BYTE_LEVEL_SPACE) for token in tokens])
+    return np.array([token.startswith("##") for token in tokens])
+
+
+@dataclass(frozen=True)
+class Masked:
+    input_ids: np.ndarray
+    """[B, L] as given, masked."""
+    positions: np.ndarray
+    """int16 [B, M] ascending; unused slots -1."""
+    labels: np.ndarray
+    """[B, M], the dtype of ``input_ids``: the original ids; unused slots 0."""
+
+
+def masked_count(length: int, probability: float) -> int:
+    """M: the slots of a full sequence, ceil(probability * (L - 2))."""
+    return int(_budgets(length, probability)[length - 2])
+
+
+@lru_cache(maxsize=16)
+def _budgets(length: int, probability: float) -> np.ndarray:
+    """ceil(probability * n) for n = 0 .. L, exact for the decimal the user wrote: int64 [L + 1]."""
+    exact = Fraction(repr(probability))
+    return np.array([ceil(exact * count) for count in range(length + 1)], np.int64)
+
+
+def mask_sequences(
+    input_ids: np.ndarray,
+    token_count: np.ndarray,
+    sequence_ids: np.ndarray,
+    replica: int,
+    masking: Masking,
+    vocab: MaskVocab,
+) -> Masked:
+    """Masks ceil(probability * maskable) tokens of every sequence, drawn without replacement.
+
+    ``input_ids`` [B, L], ``token_count`` [B], ``sequence_ids`` [B]. Special tokens and padding are never
+    masked. Of the masked tokens 80 % become [MASK], 10 % a uniformly drawn ordinary token, 10 % stay
+    (BERT, arXiv 1810.04805, section 3.1).
+
+    Whole words: words are drawn, by the weight of their first token where sampling is by frequency, and
+    taken whole until the count is reached; the last one is cut to its first tokens, so that the count
+    stays fixed. A word cut by the start of a sequence counts as a word.
+    """
+    count, length = input_ids.shape
+    slots = masked_count(length, masking.probability)
+    output = input_ids.copy()
+    positions = np.full((count, slots), -1, np.int16)
+    labels = np.zeros((count, slots), input_ids.dtype)
+    rows = max(1, _BLOCK_POSITIONS // length)
+    for start in range(0, count, rows):
+        block = slice(start, start + rows)
+        words = _random_words(np.asarray(sequence_ids[block]), length, replica, masking.seed)
+        chosen = _draw(input_ids[block], token_count[block], words, slots, masking.probability, vocab)
+        _apply(output[block], positions[block], labels[block], chosen, words, vocab)
+    return Masked(output, positions, labels)
+
+
+def _draw(
+    input_ids: np.ndarray,
+    token_count: np.ndarray,
+    words: Sequence[np.ndarray],
+    slots: int,
+    probability: float,
+    vocab: MaskVocab,
+) -> np.ndarray:
+    """Ascending positions [b, M] int64 to mask; L where a slot is unused.
+
+    Taking the smallest of independent keys draws without replacement: uniform keys uniformly, keys
+    -log(u) / w with probability proportional to w at each draw (Efraimidis & Spirakis, 2006).
+    """
+    length = input_ids.shape[1]
+    position = np.arange(length, dtype=np.uint64)
+    maskable = (position < token_count[:, None]) & ~vocab.is_special[input_ids]
+    keys = (words[0] << _HALF) | words[1]
+    if vocab.weights is not None:
+        uniform = ((keys >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1)
+        # A positive float64 and its bits, read as an integer, are in the same order.
+        keys = (-np.log(uniform) / vocab.weights[input_ids]).view(np.uint64)
+    if vocab.is_continuation is not None:
+        keys = np.take_along_axis(keys, _word_starts(input_ids, maskable, vocab.is_continuation), axis=1)
+    keys = (keys & ~_POSITION) | position
+    keys[~maskable] = _NEVER
+    keys.sort(axis=1)
+    budget = _budgets(length, probability)[maskable.sum(axis=1)]
+    assert budget.max(initial=0) <= slots, "more maskable tokens than L - 2: [CLS] and [SEP] must be special"
+    chosen = (keys[:, :slots] & _POSITION).astype(np.int64)
+    chosen[np.arange(slots) >= budget[:, None]] = length
+    chosen.sort(axis=1)
+    return chosen
+
+
+def _word_starts(input_ids: np.ndarray, maskable: np.ndarray, is_continuation: np.ndarray) -> np.ndarray:
+    """[b, L] int64: where the word of each token starts. Tokens of a word share that key's high bits."""
+    starts = ~is_continuation[input_ids]
+    starts[:, 1:] |= ~maskable[:, :-1]
+    starts[:, 0] = True
+    first: np.ndarray = np.maximum.accumulate(np.where(starts, np.arange(input_ids.shape[1]), 0), axis=1)
+    return first
+
+
+def _apply(
+    output: np.ndarray,
+    positions: np.ndarray,
+    labels: np.ndarray,
+    chosen: np.ndarray,
+    words: Sequence[np.ndarray],
+    vocab: MaskVocab,
+) -> None:
+    """Fills the three outputs (views) for the positions chosen; 80/10/10."""
+    row, slot = np.nonzero(chosen < output.shape[1])
+    at = chosen[row, slot]
+    original = output[row, at]
+    positions[row, slot] = at
+    labels[row, slot] = original
+    choice, draw = words[2][row, at], words[3][row, at]
+    # Multiply and shift (Lemire, arXiv 1805.10941) without rejection: off uniform by at most V / 2^32.
+    random = vocab.ordinary[((draw * np.uint64(len(vocab.ordinary))) >> _HALF).astype(np.int64)]
+    kept_or_random = np.where(choice < _RANDOM_BELOW, random, original)
+    output[row, at] = np.where(choice < _MASKED_BELOW, vocab.mask_id, kept_or_random)
+
+
+def _random_words(sequence_ids: np.ndarray, length: int, replica: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Four independent 32-bit words for each position of each sequence: uint64 [b, L] each."""
+    shape = (len(sequence_ids), length)
+    ids = sequence_ids.astype(np.uint64)[:, None]
+    counter = [
+        np.broadcast_to(word, shape)
+        for word in (np.arange(length, dtype=np.uint64), np.uint64(replica), ids & _LOW, ids >> _HALF)
+    ]
+    return philox(counter, (seed & 0xFFFFFFFF, seed >> 32))
+
+
+def philox(counter: Sequence[np.ndarray], key: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    """Philox4x32-10: four words of counter (uint64 arrays below 2^32) to four random words.
+
+    The test vectors of Random123 (kat_vectors) hold.
+    """
+    a, b, c, d = counter
+    key_0, key_1 = key
+    for _ in range(_ROUNDS):
+        product_0, product_1 = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
+        a = (product_1 >> _HALF) ^ b ^ np.uint64(key_0)
+        b = product_1 & _LOW
+        c = (product_0 >> _HALF) ^ d ^ np.uint64(key_1)
+        d = product_0 & _LOW
+        key_0, key_1 = (key_0 + _WEYL[0]) & 0xFFFFFFFF, (key_1 + _WEYL[1]) & 0xFFFFFFFF
+    return a, b, c, d

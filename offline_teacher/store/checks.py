@@ -1,0 +1,162 @@
+"""Are the numbers of a shard possible? Run on every shard before it is written, and again by verify.
+
+Everything is vectorised and walks the samples in blocks that stay in cache: it must cost a small
+part of the forward pass that made the numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from offline_teacher.store.schema import Layout, SpecialIds
+
+BLOCK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One impossible value: the column, the first row (sample) that has it, and what is wrong."""
+
+    column: str
+    row: int
+    what: str
+
+
+def check_shapes(layout: Layout, columns: Mapping[str, np.ndarray], n: int) -> Iterator[Finding]:
+    """Missing, unknown, mistyped or misshapen columns."""
+    expected = layout.columns()
+    for name in sorted(set(columns) - set(expected)):
+        yield Finding(name, 0, "is not a column of this layout")
+    for name, column in expected.items():
+        if name not in columns:
+            yield Finding(name, 0, "is missing")
+            continue
+        array, shape = columns[name], (n, *column.shape)
+        if array.shape != shape or array.dtype != column.dtype:
+            yield Finding(
+                name, 0, f"must be {column.dtype} {list(shape)}, not {array.dtype} {list(array.shape)}"
+            )
+
+
+def check_values(
+    layout: Layout, special: SpecialIds, ids: range, columns: Mapping[str, np.ndarray]
+) -> Iterator[Finding]:
+    """Findings in arrays of the right shape: at most one for each column and kind, the first row first."""
+    wanted = np.arange(ids.start, ids.stop)
+    yield from _first("sequence_id", columns["sequence_id"] != wanted, "is not the planned sequence")
+    rows = max(1, BLOCK_BYTES // layout.bytes_per_sample())
+    seen: set[tuple[str, str]] = set()
+    for start in range(0, len(ids), rows):
+        block = {name: array[start : start + rows] for name, array in columns.items()}
+        for finding in _check_block(layout, special, block):
+            if (finding.column, finding.what) not in seen:
+                seen.add((finding.column, finding.what))
+                yield Finding(finding.column, start + finding.row, finding.what)
+
+
+def _first(column: str, bad: np.ndarray, what: str) -> Iterator[Finding]:
+    """A finding for the first row where ``bad`` [n, ...] is true anywhere."""
+    if bad.any():
+        yield Finding(column, int(bad.reshape(len(bad), -1).any(axis=1).argmax()), what)
+
+
+def _check_block(layout: Layout, special: SpecialIds, block: Mapping[str, np.ndarray]) -> Iterator[Finding]:
+    yield from _check_tokens(layout, special, block)
+    unused = _unused(layout, block)
+    if layout.top_k:
+        yield from _check_topk(layout, block, unused)
+    if layout.hidden_states != "none":
+        yield from _check_hidden(layout, block, unused)
+
+
+def _check_tokens(layout: Layout, special: SpecialIds, block: Mapping[str, np.ndarray]) -> Iterator[Finding]:
+    count, input_ids = block["token_count"], block["input_ids"]
+    positions, labels = block["masked_positions"], block["masked_labels"]
+    yield from _first("token_count", (count < 1) | (count > layout.length), "is not in 1 to length")
+    yield from _first("input_ids", input_ids >= layout.vocab_size, "is not below the vocabulary size")
+    yield from _first("masked_labels", labels >= layout.vocab_size, "is not below the vocabulary size")
+    padding = np.arange(layout.length) >= count[:, None]
+    yield from _first(
+        "input_ids", padding & (input_ids != special.pad), "is not the pad token after token_count"
+    )
+    used = positions >= 0
+    yield from _first("masked_positions", (positions < -1), "is negative but not -1")
+    yield from _first(
+        "masked_positions", positions >= count[:, None].astype(np.int64), "is not below token_count"
+    )
+    ascending = (np.diff(positions, axis=1) > 0) | ~used[:, 1:]
+    ascending &= used[:, :-1] | ~used[:, 1:]
+    yield from _first("masked_positions", ~ascending, "are not ascending, unused slots last")
+    yield from _first("masked_labels", ~used & (labels != 0), "is not 0 in an unused slot")
+    tokens = np.array([special.pad, special.cls, special.sep, special.mask], labels.dtype)
+    yield from _first("masked_labels", used & np.isin(labels, tokens), "is a special token")
+
+
+def _unused(layout: Layout, block: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[n, P]: recorded slots without a token; all their values are zero."""
+    if layout.positions == "masked":
+        return block["masked_positions"] < 0
+    return np.arange(layout.length) >= block["token_count"][:, None]
+
+
+def _check_topk(layout: Layout, block: Mapping[str, np.ndarray], unused: np.ndarray) -> Iterator[Finding]:
+    ids, halves, logsumexp = block["topk_ids"], block["topk_logits"], block["logsumexp"]
+    if _not_finite(halves).any():
+        yield from _first("topk_logits", _not_finite(halves), "is NaN or infinite")
+        return
+    yield from _first("topk_ids", ids >= layout.vocab_size, "is not below the vocabulary size")
+    if layout.top_k > 1:
+        ordered = np.sort(ids[~unused], axis=-1)
+        if (ordered[:, 1:] == ordered[:, :-1]).any():
+            ordered = np.sort(ids, axis=-1)
+            twice = (ordered[..., 1:] == ordered[..., :-1]).any(axis=-1) & ~unused
+            yield from _first("topk_ids", twice, "names a token twice at one position")
+        keys = _order_keys(halves)
+        yield from _first("topk_logits", keys[..., 1:] > keys[..., :-1], "is not descending")
+    yield from _first("logsumexp", ~np.isfinite(logsumexp), "is NaN or infinite")
+    # max/T <= logsumexp <= max/T + log V, up to the rounding of the stored maximum to float16
+    temperatures = np.array(layout.temperatures, np.float32)
+    top = halves[..., :1].astype(np.float32) / temperatures
+    slack = np.abs(top) * 2**-10 + np.float32(1e-4)
+    low = logsumexp < top - slack
+    high = logsumexp > top + slack + math.log(layout.vocab_size)
+    yield from _first("logsumexp", low & ~unused[..., None], "is below the largest logit")
+    yield from _first("logsumexp", high & ~unused[..., None], "is above the largest logit + log(V)")
+    for name in ("topk_ids", "topk_logits", "logsumexp"):
+        yield from _unused_values(name, block[name], unused)
+
+
+def _check_hidden(layout: Layout, block: Mapping[str, np.ndarray], unused: np.ndarray) -> Iterator[Finding]:
+    names = ["hidden_states"]
+    if layout.hidden_states == "float16":
+        yield from _first("hidden_states", _not_finite(block["hidden_states"]), "is NaN or infinite")
+    else:
+        names.append("hidden_scale")
+        scale = block["hidden_scale"]
+        yield from _first("hidden_scale", ~(np.isfinite(scale) & (scale >= 0)), "is not a finite number >= 0")
+        yield from _first(
+            "hidden_states", block["hidden_states"] == -128, "is -128, outside the symmetric range"
+        )
+    for name in names:
+        yield from _unused_values(name, block[name], unused)
+
+
+def _unused_values(name: str, values: np.ndarray, unused: np.ndarray) -> Iterator[Finding]:
+    if unused.any() and values[unused].any():
+        nonzero = (values != 0).reshape(*unused.shape, -1).any(axis=-1)
+        yield from _first(name, nonzero & unused, "is not 0 at a position without a token")
+
+
+def _not_finite(halves: np.ndarray) -> np.ndarray:
+    """NaN or infinity of float16, by the exponent bits: numpy has no fast float16 arithmetic."""
+    return (halves.view(np.uint16) & np.uint16(0x7C00)) == np.uint16(0x7C00)
+
+
+def _order_keys(halves: np.ndarray) -> np.ndarray:
+    """int16 that order like the finite float16 they come from, -0 and 0 alike."""
+    bits = halves.view(np.int16)
+    return np.where(bits < 0, np.int16(-32768) - bits, bits)

@@ -1,0 +1,194 @@
+"""Writing a store: declaration first, then shards in any order from any worker, the manifest last.
+
+A shard is published whole under its final name, then its sidecar: a crash at any point leaves either
+a shard with a valid sidecar or no shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from infra import storage
+from infra.errors import EXIT_INCOMPLETE, UserError
+from offline_teacher.store.checks import check_shapes, check_values
+from offline_teacher.store.head import HEAD_NAME, MlmHead, head_bytes
+from offline_teacher.store.manifest import (
+    DECLARATION_NAME,
+    FAILED,
+    FILE_DIRECTORIES,
+    MANIFEST_NAME,
+    RECIPE_NAME,
+    RECIPE_SIDECAR_NAME,
+    SHARDS,
+    Declaration,
+    Manifest,
+    Sidecar,
+    shard_path,
+    sidecar_path,
+)
+from offline_teacher.store.schema import shard_name
+from offline_teacher.store.sealed import read_sealed, seal
+from offline_teacher.store.shard_file import write_file
+
+
+def begin_store(root: str, declaration: Declaration) -> None:
+    """Publishes ``declaration.json``, or finds the same one there.
+
+    UserError, with the difference spelled out, where the directory holds a store of another fingerprint.
+    """
+    path = storage.join(root, DECLARATION_NAME)
+    if storage.exists(path):
+        differences = fingerprint_difference(root, declaration.fingerprint)
+        if not differences and read_declaration(root) != declaration:
+            differences = ["the layout or the number of sequences is another"]
+        if differences:
+            raise UserError(
+                f"{root} holds a store made differently ({'; '.join(differences)}): choose another name"
+            )
+        return
+    storage.publish_bytes(path, seal(declaration.to_json()))
+
+
+def read_declaration(root: str) -> Declaration:
+    """UserError where it is absent or damaged."""
+    path = storage.join(root, DECLARATION_NAME)
+    value = read_sealed(path, "run the teacher pass again, or choose another directory")
+    try:
+        return Declaration.from_json(value)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def fingerprint_difference(root: str, fingerprint: Mapping[str, Any]) -> list[str]:
+    """Lines such as ``masking.seed: 0 -> 1`` (store -> now); [] where they agree or no store was begun."""
+    if not storage.exists(storage.join(root, DECLARATION_NAME)):
+        return []
+    return list(_difference(read_declaration(root).fingerprint, fingerprint, ""))
+
+
+def _difference(old: Any, new: Any, where: str) -> Iterable[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted(set(old) | set(new)):
+            path = key if where in ("", "recipe") else f"{where}.{key}"
+            yield from _difference(old.get(key, "absent"), new.get(key, "absent"), path)
+    elif isinstance(new, tuple):
+        yield from _difference(old, list(new), where)
+    elif old != new:
+        yield f"{where}: {old} -> {new}"
+
+
+def write_shard(
+    root: str, declaration: Declaration, replica: int, index: int, columns: Mapping[str, np.ndarray]
+) -> Sidecar:
+    """Checks, writes and publishes one shard from arrays [n, *shape] of ``layout.columns()``.
+
+    n is the length of ``plan.sequence_range(index)``. Raises ValueError naming column and row where a
+    value cannot be right (NaN, order, range, padding); nothing is published then.
+    """
+    name, ids = shard_name(replica, index), declaration.plan.sequence_range(index)
+    declaration.plan.position(replica, index)
+    layout = declaration.layout
+    for finding in check_shapes(layout, columns, len(ids)):
+        raise ValueError(f"shard {name}: column {finding.column} {finding.what}")
+    for finding in check_values(layout, declaration.special, ids, columns):
+        sequence = ids[finding.row]
+        raise ValueError(
+            f"shard {name}: column {finding.column}, row {finding.row} (sequence {sequence}): {finding.what}"
+        )
+    with storage.publishing(shard_path(root, replica, index)) as temporary:
+        write_file(temporary, layout, declaration.shard_metadata(replica, index), columns)
+        sidecar = Sidecar(
+            name=name,
+            replica=replica,
+            index=index,
+            first_sequence=ids.start,
+            samples=len(ids),
+            bytes=storage.size(temporary),
+            shard_digest=storage.digest_file(temporary),
+            fingerprint=declaration.fingerprint_digest,
+        )
+    storage.publish_bytes(sidecar_path(root, replica, index), sidecar.to_bytes())
+    return sidecar
+
+
+def read_sidecar(root: str, replica: int, index: int) -> Sidecar | None:
+    """None unless sidecar and shard are present, the sidecar is valid and the shard has its size."""
+    path, data = sidecar_path(root, replica, index), shard_path(root, replica, index)
+    if not (storage.exists(path) and storage.exists(data)):
+        return None
+    try:
+        sidecar = Sidecar.from_bytes(storage.read_bytes(path))
+    except ValueError:
+        return None
+    same = (sidecar.replica, sidecar.index, sidecar.bytes) == (replica, index, storage.size(data))
+    return sidecar if same else None
+
+
+def missing_shards(root: str, declaration: Declaration) -> list[tuple[int, int]]:
+    """(replica, index) of every planned shard without a valid sidecar; reads sidecars, no data."""
+    return [shard for shard, sidecar in _sidecars(root, declaration).items() if sidecar is None]
+
+
+def _sidecars(root: str, declaration: Declaration) -> dict[tuple[int, int], Sidecar | None]:
+    present = set(storage.list_names(storage.join(root, SHARDS)))
+    found: dict[tuple[int, int], Sidecar | None] = {}
+    for replica, index in declaration.plan.shard_ids():
+        name = shard_name(replica, index)
+        there = {f"{name}.arrow", f"{name}.json"} <= present
+        sidecar = read_sidecar(root, replica, index) if there else None
+        if sidecar is not None and sidecar.fingerprint != declaration.fingerprint_digest:
+            sidecar = None
+        found[replica, index] = sidecar
+    return found
+
+
+def write_head(root: str, head: MlmHead) -> None:
+    """Publishes ``teacher/mlm_head.safetensors``."""
+    storage.publish_bytes(storage.join(root, HEAD_NAME), head_bytes(head))
+
+
+def seal_recipe(root: str) -> None:
+    """Publishes ``recipe.json``, the sidecar of ``recipe.yaml``; call after every writing of the recipe.
+
+    The recipe is not in the manifest: it holds speed settings, and stores made at another speed are equal.
+    """
+    path = storage.join(root, RECIPE_NAME)
+    if storage.exists(path):
+        content = {"name": RECIPE_NAME, "file_digest": storage.digest_file(path)}
+        storage.publish_bytes(storage.join(root, RECIPE_SIDECAR_NAME), seal(content))
+
+
+def finish_store(root: str) -> Manifest:
+    """Publishes the manifest once every shard is there, and drops what failed attempts left behind.
+
+    UserError (exit code 3) naming the missing shards otherwise.
+    """
+    declaration = read_declaration(root)
+    sidecars = _sidecars(root, declaration)
+    missing = [shard_name(*shard) for shard, sidecar in sidecars.items() if sidecar is None]
+    if missing:
+        raise UserError(
+            f"{root} is incomplete: {len(missing)} of {declaration.plan.total} shards are missing "
+            f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}); run the same command again",
+            EXIT_INCOMPLETE,
+        )
+    files = {name: storage.digest_file(storage.join(root, *name.split("/"))) for name in store_files(root)}
+    manifest = Manifest(
+        declaration, [sidecar.shard_digest for sidecar in sidecars.values() if sidecar], files
+    )
+    seal_recipe(root)
+    storage.remove_tree(storage.join(root, FAILED))
+    storage.remove_unfinished(root)
+    storage.publish_bytes(storage.join(root, MANIFEST_NAME), manifest.to_bytes())
+    return manifest
+
+
+def store_files(root: str) -> list[str]:
+    """Paths below the store of the files the manifest lists: the declaration and the fixed directories."""
+    names = [DECLARATION_NAME]
+    for directory in FILE_DIRECTORIES:
+        names += [f"{directory}/{name}" for name in storage.list_names(storage.join(root, directory))]
+    return names

@@ -1,0 +1,95 @@
+"""The DeepSpeed configuration of a recipe, with a user's own JSON merged under it. Imports no DeepSpeed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from infra import storage
+from infra.errors import UserError
+from infra.sections import Train
+
+NEVER_PRINT = 1 << 62
+
+
+def build_config(train: Train, world: int) -> dict[str, Any]:
+    """What ``deepspeed.initialize`` gets for ``world`` ranks. UserError where the user's JSON contradicts."""
+    accumulation = math.ceil(train.batch_size / (train.micro_batch_size * world))
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        # DeepSpeed's own bookkeeping; the batches come from the stream, whose last parts may be smaller.
+        "train_batch_size": train.micro_batch_size * accumulation * world,
+        "gradient_clipping": train.max_grad_norm,
+        "zero_optimization": {"stage": train.zero_stage},
+        "bf16": {"enabled": train.dtype == "bfloat16"},
+        "fp16": {"enabled": train.dtype == "float16"},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": NEVER_PRINT,
+    }
+    if train.zero_stage > 0 and train.dtype != "float32":
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if train.dtype == "bfloat16":
+        # Without it DeepSpeed 0.19.8 at stage 1 adds every micro-batch's running sum, not its gradient.
+        config["bf16"]["immediate_grad_update"] = True
+    if train.deepspeed_config is not None:
+        user = storage.read_json(train.deepspeed_config)
+        if not isinstance(user, dict):
+            raise UserError(f"{train.deepspeed_config}: a DeepSpeed configuration is a JSON object")
+        _check(user, train, accumulation, train.deepspeed_config)
+        config = _merge({k: v for k, v in user.items() if k not in ("optimizer", "scheduler")}, config)
+    return config
+
+
+def _check(user: Mapping[str, Any], train: Train, accumulation: int, path: str) -> None:
+    """UserError at the first key whose value is neither "auto" nor what the recipe says."""
+    recipe_says = {
+        "train_batch_size": ("train.batch_size", train.batch_size),
+        "train_micro_batch_size_per_gpu": ("train.micro_batch_size", train.micro_batch_size),
+        "gradient_accumulation_steps": ("train.batch_size / (train.micro_batch_size * ranks)", accumulation),
+        "gradient_clipping": ("train.max_grad_norm", train.max_grad_norm),
+        "zero_optimization.stage": ("train.zero_stage", train.zero_stage),
+        "bf16.enabled": ("train.dtype", train.dtype == "bfloat16"),
+        "bfloat16.enabled": ("train.dtype", train.dtype == "bfloat16"),
+        "fp16.enabled": ("train.dtype", train.dtype == "float16"),
+        "optimizer.params.lr": ("train.learning_rate", train.learning_rate),
+        "optimizer.params.betas": ("train.betas", list(train.betas)),
+        "optimizer.params.eps": ("train.eps", train.eps),
+        "optimizer.params.weight_decay": ("train.weight_decay", train.weight_decay),
+    }
+    for key, (field, expected) in recipe_says.items():
+        value = _get(user, key)
+        if value is not None and value != "auto" and value != expected:
+            raise UserError(
+                f"{path}: {key} is {value!r}, but the recipe's {field} makes it {expected!r}; "
+                "change one of them or leave the DeepSpeed key out"
+            )
+    kind = _get(user, "optimizer.type")
+    if kind is not None and str(kind).lower() != "adamw":
+        raise UserError(
+            f"{path}: optimizer.type is {kind!r}, but students are trained with AdamW; leave it out"
+        )
+    if user.get("scheduler") is not None:
+        raise UserError(f"{path}: scheduler is set, but the recipe's train.schedule decides; leave it out")
+    for key in ("zero_optimization.offload_optimizer", "zero_optimization.offload_param"):
+        if _get(user, f"{key}.device") not in (None, "none"):
+            raise UserError(
+                f"{path}: {key} is not supported; an encoder's optimiser state fits, leave it out"
+            )
+
+
+def _get(tree: Any, dotted: str) -> Any:
+    for key in dotted.split("."):
+        if not isinstance(tree, Mapping):
+            return None
+        tree = tree.get(key)
+    return tree
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,325 @@
+"""The only place that knows DeepSpeed: ranks, backward, step, and the full state in and out.
+
+Gradients are exact sums: the caller's losses are divided by counts of the whole optimiser step, DeepSpeed
+averages over ranks, so a loss is multiplied by the number of ranks and never by 1 / accumulation steps.
+
+Measured with DeepSpeed 0.19.8 on CPU, and worked around here:
+- at stage 0 with float16 ``engine.backward`` forgets the loss scale that ``step`` divides by;
+- at stage 0 with float16 or bfloat16 the optimiser's step counter starts at 1, which weakens Adam's bias
+  correction: it is put back to 0;
+- ``safe_get_full_*`` return None at stage 0, and cannot set moments before the first step at stages 1 and 2:
+  there the flat partitions are addressed through the same mapping.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from infra.errors import UserError
+from infra.sections import Train
+from student_train.deepspeed_config import build_config
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+T = TypeVar("T")
+_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def max(self, values: list[float]) -> list[float]:
+        """The largest of every rank's values, element by element."""
+        return self._reduced(values, dist.ReduceOp.MAX)
+
+    def sum(self, values: list[float]) -> list[float]:
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def _reduced(self, values: list[float], operation: Any) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, operation)
+        return tensor.tolist()
+
+    def text_from(self, rank: int, text: str) -> str:
+        """``text`` of one rank, on all of them."""
+        data = text.encode()
+        size = torch.tensor([len(data)], device=self.device)
+        dist.broadcast(size, rank)
+        buffer = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
+        if self.rank == rank:
+            buffer.copy_(torch.tensor(list(data), dtype=torch.uint8))
+        dist.broadcast(buffer, rank)
+        return bytes(buffer.tolist()).decode()
+
+    def first_does(self, function: Callable[[], str]) -> str:
+        """The text that ``function`` returns on rank 0, on all ranks; so is a UserError it raises there."""
+        text, problem = "", ""
+        if self.first:
+            try:
+                text = function()
+            except UserError as error:
+                problem = str(error)
+        problem = self.text_from(0, problem)
+        if problem:
+            raise UserError(problem)
+        return self.text_from(0, text)
+
+    def all_do(self, function: Callable[[], T]) -> T:
+        """What ``function`` returns on this rank; a UserError it raises on any rank is raised on all."""
+        result: list[T] = []
+        problem = ""
+        try:
+            result.append(function())
+        except UserError as error:
+            problem = str(error)
+        failed = int(self.max([self.rank + 1.0 if problem else 0.0])[0])
+        if failed:
+            raise UserError(self.text_from(failed - 1, problem))
+        return result[0]
+
+    def close(self) -> None:
+        dist.destroy_process_group()
+
+
+def rank_of_environment() -> int:
+    """The rank the launcher gave this process; 0 without a launcher. Known before anything is set up."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def start_world() -> World:
+    """Joins the processes of the launcher (deepspeed, torchrun), or is alone where there is none."""
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # DeepSpeed builds its CPU communication operator with ninja, which lies beside this interpreter.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    if "RANK" not in os.environ:
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(alone, MASTER_PORT=str(_free_port()))
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    with _deepspeed_quiet():
+        deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+@contextlib.contextmanager
+def _deepspeed_quiet() -> Iterator[None]:
+    """Keeps DeepSpeed's reports of memory and of built operators off the terminal."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class StepResult:
+    gradient_norm: float
+    """2-norm of the whole gradient before clipping, without loss scale; inf where it is not finite."""
+    applied: bool
+    """False: the loss scaler skipped the step because float16 overflowed."""
+
+
+class Engine:
+    """A student, its optimiser, and DeepSpeed around them."""
+
+    def __init__(self, model: nn.Module, train: Train, world: World) -> None:
+        """``model`` (float32) is moved, cast and broadcast from rank 0 in place."""
+        import deepspeed
+        from deepspeed.accelerator import get_accelerator
+
+        config = build_config(train, world.size)
+        if train.dtype == "float16" and not get_accelerator().is_fp16_supported():
+            raise UserError(
+                "train.dtype: float16 is not supported on this processor; use bfloat16 or float32"
+            )
+        self.model, self.world, self.train = model, world, train
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(model, train.weight_decay), lr=0.0, betas=train.betas, eps=train.eps, fused=True
+        )
+        initial = {name: p.detach().clone() for name, p in model.named_parameters()}
+        with _deepspeed_quiet():
+            self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        self._adamw: torch.optim.AdamW = self._engine.basic_optimizer
+        self._stage = train.zero_stage
+        # DeepSpeed's master weights are copies of the already rounded ones; start from what was given.
+        zeros = {name: torch.zeros_like(p) for name, p in initial.items()}
+        state = {"weights": initial, **dict.fromkeys(MOMENTS, zeros)}
+        self.restore(state if world.first else None, optimizer_step=0)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Adds the gradient of one micro-batch's share of the step's loss; ``last`` of this rank's step."""
+        scale = float(self.world.size)
+        if self._stage == 0 and self.train.dtype == "float16":
+            scale *= self.loss_scale
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * scale, scale_wrt_gas=False)
+
+    def step(self, rate: float) -> StepResult:
+        """Clips and applies the gradient at learning rate ``rate``; nothing where it is not finite."""
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        if self._stage == 0 and self.train.dtype == "float32":
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+            if not math.isfinite(norm):
+                return StepResult(math.inf, False)
+            self._engine.step()
+            return StepResult(norm, True)
+        scale = self.loss_scale if self._stage == 0 else 1.0
+        self._engine.step()
+        norm = float(self._engine.get_global_grad_norm())
+        applied = bool(self._engine.was_step_applied())
+        return StepResult(norm / scale if applied else math.inf, applied)
+
+    @property
+    def loss_scale(self) -> float:
+        scaler = self._scaler()
+        return float(scaler.cur_scale) if scaler is not None else 1.0
+
+    # --- full state, whatever the stage ---------------------------------------------------------------------
+
+    def gather(self) -> dict[str, dict[str, Tensor]]:
+        """float32 on the CPU: ``weights``, ``exp_avg``, ``exp_avg_sq`` by parameter. All ranks call it."""
+        state: dict[str, dict[str, Tensor]] = {"weights": {}, **{moment: {} for moment in MOMENTS}}
+        for name, parameter in self.model.named_parameters():
+            for kind in state:
+                full = self._full(parameter, kind)
+                if self.world.first:
+                    state[kind][name] = full.detach().to("cpu", copy=True).contiguous()
+        return state
+
+    def restore(self, state: Mapping[str, Mapping[str, Tensor]] | None, optimizer_step: int) -> None:
+        """The inverse of ``gather``: rank 0 gives the state, the others None. All ranks call it."""
+        for name, parameter in self.model.named_parameters():
+            for kind in ("weights", *MOMENTS):
+                full = torch.empty(parameter.shape, dtype=torch.float32, device=self.world.device)
+                if state is not None:
+                    full.copy_(state[kind][name])
+                dist.broadcast(full, 0)
+                self._put(parameter, kind, full)
+        self._set_optimizer_step(optimizer_step)
+
+    def scaler_state(self) -> dict[str, float]:
+        scaler = self._scaler()
+        found = {name: getattr(scaler, name, None) for name in _SCALER_FIELDS}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def restore_scaler(self, state: Mapping[str, float]) -> None:
+        scaler = self._scaler()
+        for name in _SCALER_FIELDS:
+            if scaler is not None and name in state and getattr(scaler, name, None) is not None:
+                setattr(scaler, name, state[name])
+
+    def optimizer_step(self) -> int:
+        """Steps AdamW has applied (skipped ones not counted)."""
+        for state in self._adamw.state.values():
+            return int(state["step"])
+        return 0
+
+    def _set_optimizer_step(self, count: int) -> None:
+        for parameter in (p for group in self._adamw.param_groups for p in group["params"]):
+            state = self._moments(parameter)
+            state["step"] = torch.as_tensor(float(count), device=parameter.device)
+
+    def _moments(self, optimized: Tensor) -> dict[str, Tensor]:
+        """AdamW's state of one of its own tensors, made (zero) where no step has made it yet."""
+        state = self._adamw.state[optimized]
+        if "exp_avg" not in state:
+            state["step"] = torch.zeros((), device=optimized.device)
+            state.update({moment: torch.zeros_like(optimized) for moment in MOMENTS})
+        return state
+
+    def _full(self, parameter: nn.Parameter, kind: str) -> Tensor:
+        if self._stage == 0:
+            master = self._master(parameter)
+            return master if kind == "weights" else self._moments(master)[kind]
+        whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
+        mapping = _mapping(parameter)
+        if mapping is not None:
+            where = mapping.lp_fragment_address
+            whole.narrow(0, where.start, where.numel).copy_(self._fragment(mapping, kind))
+        dist.all_reduce(whole)
+        return whole.view(parameter.shape)
+
+    def _put(self, parameter: nn.Parameter, kind: str, full: Tensor) -> None:
+        with torch.no_grad():
+            if kind == "weights":
+                parameter.copy_(full)
+            if self._stage == 0:
+                master = self._master(parameter)
+                (master if kind == "weights" else self._moments(master)[kind]).copy_(full)
+            elif (mapping := _mapping(parameter)) is not None:
+                where = mapping.lp_fragment_address
+                self._fragment(mapping, kind).copy_(full.flatten().narrow(0, where.start, where.numel))
+
+    def _fragment(self, mapping: Any, kind: str) -> Tensor:
+        """This rank's part of a parameter within the flat tensor AdamW works on (stages 1 and 2)."""
+        flat = self._adamw.param_groups[mapping.param_group_index]["params"][0]
+        where = mapping.hp_fragment_address
+        return (flat if kind == "weights" else self._moments(flat)[kind]).narrow(0, where.start, where.numel)
+
+    def _master(self, parameter: nn.Parameter) -> Tensor:
+        """The float32 tensor AdamW works on (stage 0)."""
+        if self.train.dtype == "float32":
+            return parameter
+        if not hasattr(self, "_masters"):
+            wrapper = self._engine.optimizer
+            pairs = zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
+            self._masters = {
+                id(low): full for lows, fulls in pairs for low, full in zip(lows, fulls, strict=True)
+            }
+        return self._masters[id(parameter)]
+
+    def _scaler(self) -> Any:
+        if self.train.dtype != "float16":
+            return None
+        wrapper = self._engine.optimizer
+        return wrapper.loss_scale_config if self._stage == 0 else wrapper.loss_scaler
+
+
+def _mapping(parameter: nn.Parameter) -> Any:
+    """Where DeepSpeed keeps this rank's part of a parameter; None where it is all on other ranks."""
+    return parameter._hp_mapping  # type: ignore[attr-defined]
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Biases and layer norms (all vectors) are not decayed, as in BERT."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]

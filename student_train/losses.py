@@ -1,0 +1,250 @@
+"""The triple loss of DistilBERT (arXiv 1910.01108) without a [N, V] tensor.
+
+    loss = alpha_ce T^2 sum KL(p_T || q_T) / kl_tokens + alpha_mlm sum CE / masked
+         + alpha_cos sum (1 - cos) / tokens
+
+The denominators are the counts of the whole optimiser step, over ranks and accumulation steps, given by
+the caller: so the micro-batch losses of a step simply add up. The student decoder, the soft target, KL and CE
+are computed chunk by chunk in one autograd function that yields the gradients along with the values.
+
+Axes: N positions of a micro-batch (non-pad), V vocabulary, D student's hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from student_train.soft_targets import ExactTarget, SoftTarget, TopkTarget
+from student_train.vocabulary_kernels import NO_LABEL, Kernel, exact_kernel, fused, mlm_kernel, topk_kernel
+
+CHUNK_SIZE = {"cpu": 1024, "cuda": 4096}
+"""Positions a chunk of the matrix products. Fewer make them slow, more only cost memory."""
+KERNEL_SIZE = {"cpu": 64, "cuda": 4096}
+"""Positions a kernel works on at once: on a CPU few enough that its passes over V read from the cache."""
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Float32 scalars. Each term is a sum over this micro-batch divided by the caller's denominator."""
+
+    total: Tensor
+    """The weighted loss, the only one with a gradient."""
+    kl: Tensor
+    """KL(p_T || q_T), without alpha_ce and T^2."""
+    mlm: Tensor
+    cosine: Tensor
+
+
+def triple_loss(
+    z: Tensor,
+    decoder_weight: Tensor,
+    decoder_bias: Tensor,
+    target: SoftTarget | None,
+    labels: Tensor,
+    kl_rows: Tensor | None,
+    student_hidden: Tensor,
+    teacher_hidden: Tensor | None,
+    *,
+    temperature: float,
+    alpha_ce: float,
+    alpha_mlm: float,
+    alpha_cos: float,
+    tokens: float,
+    masked: float,
+    kl_tokens: float,
+    chunk_size: int | None = None,
+    compile: bool = True,
+) -> LossTerms:
+    """The loss of one micro-batch; a term whose weight or denominator is 0 is 0 and costs nothing.
+
+    Args:
+        z: [N, D] output of the student's MLM head transform; its dtype is that of the matrix products
+            (bfloat16, float16, float32, float64), reductions are float32 (float64 for float64).
+        decoder_weight, decoder_bias: [V, D], [V] of the student.
+        target: soft targets of the N positions; None only where alpha_ce is 0.
+        labels: int64 [N] original ids of masked positions, -100 elsewhere.
+        kl_rows: bool [N], the positions that take part in the KL; None: all.
+        student_hidden, teacher_hidden: [N, D'] of equal widths; teacher_hidden None only at alpha_cos = 0.
+        tokens, masked, kl_tokens: global denominators of cosine, CE and KL.
+        chunk_size: positions a chunk; None: ``CHUNK_SIZE`` of the device.
+        compile: fuse the elementwise arithmetic with torch.compile.
+    """
+    kl_weight = alpha_ce * temperature**2 / kl_tokens if alpha_ce and kl_tokens else 0.0
+    mlm_weight = alpha_mlm / masked if alpha_mlm and masked else 0.0
+    cos_weight = alpha_cos / tokens if alpha_cos and tokens else 0.0
+    zero = torch.zeros(
+        (), device=z.device, dtype=torch.float64 if z.dtype == torch.float64 else torch.float32
+    )
+    total = kl = mlm = cosine = zero
+    if kl_weight or mlm_weight:
+        rows = _rows_needed(labels, kl_rows, bool(kl_weight), bool(mlm_weight))
+        total, kl, mlm = VocabularyLoss.apply(
+            z if rows is None else z[rows],
+            decoder_weight,
+            decoder_bias,
+            _Work(
+                target=_select(target, rows) if kl_weight else None,
+                labels=labels if rows is None else labels[rows],
+                kl_rows=kl_rows if rows is None or kl_rows is None else kl_rows[rows],
+                temperature=float(temperature),
+                kl_weight=kl_weight,
+                mlm_weight=mlm_weight,
+                chunk_size=chunk_size or CHUNK_SIZE.get(z.device.type, 1024),
+                compile=compile,
+                gradients=torch.is_grad_enabled(),
+            ),
+        )
+        kl = kl / kl_tokens if kl_weight else zero
+        mlm = mlm / masked if mlm_weight else zero
+    if cos_weight:
+        assert teacher_hidden is not None, "a cosine term needs the teacher's hidden states"
+        distance = cosine_distance(student_hidden, teacher_hidden)
+        total = total + cos_weight * distance
+        cosine = distance.detach() / tokens
+    return LossTerms(total, kl, mlm, cosine)
+
+
+def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sum over N of 1 - cos(student, teacher) of [N, D'], in float32: CosineEmbeddingLoss, target 1."""
+    wide = torch.float64 if student.dtype == torch.float64 else torch.float32
+    return (1 - functional.cosine_similarity(student.to(wide), teacher.to(wide), dim=1)).sum()
+
+
+def _rows_needed(labels: Tensor, kl_rows: Tensor | None, kl: bool, mlm: bool) -> Tensor | None:
+    """int64 indices of the positions that some vocabulary term looks at; None: all."""
+    if kl and kl_rows is None:
+        return None
+    needed = torch.zeros_like(labels, dtype=torch.bool)
+    if kl and kl_rows is not None:
+        needed |= kl_rows
+    if mlm:
+        needed |= labels != NO_LABEL
+    return needed.nonzero()[:, 0]
+
+
+def _select(target: SoftTarget | None, rows: Tensor | None) -> SoftTarget:
+    assert target is not None, "a KL term needs a soft target"
+    return target if rows is None else target.select(rows)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the vocabulary terms are computed from, apart from the differentiable inputs."""
+
+    target: SoftTarget | None
+    labels: Tensor
+    kl_rows: Tensor | None
+    temperature: float
+    kl_weight: float
+    mlm_weight: float
+    chunk_size: int
+    compile: bool
+    gradients: bool
+
+
+class VocabularyLoss(torch.autograd.Function):
+    """(kl_weight sum KL + mlm_weight sum CE, sum KL, sum CE) of z [N, D], decoder weight [V, D], bias [V].
+
+    Forward also computes the gradients; backward only scales them. They are kept relative to the larger of
+    the two weights, so that float16 does not underflow with the large denominators of a step.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, work: _Work
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(z.device.type, enabled=False):
+            scale = max(work.kl_weight / work.temperature, work.mlm_weight)
+            pass_ = _ChunkedPass(z, weight.to(z.dtype), bias.to(z.dtype), work, scale)
+            for start in range(0, len(z), work.chunk_size):
+                pass_.chunk(start, min(start + work.chunk_size, len(z)))
+        kl, ce = pass_.values[:, : len(z)].sum(1, dtype=torch.float64).unbind()
+        total = work.kl_weight * kl + work.mlm_weight * ce
+        ctx.scale, ctx.dtypes = scale, (z.dtype, weight.dtype, bias.dtype)
+        ctx.gradients = pass_.dz, pass_.dweight, pass_.dbias
+        total, kl, ce = total.to(pass_.wide), kl.to(pass_.wide), ce.to(pass_.wide)
+        ctx.mark_non_differentiable(kl, ce)
+        return total, kl, ce
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        scale = grad_total * ctx.scale
+        pairs = zip(ctx.gradients, ctx.dtypes, strict=True)
+        return (*(torch.mul(g, scale, out=torch.empty_like(g, dtype=dtype)) for g, dtype in pairs), None)
+
+
+class _ChunkedPass:
+    """One pass over the positions of a micro-batch; owns the [C, V] buffers."""
+
+    def __init__(self, z: Tensor, weight: Tensor, bias: Tensor, work: _Work, scale: float) -> None:
+        self.z, self.weight, self.bias, self.work = z, weight, bias, work
+        self.wide = torch.float64 if z.dtype == torch.float64 else torch.float32
+        self.block = min(work.chunk_size, KERNEL_SIZE.get(z.device.type, work.chunk_size))
+        in_kl = torch.ones_like(work.labels) if work.kl_rows is None else work.kl_rows
+        mlm_scale = (work.labels != NO_LABEL).to(self.wide) * (work.mlm_weight / scale)
+        self.kl_scale = self._padded(in_kl.to(self.wide) * (work.kl_weight / work.temperature / scale))
+        self.mlm_scale = self._padded(mlm_scale)
+        self.labels = self._padded(work.labels, NO_LABEL)
+        self.values = z.new_zeros(2, len(self.labels), dtype=self.wide)  # KL and CE of every position
+        shape = (-(-work.chunk_size // self.block) * self.block, len(weight))
+        self.logits = z.new_empty(shape)
+        if isinstance(work.target, ExactTarget):
+            self.teacher_logits = work.target.head.decoder_weight.new_empty(shape)
+        empty = torch.empty_like if len(z) else torch.zeros_like  # the first chunk assigns
+        self.dz, self.dbias = torch.empty_like(z), torch.zeros_like(bias, dtype=self.wide)
+        self.dweight = empty(weight, dtype=self.wide)
+
+    def chunk(self, start: int, stop: int) -> None:
+        """Values and gradients of positions [start, stop)."""
+        rows = slice(start, stop)
+        z, s = self.z[rows], self.logits[: stop - start]
+        torch.addmm(self.bias, z, self.weight.t(), out=s)
+        self._kernels(start, stop)
+        if self.work.gradients:
+            torch.mm(s, self.weight, out=self.dz[rows])
+            product = torch.mm(s.t(), z)
+            self.dweight.add_(product) if start else self.dweight.copy_(product)
+            self.dbias += torch.mm(s.new_ones(1, len(s)), s)[0]
+
+    def _kernels(self, start: int, stop: int) -> None:
+        """Turns the chunk's logits into gradients, block by block; all blocks have one shape, so kernels
+        compile once, and rows beyond ``stop`` have weight 0."""
+        target, rows = self.work.target, slice(start, stop)
+        if isinstance(target, ExactTarget):
+            target.rows(rows, out=self.teacher_logits[: stop - start])
+        elif isinstance(target, TopkTarget):
+            ids, p, p_tail = (self._padded(part) for part in target.rows(rows))
+            p, p_tail = p.to(self.wide), p_tail.to(self.wide)
+        for offset in range(0, stop - start, self.block):
+            here = slice(offset, offset + self.block)  # in the chunk
+            at = slice(start + offset, start + offset + self.block)  # in the micro-batch
+            s, label, kl_scale, mlm_scale = (
+                self.logits[here],
+                self.labels[at],
+                self.kl_scale[at],
+                self.mlm_scale[at],
+            )
+            options = self.work.temperature, self.work.mlm_weight > 0
+            if target is None:
+                kl, ce = self._run(mlm_kernel, s, label, mlm_scale)
+            elif isinstance(target, ExactTarget):
+                kl, ce = self._run(
+                    exact_kernel, s, self.teacher_logits[here], label, kl_scale, mlm_scale, *options
+                )
+            else:
+                soft = ids[here], p[here], p_tail[here]
+                kl, ce = self._run(topk_kernel, s, *soft, label, kl_scale, mlm_scale, *options)
+            self.values[0, at] = kl * (kl_scale > 0)
+            self.values[1, at] = ce
+
+    def _run(self, kernel: Kernel, *arguments: Any) -> tuple[Tensor, Tensor]:
+        return (fused(kernel) if self.work.compile else kernel)(*arguments)
+
+    def _padded(self, rows: Tensor, value: float = 0) -> Tensor:
+        """[n, ...] with a block of rows of ``value`` appended, so that the last block can be cut whole."""
+        return torch.cat([rows, rows.new_full((self.block, *rows.shape[1:]), value)])

@@ -1,0 +1,151 @@
+"""A student whose output is on an object store: worked on in a local directory, copied there as it grows.
+
+    with mirrored("s3://bucket/runs/name/student", cache_dir) as mirror:   # None for a local output
+        ... work in mirror.local ...
+        mirror.push()                                                      # after every checkpoint
+
+The remote ``files.json``, written after the files it lists, says what is there; what it does not list is left
+over from a push that died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from infra import storage
+from infra.errors import UserError
+from infra.journal import locked
+
+INDEX = "files.json"
+ATTEMPTS = 3
+"""Downloads of a file whose digest is not the listed one."""
+_OWN = (storage.UNFINISHED, ".lock", ".pull")
+"""What names of files that stay here begin with."""
+
+
+class Mirror:
+    """``remote`` and the private local directory that stands for it."""
+
+    def __init__(self, remote: str, local: str) -> None:
+        self.remote, self.local = remote, local
+        self._known: dict[str, tuple[int, int, str]] = {}
+        """Name -> size, time and digest of a local file when it was last pushed or pulled."""
+
+    def pull(self) -> None:
+        """Fetches what the remote index lists and is not here. Processes of one machine take turns.
+
+        A file that changed after the index was written (the push died) is taken as it is: checkpoints and
+        models are sealed, and are set aside by their readers where they are not whole.
+        """
+        with locked(os.path.join(self.local, ".pull.lock")):
+            listed = self._listed()
+            if not listed:
+                self._forget()
+            for name, digest in listed.items():
+                path = storage.join(self.local, name)
+                if not (os.path.isfile(path) and storage.digest_file(path) == digest):
+                    self._fetch(name, path, digest)
+                self._known[name] = (*_stamp(path), digest)
+
+    def push(self) -> None:
+        """Copies what is new, then the index, then removes what is gone. One process only."""
+        digests = {}
+        for name in _files(self.local):
+            path = storage.join(self.local, name)
+            stamp, known = _stamp(path), self._known.get(name)
+            if known is None or known[:2] != stamp:
+                digest = storage.digest_file(path)
+                if known is None or known[2] != digest:
+                    with storage.publishing(storage.join(self.remote, name)) as draft:
+                        shutil.copyfile(path, draft)
+                self._known[name] = known = (*stamp, digest)
+            digests[name] = known[2]
+        gone = self._known.keys() - digests.keys()
+        storage.publish_json(storage.join(self.remote, INDEX), {"files": digests})
+        for name in gone:
+            storage.remove(storage.join(self.remote, name))
+            del self._known[name]
+
+    def _forget(self) -> None:
+        """Nothing is there: what is here is of a removed student, unless it is just being trained."""
+        with open(os.path.join(self.local, ".lock"), "w") as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for name in _files(self.local):
+                os.unlink(os.path.join(self.local, name))
+
+    def _listed(self) -> dict[str, str]:
+        path = storage.join(self.remote, INDEX)
+        if not storage.exists(path):
+            return {}
+        content = storage.read_json(path)
+        files = content.get("files") if isinstance(content, dict) else None
+        if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+            raise UserError(f"{path}: is damaged; remove the student's directory to start afresh")
+        return files
+
+    def _fetch(self, name: str, path: str, digest: str) -> None:
+        source = storage.join(self.remote, name)
+        for attempt in range(ATTEMPTS):
+            with storage.publishing(path) as draft:
+                with storage.open_binary(source) as remote, open(draft, "wb") as file:
+                    shutil.copyfileobj(remote, file, storage.CHUNK)
+                if storage.digest_file(draft) == digest or attempt == ATTEMPTS - 1:
+                    return
+
+
+@contextlib.contextmanager
+def mirrored(directory: str, cache_dir: str | None) -> Iterator[Mirror | None]:
+    """The mirror of a remote ``directory``, pulled; None for a local one.
+
+    It stays in ``cache_dir``, so that the next start on this machine fetches nothing again; without one it is
+    in the system's temporary directory, readable by this user alone.
+    """
+    if not storage.is_remote(directory):
+        yield None
+        return
+    name = storage.digest_bytes(directory.encode()).rpartition(":")[2]
+    base = cache_dir or _private(os.path.join(tempfile.gettempdir(), f"distillation-{os.getuid()}"))
+    mirror = Mirror(directory, os.path.join(base, f"student-{name}"))
+    try:
+        os.makedirs(mirror.local, mode=0o700, exist_ok=True)
+    except OSError as problem:
+        raise UserError(f"{mirror.local}: cannot be made ({problem}); set train.cache_dir") from None
+    mirror.pull()
+    yield mirror
+
+
+def _private(path: str) -> str:
+    """A directory of a name others can guess: only used where it is this user's own and closed to others."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    status = os.lstat(path)
+    if status.st_uid != os.getuid() or status.st_mode & 0o777077 != 0o040000:
+        raise UserError(f"{path}: is not a private directory of this user; remove it or set train.cache_dir")
+    return path
+
+
+def _files(root: str) -> list[str]:
+    """Names below ``root``, tensors before the files that seal them."""
+    found = []
+    for folder, directories, names in os.walk(root):
+        directories[:] = [
+            name for name in directories if not name.startswith(_OWN) and ".damaged-" not in name
+        ]
+        found += [
+            os.path.relpath(os.path.join(folder, name), root) for name in names if not name.startswith(_OWN)
+        ]
+    return sorted(found, key=lambda name: (name.endswith(("state.json", "model.json")), name))
+
+
+def _shared(name: str) -> bool:
+    return not name.startswith(_OWN) and ".damaged-" not in name
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,130 @@
+"""What the teacher said about N positions, in the two forms a store can hold it.
+
+``ExactTarget`` replays the teacher's MLM head over its stored hidden states and so gives the full
+distribution at any temperature. ``TopkTarget`` has the K largest logits and the logsumexp over the
+whole vocabulary at one declared temperature; everything outside the K is one bucket of known mass.
+
+Axes: N positions, K top-k, V vocabulary, D teacher's hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.activations import ACT2FN
+
+from offline_teacher.store.head import MlmHead
+
+
+@dataclass(frozen=True)
+class TeacherHead:
+    """The teacher's MLM head: logits = LN(act(h @ dense.T + b)) @ decoder.T + bias. Never trained."""
+
+    dense_weight: Tensor  # [D, D]
+    dense_bias: Tensor  # [D]
+    layer_norm_weight: Tensor  # [D]
+    layer_norm_bias: Tensor  # [D]
+    decoder_weight: Tensor  # [V, D]
+    decoder_bias: Tensor  # [V]
+    hidden_act: str
+    layer_norm_eps: float
+
+    @staticmethod
+    def from_store(head: MlmHead) -> TeacherHead:
+        """The store's float32 arrays as tensors, on the CPU."""
+        return TeacherHead(
+            **{name: torch.tensor(getattr(head, name)) for name in _TENSORS},
+            hidden_act=head.hidden_act,
+            layer_norm_eps=head.layer_norm_eps,
+        )
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> TeacherHead:
+        return replace(self, **{name: getattr(self, name).to(device, dtype) for name in _TENSORS})
+
+    def transform(self, hidden: Tensor) -> Tensor:
+        """Hidden states [n, D] of any float dtype -> decoder input [n, D] in the head's dtype."""
+        dense = functional.linear(hidden.to(self.dense_weight.dtype), self.dense_weight, self.dense_bias)
+        return functional.layer_norm(
+            ACT2FN[self.hidden_act](dense),
+            self.layer_norm_weight.shape,
+            self.layer_norm_weight,
+            self.layer_norm_bias,
+            self.layer_norm_eps,
+        )
+
+
+_TENSORS = (
+    "dense_weight",
+    "dense_bias",
+    "layer_norm_weight",
+    "layer_norm_bias",
+    "decoder_weight",
+    "decoder_bias",
+)
+
+
+@dataclass(frozen=True)
+class ExactTarget:
+    """The teacher's full distribution at any temperature, from its last hidden states."""
+
+    head: TeacherHead
+    hidden: Tensor
+    """[N, D], any float dtype; of an int8 store already multiplied by its scale."""
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def select(self, index: Tensor) -> ExactTarget:
+        """The target of some of the positions only; ``index`` int64 [n]."""
+        return replace(self, hidden=self.hidden[index])
+
+    def rows(self, rows: slice, out: Tensor | None = None) -> Tensor:
+        """Teacher logits [n, V] of these positions, in the head's dtype, written to ``out`` if given."""
+        z = self.head.transform(self.hidden[rows])
+        return torch.addmm(self.head.decoder_bias, z, self.head.decoder_weight.t(), out=out)
+
+
+@dataclass(frozen=True)
+class TopkTarget:
+    """The K most likely tokens with their exact probabilities, and the rest as one bucket."""
+
+    topk_ids: Tensor
+    """[N, K] integers, distinct within a row."""
+    topk_logits: Tensor
+    """[N, K] logits at temperature 1 (the store's float16, or wider)."""
+    logsumexp: Tensor
+    """[N] logsumexp over the whole vocabulary of logits / temperature, float32 or wider."""
+    temperature: float
+
+    def __len__(self) -> int:
+        return len(self.topk_ids)
+
+    def select(self, index: Tensor) -> TopkTarget:
+        """The target of some of the positions only; ``index`` int64 [n]."""
+        return replace(
+            self,
+            topk_ids=self.topk_ids[index],
+            topk_logits=self.topk_logits[index],
+            logsumexp=self.logsumexp[index],
+        )
+
+    def rows(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """ids int64 [n, K], p [n, K] and tail mass [n], which sum to 1 in every row.
+
+        p_k = exp(logit_k / T - logsumexp_T) needs no renormalisation over the K. With a the log of
+        sum_k p_k, the tail is -expm1(a): it cancels only where the K hold nearly all the mass, and
+        there its absolute error (about 2^-12 |logit| / T, the rounding of float16 logits) is that
+        of the p_k themselves. Rounding can bring a above 0: then the tail is empty and the p_k,
+        which sum to exp(a), are scaled back to 1, so that the gradient still sums to zero.
+        """
+        logsumexp = self.logsumexp[rows]
+        log_p = self.topk_logits[rows].to(logsumexp.dtype) / self.temperature - logsumexp[:, None]
+        kept = torch.logsumexp(log_p, dim=1)
+        p = torch.exp(log_p - kept.clamp_min(0)[:, None])
+        return self.topk_ids[rows].long(), p, -torch.expm1(kept.clamp_max(0))
+
+
+SoftTarget = ExactTarget | TopkTarget

@@ -1,0 +1,116 @@
+"""Packing against the tokenizer alone, and masking, on one core.
+
+Interleaved repeats in one process, medians. The tokenizer's rate is its fastest form
+(``encode_batch_fast``, same texts in memory, same batches, ids not even read); the pipeline reads the files,
+tokenises, packs, hashes and publishes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infra.sections import Corpus, Masking, Sequences
+from offline_teacher.corpus import Problems, documents, parts
+from offline_teacher.masking import mask_sequences, mask_vocab
+from offline_teacher.packing import BATCH_CHARACTERS, load_encoder
+from offline_teacher.sequences import (
+    build_part,
+    finish_index,
+    open_sequences,
+    read_token_counts,
+)
+
+REPEATS = 5
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+
+
+def run() -> list[dict[str, Any]]:
+    """No figures where the real text and tokenizer are not beside the repository."""
+    if not (SHARED / "data").is_dir():
+        return []
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # read by the tokenizer at each call
+    with tempfile.TemporaryDirectory() as store:
+        os.mkdir(f"{store}/tokenizer")
+        for path in (SHARED / "teacher").glob("tokenizer*"):
+            shutil.copyfile(path, f"{store}/tokenizer/{path.name}")
+        return [_packing(store), *_masking(store)]
+
+
+def _packing(store: str) -> dict[str, Any]:
+    corpus = Corpus(path=(str(SHARED / "data/corpus/train/[a-c]*.txt"),))
+    settings = Sequences(length=128)
+    listed = parts(corpus, settings.part_bytes)
+    encoder = load_encoder(f"{store}/tokenizer")
+    batches = _batches([text for part in listed for text in documents(part, corpus, Problems())])
+    alone, pipeline = [], []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        tokens = 0
+        for batch in batches:
+            tokens += sum(map(len, encoder.backend.encode_batch_fast(batch, add_special_tokens=False)))
+        alone.append(tokens / (time.perf_counter() - start))
+        shutil.rmtree(f"{store}/sequences", ignore_errors=True)
+        start = time.perf_counter()
+        for index, part in enumerate(listed):
+            build_part(store, index, part, corpus, settings)
+        finish_index(store, len(listed), settings)
+        pipeline.append(tokens / (time.perf_counter() - start))
+    value = statistics.median(pipeline) / statistics.median(alone)
+    rates = f"{statistics.median(pipeline):,.0f} of {statistics.median(alone):,.0f} text tokens/s"
+    return _figure("sequences.over_tokenizer", value, "ratio", 0.8, f"{rates}; L = 128, {tokens:,} tokens")
+
+
+def _batches(texts: list[str]) -> list[list[str]]:
+    batches: list[list[str]] = [[]]
+    room = BATCH_CHARACTERS
+    for text in texts:
+        if room <= 0:
+            batches.append([])
+            room = BATCH_CHARACTERS
+        batches[-1].append(text)
+        room -= len(text)
+    return batches
+
+
+def _masking(store: str) -> list[dict[str, Any]]:
+    sequences = open_sequences(store)
+    input_ids, token_count = sequences.rows(range(min(8192, sequences.count)))
+    ids = np.arange(len(input_ids))
+    encoder = load_encoder(f"{store}/tokenizer")
+    spelling = [encoder.backend.id_to_token(token) or "" for token in range(encoder.vocab_size)]
+    mask_id = encoder.backend.token_to_id("[MASK]")
+    settings = {
+        "uniform": Masking(),
+        "frequency_whole_word": Masking(sampling="frequency", whole_word=True),
+    }
+    counts = read_token_counts(store)
+    rates: dict[str, list[float]] = {name: [] for name in settings}
+    for _ in range(REPEATS):
+        for name, masking in settings.items():
+            vocab = mask_vocab(masking, mask_id, encoder.special_ids, encoder.vocab_size, counts, spelling)
+            start = time.perf_counter()
+            mask_sequences(input_ids, token_count, ids, 0, masking, vocab)
+            rates[name].append(int(token_count.sum()) / (time.perf_counter() - start))
+    return [
+        _figure(f"masking.{name}", statistics.median(rate), "tokens/s", 1e6, f"{len(ids)} x 128, one core")
+        for name, rate in rates.items()
+    ]
+
+
+def _figure(name: str, value: float, unit: str, goal: float, conditions: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "value": value,
+        "unit": unit,
+        "goal": goal,
+        "holds": value >= goal,
+        "conditions": conditions,
+    }

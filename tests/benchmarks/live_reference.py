@@ -1,0 +1,68 @@
+"""Distillation with the teacher in the loop, as plainly as DistilBERT's authors wrote it.
+
+The formula is that of huggingface/transformers-research-projects, distillation/distiller.py (``step``): dense
+logits of teacher and student, KL over the non-pad positions, CE over masked ones, cosine over non-pad ones.
+
+Axes: B batch, L length, N non-pad positions, V vocabulary, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+NO_LABEL = -100
+
+
+def live_loss(
+    teacher: nn.Module,
+    student: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    labels: Tensor,
+    temperature: float = 2.0,
+    alphas: tuple[float, float, float] = (5.0, 2.0, 1.0),
+) -> dict[str, Tensor]:
+    """``loss`` (with gradient), ``kl``, ``mlm``, ``cosine`` of ids, mask, labels (-100: none) [B, L]."""
+    with torch.no_grad():
+        t = teacher(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+    s = student(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+    real = attention_mask.bool()
+    s_logits, t_logits = s.logits[real], t.logits[real]  # [N, V]
+    kl = functional.kl_div(
+        functional.log_softmax(s_logits / temperature, dim=-1),
+        functional.softmax(t_logits / temperature, dim=-1),
+        reduction="batchmean",
+    )
+    mlm = functional.cross_entropy(s.logits.flatten(0, 1), labels.flatten(), ignore_index=NO_LABEL)
+    s_hidden, t_hidden = s.hidden_states[-1][real], t.hidden_states[-1][real]  # [N, D]
+    cosine = functional.cosine_embedding_loss(s_hidden, t_hidden, s_hidden.new_ones(len(s_hidden)))
+    loss = alphas[0] * temperature**2 * kl + alphas[1] * mlm + alphas[2] * cosine
+    return {"loss": loss, "kl": kl, "mlm": mlm, "cosine": cosine}
+
+
+def live_optimizer(student: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(student.parameters(), lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)
+
+
+def live_step(
+    teacher: nn.Module,
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    bfloat16: bool,
+) -> float:
+    """One optimiser step over micro-batches of (ids, mask, labels), clipped at 5; the mean loss."""
+    parts, total = list(batches), 0.0
+    optimizer.zero_grad(set_to_none=True)
+    for ids, mask, labels in parts:
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=bfloat16):
+            loss = live_loss(teacher, student, ids, mask, labels)["loss"] / len(parts)
+        loss.backward()
+        total += float(loss.detach())
+    nn.utils.clip_grad_norm_(student.parameters(), 5.0)
+    optimizer.step()
+    return total

@@ -1,0 +1,179 @@
+"""``python -m tests.chaos [KILLS]``: random SIGKILLs, a lost node and flipped bits must not change a byte.
+
+1. A reference store from one undisturbed worker.
+2. The same from 2 workers while workers, and every fifth time the driver, are killed at random moments;
+   stores are made again and again until KILLS (default 100) processes have fallen.
+3. The same from 4 workers, undisturbed.
+4. The same on a local cluster of three nodes, one of which is lost on the way.
+5. Random bits are flipped in random files: ``verify`` must find each; ``--repair`` must restore the bytes.
+
+Prints a table of figures; exits 1 where any of it does not hold. Takes minutes.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from infra.console import table
+from infra.recipe import load_recipe
+from offline_teacher.audit import mend
+from offline_teacher.store.verify import quarantine, verify
+from tests.offline_teacher.stores import contents, finish, sidecars, start, wait_until, workers
+from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
+
+FLIPS = 1_000
+REPAIRS = 3
+DRIVER_EVERY = 5
+
+Row = list[object]
+Bytes = dict[str, bytes]
+
+
+def main(kills: int) -> int:
+    luck = random.Random(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        recipe = write_recipe(
+            directory,
+            write_text(directory / "text.txt", 800),
+            save_bert(directory / "model"),
+            masking={"replicas": 2},
+        )
+        code, output = finish(start(recipe))
+        assert code == 0, output
+        store = directory / "runs/tiny/store"
+        reference = contents(store)
+        rows = [
+            ["files of the reference store", len(reference), True],
+            *killed(recipe, directory, reference, kills, luck),
+            undisturbed(recipe, directory, reference, 4),
+            node_lost(recipe, directory, reference),
+            *flipped(recipe, store, reference, luck),
+        ]
+    print(table(rows, ["what", "figure", "holds"]))
+    return 0 if all(row[-1] for row in rows) else 1
+
+
+def killed(recipe: Path, directory: Path, reference: Bytes, kills: int, luck: random.Random) -> list[Row]:
+    """Stores made under fire until ``kills`` processes have fallen."""
+    fallen = {"workers": 0, "drivers": 0}
+    stores = same = 0
+    while sum(fallen.values()) < kills:
+        output = directory / f"killed-{stores}"
+        store, code = output / "tiny/store", -1
+        while code != 0:
+            process = start(recipe, f"output={output}", "teacher.workers=2")
+            _shoot(process, store, kills, fallen, luck)
+            code, text = finish(process)
+            assert code in (0, -9), text
+        stores += 1
+        same += contents(store) == reference
+        shutil.rmtree(output)
+        print(
+            f"{fallen['workers']} workers and {fallen['drivers']} drivers killed, {stores} stores", flush=True
+        )
+    return [
+        ["workers killed", fallen["workers"], True],
+        ["drivers killed", fallen["drivers"], True],
+        ["stores made meanwhile, identical", f"{same} of {stores}", same == stores],
+    ]
+
+
+def _shoot(
+    process: subprocess.Popen[str], store: Path, kills: int, fallen: dict[str, int], luck: random.Random
+) -> None:
+    """Kills workers of ``process`` at random moments until it ends or dies, or enough have fallen."""
+    while process.poll() is None and sum(fallen.values()) < kills and not (store / "manifest.json").exists():
+        time.sleep(luck.uniform(0.0, 1.0))  # a random moment, not a synchronisation
+        try:
+            targets = workers(process.pid)
+            if not targets:
+                continue
+            if sum(fallen.values()) % DRIVER_EVERY == DRIVER_EVERY - 1:
+                process.kill()
+                fallen["drivers"] += 1
+                return
+            luck.choice(targets).kill()
+            fallen["workers"] += 1
+        except psutil.NoSuchProcess:
+            continue
+
+
+def undisturbed(recipe: Path, directory: Path, reference: Bytes, count: int) -> Row:
+    code, text = finish(start(recipe, f"output={directory}/many", f"teacher.workers={count}"))
+    assert code == 0, text
+    return [f"store of {count} workers, identical", "", contents(directory / "many/tiny/store") == reference]
+
+
+def node_lost(recipe: Path, directory: Path, reference: Bytes) -> Row:
+    """Three nodes with a CPU each; one that runs a worker goes down after the first shards."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        others = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        cluster.wait_for_nodes()
+        store = directory / "nodes/tiny/store"
+        process = start(
+            recipe,
+            f"output={directory}/nodes",
+            "teacher.workers=3",
+            f"teacher.ray_address={cluster.address}",
+        )
+        wait_until(lambda: len(sidecars(store)) > 2, process)
+        cluster.remove_node(others[0], allow_graceful=False)
+        before = len(sidecars(store))
+        code, text = finish(process)
+        assert code == 0, text
+    finally:
+        cluster.shutdown()
+    return [f"store, a node of three lost after {before} shards, identical", "", contents(store) == reference]
+
+
+def flipped(recipe: Path, store: Path, reference: Bytes, luck: random.Random) -> list[Row]:
+    """One bit at a time in any file; then several files at once, repaired."""
+    files = sorted(path for path in store.rglob("*") if path.is_file())
+    found = sum(_found(store, luck.choice(files), luck) for _ in range(FLIPS))
+    restored = 0
+    for _ in range(REPAIRS):
+        for path in luck.sample([store / name for name in sorted(reference)], 5):
+            _flip(path, luck)
+        mend(str(store), verify(str(store)), load_recipe(str(recipe)))
+        restored += contents(store) == reference and not verify(str(store))
+        shutil.rmtree(quarantine(str(store)))
+    return [
+        ["bit flips found by verify", f"{found} of {FLIPS}", found == FLIPS],
+        [
+            "repairs of 5 damaged files that restored every byte",
+            f"{restored} of {REPAIRS}",
+            restored == REPAIRS,
+        ],
+    ]
+
+
+def _found(store: Path, path: Path, luck: random.Random) -> bool:
+    data = path.read_bytes()
+    _flip(path, luck)
+    name = str(path.relative_to(store))
+    problems = {problem.file for problem in verify(str(store))}
+    path.write_bytes(data)
+    # recipe.json seals recipe.yaml, a sidecar its shard: damage to one of a pair may be told of either
+    return any(problem.rsplit(".", 1)[0] == name.rsplit(".", 1)[0] for problem in problems)
+
+
+def _flip(path: Path, luck: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[luck.randrange(len(data))] ^= 1 << luck.randrange(8)
+    path.write_bytes(data)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]) if sys.argv[1:] else 100))

@@ -1,0 +1,43 @@
+"""What every test shares. Settings of the machine stand here, before any library reads them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["DO_NOT_TRACK"] = "true"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja, deepspeed, ray
+for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_TRACKING_", "RAY_ADDRESS"))]:
+    del os.environ[name]
+
+# Timings are the machine's affair; a failing example is printed, so no database is needed.
+settings.register_profile("tests", deadline=None, max_examples=50, database=None, print_blob=True)
+settings.load_profile("tests")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root_dir() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Real texts and a real teacher beside the repository; a test that needs them is skipped without."""
+    found = ROOT.parent / "shared"
+    if not (found / "data").is_dir():
+        pytest.skip("no ../shared/data beside the repository")
+    return found

@@ -1,0 +1,185 @@
+"""Deployment files: the real schemas where they are installed, and the promises they make in any case."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infra.recipe import load_recipe
+from tests.conftest import ROOT
+
+INFRA = ROOT / "infra"
+CLUSTERS = sorted((INFRA / "ray").glob("[ago]*.yaml"))
+KUBERNETES = [INFRA / "ray" / "rayjob.yaml", *sorted((INFRA / "kubernetes").glob("*.yaml"))]
+COMPOSE = [INFRA / "mlflow" / "compose.yaml", INFRA / "docker" / "compose.yaml"]
+DOCKERFILES = [*sorted((INFRA / "docker").glob("*.Dockerfile")), INFRA / "mlflow" / "Dockerfile"]
+SCRIPTS = [*sorted((INFRA / "slurm").glob("*.sbatch")), INFRA / "docker" / "install.sh"]
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(INFRA))
+
+
+def documents(path: Path) -> list[Any]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def containers(value: Any) -> list[dict[str, Any]]:
+    """Every container of every pod template in a manifest."""
+    if isinstance(value, list):
+        return [found for item in value for found in containers(item)]
+    if not isinstance(value, dict):
+        return []
+    here = value.get("containers", [])
+    return [
+        *here,
+        *(found for key, item in value.items() if key != "containers" for found in containers(item)),
+    ]
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=named)
+def test_cluster_passes_rays_own_validation(path: Path) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    (cluster,) = documents(path)
+    validate_config(prepare_config(cluster))
+    with pytest.raises(Exception, match="misspelt"):
+        validate_config(prepare_config({**cluster, "misspelt": 1}))
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=named)
+def test_cluster_installs_pinned_keeps_the_token_and_the_dashboard_private(path: Path) -> None:
+    (cluster,) = documents(path)
+    installs = [line for line in cluster["setup_commands"] if "pip install" in line]
+    assert installs
+    assert all("-c ~/distillation/constraints.txt" in line for line in installs)
+    assert "." in cluster["file_mounts"].values()
+    assert "~/.ray/auth_token" in cluster["file_mounts"].values()
+    (head,) = (line for line in cluster["head_start_ray_commands"] if "ray start" in line)
+    assert "--dashboard-host=127.0.0.1" in head
+    assert {".git", ".venv", "runs"} <= set(cluster["rsync_exclude"])
+
+
+@pytest.mark.parametrize("name", ["aws", "gcp"])
+def test_only_workers_are_spot(name: str) -> None:
+    (cluster,) = documents(INFRA / "ray" / f"{name}.yaml")
+    nodes = cluster["available_node_types"]
+    assert re.search("spot", str(nodes["gpu_spot"]), re.IGNORECASE)
+    assert not re.search("spot|preemptible", str(nodes[cluster["head_node_type"]]), re.IGNORECASE)
+
+
+def test_runtime_environment_is_valid_and_leaves_outputs_behind() -> None:
+    from ray.runtime_env import RuntimeEnv
+
+    (environment,) = documents(INFRA / "ray" / "runtime_env.yaml")
+    assert {".venv", "runs", ".git"} <= set(RuntimeEnv(**environment)["excludes"])
+
+
+def test_versions_named_are_the_pinned_ones() -> None:
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    (job,) = documents(INFRA / "ray" / "rayjob.yaml")
+    assert job["spec"]["rayClusterSpec"]["rayVersion"] == pins["ray"]
+
+
+@pytest.mark.parametrize("path", KUBERNETES, ids=named)
+def test_kubernetes_manifest_passes_the_published_schemas(path: Path) -> None:
+    validate = pytest.importorskip("kubernetes_validate")
+    for document in documents(path):
+        if document["apiVersion"].startswith("ray.io/"):
+            cluster = document["spec"]["rayClusterSpec"]
+            groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+            document = {
+                "apiVersion": "v1", "kind": "PodList",
+                "items": [{"apiVersion": "v1", "kind": "Pod", **group["template"]} for group in groups],
+            }  # fmt: skip
+        validate.validate(document, "1.34", strict=True)
+
+
+@pytest.mark.parametrize("path", KUBERNETES, ids=named)
+def test_pods_run_without_root_secrets_or_surprise_images(path: Path) -> None:
+    text = path.read_text()
+    pods = containers(documents(path))
+    assert pods
+    assert all(":" in pod["image"] and not pod["image"].endswith(":latest") for pod in pods)
+    assert text.count("runAsNonRoot: true") == len(pods)
+    for pod in pods:
+        secrets = [entry for entry in pod.get("env", []) if re.search("PASSWORD|SECRET|TOKEN", entry["name"])]
+        assert all("valueFrom" in entry for entry in secrets)
+
+
+@pytest.mark.parametrize("path", KUBERNETES, ids=named)
+def test_commands_of_manifests_name_recipes_and_settings_that_exist(path: Path) -> None:
+    words = re.findall(r"[\w./=:-]+", path.read_text())
+    recipes = [
+        word.removeprefix("--recipe=") for word in words if word.endswith(".yaml") and "recipes/" in word
+    ]
+    overrides = [w for w in words if re.match(r"(output|teacher\.\w+|train\.\w+)=", w)]
+    for recipe in recipes:
+        load_recipe(str(ROOT / recipe), overrides)
+
+
+@pytest.mark.parametrize("path", COMPOSE, ids=named)
+def test_compose_publishes_on_loopback_only_and_holds_no_secret(path: Path) -> None:
+    (compose,) = documents(path)
+    for name, service in compose["services"].items():
+        assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        for key, value in service.get("environment", {}).items():
+            if re.search("PASSWORD|SECRET|ACCESS_KEY", key):
+                assert str(value).startswith("${"), (name, key)
+        if "image" in service and "build" not in service:
+            assert re.search(r":[\w.-]*\d", service["image"]), f"{name}: no version"
+        for other in service.get("depends_on", {}):
+            assert other in compose["services"] or other == "mlflow"
+    for line in (INFRA / "mlflow" / "env.example").read_text().splitlines():
+        assert line.startswith("#") or line.endswith("=")
+
+
+def test_compose_asks_for_exactly_the_variables_of_the_example() -> None:
+    asked = set(re.findall(r"\$\{(\w+)", (INFRA / "mlflow" / "compose.yaml").read_text()))
+    given = set(re.findall(r"^(\w+)=", (INFRA / "mlflow" / "env.example").read_text(), re.MULTILINE))
+    assert asked == given
+
+
+def test_secrets_file_is_ignored_by_git_and_by_image_builds() -> None:
+    assert ".env" in (ROOT / ".gitignore").read_text().split()
+    assert "**/.env" in (ROOT / ".dockerignore").read_text().split()
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=named)
+def test_image_runs_as_a_user_and_copies_what_the_context_holds(path: Path) -> None:
+    text = path.read_text()
+    assert re.search(r"^USER 1000$", text, re.MULTILINE)
+    assert ":latest" not in text
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line.startswith("!")}
+    assert {
+        "constraints.txt",
+        "pyproject.toml",
+        "offline_teacher",
+        "student_train",
+        "evaluation",
+        "infra",
+    } <= kept
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=named)
+def test_hadolint(path: Path) -> None:
+    if shutil.which("hadolint") is None:
+        pytest.skip("hadolint is not installed")
+    config = INFRA / "docker" / ".hadolint.yaml"
+    done = subprocess.run(["hadolint", "-c", config, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=named)
+def test_scripts_parse_and_pass_shellcheck(path: Path) -> None:
+    subprocess.run(["bash", "-n", path], check=True)
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run(["shellcheck", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,111 @@
+"""A tiny encoder and a task that it can learn in seconds."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOOD, BAD, FILLER = (
+    ("fine", "warm", "bright"),
+    ("dull", "cold", "grey"),
+    ("the", "film", "is", "very", "a", "day"),
+)
+WORDS = (
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *GOOD,
+    *BAD,
+    *FILLER,
+    "who",
+    "?",
+    "red",
+    "car",
+    "house",
+)
+
+
+def save_encoder(directory: Path, family: str = "bert") -> str:
+    """A BERT (with pooler) or DistilBERT (without) of two layers of 32 over ``WORDS``."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import (
+        BertConfig,
+        BertForMaskedLM,
+        DistilBertConfig,
+        DistilBertForMaskedLM,
+        PreTrainedTokenizerFast,
+    )
+
+    raw = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    raw.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    size = len(WORDS)
+    model: torch.nn.Module
+    if family == "bert":
+        model = BertForMaskedLM(
+            BertConfig(vocab_size=size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                       intermediate_size=64, max_position_embeddings=512)
+        )  # fmt: skip
+    else:
+        model = DistilBertForMaskedLM(
+            DistilBertConfig(
+                vocab_size=size, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=512
+            )
+        )
+    model.save_pretrained(directory)  # type: ignore[operator]
+    tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
+def sentiment_row(generator: random.Random) -> tuple[str, int]:
+    """Filler words and one that decides the label."""
+    label = generator.randrange(2)
+    words = generator.choices(FILLER, k=generator.randrange(1, 9))
+    words.insert(generator.randrange(len(words) + 1), generator.choice((BAD, GOOD)[label]))
+    return " ".join(words), label
+
+
+def write_task(data: Path, rows: int) -> str:
+    """SST-2 files."""
+    generator = random.Random(0)
+    for part, count in (("train", rows), ("dev", 64)):
+        path = data / "SST-2" / f"{part}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [f"{text}\t{label}" for text, label in (sentiment_row(generator) for _ in range(count))]
+        path.write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    return str(data)
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_encoder(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def pooler_free_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_encoder(tmp_path_factory.mktemp("distilbert"), "distilbert")
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_task(tmp_path_factory.mktemp("data"), 256)
+
+
+@pytest.fixture(scope="session")
+def make_task() -> Callable[[Path, int], str]:
+    return write_task

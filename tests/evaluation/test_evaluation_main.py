@@ -1,0 +1,236 @@
+"""The command as a user types it, right and wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from evaluation.main import main
+from infra.errors import UserError
+from infra.recipe import Recipe, load_recipe
+from infra.sections import Corpus, Evaluation, Teacher, Tracking
+
+
+def test_any_model_directory(
+    encoder: str, toy_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--model", encoder, "--tasks", "SST-2", "--data", toy_data, "--output", str(tmp_path)]
+    command += ["--seeds", "2", "--epochs", "0.2", "--learning-rate", "0.003", "--max-length", "16"]
+    assert main(command) == 0
+    first = capsys.readouterr()
+    assert "SST-2   accuracy" in first.out
+    assert "(D)" not in first.out
+    assert "rows/s" in first.err
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    name = os.path.basename(encoder)
+    assert scores[name]["SST-2"].keys() == {"accuracy", "score"}
+    assert (tmp_path / f"scores/{name}/SST-2/seed-1.json").exists()
+    assert main(command) == 0
+    assert "rows/s" not in capsys.readouterr().err  # nothing was left to run
+
+
+def test_a_teacher_adds_a_second_distillation(
+    encoder: str, pooler_free_encoder: str, toy_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--model", pooler_free_encoder, "--teacher", encoder, "--temperature", "3", "--tasks", "SST-2"]
+    command += ["--data", toy_data, "--output", str(tmp_path), "--epochs", "0.2", "--max-length", "16"]
+    assert main(command) == 0
+    name = os.path.basename(pooler_free_encoder)
+    assert f"{name} (D)" in capsys.readouterr().out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores.keys() == {"teacher", name, f"{name} (D)"}
+    kept = json.loads((tmp_path / f"scores/{name} (D)/SST-2/seed-0.json").read_text())
+    assert kept["key"]["temperature"] == 3.0
+
+
+@pytest.fixture
+def recipe_file(
+    encoder: str, pooler_free_encoder: str, tmp_path: Path, make_task: Callable[[Path, int], str]
+) -> str:
+    recipe = Recipe(
+        name="tiny",
+        output=str(tmp_path / "runs"),
+        corpus=Corpus(path=("none.txt",)),
+        teacher=Teacher(model=encoder),
+        evaluation=Evaluation(
+            tasks=("SST-2",),
+            data=make_task(tmp_path / "data", 64),
+            epochs=1,
+            max_length=16,
+            learning_rate=3e-3,
+            elmo_reference=False,
+        ),
+        tracking=Tracking(enabled=False),
+    )
+    path = tmp_path / "tiny.yaml"
+    path.write_text(recipe.to_yaml())
+    shutil.copytree(pooler_free_encoder, os.path.join(recipe.student_dir, "model"))
+    Path(recipe.student_dir, "history.jsonl").write_text(
+        '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"ste'
+    )
+    return str(path)
+
+
+def test_a_recipe_gives_three_rows_once(recipe_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--recipe", recipe_file]) == 0
+    directory = Path(load_recipe(recipe_file).evaluation_dir)
+    content = json.loads((directory / "report.json").read_text())
+    assert content["rows"].keys() == {"teacher", "student", "undistilled"}
+    student = content["rows"]["student"]
+    assert student["retention"] == pytest.approx(student["macro"] / content["rows"]["teacher"]["macro"])
+    assert (
+        student["bytes"]
+        == (Path(load_recipe(recipe_file).student_dir) / "model/model.safetensors").stat().st_size
+    )
+    assert content["latency_setting"]["sentences"] == 64
+    assert content["latency_rows"].keys() == {"student ONNX fp32", "student ONNX int8"}
+    device = content["devices"]["SST-2"]
+    assert device["score"] == student["scores"]["SST-2"]["score"]
+    assert device["int8_lost"] == pytest.approx(device["score"] - device["int8_score"])
+    assert (directory / "export/SST-2/model.int8.ort").exists()
+    names = {path.name for path in directory.iterdir()}
+    assert names == {"recipe.yaml", "report.json", "report.md", "retention.png", "score_latency.png",
+                     "loss_curves.png", "scores", "export"}  # fmt: skip
+    table = capsys.readouterr().out
+    assert table.index("teacher") < table.index("student")
+
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
+    assert main(["--recipe", recipe_file]) == 0
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()} == before
+    assert capsys.readouterr().err == ""
+
+    (directory / "report.json").unlink()
+    assert main(["--recipe", recipe_file]) == 0
+    again = json.loads((directory / "report.json").read_text())
+    assert again["rows"]["student"]["scores"] == student["scores"]
+    assert "rows/s" not in capsys.readouterr().err
+
+
+def test_overrides_reach_the_run(recipe_file: str) -> None:
+    changes = ["undistilled=false", "latency_sentences=7", "second_distillation=true"]
+    changes = [f"evaluation.{change}" for change in changes]
+    assert main(["--recipe", recipe_file, *changes]) == 0
+    content = json.loads((Path(load_recipe(recipe_file).evaluation_dir) / "report.json").read_text())
+    assert content["rows"].keys() == {"teacher", "student", "student (D)"}
+    assert content["latency_setting"]["sentences"] == 7
+
+
+def model_arguments(encoder: str, data: str, output: Path) -> dict[str, str]:
+    return {
+        "--model": encoder,
+        "--tasks": "SST-2",
+        "--data": data,
+        "--output": str(output),
+        "--epochs": "0.1",
+    }
+
+
+# what is changed of a right command, what the one line must say
+WRONG = [
+    ({"--model": "./nowhere"}, "./nowhere: no such model directory"),
+    ({"--tasks": "SST2"}, "did you mean SST-2?"),
+    ({"--tasks": "SST-2,sst-2"}, "SST-2 is named twice"),
+    ({"--tasks": "RTE"}, "has no RTE/train.tsv"),
+    ({"--tasks": ""}, "needs --tasks"),
+    ({"--tasks": ","}, "names no task"),
+    ({"--data": "./nowhere"}, "has no SST-2/train.tsv"),
+    ({"--seeds": "0"}, "--seeds: names no seed"),
+    ({"--epochs": "-1"}, "--epochs: must be > 0"),
+    ({"--batch-size": "-4"}, "--batch-size: must be >= 1"),
+    ({"--learning-rate": "-1"}, "--learning-rate: must be > 0"),
+    ({"--max-length": "4"}, "--max-length: must be 8 to 512"),
+    ({"--workers": "-1"}, "--workers: must be >= 1"),
+    ({"--temperature": "3"}, "--temperature: goes with --teacher"),
+    ({"--teacher": "./nowhere"}, "./nowhere: no such model directory"),
+    ({"--teacher": "./nowhere", "--temperature": "0"}, "--temperature: must be > 0"),
+    ({"--recipe": "r.yaml"}, "give either --recipe FILE or --model DIR"),
+    ({"--output": "/dev/null/scores"}, "/dev/null"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), WRONG, ids=[says for _, says in WRONG])
+def test_wrong_command(
+    encoder: str, toy_data: str, tmp_path: Path, change: dict[str, str], says: str
+) -> None:
+    arguments = model_arguments(encoder, toy_data, tmp_path / "out") | change
+    with pytest.raises(UserError) as caught:
+        main([f"{name}={value}" for name, value in arguments.items()])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("seed-*"))
+
+
+def edit_config(directory: Path, **changes: object) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def cut_weights(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def other_weights(directory: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"stranger": torch.zeros(2)}, str(directory / "model.safetensors"), metadata={"format": "pt"})
+
+
+# what is done to a right model directory, what the one line must say
+BROKEN: list[tuple[Callable[[Path], object], str]] = [
+    (lambda model: (model / "model.safetensors").unlink(), "no model.safetensors"),
+    (
+        lambda model: (model / "model.safetensors").rename(model / "pytorch_model.bin"),
+        "pytorch_model.bin is not read",
+    ),
+    (cut_weights, "the model cannot be loaded"),
+    (other_weights, "lacks"),
+    (lambda model: (model / "config.json").unlink(), "no config.json"),
+    (lambda model: (model / "config.json").write_text("{}"), "no 'model_type'"),
+    (lambda model: (model / "config.json").write_text("{"), "is not JSON"),
+    (lambda model: edit_config(model, model_type="unheard"), "config.json: cannot be used"),
+    (lambda model: edit_config(model, vocab_size=12), "vocabulary mismatch"),
+    (lambda model: edit_config(model, max_position_embeddings=16), "has only 16 positions"),
+    (lambda model: (model / "tokenizer.json").unlink(), "no tokenizer.json"),
+    (lambda model: (model / "tokenizer.json").write_text("{}"), "the tokenizer cannot be loaded"),
+]
+
+
+@pytest.mark.parametrize(("damage", "says"), BROKEN, ids=[says for _, says in BROKEN])
+def test_broken_model(
+    encoder: str, toy_data: str, tmp_path: Path, damage: Callable[[Path], object], says: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(encoder, model)
+    damage(model)
+    arguments = model_arguments(str(model), toy_data, tmp_path / "out")
+    with pytest.raises(UserError) as caught:
+        main([f"{name}={value}" for name, value in arguments.items()])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_without_its_student(recipe_file: str) -> None:
+    shutil.rmtree(load_recipe(recipe_file).student_dir)
+    with pytest.raises(UserError, match="no student yet; train it with student_train"):
+        main(["--recipe", recipe_file])
+    assert not Path(load_recipe(recipe_file).evaluation_dir).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--seeds", "3"], "evaluation.seeds="),
+        (["evaluation.epoch=1"], "epochs"),
+        (["--output", "x"], "goes with --model"),
+    ],
+)
+def test_wrong_recipe_command(recipe_file: str, arguments: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        main(["--recipe", recipe_file, *arguments])

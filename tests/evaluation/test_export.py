@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation import export, finetune
+from evaluation.finetune import save
+from evaluation.main import main
+from evaluation.models import Candidate, load_model, load_tokenizer
+from evaluation.onnx_model import FLOAT32, INT8, INT8_ORT, OnnxModel, open_session, run_session
+from evaluation.quantisation import quantise_rows
+from evaluation.tasks import find_task, load
+from infra.errors import UserError
+
+NO_TORCH = """
+import runpy, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers"):
+            raise ImportError(name + " is not on this device")
+sys.meta_path.insert(0, Refuse())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def fine_tuned(encoder: str, task_name: str, directory: Path) -> str:
+    """The task's head with weights large enough that its answers differ."""
+    model = load_model(Candidate("m", encoder), find_task(task_name), seed=1)
+    head = getattr(model, "classifier", None) or model.qa_outputs
+    torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(2))
+    save(model, load_tokenizer(encoder), str(directory))
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def classifier(encoder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return fine_tuned(encoder, "SST-2", tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture(scope="module")
+def exported(classifier: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("exported")
+    export.export(classifier, str(output))
+    return output
+
+
+@pytest.mark.parametrize("family", ["encoder", "pooler_free_encoder"])
+@pytest.mark.parametrize("task", ["SST-2", "STS-B", "SQuAD", None])
+def test_onnx_equals_torch(
+    family: str, task: str | None, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    source = request.getfixturevalue(family)
+    directory = fine_tuned(source, task, tmp_path / "model") if task else source
+    summary = export.export(directory, str(tmp_path / "out"))
+    assert summary["kind"] == {
+        "SST-2": "classification", "STS-B": "regression", "SQuAD": "spans", None: "encoder"
+    }[task]  # fmt: skip
+    assert summary["difference"]["float32"] <= export.TOLERANCE
+    assert 0 < summary["difference"]["int8"] < 0.5
+    # at a batch size and length that neither the export nor its own comparison saw, mask included
+    model = export.load_finished(directory)
+    inputs = export.sample_inputs(model.config, (5, 11))
+    with torch.inference_mode():
+        output = model(**{name: torch.from_numpy(inputs[name]) for name in summary["inputs"]})
+    found = run_session(open_session(str(tmp_path / "out" / FLOAT32)), inputs)
+    assert list(found) == summary["outputs"]
+    for name, values in found.items():
+        np.testing.assert_allclose(values, getattr(output, name).numpy(), atol=1e-4)
+
+
+def test_files_and_summary(exported: Path, classifier: str) -> None:
+    summary = json.loads((exported / "export.json").read_text())
+    names = {"export.json", "tokenizer.json", FLOAT32, INT8, INT8_ORT}
+    assert {path.name for path in exported.iterdir()} == names
+    assert summary["bytes"] == {name: (exported / name).stat().st_size for name in (FLOAT32, INT8, INT8_ORT)}
+    assert summary["labels"] == ["0", "1"]
+    assert summary["int8_size_ratio"] == pytest.approx(
+        (exported / INT8).stat().st_size / (exported / FLOAT32).stat().st_size, abs=1e-4
+    )
+    assert summary["source"] == Candidate("m", classifier).digest()
+
+
+def test_the_mobile_file_computes_what_the_int8_one_does(exported: Path) -> None:
+    ids = np.asarray([[2, 5, 11, 3]], np.int64)
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    first, second = (
+        run_session(open_session(str(exported / name)), inputs)["logits"] for name in (INT8, INT8_ORT)
+    )
+    np.testing.assert_allclose(first, second, atol=1e-2)
+
+
+def test_weights_are_int8_embeddings_too(exported: Path) -> None:
+    import onnx
+    from onnx import TensorProto, numpy_helper
+
+    tensors = onnx.load(str(exported / INT8)).graph.initializer
+    matrices = [tensor for tensor in tensors if len(tensor.dims) == 2 and 1 not in tensor.dims]
+    assert {tensor.data_type for tensor in matrices} == {TensorProto.INT8}
+    scales = [tensor for tensor in tensors if tensor.name.endswith("_scales")]
+    assert len(scales) == 3  # words, positions, token types
+    assert all(len(np.unique(numpy_helper.to_array(tensor))) > 1 for tensor in scales)  # a scale a row
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**32 - 1))
+def test_rows_are_kept_to_half_a_step(rows: int, width: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    table = (generator.standard_normal((rows, width)) * 10.0 ** generator.integers(-6, 6, (rows, 1))).astype(
+        np.float32
+    )
+    table[0] = 0
+    values, scales = quantise_rows(table)
+    assert values.dtype == np.int8
+    assert scales.shape == (rows, 1)
+    half = np.abs(table).max(axis=1, keepdims=True) / 127 / 2
+    assert (np.abs(values * scales.astype(np.float64) - table) <= half * 1.001).all()
+
+
+def test_size_ratio() -> None:
+    assert export.size_ratio({FLOAT32: 400, INT8: 101, INT8_ORT: 7}) == 0.2525
+
+
+def test_nothing_is_exported_twice_until_the_model_changes(classifier: str, tmp_path: Path) -> None:
+    import shutil
+
+    model, output = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(classifier, model)
+    export.export(str(model), str(output))
+    before = {path: path.stat().st_mtime_ns for path in output.iterdir()}
+    export.export(str(model), str(output))
+    assert {path: path.stat().st_mtime_ns for path in output.iterdir()} == before
+    (output / INT8).write_bytes(b"")
+    export.export(str(model), str(output))
+    assert (output / INT8).stat().st_size > 0
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-3}))
+    export.export(str(model), str(output))
+    assert json.loads((output / "export.json").read_text())["source"] == Candidate("m", str(model)).digest()
+
+
+def test_an_onnx_graph_that_computes_something_else_is_refused(
+    classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(UserError, match="differs from torch"):
+        export.export(classifier, str(tmp_path / "out"))
+    assert not (tmp_path / "out" / FLOAT32).exists()
+
+
+def test_scores_of_an_exported_model(classifier: str, exported: Path, toy_data: str) -> None:
+    task, tokenizer = find_task("SST-2"), load_tokenizer(classifier)
+    split = load(task, "dev", toy_data)
+    model = OnnxModel(open_session(str(exported / FLOAT32)))
+    ours = finetune.score(model, tokenizer, task, split, 16, "float32")
+    assert ours == finetune.score(export.load_finished(classifier), tokenizer, task, split, 16, "float32")
+
+
+def example(root: Path, name: str, *arguments: str) -> str:
+    script = root / "evaluation" / "examples" / name
+    command = [sys.executable, "-c", NO_TORCH, str(script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_device_without_torch_classifies(exported: Path, classifier: str, root_dir: Path) -> None:
+    model, tokenizer = export.load_finished(classifier), load_tokenizer(classifier)
+    with torch.inference_mode():
+        logits = model(**tokenizer("the film is bright", return_tensors="pt")).logits[0]
+    assert abs(logits[0] - logits[1]) > 0.1
+    assert example(root_dir, "classify_on_device.py", str(exported), "the film is bright") == str(
+        int(logits.argmax())
+    )
+
+
+def test_a_device_without_torch_answers(encoder: str, tmp_path: Path, root_dir: Path) -> None:
+    directory = fine_tuned(encoder, "SQuAD", tmp_path / "model")
+    assert main(["export", "--model", directory, "--output", str(tmp_path / "out")]) == 0
+    context = "the red car is very bright"
+    answer = example(root_dir, "answer_on_device.py", str(tmp_path / "out"), "who ?", context)
+    assert answer
+    assert answer in context
+
+
+def test_the_check_for_torch_works(root_dir: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", NO_TORCH, "-"], input="", capture_output=True, text=True)
+    assert done.returncode != 0
+    code = NO_TORCH.replace('runpy.run_path(sys.argv[0], run_name="__main__")', "import torch")
+    refused = subprocess.run([sys.executable, "-c", code, "-"], capture_output=True, text=True)
+    assert "is not on this device" in refused.stderr
+
+
+def test_the_examples_stay_short(root_dir: Path) -> None:
+    for path in (root_dir / "evaluation" / "examples").glob("*.py"):
+        _, _, code = path.read_text().split('"""', 2)
+        assert len([line for line in code.splitlines() if line.strip()]) <= 24, path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["export", "--model", "./nowhere", "--output", "{out}"], "no such model directory"),
+        (["export", "--model", "{model}", "--output", "/dev/null/out"], "/dev/null"),
+        (["export", "--model", "{model}"], "--output"),
+    ],
+)
+def test_wrong_export(
+    arguments: list[str], says: str, classifier: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [part.format(model=classifier, out=tmp_path / "out") for part in arguments]
+    with pytest.raises((UserError, SystemExit)) as caught:
+        main(filled)
+    assert says in f"{caught.value}{capsys.readouterr().err}"

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation import finetune, training
+from evaluation.finetune import Job, median_seed
+from evaluation.models import Candidate, load_model, load_tokenizer
+from evaluation.scores import complete, medians, prepare
+from evaluation.tasks import find_task
+from evaluation.training import Encoded, Schedule, bucketed_batches
+from infra import storage
+from infra.errors import UserError
+from infra.sections import Evaluation
+
+SETTINGS = Evaluation(tasks=("SST-2",), epochs=3, batch_size=16, learning_rate=3e-3, max_length=16)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=300), st.integers(1, 17))
+def test_an_epoch_holds_every_row_once(lengths: list[int], batch_size: int) -> None:
+    batches = bucketed_batches(np.asarray(lengths), batch_size, np.random.default_rng(0))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    assert max(len(batch) for batch in batches) <= batch_size
+
+
+def test_batches_hold_similar_lengths_and_change_every_epoch() -> None:
+    lengths = np.random.default_rng(1).integers(4, 100, 640)
+    generator = np.random.default_rng(0)
+    first, second = (bucketed_batches(lengths, 32, generator) for _ in range(2))
+    padded = sum(len(batch) * lengths[batch].max() for batch in first)
+    assert padded < 1.06 * lengths.sum()  # random batches pad to about 1.9 times
+    assert [batch.tolist() for batch in first] != [batch.tolist() for batch in second]
+
+
+def test_rate_rises_over_six_percent_and_falls_to_zero() -> None:
+    schedule = Schedule(epochs=1, batch_size=1, learning_rate=1.0)
+    rates = [schedule.rate(step, 100) for step in range(100)]
+    assert rates[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0])
+    assert rates[6:] == pytest.approx([(100 - step) / 94 for step in range(6, 100)])
+
+
+@pytest.mark.parametrize(("rows", "epochs", "steps"), [(33, 1.0, 3), (33, 2.5, 8), (1, 0.1, 1)])
+def test_steps(rows: int, epochs: float, steps: int) -> None:
+    assert Schedule(epochs=epochs, batch_size=16, learning_rate=1.0).steps(rows) == steps
+
+
+@pytest.mark.parametrize("family", ["encoder", "pooler_free_encoder"])
+def test_prediction_does_not_depend_on_batching(family: str, request: pytest.FixtureRequest) -> None:
+    candidate = Candidate("m", request.getfixturevalue(family))
+    model = load_model(candidate, find_task("SST-2"), seed=0)
+    data = Encoded(
+        [[2, 5, 3], [2, 6, 7, 8, 9, 3], [2, 3], [2, 11, 12, 13, 3]], [[0] * 3, [0] * 6, [0] * 2, [0] * 5]
+    )
+    alone = training.predict(model, data, 1, "float32", 0)
+    together = training.predict(model, data, 4, "float32", 0)
+    np.testing.assert_allclose(np.stack(alone), np.stack(together), atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_is_one_line(encoder: str) -> None:
+    task = find_task("SST-2")
+    model = load_model(Candidate("m", encoder), task, seed=0)
+    data = Encoded([[2, 5, 3]] * 4, [[0] * 3] * 4, {"label": np.zeros(4, np.int64)})
+    with pytest.raises(UserError, match="loss is not finite"):
+        training.fit(model, data, lambda output, targets: output.logits.sum() / 0, Schedule(1, 2, 1e-3), 0, 0)
+
+
+def test_soft_targets_reach_the_loss(encoder: str) -> None:
+    """What a second distillation needs: a further target beside the label, and a loss of one's own."""
+    model = load_model(Candidate("m", encoder), find_task("SST-2"), seed=0)
+    soft = np.asarray([[3.0, -3.0], [-3.0, 3.0]] * 8, np.float32)
+    rows = [[2, 5, 3], [2, 8, 3]] * 8
+    data = Encoded(rows, [[0] * 3] * 16, {"label": np.zeros(16, np.int64), "teacher_logits": soft})
+
+    def loss(output: object, targets: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.nn.functional.mse_loss(output.logits, targets["teacher_logits"])  # type: ignore[attr-defined]
+
+    fitted = training.fit(model, data, loss, Schedule(30, 8, 3e-3), 0, 0)
+    assert fitted.loss < 1.0  # 9.0 for a model that answers zero
+
+
+@pytest.mark.parametrize("family", ["encoder", "pooler_free_encoder"])
+def test_learns_a_separable_task(
+    family: str, toy_data: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    candidate = Candidate("m", request.getfixturevalue(family))
+    plan = prepare([candidate], dataclasses.replace(SETTINGS, data=toy_data), str(tmp_path))
+    (result,) = complete(plan, workers=1)["m"]["SST-2"]
+    assert result["metrics"]["accuracy"] > 0.95
+    assert json.loads((tmp_path / "m/SST-2/seed-0.json").read_text()) == result
+    assert "SST-2 train: 256 rows, the official set has 67,349" in result["notes"]
+
+
+def test_same_seed_same_result(encoder: str, toy_data: str, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, data=toy_data, epochs=0.5)
+    losses = []
+    for name in ("a", "b"):
+        plan = prepare([Candidate("m", encoder)], settings, str(tmp_path / name))
+        losses.append(complete(plan, 1)["m"]["SST-2"][0]["train"]["loss"])
+    assert losses[0] == losses[1]
+
+
+def test_resume_runs_only_what_changed(encoder: str, toy_data: str, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, data=toy_data, epochs=0.2, seeds=(0, 1))
+    scores = str(tmp_path)
+
+    def left(candidate: Candidate, settings: Evaluation, **more: bool) -> list[int]:
+        return [job.seed for job, _ in prepare([candidate], settings, scores, **more).left]
+
+    candidate = Candidate("m", encoder)
+    assert left(candidate, settings) == [0, 1]
+    complete(prepare([candidate], dataclasses.replace(settings, seeds=(0,)), scores), 1)
+    assert left(candidate, settings) == [1]
+    complete(prepare([candidate], settings, scores), 1)
+    assert left(candidate, settings) == []
+    assert left(candidate, dataclasses.replace(settings, workers=2)) == []  # a matter of speed
+    for change in (
+        {"epochs": 0.3},
+        {"batch_size": 8},
+        {"learning_rate": 1e-3},
+        {"max_length": 12},
+        {"dtype": "bfloat16"},
+    ):
+        assert left(candidate, dataclasses.replace(settings, **change)) == [0, 1], change
+    assert left(Candidate("m", encoder, random_weights=True), settings) == [0, 1]
+    (tmp_path / "m/SST-2/seed-1.json").write_text("{")
+    assert left(candidate, settings) == [1]
+
+
+def test_changed_weights_run_again(encoder: str, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(encoder, copy)
+    first, random_first = Candidate("m", str(copy)).digest(), Candidate("m", str(copy), True).digest()
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert Candidate("m", str(copy)).digest() != first
+    assert Candidate("m", str(copy), True).digest() == random_first
+    (copy / "README.md").write_text("a model card")
+    assert Candidate("m", str(copy), True).digest() == random_first
+
+
+def test_random_weights_are_drawn_from_the_seed(encoder: str) -> None:
+    task = find_task("SST-2")
+    trained = load_model(Candidate("m", encoder), task, 0).state_dict()
+    first, again, other = (
+        load_model(Candidate("m", encoder, True), task, seed).state_dict() for seed in (0, 0, 1)
+    )
+    key = "bert.encoder.layer.0.output.dense.weight"
+    assert torch.equal(first[key], again[key])
+    assert not torch.equal(first[key], other[key])
+    assert not torch.equal(first[key], trained[key])
+
+
+def test_only_the_median_model_is_kept(encoder: str, toy_data: str, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, data=toy_data, epochs=0.3, seeds=(0, 1, 2))
+    candidate = Candidate("m", encoder)
+    results = complete(prepare([candidate], settings, str(tmp_path), keep_models=("m",)), 1)["m"]["SST-2"]
+    folder = tmp_path / "m/SST-2"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "model",
+        "seed-0.json",
+        "seed-1.json",
+        "seed-2.json",
+    ]
+    from transformers import AutoModelForSequenceClassification
+
+    task, chosen = find_task("SST-2"), median_seed(results)
+    model = AutoModelForSequenceClassification.from_pretrained(str(folder / "model"))
+    split = finetune.load_splits(task, toy_data)["dev"]
+    values = finetune.score(model, load_tokenizer(str(folder / "model")), task, split, 16, "float32")
+    assert values == next(result["metrics"] for result in results if result["seed"] == chosen)
+    assert prepare([candidate], settings, str(tmp_path), keep_models=("m",)).left == []
+
+
+@pytest.mark.parametrize(
+    ("scores", "seed"), [([0.1, 0.9, 0.5], 2), ([0.5], 0), ([0.2, 0.4], 0), ([0.3, 0.3, 0.3], 1)]
+)
+def test_median_seed(scores: list[float], seed: int) -> None:
+    assert median_seed([{"score": score, "seed": number} for number, score in enumerate(scores)]) == seed
+
+
+def test_medians_are_taken_metric_by_metric() -> None:
+    seeds = [{"metrics": {"f1": f}, "score": s} for f, s in ((0.2, 0.3), (0.4, 0.1), (0.9, 0.2))]
+    assert medians(seeds) == {"f1": 0.4, "score": 0.2}
+
+
+def test_test_predictions_make_a_submission(
+    encoder: str, tmp_path: Path, make_task: Callable[[Path, int], str]
+) -> None:
+    import io
+    import zipfile
+
+    from evaluation.scores import write_submission
+
+    data = make_task(tmp_path / "data", 32)
+    (tmp_path / "data/SST-2/test.tsv").write_text("index\tsentence\n0\tthe fine film\n1\tdull\n")
+    settings = dataclasses.replace(SETTINGS, data=data, epochs=1)
+    candidate, scores = Candidate("m", encoder), str(tmp_path / "scores")
+    results = complete(prepare([candidate], settings, scores, predict_test=True), 1)
+    target = str(tmp_path / "submission.zip")
+    assert write_submission(candidate, results, scores, target) == ["SST-2.tsv"]
+    text = zipfile.ZipFile(io.BytesIO(storage.read_bytes(target))).read("SST-2.tsv").decode()
+    header, *rows = text.splitlines()
+    assert header == "index\tprediction"
+    assert [row.split("\t")[0] for row in rows] == ["0", "1"]
+    assert {row.split("\t")[1] for row in rows} <= {"0", "1"}
+
+
+def test_a_job_knows_its_place() -> None:
+    job = Job(Candidate("m", "d"), "x", "SST-2", 3, SETTINGS, "scores")
+    assert job.path == "scores/m/SST-2/seed-3.json"

@@ -1,0 +1,323 @@
+"""Official files with each quirk, small enough to be checked by eye."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluation.tasks import TASKS, Split, find_task, find_tasks, load
+from infra.errors import UserError
+
+PARSES = "binary1\tbinary2\tparse1\tparse2"
+MNLI_TRAIN = (
+    "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse"
+    "\tsentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label"
+)
+MNLI_DEV = MNLI_TRAIN.replace("label1", "label1\tlabel2\tlabel3\tlabel4\tlabel5")
+STS = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore"
+STS_ROW = "0\tmain\tMSRvid\t2012\t1\tnone\tnone\tA dog.\tA cat.\t"
+
+
+def write(data: Path, file: str, content: str | bytes) -> str:
+    path = data / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(data)
+
+
+# file, content, part, expected texts, expected labels
+QUIRKS = [
+    (
+        "CoLA/train.tsv",
+        'gj04\t1\t\tHe "left\ngj04\t0\t*\tLeft he.',
+        "train",
+        [('He "left',), ("Left he.",)],
+        [1, 0],
+    ),
+    ("CoLA/dev.tsv", "\ufeffgj04\t1\t\tHe left.\r\n", "dev", [("He left.",)], [1]),
+    ("CoLA/test.tsv", "index\tsentence\n7\tHe left.\n", "test", [("He left.",)], None),
+    (
+        "SST-2/train.tsv",
+        "sentence\tlabel\nfine film \t1\nbad\t0\n",
+        "train",
+        [("fine film ",), ("bad",)],
+        [1, 0],
+    ),
+    (
+        "MRPC/dev.tsv",
+        '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t2\t3\t"Yes, he said.\t"Yes," he said.\n',
+        "dev",
+        [('"Yes, he said.', '"Yes," he said.')],
+        [1],
+    ),
+    (
+        "STS-B/dev.tsv",
+        f"{STS}\n{STS_ROW}2.500\n{STS_ROW}0",
+        "dev",
+        [("A dog.", "A cat."), ("A dog.", "A cat.")],
+        [2.5, 0.0],
+    ),
+    (
+        "QQP/train.tsv",
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+        "1\t2\t3\tWhy?\tHow?\t0\n4\t5\ttorn\n6\t7\t8\tWho?\tWho is?\t1\n",
+        "train",
+        [("Why?", "How?"), ("Who?", "Who is?")],
+        [0, 1],
+    ),
+    (
+        "MNLI/train.tsv",
+        f"{MNLI_TRAIN}\n0\t1\t1e\tfiction\t{PARSES}\tHe left.\tHe is gone.\tentailment\tentailment\n",
+        "train",
+        [("He left.", "He is gone.")],
+        [0],
+    ),
+    (
+        "MNLI/dev_mismatched.tsv",
+        f"{MNLI_DEV}\n0\t1\t1n\tverbatim\t{PARSES}\tHe left.\tShe sang.\tn\tn\tn\tn\tn\tneutral\n",
+        "dev_mismatched",
+        [("He left.", "She sang.")],
+        [1],
+    ),
+    (
+        "MNLI/dev_matched.tsv",
+        MNLI_DEV.replace("sentence1\t", "Sentence1\t")
+        + f"\n0\t1\t1c\tfiction\t{PARSES}\tHe left.\tHe stayed.\tc\tc\tc\tc\tc\tcontradiction\n",
+        "dev_matched",
+        [("He left.", "He stayed.")],
+        [2],
+    ),
+    (
+        "QNLI/dev.tsv",
+        "index\tquestion\tsentence\tlabel\n"
+        '0\tWho "won?\tIt was "Ann.\tnot_entailment\n1\tWho?\tAnn.\tentailment\n',
+        "dev",
+        [('Who "won?', 'It was "Ann.'), ("Who?", "Ann.")],
+        [1, 0],
+    ),
+    (
+        "RTE/train.tsv",
+        "index\tsentence1\tsentence2\tlabel\n0\tHe left.\tHe is gone.\tentailment",
+        "train",
+        [("He left.", "He is gone.")],
+        [0],
+    ),
+    ("WNLI/dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\tA.\tB.\t1\n", "dev", [("A.", "B.")], [1]),
+    (
+        "SST-2/dev.tsv",
+        "sentence\tlabel\nnext line\u2028and\x85one \x0b\t1\n",
+        "dev",
+        [("next line\u2028and\x85one \x0b",)],
+        [1],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "part", "texts", "labels"), QUIRKS, ids=[quirk[0] for quirk in QUIRKS]
+)
+def test_quirk(
+    tmp_path: Path,
+    file: str,
+    content: str,
+    part: str,
+    texts: list[tuple[str, ...]],
+    labels: list[float] | None,
+) -> None:
+    split = load(find_task(file.partition("/")[0]), part, write(tmp_path, file, content))
+    assert split.texts == texts
+    assert (None if split.labels is None else split.labels.tolist()) == labels
+
+
+def test_a_test_part_keeps_the_servers_index(tmp_path: Path) -> None:
+    data = write(tmp_path, "CoLA/test.tsv", "index\tsentence\n7\tHe left.\n9\tHe ran.\n")
+    assert load(find_task("CoLA"), "test", data).index == ["7", "9"]
+
+
+def test_torn_rows_and_row_counts_are_reported(tmp_path: Path) -> None:
+    data = write(tmp_path, *QUIRKS[6][:2])
+    assert load(find_task("QQP"), "train", data).notes == [
+        "QQP train: 1 torn rows left out",
+        "QQP train: 2 rows, the official set has 363,846",
+    ]
+
+
+def test_imdb_reviews_in_name_order(tmp_path: Path) -> None:
+    for file, text in {
+        "neg/1_2.txt": "Dull.",
+        "pos/0_9.txt": "Great.<br /><br />Fun.",
+        "pos/.keep": "",
+    }.items():
+        write(tmp_path, f"imdb/aclImdb/train/{file}", text)
+    split = load(find_task("imdb"), "train", str(tmp_path))
+    assert split.texts == [("Dull.",), ("Great.  Fun.",)]
+    assert split.labels is not None
+    assert split.labels.tolist() == [0, 1]
+
+
+def test_collections_of_benchmarks_are_searched(tmp_path: Path) -> None:
+    write(tmp_path, "glue/SST-2/dev.tsv", "sentence\tlabel\nfine\t1\n")
+    assert len(load(find_task("SST-2"), "dev", str(tmp_path))) == 1
+
+
+def test_names_whatever_the_case() -> None:
+    assert [task.name for task in find_tasks(["sst-2", "cola", "SQUAD"])] == ["SST-2", "CoLA", "SQuAD"]
+
+
+def test_digest_depends_on_texts_and_labels() -> None:
+    splits = [
+        Split([("a", "b")], np.asarray([1])),
+        Split([("ab", "")], np.asarray([1])),
+        Split([("a", "b")], np.asarray([0])),
+        Split([("a",), ("b",)], np.asarray([1, 1])),
+    ]
+    assert len({split.digest() for split in splits}) == len(splits)
+
+
+SST, RTE = "sentence\tlabel\n", "index\tsentence1\tsentence2\tlabel\n"
+SQUAD_START = (
+    '{"data": [{"paragraphs": [{"context": "It is red.", "qas": [{"id": "1", "question": "What?", "answers": '
+)
+# task, part, file (None: nothing is written), content, what the one line must say
+BAD = [
+    ("SST-2", "train", None, "", "has no SST-2/train.tsv"),
+    ("SST-2", "dev", "SST-2/train.tsv", SST + "fine\t1\n", "has no SST-2/dev.tsv"),
+    ("SST-2", "train", "SST-2/train.tsv", "", "is empty"),
+    ("SST-2", "train", "SST-2/train.tsv", SST, "has no rows"),
+    ("SST-2", "train", "SST-2/train.tsv", SST + "fine\t1\nbad\n", "line 3: 1 columns instead of 2"),
+    ("SST-2", "train", "SST-2/train.tsv", SST + "fine\t1\nso\tso\t1\n", "line 3: 3 columns instead of 2"),
+    ("SST-2", "train", "SST-2/train.tsv", SST + "fine\t1\n\nbad\t0\n", "line 3: 1 columns instead of 2"),
+    (
+        "SST-2",
+        "train",
+        "SST-2/train.tsv",
+        SST + "fine\t2\n",
+        "line 2: label '2' is out of range; they are 0, 1",
+    ),
+    ("SST-2", "train", "SST-2/train.tsv", SST + "fine\tgood\n", "line 2: label 'good' is out of range"),
+    (
+        "SST-2",
+        "train",
+        "SST-2/train.tsv",
+        "text\tlabel\nfine\t1\n",
+        "line 1: no column 'sentence' among text, label",
+    ),
+    ("SST-2", "train", "SST-2/train.tsv", b"sentence\tlabel\nfine\t1\nf\xff\t1\n", "line 3: not valid UTF-8"),
+    ("SST-2", "train", "SST-2/train.tsv", "sentence,label\nfine,1\n", "no column 'sentence'"),
+    ("CoLA", "train", "CoLA/train.tsv", "gj04\t1\tHe left.\n", "line 1: 3 columns instead of 4"),
+    (
+        "CoLA",
+        "train",
+        "CoLA/train.tsv",
+        "gj04\t1\t\tHe.\nsource\tlabel\tm\ts\n",
+        "line 2: label 'label' is out of range",
+    ),
+    ("RTE", "dev", "RTE/dev.tsv", RTE + "0\tA.\tB.\tneutral\n", "they are entailment, not_entailment"),
+    ("MNLI", "dev_matched", "MNLI/dev.tsv", "x", "has no MNLI/dev_matched.tsv"),
+    (
+        "STS-B",
+        "dev",
+        "STS-B/dev.tsv",
+        f"{STS}\n{STS_ROW}5.1\n",
+        "line 2: score 5.1 is out of range; it must be 0 to 5",
+    ),
+    ("STS-B", "dev", "STS-B/dev.tsv", f"{STS}\n{STS_ROW}nan\n", "line 2: score nan is out of range"),
+    ("STS-B", "dev", "STS-B/dev.tsv", f"{STS}\n{STS_ROW}high\n", "line 2: score 'high' is not a number"),
+    (
+        "QQP",
+        "train",
+        "QQP/train.tsv",
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\n",
+        "has no rows",
+    ),
+    ("IMDb", "train", "aclImdb/train/pos/0_9.txt", "Great.", "neg has no .txt files"),
+    ("IMDb", "train", None, "", "has no aclImdb/train"),
+    ("SQuAD", "dev", "dev-v1.1.json", '{"data": [', "is not JSON"),
+    ("SQuAD", "dev", "dev-v1.1.json", '[{"question": "What?"}]', "no list 'data'"),
+    ("SQuAD", "dev", "dev-v1.1.json", '{"data": []}', "has no rows"),
+    ("SQuAD", "dev", "dev-v1.1.json", '{"data": [{"title": "x"}]}', "data[0]: no field 'paragraphs'"),
+    ("SQuAD", "dev", "dev-v1.1.json", SQUAD_START + "[]}]}]}]}", "qas[0]: no answers"),
+    (
+        "SQuAD",
+        "dev",
+        "dev-v1.1.json",
+        SQUAD_START + '[{"text": "red", "answer_start": 60}]}]}]}]}',
+        "qas[0]: answer_start 60 is outside the context",
+    ),
+    ("SQuAD", "dev", "dev-v1.1.json", SQUAD_START + '[{"text": "red"}]}]}]}]}', "no field 'answer_start'"),
+]
+
+
+@pytest.mark.parametrize(("task", "part", "file", "content", "says"), BAD)
+def test_bad_file(
+    tmp_path: Path, task: str, part: str, file: str | None, content: str | bytes, says: str
+) -> None:
+    if file is not None:
+        write(tmp_path, file, content)
+    with pytest.raises(UserError) as caught:
+        load(find_task(task), part, str(tmp_path))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["SST2"], "did you mean SST-2?"),
+        (["STSB"], "did you mean STS-B?"),
+        (["zzzz"], "known are CoLA"),
+        (["RTE", "rte"], "RTE is named twice"),
+    ],
+)
+def test_bad_task(names: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=says.replace("?", r"\?")):
+        find_tasks(names)
+
+
+def test_hub_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def fail(*args: object, **more: object) -> None:
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(UserError, match=r"cannot load nyu-mll/glue/mnli from the hub \(no route\)"):
+        load(find_task("MNLI"), "dev_matched", None)
+
+
+def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked = []
+
+    def give(*names: str, split: str) -> dict[str, list]:
+        asked.append((*names, split))
+        return {"premise": ["A."], "hypothesis": ["B."], "label": [2], "idx": [0]}
+
+    monkeypatch.setattr(datasets, "load_dataset", give)
+    split = load(find_task("MNLI"), "dev_mismatched", None)
+    assert (split.texts, split.labels.tolist()) == ([("A.", "B.")], [2])
+    assert load(find_task("MNLI"), "test_matched", None).labels is None
+    assert asked == [
+        ("nyu-mll/glue", "mnli", "validation_mismatched"),
+        ("nyu-mll/glue", "mnli", "test_matched"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["CoLA", "SST-2", "MRPC", "STS-B", "WNLI"])
+def test_shared_data_have_the_official_counts(shared_dir: Path, name: str) -> None:
+    task = TASKS[name]
+    for part in ("train", "dev"):
+        assert load(task, part, str(shared_dir / "data")).notes == []
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "rows"),
+    [("MNLI", "train", 48), ("MNLI", "dev_matched", 48), ("QQP", "train", 32), ("QQP", "dev", 32),
+     ("IMDb", "train", 2000), ("IMDb", "dev", 1000), ("SQuAD", "train", 839), ("SQuAD", "dev", 351),
+     ("CoLA", "test", 1063), ("MRPC", "test", 1725), ("WNLI", "test", 146)],
+)  # fmt: skip
+def test_shared_samples_are_read(shared_dir: Path, name: str, part: str, rows: int) -> None:
+    assert len(load(TASKS[name], part, str(shared_dir / "data"))) == rows

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation import squad
+from evaluation.models import Candidate, load_tokenizer
+from evaluation.scores import complete, prepare
+from evaluation.squad import Question
+from infra.sections import Evaluation
+
+LONG = " ".join(["the", "film", "is", "very"] * 30)
+
+
+def question(context: str, answer: str, text: str = "who ?") -> Question:
+    return Question("1", text, context, (answer,), (context.index(answer),))
+
+
+def test_windows_cover_the_context_and_hold_the_answer(encoder: str) -> None:
+    context = f"{LONG} red car {LONG}"
+    windows = squad.encode(load_tokenizer(encoder), [question(context, "red car")], 32)
+    assert all(len(ids) <= 32 for ids in windows.encoded.input_ids)
+    covered = {int(start) for spans in windows.offsets for start, _ in spans if start >= 0}
+    assert len(covered) == len(context.split())
+    starts, ends = windows.encoded.targets["start"], windows.encoded.targets["end"]
+    holding = np.flatnonzero(starts)
+    assert 1 <= len(holding) < len(windows.question)
+    for window in holding:
+        spans = windows.offsets[window]
+        assert context[spans[starts[window], 0] : spans[ends[window], 1]] == "red car"
+    assert (starts[np.setdiff1d(np.arange(len(starts)), holding)] == 0).all()
+
+
+def test_a_long_question_leaves_room_for_the_context(encoder: str) -> None:
+    asked = question("a red car", "red", text=LONG)
+    windows = squad.encode(load_tokenizer(encoder), [asked], 32)
+    assert all((spans[:, 0] >= 0).sum() >= 3 for spans in windows.offsets)
+
+
+def test_best_answer_over_windows(encoder: str) -> None:
+    asked = [question(f"{LONG} red car {LONG}", "red car"), question("a house", "house")]
+    windows = squad.encode(load_tokenizer(encoder), asked, 32)
+    logits = []
+    for window, ids in enumerate(windows.encoded.input_ids):
+        scores = np.zeros((2, len(ids)), np.float32)
+        scores[0, windows.encoded.targets["start"][window]] = 5
+        scores[1, windows.encoded.targets["end"][window]] = 5
+        logits.append(scores)
+    assert squad.best_answers(windows, logits, asked) == ["red car", "house"]
+    assert squad.score(windows, logits, asked) == {"exact_match": 1.0, "f1": 1.0}
+
+
+@given(st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9), st.booleans()), min_size=1, max_size=18))
+def test_best_span_is_the_best_of_all(tokens: list[tuple[int, int, bool]]) -> None:
+    """Against all pairs; with at most 20 tokens the n-best lists leave nothing out."""
+    start, end = np.asarray([s for s, _, _ in tokens], float), np.asarray([e for _, e, _ in tokens], float)
+    allowed = np.asarray([a for _, _, a in tokens])
+    pairs = [
+        start[i] + end[j]
+        for i in range(len(tokens))
+        for j in range(i, len(tokens))
+        if allowed[i] and allowed[j] and j - i < squad.MAX_ANSWER_TOKENS
+    ]
+    found = squad.best_span(start, end, allowed)
+    if not pairs:
+        assert found is None
+    else:
+        assert found is not None
+        score, first, last = found
+        assert score == max(pairs) == start[first] + end[last]
+        assert first <= last
+
+
+def test_no_span_is_longer_than_thirty_tokens() -> None:
+    start, end = np.zeros(60), np.zeros(60)
+    start[0] = end[59] = 10.0
+    end[29] = 1.0
+    assert squad.best_span(start, end, np.ones(60, bool)) == (11.0, 0, 29)
+
+
+def test_learns_to_find_a_word(encoder: str, tmp_path: Path) -> None:
+    generator = random.Random(0)
+    for name, count in (("train", 200), ("dev", 40)):
+        paragraphs = []
+        for number in range(count):
+            words = generator.choices(("the", "film", "is", "very", "day"), k=6)
+            words.insert(generator.randrange(7), "red")
+            context = " ".join(words)
+            answer = {"text": "red", "answer_start": context.index("red")}
+            row = {"id": str(number), "question": "who ?", "answers": [answer]}
+            paragraphs.append({"context": context, "qas": [row]})
+        content = {"version": "1.1", "data": [{"paragraphs": paragraphs}]}
+        (tmp_path / f"{name}-v1.1.json").write_text(json.dumps(content))
+    settings = Evaluation(tasks=("SQuAD",), epochs=4, batch_size=16, learning_rate=5e-3, data=str(tmp_path))
+    plan = prepare([Candidate("m", encoder)], settings, str(tmp_path / "scores"))
+    (result,) = complete(plan, workers=1)["m"]["SQuAD"]
+    assert result["metrics"]["exact_match"] > 0.9
+    assert (
+        prepare([Candidate("m", encoder)], dataclasses.replace(settings), str(tmp_path / "scores")).left == []
+    )
+
+
+def test_shared_answers_are_whole_in_some_window(shared_dir: Path) -> None:
+    from evaluation.tasks import find_task, load
+
+    questions = load(find_task("SQuAD"), "dev", str(shared_dir / "data")).questions
+    tokenizer = load_tokenizer(str(shared_dir / "teacher"))
+    windows = squad.encode(tokenizer, questions, 384)
+    logits = []
+    for window, ids in enumerate(windows.encoded.input_ids):
+        scores = np.zeros((2, len(ids)), np.float32)
+        scores[0, windows.encoded.targets["start"][window]] = 5
+        scores[1, windows.encoded.targets["end"][window]] = 5
+        logits.append(scores)
+    # Word pieces cannot end inside a piece, so a few gold spans gain characters.
+    assert squad.score(windows, logits, questions)["f1"] > 0.98

@@ -1,0 +1,92 @@
+"""Exit codes, progress lines and tables, seen from outside."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from infra import console
+
+
+def run(body: str) -> subprocess.CompletedProcess[str]:
+    program = (
+        f"import os, signal\nfrom infra.console import command\nfrom infra.errors import UserError\n{body}\n"
+    )
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+
+def test_a_users_mistake_is_one_line_and_exit_2() -> None:
+    done = run("def main(): raise UserError('corpus.path: matches\\n no file')\ncommand(main)")
+    assert (done.returncode, done.stderr) == (2, "error: corpus.path: matches no file\n")
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("command(lambda: None)", 0),
+        ("command(lambda: 3)", 3),
+        ("def main(): raise UserError('x', exit_code=3)\ncommand(main)", 3),
+    ],
+)
+def test_exit_codes(body: str, code: int) -> None:
+    assert run(body).returncode == code
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_in_order(number: signal.Signals, code: int) -> None:
+    done = run(
+        "def main():\n try:\n"
+        f"  os.kill(os.getpid(), {int(number)}); signal.pause()\n"
+        " finally: print('closed')\ncommand(main)"
+    )
+    assert done.returncode == code
+    assert done.stdout == "closed\n"
+    assert done.stderr == "interrupted; the same command continues where it stopped\n"
+
+
+def test_our_own_mistakes_show_a_traceback() -> None:
+    done = run("def main(): assert False, 'broken'\ncommand(main)")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_progress_prints_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    with console.progress(100, "shards", "teacher", done=20) as shown:
+        for seconds in (4, 4, 4):  # the third is past ten seconds
+            clock[0] += seconds
+            shown.advance(2)
+        shown.note("loss 3.2")
+        clock[0] += 148
+        shown.advance(74)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "teacher: 26/100 shards, 0.5 shards/s, 2m28s left",
+        "teacher: 100/100 shards, 0.5 shards/s, loss 3.2",
+        "teacher: 100/100 shards, 0.5 shards/s, loss 3.2",
+    ]
+
+
+def test_durations() -> None:
+    assert [console.duration(seconds) for seconds in (0.4, 59, 75.2, 3599.7, 4000)] == [
+        "0s",
+        "59s",
+        "1m15s",
+        "1h00m",
+        "1h06m",
+    ]
+
+
+def test_tables_show_values_as_given() -> None:
+    assert console.table([["SST-2", "0.910"], ["CoLA", 1]], ["task", "score"]).splitlines() == [
+        "task    score",
+        "------  -------",
+        "SST-2   0.910",
+        "CoLA    1",
+    ]

@@ -1,0 +1,252 @@
+"""Recipes: what is accepted, what comes back, and the one line for everything else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra import sections
+from infra.errors import UserError
+from infra.recipe import MAX_BYTES, Recipe, difference, load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+MINIMAL = "name: x\ncorpus: {path: a.txt}\nteacher: {model: m}\n"
+
+
+def load(directory: Path, text: str, *overrides: str) -> Recipe:
+    path = directory / "r.yaml"
+    path.write_text(text)
+    return load_recipe(str(path), overrides)
+
+
+def test_the_least_recipe_takes_all_defaults(tmp_path: Path) -> None:
+    recipe = load(tmp_path, MINIMAL)
+    assert recipe == Recipe(
+        name="x", corpus=sections.Corpus(path=("a.txt",)), teacher=sections.Teacher(model="m")
+    )
+    assert recipe.root == "runs/x"
+    assert recipe.store_dir == "runs/x/store"
+    assert recipe.validation_store_dir == "runs/x/validation_store"
+    assert recipe.student_dir == "runs/x/student"
+    assert recipe.evaluation_dir == "runs/x/evaluation"
+
+
+def test_values_and_overrides_arrive(tmp_path: Path) -> None:
+    recipe = load(
+        tmp_path,
+        MINIMAL + "train: {learning_rate: 1e-4, betas: [0.8, 0.9], alpha_ce: 3}\nstore:\n",
+        "train.seed=7",
+        "corpus.path=*.txt",
+        "corpus.validation_path=[a, b]",
+        "student.layers=[0, 2]",
+        "train.max_steps=null",
+        "teacher.revision=1234567",
+        "name=2024",
+        "output=/somewhere",
+        "tracking.uri=http://127.0.0.1:5000",
+    )
+    assert (recipe.train.learning_rate, recipe.train.betas, recipe.train.alpha_ce) == (1e-4, (0.8, 0.9), 3.0)
+    assert (recipe.train.seed, recipe.train.max_steps) == (7, None)
+    assert (recipe.corpus.path, recipe.corpus.validation_path) == (("*.txt",), ("a", "b"))
+    assert (recipe.student.layers, recipe.teacher.revision) == ((0, 2), "1234567")
+    assert recipe.tracking.uri == "http://127.0.0.1:5000"
+    assert recipe.root == "/somewhere/2024"
+
+
+BAD = [
+    # what the file holds, what the one line says
+    ("- a", "a recipe is a mapping of sections, this is ['a']"),
+    ("", "a recipe is a mapping of sections, this is null"),
+    ("just words", "a recipe is a mapping of sections"),
+    ("a: [", "not a recipe in YAML"),
+    ("a: b: c", "not a recipe in YAML: mapping values are not allowed here (line 1)"),
+    ("\x00", "not a recipe in YAML"),
+    ("name: x\nname: y", "key 'name' stands there twice (line 2)"),
+    ("train: {seed: 1, seed: 2}", "key 'seed' stands there twice (line 1)"),
+    ("a: &x [1]\nb: *x", "anchors and aliases are not allowed (line 1)"),
+    ("a: !!python/object/apply:os.system [ls]", "tags are not allowed (line 1)"),
+    ("? [a]\n: b", "a key must be a word (line 1)"),
+    ("---\na: 1\n---\nb: 1", "found another document (line 3)"),
+    ("a: " + "[" * 2000 + "]" * 2000, "nested too deeply"),
+    ("train: {seed: 99999999999999999999}", "a number beyond 64 bits"),
+    ("corpus: {path: a}\nteacher: {model: m}", "name: is required"),
+    ("name: x", "corpus: is required, for example corpus: {path: 'texts/*.txt'} (1 more"),
+    ("name: x\ncorpus: {}\nteacher: {model: m}", "corpus.path: is required"),
+    ("name: x\ncorpus: {path: a}\nteacher:", "teacher.model: is required"),
+    (MINIMAL + "trian: {}", "unknown key trian; did you mean train?"),
+    (MINIMAL + "train: {temprature: 2}", "unknown key train.temprature; did you mean temperature?"),
+    (MINIMAL + "train: {top_k: 8}", "unknown key train.top_k; did you mean store.top_k?"),
+    (MINIMAL + "student: {xyzzy: 8}", "unknown key student.xyzzy; known are layers, init"),
+    (MINIMAL + "train: 3", "train: expected a mapping of settings, not 3"),
+    (MINIMAL + "train: {seed: '3'}", "train.seed: expected a whole number, not '3'"),
+    (MINIMAL + "train: {seed: 3.0}", "train.seed: expected a whole number, not 3.0"),
+    (MINIMAL + "train: {seed: true}", "train.seed: expected a whole number, not true"),
+    (MINIMAL + "train: {seed: 1:30}", "train.seed: expected a whole number, not '1:30'"),
+    (MINIMAL + "train: {alpha_ce: .nan}", "train.alpha_ce: expected a number, not nan"),
+    (MINIMAL + "train: {alpha_ce: .inf}", "train.alpha_ce: expected a number, not inf"),
+    (MINIMAL + "train: {alpha_ce: 1e999}", "train.alpha_ce: expected a number, not inf"),
+    (MINIMAL + "train: {betas: [0.9]}", "train.betas: expected a list of 2 numbers, not [0.9]"),
+    (MINIMAL + "train: {zero_stage: 3}", "train.zero_stage: expected one of 0, 1, 2, not 3"),
+    (MINIMAL + "train: {zero_stage: true}", "train.zero_stage: expected one of 0, 1, 2, not true"),
+    (MINIMAL + "train: {compile: yes}", "train.compile: expected true or false, not 'yes'"),
+    (MINIMAL + "train: {max_steps: soon}", "train.max_steps: expected a whole number or null, not 'soon'"),
+    (MINIMAL + "masking: {sampling: some}", "expected one of uniform, frequency, not 'some'"),
+    (MINIMAL + "masking: {probability: 0.9}", "masking.probability: must be in (0, 0.5], not 0.9"),
+    (MINIMAL + "student: {layers: 3}", "student.layers: expected text or a list of whole numbers, not 3"),
+    (MINIMAL + "evaluation: {seeds: [0, a]}", "evaluation.seeds: expected a list of whole numbers, not [0"),
+    (MINIMAL + "train: {batch_size: 33}", "train.batch_size: 33 is not a multiple of micro_batch_size = 32"),
+    ("name: ../x\ncorpus: {path: a}\nteacher: {model: m}", "name: must be letters, digits"),
+    (MINIMAL + "output: ''", "output: names no directory"),
+    (MINIMAL + "tracking: {uri: 'http://me:secret@host'}", "tracking.uri: holds a password"),
+    (MINIMAL + "store: {hidden_states: none}", "train.alpha_cos: the cosine term needs hidden states"),
+    (
+        MINIMAL + "store: {hidden_states: none}\ntrain: {alpha_cos: 0, soft_targets: exact}",
+        "train.soft_targets: exact needs store.hidden_states",
+    ),
+    (MINIMAL + "store: {top_k: 0}\ntrain: {soft_targets: topk}", "topk needs store.top_k > 0"),
+    (
+        MINIMAL + "train: {soft_targets: topk, temperature: 3}",
+        "train.temperature: 3.0 is not among store.temperatures [1.0, 2.0]",
+    ),
+    (
+        MINIMAL + "store: {hidden_states: none}\ntrain: {alpha_cos: 0, temperature: 4}",
+        "train.temperature: 4.0 is not among store.temperatures",
+    ),
+    (MINIMAL + "store: {positions: masked}", "train.kl_positions: all, but store.positions: masked"),
+    (MINIMAL.replace("a.txt", "a.txt, config: c"), "are for source: hub, not text"),
+    (MINIMAL.replace("a.txt", "a.txt, source: hub, validation_path: b"), "corpus.validation_path: a hub"),
+    (MINIMAL.replace("a.txt", "a.txt, source: jsonl, document: file"), "corpus.document: file is for"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), BAD, ids=[words[:40] for _, words in BAD])
+def test_bad_recipes_are_one_line_naming_the_file(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, text)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{tmp_path}/r.yaml: ")
+    assert words in sentence
+    assert "\n" not in sentence
+    assert "secret" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.seed", "write section.key=value"),
+        ("=1", "write section.key=value"),
+        ("train=1", "write section.key=value"),
+        ("train.sed=1", "override train.sed: unknown key; did you mean seed?"),
+        ("trian.seed=1", "override trian.seed: unknown section trian; did you mean train?"),
+        ("seed=1", "did you mean masking.seed or train.seed?"),
+        ("train.seed=many", "train.seed: expected a whole number, not 'many'"),
+        ("train.seed=", "train.seed: expected a whole number, not null"),
+        ("name=a/b", "name: must be letters"),
+    ],
+)
+def test_bad_overrides_are_one_line(tmp_path: Path, override: str, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, MINIMAL, override)
+    assert words in str(caught.value)
+
+
+def test_files_that_are_no_recipes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"missing\.yaml: no such file"):
+        load_recipe(str(tmp_path / "missing.yaml"))
+    with pytest.raises(UserError, match="is a directory"):
+        load_recipe(str(tmp_path))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"binary\.yaml: not a recipe in YAML"):
+        load_recipe(str(tmp_path / "binary.yaml"))
+    (tmp_path / "large.yaml").write_text("#" * (MAX_BYTES + 1))
+    with pytest.raises(UserError, match="a recipe is at most 65536 bytes"):
+        load_recipe(str(tmp_path / "large.yaml"))
+
+
+@given(
+    data=st.binary(max_size=300) | st.text(alphabet="ab:[]{}&*!?|>-#'\"\n 1.", max_size=60).map(str.encode)
+)
+def test_any_bytes_give_one_line(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(data)
+    with pytest.raises(UserError):  # nothing that short is a recipe
+        load_recipe(str(path))
+
+
+words = st.text(max_size=20)
+positive = st.integers(1, 10**6)
+numbers = st.floats(0, 1e6, allow_subnormal=False)
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Recipe:
+    return Recipe(
+        name=draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)),
+        output=draw(st.text(min_size=1, max_size=20)),
+        corpus=sections.Corpus(
+            path=tuple(draw(st.lists(words, min_size=1, max_size=3))), text_column=draw(words)
+        ),
+        masking=sections.Masking(seed=draw(st.integers(0, 2**63 - 1)), smoothing=draw(numbers)),
+        teacher=sections.Teacher(
+            model=draw(words), revision=draw(st.none() | words), gpus_per_worker=draw(numbers)
+        ),
+        student=sections.Student(layers=draw(st.sampled_from(["every_second", "last:3", (0, 2, 5)]))),
+        train=sections.Train(
+            alpha_ce=draw(numbers), max_steps=draw(st.none() | positive), compile=draw(st.booleans())
+        ),
+        tracking=sections.Tracking(experiment=draw(words), uri=draw(st.none() | words)),
+    )
+
+
+@given(recipe=recipes())
+def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> None:
+    directory = str(tmp_path_factory.getbasetemp())
+    recipe.save(directory)
+    assert load_recipe(f"{directory}/recipe.yaml") == recipe
+
+
+@given(
+    text=st.text(max_size=12) | st.sampled_from(["1e5", "0x1F", "on", "~", "2024-01-01", "1_000", "<<", "="])
+)
+def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    recipe = Recipe(name="x", corpus=sections.Corpus(path=(text,)), teacher=sections.Teacher(model=text))
+    recipe.save(str(tmp_path_factory.getbasetemp()))
+    assert load_recipe(str(tmp_path_factory.getbasetemp() / "recipe.yaml")) == recipe
+
+
+def test_the_outcome_holds_outcome_fields_only(tmp_path: Path) -> None:
+    outcome = load(tmp_path, MINIMAL).outcome("masking", "teacher", "store")
+    assert set(outcome) == {"masking", "teacher", "store"}
+    assert outcome["teacher"] == {"dtype": "bfloat16", "batch_size": 32, "cpu_threads": 1}
+    assert outcome["store"]["temperatures"] == [1.0, 2.0]
+    assert json.loads(json.dumps(outcome)) == outcome
+
+
+def test_every_field_says_whether_it_changes_the_outcome() -> None:
+    for field in dataclasses.fields(Recipe):
+        if field.name not in ("name", "output"):
+            for item in dataclasses.fields(getattr(sections, field.name.capitalize())):
+                assert isinstance(item.metadata.get("outcome"), bool), f"{field.name}.{item.name}"
+
+
+def test_differences_are_named_leaf_by_leaf() -> None:
+    old: dict[str, Any] = {"masking": {"seed": 0, "replicas": 1}, "teacher": "a", "gone": 1}
+    new: dict[str, Any] = {"masking": {"seed": 1, "replicas": 1}, "teacher": "a", "store": {"top_k": 8}}
+    assert difference(old, new) == ["gone: 1 -> absent", "masking.seed: 0 -> 1", "store.top_k: absent -> 8"]
+    assert difference(old, old) == []
+    assert difference({"t": (1.0, 2.0)}, {"t": [1.0, 2.0]}) == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "infra" / "recipes").glob("*.yaml")), ids=lambda path: path.name
+)
+def test_our_own_recipes_are_valid(path: Path) -> None:
+    recipe = load_recipe(str(path))
+    assert yaml.safe_load(recipe.to_yaml())["name"] == recipe.name

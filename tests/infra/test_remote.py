@@ -1,0 +1,180 @@
+"""Object stores against a real S3 server process, with faults injected in between."""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra import remote, storage
+from infra.errors import UserError
+from tests.s3_server import FaultyProxy
+
+DATA = bytes(range(256)) * 1000
+
+
+def test_files_come_back_as_published(bucket: str, tmp_path: Path) -> None:
+    path = storage.join(bucket, "run", "a.bin")
+    assert not storage.exists(path)
+    storage.publish_bytes(path, DATA)
+    with storage.publishing(storage.join(bucket, "run", "b.bin")) as draft:
+        Path(draft).write_bytes(DATA[::-1])
+    storage.publish_json(storage.join(bucket, "run", "c.json"), {"b": 1, "a": [True]})
+    assert storage.exists(path)
+    assert storage.size(path) == len(DATA)
+    assert storage.read_bytes(path) == DATA
+    assert storage.read_bytes(storage.join(bucket, "run", "b.bin")) == DATA[::-1]
+    assert storage.read_json(storage.join(bucket, "run", "c.json")) == {"a": [True], "b": 1}
+    assert storage.digest_file(path) == storage.digest_bytes(DATA)
+    assert storage.list_names(storage.join(bucket, "run")) == ["a.bin", "b.bin", "c.json"]
+    assert storage.list_names(bucket) == ["run"]
+    assert storage.expand([storage.join(bucket, "run", "*.bin")]) == [
+        storage.join(bucket, "run", "a.bin"),
+        storage.join(bucket, "run", "b.bin"),
+    ]
+    storage.remove(path)
+    storage.remove(path)
+    assert storage.list_names(storage.join(bucket, "run")) == ["b.bin", "c.json"]
+    storage.remove_tree(storage.join(bucket, "run"))
+    storage.remove_tree(storage.join(bucket, "run"))
+    assert storage.list_names(storage.join(bucket, "run")) == []
+
+
+def test_nothing_is_published_when_the_writer_fails(bucket: str) -> None:
+    path = storage.join(bucket, "a.bin")
+    with pytest.raises(RuntimeError), storage.publishing(path) as draft:
+        Path(draft).write_bytes(b"half")
+        raise RuntimeError
+    assert not storage.exists(path)
+
+
+def test_streams_read_in_ranges_and_decompress(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "CHUNK", 10_000)
+    storage.publish_bytes(storage.join(bucket, "a.bin"), DATA)
+    storage.publish_bytes(storage.join(bucket, "a.txt.gz"), gzip.compress(b"one\ntwo\n" * 9999))
+    with storage.open_binary(storage.join(bucket, "a.bin")) as stream:
+        assert stream.read(5) == DATA[:5]
+        stream.seek(100_001)
+        assert stream.read() == DATA[100_001:]
+    with storage.open_text(storage.join(bucket, "a.txt.gz")) as text:
+        assert sum(line == "two\n" for line in text) == 9999
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "reset", "cut"])
+@pytest.mark.parametrize("method", ["GET", "PUT", "HEAD"])
+def test_a_passing_fault_is_not_noticed(bucket: str, proxy: FaultyProxy, fault: str, method: str) -> None:
+    path = storage.join(bucket, "a.bin")
+    proxy.once(fault, fault, method=method)
+    storage.publish_bytes(path, DATA)
+    assert storage.size(path) == len(DATA)
+    assert storage.read_bytes(path) == DATA
+    assert storage.digest_file(path) == storage.digest_bytes(DATA)
+    assert [seen for seen in proxy.seen if seen[2] == fault], "the fault was not met"
+
+
+def test_a_hanging_call_is_given_up_and_repeated(
+    bucket: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = storage.join(bucket, "a.bin")
+    storage.publish_bytes(path, DATA)
+    monkeypatch.setattr(remote, "CALL_SECONDS", 0.5)
+    proxy.once("hang")
+    assert storage.read_bytes(path) == DATA
+    assert [fault for _, _, fault in proxy.seen].count("hang") == 1
+
+
+def test_a_lasting_fault_is_one_clear_line(
+    bucket: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    path = storage.join(bucket, "a.bin")
+    proxy.choose = lambda method, path: "reset" if method == "PUT" else None
+    with pytest.raises(UserError, match=rf"^{bucket}/a.bin: \w+: .* \(2 attempts\)$"):
+        storage.publish_bytes(path, DATA)
+    proxy.choose = lambda method, path: None
+    assert not storage.exists(path)
+    with pytest.raises(UserError, match=f"^{bucket}/a.bin: no such file$"):
+        storage.read_bytes(path)
+    with pytest.raises(UserError, match=r"matches no file$"):
+        storage.expand([storage.join(bucket, "*.txt")])
+
+
+def test_a_wrong_download_is_repeated_then_refused(bucket: str, proxy: FaultyProxy, tmp_path: Path) -> None:
+    path, digest = storage.join(bucket, "a.bin"), storage.digest_bytes(DATA)
+    storage.publish_bytes(path, DATA)
+    proxy.once("wrong", "wrong")
+    cache = storage.Cache(str(tmp_path), 1 << 30)
+    local = cache.local(path, digest)
+    assert Path(local).read_bytes() == DATA
+    proxy.once(*["wrong"] * 3)
+    with pytest.raises(storage.WrongContent, match=f"^{bucket}/a.bin: damaged content"):
+        storage.Cache(str(tmp_path / "other"), 1 << 30).local(path, digest)
+    assert [name for name in storage.list_names(str(tmp_path / "other")) if name[0] != "."] == []
+    proxy.seen.clear()
+    assert storage.Cache(str(tmp_path), 1 << 30).local(path, digest) == local
+    assert proxy.seen == [], "a cached file was fetched again"
+
+
+def test_a_damaged_cache_entry_is_fetched_again(bucket: str, tmp_path: Path) -> None:
+    path, digest = storage.join(bucket, "a.bin"), storage.digest_bytes(DATA)
+    storage.publish_bytes(path, DATA)
+    local = storage.Cache(str(tmp_path), 1 << 30).local(path, digest)
+    Path(local).write_bytes(DATA[:-1] + b"x")
+    assert Path(storage.Cache(str(tmp_path), 1 << 30).local(path, digest)).read_bytes() == DATA
+
+
+def test_the_least_recently_used_goes_first(bucket: str, tmp_path: Path) -> None:
+    contents = [bytes([number]) * 1000 for number in range(4)]
+    digests = [storage.digest_bytes(content) for content in contents]
+    paths = [storage.join(bucket, f"{number}.bin") for number in range(4)]
+    for path, content in zip(paths, contents, strict=True):
+        storage.publish_bytes(path, content)
+    cache = storage.Cache(str(tmp_path), 3000)
+    for number in (0, 1, 2, 0, 3):
+        cache.local(paths[number], digests[number])
+    kept = {path.read_bytes() for path in tmp_path.glob("xxh3-128-*")}
+    assert kept == {contents[0], contents[2], contents[3]}
+
+
+READER = """
+import sys
+from infra import storage
+directory, bucket, seed = sys.argv[1:]
+import random
+order = random.Random(int(seed)).choices(range(6), k=25)
+cache = storage.Cache(directory, 2500)
+for number in order:
+    content = bytes([number]) * 1000
+    path = cache.local(storage.join(bucket, f"{number}.bin"), storage.digest_bytes(content))
+    assert open(path, "rb").read() == content
+"""
+
+
+def test_processes_share_a_cache_smaller_than_their_needs(bucket: str, tmp_path: Path) -> None:
+    for number in range(6):
+        storage.publish_bytes(storage.join(bucket, f"{number}.bin"), bytes([number]) * 1000)
+    readers = [
+        subprocess.Popen([sys.executable, "-c", READER, str(tmp_path), bucket, str(seed)])
+        for seed in range(3)
+    ]
+    assert [reader.wait() for reader in readers] == [0, 0, 0]
+    assert sum(path.stat().st_size for path in tmp_path.glob("xxh3-128-*")) <= 2500
+
+
+def test_unknown_urls_and_missing_packages_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^ftp://host/x: unknown kind of URL; known are s3://"):
+        storage.read_bytes("ftp://user:secret@host/x?token=1")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match="needs the package gcsfs"):
+        storage.read_bytes("gs://bucket/x")
+
+
+def test_secrets_of_a_url_are_not_shown() -> None:
+    assert remote.shown("s3://key:secret@bucket/a?X-Amz-Signature=b") == "s3://bucket/a"
+    assert remote.shown("abfs://data@account.dfs.core.windows.net/a?sig=b") == (
+        "abfs://data@account.dfs.core.windows.net/a"
+    )
+    assert remote.shown("a/b?c") == "a/b?c"

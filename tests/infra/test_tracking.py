@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra import sections
+from infra.recipe import Recipe
+from infra.tracking import redact, start_run
+
+pytest.importorskip("mlflow")
+
+
+def recipe(tmp_path: Path, name: str = "demo", **tracking: object) -> Recipe:
+    return Recipe(
+        name=name,
+        output=str(tmp_path / "runs"),
+        corpus=sections.Corpus(path=("texts/*.txt",)),
+        teacher=sections.Teacher(model="teacher"),
+        tracking=sections.Tracking(**{"system_metrics": False, **tracking}),
+    )
+
+
+def client(tmp_path: Path):
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def ids(tmp_path: Path, name: str = "demo") -> dict[str, str]:
+    return json.loads((tmp_path / "runs" / name / "tracking.json").read_text())
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def points(tmp_path: Path, key: str, stage: str = "student") -> list[tuple[int, float]]:
+    return [(p.step, p.value) for p in client(tmp_path).get_metric_history(ids(tmp_path)[stage], key)]
+
+
+def test_nested_runs_params_files_store_and_model(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    store = tmp_path / "store"
+    store.mkdir()
+    with start_run(recipe(tmp_path), "teacher") as run:
+        run.log_store(str(store), "xxh3-128:" + "ab" * 16)
+    with start_run(recipe(tmp_path), "student") as run:
+        run.log_metrics({"loss": 2.5, "learning_rate": 1e-4}, step=1)
+        run.log_params({"hardware": "cpu"})
+        run.register_model(str(model), "small", alias="best", tags={"kept": "0.97"})
+    parent = client(tmp_path).get_run(ids(tmp_path)["parent"])
+    assert parent.info.status == "RUNNING"
+    with start_run(recipe(tmp_path), "evaluation") as run:
+        run.log_metrics({"CoLA": 0.5})
+        run.log_artifact(str(model / "config.json"), "report")
+        evaluation = run.run_id
+
+    server = client(tmp_path)
+    parent = server.get_run(ids(tmp_path)["parent"])
+    assert parent.info.status == "FINISHED"
+    assert parent.info.run_name == "demo"
+    assert parent.data.params["masking.probability"] == "0.15"
+    for stage in ("teacher", "student", "evaluation"):
+        child = server.get_run(ids(tmp_path)[stage])
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert (child.info.run_name, child.info.status) == (stage, "FINISHED")
+    student = server.get_run(ids(tmp_path)["student"])
+    assert student.data.params["train.learning_rate"] == "0.0005"
+    assert student.data.params["hardware"] == "cpu"
+    assert student.data.metrics == {"loss": 2.5, "learning_rate": 1e-4}
+    dataset = server.get_run(ids(tmp_path)["teacher"]).inputs.dataset_inputs[0].dataset
+    assert dataset.digest == "ab" * 16
+    assert str(store) in dataset.source
+    version = server.get_model_version_by_alias("small", "best")
+    assert version.run_id == student.info.run_id
+    assert version.tags == {"kept": "0.97"}
+    assert [f.path for f in server.list_artifacts(version.run_id, "model")] == ["model/config.json"]
+    assert [f.path for f in server.list_artifacts(evaluation, "report")] == ["report/config.json"]
+    assert (tmp_path / "runs" / "mlartifacts").is_dir()
+    assert not list((tmp_path / "runs" / "demo").glob("*.jsonl"))
+
+
+def test_a_resumed_run_repeats_no_point_and_changes_no_param(tmp_path):
+    with pytest.raises(KeyboardInterrupt), start_run(recipe(tmp_path), "student") as run:  # noqa: PT012
+        run.log_params({"prefetch": 4, "world": 1})
+        for step in range(1, 6):
+            run.log_metrics({"loss": 1 / step}, step)
+        first = run.run_id
+        raise KeyboardInterrupt
+    assert client(tmp_path).get_run(first).info.status == "FAILED"
+    with start_run(recipe(tmp_path), "student") as run:
+        run.log_params({"prefetch": 8, "world": 1})
+        for step in range(3, 9):
+            run.log_metrics({"loss": 1 / step}, step)
+        for score in (0.5, 0.5, 0.75):
+            run.log_metrics({"score": score})
+        assert run.run_id == first
+    assert points(tmp_path, "loss") == [(step, 1 / step) for step in range(1, 9)]
+    assert points(tmp_path, "score") == [(0, 0.5), (0, 0.75)]
+    data = client(tmp_path).get_run(first).data
+    assert data.params["prefetch"] == "4"
+    assert data.tags["resumed.prefetch"] == "8"
+    assert "resumed.world" not in data.tags
+    assert client(tmp_path).get_run(first).info.status == "FINISHED"
+
+
+def test_a_server_that_is_away_costs_one_line_and_is_caught_up(tmp_path, capsys):
+    away = f"http://bob:hunter2@127.0.0.1:{closed_port()}"
+    with start_run(recipe(tmp_path, uri=away), "student") as run:
+        assert run.run_id is None
+        for step in range(1, 4):
+            run.log_metrics({"loss": step}, step)
+        run.register_model(str(tmp_path / "nothing"), "small")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "were not sent" in said
+    assert "tracking-student.jsonl" in said
+    assert "hunter2" not in said
+    journal = tmp_path / "runs" / "demo" / "tracking-student.jsonl"
+    assert "hunter2" not in journal.read_text()
+    assert len(journal.read_text().splitlines()) == 7
+
+    with journal.open("a") as file:
+        file.write('{"metrics": {"lo')  # a kill in the middle of a write
+    with start_run(recipe(tmp_path), "evaluation"):  # any stage catches up for the others
+        pass
+    assert points(tmp_path, "loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert not journal.exists()
+    with start_run(recipe(tmp_path), "student") as run:
+        run.log_metrics({"loss": 4}, 4)
+    assert points(tmp_path, "loss")[3:] == [(4, 4.0)]
+
+
+def test_points_that_arrived_unnoticed_are_not_sent_twice(tmp_path):
+    """A kill between the answer of the server and the emptying of the journal."""
+    with start_run(recipe(tmp_path), "student") as run:
+        run.log_metrics({"loss": 1.0}, 1)
+    journal = tmp_path / "runs" / "demo" / "tracking-student.jsonl"
+    lines = [{"metrics": {"loss": float(s)}, "step": s, "time": 1} for s in (1, 2)]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with start_run(recipe(tmp_path), "student"):
+        pass
+    assert sorted(points(tmp_path, "loss")) == [(1, 1.0), (2, 2.0)]
+
+
+def test_what_the_server_refuses_is_said_and_passed_over(tmp_path, capsys):
+    with start_run(recipe(tmp_path), "student") as run:
+        run.log_metrics({"bad\nname": 1.0}, 1)
+        run.log_artifact(str(tmp_path / "missing.png"))
+        run.log_metrics({"loss": 1.0}, 1)
+    assert points(tmp_path, "loss") == [(1, 1.0)]
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_other_ranks_and_disabled_touch_nothing(tmp_path):
+    for run in (
+        start_run(recipe(tmp_path), "student", rank=1),
+        start_run(recipe(tmp_path, enabled=False), "student"),
+    ):
+        with run:
+            run.log_params({"a": 1})
+            run.log_metrics({"loss": 1.0}, 1)
+            run.log_artifact("nothing")
+            run.log_store("nothing", "digest")
+            run.register_model("nothing", "name")
+            assert run.run_id is None
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("http://bob:pa@ss@host:5000/x", "http://host:5000/x"),
+        ("s3://bucket/a?X-Amz-Signature=abc&size=3", "s3://bucket/a?X-Amz-Signature=***&size=3"),
+        ("failed at https://h/p?api_key=1#x, retry", "failed at https://h/p?api_key=***#x, retry"),
+        ("plain text, a@b.c", "plain text, a@b.c"),
+    ],
+)
+def test_secrets_are_stripped(text, clean):
+    assert redact(text) == clean
+
+
+def test_secret_params_are_stripped(tmp_path):
+    with start_run(recipe(tmp_path), "student") as run:
+        run.log_params({"remote": {"password": "x", "url": "ftp://u:p@h/d"}, "tokens": 7})
+        params = ids(tmp_path)["student"]
+    data = client(tmp_path).get_run(params).data.params
+    assert (data["remote.password"], data["remote.url"], data["tokens"]) == ("***", "ftp://h/d", "7")
+
+
+def test_system_metrics(tmp_path):
+    with start_run(recipe(tmp_path, system_metrics=True), "student") as run:
+        run._sample_at = 0
+        run._run_once()
+    assert points(tmp_path, "system/cpu_utilization_percentage")
+
+
+def test_processes_starting_at_once_on_a_fresh_database(tmp_path):
+    text = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+import test_tracking
+with test_tracking.start_run(test_tracking.recipe(Path(sys.argv[1]), sys.argv[2]), "student") as run:
+    run.log_metrics({"loss": 1.0}, 1)
+    assert run.run_id
+"""
+    here = Path(__file__).parent
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", text, str(tmp_path), f"recipe-{number}", str(here)],
+            cwd=here.parents[1],
+            env={"PYTHONPATH": str(here.parents[1]), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(4)
+    ]
+    for number, process in enumerate(processes):
+        _, errors = process.communicate(timeout=300)
+        assert (process.returncode, errors) == (0, "")
+        run = client(tmp_path).get_run(ids(tmp_path, f"recipe-{number}")["student"])
+        assert run.data.metrics == {"loss": 1.0}
+        assert run.info.status == "FINISHED"
+    assert len(client(tmp_path).search_experiments()) == 2

@@ -1,0 +1,92 @@
+"""The five generated tasks, read with the loaders that read the official files."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from evaluation.tasks import Split, find_task, load
+from infra.demo.documents import documents
+from infra.demo.tasks import TASKS, Task, task_files
+
+SEED = 3
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("glue")
+    for task in TASKS:
+        (root / task.name).mkdir()
+        for name, text in task_files(task, SEED).items():
+            (root / task.name / name).write_text(text, encoding="utf-8")
+    return root
+
+
+def split(glue: Path, task: Task, part: str) -> Split:
+    return load(find_task(task.name), part, str(glue))
+
+
+each_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+
+
+def test_there_is_one_task_for_each_kind_of_metric() -> None:
+    assert {task.name for task in TASKS} == {"SST-2", "CoLA", "MRPC", "STS-B", "RTE"}
+
+
+@each_task
+def test_files_are_a_pure_function_of_the_seed(task: Task) -> None:
+    assert task_files(task, SEED) == task_files(task, SEED)
+    assert task_files(task, SEED) != task_files(task, SEED + 1)
+
+
+@each_task
+def test_the_official_loader_reads_every_row(glue: Path, task: Task) -> None:
+    for part, count in (("train", task.train), ("dev", task.dev)):
+        found = split(glue, task, part)
+        assert len(found) == count
+        assert len(found.texts[0]) == (1 if task.name in ("SST-2", "CoLA") else 2)
+        assert all(text == text.strip() and len(text.split()) >= 3 for row in found.texts for text in row)
+
+
+@each_task
+def test_no_dev_row_stands_in_train(glue: Path, task: Task) -> None:
+    assert not set(split(glue, task, "train").texts) & set(split(glue, task, "dev").texts)
+
+
+@each_task
+def test_labels_are_balanced(glue: Path, task: Task) -> None:
+    """No class above 65 %, and STS-B spread over its whole range: the majority is no good guess."""
+    for part in ("train", "dev"):
+        labels = Counter(split(glue, task, part).labels)
+        total = sum(labels.values())
+        if task.name == "STS-B":
+            assert set(labels) == {0.0, 1.0, 2.0, 3.0, 4.0, 5.0}
+            assert max(labels.values()) < 0.3 * total
+        else:
+            assert set(labels) == {0, 1}
+            assert max(labels.values()) < 0.65 * total
+
+
+def test_sentiment_of_dev_needs_words_that_train_never_shows(glue: Path) -> None:
+    task = next(task for task in TASKS if task.name == "SST-2")
+    seen = {word for row in split(glue, task, "train").texts for word in row[0].split()}
+    dev = [row[0].split() for row in split(glue, task, "dev").texts]
+    unseen = sum(any(word not in seen for word in words) for words in dev)
+    assert unseen > 0.1 * len(dev)
+
+
+@each_task
+def test_the_words_of_a_task_are_those_of_the_running_text(glue: Path, task: Task) -> None:
+    """The teacher cannot know what its corpus never says."""
+    corpus = set(re.findall(r"\w+", " ".join(documents(1, 2_000_000)).lower()))
+    words = Counter(
+        word
+        for row in split(glue, task, "dev").texts
+        for text in row
+        for word in re.findall(r"\w+", text.lower())
+    )
+    missing = sum(count for word, count in words.items() if word not in corpus)
+    assert missing < 0.02 * sum(words.values())

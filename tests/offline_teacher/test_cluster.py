@@ -1,0 +1,85 @@
+"""A real local Ray: workers, their deaths, the driver's death and failing shards do not change a byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from infra.errors import EXIT_INCOMPLETE
+from tests.offline_teacher.stores import contents, finish, sidecars, start, wait_until, workers
+from tests.offline_teacher.tiny_teacher import WORDS, save_bert, write_recipe, write_text
+
+pytestmark = pytest.mark.end_to_end
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("pass")
+    text, model = write_text(directory / "text.txt", 500), save_bert(directory / "model")
+    return write_recipe(directory, text, model, masking={"replicas": 2})
+
+
+@pytest.fixture(scope="module")
+def reference(recipe: Path) -> dict[str, bytes]:
+    """The store of one undisturbed worker."""
+    code, output = finish(start(recipe))
+    assert code == 0, output
+    assert "the store is" in output
+    return contents(recipe.parent / "runs/tiny/store")
+
+
+def test_two_workers_one_of_them_killed(recipe: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
+    store = tmp_path / "tiny/store"
+    process = start(recipe, f"output={tmp_path}", "teacher.workers=2")
+    wait_until(lambda: len(sidecars(store)) > 0, process)
+    victims = workers(process.pid)
+    assert victims
+    victims[0].kill()
+    assert not (store / "manifest.json").exists()
+    code, output = finish(process)
+    assert code == 0, output
+    assert contents(store) == reference
+
+
+def test_killed_driver_resumes(recipe: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
+    store = tmp_path / "tiny/store"
+    process = start(recipe, f"output={tmp_path}")
+    wait_until(lambda: len(sidecars(store)) > 0, process)
+    process.kill()
+    process.wait()
+    assert not (store / "manifest.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in sidecars(store)[:1]}
+    code, output = finish(start(recipe, f"output={tmp_path}"))
+    assert code == 0, output
+    assert contents(store) == reference
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_shards_with_nan_are_set_aside_while_the_rest_finishes(tmp_path: Path) -> None:
+    """One word's embedding is NaN, and it stands in one line of the text."""
+    model = save_bert(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["bert.embeddings.word_embeddings.weight"][5 + WORDS.index("bab")] = torch.nan
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    text = write_text(tmp_path / "text.txt", 80)
+    lines = [line.replace("bab", "bad") for line in text.read_text().splitlines()]
+    text.write_text("\n".join([*lines[:40], "bab " * 20, *lines[40:]]))
+    recipe = write_recipe(tmp_path, text, model, store={"top_k": 0}, masking={"probability": 0.01})
+    code, output = finish(start(recipe))
+    assert code == EXIT_INCOMPLETE, output
+    store = tmp_path / "runs/tiny/store"
+    failed = sorted((store / "failed").glob("*.json"))
+    assert failed
+    assert sidecars(store)
+    assert not (store / "manifest.json").exists()
+    for path in failed:
+        record = json.loads(path.read_text())
+        assert record["attempts"] == 3
+        assert "hidden_states" in record["reason"]
+        assert record["sequence_ids"] == list(range(16 * record["index"], 16 * record["index"] + 16))
+        assert f"set aside: shard {path.stem}" in output
+        assert not (store / f"shards/{path.name}").exists()

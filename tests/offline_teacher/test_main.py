@@ -1,0 +1,126 @@
+"""The commands as a user types them: refusals in one line, a complete store left alone, repair, inspect."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from infra.errors import UserError
+from offline_teacher import cluster
+from offline_teacher.main import main
+from tests.offline_teacher.stores import contents, finish, start
+from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
+
+pytestmark = pytest.mark.end_to_end
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe whose store, and validation store, are complete."""
+    directory = tmp_path_factory.mktemp("main")
+    text, model = write_text(directory / "text.txt", 60), save_bert(directory / "model")
+    held_out = write_text(directory / "held_out.txt", 20, seed=1)
+    recipe = write_recipe(
+        directory,
+        text,
+        model,
+        corpus={"path": [str(text)], "validation_path": [str(held_out)]},
+        masking={"replicas": 2},
+    )
+    code, output = finish(start(recipe))
+    assert code == 0, output
+    return recipe
+
+
+def store_of(recipe: Path) -> Path:
+    return recipe.parent / "runs/tiny/store"
+
+
+def test_complete_store_starts_no_ray(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cluster, "_connect", lambda settings: pytest.fail("Ray was started"))
+    before = contents(store_of(made))
+    assert main(["run", "--recipe", str(made)]) == 0
+    assert "complete" in capsys.readouterr().out
+    assert contents(store_of(made)) == before
+
+
+def test_speed_settings_may_differ(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_connect", lambda settings: pytest.fail("Ray was started"))
+    assert main(["run", "--recipe", str(made), "teacher.workers=2", "teacher.shard_attempts=1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("masking.seed=3", "masking.seed: 0 -> 3"),
+        ("store.top_k=4", "store.top_k: 5 -> 4"),
+        ("teacher.dtype=float32", "teacher.dtype: bfloat16 -> float32"),
+        ("sequences.length=12", "sequences.length: 16 -> 12"),
+        ("teacher.model={other}", "teacher: xxh3"),
+        ("corpus.path={text}", "corpus"),
+    ],
+)
+def test_another_recipe_is_refused_and_nothing_changes(
+    made: Path, tmp_path: Path, override: str, words: str
+) -> None:
+    other = save_bert(tmp_path / "other", seed=5)
+    text = write_text(tmp_path / "text.txt", 60, seed=7)
+    before = contents(store_of(made))
+    code, output = finish(start(made, override.format(other=other, text=text)))
+    assert code == 2, output
+    assert words in output
+    assert "Traceback" not in output
+    assert len([line for line in output.splitlines() if line.startswith("error: ")]) == 1
+    assert contents(store_of(made)) == before
+
+
+def test_verify_finds_and_repair_restores(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(store_of(made)), "--deep", "--rerun", "2"]) == 0
+    store = tmp_path / "store"
+    shutil.copytree(store_of(made), store)
+    before = contents(store)
+    shard = sorted((store / "shards").glob("*.arrow"))[1]
+    for path in (shard, store / "sequences/part-00000.counts.arrow", store / "teacher/mlm_head.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 16
+        path.write_bytes(data)
+    (store / "tokenizer/tokenizer.json").unlink()
+    capsys.readouterr()
+    assert main(["verify", str(store)]) != 0
+    output = capsys.readouterr().out
+    for name in (f"shards/{shard.name}", "counts.arrow", "mlm_head.safetensors", "tokenizer.json"):
+        assert name in output
+    assert main(["verify", str(store), "--repair"]) == 0
+    assert contents(store) == before
+
+
+def test_repair_needs_a_recipe_it_can_trust(made: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(store_of(made), store)
+    (store / "recipe.yaml").write_text((store / "recipe.yaml").read_text().replace("top_k: 5", "top_k: 7"))
+    with pytest.raises(UserError, match="give the recipe"):
+        main(["verify", str(store), "--repair"])
+    assert main(["verify", str(store), "--repair", "--recipe", str(made)]) == 0
+
+
+def test_inspect_shows_a_sample(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = tmp_path / "kept.png"
+    assert main(["inspect", str(store_of(made)), "--sample", "3", "--replica", "1", "--plot", str(plot)]) == 0
+    output = capsys.readouterr().out
+    for words in ("sample 3, replica 1", "[MASK]", "mass kept by 5 at T = 2"):
+        assert words in output
+    assert plot.read_bytes()[1:4] == b"PNG"
+    with pytest.raises(UserError, match="has sequences 0 to"):
+        main(["inspect", str(store_of(made)), "--sample", "99999"])
+
+
+def test_validation_store_is_masked_once(made: Path) -> None:
+    names = [path.name for path in (made.parent / "runs/tiny/validation_store/shards").glob("*.arrow")]
+    assert names
+    assert all(name.startswith("r000-") for name in names)

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+from fractions import Fraction
+from math import ceil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from infra.sections import Masking
+from offline_teacher.masking import (
+    MaskVocab,
+    continuation_flags,
+    mask_sequences,
+    mask_vocab,
+    masked_count,
+    philox,
+)
+
+V, MASK, SPECIAL = 1000, 4, (0, 1, 2, 3, 4)
+PLAIN = MaskVocab(MASK, SPECIAL, V)
+
+
+def batch(count: int, length: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sequences of every fill, ids from 5 on between [CLS] = 2 and [SEP] = 3, pad = 0."""
+    rng = np.random.default_rng(seed)
+    input_ids = rng.integers(5, V, (count, length)).astype(np.uint16)
+    token_count = rng.integers(2, length + 1, count).astype(np.uint16)
+    input_ids[np.arange(length) >= token_count[:, None]] = 0
+    input_ids[:, 0] = 2
+    input_ids[np.arange(count), token_count - 1] = 3
+    return input_ids, token_count, np.arange(count, dtype=np.int64)
+
+
+def full(count: int, length: int, token: int = 7) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    input_ids = np.full((count, length), token, np.uint16)
+    input_ids[:, 0], input_ids[:, -1] = 2, 3
+    return input_ids, np.full(count, length, np.uint16), np.arange(count, dtype=np.int64)
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "expected"),
+    [
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_gives_the_published_vectors(word, key, expected):
+    got = philox([np.array([w], np.uint64) for w in word], key)
+    assert tuple(int(w[0]) for w in got) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 9),
+    length=st.integers(8, 512),
+    probability=st.sampled_from([0.01, 0.15, 0.3, 0.5]),
+    whole_word=st.booleans(),
+    frequency=st.booleans(),
+    seed=st.integers(0, 2**63 - 1),
+    replica=st.integers(0, 999),
+)
+def test_exact_counts_and_no_special_token_for_any_shape(
+    count, length, probability, whole_word, frequency, seed, replica
+):
+    input_ids, token_count, ids = batch(count, length, seed % 1000)
+    masking = Masking(
+        probability=probability,
+        seed=seed,
+        whole_word=whole_word,
+        sampling="frequency" if frequency else "uniform",
+    )
+    tokens = [("##" if token % 3 == 0 else "") + str(token) for token in range(V)]
+    vocab = mask_vocab(masking, MASK, SPECIAL, V, np.arange(V), tokens)
+    before = input_ids.copy()
+    got = mask_sequences(input_ids, token_count, ids, replica, masking, vocab)
+
+    slots = masked_count(length, probability)
+    assert got.positions.shape == got.labels.shape == (count, slots)
+    assert got.positions.dtype == np.int16
+    assert got.labels.dtype == got.input_ids.dtype == np.uint16
+    np.testing.assert_array_equal(input_ids, before)
+    for row in range(count):
+        used = got.positions[row][got.positions[row] >= 0]
+        assert len(used) == ceil(Fraction(repr(probability)) * (int(token_count[row]) - 2))
+        assert (np.diff(used) > 0).all()
+        assert (got.positions[row][len(used) :] == -1).all()
+        assert (got.labels[row][len(used) :] == 0).all()
+        assert not np.isin(before[row][used], SPECIAL).any()
+        np.testing.assert_array_equal(got.labels[row][: len(used)], before[row][used])
+        untouched = np.setdiff1d(np.arange(length), used)
+        np.testing.assert_array_equal(got.input_ids[row][untouched], before[row][untouched])
+
+
+def test_a_probability_means_its_decimal():
+    # In floating point 0.07 * 100 is above 7, and its ceil 8.
+    assert masked_count(102, 0.07) == 7
+    assert masked_count(128, 0.15) == 19
+
+
+def test_the_mask_is_the_same_in_any_batch_and_order():
+    input_ids, token_count, ids = batch(300, 64)
+    masking = Masking(seed=5)
+    whole = mask_sequences(input_ids, token_count, ids, 3, masking, PLAIN)
+    order = np.random.default_rng(1).permutation(300)
+    for rows in (order, order[:7], np.array([299])):
+        some = mask_sequences(input_ids[rows], token_count[rows], ids[rows], 3, masking, PLAIN)
+        np.testing.assert_array_equal(some.input_ids, whole.input_ids[rows])
+        np.testing.assert_array_equal(some.positions, whole.positions[rows])
+        np.testing.assert_array_equal(some.labels, whole.labels[rows])
+
+
+def test_uniform_masks_are_these_on_every_platform():
+    """A change here changes every store: raise the format version with it."""
+    sequence, replica, seed = 2**40 + 3, 1, 2**40 + 1
+    input_ids, token_count, _ = full(1, 16)
+    got = mask_sequences(input_ids, token_count, np.array([sequence]), replica, Masking(seed=seed), PLAIN)
+    keys = {}
+    for position in range(1, 15):
+        counter = [position, replica, sequence % 2**32, sequence >> 32]
+        words = plain_philox(counter, [seed % 2**32, seed >> 32])
+        keys[(words[0] << 32 | words[1]) >> 9] = position
+    expected = sorted(keys[key] for key in sorted(keys)[:3])
+    assert got.positions.tolist() == [expected] == [[7, 13, 14]]
+
+
+def plain_philox(counter: list[int], key: list[int]) -> list[int]:
+    """As in the paper's section 3.3, one word at a time."""
+    for _ in range(10):
+        high_0, low_0 = divmod(counter[0] * 0xD2511F53, 2**32)
+        high_1, low_1 = divmod(counter[2] * 0xCD9E8D57, 2**32)
+        counter = [high_1 ^ counter[1] ^ key[0], low_1, high_0 ^ counter[3] ^ key[1], low_0]
+        key = [(key[0] + 0x9E3779B9) % 2**32, (key[1] + 0xBB67AE85) % 2**32]
+    return counter
+
+
+def test_eighty_ten_ten():
+    input_ids, token_count, ids = full(4000, 128)
+    got = mask_sequences(input_ids, token_count, ids, 0, Masking(), PLAIN)
+    masked = np.take_along_axis(got.input_ids, got.positions.astype(np.int64), axis=1).ravel()
+    random = masked[(masked != MASK) & (masked != 7)]
+    observed = [(masked == MASK).sum(), len(random), (masked == 7).sum()]
+    ordinary = V - len(SPECIAL)
+    by_chance = 0.1 / ordinary  # a random token may be the original one
+    expected = np.array([0.8, 0.1 - by_chance, 0.1 + by_chance]) * len(masked)
+    assert stats.chisquare(observed, expected).pvalue > 1e-3
+    counts = np.bincount(random, minlength=V)
+    assert counts[list(SPECIAL)].sum() == 0
+    assert stats.chisquare(np.delete(counts, [*SPECIAL, 7])).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("step", ["sequence", "replica", "seed"])
+def test_positions_are_uniform_and_neighbours_independent(step):
+    count, length = 4000, 66
+    input_ids, token_count, ids = full(count, length)
+    first = mask_sequences(input_ids, token_count, ids, 0, Masking(), PLAIN)
+    other = mask_sequences(
+        input_ids,
+        token_count,
+        ids + (step == "sequence"),
+        int(step == "replica"),
+        Masking(seed=int(step == "seed")),
+        PLAIN,
+    )
+    hit = np.zeros((2, count, length), bool)
+    for index, got in enumerate((first, other)):
+        np.put_along_axis(hit[index], got.positions.astype(np.int64), True, axis=1)
+    hit = hit[:, :, 1:-1]
+    share = masked_count(length, 0.15) / 64
+    # Positions of a row exclude each other a little, which takes 1/64 of the statistic's degrees.
+    uniform = ((hit[1].sum(0) - count * share) ** 2).sum() / (count * share * (1 - share)) * 63 / 64
+    assert 1e-3 < stats.chi2.sf(uniform, 63) < 1 - 1e-3
+    both = int((hit[0] & hit[1]).sum())
+    expected = count * 64 * share**2
+    # Overlap of two independent draws of m in 64: hypergeometric in each row.
+    variance = count * stats.hypergeom(64, round(64 * share), round(64 * share)).var()
+    assert abs(both - expected) < 4 * variance**0.5
+
+
+def test_frequency_sampling_agrees_with_successive_draws_in_float64():
+    length, count = 8, 20000
+    input_ids = np.tile(np.array([2, 10, 11, 12, 13, 14, 15, 3], np.uint16), (count, 1))
+    counts = np.zeros(V, np.int64)
+    counts[10:16] = [0, 1, 10, 100, 1000, 10000]
+    masking = Masking(probability=0.3, sampling="frequency", smoothing=0.5)
+    vocab = mask_vocab(masking, MASK, SPECIAL, V, counts)
+    got = mask_sequences(
+        input_ids, np.full(count, length, np.uint16), np.arange(count), 0, masking, vocab
+    ).positions
+    assert got.shape[1] == 2
+    weights = np.array([1, 1, 10**-0.5, 0.1, 1000**-0.5, 0.01])
+    expected = {}
+    for a in range(6):
+        for b in range(a + 1, 6):
+            total = weights.sum()
+            expected[a + 1, b + 1] = weights[a] / total * weights[b] / (total - weights[a]) + weights[
+                b
+            ] / total * weights[a] / (total - weights[b])
+    observed = [(got == pair).all(axis=1).sum() for pair in expected]
+    assert stats.chisquare(observed, np.array(list(expected.values())) * count).pvalue > 1e-3
+
+
+def test_whole_words_are_masked_whole_but_for_the_last():
+    # Words of 1, 2, 3 and 4 tokens: a | b ##b | c ##c ##c | d ##d ##d ##d
+    tokens = [*["[x]"] * 5, "a", "b", "##b", "c", "##c", "d", "##d"]
+    row = [2, 5, 6, 7, 8, 9, 9, 10, 11, 11, 11, 3]
+    words = [{1}, {2, 3}, {4, 5, 6}, {7, 8, 9, 10}]
+    count = 500
+    masking = Masking(probability=0.5, whole_word=True)
+    vocab = mask_vocab(masking, MASK, SPECIAL, len(tokens), tokens=tokens)
+    got = mask_sequences(
+        np.tile(np.array(row, np.uint16), (count, 1)),
+        np.full(count, len(row), np.uint16),
+        np.arange(count),
+        0,
+        masking,
+        vocab,
+    )
+    seen = set()
+    for positions in got.positions.tolist():
+        chosen = set(positions)
+        assert len(chosen) == 5
+        touched = [word for word in words if word & chosen]
+        cut = [word for word in touched if not word <= chosen]
+        assert len(cut) <= 1
+        assert all(sorted(word & chosen) == sorted(word)[: len(word & chosen)] for word in cut)
+        seen.add(frozenset(min(word) for word in touched))
+    assert len(seen) > 3
+
+
+def test_continuations_of_both_spellings():
+    assert continuation_flags(["un", "##able", "!"]).tolist() == [False, True, False]
+    assert continuation_flags(["\u0120un", "able", "\u0120the", "!"]).tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"probability": 0.3}, {"sampling": "frequency"}, {"whole_word": True}]
+)
+def test_every_setting_has_an_effect(change):
+    input_ids, token_count, ids = batch(20, 64)
+    tokens = ["##x" if token % 2 else "x" for token in range(V)]
+
+    def positions(masking: Masking) -> list:
+        vocab = mask_vocab(masking, MASK, SPECIAL, V, np.arange(V) ** 3, tokens)
+        return mask_sequences(input_ids, token_count, ids, 0, masking, vocab).positions.tolist()
+
+    assert positions(Masking()) != positions(Masking(**change))

@@ -1,0 +1,256 @@
+"""The captured columns against a naive float64 oracle; heads of both families; refused teachers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import logsumexp
+from transformers import AutoModelForMaskedLM
+
+from infra.errors import UserError
+from infra.sections import Teacher
+from offline_teacher import reduction, teacher
+from offline_teacher.reduction import ColumnOrder, reduce_logits
+from offline_teacher.store.quantise import dequantise
+from offline_teacher.store.schema import Layout
+from offline_teacher.teacher import Capture, load_teacher
+from tests.offline_teacher.tiny_teacher import save_bert, save_roberta
+
+SAVERS = {"bert": save_bert, "roberta": save_roberta}
+
+
+@pytest.fixture(scope="module", params=list(SAVERS))
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return SAVERS[request.param](tmp_path_factory.mktemp(request.param))
+
+
+def settings(directory: Path, dtype: str = "float32") -> Teacher:
+    return Teacher(model=str(directory), dtype=dtype)
+
+
+def layout_of(loaded: teacher.LoadedTeacher, **changes: object) -> Layout:
+    V, D = loaded.head.decoder_weight.shape  # noqa: N806
+    values = {
+        "length": 16,
+        "masked": 3,
+        "vocab_size": V,
+        "top_k": 6,
+        "temperatures": (0.5, 1.0, 2.0),
+        "hidden_size": D,
+        "hidden_states": "float16",
+        "positions": "all",
+    }
+    return Layout(**{**values, **changes})
+
+
+def batch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Three sequences of 16, 9 and 12 tokens, the second with one unused masked slot."""
+    input_ids = np.random.default_rng(0).integers(5, 90, (3, 16)).astype(np.uint16)
+    token_count = np.array([16, 9, 12], np.uint16)
+    for row, count in enumerate(token_count):
+        input_ids[row, count:] = 1
+    return input_ids, token_count, np.array([[1, 4, 8], [2, 3, -1], [0, 5, 11]], np.int16)
+
+
+def own_outputs(directory: Path) -> tuple[np.ndarray, np.ndarray]:
+    """hidden [B, L, D] and logits [B, L, V] of the model's own forward, float64."""
+    model = AutoModelForMaskedLM.from_pretrained(directory, dtype=torch.float64).eval()
+    input_ids, token_count, _ = batch()
+    mask = torch.from_numpy((np.arange(16) < token_count[:, None]).astype(np.int64))
+    ids = torch.from_numpy(input_ids.astype(np.int64))
+    ids[mask == 0] = model.config.pad_token_id
+    with torch.no_grad():
+        out = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    return out.hidden_states[-1].numpy(), out.logits.numpy()
+
+
+def test_head_gives_the_models_own_logits(directory: Path) -> None:
+    hidden, logits = own_outputs(directory)
+    head = load_teacher(settings(directory), "cpu").head
+    assert np.abs(head.logits(hidden) - logits).max() < 1e-9
+
+
+def test_all_positions_against_the_oracle(directory: Path) -> None:
+    hidden, logits = own_outputs(directory)
+    loaded = load_teacher(settings(directory), "cpu", 16)
+    columns = Capture(loaded, layout_of(loaded)).batch(*batch())
+    real = np.arange(16) < batch()[1][:, None]
+    order = np.argsort(-logits, axis=-1, kind="stable")[..., :6]
+    assert np.array_equal(columns["topk_ids"][real], order[real])
+    expected = np.take_along_axis(logits, order, -1)
+    np.testing.assert_allclose(columns["topk_logits"][real], expected[real], rtol=1e-3, atol=1e-3)
+    for j, temperature in enumerate((0.5, 1.0, 2.0)):
+        expected = logsumexp(logits / temperature, axis=-1)
+        np.testing.assert_allclose(columns["logsumexp"][..., j][real], expected[real], rtol=1e-5)
+    np.testing.assert_allclose(columns["hidden_states"][real], hidden[real], rtol=1e-3, atol=1e-3)
+    for name, values in columns.items():
+        assert not values[~real].any(), name
+
+
+def test_masked_positions_are_those_of_all(directory: Path) -> None:
+    loaded = load_teacher(settings(directory), "cpu", 16)
+    everywhere = Capture(loaded, layout_of(loaded)).batch(*batch())
+    masked = Capture(loaded, layout_of(loaded, positions="masked")).batch(*batch())
+    assert masked["hidden_states"].shape == (3, 3, 32)
+    np.testing.assert_array_equal(masked["hidden_states"][2, 1], everywhere["hidden_states"][2, 5])
+    np.testing.assert_allclose(masked["logsumexp"][0, 2], everywhere["logsumexp"][0, 8], rtol=1e-6)
+    assert not masked["topk_ids"][1, 2].any()
+
+
+def test_int8_hidden_states_are_within_half_a_step(directory: Path) -> None:
+    loaded = load_teacher(settings(directory), "cpu", 16)
+    columns = Capture(loaded, layout_of(loaded, hidden_states="int8", top_k=0)).batch(*batch())
+    real = np.arange(16) < batch()[1][:, None]
+    error = np.abs(dequantise(columns["hidden_states"], columns["hidden_scale"]) - own_outputs(directory)[0])
+    assert (error[real].max(-1) <= columns["hidden_scale"][real] * 0.501).all()
+
+
+def test_without_topk_the_head_never_runs(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("the head ran")
+
+    monkeypatch.setattr(teacher, "_Head", refuse)
+    monkeypatch.setattr(teacher, "reduce_logits", refuse)
+    loaded = load_teacher(settings(directory), "cpu", 16)
+    assert set(Capture(loaded, layout_of(loaded, top_k=0)).batch(*batch())) == {"hidden_states"}
+
+
+def test_logits_are_never_held_for_all_positions(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def counted(logits: torch.Tensor, *rest: object) -> tuple[torch.Tensor, ...]:
+        seen.append(len(logits))
+        return reduce_logits(logits, *rest)  # type: ignore[arg-type]
+
+    loaded = load_teacher(settings(directory), "cpu", 16)
+    whole = Capture(loaded, layout_of(loaded)).batch(*batch())
+    monkeypatch.setitem(teacher.MATMUL_POSITIONS, "cpu", 8)
+    monkeypatch.setitem(teacher.REDUCE_POSITIONS, "cpu", 4)
+    monkeypatch.setattr(teacher, "reduce_logits", counted)
+    chunked = Capture(loaded, layout_of(loaded)).batch(*batch())
+    assert max(seen) == 4
+    assert sum(seen) == 37
+    np.testing.assert_array_equal(chunked["topk_ids"], whole["topk_ids"])
+    np.testing.assert_allclose(chunked["logsumexp"], whole["logsumexp"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_near_the_oracle(directory: Path, dtype: str) -> None:
+    loaded = load_teacher(settings(directory, dtype), "cpu", 16)
+    columns = Capture(loaded, layout_of(loaded)).batch(*batch())
+    hidden, logits = own_outputs(directory)
+    assert np.abs(columns["hidden_states"][0] - hidden[0]).max() < 0.2
+    assert np.abs(columns["logsumexp"][0, :, 1] - logsumexp(logits[0], axis=-1)).max() < 0.2
+
+
+@given(
+    seed=st.integers(0, 10_000), vocab=st.integers(3, 300), k=st.integers(1, 12), levels=st.integers(1, 40)
+)
+def test_reduction_is_exact_with_ties_to_the_lower_id(seed: int, vocab: int, k: int, levels: int) -> None:
+    """Few distinct values, so that ties cross block and top-k borders all the time."""
+    k = min(k, vocab)
+    rng = np.random.default_rng(seed)
+    logits = (rng.integers(-levels, levels + 1, (4, vocab)) * rng.choice([0.5, -0.5])).astype(np.float32)
+    order = ColumnOrder(vocab)
+    rows = order.rows(torch.from_numpy(logits).T.contiguous(), float("-inf")).T.contiguous()
+    ids, values, sums = reduce_logits(rows, order, k, (1.0, 2.0, 3.0))
+    expected = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(ids.numpy(), expected)
+    np.testing.assert_array_equal(values.numpy(), np.take_along_axis(logits, expected, -1))
+    for j, temperature in enumerate((1.0, 2.0, 3.0)):
+        np.testing.assert_allclose(
+            sums[:, j], logsumexp(logits.astype(np.float64) / temperature, axis=-1), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_columns_are_32_consecutive_ids_a_block() -> None:
+    columns = reduction.ColumnOrder(40).rows(torch.arange(40.0), -1.0).view(32, 2)
+    assert columns[:, 0].tolist() == [float(i) for i in range(32)]
+    assert columns[:9, 1].tolist() == [32.0, 33.0, 34.0, 35.0, 36.0, 37.0, 38.0, 39.0, -1.0]
+
+
+def test_digest_is_of_tensors_not_of_files(tmp_path: Path) -> None:
+    one = save_bert(tmp_path / "one")
+    model = AutoModelForMaskedLM.from_pretrained(one)
+    model.save_pretrained(tmp_path / "many", max_shard_size="8KB")
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 1
+    assert teacher.weight_digest(str(tmp_path / "many")) == teacher.weight_digest(str(one))
+    other = save_bert(tmp_path / "other", seed=1)
+    assert teacher.weight_digest(str(other)) != teacher.weight_digest(str(one))
+
+
+def test_tokenizer_digest_ignores_the_state_of_the_last_call(tmp_path: Path) -> None:
+    tokenizer = teacher.load_tokenizer(str(save_bert(tmp_path)))
+    before = teacher.tokenizer_digest(tokenizer)
+    tokenizer("bab dob", truncation=True, max_length=3, padding="max_length")
+    assert teacher.tokenizer_digest(tokenizer) == before
+
+
+def _edit_config(directory: Path, **values: object) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def _no_weights(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+
+
+def _cut_weights(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _encoder_only(directory: Path) -> None:
+    AutoModelForMaskedLM.from_pretrained(directory).base_model.save_pretrained(directory)
+
+
+def _no_tokenizer(directory: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / name).unlink()
+
+
+def _no_mask_token(directory: Path) -> None:
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "mask_token"}))
+
+
+REFUSED = {
+    "no weights": (_no_weights, "no weights"),
+    "cut weights": (_cut_weights, "not a whole safetensors file"),
+    "no masked-LM head": (_encoder_only, "not a masked LM"),
+    "no tokenizer": (_no_tokenizer, "tokenizer"),
+    "no mask token": (_no_mask_token, "no mask_token"),
+    "another family": (lambda d: _edit_config(d, model_type="gpt2"), "'gpt2' model; supported"),
+    "no configuration": (lambda d: (d / "config.json").unlink(), "no config.json"),
+    "fewer rows than tokens": (lambda d: save_bert(d, vocab_size=50), "not of the same vocabulary"),
+    "far more rows than tokens": (lambda d: save_bert(d, vocab_size=500), "not of the same vocabulary"),
+    "another pad id": (lambda d: _edit_config(d, pad_token_id=3), "not of the same vocabulary"),
+}
+
+
+@pytest.mark.parametrize("case", list(REFUSED))
+def test_refused_teachers_are_named_in_one_sentence(tmp_path: Path, case: str) -> None:
+    spoil, words = REFUSED[case]
+    spoil(save_bert(tmp_path))
+    with pytest.raises(UserError, match=words):
+        loaded = load_teacher(settings(tmp_path), "cpu", 16)
+        assert loaded.weight_digest
+
+
+def test_too_long_sequences_are_refused(directory: Path) -> None:
+    load_teacher(settings(directory), "cpu", 64)
+    with pytest.raises(UserError, match="64 positions"):
+        load_teacher(settings(directory), "cpu", 65)
+
+
+def test_a_missing_teacher_is_named() -> None:
+    with pytest.raises(UserError, match="no directory"):
+        teacher.find_teacher(Teacher(model="./nowhere"))
+    with pytest.raises(UserError, match="neither a local directory nor a model"):
+        teacher.find_teacher(Teacher(model="someone/nothing"))

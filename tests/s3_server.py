@@ -1,0 +1,160 @@
+"""A real S3 server process (moto's) on loopback, and a proxy in front of it that goes wrong on demand."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import random
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+FAULTS = ("500", "503", "reset", "cut", "wrong", "hang")
+"""Server error, throttling, connection reset before the answer, answer cut half-way, one byte of the answer
+changed, no answer at all (until the proxy is closed)."""
+
+Chooser = Callable[[str, str], str | None]
+"""(method, path) -> the fault of this request, or None."""
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextlib.contextmanager
+def s3_server() -> Iterator[str]:
+    """Yields the endpoint of an empty server; it ends with the context."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for_port(port, process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for_port(port: int, process: subprocess.Popen[Any], seconds: float = 60) -> None:
+    """Returns once the process listens; raises when it ends or takes too long."""
+    pause = threading.Event()
+    for _ in range(int(seconds * 20)):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        assert process.poll() is None, "the server ended"
+        pause.wait(0.05)
+    raise AssertionError("the server does not listen")
+
+
+class FaultyProxy:
+    """A context: the same server at ``endpoint``, with the faults that ``choose`` picks."""
+
+    def __init__(self, upstream: str) -> None:
+        self.choose: Chooser = lambda method, path: None
+        self.seen: list[tuple[str, str, str | None]] = []
+        self.closing = threading.Event()
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler(urlsplit(upstream).netloc))
+        self._server.daemon_threads = True
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> FaultyProxy:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def once(self, *faults: str, method: str = "GET") -> None:
+        """The next requests of this method meet these faults, one each."""
+        left = list(faults)
+        self.choose = lambda seen, path: left.pop(0) if seen == method and left else None
+
+    def often(self, share: float, seed: int, faults: tuple[str, ...]) -> None:
+        """This share of all requests meets one of these faults."""
+        generator = random.Random(seed)
+        self.choose = lambda method, path: generator.choice(faults) if generator.random() < share else None
+
+    def _decide(self, method: str, path: str) -> str | None:
+        with self._lock:
+            fault = self.choose(method, path)
+            self.seen.append((method, path, fault))
+            return fault
+
+    def _handler(proxy, netloc: str) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - self is the handler's
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                fault = proxy._decide(self.command, self.path)
+                if fault == "hang":
+                    proxy.closing.wait()
+                if fault in ("hang", "reset"):
+                    return self.reset()
+                if fault in ("500", "503"):
+                    return self.refuse(int(fault))
+                upstream = http.client.HTTPConnection(netloc, timeout=60)
+                with contextlib.closing(upstream):
+                    upstream.request(self.command, self.path, body, dict(self.headers))
+                    response = upstream.getresponse()
+                    data = response.read()
+                self.send_response_only(response.status, response.reason)
+                dropped = {"transfer-encoding", "connection"} | (
+                    {"content-length"} if self.command != "HEAD" else set()
+                )
+                for name, value in response.getheaders():
+                    if name.lower() not in dropped and "checksum" not in name.lower():
+                        self.send_header(name, value)
+                if self.command != "HEAD":
+                    self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                if fault == "wrong" and data and response.status < 300 and self.command == "GET":
+                    data = (
+                        data[: len(data) // 2]
+                        + bytes([data[len(data) // 2] ^ 1])
+                        + data[len(data) // 2 + 1 :]
+                    )
+                if fault == "cut":
+                    self.wfile.write(data[: len(data) // 2])
+                    return self.reset()
+                self.wfile.write(data)
+                return None
+
+            def refuse(self, status: int) -> None:
+                code = "SlowDown" if status == 503 else "InternalError"
+                data = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
+                self.send_response_only(status)
+                self.send_header("Content-Type", "application/xml")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(data)
+
+            def reset(self) -> None:
+                self.close_connection = True
+                with contextlib.suppress(OSError):
+                    self.wfile.flush()
+                    linger = struct.pack("ii", 1, 0)  # close with RST instead of FIN
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    self.connection.shutdown(socket.SHUT_RDWR)
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer
+
+        return Handler

@@ -1,0 +1,109 @@
+"""Runs ``Engine`` jobs on a toy model; started by test_engine.py, once for each rank. Prints JSON on rank 0.
+
+A job: {"name", "stage", "dtype", "from": checkpoint directory or null, "first", "last", "save_at", "to"}.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+from torch import nn
+
+from infra.sections import Train
+from student_train import checkpoint
+from student_train.engine import Engine, World, start_world
+
+BATCH, VOCABULARY, WIDTH = 8, 23, 7
+
+
+class Toy(nn.Module):
+    """Embeddings tied to the output, a layer norm and a bias: one of everything that matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+        self.dense = nn.Linear(WIDTH, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def loss(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        hidden = self.norm(torch.tanh(self.dense(self.embedding(ids))))
+        logits = (hidden @ self.embedding.weight.T).float()
+        return nn.functional.cross_entropy(logits, labels, reduction="sum") / BATCH
+
+
+def toy() -> Toy:
+    torch.manual_seed(0)
+    return Toy()
+
+
+def data(step: int) -> torch.Tensor:
+    """Ids and labels of the global batch of a step, int64 [2, BATCH]."""
+    return torch.randint(0, VOCABULARY, (2, BATCH), generator=torch.Generator().manual_seed(step))
+
+
+def run(job: dict, world: World) -> dict:
+    train = Train(
+        batch_size=BATCH,
+        micro_batch_size=2,
+        dtype=job["dtype"],
+        zero_stage=job["stage"],
+        max_grad_norm=0.5,
+        weight_decay=job.get("weight_decay", 0.0),
+        deepspeed_config=job.get("config"),
+    )
+    engine = Engine(toy(), train, world)
+    if job.get("from"):
+        found = checkpoint.load_newest(job["from"]) if world.first else None
+        facts = json.loads(
+            world.first_does(lambda: json.dumps([found.facts.optimizer_step, found.facts.loss_scaler]))
+        )
+        engine.restore(found.tensors if found else None, facts[0])
+        engine.restore_scaler(facts[1])
+    losses, norms = [], []
+    for step in range(job["first"], job["last"]):
+        ids, labels = data(step).chunk(world.size, dim=1)[world.rank]
+        total = 0.0
+        micro = list(zip(ids.split(2), labels.split(2), strict=True))
+        for number, (x, y) in enumerate(micro):
+            loss = engine.model.loss(x, y)
+            engine.backward(loss, number == len(micro) - 1)
+            total += float(loss.detach())
+        result = engine.step(1e-2)
+        losses.append(world.sum([total])[0])
+        norms.append(result.gradient_norm)
+        if job.get("save_at") == step + 1:
+            state = engine.gather()
+            facts = checkpoint.Facts(
+                step=step + 1,
+                samples_seen=0,
+                optimizer_step=engine.optimizer_step(),
+                loss_scaler=engine.scaler_state(),
+                samples_digest="",
+                fingerprint={},
+                tracking_run=None,
+            )
+            world.first_does(lambda state=state, facts=facts: checkpoint.save(job["to"], facts, state, 2))
+    weights = engine.gather()["weights"]
+    return {
+        "losses": losses,
+        "norms": norms,
+        "weights": {name: tensor.flatten().tolist() for name, tensor in weights.items()},
+        "applied": engine.optimizer_step(),
+    }
+
+
+def main() -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    world = start_world()
+    get_accelerator().is_fp16_supported = lambda: True  # torch computes float16 on any CPU, slowly
+    results = {job["name"]: run(job, world) for job in json.loads(sys.argv[1])}
+    if world.first:
+        print("RESULT" + json.dumps(results))
+    world.close()
+
+
+if __name__ == "__main__":
+    main()

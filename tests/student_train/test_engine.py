@@ -1,0 +1,191 @@
+"""The engine on 1 and 2 ranks, at every stage and precision, against plain AdamW and against itself."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from infra.errors import UserError
+from infra.sections import Train
+from student_train.deepspeed_config import build_config
+from student_train.schedule import learning_rate
+from tests.student_train.engine_worker import data, toy
+
+STAGES, DTYPES = (0, 1, 2), ("float32", "bfloat16", "float16")
+COMBINATIONS = list(itertools.product(STAGES, DTYPES))
+STEPS, HALF = 6, 3
+TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 4e-3}
+
+
+def start(jobs: list[dict], ranks: int, root_dir: Path) -> dict[str, Any]:
+    """Results of the jobs on so many ranks."""
+    command = [sys.executable, "-m", "tests.student_train.engine_worker", json.dumps(jobs)]
+    if ranks > 1:
+        launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"]
+        command = [sys.executable, "-m", *launch, *command[2:]]
+    done = subprocess.run(
+        command, cwd=root_dir, capture_output=True, text=True, env={**os.environ}, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.partition("RESULT")[2].splitlines()[0])
+
+
+@pytest.fixture(scope="module")
+def results(root_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Whole and resumed runs: on one rank, then on two (also from one), then on one from two."""
+    root = tmp_path_factory.mktemp("engine")
+    scaling = root / "ds.json"  # so small that nothing overflows and every step is applied
+    scaling.write_text(json.dumps({"fp16": {"initial_scale_power": 8}}))
+
+    def job(name: str, stage: int, dtype: str, **more: Any) -> dict:
+        kinds = {"name": name, "stage": stage, "dtype": dtype, "first": 0, "last": STEPS}
+        return {**kinds, "config": str(scaling) if dtype == "float16" else None, **more}
+
+    def whole(ranks: int) -> list[dict]:
+        return [
+            job(f"{ranks}-{s}-{d}", s, d, save_at=HALF, to=str(root / f"{ranks}-{s}-{d}"))
+            for s, d in COMBINATIONS
+        ]
+
+    def resumed(ranks: int, source: int) -> list[dict]:
+        return [
+            job(f"{source}to{ranks}-{s}-{d}", s, d, first=HALF, **{"from": str(root / f"{source}-{s}-{d}")})
+            for s, d in COMBINATIONS
+        ]
+
+    crossed = job("stage0to2", 2, "bfloat16", first=HALF, **{"from": str(root / "1-0-bfloat16")})
+    found = start([*whole(1), *resumed(1, 1)], 1, root_dir)
+    found |= start([*whole(2), *resumed(2, 2), *resumed(2, 1), crossed], 2, root_dir)
+    return found | start(resumed(1, 2), 1, root_dir)
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Any]:
+    """The same steps by torch alone, in float32."""
+    model = toy()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)
+    losses, norms = [], []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss = model.loss(*data(step))
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)))
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    weights = {name: parameter.detach().flatten().tolist() for name, parameter in model.named_parameters()}
+    return {"losses": losses, "norms": norms, "weights": weights}
+
+
+@pytest.mark.parametrize(("stage", "dtype"), COMBINATIONS)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_accumulation_and_ranks_give_the_gradient_of_the_whole_batch(
+    results: dict, reference: dict, stage: int, dtype: str, ranks: int
+) -> None:
+    found, tolerance = results[f"{ranks}-{stage}-{dtype}"], TOLERANCE[dtype]
+    assert found["losses"] == pytest.approx(reference["losses"], rel=tolerance)
+    assert found["norms"] == pytest.approx(reference["norms"], rel=tolerance * 2)
+    assert found["applied"] == STEPS
+    if dtype == "float32":
+        for name, values in reference["weights"].items():
+            assert found["weights"][name] == pytest.approx(values, abs=2e-6), name
+
+
+@pytest.mark.parametrize(("stage", "dtype"), COMBINATIONS)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_resumed_run_is_bit_equal(results: dict, stage: int, dtype: str, ranks: int) -> None:
+    whole, resumed = results[f"{ranks}-{stage}-{dtype}"], results[f"{ranks}to{ranks}-{stage}-{dtype}"]
+    assert resumed["losses"] == whole["losses"][HALF:]
+    assert resumed["norms"] == whole["norms"][HALF:]
+    assert resumed["weights"] == whole["weights"]
+
+
+@pytest.mark.parametrize(("stage", "dtype"), COMBINATIONS)
+@pytest.mark.parametrize(("source", "ranks"), [(1, 2), (2, 1)])
+def test_world_size_may_change(results: dict, stage: int, dtype: str, source: int, ranks: int) -> None:
+    whole, resumed = results[f"{source}-{stage}-{dtype}"], results[f"{source}to{ranks}-{stage}-{dtype}"]
+    assert resumed["losses"] == pytest.approx(whole["losses"][HALF:], rel=TOLERANCE[dtype])
+    assert resumed["applied"] == STEPS
+
+
+def test_stage_may_change(results: dict) -> None:
+    assert results["stage0to2"]["losses"] == pytest.approx(results["1-0-bfloat16"]["losses"][HALF:], rel=2e-2)
+
+
+# --- the configuration --------------------------------------------------------------------------------------
+
+
+def train(**changes: Any) -> Train:
+    return Train(**{"batch_size": 64, "micro_batch_size": 8, **changes})
+
+
+def test_accumulation_is_what_the_ranks_leave() -> None:
+    assert [build_config(train(), world)["gradient_accumulation_steps"] for world in (1, 2, 3, 8)] == [
+        8,
+        4,
+        3,
+        1,
+    ]
+
+
+def test_users_json_is_merged(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    user = {"zero_optimization": {"stage": 1, "reduce_bucket_size": 1000}, "train_batch_size": "auto"}
+    path.write_text(
+        json.dumps(
+            {**user, "optimizer": {"type": "AdamW", "params": {"lr": 5e-4}}, "wall_clock_breakdown": True}
+        )
+    )
+    config = build_config(train(zero_stage=1, deepspeed_config=str(path)), 2)
+    assert config["zero_optimization"] == {"stage": 1, "reduce_bucket_size": 1000}
+    assert config["wall_clock_breakdown"] is True
+    assert config["train_batch_size"] == 64
+    assert "optimizer" not in config
+
+
+@pytest.mark.parametrize(
+    ("user", "names"),
+    [
+        ({"train_batch_size": 32}, ["train_batch_size is 32", "train.batch_size", "64"]),
+        ({"train_micro_batch_size_per_gpu": 4}, ["train.micro_batch_size", "8"]),
+        ({"gradient_accumulation_steps": 3}, ["gradient_accumulation_steps is 3", "4"]),
+        ({"gradient_clipping": 1.0}, ["train.max_grad_norm", "5.0"]),
+        ({"zero_optimization": {"stage": 3}}, ["zero_optimization.stage is 3", "train.zero_stage"]),
+        ({"fp16": {"enabled": True}}, ["fp16.enabled is True", "train.dtype"]),
+        ({"bf16": {"enabled": False}}, ["bf16.enabled is False", "train.dtype"]),
+        ({"optimizer": {"type": "Lamb"}}, ["Lamb", "AdamW"]),
+        ({"optimizer": {"params": {"lr": 1e-5}}}, ["optimizer.params.lr", "train.learning_rate"]),
+        ({"optimizer": {"params": {"betas": [0.9, 0.999]}}}, ["betas", "train.betas"]),
+        ({"scheduler": {"type": "WarmupLR"}}, ["scheduler", "train.schedule"]),
+        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, ["offload_optimizer"]),
+        ([1], ["JSON object"]),
+    ],
+)
+def test_conflicts_name_both(tmp_path: Path, user: Any, names: list[str]) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(user))
+    with pytest.raises(UserError) as raised:
+        build_config(train(deepspeed_config=str(path)), 2)
+    for name in [str(path), *names]:
+        assert name in str(raised.value)
+
+
+# --- the schedule -------------------------------------------------------------------------------------------
+
+
+def test_learning_rates() -> None:
+    def rates(schedule: Any) -> list[float]:
+        section = train(schedule=schedule, learning_rate=1.0, warmup_ratio=0.2)
+        return [learning_rate(section, step, 10) for step in range(10)]
+
+    assert rates("linear") == pytest.approx([0.5, 1, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125])
+    assert rates("constant") == [0.5] + [1.0] * 9
+    assert rates("cosine")[6] == pytest.approx(0.5)
+    assert learning_rate(train(warmup_ratio=0.0), 0, 1) == 5e-4

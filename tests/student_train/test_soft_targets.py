@@ -1,0 +1,153 @@
+"""Soft targets against the teacher they were recorded from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from student_train.losses import triple_loss
+from student_train.soft_targets import ExactTarget, SoftTarget, TeacherHead, TopkTarget
+
+
+def topk(
+    logits: list[list[float]], full: list[float], temperature: float, dtype: torch.dtype = torch.float32
+) -> TopkTarget:
+    ids = torch.arange(len(logits[0])).repeat(len(logits), 1)
+    return TopkTarget(ids, torch.tensor(logits, dtype=dtype), torch.tensor(full), temperature)
+
+
+def test_topk_probabilities_are_those_of_the_full_softmax() -> None:
+    logits = torch.tensor([[4.0, 2.0, 1.0, 0.0, -1.0]])
+    for temperature in (1.0, 2.0):
+        full = torch.logsumexp(logits / temperature, 1)
+        ids, p, tail = TopkTarget(torch.tensor([[0, 1]]), logits[:, :2], full, temperature).rows(slice(None))
+        expected = torch.softmax(logits / temperature, 1)[0]
+        assert ids.dtype == torch.int64
+        torch.testing.assert_close(p[0], expected[:2])
+        torch.testing.assert_close(tail[0], expected[2:].sum())
+
+
+def test_a_tiny_tail_is_not_noise() -> None:
+    """1 - 1e-6: the tail keeps the precision that float32 logits and logsumexp leave it."""
+    full = torch.logaddexp(torch.tensor(0.0), torch.tensor(1e-6).log())
+    _, p, tail = topk([[0.0]], [float(full)], 1.0).rows(slice(None))
+    assert float(tail) == pytest.approx(1e-6, rel=1e-3)
+    assert float(p + tail) == pytest.approx(1.0, abs=1e-7)
+
+
+def test_logits_rounded_above_full_mass_leave_an_empty_tail_and_sum_to_one() -> None:
+    _, p, tail = topk([[10.01, 5.0]], [float(torch.logsumexp(torch.tensor([10.0, 5.0]), 0))], 1.0).rows(
+        slice(None)
+    )
+    assert float(tail) == 0.0
+    assert float(p.sum()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_select_picks_positions_of_both_kinds() -> None:
+    index = torch.tensor([2, 0])
+    target = topk([[1.0], [2.0], [3.0]], [1.5, 2.5, 3.5], 1.0).select(index)
+    assert target.topk_logits.flatten().tolist() == [3.0, 1.0]
+    assert target.logsumexp.tolist() == [3.5, 1.5]
+    exact = ExactTarget(random_head(4, 7), torch.arange(12.0).reshape(3, 4)).select(index)
+    assert exact.hidden[:, 0].tolist() == [8.0, 0.0]
+    assert len(exact) == len(target) == 2
+
+
+def random_head(d: int, v: int) -> TeacherHead:
+    torch.manual_seed(0)
+    shapes = (d, d), (d,), (d,), (d,), (v, d), (v,)
+    return TeacherHead(*(torch.randn(*shape) for shape in shapes), hidden_act="gelu", layer_norm_eps=1e-12)
+
+
+def test_head_of_the_store_computes_the_stores_logits() -> None:
+    from offline_teacher.store.head import MlmHead
+
+    tensors = random_head(4, 7)
+    arrays = {k: v.numpy() for k, v in vars(tensors).items() if isinstance(v, Tensor)}
+    stored = MlmHead(**arrays, hidden_act="gelu", layer_norm_eps=1e-12)
+    hidden = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    expected = stored.logits(hidden.astype(np.float64))
+    target = ExactTarget(TeacherHead.from_store(stored), torch.tensor(hidden).half().float())
+    found = ExactTarget(TeacherHead.from_store(stored), torch.tensor(hidden)).rows(slice(None))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(target.rows(slice(0, 3)), found)
+    bfloat = TeacherHead.from_store(stored).to("cpu", torch.bfloat16)
+    assert ExactTarget(bfloat, torch.tensor(hidden)).rows(slice(1, 3)).dtype == torch.bfloat16
+
+
+@pytest.fixture(scope="module")
+def live(shared_dir: Path) -> dict[str, Tensor | TeacherHead]:
+    """The shared teacher's float32 hidden states and logits on real text, and a student near it."""
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(shared_dir / "teacher")
+    model = AutoModelForMaskedLM.from_pretrained(shared_dir / "teacher", dtype=torch.float32).eval()
+    text = sorted((shared_dir / "data/corpus/validation").glob("*.txt"))[0].read_text(encoding="utf-8")[
+        2000:3200
+    ]
+    ids = torch.tensor([tokenizer(text).input_ids[:128]])
+    ids[0, 5::7] = tokenizer.mask_token_id
+    with torch.no_grad():
+        hidden = model.bert(ids).last_hidden_state[0]
+        predictions = model.cls.predictions
+        transform = predictions.transform
+        head = TeacherHead(
+            transform.dense.weight, transform.dense.bias,
+            transform.LayerNorm.weight, transform.LayerNorm.bias,
+            predictions.decoder.weight, predictions.decoder.bias,
+            hidden_act=model.config.hidden_act, layer_norm_eps=model.config.layer_norm_eps,
+        )  # fmt: skip
+        logits = predictions(hidden)
+        torch.manual_seed(0)
+        z = transform(hidden + 0.3 * hidden.std() * torch.randn_like(hidden))
+    return {"hidden": hidden, "logits": logits, "head": head, "z": z}
+
+
+def head_gradient(z: Tensor, head: TeacherHead, target: SoftTarget) -> Tensor:
+    z, weight = z.detach().requires_grad_(), head.decoder_weight.detach().clone().requires_grad_()
+    terms = triple_loss(
+        z, weight, head.decoder_bias.detach(), target, torch.full((len(z),), -100), None, z, None,
+        temperature=2.0, alpha_ce=5.0, alpha_mlm=0.0, alpha_cos=0.0,
+        tokens=1, masked=1, kl_tokens=len(z), compile=False,
+    )  # fmt: skip
+    return torch.cat([g.flatten() for g in torch.autograd.grad(terms.total, (z, weight))])
+
+
+def live_gradient(z: Tensor, head: TeacherHead, teacher_logits: Tensor) -> Tensor:
+    z = z.detach().double().requires_grad_()
+    weight = head.decoder_weight.detach().double().requires_grad_()
+    s = z @ weight.T + head.decoder_bias.detach().double()
+    log_q = functional.log_softmax(s / 2, 1)
+    loss = (
+        5
+        * 4
+        * functional.kl_div(log_q, functional.softmax(teacher_logits.double() / 2, 1), reduction="batchmean")
+    )
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, (z, weight))])
+
+
+def test_exact_target_has_the_live_teachers_gradient_on_real_text(live: dict) -> None:
+    """Float16 hidden states, float32 head: within 1e-3 of the teacher's own logits, T = 2."""
+    z, head = live["z"], live["head"]
+    expected = live_gradient(z, head, live["logits"])
+    found = head_gradient(z, head, ExactTarget(head, live["hidden"].half()))
+    assert float((found - expected).norm() / expected.norm()) <= 1e-3
+
+
+def test_one_tail_bucket_beats_renormalising_on_real_text(live: dict) -> None:
+    z, head, logits = live["z"], live["head"], live["logits"]
+    expected = live_gradient(z, head, logits)
+    values, ids = logits.topk(64, 1)
+    bucket = TopkTarget(ids, values.half(), torch.logsumexp(logits / 2, 1), 2.0)
+    renormalised = TopkTarget(ids, values.half(), torch.logsumexp(values / 2, 1), 2.0)
+    errors = [
+        float((head_gradient(z, head, target) - expected).norm() / expected.norm())
+        for target in (bucket, renormalised)
+    ]
+    assert errors[0] < 0.6
+    assert errors[1] > 5 * errors[0]

@@ -1,0 +1,133 @@
+"""A user's mistakes through the real commands: one clear line, a telling exit code, nothing half made."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.student_train.tiny_run import make_run
+from tests.tiny_project import evaluation_command, make_project, run, student_command, teacher_command
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good recipe with a good teacher, through which nothing was run yet."""
+    return make_project(tmp_path_factory.mktemp("good"), tracking={"enabled": False}).parent
+
+
+@pytest.fixture
+def recipe(project: Path, tmp_path: Path) -> Path:
+    """The same in a directory of its own, to be spoiled."""
+    shutil.copytree(project, tmp_path / "p")
+    path = tmp_path / "p" / "recipe.yaml"
+    path.write_text(path.read_text().replace(str(project), str(tmp_path / "p")))
+    return path
+
+
+def one_clear_line(ended: subprocess.CompletedProcess[str], *named: str) -> None:
+    assert ended.returncode not in (0, 1), ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stdout + ended.stderr
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, ended.stderr
+    for words in named:
+        assert words in errors[0]
+
+
+def nothing(directory: Path) -> None: ...
+
+
+def empty_corpus(directory: Path) -> None:
+    (directory / "train.txt").write_text("")
+    (directory / "validation.txt").write_text("")
+
+
+def no_weights(directory: Path) -> None:
+    (directory / "teacher" / "model.safetensors").unlink()
+
+
+def other_vocabulary(directory: Path) -> None:
+    """The weights of a model with fewer tokens than the tokenizer has."""
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    model = directory / "teacher"
+    weights = load_file(model / "model.safetensors")
+    for name in list(weights):
+        if weights[name].shape[:1] == (2000,) or "decoder" in name or "word_embeddings" in name:
+            weights[name] = weights[name][:1500].clone()
+    if "cls.predictions.bias" in weights:
+        weights["cls.predictions.bias"] = weights["cls.predictions.bias"][:1500].clone()
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "vocab_size": 1500}))
+
+
+def file_in_the_way(directory: Path) -> None:
+    (directory / "occupied").write_text("")
+
+
+Spoil = Callable[[Path], None]
+TEACHER: dict[str, tuple[Spoil, list[str], list[str]]] = {
+    "unknown key": (nothing, ["train.lerning_rate=1"], ["lerning_rate", "did you mean learning_rate?"]),
+    "unknown section": (nothing, ["trian.seed=1"], ["trian", "train"]),
+    "wrong type": (nothing, ["train.batch_size=many"], ["train.batch_size", "a whole number", "many"]),
+    "no such files": (nothing, ["corpus.path={directory}/none/*.txt"], ["none/*.txt"]),
+    "empty corpus": (empty_corpus, [], ["no "]),
+    "no teacher": (nothing, ["teacher.model={directory}/none"], ["teacher.model", "none"]),
+    "teacher without weights": (no_weights, [], ["teacher.model", "model.safetensors"]),
+    "another vocabulary": (other_vocabulary, [], ["teacher.model", "1500", "vocabulary"]),
+    "output under a file": (file_in_the_way, ["output={directory}/occupied/runs"], ["occupied"]),
+    "output that cannot be written": (nothing, ["output=/proc/runs"], ["/proc/runs"]),
+}
+
+
+@pytest.mark.parametrize("name", TEACHER)
+def test_teacher_pass(recipe: Path, name: str) -> None:
+    spoil, overrides, named = TEACHER[name]
+    spoil(recipe.parent)
+    words = [override.replace("{directory}", str(recipe.parent)) for override in overrides]
+    one_clear_line(run(teacher_command(recipe, *words)), *named)
+    made = [path for path in (recipe.parent / "runs").rglob("*") if path.is_file()]
+    assert not [path for path in made if path.suffix == ".arrow" or path.name == "manifest.json"], made
+
+
+@pytest.mark.parametrize(
+    "command", [teacher_command, lambda r: student_command(r, ranks=0), evaluation_command]
+)
+def test_no_recipe(tmp_path: Path, command: Callable[[Path], list[str]]) -> None:
+    one_clear_line(run(command(tmp_path / "absent.yaml")), "absent.yaml")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [lambda r: student_command(r, ranks=0), evaluation_command])
+def test_the_stage_before_is_missing(recipe: Path, command: Callable[[Path], list[str]]) -> None:
+    one_clear_line(run(command(recipe)), "runs/tiny/st")
+    assert not (recipe.parent / "runs").exists()
+
+
+def test_student_deeper_than_its_teacher(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    ended = run(
+        student_command(tmp_path / "recipe.yaml", f"output={tmp_path}/runs", "student.layers=last:5", ranks=0)
+    )
+    one_clear_line(ended, "last:5", "2 layers")
+    assert not (tmp_path / "runs" / "tiny" / "student" / "model").exists()
+
+
+def test_port_in_use(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = ["make", "-s", "-o", ".venv/installed", "ui", f"PORT={port}", f"RUNS={tmp_path}"]
+        ended = subprocess.run(words, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=120)
+    one_clear_line(ended, f"port {port} is in use", "PORT=")

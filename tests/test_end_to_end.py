@@ -1,0 +1,214 @@
+"""From text to report through the real commands (Ray, two DeepSpeed ranks, MLflow), killed or not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra import storage
+from tests.conftest import ROOT
+from tests.tiny_project import (
+    LENGTH,
+    SECONDS,
+    TASK,
+    all_commands,
+    evaluation_command,
+    make_project,
+    run,
+    student_command,
+    teacher_command,
+)
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
+STAGES = ("teacher", "student", "evaluation")
+
+
+def digests(directory: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(directory)): storage.digest_file(str(path))
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def times(directory: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+def score_times(evaluation: Path) -> dict[str, int]:
+    """When each scored run was published; models of the seeds come and go until the median is known."""
+    return {str(path): path.stat().st_mtime_ns for path in evaluation.glob("scores/*/*/seed-*.json")}
+
+
+def scores(output: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Row -> task -> metric."""
+    rows = json.loads((output / "evaluation" / "report.json").read_text())["rows"]
+    return {name: row["scores"] for name, row in rows.items()}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe of a tiny project through which all three commands have gone, undisturbed."""
+    path = make_project(tmp_path_factory.mktemp("project"))
+    for command in all_commands(path):
+        ended = run(command)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    return path
+
+
+@pytest.fixture(scope="module")
+def output(recipe: Path) -> Path:
+    return recipe.parent / "runs" / "tiny"
+
+
+# --- what three commands leave ----------------------------------------------------------------------------
+
+
+def test_the_store_is_sound(output: Path) -> None:
+    from offline_teacher.store.reader import open_store
+    from offline_teacher.store.verify import verify
+
+    for name in ("store", "validation_store"):
+        assert verify(str(output / name)) == []
+    store = open_store(str(output / "store"))
+    assert store.plan.replicas == 2
+    assert store.layout.length == LENGTH
+    assert store.plan.sequences > 1000
+
+
+def test_the_model_directory_is_an_ordinary_one(output: Path) -> None:
+    from transformers import AutoModelForMaskedLM, pipeline
+
+    model = AutoModelForMaskedLM.from_pretrained(output / "student" / "model")
+    assert model.config.n_layers == 1
+    guesses = pipeline("fill-mask", model=str(output / "student" / "model"))("the dog was [MASK].")
+    assert len(guesses) == 5
+    assert all(0 < guess["score"] <= 1 for guess in guesses)
+
+
+def test_the_student_learnt(output: Path) -> None:
+    lines = [json.loads(line) for line in (output / "student" / "history.jsonl").read_text().splitlines()]
+    logged = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in logged] == list(range(1, len(logged) + 1))
+    assert logged[-1]["loss"] < logged[0]["loss"]
+
+
+def test_the_report_has_three_rows(output: Path) -> None:
+    content = json.loads((output / "evaluation" / "report.json").read_text())
+    rows = content["rows"]
+    assert set(rows) == {"teacher", "student", "undistilled"}
+    for row in rows.values():
+        assert 0 <= row["scores"][TASK]["accuracy"] <= 1
+        assert row["parameters"] > 0
+        assert row["bytes"] > 0
+    assert rows["student"]["parameters"] == rows["undistilled"]["parameters"] < rows["teacher"]["parameters"]
+    assert (output / "evaluation" / "report.md").read_text().count("undistilled") >= 1
+    assert list((output / "evaluation").glob("*.png"))
+
+
+def test_every_stage_keeps_its_recipe(output: Path) -> None:
+    from infra.recipe import load_recipe
+
+    recipes = [load_recipe(str(output / name / "recipe.yaml")) for name in ("store", "student", "evaluation")]
+    assert recipes[0] == recipes[1] == recipes[2]
+
+
+def test_mlflow_has_one_parent_with_three_nested_runs(output: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{output.parent}/mlflow.db")
+    (experiment,) = [one for one in client.search_experiments() if one.name == "distillation"]
+    runs = {one.info.run_id: one for one in client.search_runs([experiment.experiment_id])}
+    ids = json.loads((output / "tracking.json").read_text())
+    assert len(runs) == 4
+    assert all(one.info.status == "FINISHED" for one in runs.values())
+    for stage in STAGES:
+        assert runs[ids[stage]].data.tags["mlflow.parentRunId"] == ids["parent"]
+    steps = json.loads((output / "student" / "history.jsonl").read_text().splitlines()[-1])["step"]
+    for name in ("loss", "kl", "mlm", "cosine", "learning_rate", "gradient_norm", "tokens_per_second"):
+        points = client.get_metric_history(ids["student"], name)
+        assert [point.step for point in points] == list(range(1, steps + 1)), name
+    assert runs[ids["teacher"]].data.metrics["tokens_per_s"] > 0
+    assert client.search_model_versions("name = 'tiny'")
+
+
+def test_run_again_nothing_is_redone(recipe: Path, output: Path) -> None:
+    before = times(output)
+    for command in all_commands(recipe):
+        ended = run(command)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    after = times(output)
+    made = ("store/", "validation_store/", "student/", "evaluation/")
+    rewritten = ("recipe.yaml", "recipe.json")
+    for path, time_ns in before.items():
+        name = str(Path(path).relative_to(output))
+        if name.startswith(made) and not name.endswith(rewritten):
+            assert after[path] == time_ns, name
+    assert {path for path in after if Path(path).suffix != ".jsonl"} == {
+        path for path in before if Path(path).suffix != ".jsonl"
+    }
+
+
+# --- killed in each stage ---------------------------------------------------------------------------------
+
+
+def kill_when(command: list[str], condition: Callable[[], bool]) -> None:
+    """SIGKILL to the command and all it started, as soon as the condition holds."""
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + SECONDS
+        while not condition():
+            if process.poll() is not None:
+                assert process.stdout is not None
+                pytest.fail("it ended before it could be killed:\n" + process.stdout.read().decode())
+            assert time.monotonic() < deadline
+        family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_killed_in_each_stage_it_finishes_with_the_same_store(
+    recipe: Path, output: Path, tmp_path: Path
+) -> None:
+    place = f"output={tmp_path}"
+    store, student, evaluation = (tmp_path / "tiny" / name for name in ("store", "student", "evaluation"))
+
+    def some(directory: Path, pattern: str) -> Callable[[], bool]:
+        return lambda: any(directory.glob(pattern))
+
+    teacher = teacher_command(recipe, place)
+    kill_when(teacher, some(store / "sequences", "part-*.json"))
+    kill_when(teacher, some(store / "shards", "*.json"))
+    assert not (store / "manifest.json").exists()
+    ended = run(teacher)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    undisturbed = {name: digest for name, digest in digests(output / "store").items() if "recipe" not in name}
+    assert {name: digest for name, digest in digests(store).items() if "recipe" not in name} == undisturbed
+
+    kill_when(student_command(recipe, place), some(student / "checkpoints", "step-*"))
+    assert not (student / "model").exists()
+    ended = run(student_command(recipe, place))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    model = "student/model/model.safetensors"
+    assert storage.digest_file(str(tmp_path / "tiny" / model)) == storage.digest_file(str(output / model))
+
+    kill_when(evaluation_command(recipe, place), some(evaluation / "scores", "*/*/seed-*.json"))
+    kept = score_times(evaluation)
+    assert not (evaluation / "report.json").exists()
+    ended = run(evaluation_command(recipe, place))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert kept.items() <= score_times(evaluation).items()
+    assert scores(tmp_path / "tiny") == scores(output)
+    shutil.rmtree(tmp_path / "tiny")
