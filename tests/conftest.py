@@ -21,9 +21,13 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_TRACKING_", "RAY_ADDRESS"))]:
     del os.environ[name]
 
-# Timings are the machine's affair; a failing example is printed, so no database is needed.
-settings.register_profile("tests", deadline=None, max_examples=50, database=None, print_blob=True)
-settings.load_profile("tests")
+# The suite is a function of the tree: the same examples each time. Timings are the machine's affair.
+# HYPOTHESIS_PROFILE=explore draws new ones, more of them: for looking for faults, not for judging a change.
+settings.register_profile("tests", deadline=None, max_examples=100, database=None, derandomize=True)
+settings.register_profile(
+    "explore", deadline=None, max_examples=2000, database=None, derandomize=False, print_blob=True
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
 
 ROOT = Path(__file__).resolve().parent.parent
 

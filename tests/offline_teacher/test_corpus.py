@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.errors import UserError
@@ -47,7 +47,6 @@ def test_what_a_document_is(tmp_path, document, expected, ending):
     assert flat(texts) == expected
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     lines=st.lists(st.sampled_from(["", " ", "a", "bb", "c" * 9, "\u00e9t\u00e9", "\u4e2d"]), max_size=25),
     last=st.booleans(),

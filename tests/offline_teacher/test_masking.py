@@ -5,7 +5,7 @@ from math import ceil
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -57,7 +57,6 @@ def test_philox_gives_the_published_vectors(word, key, expected):
     assert tuple(int(w[0]) for w in got) == expected
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     count=st.integers(1, 9),
     length=st.integers(8, 512),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
@@ -130,26 +130,39 @@ def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]
 
 
-def relative_error(value: Tensor, oracle: Tensor) -> float:
+def relative_error(value: Tensor, oracle: Tensor, floor: float = 1e-9) -> float:
+    """Distance over the oracle's norm, or over ``floor`` where the oracle is smaller than that."""
     distance = (value.detach().double() - oracle.detach()).norm()
-    return float(distance / oracle.detach().norm().clamp_min(1e-9))
+    return float(distance / oracle.detach().norm().clamp_min(floor))
+
+
+def cancellation_floor(case: Case, options: dict[str, Any]) -> float:
+    """A hundredth of the terms before they cancel.
+
+    Where the student nearly is the teacher, the loss is a difference of numbers many thousand times as large,
+    and no float32 result can be relatively good; 1e-5 of this floor is one float32 rounding of the terms.
+    """
+    kl = options["alpha_ce"] * options["temperature"] * max(options["temperature"], 1) / options["kl_tokens"]
+    others = options["alpha_mlm"] / options["masked"] + options["alpha_cos"] / options["tokens"]
+    return 0.01 * len(case.labels) * (kl + others)
 
 
 def assert_matches(case: Case, k: int | None, dtype: torch.dtype, tolerance: float, **changes: Any) -> None:
-    oracle = dense_loss(case, k, {**OPTIONS, **changes})
+    options = {**OPTIONS, **changes}
+    oracle = dense_loss(case, k, options)
     narrow = case.to(dtype)
-    fused = fused_loss(narrow, target_of(narrow, k, changes.get("temperature", 2.0)), **changes).total
-    assert relative_error(fused, oracle) <= tolerance
+    fused = fused_loss(narrow, target_of(narrow, k, options["temperature"]), **changes).total
+    floor = max(cancellation_floor(case, options), 1e-9)
+    assert relative_error(fused, oracle, floor) <= tolerance
     pairs = zip(gradients(fused, narrow.leaves), gradients(oracle, case.leaves), LEAVES, strict=True)
     for found, expected, name in pairs:
         assert found.dtype == dtype
-        assert relative_error(found, expected) <= tolerance, name
+        assert relative_error(found, expected, floor) <= tolerance, name
 
 
 weights = st.sampled_from([0.0, 0.5, 5.0])
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     n=st.integers(1, 21),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.errors import UserError
@@ -19,7 +19,6 @@ def plan(sequences: int, samples_per_shard: int, replicas: int = 1) -> Any:
     return SimpleNamespace(sequences=sequences, samples_per_shard=samples_per_shard, replicas=replicas)
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     sequences=st.integers(1, 300),
     per_shard=st.integers(1, 40),
@@ -35,7 +34,6 @@ def test_every_epoch_reads_every_sequence_once(sequences, per_shard, replicas, w
         assert set(replica.tolist()) == {epoch % replicas}
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     sequences=st.integers(1, 120),
     per_shard=st.integers(1, 20),
@@ -53,7 +51,6 @@ def test_any_slicing_gives_the_same_stream(sequences, per_shard, window, cuts):
     np.testing.assert_array_equal(late[1], whole[1][cuts[0] :])
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     n=st.integers(1, 500),
     micro=st.integers(1, 64),
@@ -79,7 +76,6 @@ def test_micro_batches_by_eye():
     ]
 
 
-@settings(deadline=None, max_examples=60)
 @given(n=st.integers(1, 700), key=st.integers(0, 2**64 - 1))
 def test_permutation_and_its_inverse(n, key):
     permuted = order_module._permute(np.arange(n), n, key)
