@@ -7,17 +7,12 @@ None. The list goes to runs/bench/benchmarks.json; a run with a filter replaces 
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
-from infra import storage
-from infra.console import table
+from tests.benchmarks.results import RESULTS, Row, record, shown
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE.parents[1] / "runs" / "bench" / "benchmarks.json"
-KEYS = {"name", "value", "unit", "goal", "holds", "conditions"}
 
 
 def main(wanted: str) -> int:
@@ -26,32 +21,14 @@ def main(wanted: str) -> int:
     if not modules:
         print(f"error: no benchmark matches {wanted!r}", file=sys.stderr)
         return 2
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for name in modules:
         print(f"{name} ...", flush=True)
         rows += importlib.import_module(f"tests.benchmarks.{name}").run()
         record(rows)
-    cells = [[r["name"], _number(r["value"]), r["unit"], r["goal"], _held(r), r["conditions"]] for r in rows]
-    print(table(cells, ["name", "value", "unit", "goal", "holds", "conditions"]))
+    print(shown(rows))
     print(RESULTS)
     return 1 if any(row["holds"] is False for row in rows) else 0
-
-
-def record(rows: list[dict[str, Any]]) -> None:
-    for row in rows:
-        assert set(row) == KEYS, row
-    names = {row["name"] for row in rows}
-    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    kept = [row for row in before if row["name"] not in names]
-    storage.publish_json(str(RESULTS), sorted(kept + rows, key=lambda row: row["name"]))
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _held(row: dict[str, Any]) -> str:
-    return {True: "yes", False: "NO", None: "-"}[row["holds"]]
 
 
 if __name__ == "__main__":

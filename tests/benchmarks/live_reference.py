@@ -14,7 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from student_train.objective import attention_mask
+from student_train.stream import Batch
+
 NO_LABEL = -100
+
+
+def dense_inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """ids, mask, labels (-100: none) [B, L] of a batch from a store; nothing of the teacher is in it."""
+    labels = torch.full_like(batch.input_ids, NO_LABEL)
+    used = batch.masked_positions >= 0
+    rows = torch.arange(len(batch))[:, None].expand_as(used)
+    labels[rows[used], batch.masked_positions[used]] = batch.masked_labels[used]
+    return batch.input_ids, attention_mask(batch).long(), labels
 
 
 def live_loss(

@@ -1,0 +1,48 @@
+"""Where measured rows go: {name, value, unit, goal, holds, conditions}, a list of them in benchmarks.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from infra import storage
+from infra.console import table
+
+RESULTS = Path(__file__).resolve().parents[2] / "runs" / "bench" / "benchmarks.json"
+KEYS = ("name", "value", "unit", "goal", "holds", "conditions")
+
+Row = dict[str, Any]
+
+
+def row(name: str, value: float, unit: str, goal: str | None, conditions: str) -> Row:
+    """``goal`` is ``<= X``, ``>= X`` or None: nothing is asked of the value."""
+    holds = None
+    if goal is not None:
+        sign, limit = goal.split()
+        holds = value <= float(limit) if sign == "<=" else value >= float(limit)
+    return dict(zip(KEYS, (name, value, unit, goal, holds, conditions), strict=True))
+
+
+def record(rows: list[Row], path: Path = RESULTS) -> None:
+    """Puts the rows into the file in place of older ones of the same names."""
+    for measured in rows:
+        assert set(measured) == set(KEYS), measured
+    names = {measured["name"] for measured in rows}
+    before = json.loads(path.read_text()) if path.exists() else []
+    kept = [measured for measured in before if measured["name"] not in names]
+    storage.publish_json(str(path), sorted(kept + rows, key=lambda measured: measured["name"]))
+
+
+def shown(rows: list[Row]) -> str:
+    """A table."""
+    cells = [[r["name"], _number(r["value"]), r["unit"], r["goal"], _held(r), r["conditions"]] for r in rows]
+    return table(cells, list(KEYS))
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _held(measured: Row) -> str:
+    return {True: "yes", False: "NO", None: "-"}[measured["holds"]]
