@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from infra import storage
-from infra.errors import UserError
+from infra.cache import Cache
+from infra.errors import UserError, WrongContent
 from offline_teacher.store.manifest import (
     DECLARATION_NAME,
     MANIFEST_NAME,
@@ -120,14 +121,14 @@ def read_outputs(root: str, declaration: OutputsDeclaration) -> np.ndarray:
         raise UserError(f"{root}: these are outputs of another teacher or for other rows; {AGAIN}")
     if not isinstance(digests, list) or len(digests) != declaration.plan.total:
         raise UserError(f"{path}: does not list {declaration.plan.total} shards; {AGAIN}")
-    cache = storage.Cache(None, 1 << 40)
+    cache = Cache(None, 1 << 40)
     found = np.empty((declaration.rows, *declaration.shape), np.float32)
     for index, digest in enumerate(digests):
         rows = declaration.plan.sequence_range(index)
         try:
             local = cache.local(shard_path(root, 0, index), digest)
             metadata, columns = open_file(local, declaration.layout)
-        except (storage.WrongContent, ValueError):
+        except (WrongContent, ValueError):
             raise UserError(f"{root}: shard {shard_name(0, index)} is damaged; {AGAIN}") from None
         found[rows.start : rows.stop] = columns["logits"]
     return found

@@ -1,4 +1,4 @@
-"""The one exception a user may see, and the exit codes that go with it."""
+"""The one exception a user may see, with its kinds and exit codes."""
 
 from __future__ import annotations
 
@@ -22,3 +22,11 @@ class UserError(Exception):
         line = " ".join(message.split())
         super().__init__(line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 3]}...")
         self.exit_code = exit_code
+
+
+class WrongContent(UserError):
+    """A file is there but its digest is not the recorded one."""
+
+
+class DamagedFile(UserError):
+    """A compressed file cannot be decompressed to its end."""

@@ -6,9 +6,12 @@ import functools
 import os
 import random
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from infra.errors import UserError
+from infra.errors import UserError, WrongContent
+
+T = TypeVar("T")
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs"}
 """URL scheme -> the package that speaks it; imported only when such a URL is used."""
@@ -87,6 +90,17 @@ def repeated(once: Any, path: str) -> Any:
     raise AssertionError("not reached")
 
 
+def agreed(read: Callable[[], T], path: str) -> T:
+    """What two downloads in a row say, for content that comes with no digest to check one of them by."""
+    before = read()
+    for _ in range(ATTEMPTS):
+        now = read()
+        if now == before:
+            return now
+        before = now
+    raise WrongContent(f"{shown(path)}: every download has another content")
+
+
 def key_of(path: str) -> str:
     """The path as the file system names it: ``bucket/key``."""
     return str(_filesystem(_scheme_of(path), os.getpid())._strip_protocol(path))
@@ -106,11 +120,25 @@ def _filesystem(found: str, process: int) -> Any:
     import fsspec
 
     options: dict[str, Any] = {"use_listings_cache": False}
-    if found == "s3":  # one attempt a call: this module repeats
-        options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 0}}
     try:
+        if found == "s3":
+            options["config_kwargs"] = _s3_config()
         return fsspec.filesystem(found, **options)
     except ImportError:
         raise UserError(
             f"{found}:// needs the package {PACKAGES[found]}, which is not installed; install it with pip"
         ) from None
+
+
+def _s3_config() -> dict[str, Any]:
+    """Time limits of one request. s3fs repeats it a few times, so that an upload of a hundred parts does not
+    start again when one of them dies; also after a server error, which it takes for lasting by itself."""
+    import s3fs.core
+
+    s3fs.core.set_custom_error_handler(_server_error)
+    return {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 0}}
+
+
+def _server_error(problem: Exception) -> bool:
+    answer = getattr(problem, "response", {})
+    return isinstance(answer, dict) and answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500

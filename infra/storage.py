@@ -7,8 +7,6 @@ Object stores (``s3://``, ``gs://``, ``abfs://``): one whole upload. Every path 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import glob
 import io
 import json
@@ -16,14 +14,17 @@ import os
 import secrets
 import shutil
 import tempfile
-import threading
-from collections.abc import Container, Iterator, Sequence
-from typing import IO, Any, BinaryIO, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any, BinaryIO, TypeVar
 
 import xxhash
 
 from infra import remote
-from infra.errors import UserError
+from infra.errors import UserError, WrongContent
+from infra.os_errors import NO_ROOM, naming
+from infra.streams import Decompressed, RemoteFile
+
+T = TypeVar("T")
 
 CHUNK = 8 << 20
 """Bytes read at once."""
@@ -34,14 +35,6 @@ UNFINISHED = ".tmp-"
 
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
-
-
-class WrongContent(UserError):
-    """A file is there but its digest is not the recorded one."""
-
-
-class DamagedFile(UserError):
-    """A compressed file cannot be decompressed to its end."""
 
 
 # --- names ------------------------------------------------------------------------------------------------
@@ -72,7 +65,7 @@ def exists(path: str) -> bool:
 def size(path: str) -> int:
     """Bytes of a file."""
     if not is_remote(path):
-        with _naming(path):
+        with naming(path):
             return os.stat(path).st_size
     info = _info(path)
     if info is None:
@@ -82,16 +75,14 @@ def size(path: str) -> int:
 
 def list_names(directory: str) -> list[str]:
     """Sorted plain names of the files and directories in it, unfinished ones left out; [] if absent."""
-    try:
-        if is_remote(directory):
-            here = remote.key_of(directory)
-            found = remote.call(directory, "ls", here, detail=False)
-            names = {str(key).rstrip("/").rpartition("/")[2] for key in found if str(key).rstrip("/") != here}
-        else:
-            with _naming(directory, FileNotFoundError, NotADirectoryError):
+    if is_remote(directory):
+        names = remote.agreed(lambda: _remote_names(directory), directory)
+    else:
+        try:
+            with naming(directory, FileNotFoundError, NotADirectoryError):
                 names = set(os.listdir(directory))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+        except (FileNotFoundError, NotADirectoryError):
+            return []
     return sorted(name for name in names if not name.startswith(UNFINISHED))
 
 
@@ -100,9 +91,7 @@ def expand(globs: Sequence[str]) -> list[str]:
     found: set[str] = set()
     for pattern in globs:
         if is_remote(pattern):
-            head = pattern.partition("://")[0]
-            found_keys = remote.call(pattern, "glob", remote.key_of(pattern), detail=True)
-            matches = [f"{head}://{key}" for key, info in found_keys.items() if info["type"] == "file"]
+            matches = remote.agreed(lambda: _matching(pattern), pattern)  # noqa: B023 - called at once
         elif os.path.isfile(pattern):
             matches = [pattern]
         elif os.path.isdir(pattern):
@@ -121,11 +110,44 @@ def expand(globs: Sequence[str]) -> list[str]:
 
 
 def read_bytes(path: str) -> bytes:
-    if not is_remote(path):
-        with _naming(path), open(path, "rb") as file:
-            return file.read()
-    with _naming(path):
-        return bytes(remote.call(path, "cat_file", remote.key_of(path), size=size(path)))
+    """The whole file; a remote one as two downloads agree on it."""
+    if is_remote(path):
+        with naming(path):
+            return remote.agreed(lambda: _download(path), path)
+    with naming(path), open(path, "rb") as file:
+        return file.read()
+
+
+def read_checked(path: str, check: Callable[[bytes], T]) -> T:
+    """What ``check`` makes of the file's bytes; it raises ``ValueError`` where they cannot be the right ones.
+
+    A remote file is then downloaded again, since the fault may be the download's.
+    """
+    with naming(path):
+        if not is_remote(path):
+            return check(read_bytes(path))
+        for _ in range(FETCH_ATTEMPTS - 1):
+            with contextlib.suppress(ValueError):
+                return check(_download(path))
+        return check(_download(path))
+
+
+def fetch(path: str, target: str, digest: str) -> None:
+    """Publishes the content of a (remote) file as the local file ``target``.
+
+    Raises ``WrongContent``, and publishes nothing, when none of three downloads has the digest.
+    """
+    for _ in range(FETCH_ATTEMPTS):
+        with contextlib.suppress(WrongContent):
+            with publishing(target) as draft:
+                with _raw(path, checked=True) as source, open(draft, "wb") as file:
+                    shutil.copyfileobj(source, file, CHUNK)
+                if digest_file(draft) != digest:
+                    raise WrongContent(path)
+            return
+    raise WrongContent(
+        f"{remote.shown(path)}: damaged content (digest is not {digest}, {FETCH_ATTEMPTS} downloads)"
+    )
 
 
 def read_json(path: str) -> Any:
@@ -137,12 +159,11 @@ def read_json(path: str) -> Any:
 
 def open_binary(path: str) -> BinaryIO:
     """A file as a stream of bytes; ``.gz`` and ``.zst`` decompressed, damage there raises ``DamagedFile``."""
-    source: Any
-    with _naming(path):
-        source = io.BufferedReader(_RemoteFile(path), CHUNK) if is_remote(path) else open(path, "rb")  # noqa: SIM115
+    with naming(path):
+        source = io.BufferedReader(_raw(path), CHUNK if is_remote(path) else io.DEFAULT_BUFFER_SIZE)
     if path.endswith((".gz", ".zst")):
-        return io.BufferedReader(_Decompressed(source, path), 1 << 20)
-    return cast(BinaryIO, source)
+        return io.BufferedReader(Decompressed(source, path), 1 << 20)
+    return source
 
 
 def open_text(path: str, errors: str = "strict") -> IO[str]:
@@ -155,10 +176,8 @@ def digest_bytes(data: bytes) -> str:
 
 
 def digest_file(path: str) -> str:
-    with _naming(path):
-        source: Any = _RemoteFile(path) if is_remote(path) else open(path, "rb", buffering=0)  # noqa: SIM115
-        with source:
-            return _digest_stream(source)
+    with naming(path), _raw(path) as source:
+        return _digest_stream(source)
 
 
 # --- writing ------------------------------------------------------------------------------------------------
@@ -173,19 +192,20 @@ def publishing(path: str) -> Iterator[str]:
     if is_remote(path):
         with tempfile.TemporaryDirectory() as directory:
             draft = os.path.join(directory, path.rpartition("/")[2])
-            yield draft
-            with _naming(path):
+            with naming(directory, only=NO_ROOM):
+                yield draft
+            with naming(path):
                 remote.call(path, "put_file", draft, remote.key_of(path), size=os.stat(draft).st_size)
         return
     directory, name = os.path.split(os.path.abspath(path))
     draft = os.path.join(directory, f"{UNFINISHED}{secrets.token_hex(6)}-{name[-200:]}")
-    with _naming(path):
+    with naming(path):
         os.makedirs(directory, exist_ok=True)
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
-        with _naming(path, only=NO_ROOM):
+        with naming(path, only=NO_ROOM):
             yield draft
-        with _naming(path):
+        with naming(path):
             _sync(draft)
             os.chmod(draft, 0o666 & ~_UMASK)
             os.replace(draft, path)
@@ -197,7 +217,7 @@ def publishing(path: str) -> Iterator[str]:
 
 def publish_bytes(path: str, data: bytes) -> None:
     if is_remote(path):
-        with _naming(path):
+        with naming(path):
             remote.call(path, "pipe_file", remote.key_of(path), data, size=len(data))
         return
     with publishing(path) as draft, open(draft, "wb") as file:
@@ -212,7 +232,7 @@ def publish_json(path: str, value: Any) -> None:
 
 def remove(path: str) -> None:
     """Removes one file; an absent one is no error."""
-    with _naming(path, FileNotFoundError), contextlib.suppress(FileNotFoundError):
+    with naming(path, FileNotFoundError), contextlib.suppress(FileNotFoundError):
         if is_remote(path):
             remote.call(path, "rm_file", remote.key_of(path))
         else:
@@ -221,7 +241,7 @@ def remove(path: str) -> None:
 
 def remove_tree(path: str) -> None:
     """Removes a directory and all in it; an absent one is no error."""
-    with _naming(path, FileNotFoundError), contextlib.suppress(FileNotFoundError):
+    with naming(path, FileNotFoundError), contextlib.suppress(FileNotFoundError):
         if is_remote(path):
             remote.call(path, "rm", remote.key_of(path), recursive=True)
         else:
@@ -237,186 +257,7 @@ def remove_unfinished(directory: str) -> None:
                     remove(os.path.join(folder, name))
 
 
-# --- cache --------------------------------------------------------------------------------------------------
-
-
-class Cache:
-    """Remote files kept on local disk, least recently used first out; processes may share the directory.
-
-    Entries are named by their digest. A thread holds a lock on the last entry it was given, so that another
-    process cannot evict it before it is opened; once open or mapped, Linux keeps it readable. The bound
-    holds for the entries, apart from those held and those being fetched.
-    """
-
-    def __init__(self, directory: str | None, max_bytes: int) -> None:
-        if directory is None:
-            self._private = tempfile.TemporaryDirectory(prefix="cache-")  # goes with this object
-            directory = self._private.name
-        with _naming(directory):
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-        self.directory, self.max_bytes = directory, max_bytes
-        self._checked: set[tuple[str, int, int]] = set()  # marks of files whose content was found right
-        self._held = threading.local()
-
-    def local(self, path: str, digest: str) -> str:
-        """A local path with the content of ``path``; its digest is checked before this object's first use.
-
-        Raises ``WrongContent`` when the content has another digest, for a remote file after three downloads.
-        """
-        if not is_remote(path):
-            self._check(path, path, digest)
-            return path
-        name = digest.replace(":", "-")
-        entry = join(self.directory, name)
-        with _naming(entry), _locked(join(self.directory, f".lock-{name[-2:]}")):  # one fetch an entry
-            while True:
-                if not self._usable(entry, path, digest):
-                    self._fetch(path, entry, digest)
-                if self._hold(entry):
-                    break
-        self._evict()
-        return entry
-
-    def _usable(self, entry: str, path: str, digest: str) -> bool:
-        try:
-            self._check(entry, path, digest)
-        except WrongContent:
-            os.unlink(entry)
-            return False
-        except UserError:  # absent
-            return False
-        return True
-
-    def _check(self, file: str, path: str, digest: str) -> None:
-        with _naming(path):
-            mark = _mark(file)
-        if mark not in self._checked:
-            if digest_file(file) != digest:
-                raise WrongContent(f"{remote.shown(path)}: damaged content (digest is not {digest})")
-            self._checked.add(mark)
-
-    def _fetch(self, path: str, entry: str, digest: str) -> None:
-        for _ in range(FETCH_ATTEMPTS):
-            with contextlib.suppress(WrongContent):
-                with publishing(entry) as draft:
-                    with _RemoteFile(path) as source, open(draft, "wb") as target:
-                        shutil.copyfileobj(source, target, CHUNK)
-                    if digest_file(draft) != digest:
-                        raise WrongContent(path)
-                    self._checked.add((entry, *_mark(draft)[1:]))
-                return
-        raise WrongContent(
-            f"{remote.shown(path)}: damaged content (digest is not {digest}, {FETCH_ATTEMPTS} downloads)"
-        )
-
-    def _hold(self, entry: str) -> bool:
-        """False: another process evicted it in between."""
-        try:
-            file = open(entry, "rb")  # noqa: SIM115 - held until this thread asks for another
-        except FileNotFoundError:
-            return False
-        fcntl.flock(file, fcntl.LOCK_SH)
-        if os.fstat(file.fileno()).st_nlink == 0:
-            return False
-        os.utime(file.fileno())
-        self._held.file = file
-        return True
-
-    def _evict(self) -> None:
-        with _locked(join(self.directory, ".lock")):
-            entries = []
-            for item in os.scandir(self.directory):
-                if item.name.startswith("xxh3-128-"):
-                    with contextlib.suppress(FileNotFoundError):
-                        status = item.stat()
-                        entries.append((status.st_mtime_ns, item.path, status.st_size))
-            total = sum(size for _, _, size in entries)
-            for _, entry, size in sorted(entries):
-                if total <= self.max_bytes:
-                    return
-                if _unlink_unless_held(entry):
-                    total -= size
-
-
-def _mark(file: str) -> tuple[str, int, int]:
-    """A published file never changes: another content is another inode."""
-    status = os.stat(file)
-    return file, status.st_ino, status.st_size
-
-
-def _unlink_unless_held(entry: str) -> bool:
-    with contextlib.suppress(OSError), open(entry, "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(entry)
-        return True
-    return False
-
-
 # --- inside -------------------------------------------------------------------------------------------------
-
-
-class _RemoteFile(io.RawIOBase):
-    """A remote file read in ranges, each a call of its own that is repeated when it fails or falls short."""
-
-    def __init__(self, path: str) -> None:
-        self._path, self._key, self._size, self._at = path, remote.key_of(path), size(path), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        stop = min(self._at + len(buffer), self._size)
-        if stop <= self._at:
-            return 0
-        data = self._range(self._at, stop)
-        buffer[: len(data)] = data
-        self._at = stop
-        return len(data)
-
-    def _range(self, start: int, stop: int) -> bytes:
-        def once() -> bytes:
-            data = remote.call(self._path, "cat_file", self._key, start=start, end=stop, size=stop - start)
-            if len(data) != stop - start:
-                raise OSError(f"{len(data)} bytes came of {stop - start}")
-            return bytes(data)
-
-        return bytes(remote.repeated(once, self._path))
-
-
-class _Decompressed(io.RawIOBase):
-    """pyarrow's decompression: unlike other Python bindings it tells when a zstd file was cut short."""
-
-    def __init__(self, source: Any, path: str) -> None:
-        import pyarrow as pa
-
-        kind = "gzip" if path.endswith(".gz") else "zstd"
-        self._stream, self._path = pa.CompressedInputStream(pa.PythonFile(source, "r"), kind), path
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            data = self._stream.read(len(buffer))
-        except OSError as problem:
-            raise DamagedFile(f"{remote.shown(self._path)}: damaged compressed data: {problem}") from None
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._stream.close()
-        super().close()
 
 
 def _info(path: str) -> dict[str, Any] | None:
@@ -424,6 +265,31 @@ def _info(path: str) -> dict[str, Any] | None:
         return dict(remote.call(path, "info", remote.key_of(path)))
     except FileNotFoundError:
         return None
+
+
+def _remote_names(directory: str) -> set[str]:
+    here = remote.key_of(directory)
+    try:
+        keys = [str(key).rstrip("/") for key in remote.call(directory, "ls", here, detail=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    return {key.rpartition("/")[2] for key in keys if key != here}
+
+
+def _matching(pattern: str) -> list[str]:
+    head, found = (
+        pattern.partition("://")[0],
+        remote.call(pattern, "glob", remote.key_of(pattern), detail=True),
+    )
+    return [f"{head}://{key}" for key, info in found.items() if info["type"] == "file"]
+
+
+def _download(path: str) -> bytes:
+    return bytes(remote.call(path, "cat_file", remote.key_of(path), size=size(path)))
+
+
+def _raw(path: str, checked: bool = False) -> Any:
+    return RemoteFile(path, size(path), checked) if is_remote(path) else open(path, "rb", buffering=0)  # noqa: SIM115
 
 
 def _digest_stream(source: Any) -> str:
@@ -439,43 +305,3 @@ def _sync(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
-    """An exclusive lock between processes and threads; a dead holder holds nothing."""
-    with open(path, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-_REASONS = {
-    errno.ENOENT: "no such file",
-    errno.ENOSPC: "the disk is full; free some space and run again",
-    errno.EDQUOT: "the disk quota is used up; free some space and run again",
-    errno.EROFS: "the file system is read-only; choose another output",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "permission denied",
-    errno.EISDIR: "is a directory, not a file",
-    errno.ENOTDIR: "a part of the path is a file, not a directory",
-    errno.EEXIST: "a file of that name is in the way",
-}
-
-
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG})
-"""What an ``OSError`` in the body of ``publishing`` must be for the file published to be to blame."""
-
-
-@contextlib.contextmanager
-def _naming(path: str, *let_through: type[Exception], only: Container[int] | None = None) -> Iterator[None]:
-    """Turns an ``OSError`` into one sentence naming the path."""
-    try:
-        yield
-    except OSError as problem:
-        if isinstance(problem, let_through) or (only is not None and problem.errno not in only):
-            raise
-        absent = isinstance(problem, FileNotFoundError)
-        reason = _REASONS.get(
-            errno.ENOENT if absent else problem.errno or 0, problem.strerror or str(problem)
-        )
-        raise UserError(f"{remote.shown(path)}: {reason}") from problem

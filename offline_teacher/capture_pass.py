@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from infra import storage
+from infra.cache import Cache
 from infra.console import progress
 from infra.errors import UserError
 from infra.recipe import Recipe
@@ -240,7 +241,7 @@ def _finished(root: str, declaration: Declaration, changed: bool) -> Manifest:
     path = storage.join(root, MANIFEST_NAME)
     if not changed and storage.exists(path):
         try:
-            manifest = Manifest.from_bytes(storage.read_bytes(path))
+            manifest = storage.read_checked(path, Manifest.from_bytes)
         except ValueError:
             return finish_store(root)
         if manifest.declaration == declaration:
@@ -269,4 +270,4 @@ def _record_failure(root: str, declaration: Declaration, item: Item) -> None:
 
 def sequences_of(root: str) -> Any:
     """The store's sequences, through a private cache where the store is remote."""
-    return open_sequences(root, storage.Cache(None, CACHE_BYTES) if storage.is_remote(root) else None)
+    return open_sequences(root, Cache(None, CACHE_BYTES) if storage.is_remote(root) else None)

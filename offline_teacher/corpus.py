@@ -20,7 +20,7 @@ from itertools import chain
 from typing import IO, Any
 
 from infra import storage
-from infra.errors import UserError
+from infra.errors import DamagedFile, UserError
 from infra.sections import Corpus
 
 EXAMPLES_PER_KIND = 20
@@ -112,7 +112,7 @@ class Problems:
 def line_number(path: str, offset: int) -> int:
     """1 + the newlines before byte ``offset`` of the (decompressed) file, as far as it can be read."""
     newlines = 0
-    with contextlib.suppress(storage.DamagedFile), storage.open_binary(path) as stream:
+    with contextlib.suppress(DamagedFile), storage.open_binary(path) as stream:
         while offset > 0 and (block := stream.read(min(offset, 1 << 20))):
             newlines += block.count(b"\n")
             offset -= len(block)
@@ -317,7 +317,7 @@ def _pieces(cut: Any, span: Span, problems: Problems) -> Iterator[tuple[int, byt
                 if len(raw) > LONGEST_DOCUMENT - 4:
                     problems.add(f"document cut at {LONGEST_DOCUMENT >> 20} MiB", span.path, offset=offset)
                 yield offset, raw
-    except storage.DamagedFile:
+    except DamagedFile:
         problems.add("damaged compressed data, the rest of the file is lost", span.path, offset=offset)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from infra import storage
-from infra.errors import UserError
+from infra.errors import DamagedFile, UserError
 from infra.sections import Corpus, Sequences
 from offline_teacher.corpus import COMPRESSED, Part, Problems, Span, documents, hub_rows, parquet_rows, parts
 from offline_teacher.packing import Encoder, TextSeen, batched, pack
@@ -168,7 +168,7 @@ def _ranges(files: dict[str, int], start: int, stop: int) -> Iterator[tuple[str,
 def _head(path: str, size: int, room: int, corpus: Corpus, settings: Sequences, problems: Problems) -> Place:
     """The first ``room`` bytes of (decompressed) text of a file, and the bytes of the file that hold them."""
     raw = b""
-    with contextlib.suppress(storage.DamagedFile), storage.open_binary(path) as stream:
+    with contextlib.suppress(DamagedFile), storage.open_binary(path) as stream:
         raw = stream.read(room + 1)
     if len(raw) <= room:
         return Place(_texts(Part((Span(path, 0, None, str(size)),)), corpus, problems, room), size)

@@ -80,7 +80,8 @@ def _sample(store: Store, shard: Shard, head: MlmHead | None, row: int, tokenize
     rows = []
     for at, slot in enumerate(slots):
         best = tokenizer.convert_ids_to_tokens(found.ids[at, :SHOWN].tolist())
-        told = ", ".join(f"{token} {p:.3f}" for token, p in zip(best, found.probabilities[at], strict=False))
+        # Two spaces: every other mark may be a token.
+        told = "  ".join(f"{token} {p:.3f}" for token, p in zip(best, found.probabilities[at], strict=False))
         true, seen = tokenizer.convert_ids_to_tokens(
             [int(columns["masked_labels"][row, slot]), int(ids[positions[slot]])]
         )

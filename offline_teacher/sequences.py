@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from infra import storage
+from infra.cache import Cache
 from infra.errors import UserError
 from infra.sections import Corpus, Sequences
 from offline_teacher.corpus import Part, Problems, documents, modified
@@ -289,7 +290,7 @@ def read_token_counts(store_dir: str) -> np.ndarray:
 class SequenceStore:
     """The finished sequences of a store, by permanent id; maps files as they are needed."""
 
-    def __init__(self, store_dir: str, index: Index, cache: storage.Cache | None) -> None:
+    def __init__(self, store_dir: str, index: Index, cache: Cache | None) -> None:
         self.store_dir = store_dir
         self.index = index
         self._cache = cache
@@ -333,7 +334,7 @@ class SequenceStore:
         return pa.ipc.open_file(pa.memory_map(path)).read_all()
 
 
-def open_sequences(store_dir: str, cache: storage.Cache | None = None) -> SequenceStore:
+def open_sequences(store_dir: str, cache: Cache | None = None) -> SequenceStore:
     """The finished sequences of a store; each file's digest is checked when it is first opened.
 
     A remote store needs a cache. UserError where ``finish_index`` has not run.

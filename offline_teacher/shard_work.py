@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from infra import storage
+from infra.cache import Cache
 from infra.errors import UserError
 from infra.recipe import Recipe
 from offline_teacher.corpus import Part
@@ -89,7 +90,7 @@ class _Pass:
         from offline_teacher.teacher import Capture
 
         self.declaration, self.recipe = declaration, recipe
-        cache = storage.Cache(None, CACHE_BYTES) if storage.is_remote(root) else None
+        cache = Cache(None, CACHE_BYTES) if storage.is_remote(root) else None
         self.sequences = open_sequences(root, cache)
         self.vocab = store_vocab(root, recipe, declaration.special.mask)
         self.capture = Capture(loaded, declaration.layout)

@@ -18,12 +18,10 @@ import tempfile
 from collections.abc import Iterator
 
 from infra import storage
-from infra.errors import UserError
+from infra.errors import UserError, WrongContent
 from infra.journal import locked
 
 INDEX = "files.json"
-ATTEMPTS = 3
-"""Downloads of a file whose digest is not the listed one."""
 _OWN = (storage.UNFINISHED, ".lock", ".pull")
 """What names of files that stay here begin with."""
 
@@ -90,12 +88,15 @@ class Mirror:
 
     def _fetch(self, name: str, path: str, digest: str) -> None:
         source = storage.join(self.remote, name)
-        for attempt in range(ATTEMPTS):
-            with storage.publishing(path) as draft:
-                with storage.open_binary(source) as remote, open(draft, "wb") as file:
-                    shutil.copyfileobj(remote, file, storage.CHUNK)
-                if storage.digest_file(draft) == digest or attempt == ATTEMPTS - 1:
-                    return
+        try:
+            storage.fetch(source, path, digest)
+        except WrongContent:  # it changed after the index was written
+            with (
+                storage.publishing(path) as draft,
+                storage.open_binary(source) as remote,
+                open(draft, "wb") as file,
+            ):
+                shutil.copyfileobj(remote, file, storage.CHUNK)
 
 
 @contextlib.contextmanager

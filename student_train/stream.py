@@ -22,7 +22,7 @@ from infra.errors import UserError
 from student_train.order import SampleOrder, check_world, micro_batch_rows, run_steps
 
 if TYPE_CHECKING:
-    from infra.storage import Cache
+    from infra.cache import Cache
     from offline_teacher.store.schema import Layout, ShardPlan
 
 IDS = ("input_ids", "token_count", "masked_positions", "masked_labels")

@@ -20,6 +20,7 @@ import torch
 import xxhash
 
 from infra import console, storage
+from infra.cache import Cache
 from infra.errors import UserError
 from infra.recipe import Recipe
 from offline_teacher.store.reader import Store
@@ -315,7 +316,7 @@ class Trainer:
             self.world.device,
             samples=self.samples,
             columns=columns_needed(section, self.store.layout),
-            cache=storage.Cache(section.cache_dir, section.cache_bytes)
+            cache=Cache(section.cache_dir, section.cache_bytes)
             if storage.is_remote(self.recipe.store_dir)
             else None,
         )

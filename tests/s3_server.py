@@ -15,9 +15,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-FAULTS = ("500", "503", "reset", "cut", "wrong", "hang")
-"""Server error, throttling, connection reset before the answer, answer cut half-way, one byte of the answer
-changed, no answer at all (until the proxy is closed)."""
+FAULTS = ("500", "503", "reset", "torn", "cut", "wrong", "hang")
+"""Server error, throttling, connection reset before the answer, connection reset while half of the request's
+body is still on its way (an upload that dies), answer cut half-way, one bit of the answer changed, no answer
+at all (until the proxy is closed)."""
 
 Chooser = Callable[[str, str], str | None]
 """(method, path) -> the fault of this request, or None."""
@@ -65,8 +66,10 @@ class FaultyProxy:
         self.seen: list[tuple[str, str, str | None]] = []
         self.closing = threading.Event()
         self._lock = threading.Lock()
+        self._luck = random.Random(0)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler(urlsplit(upstream).netloc))
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients go as they like
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> FaultyProxy:
@@ -94,6 +97,13 @@ class FaultyProxy:
             self.seen.append((method, path, fault))
             return fault
 
+    def _changed(self, data: bytes) -> bytes:
+        """With one bit of it flipped, each time another."""
+        changed = bytearray(data)
+        with self._lock:
+            changed[self._luck.randrange(len(data))] ^= 1 << self._luck.randrange(8)
+        return bytes(changed)
+
     def _handler(proxy, netloc: str) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - self is the handler's
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -102,8 +112,12 @@ class FaultyProxy:
                 pass
 
             def answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                length = int(self.headers.get("Content-Length") or 0)
                 fault = proxy._decide(self.command, self.path)
+                if fault == "torn":
+                    self.rfile.read(length // 2)
+                    return self.reset()
+                body = self.rfile.read(length)
                 if fault == "hang":
                     proxy.closing.wait()
                 if fault in ("hang", "reset"):
@@ -126,11 +140,7 @@ class FaultyProxy:
                     self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 if fault == "wrong" and data and response.status < 300 and self.command == "GET":
-                    data = (
-                        data[: len(data) // 2]
-                        + bytes([data[len(data) // 2] ^ 1])
-                        + data[len(data) // 2 + 1 :]
-                    )
+                    data = proxy._changed(data)
                 if fault == "cut":
                     self.wfile.write(data[: len(data) // 2])
                     return self.reset()

@@ -25,6 +25,7 @@ STORE_MAY = {
     "xxhash",
     "safetensors.numpy",
     "safetensors.SafetensorError",
+    "infra.cache",
     "infra.errors",
     "infra.storage",
 }

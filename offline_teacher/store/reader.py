@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from infra import storage
-from infra.errors import UserError
+from infra.cache import Cache
+from infra.errors import UserError, WrongContent
 from offline_teacher.store.head import HEAD_NAME, MlmHead, parse_head
 from offline_teacher.store.manifest import DECLARATION_NAME, MANIFEST_NAME, Manifest, shard_path
 from offline_teacher.store.schema import Layout, ShardPlan, shard_name
@@ -65,7 +66,7 @@ def read_manifest(root: str) -> Manifest:
     if storage.size(path) > MAX_BYTES:
         raise UserError(f"{path} is larger than {MAX_BYTES} bytes: run `{repair_command(root)}`")
     try:
-        return Manifest.from_bytes(storage.read_bytes(path))
+        return storage.read_checked(path, Manifest.from_bytes)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): run `{repair_command(root)}`") from None
 
@@ -95,7 +96,7 @@ class Store:
     def plan(self) -> ShardPlan:
         return self.manifest.plan
 
-    def shard(self, replica: int, index: int, cache: storage.Cache | None = None) -> Shard:
+    def shard(self, replica: int, index: int, cache: Cache | None = None) -> Shard:
         """Maps one shard. Its digest is checked the first time this process asks ``cache`` for it.
 
         Raises DamagedShard before any number of it is returned; IndexError for a shard not in the plan.
@@ -108,7 +109,7 @@ class Store:
         try:
             local = (cache or self._cache).local(path, digest)
             metadata, columns = open_file(local, self.layout)
-        except storage.WrongContent:
+        except WrongContent:
             raise DamagedShard(self.root, name, "its digest is not the manifest's") from None
         except ValueError as error:
             raise DamagedShard(self.root, name, f"it {error}") from None
@@ -138,14 +139,20 @@ class Store:
         path = storage.join(self.root, name)
         if name not in self.manifest.files:
             raise UserError(f"{path} is not part of the store")
-        data = storage.read_bytes(path)
-        if storage.digest_bytes(data) != self.manifest.files[name]:
-            raise UserError(f"{path} is damaged: run `{repair_command(self.root)}`")
-        return data
+
+        def right(data: bytes) -> bytes:
+            if storage.digest_bytes(data) != self.manifest.files[name]:
+                raise ValueError
+            return data
+
+        try:
+            return storage.read_checked(path, right)
+        except ValueError:
+            raise UserError(f"{path} is damaged: run `{repair_command(self.root)}`") from None
 
     @cached_property
-    def _cache(self) -> storage.Cache:
-        return storage.Cache(None, CACHE_BYTES)
+    def _cache(self) -> Cache:
+        return Cache(None, CACHE_BYTES)
 
 
 def parsed_metadata(metadata: bytes) -> object:

@@ -62,6 +62,6 @@ def read_sealed(path: str, advice: str) -> dict[str, Any]:
     if storage.size(path) > MAX_BYTES:
         raise UserError(f"{path} is larger than {MAX_BYTES} bytes: {advice}")
     try:
-        return unseal(storage.read_bytes(path))
+        return storage.read_checked(path, unseal)
     except ValueError as error:
         raise UserError(f"{path} {error}: {advice}") from None

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from infra import storage
-from infra.errors import UserError
+from infra.cache import Cache
+from infra.errors import UserError, WrongContent
 from offline_teacher.store.checks import check_shapes, check_values
 from offline_teacher.store.manifest import (
     DECLARATION_NAME,
@@ -63,7 +64,7 @@ def verify(root: str, progress: Callable[[int, int], None] | None = None) -> lis
     problems += _check_files(root, manifest)
     problems += _check_recipe(root)
     problems += _check_names(root, declaration, manifest)
-    cache = storage.Cache(None, CACHE_BYTES) if storage.is_remote(root) else None
+    cache = Cache(None, CACHE_BYTES) if storage.is_remote(root) else None
     for done, (replica, index) in enumerate(declaration.plan.shard_ids(), start=1):
         digest = manifest.shard_digest(replica, index) if manifest else None
         problems += _check_shard(root, declaration, replica, index, digest, cache)
@@ -144,7 +145,7 @@ def _check_shard(
     replica: int,
     index: int,
     digest: str | None,
-    cache: storage.Cache | None,
+    cache: Cache | None,
 ) -> Iterator[Problem]:
     shard, ids = (replica, index), declaration.plan.sequence_range(index)
     name = f"{SHARDS}/{shard_name(replica, index)}"
@@ -156,7 +157,7 @@ def _check_shard(
         yield Problem(f"{name}.json", "is missing", shard, missing=True)
         return
     try:
-        sidecar = Sidecar.from_bytes(storage.read_bytes(sidecar_file))
+        sidecar = storage.read_checked(sidecar_file, Sidecar.from_bytes)
     except ValueError as error:
         yield Problem(f"{name}.json", str(error), shard)
         return
@@ -180,7 +181,7 @@ def _check_shard(
     try:
         local = cache.local(path, sidecar.shard_digest) if cache else path
         right = cache is not None or storage.digest_file(path) == sidecar.shard_digest
-    except storage.WrongContent:
+    except WrongContent:
         right = False
     if not right:
         yield Problem(f"{name}.arrow", "its digest is not the recorded one", shard)

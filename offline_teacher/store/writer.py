@@ -120,7 +120,7 @@ def read_sidecar(root: str, replica: int, index: int) -> Sidecar | None:
     if not (storage.exists(path) and storage.exists(data)):
         return None
     try:
-        sidecar = Sidecar.from_bytes(storage.read_bytes(path))
+        sidecar = storage.read_checked(path, Sidecar.from_bytes)
     except ValueError:
         return None
     same = (sidecar.replica, sidecar.index, sidecar.bytes) == (replica, index, storage.size(data))

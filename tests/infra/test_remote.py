@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from infra import remote, storage
-from infra.errors import UserError
+from infra.cache import Cache
+from infra.errors import UserError, WrongContent
 from tests.s3_server import FaultyProxy
 
 DATA = bytes(range(256)) * 1000
@@ -63,8 +64,14 @@ def test_streams_read_in_ranges_and_decompress(bucket: str, monkeypatch: pytest.
         assert sum(line == "two\n" for line in text) == 9999
 
 
-@pytest.mark.parametrize("fault", ["500", "503", "reset", "cut"])
-@pytest.mark.parametrize("method", ["GET", "PUT", "HEAD"])
+@pytest.mark.parametrize(
+    ("fault", "method"),
+    [
+        *((fault, method) for fault in ("500", "503", "reset", "cut") for method in ("GET", "PUT", "HEAD")),
+        ("torn", "PUT"),
+        ("wrong", "GET"),
+    ],
+)
 def test_a_passing_fault_is_not_noticed(bucket: str, proxy: FaultyProxy, fault: str, method: str) -> None:
     path = storage.join(bucket, "a.bin")
     proxy.once(fault, fault, method=method)
@@ -73,6 +80,50 @@ def test_a_passing_fault_is_not_noticed(bucket: str, proxy: FaultyProxy, fault: 
     assert storage.read_bytes(path) == DATA
     assert storage.digest_file(path) == storage.digest_bytes(DATA)
     assert [seen for seen in proxy.seen if seen[2] == fault], "the fault was not met"
+
+
+def test_what_comes_without_a_digest_is_downloaded_until_two_agree(bucket: str, proxy: FaultyProxy) -> None:
+    path = storage.join(bucket, "a.txt")
+    storage.publish_bytes(path, DATA)
+    for read, expected in [
+        (lambda: storage.read_bytes(path), DATA),
+        (lambda: storage.digest_file(path), storage.digest_bytes(DATA)),
+        (lambda: storage.open_binary(path).read(len(DATA)), DATA),
+    ]:
+        for faults in (["wrong"], [None, "wrong"], ["wrong", None, "wrong"]):
+            proxy.once(*faults)
+            assert read() == expected
+            assert proxy.choose("GET", "") is None, "not all faults were met"
+
+
+def test_a_wrong_listing_is_not_believed(bucket: str, proxy: FaultyProxy) -> None:
+    names = [f"{number}.txt" for number in range(5)]
+    for name in names:
+        storage.publish_bytes(storage.join(bucket, name), b"x")
+    for _ in range(8):  # some of the bits are in a name
+        proxy.once("wrong")
+        assert storage.list_names(bucket) == names
+        proxy.once("wrong")
+        assert storage.expand([f"{bucket}/*.txt"]) == [storage.join(bucket, name) for name in names]
+
+
+def test_what_can_be_checked_is_downloaded_again_only_when_wrong(bucket: str, proxy: FaultyProxy) -> None:
+    path = storage.join(bucket, "a.json")
+    storage.publish_bytes(path, b'{"a": 1}')
+
+    def check(data: bytes) -> bytes:
+        if data != b'{"a": 1}':
+            raise ValueError("not it")
+        return data
+
+    for wrong, downloads in (0, 1), (1, 2), (2, 3):
+        proxy.seen.clear()
+        proxy.once(*["wrong"] * wrong)
+        assert storage.read_checked(path, check) == b'{"a": 1}'
+        assert [method for method, _, _ in proxy.seen].count("GET") == downloads
+    proxy.once(*["wrong"] * 3)
+    with pytest.raises(ValueError, match="not it"):
+        storage.read_checked(path, check)
 
 
 def test_a_hanging_call_is_given_up_and_repeated(
@@ -106,24 +157,24 @@ def test_a_wrong_download_is_repeated_then_refused(bucket: str, proxy: FaultyPro
     path, digest = storage.join(bucket, "a.bin"), storage.digest_bytes(DATA)
     storage.publish_bytes(path, DATA)
     proxy.once("wrong", "wrong")
-    cache = storage.Cache(str(tmp_path), 1 << 30)
+    cache = Cache(str(tmp_path), 1 << 30)
     local = cache.local(path, digest)
     assert Path(local).read_bytes() == DATA
     proxy.once(*["wrong"] * 3)
-    with pytest.raises(storage.WrongContent, match=f"^{bucket}/a.bin: damaged content"):
-        storage.Cache(str(tmp_path / "other"), 1 << 30).local(path, digest)
+    with pytest.raises(WrongContent, match=f"^{bucket}/a.bin: damaged content"):
+        Cache(str(tmp_path / "other"), 1 << 30).local(path, digest)
     assert [name for name in storage.list_names(str(tmp_path / "other")) if name[0] != "."] == []
     proxy.seen.clear()
-    assert storage.Cache(str(tmp_path), 1 << 30).local(path, digest) == local
+    assert Cache(str(tmp_path), 1 << 30).local(path, digest) == local
     assert proxy.seen == [], "a cached file was fetched again"
 
 
 def test_a_damaged_cache_entry_is_fetched_again(bucket: str, tmp_path: Path) -> None:
     path, digest = storage.join(bucket, "a.bin"), storage.digest_bytes(DATA)
     storage.publish_bytes(path, DATA)
-    local = storage.Cache(str(tmp_path), 1 << 30).local(path, digest)
+    local = Cache(str(tmp_path), 1 << 30).local(path, digest)
     Path(local).write_bytes(DATA[:-1] + b"x")
-    assert Path(storage.Cache(str(tmp_path), 1 << 30).local(path, digest)).read_bytes() == DATA
+    assert Path(Cache(str(tmp_path), 1 << 30).local(path, digest)).read_bytes() == DATA
 
 
 def test_the_least_recently_used_goes_first(bucket: str, tmp_path: Path) -> None:
@@ -132,7 +183,7 @@ def test_the_least_recently_used_goes_first(bucket: str, tmp_path: Path) -> None
     paths = [storage.join(bucket, f"{number}.bin") for number in range(4)]
     for path, content in zip(paths, contents, strict=True):
         storage.publish_bytes(path, content)
-    cache = storage.Cache(str(tmp_path), 3000)
+    cache = Cache(str(tmp_path), 3000)
     for number in (0, 1, 2, 0, 3):
         cache.local(paths[number], digests[number])
     kept = {path.read_bytes() for path in tmp_path.glob("xxh3-128-*")}
@@ -142,10 +193,11 @@ def test_the_least_recently_used_goes_first(bucket: str, tmp_path: Path) -> None
 READER = """
 import sys
 from infra import storage
+from infra.cache import Cache
 directory, bucket, seed = sys.argv[1:]
 import random
 order = random.Random(int(seed)).choices(range(6), k=25)
-cache = storage.Cache(directory, 2500)
+cache = Cache(directory, 2500)
 for number in order:
     content = bytes([number]) * 1000
     path = cache.local(storage.join(bucket, f"{number}.bin"), storage.digest_bytes(content))

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra import storage
-from infra.errors import UserError
+from infra.cache import Cache
+from infra.errors import DamagedFile, UserError, WrongContent
 
 
 def test_published_bytes_are_there_with_ordinary_rights(tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ def test_a_compressed_file_cut_short_is_one_line(tmp_path: Path, kind: str) -> N
     path.write_bytes(compressed(kind, os.urandom(100_000))[:-100])
     with (
         storage.open_binary(str(path)) as stream,
-        pytest.raises(storage.DamagedFile, match=f"^{path}: damaged"),
+        pytest.raises(DamagedFile, match=f"^{path}: damaged"),
     ):
         stream.read()
 
@@ -241,12 +242,12 @@ def test_a_compressed_file_cut_short_is_one_line(tmp_path: Path, kind: str) -> N
 def test_the_cache_checks_local_files_where_they_are(tmp_path: Path) -> None:
     path = str(tmp_path / "a.bin")
     storage.publish_bytes(path, b"content")
-    cache = storage.Cache(None, 1 << 20)
+    cache = Cache(None, 1 << 20)
     assert cache.local(path, storage.digest_bytes(b"content")) == path
-    with pytest.raises(storage.WrongContent, match="damaged content"):
-        storage.Cache(None, 1 << 20).local(path, storage.digest_bytes(b"other"))
+    with pytest.raises(WrongContent, match="damaged content"):
+        Cache(None, 1 << 20).local(path, storage.digest_bytes(b"other"))
     storage.publish_bytes(path, b"another")
-    with pytest.raises(storage.WrongContent):
+    with pytest.raises(WrongContent):
         cache.local(path, storage.digest_bytes(b"content"))
 
 

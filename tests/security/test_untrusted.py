@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from infra import storage
+from infra.cache import Cache
 from infra.errors import UserError
 from infra.recipe import load_recipe
 from infra.remote import shown
@@ -156,9 +157,9 @@ def test_unpublished_files_are_private(tmp_path: Path) -> None:
 
 
 def test_caches_are_private(tmp_path: Path) -> None:
-    cache = storage.Cache(None, 1)
+    cache = Cache(None, 1)
     assert stat.S_IMODE(os.stat(cache.directory).st_mode) == 0o700
-    named = storage.Cache(str(tmp_path / "cache"), 1)
+    named = Cache(str(tmp_path / "cache"), 1)
     assert stat.S_IMODE(os.stat(named.directory).st_mode) == 0o700
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from infra import storage
+from infra.cache import Cache
 from infra.errors import UserError
 from offline_teacher.store.reader import DamagedShard, open_store
 from offline_teacher.store.schema import Layout, ShardPlan
@@ -259,6 +259,6 @@ def test_a_store_behind_a_cache(tmp_path):
     plan = ShardPlan(sequences=30, replicas=1, samples_per_shard=4)
     store = make_store(str(tmp_path / "store"), plan=plan)
     order = SampleOrder(plan, 0, 2)
-    cache = storage.Cache(str(tmp_path / "cache"), 1 << 20)
+    cache = Cache(str(tmp_path / "cache"), 1 << 20)
     plain = [log(step) for step in Stream(store, order, 6, 2, 0, 1, 0, 5)]
     assert [log(step) for step in Stream(store, order, 6, 2, 0, 1, 0, 5, cache=cache)] == plain
