@@ -106,6 +106,7 @@ def _key(plan: Plan, candidates: Sequence[Candidate], recipe: Recipe) -> str:
             recipe.evaluation.latency_sentences,
             recipe.evaluation.latency_threads,
             recipe.evaluation.elmo_reference,
+            latency_part(recipe.evaluation)[0].name,
         ],
     }
     return storage.digest_bytes(json.dumps(content, sort_keys=True).encode())
@@ -136,7 +137,8 @@ def build_report(
     """The content of report.json."""
     settings = recipe.evaluation
     timed = [one for one in candidates if not one.random_weights and one.taught_by is None]
-    times, references, sentences = measure_latency(timed, settings)
+    texts, label = latency_texts(settings)
+    times, references = measure_latency(timed, settings, texts)
     rows: dict[str, dict[str, Any]] = {}
     for candidate in candidates:
         scores = {task: medians(seeds) for task, seeds in results[candidate.name].items()}
@@ -161,7 +163,12 @@ def build_report(
         "recipe": recipe.name,
         "seeds": list(settings.seeds),
         "settings": recipe.outcome("evaluation")["evaluation"],
-        "latency_setting": {"sentences": sentences, "threads": settings.latency_threads, "device": "cpu"},
+        "latency_setting": {
+            "texts": label,
+            "sentences": len(texts),
+            "threads": settings.latency_threads,
+            "device": "cpu",
+        },
         "rows": rows,
         "latency_rows": references,
         "notes": list(dict.fromkeys(every)),
@@ -170,10 +177,9 @@ def build_report(
 
 
 def measure_latency(
-    candidates: Sequence[Candidate], settings: Evaluation
-) -> tuple[dict[str, Latency], dict[str, dict[str, Any]], int]:
-    """Latency of each candidate with an STS-B head, the rows that are only timed, the number of sentences."""
-    texts = latency_texts(settings)
+    candidates: Sequence[Candidate], settings: Evaluation, texts: list[tuple[str, ...]]
+) -> tuple[dict[str, Latency], dict[str, dict[str, Any]]]:
+    """Latency of each candidate with an STS-B head, and the rows that are only timed."""
     task = find_task("STS-B")
     runners, inputs = {}, {}
     for candidate in candidates:
@@ -197,10 +203,19 @@ def measure_latency(
         }
         for name, row in extra.items()
     }
-    return {one.name: times[one.name] for one in candidates}, rows, len(texts)
+    return {one.name: times[one.name] for one in candidates}, rows
 
 
-def latency_texts(settings: Evaluation) -> list[tuple[str, ...]]:
+def latency_texts(settings: Evaluation) -> tuple[list[tuple[str, ...]], str]:
+    """What the models are timed on, and what to call it."""
+    task, part = latency_part(settings)
+    texts = load(task, part, settings.data).texts
+    timed = texts[: settings.latency_sentences or None]
+    label = f"{task.name} dev"
+    return timed, label if len(timed) == len(texts) else f"first {len(timed):,} of {label}"
+
+
+def latency_part(settings: Evaluation) -> tuple[Task, str]:
     """STS-B dev; where its file is not there, the dev set of the first task that has texts."""
     tasks: list[Task] = [
         find_task("STS-B"),
@@ -208,8 +223,7 @@ def latency_texts(settings: Evaluation) -> list[tuple[str, ...]]:
     ]
     for task in tasks:
         if has_part(task, task.dev_parts[0], settings.data):
-            texts = load(task, task.dev_parts[0], settings.data).texts
-            return texts[: settings.latency_sentences or None]
+            return task, task.dev_parts[0]
     raise UserError(f"latency: {settings.data} has no STS-B/dev.tsv to time the models on")
 
 
@@ -254,7 +268,8 @@ def track(run: tracking.Run, recipe: Recipe, content: dict[str, Any], student_di
     run.log_metrics(numbers(content))
     name = recipe.tracking.model_name or recipe.name
     macro_text = f"{content['rows'][STUDENT]['macro']:.6f}"
-    run.register_model(student_dir, name, alias="best", tags={"macro": macro_text})
+    tags = {"macro": macro_text, "tasks": ",".join(sorted(content["rows"][STUDENT]["scores"]))}
+    run.register_model(student_dir, name, alias="best", tags=tags, score="macro")
 
 
 def numbers(content: dict[str, Any]) -> dict[str, float]:

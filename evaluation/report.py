@@ -5,7 +5,7 @@ Keys of report.json (scores are fractions, times seconds unless the name says ot
     recipe               name of the recipe
     seeds                seeds of which every score is the median
     settings             the evaluation section's outcome fields
-    latency_setting      sentences, threads, device of the latency pass
+    latency_setting      texts (their name), sentences, threads, device of the latency pass
     rows.<name>          teacher, student, undistilled, and "student (D)" with a second distillation
       scores.<task>      the task's metrics by name, and "score", their mean
       macro              mean of the task scores (of the GLUE tasks, where there are any)
@@ -85,7 +85,7 @@ def to_markdown(report: Mapping[str, Any], plots: list[str]) -> str:
         f"# {report['recipe']}",
         f"Scores are percent, medians of {len(report['seeds'])} seed(s), on the development sets.",
         _markdown_table(header, lines),
-        f"Latency: {latency['sentences']:,} STS-B dev sentence pairs at batch size 1, "
+        f"Latency: {latency['texts']}, {latency['sentences']:,} rows at batch size 1, "
         f"{latency['threads']} thread(s) on the {latency['device']}, the models taking turns; "
         "only the forward is timed.",
         "## Every metric",
@@ -111,7 +111,8 @@ def to_markdown(report: Mapping[str, Any], plots: list[str]) -> str:
 
 def _rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     tasks = list(next(iter(report["rows"].values()))["scores"])
-    header = ["model", *tasks, "macro", "retention", "parameters", "size", "STS-B dev pass", "p50"]
+    timed = report["latency_setting"]["texts"]
+    header = ["model", *tasks, "macro", "retention", "parameters", "size", f"{timed} pass", "p50"]
     lines = []
     for name, row in report["rows"].items():
         scores = [f"{100 * row['scores'][task]['score']:.1f}" for task in tasks]

@@ -63,9 +63,18 @@ class Run:
         """The store as a dataset of the run, with its manifest's digest."""
 
     def register_model(
-        self, model_dir: str, name: str, alias: str | None = None, tags: Mapping[str, str] | None = None
+        self,
+        model_dir: str,
+        name: str,
+        alias: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        score: str | None = None,
     ) -> None:
-        """Logs a model directory as artifact ``model``, file by file, and makes it a version of ``name``."""
+        """Logs a model directory as artifact ``model``, file by file, and makes it a version of ``name``.
+
+        The version takes ``alias``. With ``score``, a tag that holds a number, only where that is at least
+        the number of the version that has the alias now, and both have the same tag ``tasks``.
+        """
 
     def finish(self, ok: bool) -> None:
         """Sends what is left and ends the run; the parent run ends with its last stage."""
@@ -141,12 +150,16 @@ class _LiveRun(Run):
         self._journal.append({"store": redact(source), "digest": digest})
 
     def register_model(
-        self, model_dir: str, name: str, alias: str | None = None, tags: Mapping[str, str] | None = None
+        self,
+        model_dir: str,
+        name: str,
+        alias: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        score: str | None = None,
     ) -> None:
         clean = {key: redact(str(value)) for key, value in (tags or {}).items()}
-        self._journal.append(
-            {"model": os.path.abspath(model_dir), "name": name, "alias": alias, "tags": clean}
-        )
+        path = os.path.abspath(model_dir)
+        self._journal.append({"model": path, "name": name, "alias": alias, "tags": clean, "score": score})
         self._wake.set()
 
     def finish(self, ok: bool) -> None:
@@ -380,8 +393,20 @@ class _Server:
         else:
             source = f"{client.get_run(self._run_id).info.artifact_uri}/model"
             version = client.create_model_version(name, source, self._run_id, tags=entry["tags"]).version
-        if entry["alias"]:
+        if entry["alias"] and self._deserves(entry, version):
             client.set_registered_model_alias(name, entry["alias"], version)
+
+    def _deserves(self, entry: Entry, version: str) -> bool:
+        """Whether ``version`` takes the alias from the version that holds it."""
+        score, tags = entry.get("score"), entry["tags"]
+        aliases = self._client.get_registered_model(entry["name"]).aliases
+        if score is None or entry["alias"] not in aliases:
+            return True
+        holder = self._client.get_model_version(entry["name"], aliases[entry["alias"]])
+        if holder.version == version or score not in holder.tags:
+            return True
+        comparable = holder.tags.get("tasks") == tags.get("tasks")
+        return comparable and float(tags[score]) >= float(holder.tags[score])
 
 
 def _connecting(uri: str, recipe: Recipe) -> contextlib.AbstractContextManager[None]:

@@ -88,6 +88,7 @@ def test_a_recipe_gives_three_rows_once(recipe_file: str, capsys: pytest.Capture
         == (Path(load_recipe(recipe_file).student_dir) / "model/model.safetensors").stat().st_size
     )
     assert content["latency_setting"]["sentences"] == 64
+    assert content["latency_setting"]["texts"] == "SST-2 dev"  # there is no STS-B here
     assert content["latency_rows"].keys() == {"student ONNX fp32", "student ONNX int8"}
     device = content["devices"]["SST-2"]
     assert device["score"] == student["scores"]["SST-2"]["score"]
@@ -117,7 +118,7 @@ def test_overrides_reach_the_run(recipe_file: str) -> None:
     assert main(["--recipe", recipe_file, *changes]) == 0
     content = json.loads((Path(load_recipe(recipe_file).evaluation_dir) / "report.json").read_text())
     assert content["rows"].keys() == {"teacher", "student", "student (D)"}
-    assert content["latency_setting"]["sentences"] == 7
+    assert content["latency_setting"]["texts"] == "first 7 of SST-2 dev"
 
 
 def model_arguments(encoder: str, data: str, output: Path) -> dict[str, str]:

@@ -38,7 +38,7 @@ def content() -> dict[str, Any]:
             }
         },
         "recipe": "tiny", "seeds": [0, 1, 2], "rows": rows, "notes": ["SST-2 dev: 2 rows"],
-        "latency_setting": {"sentences": 1500, "threads": 1, "device": "cpu"},
+        "latency_setting": {"texts": "SST-2 dev", "sentences": 872, "threads": 1, "device": "cpu"},
     }  # fmt: skip
 
 
@@ -65,6 +65,8 @@ def test_markdown_shows_every_number(content: dict[str, Any]) -> None:
         "| CoLA | 30.00 | 29.00 | 1.00 | 90.0 MB | 23.0 MB | 0.253 | 2.0e-06 |",
         "![retention](retention.png)",
         "- SST-2 dev: 2 rows",
+        "| size | SST-2 dev pass | p50 |",
+        "Latency: SST-2 dev, 872 rows at batch size 1, 1 thread(s)",
         "| DistilBERT | 77 | 51.3 |",
     ]
     for line in expected:

@@ -90,6 +90,33 @@ def test_nested_runs_params_files_store_and_model(tmp_path):
     assert not list((tmp_path / "runs" / "demo").glob("*.jsonl"))
 
 
+def test_the_alias_is_kept_by_the_better_model(tmp_path):
+    """Five students of five recipes; a score on other tasks, or a lower one, takes nothing."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    holders = []
+    for number, (macro, tasks) in enumerate(
+        [
+            ("0.70", "CoLA,RTE"),
+            ("0.65", "CoLA,RTE"),
+            ("0.90", "RTE"),
+            ("0.70", "CoLA,RTE"),
+            ("0.8", "CoLA,RTE"),
+        ]
+    ):
+        with start_run(recipe(tmp_path, f"recipe-{number}"), "evaluation") as run:
+            tags = {"macro": macro, "tasks": tasks}
+            run.register_model(str(model), "small", alias="best", tags=tags, score="macro")
+        holders.append(client(tmp_path).get_model_version_by_alias("small", "best").version)
+    assert [int(version) for version in holders] == [1, 1, 1, 4, 5]
+    with start_run(recipe(tmp_path, "recipe-4"), "evaluation") as run:  # the holder itself, scored again
+        tags = {"macro": "0.6", "tasks": "CoLA,RTE"}
+        run.register_model(str(model), "small", alias="best", tags=tags, score="macro")
+    holder = client(tmp_path).get_model_version_by_alias("small", "best")
+    assert (int(holder.version), holder.tags["macro"]) == (5, "0.6")
+
+
 def test_a_resumed_run_repeats_no_point_and_changes_no_param(tmp_path):
     with pytest.raises(KeyboardInterrupt), start_run(recipe(tmp_path), "student") as run:  # noqa: PT012
         run.log_params({"prefetch": 4, "world": 1})
