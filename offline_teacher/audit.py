@@ -50,6 +50,8 @@ def check(
     """Digests, ranges and ids of every file; where they are right, what ``deep`` and ``rerun`` ask for."""
     if not storage.list_names(root):
         raise UserError(f"{root} is not a store: there is nothing there")
+    if recipe_file is not None:
+        load_recipe(recipe_file, overrides)  # a mistake in it is said before hours of reading
     with progress(None, "shards", f"verify {root}") as shown:
         problems = verify(root, lambda done, total: shown.advance())
     if problems or not (deep or rerun):

@@ -108,9 +108,17 @@ def _weight_files(directory: str) -> list[str]:
             f"teacher.model: {directory} has no weights (model.safetensors); other formats are not read,"
             " save the model again with save_pretrained(..., safe_serialization=True)"
         )
-    with open(index, encoding="utf-8") as stream:
-        names = set(json.load(stream)["weight_map"].values())
-    return [os.path.join(directory, name) for name in sorted(names)]
+    try:
+        with open(index, encoding="utf-8") as stream:
+            names = sorted(set(json.load(stream)["weight_map"].values()))
+        if not names:
+            raise ValueError("it names no weights")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"teacher.model: {index} is no index of weights ({_first_line(error)})") from None
+    for name in names:
+        if not isinstance(name, str) or os.path.basename(name) != name or not name:
+            raise UserError(f"teacher.model: {index} names {name!r}, which is no file of its own directory")
+    return [os.path.join(directory, name) for name in names]
 
 
 def weight_digest(directory: str) -> str:

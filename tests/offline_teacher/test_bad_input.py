@@ -1,0 +1,217 @@
+"""A user's mistakes in every command of the teacher stage: exit code 2, one line on stderr, nothing half done.
+
+Whatever can be known before Ray is started is said before it is started; what only the workers see (text
+that is no text, ...) is in test_corpus.py.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.console import command
+from offline_teacher import cluster
+from offline_teacher.main import main
+from tests.offline_teacher.stores import contents
+from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
+from tests.store.synthetic import make_store
+
+Spoil = Callable[[Path], object]
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(cluster, "_connect", lambda settings: pytest.fail("Ray was started"))
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good recipe, text and teacher, and in ``store`` a finished store of another teacher."""
+    root = tmp_path_factory.mktemp("good")
+    write_recipe(root, write_text(root / "text.txt", 20), save_bert(root / "model"))
+    make_store(str(root / "store"))
+    return root
+
+
+@pytest.fixture
+def project(good: Path, tmp_path: Path) -> Path:
+    """The same in a directory of its own, to be spoiled."""
+    root = tmp_path / "p"
+    shutil.copytree(good, root)
+    recipe = root / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(str(good), str(root)))
+    return root
+
+
+def nothing(root: Path) -> None: ...
+
+
+def write(name: str, content: str | bytes) -> Spoil:
+    data = content.encode() if isinstance(content, str) else content
+    return lambda root: (root / name).write_bytes(data)
+
+
+def remove(name: str) -> Spoil:
+    return lambda root: (root / name).unlink()
+
+
+def cut(name: str) -> Spoil:
+    return lambda root: (root / name).write_bytes((root / name).read_bytes()[:-100])
+
+
+def edit(name: str, **changes: object) -> Spoil:
+    """Keys of a JSON file."""
+    return lambda root: (root / name).write_text(json.dumps(json.loads((root / name).read_text()) | changes))
+
+
+def pickled_weights(root: Path) -> None:
+    (root / "model/model.safetensors").rename(root / "model/pytorch_model.bin")
+
+
+def index_of(**weight_map: str) -> Spoil:
+    """An index of split weights in place of the weights."""
+
+    def split(root: Path) -> None:
+        (root / "model/model.safetensors").unlink()
+        (root / "model/model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    return split
+
+
+def broken_index(root: Path) -> None:
+    index_of()(root)
+    (root / "model/model.safetensors.index.json").write_text("{")
+
+
+def no_tokenizer(root: Path) -> None:
+    for path in (root / "model").glob("tokenizer*"):
+        path.unlink()
+
+
+def other_model(**changes: int) -> Spoil:
+    return lambda root: save_bert(root / "model", **changes)
+
+
+RUN = ["run", "--recipe", "{root}/recipe.yaml"]
+# what is spoiled, the command (overrides alone: of ``run``), words of the one line
+BAD: dict[str, tuple[Spoil, list[str], list[str]]] = {
+    # the recipe
+    "no recipe": (remove("recipe.yaml"), [], ["recipe.yaml"]),
+    "recipe is a directory": (nothing, ["run", "--recipe", "{root}"], ["{root}"]),
+    "recipe is not text": (write("recipe.yaml", b"\xff\xfe\x00"), [], ["recipe.yaml", "not a recipe"]),
+    "recipe is not YAML": (write("recipe.yaml", "name: [tiny"), [], ["recipe.yaml", "not a recipe", "line"]),
+    "recipe is a list": (write("recipe.yaml", "- tiny"), [], ["recipe.yaml", "mapping"]),
+    "recipe with a tag": (write("recipe.yaml", "name: !!python/name:os.system x"), [], ["recipe.yaml"]),
+    "recipe without end": (write("recipe.yaml", "#" * 70_000), [], ["recipe.yaml", "65536 bytes"]),
+    "unknown key": (nothing, ["masking.sed=1"], ["masking.sed", "did you mean seed?"]),
+    "unknown section": (nothing, ["maskng.seed=1"], ["maskng", "did you mean masking?"]),
+    "not an override": (nothing, ["masking.seed"], ["masking.seed", "section.key=value"]),
+    "wrong type": (nothing, ["teacher.batch_size=many"], ["teacher.batch_size", "whole number", "many"]),
+    "no such dtype": (nothing, ["teacher.dtype=bf16"], ["teacher.dtype", "bfloat16"]),
+    "sequences too long": (nothing, ["sequences.length=1024"], ["sequences.length", "512"]),
+    "masking everything": (nothing, ["masking.probability=1.5"], ["masking.probability"]),
+    "no replica": (nothing, ["masking.replicas=0"], ["masking.replicas"]),
+    "temperature of zero": (nothing, ["store.temperatures=[0]"], ["store.temperatures"]),
+    "nothing to store": (
+        nothing,
+        ["store.top_k=0", "store.hidden_states=none"],
+        ["store: top_k = 0", "nothing"],
+    ),
+    "more workers at least than at most": (
+        nothing,
+        ["teacher.min_workers=3"],
+        ["teacher.min_workers", "workers = 1, not 3"],
+    ),
+    "a password in the recipe": (nothing, ["corpus.path=s3://me:hunter2@b/x.txt"], ["corpus.path"]),
+    "a cosine term without hidden states": (nothing, ["store.hidden_states=none"], ["train.alpha_cos"]),
+    "held-out split of a text": (nothing, ["corpus.validation_split=test"], ["corpus.validation_split"]),
+    # the corpus
+    "no such files": (nothing, ["corpus.path={root}/none/*.txt"], ["{root}/none/*.txt"]),
+    "no such file": (nothing, ["corpus.path={root}/none.txt"], ["{root}/none.txt"]),
+    "no path": (nothing, ["corpus.path=[]"], ["corpus.path"]),
+    "a directory for a text": (nothing, ["corpus.path={root}/model"], ["{root}/model"]),
+    "no held-out files": (nothing, ["corpus.validation_path={root}/held/*"], ["{root}/held/*"]),
+    "not Parquet": (nothing, ["corpus.source=parquet", "corpus.document=line"], ["text.txt", "Parquet"]),
+    "no such data set": (nothing, ["corpus.source=hub", "corpus.path={root}/none"], ["{root}/none"]),
+    # the teacher
+    "no teacher": (nothing, ["teacher.model={root}/none"], ["teacher.model", "{root}/none"]),
+    "a file for a teacher": (nothing, ["teacher.model={root}/text.txt"], ["teacher.model", "text.txt"]),
+    "no configuration": (remove("model/config.json"), [], ["teacher.model", "config.json"]),
+    "configuration is not JSON": (write("model/config.json", "{"), [], ["teacher.model", "config.json"]),
+    "another family": (edit("model/config.json", model_type="gpt2"), [], ["'gpt2'", "bert, roberta"]),
+    "no weights": (remove("model/model.safetensors"), [], ["teacher.model", "model.safetensors"]),
+    "pickled weights": (pickled_weights, [], ["teacher.model", "other formats are not read"]),
+    "weights cut off": (cut("model/model.safetensors"), [], ["model.safetensors", "whole"]),
+    "index is not JSON": (broken_index, [], ["model.safetensors.index.json", "no index"]),
+    "index of absent weights": (index_of(a="part.safetensors"), [], ["part.safetensors"]),
+    "index out of the directory": (
+        index_of(a="../../x.safetensors"),
+        [],
+        ["../../x.safetensors", "own directory"],
+    ),
+    "index of nothing": (index_of(), [], ["model.safetensors.index.json", "no weights"]),
+    "no tokenizer": (no_tokenizer, [], ["teacher.model", "tokenizer"]),
+    "tokenizer damaged": (cut("model/tokenizer.json"), [], ["teacher.model", "tokenizer"]),
+    "tokenizer without mask": (
+        edit("model/tokenizer_config.json", mask_token=None),
+        [],
+        ["teacher.model", "mask_token"],
+    ),
+    "another vocabulary": (other_model(vocab_size=60), [], ["teacher.model", "60", "vocabulary"]),
+    "another padding": (edit("model/config.json", pad_token_id=3), [], ["teacher.model", "id 0", "3"]),
+    "longer than the positions": (nothing, ["sequences.length=65"], ["sequences.length: 65", "64"]),
+    "more top-k than tokens": (nothing, ["store.top_k=500"], ["store.top_k: 500", "93 tokens"]),
+    # the output, and what is there already
+    "output below a file": (write("occupied", ""), ["output={root}/occupied/runs"], ["occupied"]),
+    "output that cannot be written": (nothing, ["output=/proc/runs"], ["/proc/runs"]),
+    # the other commands
+    "plan without recipe": (nothing, ["plan", "--recipe", "{root}/none.yaml"], ["none.yaml"]),
+    "plan without teacher": (remove("model/config.json"), ["plan", *RUN[1:]], ["config.json"]),
+    "verify of nothing": (nothing, ["verify", "{root}/none"], ["{root}/none", "not a store"]),
+    "verify of a file": (nothing, ["verify", "{root}/text.txt"], ["text.txt", "not a store"]),
+    "rerun without recipe": (
+        nothing,
+        ["verify", "{root}/store", "--rerun", "1", "--recipe", "{root}/none.yaml"],
+        ["none.yaml"],
+    ),
+    "inspect of nothing": (nothing, ["inspect", "{root}/none"], ["{root}/none"]),
+    "inspect beyond the end": (nothing, ["inspect", "{root}/store", "--sample", "9999"], ["--sample 9999"]),
+    "inspect before the start": (nothing, ["inspect", "{root}/store", "--sample", "-1"], ["--sample -1"]),
+    "no such replica": (nothing, ["inspect", "{root}/store", "--replica", "9"], ["--replica 9"]),
+    "inspect of a damaged store": (cut("store/manifest.json"), ["inspect", "{root}/store"], ["manifest"]),
+}
+
+
+def test_there_are_enough_kinds_of_bad_input() -> None:
+    assert len(BAD) >= 30
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_clear_line(
+    project: Path, name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spoil, words, named = BAD[name]
+    spoil(project)
+    is_command = words[:1] in (["run"], ["plan"], ["verify"], ["inspect"])
+    arguments = [word.format(root=project) for word in (words if is_command else [*RUN, *words])]
+    before = contents(project)
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        command(lambda: main(arguments))
+    printed = capfd.readouterr()
+    lines = printed.err.splitlines()
+    assert ended.value.code == 2, printed
+    assert len(lines) == 1, printed.err
+    assert lines[0].startswith("error: ")
+    assert "hunter2" not in lines[0]
+    for part in named:
+        assert part.format(root=project) in lines[0]
+    assert contents(project) == before
