@@ -1,4 +1,4 @@
-"""A user's mistakes in every command of the teacher stage: exit code 2, one line on stderr, nothing half done.
+"""A user's mistakes in every command of the teacher stage: exit code 2, one line on stderr, nothing made.
 
 Whatever can be known before Ray is started is said before it is started; what only the workers see (text
 that is no text, ...) is in test_corpus.py.
