@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.tasks import TASKS, Split, find_task, find_tasks, load
+from evaluation.tasks import GLUE, TASKS, Split, find_task, find_tasks, load
 from infra.errors import UserError
 
 PARSES = "binary1\tbinary2\tparse1\tparse2"
@@ -321,3 +321,8 @@ def test_shared_data_have_the_official_counts(shared_dir: Path, name: str) -> No
 )  # fmt: skip
 def test_shared_samples_are_read(shared_dir: Path, name: str, part: str, rows: int) -> None:
     assert len(load(TASKS[name], part, str(shared_dir / "data"))) == rows
+
+
+def test_only_the_benchmarks_own_tasks_make_its_macro_score() -> None:
+    assert sorted(GLUE) == sorted(["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI"])
+    assert all(TASKS[name].test_parts for name in GLUE)
