@@ -61,7 +61,7 @@ def call(path: str, method: str, *arguments: Any, size: int = 0, **options: Any)
 
     Raises ``FileNotFoundError`` as it is, and ``UserError`` for anything else that lasts.
     """
-    filesystem = _filesystem(_scheme_of(path), os.getpid())
+    filesystem = _filesystem(_scheme_of(path), _account(path), os.getpid())
     limit = CALL_SECONDS + size / SLOWEST_BYTES_PER_SECOND
 
     def once() -> Any:
@@ -103,7 +103,7 @@ def agreed(read: Callable[[], T], path: str) -> T:
 
 def key_of(path: str) -> str:
     """The path as the file system names it: ``bucket/key``."""
-    return str(_filesystem(_scheme_of(path), os.getpid())._strip_protocol(path))
+    return str(_filesystem(_scheme_of(path), _account(path), os.getpid())._strip_protocol(path))
 
 
 def _scheme_of(path: str) -> str:
@@ -114,16 +114,29 @@ def _scheme_of(path: str) -> str:
     return found
 
 
+def _account(path: str) -> str | None:
+    """Azure's storage account in ``abfs://container@account.dfs.core.windows.net/key``."""
+    authority = path.partition("://")[2].partition("/")[0]
+    return (
+        authority.partition("@")[2].partition(".")[0] or None
+        if PACKAGES[_scheme_of(path)] == "adlfs"
+        else None
+    )
+
+
 @functools.cache
-def _filesystem(found: str, process: int) -> Any:
+def _filesystem(found: str, account: str | None, process: int) -> Any:
     """One a process: after a fork the parent's event loop is not there."""
     import fsspec
 
     options: dict[str, Any] = {"use_listings_cache": False}
+    if account:
+        options["account_name"] = account
     try:
         if found == "s3":
             options["config_kwargs"] = _s3_config()
-        return fsspec.filesystem(found, **options)
+        protocol = "abfs" if PACKAGES[found] == "adlfs" else found  # fsspec knows no abfss without adlfs
+        return fsspec.filesystem(protocol, **options)
     except ImportError:
         raise UserError(
             f"{found}:// needs the package {PACKAGES[found]}, which is not installed; install it with pip"

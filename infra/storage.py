@@ -277,11 +277,9 @@ def _remote_names(directory: str) -> set[str]:
 
 
 def _matching(pattern: str) -> list[str]:
-    head, found = (
-        pattern.partition("://")[0],
-        remote.call(pattern, "glob", remote.key_of(pattern), detail=True),
-    )
-    return [f"{head}://{key}" for key, info in found.items() if info["type"] == "file"]
+    found = remote.call(pattern, "glob", remote.key_of(pattern), detail=True)
+    bucket = "/".join(pattern.split("/", 3)[:3])  # with the account, where it names one
+    return [f"{bucket}/{key.partition('/')[2]}" for key, info in found.items() if info["type"] == "file"]
 
 
 def _download(path: str) -> bytes:

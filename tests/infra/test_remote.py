@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from infra import remote, storage
@@ -216,12 +217,51 @@ def test_processes_share_a_cache_smaller_than_their_needs(bucket: str, tmp_path:
     assert sum(path.stat().st_size for path in tmp_path.glob("xxh3-128-*")) <= 2500
 
 
-def test_unknown_urls_and_missing_packages_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_url_is_one_line() -> None:
     with pytest.raises(UserError, match=r"^ftp://host/x: unknown kind of URL; known are s3://"):
         storage.read_bytes("ftp://user:secret@host/x?token=1")
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(UserError, match="needs the package gcsfs"):
-        storage.read_bytes("gs://bucket/x")
+
+
+@pytest.mark.parametrize(
+    ("url", "package"),
+    [
+        ("s3://bucket/x", "s3fs"),
+        ("gs://bucket/x", "gcsfs"),
+        ("abfs://box@account.dfs.core.windows.net/x", "adlfs"),
+        ("abfss://box/x", "adlfs"),
+        ("az://box/x", "adlfs"),
+    ],
+)
+def test_a_missing_package_is_named(url: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    remote._filesystem.cache_clear()
+    scheme = url.partition(":")[0]
+    with pytest.raises(UserError, match=f"^{scheme}:// needs the package {package}, .*install it with pip$"):
+        storage.read_bytes(url)
+
+
+def test_the_account_of_a_url_reaches_azure_and_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, object] = {}
+
+    class Azure(fsspec.asyn.AsyncFileSystem):
+        def __init__(self, **options: object) -> None:
+            made.update(options)
+            super().__init__(**options)
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            container, _, key = path.partition("://")[2].partition("/")
+            return f"{container.partition('@')[0]}/{key}"
+
+        async def _glob(self, pattern: str, detail: bool) -> dict[str, dict[str, str]]:
+            return {pattern.replace("*", name): {"type": "file"} for name in ("a", "b")}
+
+    remote._filesystem.cache_clear()
+    monkeypatch.setattr(fsspec, "filesystem", lambda name, **options: Azure(**options))
+    home = "abfs://box@account.dfs.core.windows.net"
+    assert storage.expand([f"{home}/run/*.txt"]) == [f"{home}/run/a.txt", f"{home}/run/b.txt"]
+    assert made["account_name"] == "account"
+    remote._filesystem.cache_clear()
 
 
 def test_secrets_of_a_url_are_not_shown() -> None:
