@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, BinaryIO, TypeVar
@@ -84,6 +85,19 @@ def list_names(directory: str) -> list[str]:
         except (FileNotFoundError, NotADirectoryError):
             return []
     return sorted(name for name in names if not name.startswith(UNFINISHED))
+
+
+def list_sizes(directory: str) -> dict[str, int]:
+    """Bytes of each file in it by its plain name, unfinished ones left out; {} if absent. One listing."""
+    if is_remote(directory):
+        return remote.agreed(lambda: _remote_sizes(directory), directory)
+    sizes = {}
+    for name in list_names(directory):
+        with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+            status = os.stat(os.path.join(directory, name))
+            if stat.S_ISREG(status.st_mode):
+                sizes[name] = status.st_size
+    return sizes
 
 
 def expand(globs: Sequence[str]) -> list[str]:
@@ -268,12 +282,23 @@ def _info(path: str) -> dict[str, Any] | None:
 
 
 def _remote_names(directory: str) -> set[str]:
+    return {item["name"].rpartition("/")[2] for item in _listed(directory)}
+
+
+def _remote_sizes(directory: str) -> dict[str, int]:
+    files = [item for item in _listed(directory) if item["type"] == "file"]
+    return {item["name"].rpartition("/")[2]: int(item["size"]) for item in files}
+
+
+def _listed(directory: str) -> list[dict[str, Any]]:
+    """What fsspec knows of each file and directory in it; names without a slash at the end."""
     here = remote.key_of(directory)
     try:
-        keys = [str(key).rstrip("/") for key in remote.call(directory, "ls", here, detail=False)]
+        found = remote.call(directory, "ls", here, detail=True)
     except (FileNotFoundError, NotADirectoryError):
-        return set()
-    return {key.rpartition("/")[2] for key in keys if key != here}
+        return []
+    named = [{**item, "name": str(item["name"]).rstrip("/")} for item in found]
+    return [item for item in named if item["name"] != here]
 
 
 def _matching(pattern: str) -> list[str]:
@@ -283,7 +308,10 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _download(path: str) -> bytes:
-    return bytes(remote.call(path, "cat_file", remote.key_of(path), size=size(path)))
+    whole = bytearray(size(path))
+    with RemoteFile(path, len(whole), checked=True) as source:
+        source.readinto(whole)
+    return bytes(whole)
 
 
 def _raw(path: str, checked: bool = False) -> Any:

@@ -7,6 +7,7 @@ a shard with a valid sidecar or no shard.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,9 @@ from offline_teacher.store.manifest import (
 from offline_teacher.store.schema import shard_name
 from offline_teacher.store.sealed import read_sealed, seal
 from offline_teacher.store.shard_file import write_file
+
+PARALLEL_READS = 16
+"""Sidecars of a remote store read at once."""
 
 
 def begin_store(root: str, declaration: Declaration) -> None:
@@ -119,12 +123,16 @@ def read_sidecar(root: str, replica: int, index: int) -> Sidecar | None:
     path, data = sidecar_path(root, replica, index), shard_path(root, replica, index)
     if not (storage.exists(path) and storage.exists(data)):
         return None
+    return _sidecar_of(root, replica, index, storage.size(data))
+
+
+def _sidecar_of(root: str, replica: int, index: int, size: int) -> Sidecar | None:
+    """The sidecar of a shard of ``size`` bytes; None where it is not valid or another's."""
     try:
-        sidecar = storage.read_checked(path, Sidecar.from_bytes)
+        sidecar = storage.read_checked(sidecar_path(root, replica, index), Sidecar.from_bytes)
     except ValueError:
         return None
-    same = (sidecar.replica, sidecar.index, sidecar.bytes) == (replica, index, storage.size(data))
-    return sidecar if same else None
+    return sidecar if (sidecar.replica, sidecar.index, sidecar.bytes) == (replica, index, size) else None
 
 
 def missing_shards(root: str, declaration: Declaration) -> list[tuple[int, int]]:
@@ -133,16 +141,21 @@ def missing_shards(root: str, declaration: Declaration) -> list[tuple[int, int]]
 
 
 def _sidecars(root: str, declaration: Declaration) -> dict[tuple[int, int], Sidecar | None]:
-    present = set(storage.list_names(storage.join(root, SHARDS)))
-    found: dict[tuple[int, int], Sidecar | None] = {}
-    for replica, index in declaration.plan.shard_ids():
-        name = shard_name(replica, index)
-        there = {f"{name}.arrow", f"{name}.json"} <= present
-        sidecar = read_sidecar(root, replica, index) if there else None
-        if sidecar is not None and sidecar.fingerprint != declaration.fingerprint_digest:
-            sidecar = None
-        found[replica, index] = sidecar
-    return found
+    sizes = storage.list_sizes(storage.join(root, SHARDS))
+    fingerprint = declaration.fingerprint_digest
+
+    def valid(shard: tuple[int, int]) -> Sidecar | None:
+        name = shard_name(*shard)
+        if not {f"{name}.arrow", f"{name}.json"} <= sizes.keys():
+            return None
+        sidecar = _sidecar_of(root, *shard, sizes[f"{name}.arrow"])
+        return sidecar if sidecar is not None and sidecar.fingerprint == fingerprint else None
+
+    shards = list(declaration.plan.shard_ids())
+    if not storage.is_remote(root):
+        return {shard: valid(shard) for shard in shards}
+    with ThreadPoolExecutor(PARALLEL_READS) as pool:  # each is a round trip
+        return dict(zip(shards, pool.map(valid, shards), strict=True))
 
 
 def write_head(root: str, head: MlmHead) -> None:

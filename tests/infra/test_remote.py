@@ -33,6 +33,12 @@ def test_files_come_back_as_published(bucket: str, tmp_path: Path) -> None:
     assert storage.digest_file(path) == storage.digest_bytes(DATA)
     assert storage.list_names(storage.join(bucket, "run")) == ["a.bin", "b.bin", "c.json"]
     assert storage.list_names(bucket) == ["run"]
+    assert storage.list_sizes(storage.join(bucket, "run")) == {
+        "a.bin": len(DATA),
+        "b.bin": len(DATA),
+        "c.json": storage.size(storage.join(bucket, "run", "c.json")),
+    }
+    assert storage.list_sizes(bucket) == storage.list_sizes(storage.join(bucket, "absent")) == {}
     assert storage.expand([storage.join(bucket, "run", "*.bin")]) == [
         storage.join(bucket, "run", "a.bin"),
         storage.join(bucket, "run", "b.bin"),

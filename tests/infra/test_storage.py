@@ -251,6 +251,15 @@ def test_the_cache_checks_local_files_where_they_are(tmp_path: Path) -> None:
         cache.local(path, storage.digest_bytes(b"content"))
 
 
+def test_sizes_are_of_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "a").write_bytes(b"12")
+    (tmp_path / f"{storage.UNFINISHED}b").write_bytes(b"1")
+    (tmp_path / "nowhere").symlink_to("absent")
+    assert storage.list_sizes(str(tmp_path)) == {"a": 2}
+    assert storage.list_sizes(str(tmp_path / "absent")) == {}
+
+
 def test_many_writers_of_one_file_leave_one_whole_file(tmp_path: Path) -> None:
     path = str(tmp_path / "a.bin")
     contents = [bytes([number]) * 100_000 for number in range(8)]
