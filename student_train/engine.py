@@ -175,6 +175,9 @@ class Engine:
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         self._adamw: torch.optim.AdamW = self._engine.basic_optimizer
         self._stage = train.zero_stage
+        if self._stage == 0 and world.size == 1:
+            # It would flatten all gradients, reduce them over one rank, and copy them back.
+            self._engine.enable_backward_allreduce = False
         # DeepSpeed's master weights are copies of the already rounded ones; start from what was given.
         zeros = {name: torch.zeros_like(p) for name, p in initial.items()}
         state = {"weights": initial, **dict.fromkeys(MOMENTS, zeros)}

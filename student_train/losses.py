@@ -22,8 +22,9 @@ from torch.nn import functional
 from student_train.soft_targets import ExactTarget, SoftTarget, TopkTarget
 from student_train.vocabulary_kernels import NO_LABEL, Kernel, exact_kernel, fused, mlm_kernel, topk_kernel
 
-CHUNK_SIZE = {"cpu": 1024, "cuda": 4096}
-"""Positions a chunk of the matrix products. Fewer make them slow, more only cost memory."""
+CHUNK_SIZE = {"cpu": 2048, "cuda": 4096}
+"""Positions a chunk of the matrix products. Fewer make them slow, and every chunk after the first adds its
+gradient of the decoder to the others'; more only cost memory."""
 KERNEL_SIZE = {"cpu": 64, "cuda": 4096}
 """Positions a kernel works on at once: on a CPU few enough that its passes over V read from the cache."""
 
@@ -166,7 +167,7 @@ class VocabularyLoss(torch.autograd.Function):
         kl, ce = pass_.values[:, : len(z)].sum(1, dtype=torch.float64).unbind()
         total = work.kl_weight * kl + work.mlm_weight * ce
         ctx.scale, ctx.dtypes = scale, (z.dtype, weight.dtype, bias.dtype)
-        ctx.gradients = pass_.dz, pass_.dweight, pass_.dbias
+        ctx.gradients = pass_.dz, pass_.gradient_of_weight(), pass_.dbias
         total, kl, ce = total.to(pass_.wide), kl.to(pass_.wide), ce.to(pass_.wide)
         ctx.mark_non_differentiable(kl, ce)
         return total, kl, ce
@@ -195,9 +196,8 @@ class _ChunkedPass:
         self.logits = z.new_empty(shape)
         if isinstance(work.target, ExactTarget):
             self.teacher_logits = work.target.head.decoder_weight.new_empty(shape)
-        empty = torch.empty_like if len(z) else torch.zeros_like  # the first chunk assigns
         self.dz, self.dbias = torch.empty_like(z), torch.zeros_like(bias, dtype=self.wide)
-        self.dweight = empty(weight, dtype=self.wide)
+        self.dweight: Tensor | None = None
 
     def chunk(self, start: int, stop: int) -> None:
         """Values and gradients of positions [start, stop)."""
@@ -208,8 +208,12 @@ class _ChunkedPass:
         if self.work.gradients:
             torch.mm(s, self.weight, out=self.dz[rows])
             product = torch.mm(s.t(), z)
-            self.dweight.add_(product) if start else self.dweight.copy_(product)
+            self.dweight = product if self.dweight is None else self.dweight.to(self.wide).add_(product)
             self.dbias += torch.mm(s.new_ones(1, len(s)), s)[0]
+
+    def gradient_of_weight(self) -> Tensor:
+        """[V, D]: of a single chunk as the matrix product gave it, of several their sum in ``wide``."""
+        return torch.zeros_like(self.weight) if self.dweight is None else self.dweight
 
     def _kernels(self, start: int, stop: int) -> None:
         """Turns the chunk's logits into gradients, block by block; all blocks have one shape, so kernels
