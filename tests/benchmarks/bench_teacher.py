@@ -1,44 +1,67 @@
 """The teacher pass against the bare forward, the bare encoder, and the script one would write instead.
 
-``python tests/benchmarks/bench_teacher.py [MODEL_DIRECTORY]`` prints the rows; ``run()`` returns them.
-Without a directory: BERT-base, random weights. Same batches on all sides, full sequences, one thread,
-interleaved repeats in one process, medians.
+    python tests/benchmarks/bench_teacher.py [MODEL_DIRECTORY]
+
+prints the rows; ``run()`` returns them: for BERT-base with random weights and for ../shared/teacher, if it is
+there. With a directory: for that teacher alone.
+
+The pass is a worker's own: two threads on one ``ShardWorker``, as Ray calls it, one writing its shard while
+the other computes the next. Bare forward and encoder get the batches of those shards, all full sequences. The
+script gets documents, 16 at a time, cut at 128 tokens and padded to the longest; only real tokens count. One
+thread computes on each side; interleaved repeats in one process, medians.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
+import re
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from infra.sections import Teacher
-from offline_teacher.store.manifest import Declaration
-from offline_teacher.store.schema import FORMAT_VERSION, Layout, ShardPlan, SpecialIds
-from offline_teacher.store.writer import begin_store, write_shard
-from offline_teacher.teacher import Capture, LoadedTeacher, load_teacher
+from infra.recipe import Recipe, load_recipe
+from offline_teacher.capture_pass import find_source, run_pass
+from offline_teacher.cluster import ITEMS_IN_FLIGHT, Item, Pool
+from offline_teacher.shard_work import ShardWorker
+from offline_teacher.store.reader import open_store
+from offline_teacher.teacher import load_tokenizer
+from tests.benchmarks.results import Row, row
+from tests.benchmarks.timing import interleave
 
-L, BATCH, BATCHES, REPEATS, M = 128, 16, 4, 5, 19
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+L, BATCH, SHARDS, REPEATS = 128, 16, 2, 3
+TOKENS = SHARDS * BATCH * L
+TOP_K = 64
+SAMPLED = 2_000
+"""Documents of the corpus looked at; every so many-th is taken."""
 
 
-def run(model: str | None = None) -> list[dict[str, Any]]:
+def run(model: str | None = None) -> list[Row]:
     torch.set_num_threads(1)
+    shared = str(SHARED / "teacher")
     with tempfile.TemporaryDirectory() as scratch:
-        directory = model or _bert_base(Path(scratch, "model"))
-        return _measure(directory, Path(scratch), "shared teacher" if model else "BERT-base, random weights")
+        if model is not None:
+            return _measure(Path(scratch, "given"), model, "")
+        directory = _bert_base(Path(scratch, "model"))
+        rows = _measure(Path(scratch, "base"), directory, "")
+        return rows + (
+            _measure(Path(scratch, "shared"), shared, "_shared_teacher") if Path(shared).is_dir() else []
+        )
 
 
 def _bert_base(directory: Path) -> str:
-    from tokenizers import Tokenizer, models
+    """Random weights; every word w0, w1, ... is a token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -47,22 +70,86 @@ def _bert_base(directory: Path) -> str:
         zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), names, strict=True)
     )
     backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     torch.manual_seed(0)
     BertForMaskedLM(BertConfig()).save_pretrained(directory)
     PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(directory)
     return str(directory)
 
 
-def _measure(directory: str, scratch: Path, model: str) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Material:
+    """Documents for one teacher; ``lengths`` says where their lengths come from."""
+
+    documents: list[str]
+    lengths: str
+
+
+def material(tokenizer: Any) -> Material:
+    """Real paragraphs for a teacher that knows their words, else random words in as many tokens."""
+    paragraphs = list(_paragraphs())
+    real = tokenizer.convert_tokens_to_ids("the") != tokenizer.unk_token_id
+    if paragraphs and real:
+        return Material(paragraphs, "paragraphs of novels")
+    draw = np.random.default_rng(0)
+    if paragraphs:
+        told, counts = "as long as paragraphs of novels", [len(_words(text)) for text in paragraphs]
+    else:
+        told = "log-normal lengths, median 40 tokens, sigma 0.9"
+        counts = [max(1, int(count)) for count in draw.lognormal(np.log(40), 0.9, SAMPLED)]
+    words = [f"w{i}" for i in range(1_000, 30_000)]
+    return Material([" ".join(draw.choice(words, count)) for count in counts], told)
+
+
+def _paragraphs() -> Iterator[str]:
+    """Every so many-th, so that all books are there."""
+    files = sorted((SHARED / "data" / "corpus" / "train").glob("*.txt"))
+    lines = [line for file in files for line in file.read_text().splitlines() if line.strip()]
+    yield from lines[:: max(1, len(lines) // SAMPLED)]
+
+
+def _words(text: str) -> list[str]:
+    """About as many as WordPiece makes of it: words and marks apart."""
+    return re.findall(r"\w+|[^\w\s]", text)
+
+
+class LocalPool(Pool):
+    """A worker in this process, given items as the real pool gives them to one worker."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.worker = ShardWorker(recipe, "cpu")
+
+    def run(self, items: Iterable[Item], done: Any, waiting: Any) -> list[Item]:
+        items = list(items)
+        with ThreadPoolExecutor(ITEMS_IN_FLIGHT) as threads:
+            for item, answer in zip(items, threads.map(self._do, items), strict=True):
+                done(item, answer)
+        return []
+
+    def _do(self, item: Item) -> Any:
+        return getattr(self.worker, item.method)(*item.arguments)
+
+
+def _measure(scratch: Path, directory: str, suffix: str) -> list[Row]:
     from transformers import AutoModelForMaskedLM
 
-    loaded = load_teacher(Teacher(model=directory), "cpu", L)
+    scratch.mkdir()
+    tokenizer = load_tokenizer(directory)
+    texts = material(tokenizer)
+    recipes = {
+        name: _recipe(scratch, directory, texts, name, k) for name, k in (("full", TOP_K), ("hidden", 0))
+    }
+    pool = LocalPool(recipes["full"])
+    for recipe in recipes.values():
+        run_pass(recipe, find_source(recipe), recipe.store_dir, pool)
+    batches = _batches(recipes["full"])
+    encoder = pool.worker._teacher().model
     bare = AutoModelForMaskedLM.from_pretrained(
         directory, dtype=torch.bfloat16, attn_implementation="sdpa"
     ).eval()
     plain = AutoModelForMaskedLM.from_pretrained(directory, dtype=torch.float32).eval()
-    ids = np.random.default_rng(0).integers(1_000, 30_000, (BATCH * BATCHES, L)).astype(np.uint16)
-    batches = torch.from_numpy(ids.astype(np.int64)).split(BATCH)
+    padded, real = _padded(tokenizer, texts.documents)
 
     @torch.inference_mode()
     def forward() -> None:
@@ -70,101 +157,94 @@ def _measure(directory: str, scratch: Path, model: str) -> list[dict[str, Any]]:
             bare(input_ids=batch).logits  # noqa: B018
 
     @torch.inference_mode()
-    def encoder() -> None:
+    def encode() -> None:
         for batch in batches:
-            loaded.model(input_ids=batch)
+            encoder(input_ids=batch)
 
     @torch.inference_mode()
     def script() -> None:
         kept = []
-        for batch in batches:
-            out = plain(input_ids=batch, attention_mask=torch.ones_like(batch), output_hidden_states=True)
-            kept.append((*out.logits.topk(64), out.hidden_states[-1]))
+        for inputs in padded:
+            out = plain(**inputs, output_hidden_states=True)
+            kept.append((*out.logits.topk(TOP_K), out.hidden_states[-1]))
         torch.save(kept, scratch / "kept.pt")
 
-    sides: dict[str, Callable[[], None]] = {
-        "capture": _capture(loaded, ids, scratch / "full", 64),
+    sides: dict[str, Callable[[], object]] = {
+        "capture": lambda: _capture(pool, recipes["full"]),
         "forward": forward,
-        "hidden_only": _capture(loaded, ids, scratch / "hidden", 0),
-        "encoder": encoder,
+        "hidden_only": lambda: _capture(pool, recipes["hidden"]),
+        "encoder": encode,
         "script": script,
     }
-    rate = _rates(sides)
+    tokens = dict.fromkeys(sides, TOKENS) | {"script": real}
+    seconds = interleave(sides, REPEATS, f"teacher{suffix}")
+    rate = {name: tokens[name] / seconds[name] for name in sides}
     told = ", ".join(f"{name} {value:,.0f}" for name, value in rate.items())
-    where = f"{model}, {BATCH} x {L}, bfloat16, 1 thread, medians of {REPEATS} interleaved, tokens/s: {told}"
+    model = f"{plain.config.num_hidden_layers} x {plain.config.hidden_size} teacher"
+    where = (
+        f"{model}, {SHARDS} shards of {BATCH} x {L}, bfloat16, 1 thread, medians of {REPEATS} interleaved, "
+    )
+    where += f"tokens/s: {told}"
+    documents = f"; the script: float32, {texts.lengths}, padded by 16, real tokens"
     return [
-        _row("teacher.capture_over_bare_forward", rate["capture"] / rate["forward"], 0.90, where),
-        _row("teacher.hidden_only_over_encoder", rate["hidden_only"] / rate["encoder"], 0.95, where),
-        _row("teacher.over_plain_script", rate["capture"] / rate["script"], 4.0, where),
+        row(f"teacher.{name}{suffix}", rate[ours] / rate[theirs], "ratio", goal, where + more)
+        for name, ours, theirs, goal, more in (
+            ("capture_over_bare_forward", "capture", "forward", ">= 0.9", ""),
+            ("hidden_only_over_encoder", "hidden_only", "encoder", ">= 0.95", ""),
+            ("over_plain_script", "capture", "script", ">= 4", documents),
+        )
     ]
 
 
-def _capture(loaded: LoadedTeacher, ids: np.ndarray, root: Path, top_k: int) -> Callable[[], None]:
-    """One shard of all batches, written to disk as a pass writes it."""
-    V, D = loaded.head.decoder_weight.shape  # noqa: N806
-    layout = Layout(
-        length=L,
-        masked=M,
-        vocab_size=V,
-        top_k=top_k,
-        temperatures=(1.0, 2.0),
-        hidden_size=D,
-        hidden_states="float16",
-        positions="all",
-    )
-    tokenizer = loaded.tokenizer
-    special = SpecialIds(
-        pad=tokenizer.pad_token_id,
-        mask=tokenizer.mask_token_id,
-        cls=tokenizer.cls_token_id,
-        sep=tokenizer.sep_token_id,
-    )
-    declaration = Declaration(layout, ShardPlan(len(ids), 1, len(ids)), special, {"format": FORMAT_VERSION})
-    begin_store(str(root), declaration)
-    capture = Capture(loaded, layout)
-    count = np.full(len(ids), L, np.uint16)
-    positions = np.tile(np.arange(1, M + 1, dtype=np.int16), (len(ids), 1))
-    fixed = {
-        "sequence_id": np.arange(len(ids)),
-        "token_count": count,
-        "input_ids": ids,
-        "masked_positions": positions,
-        "masked_labels": ids[:, 1 : M + 1],
-    }
-
-    def pass_() -> None:
-        parts = [
-            capture.batch(ids[rows], count[rows], positions[rows])
-            for rows in np.split(np.arange(len(ids)), BATCHES)
-        ]
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        write_shard(str(root), declaration, 0, 0, {**fixed, **columns})
-
-    return pass_
-
-
-def _rates(sides: dict[str, Callable[[], None]]) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(REPEATS + 1):
-        for name, side in sides.items():
-            begin = time.perf_counter()
-            side()
-            if repeat:  # the first warms up
-                times[name].append(time.perf_counter() - begin)
-    return {name: BATCH * BATCHES * L / statistics.median(seconds) for name, seconds in times.items()}
-
-
-def _row(name: str, value: float, goal: float, conditions: str) -> dict[str, Any]:
-    return {
+def _recipe(scratch: Path, directory: str, texts: Material, name: str, top_k: int) -> Recipe:
+    """Text for SHARDS full shards and a little more."""
+    tokenizer, lines, tokens = load_tokenizer(directory), [], 0
+    for document in texts.documents:
+        lines.append(document)
+        tokens += len(tokenizer(document, add_special_tokens=False).input_ids)
+        if tokens >= TOKENS:
+            break
+    (scratch / "text.txt").write_text("\n".join(lines) + "\n")
+    sections = {
         "name": name,
-        "value": value,
-        "unit": "ratio",
-        "goal": f">= {goal:g}",
-        "holds": value >= goal,
-        "conditions": conditions,
+        "output": str(scratch / "runs"),
+        "corpus": {"path": str(scratch / "text.txt")},
+        "sequences": {"length": L},
+        "teacher": {"model": directory, "batch_size": BATCH},
+        "store": {"top_k": top_k, "samples_per_shard": BATCH},
     }
+    path = scratch / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    return load_recipe(str(path))
+
+
+def _capture(pool: LocalPool, recipe: Recipe) -> None:
+    """The shards, computed and published again."""
+    items = [Item(str(index), "capture", (recipe.store_dir, 0, index)) for index in range(SHARDS)]
+    pool.run(items, lambda item, answer: None, None)
+
+
+def _batches(recipe: Recipe) -> list[torch.Tensor]:
+    """The masked ids [B, L] of the shards."""
+    store = open_store(recipe.store_dir)
+    shards = [store.shard(0, index).columns for index in range(SHARDS)]
+    assert all((columns["token_count"] == L).all() for columns in shards), "a shard has short sequences"
+    return [torch.from_numpy(columns["input_ids"].astype(np.int64)) for columns in shards]
+
+
+def _padded(tokenizer: Any, documents: list[str]) -> tuple[list[dict[str, torch.Tensor]], int]:
+    """SHARDS padded batches drawn from all documents, and their real tokens."""
+    chosen = np.random.default_rng(1).permutation(len(documents))[: SHARDS * BATCH]
+    batches = [
+        tokenizer(
+            [documents[i] for i in part], padding=True, truncation=True, max_length=L, return_tensors="pt"
+        )
+        for part in np.split(chosen, SHARDS)
+    ]
+    kept = [{name: inputs[name] for name in ("input_ids", "attention_mask")} for inputs in batches]
+    return kept, sum(int(inputs["attention_mask"].sum()) for inputs in kept)
 
 
 if __name__ == "__main__":
-    for row in run(*sys.argv[1:2]):
-        print(json.dumps(row))
+    for measured in run(*sys.argv[1:2]):
+        print(json.dumps(measured))

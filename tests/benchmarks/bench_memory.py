@@ -1,0 +1,93 @@
+"""Peak memory of a teacher pass, driver and worker, over ten times the text against once.
+
+Two real passes with one Ray worker, a tiny teacher and small shards: 1x has dozens of shards already, so
+whatever a shard, a part of the sequences or a metric leaves behind is ten times as much at 10x.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks.results import Row, row
+from tests.offline_teacher.stores import finish, sidecars, start, workers
+from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
+
+LINES, TIMES = 10_000, 10
+SEQUENCES_A_SHARD, PART_BYTES = 64, 1 << 16
+GOAL = 1.1
+SAMPLE_SECONDS = 0.02
+
+Peaks = dict[str, int]
+"""Largest resident set in bytes of ``driver`` and ``worker``."""
+
+
+def run(lines: int = LINES) -> list[Row]:
+    with tempfile.TemporaryDirectory() as scratch:
+        model = save_bert(Path(scratch, "model"))
+        peaks, shards = {}, {}
+        for times in (1, TIMES):
+            directory = Path(scratch, f"{times}x")
+            directory.mkdir()
+            text = write_text(directory / "text.txt", lines * times)
+            recipe = write_recipe(
+                directory,
+                text,
+                model,
+                sequences={"length": 64, "part_bytes": PART_BYTES},
+                teacher={"workers": 1},
+                store={"samples_per_shard": SEQUENCES_A_SHARD},
+                tracking={"enabled": True},
+            )
+            began = time.monotonic()
+            peaks[times] = pass_peaks(recipe)
+            shards[times] = len(sidecars(directory / "runs/tiny/store"))
+            told = ", ".join(f"{name} {peak / 2**20:.0f} MiB" for name, peak in peaks[times].items())
+            seconds = time.monotonic() - began
+            print(f"{times}x: {shards[times]} shards, {told}, {seconds:.0f} s", file=sys.stderr)
+    return [
+        row(
+            f"teacher.memory_growth_{name}",
+            peaks[TIMES][name] / peaks[1][name],
+            "ratio",
+            f"<= {GOAL:g}",
+            f"peak resident set {peaks[TIMES][name] / 2**20:.1f} MiB over {shards[TIMES]} shards, "
+            f"{peaks[1][name] / 2**20:.1f} MiB over {shards[1]}; one worker, tiny teacher",
+        )
+        for name in ("driver", "worker")
+    ]
+
+
+def pass_peaks(recipe: Path) -> Peaks:
+    """Runs a pass to its end and watches its processes."""
+    process = start(recipe)
+    driver, watched = psutil.Process(process.pid), []
+    peaks = {"driver": 0, "worker": 0}
+    while process.poll() is None:
+        watched = watched or workers(process.pid)
+        for name, processes in (("driver", [driver]), ("worker", watched)):
+            for one in processes:
+                peaks[name] = max(peaks[name], _resident(one))
+        time.sleep(SAMPLE_SECONDS)
+    code, output = finish(process)
+    assert code == 0, output
+    return peaks
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.Error:  # it has just ended
+        return 0
+
+
+if __name__ == "__main__":
+    for measured in run():
+        print(json.dumps(measured))
