@@ -1,9 +1,10 @@
-"""How long a teacher pass takes on many workers that fail: a simulation of its scheduler.
+"""How long a teacher pass takes on many workers that fail, and what it costs: a simulation of its scheduler.
 
     python -m infra.sizing --tokens 4e9 --tokens-per-second 40000 --bytes-per-token 1803 --workers 8 64 512
 
-Measured figures go in, those of ``offline_teacher.main plan``: tokens a second of one worker, bytes a token.
-Stated ones: how often a worker is lost, how long its place stays empty, what the store takes a second.
+Measured figures go in: tokens a second of one worker and bytes a token, from ``offline_teacher.main plan``;
+or, instead of the rate, the seconds that shards took in a pass (``--shard-seconds 20.2 21.0 ...``). Stated
+ones: how often a worker is lost, how long its place stays empty, what the store takes a second, prices.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ import random
 from dataclasses import dataclass, replace
 
 from infra.console import command, duration, table
+from infra.errors import UserError
+
+IN_FLIGHT = 2
+"""Shards on one worker, as in offline_teacher.cluster: one is written while the next is computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +31,10 @@ class Pass:
     bytes_per_token: float
     workers: int
     shard_tokens: int = 1024 * 128
+    spread: tuple[float, ...] = (1.0,)
+    """Measured seconds of shards over their mean; every shard draws one."""
+    start_seconds: float = 60.0
+    """From the command until workers compute."""
     mtbf_hours: float = 24.0
     """Mean time between losses of one worker (exponential): the stated failure rate."""
     replace_seconds: float = 180.0
@@ -38,6 +47,10 @@ class Pass:
     slow_factor: float = 2.0
     """Share of the workers that are this much slower (stragglers)."""
 
+    @property
+    def shards(self) -> int:
+        return max(1, round(self.tokens / self.shard_tokens))
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -49,61 +62,90 @@ class Timing:
 
 
 def simulate(job: Pass, seed: int = 0) -> Timing:
-    """Every shard, on an event queue. Two shards a worker are in flight; a loss costs the shard in hand.
+    """Every shard, on an event queue.
 
-    A shard takes the longer of computing it and of its share of the store's rate: one is written while the
-    next is computed.
+    A shard takes the longest of computing it, of its share of the store's rate, and of the driver's turns. A
+    worker that is lost loses the shard it computes; that and the one waiting behind it go to others.
     """
-    rng = random.Random(seed)
-    shards = max(1, round(job.tokens / job.shard_tokens))
     compute = job.shard_tokens / job.tokens_per_second
-    busy = min(job.workers, shards)
+    busy = min(job.workers, job.shards)
     write = job.shard_tokens * job.bytes_per_token * busy / job.store_bytes_per_second
     handing = job.driver_seconds * busy
-    mtbf = job.mtbf_hours * 3600
-    factors = [job.slow_factor if rng.random() < job.slow_share else 1.0 for _ in range(job.workers)]
-    deaths = [rng.expovariate(1 / mtbf) for _ in range(job.workers)]
-    free = [(0.0, worker) for worker in range(job.workers)]
-    heapq.heapify(free)
-    left, lost, end = shards, 0, 0.0
-    while left:
-        now, worker = heapq.heappop(free)
-        finish = now + max(compute * factors[worker], write, handing)
-        if deaths[worker] < finish:  # the shard goes to whoever is free next
-            back = max(deaths[worker], now) + job.replace_seconds
-            lost += 1
-            deaths[worker] = back + rng.expovariate(1 / mtbf)
-            heapq.heappush(free, (back, worker))
-            continue
-        left -= 1
-        end = max(end, finish)
-        heapq.heappush(free, (finish, worker))
-    perfect = shards * compute / job.workers
+    run = _Simulation(job, compute, max(write, handing), random.Random(seed))
+    end = run.end()
+    perfect = job.shards * compute / job.workers
     slowest = max((compute, "the teacher"), (write, "the store"), (handing, "the driver"))[1]
-    return Timing(end, perfect / end, lost, "too few shards" if shards < 4 * job.workers else slowest)
+    few = job.shards < 4 * job.workers
+    return Timing(end, perfect / end, run.lost, "too few shards" if few else slowest)
+
+
+class _Simulation:
+    """The workers' next events; ``held`` are the shards on a worker, the first of them being computed."""
+
+    def __init__(self, job: Pass, compute: float, least: float, rng: random.Random) -> None:
+        self._job, self._compute, self._least, self._rng = job, compute, least, rng
+        self._slow = [job.slow_factor if rng.random() < job.slow_share else 1.0 for _ in range(job.workers)]
+        self._dies = [self._death(job.start_seconds) for _ in range(job.workers)]
+        self._held = [0] * job.workers
+        self._idle: set[int] = set()
+        self._todo, self._left = job.shards, job.shards
+        self._events: list[tuple[float, int, str]] = []
+        self.lost = 0
+
+    def end(self) -> float:
+        """When the last shard is done."""
+        now = self._job.start_seconds
+        for _ in range(IN_FLIGHT):  # breadth first
+            for worker in range(self._job.workers):
+                self._fill(worker, 1)
+        for worker in range(self._job.workers):
+            self._go_on(worker, now)
+        while self._left:
+            now, worker, what = heapq.heappop(self._events)
+            if what == "lost":
+                self.lost += 1
+                self._todo += self._held[worker]
+                self._held[worker] = 0
+                heapq.heappush(self._events, (now + self._job.replace_seconds, worker, "ready"))
+                while self._idle and self._todo:
+                    self._turn(self._idle.pop(), now, 1)
+            elif what == "ready":
+                self._dies[worker] = self._death(now)
+                self._turn(worker, now, IN_FLIGHT)
+            else:
+                self._left -= 1
+                self._held[worker] -= 1
+                self._turn(worker, now, 1)
+        return now
+
+    def _turn(self, worker: int, now: float, room: int) -> None:
+        self._fill(worker, room)
+        self._go_on(worker, now)
+
+    def _fill(self, worker: int, room: int) -> None:
+        taken = min(room, self._todo)
+        self._todo -= taken
+        self._held[worker] += taken
+
+    def _go_on(self, worker: int, now: float) -> None:
+        """The worker's next event: its shard is done, or it is lost before; none where it holds nothing."""
+        if not self._held[worker]:
+            self._idle.add(worker)
+            return
+        if self._dies[worker] < now:  # lost while it was idle, and replaced since
+            self._dies[worker] = self._death(now)
+        taken = max(self._compute * self._slow[worker] * self._rng.choice(self._job.spread), self._least)
+        lost = self._dies[worker] < now + taken
+        event = (self._dies[worker], worker, "lost") if lost else (now + taken, worker, "done")
+        heapq.heappush(self._events, event)
+
+    def _death(self, now: float) -> float:
+        return now + self._rng.expovariate(1 / (self._job.mtbf_hours * 3600))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m infra.sizing", description=__doc__.split("\n")[0])
-    parser.add_argument("--tokens", type=float, required=True, help="of the corpus")
-    parser.add_argument("--replicas", type=int, default=1)
-    parser.add_argument("--tokens-per-second", type=float, required=True, help="of one worker, from plan")
-    parser.add_argument("--bytes-per-token", type=float, required=True, help="from plan")
-    parser.add_argument("--workers", type=int, nargs="+", default=[8, 64, 512])
-    parser.add_argument("--mtbf-hours", type=float, default=Pass.mtbf_hours, help="of one worker")
-    parser.add_argument("--replace-seconds", type=float, default=Pass.replace_seconds)
-    parser.add_argument("--store-bytes-per-second", type=float, default=Pass.store_bytes_per_second)
-    parser.add_argument("--price", type=float, default=0.0, help="of one worker an hour")
-    options = parser.parse_args()
-    job = Pass(
-        tokens=options.tokens * options.replicas,
-        tokens_per_second=options.tokens_per_second,
-        bytes_per_token=options.bytes_per_token,
-        workers=1,
-        mtbf_hours=options.mtbf_hours,
-        replace_seconds=options.replace_seconds,
-        store_bytes_per_second=options.store_bytes_per_second,
-    )
+    options = _parser().parse_args()
+    job = _job(options)
     rows = []
     for workers in options.workers:
         found = simulate(replace(job, workers=workers))
@@ -111,7 +153,56 @@ def main() -> None:
         cells = [f"{workers}", duration(found.seconds), f"{found.efficiency:.0%}", f"{found.lost_shards:,}"]
         rows.append([*cells, found.bottleneck, money])
     print(table(rows, ["workers", "time", "efficiency", "lost shards", "bottleneck", "money"]))
-    print(f"store: {job.tokens * job.bytes_per_token / 1e12:,.2f} TB")
+    terabytes = job.tokens * job.bytes_per_token / 1e12
+    kept = f", {terabytes * options.terabyte_price:,.0f} a month" if options.terabyte_price else ""
+    print(f"one worker: {job.tokens_per_second:,.0f} tokens/s; {job.shards:,} shards")
+    print(f"store: {terabytes:,.2f} TB{kept}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m infra.sizing", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--tokens", type=_positive, required=True, help="of the corpus")
+    add("--replicas", type=int, default=1)
+    rate = parser.add_mutually_exclusive_group(required=True)
+    rate.add_argument("--tokens-per-second", type=_positive, help="of one worker, from plan")
+    rate.add_argument("--shard-seconds", type=_positive, nargs="+", help="measured, of one worker")
+    add("--shard-tokens", type=int, default=Pass.shard_tokens, help="samples_per_shard times length")
+    add("--bytes-per-token", type=_positive, required=True, help="from plan")
+    add("--workers", type=int, nargs="+", default=[8, 64, 512])
+    add("--start-seconds", type=float, default=Pass.start_seconds)
+    add("--mtbf-hours", type=_positive, default=Pass.mtbf_hours, help="between losses of one worker")
+    add("--replace-seconds", type=float, default=Pass.replace_seconds)
+    add("--store-bytes-per-second", type=_positive, default=Pass.store_bytes_per_second)
+    add("--price", type=float, default=0.0, help="of one worker an hour")
+    add("--terabyte-price", type=float, default=0.0, help="of keeping a terabyte for a month")
+    return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number > 0, not {text}")
+    return value
+
+
+def _job(options: argparse.Namespace) -> Pass:
+    if min(*options.workers, options.replicas, options.shard_tokens) < 1:
+        raise UserError("--workers, --replicas and --shard-tokens: must be >= 1")
+    seconds = options.shard_seconds or [options.shard_tokens / options.tokens_per_second]
+    mean = sum(seconds) / len(seconds)
+    return Pass(
+        tokens=options.tokens * options.replicas,
+        tokens_per_second=options.shard_tokens / mean,
+        bytes_per_token=options.bytes_per_token,
+        workers=1,
+        shard_tokens=options.shard_tokens,
+        spread=tuple(one / mean for one in seconds),
+        start_seconds=options.start_seconds,
+        mtbf_hours=options.mtbf_hours,
+        replace_seconds=options.replace_seconds,
+        store_bytes_per_second=options.store_bytes_per_second,
+    )
 
 
 if __name__ == "__main__":
