@@ -164,7 +164,8 @@ def require_fit(directory: str, config: Any, tokenizer: Any, length: int) -> Non
     positions = getattr(config, "max_position_embeddings", length)
     if length > positions:
         raise UserError(
-            f"evaluation.max_length: {length} tokens, but {directory} has only {positions} positions"
+            f"rows of {length} tokens (evaluation.max_length, or the task's own length), "
+            f"but {directory} has only {positions} positions"
         )
 
 
