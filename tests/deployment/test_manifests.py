@@ -61,6 +61,7 @@ def test_cluster_installs_pinned_keeps_the_token_and_the_dashboard_private(path:
     assert all("-c ~/distillation/constraints.txt" in line for line in installs)
     assert "." in cluster["file_mounts"].values()
     assert "~/.ray/auth_token" in cluster["file_mounts"].values()
+    assert any("RAY_AUTH_MODE=token" in line and "venv/bin" in line for line in cluster["setup_commands"])
     (head,) = (line for line in cluster["head_start_ray_commands"] if "ray start" in line)
     assert "--dashboard-host=127.0.0.1" in head
     assert {".git", ".venv", "runs"} <= set(cluster["rsync_exclude"])
@@ -108,7 +109,12 @@ def test_pods_run_without_root_secrets_or_surprise_images(path: Path) -> None:
     assert pods
     assert all(":" in pod["image"] and not pod["image"].endswith(":latest") for pod in pods)
     assert text.count("runAsNonRoot: true") == len(pods)
+    assert text.count("seccompProfile: {type: RuntimeDefault}") == len(pods)
     for pod in pods:
+        assert pod["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
         secrets = [entry for entry in pod.get("env", []) if re.search("PASSWORD|SECRET|TOKEN", entry["name"])]
         assert all("valueFrom" in entry for entry in secrets)
 

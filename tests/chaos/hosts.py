@@ -1,0 +1,242 @@
+"""Machines for a test: Linux namespaces on one bridge, with their own addresses, processes, files and sshd.
+
+    with Machines(["node-0", "node-1"], directory) as machines:
+        machines["node-0"].run(["ssh", "node-1", "hostname"])
+
+A machine has its own network (one cable to a bridge that has no other way out), process table, host name,
+/tmp, /dev/shm and /run. Its home directory is the real one with changes kept apart; what lies in ~/.ssh and
+~/.ray stays hidden. Everything else is the same file system, as on a cluster that shares one. sshd answers
+on port 22 to a key made for the occasion.
+
+No namespace has a name and none has a file: when the last process is gone, the kernel removes all of it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from infra.errors import UserError
+from tests.conftest import ROOT
+
+NETWORK = "10.77.0."
+TOOLS = ("ip", "mount", "nsenter", "setpriv", "ssh-keygen", "unshare", "/usr/sbin/sshd")
+SECONDS = 60.0
+
+# Run as process 1 of a machine; bash also collects what the machine's daemons leave behind.
+_INIT = """
+set -euo pipefail
+name=$1 own=$2 home=$3 shared=$4 root=$5
+mount -t overlay overlay -o "lowerdir=$home,upperdir=$own/home,workdir=$own/work" "$home"
+mount --bind "$own/ssh" "$home/.ssh"
+mount --bind "$own/ray" "$home/.ray"
+for path in "$shared" "$root"; do
+  if [[ $path == /tmp/* ]]; then
+    mkdir -p "$own$path"
+    mount --bind "$path" "$own$path"
+  fi
+done
+mount --bind "$shared/hosts" /etc/hosts
+mount --bind "$shared/resolv.conf" /etc/resolv.conf
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs tmpfs /run
+mkdir /run/sshd
+mount --rbind "$own/tmp" /tmp
+hostname "$name"
+ip link set lo up
+echo up
+read -r  # the cable is in
+/usr/sbin/sshd -f "$shared/sshd_config" -E "$own/sshd.log"
+until (exec 3<>/dev/tcp/127.0.0.1/22) 2>/dev/null; do sleep 0.05; done  # it listens only after it has forked
+echo up
+sleep infinity &
+wait
+"""
+
+
+class Machine:
+    """One of `Machines`: commands run in it as they would after a login to it."""
+
+    def __init__(self, name: str, address: str, own: Path, process: subprocess.Popen[str], pid: int) -> None:
+        self.name, self.address, self.own, self.pid = name, address, own, pid
+        self._process = process
+
+    def start(self, command: Sequence[str | Path], log: Path, **environment: str) -> subprocess.Popen[str]:
+        """The command in the repository's root; its output goes to ``log``."""
+        with log.open("a") as output:
+            return subprocess.Popen(
+                self._inside(command, environment),
+                stdout=output, stderr=output, stdin=subprocess.DEVNULL, text=True,
+            )  # fmt: skip
+
+    def run(
+        self, command: Sequence[str | Path], seconds: float = SECONDS, **environment: str
+    ) -> tuple[int, str]:
+        """Exit code and output of a command that ends by itself."""
+        done = subprocess.run(
+            self._inside(command, environment),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            text=True, timeout=seconds, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout
+
+    def must(self, command: Sequence[str | Path], seconds: float = SECONDS, **environment: str) -> str:
+        code, output = self.run(command, seconds, **environment)
+        assert code == 0, f"{self.name}: {command} exited with {code}:\n{output[-3000:]}"
+        return output
+
+    def lose(self) -> None:
+        """The cable is out, then every process is gone at once: nobody hears a goodbye."""
+        _ip(self.pid, "link", "set", "eth0", "down")
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to process 1: the kernel sends it to every process of the machine."""
+        if self._process.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self._process.wait(SECONDS)
+
+    def _inside(self, command: Sequence[str | Path], environment: dict[str, str]) -> list[str]:
+        enter = ["nsenter", "--target", str(self.pid), "--net", "--mount", "--uts", "--ipc", "--pid"]
+        values = [f"{name}={value}" for name, value in environment.items()]
+        return [*enter, "env", f"--chdir={ROOT}", *values, *map(str, command)]
+
+
+class Machines:
+    """A context manager; ``directory`` is what they share, and is empty at first."""
+
+    def __init__(self, names: Sequence[str], directory: Path) -> None:
+        _check()
+        self.directory = directory
+        self._names, self._machines, self._bridge = names, dict[str, Machine](), None
+
+    def __getitem__(self, name: str) -> Machine:
+        return self._machines[name]
+
+    def __enter__(self) -> Machines:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory.chmod(0o755)  # sshd refuses keys below a directory that others can write
+        addresses = {name: f"{NETWORK}{number}" for number, name in enumerate(self._names, 1)}
+        lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in addresses.items())]
+        (self.directory / "hosts").write_text("\n".join(lines) + "\n")
+        (self.directory / "resolv.conf").write_text("nameserver 127.0.0.1\n")  # nobody there: fails at once
+        _write_ssh(self.directory)
+        try:
+            self._bridge = subprocess.Popen([*_dies_with_us(), "unshare", "--net", "sleep", "infinity"])
+            _wait_for_namespace(self._bridge.pid)
+            _ip(self._bridge.pid, "link", "add", "bridge", "type", "bridge")
+            _ip(self._bridge.pid, "link", "set", "bridge", "up")
+            for name, address in addresses.items():
+                self._machines[name] = _boot(name, address, self.directory, self._bridge.pid)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for machine in self._machines.values():
+            machine.kill()
+        if self._bridge is not None:
+            self._bridge.kill()
+            self._bridge.wait(SECONDS)
+
+
+def _check() -> None:
+    if os.geteuid() != 0:
+        raise UserError("machines in network namespaces need root; run it again as root")
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        raise UserError(
+            f"machines in network namespaces need {', '.join(missing)};"
+            " apt-get install iproute2 mount openssh-server util-linux"
+        )
+
+
+def _dies_with_us() -> list[str]:
+    return ["setpriv", "--pdeathsig", "KILL"]
+
+
+def _wait_for_namespace(pid: int) -> None:
+    """Until ``pid`` has left our network."""
+    ours, deadline = os.readlink("/proc/self/ns/net"), time.monotonic() + SECONDS
+    while os.readlink(f"/proc/{pid}/ns/net") == ours:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def _boot(name: str, address: str, shared: Path, bridge: int) -> Machine:
+    own, home = shared / name, Path.home()
+    for folder in ("home", "work", "tmp", "ray", "ssh"):
+        (own / folder).mkdir(parents=True)
+    (own / "tmp").chmod(0o1777)
+    (own / "ray").chmod(0o700)
+    shutil.copytree(shared / "ssh", own / "ssh", dirs_exist_ok=True)
+    (own / "ssh").chmod(0o700)
+    for folder in (".ssh", ".ray"):
+        (home / folder).mkdir(mode=0o700, exist_ok=True)  # where the machine's own are mounted
+    unshare = [
+        "unshare",
+        "--net",
+        "--mount",
+        "--uts",
+        "--ipc",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+    ]
+    arguments = [name, own, home, shared, ROOT]
+    with (own / "init.log").open("w") as log:
+        process = subprocess.Popen(
+            [*_dies_with_us(), *unshare, "bash", "-c", _INIT, "init", *map(str, arguments)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+        )  # fmt: skip
+    _wait_until_up(process, own)
+    (init,) = psutil.Process(process.pid).children()
+    cable = f"to-{address.rsplit('.', 1)[1]}"
+    _ip(bridge, "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", str(init.pid))
+    _ip(bridge, "link", "set", cable, "master", "bridge", "up")
+    _ip(init.pid, "addr", "add", f"{address}/24", "dev", "eth0")
+    _ip(init.pid, "link", "set", "eth0", "up")
+    _ip(init.pid, "route", "add", "default", "dev", "eth0")  # Ray asks which address faces the world
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    _wait_until_up(process, own)
+    return Machine(name, address, own, process, init.pid)
+
+
+def _wait_until_up(process: subprocess.Popen[str], own: Path) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n", f"{own.name}: {(own / 'init.log').read_text()}"
+
+
+def _ip(pid: int, *words: str) -> None:
+    subprocess.run(["nsenter", "--target", str(pid), "--net", "ip", *words], check=True)
+
+
+def _write_ssh(shared: Path) -> None:
+    """One host key and one user's key for all machines, and an sshd that takes nothing but that key."""
+    client = shared / "ssh"
+    client.mkdir(mode=0o700)
+    for path in (shared / "host_key", client / "id_ed25519"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", path], check=True)
+    (client / "authorized_keys").write_text((client / "id_ed25519.pub").read_text())
+    host_key = " ".join((shared / "host_key.pub").read_text().split()[:2])
+    (client / "known_hosts").write_text(f"* {host_key}\n")
+    (shared / "sshd_config").write_text(
+        f"HostKey {shared / 'host_key'}\n"
+        "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPubkeyAuthentication yes\n"
+        "PermitRootLogin prohibit-password\nUsePAM no\nUseDNS no\nPidFile none\n"
+        "Subsystem sftp internal-sftp\n"
+    )

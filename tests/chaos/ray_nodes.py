@@ -1,0 +1,238 @@
+"""``python -m tests.chaos.ray_nodes``: the documented Ray commands on a cluster of machines. Needs root.
+
+Four machines in network namespaces (`tests.chaos.hosts`): a laptop, a head, two workers.
+
+1. ``ray up`` of ``infra/ray/on_premise.yaml``, with these hosts in it and a link to this environment in place
+   of the installation: the hosts reach no package registry.
+2. ``ray submit``: the store must be the one of a single process, byte for byte.
+3. ``ray job submit`` through ``ray dashboard``: refused without the token and with another one; the logs
+   followed, the job stopped half-way and submitted again; what is uploaded is looked at.
+4. A pass over all hosts, one of which loses its cable and all its processes half-way.
+
+Prints a table of figures; exits 1 where any of it does not hold. About 8 minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from infra.console import command, table
+from tests.chaos.hosts import Machine, Machines
+from tests.conftest import ROOT
+from tests.offline_teacher.stores import contents, finish, sidecars, start, wait_until
+from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
+
+LAPTOP, HEAD, WORKERS = "laptop", "node-0", ("node-1", "node-2")
+LINES = 3_200
+MINUTES = 600.0
+TOKEN_MODE = {"RAY_AUTH_MODE": "token"}
+API = {**TOKEN_MODE, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265"}
+RUNTIME_ENV = "infra/ray/runtime_env.yaml"
+
+Row = list[object]
+Bytes = dict[str, bytes]
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch, "machines")
+        with Machines([LAPTOP, HEAD, *WORKERS], directory) as machines:
+            text = write_text(directory / "text.txt", LINES)
+            recipe = write_recipe(directory, text, save_bert(directory / "model"), masking={"replicas": 2})
+            code, output = finish(start(recipe))
+            assert code == 0, output
+            reference = contents(directory / "runs/tiny/store")
+            cluster = _cluster_file(directory, machines)
+            rows = [
+                up(machines[LAPTOP], cluster),
+                submit(machines[LAPTOP], cluster, recipe, reference),
+                *jobs(machines[LAPTOP], cluster, recipe, reference),
+                uploaded(machines[HEAD]),
+                *node_lost(machines, recipe, reference),
+                token_kept(machines),
+            ]
+    print(table(rows, ["what", "figure", "holds"]))
+    return 0 if all(row[-1] for row in rows) else 1
+
+
+def _cluster_file(directory: Path, machines: Machines) -> Path:
+    """``on_premise.yaml`` with our hosts, and without what needs a package registry."""
+    cluster = yaml.safe_load((ROOT / "infra/ray/on_premise.yaml").read_text())
+    cluster["provider"] |= {
+        "head_ip": machines[HEAD].address,
+        "worker_ips": [machines[name].address for name in WORKERS],
+    }
+    cluster["min_workers"] = cluster["max_workers"] = len(WORKERS)
+    cluster["auth"]["ssh_user"] = "root"
+    setup = [line for line in cluster["setup_commands"] if "pip install" not in line]
+    link = f"ln -sfn {sys.prefix} ~/venv"
+    cluster["setup_commands"] = [link if "-m venv" in line else line for line in setup]
+    path = directory / "cluster.yaml"
+    path.write_text(yaml.safe_dump(cluster))
+    return path
+
+
+def up(laptop: Machine, cluster: Path) -> Row:
+    """The token and the cluster, as the cluster file's first lines say."""
+    laptop.must(["ray", "get-auth-token", "--generate"])
+    laptop.must(["chmod", "600", Path.home() / ".ray/auth_token"])
+    begin = time.monotonic()
+    laptop.must(["ray", "up", "--yes", "--log-color", "false", cluster], MINUTES)
+    expected = f"{1 + len(WORKERS)} local.cluster.node"
+    _until(lambda: expected in laptop.run(["ray", "exec", cluster, "ray status"], MINUTES)[1])
+    _say(f"{expected} after {time.monotonic() - begin:.0f} s")
+    return ["ray up: nodes that joined", 1 + len(WORKERS), True]
+
+
+def submit(laptop: Machine, cluster: Path, recipe: Path, reference: Bytes) -> Row:
+    """The script form: main.py alone goes to the head's home directory."""
+    output = recipe.parent / "submitted"
+    _say(
+        laptop.must(
+            ["ray", "submit", cluster, "offline_teacher/main.py", "run", "--recipe", recipe]
+            + [f"output={output}", "teacher.workers=3"],
+            MINUTES,
+        )
+    )
+    return ["ray submit: store identical", "", contents(output / "tiny/store") == reference]
+
+
+def jobs(laptop: Machine, cluster: Path, recipe: Path, reference: Bytes) -> list[Row]:
+    laptop.start(["ray", "dashboard", cluster], laptop.own / "dashboard.log", **TOKEN_MODE)
+    _until(lambda: laptop.run(["ray", "job", "list"], MINUTES, **API)[0] == 0)
+    rows = [*_refused(laptop)]
+    output = recipe.parent / "jobs"
+    store = output / "tiny/store"
+
+    def job(name: str) -> list[str]:
+        words = ["ray", "job", "submit", "--submission-id", name, "--working-dir", ".", "--runtime-env"]
+        words += [RUNTIME_ENV, "--", "python", "-m", "offline_teacher.main", "run", "--recipe", str(recipe)]
+        return [*words, f"output={output}", "teacher.workers=2"]
+
+    log = laptop.own / "pass-1.log"
+    following = laptop.start(job("pass-1"), log, **API)
+    wait_until(lambda: len(sidecars(store)) > 5, following)
+    stopped = laptop.must(["ray", "job", "stop", "pass-1"], MINUTES, **API)
+    following.wait(MINUTES)
+    kept = {path: path.stat().st_mtime_ns for path in sidecars(store)}
+    shards = _shards(store)
+    _say(log.read_text())
+    halfway = "was stopped" in stopped and not (store / "manifest.json").exists()
+    rows += [
+        ["ray job stop: shards kept", f"{len(kept)} of {shards}", halfway],
+        [
+            "its log: progress, and the farewell of a stopped pass",
+            "",
+            _log_holds(log, "teacher:", "continues"),
+        ],
+    ]
+    _say(laptop.must(job("pass-2"), MINUTES, **API))
+    same = {path: path.stat().st_mtime_ns for path in kept} == kept
+    rows += [
+        ["submitted again: shards made again that were kept", 0, same],
+        ["submitted again: store identical", "", contents(store) == reference],
+    ]
+    return rows
+
+
+def _refused(laptop: Machine) -> list[Row]:
+    """Jobs over HTTP and the cluster's own port, without a token and with a wrong one."""
+    wrong = {"RAY_AUTH_TOKEN": "0" * 64}
+    gcs = ["ray", "status", "--address", "node-0:6379"]
+    tries = {
+        "ray job list without a token": (["ray", "job", "list"], {**API, "RAY_AUTH_MODE": "disabled"}),
+        "ray job list with another token": (["ray", "job", "list"], {**API, **wrong}),
+        "ray status without a token": (gcs, {"RAY_AUTH_MODE": "disabled"}),
+        "ray status with another token": (gcs, {**TOKEN_MODE, **wrong}),
+    }
+    rows: list[Row] = []
+    for name, (words, environment) in tries.items():
+        code, output = laptop.run(words, MINUTES, **environment)
+        reason = next((line for line in output.splitlines() if "AuthenticationError" in line), "")
+        _say(f"{name}: {reason}")
+        rows.append([f"{name}: refused", "", code != 0 and bool(reason)])
+    return rows
+
+
+def uploaded(head: Machine) -> Row:
+    """What ``--working-dir .`` carries: the sources, no environment, outputs or caches."""
+    (package,) = (head.own / "tmp/ray").glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
+    names = {path.name for path in package.iterdir()}
+    kilobytes = sum(path.stat().st_size for path in package.rglob("*")) >> 10
+    unwanted = {".git", ".venv", "runs", "tests", ".mypy_cache", ".pytest_cache", ".hypothesis"}
+    clean = {"offline_teacher", "infra"} <= names and not names & unwanted
+    return ["working directory uploaded without environment, outputs and caches", f"{kilobytes} KB", clean]
+
+
+def node_lost(machines: Machines, recipe: Path, reference: Bytes) -> list[Row]:
+    """More workers than one host has room for; a host goes dark after the first shards."""
+    lost, output = machines[WORKERS[-1]], recipe.parent / "lost"
+    store, log = output / "tiny/store", machines[HEAD].own / "lost.log"
+    process = machines[HEAD].start(
+        ["python", "-m", "offline_teacher.main", "run", "--recipe", recipe, f"output={output}"]
+        + ["teacher.workers=6", "teacher.ray_address=auto"],
+        log,
+        **TOKEN_MODE,
+    )
+    wait_until(lambda: len(sidecars(store)) > 20 and _teachers(lost) > 0, process)
+    at_work, before = _teachers(lost), len(sidecars(store))
+    lost.lose()
+    code = process.wait(MINUTES)
+    _say(log.read_text())
+    return [
+        ["host lost: its workers at that moment", at_work, at_work > 0],
+        ["host lost: shards there were", f"{before} of {_shards(store)}", before < _shards(store)],
+        ["host lost: pass finished, store identical", "", code == 0 and contents(store) == reference],
+    ]
+
+
+def _teachers(machine: Machine) -> int:
+    _, output = machine.run(["pgrep", "--count", "--full", "ray::ShardWorker"])
+    return int(output)
+
+
+def token_kept(machines: Machines) -> Row:
+    """The token is in no file that Ray writes."""
+    token = (machines[LAPTOP].own / "ray/auth_token").read_bytes()
+    files = [
+        path
+        for name in (LAPTOP, HEAD, *WORKERS)
+        for path in (machines[name].own / "tmp").rglob("*")
+        if path.is_file() and not path.is_symlink()
+    ]
+    told = [path for path in files if token in path.read_bytes()]
+    for path in told:
+        _say(f"the token stands in {path}")
+    return ["files of Ray without the token", len(files), bool(files) and not told]
+
+
+def _log_holds(log: Path, *words: str) -> bool:
+    text = log.read_text()
+    return all(word in text for word in words)
+
+
+def _shards(store: Path) -> int:
+    plan = json.loads((store / "declaration.json").read_text())["plan"]
+    return plan["replicas"] * -(-plan["sequences"] // plan["samples_per_shard"])
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + MINUTES
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(1.0)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    command(main)
