@@ -43,6 +43,20 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert (path.parent / target.partition("#")[0]).exists(), f"{named(path)}: {target}"
 
 
+def test_architecture_lists_every_module_and_no_other() -> None:
+    """Each under its package's heading, in rows of `folder/` `module` `module` | job."""
+    text = (ROOT / "ARCHITECTURE.md").read_text().partition("## Modules")[2].partition("## Interfaces")[0]
+    for section in re.split(r"^(?=\*\*\w+\*\*, )", text, flags=re.MULTILINE)[1:]:
+        package = section[2:].partition("*")[0]
+        listed = set()
+        for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE):
+            words = re.findall(r"`([^`]+)`", row)
+            folder = words.pop(0) if words[0].endswith("/") else ""
+            listed |= {f"{folder}{word}.py" for word in words}
+        files = (ROOT / package).rglob("*.py")
+        assert listed == {p.relative_to(ROOT / package).as_posix() for p in files if p.name != "__init__.py"}
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=named)
 def test_recipes_and_settings_named_exist(path: Path) -> None:
     text = path.read_text()
