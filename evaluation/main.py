@@ -84,13 +84,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _export(arguments: Sequence[str]) -> int:
+def _export_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.main export", description="Write a model directory as files for devices."
     )
     parser.add_argument("--model", required=True, help="directory or hub name, fine-tuned or an encoder")
     parser.add_argument("--output", required=True, help="directory of the ONNX and ORT files")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def _export(arguments: Sequence[str]) -> int:
+    options = _export_parser().parse_args(arguments)
     from evaluation.export import export
 
     require_writable(options.output)

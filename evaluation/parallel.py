@@ -11,6 +11,10 @@ import torch
 from evaluation.finetune import Job, device, run
 from evaluation.tasks import Split
 from infra import console
+from infra.errors import EXIT_INCOMPLETE, UserError
+
+REPEATS = 2
+"""Of a run whose worker died."""
 
 Work = tuple[Job, dict[str, Split]]
 Result = dict[str, Any]
@@ -39,7 +43,7 @@ def _training_rows(job: Job, splits: dict[str, Split]) -> int:
 
 def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None]) -> None:
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
     started_here = not ray.is_initialized()
     if started_here:
@@ -47,7 +51,7 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
     try:
         gpus = 1.0 / workers if device().type == "cuda" else 0.0
         threads = max(1, (os.cpu_count() or 1) // workers)
-        remote_run = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(_run_with_threads)
+        remote_run = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=REPEATS)(_run_with_threads)
         shared = {id(splits): ray.put(splits) for _, splits in work}  # one copy a task, not one a run
         waiting: Iterator[Work] = iter(work)
         running: dict[Any, Job] = {}
@@ -65,6 +69,13 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
                     result = ray.get(reference)
                 except RayTaskError as error:
                     raise error.cause from None
+                except RayError as error:
+                    raise UserError(
+                        f"{job.candidate.name} {job.task_name} seed {job.seed}: its worker died "
+                        f"{REPEATS + 1} times ({type(error).__name__}); is there enough memory? "
+                        "The same command continues",
+                        EXIT_INCOMPLETE,
+                    ) from None
                 shown.advance(1)
                 shown.note(f"{job.candidate.name} {job.task_name}")
                 done(job, result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from evaluation import parallel
 from evaluation.models import Candidate
 from evaluation.scores import complete, prepare
-from infra.errors import UserError
+from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.sections import Evaluation
 
 SETTINGS = Evaluation(
@@ -19,9 +20,9 @@ SETTINGS = Evaluation(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """One Ray for both calls; starting it is most of the test's time."""
+    """One Ray for all calls; starting it is most of the time."""
     parallel.start_ray(2)
     yield
     parallel.stop_ray()
@@ -46,3 +47,19 @@ def test_ray_workers_give_what_one_process_gives(encoder: str, toy_data: str, tm
     plan = prepare([Candidate("m", encoder)], settings, str(tmp_path / "wrong"))
     with pytest.raises(UserError, match="loss is not finite"):
         complete(plan, workers=2)
+
+
+@pytest.mark.end_to_end
+@pytest.mark.usefixtures("cluster")
+def test_a_run_whose_workers_only_die_is_named(
+    encoder: str, toy_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*arguments: object) -> None:
+        os._exit(1)
+
+    monkeypatch.setattr(parallel, "_run_with_threads", dies)
+    monkeypatch.setattr(parallel, "REPEATS", 1)
+    plan = prepare([Candidate("m", encoder)], dataclasses.replace(SETTINGS, data=toy_data), str(tmp_path))
+    with pytest.raises(UserError, match="m SST-2 seed .: its worker died 2 times") as raised:
+        complete(plan, workers=2)
+    assert raised.value.exit_code == EXIT_INCOMPLETE
