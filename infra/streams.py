@@ -70,10 +70,10 @@ class Decompressed(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            data = self._stream.read(len(buffer))
+            data = self._stream.read_buffer(len(buffer))  # read() leaks what it allocated when it fails
         except OSError as problem:
             raise DamagedFile(f"{remote.shown(self._path)}: damaged compressed data: {problem}") from None
-        buffer[: len(data)] = data
+        buffer[: len(data)] = memoryview(data).cast("B")
         return len(data)
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from typing import IO, Any
 from infra import storage
 from infra.errors import DamagedFile, UserError
 from infra.sections import Corpus
+from offline_teacher.parquet import ParquetRows
 
 EXAMPLES_PER_KIND = 20
 LONGEST_DOCUMENT = 4 << 20
@@ -168,24 +169,13 @@ def _text_spans(corpus: Corpus, path: str, part_bytes: int) -> Iterator[tuple[Sp
 def _parquet_spans(corpus: Corpus, path: str, part_bytes: int) -> Iterator[tuple[Span, int]]:
     stamp = str(storage.size(path))
     with storage.open_binary(path) as stream:
-        metadata = _parquet(path, stream).metadata
-        sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
+        sizes = ParquetRows(path, stream).group_bytes
     start = filled = 0
     for group, size in enumerate(sizes):
         filled += size
         if filled >= part_bytes or group + 1 == len(sizes):
             yield Span(path, start, group + 1, stamp), filled
             start, filled = group + 1, 0
-
-
-def _parquet(path: str, stream: IO[bytes]) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(stream)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a Parquet file ({error})") from None
 
 
 def _hub_spans(corpus: Corpus, split: str, part_bytes: int) -> Iterator[Span]:
@@ -205,7 +195,7 @@ def _hub_spans(corpus: Corpus, split: str, part_bytes: int) -> Iterator[Span]:
 def parquet_rows(path: str) -> int:
     """Rows of a Parquet file, from its footer."""
     with storage.open_binary(path) as stream:
-        return int(_parquet(path, stream).metadata.num_rows)
+        return sum(ParquetRows(path, stream).group_rows)
 
 
 def hub_rows(corpus: Corpus) -> int | None:
@@ -265,20 +255,21 @@ def _read_jsonl(span: Span, corpus: Corpus, split: str | None, problems: Problem
 
 def _read_parquet(span: Span, corpus: Corpus, split: str | None, problems: Problems) -> Iterator[str]:
     column = corpus.text_column
+    assert span.stop is not None
     with storage.open_binary(span.path) as stream:
-        table = _parquet(span.path, stream)
-        assert span.stop is not None
-        row = 1 + sum(table.metadata.row_group(group).num_rows for group in range(span.start))
-        if column not in table.schema_arrow.names:
+        table = ParquetRows(span.path, stream)
+        row = 1 + sum(table.group_rows[: span.start])
+        if column not in table.columns:
             problems.add(f"missing column {column!r}", span.path, row=row)
             return
-        groups = range(span.start, span.stop)
-        for batch in table.iter_batches(batch_size=1024, row_groups=list(groups), columns=[column]):
-            for value in batch.column(0).to_pylist():
+        try:
+            for number, value in table.cells(column, span.start, span.stop):
+                row = number
                 text = _field(value, column, problems, span.path, row=row)
-                row += 1
                 if text is not None:
                     yield text
+        except DamagedFile:
+            problems.add("damaged Parquet data, the rows behind it are lost", span.path, row=row)
 
 
 def _read_hub(span: Span, corpus: Corpus, split: str | None, problems: Problems) -> Iterator[str]:

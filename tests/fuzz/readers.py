@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import io
 import json
 import os
 import random
@@ -11,10 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from evaluation.squad import read_questions
 from evaluation.tasks import find_task, load
 from infra import storage
 from infra.recipe import load_recipe
+from infra.sections import Corpus
+from offline_teacher.corpus import Problems, documents, parts
 from offline_teacher.store.manifest import MANIFEST_NAME, Sidecar, shard_path
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.sealed import content_digest, seal
@@ -160,6 +167,42 @@ def _squad(directory: Path) -> tuple[list[bytes], Read]:
     return [json.dumps(whole).encode()], read
 
 
+_LINES = "One line.\nAnother, with ümläuts.\n\nA block\nof two lines.\n\n"
+_ROWS = [{"text": "One row.", "n": 1}, {"text": "Another, with \u00fc.", "n": None}, {"text": ""}]
+
+
+def _corpus(source: str, wholes: dict[str, bytes]) -> Callable[[Path], tuple[list[bytes], Read]]:
+    """Listing and reading a corpus file; ``wholes``: what a file of each ending holds."""
+
+    def prepare(directory: Path) -> tuple[list[bytes], Read]:
+        endings = sorted(wholes)
+
+        def read(data: bytes) -> object:
+            path = directory / f"part{endings[data[0] % len(endings)]}"  # the first byte says which file
+            _put(path, data[1:])
+            corpus = Corpus(path=(str(path),), source=source)
+            problems = Problems()
+            texts = [list(documents(part, corpus, problems)) for part in parts(corpus, 64)]
+            return texts, problems.summary()
+
+        return [bytes([number]) + wholes[ending] for number, ending in enumerate(endings)], read
+
+    return prepare
+
+
+def _compressed(text: bytes) -> dict[str, bytes]:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(text)
+    return {".gz": gzip.compress(text, mtime=0), ".zst": bytes(sink.getvalue())}
+
+
+def _parquet(compression: str) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(_ROWS * 3), sink, compression=compression, row_group_size=4)
+    return sink.getvalue()
+
+
 def _sealed(rng: random.Random, data: bytes) -> bytes:
     """Half of the time the content is changed and sealed again, to meet the checks behind the seal."""
     if rng.random() < 0.5:
@@ -196,5 +239,10 @@ READERS = {
     "shard": Reader(_shard),
     "head": Reader(_head, _safetensors),
     "tsv": Reader(_tsv),
+    "text": Reader(_corpus("text", {".txt": _LINES.encode(), **_compressed(_LINES.encode() * 5)})),
+    "jsonl": Reader(_corpus("jsonl", {".jsonl": "\n".join(map(json.dumps, _ROWS)).encode()})),
+    "parquet": Reader(
+        _corpus("parquet", {f".{name}.parquet": _parquet(name) for name in ("none", "snappy", "zstd")})
+    ),
     "squad": Reader(_squad, _json),
 }

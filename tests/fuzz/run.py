@@ -40,7 +40,7 @@ def fuzz(reader: str, start: int, stop: int) -> Outcome:
     context = multiprocessing.get_context("fork")
     at = start
     while at < stop:
-        position = context.Value("q", at)
+        position = context.Value("q", -1)
         receiving, sending = context.Pipe(duplex=False)
         child = context.Process(target=_work, args=(reader, at, stop, position, sending))
         child.start()
@@ -53,6 +53,7 @@ def fuzz(reader: str, start: int, stop: int) -> Outcome:
             valid, refused = valid + answer[0], refused + answer[1]
             findings += answer[2]
             break
+        assert position.value >= 0, f"{reader}: its undamaged inputs cannot be read"
         findings.append((position.value, f"the process ended with {child.exitcode}"))
         at = position.value + 1
     return Outcome(stop - start, valid, refused, findings)

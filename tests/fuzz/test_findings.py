@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from evaluation.squad import read_questions
 from infra.errors import LONGEST_MESSAGE, UserError
+from infra.sections import Corpus
+from offline_teacher.corpus import Problems, documents, parts
 from tests.fuzz.readers import READERS
 
 
@@ -54,3 +60,68 @@ def test_a_long_safetensors_header_is_refused_in_short(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="mlm_head") as caught:
         read(len(header).to_bytes(8, "little") + header + whole[-4:])
     assert len(str(caught.value)) <= LONGEST_MESSAGE
+
+
+def parquet(path: Path, texts: pa.Array, groups: int = 1) -> bytes:
+    pq.write_table(
+        pa.table({"text": texts}),
+        path,
+        row_group_size=len(texts) // groups,
+        compression="none",
+        use_dictionary=False,
+    )
+    return path.read_bytes()
+
+
+def read(path: Path, source: str) -> tuple[list[str], dict[str, int]]:
+    corpus, problems = Corpus(path=(str(path),), source=source), Problems()  # type: ignore[arg-type]
+    texts = [text for part in parts(corpus, 1 << 20) for text in documents(part, corpus, problems)]
+    return texts, problems.counts
+
+
+def test_a_damaged_parquet_page_costs_the_rows_behind_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    whole = parquet(path, pa.array(["first", "second", "third", "fourth"]), groups=2)
+    at = whole.index(b"third") - 4  # the length of a string
+    path.write_bytes(whole[:at] + b"\xff\xff\xff\x7f" + whole[at + 4 :])
+    texts, counts = read(path, "parquet")
+    assert texts == ["first", "second"]
+    assert counts == {"damaged Parquet data, the rows behind it are lost": 1}
+
+
+@pytest.mark.parametrize("keep", [0, 10, -9, -1])
+def test_a_damaged_parquet_footer_is_one_line(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "a.parquet"
+    whole = bytearray(parquet(path, pa.array(["first", "second"])))
+    path.write_bytes(whole[:keep])
+    with pytest.raises(UserError, match=r"a\.parquet: not a Parquet file, or a damaged one|are empty"):
+        read(path, "parquet")
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    whole[footer : footer + 4] = b"\xff" * 4
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=r"a\.parquet: not a Parquet file, or a damaged one"):
+        read(path, "parquet")
+
+
+def test_a_parquet_string_that_is_not_utf8_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    raw = pa.array([b"first", b"the second one \xff", None, b"\xc3\xbc"])
+    parquet(path, pa.StringArray.from_buffers(4, *raw.buffers()[1:], raw.buffers()[0]))
+    texts, counts = read(path, "parquet")
+    assert texts == ["first", "the second one \ufffd", "\u00fc"]
+    assert counts == {"invalid UTF-8": 1, "column 'text' is not a string": 1}
+
+
+def test_damaged_compressed_files_leave_no_memory_behind(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(b"One line.\n" * 50)[:30])
+
+    def pages() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[0])
+
+    _, counts = read(path, "text")
+    assert sum(counts.values()) == 1
+    before = pages()
+    for _ in range(200):
+        read(path, "text")
+    assert (pages() - before) * resource.getpagesize() < 100 << 20, "once 1 MiB each"
