@@ -12,6 +12,7 @@ Prints a table of figures; exits 1 where any of it does not hold. Takes minutes.
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import subprocess
@@ -32,6 +33,7 @@ from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_te
 FLIPS = 1_000
 REPAIRS = 3
 DRIVER_EVERY = 5
+ANY_MOMENT_EVERY = 7
 
 Row = list[object]
 Bytes = dict[str, bytes]
@@ -74,12 +76,13 @@ def killed(recipe: Path, directory: Path, reference: Bytes, kills: int, luck: ra
             _shoot(process, store, kills, fallen, luck)
             code, text = finish(process)
             assert code in (0, -9), text
+            print(
+                f"{fallen['workers']} workers and {fallen['drivers']} drivers killed, {stores} stores",
+                flush=True,
+            )
         stores += 1
         same += contents(store) == reference
         shutil.rmtree(output)
-        print(
-            f"{fallen['workers']} workers and {fallen['drivers']} drivers killed, {stores} stores", flush=True
-        )
     return [
         ["workers killed", fallen["workers"], True],
         ["drivers killed", fallen["drivers"], True],
@@ -90,9 +93,20 @@ def killed(recipe: Path, directory: Path, reference: Bytes, kills: int, luck: ra
 def _shoot(
     process: subprocess.Popen[str], store: Path, kills: int, fallen: dict[str, int], luck: random.Random
 ) -> None:
-    """Kills workers of ``process`` at random moments until it ends or dies, or enough have fallen."""
-    while process.poll() is None and sum(fallen.values()) < kills and not (store / "manifest.json").exists():
-        time.sleep(luck.uniform(0.0, 1.0))  # a random moment, not a synchronisation
+    """Kills workers of ``process`` at random moments until it ends or dies, or enough have fallen.
+
+    A kill comes a random moment after the store has grown by a file, every seventh at any moment at all: were
+    each worker shot before it has done anything, the pass would rightly never end.
+    """
+    size = _files(store)
+    while process.poll() is None and sum(fallen.values()) < kills:
+        if sum(fallen.values()) % ANY_MOMENT_EVERY == 0:
+            time.sleep(luck.uniform(0.0, 5.0))  # a random moment, not a synchronisation
+        else:
+            while process.poll() is None and _files(store) <= size:
+                time.sleep(0.005)
+            time.sleep(luck.uniform(0.0, 0.5))
+        size = _files(store)
         try:
             targets = workers(process.pid)
             if not targets:
@@ -105,6 +119,10 @@ def _shoot(
             fallen["workers"] += 1
         except psutil.NoSuchProcess:
             continue
+
+
+def _files(store: Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(store))
 
 
 def undisturbed(recipe: Path, directory: Path, reference: Bytes, count: int) -> Row:
