@@ -113,7 +113,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--share", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--directory", type=Path, help="kept afterwards; default: a temporary one")
+    parser.add_argument(
+        "--directory", type=Path, help="of the local runs, kept for the next time; default: a temporary one"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary, s3_server() as server, FaultyProxy(server) as proxy:
         import boto3
@@ -150,11 +152,10 @@ def main() -> int:
 
 def reference(directory: Path) -> Path:
     """The recipe; all three stages have gone through on the local disk."""
-    recipe = make_project(
-        directory,
-        store={"top_k": 4, "samples_per_shard": 32},
-        tracking={"enabled": False},
-    )
+    recipe = directory / "recipe.yaml"
+    if not recipe.exists():
+        settings = {"store": {"top_k": 4, "samples_per_shard": 32}, "tracking": {"enabled": False}}
+        make_project(directory, **settings)
     for command in (teacher_command(recipe), student_command(recipe), evaluation_command(recipe)):
         ended = run(command)
         if ended.returncode != 0:
@@ -176,12 +177,13 @@ def teacher(bench: Bench, recipe: Path, overrides: tuple[str, ...], local: Path)
 
 
 def student(bench: Bench, recipe: Path, overrides: tuple[str, ...], local: Path) -> None:
-    def command(machine: str) -> list[str]:
-        return student_command(recipe, *overrides, f"train.cache_dir={recipe.parent / machine}")
-
     bench.faults_on()
-    killed(command("first"), lambda: published(bench, "/student/files.json", "") >= 2, alone=False)
-    finished(command("second"))
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        once, again = (
+            student_command(recipe, *overrides, f"train.cache_dir={machine}") for machine in (first, second)
+        )
+        killed(once, lambda: published(bench, "/student/files.json", "") >= 2, alone=False)
+        finished(again)
     remote, there = bench.files("runs/tiny/student"), _local(local / "student")
     compared = ("step", "samples", "loss", "kl", "mlm", "cosine", "gradient_norm", "learning_rate")
     logs = [
