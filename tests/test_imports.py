@@ -16,7 +16,7 @@ STORE = "offline_teacher/store/"
 ONLY_IN = {
     "ray": {"offline_teacher/cluster.py", "evaluation/parallel.py"},
     "deepspeed": {"student_train/engine.py"},
-    "mlflow": {"infra/tracking.py"},
+    "mlflow": {"infra/mlflow_server.py"},
     "datasets": {"offline_teacher/corpus.py", "evaluation/tasks.py"},
 }
 STORE_MAY = {

@@ -10,7 +10,8 @@ import pytest
 
 from infra import sections
 from infra.recipe import Recipe
-from infra.tracking import redact, start_run
+from infra.redaction import redact
+from infra.tracking import start_run
 
 pytest.importorskip("mlflow")
 

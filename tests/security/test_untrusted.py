@@ -15,8 +15,8 @@ from infra import storage
 from infra.cache import Cache
 from infra.errors import UserError
 from infra.recipe import load_recipe
+from infra.redaction import redact
 from infra.remote import shown
-from infra.tracking import redact
 from offline_teacher.store.manifest import Manifest
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.sealed import seal
