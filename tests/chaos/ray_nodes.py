@@ -155,7 +155,7 @@ def _refused(laptop: Machine) -> list[Row]:
     rows: list[Row] = []
     for name, (words, environment) in tries.items():
         code, output = laptop.run(words, MINUTES, **environment)
-        reason = next((line for line in output.splitlines() if "AuthenticationError" in line), "")
+        reason = next((line for line in output.splitlines() if "exceptions.AuthenticationError" in line), "")
         _say(f"{name}: {reason}")
         rows.append([f"{name}: refused", "", code != 0 and bool(reason)])
     return rows
@@ -163,12 +163,14 @@ def _refused(laptop: Machine) -> list[Row]:
 
 def uploaded(head: Machine) -> Row:
     """What ``--working-dir .`` carries: the sources, no environment, outputs or caches."""
-    (package,) = (head.own / "tmp/ray").glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
-    names = {path.name for path in package.iterdir()}
-    kilobytes = sum(path.stat().st_size for path in package.rglob("*")) >> 10
+    packages = list((head.own / "tmp/ray").glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/"))
     unwanted = {".git", ".venv", "runs", "tests", ".mypy_cache", ".pytest_cache", ".hypothesis"}
-    clean = {"offline_teacher", "infra"} <= names and not names & unwanted
-    return ["working directory uploaded without environment, outputs and caches", f"{kilobytes} KB", clean]
+    clean, size = bool(packages), 0
+    for package in packages:  # one, or two where the tree was changed between the two submissions
+        names = {path.name for path in package.iterdir()}
+        clean &= {"offline_teacher", "infra"} <= names and not names & unwanted
+        size = max(size, sum(path.stat().st_size for path in package.rglob("*") if path.is_file()))
+    return ["working directory uploaded without environment, outputs and caches", f"{size >> 10} KB", clean]
 
 
 def node_lost(machines: Machines, recipe: Path, reference: Bytes) -> list[Row]:

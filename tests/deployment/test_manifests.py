@@ -189,3 +189,11 @@ def test_scripts_parse_and_pass_shellcheck(path: Path) -> None:
         pytest.skip("shellcheck is not installed")
     done = subprocess.run(["shellcheck", path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_slurm_signals_the_ranks_and_not_srun() -> None:
+    """srun answers SIGTERM by killing its tasks, before they have written a checkpoint."""
+    text = (INFRA / "slurm" / "student.sbatch").read_text()
+    (trap,) = re.findall(r"^trap '(.*)' TERM$", text, re.MULTILINE)
+    assert 'scancel --signal=TERM "$SLURM_JOB_ID.0"' in trap
+    assert "kill" not in trap
