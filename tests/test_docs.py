@@ -95,12 +95,14 @@ def test_commands_are_understood(path: Path) -> None:
 
 def _parsers() -> dict[str, Callable[[list[str]], object]]:
     from evaluation.main import _export_parser, _parse
+    from infra.sizing import _parser as _sizing_parser
     from offline_teacher.main import _parser
     from student_train.main import parse
 
     return {
         "offline_teacher.main": lambda words: _parser().parse_args(words),
         "student_train/main.py": parse,
+        "infra.sizing": lambda words: _sizing_parser().parse_args(words),
         "evaluation.main": lambda words: (
             _export_parser().parse_args(words[1:]) if words[0] == "export" else _parse(words)
         ),

@@ -1,6 +1,7 @@
 # docker build -f infra/docker/cpu.Dockerfile -t distillation:cpu .
 FROM python:3.11-slim-bookworm
-ARG TORCH_OPTIONS="--index-url https://download.pytorch.org/whl/cpu"
+# One more index, not the only one: the pinned packages that torch needs are not all on it.
+ARG TORCH_OPTIONS="--extra-index-url https://download.pytorch.org/whl/cpu"
 WORKDIR /app
 COPY . .
 RUN TORCH_OPTIONS="$TORCH_OPTIONS" PYTHON=/usr/local/bin/python3 infra/docker/install.sh \
