@@ -15,6 +15,7 @@ from infra.errors import UserError
 from infra.recipe import Recipe
 from offline_teacher import corpus, teacher
 from offline_teacher.cluster import Item, Pool
+from offline_teacher.corpus_problems import Problems
 from offline_teacher.masking import masked_count
 from offline_teacher.sequences import finish_index, open_sequences, outstanding, read_index
 from offline_teacher.shard_work import CACHE_BYTES
@@ -161,7 +162,7 @@ def _build_sequences(recipe: Recipe, root: str, pool: Pool, validation: bool) ->
     if aside:
         raise UserError(f"sequences: {aside[0].name} of the corpus cannot be built: {aside[0].reason}")
     index = finish_index(root, len(parts), recipe.sequences)
-    problems = corpus.Problems.merged([index.problems]).summary()
+    problems = Problems.merged([index.problems]).summary()
     if problems:
         print(f"corpus: {problems}")
 

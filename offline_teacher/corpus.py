@@ -8,25 +8,23 @@ crosses parts, so that parts can be built in any order by any worker.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import IO, Any
+from typing import Any
 
 from infra import storage
 from infra.errors import DamagedFile, UserError
 from infra.sections import Corpus
+from offline_teacher import document_cuts
+from offline_teacher.corpus_problems import Problems
 from offline_teacher.parquet import ParquetRows
 
-EXAMPLES_PER_KIND = 20
-LONGEST_DOCUMENT = 4 << 20
-"""Bytes of text; a longer document is cut there, so that one line without an end cannot fill memory."""
 JUNK_SHARE = 0.1
 """A document with more replaced or NUL characters than this is not text and is left out."""
 COMPRESSED = (".gz", ".zst")
@@ -51,73 +49,6 @@ class Part:
 
     spans: tuple[Span, ...]
     split: str | None = None
-
-
-@dataclass(frozen=True)
-class Example:
-    """Where a problem is: a line of text (counted from the byte ``offset`` when needed) or a row."""
-
-    kind: str
-    file: str
-    offset: int | None = None
-    row: int | None = None
-
-    def place(self) -> str:
-        if self.row is not None:
-            return f"{self.file}, row {self.row}"
-        return f"{self.file}, line {line_number(self.file, self.offset or 0)}"
-
-
-@dataclass
-class Problems:
-    """What was wrong with the corpus: a count of each kind, and where the first of each kind are."""
-
-    strict: bool = False
-    counts: dict[str, int] = field(default_factory=dict)
-    examples: list[Example] = field(default_factory=list)
-
-    def add(self, kind: str, file: str, *, offset: int | None = None, row: int | None = None) -> None:
-        """Count one; under ``strict``, raises UserError with file and line instead."""
-        example = Example(kind, file, offset, row)
-        if self.strict:
-            raise UserError(
-                f"{example.place()}: {kind}; mend it, or set corpus.strict: false to count and go on"
-            )
-        if self.counts.get(kind, 0) < EXAMPLES_PER_KIND:
-            self.examples.append(example)
-        self.counts[kind] = self.counts.get(kind, 0) + 1
-
-    def to_json(self) -> dict[str, Any]:
-        return {"counts": self.counts, "examples": [vars(example) for example in self.examples]}
-
-    @staticmethod
-    def merged(found: Iterable[dict[str, Any]]) -> Problems:
-        """The problems of all parts, in part order; keeps the first examples of each kind."""
-        total = Problems()
-        for problems in found:
-            for kind in sorted(problems["counts"]):
-                room = EXAMPLES_PER_KIND - total.counts.get(kind, 0)
-                of_kind = [Example(**example) for example in problems["examples"] if example["kind"] == kind]
-                total.examples += of_kind[: max(room, 0)]
-                total.counts[kind] = total.counts.get(kind, 0) + problems["counts"][kind]
-        return total
-
-    def summary(self) -> str:
-        """One clause, e.g. ``2 x invalid UTF-8 (first: a.txt, line 7)``; empty where there are none."""
-        first = {example.kind: example for example in reversed(self.examples)}
-        return ", ".join(
-            f"{count} x {kind} (first: {first[kind].place()})" for kind, count in sorted(self.counts.items())
-        )
-
-
-def line_number(path: str, offset: int) -> int:
-    """1 + the newlines before byte ``offset`` of the (decompressed) file, as far as it can be read."""
-    newlines = 0
-    with contextlib.suppress(DamagedFile), storage.open_binary(path) as stream:
-        while offset > 0 and (block := stream.read(min(offset, 1 << 20))):
-            newlines += block.count(b"\n")
-            offset -= len(block)
-    return newlines + 1
 
 
 # Listing
@@ -223,22 +154,22 @@ def _load_hub(name: str, config: str | None, split: str, streaming: bool) -> Any
 
 def documents(part: Part, corpus: Corpus, problems: Problems) -> Iterator[str]:
     """The part's documents in order, never empty, valid Unicode. Holds one document (or batch) at a time."""
+    longest = document_cuts.LONGEST_DOCUMENT
     for span in part.spans:
         for text in _READERS[corpus.source](span, corpus, part.split, problems):
-            for start in range(0, len(text), LONGEST_DOCUMENT):
-                yield text[start : start + LONGEST_DOCUMENT]
+            for start in range(0, len(text), longest):
+                yield text[start : start + longest]
 
 
 def _read_text(span: Span, corpus: Corpus, split: str | None, problems: Problems) -> Iterator[str]:
-    cut = {"line": _lines, "block": _blocks, "file": _file}[corpus.document]
-    for offset, raw in _pieces(cut, span, problems):
+    for offset, raw in document_cuts.cut(corpus.document, span.path, span.start, span.stop, problems):
         text = _decode(raw, span.path, offset, problems)
         if text is not None:
             yield text
 
 
 def _read_jsonl(span: Span, corpus: Corpus, split: str | None, problems: Problems) -> Iterator[str]:
-    for offset, raw in _pieces(_lines, span, problems):
+    for offset, raw in document_cuts.cut("line", span.path, span.start, span.stop, problems):
         try:
             row = json.loads(raw.removeprefix(BYTE_ORDER_MARK)) if raw.strip() else {corpus.text_column: ""}
         except UnicodeDecodeError:
@@ -294,109 +225,6 @@ def _read_hub(span: Span, corpus: Corpus, split: str | None, problems: Problems)
 
 _READERS = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet, "hub": _read_hub}
 _MISSING = object()
-
-
-# Cutting bytes into documents. Each yields (byte offset, bytes).
-
-
-def _pieces(cut: Any, span: Span, problems: Problems) -> Iterator[tuple[int, bytes]]:
-    """What ``cut`` makes of the span; counts over-long documents, and a compressed file's lost end."""
-    offset = span.start
-    try:
-        with storage.open_binary(span.path) as stream:
-            for offset, raw in cut(stream, span):
-                if len(raw) > LONGEST_DOCUMENT - 4:
-                    problems.add(f"document cut at {LONGEST_DOCUMENT >> 20} MiB", span.path, offset=offset)
-                yield offset, raw
-    except DamagedFile:
-        problems.add("damaged compressed data, the rest of the file is lost", span.path, offset=offset)
-
-
-def _lines(stream: IO[bytes], span: Span) -> Iterator[tuple[int, bytes]]:
-    """Lines that start in [start, stop), newline included, in pieces of at most LONGEST_DOCUMENT."""
-    stop = _end(span)
-    offset = span.start
-    if offset > 0:
-        # Skip to the next line; a newline just before the range means that a line starts with the range.
-        offset -= 1
-        stream.seek(offset)
-        piece = stream.readline(LONGEST_DOCUMENT)
-        while piece and not piece.endswith(b"\n") and offset + len(piece) < stop:
-            offset += len(piece)
-            piece = stream.readline(LONGEST_DOCUMENT)
-        offset += len(piece)
-    ended, carry = True, b""
-    while offset < stop or not ended:
-        piece = carry + stream.readline(LONGEST_DOCUMENT - len(carry))
-        if not piece:
-            return
-        ended = piece.endswith(b"\n")
-        size = len(piece) if ended or len(piece) < LONGEST_DOCUMENT else _last_character(piece)
-        piece, carry = piece[:size], piece[size:]
-        yield offset, piece
-        offset += size
-
-
-def _blocks(stream: IO[bytes], span: Span) -> Iterator[tuple[int, bytes]]:
-    """Runs of non-blank lines. A block belongs to the range in which the blank line before it starts.
-
-    That rule needs no look back: a range skips to its first blank line, and goes on past its end until
-    a blank line starts there.
-    """
-    stop = _end(span)
-    owned = span.start == 0
-    lines: list[bytes] = []
-    size = begin = 0
-    for offset, line in _lines(stream, replace(span, stop=None)):
-        blank = not line.strip()
-        if lines and (blank or size >= LONGEST_DOCUMENT):
-            yield begin, b"".join(lines)
-            lines, size = [], 0
-        if blank:
-            owned = True
-        if offset >= stop and (blank or not owned):
-            return
-        if owned and not blank:
-            begin = begin if lines else offset
-            lines.append(line)
-            size += len(line)
-    if lines:
-        yield begin, b"".join(lines)
-
-
-def _file(stream: IO[bytes], span: Span) -> Iterator[tuple[int, bytes]]:
-    """The whole file, in pieces of at most LONGEST_DOCUMENT."""
-    offset, carry = 0, b""
-    while True:
-        pieces, room = [carry], LONGEST_DOCUMENT - len(carry)
-        while room > 0 and (block := stream.read(room)):
-            pieces.append(block)
-            room -= len(block)
-        piece = b"".join(pieces)
-        if offset > 0 and not piece:
-            return
-        size = len(piece) if room > 0 else _last_character(piece)
-        carry = piece[size:]
-        yield offset, piece[:size]
-        if room > 0:
-            return
-        offset += size
-
-
-def _end(span: Span) -> float:
-    return float("inf") if span.stop is None else span.stop
-
-
-def _last_character(raw: bytes) -> int:
-    """Length of ``raw`` without a UTF-8 character that its end cuts in two."""
-    for back in range(1, min(4, len(raw)) + 1):
-        byte = raw[-back]
-        if byte >= 0xC0:  # the first byte of a character of 2, 3 or 4
-            needed = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return len(raw) - back if needed > back else len(raw)
-        if byte < 0x80:
-            break
-    return len(raw)
 
 
 # From bytes or a field to a text

@@ -22,7 +22,8 @@ import pyarrow as pa
 from infra import storage
 from infra.errors import DamagedFile, UserError
 from infra.sections import Corpus, Sequences
-from offline_teacher.corpus import COMPRESSED, Part, Problems, Span, documents, hub_rows, parquet_rows, parts
+from offline_teacher.corpus import COMPRESSED, Part, Span, documents, hub_rows, parquet_rows, parts
+from offline_teacher.corpus_problems import Problems
 from offline_teacher.packing import Encoder, TextSeen, batched, pack
 
 Item = TypeVar("Item")

@@ -34,6 +34,7 @@ from torch import Tensor
 from infra import storage
 from infra.recipe import Recipe
 from offline_teacher import plan_plots, plan_report
+from offline_teacher.capture import Capture
 from offline_teacher.capture_pass import Source, find_source
 from offline_teacher.corpus_sample import CorpusSample, sample_corpus
 from offline_teacher.masking import Masked, MaskVocab, mask_sequences, mask_vocab, masked_count
@@ -49,7 +50,7 @@ from offline_teacher.soft_target_error import (
     student_layers,
 )
 from offline_teacher.store.schema import Layout
-from offline_teacher.teacher import Capture, LoadedTeacher, load_teacher, tokenizer_files
+from offline_teacher.teacher import LoadedTeacher, load_teacher, tokenizer_files
 
 KS = (8, 16, 32, 64, 128, 256, 512)
 TEMPERATURES = (1.0, 2.0, 4.0)

@@ -24,7 +24,8 @@ from infra import storage
 from infra.cache import Cache
 from infra.errors import UserError
 from infra.sections import Corpus, Sequences
-from offline_teacher.corpus import Part, Problems, documents, modified
+from offline_teacher.corpus import Part, documents, modified
+from offline_teacher.corpus_problems import Problems
 from offline_teacher.packing import Encoder, TextSeen, batched, load_encoder, pack
 
 FORMAT_VERSION = 1

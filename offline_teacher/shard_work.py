@@ -87,7 +87,7 @@ class _Pass:
     """One store being made: its sequences, its masking, and the teacher set up for its layout."""
 
     def __init__(self, recipe: Recipe, root: str, declaration: Declaration, loaded: Any) -> None:
-        from offline_teacher.teacher import Capture
+        from offline_teacher.capture import Capture
 
         self.declaration, self.recipe = declaration, recipe
         cache = Cache(None, CACHE_BYTES) if storage.is_remote(root) else None

@@ -1,8 +1,4 @@
-"""The teacher: a BERT-family masked LM as encoder + head, and what the store keeps of its output.
-
-Axes: B batch, L length, M masked positions a sequence, P recorded positions a sequence (L or M),
-N recorded positions of a batch (padding left out), K top-k, T temperatures, V vocabulary, D hidden.
-"""
+"""The teacher: a BERT-family masked LM, found, checked and loaded as encoder + head."""
 
 from __future__ import annotations
 
@@ -16,16 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import xxhash
 from torch import Tensor, nn
 
 from infra.errors import UserError
 from infra.sections import Teacher
-from offline_teacher.reduction import ColumnOrder, reduce_logits
 from offline_teacher.store.head import MlmHead
-from offline_teacher.store.quantise import quantise
-from offline_teacher.store.schema import Layout
 
 HEADS = {
     "bert": (
@@ -49,10 +41,6 @@ HUB_FILES = (
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 VOCABULARY_PADDING = 128
 """A model may have fewer than this many rows more than its tokenizer has tokens (rounding up)."""
-MATMUL_POSITIONS = {"cpu": 256, "cuda": 8192}
-"""Positions whose logits exist at once: enough for the matrix product to be efficient."""
-REDUCE_POSITIONS = {"cpu": 32, "cuda": 8192}
-"""Positions reduced at once: on a CPU their float32 logits stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -311,103 +299,3 @@ def mlm_head(model: Any) -> MlmHead:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:200]
-
-
-# Running
-
-
-class _Head:
-    """The masked-LM head on the teacher's device, and the reduction of its logits."""
-
-    def __init__(self, loaded: LoadedTeacher, layout: Layout) -> None:
-        from transformers.activations import ACT2FN
-
-        def tensor(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(loaded.device, loaded.dtype)
-
-        head = loaded.head
-        self.layout, self.eps, self.act = layout, head.layer_norm_eps, ACT2FN[head.hidden_act]
-        self.order = ColumnOrder(layout.vocab_size)
-        self.dense = tensor(head.dense_weight), tensor(head.dense_bias)
-        self.norm = tensor(head.layer_norm_weight), tensor(head.layer_norm_bias)
-        weight, bias = tensor(head.decoder_weight), tensor(head.decoder_bias)
-        self.decoder = self.order.rows(weight, 0.0), self.order.rows(bias, float("-inf"))
-
-    def reduce(self, hidden: Tensor) -> dict[str, Tensor]:
-        """hidden [N, D] -> topk_ids [N, K], topk_logits [N, K], logsumexp [N, T]; chunk by chunk."""
-        kind, pieces = hidden.device.type, []
-        for chunk in hidden.split(MATMUL_POSITIONS[kind]):
-            z = F.layer_norm(self.act(F.linear(chunk, *self.dense)), chunk.shape[-1:], *self.norm, self.eps)
-            for logits in F.linear(z, *self.decoder).split(REDUCE_POSITIONS[kind]):
-                pieces.append(
-                    reduce_logits(
-                        logits.to(torch.float32, copy=True), self.order, self.layout.top_k, self.temperatures
-                    )
-                )
-        ids, logits, logsumexp = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-        return {"topk_ids": ids, "topk_logits": logits, "logsumexp": logsumexp}
-
-    @property
-    def temperatures(self) -> tuple[float, ...]:
-        return self.layout.temperatures
-
-
-class Capture:
-    """Runs batches through the teacher and keeps what ``layout`` holds of them, nothing else.
-
-    Logits are what the head gives in the teacher's dtype (float32 accumulation inside the matrix
-    product); logsumexp is accumulated in float32 from them. Without top-k the head never runs.
-    """
-
-    def __init__(self, loaded: LoadedTeacher, layout: Layout) -> None:
-        assert layout.vocab_size == loaded.head.decoder_weight.shape[0]
-        self.loaded, self.layout = loaded, layout
-        self.head = _Head(loaded, layout) if layout.top_k > 0 else None
-
-    @torch.inference_mode()
-    def batch(
-        self, input_ids: np.ndarray, token_count: np.ndarray, masked_positions: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """input_ids [B, L], token_count [B], masked_positions [B, M] (-1: unused) -> columns [B, P, ...].
-
-        Dtypes are the store's; positions that are not recorded are zero.
-        """
-        longest = int(token_count.max())  # padding after the longest row is not computed
-        hidden = self.encode(input_ids[:, :longest], token_count)  # [B, longest, D]
-        rows, slots, positions = self._recorded(token_count, masked_positions)
-        whole = self.layout.positions == "all" and len(rows) == hidden.shape[0] * hidden.shape[1]
-        kept = (
-            hidden.flatten(0, 1) if whole else hidden[torch.from_numpy(rows), torch.from_numpy(positions)]
-        )  # [N, D]
-        values: dict[str, np.ndarray] = {}
-        if self.head is not None:
-            values |= {name: tensor.cpu().numpy() for name, tensor in self.head.reduce(kept).items()}
-        if self.layout.hidden_states == "float16":
-            values["hidden_states"] = kept.to(torch.float16).cpu().numpy()
-        elif self.layout.hidden_states == "int8":
-            values["hidden_states"], values["hidden_scale"] = quantise(kept.float().cpu().numpy())
-        columns = self.layout.columns()
-        out = {name: np.zeros((len(input_ids), *columns[name].shape), columns[name].dtype) for name in values}
-        for name, value in values.items():
-            out[name][rows, slots] = value
-        return out
-
-    def encode(self, input_ids: np.ndarray, token_count: np.ndarray) -> Tensor:
-        """Hidden states [B, L, D] of the last layer, in the teacher's dtype; no [tokens, V] anything."""
-        device = self.loaded.device
-        ids = torch.from_numpy(input_ids.astype(np.int64)).to(device)
-        mask = None
-        if token_count.min() < input_ids.shape[1]:
-            real = np.arange(input_ids.shape[1]) < token_count[:, None]
-            mask = torch.from_numpy(real.astype(np.int64)).to(device)
-        return self.loaded.model(input_ids=ids, attention_mask=mask).last_hidden_state
-
-    def _recorded(
-        self, token_count: np.ndarray, masked_positions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Row, slot and position of every recorded position of a batch, each [N]."""
-        if self.layout.positions == "masked":
-            rows, slots = np.nonzero(masked_positions >= 0)
-            return rows, slots, masked_positions[rows, slots].astype(np.int64)
-        rows, positions = np.nonzero(np.arange(self.layout.length) < token_count[:, None])
-        return rows, positions, positions

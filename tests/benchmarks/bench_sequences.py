@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from infra.sections import Corpus, Masking, Sequences
-from offline_teacher.corpus import Problems, documents, parts
+from offline_teacher.corpus import documents, parts
+from offline_teacher.corpus_problems import Problems
 from offline_teacher.masking import mask_sequences, mask_vocab
 from offline_teacher.packing import BATCH_CHARACTERS, load_encoder
 from offline_teacher.sequences import (

@@ -21,7 +21,8 @@ from evaluation.tasks import find_task, load
 from infra import storage
 from infra.recipe import load_recipe
 from infra.sections import Corpus
-from offline_teacher.corpus import Problems, documents, parts
+from offline_teacher.corpus import documents, parts
+from offline_teacher.corpus_problems import Problems
 from offline_teacher.store.manifest import MANIFEST_NAME, Sidecar, shard_path
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.sealed import content_digest, seal

@@ -15,7 +15,8 @@ import pytest
 from evaluation.squad import read_questions
 from infra.errors import LONGEST_MESSAGE, UserError
 from infra.sections import Corpus
-from offline_teacher.corpus import Problems, documents, parts
+from offline_teacher.corpus import documents, parts
+from offline_teacher.corpus_problems import Problems
 from tests.fuzz.readers import READERS
 
 

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from infra.errors import UserError
 from infra.sections import Corpus
 from offline_teacher import corpus as module
-from offline_teacher.corpus import EXAMPLES_PER_KIND, Part, Problems, documents, line_number, parts
+from offline_teacher import document_cuts
+from offline_teacher.corpus import Part, documents, parts
+from offline_teacher.corpus_problems import EXAMPLES_PER_KIND, Problems, line_number
 
 
 def read(
@@ -70,7 +72,7 @@ def test_byte_ranges_split_a_text_without_loss_wherever_they_fall(
 
 
 def test_a_document_longer_than_the_bound_is_cut_between_characters(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "LONGEST_DOCUMENT", 10)
+    monkeypatch.setattr(document_cuts, "LONGEST_DOCUMENT", 10)
     (tmp_path / "a.txt").write_text("\u4e2d" * 7 + "\nshort\n")
     for document in ("line", "file"):
         texts, problems = read(Corpus(path=(str(tmp_path / "a.txt"),), document=document))

@@ -15,7 +15,8 @@ import torch
 from infra.errors import UserError
 from infra.sections import Corpus, Sequences, Student, Teacher
 from offline_teacher import corpus_sample, plan
-from offline_teacher.corpus import Problems, documents, parts
+from offline_teacher.corpus import documents, parts
+from offline_teacher.corpus_problems import Problems
 from offline_teacher.corpus_sample import sample_corpus
 from offline_teacher.main import main
 from offline_teacher.packing import Encoder, TextSeen, batched, load_encoder, pack

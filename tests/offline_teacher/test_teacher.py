@@ -15,11 +15,12 @@ from transformers import AutoModelForMaskedLM
 
 from infra.errors import UserError
 from infra.sections import Teacher
-from offline_teacher import reduction, teacher
+from offline_teacher import capture, reduction, teacher
+from offline_teacher.capture import Capture
 from offline_teacher.reduction import ColumnOrder, reduce_logits
 from offline_teacher.store.quantise import dequantise
 from offline_teacher.store.schema import Layout
-from offline_teacher.teacher import Capture, load_teacher
+from offline_teacher.teacher import load_teacher
 from tests.offline_teacher.tiny_teacher import save_bert, save_roberta
 
 SAVERS = {"bert": save_bert, "roberta": save_roberta}
@@ -115,8 +116,8 @@ def test_without_topk_the_head_never_runs(directory: Path, monkeypatch: pytest.M
     def refuse(*arguments: object) -> None:
         raise AssertionError("the head ran")
 
-    monkeypatch.setattr(teacher, "_Head", refuse)
-    monkeypatch.setattr(teacher, "reduce_logits", refuse)
+    monkeypatch.setattr(capture, "_Head", refuse)
+    monkeypatch.setattr(capture, "reduce_logits", refuse)
     loaded = load_teacher(settings(directory), "cpu", 16)
     assert set(Capture(loaded, layout_of(loaded, top_k=0)).batch(*batch())) == {"hidden_states"}
 
@@ -130,9 +131,9 @@ def test_logits_are_never_held_for_all_positions(directory: Path, monkeypatch: p
 
     loaded = load_teacher(settings(directory), "cpu", 16)
     whole = Capture(loaded, layout_of(loaded)).batch(*batch())
-    monkeypatch.setitem(teacher.MATMUL_POSITIONS, "cpu", 8)
-    monkeypatch.setitem(teacher.REDUCE_POSITIONS, "cpu", 4)
-    monkeypatch.setattr(teacher, "reduce_logits", counted)
+    monkeypatch.setitem(capture.MATMUL_POSITIONS, "cpu", 8)
+    monkeypatch.setitem(capture.REDUCE_POSITIONS, "cpu", 4)
+    monkeypatch.setattr(capture, "reduce_logits", counted)
     chunked = Capture(loaded, layout_of(loaded)).batch(*batch())
     assert max(seen) == 4
     assert sum(seen) == 37

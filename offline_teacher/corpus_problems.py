@@ -1,0 +1,80 @@
+"""What was wrong with a corpus: counted by kind, the first of each kind with file and line or row."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from infra import storage
+from infra.errors import DamagedFile, UserError
+
+EXAMPLES_PER_KIND = 20
+
+
+@dataclass(frozen=True)
+class Example:
+    """Where a problem is: a line of text (counted from the byte ``offset`` when needed) or a row."""
+
+    kind: str
+    file: str
+    offset: int | None = None
+    row: int | None = None
+
+    def place(self) -> str:
+        if self.row is not None:
+            return f"{self.file}, row {self.row}"
+        return f"{self.file}, line {line_number(self.file, self.offset or 0)}"
+
+
+@dataclass
+class Problems:
+    """What was wrong with the corpus: a count of each kind, and where the first of each kind are."""
+
+    strict: bool = False
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: list[Example] = field(default_factory=list)
+
+    def add(self, kind: str, file: str, *, offset: int | None = None, row: int | None = None) -> None:
+        """Count one; under ``strict``, raises UserError with file and line instead."""
+        example = Example(kind, file, offset, row)
+        if self.strict:
+            raise UserError(
+                f"{example.place()}: {kind}; mend it, or set corpus.strict: false to count and go on"
+            )
+        if self.counts.get(kind, 0) < EXAMPLES_PER_KIND:
+            self.examples.append(example)
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+
+    def to_json(self) -> dict[str, Any]:
+        return {"counts": self.counts, "examples": [vars(example) for example in self.examples]}
+
+    @staticmethod
+    def merged(found: Iterable[dict[str, Any]]) -> Problems:
+        """The problems of all parts, in part order; keeps the first examples of each kind."""
+        total = Problems()
+        for problems in found:
+            for kind in sorted(problems["counts"]):
+                room = EXAMPLES_PER_KIND - total.counts.get(kind, 0)
+                of_kind = [Example(**example) for example in problems["examples"] if example["kind"] == kind]
+                total.examples += of_kind[: max(room, 0)]
+                total.counts[kind] = total.counts.get(kind, 0) + problems["counts"][kind]
+        return total
+
+    def summary(self) -> str:
+        """One clause, e.g. ``2 x invalid UTF-8 (first: a.txt, line 7)``; empty where there are none."""
+        first = {example.kind: example for example in reversed(self.examples)}
+        return ", ".join(
+            f"{count} x {kind} (first: {first[kind].place()})" for kind, count in sorted(self.counts.items())
+        )
+
+
+def line_number(path: str, offset: int) -> int:
+    """1 + the newlines before byte ``offset`` of the (decompressed) file, as far as it can be read."""
+    newlines = 0
+    with contextlib.suppress(DamagedFile), storage.open_binary(path) as stream:
+        while offset > 0 and (block := stream.read(min(offset, 1 << 20))):
+            newlines += block.count(b"\n")
+            offset -= len(block)
+    return newlines + 1
