@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import random
 import time
@@ -90,12 +91,12 @@ def repeated(once: Any, path: str) -> Any:
     raise AssertionError("not reached")
 
 
-def agreed(read: Callable[[], T], path: str) -> T:
+def agreed(read: Callable[[], T], path: str, agree: Callable[[T, T], bool] = operator.eq) -> T:
     """What two downloads in a row say, for content that comes with no digest to check one of them by."""
     before = read()
     for _ in range(ATTEMPTS):
         now = read()
-        if now == before:
+        if agree(before, now):
             return now
         before = now
     raise WrongContent(f"{shown(path)}: every download has another content")

@@ -77,7 +77,8 @@ def size(path: str) -> int:
 def list_names(directory: str) -> list[str]:
     """Sorted plain names of the files and directories in it, unfinished ones left out; [] if absent."""
     if is_remote(directory):
-        names = remote.agreed(lambda: _remote_names(directory), directory)
+        # A wrong bit takes a name away; writers only add some.
+        names = remote.agreed(lambda: _remote_names(directory), directory, set.issubset)
     else:
         try:
             with naming(directory, FileNotFoundError, NotADirectoryError):
@@ -90,7 +91,8 @@ def list_names(directory: str) -> list[str]:
 def list_sizes(directory: str) -> dict[str, int]:
     """Bytes of each file in it by its plain name, unfinished ones left out; {} if absent. One listing."""
     if is_remote(directory):
-        return remote.agreed(lambda: _remote_sizes(directory), directory)
+        grown = lambda before, now: before.items() <= now.items()  # noqa: E731
+        return remote.agreed(lambda: _remote_sizes(directory), directory, grown)
     sizes = {}
     for name in list_names(directory):
         with contextlib.suppress(FileNotFoundError):  # gone since it was listed

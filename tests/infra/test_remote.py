@@ -114,6 +114,23 @@ def test_a_wrong_listing_is_not_believed(bucket: str, proxy: FaultyProxy) -> Non
         assert storage.expand([f"{bucket}/*.txt"]) == [storage.join(bucket, name) for name in names]
 
 
+def test_a_directory_that_grows_is_listed(bucket: str, proxy: FaultyProxy, s3_endpoint: str) -> None:
+    """Writers at work are no damage, however often it is listed."""
+    import boto3
+
+    client, name = boto3.client("s3", endpoint_url=s3_endpoint), bucket.rpartition("/")[2]
+    added: list[str] = []
+
+    def one_more(method: str, path: str) -> None:
+        added.append(f"{len(added)}.txt")
+        client.put_object(Bucket=name, Key=added[-1], Body=b"x")
+
+    proxy.choose = one_more
+    assert storage.list_names(bucket) == added == ["0.txt", "1.txt"]
+    assert storage.list_sizes(bucket) == dict.fromkeys(added, 1)
+    assert len(added) == 4
+
+
 def test_what_can_be_checked_is_downloaded_again_only_when_wrong(bucket: str, proxy: FaultyProxy) -> None:
     path = storage.join(bucket, "a.json")
     storage.publish_bytes(path, b'{"a": 1}')
