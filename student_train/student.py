@@ -25,6 +25,7 @@ from transformers import (
 
 from infra import sections
 from infra.errors import UserError
+from student_train.cpu_dropout import use_cheap_dropout
 
 DISTILBERT_LAYERS = (0, 2, 4, 7, 9, 11)
 """DistilBERT's authors' of BERT-base (transformers-research-projects, distillation/scripts/extract.py)."""
@@ -122,6 +123,8 @@ def build_student(
         teacher = _teacher_weights(teacher_model, revision, teacher_config)
         rename = _bert_as_distilbert if teacher_config["model_type"] == "bert" else _fewer_layers
         built.model.load_state_dict(rename(teacher, layers))
+    if student.dropout:
+        use_cheap_dropout(built.model)
     return built.train()
 
 

@@ -1,0 +1,116 @@
+"""Dropout of our own against torch's: the same arithmetic, another source of masks."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import DistilBertConfig, DistilBertForMaskedLM, RobertaConfig, RobertaForMaskedLM
+
+from student_train import cpu_dropout
+from student_train.cpu_dropout import CheapDropout, kept, use_cheap_dropout
+
+CONFIGS = {
+    "distilbert": (
+        DistilBertForMaskedLM,
+        DistilBertConfig(
+            vocab_size=50, max_position_embeddings=16, n_layers=2, n_heads=2, dim=8, hidden_dim=16,
+            dropout=0.5, attention_dropout=0.5, pad_token_id=0,
+        ),
+    ),
+    "roberta": (
+        RobertaForMaskedLM,
+        RobertaConfig(
+            vocab_size=50, max_position_embeddings=18, num_hidden_layers=2, num_attention_heads=2,
+            hidden_size=8, intermediate_size=16, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5,
+            pad_token_id=0,
+        ),
+    ),
+}  # fmt: skip
+IDS = torch.arange(3, 27).reshape(2, 12)
+MASK = (torch.arange(12) < torch.tensor([[12], [7]])).long()
+
+
+@pytest.fixture(params=CONFIGS)
+def models(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module]:
+    """A model as transformers makes it, and the same with our dropout; in training mode."""
+    kind, config = CONFIGS[request.param]
+    torch.manual_seed(0)
+    theirs = kind(copy.deepcopy(config)).train()
+    ours = kind(copy.deepcopy(config)).train()
+    ours.load_state_dict(theirs.state_dict())
+    use_cheap_dropout(ours)
+    return theirs, ours
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.93])
+def test_share_and_independence_of_what_is_kept(p: float) -> None:
+    torch.manual_seed(0)
+    keep, scale = kept(torch.Size((1000, 401)), p)
+    share, deviation = 1 - p, (p * (1 - p)) ** 0.5
+    assert scale == pytest.approx(1 / share, rel=1e-3)
+    assert abs(float(keep.double().mean()) - share) < 5 * deviation / 401_000**0.5
+    assert abs(float(keep.double().mean(0).std()) - deviation / 1000**0.5) < 0.2 * deviation / 1000**0.5
+    centred = keep.flatten().double() - share
+    for lag in (1, 2, 3, 4, 8):  # four neighbours come from one draw
+        assert abs(float((centred[lag:] * centred[:-lag]).mean())) < 5 * deviation**2 / 400_000**0.5
+
+
+def test_seed_decides() -> None:
+    dropout, x = CheapDropout(0.3).train(), torch.ones(7, 5)
+    torch.manual_seed(1)
+    first = dropout(x)
+    torch.manual_seed(1)
+    assert torch.equal(dropout(x), first)
+    assert not torch.equal(dropout(x), first)
+
+
+def test_same_masks_give_torchs_loss_and_gradients(
+    models: tuple[nn.Module, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every mask drawn from one sequence by both, nothing else differs."""
+    theirs, ours = models
+    theirs.set_attn_implementation("eager")  # torch's attention draws inside an operator
+
+    def mask(shape: torch.Size, p: float) -> tuple[torch.Tensor, float]:
+        return torch.rand(shape) >= p, 1 / (1 - p)
+
+    def dropout(
+        x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> torch.Tensor:
+        keep, scale = mask(x.shape, p)
+        return x * keep * scale
+
+    monkeypatch.setattr(cpu_dropout, "kept", mask)
+    monkeypatch.setattr(nn.functional, "dropout", dropout)
+    losses = []
+    for model in models:
+        torch.manual_seed(5)
+        loss = model(input_ids=IDS, attention_mask=MASK, labels=IDS).loss
+        loss.backward()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    pairs = zip(theirs.parameters(), ours.parameters(), strict=True)
+    for one, other in pairs:
+        if one.grad is not None:
+            torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_nothing_changes_in_evaluation(models: tuple[nn.Module, nn.Module]) -> None:
+    theirs, ours = (model.eval() for model in models)
+    inputs = {"input_ids": IDS, "attention_mask": MASK}
+    torch.testing.assert_close(ours(**inputs).logits, theirs(**inputs).logits, rtol=0, atol=0)
+
+
+def test_nothing_of_it_is_saved(models: tuple[nn.Module, nn.Module], tmp_path: Path) -> None:
+    for model, name in zip(models, ("theirs", "ours"), strict=True):
+        model.save_pretrained(tmp_path / name)
+    files = {name: (tmp_path / name / "config.json").read_text() for name in ("theirs", "ours")}
+    assert json.loads(files["ours"]) == json.loads(files["theirs"])
+    loaded = type(models[0]).from_pretrained(tmp_path / "ours")
+    assert not any(isinstance(module, CheapDropout) for module in loaded.modules())
+    assert loaded.config._attn_implementation == "sdpa"
