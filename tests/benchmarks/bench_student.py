@@ -6,7 +6,6 @@ the stored numbers are random: they do not change what is computed.
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
 
 from infra.sections import Student, Train
 from offline_teacher.store.head import MlmHead
@@ -140,10 +139,16 @@ def run() -> list[Row]:
     with tempfile.TemporaryDirectory() as directory:
         store = FileStore(directory)
         offline = OfflineTrainer(config, teacher, world, "bfloat16")
-        live = copy.deepcopy(build_student(Student(init="random"), config.to_dict(), None).model)
+        live = plain_student(offline)
         seconds = measure(store, offline, teacher, live)
     world.close()
     return rows(seconds)
+
+
+def plain_student(offline: OfflineTrainer) -> DistilBertForMaskedLM:
+    """The same architecture as transformers makes it, without anything of ours."""
+    config = DistilBertConfig.from_dict(offline.model.model.config.to_dict())
+    return DistilBertForMaskedLM(config).float().train()
 
 
 def measure(
