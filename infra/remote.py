@@ -41,6 +41,10 @@ LASTING_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFou
 """Errors that trying again does not cure (the names: of packages that may not be installed)."""
 
 
+ENDED_UPLOAD = "NoSuchUpload"
+"""What S3 says when an upload in parts is completed again since the first answer was lost: no absent file."""
+
+
 def scheme(path: str) -> str | None:
     """``s3`` of ``s3://bucket/key``; None for a local path."""
     head, separator, _ = path.partition("://")
@@ -78,10 +82,13 @@ def repeated(once: Any, path: str) -> Any:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return once()
-        except (FileNotFoundError, UserError):
+        except UserError:
             raise
         except Exception as problem:  # noqa: BLE001 - every client library has its own exception classes
-            lasts = isinstance(problem, LASTING) or type(problem).__name__ in LASTING_NAMES
+            ended = _answer_of(problem.__cause__).get("Error", {}).get("Code") == ENDED_UPLOAD
+            if isinstance(problem, FileNotFoundError) and not ended:
+                raise
+            lasts = not ended and (isinstance(problem, LASTING) or type(problem).__name__ in LASTING_NAMES)
             if lasts or attempt == ATTEMPTS:
                 tries = "" if lasts else f" ({attempt} attempts)"
                 reason = str(problem) or "no answer in time"
@@ -154,5 +161,10 @@ def _s3_config() -> dict[str, Any]:
 
 
 def _server_error(problem: Exception) -> bool:
-    answer = getattr(problem, "response", {})
-    return isinstance(answer, dict) and answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+    return int(_answer_of(problem).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500
+
+
+def _answer_of(problem: BaseException | None) -> dict[str, Any]:
+    """What the server said, where botocore's error has it."""
+    answer = getattr(problem, "response", None)
+    return answer if isinstance(answer, dict) else {}

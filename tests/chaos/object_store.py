@@ -212,11 +212,12 @@ def parts(bench: Bench, directory: Path) -> None:
     path = directory / "large.bin"
     data = random.Random(bench.seed).randbytes(PART_BYTES * 5 // 2)
     path.write_bytes(data)
-    for fault in ("torn", "reset", "500", "503"):
+    died = [(fault, "PUT", "partNumber=2", "a part meets") for fault in ("torn", "reset", "500", "503")]
+    for fault, method, words, what in [*died, ("cut", "POST", "uploadId=", "the end is answered by")]:
         bench.faults_on()
         left = [fault]
-        bench.proxy.choose = lambda method, url, left=left: (
-            left.pop() if left and "partNumber=2" in url else None
+        bench.proxy.choose = lambda verb, url, left=left, method=method, words=words: (
+            left.pop() if left and verb == method and words in url else None
         )
         with storage.publishing(f"{REMOTE}/large/{fault}.bin") as draft:
             os.link(path, f"{draft}.link")
@@ -224,7 +225,7 @@ def parts(bench: Bench, directory: Path) -> None:
         unfinished = bench.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
         body = bench.client.get_object(Bucket=BUCKET, Key=f"large/{fault}.bin")["Body"].read()
         holds = body == data and not unfinished and not left
-        bench.row(f"125 MiB in parts, one {fault}", holds, f"{len(unfinished)} unfinished uploads left")
+        bench.row(f"125 MiB in parts, {what} {fault}", holds, f"{len(unfinished)} unfinished uploads left")
 
 
 # --- commands ---------------------------------------------------------------------------------------------

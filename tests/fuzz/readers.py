@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,15 +47,22 @@ def _put(path: Path, data: bytes) -> None:
 
 
 def _recipe(directory: Path) -> tuple[list[bytes], Read]:
+    """Every section of every recipe, with the two that each recipe needs: short, so that damage is dense."""
     path = directory / "recipe.yaml"
-    recipes = sorted((Path(__file__).parents[2] / "infra" / "recipes").glob("*.yaml"))
-    lines = [[line for line in r.read_text().splitlines() if not line.startswith("#")] for r in recipes]
+    wholes = []
+    for recipe in sorted((Path(__file__).parents[2] / "infra" / "recipes").glob("*.yaml")):
+        text = "\n".join(line for line in recipe.read_text().splitlines() if not line.startswith("#"))
+        items = {
+            item.partition(":")[0]: item for item in re.findall(r"^\S[^\n]*(?:\n(?!\S)[^\n]*)*", text, re.M)
+        }
+        needed = "\n".join(items[name] for name in ("name", "corpus", "teacher"))
+        wholes += [f"{needed}\n{item}".encode() for name, item in items.items() if item not in needed]
 
     def read(data: bytes) -> object:
         _put(path, data)
         return load_recipe(str(path)).to_yaml()
 
-    return ["\n".join(each).encode() for each in lines], read
+    return wholes, read
 
 
 def _manifest(directory: Path) -> tuple[list[bytes], Read]:

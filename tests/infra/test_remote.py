@@ -240,6 +240,31 @@ def test_processes_share_a_cache_smaller_than_their_needs(bucket: str, tmp_path:
     assert sum(path.stat().st_size for path in tmp_path.glob("xxh3-128-*")) <= 2500
 
 
+def test_an_upload_whose_last_answer_was_lost_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Completing it again finds no such upload: what s3fs makes of that is no absent file."""
+    from botocore.exceptions import ClientError
+
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.0)
+
+    def error(code: str) -> FileNotFoundError:
+        problem = FileNotFoundError("no such")
+        problem.__cause__ = ClientError({"Error": {"Code": code}}, "CompleteMultipartUpload")
+        return problem
+
+    answers = [error("NoSuchUpload"), error("NoSuchUpload"), "uploaded"]
+
+    def upload() -> object:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert remote.repeated(upload, "s3://bucket/x") == "uploaded"
+    answers[:] = [error("NoSuchKey"), "uploaded"]
+    with pytest.raises(FileNotFoundError):
+        remote.repeated(upload, "s3://bucket/x")
+
+
 def test_an_unknown_url_is_one_line() -> None:
     with pytest.raises(UserError, match=r"^ftp://host/x: unknown kind of URL; known are s3://"):
         storage.read_bytes("ftp://user:secret@host/x?token=1")
