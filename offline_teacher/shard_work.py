@@ -6,6 +6,7 @@ so that any worker makes the same bytes, any number of times.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from typing import Any
 
@@ -53,7 +54,10 @@ class ShardWorker:
         """Publishes one shard; returns ``{tokens, bytes}`` of it. ValueError where the teacher gives NaN."""
         columns = self.columns(root, replica, index)
         sidecar = write_shard(root, self._passes[root].declaration, replica, index, columns)
-        return {"tokens": int(columns["token_count"].sum()), "bytes": sidecar.bytes}
+        tokens = int(columns["token_count"].sum())
+        del columns
+        _return_free_memory()
+        return {"tokens": tokens, "bytes": sidecar.bytes}
 
     def columns(self, root: str, replica: int, index: int) -> dict[str, np.ndarray]:
         """All columns [n, ...] of a shard, made anew; publishes nothing."""
@@ -81,6 +85,13 @@ class ShardWorker:
                 )
             self._passes[root] = _Pass(self.recipe, root, declaration, loaded)
         return self._passes[root]
+
+
+def _return_free_memory() -> None:
+    """Batches of many shapes leave holes in the C library's heap, more with every shard: to the system."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 class _Pass:
