@@ -8,7 +8,7 @@ Three machines in network namespaces (`tests.chaos.hosts`), reached by ssh and p
 4. Two machines, one of which loses all its processes half-way; the command ends, and given again with the
    third machine in the hostfile it goes on from the newest checkpoint: samples, losses and weights as in 2.
 
-Prints a table of figures; exits 1 where any of it does not hold. About 6 minutes.
+Prints a table of figures; exits 1 where any of it does not hold. About 9 minutes.
 """
 
 from __future__ import annotations
