@@ -9,7 +9,7 @@ Four machines in network namespaces (`tests.chaos.hosts`): a laptop, a head, two
    followed, the job stopped half-way and submitted again; what is uploaded is looked at.
 4. A pass over all hosts, one of which loses its cable and all its processes half-way.
 
-Prints a table of figures; exits 1 where any of it does not hold. About 8 minutes.
+Prints a table of figures; exits 1 where any of it does not hold. About 10 minutes.
 """
 
 from __future__ import annotations
