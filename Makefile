@@ -16,7 +16,7 @@ help:
 	@echo "make test         set up .venv, check formatting, lint and types, run the tests"
 	@echo "make ui           MLflow UI on 127.0.0.1:$(PORT) (PORT=..., RUNS=directory with mlflow.db)"
 	@echo "make bench        measure the hot paths"
-	@echo "make chaos        stop and damage every stage, and see it recover"
+	@echo "make chaos        stop and damage every stage, and see it recover (an hour)"
 
 demo: .venv/installed
 	@$(IN_VENV) python -m infra.demo
@@ -32,6 +32,9 @@ bench: .venv/installed
 
 chaos: .venv/installed
 	@$(IN_VENV) python -m tests.chaos
+	@$(IN_VENV) python -m tests.chaos.student
+	@$(IN_VENV) python -m tests.chaos.object_store
+	@$(IN_VENV) python -m tests.chaos.demo
 
 ui: .venv/installed
 	@test -f "$(RUNS)/mlflow.db" || { echo "error: $(RUNS)/mlflow.db: no such file; run make demo first, or name the directory with RUNS=..." >&2; exit 2; }
