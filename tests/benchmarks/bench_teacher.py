@@ -40,7 +40,6 @@ from tests.benchmarks.timing import interleave
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 L, BATCH, SHARDS, REPEATS = 128, 16, 2, 3
-TOKENS = SHARDS * BATCH * L
 TOP_K = 64
 SAMPLED = 2_000
 """Documents of the corpus looked at; every so many-th is taken."""
@@ -54,9 +53,9 @@ def run(model: str | None = None) -> list[Row]:
             return _measure(Path(scratch, "given"), model, "")
         directory = _bert_base(Path(scratch, "model"))
         rows = _measure(Path(scratch, "base"), directory, "")
-        return rows + (
-            _measure(Path(scratch, "shared"), shared, "_shared_teacher") if Path(shared).is_dir() else []
-        )
+        if Path(shared).is_dir():  # a small model is through a batch in no time: more of them make a shard
+            rows += _measure(Path(scratch, "shared"), shared, "_shared_teacher", batches_per_shard=4)
+        return rows
 
 
 def _bert_base(directory: Path) -> str:
@@ -131,14 +130,16 @@ class LocalPool(Pool):
         return getattr(self.worker, item.method)(*item.arguments)
 
 
-def _measure(scratch: Path, directory: str, suffix: str) -> list[Row]:
+def _measure(scratch: Path, directory: str, suffix: str, batches_per_shard: int = 1) -> list[Row]:
     from transformers import AutoModelForMaskedLM
 
     scratch.mkdir()
     tokenizer = load_tokenizer(directory)
     texts = material(tokenizer)
+    samples = batches_per_shard * BATCH
     recipes = {
-        name: _recipe(scratch, directory, texts, name, k) for name, k in (("full", TOP_K), ("hidden", 0))
+        name: _recipe(scratch, directory, texts, name, k, samples)
+        for name, k in (("full", TOP_K), ("hidden", 0))
     }
     pool = LocalPool(recipes["full"])
     for recipe in recipes.values():
@@ -149,7 +150,7 @@ def _measure(scratch: Path, directory: str, suffix: str) -> list[Row]:
         directory, dtype=torch.bfloat16, attn_implementation="sdpa"
     ).eval()
     plain = AutoModelForMaskedLM.from_pretrained(directory, dtype=torch.float32).eval()
-    padded, real = _padded(tokenizer, texts.documents)
+    padded, real = _padded(tokenizer, texts.documents, SHARDS * batches_per_shard)
 
     @torch.inference_mode()
     def forward() -> None:
@@ -176,15 +177,13 @@ def _measure(scratch: Path, directory: str, suffix: str) -> list[Row]:
         "encoder": encode,
         "script": script,
     }
-    tokens = dict.fromkeys(sides, TOKENS) | {"script": real}
+    tokens = dict.fromkeys(sides, SHARDS * samples * L) | {"script": real}
     seconds = interleave(sides, REPEATS, f"teacher{suffix}")
     rate = {name: tokens[name] / seconds[name] for name in sides}
     told = ", ".join(f"{name} {value:,.0f}" for name, value in rate.items())
     model = f"{plain.config.num_hidden_layers} x {plain.config.hidden_size} teacher"
-    where = (
-        f"{model}, {SHARDS} shards of {BATCH} x {L}, bfloat16, 1 thread, medians of {REPEATS} interleaved, "
-    )
-    where += f"tokens/s: {told}"
+    where = f"{model}, {SHARDS} shards of {samples} x {L}, batches of {BATCH}, bfloat16, 1 thread, "
+    where += f"medians of {REPEATS} interleaved, tokens/s: {told}"
     documents = f"; the script: float32, {texts.lengths}, padded by 16, real tokens"
     return [
         row(f"teacher.{name}{suffix}", rate[ours] / rate[theirs], "ratio", goal, where + more)
@@ -196,13 +195,15 @@ def _measure(scratch: Path, directory: str, suffix: str) -> list[Row]:
     ]
 
 
-def _recipe(scratch: Path, directory: str, texts: Material, name: str, top_k: int) -> Recipe:
+def _recipe(
+    scratch: Path, directory: str, texts: Material, name: str, top_k: int, samples_per_shard: int
+) -> Recipe:
     """Text for SHARDS full shards and a little more."""
     tokenizer, lines, tokens = load_tokenizer(directory), [], 0
     for document in texts.documents:
         lines.append(document)
         tokens += len(tokenizer(document, add_special_tokens=False).input_ids)
-        if tokens >= TOKENS:
+        if tokens >= SHARDS * samples_per_shard * L:
             break
     (scratch / "text.txt").write_text("\n".join(lines) + "\n")
     sections = {
@@ -211,7 +212,7 @@ def _recipe(scratch: Path, directory: str, texts: Material, name: str, top_k: in
         "corpus": {"path": str(scratch / "text.txt")},
         "sequences": {"length": L},
         "teacher": {"model": directory, "batch_size": BATCH},
-        "store": {"top_k": top_k, "samples_per_shard": BATCH},
+        "store": {"top_k": top_k, "samples_per_shard": samples_per_shard},
     }
     path = scratch / f"{name}.yaml"
     path.write_text(yaml.safe_dump(sections))
@@ -229,17 +230,18 @@ def _batches(recipe: Recipe) -> list[torch.Tensor]:
     store = open_store(recipe.store_dir)
     shards = [store.shard(0, index).columns for index in range(SHARDS)]
     assert all((columns["token_count"] == L).all() for columns in shards), "a shard has short sequences"
-    return [torch.from_numpy(columns["input_ids"].astype(np.int64)) for columns in shards]
+    ids = np.concatenate([columns["input_ids"] for columns in shards]).astype(np.int64)
+    return list(torch.from_numpy(ids).split(BATCH))
 
 
-def _padded(tokenizer: Any, documents: list[str]) -> tuple[list[dict[str, torch.Tensor]], int]:
-    """SHARDS padded batches drawn from all documents, and their real tokens."""
-    chosen = np.random.default_rng(1).permutation(len(documents))[: SHARDS * BATCH]
+def _padded(tokenizer: Any, documents: list[str], count: int) -> tuple[list[dict[str, torch.Tensor]], int]:
+    """``count`` padded batches drawn from all documents, and their real tokens."""
+    chosen = np.random.default_rng(1).permutation(len(documents))[: count * BATCH]
     batches = [
         tokenizer(
             [documents[i] for i in part], padding=True, truncation=True, max_length=L, return_tensors="pt"
         )
-        for part in np.split(chosen, SHARDS)
+        for part in np.split(chosen, count)
     ]
     kept = [{name: inputs[name] for name in ("input_ids", "attention_mask")} for inputs in batches]
     return kept, sum(int(inputs["attention_mask"].sum()) for inputs in kept)
