@@ -38,7 +38,7 @@ from tests.benchmarks.live_reference import dense_inputs, live_loss, live_optimi
 from tests.benchmarks.results import RESULTS, Row, record, row, shown
 
 ROOT = Path(__file__).resolve().parents[2]
-LENGTH, BATCH = 64, 8
+LENGTH, BATCH = 64, 4
 TEMPERATURES = (1.0, 2.0)
 VALIDATION_CHARACTERS = 60_000
 CHARACTERS_PER_TOKEN = 5
