@@ -104,11 +104,6 @@ class World:
         dist.destroy_process_group()
 
 
-def rank_of_environment() -> int:
-    """The rank the launcher gave this process; 0 without a launcher. Known before anything is set up."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def start_world() -> World:
     """Joins the processes of the launcher (deepspeed, torchrun), or is alone where there is none."""
     on_gpu = torch.cuda.is_available()

@@ -27,6 +27,7 @@ from infra.errors import UserError
 from infra.recipe import Recipe, load_recipe
 from offline_teacher.store.reader import Store, open_store
 from student_train.mirror import Mirror, mirrored
+from student_train.ranks import rank_of_environment, share_cores
 
 if TYPE_CHECKING:
     from student_train.engine import World
@@ -44,16 +45,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def share_cores() -> None:
-    """One rank's share of the cores for its threads, set before torch is imported.
-
-    torchrun says 1, the deepspeed launcher nothing: then every rank would start a thread on every core, and
-    ranks would wait for each other's spinning threads.
-    """
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
-
-
 def run(options: argparse.Namespace) -> int:
     share_cores()
     recipe = load_recipe(options.recipe, options.overrides)
@@ -65,7 +56,7 @@ def _run(recipe: Recipe, mirror: Mirror | None) -> int:
     directory = mirror.local if mirror else recipe.student_dir
     store = open_store(recipe.store_dir)
     fingerprint = {"recipe": recipe.outcome("student", "train"), "store": store.manifest.digest}
-    from student_train.engine import rank_of_environment, start_world
+    from student_train.engine import start_world
     from student_train.model_card import finished
     from student_train.trainer import require_same
 
@@ -226,8 +217,6 @@ def _say(recipe: Recipe, results: dict[str, Any], what: str) -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Rank 0 speaks for all: the others end quietly, with 0, so that the launcher waits for its exit code."""
-    from student_train.engine import rank_of_environment
-
     if rank_of_environment() == 0:
         console.command(lambda: run(parse(arguments)))
     with contextlib.suppress(UserError, KeyboardInterrupt):

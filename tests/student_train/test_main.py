@@ -461,3 +461,24 @@ def test_two_ranks_killed_and_started_again(
     assert wrong.returncode == 2
     assert wrong.stdout.count("error: ") == 1
     assert "Traceback" not in wrong.stdout
+
+
+def test_a_rank_takes_its_share_of_the_cores(root_dir: Path) -> None:
+    """Torch, imported before that, would start a thread on every core in each rank, and ranks would wait for each other."""
+    script = (
+        "import sys\n"
+        "from student_train import main, ranks\n"
+        "def run(options):\n"
+        "    early = 'torch' in sys.modules\n"
+        "    ranks.share_cores()\n"
+        "    import torch\n"
+        "    print(early, torch.get_num_threads())\n"
+        "main.run = run\n"
+        "main.main(['--recipe', 'none'])\n"
+    )
+    cores = len(os.sched_getaffinity(0))
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"LOCAL_SIZE": str(cores)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root_dir, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["False", "1"], done.stderr
