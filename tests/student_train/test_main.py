@@ -464,7 +464,7 @@ def test_two_ranks_killed_and_started_again(
 
 
 def test_a_rank_takes_its_share_of_the_cores(root_dir: Path) -> None:
-    """Torch, imported before that, would start a thread on every core in each rank, and ranks would wait for each other."""
+    """Torch, imported before that, would start a thread on every core in each rank."""
     script = (
         "import sys\n"
         "from student_train import main, ranks\n"
