@@ -11,15 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from offline_teacher.reduction import ColumnOrder, reduce_logits
+from offline_teacher.reduction import reduce_logits
 from offline_teacher.store.quantise import quantise
 from offline_teacher.store.schema import Layout
 from offline_teacher.teacher import LoadedTeacher
 
 MATMUL_POSITIONS = {"cpu": 256, "cuda": 8192}
 """Positions whose logits exist at once: enough for the matrix product to be efficient."""
-REDUCE_POSITIONS = {"cpu": 32, "cuda": 8192}
-"""Positions reduced at once: on a CPU their float32 logits stay in the cache."""
 
 
 class _Head:
@@ -33,29 +31,21 @@ class _Head:
 
         head = loaded.head
         self.layout, self.eps, self.act = layout, head.layer_norm_eps, ACT2FN[head.hidden_act]
-        self.order = ColumnOrder(layout.vocab_size)
         self.dense = tensor(head.dense_weight), tensor(head.dense_bias)
         self.norm = tensor(head.layer_norm_weight), tensor(head.layer_norm_bias)
-        weight, bias = tensor(head.decoder_weight), tensor(head.decoder_bias)
-        self.decoder = self.order.rows(weight, 0.0), self.order.rows(bias, float("-inf"))
+        self.decoder_weight, self.decoder_bias = tensor(head.decoder_weight), tensor(head.decoder_bias)
+        self.logits = self.decoder_bias.new_empty(MATMUL_POSITIONS[loaded.device.type], layout.vocab_size)
 
     def reduce(self, hidden: Tensor) -> dict[str, Tensor]:
         """hidden [N, D] -> topk_ids [N, K], topk_logits [N, K], logsumexp [N, T]; chunk by chunk."""
-        kind, pieces = hidden.device.type, []
-        for chunk in hidden.split(MATMUL_POSITIONS[kind]):
+        pieces = []
+        for chunk in hidden.split(len(self.logits)):
             z = F.layer_norm(self.act(F.linear(chunk, *self.dense)), chunk.shape[-1:], *self.norm, self.eps)
-            for logits in F.linear(z, *self.decoder).split(REDUCE_POSITIONS[kind]):
-                pieces.append(
-                    reduce_logits(
-                        logits.to(torch.float32, copy=True), self.order, self.layout.top_k, self.temperatures
-                    )
-                )
-        ids, logits, logsumexp = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-        return {"topk_ids": ids, "topk_logits": logits, "logsumexp": logsumexp}
-
-    @property
-    def temperatures(self) -> tuple[float, ...]:
-        return self.layout.temperatures
+            logits = self.logits[: len(z)]  # written again and again: new memory costs as much as a forward
+            torch.addmm(self.decoder_bias, z, self.decoder_weight.t(), out=logits)
+            pieces.append(reduce_logits(logits, self.layout.top_k, self.layout.temperatures))
+        ids, values, logsumexp = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        return {"topk_ids": ids, "topk_logits": values, "logsumexp": logsumexp}
 
 
 class Capture:

@@ -1,70 +1,69 @@
-"""Top-k and logsumexp over the vocabulary in one pass over a chunk of logits, exact and deterministic.
+"""Top-k and logsumexp over the vocabulary of a chunk of logits, exact and deterministic.
 
 A teacher pass must cost what the bare forward costs, and a naive ``topk`` with one ``logsumexp`` a
-temperature adds a tenth to a BERT-base forward on a CPU. Three things keep it small:
+temperature costs as much as a small teacher's whole forward on a CPU. So on a CPU the rows go to a
+compiled kernel (`reduction_kernel`) that reads each of them twice. Everywhere else, and where there is no
+C++ compiler, the same is done with tensor operations:
 
-* the chunk fits in the cache, and is exponentiated once: exp(x / t) = exp(x / T) ** (T / t), which is a
-  square where T = 2t; ``exp2`` is several times faster than ``exp`` on a CPU;
+* a row is exponentiated once: exp(x / t) = exp(x / T) ** (T / t), which is a square where T = 2t;
 * the largest k entries lie in the k blocks of 32 ids with the largest maxima, so only those are searched;
 * entries are compared by one integer key (logit, then lower id first), so that ties, frequent among
-  bfloat16 logits, come out the same everywhere, and integer keys can be partitioned without indices.
+  bfloat16 logits, come out the same everywhere.
 
-The maximum of a block is taken over the first axis of [32, blocks], which vectorises; `ColumnOrder` lays
-the decoder's rows out so that this axis runs over 32 consecutive ids.
+Axes: N positions, V vocabulary, K top-k, T temperatures.
 """
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from offline_teacher import reduction_kernel
+
 BLOCK = 32
+REDUCE_POSITIONS = {"cpu": 32}
+"""Positions the tensor arithmetic works on at once: on a CPU their float32 logits stay in the cache."""
 _POSITION_BITS = 16
 _POSITION_MASK = (1 << _POSITION_BITS) - 1
 
-
-class ColumnOrder:
-    """Where id v stands in a row of logits: column (v % 32) * blocks + v // 32, padded to whole blocks."""
-
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
-        self.blocks = -(-vocab_size // BLOCK)
-        assert self.blocks <= _POSITION_MASK
-        self.width = self.blocks * BLOCK
-
-    def rows(self, weight: Tensor, fill: float) -> Tensor:
-        """[V, ...] -> [width, ...] in column order; rows past V are ``fill``."""
-        padded = weight.new_full((self.width, *weight.shape[1:]), fill)
-        padded[: self.vocab_size] = weight
-        return padded.view(self.blocks, BLOCK, *weight.shape[1:]).transpose(0, 1).reshape(padded.shape)
+Reduced = tuple[Tensor, Tensor, Tensor]
 
 
-def reduce_logits(
-    logits: Tensor, order: ColumnOrder, top_k: int, temperatures: tuple[float, ...]
-) -> tuple[Tensor, Tensor, Tensor]:
+def reduce_logits(logits: Tensor, top_k: int, temperatures: tuple[float, ...]) -> Reduced:
     """ids int64 [N, K] and logits float32 [N, K], largest first, lower id first among equals; and
     logsumexp(logits / T) float32 [N, T], accumulated in float32.
 
-    ``logits``: float32 [N, width] in column order, -inf past V; overwritten.
+    ``logits``: [N, V] of any float dtype, rows contiguous; ``temperatures`` ascending.
     """
-    blocks = logits.view(-1, BLOCK, order.blocks)
-    block_max = blocks.amax(1)
-    ids, values = _top_k(blocks, block_max, min(top_k, order.blocks), top_k)
-    maximum = block_max.amax(-1, keepdim=True)
-    return ids, values, _logsumexp_(logits, maximum, temperatures)
+    if logits.device.type == "cpu" and reduction_kernel.available():
+        return reduction_kernel.reduce_logits(logits, top_k, temperatures)
+    rows = logits.split(REDUCE_POSITIONS.get(logits.device.type, max(1, len(logits))))
+    pieces = [_reduce(part, top_k, temperatures) for part in rows]
+    ids, values, logsumexp = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    return ids, values, logsumexp
 
 
-def _top_k(blocks: Tensor, block_max: Tensor, wanted_blocks: int, top_k: int) -> tuple[Tensor, Tensor]:
+def _reduce(logits: Tensor, top_k: int, temperatures: tuple[float, ...]) -> Reduced:
+    count, vocab_size = logits.shape
+    blocks = -(-vocab_size // BLOCK)
+    assert blocks <= _POSITION_MASK
+    wide = logits.new_full((count, blocks * BLOCK), float("-inf"), dtype=torch.float32)
+    wide[:, :vocab_size] = logits
+    blocked = wide.view(count, blocks, BLOCK)
+    block_max = blocked.amax(2)
+    ids, values = _top_k(blocked, block_max, min(top_k, blocks), top_k)
+    return ids, values, _logsumexp_(wide, block_max.amax(1, keepdim=True), temperatures)
+
+
+def _top_k(blocked: Tensor, block_max: Tensor, wanted_blocks: int, top_k: int) -> tuple[Tensor, Tensor]:
     # Among blocks with equal maxima the lower one holds the lower ids, so the block keys order blocks
     # as their best entries are ordered, and k better blocks mean k better entries.
     chosen = _POSITION_MASK - (_largest(_keys(block_max), wanted_blocks) & _POSITION_MASK)
     chosen = chosen.sort(-1).values
-    candidates = blocks.gather(2, chosen[:, None].expand(-1, BLOCK, -1))
-    candidates = candidates.transpose(1, 2).reshape(len(blocks), -1)  # ascending ids
-    best = _largest(_keys(candidates), top_k).flip(-1)
+    candidates = blocked.gather(1, chosen[:, :, None].expand(-1, -1, BLOCK)).flatten(1)  # ascending ids
+    best = _largest(_keys(candidates), top_k)
     position = _POSITION_MASK - (best & _POSITION_MASK)
     ids = chosen.gather(1, position // BLOCK) * BLOCK + position % BLOCK
     return ids, candidates.gather(1, position)
@@ -79,20 +78,17 @@ def _keys(values: Tensor) -> Tensor:
 
 
 def _largest(keys: Tensor, count: int) -> Tensor:
-    """The ``count`` largest keys of each row, ascending."""
-    if keys.is_cuda:
-        return keys.topk(count, sorted=True).values.flip(-1)
-    table = keys.numpy()  # numpy's partition of plain integers is vectorised; torch's topk is not
-    if count < table.shape[-1]:
-        table = np.partition(table, table.shape[-1] - count, axis=-1)[:, -count:]
-    return torch.from_numpy(np.sort(table, axis=-1))
+    """The ``count`` largest keys of each row, the largest first."""
+    return keys.topk(count, sorted=True).values
 
 
 def _logsumexp_(logits: Tensor, maximum: Tensor, temperatures: tuple[float, ...]) -> Tensor:
-    """logsumexp(x / t) = max / t + log(sum(exp((x - max) / t))), hottest temperature first."""
+    """logsumexp(x / t) = max / t + log(sum(exp((x - max) / t))), hottest temperature first; overwrites x."""
+    out = torch.empty(len(logits), len(temperatures), device=logits.device)
+    if not temperatures:
+        return out
     hottest = temperatures[-1]
     powers = logits.sub_(maximum).mul_(1.0 / (hottest * math.log(2.0))).exp2_()
-    out = torch.empty(len(logits), len(temperatures), device=logits.device)
     for j in range(len(temperatures) - 1, -1, -1):
         if temperatures[j] != hottest:
             powers.pow_(hottest / temperatures[j])

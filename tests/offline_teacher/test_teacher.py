@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ from transformers import AutoModelForMaskedLM
 
 from infra.errors import UserError
 from infra.sections import Teacher
-from offline_teacher import capture, reduction, teacher
+from offline_teacher import capture, reduction, reduction_kernel, teacher
 from offline_teacher.capture import Capture
-from offline_teacher.reduction import ColumnOrder, reduce_logits
+from offline_teacher.reduction import reduce_logits
 from offline_teacher.store.quantise import dequantise
 from offline_teacher.store.schema import Layout
 from offline_teacher.teacher import load_teacher
@@ -132,10 +133,9 @@ def test_logits_are_never_held_for_all_positions(directory: Path, monkeypatch: p
     loaded = load_teacher(settings(directory), "cpu", 16)
     whole = Capture(loaded, layout_of(loaded)).batch(*batch())
     monkeypatch.setitem(capture.MATMUL_POSITIONS, "cpu", 8)
-    monkeypatch.setitem(capture.REDUCE_POSITIONS, "cpu", 4)
     monkeypatch.setattr(capture, "reduce_logits", counted)
     chunked = Capture(loaded, layout_of(loaded)).batch(*batch())
-    assert max(seen) == 4
+    assert max(seen) == 8
     assert sum(seen) == 37
     np.testing.assert_array_equal(chunked["topk_ids"], whole["topk_ids"])
     np.testing.assert_allclose(chunked["logsumexp"], whole["logsumexp"], rtol=1e-6)
@@ -150,30 +150,98 @@ def test_half_precision_is_near_the_oracle(directory: Path, dtype: str) -> None:
     assert np.abs(columns["logsumexp"][0, :, 1] - logsumexp(logits[0], axis=-1)).max() < 0.2
 
 
+def uncompiled(logits: torch.Tensor, top_k: int, temperatures: tuple[float, ...]) -> reduction.Reduced:
+    """What a machine without a C++ compiler, and a GPU, does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reduction_kernel, "available", lambda: False)
+        return reduce_logits(logits, top_k, temperatures)
+
+
+REDUCTIONS = {"compiled": reduce_logits, "uncompiled": uncompiled}
+
+
+def test_the_kernel_compiles_here() -> None:
+    assert reduction_kernel.available()
+
+
+@pytest.mark.parametrize("name", list(REDUCTIONS))
 @given(
-    seed=st.integers(0, 10_000), vocab=st.integers(3, 300), k=st.integers(1, 12), levels=st.integers(1, 40)
+    seed=st.integers(0, 10_000), vocab=st.integers(3, 2_500), k=st.integers(1, 12), levels=st.integers(1, 40)
 )
-def test_reduction_is_exact_with_ties_to_the_lower_id(seed: int, vocab: int, k: int, levels: int) -> None:
+def test_reduction_is_exact_with_ties_to_the_lower_id(
+    name: str, seed: int, vocab: int, k: int, levels: int
+) -> None:
     """Few distinct values, so that ties cross block and top-k borders all the time."""
     k = min(k, vocab)
     rng = np.random.default_rng(seed)
     logits = (rng.integers(-levels, levels + 1, (4, vocab)) * rng.choice([0.5, -0.5])).astype(np.float32)
-    order = ColumnOrder(vocab)
-    rows = order.rows(torch.from_numpy(logits).T.contiguous(), float("-inf")).T.contiguous()
-    ids, values, sums = reduce_logits(rows, order, k, (1.0, 2.0, 3.0))
-    expected = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
+    check_reduction(REDUCTIONS[name], torch.from_numpy(logits), k, (1.0, 2.0, 3.0))
+
+
+@pytest.mark.parametrize("name", list(REDUCTIONS))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("vocab", "k"), [(30_522, 64), (30_522, 2_000), (1_024, 1), (16, 16), (50_265, 64)])
+def test_reduction_of_a_real_vocabulary(name: str, dtype: str, vocab: int, k: int) -> None:
+    generator = torch.Generator().manual_seed(vocab + k)
+    logits = (
+        torch.randn(6, vocab, generator=generator) * torch.tensor([0.0, 0.01, 1.0, 4.0, 15.0, 40.0])[:, None]
+    )
+    check_reduction(REDUCTIONS[name], logits.to(getattr(torch, dtype)), k, (0.5, 1.0, 2.0, 4.0))
+
+
+@pytest.mark.parametrize("name", list(REDUCTIONS))
+def test_reduction_of_extreme_rows(name: str) -> None:
+    """Far below the rest, -inf (a token that is switched off), one value only."""
+    logits = torch.full((3, 100), -3e4)
+    logits[0, 7], logits[1, 50:] = 9.0, float("-inf")
+    check_reduction(REDUCTIONS[name], logits, 3, (1.0, 2.0))
+
+
+@pytest.mark.parametrize("name", list(REDUCTIONS))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("column", [0, 1_500, 2_999])
+def test_reduction_of_nan_is_nan(name: str, dtype: str, column: int) -> None:
+    logits = torch.zeros(2, 3_000, dtype=getattr(torch, dtype))
+    logits[1, column] = float("nan")
+    sums = REDUCTIONS[name](logits, 4, (1.0, 2.0))[2]
+    assert sums.isnan().tolist() == [[False, False], [True, True]]
+
+
+def test_threads_do_not_change_the_reduction() -> None:
+    logits, threads = torch.randn(7, 999, generator=torch.Generator().manual_seed(0)), torch.get_num_threads()
+    found = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found.append(reduction_kernel.reduce_logits(logits, 5, (1.0, 2.0)))
+    torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def check_reduction(reduce: Any, logits: torch.Tensor, k: int, temperatures: tuple[float, ...]) -> None:
+    """Ids and values exactly, logsumexp to float32's accuracy, against numpy in float64."""
+    exact = logits.double().numpy()
+    ids, values, sums = reduce(logits, k, temperatures)
+    expected = np.argsort(-exact, axis=-1, kind="stable")[:, :k]
     np.testing.assert_array_equal(ids.numpy(), expected)
-    np.testing.assert_array_equal(values.numpy(), np.take_along_axis(logits, expected, -1))
-    for j, temperature in enumerate((1.0, 2.0, 3.0)):
-        np.testing.assert_allclose(
-            sums[:, j], logsumexp(logits.astype(np.float64) / temperature, axis=-1), rtol=1e-5, atol=1e-5
-        )
+    np.testing.assert_array_equal(values.numpy(), np.take_along_axis(exact, expected, -1))
+    for j, temperature in enumerate(temperatures):
+        np.testing.assert_allclose(sums[:, j], logsumexp(exact / temperature, axis=-1), rtol=2e-6, atol=2e-6)
 
 
-def test_columns_are_32_consecutive_ids_a_block() -> None:
-    columns = reduction.ColumnOrder(40).rows(torch.arange(40.0), -1.0).view(32, 2)
-    assert columns[:, 0].tolist() == [float(i) for i in range(32)]
-    assert columns[:9, 1].tolist() == [32.0, 33.0, 34.0, 35.0, 36.0, 37.0, 38.0, 39.0, -1.0]
+def test_without_a_compiler_there_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reduction_kernel, "COMPILERS", ("no-such-compiler",))
+    unwarned = reduction_kernel._library.__wrapped__
+    with pytest.warns(RuntimeWarning, match="no C\\+\\+ compiler was found; install"):
+        assert unwarned() is None
+
+
+def test_a_compiler_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(reduction_kernel, "FLAGS", ("--no-such-flag",))
+    with pytest.warns(RuntimeWarning, match="the compiler failed"):
+        assert reduction_kernel._library.__wrapped__() is None
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_digest_is_of_tensors_not_of_files(tmp_path: Path) -> None:
