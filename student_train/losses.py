@@ -25,6 +25,11 @@ from student_train.vocabulary_kernels import NO_LABEL, Kernel, exact_kernel, fus
 CHUNK_SIZE = {"cpu": 2048, "cuda": 4096}
 """Positions a chunk of the matrix products. Fewer make them slow, and every chunk after the first adds its
 gradient of the decoder to the others'; more only cost memory."""
+TURN = {"cpu": 1024}
+"""Tokens of the decoder's gradient that are transposed at once: on a CPU they stay in the cache."""
+BIAS_ROWS = 8
+"""Rows below those of z [N, D] transposed, so that one product gives the gradients of weight and bias: one of
+ones and, tensor cores being fond of multiples of 8, seven of zeros."""
 KERNEL_SIZE = {"cpu": 64, "cuda": 4096}
 """Positions a kernel works on at once: on a CPU few enough that its passes over V read from the cache."""
 
@@ -167,16 +172,28 @@ class VocabularyLoss(torch.autograd.Function):
         kl, ce = pass_.values[:, : len(z)].sum(1, dtype=torch.float64).unbind()
         total = work.kl_weight * kl + work.mlm_weight * ce
         ctx.scale, ctx.dtypes = scale, (z.dtype, weight.dtype, bias.dtype)
-        ctx.gradients = pass_.dz, pass_.gradient_of_weight(), pass_.dbias
+        ctx.dz, ctx.decoder = pass_.dz, pass_.decoder
+        if ctx.decoder is None:  # no positions
+            ctx.decoder = z.new_zeros(z.shape[1] + BIAS_ROWS, len(weight))
         total, kl, ce = total.to(pass_.wide), kl.to(pass_.wide), ce.to(pass_.wide)
         ctx.mark_non_differentiable(kl, ce)
         return total, kl, ce
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        scale = grad_total * ctx.scale
-        pairs = zip(ctx.gradients, ctx.dtypes, strict=True)
-        return (*(torch.mul(g, scale, out=torch.empty_like(g, dtype=dtype)) for g, dtype in pairs), None)
+        scale, width, (z, weight, bias) = grad_total * ctx.scale, ctx.dz.shape[1], ctx.dtypes
+        dz = torch.mul(ctx.dz, scale, out=torch.empty_like(ctx.dz, dtype=z))
+        dbias = torch.mul(ctx.decoder[width], scale, out=torch.empty_like(ctx.decoder[width], dtype=bias))
+        return dz, _turned(ctx.decoder[:width], scale, weight), dbias, None
+
+
+def _turned(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """gradient [D, V] -> scale * gradient [V, D]."""
+    out = gradient.new_empty(gradient.shape[1], gradient.shape[0], dtype=dtype)
+    some = TURN.get(gradient.device.type, len(out))
+    for rows, columns in zip(out.split(some), gradient.split(some, dim=1), strict=True):
+        torch.mul(columns.t().contiguous(), scale, out=rows)
+    return out
 
 
 class _ChunkedPass:
@@ -196,8 +213,8 @@ class _ChunkedPass:
         self.logits = z.new_empty(shape)
         if isinstance(work.target, ExactTarget):
             self.teacher_logits = work.target.head.decoder_weight.new_empty(shape)
-        self.dz, self.dbias = torch.empty_like(z), torch.zeros_like(bias, dtype=self.wide)
-        self.dweight: Tensor | None = None
+        self.dz = torch.empty_like(z)
+        self.decoder: Tensor | None = None
 
     def chunk(self, start: int, stop: int) -> None:
         """Values and gradients of positions [start, stop)."""
@@ -207,13 +224,16 @@ class _ChunkedPass:
         self._kernels(start, stop)
         if self.work.gradients:
             torch.mm(s, self.weight, out=self.dz[rows])
-            product = torch.mm(s.t(), z)
-            self.dweight = product if self.dweight is None else self.dweight.to(self.wide).add_(product)
-            self.dbias += torch.mm(s.new_ones(1, len(s)), s)[0]
+            self._add_to_decoder(z, s)
 
-    def gradient_of_weight(self) -> Tensor:
-        """[V, D]: of a single chunk as the matrix product gave it, of several their sum in ``wide``."""
-        return torch.zeros_like(self.weight) if self.dweight is None else self.dweight
+    def _add_to_decoder(self, z: Tensor, s: Tensor) -> None:
+        """``decoder`` [D + 8, V]: gradients of weight, transposed, and of bias. Of a single chunk as the
+        matrix product gave it, of several their sum in ``wide``. A CPU takes half as long over
+        [D, N] x [N, V] as over [V, N] x [N, D], where the larger matrix is the transposed one."""
+        ones = z.new_zeros(BIAS_ROWS, len(z))
+        ones[0] = 1
+        product = torch.mm(torch.cat([z.t(), ones]), s)
+        self.decoder = product if self.decoder is None else self.decoder.to(self.wide).add_(product)
 
     def _kernels(self, start: int, stop: int) -> None:
         """Turns the chunk's logits into gradients, block by block; all blocks have one shape, so kernels

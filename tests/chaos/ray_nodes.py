@@ -7,9 +7,11 @@ Four machines in network namespaces (`tests.chaos.hosts`): a laptop, a head, two
 2. ``ray submit``: the store must be the one of a single process, byte for byte.
 3. ``ray job submit`` through ``ray dashboard``: refused without the token and with another one; the logs
    followed, the job stopped half-way and submitted again; what is uploaded is looked at.
-4. A pass over all hosts, one of which loses its cable and all its processes half-way.
+4. Every process of the head but sshd killed half-way through a job; ``ray up`` and the job again.
+5. A pass over all hosts, one of which loses its cable and all its processes half-way.
+6. ``ray down``, with that host still gone.
 
-Prints a table of figures; exits 1 where any of it does not hold. About 10 minutes.
+Prints a table of figures; exits 1 where any of it does not hold. About 15 minutes.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ def main() -> int:
                 submit(machines[LAPTOP], cluster, recipe, reference),
                 *jobs(machines[LAPTOP], cluster, recipe, reference),
                 uploaded(machines[HEAD]),
+                *head_killed(machines, cluster, recipe, reference),
                 *node_lost(machines, recipe, reference),
+                down(machines, cluster),
                 token_kept(machines),
             ]
     print(table(rows, ["what", "figure", "holds"]))
@@ -83,12 +87,16 @@ def up(laptop: Machine, cluster: Path) -> Row:
     """The token and the cluster, as the cluster file's first lines say."""
     laptop.must(["ray", "get-auth-token", "--generate"])
     laptop.must(["chmod", "600", Path.home() / ".ray/auth_token"])
+    _up(laptop, cluster)
+    return ["ray up: nodes that joined", 1 + len(WORKERS), True]
+
+
+def _up(laptop: Machine, cluster: Path) -> None:
     begin = time.monotonic()
     laptop.must(["ray", "up", "--yes", "--log-color", "false", cluster], MINUTES)
     expected = f"{1 + len(WORKERS)} local.cluster.node"
     _until(lambda: expected in laptop.run(["ray", "exec", cluster, "ray status"], MINUTES)[1])
     _say(f"{expected} after {time.monotonic() - begin:.0f} s")
-    return ["ray up: nodes that joined", 1 + len(WORKERS), True]
 
 
 def submit(laptop: Machine, cluster: Path, recipe: Path, reference: Bytes) -> Row:
@@ -111,13 +119,8 @@ def jobs(laptop: Machine, cluster: Path, recipe: Path, reference: Bytes) -> list
     output = recipe.parent / "jobs"
     store = output / "tiny/store"
 
-    def job(name: str) -> list[str]:
-        words = ["ray", "job", "submit", "--submission-id", name, "--working-dir", ".", "--runtime-env"]
-        words += [RUNTIME_ENV, "--", "python", "-m", "offline_teacher.main", "run", "--recipe", str(recipe)]
-        return [*words, f"output={output}", "teacher.workers=2"]
-
     log = laptop.own / "pass-1.log"
-    following = laptop.start(job("pass-1"), log, **API)
+    following = laptop.start(_job("pass-1", recipe, output), log, **API)
     wait_until(lambda: len(sidecars(store)) > 5, following)
     stopped = laptop.must(["ray", "job", "stop", "pass-1"], MINUTES, **API)
     following.wait(MINUTES)
@@ -133,13 +136,19 @@ def jobs(laptop: Machine, cluster: Path, recipe: Path, reference: Bytes) -> list
             _log_holds(log, "teacher:", "continues"),
         ],
     ]
-    _say(laptop.must(job("pass-2"), MINUTES, **API))
+    _say(laptop.must(_job("pass-2", recipe, output), MINUTES, **API))
     same = {path: path.stat().st_mtime_ns for path in kept} == kept
     rows += [
         ["submitted again: shards made again that were kept", 0, same],
         ["submitted again: store identical", "", contents(store) == reference],
     ]
     return rows
+
+
+def _job(name: str, recipe: Path, output: Path) -> list[str]:
+    words = ["ray", "job", "submit", "--submission-id", name, "--working-dir", ".", "--runtime-env"]
+    words += [RUNTIME_ENV, "--", "python", "-m", "offline_teacher.main", "run", "--recipe", str(recipe)]
+    return [*words, f"output={output}", "teacher.workers=2"]
 
 
 def _refused(laptop: Machine) -> list[Row]:
@@ -171,6 +180,43 @@ def uploaded(head: Machine) -> Row:
         clean &= {"offline_teacher", "infra"} <= names and not names & unwanted
         size = max(size, sum(path.stat().st_size for path in package.rglob("*") if path.is_file()))
     return ["working directory uploaded without environment, outputs and caches", f"{size >> 10} KB", clean]
+
+
+def head_killed(machines: Machines, cluster: Path, recipe: Path, reference: Bytes) -> list[Row]:
+    """The head's Ray and the job's driver die at once; the workers' machines stay."""
+    laptop, head, output = machines[LAPTOP], machines[HEAD], recipe.parent / "headless"
+    store, log = output / "tiny/store", laptop.own / "pass-3.log"
+    following = laptop.start(_job("pass-3", recipe, output), log, **API)
+    wait_until(lambda: len(sidecars(store)) > 20, following)
+    head.run(["pkill", "--signal", "KILL", "--full", "python|raylet|gcs_server"])
+    _until(lambda: _ray_processes(head) == 0)
+    following.wait(MINUTES)
+    halfway = not (store / "manifest.json").exists()
+    _until(lambda: all(_teachers(machines[name]) == 0 for name in WORKERS))
+    kept = {path: path.stat().st_mtime_ns for path in sidecars(store)}
+    _up(laptop, cluster)
+    _until(lambda: laptop.run(["ray", "job", "list"], MINUTES, **API)[0] == 0)
+    _say(laptop.must(_job("pass-4", recipe, output), MINUTES, **API))
+    same = {path: path.stat().st_mtime_ns for path in kept} == kept
+    return [
+        ["head killed: shards kept", f"{len(kept)} of {_shards(store)}", halfway],
+        ["ray up and the job again: shards made again that were kept", 0, same],
+        ["ray up and the job again: store identical", "", contents(store) == reference],
+    ]
+
+
+def down(machines: Machines, cluster: Path) -> Row:
+    """``ray down`` leaves no process of Ray's on the hosts that are still there."""
+    begin = time.monotonic()
+    machines[LAPTOP].must(["ray", "down", "--yes", cluster], MINUTES)
+    _say(f"ray down: {time.monotonic() - begin:.0f} s")
+    left = {name: _ray_processes(machines[name]) for name in (HEAD, WORKERS[0])}
+    return ["ray down: processes of Ray left", sum(left.values()), not any(left.values())]
+
+
+def _ray_processes(machine: Machine) -> int:
+    _, output = machine.run(["pgrep", "--count", "--full", "raylet|gcs_server|ray::|dashboard.py"])
+    return int(output)
 
 
 def node_lost(machines: Machines, recipe: Path, reference: Bytes) -> list[Row]:
