@@ -9,12 +9,13 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from evaluation.vocabulary import only_tokens_of
 from infra.errors import UserError
 
 BUCKET_BATCHES = 50
@@ -126,6 +127,19 @@ def fit(
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Fit:
     """Train in place; ``advance`` is told the rows of every step. UserError when the loss is not finite."""
+    with only_tokens_of(model, data.input_ids, pad_id) as input_ids:
+        return _fit(model, replace(data, input_ids=input_ids), loss_function, schedule, seed, pad_id, advance)
+
+
+def _fit(
+    model: torch.nn.Module,
+    data: Encoded,
+    loss_function: Loss,
+    schedule: Schedule,
+    seed: int,
+    pad_id: int,
+    advance: Callable[[int], None],
+) -> Fit:
     generator = np.random.default_rng(seed)
     torch.manual_seed(seed)
     collator = Collator(model, pad_id)

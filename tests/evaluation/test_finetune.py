@@ -20,6 +20,7 @@ from evaluation.training import Encoded, Schedule, bucketed_batches
 from infra import storage
 from infra.errors import UserError
 from infra.sections import Evaluation
+from tests.offline_teacher.tiny_teacher import save_roberta
 
 SETTINGS = Evaluation(tasks=("SST-2",), epochs=3, batch_size=16, learning_rate=3e-3, max_length=16)
 
@@ -84,6 +85,28 @@ def test_soft_targets_reach_the_loss(encoder: str) -> None:
 
     fitted = training.fit(model, data, loss, Schedule(30, 8, 3e-3), 0, 0)
     assert fitted.loss < 1.0  # 9.0 for a model that answers zero
+
+
+@pytest.mark.parametrize("family", ["encoder", "pooler_free_encoder", "roberta"])
+def test_tokens_that_do_not_occur_change_nothing(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The weights are those of a fine-tuning of all rows of the embeddings, dropout included."""
+    directory = str(save_roberta(tmp_path)) if family == "roberta" else request.getfixturevalue(family)
+    task = find_task("SST-2")
+    rows, pad = [[2, 5, 12, 3], [2, 8, 3], [2, 12, 9, 9, 3]] * 8, 1 if family == "roberta" else 0
+    data = Encoded(rows, [[0] * len(row) for row in rows], {"label": np.arange(24) % 2})
+    models = [load_model(Candidate("m", directory), task, seed=0) for _ in range(2)]
+    before = models[0].get_input_embeddings().weight.detach().clone()
+    arguments = finetune.loss_for(task), Schedule(3, 8, 1e-3), 0, pad
+    training.fit(models[0], data, *arguments)
+    training._fit(models[1], data, *arguments, lambda rows: None)
+    found, expected = (dict(model.named_parameters()) for model in models)
+    assert list(found) == list(expected)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
+    moved = (models[0].get_input_embeddings().weight != before).any(1).nonzero()[:, 0].tolist()
+    assert moved == [2, 3, 5, 8, 9, 12]
 
 
 @pytest.mark.parametrize("family", ["encoder", "pooler_free_encoder"])
