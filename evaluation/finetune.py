@@ -71,6 +71,17 @@ class Job:
     def model_directory(self) -> str:
         return storage.join(self.directory, f"seed-{self.seed}-{MODEL}")
 
+    @property
+    def schedule(self) -> Schedule:
+        settings = self.settings
+        return Schedule(
+            settings.epochs,
+            settings.batch_size,
+            settings.learning_rate,
+            settings.dtype,
+            max_steps=settings.max_steps,
+        )
+
     def key(self, splits: dict[str, Split]) -> dict[str, Any]:
         settings = self.settings
         lesson: dict[str, Any] = {}
@@ -82,6 +93,7 @@ class Job:
             "random_weights": self.candidate.random_weights,
             "data": {part: split.digest() for part, split in splits.items()},
             "epochs": settings.epochs,
+            "max_steps": settings.max_steps,
             "batch_size": settings.batch_size,
             "learning_rate": settings.learning_rate,
             "max_length": self.task.max_length or settings.max_length,
@@ -121,7 +133,7 @@ def run(
     model = load_model(job.candidate, task, job.seed).to(device())
     length = task.max_length or settings.max_length
     require_fit(job.candidate.directory, model.config, tokenizer, length)
-    schedule = Schedule(settings.epochs, settings.batch_size, settings.learning_rate, settings.dtype)
+    schedule = job.schedule
     training_set, loss = encode(tokenizer, task, splits["train"], length), loss_for(task)
     if job.lesson is not None:
         training_set = distillation.add_outputs(

@@ -28,7 +28,7 @@ from infra.errors import UserError
 from infra.sections import Evaluation
 
 SCORES = "scores"
-_SETTINGS = ("data", "epochs", "batch_size", "learning_rate", "max_length", "dtype", "workers")
+_SETTINGS = ("data", "epochs", "max_steps", "batch_size", "learning_rate", "max_length", "dtype", "workers")
 _MODEL_OPTIONS = ("tasks", "seeds", "keep_model", "output", "teacher", "temperature", *_SETTINGS)
 
 
@@ -60,6 +60,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", help="directory of official task files; without it the hub's are read")
     parser.add_argument("--seeds", type=int, help="this many seeds: 0, 1, ... (default 1)")
     parser.add_argument("--epochs", type=float)
+    parser.add_argument("--max-steps", type=int, help="stop a run after this many steps")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--max-length", type=int, help="tokens; IMDb and SQuAD have their own")

@@ -38,7 +38,8 @@ def _in_process(work: list[Work], done: Callable[[Job, Result], None]) -> None:
 
 def _training_rows(job: Job, splits: dict[str, Split]) -> int:
     """Rows the optimiser will see, but for SQuAD, where a question may give more windows than one."""
-    return round(len(splits["train"]) * job.settings.epochs)
+    rows, schedule = len(splits["train"]), job.schedule
+    return min(round(rows * schedule.epochs), schedule.steps(rows) * schedule.batch_size)
 
 
 def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None]) -> None:

@@ -10,13 +10,17 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from evaluation.vocabulary import only_tokens_of
+from infra.cpu_dropout import use_cheap_dropout
 from infra.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BUCKET_BATCHES = 50
 """Rows are sorted by length within this many batches' worth of shuffled rows."""
@@ -54,9 +58,11 @@ class Schedule:
     dtype: Literal["bfloat16", "float32"] = "float32"
     warmup_ratio: float = 0.06
     max_grad_norm: float = 1.0
+    max_steps: int | None = None
 
     def steps(self, rows: int) -> int:
-        return max(1, math.ceil(self.epochs * math.ceil(rows / self.batch_size)))
+        steps = max(1, math.ceil(self.epochs * math.ceil(rows / self.batch_size)))
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of step 0, 1, ...: rises over the first 6 %, then falls towards zero."""
@@ -118,7 +124,7 @@ class Collator:
 
 
 def fit(
-    model: torch.nn.Module,
+    model: PreTrainedModel,
     data: Encoded,
     loss_function: Loss,
     schedule: Schedule,
@@ -127,6 +133,7 @@ def fit(
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Fit:
     """Train in place; ``advance`` is told the rows of every step. UserError when the loss is not finite."""
+    use_cheap_dropout(model)
     with only_tokens_of(model, data.input_ids, pad_id) as input_ids:
         return _fit(model, replace(data, input_ids=input_ids), loss_function, schedule, seed, pad_id, advance)
 

@@ -279,6 +279,8 @@ class Evaluation:
     """Directory of official task files; None: the hub's ``glue``, ``imdb``, ``squad``."""
     seeds: tuple[int, ...] = outcome((0,))
     epochs: float = outcome(3.0)
+    max_steps: int | None = outcome(None)
+    """Ends a fine-tuning run after this many steps, where its epochs are more: for large tasks on few cores."""
     batch_size: int = outcome(32)
     learning_rate: float = outcome(3e-5)
     max_length: int = outcome(128)
@@ -303,6 +305,9 @@ class Evaluation:
         require(len(self.seeds) > 0, "seeds: names no seed")
         for name in ("batch_size", "latency_threads", "workers"):
             require(getattr(self, name) >= 1, f"{name}: must be >= 1, not {getattr(self, name)}")
+        require(
+            self.max_steps is None or self.max_steps >= 1, f"max_steps: must be >= 1, not {self.max_steps}"
+        )
         require(self.latency_sentences >= 0, f"latency_sentences: must be >= 0, not {self.latency_sentences}")
         for name in ("epochs", "learning_rate", "distillation_temperature"):
             require(getattr(self, name) > 0, f"{name}: must be > 0, not {getattr(self, name)}")

@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from infra import sections
+from infra.cpu_dropout import use_cheap_dropout
 from infra.errors import UserError
-from student_train.cpu_dropout import use_cheap_dropout
 
 DISTILBERT_LAYERS = (0, 2, 4, 7, 9, 11)
 """DistilBERT's authors' of BERT-base (transformers-research-projects, distillation/scripts/extract.py)."""

@@ -18,6 +18,7 @@ from evaluation.scores import complete, medians, prepare
 from evaluation.tasks import find_task
 from evaluation.training import Encoded, Schedule, bucketed_batches
 from infra import storage
+from infra.cpu_dropout import use_cheap_dropout
 from infra.errors import UserError
 from infra.sections import Evaluation
 from tests.offline_teacher.tiny_teacher import save_roberta
@@ -48,9 +49,19 @@ def test_rate_rises_over_six_percent_and_falls_to_zero() -> None:
     assert rates[6:] == pytest.approx([(100 - step) / 94 for step in range(6, 100)])
 
 
-@pytest.mark.parametrize(("rows", "epochs", "steps"), [(33, 1.0, 3), (33, 2.5, 8), (1, 0.1, 1)])
-def test_steps(rows: int, epochs: float, steps: int) -> None:
-    assert Schedule(epochs=epochs, batch_size=16, learning_rate=1.0).steps(rows) == steps
+@pytest.mark.parametrize(
+    ("rows", "epochs", "most", "steps"),
+    [(33, 1.0, None, 3), (33, 2.5, None, 8), (1, 0.1, None, 1), (33, 2.5, 7, 7), (33, 2.5, 9, 8)],
+)
+def test_steps(rows: int, epochs: float, most: int | None, steps: int) -> None:
+    schedule = Schedule(epochs=epochs, batch_size=16, learning_rate=1.0, max_steps=most)
+    assert schedule.steps(rows) == steps
+
+
+def test_a_run_stops_at_its_most_steps(encoder: str, toy_data: str, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, data=toy_data, max_steps=5)
+    (result,) = complete(prepare([Candidate("m", encoder)], settings, str(tmp_path)), 1)["m"]["SST-2"]
+    assert result["train"]["steps"] == 5
 
 
 @pytest.mark.parametrize("family", ["encoder", "pooler_free_encoder"])
@@ -100,6 +111,7 @@ def test_tokens_that_do_not_occur_change_nothing(
     before = models[0].get_input_embeddings().weight.detach().clone()
     arguments = finetune.loss_for(task), Schedule(3, 8, 1e-3), 0, pad
     training.fit(models[0], data, *arguments)
+    use_cheap_dropout(models[1])
     training._fit(models[1], data, *arguments, lambda rows: None)
     found, expected = (dict(model.named_parameters()) for model in models)
     assert list(found) == list(expected)

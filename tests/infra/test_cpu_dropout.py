@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import DistilBertConfig, DistilBertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
-from student_train import cpu_dropout
-from student_train.cpu_dropout import CheapDropout, kept, use_cheap_dropout
+from infra import cpu_dropout
+from infra.cpu_dropout import CheapDropout, kept, use_cheap_dropout
 
 CONFIGS = {
     "distilbert": (

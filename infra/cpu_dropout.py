@@ -23,11 +23,13 @@ _LEVELS = 1 << 16
 
 
 def use_cheap_dropout(model: PreTrainedModel) -> None:
-    """Replaces the dropout of ``model``, in attention and elsewhere; the model is saved as it was."""
+    """Replaces the dropout of ``model``, in attention (where it is torch's) and elsewhere; the model is saved
+    as it was."""
     for name, module in list(model.named_modules()):
         if type(module) is nn.Dropout:
             model.set_submodule(name, CheapDropout(module.p))
-    model.set_attn_implementation(NAME)
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(NAME)
 
 
 def kept(shape: torch.Size, p: float) -> tuple[Tensor, float]:
