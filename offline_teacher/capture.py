@@ -83,6 +83,13 @@ class Capture:
         elif self.layout.hidden_states == "int8":
             values["hidden_states"], values["hidden_scale"] = quantise(kept.float().cpu().numpy())
         columns = self.layout.columns()
+        if whole and longest == self.layout.length:  # nothing to leave out: no copy
+            return {
+                name: value.reshape(len(input_ids), *columns[name].shape).astype(
+                    columns[name].dtype, copy=False
+                )
+                for name, value in values.items()
+            }
         out = {name: np.zeros((len(input_ids), *columns[name].shape), columns[name].dtype) for name in values}
         for name, value in values.items():
             out[name][rows, slots] = value

@@ -6,9 +6,10 @@ prints the rows; ``run()`` returns them: for BERT-base with random weights and f
 there. With a directory: for that teacher alone.
 
 The pass is a worker's own: two threads on one ``ShardWorker``, as Ray calls it, one writing its shard while
-the other computes the next. Bare forward and encoder get the batches of those shards, all full sequences. The
-script gets documents, 16 at a time, cut at 128 tokens and padded to the longest; only real tokens count. One
-thread computes on each side; interleaved repeats in one process, medians.
+the other computes the next; they have 64 and 256 samples where a recipe's have 1,024. Bare forward and
+encoder get the batches of those shards, all full sequences. The script gets documents, 16 at a time, cut at
+128 tokens and padded to the longest; only real tokens count. One thread computes on each side; interleaved
+repeats in one process, medians.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from tests.benchmarks.timing import interleave
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 L, BATCH, SHARDS, REPEATS = 128, 16, 2, 3
+SCRIPT_BATCHES = 4
 TOP_K = 64
 SAMPLED = 2_000
 """Documents of the corpus looked at; every so many-th is taken."""
@@ -50,11 +52,11 @@ def run(model: str | None = None) -> list[Row]:
     shared = str(SHARED / "teacher")
     with tempfile.TemporaryDirectory() as scratch:
         if model is not None:
-            return _measure(Path(scratch, "given"), model, "")
+            return _measure(Path(scratch, "given"), model, "", batches_per_shard=4)
         directory = _bert_base(Path(scratch, "model"))
-        rows = _measure(Path(scratch, "base"), directory, "")
+        rows = _measure(Path(scratch, "base"), directory, "", batches_per_shard=4)
         if Path(shared).is_dir():  # a small model is through a batch in no time: more of them make a shard
-            rows += _measure(Path(scratch, "shared"), shared, "_shared_teacher", batches_per_shard=4)
+            rows += _measure(Path(scratch, "shared"), shared, "_shared_teacher", batches_per_shard=16)
         return rows
 
 
@@ -130,7 +132,7 @@ class LocalPool(Pool):
         return getattr(self.worker, item.method)(*item.arguments)
 
 
-def _measure(scratch: Path, directory: str, suffix: str, batches_per_shard: int = 1) -> list[Row]:
+def _measure(scratch: Path, directory: str, suffix: str, batches_per_shard: int) -> list[Row]:
     from transformers import AutoModelForMaskedLM
 
     scratch.mkdir()
@@ -150,7 +152,7 @@ def _measure(scratch: Path, directory: str, suffix: str, batches_per_shard: int 
         directory, dtype=torch.bfloat16, attn_implementation="sdpa"
     ).eval()
     plain = AutoModelForMaskedLM.from_pretrained(directory, dtype=torch.float32).eval()
-    padded, real = _padded(tokenizer, texts.documents, SHARDS * batches_per_shard)
+    padded, real = _padded(tokenizer, texts.documents, SCRIPT_BATCHES)
 
     @torch.inference_mode()
     def forward() -> None:
