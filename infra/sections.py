@@ -280,7 +280,7 @@ class Evaluation:
     seeds: tuple[int, ...] = outcome((0,))
     epochs: float = outcome(3.0)
     max_steps: int | None = outcome(None)
-    """Ends a fine-tuning run after this many steps, where its epochs are more: for large tasks on few cores."""
+    """Ends a fine-tuning run after so many steps, where its epochs are more: large tasks on few cores."""
     batch_size: int = outcome(32)
     learning_rate: float = outcome(3e-5)
     max_length: int = outcome(128)

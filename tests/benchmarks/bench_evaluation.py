@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_evaluation.py --model DIR --data DIR [--rows 2000] [--seeds 3]
 
-Prints ``evaluation.finetune_over_trainer``: examples/s of the one over the other, and the median scores; it
-holds where ours is no worse. ``run()`` takes ../shared's teacher and SST-2, where they are. The rates of a pair
-are taken back to back, seed by seed, so that a noisy machine falls on both.
+Prints ``evaluation.finetune_over_trainer``: examples/s of the one over the other, and the median scores;
+it holds where ours is no worse. ``run()`` takes ../shared's teacher and SST-2, where they are. The rates of
+a pair are taken back to back, seed by seed, so that a noisy machine falls on both.
 """
 
 from __future__ import annotations
