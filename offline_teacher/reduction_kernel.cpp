@@ -1,4 +1,4 @@
-// Top-k and logsumexp of rows of logits on a CPU, two passes over a row; see reduction.py, which loads it.
+// Top-k and logsumexp of rows of logits on a CPU; reduction_kernel.py builds, loads and calls it.
 //
 // Pass 1 takes the maximum of every GROUP-th entry: GROUP maxima of which the k-th largest is at most the
 // k-th largest entry of the row, so only groups that reach it are searched. Pass 2 sums exponentials.
@@ -143,7 +143,12 @@ int32_t threshold(const Floats (&maxima)[VECTORS], int64_t k) {
     return low * 65536;
 }
 
-// Sorts entries by value, then by lower id: an entry's place is the number of entries before it.
+// An entry is a key and, below it, the complement of its id, so that the lower id of equals is the larger.
+int64_t entry(int32_t key, int64_t v) {
+    return int64_t(uint64_t(uint32_t(key)) << 32 | (0xffffffffu - uint32_t(v)));
+}
+
+// The k largest entries in order: the place of one is the number of entries before it.
 void place(std::vector<int64_t>& entries, int64_t k, int64_t* ids, float* values) {
     constexpr size_t FEW = 512;
     if (entries.size() > FEW) {
@@ -153,11 +158,11 @@ void place(std::vector<int64_t>& entries, int64_t k, int64_t* ids, float* values
     const int64_t* all = entries.data();
     const int64_t count = int64_t(entries.size());
     for (int64_t i = 0; i < count; ++i) {
-        int64_t place = 0, one = all[i];
-        for (int64_t j = 0; j < count; ++j) place += all[j] > one;
-        if (place >= k) continue;
-        ids[place] = 0xffffffff - (one & 0xffffffff);
-        values[place] = value_of(int32_t(one >> 32));
+        int64_t before = 0, one = all[i];
+        for (int64_t j = 0; j < count; ++j) before += all[j] > one;
+        if (before >= k) continue;
+        ids[before] = 0xffffffff - (one & 0xffffffff);
+        values[before] = value_of(int32_t(one >> 32));
     }
 }
 
@@ -175,12 +180,11 @@ void reduce_row(const typename Kind::Stored* row, int64_t V, int64_t k, const fl
             if (key(maxima[g / LANES][g % LANES]) < least) continue;
             for (int64_t v = g; v < V; v += GROUP) {
                 int32_t one = key(Kind::widen(row[v]));
-                if (one >= least) entries.push_back(int64_t(uint64_t(uint32_t(one)) << 32 | (0xffffffffu - uint32_t(v))));
+                if (one >= least) entries.push_back(entry(one, v));
             }
         }
     } else {
-        for (int64_t v = 0; v < V; ++v)
-            entries.push_back(int64_t(uint64_t(uint32_t(key(Kind::widen(row[v])))) << 32 | (0xffffffffu - uint32_t(v))));
+        for (int64_t v = 0; v < V; ++v) entries.push_back(entry(key(Kind::widen(row[v])), v));
     }
     place(entries, k, ids, values);
     for (int64_t j = T - 1; j >= 0; --j) {  // ascending temperatures, the hottest first
