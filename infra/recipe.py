@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from infra import sections, storage
 from infra.errors import UserError
-from infra.sections import require
+from infra.sections import SOFT_TARGETS, require
 from infra.yaml_text import NotYaml, dump_yaml, parse_yaml
 
 MAX_BYTES = 1 << 16
@@ -150,18 +150,19 @@ def _check_across_sections(recipe: Recipe) -> None:
         not needs_all or store.positions == "all",
         "train.kl_positions: all, but store.positions: masked keeps nothing elsewhere; make both the same",
     )
-    if train.alpha_ce == 0:
+    kind = train.soft_target_kind(store.hidden_states)
+    if kind is None:
         return
-    exact = train.soft_targets == "exact" or (train.soft_targets == "auto" and store.hidden_states != "none")
+    needs = SOFT_TARGETS[kind]
     require(
-        not exact or store.hidden_states != "none",
-        "train.soft_targets: exact needs store.hidden_states: float16 or int8, not none",
+        not needs.hidden_states or store.hidden_states != "none",
+        f"train.soft_targets: {kind} needs store.hidden_states: float16 or int8, not none",
     )
-    require(exact or store.top_k > 0, "train.soft_targets: topk needs store.top_k > 0")
+    require(not needs.top_k or store.top_k > 0, f"train.soft_targets: {kind} needs store.top_k > 0")
     require(
-        exact or train.temperature in store.temperatures,
+        not needs.top_k or train.temperature in store.temperatures,
         f"train.temperature: {train.temperature} is not among store.temperatures {list(store.temperatures)}, "
-        "which topk soft targets need",
+        f"which {kind} soft targets need",
     )
 
 

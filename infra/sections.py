@@ -190,6 +190,18 @@ class Student:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoreNeeds:
+    """What a kind of soft target reads of a store."""
+
+    hidden_states: bool = False
+    top_k: bool = False
+    """Top-k logits, and the logsumexp at the temperature of the loss."""
+
+
+SOFT_TARGETS = {"exact": StoreNeeds(hidden_states=True), "topk": StoreNeeds(top_k=True)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """How the student learns from the store. Defaults are DistilBERT's (arXiv 1910.01108)."""
 
@@ -213,7 +225,7 @@ class Train:
     alpha_mlm: float = outcome(2.0)
     alpha_cos: float = outcome(1.0)
     soft_targets: Literal["auto", "exact", "topk"] = outcome("auto")
-    """``auto``: exact where the store holds hidden states, else topk."""
+    """One of ``SOFT_TARGETS``; ``auto``: exact where the store holds hidden states, else topk."""
     kl_positions: Literal["all", "masked"] = outcome("all")
     dtype: Literal["bfloat16", "float16", "float32"] = outcome("bfloat16")
     zero_stage: Literal[0, 1, 2] = speed(0)
@@ -268,6 +280,14 @@ class Train:
             self.batch_size % self.micro_batch_size == 0,
             f"batch_size: {self.batch_size} is not a multiple of micro_batch_size = {self.micro_batch_size}",
         )
+
+    def soft_target_kind(self, hidden_states: str) -> str | None:
+        """The kind for a store that keeps ``hidden_states`` so; None where alpha_ce is 0."""
+        if not self.alpha_ce:
+            return None
+        if self.soft_targets == "auto":
+            return "exact" if hidden_states != "none" else "topk"
+        return self.soft_targets
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from student_train.soft_targets import ExactTarget, SoftTarget, TopkTarget
-from student_train.vocabulary_kernels import NO_LABEL, Kernel, exact_kernel, fused, mlm_kernel, topk_kernel
+from student_train.soft_targets import SoftTarget
+from student_train.vocabulary_kernels import NO_LABEL, Kernel, fused, mlm_kernel
 
 CHUNK_SIZE = {"cpu": 2048, "cuda": 4096}
 """Positions a chunk of the matrix products. Fewer make them slow, and every chunk after the first adds its
@@ -211,8 +211,7 @@ class _ChunkedPass:
         self.values = z.new_zeros(2, len(self.labels), dtype=self.wide)  # KL and CE of every position
         shape = (-(-work.chunk_size // self.block) * self.block, len(weight))
         self.logits = z.new_empty(shape)
-        if isinstance(work.target, ExactTarget):
-            self.teacher_logits = work.target.head.decoder_weight.new_empty(shape)
+        self.buffer = None if work.target is None else work.target.buffer(len(self.logits))
         self.dz = torch.empty_like(z)
         self.decoder: Tensor | None = None
 
@@ -238,33 +237,27 @@ class _ChunkedPass:
     def _kernels(self, start: int, stop: int) -> None:
         """Turns the chunk's logits into gradients, block by block; all blocks have one shape, so kernels
         compile once, and rows beyond ``stop`` have weight 0."""
-        target, rows = self.work.target, slice(start, stop)
-        if isinstance(target, ExactTarget):
-            target.rows(rows, out=self.teacher_logits[: stop - start])
-        elif isinstance(target, TopkTarget):
-            ids, p, p_tail = (self._padded(part) for part in target.rows(rows))
-            p, p_tail = p.to(self.wide), p_tail.to(self.wide)
+        target = self.work.target
+        soft: tuple[Tensor, ...] = ()
+        if target is not None:
+            soft = tuple(self._whole(part) for part in target.arguments(slice(start, stop), self.buffer))
         for offset in range(0, stop - start, self.block):
             here = slice(offset, offset + self.block)  # in the chunk
             at = slice(start + offset, start + offset + self.block)  # in the micro-batch
-            s, label, kl_scale, mlm_scale = (
-                self.logits[here],
-                self.labels[at],
-                self.kl_scale[at],
-                self.mlm_scale[at],
-            )
-            options = self.work.temperature, self.work.mlm_weight > 0
+            s, label = self.logits[here], self.labels[at]
+            kl_scale, mlm_scale = self.kl_scale[at], self.mlm_scale[at]
             if target is None:
                 kl, ce = self._run(mlm_kernel, s, label, mlm_scale)
-            elif isinstance(target, ExactTarget):
-                kl, ce = self._run(
-                    exact_kernel, s, self.teacher_logits[here], label, kl_scale, mlm_scale, *options
-                )
             else:
-                soft = ids[here], p[here], p_tail[here]
-                kl, ce = self._run(topk_kernel, s, *soft, label, kl_scale, mlm_scale, *options)
+                options = self.work.temperature, self.work.mlm_weight > 0
+                parts = (part[here] for part in soft)
+                kl, ce = self._run(target.kernel, s, *parts, label, kl_scale, mlm_scale, *options)
             self.values[0, at] = kl * (kl_scale > 0)
             self.values[1, at] = ce
+
+    def _whole(self, part: Tensor) -> Tensor:
+        """A kernel's argument with as many rows as whole blocks have; the buffer has them already."""
+        return part if part is self.buffer else self._padded(part)
 
     def _run(self, kernel: Kernel, *arguments: Any) -> tuple[Tensor, Tensor]:
         return (fused(kernel) if self.work.compile else kernel)(*arguments)

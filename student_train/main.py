@@ -178,7 +178,7 @@ def _model_and_objective(
     teacher = recipe.teacher
     model = build_student(student, config, teacher.model, revision=teacher.revision, seed=recipe.train.seed)
     head = None
-    if kind == "exact" or store.layout.hidden_states != "none":
+    if store.layout.hidden_states != "none":
         dtype = getattr(torch, recipe.train.dtype)
         head = TeacherHead.from_store(store.head()).to(world.device, dtype)
     return model, Objective(recipe.train, store.layout, head)

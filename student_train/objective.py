@@ -6,14 +6,15 @@ T temperatures, D hidden.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from infra.errors import UserError
-from infra.sections import Train
+from infra.sections import SOFT_TARGETS, StoreNeeds, Train
 from student_train.losses import LossTerms, triple_loss
 from student_train.soft_targets import ExactTarget, SoftTarget, TeacherHead, TopkTarget
 from student_train.stream import Batch
@@ -36,34 +37,40 @@ def soft_target_kind(train: Train, layout: Layout) -> str | None:
             "train.kl_positions: all, but the store holds masked positions only; set it to masked "
             "or run the teacher with store.positions: all"
         )
-    if not train.alpha_ce:
+    kind = train.soft_target_kind(layout.hidden_states)
+    if kind is None:
         return None
-    kind = train.soft_targets
-    if kind == "auto":
-        kind = "exact" if layout.hidden_states != "none" else "topk"
-    if kind == "exact" and layout.hidden_states == "none":
+    needs = SOFT_TARGETS[kind]
+    if needs.hidden_states and layout.hidden_states == "none":
         raise UserError(
-            "train.soft_targets: exact needs hidden states, which the store does not hold; "
-            "set train.soft_targets: topk or run the teacher with store.hidden_states: float16"
+            f"train.soft_targets: {kind} needs hidden states, which the store does not hold; "
+            "set another kind or run the teacher with store.hidden_states: float16"
         )
-    if kind == "topk" and layout.top_k == 0:
+    if needs.top_k and layout.top_k == 0:
         raise UserError(
-            "train.soft_targets: topk needs top-k logits, which the store does not hold; "
-            "set train.soft_targets: exact or run the teacher with store.top_k: 64"
+            f"train.soft_targets: {kind} needs top-k logits, which the store does not hold; "
+            "set another kind or run the teacher with store.top_k: 64"
         )
-    if kind == "topk" and train.temperature not in layout.temperatures:
+    if needs.top_k and train.temperature not in layout.temperatures:
         raise UserError(
             f"train.temperature: {train.temperature:g} is not among the store's temperatures "
-            f"{list(layout.temperatures)}, which topk needs; use one of them or train.soft_targets: exact"
+            f"{list(layout.temperatures)}, which {kind} needs; use one of them or train.soft_targets: exact"
         )
     return kind
 
 
+def needs_of(train: Train, layout: Layout) -> StoreNeeds:
+    """What the loss reads of the store: for its soft targets, and for the cosine."""
+    kind = soft_target_kind(train, layout)
+    needs = StoreNeeds() if kind is None else SOFT_TARGETS[kind]
+    return replace(needs, hidden_states=needs.hidden_states or train.alpha_cos > 0)
+
+
 def columns_needed(train: Train, layout: Layout) -> list[str]:
     """The teacher's columns that the loss reads."""
-    kind = soft_target_kind(train, layout)
-    names = ["topk_ids", "topk_logits", "logsumexp"] if kind == "topk" else []
-    return [*names, "hidden_states"] if kind == "exact" or train.alpha_cos else names
+    needs = needs_of(train, layout)
+    names = ["topk_ids", "topk_logits", "logsumexp"] if needs.top_k else []
+    return [*names, "hidden_states"] if needs.hidden_states else names
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ class Objective:
         at = positions_of(hidden, batch, self.masked_only)
         kl_masked = train.kl_positions == "masked" and not self.masked_only
         teacher = None
-        if train.alpha_cos or soft_target_kind(train, self.layout) == "exact":
+        if needs_of(train, self.layout).hidden_states:
             teacher = teacher_hidden(batch, at.recorded, hidden.dtype)
         return triple_loss(
             model.head_transform(at.student_hidden),
@@ -149,24 +156,37 @@ class Objective:
         self, batch: Batch, recorded: Tensor, teacher: Tensor | None, temperature: float
     ) -> SoftTarget | None:
         """The soft target of the positions at ``temperature``, in the form the recipe chose."""
-        kind = soft_target_kind(self.train, self.layout)
-        if kind == "exact":
-            assert self.head is not None
-            assert teacher is not None
-            return ExactTarget(self.head, teacher)
-        if kind == "topk":
-            return topk_target(batch, self.layout, recorded, temperature)
+        if kind := soft_target_kind(self.train, self.layout):
+            return TARGETS[kind](self, batch, recorded, teacher, temperature)
         return None
 
 
-def topk_target(batch: Batch, layout: Layout, recorded: Tensor, temperature: float) -> TopkTarget:
+def exact_target(
+    objective: Objective, batch: Batch, recorded: Tensor, teacher: Tensor | None, temperature: float
+) -> ExactTarget:
+    assert objective.head is not None
+    assert teacher is not None
+    return ExactTarget(objective.head, teacher)
+
+
+def topk_target(
+    objective: Objective, batch: Batch, recorded: Tensor, teacher: Tensor | None, temperature: float
+) -> TopkTarget:
     assert batch.topk_ids is not None
     assert batch.topk_logits is not None
     assert batch.logsumexp is not None
-    column = layout.temperatures.index(temperature)
+    column = objective.layout.temperatures.index(temperature)
     return TopkTarget(
         batch.topk_ids.flatten(0, 1)[recorded],
         batch.topk_logits.flatten(0, 1)[recorded],
         batch.logsumexp.flatten(0, 1)[recorded][:, column],
         temperature,
     )
+
+
+TARGETS: dict[str, Callable[[Objective, Batch, Tensor, Tensor | None, float], SoftTarget]] = {
+    "exact": exact_target,
+    "topk": topk_target,
+}
+"""How each kind of ``infra.sections.SOFT_TARGETS`` is made of a micro-batch, of the places recorded in it, of
+the teacher's hidden states there (where the loss reads any), and of the temperature."""

@@ -10,6 +10,7 @@ Axes: N positions, K top-k, V vocabulary, D teacher's hidden size.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 
 from offline_teacher.store.head import MlmHead
+from student_train.vocabulary_kernels import Kernel, exact_kernel, topk_kernel
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,24 @@ _TENSORS = (
 )
 
 
+class SoftTarget(Protocol):
+    """What the teacher said of N positions, for the chunked loss."""
+
+    kernel: ClassVar[Kernel]
+    """Of `vocabulary_kernels`: takes ``arguments`` between the student's logits and the labels."""
+
+    def __len__(self) -> int: ...
+
+    def select(self, index: Tensor) -> SoftTarget:
+        """The target of some of the positions only; ``index`` int64 [n]."""
+
+    def buffer(self, positions: int) -> Tensor | None:
+        """[positions, V], which ``arguments`` may write to and return; None where none is needed."""
+
+    def arguments(self, rows: slice, buffer: Tensor | None) -> tuple[Tensor, ...]:
+        """The kernel's, each of as many rows as ``rows`` (the buffer: at least as many)."""
+
+
 @dataclass(frozen=True)
 class ExactTarget:
     """The teacher's full distribution at any temperature, from its last hidden states."""
@@ -73,13 +93,21 @@ class ExactTarget:
     head: TeacherHead
     hidden: Tensor
     """[N, D], any float dtype; of an int8 store already multiplied by its scale."""
+    kernel: ClassVar[Kernel] = staticmethod(exact_kernel)
 
     def __len__(self) -> int:
         return len(self.hidden)
 
     def select(self, index: Tensor) -> ExactTarget:
-        """The target of some of the positions only; ``index`` int64 [n]."""
         return replace(self, hidden=self.hidden[index])
+
+    def buffer(self, positions: int) -> Tensor:
+        return self.head.decoder_weight.new_empty(positions, len(self.head.decoder_weight))
+
+    def arguments(self, rows: slice, buffer: Tensor | None) -> tuple[Tensor, ...]:
+        assert buffer is not None
+        self.rows(rows, out=buffer[: rows.stop - rows.start])
+        return (buffer,)
 
     def rows(self, rows: slice, out: Tensor | None = None) -> Tensor:
         """Teacher logits [n, V] of these positions, in the head's dtype, written to ``out`` if given."""
@@ -98,18 +126,24 @@ class TopkTarget:
     logsumexp: Tensor
     """[N] logsumexp over the whole vocabulary of logits / temperature, float32 or wider."""
     temperature: float
+    kernel: ClassVar[Kernel] = staticmethod(topk_kernel)
 
     def __len__(self) -> int:
         return len(self.topk_ids)
 
     def select(self, index: Tensor) -> TopkTarget:
-        """The target of some of the positions only; ``index`` int64 [n]."""
         return replace(
             self,
             topk_ids=self.topk_ids[index],
             topk_logits=self.topk_logits[index],
             logsumexp=self.logsumexp[index],
         )
+
+    def buffer(self, positions: int) -> None:
+        return None
+
+    def arguments(self, rows: slice, buffer: Tensor | None) -> tuple[Tensor, ...]:
+        return self.rows(rows)
 
     def rows(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """ids int64 [n, K], p [n, K] and tail mass [n], which sum to 1 in every row.
@@ -125,6 +159,3 @@ class TopkTarget:
         kept = torch.logsumexp(log_p, dim=1)
         p = torch.exp(log_p - kept.clamp_min(0)[:, None])
         return self.topk_ids[rows].long(), p, -torch.expm1(kept.clamp_max(0))
-
-
-SoftTarget = ExactTarget | TopkTarget

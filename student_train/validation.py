@@ -16,7 +16,7 @@ from offline_teacher.store.reader import Store
 from student_train.engine import World
 from student_train.objective import Objective, attention_mask, positions_of, teacher_hidden, topk_target
 from student_train.order import SampleOrder, run_steps
-from student_train.soft_targets import ExactTarget, SoftTarget
+from student_train.soft_targets import ExactTarget, TopkTarget
 from student_train.stream import Batch, Stream
 from student_train.vocabulary_kernels import NO_LABEL
 
@@ -87,7 +87,7 @@ def _add(
     hidden = model.body(batch.input_ids, attention_mask(batch).long())
     at = positions_of(hidden, batch, objective.masked_only)
     z = model.head_transform(at.student_hidden)
-    targets: dict[float, SoftTarget] = {}
+    targets: dict[float, ExactTarget | TopkTarget] = {}
     if exact:
         teacher = teacher_hidden(batch, at.recorded, hidden.dtype)
         assert objective.head is not None
@@ -97,7 +97,7 @@ def _add(
         )
         sums["cosine"] += float(similarity.sum())
     else:
-        targets = {t: topk_target(batch, objective.layout, at.recorded, t) for t in temperatures}
+        targets = {t: topk_target(objective, batch, at.recorded, None, t) for t in temperatures}
     sums["positions"] += len(z)
     for start in range(0, len(z), CHUNK_SIZE):
         rows = slice(start, min(start + CHUNK_SIZE, len(z)))
@@ -115,7 +115,9 @@ def _add(
                 sums["agreement"] += float((best == teacher_best)[masked].sum())
 
 
-def _kl(target: SoftTarget, rows: slice, logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _kl(
+    target: ExactTarget | TopkTarget, rows: slice, logits: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """KL [n] between teacher and student ``logits`` [n, V], and the teacher's most likely token [n]."""
     log_q = functional.log_softmax(logits / temperature, dim=1)
     if isinstance(target, ExactTarget):

@@ -71,6 +71,7 @@ def topk_kernel(
     ``tail`` is a sum over the tail itself, never 1 minus the rest.
     """
     x = _centred(s)
+    p, p_tail = p.to(x.dtype), p_tail.to(x.dtype)
     e_T, e_1 = _exponentials(x, temperature)
     log_z = e_T.sum(1).log()
     q = e_T / e_T.sum(1, keepdim=True)

@@ -331,10 +331,9 @@ def test_a_term_that_is_off_costs_nothing(
 ) -> None:
     case = make_case(14, n=30)
     case.labels = torch.where(torch.arange(30) < 6, 3, -100)
-    counters = []
-    for name in ("exact_kernel", "mlm_kernel"):
-        counters.append(CountedKernel(getattr(vocabulary_kernels, name)))
-        monkeypatch.setattr(f"student_train.losses.{name}", counters[-1])
+    counters = CountedKernel(vocabulary_kernels.exact_kernel), CountedKernel(vocabulary_kernels.mlm_kernel)
+    monkeypatch.setattr(ExactTarget, "kernel", counters[0])
+    monkeypatch.setattr("student_train.losses.mlm_kernel", counters[1])
     fused_loss(case, target_of(case, None), chunk_size=1, **changes)
     assert sum(counter.rows for counter in counters) == rows
 
@@ -344,7 +343,7 @@ def test_kl_on_masked_positions_reads_only_those(monkeypatch: pytest.MonkeyPatch
     case.labels = torch.where(torch.arange(30) < 6, 3, -100)
     case.kl_rows = case.labels >= 0
     counter = CountedKernel(vocabulary_kernels.exact_kernel)
-    monkeypatch.setattr("student_train.losses.exact_kernel", counter)
+    monkeypatch.setattr(ExactTarget, "kernel", counter)
     fused_loss(case, target_of(case, None), chunk_size=1)
     assert counter.rows == 6
 

@@ -207,7 +207,7 @@ def test_every_kind_of_store_and_target(
     }
     stored = [f"{section[name]}{value}" for name, value in store.items()]
     assert command(tmp_path, *stored, *overrides, "train.epochs=1") == 0
-    assert re.search(rf"soft targets\s+{target}", capsys.readouterr().out)
+    assert re.search(rf"soft targets\s+{target}\s", capsys.readouterr().out)
     assert all(line["loss"] > 0 for line in logged(tmp_path))
 
 

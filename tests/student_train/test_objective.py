@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import torch
 from transformers import BertForMaskedLM
 
 from infra.errors import UserError
-from infra.sections import Student, Train
+from infra.sections import SOFT_TARGETS, Student, Train
 from offline_teacher.store.reader import Store, open_store
 from student_train.engine import World
-from student_train.objective import Objective, attention_mask, columns_needed, soft_target_kind
+from student_train.objective import TARGETS, Objective, attention_mask, columns_needed, soft_target_kind
 from student_train.order import SampleOrder
 from student_train.soft_targets import TeacherHead
 from student_train.stream import Step, Stream
@@ -200,3 +201,8 @@ def test_chained_digest_sees_order_replica_and_history() -> None:
         chained_digest(first, zero, ids),
     ]
     assert len({first, *others}) == 4
+
+
+def test_every_kind_of_soft_target_has_its_needs_and_its_maker() -> None:
+    kinds = set(typing.get_args(typing.get_type_hints(Train)["soft_targets"])) - {"auto"}
+    assert kinds == set(SOFT_TARGETS) == set(TARGETS)
