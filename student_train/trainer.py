@@ -106,7 +106,11 @@ class Trainer:
         """
         self.resume()
         section, window = self.train_section, Window()
-        with self._signals_noted(), self._stream() as stream, self._progress() as bar:
+        with (
+            self._signals_noted(),
+            self._stream() as stream,
+            self._progress(self.total_steps, "steps", "student", self.step) as bar,
+        ):
             for step in self._agreed(stream, window):
                 terms = self._forward_backward(step)
                 rate = learning_rate(section, step.step, self.total_steps)
@@ -218,7 +222,8 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         if self.validation is None:
             return {}
-        metrics = validate(self.model, self.objective, self.validation, self.world)
+        with self._progress(self.validation.plan.sequences, "sequences", "validation") as bar:
+            metrics = validate(self.model, self.objective, self.validation, self.world, bar.advance)
         self._record({f"validation_{name}": value for name, value in metrics.items()})
         return metrics
 
@@ -238,9 +243,9 @@ class Trainer:
             self.last_metrics = logged[-1] if logged else {}
         return {name: self.last_metrics[name] for name in TERMS if name in self.last_metrics}
 
-    def _progress(self) -> Any:
+    def _progress(self, total: int, unit: str, description: str, done: int = 0) -> Any:
         if self.world.first:
-            return console.progress(self.total_steps, "steps", "student", done=self.step)
+            return console.progress(total, unit, description, done)
         return _silent_progress()
 
     # --- stop and go on -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Axes: N positions, V vocabulary, K top-k, D hidden.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,13 +25,20 @@ if TYPE_CHECKING:
     from student_train.student import StudentModel
 
 TEMPERATURES = (1.0, 2.0)
-CHUNK_SIZE = 512
-"""Positions whose [chunk, V] logits exist at once."""
+CHUNK_SIZE = {"cpu": 64, "cuda": 512}
+"""Positions whose [chunk, V] logits exist at once: on a CPU few, for a dozen passes from the cache."""
 
 
 @torch.no_grad()
-def validate(model: StudentModel, objective: Objective, store: Store, world: World) -> dict[str, float]:
+def validate(
+    model: StudentModel,
+    objective: Objective,
+    store: Store,
+    world: World,
+    advance: Callable[[int], None] = lambda sequences: None,
+) -> dict[str, float]:
     """Over every sequence of replica 0, shared out over the ranks; the same numbers on all of them.
+    ``advance`` is told how many sequences all ranks are further.
 
     ``kl_t1``, ``kl_t2``: KL(p_T || q_T) at T = 1 and 2, a mean over the recorded positions, where the store
     can say (top-k stores: with the tail as one bucket). ``mlm_loss``, ``mlm_accuracy``: at masked positions.
@@ -66,6 +74,7 @@ def validate(model: StudentModel, objective: Objective, store: Store, world: Wor
             for batch in step.micro_batches:
                 if batch.weight:
                     _add(sums, model, objective, batch.to(world.device), temperatures, exact)
+            advance(len(step.sequence_ids))
     model.train(was_training)
     totals = dict(zip(sums, world.sum(list(sums.values())), strict=True))
     masked, positions = max(totals["masked"], 1.0), max(totals["positions"], 1.0)
@@ -99,8 +108,9 @@ def _add(
     else:
         targets = {t: topk_target(objective, batch, at.recorded, None, t) for t in temperatures}
     sums["positions"] += len(z)
-    for start in range(0, len(z), CHUNK_SIZE):
-        rows = slice(start, min(start + CHUNK_SIZE, len(z)))
+    size = CHUNK_SIZE.get(z.device.type, 512)
+    for start in range(0, len(z), size):
+        rows = slice(start, min(start + size, len(z)))
         logits = functional.linear(z[rows], model.decoder_weight, model.decoder_bias).float()  # [n, V]
         labels = at.labels[rows]
         masked = labels != NO_LABEL
