@@ -74,13 +74,14 @@ def measure(
 ) -> dict[str, Latency]:
     """Latency of each runner. inputs: name -> batch size (1 and others) -> batches.
 
-    ``advance`` is told the sentences of each model done at batch size 1.
+    ``advance`` is told the sentences of each model done at each batch size.
     """
     with _torch_threads(threads), torch.inference_mode():
         single = interleave(runners, {name: sizes[1] for name, sizes in inputs.items()}, BLOCK, advance)
         sizes = sorted({size for by_size in inputs.values() for size in by_size if size > 1})
         larger = {
-            size: interleave(runners, {name: by[size] for name, by in inputs.items()}, 1) for size in sizes
+            size: interleave(runners, {name: by[size] for name, by in inputs.items()}, 1, advance)
+            for size in sizes
         }
     found = {}
     for name, seconds in single.items():
@@ -112,7 +113,7 @@ def interleave(
                 started = time.perf_counter()
                 runners[name](inputs[name][row])
                 seconds[name][row] = time.perf_counter() - started
-            advance(len(rows))
+            advance(_rows([inputs[name][row] for row in rows]))
     return seconds
 
 

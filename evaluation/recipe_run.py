@@ -193,7 +193,8 @@ def measure_latency(
     extra = devices.latency_rows(student, settings, texts, inputs[STUDENT])
     runners |= {name: row.runner for name, row in extra.items()}
     inputs |= {name: row.inputs for name, row in extra.items()}
-    with console.progress(len(texts) * len(runners), "sentences", "latency") as shown:
+    sentences = len(texts) * len(runners) * (1 + len(latency.BATCH_SIZES))
+    with console.progress(sentences, "sentences", "latency") as shown:
         times = latency.measure(runners, inputs, settings.latency_threads, shown.advance)
     rows = {
         name: {
