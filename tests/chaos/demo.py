@@ -31,7 +31,7 @@ STAGES = {  # stage: what its first progress line holds
     "teacher's training": "teacher pre-training:",
     "teacher pass": "teacher:",
     "student": "student:",
-    "evaluation": "fine-tuning:",
+    "evaluation": "fine-tuning:",  # so it is with several workers, as the recipe has them
 }
 SECONDS = 1_200.0
 
@@ -67,7 +67,9 @@ def stopped(directory: Path, stage: str, number: signal.Signals, dice: random.Ra
     process, log = start(directory)
     caught = seen(process, log, STAGES[stage])
     time.sleep(dice.uniform(0, 3))  # a random moment, not a synchronisation
-    if number == signal.SIGKILL:
+    if process.poll() is not None:
+        print(f"{stage}: ended before {number.name}", flush=True)
+    elif number == signal.SIGKILL:
         kill_tree(process)
     else:
         os.killpg(process.pid, number)
