@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from itertools import islice
 
 import pytest
 
 from infra.demo.documents import documents
 from infra.demo.morphology import article, participle, past, plural, third_person
+from infra.demo.wordpiece import wordpiece_vocabulary
+from tests.conftest import ROOT
 
 MEGABYTES_2 = 2_000_000
 
@@ -76,3 +80,24 @@ def test_verb_forms(verb: str, third: str, simple_past: str, perfect: str) -> No
 
 def test_articles() -> None:
     assert [article(word) for word in ("dog", "apple", "Owl", "uncle")] == ["a", "an", "an", "an"]
+
+
+def test_vocabulary_merges_the_most_frequent_pair_and_breaks_ties_by_order() -> None:
+    words = {"abab": 3, "abc": 2, "b": 9}
+    expected = ["[UNK]", "##a", "##b", "##c", "a", "b", "ab", "##ab"]
+    assert wordpiece_vocabulary(words, 8, ["[UNK]"]) == expected
+    assert wordpiece_vocabulary(dict(reversed(words.items())), 8, ["[UNK]"]) == expected
+    assert wordpiece_vocabulary(words, 100, [])[-1] in {"abab", "abc"}
+
+
+def test_two_processes_make_the_same_tokenizer() -> None:
+    script = (
+        "from infra.demo.teacher import train_tokenizer\n"
+        "texts = [f'{a}{b}ing the {b}{a}s' for a in 'bdfglm' for b in ('ra', 'lo', 'ti')]\n"
+        "print(sorted(train_tokenizer(texts).get_vocab().items()))\n"
+    )
+    found = {
+        subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True).stdout
+        for _ in range(3)
+    }
+    assert len(found) == 1
