@@ -148,12 +148,14 @@ int64_t entry(int32_t key, int64_t v) {
     return int64_t(uint64_t(uint32_t(key)) << 32 | (0xffffffffu - uint32_t(v)));
 }
 
-// The k largest entries in order: the place of one is the number of entries before it.
+// The k largest entries in order: the place of one is the number of entries before it. A row with NaN can have
+// fewer; its other places stay as they were.
 void place(std::vector<int64_t>& entries, int64_t k, int64_t* ids, float* values) {
     constexpr size_t FEW = 512;
     if (entries.size() > FEW) {
-        std::partial_sort(entries.begin(), entries.begin() + k, entries.end(), std::greater<int64_t>());
-        entries.resize(k);
+        const int64_t kept = std::min<int64_t>(k, int64_t(entries.size()));
+        std::partial_sort(entries.begin(), entries.begin() + kept, entries.end(), std::greater<int64_t>());
+        entries.resize(kept);
     }
     const int64_t* all = entries.data();
     const int64_t count = int64_t(entries.size());

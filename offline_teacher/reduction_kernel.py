@@ -45,8 +45,8 @@ def reduce_logits(
     count, vocab_size = logits.shape
     assert logits.is_contiguous()
     assert 0 < top_k <= vocab_size
-    ids = torch.empty(count, top_k, dtype=torch.int64)
-    values, sums = torch.empty(count, top_k), torch.empty(count, len(temperatures))
+    ids = torch.zeros(count, top_k, dtype=torch.int64)
+    values, sums = torch.full((count, top_k), torch.nan), torch.empty(count, len(temperatures))
     scales = torch.tensor(temperatures, dtype=torch.float32)
     function = getattr(_library(), FUNCTIONS[logits.dtype])
 

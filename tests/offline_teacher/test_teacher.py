@@ -207,6 +207,18 @@ def test_reduction_of_nan_is_nan(name: str, dtype: str, column: int) -> None:
     assert sums.isnan().tolist() == [[False, False], [True, True]]
 
 
+@pytest.mark.parametrize("k", [4, 700, 1_500])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_reduction_of_rows_of_nan(k: int, sign: float) -> None:
+    """The processor's own NaN is negative: as keys such entries are below all others."""
+    logits = torch.copysign(torch.full((3, 2_000), torch.nan), torch.tensor(sign))
+    logits[1, :600] = 1.0
+    ids, values, sums = reduction_kernel.reduce_logits(logits, k, (1.0, 2.0))
+    assert sums.isnan().all()
+    assert values[0].isnan().all()
+    assert ((ids >= 0) & (ids < 2_000)).all()
+
+
 def test_threads_do_not_change_the_reduction() -> None:
     logits, threads = torch.randn(7, 999, generator=torch.Generator().manual_seed(0)), torch.get_num_threads()
     found = []
