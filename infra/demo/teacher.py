@@ -23,6 +23,7 @@ LENGTH = 64
 BATCH = 32
 MASKED = 0.3
 INIT = 0.05
+THREADS = 2  # fixed: their number decides the order of the sums, and with it the last bits of every weight
 
 
 def train_tokenizer(texts: list[str]) -> BertTokenizer:
@@ -77,7 +78,11 @@ def sinusoids(positions: int, width: int) -> torch.Tensor:
 
 
 def train_teacher(texts: list[str], directory: Path, steps: int, seed: int = 0) -> None:
-    """Pre-train and save model and tokenizer into ``directory`` (created; must not be a final name)."""
+    """Pre-train and save model and tokenizer into ``directory`` (created; must not be a final name).
+
+    The same bytes every time on one kind of machine, whatever OMP_NUM_THREADS says.
+    """
+    torch.set_num_threads(THREADS)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     tokenizer = train_tokenizer(texts)
