@@ -133,6 +133,8 @@ def run(
     model = load_model(job.candidate, task, job.seed).to(device())
     length = task.max_length or settings.max_length
     require_fit(job.candidate.directory, model.config, tokenizer, length)
+    if task.kind == "regression" and splits["train"].labels is not None:
+        start_at_mean(model, splits["train"].labels)
     schedule = job.schedule
     training_set, loss = encode(tokenizer, task, splits["train"], length), loss_for(task)
     if job.lesson is not None:
@@ -173,6 +175,15 @@ def _result(job: Job, splits: dict[str, Split], fitted: Fit, metrics: dict[str, 
         },
         "notes": [note for split in splits.values() for note in split.notes],
     }
+
+
+def start_at_mean(model: torch.nn.Module, labels: np.ndarray) -> None:
+    """Sets a regression head's bias to the mean label; the steps that would find it go into the text instead.
+
+    A small model in a few hundred steps may otherwise learn little but the mean.
+    """
+    *_, head = (m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1)
+    torch.nn.init.constant_(head.bias, float(labels.mean()))
 
 
 def device() -> torch.device:

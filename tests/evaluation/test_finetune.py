@@ -76,6 +76,20 @@ def test_prediction_does_not_depend_on_batching(family: str, request: pytest.Fix
     np.testing.assert_allclose(np.stack(alone), np.stack(together), atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["encoder", "pooler_free_encoder", "roberta"])
+def test_a_regression_starts_at_the_mean_label(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if family == "roberta":
+        save_roberta(tmp_path)
+    directory = str(tmp_path) if family == "roberta" else request.getfixturevalue(family)
+    model = load_model(Candidate("m", directory), find_task("STS-B"), seed=0)
+    finetune.start_at_mean(model, np.asarray([1.0, 4.0, 5.0, 3.0], np.float32))
+    data = Encoded([[2, 5, 3], [2, 6, 7, 3]], [[0] * 3, [0] * 4])
+    scores = np.stack(training.predict(model, data, 2, "float32", 0))
+    assert scores == pytest.approx(3.25, abs=0.5)  # what is left is the head's random weights
+
+
 def test_a_loss_that_is_not_finite_is_one_line(encoder: str) -> None:
     task = find_task("SST-2")
     model = load_model(Candidate("m", encoder), task, seed=0)
