@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from infra.errors import UserError
 from infra.sections import Train
 from student_train.deepspeed_config import build_config
+from student_train.master_step import MasterStep
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 T = TypeVar("T")
@@ -173,6 +174,8 @@ class Engine:
         if self._stage == 0 and world.size == 1:
             # It would flatten all gradients, reduce them over one rank, and copy them back.
             self._engine.enable_backward_allreduce = False
+        if self._stage == 0 and train.dtype != "float32" and world.device.type == "cpu":
+            self._engine.optimizer.step = MasterStep(self._engine.optimizer)
         # DeepSpeed's master weights are copies of the already rounded ones; start from what was given.
         zeros = {name: torch.zeros_like(p) for name, p in initial.items()}
         state = {"weights": initial, **dict.fromkeys(MOMENTS, zeros)}
