@@ -6,9 +6,10 @@ prints the rows; ``run()`` returns them: for BERT-base with random weights and f
 there. With a directory: for that teacher alone.
 
 The pass is a worker's own: two threads on one ``ShardWorker``, as Ray calls it, one writing its shard while
-the other computes the next; they have 64 and 256 samples where a recipe's have 1,024. Bare forward and
-encoder get the batches of those shards, all full sequences. The script gets documents, 16 at a time, cut at
-128 tokens and padded to the longest; only real tokens count. One thread computes on each side; interleaved
+the other computes the next. BERT-base makes 2 shards of 64 samples, the small teacher 8 of 256; a pass has
+hundreds of 1,024, and only its last is written with nothing computed beside it. Bare forward and encoder
+get the batches of those shards, all full sequences. The script gets documents, 16 at a time, cut at 128
+tokens and padded to the longest; only real tokens count. One thread computes on each side; interleaved
 repeats in one process, medians.
 """
 
@@ -40,10 +41,10 @@ from tests.benchmarks.results import Row, row
 from tests.benchmarks.timing import interleave
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
-L, BATCH, SHARDS, REPEATS = 128, 16, 2, 3
+L, BATCH, REPEATS = 128, 16, 3
 SCRIPT_BATCHES = 4
 TOP_K = 64
-SAMPLED = 2_000
+SAMPLED = 5_000
 """Documents of the corpus looked at; every so many-th is taken."""
 
 
@@ -52,11 +53,11 @@ def run(model: str | None = None) -> list[Row]:
     shared = str(SHARED / "teacher")
     with tempfile.TemporaryDirectory() as scratch:
         if model is not None:
-            return _measure(Path(scratch, "given"), model, "", batches_per_shard=4)
+            return _measure(Path(scratch, "given"), model, "", LARGE)
         directory = _bert_base(Path(scratch, "model"))
-        rows = _measure(Path(scratch, "base"), directory, "", batches_per_shard=4)
-        if Path(shared).is_dir():  # a small model is through a batch in no time: more of them make a shard
-            rows += _measure(Path(scratch, "shared"), shared, "_shared_teacher", batches_per_shard=16)
+        rows = _measure(Path(scratch, "base"), directory, "", LARGE)
+        if Path(shared).is_dir():
+            rows += _measure(Path(scratch, "shared"), shared, "_shared_teacher", SMALL)
         return rows
 
 
@@ -76,6 +77,22 @@ def _bert_base(directory: Path) -> str:
     BertForMaskedLM(BertConfig()).save_pretrained(directory)
     PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(directory)
     return str(directory)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shards of one repeat, and the batches of each."""
+
+    shards: int
+    batches: int
+
+    @property
+    def samples(self) -> int:
+        return self.batches * BATCH
+
+
+LARGE, SMALL = Size(shards=2, batches=4), Size(shards=8, batches=16)
+"""A small model is through a batch in no time: more of them make a repeat."""
 
 
 @dataclass(frozen=True)
@@ -132,21 +149,20 @@ class LocalPool(Pool):
         return getattr(self.worker, item.method)(*item.arguments)
 
 
-def _measure(scratch: Path, directory: str, suffix: str, batches_per_shard: int) -> list[Row]:
+def _measure(scratch: Path, directory: str, suffix: str, size: Size) -> list[Row]:
     from transformers import AutoModelForMaskedLM
 
     scratch.mkdir()
     tokenizer = load_tokenizer(directory)
     texts = material(tokenizer)
-    samples = batches_per_shard * BATCH
     recipes = {
-        name: _recipe(scratch, directory, texts, name, k, samples)
+        name: _recipe(scratch, directory, texts, name, k, size)
         for name, k in (("full", TOP_K), ("hidden", 0))
     }
     pool = LocalPool(recipes["full"])
     for recipe in recipes.values():
         run_pass(recipe, find_source(recipe), recipe.store_dir, pool)
-    batches = _batches(recipes["full"])
+    batches = _batches(recipes["full"], size.shards)
     encoder = pool.worker._teacher().model
     bare = AutoModelForMaskedLM.from_pretrained(
         directory, dtype=torch.bfloat16, attn_implementation="sdpa"
@@ -173,18 +189,18 @@ def _measure(scratch: Path, directory: str, suffix: str, batches_per_shard: int)
         torch.save(kept, scratch / "kept.pt")
 
     sides: dict[str, Callable[[], object]] = {
-        "capture": lambda: _capture(pool, recipes["full"]),
+        "capture": lambda: _capture(pool, recipes["full"], size.shards),
         "forward": forward,
-        "hidden_only": lambda: _capture(pool, recipes["hidden"]),
+        "hidden_only": lambda: _capture(pool, recipes["hidden"], size.shards),
         "encoder": encode,
         "script": script,
     }
-    tokens = dict.fromkeys(sides, SHARDS * samples * L) | {"script": real}
+    tokens = dict.fromkeys(sides, size.shards * size.samples * L) | {"script": real}
     seconds = interleave(sides, REPEATS, f"teacher{suffix}")
     rate = {name: tokens[name] / seconds[name] for name in sides}
     told = ", ".join(f"{name} {value:,.0f}" for name, value in rate.items())
     model = f"{plain.config.num_hidden_layers} x {plain.config.hidden_size} teacher"
-    where = f"{model}, {SHARDS} shards of {samples} x {L}, batches of {BATCH}, bfloat16, 1 thread, "
+    where = f"{model}, {size.shards} shards of {size.samples} x {L}, batches of {BATCH}, bfloat16, 1 thread, "
     where += f"medians of {REPEATS} interleaved, tokens/s: {told}"
     documents = f"; the script: float32, {texts.lengths}, padded by 16, real tokens"
     return [
@@ -197,15 +213,13 @@ def _measure(scratch: Path, directory: str, suffix: str, batches_per_shard: int)
     ]
 
 
-def _recipe(
-    scratch: Path, directory: str, texts: Material, name: str, top_k: int, samples_per_shard: int
-) -> Recipe:
-    """Text for SHARDS full shards and a little more."""
+def _recipe(scratch: Path, directory: str, texts: Material, name: str, top_k: int, size: Size) -> Recipe:
+    """Text for so many full shards and a little more."""
     tokenizer, lines, tokens = load_tokenizer(directory), [], 0
     for document in texts.documents:
         lines.append(document)
         tokens += len(tokenizer(document, add_special_tokens=False).input_ids)
-        if tokens >= SHARDS * samples_per_shard * L:
+        if tokens >= size.shards * size.samples * L:
             break
     (scratch / "text.txt").write_text("\n".join(lines) + "\n")
     sections = {
@@ -214,23 +228,23 @@ def _recipe(
         "corpus": {"path": str(scratch / "text.txt")},
         "sequences": {"length": L},
         "teacher": {"model": directory, "batch_size": BATCH},
-        "store": {"top_k": top_k, "samples_per_shard": samples_per_shard},
+        "store": {"top_k": top_k, "samples_per_shard": size.samples},
     }
     path = scratch / f"{name}.yaml"
     path.write_text(yaml.safe_dump(sections))
     return load_recipe(str(path))
 
 
-def _capture(pool: LocalPool, recipe: Recipe) -> None:
+def _capture(pool: LocalPool, recipe: Recipe, shards: int) -> None:
     """The shards, computed and published again."""
-    items = [Item(str(index), "capture", (recipe.store_dir, 0, index)) for index in range(SHARDS)]
+    items = [Item(str(index), "capture", (recipe.store_dir, 0, index)) for index in range(shards)]
     pool.run(items, lambda item, answer: None, None)
 
 
-def _batches(recipe: Recipe) -> list[torch.Tensor]:
+def _batches(recipe: Recipe, count: int) -> list[torch.Tensor]:
     """The masked ids [B, L] of the shards."""
     store = open_store(recipe.store_dir)
-    shards = [store.shard(0, index).columns for index in range(SHARDS)]
+    shards = [store.shard(0, index).columns for index in range(count)]
     assert all((columns["token_count"] == L).all() for columns in shards), "a shard has short sequences"
     ids = np.concatenate([columns["input_ids"] for columns in shards]).astype(np.int64)
     return list(torch.from_numpy(ids).split(BATCH))
