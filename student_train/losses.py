@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from student_train.soft_targets import SoftTarget
+from student_train import native_exact
+from student_train.soft_targets import ExactTarget, SoftTarget
 from student_train.vocabulary_kernels import NO_LABEL, Kernel, fused, mlm_kernel
 
 CHUNK_SIZE = {"cpu": 2048, "cuda": 4096}
@@ -31,7 +32,8 @@ BIAS_ROWS = 8
 """Rows below those of z [N, D] transposed, so that one product gives the gradients of weight and bias: one of
 ones and, tensor cores being fond of multiples of 8, seven of zeros."""
 KERNEL_SIZE = {"cpu": 64, "cuda": 4096}
-"""Positions a kernel works on at once: on a CPU few enough that its passes over V read from the cache."""
+"""Positions a compiled kernel works on at once: on a CPU few enough that its passes over V read from the
+cache. The native kernel goes row by row, whatever it is given."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def triple_loss(
         student_hidden, teacher_hidden: [N, D'] of equal widths; teacher_hidden None only at alpha_cos = 0.
         tokens, masked, kl_tokens: global denominators of cosine, CE and KL.
         chunk_size: positions a chunk; None: ``CHUNK_SIZE`` of the device.
-        compile: fuse the elementwise arithmetic with torch.compile.
+        compile: the arithmetic over V by the native kernel or torch.compile, not as plain tensor arithmetic.
     """
     kl_weight = alpha_ce * temperature**2 / kl_tokens if alpha_ce and kl_tokens else 0.0
     mlm_weight = alpha_mlm / masked if alpha_mlm and masked else 0.0
@@ -202,7 +204,9 @@ class _ChunkedPass:
     def __init__(self, z: Tensor, weight: Tensor, bias: Tensor, work: _Work, scale: float) -> None:
         self.z, self.weight, self.bias, self.work = z, weight, bias, work
         self.wide = torch.float64 if z.dtype == torch.float64 else torch.float32
-        self.block = min(work.chunk_size, KERNEL_SIZE.get(z.device.type, work.chunk_size))
+        self.native = work.compile and isinstance(work.target, ExactTarget) and native_exact.usable(z)
+        most = work.chunk_size if self.native else KERNEL_SIZE.get(z.device.type, work.chunk_size)
+        self.block = min(work.chunk_size, most)
         in_kl = torch.ones_like(work.labels) if work.kl_rows is None else work.kl_rows
         mlm_scale = (work.labels != NO_LABEL).to(self.wide) * (work.mlm_weight / scale)
         self.kl_scale = self._padded(in_kl.to(self.wide) * (work.kl_weight / work.temperature / scale))
@@ -235,15 +239,16 @@ class _ChunkedPass:
         self.decoder = product if self.decoder is None else self.decoder.to(self.wide).add_(product)
 
     def _kernels(self, start: int, stop: int) -> None:
-        """Turns the chunk's logits into gradients, block by block; all blocks have one shape, so kernels
-        compile once, and rows beyond ``stop`` have weight 0."""
+        """Turns the chunk's logits into gradients, block by block. Compiled for one shape, a kernel is given
+        whole blocks, whose rows beyond ``stop`` have weight 0."""
         target = self.work.target
         soft: tuple[Tensor, ...] = ()
         if target is not None:
             soft = tuple(self._whole(part) for part in target.arguments(slice(start, stop), self.buffer))
         for offset in range(0, stop - start, self.block):
-            here = slice(offset, offset + self.block)  # in the chunk
-            at = slice(start + offset, start + offset + self.block)  # in the micro-batch
+            size = min(self.block, stop - start - offset) if self.native else self.block
+            here = slice(offset, offset + size)  # in the chunk
+            at = slice(start + offset, start + offset + size)  # in the micro-batch
             s, label = self.logits[here], self.labels[at]
             kl_scale, mlm_scale = self.kl_scale[at], self.mlm_scale[at]
             if target is None:
@@ -260,6 +265,8 @@ class _ChunkedPass:
         return part if part is self.buffer else self._padded(part)
 
     def _run(self, kernel: Kernel, *arguments: Any) -> tuple[Tensor, Tensor]:
+        if self.native:
+            return native_exact.exact_kernel(*arguments)
         return (fused(kernel) if self.work.compile else kernel)(*arguments)
 
     def _padded(self, rows: Tensor, value: float = 0) -> Tensor:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 from transformers import AutoModelForMaskedLM
 
+from infra import native
 from infra.errors import UserError
 from infra.sections import Teacher
 from offline_teacher import capture, reduction, reduction_kernel, teacher
@@ -242,7 +243,7 @@ def check_reduction(reduce: Any, logits: torch.Tensor, k: int, temperatures: tup
 
 
 def test_without_a_compiler_there_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reduction_kernel, "COMPILERS", ("no-such-compiler",))
+    monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
     unwarned = reduction_kernel._library.__wrapped__
     with pytest.warns(RuntimeWarning, match="no C\\+\\+ compiler was found; install"):
         assert unwarned() is None
@@ -250,7 +251,7 @@ def test_without_a_compiler_there_is_one_warning(monkeypatch: pytest.MonkeyPatch
 
 def test_a_compiler_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(reduction_kernel, "FLAGS", ("--no-such-flag",))
+    monkeypatch.setattr(native, "FLAGS", ("--no-such-flag",))
     with pytest.warns(RuntimeWarning, match="the compiler failed"):
         assert reduction_kernel._library.__wrapped__() is None
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

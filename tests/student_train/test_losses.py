@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from student_train import vocabulary_kernels
+from infra import native
+from student_train import losses, native_exact, vocabulary_kernels
 from student_train.losses import LossTerms, triple_loss
 from student_train.soft_targets import ExactTarget, SoftTarget, TeacherHead, TopkTarget
 
@@ -176,16 +177,21 @@ weights = st.sampled_from([0.0, 0.5, 5.0])
     rows=st.booleans(),
     k=st.sampled_from([None, 1, 3, 100]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
+    by_row=st.booleans(),
 )
 def test_equals_the_dense_oracle(
     seed: int, n: int, v: int, d: int, dt: int, chunk_size: int, temperature: float,
     alphas: tuple[float, float, float], mask: float, rows: bool, k: int | None, dtype: torch.dtype,
+    by_row: bool,
 ) -> None:  # fmt: skip
     case = make_case(seed, n, v, d, dt, mask, rows)
     options = dict(zip(("alpha_ce", "alpha_mlm", "alpha_cos"), alphas, strict=True))
     k = None if k is None else min(k, v)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-10
-    assert_matches(case, k, dtype, tolerance, chunk_size=chunk_size, temperature=temperature, **options)
+    by_row = by_row and k is None and alphas[0] > 0 and dtype == torch.float32  # the rest has to be compiled
+    assert_matches(
+        case, k, dtype, tolerance, chunk_size=chunk_size, temperature=temperature, compile=by_row, **options
+    )
 
 
 @pytest.mark.parametrize("k", [None, 5])
@@ -200,11 +206,16 @@ def test_numerical_gradient(k: int | None) -> None:
     assert torch.autograd.gradcheck(loss, case.leaves)
 
 
-@pytest.mark.parametrize("k", [None, 8])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_near_the_oracle(k: int | None, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("k", "dtype", "by_row"),
+    [
+        (None, torch.bfloat16, False), (None, torch.float16, False), (None, torch.bfloat16, True),
+        (8, torch.bfloat16, False), (8, torch.float16, False),
+    ],
+)  # fmt: skip
+def test_half_precision_stays_near_the_oracle(k: int | None, dtype: torch.dtype, by_row: bool) -> None:
     narrow = make_case(5, n=40, v=300, d=32).to(dtype)
-    assert_matches(narrow.to(torch.float64), k, dtype, 0.02, chunk_size=16)
+    assert_matches(narrow.to(torch.float64), k, dtype, 0.02, chunk_size=16, compile=by_row)
 
 
 def test_float16_survives_the_large_denominators_of_a_step() -> None:
@@ -219,20 +230,21 @@ def test_float16_survives_the_large_denominators_of_a_step() -> None:
         assert relative_error(found, oracle_gradient) <= 0.02
 
 
-@pytest.mark.parametrize("k", [None, 5, 37])
-def test_no_gradient_and_no_kl_where_the_student_is_the_teacher(k: int | None) -> None:
+@pytest.mark.parametrize(("k", "by_row"), [(None, False), (None, True), (5, False), (37, False)])
+def test_no_gradient_and_no_kl_where_the_student_is_the_teacher(k: int | None, by_row: bool) -> None:
     case = make_case(8, dt=6).to(torch.float32)
     z = case.head.transform(case.teacher_hidden).detach().requires_grad_()
     same = replace(
         case, z=z, weight=case.head.decoder_weight.clone().requires_grad_(), bias=case.head.decoder_bias
     )
-    terms = fused_loss(same, target_of(same, k), alpha_mlm=0.0, alpha_cos=0.0)
+    terms = fused_loss(same, target_of(same, k), alpha_mlm=0.0, alpha_cos=0.0, compile=by_row)
     assert abs(float(terms.kl)) <= 5e-7
     for gradient in torch.autograd.grad(terms.total, (same.z, same.weight)):
         assert gradient.abs().max() <= 1e-5
 
 
-def test_a_small_kl_is_good_to_the_rounding_of_the_normalisers() -> None:
+@pytest.mark.parametrize("by_row", [False, True])
+def test_a_small_kl_is_good_to_the_rounding_of_the_normalisers(by_row: bool) -> None:
     case = make_case(9, v=2000, dt=6)
     close = case.head.transform(case.teacher_hidden) + 1e-2 * torch.randn(11, 6, dtype=torch.float64)
     near = replace(case, z=close, weight=case.head.decoder_weight, bias=case.head.decoder_bias).to(
@@ -241,7 +253,7 @@ def test_a_small_kl_is_good_to_the_rounding_of_the_normalisers() -> None:
     wide = near.to(torch.float64)
     options = {"alpha_mlm": 0.0, "alpha_cos": 0.0}
     oracle = dense_loss(wide, None, {**OPTIONS, **options})
-    terms = fused_loss(near, target_of(near, None), **options)
+    terms = fused_loss(near, target_of(near, None), compile=by_row, **options)
     expected = float(oracle.detach()) / (5.0 * 2.0**2)
     assert 1e-6 < expected < 1e-4
     assert float(terms.kl) == pytest.approx(expected, abs=5e-7)
@@ -361,6 +373,39 @@ def test_no_term_at_all_is_zero_even_with_zero_denominators() -> None:
     assert float(terms.total) == 0.0
 
 
+def test_the_native_kernel_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vocabularies that end within a vector of 16, labels at both ends, rows without a scale, two threads."""
+    generator = torch.Generator().manual_seed(0)
+    for v, threads in itertools.product((2, 15, 16, 17, 64, 67, 1000), (1, 2)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        s, t = (3 * torch.randn(9, v, generator=generator) for _ in range(2))
+        labels = torch.tensor([0, v - 1, -100, 1, -100, v // 2, 0, v - 1, -100])
+        kl_scale, mlm_scale = torch.rand(9, generator=generator), (labels >= 0) * torch.rand(9)
+        kl_scale[3] = 0.0
+        wide = s.double()
+        expected = vocabulary_kernels.exact_kernel(
+            wide, t.double(), labels, kl_scale.double(), mlm_scale.double(), 2.0, True
+        )
+        assert native_exact.usable(s)
+        found = native_exact.exact_kernel(s, t, labels, kl_scale, mlm_scale, 2.0, True)
+        for one, oracle in zip((s, *found), (wide, *expected), strict=True):
+            torch.testing.assert_close(one.double(), oracle, rtol=2e-6, atol=1e-6)
+
+
+def test_without_a_cpp_compiler_the_exact_target_is_compiled_by_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native, "COMPILERS", ())
+    with pytest.warns(RuntimeWarning, match="no C\\+\\+ compiler was found"):
+        assert native_exact._library.__wrapped__() is None
+    monkeypatch.setattr(native_exact, "_library", lambda: None)
+    kernels: list[vocabulary_kernels.Kernel] = []
+    monkeypatch.setattr(losses, "fused", lambda kernel: kernels.append(kernel) or kernel)
+    case = make_case(19).to(torch.float32)
+    assert torch.isfinite(fused_loss(case, target_of(case, None), compile=True).total)
+    assert set(kernels) == {vocabulary_kernels.exact_kernel}
+
+
 @pytest.mark.parametrize("k", [None, 6])
 def test_compiled_equals_eager(k: int | None) -> None:
     case = make_case(18, n=13).to(torch.float32)
@@ -388,10 +433,10 @@ def test_falls_back_to_eager_with_one_warning(monkeypatch: pytest.MonkeyPatch) -
     try:
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
-            found = fused_loss(case, target_of(case, None), compile=True)
+            found = fused_loss(case, target_of(case, 6), compile=True)
     finally:
         vocabulary_kernels.fused.cache_clear()
-    assert float(found.total) == float(fused_loss(case, target_of(case, None)).total)
+    assert float(found.total) == float(fused_loss(case, target_of(case, 6)).total)
     assert next(calls) == 1
     assert [str(w.message) for w in seen if "uncompiled" in str(w.message)] != []
     assert len(seen) == 1

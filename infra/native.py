@@ -1,0 +1,102 @@
+"""C++ sources beside a module, built for this processor when they are first needed and called through ctypes.
+
+A library is built by the machine's own compiler in a second or two, and kept in the user's cache under a name
+that says what it was made from. Where that fails there is one warning, and the caller does the same work
+otherwise.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
+COMPILERS = ("g++", "c++", "clang++")
+BUILD_SECONDS = 120.0
+
+
+def library(source: Path, without_it: str) -> ctypes.CDLL | None:
+    """The built ``source``; None, after a warning that begins with ``without_it``, where it cannot be had."""
+    try:
+        return ctypes.CDLL(str(_built(source)))
+    except (OSError, subprocess.SubprocessError) as error:
+        warnings.warn(
+            f"{without_it}: {_reason(error)}; install a C++ compiler, for example apt-get install g++",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def in_threads(work: Callable[[slice], None], count: int, threads: int) -> None:
+    """``work`` on slices of ``range(count)``; ctypes lets go of the interpreter's lock while it runs."""
+    if threads == 1 or count < threads:
+        work(slice(0, count))
+        return
+    cuts = [count * part // threads for part in range(threads + 1)]
+    list(_pool(threads).map(work, (slice(*pair) for pair in zip(cuts, cuts[1:], strict=False))))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"the compiler failed ({error.stderr.strip().splitlines()[:1]})"
+    return str(error)
+
+
+def _built(source: Path) -> Path:
+    """The shared library, built if it is not there. Workers that build it at once publish the same file."""
+    compiler = next((path for path in map(shutil.which, COMPILERS) if path), None)
+    if compiler is None:
+        raise FileNotFoundError("no C++ compiler was found")
+    made_from = [source.read_text(), compiler, *FLAGS, _processor()]
+    digest = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:32]
+    target = _directory() / f"{source.stem}-{digest}.so"
+    if not target.exists():
+        handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".unfinished")
+        os.close(handle)
+        try:
+            command = [compiler, *FLAGS, "-o", temporary, str(source)]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=BUILD_SECONDS)
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    return target
+
+
+def _processor() -> str:
+    """What -march=native depends on: homes are shared by machines of several kinds."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    kept = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return "\n".join([platform.machine(), *dict.fromkeys(kept or lines[:1])])
+
+
+def _directory() -> Path:
+    """The user's cache, private; where it cannot be written, a directory of this process's own."""
+    home = Path(os.path.expanduser("~"), ".cache", "offline-encoder-distillation")
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(home, os.W_OK) and home.stat().st_uid == os.getuid():
+            return home
+    except OSError:
+        pass
+    own = tempfile.mkdtemp(prefix="offline-encoder-distillation-")
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    return Path(own)

@@ -1,0 +1,221 @@
+// The exact soft target's loss and gradient over rows of logits on a CPU; native_exact.py builds, loads and calls
+// it. The formulas are those of vocabulary_kernels.exact_kernel.
+//
+// A row is gone through three times, in the cache: its maxima, its exponentials and their sums, its gradient.
+// Vectors are 16 floats wide on every machine, whatever its registers, and sums are in one fixed order.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr int LANES = 16, SLOTS = 4;
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+
+struct Float32 {
+    typedef float Stored;
+    static Floats load(const float* p) {
+        Floats v;
+        std::memcpy(&v, p, sizeof v);
+        return v;
+    }
+    static void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
+};
+
+struct Bfloat16 {
+    typedef uint16_t Stored;
+    static Floats load(const uint16_t* p) {
+        Halves v;
+        std::memcpy(&v, p, sizeof v);
+        return (Floats)(__builtin_convertvector(v, Words) << 16);
+    }
+    static void store(uint16_t* p, Floats v) {  // to the nearest, ties to even; NaN stays NaN
+        Words bits = (Words)v;
+        Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+        Halves halves = __builtin_convertvector(v == v ? rounded : (bits >> 16) | 0x40, Halves);
+        std::memcpy(p, &halves, sizeof halves);
+    }
+};
+
+// 2 ** y by its Taylor polynomial on [-1/2, 1/2]: relative error below 2e-8 before rounding; NaN stays NaN.
+inline Floats exp2_of(Floats y) {
+    const Floats shift = Floats{} + (12582912.0f + 127.0f);  // rounds y; the low bits hold its exponent field
+    y = y < -126.0f ? Floats{} - 126.0f : y;
+    Floats rounded = y + shift;
+    Floats r = y - (rounded - shift);
+    Floats p = Floats{} + 1.5403530393381609e-4f;
+    p = p * r + 1.3333558146428443e-3f;
+    p = p * r + 9.6181291076284771e-3f;
+    p = p * r + 5.5504108664821579e-2f;
+    p = p * r + 2.4022650695910071e-1f;
+    p = p * r + 6.9314718055994530e-1f;
+    p = p * r + 1.0f;
+    return p * (Floats)((Ints)rounded << 23);
+}
+
+struct Sums {
+    Floats slots[SLOTS] = {};
+    double total() const {
+        double all = 0.0;
+        for (const Floats& slot : slots)
+            for (int i = 0; i < LANES; ++i) all += slot[i];
+        return all;
+    }
+};
+
+// Whole vectors of a row, then its last entries in a vector of their own, filled up with `filler`.
+template <class Kind, class Work>
+void each(const typename Kind::Stored* s, const typename Kind::Stored* t, int64_t V, Work work) {
+    int64_t v = 0;
+    for (; v + SLOTS * LANES <= V; v += SLOTS * LANES)
+#pragma GCC unroll 4
+        for (int slot = 0; slot < SLOTS; ++slot)
+            work(Kind::load(s + v + slot * LANES), Kind::load(t + v + slot * LANES), v + slot * LANES, slot);
+    for (; v + LANES <= V; v += LANES) work(Kind::load(s + v), Kind::load(t + v), v, 0);
+}
+
+template <class Kind>
+Floats load_part(const typename Kind::Stored* p, int64_t count, float filler) {
+    typename Kind::Stored part[LANES];
+    std::memset(part, 0, sizeof part);
+    std::memcpy(part, p, count * sizeof *p);
+    Floats v = Kind::load(part);
+    for (int64_t i = count; i < LANES; ++i) v[i] = filler;
+    return v;
+}
+
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+inline float largest(Floats v) {
+    float all = v[0];
+    for (int i = 1; i < LANES; ++i) all = v[i] > all ? v[i] : all;
+    return all;
+}
+
+enum Needed { KL_ONLY, SAME, SQUARE, OTHER };  // what exp(s) is of exp(s / T), where the cross-entropy is needed
+
+struct Row {
+    int64_t V, label;
+    float kl_scale, mlm_scale, temperature;
+    float kl, ce;
+};
+
+template <class Kind, Needed needed>
+void exact_row(typename Kind::Stored* s, const typename Kind::Stored* t, Row& row, Floats* kept) {
+    const int64_t whole = row.V / LANES * LANES, rest = row.V - whole;
+    // Far below every logit, but finite: its exponential is nothing, its difference from a maximum no infinity.
+    const float filler = -1e30f;
+    const Floats s_rest = rest ? load_part<Kind>(s + whole, rest, filler) : Floats{};
+    const Floats t_rest = rest ? load_part<Kind>(t + whole, rest, filler) : Floats{};
+
+    Floats s_most[SLOTS], t_most[SLOTS];
+    for (int slot = 0; slot < SLOTS; ++slot) s_most[slot] = t_most[slot] = Floats{} - INFINITY;
+    auto maxima = [&](Floats a, Floats b, int64_t, int slot) {
+        s_most[slot] = larger(a, s_most[slot]);
+        t_most[slot] = larger(b, t_most[slot]);
+    };
+    each<Kind>(s, t, row.V, maxima);
+    if (rest) maxima(s_rest, t_rest, whole, 0);
+    for (int slot = 1; slot < SLOTS; ++slot) {
+        s_most[0] = larger(s_most[0], s_most[slot]);
+        t_most[0] = larger(t_most[0], t_most[slot]);
+    }
+    const float s_max = largest(s_most[0]), t_max = largest(t_most[0]);
+
+    const float scale = float(1.0 / (double(row.temperature) * M_LN2)), scale_1 = float(1.0 / M_LN2);
+    auto e_1_of = [&](Floats a, Floats e_T) {
+        if (needed == SAME) return e_T;
+        if (needed == SQUARE) return e_T * e_T;
+        return exp2_of((a - s_max) * scale_1);
+    };
+    Sums z_T, z_1, z_f, cross;  // cross: f times the difference of the two centred logits, over T log 2
+    auto sums = [&](Floats a, Floats b, int64_t v, int slot) {
+        Floats x = (a - s_max) * scale, y = (b - t_max) * scale;
+        Floats e_T = exp2_of(x), f = exp2_of(y);
+        kept[v / LANES * 2] = e_T;
+        kept[v / LANES * 2 + 1] = f;
+        z_T.slots[slot] += e_T;
+        z_f.slots[slot] += f;
+        cross.slots[slot] += f * (y - x);
+        if (needed != KL_ONLY) z_1.slots[slot] += e_1_of(a, e_T);
+    };
+    each<Kind>(s, t, row.V, sums);
+    if (rest) sums(s_rest, t_rest, whole, 0);
+    const double sum_T = z_T.total(), sum_f = z_f.total(), sum_1 = z_1.total();
+    row.kl = float(cross.total() * M_LN2 / sum_f - std::log(sum_f) + std::log(sum_T));
+
+    const bool labelled = needed != KL_ONLY && row.label >= 0;
+    float at_label = 0.0f;
+    if (labelled) {
+        typename Kind::Stored one[LANES] = {};
+        one[0] = s[row.label];
+        at_label = Kind::load(one)[0];
+    }
+    row.ce = labelled ? float(std::log(sum_1) - (double(at_label) - s_max)) : 0.0f;
+
+    const float q = float(row.kl_scale / sum_T), p = float(row.kl_scale / sum_f);
+    const float q_1 = labelled ? float(row.mlm_scale / sum_1) : 0.0f;
+    auto gradient_of = [&](Floats a, int64_t v) {
+        Floats e_T = kept[v / LANES * 2], f = kept[v / LANES * 2 + 1];
+        Floats gradient = q * e_T - p * f;
+        if (needed != KL_ONLY) gradient += q_1 * e_1_of(a, e_T);
+        return gradient;
+    };
+    auto gradients = [&](Floats a, Floats, int64_t v, int) { Kind::store(s + v, gradient_of(a, v)); };
+    each<Kind>(s, t, row.V, gradients);
+    typename Kind::Stored part[LANES];
+    if (rest) {
+        Kind::store(part, gradient_of(s_rest, whole));
+        std::memcpy(s + whole, part, rest * sizeof *part);
+    }
+    if (labelled) {  // once more, so that it is rounded once
+        const int64_t lane = row.label % LANES;
+        Kind::store(part, gradient_of(Floats{} + at_label, row.label) - row.mlm_scale);
+        s[row.label] = part[lane];
+    }
+}
+
+template <class Kind, Needed needed>
+void exact_rows(void* s, const void* t, const int64_t* labels, const float* kl_scales, const float* mlm_scales,
+                int64_t N, int64_t V, float temperature, float* kl, float* ce) {
+    typedef typename Kind::Stored Stored;
+    std::vector<float> room((V / LANES + 2) * 2 * LANES);  // a row's exponentials
+    auto kept = reinterpret_cast<Floats*>((reinterpret_cast<uintptr_t>(room.data()) + 63) / 64 * 64);
+    for (int64_t n = 0; n < N; ++n) {
+        Row row = {V, labels[n], kl_scales[n], mlm_scales[n], temperature, 0.0f, 0.0f};
+        exact_row<Kind, needed>(static_cast<Stored*>(s) + n * V, static_cast<const Stored*>(t) + n * V, row, kept);
+        kl[n] = row.kl;
+        ce[n] = row.ce;
+    }
+}
+
+template <class Kind>
+void exact(void* s, const void* t, const int64_t* labels, const float* kl_scales, const float* mlm_scales,
+           int64_t N, int64_t V, float temperature, int mlm, float* kl, float* ce) {
+    auto rows = !mlm                 ? exact_rows<Kind, KL_ONLY>
+                : temperature == 1.0f ? exact_rows<Kind, SAME>
+                : temperature == 2.0f ? exact_rows<Kind, SQUARE>
+                                      : exact_rows<Kind, OTHER>;
+    rows(s, t, labels, kl_scales, mlm_scales, N, V, temperature, kl, ce);
+}
+
+}  // namespace
+
+// s [N, V] holds the student's logits, then the gradient; t [N, V] the teacher's; labels [N], negative where there
+// is none; kl_scales, mlm_scales [N]; kl, ce [N] are written.
+extern "C" void exact_float32(void* s, const void* t, const int64_t* labels, const float* kl_scales,
+                              const float* mlm_scales, int64_t N, int64_t V, float temperature, int mlm, float* kl,
+                              float* ce) {
+    exact<Float32>(s, t, labels, kl_scales, mlm_scales, N, V, temperature, mlm, kl, ce);
+}
+
+extern "C" void exact_bfloat16(void* s, const void* t, const int64_t* labels, const float* kl_scales,
+                               const float* mlm_scales, int64_t N, int64_t V, float temperature, int mlm, float* kl,
+                               float* ce) {
+    exact<Bfloat16>(s, t, labels, kl_scales, mlm_scales, N, V, temperature, mlm, kl, ce);
+}

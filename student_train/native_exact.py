@@ -1,0 +1,59 @@
+"""The compiled loss and gradient of the exact soft target on a CPU: ``native_exact.cpp``.
+
+The same arithmetic as `vocabulary_kernels.exact_kernel`, which stays what it is held to, and what runs on
+other devices, in other dtypes, and without a C++ compiler.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from infra import native
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+FUNCTIONS = {torch.float32: "exact_float32", torch.bfloat16: "exact_bfloat16"}
+
+
+def usable(s: Tensor) -> bool:
+    """Whether student logits like ``s`` can be given to ``exact_kernel``; builds it when first asked."""
+    return s.device.type == "cpu" and s.dtype in FUNCTIONS and _library() is not None
+
+
+def exact_kernel(
+    s: Tensor, t: Tensor, label: Tensor, kl_scale: Tensor, mlm_scale: Tensor, temperature: float, mlm: bool
+) -> tuple[Tensor, Tensor]:
+    """See `vocabulary_kernels.exact_kernel`; rows are shared among torch's threads."""
+    count, vocab_size = s.shape
+    assert all(part.is_contiguous() for part in (s, t, label, kl_scale, mlm_scale))
+    assert (t.shape, t.dtype) == (s.shape, s.dtype)
+    kl, ce = torch.empty(count), torch.empty(count)
+    function = getattr(_library(), FUNCTIONS[s.dtype])
+
+    def work(rows: slice) -> None:
+        mine = s[rows]
+        function(
+            mine.data_ptr(), t[rows].data_ptr(), label[rows].data_ptr(), kl_scale[rows].data_ptr(),
+            mlm_scale[rows].data_ptr(), len(mine), vocab_size, temperature, mlm,
+            kl[rows].data_ptr(), ce[rows].data_ptr(),
+        )  # fmt: skip
+
+    native.in_threads(work, count, torch.get_num_threads())
+    return kl, ce
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    library = native.library(
+        SOURCE, "the exact soft target's loss runs by torch.compile or uncompiled, slower"
+    )
+    integer, pointer, number = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
+    for name in FUNCTIONS.values() if library is not None else ():
+        function = getattr(library, name)
+        function.restype = None
+        function.argtypes = [*[pointer] * 5, integer, integer, number, ctypes.c_int, pointer, pointer]
+    return library
