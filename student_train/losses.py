@@ -204,9 +204,7 @@ class _ChunkedPass:
     def __init__(self, z: Tensor, weight: Tensor, bias: Tensor, work: _Work, scale: float) -> None:
         self.z, self.weight, self.bias, self.work = z, weight, bias, work
         self.wide = torch.float64 if z.dtype == torch.float64 else torch.float32
-        self.native = work.compile and isinstance(work.target, ExactTarget) and native_exact.usable(z)
-        most = work.chunk_size if self.native else KERNEL_SIZE.get(z.device.type, work.chunk_size)
-        self.block = min(work.chunk_size, most)
+        self.block = min(work.chunk_size, KERNEL_SIZE.get(z.device.type, work.chunk_size))
         in_kl = torch.ones_like(work.labels) if work.kl_rows is None else work.kl_rows
         mlm_scale = (work.labels != NO_LABEL).to(self.wide) * (work.mlm_weight / scale)
         self.kl_scale = self._padded(in_kl.to(self.wide) * (work.kl_weight / work.temperature / scale))
@@ -222,9 +220,16 @@ class _ChunkedPass:
     def chunk(self, start: int, stop: int) -> None:
         """Values and gradients of positions [start, stop)."""
         rows = slice(start, stop)
-        z, s = self.z[rows], self.logits[: stop - start]
-        torch.addmm(self.bias, z, self.weight.t(), out=s)
-        self._kernels(start, stop)
+        z, s, target = self.z[rows], self.logits[: stop - start], self.work.target
+        if (
+            self.work.compile
+            and isinstance(target, ExactTarget)
+            and native_exact.usable(z, target.head.decoder_weight)
+        ):
+            self._native(target, start, stop)
+        else:
+            torch.addmm(self.bias, z, self.weight.t(), out=s)
+            self._kernels(start, stop)
         if self.work.gradients:
             torch.mm(s, self.weight, out=self.dz[rows])
             self._add_to_decoder(z, s)
@@ -238,17 +243,30 @@ class _ChunkedPass:
         product = torch.mm(torch.cat([z.t(), ones]), s)
         self.decoder = product if self.decoder is None else self.decoder.to(self.wide).add_(product)
 
+    def _native(self, target: ExactTarget, start: int, stop: int) -> None:
+        """The chunk's logits and their gradients by the kernel in C++, which takes any number of rows."""
+        assert self.buffer is not None
+        at, s, t = slice(start, stop), self.logits[: stop - start], self.buffer[: stop - start]
+        torch.mm(self.z[at], self.weight.t(), out=s)
+        target.products(at, out=t)
+        scales = self.kl_scale[at], self.mlm_scale[at]
+        options = self.work.temperature, self.work.mlm_weight > 0
+        kl, ce = native_exact.exact_loss(
+            s, self.bias, t, target.head.decoder_bias, self.labels[at], *scales, *options
+        )
+        self.values[0, at] = kl * (scales[0] > 0)
+        self.values[1, at] = ce
+
     def _kernels(self, start: int, stop: int) -> None:
-        """Turns the chunk's logits into gradients, block by block. Compiled for one shape, a kernel is given
-        whole blocks, whose rows beyond ``stop`` have weight 0."""
+        """Turns the chunk's logits into gradients, block by block; all blocks have one shape, so kernels
+        compile once, and rows beyond ``stop`` have weight 0."""
         target = self.work.target
         soft: tuple[Tensor, ...] = ()
         if target is not None:
             soft = tuple(self._whole(part) for part in target.arguments(slice(start, stop), self.buffer))
         for offset in range(0, stop - start, self.block):
-            size = min(self.block, stop - start - offset) if self.native else self.block
-            here = slice(offset, offset + size)  # in the chunk
-            at = slice(start + offset, start + offset + size)  # in the micro-batch
+            here = slice(offset, offset + self.block)  # in the chunk
+            at = slice(start + offset, start + offset + self.block)  # in the micro-batch
             s, label = self.logits[here], self.labels[at]
             kl_scale, mlm_scale = self.kl_scale[at], self.mlm_scale[at]
             if target is None:
@@ -265,8 +283,6 @@ class _ChunkedPass:
         return part if part is self.buffer else self._padded(part)
 
     def _run(self, kernel: Kernel, *arguments: Any) -> tuple[Tensor, Tensor]:
-        if self.native:
-            return native_exact.exact_kernel(*arguments)
         return (fused(kernel) if self.work.compile else kernel)(*arguments)
 
     def _padded(self, rows: Tensor, value: float = 0) -> Tensor:

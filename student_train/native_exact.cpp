@@ -68,25 +68,36 @@ struct Sums {
     }
 };
 
-// Whole vectors of a row, then its last entries in a vector of their own, filled up with `filler`.
+// Products of the decoder, and its bias, which is added as they are read.
+template <class Kind>
+struct Logits {
+    const typename Kind::Stored* products;
+    const float* bias;
+
+    Floats at(int64_t v) const { return Kind::load(products + v) + Float32::load(bias + v); }
+
+    // `count` of them in a vector filled up with numbers far below every logit, but finite: their exponential is
+    // nothing, their difference from a maximum no infinity.
+    Floats part(int64_t v, int64_t count) const {
+        typename Kind::Stored some[LANES] = {};
+        float biases[LANES] = {};
+        std::memcpy(some, products + v, count * sizeof *some);
+        std::memcpy(biases, bias + v, count * sizeof *biases);
+        Floats logits = Kind::load(some) + Float32::load(biases);
+        for (int64_t i = count; i < LANES; ++i) logits[i] = -1e30f;
+        return logits;
+    }
+};
+
+// The whole vectors of a row, four at a time, each of the four with a slot of its own.
 template <class Kind, class Work>
-void each(const typename Kind::Stored* s, const typename Kind::Stored* t, int64_t V, Work work) {
+void each(const Logits<Kind>& s, const Logits<Kind>& t, int64_t V, Work work) {
     int64_t v = 0;
     for (; v + SLOTS * LANES <= V; v += SLOTS * LANES)
 #pragma GCC unroll 4
         for (int slot = 0; slot < SLOTS; ++slot)
-            work(Kind::load(s + v + slot * LANES), Kind::load(t + v + slot * LANES), v + slot * LANES, slot);
-    for (; v + LANES <= V; v += LANES) work(Kind::load(s + v), Kind::load(t + v), v, 0);
-}
-
-template <class Kind>
-Floats load_part(const typename Kind::Stored* p, int64_t count, float filler) {
-    typename Kind::Stored part[LANES];
-    std::memset(part, 0, sizeof part);
-    std::memcpy(part, p, count * sizeof *p);
-    Floats v = Kind::load(part);
-    for (int64_t i = count; i < LANES; ++i) v[i] = filler;
-    return v;
+            work(s.at(v + slot * LANES), t.at(v + slot * LANES), v + slot * LANES, slot);
+    for (; v + LANES <= V; v += LANES) work(s.at(v), t.at(v), v, 0);
 }
 
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
@@ -105,13 +116,11 @@ struct Row {
     float kl, ce;
 };
 
+// The gradient takes the place of the student's products.
 template <class Kind, Needed needed>
-void exact_row(typename Kind::Stored* s, const typename Kind::Stored* t, Row& row, Floats* kept) {
+void exact_row(typename Kind::Stored* gradient, const Logits<Kind>& s, const Logits<Kind>& t, Row& row, Floats* kept) {
     const int64_t whole = row.V / LANES * LANES, rest = row.V - whole;
-    // Far below every logit, but finite: its exponential is nothing, its difference from a maximum no infinity.
-    const float filler = -1e30f;
-    const Floats s_rest = rest ? load_part<Kind>(s + whole, rest, filler) : Floats{};
-    const Floats t_rest = rest ? load_part<Kind>(t + whole, rest, filler) : Floats{};
+    const Floats s_rest = s.part(whole, rest), t_rest = t.part(whole, rest);
 
     Floats s_most[SLOTS], t_most[SLOTS];
     for (int slot = 0; slot < SLOTS; ++slot) s_most[slot] = t_most[slot] = Floats{} - INFINITY;
@@ -150,72 +159,70 @@ void exact_row(typename Kind::Stored* s, const typename Kind::Stored* t, Row& ro
     row.kl = float(cross.total() * M_LN2 / sum_f - std::log(sum_f) + std::log(sum_T));
 
     const bool labelled = needed != KL_ONLY && row.label >= 0;
-    float at_label = 0.0f;
-    if (labelled) {
-        typename Kind::Stored one[LANES] = {};
-        one[0] = s[row.label];
-        at_label = Kind::load(one)[0];
-    }
+    const float at_label = labelled ? s.part(row.label, 1)[0] : 0.0f;
     row.ce = labelled ? float(std::log(sum_1) - (double(at_label) - s_max)) : 0.0f;
 
     const float q = float(row.kl_scale / sum_T), p = float(row.kl_scale / sum_f);
     const float q_1 = labelled ? float(row.mlm_scale / sum_1) : 0.0f;
     auto gradient_of = [&](Floats a, int64_t v) {
         Floats e_T = kept[v / LANES * 2], f = kept[v / LANES * 2 + 1];
-        Floats gradient = q * e_T - p * f;
-        if (needed != KL_ONLY) gradient += q_1 * e_1_of(a, e_T);
-        return gradient;
+        Floats both = q * e_T - p * f;
+        if (needed != KL_ONLY) both += q_1 * e_1_of(a, e_T);
+        return both;
     };
-    auto gradients = [&](Floats a, Floats, int64_t v, int) { Kind::store(s + v, gradient_of(a, v)); };
+    auto gradients = [&](Floats a, Floats, int64_t v, int) { Kind::store(gradient + v, gradient_of(a, v)); };
     each<Kind>(s, t, row.V, gradients);
     typename Kind::Stored part[LANES];
     if (rest) {
         Kind::store(part, gradient_of(s_rest, whole));
-        std::memcpy(s + whole, part, rest * sizeof *part);
+        std::memcpy(gradient + whole, part, rest * sizeof *part);
     }
     if (labelled) {  // once more, so that it is rounded once
         const int64_t lane = row.label % LANES;
         Kind::store(part, gradient_of(Floats{} + at_label, row.label) - row.mlm_scale);
-        s[row.label] = part[lane];
+        gradient[row.label] = part[lane];
     }
 }
 
 template <class Kind, Needed needed>
-void exact_rows(void* s, const void* t, const int64_t* labels, const float* kl_scales, const float* mlm_scales,
-                int64_t N, int64_t V, float temperature, float* kl, float* ce) {
+void exact_rows(void* s, const float* s_bias, const void* t, const float* t_bias, const int64_t* labels, const float* kl_scales,
+                const float* mlm_scales, int64_t N, int64_t V, float temperature, float* kl, float* ce) {
     typedef typename Kind::Stored Stored;
     std::vector<float> room((V / LANES + 2) * 2 * LANES);  // a row's exponentials
     auto kept = reinterpret_cast<Floats*>((reinterpret_cast<uintptr_t>(room.data()) + 63) / 64 * 64);
     for (int64_t n = 0; n < N; ++n) {
         Row row = {V, labels[n], kl_scales[n], mlm_scales[n], temperature, 0.0f, 0.0f};
-        exact_row<Kind, needed>(static_cast<Stored*>(s) + n * V, static_cast<const Stored*>(t) + n * V, row, kept);
+        Stored* mine = static_cast<Stored*>(s) + n * V;
+        const Logits<Kind> student = {mine, s_bias}, teacher = {static_cast<const Stored*>(t) + n * V, t_bias};
+        exact_row<Kind, needed>(mine, student, teacher, row, kept);
         kl[n] = row.kl;
         ce[n] = row.ce;
     }
 }
 
 template <class Kind>
-void exact(void* s, const void* t, const int64_t* labels, const float* kl_scales, const float* mlm_scales,
-           int64_t N, int64_t V, float temperature, int mlm, float* kl, float* ce) {
-    auto rows = !mlm                 ? exact_rows<Kind, KL_ONLY>
+void exact(void* s, const float* s_bias, const void* t, const float* t_bias, const int64_t* labels,
+           const float* kl_scales, const float* mlm_scales, int64_t N, int64_t V, float temperature, int mlm,
+           float* kl, float* ce) {
+    auto rows = !mlm                  ? exact_rows<Kind, KL_ONLY>
                 : temperature == 1.0f ? exact_rows<Kind, SAME>
                 : temperature == 2.0f ? exact_rows<Kind, SQUARE>
                                       : exact_rows<Kind, OTHER>;
-    rows(s, t, labels, kl_scales, mlm_scales, N, V, temperature, kl, ce);
+    rows(s, s_bias, t, t_bias, labels, kl_scales, mlm_scales, N, V, temperature, kl, ce);
 }
 
 }  // namespace
 
-// s [N, V] holds the student's logits, then the gradient; t [N, V] the teacher's; labels [N], negative where there
-// is none; kl_scales, mlm_scales [N]; kl, ce [N] are written.
-extern "C" void exact_float32(void* s, const void* t, const int64_t* labels, const float* kl_scales,
-                              const float* mlm_scales, int64_t N, int64_t V, float temperature, int mlm, float* kl,
-                              float* ce) {
-    exact<Float32>(s, t, labels, kl_scales, mlm_scales, N, V, temperature, mlm, kl, ce);
+// s [N, V] holds the products of the student's decoder, then the gradient; t [N, V] the teacher's products; biases
+// [V]; labels [N], negative where there is none; kl_scales, mlm_scales [N]; kl, ce [N] are written.
+extern "C" void exact_float32(void* s, const float* s_bias, const void* t, const float* t_bias, const int64_t* labels,
+                              const float* kl_scales, const float* mlm_scales, int64_t N, int64_t V,
+                              float temperature, int mlm, float* kl, float* ce) {
+    exact<Float32>(s, s_bias, t, t_bias, labels, kl_scales, mlm_scales, N, V, temperature, mlm, kl, ce);
 }
 
-extern "C" void exact_bfloat16(void* s, const void* t, const int64_t* labels, const float* kl_scales,
-                               const float* mlm_scales, int64_t N, int64_t V, float temperature, int mlm, float* kl,
-                               float* ce) {
-    exact<Bfloat16>(s, t, labels, kl_scales, mlm_scales, N, V, temperature, mlm, kl, ce);
+extern "C" void exact_bfloat16(void* s, const float* s_bias, const void* t, const float* t_bias, const int64_t* labels,
+                               const float* kl_scales, const float* mlm_scales, int64_t N, int64_t V,
+                               float temperature, int mlm, float* kl, float* ce) {
+    exact<Bfloat16>(s, s_bias, t, t_bias, labels, kl_scales, mlm_scales, N, V, temperature, mlm, kl, ce);
 }

@@ -19,27 +19,41 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 FUNCTIONS = {torch.float32: "exact_float32", torch.bfloat16: "exact_bfloat16"}
 
 
-def usable(s: Tensor) -> bool:
-    """Whether student logits like ``s`` can be given to ``exact_kernel``; builds it when first asked."""
-    return s.device.type == "cpu" and s.dtype in FUNCTIONS and _library() is not None
+def usable(student: Tensor, teacher: Tensor) -> bool:
+    """Whether ``exact_loss`` takes products of these devices and dtypes; builds it when first asked."""
+    alike = student.device.type == teacher.device.type == "cpu" and student.dtype == teacher.dtype
+    return alike and student.dtype in FUNCTIONS and _library() is not None
 
 
-def exact_kernel(
-    s: Tensor, t: Tensor, label: Tensor, kl_scale: Tensor, mlm_scale: Tensor, temperature: float, mlm: bool
+def exact_loss(
+    s: Tensor,
+    s_bias: Tensor,
+    t: Tensor,
+    t_bias: Tensor,
+    label: Tensor,
+    kl_scale: Tensor,
+    mlm_scale: Tensor,
+    temperature: float,
+    mlm: bool,
 ) -> tuple[Tensor, Tensor]:
-    """See `vocabulary_kernels.exact_kernel`; rows are shared among torch's threads."""
+    """`vocabulary_kernels.exact_kernel` of the logits ``s + s_bias`` and ``t + t_bias`` ([N, V] and [V]).
+
+    The biases are added here, in float32, because torch's addmm would first write them to all rows of its
+    output. The gradient is written to ``s``. Rows are shared among torch's threads.
+    """
     count, vocab_size = s.shape
     assert all(part.is_contiguous() for part in (s, t, label, kl_scale, mlm_scale))
     assert (t.shape, t.dtype) == (s.shape, s.dtype)
+    biases = s_bias.float().contiguous(), t_bias.float().contiguous()
     kl, ce = torch.empty(count), torch.empty(count)
     function = getattr(_library(), FUNCTIONS[s.dtype])
 
     def work(rows: slice) -> None:
         mine = s[rows]
         function(
-            mine.data_ptr(), t[rows].data_ptr(), label[rows].data_ptr(), kl_scale[rows].data_ptr(),
-            mlm_scale[rows].data_ptr(), len(mine), vocab_size, temperature, mlm,
-            kl[rows].data_ptr(), ce[rows].data_ptr(),
+            mine.data_ptr(), biases[0].data_ptr(), t[rows].data_ptr(), biases[1].data_ptr(),
+            label[rows].data_ptr(), kl_scale[rows].data_ptr(), mlm_scale[rows].data_ptr(),
+            len(mine), vocab_size, temperature, mlm, kl[rows].data_ptr(), ce[rows].data_ptr(),
         )  # fmt: skip
 
     native.in_threads(work, count, torch.get_num_threads())
@@ -55,5 +69,5 @@ def _library() -> ctypes.CDLL | None:
     for name in FUNCTIONS.values() if library is not None else ():
         function = getattr(library, name)
         function.restype = None
-        function.argtypes = [*[pointer] * 5, integer, integer, number, ctypes.c_int, pointer, pointer]
+        function.argtypes = [*[pointer] * 7, integer, integer, number, ctypes.c_int, pointer, pointer]
     return library

@@ -109,6 +109,10 @@ class ExactTarget:
         self.rows(rows, out=buffer[: rows.stop - rows.start])
         return (buffer,)
 
+    def products(self, rows: slice, out: Tensor) -> Tensor:
+        """Teacher logits [n, V] of these positions without ``head.decoder_bias``, written to ``out``."""
+        return torch.mm(self.head.transform(self.hidden[rows]), self.head.decoder_weight.t(), out=out)
+
     def rows(self, rows: slice, out: Tensor | None = None) -> Tensor:
         """Teacher logits [n, V] of these positions, in the head's dtype, written to ``out`` if given."""
         z = self.head.transform(self.hidden[rows])

@@ -382,12 +382,13 @@ def test_the_native_kernel_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
         labels = torch.tensor([0, v - 1, -100, 1, -100, v // 2, 0, v - 1, -100])
         kl_scale, mlm_scale = torch.rand(9, generator=generator), (labels >= 0) * torch.rand(9)
         kl_scale[3] = 0.0
-        wide = s.double()
+        biases = torch.randn(2, v, generator=generator)
+        wide = s.double() + biases[0]
         expected = vocabulary_kernels.exact_kernel(
-            wide, t.double(), labels, kl_scale.double(), mlm_scale.double(), 2.0, True
+            wide, t.double() + biases[1], labels, kl_scale.double(), mlm_scale.double(), 2.0, True
         )
-        assert native_exact.usable(s)
-        found = native_exact.exact_kernel(s, t, labels, kl_scale, mlm_scale, 2.0, True)
+        assert native_exact.usable(s, t)
+        found = native_exact.exact_loss(s, biases[0], t, biases[1], labels, kl_scale, mlm_scale, 2.0, True)
         for one, oracle in zip((s, *found), (wide, *expected), strict=True):
             torch.testing.assert_close(one.double(), oracle, rtol=2e-6, atol=1e-6)
 
