@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
+HEADERS = Path(__file__).parent
 COMPILERS = ("g++", "c++", "clang++")
 BUILD_SECONDS = 120.0
 
@@ -64,14 +65,15 @@ def _built(source: Path) -> Path:
     compiler = next((path for path in map(shutil.which, COMPILERS) if path), None)
     if compiler is None:
         raise FileNotFoundError("no C++ compiler was found")
-    made_from = [source.read_text(), compiler, *FLAGS, _processor()]
+    sources = [source, *sorted(HEADERS.glob("*.hpp"))]
+    made_from = [*(path.read_text() for path in sources), compiler, *FLAGS, _processor()]
     digest = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:32]
     target = _directory() / f"{source.stem}-{digest}.so"
     if not target.exists():
         handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".unfinished")
         os.close(handle)
         try:
-            command = [compiler, *FLAGS, "-o", temporary, str(source)]
+            command = [compiler, *FLAGS, f"-I{HEADERS}", "-o", temporary, str(source)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=BUILD_SECONDS)
             os.replace(temporary, target)
         except BaseException:

@@ -2,7 +2,7 @@
 //
 // Pass 1 takes the maximum of every GROUP-th entry: GROUP maxima of which the k-th largest is at most the
 // k-th largest entry of the row, so only groups that reach it are searched. Pass 2 sums exponentials.
-// Vectors are 16 floats wide on every machine, whatever its registers, and sums are in one fixed order.
+// Sums are in one fixed order.
 
 #include <algorithm>
 #include <cmath>
@@ -11,37 +11,11 @@
 #include <functional>
 #include <vector>
 
+#include "vectors.hpp"
+
 namespace {
 
-constexpr int LANES = 16, GROUP = 1024, VECTORS = GROUP / LANES;
-typedef float Floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
-
-struct Float32 {
-    typedef float Stored;
-    static float widen(float x) { return x; }
-    static Floats load(const float* p) {
-        Floats v;
-        std::memcpy(&v, p, sizeof v);
-        return v;
-    }
-};
-
-struct Bfloat16 {
-    typedef uint16_t Stored;
-    static float widen(uint16_t x) {
-        uint32_t bits = uint32_t(x) << 16;
-        float value;
-        std::memcpy(&value, &bits, sizeof value);
-        return value;
-    }
-    static Floats load(const uint16_t* p) {
-        Halves v;
-        std::memcpy(&v, p, sizeof v);
-        return (Floats)(__builtin_convertvector(v, Ints) << 16);
-    }
-};
+constexpr int GROUP = 1024, VECTORS = GROUP / LANES;
 
 // The last entries of a row as a whole vector, -inf past its end.
 template <class Kind>
@@ -64,22 +38,6 @@ float value_of(int32_t key) {
     float value;
     std::memcpy(&value, &bits, sizeof value);
     return value;
-}
-
-// 2 ** y by its Taylor polynomial on [-1/2, 1/2]: relative error below 2e-8 before rounding; NaN stays NaN.
-inline Floats exp2_of(Floats y) {
-    const Floats shift = Floats{} + (12582912.0f + 127.0f);  // rounds y; the low bits hold its exponent field
-    y = y < -126.0f ? Floats{} - 126.0f : y;
-    Floats rounded = y + shift;
-    Floats r = y - (rounded - shift);
-    Floats p = Floats{} + 1.5403530393381609e-4f;
-    p = p * r + 1.3333558146428443e-3f;
-    p = p * r + 9.6181291076284771e-3f;
-    p = p * r + 5.5504108664821579e-2f;
-    p = p * r + 2.4022650695910071e-1f;
-    p = p * r + 6.9314718055994530e-1f;
-    p = p * r + 1.0f;
-    return p * (Floats)((Ints)rounded << 23);
 }
 
 double total(const Floats (&sums)[4]) {

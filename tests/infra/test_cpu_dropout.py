@@ -12,7 +12,7 @@ from torch import nn
 from transformers import DistilBertConfig, DistilBertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
 from infra import cpu_dropout
-from infra.cpu_dropout import CheapDropout, kept, use_cheap_dropout
+from infra.cpu_dropout import CheapDropout, dropped, kept, use_cheap_dropout
 
 CONFIGS = {
     "distilbert": (
@@ -47,16 +47,21 @@ def models(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module]:
     return theirs, ours
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.93])
-def test_share_and_independence_of_what_is_kept(p: float) -> None:
+def test_share_and_independence_of_what_is_kept(p: float, native: bool) -> None:
     torch.manual_seed(0)
     keep, scale = kept(torch.Size((1000, 401)), p)
+    if native:
+        found = dropped(torch.ones(1000, 401), p)
+        keep = found != 0
+        assert torch.equal(found[keep].unique(), torch.tensor([scale]))
     share, deviation = 1 - p, (p * (1 - p)) ** 0.5
     assert scale == pytest.approx(1 / share, rel=1e-3)
     assert abs(float(keep.double().mean()) - share) < 5 * deviation / 401_000**0.5
     assert abs(float(keep.double().mean(0).std()) - deviation / 1000**0.5) < 0.2 * deviation / 1000**0.5
     centred = keep.flatten().double() - share
-    for lag in (1, 2, 3, 4, 8):  # four neighbours come from one draw
+    for lag in (1, 2, 3, 4, 8, 16, 32, 4096):  # neighbours come from one draw, blocks from one seed each
         assert abs(float((centred[lag:] * centred[:-lag]).mean())) < 5 * deviation**2 / 400_000**0.5
 
 
@@ -67,6 +72,30 @@ def test_seed_decides() -> None:
     torch.manual_seed(1)
     assert torch.equal(dropout(x), first)
     assert not torch.equal(dropout(x), first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 33, 4095, 4096, 4097, 30_000])
+def test_gradient_is_dropped_where_the_value_was(count: int, dtype: torch.dtype) -> None:
+    x = torch.arange(1, count + 1, dtype=torch.float32).to(dtype).requires_grad_()
+    torch.manual_seed(3)
+    y = dropped(x, 0.25)
+    (gradient,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert torch.equal(gradient != 0, y != 0)
+    scale = torch.tensor(4 / 3)
+    torch.testing.assert_close(y, torch.where(gradient != 0, (x.float() * scale).to(dtype), 0))
+    assert torch.equal(gradient.unique(), torch.tensor([0, scale]).to(dtype).unique()) or count < 30
+
+
+def test_threads_do_not_change_what_is_dropped() -> None:
+    found, threads = [], torch.get_num_threads()
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        torch.manual_seed(4)
+        found.append(dropped(torch.ones(3, 7_000), 0.4))
+    torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 def test_same_masks_give_torchs_loss_and_gradients(
@@ -85,6 +114,7 @@ def test_same_masks_give_torchs_loss_and_gradients(
         keep, scale = mask(x.shape, p)
         return x * keep * scale
 
+    monkeypatch.setattr(cpu_dropout, "_library", lambda: None)
     monkeypatch.setattr(cpu_dropout, "kept", mask)
     monkeypatch.setattr(nn.functional, "dropout", dropout)
     losses = []
