@@ -28,7 +28,7 @@ from infra.errors import UserError
 from tests.conftest import ROOT
 
 NETWORK = "10.77.0."
-TOOLS = ("ip", "mount", "nsenter", "setpriv", "ssh-keygen", "unshare", "/usr/sbin/sshd")
+TOOLS = ("ip", "mount", "nsenter", "rsync", "setpriv", "ssh-keygen", "unshare", "/usr/sbin/sshd")
 SECONDS = 60.0
 
 # Run as process 1 of a machine; bash also collects what the machine's daemons leave behind.
@@ -158,7 +158,7 @@ def _check() -> None:
     if missing:
         raise UserError(
             f"machines in network namespaces need {', '.join(missing)};"
-            " apt-get install iproute2 mount openssh-server util-linux"
+            " apt-get install iproute2 mount openssh-server rsync util-linux"
         )
 
 
