@@ -9,7 +9,7 @@ Four machines in network namespaces (`tests.chaos.hosts`): a laptop, a head, two
    followed, the job stopped half-way and submitted again; what is uploaded is looked at.
 4. Every process of the head but sshd killed half-way through a job; ``ray up`` and the job again.
 5. A pass over all hosts, one of which loses its cable and all its processes half-way.
-6. ``ray down``, with that host still gone.
+6. ``ray down`` and ``ray stop``, with that host still gone.
 
 Prints a table of figures; exits 1 where any of it does not hold. About 15 minutes.
 """
@@ -206,12 +206,14 @@ def head_killed(machines: Machines, cluster: Path, recipe: Path, reference: Byte
 
 
 def down(machines: Machines, cluster: Path) -> Row:
-    """``ray down`` leaves no process of Ray's on the hosts that are still there."""
-    begin = time.monotonic()
+    """Of hosts that it cannot terminate, ``ray down`` stops the head alone; the others as the README says."""
+    begin, address = time.monotonic(), machines[WORKERS[0]].address
     machines[LAPTOP].must(["ray", "down", "--yes", cluster], MINUTES)
-    _say(f"ray down: {time.monotonic() - begin:.0f} s")
+    _say(f"ray down: {time.monotonic() - begin:.0f} s; on the head are {_ray_processes(machines[HEAD])} left")
+    ssh = ["ssh", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+    machines[LAPTOP].must([*ssh, f"root@{address}", "~/venv/bin/ray stop"], MINUTES)
     left = {name: _ray_processes(machines[name]) for name in (HEAD, WORKERS[0])}
-    return ["ray down: processes of Ray left", sum(left.values()), not any(left.values())]
+    return ["ray down, ray stop: processes of Ray left", sum(left.values()), not any(left.values())]
 
 
 def _ray_processes(machine: Machine) -> int:
