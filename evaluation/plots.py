@@ -12,6 +12,7 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  (the backend comes first)
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.patheffects import withStroke  # noqa: E402
 
 COLOURS = {"teacher": "#4c566a", "student": "#0072b2", "undistilled": "#d55e00"}
 OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -36,7 +37,8 @@ def retention(report: Mapping[str, Any]) -> bytes:
         places = np.arange(len(labels)) + (position - (len(rows) - 1) / 2) * width
         bars = axes.bar(places, heights, width * 0.92, color=colour(name, position), label=name)
         texts = ["" if np.isnan(height) else f"{height:.0f}" for height in heights]
-        axes.bar_label(bars, labels=texts, padding=2, fontsize=8)
+        halo = [withStroke(linewidth=3, foreground="white")]  # the teacher's line stays behind the numbers
+        axes.bar_label(bars, labels=texts, padding=2, fontsize=8, path_effects=halo, zorder=5)
     axes.axhline(100, color=COLOURS["teacher"], linewidth=1, linestyle="--", label="teacher")
     axes.axvline(len(tasks) - 0.5, color="0.85", linewidth=1)
     axes.set_xticks(np.arange(len(labels)), labels)
