@@ -39,15 +39,19 @@ Row = list[object]
 
 
 def start(directory: Path) -> tuple[subprocess.Popen[bytes], Path]:
-    """The demo with ``directory`` as its working directory and a session of its own; its log."""
+    """The demo with ``directory`` as its working directory and a session of its own; its log.
+
+    It hears SIGINT also where this process, started in the background, does not.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / f"{len(list(directory.glob('*.log')))}.log"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with log.open("w") as output:
         command = [sys.executable, "-m", "infra.demo"]
         return subprocess.Popen(
-            command, cwd=directory, stdout=output, stderr=output, start_new_session=True, env=environment
-        ), log
+            command, cwd=directory, stdout=output, stderr=output, start_new_session=True, env=environment,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        ), log  # fmt: skip
 
 
 def seen(process: subprocess.Popen[bytes], log: Path, words: str) -> bool:
