@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import os
 import shlex
@@ -20,10 +21,18 @@ from infra.recipe import load_recipe
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 CORPUS_BYTES, VALIDATION_BYTES, TEACHER_STEPS = 2_200_000, 100_000, 1_000
 RANKS = 2
+STOP_SECONDS = 60.0
+"""For a stage that has heard Ctrl-C to save what it has."""
 
 
-def end_with_parent() -> None:
-    """A stage does not outlive a killed demo, so that the next start finds nobody at work (Linux)."""
+def begin_stage(words: list[str]) -> None:
+    """In the stage's process, before it is one.
+
+    A stage does not outlive a killed demo, so that the next start finds nobody at work (Linux). DeepSpeed's
+    launcher answers Ctrl-C with a traceback: it need not hear it, its ranks do.
+    """
+    if words[0] == "deepspeed":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
@@ -33,7 +42,14 @@ def run_stage(words: list[str], environment: dict[str, str]) -> float:
     """Run one command, shown first; seconds it took. UserError where it fails: it has said why itself."""
     print(f"\n$ {shlex.join(words)}", flush=True)
     started = time.perf_counter()
-    code = subprocess.run(words, env=environment, preexec_fn=end_with_parent).returncode
+    process = subprocess.Popen(words, env=environment, preexec_fn=lambda: begin_stage(words))
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # the terminal has told the stage too
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+        process.terminate()
+        raise
     if code in (130, -signal.SIGINT):
         raise KeyboardInterrupt
     if code:
