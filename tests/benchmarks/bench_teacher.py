@@ -6,7 +6,7 @@ prints the rows; ``run()`` returns them: for BERT-base with random weights and f
 there. With a directory: for that teacher alone.
 
 The pass is a worker's own: two threads on one ``ShardWorker``, as Ray calls it, one writing its shard while
-the other computes the next. BERT-base makes 2 shards of 64 samples, the small teacher 8 of 256; a pass has
+the other computes the next. BERT-base makes 2 shards of 64 samples, the small teacher 4 of 256; a pass has
 hundreds of 1,024, and only its last is written with nothing computed beside it. Bare forward and encoder
 get the batches of those shards, all full sequences. The script gets documents, 16 at a time, cut at 128
 tokens and padded to the longest; only real tokens count. One thread computes on each side; interleaved
@@ -91,7 +91,7 @@ class Size:
         return self.batches * BATCH
 
 
-LARGE, SMALL = Size(shards=2, batches=4), Size(shards=8, batches=16)
+LARGE, SMALL = Size(shards=2, batches=4), Size(shards=4, batches=16)
 """A small model is through a batch in no time: more of them make a repeat."""
 
 
