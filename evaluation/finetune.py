@@ -84,11 +84,13 @@ class Job:
 
     def key(self, splits: dict[str, Split]) -> dict[str, Any]:
         settings = self.settings
-        lesson: dict[str, Any] = {}
+        more: dict[str, Any] = {}
         if self.lesson is not None:
-            lesson["teacher"] = self.lesson.digest
-            lesson["temperature"] = settings.distillation_temperature
-        return lesson | {
+            more["teacher"] = self.lesson.digest
+            more["temperature"] = settings.distillation_temperature
+        if self.task.kind == "regression":
+            more["head_bias"] = "mean label"  # scores from before it began there are not these
+        return more | {
             "model": self.digest,
             "random_weights": self.candidate.random_weights,
             "data": {part: split.digest() for part, split in splits.items()},
@@ -182,8 +184,9 @@ def start_at_mean(model: torch.nn.Module, labels: np.ndarray) -> None:
 
     A small model in a few hundred steps may otherwise learn little but the mean.
     """
-    *_, head = (m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1)
-    torch.nn.init.constant_(head.bias, float(labels.mean()))
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    for head in [module for module in linear if module.out_features == 1 and module.bias is not None][-1:]:
+        torch.nn.init.constant_(head.bias, float(labels.mean()))
 
 
 def device() -> torch.device:
