@@ -6,8 +6,8 @@ so that any worker makes the same bytes, any number of times.
 
 from __future__ import annotations
 
-import ctypes
-import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,12 @@ from offline_teacher.corpus import Part
 from offline_teacher.masking import MaskVocab, mask_sequences, mask_vocab
 from offline_teacher.packing import load_encoder
 from offline_teacher.sequences import build_part, open_sequences, read_token_counts
+from offline_teacher.shard_memory import Heap, ShardMemory
 from offline_teacher.store.manifest import Declaration
 from offline_teacher.store.writer import read_declaration, write_head, write_shard
 
+TEXT_COLUMNS = ("sequence_id", "token_count", "input_ids", "masked_positions", "masked_labels")
+"""Those that need no teacher."""
 CACHE_BYTES = 4 << 30
 """Sequences of a remote store kept on a worker's disk."""
 
@@ -30,46 +33,53 @@ CACHE_BYTES = 4 << 30
 class ShardWorker:
     """Holds the teacher (loaded when first needed) and does one computation at a time.
 
-    Two threads may call `capture`: while one writes its shard, the other computes the next.
+    Two threads may call `capture`: while one masks or writes its shard, the other's is computed. All
+    computing is done by a thread of its own, so that torch keeps one set of threads and one heap warm.
     """
 
     def __init__(self, recipe: Recipe, device: str) -> None:
         self.recipe, self.device = recipe, device
-        self._computing = threading.Lock()
         self._loaded: Any = None
         self._passes: dict[str, _Pass] = {}
+        self._heap = Heap()
+        self._computing = ThreadPoolExecutor(1, "compute", self._set_threads)
 
     def build_part(self, root: str, index: int, part: Part) -> dict[str, Any]:
         """Publishes one part of the sequences; returns ``{tokens}`` of it."""
-        with self._computing:
-            sidecar = build_part(root, index, part, self.recipe.corpus, self.recipe.sequences)
+        sidecar = self._compute(build_part, root, index, part, self.recipe.corpus, self.recipe.sequences)
         return {"tokens": sidecar["tokens"]}
 
     def write_head(self, root: str) -> dict[str, Any]:
-        with self._computing:
-            write_head(root, self._teacher().head)
+        write_head(root, self._compute(self._teacher).head)
         return {}
 
     def capture(self, root: str, replica: int, index: int) -> dict[str, Any]:
         """Publishes one shard; returns ``{tokens, bytes}`` of it. ValueError where the teacher gives NaN."""
-        columns = self.columns(root, replica, index)
-        sidecar = write_shard(root, self._passes[root].declaration, replica, index, columns)
-        tokens = int(columns["token_count"].sum())
-        del columns
-        _return_free_memory()
-        return {"tokens": tokens, "bytes": sidecar.bytes}
+        one = self._compute(self._pass, root)
+        masked = one.masked(replica, index)
+        with one.memory.lent() as memory:
+            columns = masked | self._compute(one.outputs, masked, memory)
+            sidecar = write_shard(root, one.declaration, replica, index, columns)
+        self._heap.shrink()
+        return {"tokens": int(masked["token_count"].sum()), "bytes": sidecar.bytes}
 
     def columns(self, root: str, replica: int, index: int) -> dict[str, np.ndarray]:
         """All columns [n, ...] of a shard, made anew; publishes nothing."""
-        with self._computing:
-            return self._pass(root).columns(replica, index)
+        one = self._compute(self._pass, root)
+        masked = one.masked(replica, index)
+        return masked | self._compute(one.outputs, masked, one.memory.new())
 
-    def _teacher(self) -> Any:
+    def _compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self._computing.submit(function, *arguments).result()
+
+    def _set_threads(self) -> None:
         import torch
 
+        torch.set_num_threads(self.recipe.teacher.cpu_threads)  # of this thread: OpenMP counts them apart
+
+    def _teacher(self) -> Any:
         from offline_teacher.teacher import load_teacher
 
-        torch.set_num_threads(self.recipe.teacher.cpu_threads)  # of this thread: OpenMP counts them apart
         if self._loaded is None:
             self._loaded = load_teacher(self.recipe.teacher, self.device, self.recipe.sequences.length)
         return self._loaded
@@ -87,13 +97,6 @@ class ShardWorker:
         return self._passes[root]
 
 
-def _return_free_memory() -> None:
-    """Batches of many shapes leave holes in the C library's heap, more with every shard: to the system."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
-
-
 class _Pass:
     """One store being made: its sequences, its masking, and the teacher set up for its layout."""
 
@@ -105,26 +108,29 @@ class _Pass:
         self.sequences = open_sequences(root, cache)
         self.vocab = store_vocab(root, recipe, declaration.special.mask)
         self.capture = Capture(loaded, declaration.layout)
+        made = {n: c for n, c in declaration.layout.columns().items() if n not in TEXT_COLUMNS}
+        self.memory = ShardMemory(len(declaration.plan.sequence_range(0)), made)
 
-    def columns(self, replica: int, index: int) -> dict[str, np.ndarray]:
-        """All columns [n, ...] of a shard. Batches are of like lengths, and depend on the shard alone."""
-        layout, ids = self.declaration.layout, self.declaration.plan.sequence_range(index)
-        columns = masked_columns(self.sequences, self.vocab, self.recipe, self.declaration, replica, ids)
-        out = {
-            n: np.zeros((len(ids), *c.shape), c.dtype)
-            for n, c in layout.columns().items()
-            if n not in columns
-        }
-        longest_first = np.argsort(-columns["token_count"].astype(np.int64), kind="stable")
+    def masked(self, replica: int, index: int) -> dict[str, np.ndarray]:
+        """The columns [n, ...] of a shard that need no teacher."""
+        ids = self.declaration.plan.sequence_range(index)
+        return masked_columns(self.sequences, self.vocab, self.recipe, self.declaration, replica, ids)
+
+    def outputs(self, masked: dict[str, np.ndarray], memory: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The columns [n, ...] that need it, in ``memory``. Batches are of like lengths, and depend on the
+        shard alone; every row is of one of them."""
+        count = len(masked["token_count"])
+        out = {name: array[:count] for name, array in memory.items()}
+        longest_first = np.argsort(-masked["token_count"].astype(np.int64), kind="stable")
         size = self.recipe.teacher.batch_size
-        for start in range(0, len(ids), size):
+        for start in range(0, count, size):
             rows = longest_first[start : start + size]
             batch = self.capture.batch(
-                columns["input_ids"][rows], columns["token_count"][rows], columns["masked_positions"][rows]
+                masked["input_ids"][rows], masked["token_count"][rows], masked["masked_positions"][rows]
             )
             for name, values in batch.items():
                 out[name][rows] = values
-        return {**columns, **out}
+        return out
 
 
 def masked_columns(
