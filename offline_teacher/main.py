@@ -68,6 +68,7 @@ def _run(options: argparse.Namespace) -> int:
 def run(recipe: Recipe) -> int:
     """The store of the recipe's text and, where it names any, of its held-out text."""
     from infra import tracking
+    from infra.processor import warn_if_slow
     from offline_teacher.capture_pass import (
         check_corpus,
         find_source,
@@ -78,6 +79,8 @@ def run(recipe: Recipe) -> int:
     from offline_teacher.cluster import Pool
 
     begin = time.monotonic()
+    if not recipe.teacher.gpus_per_worker:
+        warn_if_slow("teacher.dtype", recipe.teacher.dtype)
     source = find_source(recipe)
     check_corpus(recipe)
     with tracking.start_run(recipe, "teacher") as record, Pool(recipe) as pool:

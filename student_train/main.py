@@ -109,6 +109,7 @@ def _train(
     import transformers
 
     from infra import tracking
+    from infra.processor import warn_if_slow
     from student_train.engine import Engine
     from student_train.model_card import publish_model
     from student_train.objective import soft_target_kind
@@ -116,6 +117,8 @@ def _train(
     from student_train.trainer import Trainer
 
     transformers.logging.disable_progress_bar()
+    if world.first and world.device.type == "cpu":
+        warn_if_slow("train.dtype", recipe.train.dtype)
     check_world(recipe.train.batch_size, world.size, store.plan.sequences)
     directory = mirror.local if mirror else recipe.student_dir
     world.first_does(lambda: _save_recipe(recipe, directory))

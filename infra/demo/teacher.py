@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from infra.console import progress
 from infra.demo.wordpiece import wordpiece_vocabulary
+from infra.processor import computes_bfloat16
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PAD, UNK, CLS, SEP, MASK = range(5)
@@ -112,7 +113,7 @@ def train_teacher(texts: list[str], directory: Path, steps: int, seed: int = 0) 
                 order = torch.randperm(len(rows), generator=generator)
             at = step % (len(rows) // BATCH) * BATCH
             input_ids, labels = masked(rows[order[at : at + BATCH]], generator)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=computes_bfloat16()):
                 hidden = model.bert(input_ids).last_hidden_state[labels >= 0]  # [M, D]
                 logits = model.cls(hidden)  # [M, V]
             loss = torch.nn.functional.cross_entropy(logits.float(), labels[labels >= 0])

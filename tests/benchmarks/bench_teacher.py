@@ -6,11 +6,11 @@ prints the rows; ``run()`` returns them: for BERT-base with random weights and f
 there. With a directory: for that teacher alone.
 
 The pass is a worker's own: two threads on one ``ShardWorker``, as Ray calls it, one writing its shard while
-the other computes the next. BERT-base makes 2 shards of 64 samples, the small teacher 4 of 256; a pass has
+the other's is computed. BERT-base makes 2 shards of 64 samples, the small teacher 4 of 256; a pass has
 hundreds of 1,024, and only its last is written with nothing computed beside it. Bare forward and encoder
 get the batches of those shards, all full sequences. The script gets documents, 16 at a time, cut at 128
-tokens and padded to the longest; only real tokens count. One thread computes on each side; interleaved
-repeats in one process, medians.
+tokens and padded to the longest; only real tokens count. One thread computes on each side, in bfloat16, or
+in float32 on a processor without it; interleaved repeats in one process, medians.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from infra.processor import computes_bfloat16
 from infra.recipe import Recipe, load_recipe
 from offline_teacher.capture_pass import find_source, run_pass
 from offline_teacher.cluster import ITEMS_IN_FLIGHT, Item, Pool
@@ -42,6 +43,7 @@ from tests.benchmarks.timing import interleave
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 L, BATCH, REPEATS = 128, 16, 3
+DTYPE = "bfloat16" if computes_bfloat16() else "float32"
 SCRIPT_BATCHES = 4
 TOP_K = 64
 SAMPLED = 5_000
@@ -163,9 +165,9 @@ def _measure(scratch: Path, directory: str, suffix: str, size: Size) -> list[Row
     for recipe in recipes.values():
         run_pass(recipe, find_source(recipe), recipe.store_dir, pool)
     batches = _batches(recipes["full"], size.shards)
-    encoder = pool.worker._teacher().model
+    encoder = pool.worker._compute(pool.worker._teacher).model
     bare = AutoModelForMaskedLM.from_pretrained(
-        directory, dtype=torch.bfloat16, attn_implementation="sdpa"
+        directory, dtype=getattr(torch, DTYPE), attn_implementation="sdpa"
     ).eval()
     plain = AutoModelForMaskedLM.from_pretrained(directory, dtype=torch.float32).eval()
     padded, real = _padded(tokenizer, texts.documents, SCRIPT_BATCHES)
@@ -200,7 +202,7 @@ def _measure(scratch: Path, directory: str, suffix: str, size: Size) -> list[Row
     rate = {name: tokens[name] / seconds[name] for name in sides}
     told = ", ".join(f"{name} {value:,.0f}" for name, value in rate.items())
     model = f"{plain.config.num_hidden_layers} x {plain.config.hidden_size} teacher"
-    where = f"{model}, {size.shards} shards of {size.samples} x {L}, batches of {BATCH}, bfloat16, 1 thread, "
+    where = f"{model}, {size.shards} shards of {size.samples} x {L}, batches of {BATCH}, {DTYPE}, 1 thread, "
     where += f"medians of {REPEATS} interleaved, tokens/s: {told}"
     documents = f"; the script: float32, {texts.lengths}, padded by 16, real tokens"
     return [
@@ -227,7 +229,7 @@ def _recipe(scratch: Path, directory: str, texts: Material, name: str, top_k: in
         "output": str(scratch / "runs"),
         "corpus": {"path": str(scratch / "text.txt")},
         "sequences": {"length": L},
-        "teacher": {"model": directory, "batch_size": BATCH},
+        "teacher": {"model": directory, "batch_size": BATCH, "dtype": DTYPE},
         "store": {"top_k": top_k, "samples_per_shard": size.samples},
     }
     path = scratch / f"{name}.yaml"
