@@ -79,10 +79,10 @@ def run(recipe: Recipe) -> int:
     from offline_teacher.cluster import Pool
 
     begin = time.monotonic()
-    if not recipe.teacher.gpus_per_worker:
-        warn_if_slow("teacher.dtype", recipe.teacher.dtype)
     source = find_source(recipe)
     check_corpus(recipe)
+    if not recipe.teacher.gpus_per_worker:
+        warn_if_slow("teacher.dtype", recipe.teacher.dtype)
     with tracking.start_run(recipe, "teacher") as record, Pool(recipe) as pool:
         record.log_params(recipe.outcome("corpus", "sequences", "masking", "teacher", "store"))
         outcomes = []

@@ -117,9 +117,9 @@ def _train(
     from student_train.trainer import Trainer
 
     transformers.logging.disable_progress_bar()
+    check_world(recipe.train.batch_size, world.size, store.plan.sequences)
     if world.first and world.device.type == "cpu":
         warn_if_slow("train.dtype", recipe.train.dtype)
-    check_world(recipe.train.batch_size, world.size, store.plan.sequences)
     directory = mirror.local if mirror else recipe.student_dir
     world.first_does(lambda: _save_recipe(recipe, directory))
     validation = _validation_store(recipe, store)
