@@ -12,6 +12,7 @@ from infra import storage
 from infra.cache import Cache
 from infra.console import progress
 from infra.errors import UserError
+from infra.processor import warn_if_slow
 from infra.recipe import Recipe
 from offline_teacher import corpus, teacher
 from offline_teacher.cluster import Item, Pool
@@ -114,6 +115,8 @@ def run_pass(
     seal_recipe(root)
     if not storage.exists(storage.join(root, HEAD_NAME)):
         pool.run([Item("head", "write_head", (root,))], lambda item, answer: None, print)
+    if not validation and not recipe.teacher.gpus_per_worker:
+        warn_if_slow("teacher.dtype", recipe.teacher.dtype)
     return _capture_shards(recipe, root, declaration, pool, report)
 
 

@@ -68,7 +68,6 @@ def _run(options: argparse.Namespace) -> int:
 def run(recipe: Recipe) -> int:
     """The store of the recipe's text and, where it names any, of its held-out text."""
     from infra import tracking
-    from infra.processor import warn_if_slow
     from offline_teacher.capture_pass import (
         check_corpus,
         find_source,
@@ -81,8 +80,6 @@ def run(recipe: Recipe) -> int:
     begin = time.monotonic()
     source = find_source(recipe)
     check_corpus(recipe)
-    if not recipe.teacher.gpus_per_worker:
-        warn_if_slow("teacher.dtype", recipe.teacher.dtype)
     with tracking.start_run(recipe, "teacher") as record, Pool(recipe) as pool:
         record.log_params(recipe.outcome("corpus", "sequences", "masking", "teacher", "store"))
         outcomes = []
