@@ -25,7 +25,7 @@ test: .venv/installed
 	@$(IN_VENV) ruff format --check .
 	@$(IN_VENV) ruff check .
 	@$(IN_VENV) mypy
-	@$(IN_VENV) python -m pytest
+	@$(IN_VENV) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: .venv/installed
 	@$(IN_VENV) python -m tests.benchmarks

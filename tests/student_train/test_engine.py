@@ -19,6 +19,8 @@ from student_train.deepspeed_config import build_config
 from student_train.schedule import learning_rate
 from tests.student_train.engine_worker import data, toy
 
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
+
 STAGES, DTYPES = (0, 1, 2), ("float32", "bfloat16", "float16")
 COMBINATIONS = list(itertools.product(STAGES, DTYPES))
 STEPS, HALF = 6, 3

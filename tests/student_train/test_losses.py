@@ -310,7 +310,7 @@ def test_every_number_has_an_effect(change: dict[str, float]) -> None:
 
 def test_every_tensor_has_an_effect() -> None:
     case = make_case(13, rows=True)
-    reference = float(fused_loss(case, target_of(case, None)).total)
+    reference = float(fused_loss(case, target_of(case, None)).total.detach())
     changes = {
         name: getattr(case, name).detach() + torch.randn_like(getattr(case, name))
         for name in (*LEAVES, "teacher_hidden")
