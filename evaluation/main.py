@@ -13,23 +13,18 @@ Run again, all continue where they stopped and do nothing when everything is the
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from evaluation.models import Candidate, local_directory
-from evaluation.scores import Results, complete, macro, medians, prepare, write_submission
-from evaluation.tasks import find_tasks
 from infra import console, storage
 from infra.errors import UserError
-from infra.sections import Evaluation
+from infra.recipe import Recipe, load_recipe
 
-SCORES = "scores"
-_SETTINGS = ("data", "epochs", "max_steps", "batch_size", "learning_rate", "max_length", "dtype", "workers")
-_MODEL_OPTIONS = ("tasks", "seeds", "keep_model", "output", "teacher", "temperature", *_SETTINGS)
+_MODEL_OPTIONS = (
+    *("tasks", "data", "seeds", "epochs", "max_steps", "batch_size", "learning_rate", "max_length", "dtype"),
+    *("workers", "keep_model", "output", "teacher", "temperature"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,10 +34,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _export(given[1:])
     options = _parse(given)
     if options.recipe:
-        from evaluation.recipe_run import run_recipe
+        recipe = load_recipe(options.recipe, options.overrides)
+        _require_student(recipe, options.recipe)
+        from evaluation.recipe_run import (
+            run_recipe,
+        )  # torch and transformers take seconds: mistakes come first
 
-        return run_recipe(options.recipe, options.overrides, options.submission)
-    return _run_model(options)
+        return run_recipe(recipe, options.submission)
+    if not options.tasks or not options.output:
+        raise UserError("--model needs --tasks and --output")
+    from evaluation.model_run import run_model
+
+    return run_model(options)
+
+
+def _require_student(recipe: Recipe, path: str) -> None:
+    student = storage.join(recipe.student_dir, "model")
+    if not storage.exists(storage.join(student, "config.json")):
+        raise UserError(f"{student}: no student yet; train it with student_train/main.py --recipe {path}")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -96,9 +105,10 @@ def _export_parser() -> argparse.ArgumentParser:
 
 def _export(arguments: Sequence[str]) -> int:
     options = _export_parser().parse_args(arguments)
+    storage.require_writable(options.output)
     from evaluation.export import export
+    from evaluation.models import local_directory
 
-    require_writable(options.output)
     with local_directory(options.model) as model:
         summary = export(model, options.output)
     lines = [[name, f"{size / 1e6:.2f} MB"] for name, size in summary["bytes"].items()]
@@ -109,97 +119,6 @@ def _export(arguments: Sequence[str]) -> int:
     )
     print(storage.join(options.output, "export.json"))
     return 0
-
-
-def _run_model(options: argparse.Namespace) -> int:
-    if not options.tasks or not options.output:
-        raise UserError("--model needs --tasks and --output")
-    settings = model_settings(options)
-    directory = storage.join(options.output, SCORES)
-    require_writable(options.output)
-    with contextlib.ExitStack() as stack:
-        model = stack.enter_context(local_directory(options.model))
-        candidate = Candidate(os.path.basename(os.path.abspath(model)), model)
-        candidates = [candidate]
-        if options.teacher:
-            teacher = Candidate("teacher", stack.enter_context(local_directory(options.teacher)))
-            taught = Candidate(f"{candidate.name} (D)", model, taught_by=teacher.name)
-            if candidate.name == teacher.name:
-                raise UserError(f"--model: {model} is called teacher; give its directory another name")
-            candidates = [teacher, candidate, taught]
-        plan = prepare(
-            candidates,
-            settings,
-            directory,
-            keep_models=(candidate.name,) if options.keep_model else (),
-            predict_test=options.submission,
-        )
-        results = complete(plan, settings.workers)
-    lines = _metric_lines(results)
-    print(console.table(lines, ("model", "task", "metric", f"median of {len(settings.seeds)}", "all seeds")))
-    for note in sorted(
-        {note for seeds in results[candidate.name].values() for one in seeds for note in one["notes"]}
-    ):
-        print(f"note: {note}")
-    if options.submission:
-        target = storage.join(options.output, "submission.zip")
-        names = write_submission(candidate, results, directory, target)
-        print(f"{target}: {', '.join(names)}" if names else "no test files: no submission")
-    storage.publish_json(storage.join(options.output, "scores.json"), _summary(results))
-    print(storage.join(options.output, "scores.json"))
-    return 0
-
-
-def model_settings(options: argparse.Namespace) -> Evaluation:
-    """``Evaluation`` of the command line; UserError for a value that the section refuses."""
-    values: dict[str, Any] = {name: getattr(options, name) for name in _SETTINGS}
-    values = {name: value for name, value in values.items() if value is not None}
-    values["tasks"] = tuple(
-        task.name for task in find_tasks([name for name in options.tasks.split(",") if name])
-    )
-    if options.temperature is not None:
-        values["distillation_temperature"] = options.temperature
-    if options.seeds is not None:
-        values["seeds"] = tuple(range(options.seeds))
-    try:
-        return dataclasses.replace(Evaluation(), **values)
-    except ValueError as error:
-        name = str(error).removeprefix("distillation_").replace("_", "-", 1)
-        raise UserError(f"--{name}") from None
-
-
-def require_writable(directory: str) -> None:
-    """UserError at once, not after hours, where the output cannot be written."""
-    probe = storage.join(directory, "writable")
-    storage.publish_bytes(probe, b"")
-    storage.remove(probe)
-
-
-def _metric_lines(results: Results) -> list[list[str]]:
-    """One line a task and metric, in percent as the papers print them, and the macro score."""
-    lines = []
-    for model, tasks in results.items():
-        for task, seeds in tasks.items():
-            values = medians(seeds)
-            for name in seeds[0]["metrics"]:
-                each = "  ".join(f"{100 * seed['metrics'][name]:.2f}" for seed in seeds)
-                lines.append([model, task, name, f"{100 * values[name]:.2f}", each])
-        if len(tasks) > 1:
-            lines.append(
-                [
-                    model,
-                    "macro",
-                    "",
-                    f"{100 * macro({task: medians(seeds)['score'] for task, seeds in tasks.items()}):.2f}",
-                    "",
-                ]
-            )
-    return lines
-
-
-def _summary(results: Results) -> dict[str, Any]:
-    """``<candidate>.<task>``: medians; fractions."""
-    return {name: {task: medians(seeds) for task, seeds in tasks.items()} for name, tasks in results.items()}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from evaluation.scores import Plan, Results, complete, macro, medians, prepare, 
 from evaluation.tasks import Task, find_task, find_tasks, has_part, load
 from infra import console, storage, tracking
 from infra.errors import UserError
-from infra.recipe import Recipe, load_recipe
+from infra.recipe import Recipe
 from infra.sections import Evaluation
 
 TEACHER, STUDENT, UNDISTILLED = "teacher", "student", "undistilled"
@@ -32,12 +32,9 @@ EXPORT = "export"
 """Folder of the exported fine-tuned students."""
 
 
-def run_recipe(path: str, overrides: Sequence[str] = (), predict_test: bool = False) -> int:
+def run_recipe(recipe: Recipe, predict_test: bool = False) -> int:
     """Evaluate what the recipe made and write ``evaluation/``, nothing twice; the exit code."""
-    recipe = load_recipe(path, overrides)
     student = storage.join(recipe.student_dir, "model")
-    if not storage.exists(storage.join(student, "config.json")):
-        raise UserError(f"{student}: no student yet; train it with student_train/main.py --recipe {path}")
     directory = recipe.evaluation_dir
     with contextlib.ExitStack() as stack:
         teacher_dir = stack.enter_context(local_directory(recipe.teacher.model, recipe.teacher.revision))

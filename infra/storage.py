@@ -246,6 +246,13 @@ def publish_json(path: str, value: Any) -> None:
     publish_bytes(path, (text + "\n").encode())
 
 
+def require_writable(directory: str) -> None:
+    """UserError at once, not after hours, where nothing can be published in ``directory``."""
+    probe = join(directory, "writable")
+    publish_bytes(probe, b"")
+    remove(probe)
+
+
 def remove(path: str) -> None:
     """Removes one file; an absent one is no error."""
     with naming(path, FileNotFoundError), contextlib.suppress(FileNotFoundError):
