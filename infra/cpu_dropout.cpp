@@ -31,7 +31,7 @@ struct Generator {
         std::memcpy(state, words, sizeof state);
     }
 
-    Words next() {
+    ALWAYS_INLINE Words next() {
         Words t = state[0] ^ (state[0] << 11);
         state[0] = state[1];
         state[1] = state[2];
@@ -44,7 +44,12 @@ struct Generator {
 template <class Kind>
 void some(const typename Kind::Stored* x, typename Kind::Stored* y, Words level, Words least, float scale,
           int64_t count) {
-    auto kept = [&](Floats v) { return level >= least ? v * scale : Floats{}; };
+    auto kept = [&](Floats v) ALWAYS_INLINE {
+        v *= scale;
+        return by_parts<Floats>([&](int i) ALWAYS_INLINE {
+            return level.parts[i] >= least.parts[i] ? v.parts[i] : Floats::Part{};
+        });
+    };
     if (count >= LANES) {
         Kind::store(y, kept(Kind::load(x)));
         return;

@@ -1,27 +1,104 @@
-// What the C++ kernels share. Vectors are 16 floats wide on every machine, whatever its registers.
+// What the C++ kernels share. Vectors are 16 numbers wide on every machine, so that sums have one order; they are
+// made of the machine's own registers, because a compiler takes comparisons of wider vectors apart, number by number.
 
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+// A call would pass vectors through memory.
+#define ALWAYS_INLINE __attribute__((always_inline))
+
 namespace {
 
-constexpr int LANES = 16;
-typedef float Floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
-typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16;
+#elif defined(__AVX2__)
+constexpr int WIDTH = 8;
+#else
+constexpr int WIDTH = 4;
+#endif
+constexpr int LANES = 16, PARTS = LANES / WIDTH;
+
+template <class T>
+struct Vector {
+    typedef T Number;
+    typedef T Part __attribute__((vector_size(WIDTH * sizeof(T))));
+    Part parts[PARTS];
+
+    T operator[](int lane) const { return parts[lane / WIDTH][lane % WIDTH]; }
+    void set(int lane, T value) { parts[lane / WIDTH][lane % WIDTH] = value; }
+
+    static ALWAYS_INLINE Vector load(const T* p) {
+        Vector v;
+        std::memcpy(&v, p, sizeof v);
+        return v;
+    }
+    ALWAYS_INLINE void store(T* p) const { std::memcpy(p, this, sizeof *this); }
+};
+
+typedef Vector<float> Floats;
+typedef Vector<int32_t> Ints;
+typedef Vector<uint32_t> Words;
+typedef Vector<uint16_t> Halves;
+
+// A vector whose every part is work(its number).
+template <class V, class Work>
+inline ALWAYS_INLINE V by_parts(Work work) {
+    V v;
+#pragma GCC unroll 4
+    for (int part = 0; part < PARTS; ++part) v.parts[part] = work(part);
+    return v;
+}
+
+#define VECTOR_OPERATOR(op)                                                                             \
+    template <class T>                                                                                  \
+    inline ALWAYS_INLINE Vector<T> operator op(Vector<T> a, Vector<T> b) {                              \
+        return by_parts<Vector<T>>([&](int i) ALWAYS_INLINE { return a.parts[i] op b.parts[i]; });      \
+    }                                                                                                   \
+    template <class T>                                                                                  \
+    inline ALWAYS_INLINE Vector<T> operator op(Vector<T> a, typename Vector<T>::Number b) {             \
+        return by_parts<Vector<T>>([&](int i) ALWAYS_INLINE { return a.parts[i] op b; });               \
+    }                                                                                                   \
+    template <class T>                                                                                  \
+    inline ALWAYS_INLINE Vector<T> operator op(typename Vector<T>::Number a, Vector<T> b) {             \
+        return by_parts<Vector<T>>([&](int i) ALWAYS_INLINE { return a op b.parts[i]; });               \
+    }                                                                                                   \
+    template <class T, class Other>                                                                     \
+    inline ALWAYS_INLINE Vector<T>& operator op##=(Vector<T>& a, Other b) {                             \
+        return a = a op b;                                                                              \
+    }
+VECTOR_OPERATOR(+)
+VECTOR_OPERATOR(-)
+VECTOR_OPERATOR(*)
+VECTOR_OPERATOR(&)
+VECTOR_OPERATOR(|)
+VECTOR_OPERATOR(^)
+VECTOR_OPERATOR(<<)
+VECTOR_OPERATOR(>>)
+#undef VECTOR_OPERATOR
+
+// The same bits as another kind of number.
+template <class To, class From>
+inline ALWAYS_INLINE To bits_of(From v) {
+    return by_parts<To>([&](int i) ALWAYS_INLINE { return (typename To::Part)v.parts[i]; });
+}
+
+template <class To, class From>
+inline ALWAYS_INLINE To converted(From v) {
+    return by_parts<To>([&](int i) ALWAYS_INLINE { return __builtin_convertvector(v.parts[i], typename To::Part); });
+}
+
+// a > b ? a : b, so b where either is NaN.
+inline ALWAYS_INLINE Floats larger(Floats a, Floats b) {
+    return by_parts<Floats>([&](int i) ALWAYS_INLINE { return a.parts[i] > b.parts[i] ? a.parts[i] : b.parts[i]; });
+}
 
 struct Float32 {
     typedef float Stored;
     static float widen(float x) { return x; }
-    static Floats load(const float* p) {
-        Floats v;
-        std::memcpy(&v, p, sizeof v);
-        return v;
-    }
-    static void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
+    static ALWAYS_INLINE Floats load(const float* p) { return Floats::load(p); }
+    static ALWAYS_INLINE void store(float* p, Floats v) { v.store(p); }
 };
 
 struct Bfloat16 {
@@ -32,23 +109,20 @@ struct Bfloat16 {
         std::memcpy(&value, &bits, sizeof value);
         return value;
     }
-    static Floats load(const uint16_t* p) {
-        Halves v;
-        std::memcpy(&v, p, sizeof v);
-        return (Floats)(__builtin_convertvector(v, Words) << 16);
-    }
-    static void store(uint16_t* p, Floats v) {  // to the nearest, ties to even; NaN stays NaN
-        Words bits = (Words)v;
-        Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-        Halves halves = __builtin_convertvector(v == v ? rounded : (bits >> 16) | 0x40, Halves);
-        std::memcpy(p, &halves, sizeof halves);
+    static ALWAYS_INLINE Floats load(const uint16_t* p) { return bits_of<Floats>(converted<Words>(Halves::load(p)) << 16); }
+    static ALWAYS_INLINE void store(uint16_t* p, Floats v) {  // to the nearest, ties to even; NaN stays NaN
+        const Words bits = bits_of<Words>(v);
+        const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, nan = (bits >> 16) | 0x40;
+        converted<Halves>(by_parts<Words>([&](int i) ALWAYS_INLINE {
+            return v.parts[i] == v.parts[i] ? rounded.parts[i] : nan.parts[i];
+        })).store(p);
     }
 };
 
 // 2 ** y by its Taylor polynomial on [-1/2, 1/2]: relative error below 2e-8 before rounding; NaN stays NaN.
-inline Floats exp2_of(Floats y) {
-    const Floats shift = Floats{} + (12582912.0f + 127.0f);  // rounds y; the low bits hold its exponent field
-    y = y < -126.0f ? Floats{} - 126.0f : y;
+inline ALWAYS_INLINE Floats exp2_of(Floats y) {
+    const float shift = 12582912.0f + 127.0f;  // rounds y; the low bits hold its exponent field
+    y = larger(Floats{} - 126.0f, y);
     Floats rounded = y + shift;
     Floats r = y - (rounded - shift);
     Floats p = Floats{} + 1.5403530393381609e-4f;
@@ -58,7 +132,7 @@ inline Floats exp2_of(Floats y) {
     p = p * r + 2.4022650695910071e-1f;
     p = p * r + 6.9314718055994530e-1f;
     p = p * r + 1.0f;
-    return p * (Floats)((Ints)rounded << 23);
+    return p * bits_of<Floats>(bits_of<Ints>(rounded) << 23);
 }
 
 }  // namespace

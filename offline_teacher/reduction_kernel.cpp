@@ -21,7 +21,7 @@ constexpr int GROUP = 1024, VECTORS = GROUP / LANES;
 template <class Kind>
 Floats load_part(const typename Kind::Stored* p, int64_t count) {
     Floats v = Floats{} - INFINITY;
-    for (int64_t i = 0; i < count; ++i) v[i] = Kind::widen(p[i]);
+    for (int64_t i = 0; i < count; ++i) v.set(i, Kind::widen(p[i]));
     return v;
 }
 
@@ -52,7 +52,7 @@ template <class Kind, bool squared>
 void exponentials(const typename Kind::Stored* row, int64_t V, float maximum, float temperature, double* sums) {
     const float scale = float(1.0 / (double(temperature) * M_LN2));
     Floats once[4] = {}, twice[4] = {};
-    auto add = [&](Floats x, int slot) {
+    auto add = [&](Floats x, int slot) ALWAYS_INLINE {
         Floats e = exp2_of((x - maximum) * scale);
         once[slot] += e;
         if (squared) twice[slot] += e * e;
@@ -68,7 +68,7 @@ void exponentials(const typename Kind::Stored* row, int64_t V, float maximum, fl
 
 template <class Kind>
 void group_maxima(const typename Kind::Stored* row, int64_t V, Floats (&maxima)[VECTORS]) {
-    constexpr int HELD = 16;  // maxima in registers
+    constexpr int HELD = WIDTH == 16 ? 16 : 4;  // maxima in registers
     int64_t whole = V / GROUP * GROUP;
     for (int first = 0; first < VECTORS; first += HELD) {
         Floats held[HELD];
@@ -76,14 +76,14 @@ void group_maxima(const typename Kind::Stored* row, int64_t V, Floats (&maxima)[
         for (int64_t v = first * LANES; v < whole; v += GROUP)
             for (int i = 0; i < HELD; ++i) {
                 Floats x = Kind::load(row + v + i * LANES);
-                held[i] = x > held[i] ? x : held[i];
+                held[i] = larger(x, held[i]);
             }
         std::memcpy(maxima + first, held, sizeof held);
     }
     for (int64_t v = whole; v < V; v += LANES) {
         Floats x = v + LANES <= V ? Kind::load(row + v) : load_part<Kind>(row + v, V - v);
         Floats& maximum = maxima[(v - whole) / LANES];
-        maximum = x > maximum ? x : maximum;
+        maximum = larger(x, maximum);
     }
 }
 

@@ -31,7 +31,7 @@ struct Logits {
     const typename Kind::Stored* products;
     const float* bias;
 
-    Floats at(int64_t v) const { return Kind::load(products + v) + Float32::load(bias + v); }
+    ALWAYS_INLINE Floats at(int64_t v) const { return Kind::load(products + v) + Float32::load(bias + v); }
 
     // `count` of them in a vector filled up with numbers far below every logit, but finite: their exponential is
     // nothing, their difference from a maximum no infinity.
@@ -41,14 +41,14 @@ struct Logits {
         std::memcpy(some, products + v, count * sizeof *some);
         std::memcpy(biases, bias + v, count * sizeof *biases);
         Floats logits = Kind::load(some) + Float32::load(biases);
-        for (int64_t i = count; i < LANES; ++i) logits[i] = -1e30f;
+        for (int64_t i = count; i < LANES; ++i) logits.set(i, -1e30f);
         return logits;
     }
 };
 
 // The whole vectors of a row, four at a time, each of the four with a slot of its own.
 template <class Kind, class Work>
-void each(const Logits<Kind>& s, const Logits<Kind>& t, int64_t V, Work work) {
+inline ALWAYS_INLINE void each(const Logits<Kind>& s, const Logits<Kind>& t, int64_t V, Work work) {
     int64_t v = 0;
     for (; v + SLOTS * LANES <= V; v += SLOTS * LANES)
 #pragma GCC unroll 4
@@ -56,8 +56,6 @@ void each(const Logits<Kind>& s, const Logits<Kind>& t, int64_t V, Work work) {
             work(s.at(v + slot * LANES), t.at(v + slot * LANES), v + slot * LANES, slot);
     for (; v + LANES <= V; v += LANES) work(s.at(v), t.at(v), v, 0);
 }
-
-inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
 inline float largest(Floats v) {
     float all = v[0];
@@ -81,7 +79,7 @@ void exact_row(typename Kind::Stored* gradient, const Logits<Kind>& s, const Log
 
     Floats s_most[SLOTS], t_most[SLOTS];
     for (int slot = 0; slot < SLOTS; ++slot) s_most[slot] = t_most[slot] = Floats{} - INFINITY;
-    auto maxima = [&](Floats a, Floats b, int64_t, int slot) {
+    auto maxima = [&](Floats a, Floats b, int64_t, int slot) ALWAYS_INLINE {
         s_most[slot] = larger(a, s_most[slot]);
         t_most[slot] = larger(b, t_most[slot]);
     };
@@ -94,13 +92,13 @@ void exact_row(typename Kind::Stored* gradient, const Logits<Kind>& s, const Log
     const float s_max = largest(s_most[0]), t_max = largest(t_most[0]);
 
     const float scale = float(1.0 / (double(row.temperature) * M_LN2)), scale_1 = float(1.0 / M_LN2);
-    auto e_1_of = [&](Floats a, Floats e_T) {
+    auto e_1_of = [&](Floats a, Floats e_T) ALWAYS_INLINE {
         if (needed == SAME) return e_T;
         if (needed == SQUARE) return e_T * e_T;
         return exp2_of((a - s_max) * scale_1);
     };
     Sums z_T, z_1, z_f, cross;  // cross: f times the difference of the two centred logits, over T log 2
-    auto sums = [&](Floats a, Floats b, int64_t v, int slot) {
+    auto sums = [&](Floats a, Floats b, int64_t v, int slot) ALWAYS_INLINE {
         Floats x = (a - s_max) * scale, y = (b - t_max) * scale;
         Floats e_T = exp2_of(x), f = exp2_of(y);
         kept[v / LANES * 2] = e_T;
@@ -121,13 +119,13 @@ void exact_row(typename Kind::Stored* gradient, const Logits<Kind>& s, const Log
 
     const float q = float(row.kl_scale / sum_T), p = float(row.kl_scale / sum_f);
     const float q_1 = labelled ? float(row.mlm_scale / sum_1) : 0.0f;
-    auto gradient_of = [&](Floats a, int64_t v) {
+    auto gradient_of = [&](Floats a, int64_t v) ALWAYS_INLINE {
         Floats e_T = kept[v / LANES * 2], f = kept[v / LANES * 2 + 1];
         Floats both = q * e_T - p * f;
         if (needed != KL_ONLY) both += q_1 * e_1_of(a, e_T);
         return both;
     };
-    auto gradients = [&](Floats a, Floats, int64_t v, int) { Kind::store(gradient + v, gradient_of(a, v)); };
+    auto gradients = [&](Floats a, Floats, int64_t v, int) ALWAYS_INLINE { Kind::store(gradient + v, gradient_of(a, v)); };
     each<Kind>(s, t, row.V, gradients);
     typename Kind::Stored part[LANES];
     if (rest) {
