@@ -6,11 +6,12 @@ prints the rows; ``run()`` returns them: for BERT-base with random weights and f
 there. With a directory: for that teacher alone.
 
 The pass is a worker's own: two threads on one ``ShardWorker``, as Ray calls it, one writing its shard while
-the other's is computed. BERT-base makes 2 shards of 64 samples, the small teacher 4 of 256; a pass has
-hundreds of 1,024, and only its last is written with nothing computed beside it. Bare forward and encoder
-get the batches of those shards, all full sequences. The script gets documents, 16 at a time, cut at 128
-tokens and padded to the longest; only real tokens count. One thread computes on each side, in bfloat16, or
-in float32 on a processor without it; interleaved repeats in one process, medians.
+the other's is computed. BERT-base makes 2 shards of 64 samples, the small teacher 4 of 256 where the
+processor has bfloat16; a pass has hundreds of 1,024, and only its last is written with nothing computed
+beside it. Bare forward and encoder get the batches of those shards, all full sequences. The script gets
+documents, 16 at a time, cut at 128 tokens and padded to the longest; only real tokens count. One thread
+computes on each side, in bfloat16, or in float32 on a processor without it; interleaved repeats in one
+process, medians. Hidden states and encoder, which differ least, are repeated most, in turn with each other.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from tests.benchmarks.results import Row, row
 from tests.benchmarks.timing import interleave
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
-L, BATCH, REPEATS = 128, 16, 3
+L, BATCH = 128, 16
 DTYPE = "bfloat16" if computes_bfloat16() else "float32"
 SCRIPT_BATCHES = 4
 TOP_K = 64
@@ -55,11 +56,11 @@ def run(model: str | None = None) -> list[Row]:
     shared = str(SHARED / "teacher")
     with tempfile.TemporaryDirectory() as scratch:
         if model is not None:
-            return _measure(Path(scratch, "given"), model, "", LARGE)
+            return _measure(Path(scratch, "given"), model, "", BASE_SIZE)
         directory = _bert_base(Path(scratch, "model"))
-        rows = _measure(Path(scratch, "base"), directory, "", LARGE)
+        rows = _measure(Path(scratch, "base"), directory, "", BASE_SIZE)
         if Path(shared).is_dir():
-            rows += _measure(Path(scratch, "shared"), shared, "_shared_teacher", SMALL)
+            rows += _measure(Path(scratch, "shared"), shared, "_shared_teacher", SHARED_SIZE)
         return rows
 
 
@@ -83,18 +84,22 @@ def _bert_base(directory: Path) -> str:
 
 @dataclass(frozen=True)
 class Size:
-    """Shards of one repeat, and the batches of each."""
+    """Shards of one repeat, the batches of each, repeats, and those of hidden states and encoder."""
 
     shards: int
     batches: int
+    repeats: int
+    pair_repeats: int
 
     @property
     def samples(self) -> int:
         return self.batches * BATCH
 
 
-LARGE, SMALL = Size(shards=2, batches=4), Size(shards=4, batches=16)
-"""A small model is through a batch in no time: more of them make a repeat."""
+BASE_SIZE = Size(shards=2, batches=4, repeats=3, pair_repeats=5)
+SHARED_SIZE = replace(BASE_SIZE, repeats=5, pair_repeats=9)
+if computes_bfloat16():  # a small model is through a batch in no time: more of them make a repeat
+    SHARED_SIZE = replace(SHARED_SIZE, shards=4, batches=16)
 
 
 @dataclass(frozen=True)
@@ -193,17 +198,20 @@ def _measure(scratch: Path, directory: str, suffix: str, size: Size) -> list[Row
     sides: dict[str, Callable[[], object]] = {
         "capture": lambda: _capture(pool, recipes["full"], size.shards),
         "forward": forward,
-        "hidden_only": lambda: _capture(pool, recipes["hidden"], size.shards),
-        "encoder": encode,
         "script": script,
     }
-    tokens = dict.fromkeys(sides, size.shards * size.samples * L) | {"script": real}
-    seconds = interleave(sides, REPEATS, f"teacher{suffix}")
-    rate = {name: tokens[name] / seconds[name] for name in sides}
+    pair: dict[str, Callable[[], object]] = {
+        "hidden_only": lambda: _capture(pool, recipes["hidden"], size.shards),
+        "encoder": encode,
+    }
+    seconds = interleave(sides, size.repeats, f"teacher{suffix}")
+    seconds |= interleave(pair, size.pair_repeats, f"teacher{suffix}")
+    tokens = dict.fromkeys(seconds, size.shards * size.samples * L) | {"script": real}
+    rate = {name: tokens[name] / seconds[name] for name in seconds}
     told = ", ".join(f"{name} {value:,.0f}" for name, value in rate.items())
     model = f"{plain.config.num_hidden_layers} x {plain.config.hidden_size} teacher"
     where = f"{model}, {size.shards} shards of {size.samples} x {L}, batches of {BATCH}, {DTYPE}, 1 thread, "
-    where += f"medians of {REPEATS} interleaved, tokens/s: {told}"
+    where += f"medians of {size.repeats} and {size.pair_repeats} interleaved, tokens/s: {told}"
     documents = f"; the script: float32, {texts.lengths}, padded by 16, real tokens"
     return [
         row(f"teacher.{name}{suffix}", rate[ours] / rate[theirs], "ratio", goal, where + more)
