@@ -29,12 +29,17 @@ struct Vector {
     T operator[](int lane) const { return parts[lane / WIDTH][lane % WIDTH]; }
     void set(int lane, T value) { parts[lane / WIDTH][lane % WIDTH] = value; }
 
+    // Part by part: a copy of the whole would pass through memory in pieces smaller than a part.
     static ALWAYS_INLINE Vector load(const T* p) {
         Vector v;
-        std::memcpy(&v, p, sizeof v);
+#pragma GCC unroll 4
+        for (int part = 0; part < PARTS; ++part) std::memcpy(&v.parts[part], p + part * WIDTH, sizeof(Part));
         return v;
     }
-    ALWAYS_INLINE void store(T* p) const { std::memcpy(p, this, sizeof *this); }
+    ALWAYS_INLINE void store(T* p) const {
+#pragma GCC unroll 4
+        for (int part = 0; part < PARTS; ++part) std::memcpy(p + part * WIDTH, &parts[part], sizeof(Part));
+    }
 };
 
 typedef Vector<float> Floats;

@@ -16,8 +16,12 @@ from offline_teacher.store.quantise import quantise
 from offline_teacher.store.schema import Layout
 from offline_teacher.teacher import LoadedTeacher
 
-MATMUL_POSITIONS = {"cpu": 256, "cuda": 8192}
-"""Positions whose logits exist at once: enough for the matrix product to be efficient."""
+
+def matmul_positions(device_type: str, dtype: torch.dtype) -> int:
+    """Positions whose logits exist at once: enough for the matrix product to be efficient."""
+    if device_type == "cuda":
+        return 8192
+    return 512 if dtype == torch.float32 else 256  # a float32 product first arranges the weights, every time
 
 
 class _Head:
@@ -34,7 +38,8 @@ class _Head:
         self.dense = tensor(head.dense_weight), tensor(head.dense_bias)
         self.norm = tensor(head.layer_norm_weight), tensor(head.layer_norm_bias)
         self.decoder_weight, self.decoder_bias = tensor(head.decoder_weight), tensor(head.decoder_bias)
-        self.logits = self.decoder_bias.new_empty(MATMUL_POSITIONS[loaded.device.type], layout.vocab_size)
+        positions = matmul_positions(loaded.device.type, loaded.dtype)
+        self.logits = self.decoder_bias.new_empty(positions, layout.vocab_size)
 
     def reduce(self, hidden: Tensor) -> dict[str, Tensor]:
         """hidden [N, D] -> topk_ids [N, K], topk_logits [N, K], logsumexp [N, T]; chunk by chunk."""

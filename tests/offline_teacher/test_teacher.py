@@ -133,7 +133,7 @@ def test_logits_are_never_held_for_all_positions(directory: Path, monkeypatch: p
 
     loaded = load_teacher(settings(directory), "cpu", 16)
     whole = Capture(loaded, layout_of(loaded)).batch(*batch())
-    monkeypatch.setitem(capture.MATMUL_POSITIONS, "cpu", 8)
+    monkeypatch.setattr(capture, "matmul_positions", lambda device_type, dtype: 8)
     monkeypatch.setattr(capture, "reduce_logits", counted)
     chunked = Capture(loaded, layout_of(loaded)).batch(*batch())
     assert max(seen) == 8
