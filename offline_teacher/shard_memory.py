@@ -15,7 +15,7 @@ import numpy as np
 
 from offline_teacher.store.schema import Column
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Numbers of glibc's malloc.h."""
 MMAP_THRESHOLD = 32 << 20
 """Bytes from which memory is mapped and unmapped each time; the most that glibc takes."""
@@ -53,8 +53,9 @@ class Heap:
     """The C library's heap, set to keep what a forward frees for the next one.
 
     Left to itself glibc gives every freed activation back to the system and faults it in again at the next
-    layer. What is kept has holes, as batches have many shapes, and more of them with every shard: hence
-    ``shrink``.
+    layer; and it lets a thread started now have an arena of its own, of pieces of 64 MiB, each of which is
+    given back when it is free, whatever the settings. The next thread to start has the main arena instead.
+    What is kept has holes, as batches have many shapes, and more of them with every shard: hence ``shrink``.
     """
 
     def __init__(self) -> None:
@@ -64,6 +65,7 @@ class Heap:
         if self._glibc is not None:
             self._glibc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
             self._glibc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
+            self._glibc.mallopt(M_ARENA_MAX, 1)
 
     def shrink(self) -> None:
         """Gives free memory back to the system where the process has grown by ``GROWTH`` since last time."""

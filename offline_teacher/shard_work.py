@@ -43,6 +43,7 @@ class ShardWorker:
         self._passes: dict[str, _Pass] = {}
         self._heap = Heap()
         self._computing = ThreadPoolExecutor(1, "compute", self._set_threads)
+        self._compute(bool)  # starts the thread: the next one has the heap's main arena
 
     def build_part(self, root: str, index: int, part: Part) -> dict[str, Any]:
         """Publishes one part of the sequences; returns ``{tokens}`` of it."""
