@@ -21,10 +21,8 @@ from infra import console, storage
 from infra.errors import UserError
 from infra.recipe import Recipe, load_recipe
 
-_MODEL_OPTIONS = (
-    *("tasks", "data", "seeds", "epochs", "max_steps", "batch_size", "learning_rate", "max_length", "dtype"),
-    *("workers", "keep_model", "output", "teacher", "temperature"),
-)
+_WITH_A_RECIPE = ("recipe", "overrides", "submission")
+"""Options that go with a recipe; the others go with a model directory."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,9 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.recipe:
         recipe = load_recipe(options.recipe, options.overrides)
         _require_student(recipe, options.recipe)
-        from evaluation.recipe_run import (
-            run_recipe,
-        )  # torch and transformers take seconds: mistakes come first
+        # Only now, as torch and transformers take seconds: mistakes come first.
+        from evaluation.recipe_run import run_recipe
 
         return run_recipe(recipe, options.submission)
     if not options.tasks or not options.output:
@@ -83,7 +80,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if bool(options.recipe) == bool(options.model):
         raise UserError("give either --recipe FILE or --model DIR")
-    loose = [name for name in _MODEL_OPTIONS if getattr(options, name)]
+    loose = [name for name, value in vars(options).items() if value and name not in _WITH_A_RECIPE]
     if options.recipe and loose:
         flag = loose[0].replace("_", "-")
         raise UserError(f"--{flag}: goes with --model; with a recipe write evaluation.{loose[0]}=...")

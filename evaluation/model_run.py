@@ -16,8 +16,6 @@ from infra.errors import UserError
 from infra.sections import Evaluation
 
 SCORES = "scores"
-SETTINGS = ("data", "epochs", "max_steps", "batch_size", "learning_rate", "max_length", "dtype", "workers")
-"""Those of ``Evaluation`` that the command line has under the same names."""
 
 
 def run_model(options: argparse.Namespace) -> int:
@@ -60,8 +58,8 @@ def run_model(options: argparse.Namespace) -> int:
 
 def model_settings(options: argparse.Namespace) -> Evaluation:
     """``Evaluation`` of the command line; UserError for a value that the section refuses."""
-    values: dict[str, Any] = {name: getattr(options, name) for name in SETTINGS}
-    values = {name: value for name, value in values.items() if value is not None}
+    fields = {field.name for field in dataclasses.fields(Evaluation)}  # options have the names of settings
+    values = {name: value for name, value in vars(options).items() if name in fields and value is not None}
     values["tasks"] = tuple(
         task.name for task in find_tasks([name for name in options.tasks.split(",") if name])
     )
