@@ -1,8 +1,7 @@
 """C++ sources beside a module, built for this processor when they are first needed and called through ctypes.
 
-A library is built by the machine's own compiler in a second or two, and kept in the user's cache under a name
-that says what it was made from. Where that fails there is one warning, and the caller does the same work
-otherwise.
+A library is built by the machine's own compiler in seconds, and kept in the user's cache under a name that
+says what it was made from. Where that fails there is one warning, and the caller does the work otherwise.
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@
 
 namespace {
 
-#if defined(__AVX512F__)
+#if defined(VECTOR_WIDTH)  // tests build every width
+constexpr int WIDTH = VECTOR_WIDTH;
+#elif defined(__AVX512F__)
 constexpr int WIDTH = 16;
 #elif defined(__AVX2__)
 constexpr int WIDTH = 8;

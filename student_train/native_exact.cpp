@@ -63,6 +63,23 @@ inline float largest(Floats v) {
     return all;
 }
 
+// The largest logits of the two rows, which end with the `rest` vectors.
+template <class Kind>
+void maxima(const Logits<Kind>& s, const Logits<Kind>& t, int64_t V, Floats s_rest, Floats t_rest, float& s_max, float& t_max) {
+    Floats s_most[SLOTS], t_most[SLOTS];
+    for (int slot = 0; slot < SLOTS; ++slot) s_most[slot] = t_most[slot] = Floats{} - INFINITY;
+    each<Kind>(s, t, V, [&](Floats a, Floats b, int64_t, int slot) ALWAYS_INLINE {
+        s_most[slot] = larger(a, s_most[slot]);
+        t_most[slot] = larger(b, t_most[slot]);
+    });
+    for (int slot = 1; slot < SLOTS; ++slot) {
+        s_most[0] = larger(s_most[slot], s_most[0]);
+        t_most[0] = larger(t_most[slot], t_most[0]);
+    }
+    s_max = largest(larger(s_rest, s_most[0]));
+    t_max = largest(larger(t_rest, t_most[0]));
+}
+
 enum Needed { KL_ONLY, SAME, SQUARE, OTHER };  // what exp(s) is of exp(s / T), where the cross-entropy is needed
 
 struct Row {
@@ -77,19 +94,8 @@ void exact_row(typename Kind::Stored* gradient, const Logits<Kind>& s, const Log
     const int64_t whole = row.V / LANES * LANES, rest = row.V - whole;
     const Floats s_rest = s.part(whole, rest), t_rest = t.part(whole, rest);
 
-    Floats s_most[SLOTS], t_most[SLOTS];
-    for (int slot = 0; slot < SLOTS; ++slot) s_most[slot] = t_most[slot] = Floats{} - INFINITY;
-    auto maxima = [&](Floats a, Floats b, int64_t, int slot) ALWAYS_INLINE {
-        s_most[slot] = larger(a, s_most[slot]);
-        t_most[slot] = larger(b, t_most[slot]);
-    };
-    each<Kind>(s, t, row.V, maxima);
-    if (rest) maxima(s_rest, t_rest, whole, 0);
-    for (int slot = 1; slot < SLOTS; ++slot) {
-        s_most[0] = larger(s_most[0], s_most[slot]);
-        t_most[0] = larger(t_most[0], t_most[slot]);
-    }
-    const float s_max = largest(s_most[0]), t_max = largest(t_most[0]);
+    float s_max, t_max;
+    maxima<Kind>(s, t, row.V, s_rest, t_rest, s_max, t_max);
 
     const float scale = float(1.0 / (double(row.temperature) * M_LN2)), scale_1 = float(1.0 / M_LN2);
     auto e_1_of = [&](Floats a, Floats e_T) ALWAYS_INLINE {

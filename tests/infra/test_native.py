@@ -1,0 +1,78 @@
+"""The C++ kernels, built for registers of 4, 8 and 16 numbers: the bits do not depend on which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from infra import cpu_dropout, native
+from offline_teacher import reduction_kernel
+from student_train import native_exact
+
+WIDTHS = (4, 8, 16)
+DTYPES = (torch.float32, torch.bfloat16)
+ROWS, V = 5, 3_001  # more than one group of the reduction, and a row that ends within a vector
+
+
+def _logits(dtype: torch.dtype, seed: int) -> Tensor:
+    scales = torch.tensor([0.01, 1.0, 4.0, 15.0, 40.0])
+    logits = torch.randn(ROWS, V, generator=torch.Generator().manual_seed(seed)) * scales[:, None]
+    return logits.to(dtype)
+
+
+def _reduced() -> list[Tensor]:
+    found: list[Tensor] = []
+    for dtype in DTYPES:
+        logits = _logits(dtype, 0)
+        logits[1, 40], logits[2, 2_000], logits[3, 3_000] = torch.inf, -torch.inf, torch.nan
+        for k in (1, 64, 1_100):
+            found += reduction_kernel.reduce_logits(logits, k, (0.7, 1.0, 2.0))
+    return found
+
+
+def _exact_losses() -> list[Tensor]:
+    labels = torch.tensor([0, V - 1, -100, 1_500, -100])
+    scales = torch.linspace(0.1, 1.0, ROWS), (labels >= 0) * torch.linspace(1.0, 0.3, ROWS)
+    biases = torch.randn(2, V, generator=torch.Generator().manual_seed(3))
+    found: list[Tensor] = []
+    for dtype in DTYPES:
+        for temperature, mlm in ((1.0, True), (2.0, True), (3.0, True), (2.0, False)):
+            s, t = _logits(dtype, 1), _logits(dtype, 2)
+            found += [
+                *native_exact.exact_loss(s, biases[0], t, biases[1], labels, *scales, temperature, mlm),
+                s,
+            ]
+    return found
+
+
+def _dropped() -> list[Tensor]:
+    torch.manual_seed(0)
+    return [cpu_dropout.dropped(_logits(dtype, 4), p) for dtype in DTYPES for p in (0.1, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("module", "work"),
+    [(reduction_kernel, _reduced), (native_exact, _exact_losses), (cpu_dropout, _dropped)],
+    ids=["reduction", "exact_loss", "dropout"],
+)
+def test_the_width_of_registers_does_not_change_a_bit(
+    module: Any, work: Callable[[], list[Tensor]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All are built alike, and soon: how products and sums join in one rounding is the optimiser's choice."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = []
+    for width in WIDTHS:
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "FLAGS", (*native.FLAGS, "-O1", f"-DVECTOR_WIDTH={width}"))
+            library = module._library.__wrapped__()
+            patch.setattr(module, "_library", lambda library=library: library)
+            found.append(work())
+    for parts in zip(*found, strict=True):
+        for other in parts[1:]:
+            torch.testing.assert_close(other, parts[0], rtol=0, atol=0, equal_nan=True)
+    assert len({path.read_bytes() for path in tmp_path.rglob("*.so")}) == len(WIDTHS)
