@@ -216,6 +216,7 @@ def _validated(tree: dict[str, Any], source: str) -> Recipe:
         if isinstance(values, dict) and isinstance(values.get(name), str):
             values[name] = [values[name]]
     try:
+        _refuse_broken_text(tree)
         _refuse_credentials(tree)
         _refuse_near_literals(tree)
         return _ADAPTER.validate_json(json.dumps(tree))  # JSON: strict, yet lists may become tuples
@@ -277,6 +278,14 @@ def _refuse_near_literals(tree: Mapping[str, Any]) -> None:
                     value == choice and type(value) is not type(choice) for choice in typing.get_args(kind)
                 )
                 require(not near, f"{section}.{name}: expected {_expected(kind)}, not {_shown(value)}")
+
+
+def _refuse_broken_text(tree: Mapping[str, Any]) -> None:
+    """A name on the command line that is not UTF-8 comes as lone surrogates, which no file can hold."""
+    for key, value in _leaves(tree):
+        told = f"{key}: {json.dumps(value, ensure_ascii=False)}"
+        readable = told.encode(errors="backslashreplace").decode()
+        require(told == readable, f"{readable} is not valid Unicode; rename what it names")
 
 
 def _refuse_credentials(tree: Mapping[str, Any]) -> None:

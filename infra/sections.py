@@ -124,7 +124,11 @@ class Teacher:
             1 <= self.min_workers <= self.workers,
             f"min_workers: must be 1 to workers = {self.workers}, not {self.min_workers}",
         )
-        require(self.gpus_per_worker >= 0, f"gpus_per_worker: must be >= 0, not {self.gpus_per_worker}")
+        gpus = self.gpus_per_worker
+        require(
+            0 <= gpus <= 1 or (gpus > 1 and float(gpus).is_integer()),
+            f"gpus_per_worker: must be a share of one GPU or a whole number, not {gpus}",
+        )
         require(self.shard_attempts >= 1, f"shard_attempts: must be >= 1, not {self.shard_attempts}")
 
 

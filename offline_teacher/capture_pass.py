@@ -17,7 +17,7 @@ from infra.recipe import Recipe
 from offline_teacher import corpus, teacher
 from offline_teacher.cluster import Item, Pool
 from offline_teacher.corpus_problems import Problems
-from offline_teacher.masking import masked_count
+from offline_teacher.masking import continuation_flags, masked_count
 from offline_teacher.sequences import finish_index, open_sequences, outstanding, read_index
 from offline_teacher.shard_work import CACHE_BYTES
 from offline_teacher.store.head import HEAD_NAME
@@ -56,7 +56,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Source:
-    """The teacher as the driver knows it: no weights in memory."""
+    """The teacher as the driver knows it, without its weights."""
 
     directory: str
     config: Any
@@ -70,6 +70,9 @@ def find_source(recipe: Recipe) -> Source:
     directory = teacher.find_teacher(recipe.teacher)
     config, tokenizer = teacher.load_config(directory), teacher.load_tokenizer(directory)
     teacher.check_fit(directory, config, tokenizer, recipe.sequences.length)
+    if recipe.masking.whole_word:
+        continuation_flags(json.loads(tokenizer.backend_tokenizer.to_str()), config.vocab_size)
+    teacher.load_model(directory, config)  # and let go of: whether its weights fit is known before Ray starts
     if recipe.store.top_k > config.vocab_size:
         raise UserError(
             f"store.top_k: {recipe.store.top_k} is more than the {config.vocab_size} tokens of the teacher"

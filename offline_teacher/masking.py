@@ -15,18 +15,20 @@ agree that far.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
 from math import ceil
+from typing import Any
 
 import numpy as np
 
+from infra.errors import UserError
 from infra.sections import Masking
 
-BYTE_LEVEL_SPACE = "\u0120"
-"""How byte-level BPE (GPT-2, RoBERTa) writes the space before a word."""
+WORD_STARTS = {"ByteLevel": "\u0120", "Metaspace": "\u2581"}
+"""Pre-tokenizers that write the space before a word (of GPT-2 and RoBERTa; of SentencePiece), and how."""
 
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
@@ -76,12 +78,13 @@ def mask_vocab(
     special_ids: Sequence[int],
     vocab_size: int,
     token_counts: np.ndarray | None = None,
-    tokens: Sequence[str] | None = None,
+    tokenizer: Mapping[str, Any] | None = None,
 ) -> MaskVocab:
     """The vocabulary as ``masking`` needs it.
 
     ``token_counts`` [at most V] are needed for frequency sampling: weight = max(count, 1)^-smoothing (XLM,
-    DistilBERT). ``tokens``, the spelling of each id, are needed for whole words.
+    DistilBERT). ``tokenizer``, the content of a tokenizer.json, is needed for whole words; UserError where it
+    does not tell which tokens begin a word.
     """
     weights = None
     if masking.sampling == "frequency":
@@ -92,19 +95,44 @@ def mask_vocab(
         weights = counts**-masking.smoothing
     continuation = None
     if masking.whole_word:
-        if tokens is None:
-            raise ValueError("whole-word masking needs the spelling of the tokens")
-        continuation = np.zeros(vocab_size, bool)
-        continuation[: len(tokens)] = continuation_flags(tokens)
+        if tokenizer is None:
+            raise ValueError("whole-word masking needs the tokenizer")
+        continuation = continuation_flags(tokenizer, vocab_size)
     return MaskVocab(mask_id, tuple(special_ids), vocab_size, weights, continuation)
 
 
-def continuation_flags(tokens: Sequence[str]) -> np.ndarray:
-    """bool [V]: tokens that go on with a word: ``##...`` of WordPiece; of byte-level BPE (known by its
-    space marker) those without the marker, punctuation included."""
-    if any(token.startswith(BYTE_LEVEL_SPACE) for token in tokens):
-        return np.array([not token.startswith(BYTE_LEVEL_SPACE) for token in tokens])
-    return np.array([token.startswith("##") for token in tokens])
+def continuation_flags(tokenizer: Mapping[str, Any], vocab_size: int) -> np.ndarray:
+    """bool [V]: tokens that go on with a word, by the content of a tokenizer.json.
+
+    Of WordPiece those with its prefix (``##``); of byte-level BPE and SentencePiece those without the mark of
+    a space, punctuation included. UserError for another kind of tokenizer.
+    """
+    model = tokenizer["model"]
+    spelled = model["vocab"]
+    if model["type"] == "Unigram":  # pairs of a piece and its log probability, by id
+        spelled = {piece: token for token, (piece, _) in enumerate(spelled)}
+    parts = [part for part in _components(tokenizer["pre_tokenizer"]) if part["type"] in WORD_STARTS]
+    marks = [part.get("replacement", WORD_STARTS[part["type"]]) for part in parts]
+    if model["type"] == "WordPiece":
+        prefix = model["continuing_subword_prefix"]
+        going_on = [token for piece, token in spelled.items() if piece.startswith(prefix)]
+    elif marks:
+        going_on = [token for piece, token in spelled.items() if not piece.startswith(marks[0])]
+    else:
+        raise UserError(
+            f"masking.whole_word: the teacher's tokenizer ({model['type']}) does not tell where a word"
+            " begins; set masking.whole_word: false"
+        )
+    flags = np.zeros(vocab_size, bool)
+    flags[going_on] = True
+    return flags
+
+
+def _components(part: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """The parts of a sequence of pre-tokenizers, or the one itself."""
+    if part is None:
+        return []
+    return list(part["pretokenizers"]) if part["type"] == "Sequence" else [part]
 
 
 @dataclass(frozen=True)

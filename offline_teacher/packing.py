@@ -7,10 +7,11 @@ cut at L (DOC-SENTENCES and FULL-SENTENCES of RoBERTa, arXiv 1907.11692, section
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Encoder:
     cls_id: int
     sep_id: int
     pad_id: int
+    unk_id: int | None
     special_ids: tuple[int, ...]
     vocab_size: int
     digest: str
@@ -45,8 +47,27 @@ class Encoder:
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids without special tokens; the names of special tokens in a text are plain text."""
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        """Ids without special tokens but the unknown one, whatever a text spells.
+
+        The names of special tokens in a text are plain text to the tokenizer; where its model has a name as
+        one of its pieces nevertheless (SentencePiece has), the piece is unknown.
+        """
+        found = [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return [ids if self._reserved.isdisjoint(ids) else self._without_reserved(ids) for ids in found]
+
+    def content(self) -> dict[str, Any]:
+        """As in a tokenizer.json."""
+        content: dict[str, Any] = json.loads(self.backend.to_str())
+        return content
+
+    @cached_property
+    def _reserved(self) -> frozenset[int]:
+        return frozenset(self.special_ids) - {self.unk_id}
+
+    def _without_reserved(self, ids: list[int]) -> list[int]:
+        if self.unk_id is None:
+            return [token for token in ids if token not in self._reserved]
+        return [self.unk_id if token in self._reserved else token for token in ids]
 
 
 @lru_cache(maxsize=2)
@@ -82,6 +103,7 @@ def load_encoder(directory: str) -> Encoder:
         cls_id=tokenizer.cls_token_id,
         sep_id=tokenizer.sep_token_id,
         pad_id=tokenizer.pad_token_id,
+        unk_id=tokenizer.unk_token_id,
         special_ids=tuple(sorted(tokenizer.all_special_ids)),
         vocab_size=max(tokenizer.get_vocab().values()) + 1,
         digest=f"xxh3-128:{digest.hexdigest()}",

@@ -154,9 +154,13 @@ def _mask(recipe: Recipe, source: Source, encoder: Encoder, sample: CorpusSample
     masking = recipe.masking
     counts = np.bincount(input_ids.ravel(), minlength=encoder.vocab_size)
     counts[list(encoder.special_ids)] = 0
-    spelling = [encoder.backend.id_to_token(token) or "" for token in range(encoder.vocab_size)]
     vocab: MaskVocab = mask_vocab(
-        masking, source.tokenizer.mask_token_id, encoder.special_ids, encoder.vocab_size, counts, spelling
+        masking,
+        source.tokenizer.mask_token_id,
+        encoder.special_ids,
+        encoder.vocab_size,
+        counts,
+        encoder.content() if masking.whole_word else None,
     )
     return Sequences(
         mask_sequences(input_ids, token_count, np.arange(len(order)), 0, masking, vocab), token_count

@@ -59,9 +59,10 @@ def _made_from(part: Part, corpus: Corpus, settings: Sequences, encoder: Encoder
 def _read_sidecar(store_dir: str, index: int) -> dict[str, Any] | None:
     path = _part_file(store_dir, index, ".json")
     try:
-        return storage.read_json(path) if storage.exists(path) else None
+        sidecar = storage.read_json(path) if storage.exists(path) else None
     except UserError:  # damaged: the part is built again
         return None
+    return sidecar if isinstance(sidecar, dict) else None
 
 
 def _current(
@@ -73,6 +74,8 @@ def _current(
     """
     sidecar = _read_sidecar(store_dir, index)
     if sidecar is None or sidecar.get("made_from") != _made_from(part, corpus, settings, encoder):
+        return None
+    if corpus.strict and sidecar["problems"]["counts"]:  # found when it was not: to be refused now
         return None
     data = _part_file(store_dir, index, ".arrow")
     if not storage.exists(data) or storage.size(data) != sidecar["bytes"]:
@@ -122,7 +125,9 @@ def build_part(store_dir: str, index: int, part: Part, corpus: Corpus, settings:
                 f"{files}: part {index} of the corpus no longer gives the sequences that {store_dir} was "
                 f"made of; restore the text, or make a new store"
             )
-    storage.publish_bytes(_part_file(store_dir, index, ".counts.arrow"), _sparse_counts(token_counts))
+    counts = _sparse_counts(token_counts)
+    storage.publish_bytes(_part_file(store_dir, index, ".counts.arrow"), counts)
+    sidecar["counts_digest"] = storage.digest_bytes(counts)
     sidecar["made_from"] = _made_from(part, corpus, settings, encoder)
     storage.publish_json(_part_file(store_dir, index, ".json"), sidecar)
     return sidecar
@@ -244,7 +249,8 @@ def finish_index(store_dir: str, part_count: int, settings: Sequences) -> Index:
                 f"the corpus has no usable document{': ' + found if found else ', its files are empty'}"
             )
         token_counts = np.zeros(encoder.vocab_size, np.int64)
-        for tokens, counts in pool.map(lambda part: _read_counts(store_dir, part), range(part_count)):
+        digests = [sidecar.get("counts_digest") for sidecar in made]
+        for tokens, counts in pool.map(_read_counts, [store_dir] * part_count, range(part_count), digests):
             token_counts[tokens] += counts
     data = _arrow_bytes({"count": token_counts})
     index = Index(
@@ -269,8 +275,13 @@ def finish_index(store_dir: str, part_count: int, settings: Sequences) -> Index:
     return index
 
 
-def _read_counts(store_dir: str, part: int) -> tuple[np.ndarray, np.ndarray]:
-    table = pa.ipc.open_file(storage.read_bytes(_part_file(store_dir, part, ".counts.arrow"))).read_all()
+def _read_counts(store_dir: str, part: int, digest: str | None) -> tuple[np.ndarray, np.ndarray]:
+    path = _part_file(store_dir, part, ".counts.arrow")
+    data = storage.read_bytes(path) if storage.exists(path) else b""
+    if storage.digest_bytes(data) != digest:
+        sidecar = _part_file(store_dir, part, ".json")
+        raise UserError(f"{path}: is damaged or missing; delete {sidecar} and run again to make both anew")
+    table = pa.ipc.open_file(data).read_all()
     return table["token"].to_numpy(), table["count"].to_numpy()
 
 

@@ -161,7 +161,5 @@ def store_vocab(root: str, recipe: Recipe, mask_id: int) -> MaskVocab:
         encoder.special_ids,
         encoder.vocab_size,
         token_counts=read_token_counts(root) if masking.sampling == "frequency" else None,
-        tokens=[encoder.backend.id_to_token(i) or "" for i in range(encoder.vocab_size)]
-        if masking.whole_word
-        else None,
+        tokenizer=encoder.content() if masking.whole_word else None,
     )

@@ -30,6 +30,16 @@ HEADS = {
     "camembert": ("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder"),
 }
 """model_type -> where the masked-LM head keeps dense, layer norm and decoder."""
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+UNUSED_WEIGHTS = ("pooler", "position_ids")
+"""Weights of an encoder that a masked LM does without."""
 HUB_FILES = (
     "config.json",
     "model*.safetensors",
@@ -124,11 +134,21 @@ def weight_digest(directory: str) -> str:
             header.pop("__metadata__", None)
             for name, entry in header.items():
                 start, stop = (8 + header_bytes + offset for offset in entry["data_offsets"])
-                if stop > len(view):
+                if not 8 + header_bytes <= start <= stop <= len(view):
                     raise ValueError("cut off")
                 tensors[name] = (entry["dtype"], entry["shape"], view[start:stop])
-        except (OSError, ValueError, KeyError, struct.error) as error:
-            raise UserError(f"teacher.model: {path} is not a whole safetensors file ({error})") from None
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            struct.error,
+        ) as error:
+            raise UserError(
+                f"teacher.model: {path} is not a whole safetensors file ({_first_line(error)})"
+            ) from None
     hasher = xxhash.xxh3_128()
     for name in sorted(tensors):
         dtype, shape, data = tensors[name]
@@ -140,18 +160,26 @@ def weight_digest(directory: str) -> str:
 def load_config(directory: str) -> Any:
     """The configuration; UserError, naming the supported families, where it is of another."""
     from transformers import AutoConfig
+    from transformers.activations import ACT2FN
 
+    file = f"teacher.model: {directory}/config.json"
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"teacher.model: {directory}/config.json cannot be read ({_first_line(error)})"
-        ) from None
+    except Exception as error:  # a file of anything at all: transformers raises what its parts raise
+        raise UserError(f"{file} cannot be read ({_first_line(error)})") from None
     if config.model_type not in HEADS:
         raise UserError(
             f"teacher.model: {directory} is a {config.model_type!r} model; supported are masked LMs of the"
             f" families {', '.join(HEADS)}"
         )
+    for name in SIZES:
+        size = getattr(config, name)
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"{file}: {name} is {size!r}, not a number of at least 1")
+    if config.hidden_act not in ACT2FN:
+        raise UserError(f"{file}: hidden_act {config.hidden_act!r} is not an activation transformers has")
+    if config.is_decoder:
+        raise UserError(f"{file}: is_decoder is true: the model looks at the tokens before one alone")
     return config
 
 
@@ -221,6 +249,8 @@ def check_fit(directory: str, config: Any, tokenizer: Any, length: int) -> None:
         )
     positions = config.max_position_embeddings
     if config.model_type != "bert":  # RoBERTa counts positions from pad_token_id + 1
+        if config.pad_token_id is None:
+            raise UserError(f"teacher.model: {directory}/config.json has no pad_token_id")
         positions -= config.pad_token_id + 1
     if length > positions:
         raise UserError(f"sequences.length: {length} is more than the {positions} positions of {directory}")
@@ -229,20 +259,18 @@ def check_fit(directory: str, config: Any, tokenizer: Any, length: int) -> None:
 # Loading
 
 
-def load_teacher(teacher: Teacher, device: str | torch.device, length: int = 8) -> LoadedTeacher:
-    """The teacher in the recipe's dtype on ``device``, checked against sequences of ``length``.
+def load_model(directory: str, config: Any) -> Any:
+    """The masked LM in float32 on the CPU.
 
-    Raises UserError where the directory has no weights, no masked-LM head, another family, or a
-    tokenizer of another vocabulary.
+    Raises UserError where weights are missing, have other shapes than ``config`` says, or are of an encoder
+    that transformers would run without them (more layers, relative positions).
     """
     from transformers import AutoModelForMaskedLM
     from transformers.utils import logging
 
-    directory = find_teacher(teacher)
-    config, tokenizer = load_config(directory), load_tokenizer(directory)
-    check_fit(directory, config, tokenizer, length)
-    digest = weight_digest(directory)
     logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its table of keys: what matters of it is said below
     try:
         model, info = AutoModelForMaskedLM.from_pretrained(
             directory,
@@ -252,16 +280,41 @@ def load_teacher(teacher: Teacher, device: str | torch.device, length: int = 8) 
             trust_remote_code=False,
             attn_implementation="sdpa",
             dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"teacher.model: {directory} cannot be loaded ({_first_line(error)})") from None
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise UserError(
-            f"teacher.model: {directory} is not a masked LM: its weights lack {', '.join(missing[:3])}"
-            + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        )
+    finally:
+        logging.set_verbosity(verbosity)
+    encoder = f"{model.base_model_prefix}."
+    unread = [name for name in info["unexpected_keys"] if name.startswith(encoder)]
+    unread = [name for name in unread if not any(part in name.split(".") for part in UNUSED_WEIGHTS)]
+    other = [
+        f"{name} ({list(found)}, not {list(expected)})" for name, found, expected in info["mismatched_keys"]
+    ]
+    for names, meaning in (
+        (other, "has weights of other shapes than its config.json says"),
+        (list(info["missing_keys"]), "is not a masked LM; its weights lack"),
+        (unread, "has weights that the model of its config.json has no place for"),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(f"teacher.model: {directory} {meaning}: {', '.join(sorted(names)[:3])}{more}")
+    return model
+
+
+def load_teacher(teacher: Teacher, device: str | torch.device, length: int = 8) -> LoadedTeacher:
+    """The teacher in the recipe's dtype on ``device``, checked against sequences of ``length``.
+
+    Raises UserError where the directory has no weights, no masked-LM head, another family, or a
+    tokenizer of another vocabulary.
+    """
+    directory = find_teacher(teacher)
+    config, tokenizer = load_config(directory), load_tokenizer(directory)
+    check_fit(directory, config, tokenizer, length)
+    digest = weight_digest(directory)
+    model = load_model(directory, config)
     dtype = getattr(torch, teacher.dtype)
     head = mlm_head(model)
     encoder = model.base_model.eval().requires_grad_(False).to(device=device, dtype=dtype)

@@ -86,7 +86,7 @@ def _masking(store: str) -> list[dict[str, Any]]:
     input_ids, token_count = sequences.rows(range(min(8192, sequences.count)))
     ids = np.arange(len(input_ids))
     encoder = load_encoder(f"{store}/tokenizer")
-    spelling = [encoder.backend.id_to_token(token) or "" for token in range(encoder.vocab_size)]
+    content = encoder.content()
     mask_id = encoder.backend.token_to_id("[MASK]")
     settings = {
         "uniform": Masking(),
@@ -96,7 +96,7 @@ def _masking(store: str) -> list[dict[str, Any]]:
     rates: dict[str, list[float]] = {name: [] for name in settings}
     for _ in range(REPEATS):
         for name, masking in settings.items():
-            vocab = mask_vocab(masking, mask_id, encoder.special_ids, encoder.vocab_size, counts, spelling)
+            vocab = mask_vocab(masking, mask_id, encoder.special_ids, encoder.vocab_size, counts, content)
             start = time.perf_counter()
             mask_sequences(input_ids, token_count, ids, 0, masking, vocab)
             rates[name].append(int(token_count.sum()) / (time.perf_counter() - start))

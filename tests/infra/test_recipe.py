@@ -102,6 +102,8 @@ BAD = [
     (MINIMAL + "student: {layers: 3}", "student.layers: expected text or a list of whole numbers, not 3"),
     (MINIMAL + "evaluation: {seeds: [0, a]}", "evaluation.seeds: expected a list of whole numbers, not [0"),
     (MINIMAL + "train: {batch_size: 33}", "train.batch_size: 33 is not a multiple of micro_batch_size = 32"),
+    (MINIMAL.replace("model: m", "model: m, gpus_per_worker: 1.5"), "a share of one GPU or a whole number"),
+    (MINIMAL.replace("a.txt", '"a\\ud800.txt"'), 'corpus.path: ["a\\ud800.txt"] is not valid Unicode'),
     ("name: ../x\ncorpus: {path: a}\nteacher: {model: m}", "name: must be letters, digits"),
     (MINIMAL + "output: ''", "output: names no directory"),
     (MINIMAL + "tracking: {uri: 'http://me:secret@host'}", "tracking.uri: holds a password"),
@@ -195,7 +197,9 @@ def recipes(draw: st.DrawFn) -> Recipe:
         ),
         masking=sections.Masking(seed=draw(st.integers(0, 2**63 - 1)), smoothing=draw(numbers)),
         teacher=sections.Teacher(
-            model=draw(words), revision=draw(st.none() | words), gpus_per_worker=draw(numbers)
+            model=draw(words),
+            revision=draw(st.none() | words),
+            gpus_per_worker=draw(st.floats(0, 1) | st.integers(1, 8).map(float)),
         ),
         student=sections.Student(layers=draw(st.sampled_from(["every_second", "last:3", (0, 2, 5)]))),
         train=sections.Train(

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from tokenizers import Tokenizer, models, pre_tokenizers
 
+from infra.errors import UserError
 from infra.sections import Masking
 from offline_teacher.masking import (
     MaskVocab,
@@ -21,6 +26,13 @@ from offline_teacher.masking import (
 
 V, MASK, SPECIAL = 1000, 4, (0, 1, 2, 3, 4)
 PLAIN = MaskVocab(MASK, SPECIAL, V)
+
+
+def wordpiece(pieces: Sequence[str], prefix: str = "##") -> dict[str, Any]:
+    """As in a tokenizer.json."""
+    vocab = {piece: token for token, piece in enumerate(pieces)}
+    model = {"type": "WordPiece", "continuing_subword_prefix": prefix, "vocab": vocab}
+    return {"model": model, "pre_tokenizer": {"type": "BertPreTokenizer"}}
 
 
 def batch(count: int, length: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -77,7 +89,7 @@ def test_exact_counts_and_no_special_token_for_any_shape(
         sampling="frequency" if frequency else "uniform",
     )
     tokens = [("##" if token % 3 == 0 else "") + str(token) for token in range(V)]
-    vocab = mask_vocab(masking, MASK, SPECIAL, V, np.arange(V), tokens)
+    vocab = mask_vocab(masking, MASK, SPECIAL, V, np.arange(V), wordpiece(tokens))
     before = input_ids.copy()
     got = mask_sequences(input_ids, token_count, ids, replica, masking, vocab)
 
@@ -208,12 +220,12 @@ def test_frequency_sampling_agrees_with_successive_draws_in_float64():
 
 def test_whole_words_are_masked_whole_but_for_the_last():
     # Words of 1, 2, 3 and 4 tokens: a | b ##b | c ##c ##c | d ##d ##d ##d
-    tokens = [*["[x]"] * 5, "a", "b", "##b", "c", "##c", "d", "##d"]
+    tokens = [*(f"[{n}]" for n in range(5)), "a", "b", "##b", "c", "##c", "d", "##d"]
     row = [2, 5, 6, 7, 8, 9, 9, 10, 11, 11, 11, 3]
     words = [{1}, {2, 3}, {4, 5, 6}, {7, 8, 9, 10}]
     count = 500
     masking = Masking(probability=0.5, whole_word=True)
-    vocab = mask_vocab(masking, MASK, SPECIAL, len(tokens), tokens=tokens)
+    vocab = mask_vocab(masking, MASK, SPECIAL, len(tokens), tokenizer=wordpiece(tokens))
     got = mask_sequences(
         np.tile(np.array(row, np.uint16), (count, 1)),
         np.full(count, len(row), np.uint16),
@@ -234,9 +246,42 @@ def test_whole_words_are_masked_whole_but_for_the_last():
     assert len(seen) > 3
 
 
-def test_continuations_of_both_spellings():
-    assert continuation_flags(["un", "##able", "!"]).tolist() == [False, True, False]
-    assert continuation_flags(["\u0120un", "able", "\u0120the", "!"]).tolist() == [False, True, False, True]
+def test_continuations_of_wordpiece():
+    """A letter is not taken for another kind's mark of a space: Maltese begins words with this one."""
+    assert continuation_flags(wordpiece(["un", "##able", "\u0121", "\u0120", "!"]), 6).tolist() == [
+        False, True, False, False, False, False,
+    ]  # fmt: skip
+    assert continuation_flags(wordpiece(["un", "@able", "##x"], prefix="@"), 3).tolist() == [
+        False,
+        True,
+        False,
+    ]
+
+
+def _tokenizer(model: Any, pre_tokenizer: Any) -> dict[str, Any]:
+    tokenizer = Tokenizer(model)
+    if pre_tokenizer is not None:
+        tokenizer.pre_tokenizer = pre_tokenizer
+    content: dict[str, Any] = json.loads(tokenizer.to_str())
+    return content
+
+
+def test_continuations_of_marked_spaces():
+    byte_level = models.BPE({"\u0120un": 0, "able": 1, "\u0120the": 2, "!": 3}, [])
+    content = _tokenizer(byte_level, pre_tokenizers.ByteLevel(add_prefix_space=False))
+    assert continuation_flags(content, 4).tolist() == [False, True, False, True]
+    pieces = models.Unigram([("<unk>", 0.0), ("\u2581un", -1.0), ("able", -2.0), ("\u2581", -3.0)], unk_id=0)
+    both = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    for pre_tokenizer in (both, pre_tokenizers.Metaspace()):
+        flags = continuation_flags(_tokenizer(pieces, pre_tokenizer), 4).tolist()
+        assert flags[1:] == [False, True, False]
+
+
+def test_a_tokenizer_that_does_not_tell_words_is_refused():
+    for pre_tokenizer in (None, pre_tokenizers.Whitespace()):
+        content = _tokenizer(models.WordLevel({"a": 0}, unk_token="a"), pre_tokenizer)
+        with pytest.raises(UserError, match=r"masking\.whole_word: the teacher's tokenizer \(WordLevel\)"):
+            continuation_flags(content, 1)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +289,7 @@ def test_continuations_of_both_spellings():
 )
 def test_every_setting_has_an_effect(change):
     input_ids, token_count, ids = batch(20, 64)
-    tokens = ["##x" if token % 2 else "x" for token in range(V)]
+    tokens = wordpiece([f"##{token}" if token % 2 else str(token) for token in range(V)])
 
     def positions(masking: Masking) -> list:
         vocab = mask_vocab(masking, MASK, SPECIAL, V, np.arange(V) ** 3, tokens)

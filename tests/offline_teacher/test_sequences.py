@@ -91,6 +91,19 @@ def test_names_of_special_tokens_in_a_text_are_text(tmp_path, bert):
     assert rows(bert) == [[CLS, 5, bracket, sep, close, 6, SEP]]
 
 
+def test_names_of_special_tokens_are_unknown_where_the_model_has_them_as_pieces(tmp_path):
+    """As SentencePiece's models have: pads and separators within a text would be taken for the real ones."""
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", "a", "b", "<mask>"]
+    backend = Tokenizer(models.Unigram([(piece, -float(n)) for n, piece in enumerate(pieces)], unk_id=3))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", **special)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    encoder = load_encoder(str(tmp_path / "tokenizer"))
+    assert encoder.encode(["a <pad> </s><s>b<mask>", "ab"]) == [[4, 5, 4, 3, 4, 3, 3, 6, 3], [4, 5, 6]]
+    assert replace(encoder, unk_id=None).encode(["a<pad>b"]) == [[4, 5, 6]]
+
+
 def test_roberta(tmp_path):
     store = tmp_path / "store"
     vocab = {
@@ -244,6 +257,36 @@ def test_unfinished_or_damaged_indexes(tmp_path, bert):
     Path(bert, "sequences", "index.json").write_text("{}")
     with pytest.raises(UserError, match="is damaged or of another version"):
         open_sequences(bert)
+
+
+def test_damaged_token_counts_of_a_part_are_not_summed(tmp_path, bert):
+    corpus, settings = corpus_of(tmp_path / "c", "a b\n"), Sequences(length=8)
+    listed = parts(corpus, settings.part_bytes)
+    build_part(bert, 0, listed[0], corpus, settings)
+    counts = Path(bert, "sequences", "part-00000.counts.arrow")
+    whole = counts.read_bytes()
+    for damaged in (whole[:-20], whole.replace(b"\1\0\0\0\0\0\0\0", b"\7\0\0\0\0\0\0\0"), None):
+        assert damaged != whole
+        counts.unlink() if damaged is None else counts.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"counts\.arrow: is damaged or missing; delete .*json and run"):
+            finish_index(bert, 1, settings)
+    Path(bert, "sequences", "part-00000.json").unlink()
+    build(bert, corpus, settings)
+    assert counts.read_bytes() == whole
+
+
+def test_a_sidecar_of_anything_else_is_made_again(tmp_path, bert):
+    corpus, settings = corpus_of(tmp_path / "c", "a b\n"), Sequences(length=8)
+    build(bert, corpus, settings)
+    Path(bert, "sequences", "part-00000.json").write_text("[]")
+    assert outstanding(bert, parts(corpus, settings.part_bytes), corpus, settings) == [0]
+
+
+def test_strictness_is_of_parts_already_built_too(tmp_path, bert):
+    corpus, settings = corpus_of(tmp_path / "c", "a b\n\n"), Sequences(length=8)
+    build(bert, corpus, settings)
+    with pytest.raises(UserError, match=r"00\.txt, line 2: empty document"):
+        build(bert, replace(corpus, strict=True), settings)
 
 
 def test_tokenizers_that_cannot_be_used(tmp_path):

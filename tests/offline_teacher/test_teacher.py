@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from scipy.special import logsumexp
 from transformers import AutoModelForMaskedLM
 
@@ -302,7 +304,45 @@ def _no_mask_token(directory: Path) -> None:
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "mask_token"}))
 
 
+def _header(directory: Path, header: object) -> None:
+    data = json.dumps(header).encode()
+    (directory / "model.safetensors").write_bytes(struct.pack("<Q", len(data)) + data + b"\0" * 8)
+
+
+def _relative_positions(directory: Path) -> None:
+    """As checkpoints with relative positions have them: transformers leaves these weights out."""
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    tensors["bert.encoder.layer.0.attention.self.distance_embedding.weight"] = torch.zeros(127, 16)
+    save_file(tensors, path, {"format": "pt"})
+
+
 REFUSED = {
+    "anything": (lambda d: (d / "config.json").write_text("null"), "config.json cannot be read"),
+    "deep": (lambda d: (d / "config.json").write_text("[" * 10**5), "config.json cannot be read"),
+    "no size": (lambda d: _edit_config(d, hidden_size="big"), "config.json"),
+    "no positions": (lambda d: _edit_config(d, max_position_embeddings=None), "config.json"),
+    "an unknown activation": (lambda d: _edit_config(d, hidden_act="nope"), "hidden_act 'nope' is not"),
+    "a decoder": (lambda d: _edit_config(d, is_decoder=True), "is_decoder is true"),
+    "a header of anything": (lambda d: _header(d, []), "not a whole safetensors file"),
+    "a header without ranges": (lambda d: _header(d, {"a": []}), "not a whole safetensors file"),
+    "a range that runs back": (
+        lambda d: _header(d, {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}),
+        "not a whole safetensors file",
+    ),
+    "other shapes": (
+        lambda d: _edit_config(d, intermediate_size=40),
+        r"other shapes than its config.json says: bert\.encoder.*\(\[\d+\], not \[40\]\)",
+    ),
+    "fewer layers": (
+        lambda d: _edit_config(d, num_hidden_layers=1),
+        r"no place for: bert\.encoder\.layer\.1",
+    ),
+    "more layers": (
+        lambda d: _edit_config(d, num_hidden_layers=9),
+        r"its weights lack: bert\.encoder\.layer",
+    ),
+    "relative positions": (_relative_positions, "no place for: .*distance_embedding"),
     "no weights": (_no_weights, "no weights"),
     "cut weights": (_cut_weights, "not a whole safetensors file"),
     "no masked-LM head": (_encoder_only, "not a masked LM"),
@@ -323,6 +363,20 @@ def test_refused_teachers_are_named_in_one_sentence(tmp_path: Path, case: str) -
     with pytest.raises(UserError, match=words):
         loaded = load_teacher(settings(tmp_path), "cpu", 16)
         assert loaded.weight_digest
+
+
+def test_a_roberta_without_a_padding_id_is_refused(tmp_path: Path) -> None:
+    _edit_config(save_roberta(tmp_path), pad_token_id=None)
+    with pytest.raises(UserError, match="has no pad_token_id"):
+        load_teacher(settings(tmp_path), "cpu", 16)
+
+
+def test_weights_a_masked_lm_does_without_are_no_reason(tmp_path: Path) -> None:
+    path = save_bert(tmp_path) / "model.safetensors"
+    more = {"cls.seq_relationship.weight": torch.zeros(2, 8), "bert.pooler.dense.bias": torch.zeros(8)}
+    more["bert.embeddings.position_ids"] = torch.arange(64)[None]
+    save_file(load_file(path) | more, path, {"format": "pt"})
+    load_teacher(settings(tmp_path), "cpu", 16)
 
 
 def test_too_long_sequences_are_refused(directory: Path) -> None:
