@@ -7,6 +7,7 @@ Object stores (``s3://``, ``gs://``, ``abfs://``): one whole upload. Every path 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import io
 import json
@@ -103,23 +104,31 @@ def list_sizes(directory: str) -> dict[str, int]:
 
 
 def expand(globs: Sequence[str]) -> list[str]:
-    """The files that match, sorted, each once. Raises ``UserError`` for a glob that matches none."""
+    """The files that match, sorted, each once however often and however spelled; ``~`` is the home directory.
+
+    Raises ``UserError`` for a glob that matches none.
+    """
     found: set[str] = set()
     for pattern in globs:
         if is_remote(pattern):
             matches = remote.agreed(lambda: _matching(pattern), pattern)  # noqa: B023 - called at once
-        elif os.path.isfile(pattern):
-            matches = [pattern]
-        elif os.path.isdir(pattern):
-            raise UserError(
-                f"{pattern}: is a directory; name its files, for example {join(pattern, '*.txt')}"
-            )
         else:
-            matches = [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
+            matches = _local_matches(os.path.expanduser(pattern))
         if not matches:
             raise UserError(f"{remote.shown(pattern)}: matches no file")
         found.update(matches)
-    return sorted(found)
+    first: dict[str, str] = {}
+    for path in sorted(found):
+        first.setdefault(path if is_remote(path) else os.path.realpath(path), path)
+    return list(first.values())
+
+
+def _local_matches(pattern: str) -> list[str]:
+    if os.path.isfile(pattern):
+        return [pattern]
+    if os.path.isdir(pattern):
+        raise UserError(f"{pattern}: is a directory; name its files, for example {join(pattern, '*.txt')}")
+    return [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
 
 
 # --- reading ------------------------------------------------------------------------------------------------
@@ -260,6 +269,44 @@ def remove(path: str) -> None:
             remote.call(path, "rm_file", remote.key_of(path))
         else:
             os.unlink(path)
+
+
+@contextlib.contextmanager
+def exclusive(directory: str) -> Iterator[None]:
+    """No other process is in such a block with it; UserError where one is.
+
+    A file system without locks, and an object store, let everybody in.
+    """
+    if is_remote(directory):
+        yield
+        return
+    with naming(directory):
+        os.makedirs(directory, exist_ok=True)
+        handle = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{directory}: another process is at work on it; wait for it, or stop it"
+            ) from None
+        except OSError:  # has no locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def move(path: str, target: str) -> None:
+    """One file to another place of the same storage, over what is there; an absent one is no error."""
+    if is_remote(path):
+        if exists(path):
+            publish_bytes(target, read_bytes(path))
+            remove(path)
+        return
+    with naming(path, FileNotFoundError), contextlib.suppress(FileNotFoundError):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.replace(path, target)
 
 
 def remove_tree(path: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,21 +14,27 @@ from infra import storage
 from infra.console import progress
 from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.recipe import Recipe, load_recipe
-from offline_teacher.store.deep import deep_check
-from offline_teacher.store.manifest import FILE_DIRECTORIES, MANIFEST_NAME, RECIPE_NAME
+from offline_teacher import corpus
+from offline_teacher.store.deep import deep_check, recorded_count
+from offline_teacher.store.manifest import DECLARATION_NAME, MANIFEST_NAME, RECIPE_NAME, SHARDS, Declaration
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.schema import shard_name
-from offline_teacher.store.verify import Problem, quarantine, set_aside_damaged, verify
+from offline_teacher.store.verify import Problem, declared, quarantine, set_aside_damaged, verify
+from offline_teacher.store.writer import store_files, unexpected
 
-DEEP_POSITIONS = 512
-"""Compared in each shard, spread over it: the head costs a quarter of the teacher."""
+if TYPE_CHECKING:
+    from offline_teacher.capture_pass import Source
+
+SHARD_FILE = re.compile(r"r\d{3,}-\d{8,}\.(arrow|json)")
+
 SHOWN = 20
 
 
 def audit(
-    root: str, deep: bool, rerun: int, repair: bool, recipe_file: str | None, overrides: Sequence[str]
+    root: str, deep: int, rerun: int, repair: bool, recipe_file: str | None, overrides: Sequence[str]
 ) -> int:
     """Prints every problem of the store; 0 where there is none (or, with ``repair``, none is left)."""
+    root = root if storage.is_remote(root) else os.path.abspath(root)
     problems = check(root, deep, rerun, recipe_file, overrides)
     print(_report(root, problems))
     if not problems:
@@ -42,14 +50,15 @@ def audit(
 
 def check(
     root: str,
-    deep: bool = False,
+    deep: int = 0,
     rerun: int = 0,
     recipe_file: str | None = None,
     overrides: Sequence[str] = (),
 ) -> list[Problem]:
-    """Digests, ranges and ids of every file; where they are right, what ``deep`` and ``rerun`` ask for."""
-    if not storage.list_names(root):
-        raise UserError(f"{root} is not a store: there is nothing there")
+    """Digests, ranges and ids of every file; where they are right, what ``deep`` and ``rerun`` ask for:
+    so many positions of each shard, so many shards.
+    """
+    _refuse_what_is_no_store(root)
     if recipe_file is not None:
         load_recipe(recipe_file, overrides)  # a mistake in it is said before hours of reading
     with progress(None, "shards", f"verify {root}") as shown:
@@ -57,28 +66,58 @@ def check(
     if problems or not (deep or rerun):
         return problems
     store = open_store(root)
-    recipe = _recipe(root, [], recipe_file, overrides)
     if deep:
-        head = store.head()
+        problems += _compare_with_head(store, deep)
+    if rerun:
+        problems += rerun_shards(store, _recipe(root, [], recipe_file, overrides), rerun)
+    return problems
+
+
+def _refuse_what_is_no_store(root: str) -> None:
+    names = storage.list_names(root)
+    if not names:
+        raise UserError(f"{root} is not a store: there is nothing there")
+    if MANIFEST_NAME in names or DECLARATION_NAME in names:
+        return
+    shards = storage.list_names(storage.join(root, SHARDS)) if SHARDS in names else []
+    if not any(SHARD_FILE.fullmatch(name) for name in shards):
+        raise UserError(f"{root} is not a store: it has no {MANIFEST_NAME}, no {DECLARATION_NAME}, no shard")
+
+
+def _compare_with_head(store: Store, positions: int) -> list[Problem]:
+    """Stored top-k and logsumexp against the stored hidden states through the stored head."""
+    layout = store.layout
+    if layout.top_k == 0 or layout.hidden_states == "none":
+        print("deep: nothing to compare, the store does not hold both top-k and hidden states")
+        return []
+    head, problems = store.head(), []
+    dtype = store.manifest.declaration.fingerprint["recipe"]["teacher"]["dtype"]
+    compared = recorded = 0
+    with progress(store.plan.total, "shards", "deep") as shown:
         for shard_id in store.plan.shard_ids():
             shard = store.shard(*shard_id)
-            problems += deep_check(shard, head, store.layout, recipe.teacher.dtype, DEEP_POSITIONS)
-    if rerun:
-        problems += rerun_shards(store, recipe, rerun)
+            count = recorded_count(shard, layout)
+            compared, recorded = compared + min(count, positions), recorded + count
+            problems += deep_check(shard, head, layout, dtype, positions)
+            shown.advance()
+    print(f"deep: {compared:,} of {recorded:,} recorded positions compared")
     return problems
 
 
 def rerun_shards(store: Store, recipe: Recipe, count: int) -> Iterator[Problem]:
     """Up to ``count`` random shards by the live teacher, compared byte for byte, column by column."""
+    from offline_teacher.capture_pass import find_source
     from offline_teacher.shard_work import ShardWorker
 
-    worker = ShardWorker(recipe, "cuda" if recipe.teacher.gpus_per_worker else "cpu")
+    recipe, _ = _as_made(store.root, recipe)
+    _refuse_other(recipe, find_source(recipe), store.root, store.manifest.declaration)
+    worker = ShardWorker(recipe, _device(recipe))
     chosen = random.sample(list(store.plan.shard_ids()), min(count, store.plan.total))
     with progress(len(chosen), "shards", "rerun") as shown:
         for replica, index in sorted(chosen):
             made, shard = worker.columns(store.root, replica, index), store.shard(replica, index)
             for name, stored in shard.columns.items():
-                same = (stored == made[name]).reshape(len(shard), -1).all(axis=1)
+                same = (_bytes_by_row(stored) == _bytes_by_row(made[name])).all(axis=1)
                 if not same.all():
                     row = int(np.argmin(same))
                     what = (
@@ -88,26 +127,76 @@ def rerun_shards(store: Store, recipe: Recipe, count: int) -> Iterator[Problem]:
             shown.advance()
 
 
+def _device(recipe: Recipe) -> str:
+    import torch
+
+    if not recipe.teacher.gpus_per_worker:
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise UserError("teacher.gpus_per_worker: there is no GPU here, and a CPU gives other last bits")
+    return "cuda"
+
+
+def _bytes_by_row(column: np.ndarray) -> np.ndarray:
+    """uint8 [n, ...]: -0 and 0 are not the same, a NaN is itself."""
+    return np.ascontiguousarray(column).view(np.uint8).reshape(len(column), -1)
+
+
 def mend(root: str, problems: Sequence[Problem], recipe: Recipe) -> None:
-    """Sets everything damaged aside and makes it again: the corpus and the teacher must be there."""
-    from offline_teacher.capture_pass import find_source, run_pass, validation_recipe
+    """Sets everything damaged aside and makes it again, by the teacher and, unless the sequences are known to
+    be right, from the text. Where that cannot be done nothing is moved."""
+    from offline_teacher.capture_pass import find_source, run_pass
     from offline_teacher.cluster import Pool
 
-    validation = root.rstrip("/").endswith("validation_store")
-    source = find_source(recipe)  # before anything is moved: without the teacher nothing can be made again
-    names = set_aside_damaged(root, problems)
-    print(f"{len(names)} files set aside in {quarantine(root)}")
-    for name in [*names, *(problem.file for problem in problems)]:
-        for other in _made_together(name):
-            storage.remove(storage.join(root, *other.split("/")))
-    if any(problem.file == MANIFEST_NAME for problem in problems):
-        # Nothing else holds the digests of these files: they are made again rather than trusted.
-        for directory in FILE_DIRECTORIES:
-            storage.remove_tree(storage.join(root, directory))
+    recipe, validation = _as_made(root, recipe)
+    source, begun = find_source(recipe), declared(root)
+    if begun is not None:
+        _refuse_other(recipe, source, root, begun)
+    listed = not any(problem.file == MANIFEST_NAME for problem in problems)
+    text = not listed or any(problem.file.startswith("sequences/") for problem in problems)
+    if text:
+        corpus.parts(recipe.corpus, recipe.sequences.part_bytes, validation)
+    if not listed:  # nothing but their makers can tell whether these files are right
+        problems = [*problems, *_unlisted(root, source)]
+    with storage.exclusive(root):
+        names = set_aside_damaged(root, problems)
+        for name in [*names, *(problem.file for problem in problems)]:
+            for other in _made_together(name):
+                storage.remove(storage.join(root, *other.split("/")))
+    print(f"{len(names)} {'file' if len(names) == 1 else 'files'} set aside in {quarantine(root)}")
     with Pool(recipe) as pool:
-        run_pass(
-            validation_recipe(recipe) if validation else recipe, source, root, pool, validation=validation
+        run_pass(recipe, source, root, pool, validation=validation, text=text)
+
+
+def _as_made(root: str, recipe: Recipe) -> tuple[Recipe, bool]:
+    """The recipe as the pass takes it for this store, and whether the store is of the held-out text."""
+    from offline_teacher.capture_pass import validation_recipe
+
+    validation = root.rstrip("/").endswith("validation_store")
+    return (validation_recipe(recipe) if validation else recipe), validation
+
+
+def _refuse_other(recipe: Recipe, source: Source, root: str, begun: Declaration) -> None:
+    from offline_teacher.capture_pass import changes
+
+    changed = changes(recipe, source, begun)
+    if changed:
+        raise UserError(
+            f"{root} was made differently ({'; '.join(changed)}): give the recipe it was made of (--recipe)"
         )
+
+
+def _unlisted(root: str, source: Source) -> list[Problem]:
+    """What is not as it was made, of the files that a manifest would list."""
+    from offline_teacher.capture_pass import made_files
+
+    found = store_files(root)
+    try:
+        expected = made_files(root, source)
+    except UserError:  # the sequences' own index or a sidecar: all of them are made again
+        return [Problem(name, "is not accounted for") for name in found if name.startswith("sequences/")]
+    digests = {name: storage.digest_file(storage.join(root, *name.split("/"))) for name in found}
+    return [Problem(name, what) for name, what in unexpected(digests, expected) if name in found]
 
 
 def _made_together(name: str) -> list[str]:
@@ -137,4 +226,4 @@ def _report(root: str, problems: Sequence[Problem]) -> str:
     lines = [str(problem) for problem in problems[:SHOWN]]
     if len(problems) > SHOWN:
         lines.append(f"and {len(problems) - SHOWN} more")
-    return "\n".join([*lines, f"{root}: {len(problems)} problems"])
+    return "\n".join([*lines, f"{root}: {len(problems)} {'problem' if len(problems) == 1 else 'problems'}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -11,25 +12,32 @@ from typing import Any
 from infra import storage
 from infra.cache import Cache
 from infra.console import progress
-from infra.errors import UserError
+from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.processor import warn_if_slow
 from infra.recipe import Recipe
 from offline_teacher import corpus, teacher
 from offline_teacher.cluster import Item, Pool
 from offline_teacher.corpus_problems import Problems
 from offline_teacher.masking import continuation_flags, masked_count
-from offline_teacher.sequences import finish_index, open_sequences, outstanding, read_index
+from offline_teacher.sequences import file_digests, finish_index, open_sequences, outstanding, read_index
 from offline_teacher.shard_work import CACHE_BYTES
-from offline_teacher.store.head import HEAD_NAME
-from offline_teacher.store.manifest import FAILED, MANIFEST_NAME, Declaration, Manifest
+from offline_teacher.store.head import HEAD_NAME, head_bytes
+from offline_teacher.store.manifest import (
+    DECLARATION_NAME,
+    FAILED,
+    MANIFEST_NAME,
+    Declaration,
+    Manifest,
+    repair_command,
+)
 from offline_teacher.store.schema import FORMAT_VERSION, Layout, ShardPlan, SpecialIds, shard_name
 from offline_teacher.store.writer import (
     begin_store,
-    fingerprint_difference,
+    difference,
     finish_store,
-    missing_shards,
     read_declaration,
     seal_recipe,
+    sidecars,
 )
 
 Report = Callable[[dict[str, float]], None]
@@ -63,6 +71,17 @@ class Source:
     tokenizer: Any
     weight_digest: str
     tokenizer_digest: str
+    head_digest: str
+    """Of the file a store keeps of its masked-LM head."""
+
+    def files(self) -> dict[str, bytes]:
+        """Path below a store -> content, of what it keeps of its tokenizer and configuration."""
+        files = {f"tokenizer/{name}": data for name, data in teacher.tokenizer_files(self.tokenizer).items()}
+        config = json.loads(self.config.to_json_string(use_diff=False))
+        for key in ("_name_or_path", "transformers_version"):
+            config.pop(key, None)
+        files["teacher/config.json"] = (json.dumps(config, indent=1, sort_keys=True) + "\n").encode()
+        return files
 
 
 def find_source(recipe: Recipe) -> Source:
@@ -72,13 +91,18 @@ def find_source(recipe: Recipe) -> Source:
     teacher.check_fit(directory, config, tokenizer, recipe.sequences.length)
     if recipe.masking.whole_word:
         continuation_flags(json.loads(tokenizer.backend_tokenizer.to_str()), config.vocab_size)
-    teacher.load_model(directory, config)  # and let go of: whether its weights fit is known before Ray starts
+    model = teacher.load_model(directory, config)  # whether its weights fit is known before Ray starts
     if recipe.store.top_k > config.vocab_size:
         raise UserError(
             f"store.top_k: {recipe.store.top_k} is more than the {config.vocab_size} tokens of the teacher"
         )
     return Source(
-        directory, config, tokenizer, teacher.weight_digest(directory), teacher.tokenizer_digest(tokenizer)
+        directory=directory,
+        config=config,
+        tokenizer=tokenizer,
+        weight_digest=teacher.weight_digest(directory),
+        tokenizer_digest=teacher.tokenizer_digest(tokenizer),
+        head_digest=storage.digest_bytes(head_bytes(teacher.mlm_head(model))),
     )
 
 
@@ -104,23 +128,44 @@ def run_pass(
     pool: Pool,
     validation: bool = False,
     report: Report | None = None,
+    text: bool = True,
 ) -> Outcome:
     """Makes the store ``root`` of the recipe, or what is missing of it.
 
-    Raises UserError where it was begun with another recipe, teacher, tokenizer or corpus.
+    Without ``text`` its finished sequences are known to be right, and the text need not be there. Raises
+    UserError where it was begun with another recipe, teacher, tokenizer or corpus, or another process is at
+    work on it.
     """
-    _refuse_other(recipe, source, root)
-    _publish_beginning(recipe, source, root)
-    _build_sequences(recipe, root, pool, validation)
-    declaration = declare(recipe, source, root)
-    begin_store(root, declaration)
-    recipe.save(root)  # not before the corpus is known to be the store's
-    seal_recipe(root)
-    if not storage.exists(storage.join(root, HEAD_NAME)):
-        pool.run([Item("head", "write_head", (root,))], lambda item, answer: None, print)
-    if not validation and not recipe.teacher.gpus_per_worker:
-        warn_if_slow("teacher.dtype", recipe.teacher.dtype)
-    return _capture_shards(recipe, root, declaration, pool, report)
+    with storage.exclusive(root):
+        _refuse_other(recipe, source, root)
+        _publish_beginning(source, root)
+        if text:
+            _build_sequences(recipe, root, pool, validation)
+        declaration = declare(recipe, source, root)
+        begin_store(root, declaration)
+        recipe.save(root)  # not before the corpus is known to be the store's
+        seal_recipe(root)
+        _write_head(source, root, pool)
+        if not validation and not recipe.teacher.gpus_per_worker:
+            warn_if_slow("teacher.dtype", recipe.teacher.dtype)
+        return _capture_shards(recipe, source, root, declaration, pool, report)
+
+
+def _write_head(source: Source, root: str, pool: Pool) -> None:
+    if _has_head(source, root):
+        return
+    aside = pool.run([Item("head", "write_head", (root,))], lambda item, answer: None, print)
+    if aside:
+        raise UserError(f"{root}: {HEAD_NAME} cannot be written: {aside[0].reason}", EXIT_INCOMPLETE)
+
+
+def _has_head(source: Source, root: str) -> bool:
+    """The right one, where no manifest holds its digest yet."""
+    path = storage.join(root, HEAD_NAME)
+    if not storage.exists(path):
+        return False
+    finished = storage.exists(storage.join(root, MANIFEST_NAME))
+    return finished or storage.digest_file(path) == source.head_digest
 
 
 def _fingerprint(recipe: Recipe, source: Source, corpus_digest: str) -> dict[str, Any]:
@@ -135,22 +180,28 @@ def _fingerprint(recipe: Recipe, source: Source, corpus_digest: str) -> dict[str
 
 def _refuse_other(recipe: Recipe, source: Source, root: str) -> None:
     """Before anything is written: a store begun with another recipe, teacher or tokenizer stays as it is."""
-    if not storage.exists(storage.join(root, "declaration.json")):
-        return
-    begun = read_declaration(root)
-    changed = fingerprint_difference(root, _fingerprint(recipe, source, begun.fingerprint["corpus"]))
+    begun = storage.exists(storage.join(root, DECLARATION_NAME))
+    changed = changes(recipe, source, read_declaration(root)) if begun else []
     if changed:
         raise UserError(
             f"{root} holds a store made differently ({'; '.join(changed)}): choose another name, or remove it"
         )
 
 
-def _publish_beginning(recipe: Recipe, source: Source, root: str) -> None:
-    files = {f"tokenizer/{name}": data for name, data in teacher.tokenizer_files(source.tokenizer).items()}
-    config = json.loads(source.config.to_json_string(use_diff=False))
-    for key in ("_name_or_path", "transformers_version"):
-        config.pop(key, None)
-    files["teacher/config.json"] = (json.dumps(config, indent=1, sort_keys=True) + "\n").encode()
+def changes(recipe: Recipe, source: Source, begun: Declaration) -> list[str]:
+    """What is another now than where a store was ``begun``, its text apart."""
+    return difference(begun.fingerprint, _fingerprint(recipe, source, begun.fingerprint["corpus"]))
+
+
+def _publish_beginning(source: Source, root: str) -> None:
+    files = source.files()
+    for directory in ("tokenizer", "teacher"):  # whatever lies there decides ids
+        for name in storage.list_names(storage.join(root, directory)):
+            if f"{directory}/{name}" not in (*files, HEAD_NAME):
+                raise UserError(
+                    f"{root}: {directory}/{name} is foreign, no file of a store has this name: move it away,"
+                    f" or run `{repair_command(root)}`"
+                )
     for name, data in files.items():
         path = storage.join(root, *name.split("/"))
         if not storage.exists(path) or storage.read_bytes(path) != data:
@@ -167,7 +218,7 @@ def _build_sequences(recipe: Recipe, root: str, pool: Pool, validation: bool) ->
         aside = pool.run(items, lambda item, answer: shown.advance(), shown.note)
     if aside:
         raise UserError(f"sequences: {aside[0].name} of the corpus cannot be built: {aside[0].reason}")
-    index = finish_index(root, len(parts), recipe.sequences)
+    index = finish_index(root, parts, recipe.corpus, recipe.sequences)
     problems = Problems.merged([index.problems]).summary()
     if problems:
         print(f"corpus: {problems}")
@@ -201,10 +252,11 @@ def declare(recipe: Recipe, source: Source, root: str) -> Declaration:
 
 
 def _capture_shards(
-    recipe: Recipe, root: str, declaration: Declaration, pool: Pool, report: Report | None
+    recipe: Recipe, source: Source, root: str, declaration: Declaration, pool: Pool, report: Report | None
 ) -> Outcome:
     plan, begin, retries_before = declaration.plan, time.monotonic(), pool.retries
-    todo = missing_shards(root, declaration)
+    found = sidecars(root, declaration)
+    todo = [shard for shard, sidecar in found.items() if sidecar is None]
     tokens = new_shards = 0
     items = [Item(shard_name(*shard), "capture", (root, *shard)) for shard in todo]
     every = max(1, len(items) // 100)
@@ -226,7 +278,8 @@ def _capture_shards(
     seconds = time.monotonic() - begin
     for item in aside:
         _record_failure(root, declaration, item)
-    manifest = None if aside else _finished(root, declaration, changed=bool(items))
+    digests = [sidecar.shard_digest for sidecar in found.values() if sidecar is not None]
+    manifest = None if aside else _finished(source, root, declaration, digests)
     index = read_index(root)
     assert index is not None
     return Outcome(
@@ -243,17 +296,22 @@ def _capture_shards(
     )
 
 
-def _finished(root: str, declaration: Declaration, changed: bool) -> Manifest:
-    """The manifest; of a store that is complete already, as it is (no file is read again)."""
+def _finished(source: Source, root: str, declaration: Declaration, digests: list[str]) -> Manifest:
+    """The manifest; of a store that was complete already, with these ``digests`` of its shards, as it is: no
+    file is read again."""
     path = storage.join(root, MANIFEST_NAME)
-    if not changed and storage.exists(path):
-        try:
+    if storage.exists(path):
+        with contextlib.suppress(ValueError):
             manifest = storage.read_checked(path, Manifest.from_bytes)
-        except ValueError:
-            return finish_store(root)
-        if manifest.declaration == declaration:
-            return manifest
-    return finish_store(root)
+            if manifest.declaration == declaration and manifest.shard_digests == digests:
+                return manifest
+    return finish_store(root, made_files(root, source))
+
+
+def made_files(root: str, source: Source) -> dict[str, str]:
+    """Path below the store -> digest, of what is beside declaration and shards as its makers know it."""
+    made = {name: storage.digest_bytes(data) for name, data in source.files().items()}
+    return {**made, HEAD_NAME: source.head_digest, **file_digests(root)}
 
 
 def _failed_path(root: str, name: str) -> str:

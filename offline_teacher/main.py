@@ -12,13 +12,18 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 if __name__ == "__main__" and not __package__:  # run as a file: our package, not its directory, on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from infra import storage
 from infra.console import command, duration, table
-from infra.errors import EXIT_INCOMPLETE
+from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.recipe import Recipe, load_recipe
+
+DEEP_POSITIONS = 512
+"""The head costs a quarter of the teacher: more of them on a CPU can take longer than the pass took on GPUs."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,11 +31,31 @@ def main(arguments: list[str] | None = None) -> int:
     return options.function(options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="offline_teacher", description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(required=True, metavar="command")
+class _Parser(argparse.ArgumentParser):
+    """Its mistakes are one line; its commands take options and overrides in any order.
 
-    def add(name: str, function, words: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+    argparse has the latter (``parse_intermixed_args``) only for a parser without commands of its own, so the
+    command is looked up here.
+    """
+
+    commands: dict[str, _Parser] = {}
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        words = sys.argv[1:] if args is None else list(args)
+        if words and words[0] in self.commands:
+            return self.commands[words[0]].parse_intermixed_args(words[1:], namespace)
+        return super().parse_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="python -m offline_teacher.main", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True, metavar="command")
+    parser.commands = commands.choices
+
+    def add(name: str, function, words: str) -> _Parser:  # type: ignore[no-untyped-def]
         sub = commands.add_parser(name, help=words, description=words)
         sub.set_defaults(function=function)
         return sub
@@ -41,24 +66,46 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = add(name, function, words)
         sub.add_argument("--recipe", required=True, metavar="FILE")
-        sub.add_argument("overrides", nargs="*", metavar="section.key=value")
+        sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
     sub = add("verify", _verify, "check every digest, range and id of a store")
     sub.add_argument("store")
     sub.add_argument(
         "--deep", action="store_true", help="stored top-k and logsumexp against hidden states + head"
     )
     sub.add_argument(
-        "--rerun", type=int, default=0, metavar="N", help="run the teacher on N random shards again"
+        "--deep-positions",
+        type=_positions,
+        default=DEEP_POSITIONS,
+        metavar="N",
+        help="of each shard, spread over it, that --deep compares, or all (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--rerun", type=_count, default=0, metavar="N", help="run the teacher on N random shards again"
     )
     sub.add_argument("--repair", action="store_true", help="make damaged files again")
     sub.add_argument("--recipe", metavar="FILE", help="for --repair and --rerun, instead of the store's own")
-    sub.add_argument("overrides", nargs="*", metavar="section.key=value")
+    sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
     sub = add("inspect", _inspect, "show a sample of a store")
     sub.add_argument("store")
     sub.add_argument("--sample", type=int, default=0, metavar="ID", help="sequence id")
     sub.add_argument("--replica", type=int, default=0)
     sub.add_argument("--plot", metavar="PNG", help="also plot the mass kept by k")
     return parser
+
+
+def _positions(text: str) -> int:
+    """A number of at least 1, or more than any shard has."""
+    if text == "all":
+        return sys.maxsize
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 1, or all, not {text!r}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text!r}")
+    return int(text)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -124,10 +171,12 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     from offline_teacher.audit import audit
+    from offline_teacher.store.manifest import RECIPE_NAME
 
-    return audit(
-        options.store, options.deep, options.rerun, options.repair, options.recipe, options.overrides
-    )
+    if options.overrides:  # a mistake in them is said at once, and also where nothing comes to need them
+        load_recipe(options.recipe or storage.join(options.store, RECIPE_NAME), options.overrides)
+    deep = options.deep_positions if options.deep else 0
+    return audit(options.store, deep, options.rerun, options.repair, options.recipe, options.overrides)
 
 
 def _inspect(options: argparse.Namespace) -> int:

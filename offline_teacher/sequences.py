@@ -27,8 +27,9 @@ from infra.sections import Corpus, Sequences
 from offline_teacher.corpus import Part, documents, modified
 from offline_teacher.corpus_problems import Problems
 from offline_teacher.packing import Encoder, TextSeen, batched, load_encoder, pack
+from offline_teacher.store.sealed import read_sealed, seal, unseal
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 OPEN_PARTS = 64
 PARALLEL_READS = 16
 
@@ -57,12 +58,12 @@ def _made_from(part: Part, corpus: Corpus, settings: Sequences, encoder: Encoder
 
 
 def _read_sidecar(store_dir: str, index: int) -> dict[str, Any] | None:
+    """None where it is absent or damaged: the part is built again."""
     path = _part_file(store_dir, index, ".json")
     try:
-        sidecar = storage.read_json(path) if storage.exists(path) else None
-    except UserError:  # damaged: the part is built again
+        return storage.read_checked(path, unseal) if storage.exists(path) else None
+    except ValueError:
         return None
-    return sidecar if isinstance(sidecar, dict) else None
 
 
 def _current(
@@ -119,7 +120,7 @@ def build_part(store_dir: str, index: int, part: Part, corpus: Corpus, settings:
     finished = read_index(store_dir)
     with storage.publishing(_part_file(store_dir, index, ".arrow")) as temporary:
         sidecar, token_counts = _write_part(temporary, part, corpus, settings, encoder)
-        if finished is not None and finished.part_digests[index : index + 1] != [sidecar["digest"]]:
+        if finished is not None and finished.part_digests[index : index + 1] != [sidecar["part_digest"]]:
             files = " to ".join(sorted({part.spans[0].path, part.spans[-1].path}))
             raise UserError(
                 f"{files}: part {index} of the corpus no longer gives the sequences that {store_dir} was "
@@ -129,7 +130,7 @@ def build_part(store_dir: str, index: int, part: Part, corpus: Corpus, settings:
     storage.publish_bytes(_part_file(store_dir, index, ".counts.arrow"), counts)
     sidecar["counts_digest"] = storage.digest_bytes(counts)
     sidecar["made_from"] = _made_from(part, corpus, settings, encoder)
-    storage.publish_json(_part_file(store_dir, index, ".json"), sidecar)
+    storage.publish_bytes(_part_file(store_dir, index, ".json"), seal(sidecar))
     return sidecar
 
 
@@ -153,7 +154,7 @@ def _write_part(
     token_counts[list(encoder.special_ids)] = 0
     sidecar = {
         "bytes": os.path.getsize(path),
-        "digest": storage.digest_file(path),
+        "part_digest": storage.digest_file(path),
         "text_digest": f"xxh3-128:{text.digest.hexdigest()}",
         "documents": text.documents,
         "text_bytes": text.text_bytes,
@@ -221,21 +222,26 @@ def read_index(store_dir: str) -> Index | None:
     if not storage.exists(path):
         return None
     try:
-        index = Index(**storage.read_json(path))
+        index = Index(**read_sealed(path, "delete it and run again"))
     except TypeError:
-        raise UserError(f"{path}: is damaged or of another version; delete it and run again") from None
+        raise UserError(f"{path}: is of another version; delete it and run again") from None
     return index
 
 
-def finish_index(store_dir: str, part_count: int, settings: Sequences) -> Index:
-    """Numbers the sequences of parts 0 .. part_count - 1 and publishes the token counts, then the index.
+def finish_index(store_dir: str, parts: Sequence[Part], corpus: Corpus, settings: Sequences) -> Index:
+    """Numbers the sequences of all parts and publishes the token counts, then the index.
 
-    Raises UserError where a part is missing, where no sequence came of the whole corpus, or where an
-    index of another corpus is there.
+    Raises UserError where a part is missing or of another corpus, where no sequence came of the whole corpus,
+    or where an index of another corpus is there.
     """
     encoder = load_encoder(storage.join(store_dir, "tokenizer"))
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
-        sidecars = list(pool.map(lambda part: _read_sidecar(store_dir, part), range(part_count)))
+        sidecars = list(
+            pool.map(
+                lambda item: _current(store_dir, item[0], item[1], corpus, settings, encoder),
+                enumerate(parts),
+            )
+        )
         missing = [part for part, sidecar in enumerate(sidecars) if sidecar is None]
         if missing:
             raise UserError(
@@ -249,8 +255,8 @@ def finish_index(store_dir: str, part_count: int, settings: Sequences) -> Index:
                 f"the corpus has no usable document{': ' + found if found else ', its files are empty'}"
             )
         token_counts = np.zeros(encoder.vocab_size, np.int64)
-        digests = [sidecar.get("counts_digest") for sidecar in made]
-        for tokens, counts in pool.map(_read_counts, [store_dir] * part_count, range(part_count), digests):
+        digests = [sidecar["counts_digest"] for sidecar in made]
+        for tokens, counts in pool.map(_read_counts, [store_dir] * len(parts), range(len(parts)), digests):
             token_counts[tokens] += counts
     data = _arrow_bytes({"count": token_counts})
     index = Index(
@@ -259,7 +265,7 @@ def finish_index(store_dir: str, part_count: int, settings: Sequences) -> Index:
         packing=settings.packing,
         vocab_size=encoder.vocab_size,
         part_sequences=[sidecar["sequences"] for sidecar in made],
-        part_digests=[sidecar["digest"] for sidecar in made],
+        part_digests=[sidecar["part_digest"] for sidecar in made],
         corpus_digest=storage.digest_bytes("".join(sidecar["text_digest"] for sidecar in made).encode()),
         token_counts_digest=storage.digest_bytes(data),
         documents=sum(sidecar["documents"] for sidecar in made),
@@ -271,11 +277,11 @@ def finish_index(store_dir: str, part_count: int, settings: Sequences) -> Index:
     if before is not None and before.part_digests != index.part_digests:
         raise UserError(f"{store_dir}: was made of another corpus; restore the text, or make a new store")
     storage.publish_bytes(storage.join(_folder(store_dir), "token_counts.arrow"), data)
-    storage.publish_json(storage.join(_folder(store_dir), "index.json"), dataclasses.asdict(index))
+    storage.publish_bytes(storage.join(_folder(store_dir), "index.json"), seal(dataclasses.asdict(index)))
     return index
 
 
-def _read_counts(store_dir: str, part: int, digest: str | None) -> tuple[np.ndarray, np.ndarray]:
+def _read_counts(store_dir: str, part: int, digest: str) -> tuple[np.ndarray, np.ndarray]:
     path = _part_file(store_dir, part, ".counts.arrow")
     data = storage.read_bytes(path) if storage.exists(path) else b""
     if storage.digest_bytes(data) != digest:
@@ -283,6 +289,27 @@ def _read_counts(store_dir: str, part: int, digest: str | None) -> tuple[np.ndar
         raise UserError(f"{path}: is damaged or missing; delete {sidecar} and run again to make both anew")
     table = pa.ipc.open_file(data).read_all()
     return table["token"].to_numpy(), table["count"].to_numpy()
+
+
+def file_digests(store_dir: str) -> dict[str, str]:
+    """Path below the store -> digest, of every file of the finished sequences as its makers recorded it.
+
+    Raises UserError where the index or a sidecar is damaged.
+    """
+    index = read_index(store_dir)
+    assert index is not None
+    digests = {"sequences/token_counts.arrow": index.token_counts_digest}
+    files = ["index.json"]
+    for part, digest in enumerate(index.part_digests):
+        sidecar = _read_sidecar(store_dir, part)
+        if sidecar is None or sidecar["part_digest"] != digest:
+            raise UserError(f"{_part_file(store_dir, part, '.json')}: is damaged; delete it and run again")
+        files.append(f"part-{part:05d}.json")
+        digests[f"sequences/part-{part:05d}.arrow"] = digest
+        digests[f"sequences/part-{part:05d}.counts.arrow"] = sidecar["counts_digest"]
+    for name in files:  # sealed, and found whole just now
+        digests[f"sequences/{name}"] = storage.digest_file(storage.join(_folder(store_dir), name))
+    return digests
 
 
 def read_token_counts(store_dir: str) -> np.ndarray:

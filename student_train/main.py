@@ -24,7 +24,9 @@ if not __package__:  # run as a file: the repository, not this directory, is whe
 from infra import console, storage
 from infra.errors import UserError
 from infra.recipe import Recipe, load_recipe
+from offline_teacher.store.manifest import RECIPE_NAME, RECIPE_SIDECAR_NAME, repair_command
 from offline_teacher.store.reader import Store, open_store
+from offline_teacher.store.verify import check_recipe
 from student_train.mirror import Mirror, mirrored
 from student_train.ranks import rank_of_environment, share_cores
 
@@ -47,8 +49,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     share_cores()
     recipe = load_recipe(options.recipe, options.overrides)
+    _check_own_recipe(options.recipe)
     with mirrored(recipe.student_dir, recipe.train.cache_dir) as mirror:
         return _run(recipe, mirror)
+
+
+def _check_own_recipe(path: str) -> None:
+    """UserError where the recipe is a store's own, and damaged."""
+    root, _, name = path.rpartition("/")
+    sealed = name == RECIPE_NAME and storage.exists(storage.join(root or ".", RECIPE_SIDECAR_NAME))
+    for problem in check_recipe(root or ".") if sealed else ():
+        raise UserError(f"{path}: {problem}: run `{repair_command(root)}`, or use the recipe it was made of")
 
 
 def _run(recipe: Recipe, mirror: Mirror | None) -> int:
@@ -172,7 +183,7 @@ def _model_and_objective(
     student = recipe.student
     if newest_step(storage.join(directory, "checkpoints")) is not None:
         student = dataclasses.replace(student, init="random")  # the weights come from the checkpoint
-    config = storage.read_json(storage.join(recipe.store_dir, "teacher", "config.json"))
+    config = store.teacher_config()
     if config.get("vocab_size") != store.layout.vocab_size:
         raise UserError(
             f"{recipe.store_dir}: its teacher has a vocabulary of {config.get('vocab_size')}, its samples "

@@ -88,6 +88,10 @@ def _check_tokens(layout: Layout, special: SpecialIds, block: Mapping[str, np.nd
     yield from _first(
         "masked_positions", positions >= count[:, None].astype(np.int64), "is not below token_count"
     )
+    ends = used & ((positions == 0) | (positions == count[:, None].astype(np.int64) - 1))
+    yield from _first(
+        "masked_positions", ends, "is that of the first or the last token, which are never masked"
+    )
     ascending = (np.diff(positions, axis=1) > 0) | ~used[:, 1:]
     ascending &= used[:, :-1] | ~used[:, 1:]
     yield from _first("masked_positions", ~ascending, "are not ascending, unused slots last")

@@ -61,6 +61,11 @@ def deep_check(
     return list(found.values())
 
 
+def recorded_count(shard: Shard, layout: Layout) -> int:
+    """Recorded positions of a shard that have a token."""
+    return int(_used(shard, layout).sum())
+
+
 def _used(shard: Shard, layout: Layout) -> np.ndarray:
     """[n, P]"""
     if layout.positions == "masked":

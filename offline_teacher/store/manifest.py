@@ -38,6 +38,10 @@ _FILE = re.compile(
 )
 
 
+def repair_command(root: str) -> str:
+    return f"python -m offline_teacher.main verify {root} --repair"
+
+
 def is_digest(value: Any) -> bool:
     return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 

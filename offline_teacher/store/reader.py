@@ -13,7 +13,13 @@ from infra import storage
 from infra.cache import Cache
 from infra.errors import UserError, WrongContent
 from offline_teacher.store.head import HEAD_NAME, MlmHead, parse_head
-from offline_teacher.store.manifest import DECLARATION_NAME, MANIFEST_NAME, Manifest, shard_path
+from offline_teacher.store.manifest import (
+    DECLARATION_NAME,
+    MANIFEST_NAME,
+    Manifest,
+    repair_command,
+    shard_path,
+)
 from offline_teacher.store.schema import Layout, ShardPlan, shard_name
 from offline_teacher.store.sealed import MAX_BYTES
 from offline_teacher.store.shard_file import open_file
@@ -29,10 +35,6 @@ class DamagedShard(UserError):
     def __init__(self, root: str, name: str, what: str) -> None:
         super().__init__(f"shard {name} of {root} is damaged ({what}): run `{repair_command(root)}`")
         self.name = name
-
-
-def repair_command(root: str) -> str:
-    return f"python -m offline_teacher.main verify {root} --repair"
 
 
 @dataclass(frozen=True)

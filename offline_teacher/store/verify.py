@@ -62,7 +62,7 @@ def verify(root: str, progress: Callable[[int, int], None] | None = None) -> lis
     if declaration is None:
         return problems
     problems += _check_files(root, manifest)
-    problems += _check_recipe(root)
+    problems += check_recipe(root)
     problems += _check_names(root, declaration, manifest)
     cache = Cache(None, CACHE_BYTES) if storage.is_remote(root) else None
     for done, (replica, index) in enumerate(declaration.plan.shard_ids(), start=1):
@@ -92,6 +92,11 @@ def _manifest(root: str, problems: list[Problem]) -> tuple[Manifest | None, Decl
         return None, None
 
 
+def declared(root: str) -> Declaration | None:
+    """What a store says it is, by its manifest or else its declaration; None where both are damaged."""
+    return _manifest(root, [])[1]
+
+
 def _check_files(root: str, manifest: Manifest | None) -> Iterator[Problem]:
     for name, digest in manifest.files.items() if manifest else ():
         path = storage.join(root, name)
@@ -101,7 +106,8 @@ def _check_files(root: str, manifest: Manifest | None) -> Iterator[Problem]:
             yield Problem(name, "its digest is not the manifest's")
 
 
-def _check_recipe(root: str) -> Iterator[Problem]:
+def check_recipe(root: str) -> Iterator[Problem]:
+    """Is the store's copy of its recipe what the pass wrote? A store may have none."""
     path, sidecar = storage.join(root, RECIPE_NAME), storage.join(root, RECIPE_SIDECAR_NAME)
     if not storage.exists(path) and not storage.exists(sidecar):
         return
@@ -237,12 +243,10 @@ def set_aside_damaged(root: str, problems: Iterable[Problem]) -> list[str]:
 
 
 def _move_out(root: str, names: list[str]) -> None:
-    storage.remove(storage.join(root, MANIFEST_NAME))
-    for name in names:
-        path = storage.join(root, name)
-        if name == MANIFEST_NAME or not storage.exists(path):
-            continue
+    paths = {name: storage.join(root, name) for name in names if name != MANIFEST_NAME}
+    for path in paths.values():
         if not storage.is_remote(path) and storage.list_names(path):
-            raise UserError(f"{path} is a foreign directory: move it away yourself")
-        storage.publish_bytes(storage.join(quarantine(root), name), storage.read_bytes(path))
-        storage.remove(path)
+            raise UserError(f"{path} is a directory where none belongs: move it away yourself")
+    storage.remove(storage.join(root, MANIFEST_NAME))
+    for name, path in paths.items():
+        storage.move(path, storage.join(quarantine(root), name))

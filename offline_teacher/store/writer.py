@@ -6,7 +6,7 @@ a shard with a valid sidecar or no shard.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,6 +27,7 @@ from offline_teacher.store.manifest import (
     Declaration,
     Manifest,
     Sidecar,
+    repair_command,
     shard_path,
     sidecar_path,
 )
@@ -45,8 +46,9 @@ def begin_store(root: str, declaration: Declaration) -> None:
     """
     path = storage.join(root, DECLARATION_NAME)
     if storage.exists(path):
-        differences = fingerprint_difference(root, declaration.fingerprint)
-        if not differences and read_declaration(root) != declaration:
+        begun = read_declaration(root)
+        differences = difference(begun.fingerprint, declaration.fingerprint)
+        if not differences and begun != declaration:
             differences = ["the layout or the number of sequences is another"]
         if differences:
             raise UserError(
@@ -59,18 +61,18 @@ def begin_store(root: str, declaration: Declaration) -> None:
 def read_declaration(root: str) -> Declaration:
     """UserError where it is absent or damaged."""
     path = storage.join(root, DECLARATION_NAME)
-    value = read_sealed(path, "run the teacher pass again, or choose another directory")
+    if not storage.exists(path):
+        raise UserError(f"{path} is missing: run the teacher pass again, or choose another directory")
+    value = read_sealed(path, f"run `{repair_command(root)}`")
     try:
         return Declaration.from_json(value)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def fingerprint_difference(root: str, fingerprint: Mapping[str, Any]) -> list[str]:
-    """Lines such as ``masking.seed: 0 -> 1`` (store -> now); [] where they agree or no store was begun."""
-    if not storage.exists(storage.join(root, DECLARATION_NAME)):
-        return []
-    return list(_difference(read_declaration(root).fingerprint, fingerprint, ""))
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lines such as ``masking.seed: 0 -> 1`` of two fingerprints; [] where they agree."""
+    return list(_difference(old, new, ""))
 
 
 def _difference(old: Any, new: Any, where: str) -> Iterable[str]:
@@ -137,10 +139,11 @@ def _sidecar_of(root: str, replica: int, index: int, size: int) -> Sidecar | Non
 
 def missing_shards(root: str, declaration: Declaration) -> list[tuple[int, int]]:
     """(replica, index) of every planned shard without a valid sidecar; reads sidecars, no data."""
-    return [shard for shard, sidecar in _sidecars(root, declaration).items() if sidecar is None]
+    return [shard for shard, sidecar in sidecars(root, declaration).items() if sidecar is None]
 
 
-def _sidecars(root: str, declaration: Declaration) -> dict[tuple[int, int], Sidecar | None]:
+def sidecars(root: str, declaration: Declaration) -> dict[tuple[int, int], Sidecar | None]:
+    """Of every planned shard, in the order of shards; None where there is no valid one."""
     sizes = storage.list_sizes(storage.join(root, SHARDS))
     fingerprint = declaration.fingerprint_digest
 
@@ -174,14 +177,15 @@ def seal_recipe(root: str) -> None:
         storage.publish_bytes(storage.join(root, RECIPE_SIDECAR_NAME), seal(content))
 
 
-def finish_store(root: str) -> Manifest:
+def finish_store(root: str, expected: Mapping[str, str] | None = None) -> Manifest:
     """Publishes the manifest once every shard is there, and drops what failed attempts left behind.
 
-    UserError (exit code 3) naming the missing shards otherwise.
+    ``expected``, path below the store -> digest, are the files of the fixed directories as they were made.
+    UserError where one is missing, foreign or another; with exit code 3 where shards are missing.
     """
     declaration = read_declaration(root)
-    sidecars = _sidecars(root, declaration)
-    missing = [shard_name(*shard) for shard, sidecar in sidecars.items() if sidecar is None]
+    found = sidecars(root, declaration)
+    missing = [shard_name(*shard) for shard, sidecar in found.items() if sidecar is None]
     if missing:
         raise UserError(
             f"{root} is incomplete: {len(missing)} of {declaration.plan.total} shards are missing "
@@ -189,14 +193,31 @@ def finish_store(root: str) -> Manifest:
             EXIT_INCOMPLETE,
         )
     files = {name: storage.digest_file(storage.join(root, *name.split("/"))) for name in store_files(root)}
-    manifest = Manifest(
-        declaration, [sidecar.shard_digest for sidecar in sidecars.values() if sidecar], files
-    )
+    if expected is not None:
+        for name, what in unexpected(files, expected):
+            raise UserError(f"{root}: {name} {what}: run `{repair_command(root)}`")
+    manifest = Manifest(declaration, [sidecar.shard_digest for sidecar in found.values() if sidecar], files)
     seal_recipe(root)
     storage.remove_tree(storage.join(root, FAILED))
     storage.remove_unfinished(root)
     storage.publish_bytes(storage.join(root, MANIFEST_NAME), manifest.to_bytes())
     return manifest
+
+
+def unexpected(files: Mapping[str, str], expected: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Name and what is wrong with it, of files of the fixed directories.
+
+    Both are path below the store -> digest.
+    """
+    for name in sorted(files.keys() | expected.keys() - {DECLARATION_NAME}):
+        if name == DECLARATION_NAME:
+            continue
+        if name not in files:
+            yield name, "is missing"
+        elif name not in expected:
+            yield name, "is foreign: no file of this store has this name"
+        elif files[name] != expected[name]:
+            yield name, "is damaged: it is not as it was made"
 
 
 def store_files(root: str) -> list[str]:

@@ -62,7 +62,7 @@ def _packing(store: str) -> dict[str, Any]:
         start = time.perf_counter()
         for index, part in enumerate(listed):
             build_part(store, index, part, corpus, settings)
-        finish_index(store, len(listed), settings)
+        finish_index(store, listed, corpus, settings)
         pipeline.append(tokens / (time.perf_counter() - start))
     value = statistics.median(pipeline) / statistics.median(alone)
     rates = f"{statistics.median(pipeline):,.0f} of {statistics.median(alone):,.0f} text tokens/s"

@@ -14,7 +14,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast, RobertaTokenize
 
 from infra.errors import UserError
 from infra.sections import Corpus, Sequences
-from offline_teacher.corpus import parts
+from offline_teacher.corpus import Part, parts
 from offline_teacher.packing import load_encoder
 from offline_teacher.sequences import (
     build_part,
@@ -53,7 +53,7 @@ def build(store: str, corpus: Corpus, settings: Sequences, order: int | None = N
         random.Random(order).shuffle(todo)
     for index in todo:
         build_part(*pickle.loads(pickle.dumps((store, index, listed[index], corpus, settings))))  # noqa: S301
-    finish_index(store, len(listed), settings)
+    finish_index(store, listed, corpus, settings)
 
 
 def rows(store: str) -> list[list[int]]:
@@ -249,13 +249,13 @@ def test_unfinished_or_damaged_indexes(tmp_path, bert):
     with pytest.raises(UserError, match=r"has no index\.json"):
         open_sequences(bert)
     with pytest.raises(UserError, match="2 parts are missing, first 0"):
-        finish_index(bert, 2, Sequences(length=8))
+        finish_index(bert, [Part(()), Part(())], Corpus(path=("a",)), Sequences(length=8))
     build(bert, corpus_of(tmp_path / "c", "a\n"), Sequences(length=8))
     Path(bert, "sequences", "token_counts.arrow").write_bytes(b"")
     with pytest.raises(UserError, match="does not match"):
         read_token_counts(bert)
     Path(bert, "sequences", "index.json").write_text("{}")
-    with pytest.raises(UserError, match="is damaged or of another version"):
+    with pytest.raises(UserError, match=r"index\.json is not a JSON object with a digest: delete it and run"):
         open_sequences(bert)
 
 
@@ -269,10 +269,19 @@ def test_damaged_token_counts_of_a_part_are_not_summed(tmp_path, bert):
         assert damaged != whole
         counts.unlink() if damaged is None else counts.write_bytes(damaged)
         with pytest.raises(UserError, match=r"counts\.arrow: is damaged or missing; delete .*json and run"):
-            finish_index(bert, 1, settings)
+            finish_index(bert, listed, corpus, settings)
     Path(bert, "sequences", "part-00000.json").unlink()
     build(bert, corpus, settings)
     assert counts.read_bytes() == whole
+
+
+def test_a_part_of_another_corpus_is_not_numbered(tmp_path, bert):
+    """As where two drivers, on an object store, make the parts of different texts at once."""
+    settings = Sequences(length=8)
+    ours, theirs = corpus_of(tmp_path / "a", "a b\n"), corpus_of(tmp_path / "b", "c d e\n")
+    build_part(bert, 0, parts(theirs, settings.part_bytes)[0], theirs, settings)
+    with pytest.raises(UserError, match="1 parts are missing"):
+        finish_index(bert, parts(ours, settings.part_bytes), ours, settings)
 
 
 def test_a_sidecar_of_anything_else_is_made_again(tmp_path, bert):

@@ -18,7 +18,7 @@ from offline_teacher.store.schema import ShardPlan
 from offline_teacher.store.verify import verify
 from offline_teacher.store.writer import (
     begin_store,
-    fingerprint_difference,
+    difference,
     finish_store,
     missing_shards,
     read_sidecar,
@@ -203,13 +203,15 @@ def test_written_twice_is_written_once(tmp_path: Path) -> None:
 
 def test_another_fingerprint_is_refused_and_the_difference_named(tmp_path: Path) -> None:
     root = str(tmp_path)
-    assert fingerprint_difference(root, {"teacher": "a"}) == []
     declaration = make_declaration(plan=PLAN)
     begin_store(root, declaration)
     begin_store(root, declaration)
-    assert fingerprint_difference(root, declaration.fingerprint) == []
+    assert difference(declaration.fingerprint, declaration.fingerprint) == []
     changed = {**declaration.fingerprint, "recipe": {"masking": {"seed": 1}}, "teacher": "other"}
-    assert fingerprint_difference(root, changed) == ["masking.seed: 0 -> 1", "teacher: synthetic -> other"]
+    assert difference(declaration.fingerprint, changed) == [
+        "masking.seed: 0 -> 1",
+        "teacher: synthetic -> other",
+    ]
     with pytest.raises(UserError, match="masking.seed: 0 -> 5"):
         begin_store(root, make_declaration(plan=PLAN, seed=5))
     with pytest.raises(UserError, match="layout"):

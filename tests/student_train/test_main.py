@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from infra.errors import UserError
+from offline_teacher.store.writer import seal_recipe
 from student_train import engine, main
 from student_train.engine import World
 from tests.student_train.tiny_run import make_run, make_store, make_teacher
@@ -251,6 +252,19 @@ def flipped_shards(root: Path) -> None:
         path.write_bytes(bytes(data))
 
 
+def flipped_teacher_config(root: Path) -> None:
+    path = root / "runs/tiny/store/teacher/config.json"
+    text = path.read_text()
+    assert '"pad_token_id": 0' in text
+    path.write_text(text.replace('"pad_token_id": 0', '"pad_token_id": 8'))
+
+
+def changed_recipe_of_a_store(root: Path) -> None:
+    seal_recipe(str(root))
+    path = root / "recipe.yaml"
+    path.write_text(path.read_text() + "\n")
+
+
 def shards_gone(root: Path) -> None:
     for path in shards(root):
         path.unlink()
@@ -308,6 +322,8 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
     "store incomplete": (store_of(finish=False), [], ["tiny/store", "incomplete"]),
     "manifest damaged": (half_a_manifest, [], ["manifest.json"]),
     "shards damaged": (flipped_shards, [], ["r000-0000000", "verify"]),
+    "teacher's configuration damaged": (flipped_teacher_config, [], ["teacher/config.json", "verify"]),
+    "a store's own recipe changed": (changed_recipe_of_a_store, [], ["recipe.yaml", "digest", "recipe.json"]),
     "shards gone": (shards_gone, [], ["r000-0000000"]),
     "teacher of another vocabulary": (another_vocabulary, [], ["vocab_size 120", "96"]),
     "teacher without weights": (no_weights, [], ["teacher.model"]),
