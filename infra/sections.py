@@ -12,6 +12,11 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal
 
+TEMPERATURES = (0.1, 1000.0)
+"""Where stored numbers and float32 still tell something. A stored logit is good to 2^-11 of itself (float16;
+0.008 near 16): below 0.1 that alone changes a probability by more than 8 %. Above 1000 the teacher and the
+student are both so nearly even that the gradient, a difference of the two, nears float32's rounding."""
+
 
 def outcome(default: Any = MISSING) -> Any:
     """A field that changes the result: part of the fingerprint."""
@@ -26,6 +31,13 @@ def speed(default: Any = MISSING) -> Any:
 def require(condition: bool, sentence: str) -> None:
     if not condition:
         raise ValueError(sentence)
+
+
+_RANGE = "{:g} to {:g}".format(*TEMPERATURES)
+
+
+def _is_temperature(value: float) -> bool:
+    return TEMPERATURES[0] <= value <= TEMPERATURES[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +163,9 @@ class Store:
             "top_k = 0 and hidden_states = none: the store would hold nothing of the teacher",
         )
         require(
-            all(t > 0 for t in self.temperatures)
+            all(_is_temperature(t) for t in self.temperatures)
             and list(self.temperatures) == sorted(set(self.temperatures)),
-            f"temperatures: must be positive, ascending and distinct, not {list(self.temperatures)}",
+            f"temperatures: must be {_RANGE}, ascending and distinct, not {list(self.temperatures)}",
         )
         require(
             self.top_k == 0 or 1.0 in self.temperatures,
@@ -265,8 +277,9 @@ class Train:
             require(getattr(self, name) >= 1, f"{name}: must be >= 1, not {getattr(self, name)}")
         for name in ("alpha_ce", "alpha_mlm", "alpha_cos", "weight_decay", "max_grad_norm", "validate_every"):
             require(getattr(self, name) >= 0, f"{name}: must be >= 0, not {getattr(self, name)}")
-        for name in ("epochs", "learning_rate", "temperature", "eps"):
+        for name in ("epochs", "learning_rate", "eps"):
             require(getattr(self, name) > 0, f"{name}: must be > 0, not {getattr(self, name)}")
+        require(_is_temperature(self.temperature), f"temperature: must be {_RANGE}, not {self.temperature}")
         require(
             self.max_steps is None or self.max_steps >= 1, f"max_steps: must be >= 1, not {self.max_steps}"
         )

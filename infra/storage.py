@@ -24,7 +24,7 @@ import xxhash
 from infra import remote
 from infra.errors import UserError, WrongContent
 from infra.os_errors import NO_ROOM, naming
-from infra.streams import Decompressed, RemoteFile
+from infra.streams import Decompressed, RemoteFile, compression
 
 T = TypeVar("T")
 
@@ -183,10 +183,10 @@ def read_json(path: str) -> Any:
 
 
 def open_binary(path: str) -> BinaryIO:
-    """A file as a stream of bytes; ``.gz`` and ``.zst`` decompressed, damage there raises ``DamagedFile``."""
+    """A file as a stream of bytes; .gz and .zst decompressed, damage there raises ``DamagedFile``."""
     with naming(path):
         source = io.BufferedReader(_raw(path), CHUNK if is_remote(path) else io.DEFAULT_BUFFER_SIZE)
-    if path.endswith((".gz", ".zst")):
+    if compression(path) is not None:
         return io.BufferedReader(Decompressed(source, path), 1 << 20)
     return source
 

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
+import re
+import zlib
 from typing import Any
 
 from infra import remote
 from infra.errors import DamagedFile
+from infra.os_errors import naming
+
+_BEGINNINGS = {
+    "gzip": rb"\x1f\x8b",
+    "zstd": rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",  # a frame, or one to be skipped
+    "bzip2": rb"BZh[1-9](\x31\x41\x59\x26\x53\x59|\x17\x72\x45\x38\x50\x90)",
+    "xz": rb"\xfd7zXZ\x00",
+    "zip": rb"PK(\x03\x04|\x05\x06)",
+    "Parquet": rb"PAR1\x15",  # with the first byte of a header: a text may begin with the letters
+    "UTF-32": rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff",
+    "UTF-16": rb"\xff\xfe|\xfe\xff",
+}
 
 
 class RemoteFile(io.RawIOBase):
@@ -56,27 +71,105 @@ class RemoteFile(io.RawIOBase):
         return whole() if self._checked else remote.agreed(whole, self._path)
 
 
+def compression(path: str) -> str | None:
+    """``gzip`` or ``zstd`` as the name's suffix says, in capitals or not; None for any other."""
+    name = path.lower()
+    return "gzip" if name.endswith(".gz") else "zstd" if name.endswith(".zst") else None
+
+
+def first_bytes(path: str, size: int, count: int, checked: bool) -> bytes:
+    """Of the file as it lies there, not decompressed; ``checked`` as for ``RemoteFile``."""
+    with (
+        naming(path),
+        RemoteFile(path, size, checked) if remote.scheme(path) else open(path, "rb", buffering=0) as file,
+    ):
+        return file.read(count) or b""
+
+
+def content_of(head: bytes) -> str | None:
+    """What a file that begins like this is, where its first 16 bytes tell; None for text and all others."""
+    for kind, beginning in _BEGINNINGS.items():
+        if re.match(beginning, head, re.DOTALL):
+            return kind
+    return None
+
+
+class TooLargeWindow(DamagedFile):
+    """A zstd file that takes more memory to decompress than zstd allows by itself: 128 MiB."""
+
+
 class Decompressed(io.RawIOBase):
-    """pyarrow's decompression: unlike other Python bindings it tells when a zstd file was cut short."""
+    """A ``.gz`` or ``.zst`` file; what can be decoded before a damage comes before its ``DamagedFile``.
+
+    Several members and zero bytes behind the last are part of a gzip file, as they are for gzip itself.
+    """
 
     def __init__(self, source: Any, path: str) -> None:
-        import pyarrow as pa
-
-        kind = "gzip" if path.endswith(".gz") else "zstd"
-        self._stream, self._path = pa.CompressedInputStream(pa.PythonFile(source, "r"), kind), path
+        self._source, self._path = source, path
+        self._decoder: Any = (
+            _Zstd(source) if compression(path) == "zstd" else gzip.GzipFile(fileobj=source, mode="rb")
+        )
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         try:
-            data = self._stream.read_buffer(len(buffer))  # read() leaks what it allocated when it fails
-        except OSError as problem:
-            raise DamagedFile(f"{remote.shown(self._path)}: damaged compressed data: {problem}") from None
-        buffer[: len(data)] = memoryview(data).cast("B")
+            data = self._decoder.read1(min(len(buffer), io.DEFAULT_BUFFER_SIZE))
+        except (OSError, EOFError, zlib.error) as problem:
+            name = remote.shown(self._path)
+            if "too much memory" in str(problem):
+                raise TooLargeWindow(
+                    f"{name}: zstd window above 128 MiB; recompress it without --long"
+                ) from None
+            raise DamagedFile(f"{name}: damaged compressed data: {problem}") from None
+        buffer[: len(data)] = data
         return len(data)
 
     def close(self) -> None:
         if not self.closed:
-            self._stream.close()
+            self._decoder.close()
+            self._source.close()
         super().close()
+
+
+class _Zstd:
+    """pyarrow's decompression: unlike other Python bindings it tells when a zstd file was cut short."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+        self._streams: list[Any] = []
+        """The last is read. One that is dropped would close the source."""
+        self._at = 0
+        self._by_byte = False
+        self._open()
+
+    def _open(self) -> None:
+        import pyarrow as pa
+
+        self._streams.append(pa.CompressedInputStream(pa.PythonFile(self._source, "r"), "zstd"))
+
+    def read1(self, size: int) -> Any:
+        """At most ``size`` bytes. A read that fails loses what it has decoded: it is made again, by bytes."""
+        try:
+            data = self._streams[-1].read_buffer(1 if self._by_byte else size)  # read() leaks when it fails
+        except OSError:
+            if self._by_byte:
+                raise
+            self._return()
+            return self.read1(size)
+        self._at += len(data)
+        return memoryview(data).cast("B")
+
+    def _return(self) -> None:
+        """To the place before the read that failed, from the start of the file."""
+        self._by_byte = True
+        self._source.seek(0)
+        self._open()
+        left = self._at
+        while left > 0 and (data := self._streams[-1].read_buffer(min(left, 1 << 16))):
+            left -= len(data)
+
+    def close(self) -> None:
+        for stream in self._streams:
+            stream.close()

@@ -133,7 +133,9 @@ def _device(recipe: Recipe) -> str:
     if not recipe.teacher.gpus_per_worker:
         return "cpu"
     if not torch.cuda.is_available():
-        raise UserError("teacher.gpus_per_worker: there is no GPU here, and a CPU gives other last bits")
+        raise UserError(
+            "teacher.gpus_per_worker: there is no GPU here; set it to 0 where the store was made on a CPU"
+        )
     return "cuda"
 
 

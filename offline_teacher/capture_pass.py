@@ -91,6 +91,7 @@ def find_source(recipe: Recipe) -> Source:
     teacher.check_fit(directory, config, tokenizer, recipe.sequences.length)
     if recipe.masking.whole_word:
         continuation_flags(json.loads(tokenizer.backend_tokenizer.to_str()), config.vocab_size)
+    weight_digest = teacher.weight_digest(directory)
     model = teacher.load_model(directory, config)  # whether its weights fit is known before Ray starts
     if recipe.store.top_k > config.vocab_size:
         raise UserError(
@@ -100,7 +101,7 @@ def find_source(recipe: Recipe) -> Source:
         directory=directory,
         config=config,
         tokenizer=tokenizer,
-        weight_digest=teacher.weight_digest(directory),
+        weight_digest=weight_digest,
         tokenizer_digest=teacher.tokenizer_digest(tokenizer),
         head_digest=storage.digest_bytes(head_bytes(teacher.mlm_head(model))),
     )

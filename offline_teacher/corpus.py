@@ -8,26 +8,26 @@ crosses parts, so that parts can be built in any order by any worker.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
-from infra import storage
+from infra import remote, storage
 from infra.errors import DamagedFile, UserError
 from infra.sections import Corpus
-from offline_teacher import document_cuts
+from infra.streams import compression, content_of, first_bytes
+from offline_teacher import document_cuts, hub
 from offline_teacher.corpus_problems import Problems
-from offline_teacher.parquet import ParquetRows
+from offline_teacher.parquet import open_parquet
 
 JUNK_SHARE = 0.1
 """A document with more replaced or NUL characters than this is not text and is left out."""
-COMPRESSED = (".gz", ".zst")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -57,20 +57,26 @@ class Part:
 def parts(corpus: Corpus, part_bytes: int, validation: bool = False) -> list[Part]:
     """The corpus (or its held-out text) as units of about ``part_bytes``; reads names and footers only.
 
-    Deterministic in the files' sorted paths and sizes. Raises UserError where a glob matches nothing or
-    a Parquet file or hub data set cannot be opened.
+    Deterministic in the files' sorted paths and sizes. Raises UserError where a glob matches nothing, a
+    file is none of text or Parquet by its first bytes, a hub data set cannot be opened, or nothing can be
+    read; under ``strict`` also where a Parquet file is damaged.
     """
+    name, globs = ("validation_path", corpus.validation_path) if validation else ("path", corpus.path)
+    if "" in globs:
+        raise UserError(f"corpus.{name}: a name in it is empty; give files or globs, for example data/*.txt")
     if corpus.source == "hub":
         split = corpus.validation_split if validation else corpus.split
-        return [Part((span,), split) for span in _hub_spans(corpus, split, part_bytes)] if split else []
-    paths = storage.expand(corpus.validation_path if validation else corpus.path)
-    spans = _parquet_spans if corpus.source == "parquet" else _text_spans
+        pieces = hub.pieces(corpus, split, part_bytes) if split else []
+        return [Part((Span(corpus.path[0], *piece),), split) for piece in pieces]
+    paths = storage.expand(globs)
     grouped: list[list[Span]] = []
     room = 0
-    with ThreadPoolExecutor(16) as pool:  # a size or a footer of a remote file is a round trip
-        listed = list(pool.map(lambda path: list(spans(corpus, path, part_bytes)), paths))
+    with ThreadPoolExecutor(16) as pool:  # what is asked of a remote file is a round trip each
+        listed = list(pool.map(lambda path: _file_spans(corpus, path, part_bytes), paths))
     if not any(size for _, size in chain.from_iterable(listed)):
-        name = "validation_path" if validation else "path"
+        for path in paths if corpus.source == "parquet" else ():
+            with open_parquet(path):  # says what is wrong with a damaged one
+                pass
         raise UserError(f"corpus.{name}: no usable document, the files are empty: {', '.join(paths[:3])}")
     for span, size in chain.from_iterable(listed):
         if not grouped or size > room:
@@ -87,66 +93,73 @@ def modified(part: Part) -> float:
     return max((os.stat(path).st_mtime for path in local), default=0.0)
 
 
-def _text_spans(corpus: Corpus, path: str, part_bytes: int) -> Iterator[tuple[Span, int]]:
+def _file_spans(corpus: Corpus, path: str, part_bytes: int) -> list[tuple[Span, int]]:
     size = storage.size(path)
+    for checked in (True, False):  # a second, safer look only where the first finds something
+        head = first_bytes(path, size, 16, checked)
+        wrong = _mistaken(content_of(head), path, corpus.source) if head else None
+        if wrong is None:
+            break
+    else:
+        raise UserError(f"{remote.shown(path)}: {wrong}")
+    spans = _parquet_spans if corpus.source == "parquet" else _text_spans
+    return list(spans(corpus, path, size, part_bytes))
+
+
+def _mistaken(content: str | None, path: str, source: str) -> str | None:
+    """Why a file that holds ``content`` cannot be read under its name, and what to do."""
+    promised = compression(path)
+    if promised is not None:
+        return f"is not {promised}, as its name says; rename it" if content != promised else None
+    if content in ("gzip", "zstd"):
+        return f"is compressed with {content}; let its name end in {'.gz' if content == 'gzip' else '.zst'}"
+    if content in ("bzip2", "xz", "zip"):
+        return f"is compressed with {content}; repack it as .gz or .zst"
+    if content in ("UTF-16", "UTF-32"):
+        return f"is {content}; convert it to UTF-8"
+    if content == "Parquet" and source != "parquet":
+        return "is a Parquet file; set corpus.source: parquet"
+    return None
+
+
+def is_whole(corpus: Corpus, path: str) -> bool:
+    """Whether a file of text or JSON lines can only be read from its start."""
+    return compression(path) is not None or (corpus.source == "text" and corpus.document == "file")
+
+
+def _text_spans(corpus: Corpus, path: str, size: int, part_bytes: int) -> Iterator[tuple[Span, int]]:
     stamp = str(size)
-    whole = path.endswith(COMPRESSED) or (corpus.source == "text" and corpus.document == "file")
-    pieces = 1 if whole else max(1, round(size / part_bytes))
+    pieces = 1 if is_whole(corpus, path) else max(1, round(size / part_bytes))
     for piece in range(pieces):
         start, stop = size * piece // pieces, size * (piece + 1) // pieces
         yield Span(path, start, stop if piece + 1 < pieces else None, stamp), stop - start
 
 
-def _parquet_spans(corpus: Corpus, path: str, part_bytes: int) -> Iterator[tuple[Span, int]]:
-    stamp = str(storage.size(path))
-    with storage.open_binary(path) as stream:
-        sizes = ParquetRows(path, stream).group_bytes
+def _parquet_spans(corpus: Corpus, path: str, size: int, part_bytes: int) -> Iterator[tuple[Span, int]]:
+    """A damaged file is a span of no row groups, which its reader counts."""
+    stamp = str(size)
+    try:
+        with open_parquet(path) as table:
+            sizes = table.group_bytes
+    except DamagedFile:
+        if corpus.strict:
+            raise
+        yield Span(path, 0, 0, stamp), 0
+        return
     start = filled = 0
-    for group, size in enumerate(sizes):
-        filled += size
-        if filled >= part_bytes or group + 1 == len(sizes):
+    for group, group_size in enumerate(sizes):
+        filled += group_size
+        last = group + 1 == len(sizes)
+        if last or (filled >= part_bytes and compression(path) is None):  # or each part decompresses it all
             yield Span(path, start, group + 1, stamp), filled
             start, filled = group + 1, 0
 
 
-def _hub_spans(corpus: Corpus, split: str, part_bytes: int) -> Iterator[Span]:
-    name = corpus.path[0]
-    data = _load_hub(name, corpus.config, split, corpus.streaming)
-    if corpus.streaming:  # rows cannot be sought in a stream: one part for each of its files
-        yield from (
-            Span(name, shard, shard + 1, f"{data.num_shards} files") for shard in range(data.num_shards)
-        )
-        return
-    rows = len(data)
-    pieces = max(1, min(rows, round(data.data.nbytes / part_bytes)))
-    for piece in range(pieces):
-        yield Span(name, rows * piece // pieces, rows * (piece + 1) // pieces, f"{rows}:{data.data.nbytes}")
-
-
-def parquet_rows(path: str) -> int:
-    """Rows of a Parquet file, from its footer."""
-    with storage.open_binary(path) as stream:
-        return sum(ParquetRows(path, stream).group_rows)
-
-
-def hub_rows(corpus: Corpus) -> int | None:
-    """Rows of a hub data set's split as its card counts them; None where the card does not."""
-    data = _load_hub(corpus.path[0], corpus.config, corpus.split, corpus.streaming)
-    counted = (data.info.splits or {}).get(corpus.split)
-    return counted.num_examples or None if counted is not None else None
-
-
-@lru_cache(maxsize=2)
-def _load_hub(name: str, config: str | None, split: str, streaming: bool) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_dataset(name, config, split=split, streaming=streaming)
-    except Exception as error:  # noqa: BLE001 - datasets and huggingface_hub raise a dozen unrelated types here
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"corpus.path: cannot load data set {name!r} (config {config!r}, split {split!r}): {reason}"
-        ) from None
+def parquet_rows(path: str, start: int = 0, stop: int | None = None) -> int:
+    """Rows of these row groups of a Parquet file, from its footer; 0 of a damaged one."""
+    with contextlib.suppress(DamagedFile), open_parquet(path) as table:
+        return sum(table.group_rows[start:stop])
+    return 0
 
 
 # Reading
@@ -154,24 +167,43 @@ def _load_hub(name: str, config: str | None, split: str, streaming: bool) -> Any
 
 def documents(part: Part, corpus: Corpus, problems: Problems) -> Iterator[str]:
     """The part's documents in order, never empty, valid Unicode. Holds one document (or batch) at a time."""
-    longest = document_cuts.LONGEST_DOCUMENT
-    for span in part.spans:
-        for text in _READERS[corpus.source](span, corpus, part.split, problems):
-            for start in range(0, len(text), longest):
-                yield text[start : start + longest]
-
-
-def _read_text(span: Span, corpus: Corpus, split: str | None, problems: Problems) -> Iterator[str]:
-    for offset, raw in document_cuts.cut(corpus.document, span.path, span.start, span.stop, problems):
-        text = _decode(raw, span.path, offset, problems)
+    for text in row_texts(part, corpus, problems):
         if text is not None:
-            yield text
+            yield from cut_text(text) if _is_long(text) else (text,)
 
 
-def _read_jsonl(span: Span, corpus: Corpus, split: str | None, problems: Problems) -> Iterator[str]:
-    for offset, raw in document_cuts.cut("line", span.path, span.start, span.stop, problems):
+def row_texts(part: Part, corpus: Corpus, problems: Problems) -> Iterator[str | None]:
+    """The texts of ``documents``, not yet cut. Of Parquet and hub one item a row: None where it has none."""
+    for span in part.spans:
+        yield from _READERS[corpus.source](span, corpus, part.split, problems)
+
+
+def cut_text(text: str) -> list[str]:
+    longest = document_cuts.LONGEST_DOCUMENT
+    return [text[start : start + longest] for start in range(0, len(text), longest)]
+
+
+def _read_text(span: Span, corpus: Corpus, split: str | None, problems: Problems) -> Iterator[str | None]:
+    first, told = span.start, False
+    for offset, raw, begins in document_cuts.cut(corpus.document, span.path, span.start, span.stop, problems):
+        if begins:
+            first, told = offset, False
+        elif not raw.strip():  # of a document that was cut, only its last newline is left
+            continue
+        text = _decode(raw, span.path, offset, problems)
+        if not told and (not begins or _is_long(text)):
+            _tell_cut(problems, span.path, offset=first)
+            told = True
+        yield text
+
+
+def _read_jsonl(span: Span, corpus: Corpus, split: str | None, problems: Problems) -> Iterator[str | None]:
+    for offset, raw in document_cuts.rows(span.path, span.start, span.stop, problems):
+        raw = raw.removeprefix(BYTE_ORDER_MARK)
+        if not raw.strip():  # no row: a file may end with such lines
+            continue
         try:
-            row = json.loads(raw.removeprefix(BYTE_ORDER_MARK)) if raw.strip() else {corpus.text_column: ""}
+            row = json.loads(raw)
         except UnicodeDecodeError:
             problems.add("invalid UTF-8", span.path, offset=offset)
             continue
@@ -179,48 +211,45 @@ def _read_jsonl(span: Span, corpus: Corpus, split: str | None, problems: Problem
             problems.add("broken JSON", span.path, offset=offset)
             continue
         value = row.get(corpus.text_column, _MISSING) if isinstance(row, dict) else _MISSING
-        text = _field(value, corpus.text_column, problems, span.path, offset=offset)
-        if text is not None:
-            yield text
+        yield _field(value, corpus.text_column, problems, span.path, offset=offset)
 
 
-def _read_parquet(span: Span, corpus: Corpus, split: str | None, problems: Problems) -> Iterator[str]:
+def _read_parquet(span: Span, corpus: Corpus, split: str | None, problems: Problems) -> Iterator[str | None]:
     column = corpus.text_column
     assert span.stop is not None
-    with storage.open_binary(span.path) as stream:
-        table = ParquetRows(span.path, stream)
-        row = 1 + sum(table.group_rows[: span.start])
-        if column not in table.columns:
-            problems.add(f"missing column {column!r}", span.path, row=row)
-            return
+    with contextlib.ExitStack() as files:
         try:
-            for number, value in table.cells(column, span.start, span.stop):
-                row = number
-                text = _field(value, column, problems, span.path, row=row)
-                if text is not None:
-                    yield text
+            table = files.enter_context(open_parquet(span.path))
         except DamagedFile:
-            problems.add("damaged Parquet data, the rows behind it are lost", span.path, row=row)
+            problems.add("damaged Parquet file, left out", span.path, row=1)
+            return
+        first, count = 1 + sum(table.group_rows[: span.start]), sum(table.group_rows[span.start : span.stop])
+        done = 0
+        if column not in table.columns:
+            if count:
+                problems.add(f"missing column {column!r}", span.path, row=first, count=count)
+        else:
+            try:
+                for row, value in table.cells(column, span.start, span.stop):
+                    done += 1
+                    yield _field(value, column, problems, span.path, row=row)
+            except DamagedFile:
+                kind = "damaged Parquet data, the rows behind it are lost"
+                problems.add(kind, span.path, row=first + done)
+        yield from repeat(None, count - done)
 
 
-def _read_hub(span: Span, corpus: Corpus, split: str | None, problems: Problems) -> Iterator[str]:
+def _read_hub(span: Span, corpus: Corpus, split: str | None, problems: Problems) -> Iterator[str | None]:
     assert split is not None
     assert span.stop is not None
-    data = _load_hub(span.path, corpus.config, split, corpus.streaming)
-    if corpus.streaming:
-        rows, first, name = (
-            data.shard(data.num_shards, span.start),
-            1,
-            f"{span.path}[{split}, file {span.start + 1}]",
-        )
-    else:
-        rows = (data[row] for row in range(span.start, span.stop))
-        first, name = span.start + 1, f"{span.path}[{split}]"
-    for number, row in enumerate(rows, start=first):
-        value = row.get(corpus.text_column, _MISSING)
-        text = _field(value, corpus.text_column, problems, name, row=number)
-        if text is not None:
-            yield text
+    name = hub.name_of(corpus, split, span.start)
+    row = 0 if corpus.streaming else span.start
+    try:
+        for row, cells in hub.rows(corpus, split, span.start, span.stop):
+            value = cells.get(corpus.text_column, _MISSING)
+            yield _field(value, corpus.text_column, problems, name, row=row)
+    except DamagedFile:
+        problems.add("damaged data, the rest of the file is lost", name, row=row + 1)
 
 
 _READERS = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet, "hub": _read_hub}
@@ -232,8 +261,9 @@ _MISSING = object()
 
 def _decode(raw: bytes, path: str, offset: int, problems: Problems) -> str | None:
     """UTF-8 with what is invalid replaced by U+FFFD (and counted); None where no text is left."""
-    if offset == 0:
-        raw = raw.removeprefix(BYTE_ORDER_MARK)
+    if offset == 0 and raw.startswith(BYTE_ORDER_MARK):
+        offset = len(BYTE_ORDER_MARK)
+        raw = raw[offset:]
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
@@ -255,7 +285,10 @@ def _field(value: Any, column: str, problems: Problems, path: str, **place: int)
     except UnicodeEncodeError:  # JSON can spell lone surrogates, which no tokenizer takes
         problems.add("invalid UTF-8", path, **place)
         value = re.sub("[\ud800-\udfff]", "\ufffd", value)
-    return _usable(value, problems, path, **place)
+    text = _usable(value, problems, path, **place)
+    if _is_long(text):
+        _tell_cut(problems, path, **place)
+    return text
 
 
 def _usable(text: str, problems: Problems, path: str, **place: int) -> str | None:
@@ -267,3 +300,11 @@ def _usable(text: str, problems: Problems, path: str, **place: int) -> str | Non
         problems.add("not text", path, **place)
         return None
     return text
+
+
+def _is_long(text: str | None) -> bool:
+    return text is not None and len(text) > document_cuts.LONGEST_DOCUMENT
+
+
+def _tell_cut(problems: Problems, path: str, **place: int) -> None:
+    problems.add(f"document cut at {document_cuts.LONGEST_DOCUMENT >> 20} MiB", path, **place)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +21,7 @@ class Example:
 
     kind: str
     file: str
+    """Bytes of its name that are not UTF-8 are spelled ``\\xe9``, so that it can be stored and printed."""
     offset: int | None = None
     row: int | None = None
 
@@ -36,16 +39,18 @@ class Problems:
     counts: dict[str, int] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
 
-    def add(self, kind: str, file: str, *, offset: int | None = None, row: int | None = None) -> None:
-        """Count one; under ``strict``, raises UserError with file and line instead."""
-        example = Example(kind, file, offset, row)
+    def add(
+        self, kind: str, file: str, *, offset: int | None = None, row: int | None = None, count: int = 1
+    ) -> None:
+        """Count one, or ``count`` of which this is the first; under ``strict``, raises UserError instead."""
+        example = Example(kind, os.fsencode(file).decode(errors="backslashreplace"), offset, row)
         if self.strict:
             raise UserError(
                 f"{example.place()}: {kind}; mend it, or set corpus.strict: false to count and go on"
             )
         if self.counts.get(kind, 0) < EXAMPLES_PER_KIND:
             self.examples.append(example)
-        self.counts[kind] = self.counts.get(kind, 0) + 1
+        self.counts[kind] = self.counts.get(kind, 0) + count
 
     def to_json(self) -> dict[str, Any]:
         return {"counts": self.counts, "examples": [vars(example) for example in self.examples]}
@@ -70,11 +75,19 @@ class Problems:
         )
 
 
-def line_number(path: str, offset: int) -> int:
+def line_number(file: str, offset: int) -> int:
     """1 + the newlines before byte ``offset`` of the (decompressed) file, as far as it can be read."""
     newlines = 0
-    with contextlib.suppress(DamagedFile), storage.open_binary(path) as stream:
-        while offset > 0 and (block := stream.read(min(offset, 1 << 20))):
+    with contextlib.suppress(DamagedFile), storage.open_binary(_path(file)) as stream:
+        while offset > 0 and (block := stream.read1(min(offset, 1 << 20))):  # type: ignore[attr-defined]
             newlines += block.count(b"\n")
             offset -= len(block)
     return newlines + 1
+
+
+def _path(file: str) -> str:
+    """The path of ``Example.file``."""
+    if storage.is_remote(file) or os.path.exists(file):
+        return file
+    raw = re.sub(rb"\\x([89a-f][0-9a-f])", lambda spelled: bytes([int(spelled[1], 16)]), file.encode())
+    return os.fsdecode(raw)

@@ -22,7 +22,18 @@ import pyarrow as pa
 from infra import storage
 from infra.errors import DamagedFile, UserError
 from infra.sections import Corpus, Sequences
-from offline_teacher.corpus import COMPRESSED, Part, Span, documents, hub_rows, parquet_rows, parts
+from infra.streams import compression
+from offline_teacher import hub
+from offline_teacher.corpus import (
+    Part,
+    Span,
+    cut_text,
+    documents,
+    is_whole,
+    parquet_rows,
+    parts,
+    row_texts,
+)
 from offline_teacher.corpus_problems import Problems
 from offline_teacher.packing import Encoder, TextSeen, batched, pack
 
@@ -41,6 +52,8 @@ class Place:
 
     texts: list[str]
     units: float
+    weight: float
+    """What it stands for: rows of its part, bytes read, or 1 for each of some files of unknown size."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,7 @@ def sample_corpus(corpus: Corpus, settings: Sequences, encoder: Encoder) -> Corp
             f"no usable document in {len(units)} places of the corpus{': ' + found if found else ''}"
         )
     tokens = np.array([count.sum() for count in counts], np.float64)
-    rate, error = _rate(tokens, np.array(units), equal_weights=corpus.source == "hub")
+    rate, error = _rate(tokens, np.array(units), np.array([place.weight for place in places]))
     mean = float(tokens.sum()) / sum(map(len, counts))  # tokens a sequence
     if settings.packing == "packed" and sum(units) < size:
         mean = settings.length  # a place's last, short sequence is the sample's affair, not the corpus's
@@ -110,16 +123,15 @@ def sample_corpus(corpus: Corpus, settings: Sequences, encoder: Encoder) -> Corp
     )
 
 
-def _rate(tokens: np.ndarray, units: np.ndarray, equal_weights: bool) -> tuple[float, float]:
+def _rate(tokens: np.ndarray, units: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     """Tokens a unit over all places, and the relative standard error of this ratio estimate.
 
-    Cochran, Sampling Techniques, section 6.4. Places that stand for as many rows each weigh the same.
+    Cochran, Sampling Techniques, section 6.4, of each place's tokens as if all it stands for had been read.
     """
-    if equal_weights:
-        tokens, units = tokens / np.maximum(units, 1), np.ones(len(units))
-    rate = float(tokens.sum() / max(units.sum(), 1))
+    tokens = tokens * (weights / np.maximum(units, 1))
+    rate = float(tokens.sum() / max(weights.sum(), 1))
     n = len(tokens)
-    spread = float(np.sqrt(((tokens - rate * units) ** 2).sum() * n / max(n - 1, 1)))
+    spread = float(np.sqrt(((tokens - rate * weights) ** 2).sum() * n / max(n - 1, 1)))
     return rate, spread / max(float(tokens.sum()), 1.0) if n > 1 else math.nan
 
 
@@ -140,21 +152,18 @@ def _text_places(corpus: Corpus, settings: Sequences, problems: Problems) -> tup
     ranges: list[tuple[str, int, int]] = []
     for start in starts:
         ranges += _ranges(files, start, start + length)
-    whole = Counter({path: 0 for path, _, _ in ranges if _from_start(corpus, path)})
+    whole = Counter({path: 0 for path, _, _ in ranges if is_whole(corpus, path)})
     found = []
     for path, start, stop in ranges:
         if path in whole:
             whole[path] += stop - start
             continue
         span = Span(path, start, stop if stop < files[path] else None, str(files[path]))
-        found.append(Place(_texts(Part((span,)), corpus, problems, 64 * PLACE_BYTES), stop - start))
+        texts = _texts(Part((span,)), corpus, problems, 64 * PLACE_BYTES)
+        found.append(Place(texts, stop - start, stop - start))
     for path, room in whole.items():
         found.append(_head(path, files[path], max(room, PLACE_BYTES), corpus, settings, problems))
     return total, found
-
-
-def _from_start(corpus: Corpus, path: str) -> bool:
-    return path.endswith(COMPRESSED) or (corpus.source == "text" and corpus.document == "file")
 
 
 def _ranges(files: dict[str, int], start: int, stop: int) -> Iterator[tuple[str, int, int]]:
@@ -172,17 +181,14 @@ def _head(path: str, size: int, room: int, corpus: Corpus, settings: Sequences, 
     with contextlib.suppress(DamagedFile), storage.open_binary(path) as stream:
         raw = stream.read(room + 1)
     if len(raw) <= room:
-        return Place(_texts(Part((Span(path, 0, None, str(size)),)), corpus, problems, room), size)
+        return Place(_texts(Part((Span(path, 0, None, str(size)),)), corpus, problems, room), size, size)
     raw = raw[:room]
-    if path.endswith(COMPRESSED):  # how much of the file this was: as much as it takes when packed again
-        codec = "gzip" if path.endswith(".gz") else "zstd"
-        units = len(pa.compress(raw, codec=codec, asbytes=True))
-    else:
-        units = room
+    codec = compression(path)  # how much of such a file this was: as much as it takes when packed again
+    units = room if codec is None else len(pa.compress(raw, codec=codec, asbytes=True))
     if corpus.source == "text" and corpus.document == "file":
-        text = raw.decode(errors="ignore")
-        return Place([text], units if settings.packing == "packed" else size)
-    return Place(_texts(Part((Span(path, 0, room, str(size)),)), corpus, problems, 64 * room), units)
+        units = units if settings.packing == "packed" else size
+        return Place([raw.decode(errors="ignore")], units, units)
+    return Place(_texts(Part((Span(path, 0, room, str(size)),)), corpus, problems, 64 * room), units, units)
 
 
 def _texts(part: Part, corpus: Corpus, problems: Problems, room: int) -> list[str]:
@@ -213,7 +219,7 @@ def _hub_places(corpus: Corpus, part_bytes: int, problems: Problems) -> tuple[fl
     """By streaming, whatever the recipe says, so that nothing is downloaded whole: if the rows are known."""
     rows, streamed = None, replace(corpus, streaming=True)
     with contextlib.suppress(UserError):  # e.g. a slice of a split cannot be streamed
-        rows = hub_rows(streamed)
+        rows = hub.row_count(streamed)
     if rows is None:
         if corpus.streaming:
             raise UserError(
@@ -232,9 +238,18 @@ def _row_places(listed: Sequence[Part], corpus: Corpus, problems: Problems) -> l
     chosen = _spread(listed, PLACES)
     found = []
     for part in chosen:
-        before = sum(problems.counts.values())
-        texts = _texts(part, corpus, problems, PLACES * PLACE_BYTES // len(chosen))
-        found.append(Place(texts, len(texts) + sum(problems.counts.values()) - before))
+        texts: list[str] = []
+        room, rows = PLACES * PLACE_BYTES // len(chosen), 0
+        for text in row_texts(part, corpus, problems):
+            rows += 1
+            texts += cut_text(text or "")
+            room -= len(text or "")
+            if room <= 0:
+                break
+        weight = 1
+        if corpus.source == "parquet":
+            weight = sum(parquet_rows(span.path, span.start, span.stop) for span in part.spans)
+        found.append(Place(texts, rows, weight))
     return found
 
 

@@ -2,39 +2,101 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 from infra import storage
 from infra.errors import DamagedFile
+from infra.streams import TooLargeWindow, compression
 from offline_teacher.corpus_problems import Problems
 
 LONGEST_DOCUMENT = 4 << 20
 """Bytes of text; a longer document is cut there, so that one line without an end cannot fill memory."""
+LONGEST_ROW = 256 << 20
+"""Bytes of a row of JSON lines; of a longer one nothing is used."""
 
-Document = tuple[int, bytes]
-"""Byte offset in the file, and the bytes."""
+Piece = tuple[int, bytes, bool]
+"""Byte offset in the file; the bytes; whether they begin a document, or go on with one that was cut."""
 
 
-def cut(document: str, path: str, start: int, stop: int | None, problems: Problems) -> Iterator[Document]:
+def cut(document: str, path: str, start: int, stop: int | None, problems: Problems) -> Iterator[Piece]:
     """Documents by ``line``, ``block`` or ``file`` that start in bytes [start, stop), decompressed.
 
-    Counts over-long documents, and the lost end of a damaged compressed file.
+    A damaged compressed file ends where it is damaged, which is counted.
     """
     pieces = {"line": _lines, "block": _blocks, "file": _file}[document]
-    offset = start
-    try:
-        with storage.open_binary(path) as stream:
-            for offset, raw in pieces(stream, start, math.inf if stop is None else stop):
-                if len(raw) > LONGEST_DOCUMENT - 4:
-                    problems.add(f"document cut at {LONGEST_DOCUMENT >> 20} MiB", path, offset=offset)
-                yield offset, raw
-    except DamagedFile:
-        problems.add("damaged compressed data, the rest of the file is lost", path, offset=offset)
+    with storage.open_binary(path) as stream:
+        source = _UntilDamage(stream, path, problems)
+        for offset, raw, begins in pieces(source.buffered(), start, math.inf if stop is None else stop):
+            if source.damaged:
+                raw = raw[: _last_character(raw)]
+                if not raw.strip():
+                    continue
+            yield offset, raw, begins
 
 
-def _lines(stream: IO[bytes], start: int, stop: float) -> Iterator[Document]:
+def rows(path: str, start: int, stop: int | None, problems: Problems) -> Iterator[tuple[int, bytes]]:
+    """Byte offset and bytes of the lines that start in [start, stop), whole.
+
+    One longer than LONGEST_ROW is counted and skipped, one that a damage ends is dropped.
+    """
+    row: list[bytes] = []
+    first = size = 0
+    with storage.open_binary(path) as stream:
+        source = _UntilDamage(stream, path, problems)
+        for offset, piece, begins in _lines(source.buffered(), start, math.inf if stop is None else stop):
+            if begins and piece.endswith(b"\n"):
+                yield offset, piece
+                continue
+            if begins:
+                first, size = offset, 0
+            size += len(piece)
+            if size > LONGEST_ROW and size - len(piece) <= LONGEST_ROW:
+                problems.add(f"row longer than {LONGEST_ROW >> 20} MiB", path, offset=first)
+                row = []
+            if size <= LONGEST_ROW:
+                row.append(piece)
+                if piece.endswith(b"\n"):
+                    yield first, b"".join(row)
+                    row = []
+        if row and not source.damaged:
+            yield first, b"".join(row)
+
+
+class _UntilDamage(io.RawIOBase):
+    """A file of which a damage is no error but the end; counted when it is met, and then ``damaged``."""
+
+    def __init__(self, source: Any, path: str, problems: Problems) -> None:
+        self._source, self._path, self._problems = source, path, problems
+        self._size = 0
+        self.damaged = False
+
+    def buffered(self) -> IO[bytes]:
+        """What is to be read: the file itself where nothing can be damaged."""
+        return self._source if compression(self._path) is None else io.BufferedReader(self, 1 << 20)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self.damaged:
+            return 0
+        try:
+            count = int(self._source.readinto1(buffer))
+        except DamagedFile as problem:
+            self.damaged = True
+            kind = "damaged compressed data, the rest of the file is lost"
+            if isinstance(problem, TooLargeWindow):
+                kind = "zstd window above 128 MiB (recompress without --long), the file is left out"
+            self._problems.add(kind, self._path, offset=self._size)
+            return 0
+        self._size += count
+        return count
+
+
+def _lines(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
     """Lines that start in [start, stop), newline included, in pieces of at most LONGEST_DOCUMENT."""
     offset = start
     if offset > 0:
@@ -51,40 +113,42 @@ def _lines(stream: IO[bytes], start: int, stop: float) -> Iterator[Document]:
         piece = carry + stream.readline(LONGEST_DOCUMENT - len(carry))
         if not piece:
             return
-        ended = piece.endswith(b"\n")
+        begins, ended = ended, piece.endswith(b"\n")
         size = len(piece) if ended or len(piece) < LONGEST_DOCUMENT else _last_character(piece)
         piece, carry = piece[:size], piece[size:]
-        yield offset, piece
+        yield offset, piece, begins
         offset += size
 
 
-def _blocks(stream: IO[bytes], start: int, stop: float) -> Iterator[Document]:
+def _blocks(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
     """Runs of non-blank lines. A block belongs to the range in which the blank line before it starts.
 
     That rule needs no look back: a range skips to its first blank line, and goes on past its end until
-    a blank line starts there.
+    a blank line starts there. Blank is a line of ASCII white space: one of a no-break space or of an
+    ideographic space alone is text, and where it is all of a block an empty document.
     """
     owned = start == 0
     lines: list[bytes] = []
     size = begin = 0
-    for offset, line in _lines(stream, start, math.inf):
-        blank = not line.strip()
+    begins = True
+    for offset, line, whole in _lines(stream, start, math.inf):
+        blank = whole and not line.strip()
         if lines and (blank or size >= LONGEST_DOCUMENT):
-            yield begin, b"".join(lines)
-            lines, size = [], 0
+            yield begin, b"".join(lines), begins
+            lines, size, begins = [], 0, blank
         if blank:
-            owned = True
+            owned = begins = True
         if offset >= stop and (blank or not owned):
             return
-        if owned and not blank:
+        if owned and not blank and (lines or line.strip()):
             begin = begin if lines else offset
             lines.append(line)
             size += len(line)
     if lines:
-        yield begin, b"".join(lines)
+        yield begin, b"".join(lines), begins
 
 
-def _file(stream: IO[bytes], start: int, stop: float) -> Iterator[Document]:
+def _file(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
     """The whole file, in pieces of at most LONGEST_DOCUMENT."""
     offset, carry = 0, b""
     while True:
@@ -97,7 +161,7 @@ def _file(stream: IO[bytes], start: int, stop: float) -> Iterator[Document]:
             return
         size = len(piece) if room > 0 else _last_character(piece)
         carry = piece[size:]
-        yield offset, piece[:size]
+        yield offset, piece[:size], offset == 0
         if room > 0:
             return
         offset += size

@@ -23,7 +23,7 @@ from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.recipe import Recipe, load_recipe
 
 DEEP_POSITIONS = 512
-"""The head costs a quarter of the teacher: more of them on a CPU can take longer than the pass took on GPUs."""
+"""The head costs a quarter of the teacher: on a CPU, more of them can take longer than a pass on GPUs."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infra import storage
 from infra.errors import DamagedFile
+from infra.os_errors import naming
+from infra.streams import compression
 
 ROWS_AT_ONCE = 1024
+
+
+@contextlib.contextmanager
+def open_parquet(path: str) -> Iterator[ParquetRows]:
+    """One that is compressed as a whole, which cannot be sought in, by way of a temporary file."""
+    with contextlib.ExitStack() as files:
+        stream: IO[bytes] = files.enter_context(storage.open_binary(path))
+        if compression(path) is not None:
+            packed, stream = stream, files.enter_context(tempfile.TemporaryFile())
+            with naming(tempfile.gettempdir()):
+                shutil.copyfileobj(packed, stream, storage.CHUNK)
+        yield ParquetRows(path, stream)
 
 
 class ParquetRows:

@@ -8,17 +8,21 @@ corpus          size and read (in units of ``unit``), places, exact (all of it w
 kept_mass       ks, temperatures, positions (kind -> how many), masked and unmasked: [T][k]
 gradient_error  temperature, positions, top_k, student_layers, close_step; at_initialisation and
                 close_to_teacher: soft target -> relative error of the head's gradient, see
-                soft_target_error.py; as_captured: the soft target of the teacher in the recipe's dtype (of
-                the others: in float32), null where that is float32
+                soft_target_error.py; as_captured: exact soft target (of the teacher in float32, like all
+                others) -> the same of the teacher in the recipe's dtype; empty where that is float32
 bytes           form of store -> columns (bytes a token), per_token, total (all replicas), top_k,
                 hidden_states
-time            tokens_per_s of one worker (median of batches) and its settings, hours: workers -> hours
+time            tokens_per_s of one worker (median of batches) and its settings, hours: workers -> hours; of
+                the CPU (device) where the recipe asks for gpus_per_worker and there is no GPU here
 recommendation  sentences
 seconds         what the plan itself took
+
+A figure that is no finite number is null: every gradient error where the student starts as its teacher.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import tempfile
@@ -32,21 +36,19 @@ import torch
 from torch import Tensor
 
 from infra import storage
+from infra.errors import UserError
 from infra.recipe import Recipe
 from offline_teacher import plan_plots, plan_report
 from offline_teacher.capture import Capture
 from offline_teacher.capture_pass import Source, find_source
 from offline_teacher.corpus_sample import CorpusSample, sample_corpus
-from offline_teacher.masking import Masked, MaskVocab, mask_sequences, mask_vocab, masked_count
+from offline_teacher.masking import MaskVocab, mask_sequences, mask_vocab, masked_count
 from offline_teacher.packing import Encoder, load_encoder
 from offline_teacher.soft_target_error import (
     DenseHead,
-    SoftTarget,
-    as_stored,
-    gradient_errors,
+    compare_targets,
     kept_mass,
     only_layers,
-    soft_targets,
     student_layers,
 )
 from offline_teacher.store.schema import Layout
@@ -61,8 +63,6 @@ MASS_POSITIONS = 1024
 GRADIENT_POSITIONS = 512
 SAMPLE_TOKENS = 1 << 14
 """At most this many run through the teacher in float32."""
-CLOSE_STEP = 0.05
-"""The student close to the teacher has 95 % of the teacher's hidden states and 5 % of the first student's."""
 SPEED_BATCHES = (3, 8)
 SPEED_SECONDS = 12.0
 """Batches timed: at least three, then until eight or this long."""
@@ -73,9 +73,15 @@ WORKERS = (1, 8, 64)
 class Sequences:
     """Masked sequences of the sample, in random order: what run through the teacher would be."""
 
-    masked: Masked
+    input_ids: np.ndarray
+    """[n, L]"""
+    positions: np.ndarray
+    """[n, M] the masked ones; -1: unused."""
     token_count: np.ndarray
     """[n]"""
+
+    def rows(self, chosen: Any) -> Sequences:
+        return Sequences(self.input_ids[chosen], self.positions[chosen], self.token_count[chosen])
 
 
 def plan(recipe: Recipe) -> int:
@@ -100,28 +106,49 @@ def measure(recipe: Recipe) -> dict[str, Any]:
     encoder = _encoder(source)
     corpus = sample_corpus(recipe.corpus, recipe.sequences, encoder)
     sequences = _mask(recipe, source, encoder, corpus)
-    exact = load_teacher(replace(recipe.teacher, dtype="float32"), "cpu", recipe.sequences.length)
-    own = exact
-    if recipe.teacher.dtype != "float32" or recipe.teacher.gpus_per_worker:
-        device = "cuda" if recipe.teacher.gpus_per_worker else "cpu"
+    dense = load_teacher(replace(recipe.teacher, dtype="float32"), "cpu", recipe.sequences.length)
+    # Where the GPUs are not, as on the laptop a pass is planned on, the CPU is measured, and said to be.
+    device = "cuda" if recipe.teacher.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    own = dense
+    if (recipe.teacher.dtype, device) != ("float32", "cpu"):
         own = load_teacher(recipe.teacher, device, recipe.sequences.length)
-    report: dict[str, Any] = {"name": recipe.name, "corpus": _corpus(recipe, corpus)}
-    count = _needed(sequences)
-    positions = _positions(recipe, sequences, count)
-    hidden = _hidden(exact, sequences, count, recipe, positions)
-    with only_layers(exact, layers):
-        student = _hidden(exact, sequences, count, recipe, positions)["gradient"]
-    captured = hidden if own is exact else _hidden(own, sequences, count, recipe, positions)
-    head = DenseHead(exact.head)
-    report["kept_mass"] = _kept_mass(recipe, head, hidden)
-    report["gradient_error"] = {
-        "student_layers": layers,
-        **_gradient_error(recipe, head, hidden["gradient"], student, captured["gradient"]),
+    layout, few = _layout(recipe, source), sequences.rows(slice(_needed(sequences)))
+    positions = _positions(recipe, few)
+    hidden = _hidden(dense, recipe, layout, few, positions)
+    with only_layers(dense, layers):
+        student = _hidden(dense, recipe, layout, few, positions)["gradient"]
+    as_run = hidden if own is dense else _hidden(own, recipe, layout, few, positions)
+    head = DenseHead(dense.head)
+    report: dict[str, Any] = {
+        "name": recipe.name,
+        "corpus": _corpus(recipe, corpus),
+        "kept_mass": _kept_mass(recipe, head, hidden),
+        "gradient_error": {
+            "student_layers": layers,
+            **compare_targets(
+                head,
+                hidden["gradient"],
+                student,
+                as_run["gradient"],
+                recipe.teacher.dtype,
+                _top_k(recipe, head.vocab_size),
+                recipe.train.temperature,
+            ),
+        },
+        "bytes": _bytes(recipe, layout, corpus),
+        "time": _time(recipe, layout, own, sequences, corpus.tokens * recipe.masking.replicas),
     }
-    report["bytes"] = _bytes(recipe, source, corpus)
-    report["time"] = _time(recipe, own, source, sequences, corpus.tokens * recipe.masking.replicas)
-    report["recommendation"] = plan_report.recommend(report, recipe)
-    return report
+    report = _finite(report)
+    return {**report, "recommendation": plan_report.recommend(report, recipe)}
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for every number that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _encoder(source: Source) -> Encoder:
@@ -132,15 +159,9 @@ def _encoder(source: Source) -> Encoder:
 
 
 def _corpus(recipe: Recipe, sample: CorpusSample) -> dict[str, Any]:
+    names = ("size", "read", "unit", "places", "tokens", "sequences", "relative_error", "exact")
     return {
-        "size": sample.size,
-        "read": sample.read,
-        "unit": sample.unit,
-        "places": sample.places,
-        "tokens": sample.tokens,
-        "sequences": sample.sequences,
-        "relative_error": None if np.isnan(sample.relative_error) else sample.relative_error,
-        "exact": sample.exact,
+        **{name: getattr(sample, name) for name in names},
         "replicas": recipe.masking.replicas,
         "problems": sample.problems.counts,
         "problems_summary": sample.problems.summary(),
@@ -162,9 +183,8 @@ def _mask(recipe: Recipe, source: Source, encoder: Encoder, sample: CorpusSample
         counts,
         encoder.content() if masking.whole_word else None,
     )
-    return Sequences(
-        mask_sequences(input_ids, token_count, np.arange(len(order)), 0, masking, vocab), token_count
-    )
+    masked = mask_sequences(input_ids, token_count, np.arange(len(order)), 0, masking, vocab)
+    return Sequences(masked.input_ids, masked.positions, token_count)
 
 
 # Kept mass and gradient errors
@@ -182,43 +202,25 @@ def _kept_mass(recipe: Recipe, head: DenseHead, hidden: dict[str, Tensor]) -> di
     }
 
 
-def _gradient_error(
-    recipe: Recipe, head: DenseHead, teacher: Tensor, student: Tensor, own: Tensor
-) -> dict[str, Any]:
-    """All hidden states float32 [N, D]; ``own`` are those of the teacher in the recipe's dtype."""
-    top_k, kind = _top_k(recipe, head.vocab_size), recipe.store.hidden_states
-    targets = soft_targets(teacher, top_k)
-    as_captured = None
-    if recipe.teacher.dtype != "float32":
-        stored = "int8" if kind == "int8" else "float16"
-        as_captured = f"exact, {recipe.teacher.dtype} teacher, {stored}"
-        targets.append(SoftTarget(as_captured, hidden=as_stored(own, stored)))
-    students = {"at_initialisation": student, "close_to_teacher": teacher + CLOSE_STEP * (student - teacher)}
-    temperature = recipe.train.temperature
-    return {
-        "temperature": temperature,
-        "positions": len(teacher),
-        "top_k": top_k,
-        "as_captured": as_captured,
-        "close_step": CLOSE_STEP,
-        **{
-            key: gradient_errors(head, teacher, hidden, targets, temperature)
-            for key, hidden in students.items()
-        },
-    }
-
-
 def _top_k(recipe: Recipe, vocab_size: int) -> int:
     return min(recipe.store.top_k or DEFAULT_TOP_K, vocab_size)
 
 
-def _positions(recipe: Recipe, sequences: Sequences, count: int) -> dict[str, np.ndarray]:
-    """Flat positions of the first ``count`` sequences [count * L] that are looked at, by what for."""
-    token_count, positions = sequences.token_count[:count], sequences.masked.positions[:count]
-    real = np.arange(recipe.sequences.length) < token_count[:, None]
+def _positions(recipe: Recipe, sequences: Sequences) -> dict[str, np.ndarray]:
+    """Flat positions of the sequences [n * L] that are looked at, by what for.
+
+    UserError where none is masked.
+    """
+    positions = sequences.positions
+    real = np.arange(recipe.sequences.length) < sequences.token_count[:, None]
     masked = np.zeros_like(real)
     row, slot = np.nonzero(positions >= 0)
     masked[row, positions[row, slot]] = True
+    if not masked.any():
+        raise UserError(
+            "corpus.path: no token of what was read can be masked, all are special or unknown; is the text in"
+            f" a language of {recipe.teacher.model}?"
+        )
     learnt = masked if recipe.train.kl_positions == "masked" else real
     return {
         "masked": _choose(masked, MASS_POSITIONS),
@@ -229,7 +231,7 @@ def _positions(recipe: Recipe, sequences: Sequences, count: int) -> dict[str, np
 
 def _needed(sequences: Sequences) -> int:
     """How many sequences have enough masked positions and not too many tokens."""
-    masked = (sequences.masked.positions >= 0).sum(axis=1).cumsum()
+    masked = (sequences.positions >= 0).sum(axis=1).cumsum()
     tokens = sequences.token_count.astype(np.int64).cumsum()
     enough = int(np.searchsorted(masked, MASS_POSITIONS)) + 1
     return max(1, min(enough, int(np.searchsorted(tokens, SAMPLE_TOKENS, side="right"))))
@@ -243,43 +245,53 @@ def _choose(wanted: np.ndarray, count: int) -> np.ndarray:
 
 @torch.no_grad()
 def _hidden(
-    loaded: LoadedTeacher, sequences: Sequences, count: int, recipe: Recipe, wanted: dict[str, np.ndarray]
+    loaded: LoadedTeacher,
+    recipe: Recipe,
+    layout: Layout,
+    sequences: Sequences,
+    wanted: dict[str, np.ndarray],
 ) -> dict[str, Tensor]:
-    """Hidden states float32 [N, D] at flat positions of the first ``count`` sequences."""
-    length, size = recipe.sequences.length, recipe.teacher.batch_size
+    """Hidden states float32 [N, D] at flat positions of the sequences.
+
+    UserError where some are no finite numbers, as float16 may have it.
+    """
+    capture = Capture(loaded, replace(layout, top_k=0, hidden_states="float16"))
     states = []
-    capture = Capture(loaded, _layout(recipe, loaded.config, top_k=0, hidden_states="float16"))
-    for start in range(0, count, size):
-        rows = slice(start, min(start + size, count))
-        states.append(
-            capture.encode(sequences.masked.input_ids[rows], sequences.token_count[rows]).float().cpu()
+    for start in range(0, len(sequences.token_count), recipe.teacher.batch_size):
+        batch = sequences.rows(slice(start, start + recipe.teacher.batch_size))
+        encoded = capture.encode(batch.input_ids, batch.token_count)
+        states.append(encoded.float().cpu().flatten(0, 1))
+    flat = torch.cat(states)
+    found = {kind: flat[torch.from_numpy(positions)] for kind, positions in wanted.items()}
+    if not all(bool(states.isfinite().all()) for states in found.values()):
+        dtype = str(loaded.dtype).removeprefix("torch.")
+        raise UserError(
+            f"teacher.dtype: hidden states of {recipe.teacher.model} in {dtype} are not all finite numbers;"
+            " choose another dtype or another teacher"
         )
-    flat = torch.cat([batch.reshape(-1, batch.shape[-1]) for batch in states])
-    assert len(flat) == count * length
-    return {kind: flat[torch.from_numpy(positions)] for kind, positions in wanted.items()}
+    return found
 
 
 # Bytes and time
 
 
-def _layout(recipe: Recipe, config: dict[str, Any], **changes: Any) -> Layout:
-    layout = Layout(
+def _layout(recipe: Recipe, source: Source) -> Layout:
+    """Of the recipe's store."""
+    return Layout(
         length=recipe.sequences.length,
         masked=masked_count(recipe.sequences.length, recipe.masking.probability),
-        vocab_size=config["vocab_size"],
+        vocab_size=source.config.vocab_size,
         top_k=recipe.store.top_k,
         temperatures=recipe.store.temperatures,
-        hidden_size=config["hidden_size"],
+        hidden_size=source.config.hidden_size,
         hidden_states=recipe.store.hidden_states,
         positions=recipe.store.positions,
     )
-    return replace(layout, **changes)
 
 
-def _bytes(recipe: Recipe, source: Source, sample: CorpusSample) -> dict[str, Any]:
+def _bytes(recipe: Recipe, own: Layout, sample: CorpusSample) -> dict[str, Any]:
     """Of every form of store: bytes a token by column, and the shards of all replicas."""
-    config = {"vocab_size": source.config.vocab_size, "hidden_size": source.config.hidden_size}
-    k = _top_k(recipe, source.config.vocab_size)
+    k = _top_k(recipe, own.vocab_size)
     best = {"top_k": k, "temperatures": recipe.store.temperatures or (1.0,)}
     forms: dict[str, dict[str, Any]] = {
         "this recipe": {},
@@ -289,10 +301,9 @@ def _bytes(recipe: Recipe, source: Source, sample: CorpusSample) -> dict[str, An
         f"top-{k} and int8": {**best, "hidden_states": "int8"},
         f"top-{k} and float16": {**best, "hidden_states": "float16"},
     }
-    found = {}
+    found, per_token = {}, sample.sequences / sample.tokens
     for name, changes in forms.items():
-        layout = _layout(recipe, config, **changes)
-        per_token = sample.sequences / sample.tokens
+        layout = replace(own, **changes)
         found[name] = {
             "columns": {column: spec.bytes * per_token for column, spec in layout.columns().items()},
             "per_token": layout.bytes_per_sample() * per_token,
@@ -304,9 +315,9 @@ def _bytes(recipe: Recipe, source: Source, sample: CorpusSample) -> dict[str, An
 
 
 def _time(
-    recipe: Recipe, loaded: LoadedTeacher, source: Source, sequences: Sequences, tokens: int
+    recipe: Recipe, layout: Layout, loaded: LoadedTeacher, sequences: Sequences, tokens: int
 ) -> dict[str, Any]:
-    rates = _rates(recipe, loaded, sequences)
+    rates = _rates(recipe, layout, loaded, sequences)
     rate = statistics.median(rates)
     workers = sorted({*WORKERS, recipe.teacher.workers})
     return {
@@ -315,6 +326,7 @@ def _time(
         "batch_size": recipe.teacher.batch_size,
         "dtype": recipe.teacher.dtype,
         "device": loaded.device.type,
+        "gpus_per_worker": recipe.teacher.gpus_per_worker,
         "cpu_threads": recipe.teacher.cpu_threads,
         "cpus": os.cpu_count(),
         "workers": recipe.teacher.workers,
@@ -322,11 +334,11 @@ def _time(
     }
 
 
-def _rates(recipe: Recipe, loaded: LoadedTeacher, sequences: Sequences) -> list[float]:
+def _rates(recipe: Recipe, layout: Layout, loaded: LoadedTeacher, sequences: Sequences) -> list[float]:
     """Tokens/s of batches through the code that a worker runs, with its threads; one warms up."""
     size = recipe.teacher.batch_size
     order = np.argsort(-sequences.token_count.astype(np.int64), kind="stable")  # like lengths, as in a shard
-    capture = Capture(loaded, _layout(recipe, loaded.config))
+    capture = Capture(loaded, layout)
     starts = np.linspace(0, max(0, len(order) - size), SPEED_BATCHES[1]).astype(int)
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.teacher.cpu_threads)
@@ -334,14 +346,10 @@ def _rates(recipe: Recipe, loaded: LoadedTeacher, sequences: Sequences) -> list[
         rates: list[float] = []
         begin = time.perf_counter()
         for start in (starts[0], *starts):
-            rows = np.resize(order[start : start + size], size)
+            batch = sequences.rows(np.resize(order[start : start + size], size))
             before = time.perf_counter()
-            capture.batch(
-                sequences.masked.input_ids[rows],
-                sequences.token_count[rows],
-                sequences.masked.positions[rows],
-            )
-            rates.append(float(sequences.token_count[rows].sum()) / (time.perf_counter() - before))
+            capture.batch(batch.input_ids, batch.token_count, batch.positions)
+            rates.append(float(batch.token_count.sum()) / (time.perf_counter() - before))
             if len(rates) > SPEED_BATCHES[0] and time.perf_counter() - begin > SPEED_SECONDS:
                 break
     finally:

@@ -59,10 +59,15 @@ def gradient_error(report: dict[str, Any]) -> bytes:
     chart, axes = pyplot.subplots(figsize=(9.2, 0.75 * len(names) + 1.6), layout="constrained")
     kinds = {"at initialisation": "at_initialisation", "close to the teacher": "close_to_teacher"}
     places, height = np.arange(len(names)), 0.36
-    values = [value for key in kinds.values() for value in errors[key].values()]
+    values = [value for key in kinds.values() for value in errors[key].values() if value is not None]
+    if not values:
+        axes.text(
+            0.5, 0.5, "nothing to compare:\nthe dense gradient is zero", ha="center", transform=axes.transAxes
+        )
+        values = [1.0]
     low, high = 10 ** np.floor(np.log10(max(min(values), 1e-8))) / 2, max(max(values) * 6, 3.0)
     for number, (label, key) in enumerate(kinds.items()):
-        widths = [max(value, low) for value in errors[key].values()]
+        widths = [max(value or 0.0, low) for value in errors[key].values()]
         bars = axes.barh(
             places + (number - 0.5) * height, widths, height * 0.92, color=COLOURS[number], label=label
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from infra import storage
 from infra.console import table
 from infra.errors import UserError
 from offline_teacher.store.head import MlmHead
@@ -33,7 +36,7 @@ class Distributions:
     def entropy(self) -> np.ndarray:
         """Nats [N]; what is outside ``ids`` counts as one outcome, so it is a lower bound where k < V."""
         p = np.concatenate([self.probabilities, self.tail(self.ids.shape[1])[:, None]], axis=1)
-        return -np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=1)
+        return 0.0 - np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=1)  # a plain minus makes -0 of 0
 
     def tail(self, k: int) -> np.ndarray:
         """Mass outside the first k [N]."""
@@ -42,6 +45,8 @@ class Distributions:
 
 def show(root: str, replica: int, sequence_id: int, plot: str | None) -> int:
     """Prints sample (sequence, replica) and its shard; with ``plot``, writes the kept-mass PNG."""
+    if plot is not None:
+        _require_picture(plot)
     store = open_store(root)
     plan = store.plan
     if not 0 <= sequence_id < plan.sequences or not 0 <= replica < plan.replicas:
@@ -53,10 +58,23 @@ def show(root: str, replica: int, sequence_id: int, plot: str | None) -> int:
     head = store.head() if store.layout.hidden_states != "none" else None
     print(_sample(store, shard, head, sequence_id - int(shard.sequence_ids[0]), _tokenizer(store)))
     print(_summary(store, shard))
-    if plot:
-        _plot(store, shard, head, plot)
+    if plot is not None:
+        storage.publish_bytes(plot, _kept_mass(store, shard, head))
         print(f"plot: {plot}")
     return 0
+
+
+def _require_picture(path: str) -> None:
+    """UserError where no picture can be written there."""
+    if not path.lower().endswith(".png") or os.path.isdir(path):
+        raise UserError(f"--plot {path or repr(path)}: give the name of a file that ends in .png")
+    if storage.is_remote(path):
+        return
+    directory = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(directory):
+        raise UserError(f"--plot {path}: there is no directory {directory}")
+    if not os.access(directory, os.W_OK):
+        raise UserError(f"--plot {path}: nothing can be written in {directory}")
 
 
 def _tokenizer(store: Store) -> Any:
@@ -65,7 +83,14 @@ def _tokenizer(store: Store) -> Any:
     with tempfile.TemporaryDirectory() as directory:
         for name, data in store.tokenizer_files().items():
             Path(directory, name).write_bytes(data)
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        try:
+            return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        except Exception as error:  # tokenizers raises plain Exception for a file that it cannot read
+            reason = str(error).strip().partition("\n")[0].rstrip(": ")
+            raise UserError(
+                f"{storage.join(store.root, 'tokenizer')}: transformers cannot load it ({reason}); it is as"
+                " the pass left it, so use the versions of transformers and tokenizers that made the store"
+            ) from None
 
 
 def _sample(store: Store, shard: Shard, head: MlmHead | None, row: int, tokenizer: Any) -> str:
@@ -88,7 +113,8 @@ def _sample(store: Store, shard: Shard, head: MlmHead | None, row: int, tokenize
         rows.append(
             [int(positions[slot]), true, seen, told, f"{found.entropy[at]:.2f}", f"{found.tail(k)[at]:.3f}"]
         )
-    headers = ["position", "true", "seen", f"teacher's top {SHOWN}", "entropy", f"tail beyond {k}"]
+    entropy = "entropy" if found.ids.shape[1] == store.layout.vocab_size else "entropy, at least"
+    headers = ["position", "true", "seen", f"teacher's top {SHOWN}", entropy, f"tail beyond {k}"]
     title = f"sample {int(shard.sequence_ids[row])}, replica {shard.replica}, {count} tokens"
     return "\n".join([title, tokenizer.decode(ids), "", table(rows, headers), ""])
 
@@ -102,9 +128,8 @@ def distributions(
         logits = columns["topk_logits"][rows, slots].astype(np.float64)
         at_one = store.layout.temperatures.index(1.0)
         total = columns["logsumexp"][rows, slots, at_one].astype(np.float64)
-        return Distributions(
-            columns["topk_ids"][rows, slots].astype(np.int64), np.exp(logits - total[:, None])
-        )
+        p = np.minimum(np.exp(logits - total[:, None]), 1.0)  # float16 may have rounded a logit up
+        return Distributions(columns["topk_ids"][rows, slots].astype(np.int64), p)
     hidden = columns["hidden_states"][rows, slots]
     if store.layout.hidden_states == "int8":
         hidden = dequantise(hidden, columns["hidden_scale"][rows, slots])
@@ -150,7 +175,8 @@ def _summary(store: Store, shard: Shard) -> str:
     return f"shard {shard.index} of replica {shard.replica}\n{table(rows, ['', ''])}"
 
 
-def _plot(store: Store, shard: Shard, head: MlmHead | None, path: str) -> None:
+def _kept_mass(store: Store, shard: Shard, head: MlmHead | None) -> bytes:
+    """A PNG: probability kept by the k most likely tokens over k, the store's own K among them."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -160,10 +186,15 @@ def _plot(store: Store, shard: Shard, head: MlmHead | None, path: str) -> None:
     slots = shard.columns["masked_positions"][rows, masked] if store.layout.positions == "all" else masked
     chosen = np.linspace(0, len(rows) - 1, min(len(rows), PLOT_POSITIONS)).astype(np.int64)
     found = distributions(store, shard, head, rows[chosen], slots[chosen])
-    ks = [k for k in PLOT_KS if k <= found.ids.shape[1]]
+    ks = sorted({k for k in (*PLOT_KS, store.layout.top_k) if 0 < k <= found.ids.shape[1]})
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     axes.plot(ks, [1 - found.tail(k).mean() for k in ks], marker="o")
-    axes.set(xscale="log", xlabel="k", ylabel="probability kept at T = 1", ylim=(0, 1))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ks, [str(k) for k in ks])
+    axes.set(xlabel="k", ylabel="probability kept at T = 1", ylim=(0, 1.02))
+    axes.grid(color="0.92")
     axes.set_title(f"{len(chosen)} masked positions of shard {shard.index}, replica {shard.replica}")
-    figure.savefig(path, dpi=120)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
     plt.close(figure)
+    return buffer.getvalue()

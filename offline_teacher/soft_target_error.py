@@ -24,6 +24,10 @@ from offline_teacher.teacher import LoadedTeacher
 
 DISTILBERT_LAYERS = (0, 2, 4, 7, 9, 11)
 """What DistilBERT's authors took of BERT-base."""
+STORED = ("int8", "float16")
+"""What hidden states are stored in."""
+CLOSE_STEP = 0.05
+"""The student close to the teacher has 95 % of the teacher's hidden states and 5 % of the first student's."""
 CHUNK_LOGITS = 1 << 22
 """Logits that exist at once."""
 
@@ -93,8 +97,7 @@ def student_layers(student: Student, teacher_layers: int) -> list[int]:
         chosen = list(student.layers)
     if min(chosen) < 0 or max(chosen) >= teacher_layers:
         raise UserError(
-            f"student.layers: {student.layers} does not fit the teacher, whose layers are 0 to"
-            f" {teacher_layers - 1}"
+            f"student.layers: {chosen} does not fit the teacher, whose layers are 0 to {teacher_layers - 1}"
         )
     return chosen
 
@@ -143,11 +146,10 @@ class SoftTarget:
         p = torch.exp(best.half().double() / temperature - total)
         if not self.tail:
             return q.scatter_add(1, ids, -p / p.sum(-1, keepdim=True))
-        inside = q.gather(1, ids)
-        scale = (1 - p.sum(-1, keepdim=True)).clamp_min(0) / (1 - inside.sum(-1, keepdim=True)).clamp_min(
-            1e-300
-        )
-        return (q - q * scale).scatter(1, ids, inside - p)
+        tail = (1 - p.sum(-1, keepdim=True)).clamp_min(0)
+        outside = q.scatter(1, ids, 0.0)  # its sum is not 1 minus the rest: that is 0 long before it is
+        share = outside / outside.sum(-1, keepdim=True).clamp_min(1e-300)
+        return (q - tail * share).scatter(1, ids, q.gather(1, ids) - p)
 
 
 def renormalised(top_k: int) -> str:
@@ -169,12 +171,16 @@ def as_stored(hidden: Tensor, stored: str) -> Tensor:
     return hidden.half().float()
 
 
+def captured(stored: str, dtype: str) -> str:
+    return f"exact, {dtype} teacher, {stored}"
+
+
 def soft_targets(hidden: Tensor, top_k: int) -> list[SoftTarget]:
     """The forms that a store can hold of the teacher's hidden states float32 [N, D]."""
     return [
         SoftTarget(renormalised(top_k), top_k=top_k),
         SoftTarget(tail_bucket(top_k), top_k=top_k, tail=True),
-        *(SoftTarget(exact(stored), hidden=as_stored(hidden, stored)) for stored in ("int8", "float16")),
+        *(SoftTarget(exact(stored), hidden=as_stored(hidden, stored)) for stored in STORED),
     ]
 
 
@@ -185,8 +191,9 @@ def gradient_errors(
 
     teacher, student: hidden states float32 [N, D]; the student has the teacher's head. The gradient of
     T^2 KL(p_T || q_T), summed over the N positions, with respect to all parameters of the head; errors
-    are norms of differences over the norm of the dense gradient. (Linear in the gradient with respect
-    to the logits, so the difference is carried through the head, not taken behind it.)
+    are norms of differences over the norm of the dense gradient, no finite numbers where that is 0 (a
+    student that is its teacher). Linear in the gradient with respect to the logits, so the difference is
+    carried through the head, not taken behind it.
     """
     norms = []
     for target in [None, *targets]:
@@ -204,6 +211,35 @@ def gradient_errors(
                     g = target.gradient(head, rows, logits, q, temperature) - g
             ours.backward((temperature * g).float())
         squares = [parameter.grad.double().square().sum() for parameter in head.parameters()]  # type: ignore[union-attr]
-        norms.append(float(torch.stack(squares).sum().sqrt()))
+        norms.append(torch.stack(squares).sum().sqrt())
     head.zero_grad()
-    return {target.name: norm / norms[0] for target, norm in zip(targets, norms[1:], strict=True)}
+    return {target.name: float(norm / norms[0]) for target, norm in zip(targets, norms[1:], strict=True)}
+
+
+def compare_targets(
+    head: DenseHead,
+    teacher: Tensor,
+    student: Tensor,
+    as_run: Tensor,
+    dtype: str,
+    top_k: int,
+    temperature: float,
+) -> dict[str, Any]:
+    """``gradient_errors`` of every soft target for the student as it starts and for one close to the teacher.
+
+    All hidden states float32 [N, D]; ``as_run`` are those of the teacher in ``dtype``, the recipe's. Where
+    that is not float32, ``as_captured`` says by which target each exact one is met again with them.
+    """
+    targets = soft_targets(teacher, top_k)
+    if dtype != "float32":
+        targets += [SoftTarget(captured(kind, dtype), hidden=as_stored(as_run, kind)) for kind in STORED]
+    close = teacher + CLOSE_STEP * (student - teacher)
+    return {
+        "temperature": temperature,
+        "positions": len(teacher),
+        "top_k": top_k,
+        "as_captured": {exact(kind): captured(kind, dtype) for kind in STORED if dtype != "float32"},
+        "close_step": CLOSE_STEP,
+        "at_initialisation": gradient_errors(head, teacher, student, targets, temperature),
+        "close_to_teacher": gradient_errors(head, teacher, close, targets, temperature),
+    }

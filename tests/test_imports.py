@@ -18,7 +18,7 @@ ONLY_IN = {
     "ray": {"offline_teacher/cluster.py", "evaluation/parallel.py"},
     "deepspeed": {"student_train/engine.py"},
     "mlflow": {"infra/mlflow_server.py"},
-    "datasets": {"offline_teacher/corpus.py", "evaluation/tasks.py"},
+    "datasets": {"offline_teacher/hub.py", "evaluation/tasks.py"},
 }
 STORE_MAY = {
     "numpy",

@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import BertForMaskedLM
 
 from infra.errors import UserError
+from infra.recipe import load_recipe
 from infra.sections import Corpus, Sequences, Student, Teacher
 from offline_teacher import corpus_sample, plan
 from offline_teacher.corpus import documents, parts
@@ -20,10 +22,11 @@ from offline_teacher.corpus_problems import Problems
 from offline_teacher.corpus_sample import sample_corpus
 from offline_teacher.main import main
 from offline_teacher.packing import Encoder, TextSeen, batched, load_encoder, pack
-from offline_teacher.plan_report import amount, figure, hours
+from offline_teacher.plan_report import amount, counted, figure, hours, recommend
 from offline_teacher.soft_target_error import (
     DenseHead,
     SoftTarget,
+    captured,
     exact,
     gradient_errors,
     kept_mass,
@@ -109,6 +112,30 @@ def test_top_k_gradients_are_those_of_autograd(head: MlmHead, tail: bool, temper
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_a_tail_far_below_the_top_k_has_a_gradient() -> None:
+    """The student's tail mass is 1e-26 here: 1 minus the rest is 0."""
+    teacher = torch.tensor([[2.0, 1.5, 1.0, 0.5]], dtype=torch.float64)
+    student = torch.tensor([[9.0, 1.0, 3.0, 2.0]], dtype=torch.float64)
+    q = torch.softmax(student / 0.1, -1)
+    found = SoftTarget("top", top_k=2, tail=True).gradient(
+        torch.nn.Identity(),
+        slice(0, 1),
+        teacher,
+        q,
+        0.1,  # type: ignore[arg-type]
+    )
+    p = torch.softmax(teacher / 0.1, -1)
+    share = torch.softmax(student[:, 2:] / 0.1, -1)
+    expected = torch.cat([q[:, :2] - p[:, :2], q[:, 2:] - p[:, 2:].sum() * share], 1)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_compare(head: MlmHead) -> None:
+    hidden = hidden_states(0)
+    errors = gradient_errors(DenseHead(head), hidden, hidden, soft_targets(hidden, 8), 2.0)
+    assert not np.isfinite(list(errors.values())).any()
+
+
 def test_gradient_error_is_that_of_the_heads_parameters(head: MlmHead) -> None:
     """By autograd in float64 through the whole head, one soft target at a time."""
     hidden, student = hidden_states(0), hidden_states(1)
@@ -138,8 +165,8 @@ def test_layers_of_the_student(model: Path) -> None:
     assert student_layers(Student(), 6) == [0, 2, 4]
     assert student_layers(Student(), 12) == [0, 2, 4, 7, 9, 11]
     assert student_layers(Student(layers="last:2"), 6) == [4, 5]
-    for layers in ("last:7", (0, 6)):
-        with pytest.raises(UserError, match=r"student\.layers"):
+    for layers, shown in (("last:7", r"\[-1, 0"), ((0, 6), r"\[0, 6\]")):
+        with pytest.raises(UserError, match=rf"student\.layers: {shown}"):
             student_layers(Student(layers=layers), 6)
     loaded = load_teacher(Teacher(model=str(model), dtype="float32"), "cpu")
     ids = torch.tensor([[2, 9, 4, 11, 3]])
@@ -214,6 +241,28 @@ def test_what_is_wrong_with_the_sample_is_told(tmp_path: Path, encoder: Encoder)
     assert sample.problems.counts == {"invalid UTF-8": 1}
 
 
+@pytest.mark.parametrize("wrong", ["invalid bytes", "no column", "damaged"])
+def test_rows_with_something_wrong_count_once(tmp_path: Path, encoder: Encoder, wrong: str) -> None:
+    lines = write_text(tmp_path / "lines.txt", 6000).read_text().splitlines()
+    good, other = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    raw = pa.array([line.encode() + b" \xff" * (wrong == "invalid bytes") for line in lines])
+    texts = pa.StringArray.from_buffers(len(lines), *raw.buffers()[1:])
+    pq.write_table(pa.table({"text": texts}), good, row_group_size=200)
+    if wrong == "no column":
+        pq.write_table(pa.table({"other": lines}), other, row_group_size=200)
+    if wrong == "damaged":
+        other.write_bytes(good.read_bytes()[:-9])
+    corpus = Corpus(source="parquet", path=(f"{tmp_path}/*.parquet",))
+    settings = Sequences(length=16, part_bytes=1 << 14)
+    tokens = 0
+    for part in parts(corpus, settings.part_bytes):
+        for _, count in pack(batched(documents(part, corpus, Problems()), TextSeen()), encoder, settings):
+            tokens += int(count.sum())
+    sample = sample_corpus(corpus, settings, encoder)
+    assert not sample.exact
+    assert sample.tokens == pytest.approx(tokens, rel=0.1)
+
+
 # The command
 
 
@@ -246,6 +295,9 @@ def test_plan_publishes_what_it_documents(planned: tuple[Path, dict, str]) -> No
         report["gradient_error"]["close_to_teacher"]
     )
     assert report["gradient_error"]["student_layers"] == [0, 2]
+    as_captured = report["gradient_error"]["as_captured"]
+    assert as_captured == {exact(kind): captured(kind, "bfloat16") for kind in ("int8", "float16")}
+    assert set(as_captured.values()) < set(report["gradient_error"]["at_initialisation"])
 
 
 def test_bytes_are_those_of_the_layout(planned: tuple[Path, dict, str]) -> None:
@@ -269,9 +321,6 @@ def test_hours_share_the_work(planned: tuple[Path, dict, str]) -> None:
 
 def test_advice_follows_the_figures(planned: tuple[Path, dict, str]) -> None:
     _, report, recipe_file = planned
-    from infra.recipe import load_recipe
-    from offline_teacher.plan_report import recommend
-
     recipe = load_recipe(recipe_file)
     errors = report["gradient_error"]
     for good, expected in (("int8", "int8 hidden states"), ("float16", "float16 hidden states")):
@@ -286,6 +335,74 @@ def test_advice_follows_the_figures(planned: tuple[Path, dict, str]) -> None:
     without_cosine = load_recipe(recipe_file, ["train.alpha_cos=0"])
     assert recommend(altered, without_cosine)[0].startswith("Store top-5 alone ")
     assert recommend(altered, recipe)[0].startswith("Store int8 hidden states ")
+
+
+def test_advice_says_what_the_teachers_dtype_adds(planned: tuple[Path, dict, str]) -> None:
+    """And takes it into account, unless it alone is too much whatever is stored."""
+    _, report, recipe_file = planned
+    recipe = load_recipe(recipe_file)
+
+    def advice(**worst: float) -> list[str]:
+        made = dict.fromkeys(report["gradient_error"]["at_initialisation"], 0.5)
+        made |= {exact("int8"): 0.02, exact("float16"): 0.001}
+        made |= {captured(kind, "bfloat16"): error for kind, error in worst.items()}
+        errors = {**report["gradient_error"], "at_initialisation": made, "close_to_teacher": made}
+        return recommend({**report, "gradient_error": errors}, recipe)
+
+    within = advice(int8=0.045, float16=0.04)
+    assert within[0].startswith("Store int8 hidden states ")
+    assert "that keeps" in within[0]
+    assert "Its error is 0.045 " in within[0]
+    crossed = advice(int8=0.062, float16=0.041)
+    assert crossed[0].startswith("Store float16 hidden states ")
+    assert "Its error is 0.041 " in crossed[0]
+    whatever = advice(int8=0.064, float16=0.059)
+    assert whatever[0].startswith("Store int8 hidden states ")
+    assert "that by itself keeps" in whatever[0]
+    (dtype,) = (sentence for sentence in whatever if "bfloat16" in sentence)
+    assert "0.059" in dtype
+    assert "more than 5 %, whatever is stored" in dtype
+    assert "teacher.dtype=float32" in dtype
+
+
+def test_a_student_as_deep_as_its_teacher(
+    planned: tuple[Path, dict, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--recipe", planned[2], "student.layers=last:4", f"output={tmp_path}"]) == 0
+    report = json.loads((tmp_path / "tiny/plan/plan.json").read_text())
+    for student in ("at_initialisation", "close_to_teacher"):
+        assert set(report["gradient_error"][student].values()) == {None}
+    printed = capsys.readouterr().out
+    assert "top-5, renormalised               -                    -\n" in printed
+    assert "No form of store is recommended" in printed
+    assert "nothing to compare" in printed
+
+
+def test_without_the_gpus_of_the_recipe_the_cpu_is_measured(
+    planned: tuple[Path, dict, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpus = ["teacher.gpus_per_worker=1", "teacher.dtype=float32"]
+    assert main(["plan", "--recipe", planned[2], *gpus, f"output={tmp_path}"]) == 0
+    report = json.loads((tmp_path / "tiny/plan/plan.json").read_text())
+    assert (report["time"]["device"], report["time"]["gpus_per_worker"]) == ("cpu", 1)
+    assert "With 1 worker like this one" in report["recommendation"][-1]
+    assert "GPUs" in report["recommendation"][-1]
+    assert "teacher.gpus_per_worker=1) and there is none here" in capsys.readouterr().out
+
+
+def test_a_dtype_too_narrow_for_the_teacher_is_refused(
+    planned: tuple[Path, dict, str], tmp_path: Path
+) -> None:
+    teacher = save_bert(tmp_path / "model", num_hidden_layers=4)
+    model = BertForMaskedLM.from_pretrained(teacher)
+    torch.nn.init.constant_(model.bert.encoder.layer[-1].output.LayerNorm.bias, 1e6)
+    model.save_pretrained(teacher)
+    with pytest.raises(UserError, match=r"teacher\.dtype: .*float16 are not all finite"):
+        main(["plan", "--recipe", planned[2], f"teacher.model={teacher}", "teacher.dtype=float16"])
 
 
 @pytest.mark.parametrize(
@@ -314,4 +431,6 @@ def test_figures_are_read_at_a_glance() -> None:
         "< 0.00001",
     ]
     assert [amount(x, "bytes") for x in (12, 15_500_000, 3.02e9)] == ["12 bytes", "15.5 MB", "3.0 GB"]
-    assert [hours(x) for x in (0.5, 3, 480)] == ["30.0 min", "3.0 h", "480 h (20.0 days)"]
+    assert [hours(x) for x in (0.001, 0.5, 3, 480)] == ["3.6 s", "30.0 min", "3.0 h", "480 h (20.0 days)"]
+    assert figure(None) == "-"
+    assert [counted(x, "batch", "batches") for x in (1, 2000)] == ["1 batch", "2,000 batches"]

@@ -1,0 +1,77 @@
+"""Data sets of the Hugging Face hub as numbered rows, downloaded whole or streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from infra.errors import DamagedFile, UserError
+from infra.sections import Corpus
+
+
+def pieces(corpus: Corpus, split: str, part_bytes: int) -> Iterator[tuple[int, int, str]]:
+    """(start, stop) of pieces of about ``part_bytes``, in rows, and a stamp of the whole split.
+
+    In a stream no row can be sought: there the pieces are its files.
+    """
+    data = _load(corpus.path[0], corpus.config, split, corpus.streaming)
+    if corpus.streaming:
+        yield from ((file, file + 1, f"{data.num_shards} files") for file in range(data.num_shards))
+        return
+    rows = len(data)
+    count = max(1, min(rows, round(data.data.nbytes / part_bytes)))
+    for piece in range(count):
+        yield rows * piece // count, rows * (piece + 1) // count, f"{rows}:{data.data.nbytes}"
+
+
+def row_count(corpus: Corpus) -> int | None:
+    """Rows of the split as the data set's card counts them; None where the card does not."""
+    data = _load(corpus.path[0], corpus.config, corpus.split, corpus.streaming)
+    counted = (data.info.splits or {}).get(corpus.split)
+    return counted.num_examples or None if counted is not None else None
+
+
+def name_of(corpus: Corpus, split: str, start: int) -> str:
+    """What the piece from ``start`` is called where something is wrong with it."""
+    file = f", file {start + 1}" if corpus.streaming else ""
+    return f"{corpus.path[0]}[{split}{file}]"
+
+
+def rows(corpus: Corpus, split: str, start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number from 1, row) of a piece. DamagedFile where its data are broken, UserError for anything else."""
+    data = _load(corpus.path[0], corpus.config, split, corpus.streaming)
+    number = 1 if corpus.streaming else start + 1
+    found = iter(
+        data.shard(data.num_shards, start) if corpus.streaming else (data[row] for row in range(start, stop))
+    )
+    while True:
+        try:
+            row = next(found, None)
+        except ValueError as error:  # what parsers of JSON, CSV and Parquet raise, pyarrow's too
+            raise DamagedFile(f"{name_of(corpus, split, start)}, row {number}: {_why(error)}") from None
+        except Exception as error:  # noqa: BLE001 - as in _load
+            place = f"{name_of(corpus, split, start)}, row {number}"
+            raise UserError(f"corpus.path: cannot read {place}: {_why(error)}") from None
+        if row is None:
+            return
+        yield number, row
+        number += 1
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, config: str | None, split: str, streaming: bool) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, config, split=split, streaming=streaming)
+    except Exception as error:  # noqa: BLE001 - datasets and huggingface_hub raise a dozen unrelated types here
+        raise UserError(
+            f"corpus.path: cannot load data set {name!r} (config {config!r}, split {split!r}): {_why(error)}"
+        ) from None
+
+
+def _why(error: Exception) -> str:
+    """The first line of what datasets says; of its cause where it says nothing."""
+    silent = str(error).startswith("An error occurred while generating the dataset")
+    return str(error.__cause__ if silent and error.__cause__ else error).strip().split("\n")[0]
