@@ -11,6 +11,7 @@ import torch
 from evaluation.finetune import Job, device, run
 from evaluation.tasks import Split
 from infra import console
+from infra.console import sigterm_kept
 from infra.errors import EXIT_INCOMPLETE, UserError
 
 REPEATS = 2
@@ -89,16 +90,17 @@ def start_ray(workers: int) -> None:
     """Join the cluster this process was submitted to, else start a local one that fits the workers."""
     import ray
 
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False)
-    else:
-        # "local", not bare: a head that somebody ran on this machine is not ours to join.
-        quiet: dict[str, Any] = {
-            "include_dashboard": False,
-            "log_to_driver": False,
-            "configure_logging": False,
-        }
-        ray.init(address="local", num_cpus=workers, **quiet)
+    with sigterm_kept():
+        if "RAY_ADDRESS" in os.environ:
+            ray.init(log_to_driver=False)
+        else:
+            # "local", not bare: a head that somebody ran on this machine is not ours to join.
+            quiet: dict[str, Any] = {
+                "include_dashboard": False,
+                "log_to_driver": False,
+                "configure_logging": False,
+            }
+            ray.init(address="local", num_cpus=workers, **quiet)
 
 
 def stop_ray() -> None:

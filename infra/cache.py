@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
 import threading
+import time
 from collections.abc import Iterator
 
 from infra import remote, storage
 from infra.errors import UserError, WrongContent
 from infra.os_errors import naming
+from infra.scratch import Scratch
+
+_Mark = tuple[str, int, int, int]
 
 
 class Cache:
@@ -24,12 +27,12 @@ class Cache:
 
     def __init__(self, directory: str | None, max_bytes: int) -> None:
         if directory is None:
-            self._private = tempfile.TemporaryDirectory(prefix="cache-")  # goes with this object
-            directory = self._private.name
+            self._private = Scratch()  # goes with this object
+            directory = self._private.path
         with naming(directory):
             os.makedirs(directory, mode=0o700, exist_ok=True)
         self.directory, self.max_bytes = directory, max_bytes
-        self._checked: set[tuple[str, int, int]] = set()  # marks of files whose content was found right
+        self._checked: set[_Mark] = set()  # of files whose content was found right
         self._held = threading.local()
 
     def local(self, path: str, digest: str) -> str:
@@ -80,7 +83,8 @@ class Cache:
         fcntl.flock(file, fcntl.LOCK_SH)
         if os.fstat(file.fileno()).st_nlink == 0:
             return False
-        os.utime(file.fileno())
+        modified = os.fstat(file.fileno()).st_mtime_ns  # stays, since it is in the mark
+        os.utime(file.fileno(), ns=(time.time_ns(), modified))
         self._held.file = file
         return True
 
@@ -91,7 +95,7 @@ class Cache:
                 if item.name.startswith("xxh3-128-"):
                     with contextlib.suppress(FileNotFoundError):
                         status = item.stat()
-                        entries.append((status.st_mtime_ns, item.path, status.st_size))
+                        entries.append((status.st_atime_ns, item.path, status.st_size))
             total = sum(size for _, _, size in entries)
             for _, entry, size in sorted(entries):
                 if total <= self.max_bytes:
@@ -100,10 +104,10 @@ class Cache:
                     total -= size
 
 
-def _mark(file: str) -> tuple[str, int, int]:
-    """A published file never changes: another content is another inode."""
+def _mark(file: str) -> _Mark:
+    """Another content is another inode where it was published, another time where it was written in place."""
     status = os.stat(file)
-    return file, status.st_ino, status.st_size
+    return file, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _unlink_unless_held(entry: str) -> bool:

@@ -20,8 +20,9 @@ LINE_SECONDS = 10.0
 """Between progress lines where stderr is not a terminal."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a stage in the same orderly way as Ctrl-C."""
+_received: list[int] = []
+"""Signals that ended the stage. Not told by the exception: Ray raises a KeyboardInterrupt of its own where a
+handler raises within its calls."""
 
 
 def command(function: Callable[[], int | None]) -> NoReturn:
@@ -32,14 +33,30 @@ def command(function: Callable[[], int | None]) -> NoReturn:
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         code = problem.exit_code
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        code = EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
+        code = EXIT_TERMINATED if signal.SIGTERM in _received else EXIT_INTERRUPTED
     sys.exit(code)
 
 
+@contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """Around ray.init, which replaces the handler by an exit that says nothing."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:  # that exit
+        signal.signal(signal.SIGTERM, handler)
+        signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+    """SIGTERM ends a stage in the same orderly way as Ctrl-C."""
+    _received.append(number)
+    raise KeyboardInterrupt
 
 
 class Progress:
@@ -67,6 +84,14 @@ class Progress:
         self._note = text
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
+
+    def say(self, text: str) -> None:
+        """A line of its own at once, for example on what is waited for."""
+        line = f"{self._description}: {text}"
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

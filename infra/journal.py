@@ -88,6 +88,10 @@ def _own(path: str) -> IO[str] | None:
         return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        size = os.fstat(file.fileno()).st_size
+        if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+            file.write("\n")  # ends what a kill tore, which would swallow the next entry
+            file.flush()
     except OSError:
         file.close()
         return None

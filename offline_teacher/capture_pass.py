@@ -216,7 +216,7 @@ def _build_sequences(recipe: Recipe, root: str, pool: Pool, validation: bool) ->
         return
     items = [Item(f"part {index}", "build_part", (root, index, parts[index])) for index in todo]
     with progress(len(parts), "parts", "sequences", len(parts) - len(todo)) as shown:
-        aside = pool.run(items, lambda item, answer: shown.advance(), shown.note)
+        aside = pool.run(items, lambda item, answer: shown.advance(), shown.say)
     if aside:
         raise UserError(f"sequences: {aside[0].name} of the corpus cannot be built: {aside[0].reason}")
     index = finish_index(root, parts, recipe.corpus, recipe.sequences)
@@ -275,10 +275,8 @@ def _capture_shards(
     aside: list[Item] = []
     if items:
         with progress(plan.total, "shards", "teacher", plan.total - len(items)) as shown:
-            aside = pool.run(items, done, shown.note)
+            aside = pool.run(items, done, shown.say, lambda item: _record_failure(root, declaration, item))
     seconds = time.monotonic() - begin
-    for item in aside:
-        _record_failure(root, declaration, item)
     digests = [sidecar.shard_digest for sidecar in found.values() if sidecar is not None]
     manifest = None if aside else _finished(source, root, declaration, digests)
     index = read_index(root)

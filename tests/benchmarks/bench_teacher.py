@@ -145,7 +145,7 @@ class LocalPool(Pool):
         super().__init__(recipe)
         self.worker = ShardWorker(recipe, "cpu")
 
-    def run(self, items: Iterable[Item], done: Any, waiting: Any) -> list[Item]:
+    def run(self, items: Iterable[Item], done: Any, waiting: Any, set_aside: Any = None) -> list[Item]:
         items = list(items)
         with ThreadPoolExecutor(ITEMS_IN_FLIGHT) as threads:
             for item, answer in zip(items, threads.map(self._do, items), strict=True):

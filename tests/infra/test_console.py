@@ -47,6 +47,15 @@ def test_a_signal_ends_it_in_order(number: signal.Signals, code: int) -> None:
     assert done.stderr == "interrupted; the same command continues where it stopped\n"
 
 
+def test_sigterm_within_a_call_that_raises_anew_keeps_its_code() -> None:
+    """As Ray does where a handler raises while it waits."""
+    done = run(
+        f"def main():\n try: os.kill(os.getpid(), {int(signal.SIGTERM)}); signal.pause()\n"
+        " except BaseException: raise KeyboardInterrupt from None\ncommand(main)"
+    )
+    assert done.returncode == 143
+
+
 def test_our_own_mistakes_show_a_traceback() -> None:
     done = run("def main(): assert False, 'broken'\ncommand(main)")
     assert done.returncode == 1
@@ -71,6 +80,17 @@ def test_progress_prints_a_line_now_and_then(
         "teacher: 100/100 shards, 0.5 shards/s, loss 3.2",
         "teacher: 100/100 shards, 0.5 shards/s, loss 3.2",
     ]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_said_is_shown_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with console.progress(100, "shards", "teacher") as shown:
+        capsys.readouterr()
+        shown.say("waiting for 2 workers")
+        assert "teacher: waiting for 2 workers\n" in capsys.readouterr().err
 
 
 def test_durations() -> None:

@@ -32,7 +32,7 @@ class LocalPool(Pool):
     def __exit__(self, *error: object) -> None:
         pass
 
-    def run(self, items, done, waiting):  # type: ignore[no-untyped-def]
+    def run(self, items, done, waiting, set_aside=None):  # type: ignore[no-untyped-def]
         for item in items:
             done(item, getattr(self.worker, item.method)(*item.arguments))
         return []
@@ -231,7 +231,7 @@ def test_a_head_that_cannot_be_written_is_no_finished_store(
         (store / name).unlink()
     item = Item("head", "write_head", (str(store),))
     item.reason = "Stale file handle"
-    monkeypatch.setattr(LocalPool, "run", lambda self, items, done, waiting: [item] if items else [])
+    monkeypatch.setattr(LocalPool, "run", lambda self, items, *more: [item] if items else [])
     with pytest.raises(UserError, match=r"mlm_head\.safetensors cannot be written: Stale file handle"):
         _run_again(made, store)
     assert not (store / "manifest.json").exists()

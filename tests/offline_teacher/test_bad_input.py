@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from infra.console import command
-from offline_teacher import cluster
 from offline_teacher.main import main
 from tests.offline_teacher.stores import contents
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
@@ -26,7 +25,7 @@ Spoil = Callable[[Path], object]
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(cluster, "_connect", lambda settings: pytest.fail("Ray was started"))
+    monkeypatch.setattr("ray.init", lambda **options: pytest.fail("Ray was started"))
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -100,6 +99,14 @@ def other_model(**changes: int) -> Spoil:
     return lambda root: save_bert(root / "model", **changes)
 
 
+def recipe_in_store(root: Path) -> None:
+    shutil.copy(root / "recipe.yaml", root / "store")
+
+
+def plot(path: str) -> tuple[Spoil, list[str], list[str]]:
+    return nothing, ["inspect", "{root}/store", "--plot", path], ["--plot", path]
+
+
 RUN = ["run", "--recipe", "{root}/recipe.yaml"]
 # what is spoiled, the command (overrides alone: of ``run``), words of the one line
 BAD: dict[str, tuple[Spoil, list[str], list[str]]] = {
@@ -119,7 +126,13 @@ BAD: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "sequences too long": (nothing, ["sequences.length=1024"], ["sequences.length", "512"]),
     "masking everything": (nothing, ["masking.probability=1.5"], ["masking.probability"]),
     "no replica": (nothing, ["masking.replicas=0"], ["masking.replicas"]),
-    "temperature of zero": (nothing, ["store.temperatures=[0]"], ["store.temperatures"]),
+    "temperature of zero": (nothing, ["store.temperatures=[0]"], ["store.temperatures", "0.1 to 1000"]),
+    "temperature near zero": (nothing, ["train.temperature=0.01"], ["train.temperature", "0.1 to 1000"]),
+    "temperature near infinity": (
+        nothing,
+        ["store.temperatures=[1, 1e30]"],
+        ["store.temperatures", "0.1 to 1000"],
+    ),
     "nothing to store": (
         nothing,
         ["store.top_k=0", "store.hidden_states=none"],
@@ -175,6 +188,11 @@ BAD: dict[str, tuple[Spoil, list[str], list[str]]] = {
     # the other commands
     "plan without recipe": (nothing, ["plan", "--recipe", "{root}/none.yaml"], ["none.yaml"]),
     "plan without teacher": (remove("model/config.json"), ["plan", *RUN[1:]], ["config.json"]),
+    "plan of what cannot be masked": (
+        write("text.txt", "words of another language\n"),
+        ["plan", *RUN[1:]],
+        ["corpus.path", "no token", "masked"],
+    ),
     "verify of nothing": (nothing, ["verify", "{root}/none"], ["{root}/none", "not a store"]),
     "verify of a file": (nothing, ["verify", "{root}/text.txt"], ["text.txt", "not a store"]),
     "rerun without recipe": (
@@ -182,10 +200,29 @@ BAD: dict[str, tuple[Spoil, list[str], list[str]]] = {
         ["verify", "{root}/store", "--rerun", "1", "--recipe", "{root}/none.yaml"],
         ["none.yaml"],
     ),
+    "rerun of fewer than none": (nothing, ["verify", "{root}/store", "--rerun", "-1"], ["--rerun", "-1"]),
+    "an override behind an option": (
+        nothing,
+        ["verify", "{root}/store", "--rerun", "1", "--recipe", "{root}/recipe.yaml", "masking.sed=4"],
+        ["masking.sed", "did you mean seed?"],
+    ),
+    "overrides before and behind an option": (
+        nothing,
+        ["plan", "masking.seed=4", *RUN[1:], "masking.sed=4"],
+        ["masking.sed", "did you mean seed?"],
+    ),
+    "an override that nothing needs": (recipe_in_store, ["verify", "{root}/store", "foo=1"], ["foo"]),
+    "no such option": (nothing, ["verify", "{root}/store", "--deeper"], ["--deeper", "verify --help"]),
+    "run without recipe": (nothing, ["run"], ["--recipe", "run --help"]),
     "inspect of nothing": (nothing, ["inspect", "{root}/none"], ["{root}/none"]),
     "inspect beyond the end": (nothing, ["inspect", "{root}/store", "--sample", "9999"], ["--sample 9999"]),
     "inspect before the start": (nothing, ["inspect", "{root}/store", "--sample", "-1"], ["--sample -1"]),
     "no such replica": (nothing, ["inspect", "{root}/store", "--replica", "9"], ["--replica 9"]),
+    "a tokenizer that cannot be loaded": (nothing, ["inspect", "{root}/store"], ["{root}/store/tokenizer"]),
+    "a picture in no directory": (plot("{root}/none/x.png")),
+    "a picture of no kind": (plot("{root}/x.foo")),
+    "a picture over a directory": (plot("{root}")),
+    "a picture without a name": (plot("")),
     "inspect of a damaged store": (cut("store/manifest.json"), ["inspect", "{root}/store"], ["manifest"]),
 }
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from infra.errors import EXIT_INCOMPLETE
+from infra import scratch
+from infra.console import EXIT_TERMINATED
+from infra.errors import EXIT_INCOMPLETE, EXIT_USER_ERROR
 from tests.offline_teacher.stores import contents, finish, sidecars, start, wait_until, workers
 from tests.offline_teacher.tiny_teacher import WORDS, save_bert, write_recipe, write_text
 
@@ -43,6 +47,23 @@ def test_two_workers_one_of_them_killed(recipe: Path, reference: dict[str, bytes
     code, output = finish(process)
     assert code == 0, output
     assert contents(store) == reference
+
+
+def test_sigterm_ends_it_with_its_own_code_and_the_workers_clean_up(
+    recipe: Path, reference: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while the driver waits for Ray."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # its sockets have no room for a long path
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    process = start(recipe, f"output={tmp_path}")
+    wait_until(lambda: len(sidecars(tmp_path / "tiny/store")) > 0, process)
+    assert list((tmp_path / "tmp").glob(f"{scratch.PREFIX}*"))
+    process.terminate()
+    code, output = finish(process)
+    assert code == EXIT_TERMINATED, output
+    assert "interrupted; the same command continues" in output
+    assert list((tmp_path / "tmp").glob(f"{scratch.PREFIX}*")) == []
 
 
 def test_killed_driver_resumes(recipe: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
@@ -83,3 +104,19 @@ def test_shards_with_nan_are_set_aside_while_the_rest_finishes(tmp_path: Path) -
         assert record["sequence_ids"] == list(range(16 * record["index"], 16 * record["index"] + 16))
         assert f"set aside: shard {path.stem}" in output
         assert not (store / f"shards/{path.name}").exists()
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """One at which nothing listens: it is bound, and refuses."""
+    with socket.socket() as closed:
+        closed.bind(("", 0))
+        yield closed.getsockname()[1]
+
+
+def test_a_cluster_that_is_not_there_is_one_line(recipe: Path, port: int, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{port}"
+    code, output = finish(start(recipe, f"output={tmp_path}", f"teacher.ray_address={address}"))
+    assert code == EXIT_USER_ERROR
+    assert f"error: teacher.ray_address: no Ray cluster answers at {address}; start it" in output
+    assert "Traceback" not in output

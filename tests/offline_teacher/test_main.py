@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import UserError
-from offline_teacher import cluster
-from offline_teacher.main import main
+from offline_teacher.main import _parser, main
 from tests.offline_teacher.stores import contents, finish, start
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 
@@ -38,10 +37,26 @@ def store_of(recipe: Path) -> Path:
     return recipe.parent / "runs/tiny/store"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "verify STORE --rerun 1 a.b=1 c.d=2",
+        "verify STORE a.b=1 --rerun 1 c.d=2",
+        "verify --rerun 1 STORE a.b=1 c.d=2",
+        "plan a.b=1 --recipe R c.d=2",
+        "run --recipe R a.b=1 c.d=2",
+    ],
+)
+def test_options_and_overrides_come_in_any_order(words: str) -> None:
+    options = vars(_parser().parse_args(words.split()))
+    assert options["overrides"] == ["a.b=1", "c.d=2"]
+    assert (options.get("store"), options.get("rerun")) in (("STORE", 1), (None, None))
+
+
 def test_complete_store_starts_no_ray(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cluster, "_connect", lambda settings: pytest.fail("Ray was started"))
+    monkeypatch.setattr("ray.init", lambda **options: pytest.fail("Ray was started"))
     before = contents(store_of(made))
     assert main(["run", "--recipe", str(made)]) == 0
     assert "complete" in capsys.readouterr().out
@@ -49,7 +64,7 @@ def test_complete_store_starts_no_ray(
 
 
 def test_speed_settings_may_differ(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_connect", lambda settings: pytest.fail("Ray was started"))
+    monkeypatch.setattr("ray.init", lambda **options: pytest.fail("Ray was started"))
     assert main(["run", "--recipe", str(made), "teacher.workers=2", "teacher.shard_attempts=1"]) == 0
 
 
