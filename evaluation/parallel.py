@@ -11,7 +11,6 @@ import torch
 from evaluation.finetune import Job, device, run
 from evaluation.tasks import Split
 from infra import console
-from infra.console import sigterm_kept
 from infra.errors import EXIT_INCOMPLETE, UserError
 
 REPEATS = 2
@@ -90,7 +89,7 @@ def start_ray(workers: int) -> None:
     """Join the cluster this process was submitted to, else start a local one that fits the workers."""
     import ray
 
-    with sigterm_kept():
+    with console.sigterm_kept():
         if "RAY_ADDRESS" in os.environ:
             ray.init(log_to_driver=False)
         else:

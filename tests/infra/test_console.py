@@ -110,3 +110,18 @@ def test_tables_show_values_as_given() -> None:
         "SST-2   0.910",
         "CoLA    1",
     ]
+
+
+def test_sigterm_while_ray_starts_is_handled_as_ever() -> None:
+    """Ray puts a handler of its own in place, which exits."""
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        own = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit), console.sigterm_kept():
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+            signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)

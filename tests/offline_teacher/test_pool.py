@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -335,18 +334,3 @@ def test_which_cluster_is_joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         assert ray_cluster._answers("", None)
         assert ray_cluster._answers("", f"ray://127.0.0.1:{port}")
         assert not ray_cluster._answers("", "local")
-
-
-def test_sigterm_while_ray_starts_is_handled_as_ever() -> None:
-    """Ray puts a handler of its own in place, which exits."""
-    received: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    try:
-        own = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(SystemExit), ray_cluster._sigterm_kept():
-            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
-            signal.raise_signal(signal.SIGTERM)
-        assert received == [signal.SIGTERM]
-        assert signal.getsignal(signal.SIGTERM) is own
-    finally:
-        signal.signal(signal.SIGTERM, before)
