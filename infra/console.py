@@ -53,10 +53,11 @@ def sigterm_kept() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """SIGTERM ends a stage in the same orderly way as Ctrl-C."""
-    _received.append(number)
-    raise KeyboardInterrupt
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a stage in the same orderly way as Ctrl-C; a second one does not disturb that."""
+    if number not in _received:
+        _received.append(number)
+        raise KeyboardInterrupt
 
 
 class Progress:

@@ -88,7 +88,7 @@ class Recipe:
 
     def save(self, directory: str) -> None:
         """Publishes ``directory/recipe.yaml``."""
-        storage.publish_bytes(storage.join(directory, "recipe.yaml"), self.to_yaml().encode())
+        storage.keep_bytes(storage.join(directory, "recipe.yaml"), self.to_yaml().encode())
 
 
 def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:

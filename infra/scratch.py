@@ -11,8 +11,6 @@ import tempfile
 from infra.os_errors import naming
 
 PREFIX = "distillation-scratch-"
-_LOCK = ".in-use"
-"""In each directory, locked by the process that uses it."""
 
 
 class Scratch:
@@ -20,27 +18,40 @@ class Scratch:
     killed, with the next one that is made on this machine."""
 
     def __init__(self) -> None:
-        parent = tempfile.gettempdir()
-        with naming(parent):
+        with naming("the directory for temporary files (TMPDIR)"):
+            parent = tempfile.gettempdir()
             _remove_abandoned(parent)
             while True:
                 self._directory = tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent)
                 self.path = self._directory.name
-                lock = os.path.join(self.path, _LOCK)
-                self._lock = open(lock, "w")  # noqa: SIM115 - held as long as the directory
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
-                if os.path.exists(lock):
-                    break  # else another process saw it unlocked, and took it for abandoned
+                try:
+                    self._lock = os.open(self.path, os.O_RDONLY)
+                except FileNotFoundError:  # another process saw it unlocked, and took it for abandoned
+                    continue
+                with contextlib.suppress(OSError):  # where there are no locks, nobody removes anything
+                    fcntl.flock(self._lock, fcntl.LOCK_EX)
+                if os.path.exists(self.path):
+                    break
+                os.close(self._lock)
 
     def close(self) -> None:
         self._directory.cleanup()
-        self._lock.close()
+        os.close(self._lock)
 
 
 def _remove_abandoned(parent: str) -> None:
-    """The directories whose process is gone. One without a lock is being made; a stranger's is not opened."""
-    for item in os.scandir(parent):
-        if item.name.startswith(PREFIX) and item.is_dir(follow_symlinks=False):
-            with contextlib.suppress(OSError), open(os.path.join(item.path, _LOCK), "r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(item.path)
+    """The directories whose process is gone, as far as they can be found, locked and removed."""
+    with contextlib.suppress(OSError):
+        for item in os.scandir(parent):
+            if item.name.startswith(PREFIX) and item.is_dir(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    _remove_unlocked(item.path)
+
+
+def _remove_unlocked(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path)
+    finally:
+        os.close(handle)

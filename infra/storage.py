@@ -249,6 +249,12 @@ def publish_bytes(path: str, data: bytes) -> None:
         file.write(data)
 
 
+def keep_bytes(path: str, data: bytes) -> None:
+    """Publishes ``data`` unless it is there already, so that what is complete can be read-only."""
+    if not exists(path) or read_bytes(path) != data:
+        publish_bytes(path, data)
+
+
 def publish_json(path: str, value: Any) -> None:
     """Canonical: the same value always gives the same bytes. NaN and infinity raise ``ValueError``."""
     text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
@@ -297,16 +303,20 @@ def exclusive(directory: str) -> Iterator[None]:
         os.close(handle)
 
 
-def move(path: str, target: str) -> None:
-    """One file to another place of the same storage, over what is there; an absent one is no error."""
+def move(path: str, target: str) -> bool:
+    """One file to another place, over what is there. False, and nothing is done, where there is none."""
     if is_remote(path):
-        if exists(path):
-            publish_bytes(target, read_bytes(path))
-            remove(path)
-        return
-    with naming(path, FileNotFoundError), contextlib.suppress(FileNotFoundError):
+        if not exists(path):
+            return False
+        publish_bytes(target, read_bytes(path))
+        remove(path)
+        return True
+    if not os.path.lexists(path):
+        return False
+    with naming(path):
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        os.replace(path, target)
+        shutil.move(path, target)  # a store may be a mount of its own: its neighbour is another file system
+    return True
 
 
 def remove_tree(path: str) -> None:

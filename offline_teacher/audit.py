@@ -15,16 +15,20 @@ from infra.console import progress
 from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.recipe import Recipe, load_recipe
 from offline_teacher import corpus
+from offline_teacher.sequences import read_index, refuse_other_text
 from offline_teacher.store.deep import deep_check, recorded_count
 from offline_teacher.store.manifest import DECLARATION_NAME, MANIFEST_NAME, RECIPE_NAME, SHARDS, Declaration
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.schema import shard_name
 from offline_teacher.store.verify import Problem, declared, quarantine, set_aside_damaged, verify
-from offline_teacher.store.writer import store_files, unexpected
+from offline_teacher.store.writer import sidecars, store_files, unexpected
 
 if TYPE_CHECKING:
     from offline_teacher.capture_pass import Source
 
+SEQUENCE_FILE = re.compile(
+    r"sequences/(part-\d+\.(arrow|json|counts\.arrow)|index\.json|token_counts\.arrow)"
+)
 SHARD_FILE = re.compile(r"r\d{3,}-\d{8,}\.(arrow|json)")
 
 SHOWN = 20
@@ -154,10 +158,15 @@ def mend(root: str, problems: Sequence[Problem], recipe: Recipe) -> None:
     source, begun = find_source(recipe), declared(root)
     if begun is not None:
         _refuse_other(recipe, source, root, begun)
-    listed = not any(problem.file == MANIFEST_NAME for problem in problems)
-    text = not listed or any(problem.file.startswith("sequences/") for problem in problems)
+    else:
+        _refuse_other_shards(recipe, source, root)
+    files = {problem.file for problem in problems}
+    listed = MANIFEST_NAME not in files
+    text = not listed or any(SEQUENCE_FILE.fullmatch(name) for name in files)
     if text:
-        corpus.parts(recipe.corpus, recipe.sequences.part_bytes, validation)
+        parts = corpus.parts(recipe.corpus, recipe.sequences.part_bytes, validation)
+        if listed and not any(name.startswith(("tokenizer/", "sequences/index")) for name in files):
+            refuse_other_text(root, parts, recipe.corpus, recipe.sequences)
     if not listed:  # nothing but their makers can tell whether these files are right
         problems = [*problems, *_unlisted(root, source)]
     with storage.exclusive(root):
@@ -174,7 +183,7 @@ def _as_made(root: str, recipe: Recipe) -> tuple[Recipe, bool]:
     """The recipe as the pass takes it for this store, and whether the store is of the held-out text."""
     from offline_teacher.capture_pass import validation_recipe
 
-    validation = root.rstrip("/").endswith("validation_store")
+    validation = root.rstrip("/").rpartition("/")[2] == "validation_store"
     return (validation_recipe(recipe) if validation else recipe), validation
 
 
@@ -188,11 +197,28 @@ def _refuse_other(recipe: Recipe, source: Source, root: str, begun: Declaration)
         )
 
 
+def _refuse_other_shards(recipe: Recipe, source: Source, root: str) -> None:
+    """As ``_refuse_other``, where neither manifest nor declaration tells: by what the shards say."""
+    from offline_teacher.capture_pass import declare
+
+    try:
+        if read_index(root) is None:
+            return
+    except UserError:
+        return
+    found = sidecars(root, declare(recipe, source, root))
+    there = any(SHARD_FILE.fullmatch(name) for name in storage.list_names(storage.join(root, SHARDS)))
+    if there and not any(found.values()):
+        raise UserError(
+            f"{root}: none of its shards is of this recipe: give the one it was made of (--recipe)"
+        )
+
+
 def _unlisted(root: str, source: Source) -> list[Problem]:
     """What is not as it was made, of the files that a manifest would list."""
     from offline_teacher.capture_pass import made_files
 
-    found = store_files(root)
+    found = [name for name in store_files(root) if name != DECLARATION_NAME]
     try:
         expected = made_files(root, source)
     except UserError:  # the sequences' own index or a sidecar: all of them are made again
@@ -206,7 +232,7 @@ def _made_together(name: str) -> list[str]:
     part = re.fullmatch(r"(sequences/part-\d+)\..*", name)
     if part:
         return [part[1] + suffix for suffix in (".json", ".arrow", ".counts.arrow")]
-    if name.startswith("sequences/"):
+    if SEQUENCE_FILE.fullmatch(name):
         return ["sequences/index.json", "sequences/token_counts.arrow"]
     return []
 

@@ -108,7 +108,7 @@ class Capture:
         if token_count.min() < input_ids.shape[1]:
             real = np.arange(input_ids.shape[1]) < token_count[:, None]
             mask = torch.from_numpy(real.astype(np.int64)).to(device)
-        return self.loaded.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        return self.loaded.model(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
 
     def _recorded(
         self, token_count: np.ndarray, masked_positions: np.ndarray

@@ -12,7 +12,7 @@ from typing import Any
 from infra import storage
 from infra.cache import Cache
 from infra.console import progress
-from infra.errors import EXIT_INCOMPLETE, UserError
+from infra.errors import UserError
 from infra.processor import warn_if_slow
 from infra.recipe import Recipe
 from offline_teacher import corpus, teacher
@@ -28,7 +28,6 @@ from offline_teacher.store.manifest import (
     MANIFEST_NAME,
     Declaration,
     Manifest,
-    repair_command,
 )
 from offline_teacher.store.schema import FORMAT_VERSION, Layout, ShardPlan, SpecialIds, shard_name
 from offline_teacher.store.writer import (
@@ -39,6 +38,15 @@ from offline_teacher.store.writer import (
     seal_recipe,
     sidecars,
 )
+
+ARCHITECTURE = (
+    "model_type",
+    "hidden_act",
+    "layer_norm_eps",
+    "num_attention_heads",
+    "pad_token_id",
+)
+"""Of the teacher's configuration, what decides its numbers beside the weights and their shapes."""
 
 Report = Callable[[dict[str, float]], None]
 
@@ -71,15 +79,16 @@ class Source:
     tokenizer: Any
     weight_digest: str
     tokenizer_digest: str
-    head_digest: str
-    """Of the file a store keeps of its masked-LM head."""
+    head: bytes
+    """The file a store keeps of its masked-LM head."""
 
     def files(self) -> dict[str, bytes]:
-        """Path below a store -> content, of what it keeps of its tokenizer and configuration."""
+        """Path below a store -> content, of what it keeps of its tokenizer, configuration and head."""
         files = {f"tokenizer/{name}": data for name, data in teacher.tokenizer_files(self.tokenizer).items()}
         config = json.loads(self.config.to_json_string(use_diff=False))
         for key in ("_name_or_path", "transformers_version"):
             config.pop(key, None)
+        files[HEAD_NAME] = self.head
         files["teacher/config.json"] = (json.dumps(config, indent=1, sort_keys=True) + "\n").encode()
         return files
 
@@ -103,7 +112,7 @@ def find_source(recipe: Recipe) -> Source:
         tokenizer=tokenizer,
         weight_digest=weight_digest,
         tokenizer_digest=teacher.tokenizer_digest(tokenizer),
-        head_digest=storage.digest_bytes(head_bytes(teacher.mlm_head(model))),
+        head=head_bytes(teacher.mlm_head(model)),
     )
 
 
@@ -146,33 +155,16 @@ def run_pass(
         begin_store(root, declaration)
         recipe.save(root)  # not before the corpus is known to be the store's
         seal_recipe(root)
-        _write_head(source, root, pool)
         if not validation and not recipe.teacher.gpus_per_worker:
             warn_if_slow("teacher.dtype", recipe.teacher.dtype)
         return _capture_shards(recipe, source, root, declaration, pool, report)
-
-
-def _write_head(source: Source, root: str, pool: Pool) -> None:
-    if _has_head(source, root):
-        return
-    aside = pool.run([Item("head", "write_head", (root,))], lambda item, answer: None, print)
-    if aside:
-        raise UserError(f"{root}: {HEAD_NAME} cannot be written: {aside[0].reason}", EXIT_INCOMPLETE)
-
-
-def _has_head(source: Source, root: str) -> bool:
-    """The right one, where no manifest holds its digest yet."""
-    path = storage.join(root, HEAD_NAME)
-    if not storage.exists(path):
-        return False
-    finished = storage.exists(storage.join(root, MANIFEST_NAME))
-    return finished or storage.digest_file(path) == source.head_digest
 
 
 def _fingerprint(recipe: Recipe, source: Source, corpus_digest: str) -> dict[str, Any]:
     return {
         "recipe": recipe.outcome("corpus", "sequences", "masking", "teacher", "store"),
         "teacher": source.weight_digest,
+        "architecture": {name: getattr(source.config, name, None) for name in ARCHITECTURE},
         "tokenizer": source.tokenizer_digest,
         "corpus": corpus_digest,
         "format": FORMAT_VERSION,
@@ -198,15 +190,13 @@ def _publish_beginning(source: Source, root: str) -> None:
     files = source.files()
     for directory in ("tokenizer", "teacher"):  # whatever lies there decides ids
         for name in storage.list_names(storage.join(root, directory)):
-            if f"{directory}/{name}" not in (*files, HEAD_NAME):
-                raise UserError(
-                    f"{root}: {directory}/{name} is foreign, no file of a store has this name: move it away,"
-                    f" or run `{repair_command(root)}`"
-                )
+            if f"{directory}/{name}" not in files:
+                raise UserError(f"{root}: {directory}/{name} is foreign, no file of a store: move it away")
+    finished = storage.exists(storage.join(root, MANIFEST_NAME))  # what it lists stays as it is
     for name, data in files.items():
         path = storage.join(root, *name.split("/"))
-        if not storage.exists(path) or storage.read_bytes(path) != data:
-            storage.publish_bytes(path, data)
+        if not (finished and storage.exists(path)):
+            storage.keep_bytes(path, data)
 
 
 def _build_sequences(recipe: Recipe, root: str, pool: Pool, validation: bool) -> None:
@@ -256,8 +246,11 @@ def _capture_shards(
     recipe: Recipe, source: Source, root: str, declaration: Declaration, pool: Pool, report: Report | None
 ) -> Outcome:
     plan, begin, retries_before = declaration.plan, time.monotonic(), pool.retries
-    found = sidecars(root, declaration)
+    found, records = sidecars(root, declaration), storage.list_names(storage.join(root, FAILED))
     todo = [shard for shard, sidecar in found.items() if sidecar is None]
+    for shard, sidecar in found.items():  # a driver may have died before it removed the record
+        if sidecar is not None and shard_name(*shard) + ".json" in records:
+            storage.remove(_failed_path(root, shard_name(*shard)))
     tokens = new_shards = 0
     items = [Item(shard_name(*shard), "capture", (root, *shard)) for shard in todo]
     every = max(1, len(items) // 100)
@@ -310,7 +303,7 @@ def _finished(source: Source, root: str, declaration: Declaration, digests: list
 def made_files(root: str, source: Source) -> dict[str, str]:
     """Path below the store -> digest, of what is beside declaration and shards as its makers know it."""
     made = {name: storage.digest_bytes(data) for name, data in source.files().items()}
-    return {**made, HEAD_NAME: source.head_digest, **file_digests(root)}
+    return {**made, **file_digests(root)}
 
 
 def _failed_path(root: str, name: str) -> str:

@@ -18,16 +18,16 @@ from infra.errors import UserError
 from infra.recipe import Recipe
 from infra.scratch import Scratch
 from offline_teacher.ray_cluster import connect, python_path, refuse_too_few_gpus
-from offline_teacher.work_queue import ITEM_DEATHS, Worker, WorkQueue
+from offline_teacher.work_queue import ITEM_DEATHS, ITEMS_IN_FLIGHT, Worker, WorkQueue
 from offline_teacher.work_queue import Item as Item
 
-ITEMS_IN_FLIGHT = 2
-"""On one worker: one is computed while the other is written."""
 WAIT_SECONDS = 2.0
 PATIENCE_SECONDS = 30.0
 """Without enough workers for this long, say what is being waited for."""
 REMIND_SECONDS = 60.0
 """Then again, while it lasts."""
+START_PAUSE_SECONDS = 10.0
+"""After a worker that died at its start, while others are at work."""
 CLOSE_SECONDS = 5.0
 """For workers to remove their files."""
 
@@ -47,6 +47,7 @@ class Pool:
         self._work = WorkQueue(self.settings.shard_attempts, bound)
         self._numbers = itertools.count()
         self._starting: dict[Any, Worker] = {}
+        self._start_at = 0.0
         self._started = self._joined = False
 
     @property
@@ -88,6 +89,8 @@ class Pool:
         speak_at = time.monotonic() + PATIENCE_SECONDS
         while left := len(self._work.todo) + sum(len(worker.items) for worker in self.workers):
             while len(self.workers) < min(self.settings.workers, left):
+                if time.monotonic() < self._start_at and any(worker.items for worker in self.workers):
+                    break
                 self._start_worker()
             ready = [worker for worker in self.workers if worker.ready]
             needed = min(self.settings.min_workers, left)
@@ -156,6 +159,7 @@ class Pool:
         if not finished:
             finished, _ = ray.wait(list(owners), num_returns=1, timeout=WAIT_SECONDS)
         dead: dict[Worker, str] = {}
+        mistakes: list[UserError] = []
         for reference in finished:
             worker = owners[reference]
             try:
@@ -165,18 +169,23 @@ class Pool:
                 continue
             if self._starting.pop(reference, None) is not None:
                 worker.ready = True
+            elif "mistake" in answer:
+                mistakes.append(UserError(answer["mistake"], answer["exit_code"]))
             else:
                 self._settle(worker, worker.items.pop(reference), answer, done)
+        if mistakes:
+            raise mistakes[0]
         for worker, reason in dead.items():
             self._end(worker)
-            self._work.died(worker, reason)
+            busy = any(other.items for other in self.workers if other not in dead)
+            if busy and not worker.ready:  # nothing is waiting for it: what ails its node may pass
+                self._start_at = time.monotonic() + START_PAUSE_SECONDS
+            self._work.died(worker, reason, busy)
         for worker in [worker for worker in self.workers if self._work.is_broken(worker)]:
             self._end(worker)
             self._work.replaced(worker)
 
     def _settle(self, worker: Worker, item: Item, answer: dict[str, Any], done: Done) -> None:
-        if "mistake" in answer:
-            raise UserError(answer["mistake"], answer["exit_code"])
         if "failure" in answer:
             self._work.failed(worker, item, answer["failure"])
         else:
@@ -202,12 +211,19 @@ def _guarded(kind: type) -> type:
 
     class Guarded(kind):
         def __init__(self, *arguments: Any) -> None:
-            self._scratch = Scratch()
+            self._mistake: UserError | None = None
+            try:
+                self._scratch = Scratch()
+            except UserError as error:  # a worker that raises here is one that died, of nobody knows what
+                self._mistake = error
+                return
             tempfile.tempdir = self._scratch.path
             super().__init__(*arguments)
 
         def call(self, method: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
             try:
+                if self._mistake is not None:
+                    raise self._mistake
                 return getattr(self, method)(*arguments)
             except UserError as error:
                 return {"mistake": str(error), "exit_code": error.exit_code}
@@ -215,7 +231,8 @@ def _guarded(kind: type) -> type:
                 return {"failure": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
 
         def close(self) -> None:
-            self._scratch.close()
+            if self._mistake is None:
+                self._scratch.close()
 
     Guarded.__name__ = Guarded.__qualname__ = kind.__name__  # what Ray calls the process
     return Guarded

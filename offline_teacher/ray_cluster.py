@@ -66,13 +66,38 @@ def _answers(where: str, address: str | None) -> bool:
         url = address if address and "://" in address else canonicalize_bootstrap_address(address)  # type: ignore[arg-type]
         if url is None:
             return False
-        socket.create_connection(_host_and_port(url), CONNECT_SECONDS).close()
+        host, port = _host_and_port(url)
+        socket.create_connection((host, port), CONNECT_SECONDS).close()
     except ValueError:
         raise UserError(f"{where}: {address} is not host:port, ray://host:port, auto or local") from None
     except OSError:
         if address is None:
             return False  # the note of a head that is gone
         raise UserError(f"{where}: no Ray cluster answers at {address}; start it, or leave it out") from None
+    if not _speaks_grpc(host, port):
+        if address is None:
+            return False
+        raise UserError(
+            f"{where}: what answers at {address} is no Ray head, whose port is 6379, that of ray:// 10001,"
+            " unless it was started with another"
+        )
+    return True
+
+
+def _speaks_grpc(host: str, port: int) -> bool:
+    """As a Ray head does; with TLS that takes certificates, and is left to Ray."""
+    import grpc
+
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return True
+    name = f"[{host}]" if ":" in host else host
+    channel = grpc.insecure_channel(f"{name}:{port}", options=[("grpc.enable_http_proxy", 0)])
+    try:
+        grpc.channel_ready_future(channel).result(timeout=CONNECT_SECONDS)
+    except grpc.FutureTimeoutError:
+        return False
+    finally:
+        channel.close()
     return True
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -73,16 +74,24 @@ def _current(
 
     Its recipe and sizes are compared, and, as make does, that no local file of it was written after it.
     """
+    path = _part_file(store_dir, index, ".json")
+    sidecar = _made(store_dir, index, part, corpus, settings, encoder)
+    if sidecar is not None and not storage.is_remote(path) and modified(part) >= os.stat(path).st_mtime:
+        return None
+    return sidecar
+
+
+def _made(
+    store_dir: str, index: int, part: Part, corpus: Corpus, settings: Sequences, encoder: Encoder
+) -> dict[str, Any] | None:
+    """The sidecar of a part that is there, of this recipe and text of these sizes."""
     sidecar = _read_sidecar(store_dir, index)
-    if sidecar is None or sidecar.get("made_from") != _made_from(part, corpus, settings, encoder):
+    if sidecar is None or sidecar["made_from"] != _made_from(part, corpus, settings, encoder):
         return None
     if corpus.strict and sidecar["problems"]["counts"]:  # found when it was not: to be refused now
         return None
     data = _part_file(store_dir, index, ".arrow")
     if not storage.exists(data) or storage.size(data) != sidecar["bytes"]:
-        return None
-    path = _part_file(store_dir, index, ".json")
-    if not storage.is_remote(path) and modified(part) >= os.stat(path).st_mtime:
         return None
     return sidecar
 
@@ -104,6 +113,18 @@ def outstanding(store_dir: str, parts: Sequence[Part], corpus: Corpus, settings:
             lambda item: _current(store_dir, item[0], item[1], corpus, settings, encoder), enumerate(parts)
         )
         return [index for index, sidecar in enumerate(current) if sidecar is None]
+
+
+def refuse_other_text(store_dir: str, parts: Sequence[Part], corpus: Corpus, settings: Sequences) -> None:
+    """UserError where the text is, by its parts and their sizes, not what the sequences were made of."""
+    outstanding(store_dir, parts, corpus, settings)
+    encoder = load_encoder(storage.join(store_dir, "tokenizer"))
+    for index, part in enumerate(parts):
+        sidecar = _read_sidecar(store_dir, index)
+        if sidecar is not None and sidecar["made_from"] != _made_from(part, corpus, settings, encoder):
+            raise UserError(
+                f"{part.spans[0].path}: part {index} of {store_dir} was made of other text; restore the text"
+            )
 
 
 def build_part(store_dir: str, index: int, part: Part, corpus: Corpus, settings: Sequences) -> dict[str, Any]:
@@ -238,7 +259,7 @@ def finish_index(store_dir: str, parts: Sequence[Part], corpus: Corpus, settings
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
         sidecars = list(
             pool.map(
-                lambda item: _current(store_dir, item[0], item[1], corpus, settings, encoder),
+                lambda item: _made(store_dir, item[0], item[1], corpus, settings, encoder),
                 enumerate(parts),
             )
         )
@@ -276,9 +297,18 @@ def finish_index(store_dir: str, parts: Sequence[Part], corpus: Corpus, settings
     before = read_index(store_dir)
     if before is not None and before.part_digests != index.part_digests:
         raise UserError(f"{store_dir}: was made of another corpus; restore the text, or make a new store")
+    _remove_parts_from(store_dir, len(parts))
     storage.publish_bytes(storage.join(_folder(store_dir), "token_counts.arrow"), data)
     storage.publish_bytes(storage.join(_folder(store_dir), "index.json"), seal(dataclasses.asdict(index)))
     return index
+
+
+def _remove_parts_from(store_dir: str, count: int) -> None:
+    """Those of an earlier attempt, which cut the text into more parts."""
+    for name in storage.list_names(_folder(store_dir)):
+        part = re.fullmatch(r"part-(\d+)\..*", name)
+        if part and int(part[1]) >= count:
+            storage.remove(storage.join(_folder(store_dir), name))
 
 
 def _read_counts(store_dir: str, part: int, digest: str) -> tuple[np.ndarray, np.ndarray]:
@@ -297,7 +327,8 @@ def file_digests(store_dir: str) -> dict[str, str]:
     Raises UserError where the index or a sidecar is damaged.
     """
     index = read_index(store_dir)
-    assert index is not None
+    if index is None:
+        raise UserError(f"{_folder(store_dir)}: has no index.json")
     digests = {"sequences/token_counts.arrow": index.token_counts_digest}
     files = ["index.json"]
     for part, digest in enumerate(index.part_digests):

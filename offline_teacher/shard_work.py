@@ -22,7 +22,7 @@ from offline_teacher.packing import load_encoder
 from offline_teacher.sequences import build_part, open_sequences, read_token_counts
 from offline_teacher.shard_memory import Heap, ShardMemory
 from offline_teacher.store.manifest import Declaration
-from offline_teacher.store.writer import read_declaration, write_head, write_shard
+from offline_teacher.store.writer import read_declaration, write_shard
 
 TEXT_COLUMNS = ("sequence_id", "token_count", "input_ids", "masked_positions", "masked_labels")
 """Those that need no teacher."""
@@ -49,10 +49,6 @@ class ShardWorker:
         """Publishes one part of the sequences; returns ``{tokens}`` of it."""
         sidecar = self._compute(build_part, root, index, part, self.recipe.corpus, self.recipe.sequences)
         return {"tokens": sidecar["tokens"]}
-
-    def write_head(self, root: str) -> dict[str, Any]:
-        write_head(root, self._compute(self._teacher).head)
-        return {}
 
     def capture(self, root: str, replica: int, index: int) -> dict[str, Any]:
         """Publishes one shard; returns ``{tokens, bytes}`` of it. ValueError where the teacher gives NaN."""

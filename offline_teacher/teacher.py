@@ -38,8 +38,8 @@ SIZES = (
     "intermediate_size",
     "max_position_embeddings",
 )
-UNUSED_WEIGHTS = ("pooler", "position_ids")
-"""Weights of an encoder that a masked LM does without."""
+UNUSED_WEIGHTS = ("pooler", "position_ids", "token_type_ids")
+"""What a masked LM does without, of an encoder's weights and buffers."""
 HUB_FILES = (
     "config.json",
     "model*.safetensors",
@@ -283,7 +283,7 @@ def load_model(directory: str, config: Any) -> Any:
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"teacher.model: {directory} cannot be loaded ({_first_line(error)})") from None
     finally:
         logging.set_verbosity(verbosity)

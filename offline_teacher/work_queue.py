@@ -10,6 +10,8 @@ from typing import Any
 
 from infra.errors import EXIT_INCOMPLETE, UserError
 
+ITEMS_IN_FLIGHT = 2
+"""On one worker: one is computed while the other is written."""
 ITEM_DEATHS = 8
 """An item in whose hands this many workers died is set aside."""
 WORKER_FAILURES = 2
@@ -70,10 +72,24 @@ class WorkQueue:
             return None
         for position, item in enumerate(self.todo):
             # One that had a worker die is alone on its next, so that no other is blamed with it.
-            if not (item.deaths and worker.items) and worker in _fit(item, ready):
+            if not (item.deaths and worker.items) and worker in self._fit(item, ready):
                 del self.todo[position]
                 return item
         return None
+
+    def _fit(self, item: Item, ready: Sequence[Worker]) -> Sequence[Worker]:
+        """Those that should have it. One that went wrong goes to a worker that did not fail it, and to one
+        that works: the broken are the first to ask for more. Its last attempt waits for one that works, as
+        long as one may be found."""
+        if not (item.attempts or item.deaths):
+            return ready
+        others = [worker for worker in ready if worker.number not in item.failed_on] or ready
+        proven = [worker for worker in others if worker.proven]
+        room = [worker for worker in proven if len(worker.items) < (1 if item.deaths else ITEMS_IN_FLIGHT)]
+        hopeful = [worker for worker in others if worker.proven or (worker.items and not worker.failures)]
+        if room or (hopeful and item.attempts == self.attempts - 1):
+            return room
+        return [worker for worker in others if not worker.failures] or others
 
     def finished(self, worker: Worker) -> None:
         worker.proven, worker.failures = True, 0
@@ -98,9 +114,11 @@ class WorkQueue:
         self._replaced += 1
         self.todo.extend(worker.items.values())
 
-    def died(self, worker: Worker, reason: str) -> None:
-        """UserError where workers only die, whatever they hold."""
-        self._deaths += 1
+    def died(self, worker: Worker, reason: str, busy: bool) -> None:
+        """UserError where workers only die, whatever they hold. One that held nothing does not count while
+        others are ``busy``: they may yet finish."""
+        if worker.items or not busy:
+            self._deaths += 1
         for item in worker.items.values():
             item.deaths += 1
             times = f"{item.deaths} times" if item.deaths > 1 else "once"
@@ -130,15 +148,6 @@ class WorkQueue:
         else:
             self.retries += 1
             self.todo.append(item)
-
-
-def _fit(item: Item, ready: Sequence[Worker]) -> Sequence[Worker]:
-    """Those that should have it. One that went wrong goes to a worker that did not fail it, and to one that
-    works while there is any: the broken are the first to ask for more."""
-    if not (item.attempts or item.deaths):
-        return ready
-    others = [worker for worker in ready if worker.number not in item.failed_on]
-    return [worker for worker in others if worker.proven] or others or ready
 
 
 def _last_line(text: str) -> str:

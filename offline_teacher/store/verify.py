@@ -237,16 +237,22 @@ def set_aside_damaged(root: str, problems: Iterable[Problem]) -> list[str]:
         elif not problem.missing:
             names.append(problem.file)
     names = list(dict.fromkeys(names))
-    if names or any(problem.missing for problem in problems):
-        _move_out(root, names)
-    return names
+    return _move_out(root, names) if names or any(problem.missing for problem in problems) else []
 
 
-def _move_out(root: str, names: list[str]) -> None:
-    paths = {name: storage.join(root, name) for name in names if name != MANIFEST_NAME}
-    for path in paths.values():
-        if not storage.is_remote(path) and storage.list_names(path):
+def _move_out(root: str, names: list[str]) -> list[str]:
+    """The names of those that were there. The manifest goes last: until then `verify` finds the rest."""
+    for name in names:
+        path = storage.join(root, name)
+        if storage.list_names(path):
             raise UserError(f"{path} is a directory where none belongs: move it away yourself")
+    moved = [
+        name
+        for name in names
+        if name != MANIFEST_NAME
+        and storage.move(storage.join(root, name), storage.join(quarantine(root), name))
+    ]
+    if MANIFEST_NAME in names and storage.exists(storage.join(root, MANIFEST_NAME)):
+        moved.append(MANIFEST_NAME)
     storage.remove(storage.join(root, MANIFEST_NAME))
-    for name, path in paths.items():
-        storage.move(path, storage.join(quarantine(root), name))
+    return moved

@@ -174,7 +174,7 @@ def seal_recipe(root: str) -> None:
     path = storage.join(root, RECIPE_NAME)
     if storage.exists(path):
         content = {"name": RECIPE_NAME, "file_digest": storage.digest_file(path)}
-        storage.publish_bytes(storage.join(root, RECIPE_SIDECAR_NAME), seal(content))
+        storage.keep_bytes(storage.join(root, RECIPE_SIDECAR_NAME), seal(content))
 
 
 def finish_store(root: str, expected: Mapping[str, str] | None = None) -> Manifest:

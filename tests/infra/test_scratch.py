@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -10,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from infra.cache import Cache
+from infra.errors import UserError
 from infra.scratch import PREFIX, Scratch
 
 HOLDER = """
@@ -53,14 +58,56 @@ def test_what_a_killed_process_left_goes_with_the_next_and_what_is_in_use_stays(
 
 
 def test_others_directories_stay(temporary: Path) -> None:
-    """One being made, whose process has not locked it yet; a link; one of another name."""
-    (temporary / f"{PREFIX}new").mkdir()
+    """A link; one of another name; a file."""
     (temporary / "other").mkdir()
-    (temporary / "other/.in-use").touch()
+    (temporary / "other/file").touch()
     (temporary / f"{PREFIX}link").symlink_to(temporary / "other")
+    (temporary / f"{PREFIX}file").touch()
     Scratch().close()
-    assert {path.name for path in temporary.iterdir()} == {f"{PREFIX}new", f"{PREFIX}link", "other"}
-    assert (temporary / "other/.in-use").exists()
+    assert {path.name for path in temporary.iterdir()} == {f"{PREFIX}file", f"{PREFIX}link", "other"}
+    assert (temporary / "other/file").exists()
+
+
+def test_one_that_is_taken_for_abandoned_is_made_again(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process comes between the making and the lock."""
+    taken: list[str] = []
+    flock = fcntl.flock
+
+    def after_another(handle: int, operation: int) -> None:
+        if not taken:
+            taken.extend(path.name for path in temporary.iterdir())
+            shutil.rmtree(temporary / taken[0])
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", after_another)
+    own = Scratch()
+    assert taken
+    assert Path(own.path).is_dir()
+    own.close()
+
+
+def test_without_locks_or_listing_it_goes_on(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (temporary / f"{PREFIX}old").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", fails)
+        patch.setattr(os, "scandir", fails)
+        own = Scratch()
+    assert Path(own.path).is_dir()
+    own.close()
+
+
+def test_no_directory_for_temporary_files_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    with pytest.raises(UserError, match=r"temporary files \(TMPDIR\): "):
+        Scratch()
 
 
 def test_a_cache_goes_with_its_object(temporary: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from infra import storage
 from infra.errors import UserError
@@ -14,10 +18,11 @@ from infra.recipe import load_recipe
 from offline_teacher import audit
 from offline_teacher.audit import check
 from offline_teacher.capture_pass import find_source, run_pass
-from offline_teacher.cluster import Item, Pool
+from offline_teacher.cluster import Pool
 from offline_teacher.main import main
 from offline_teacher.shard_work import ShardWorker
 from offline_teacher.store.manifest import Manifest
+from offline_teacher.store.verify import set_aside_damaged
 from tests.offline_teacher.stores import contents
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 
@@ -224,17 +229,11 @@ def test_a_manifest_of_other_shards_is_made_again(made: Path, store: Path) -> No
     assert contents(store) == before
 
 
-def test_a_head_that_cannot_be_written_is_no_finished_store(
-    made: Path, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("manifest.json", "teacher/mlm_head.safetensors"):
-        (store / name).unlink()
-    item = Item("head", "write_head", (str(store),))
-    item.reason = "Stale file handle"
-    monkeypatch.setattr(LocalPool, "run", lambda self, items, *more: [item] if items else [])
-    with pytest.raises(UserError, match=r"mlm_head\.safetensors cannot be written: Stale file handle"):
-        _run_again(made, store)
-    assert not (store / "manifest.json").exists()
+def test_a_head_that_is_gone_is_written(made: Path, store: Path) -> None:
+    before = contents(store)
+    (store / "teacher/mlm_head.safetensors").unlink()
+    assert _run_again(made, store) is not None
+    assert contents(store) == before
 
 
 def test_two_at_once_are_refused(made: Path, store: Path) -> None:
@@ -273,6 +272,94 @@ def test_foreign_directories_are_refused_before_anything_is_moved(made: Path, st
     _repair(made, store)
     assert not (store / "mine").exists()
     assert not (store / "shards/link").is_symlink()
+
+
+def test_a_store_on_a_file_system_of_its_own(
+    made: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rename(source: object, target: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    before = contents(store)
+    flip(first_shard(store))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename)
+        problems = check(str(store))
+        assert len(set_aside_damaged(str(store), problems)) == 2
+    assert (store.parent / "store.damaged/shards" / first_shard(store.parent / "store.damaged").name).exists()
+    assert _run_again(made, store) is not None
+    assert contents(store) == before
+
+
+@pytest.mark.parametrize("gone", [["sequences/index.json"], ["declaration.json"]])
+@pytest.mark.parametrize("manifest", ["missing", "damaged"])
+def test_files_that_are_gone_beside_the_manifest(
+    made: Path, store: Path, gone: list[str], manifest: str
+) -> None:
+    before = contents(store)
+    flip(store / "manifest.json") if manifest == "damaged" else (store / "manifest.json").unlink()
+    for name in gone:
+        (store / name).unlink()
+    _repair(made, store)
+    assert contents(store) == before
+
+
+def test_without_manifest_and_declaration_the_shards_say_whose_they_are(made: Path, store: Path) -> None:
+    before = contents(store)
+    flip(store / "manifest.json")
+    flip(store / "declaration.json")
+    damaged = everything(store)
+    with pytest.raises(UserError, match="none of its shards is of this recipe"):
+        main(["verify", str(store), "--repair", "--recipe", str(made), "masking.seed=4"])
+    assert everything(store) == damaged
+    _repair(made, store)
+    assert contents(store) == before
+
+
+def _with_config(made: Path, tmp_path: Path, **changes: object) -> Path:
+    """The recipe with a copy of its teacher, whose configuration says something else."""
+    shutil.copytree(made.parent / "model", tmp_path / "model")
+    path = tmp_path / "model/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    recipe = yaml.safe_load(made.read_text())
+    recipe["teacher"]["model"] = str(tmp_path / "model")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return tmp_path / "recipe.yaml"
+
+
+def test_a_run_does_not_touch_what_a_manifest_lists(made: Path, store: Path, tmp_path: Path) -> None:
+    before = contents(store)
+    assert _run_again(_with_config(made, tmp_path, hidden_dropout_prob=0.2), store) is not None
+    assert contents(store) == before
+
+
+def test_another_activation_is_another_teacher(made: Path, store: Path, tmp_path: Path) -> None:
+    (store / "manifest.json").unlink()
+    first_shard(store).unlink()
+    with pytest.raises(UserError, match=r"architecture\.hidden_act: gelu -> relu"):
+        _run_again(_with_config(made, tmp_path, hidden_act="relu"), store)
+
+
+def test_sequences_are_not_moved_where_the_text_is_another(made: Path, store: Path, tmp_path: Path) -> None:
+    other = write_text(tmp_path / "other.txt", 61, seed=3)
+    flip(store / "sequences/part-00000.arrow")
+    before = everything(tmp_path)
+    with pytest.raises(UserError, match="part 0 of .* was made of other text"):
+        main(["verify", str(store), "--repair", "--recipe", str(made), f"corpus.path={other}"])
+    assert everything(tmp_path) == before
+
+
+def test_a_foreign_file_is_moved_without_the_text(made: Path, store: Path) -> None:
+    before = contents(store)
+    (store / "sequences/notes.txt").write_text("mine")
+    assert main(["verify", str(store), "--repair", "--recipe", str(made), "corpus.path=/nowhere/*.txt"]) == 0
+    assert contents(store) == before
+
+
+def test_a_complete_store_is_only_read(made: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _run_again(made, store) is not None  # the recipe is this one's
+    monkeypatch.setattr(storage, "publish_bytes", lambda path, data: pytest.fail(f"{path} was written"))
+    assert _run_again(made, store) is not None
 
 
 def test_deep_says_how_much_it_compared(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
 
 from infra.errors import UserError
@@ -328,9 +330,22 @@ def test_which_cluster_is_joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert not ray_cluster._answers("", "local")
     note.write_text(f"127.0.0.1:{refused}")
     assert not ray_cluster._answers("", None)
-    with socket.create_server(("", 0)) as head:
-        port = head.getsockname()[1]
-        note.write_text(f"127.0.0.1:{port}")
-        assert ray_cluster._answers("", None)
-        assert ray_cluster._answers("", f"ray://127.0.0.1:{port}")
-        assert not ray_cluster._answers("", "local")
+    head = grpc.server(ThreadPoolExecutor(1))
+    port = head.add_insecure_port("0.0.0.0:0")
+    head.start()
+    note.write_text(f"127.0.0.1:{port}")
+    assert ray_cluster._answers("", None)
+    assert ray_cluster._answers("", f"ray://127.0.0.1:{port}")
+    assert not ray_cluster._answers("", "local")
+    head.stop(None)
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_what_answers_and_is_no_ray_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str
+) -> None:
+    monkeypatch.setattr(ray_cluster, "CONNECT_SECONDS", 0.5)
+    with socket.create_server(("", 0)) as other:
+        address = form.format(other.getsockname()[1])
+        with pytest.raises(UserError, match=f"what answers at {address} is no Ray head"):
+            ray_cluster._answers("teacher.ray_address", address)

@@ -18,6 +18,7 @@ from offline_teacher.corpus import Part, parts
 from offline_teacher.packing import load_encoder
 from offline_teacher.sequences import (
     build_part,
+    file_digests,
     finish_index,
     open_sequences,
     outstanding,
@@ -282,6 +283,24 @@ def test_a_part_of_another_corpus_is_not_numbered(tmp_path, bert):
     build_part(bert, 0, parts(theirs, settings.part_bytes)[0], theirs, settings)
     with pytest.raises(UserError, match="1 parts are missing"):
         finish_index(bert, parts(ours, settings.part_bytes), ours, settings)
+
+
+def test_parts_of_an_earlier_attempt_with_more_parts_are_removed(tmp_path, bert):
+    corpus = corpus_of(tmp_path / "c", *["a b\n" * 256] * 3)
+    many, one = Sequences(length=8, part_bytes=1024), Sequences(length=8)
+    for index, part in enumerate(parts(corpus, many.part_bytes)):
+        build_part(bert, index, part, corpus, many)
+    assert len(files(bert)) == 9
+    build(bert, corpus, one)
+    assert set(file_digests(bert)) == {f"sequences/{name}" for name in files(bert)}
+    assert len(files(bert)) == 5
+
+
+def test_text_from_the_future_is_text(tmp_path, bert):
+    corpus, settings = corpus_of(tmp_path / "c", "a b\n"), Sequences(length=8)
+    os.utime(tmp_path / "c/00.txt", (4e9, 4e9))
+    build(bert, corpus, settings)
+    assert rows(bert) == [[CLS, 5, 6, SEP]]
 
 
 def test_a_sidecar_of_anything_else_is_made_again(tmp_path, bert):

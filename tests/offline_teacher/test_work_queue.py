@@ -40,6 +40,50 @@ def test_an_item_that_failed_everywhere_goes_to_any_worker() -> None:
     assert [item.name for item in work.aside] == ["a"]
 
 
+def test_the_last_attempt_waits_for_a_worker_that_works() -> None:
+    """Two workers are broken, the third is at its first item: whatever they fail, it has the last word."""
+    work, workers = queue("long", "a"), [Worker(number, None) for number in range(3)]
+    assert give(work, workers[2], workers).name == "long"
+    for broken in workers[:2]:
+        work.failed(broken, give(work, broken, workers), "RuntimeError: CUDA error")
+        broken.items.clear()
+    successor = Worker(3, None)
+    for other in (*workers, successor):
+        assert work.take(other, [*workers, successor]) is None
+    workers[2].items.clear()
+    work.finished(workers[2])
+    assert give(work, workers[2], workers).name == "a"
+    assert work.aside == []
+
+
+def test_the_last_attempt_waits_for_nobody_where_nobody_may_turn_out_to_work() -> None:
+    work, workers = queue("a"), [Worker(number, None) for number in range(3)]
+    for worker in workers[:2]:
+        work.failed(worker, give(work, worker, workers), "ValueError: NaN")
+        worker.items.clear()
+    assert give(work, workers[2], workers).name == "a"
+
+
+def test_idle_workers_take_what_failed_where_those_that_work_have_no_room() -> None:
+    work, workers = queue("a"), [Worker(number, None) for number in range(3)]
+    work.failed(workers[0], give(work, workers[0], workers), "ValueError: x")
+    workers[0].items.clear()
+    work.finished(workers[1])
+    workers[1].items = {object(): Item(name, "capture", ()) for name in "xy"}
+    assert work.take(workers[0], workers) is None, "it failed it"
+    assert give(work, workers[2], workers).name == "a"
+
+
+def test_starts_that_die_do_not_end_it_while_others_work() -> None:
+    work, good = queue("long"), Worker(0, None)
+    give(work, good, [good])
+    for number in range(1, 3 * BOUND):
+        work.died(Worker(number, None), "no such module", busy=True)
+    with pytest.raises(UserError, match="no such module"):
+        for number in range(BOUND + 1):
+            work.died(Worker(number, None), "no such module", busy=False)
+
+
 def test_an_item_that_failed_goes_to_a_worker_that_works() -> None:
     """The broken are the first to ask for more."""
     work, workers = queue("a", "b"), [Worker(number, None) for number in range(3)]
@@ -95,7 +139,7 @@ def test_what_a_replaced_worker_held_is_given_to_others() -> None:
 def test_a_suspect_is_alone_on_its_next_worker() -> None:
     work, first, second = queue("a", "b"), Worker(0, None), Worker(1, None)
     give(work, first, [first])
-    work.died(first, "SIGSEGV")
+    work.died(first, "SIGSEGV", busy=True)
     assert give(work, second, [second]).name == "b"
     assert work.take(second, [second]) is None
     second.items.clear()
@@ -111,7 +155,7 @@ def test_an_item_with_too_many_deaths_is_set_aside_and_told_at_once() -> None:
         assert told == []
         worker = Worker(number, None)
         give(work, worker, [worker])
-        work.died(worker, "The actor died.\n\x1b[31mkilled by signal 11\x1b[0m\n")
+        work.died(worker, "The actor died.\n\x1b[31mkilled by signal 11\x1b[0m\n", busy=False)
     assert told == [f"its worker died {ITEM_DEATHS} times (the last: killed by signal 11)"]
 
 
@@ -119,7 +163,7 @@ def kill(work: WorkQueue, workers: int) -> None:
     for number in range(workers):
         worker = Worker(number, None)
         give(work, worker, [worker])
-        work.died(worker, "out of memory")
+        work.died(worker, "out of memory", busy=True)
 
 
 def test_suspects_are_dropped_before_it_gives_up() -> None:
@@ -142,7 +186,7 @@ def test_where_workers_only_die_it_ends_in_one_line_and_the_suspects_are_named()
 def test_workers_that_die_before_they_hold_anything_are_nobodys_fault() -> None:
     work = queue("a")
     for number in range(BOUND):
-        work.died(Worker(number, None), "no such module")
+        work.died(Worker(number, None), "no such module", busy=False)
     with pytest.raises(UserError, match="workers died .* no such module"):
-        work.died(Worker(BOUND, None), "no such module")
+        work.died(Worker(BOUND, None), "no such module", busy=False)
     assert work.aside == []
