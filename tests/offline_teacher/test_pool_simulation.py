@@ -1,0 +1,121 @@
+"""Whatever workers do, every item is done once or set aside, and the pool comes to an end."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.errors import UserError
+from offline_teacher import cluster
+from offline_teacher.cluster import Item, Pool
+from tests.offline_teacher.simulated_ray import SimulatedRay
+
+Outcome = tuple[list[str], list[str], str | None]
+
+
+def simulate(ray: SimulatedRay, items: int, workers: int, min_workers: int = 1) -> Outcome:
+    """Names of the items done and set aside, and the mistake that ended it."""
+    settings = SimpleNamespace(
+        workers=workers, min_workers=min_workers, shard_attempts=3, cpu_threads=1, gpus_per_worker=0
+    )
+    done: list[str] = []
+    told: list[str] = []
+    todo = [Item(str(number), "capture", (str(number),)) for number in range(items)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "ray", ray)
+        patch.setattr(cluster, "connect", lambda settings: True)
+        patch.setattr(cluster, "time", SimpleNamespace(monotonic=lambda: ray.now))
+        with Pool(SimpleNamespace(teacher=settings)) as pool:  # type: ignore[arg-type]
+            try:
+                aside = pool.run(
+                    todo,
+                    lambda item, answer: done.append(item.name),
+                    lambda text: None,
+                    lambda item: told.append(item.name),
+                )
+            except UserError as error:
+                return done, told, str(error)
+    assert told == [item.name for item in aside]
+    assert sorted(done + told, key=int) == [item.name for item in todo]
+    return done, told, None
+
+
+shares = st.sampled_from([0.0, 0.1, 0.5, 1.0])
+
+
+@given(
+    workers=st.integers(1, 8), items=st.integers(1, 40), few=st.integers(1, 8), seed=st.integers(0, 2**32),
+    broken=shares, fails=shares, dies=shares, start_dies=shares, bad=shares, killers=shares,
+)  # fmt: skip
+def test_no_item_is_lost_or_held_twice_and_it_ends(
+    workers: int, items: int, few: int, seed: int, broken: float, fails: float, dies: float,
+    start_dies: float, bad: float, killers: float,
+) -> None:  # fmt: skip
+    luck = random.Random(seed)
+    kinds = {str(item): luck.random() for item in range(items)}
+    is_broken: dict[int, bool] = {}
+
+    def work(number: int, item: str) -> tuple[float, str]:
+        seconds = luck.choice([0.0, 0.1, 1.0, 30.0])
+        if is_broken.setdefault(number, luck.random() < broken) or kinds[item] < bad / 2:
+            return seconds, "fail"
+        if kinds[item] > 1 - killers / 4:
+            return seconds, "die"
+        chance = luck.random()
+        return seconds, "fail" if chance < fails / 4 else "die" if chance > 1 - dies / 4 else "ok"
+
+    ray = SimulatedRay(lambda number: (luck.choice([0.0, 1.0, 5.0, 100.0]), luck.random() < start_dies), work)
+    simulate(ray, items, workers, min(few, workers))
+
+
+def on_slots(workers: int, broken: int, seconds: float) -> SimulatedRay:
+    """A new worker takes the first free slot, the broken ones first, where everything fails in a second."""
+    slots: dict[int, int] = {}
+    ray: SimulatedRay
+
+    def start(number: int) -> tuple[float, bool]:
+        taken = {slots[other.number] for other in alive if other.death > ray.now}
+        slots[number] = min(set(range(workers)) - taken)
+        return 5.0, False
+
+    ray = SimulatedRay(
+        start, lambda number, item: (1.0, "fail") if slots[number] < broken else (seconds, "ok")
+    )
+    alive: list = []
+    make: Callable = ray._make
+    ray._make = lambda *arguments: alive.append(made := make(*arguments)) or made  # type: ignore[method-assign]
+    return ray
+
+
+@pytest.mark.parametrize(
+    ("workers", "broken", "items"), [(3, 2, 8), (4, 2, 30), (8, 4, 32), (8, 1, 8), (2, 1, 2)]
+)
+def test_broken_nodes_set_no_good_item_aside(workers: int, broken: int, items: int) -> None:
+    done, aside, mistake = simulate(on_slots(workers, broken, 60.0), items, workers)
+    assert (len(done), aside, mistake) == (items, [], None)
+
+
+def test_a_node_on_which_starts_die_does_not_end_it() -> None:
+    ray = SimulatedRay(lambda number: (3.0, number != 0), lambda number, item: (1000.0, "ok"))
+    done, aside, mistake = simulate(ray, 4, 2)
+    assert (len(done), aside, mistake) == (4, [], None)
+
+
+def test_after_a_mass_death_all_new_workers_share_what_is_left() -> None:
+    """One of them is ready before the rest, and is not given everything."""
+    used: set[int] = set()
+
+    def work(number: int, item: str) -> tuple[float, str]:
+        if number >= 8:
+            used.add(number)
+        return 10.0, "die" if number < 8 else "ok"
+
+    ray = SimulatedRay(lambda number: (5.0 if number < 8 else 30.0 if number == 8 else 45.0, False), work)
+    assert len(simulate(ray, 16, 8)[0]) == 16
+    assert len(used) == 8
