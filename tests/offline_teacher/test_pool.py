@@ -283,6 +283,16 @@ def refused() -> Iterator[int]:
         yield closed.getsockname()[1]
 
 
+def given(
+    address: str, variable: bool, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, Recipe]:
+    """What names the address, the environment or the recipe, and the recipe."""
+    if not variable:
+        return "teacher.ray_address", recipe(f'teacher.ray_address="{address}"')
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    return "RAY_ADDRESS", recipe()
+
+
 @pytest.mark.parametrize(
     "address", ["nonsense", ":6379", "a:b", "http://127.0.0.1:8265", "ray://", "foo://x:1"]
 )
@@ -294,10 +304,7 @@ def test_what_is_no_address_is_one_line(
     address: str,
     variable: bool,
 ) -> None:
-    if variable:
-        monkeypatch.setenv("RAY_ADDRESS", address)
-    where = "RAY_ADDRESS" if variable else "teacher.ray_address"
-    settings = recipe() if variable else recipe(f'teacher.ray_address="{address}"')
+    where, settings = given(address, variable, recipe, monkeypatch)
     with pytest.raises(UserError, match=f"^{where}: {address} is not host:port"):
         ray_cluster.connect(settings.teacher)
     assert "Traceback" not in capfd.readouterr().err
@@ -313,10 +320,7 @@ def test_an_address_where_nothing_answers_is_one_line(
     variable: bool,
 ) -> None:
     address = form.format(refused)
-    if variable:
-        monkeypatch.setenv("RAY_ADDRESS", address)
-    where = "RAY_ADDRESS" if variable else "teacher.ray_address"
-    settings = recipe() if variable else recipe(f'teacher.ray_address="{address}"')
+    where, settings = given(address, variable, recipe, monkeypatch)
     with pytest.raises(UserError, match=f"^{where}: no Ray cluster answers at {address}"):
         ray_cluster.connect(settings.teacher)
 
