@@ -16,7 +16,7 @@ from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.recipe import Recipe, load_recipe
 from offline_teacher import corpus
 from offline_teacher.sequences import read_index, refuse_other_text
-from offline_teacher.store.deep import deep_check, recorded_count
+from offline_teacher.store.deep import ROUNDOFF, deep_check, recorded_count
 from offline_teacher.store.manifest import DECLARATION_NAME, MANIFEST_NAME, RECIPE_NAME, SHARDS, Declaration
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.schema import shard_name
@@ -95,7 +95,7 @@ def _compare_with_head(store: Store, positions: int) -> list[Problem]:
         print("deep: nothing to compare, the store does not hold both top-k and hidden states")
         return []
     head, problems = store.head(), []
-    dtype = store.manifest.declaration.fingerprint["recipe"]["teacher"]["dtype"]
+    dtype = _teacher_dtype(store)
     compared = recorded = 0
     with progress(store.plan.total, "shards", "deep") as shown:
         for shard_id in store.plan.shard_ids():
@@ -106,6 +106,17 @@ def _compare_with_head(store: Store, positions: int) -> list[Problem]:
             shown.advance()
     print(f"deep: {compared:,} of {recorded:,} recorded positions compared")
     return problems
+
+
+def _teacher_dtype(store: Store) -> str:
+    """How exact the stored numbers can be; another writer's fingerprint may not tell."""
+    try:
+        dtype = store.manifest.declaration.fingerprint["recipe"]["teacher"]["dtype"]
+    except (KeyError, TypeError):
+        dtype = None
+    if dtype not in ROUNDOFF:
+        raise UserError(f"{store.root}: --deep needs recipe.teacher.dtype in the store's fingerprint")
+    return str(dtype)
 
 
 def rerun_shards(store: Store, recipe: Recipe, count: int) -> Iterator[Problem]:

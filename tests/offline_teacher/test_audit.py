@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from offline_teacher.cluster import Pool
 from offline_teacher.main import main
 from offline_teacher.shard_work import ShardWorker
 from offline_teacher.store.manifest import Manifest
+from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.verify import set_aside_damaged
 from tests.offline_teacher.stores import contents
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
@@ -146,8 +148,6 @@ def test_a_rerun_of_another_recipe_is_refused(made: Path, store: Path, changed: 
 
 def test_a_rerun_by_a_gpu_that_is_not_there(made: Path, store: Path) -> None:
     recipe = load_recipe(str(made), ["teacher.gpus_per_worker=1"])
-    from offline_teacher.store.reader import open_store
-
     with pytest.raises(UserError, match=r"teacher\.gpus_per_worker: there is no GPU here"):
         list(audit.rerun_shards(open_store(str(store)), recipe, 1))
 
@@ -360,6 +360,15 @@ def test_a_complete_store_is_only_read(made: Path, store: Path, monkeypatch: pyt
     assert _run_again(made, store) is not None  # the recipe is this one's
     monkeypatch.setattr(storage, "publish_bytes", lambda path, data: pytest.fail(f"{path} was written"))
     assert _run_again(made, store) is not None
+
+
+def test_deep_needs_to_know_the_teachers_format(store: Path) -> None:
+    reader = open_store(str(store))
+    for fingerprint in ({}, {"recipe": 3}, {"recipe": {"teacher": {"dtype": "float8"}}}):
+        other = replace(reader.manifest.declaration, fingerprint=fingerprint)
+        manifest = Manifest(other, reader.manifest.shard_digests, reader.manifest.files)
+        with pytest.raises(UserError, match="--deep needs recipe.teacher.dtype"):
+            audit._teacher_dtype(Store(str(store), manifest))
 
 
 def test_deep_says_how_much_it_compared(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
