@@ -7,10 +7,10 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Iterator
 
 from infra import remote, storage
 from infra.errors import UserError, WrongContent
+from infra.locks import locked
 from infra.os_errors import naming
 from infra.scratch import Scratch
 
@@ -45,7 +45,7 @@ class Cache:
             return path
         name = digest.replace(":", "-")
         entry = storage.join(self.directory, name)
-        with naming(entry), _locked(storage.join(self.directory, f".lock-{name[-2:]}")):  # one fetch an entry
+        with naming(entry), locked(storage.join(self.directory, f".lock-{name[-2:]}")):  # one fetch an entry
             while True:
                 if not self._usable(entry, path, digest):
                     storage.fetch(path, entry, digest)
@@ -89,7 +89,7 @@ class Cache:
         return True
 
     def _evict(self) -> None:
-        with _locked(storage.join(self.directory, ".lock")):
+        with locked(storage.join(self.directory, ".lock")):
             entries = []
             for item in os.scandir(self.directory):
                 if item.name.startswith("xxh3-128-"):
@@ -116,11 +116,3 @@ def _unlink_unless_held(entry: str) -> bool:
         os.unlink(entry)
         return True
     return False
-
-
-@contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
-    """An exclusive lock between processes and threads; a dead holder holds nothing."""
-    with open(path, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

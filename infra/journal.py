@@ -71,15 +71,6 @@ class Journal:
             self._file = None
 
 
-@contextlib.contextmanager
-def locked(path: str) -> Iterator[None]:
-    """Holds an exclusive lock on the file ``path``, created if need be."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _own(path: str) -> IO[str] | None:
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)

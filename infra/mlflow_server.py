@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from infra import storage
 from infra.errors import UserError
-from infra.journal import Entry, locked
+from infra.journal import Entry
+from infra.locks import locked
 from infra.redaction import flat, redact, short
 
 if TYPE_CHECKING:

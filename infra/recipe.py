@@ -8,7 +8,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from infra import sections, storage
 from infra.errors import UserError
 from infra.sections import SOFT_TARGETS, require
+from infra.trees import leaves, plain, shown
 from infra.yaml_text import NotYaml, dump_yaml, parse_yaml
 
 MAX_BYTES = 1 << 16
@@ -75,7 +76,7 @@ class Recipe:
         """The fields of these sections that change the outcome, JSON-able: its part of a fingerprint."""
         return {
             name: {
-                item.name: _plain(getattr(getattr(self, name), item.name))
+                item.name: plain(getattr(getattr(self, name), item.name))
                 for item in dataclasses.fields(getattr(self, name))
                 if item.metadata["outcome"]
             }
@@ -84,7 +85,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Every field, defaults included; ``load_recipe`` of it gives an equal recipe."""
-        return dump_yaml(_plain(dataclasses.asdict(self)))
+        return dump_yaml(plain(dataclasses.asdict(self)))
 
     def save(self, directory: str) -> None:
         """Publishes ``directory/recipe.yaml``."""
@@ -104,24 +105,13 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
     except (UnicodeDecodeError, NotYaml) as problem:
         raise UserError(f"{path}: not a recipe in YAML: {problem}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: a recipe is a mapping of sections, this is {_shown(tree)}")
+        raise UserError(f"{path}: a recipe is a mapping of sections, this is {shown(tree)}")
     for section in SECTIONS:
         if section in tree and tree[section] is None:  # a section whose keys are all commented out
             tree[section] = {}
     for override in overrides:
         _apply_override(tree, override)
     return _validated(tree, path)
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Where two (nested) mappings differ, one line a leaf: ``masking.seed: 0 -> 1``."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
-    return [
-        f"{key}: {_shown(before[key]) if key in before else 'absent'}"
-        f" -> {_shown(after[key]) if key in after else 'absent'}"
-        for key in sorted(before.keys() | after.keys())
-        if key not in before or key not in after or before[key] != after[key]
-    ]
 
 
 # --- checks that need more than one section -------------------------------------------------------------
@@ -195,7 +185,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         raise UserError(_unknown(f"{where}: unknown key", name, list(SECTIONS[section])))
     values = tree.setdefault(section, {})
     if not isinstance(values, dict):
-        raise UserError(f"{section}: expected a mapping of settings, not {_shown(values)}")
+        raise UserError(f"{section}: expected a mapping of settings, not {shown(values)}")
     values[name] = _override_value(text, SECTIONS[section][name])
 
 
@@ -246,9 +236,9 @@ def _sentence(error: Any, tree: dict[str, Any]) -> str:
     if "missing" in error["type"] and len(place) <= 2:
         return f"{full}: is required, for example {_EXAMPLES[outer]}"
     if inner and isinstance(tree[outer], dict):
-        return f"{full}: expected {_expected(SECTIONS[outer][inner])}, not {_shown(tree[outer][inner])}"
+        return f"{full}: expected {_expected(SECTIONS[outer][inner])}, not {shown(tree[outer][inner])}"
     kind = "a mapping of settings" if outer in SECTIONS else _expected(_TYPES[outer])
-    return f"{outer}: expected {kind}, not {_shown(tree[outer])}"
+    return f"{outer}: expected {kind}, not {shown(tree[outer])}"
 
 
 _EXAMPLES = {
@@ -277,12 +267,12 @@ def _refuse_near_literals(tree: Mapping[str, Any]) -> None:
                 near = any(
                     value == choice and type(value) is not type(choice) for choice in typing.get_args(kind)
                 )
-                require(not near, f"{section}.{name}: expected {_expected(kind)}, not {_shown(value)}")
+                require(not near, f"{section}.{name}: expected {_expected(kind)}, not {shown(value)}")
 
 
 def _refuse_broken_text(tree: Mapping[str, Any]) -> None:
     """A name on the command line that is not UTF-8 comes as lone surrogates, which no file can hold."""
-    for key, value in _leaves(tree):
+    for key, value in leaves(tree):
         told = f"{key}: {json.dumps(value, ensure_ascii=False)}"
         readable = told.encode(errors="backslashreplace").decode()
         require(told == readable, f"{readable} is not valid Unicode; rename what it names")
@@ -290,7 +280,7 @@ def _refuse_broken_text(tree: Mapping[str, Any]) -> None:
 
 def _refuse_credentials(tree: Mapping[str, Any]) -> None:
     """The resolved recipe is written beside every output and into the tracking run."""
-    for key, value in _leaves(tree):
+    for key, value in leaves(tree):
         for text in value if isinstance(value, list) else [value]:
             require(
                 not _holds_password(text),
@@ -339,24 +329,3 @@ def _expected(kind: Any) -> str:
         count = "" if arguments[-1] is ... else f"{len(arguments)} "
         return f"a list of {count}{_PLURALS[arguments[0]]}"
     return _WORDS[kind]
-
-
-def _shown(value: Any) -> str:
-    """A value as the user wrote it, shortened."""
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, all the way down: what YAML and JSON can say."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _plain(value)

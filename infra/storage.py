@@ -7,7 +7,6 @@ Object stores (``s3://``, ``gs://``, ``abfs://``): one whole upload. Every path 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import io
 import json
@@ -34,6 +33,8 @@ FETCH_ATTEMPTS = 3
 """Downloads of a file before its content is called wrong."""
 UNFINISHED = ".tmp-"
 """What the name of a file not yet published begins with."""
+LOCK = ".lock"
+"""The name of the empty file that `locks` locks. No listing tells of it."""
 
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
@@ -76,7 +77,7 @@ def size(path: str) -> int:
 
 
 def list_names(directory: str) -> list[str]:
-    """Sorted plain names of the files and directories in it, unfinished ones left out; [] if absent."""
+    """Sorted plain names of the files and directories in it, but unfinished ones and lock; [] if absent."""
     if is_remote(directory):
         # A wrong bit takes a name away; writers only add some.
         names = remote.agreed(lambda: _remote_names(directory), directory, set.issubset)
@@ -86,7 +87,7 @@ def list_names(directory: str) -> list[str]:
                 names = set(os.listdir(directory))
         except (FileNotFoundError, NotADirectoryError):
             return []
-    return sorted(name for name in names if not name.startswith(UNFINISHED))
+    return sorted(name for name in names if not (name.startswith(UNFINISHED) or name == LOCK))
 
 
 def list_sizes(directory: str) -> dict[str, int]:
@@ -275,32 +276,6 @@ def remove(path: str) -> None:
             remote.call(path, "rm_file", remote.key_of(path))
         else:
             os.unlink(path)
-
-
-@contextlib.contextmanager
-def exclusive(directory: str) -> Iterator[None]:
-    """No other process is in such a block with it; UserError where one is.
-
-    A file system without locks, and an object store, let everybody in.
-    """
-    if is_remote(directory):
-        yield
-        return
-    with naming(directory):
-        os.makedirs(directory, exist_ok=True)
-        handle = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{directory}: another process is at work on it; wait for it, or stop it"
-            ) from None
-        except OSError:  # has no locks
-            pass
-        yield
-    finally:
-        os.close(handle)
 
 
 def move(path: str, target: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,15 +12,16 @@ from infra import storage
 from infra.cache import Cache
 from infra.console import progress
 from infra.errors import UserError
+from infra.locks import exclusive
 from infra.processor import warn_if_slow
 from infra.recipe import Recipe
-from offline_teacher import corpus, teacher
+from offline_teacher import corpus
 from offline_teacher.cluster import Item, Pool
 from offline_teacher.corpus_problems import Problems
-from offline_teacher.masking import continuation_flags, masked_count
-from offline_teacher.sequences import file_digests, finish_index, open_sequences, outstanding, read_index
+from offline_teacher.sequence_building import finish_index, outstanding
+from offline_teacher.sequences import open_sequences, read_index
 from offline_teacher.shard_work import CACHE_BYTES
-from offline_teacher.store.head import HEAD_NAME, head_bytes
+from offline_teacher.source import Source, changes, declare, made_files
 from offline_teacher.store.manifest import (
     DECLARATION_NAME,
     FAILED,
@@ -29,24 +29,14 @@ from offline_teacher.store.manifest import (
     Declaration,
     Manifest,
 )
-from offline_teacher.store.schema import FORMAT_VERSION, Layout, ShardPlan, SpecialIds, shard_name
+from offline_teacher.store.schema import shard_name
 from offline_teacher.store.writer import (
     begin_store,
-    difference,
     finish_store,
     read_declaration,
     seal_recipe,
     sidecars,
 )
-
-ARCHITECTURE = (
-    "model_type",
-    "hidden_act",
-    "layer_norm_eps",
-    "num_attention_heads",
-    "pad_token_id",
-)
-"""Of the teacher's configuration, what decides its numbers beside the weights and their shapes."""
 
 Report = Callable[[dict[str, float]], None]
 
@@ -68,52 +58,6 @@ class Outcome:
     retries: int
     aside: list[Item]
     manifest: Manifest | None
-
-
-@dataclass(frozen=True)
-class Source:
-    """The teacher as the driver knows it, without its weights."""
-
-    directory: str
-    config: Any
-    tokenizer: Any
-    weight_digest: str
-    tokenizer_digest: str
-    head: bytes
-    """The file a store keeps of its masked-LM head."""
-
-    def files(self) -> dict[str, bytes]:
-        """Path below a store -> content, of what it keeps of its tokenizer, configuration and head."""
-        files = {f"tokenizer/{name}": data for name, data in teacher.tokenizer_files(self.tokenizer).items()}
-        config = json.loads(self.config.to_json_string(use_diff=False))
-        for key in ("_name_or_path", "transformers_version"):
-            config.pop(key, None)
-        files[HEAD_NAME] = self.head
-        files["teacher/config.json"] = (json.dumps(config, indent=1, sort_keys=True) + "\n").encode()
-        return files
-
-
-def find_source(recipe: Recipe) -> Source:
-    """UserError where the teacher cannot be used for this recipe."""
-    directory = teacher.find_teacher(recipe.teacher)
-    config, tokenizer = teacher.load_config(directory), teacher.load_tokenizer(directory)
-    teacher.check_fit(directory, config, tokenizer, recipe.sequences.length)
-    if recipe.masking.whole_word:
-        continuation_flags(json.loads(tokenizer.backend_tokenizer.to_str()), config.vocab_size)
-    weight_digest = teacher.weight_digest(directory)
-    model = teacher.load_model(directory, config)  # whether its weights fit is known before Ray starts
-    if recipe.store.top_k > config.vocab_size:
-        raise UserError(
-            f"store.top_k: {recipe.store.top_k} is more than the {config.vocab_size} tokens of the teacher"
-        )
-    return Source(
-        directory=directory,
-        config=config,
-        tokenizer=tokenizer,
-        weight_digest=weight_digest,
-        tokenizer_digest=teacher.tokenizer_digest(tokenizer),
-        head=head_bytes(teacher.mlm_head(model)),
-    )
 
 
 def validation_recipe(recipe: Recipe) -> Recipe:
@@ -146,7 +90,7 @@ def run_pass(
     UserError where it was begun with another recipe, teacher, tokenizer or corpus, or another process is at
     work on it.
     """
-    with storage.exclusive(root):
+    with exclusive(root):
         _refuse_other(recipe, source, root)
         _publish_beginning(source, root)
         if text:
@@ -160,17 +104,6 @@ def run_pass(
         return _capture_shards(recipe, source, root, declaration, pool, report)
 
 
-def _fingerprint(recipe: Recipe, source: Source, corpus_digest: str) -> dict[str, Any]:
-    return {
-        "recipe": recipe.outcome("corpus", "sequences", "masking", "teacher", "store"),
-        "teacher": source.weight_digest,
-        "architecture": {name: getattr(source.config, name, None) for name in ARCHITECTURE},
-        "tokenizer": source.tokenizer_digest,
-        "corpus": corpus_digest,
-        "format": FORMAT_VERSION,
-    }
-
-
 def _refuse_other(recipe: Recipe, source: Source, root: str) -> None:
     """Before anything is written: a store begun with another recipe, teacher or tokenizer stays as it is."""
     begun = storage.exists(storage.join(root, DECLARATION_NAME))
@@ -179,11 +112,6 @@ def _refuse_other(recipe: Recipe, source: Source, root: str) -> None:
         raise UserError(
             f"{root} holds a store made differently ({'; '.join(changed)}): choose another name, or remove it"
         )
-
-
-def changes(recipe: Recipe, source: Source, begun: Declaration) -> list[str]:
-    """What is another now than where a store was ``begun``, its text apart."""
-    return difference(begun.fingerprint, _fingerprint(recipe, source, begun.fingerprint["corpus"]))
 
 
 def _publish_beginning(source: Source, root: str) -> None:
@@ -213,33 +141,6 @@ def _build_sequences(recipe: Recipe, root: str, pool: Pool, validation: bool) ->
     problems = Problems.merged([index.problems]).summary()
     if problems:
         print(f"corpus: {problems}")
-
-
-def declare(recipe: Recipe, source: Source, root: str) -> Declaration:
-    """What the store is going to hold; needs its finished sequences."""
-    index = read_index(root)
-    assert index is not None
-    length, config, tokenizer = recipe.sequences.length, source.config, source.tokenizer
-    return Declaration(
-        layout=Layout(
-            length=length,
-            masked=masked_count(length, recipe.masking.probability),
-            vocab_size=config.vocab_size,
-            top_k=recipe.store.top_k,
-            temperatures=recipe.store.temperatures,
-            hidden_size=config.hidden_size,
-            hidden_states=recipe.store.hidden_states,
-            positions=recipe.store.positions,
-        ),
-        plan=ShardPlan(index.count, recipe.masking.replicas, recipe.store.samples_per_shard),
-        special=SpecialIds(
-            pad=tokenizer.pad_token_id,
-            mask=tokenizer.mask_token_id,
-            cls=tokenizer.cls_token_id,
-            sep=tokenizer.sep_token_id,
-        ),
-        fingerprint=_fingerprint(recipe, source, index.corpus_digest),
-    )
 
 
 def _capture_shards(
@@ -298,12 +199,6 @@ def _finished(source: Source, root: str, declaration: Declaration, digests: list
             if manifest.declaration == declaration and manifest.shard_digests == digests:
                 return manifest
     return finish_store(root, made_files(root, source))
-
-
-def made_files(root: str, source: Source) -> dict[str, str]:
-    """Path below the store -> digest, of what is beside declaration and shards as its makers know it."""
-    made = {name: storage.digest_bytes(data) for name, data in source.files().items()}
-    return {**made, **file_digests(root)}
 
 
 def _failed_path(root: str, name: str) -> str:

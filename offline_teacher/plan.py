@@ -40,9 +40,8 @@ from infra.errors import UserError
 from infra.recipe import Recipe
 from offline_teacher import plan_plots, plan_report
 from offline_teacher.capture import Capture
-from offline_teacher.capture_pass import Source, find_source
 from offline_teacher.corpus_sample import CorpusSample, sample_corpus
-from offline_teacher.masking import MaskVocab, mask_sequences, mask_vocab, masked_count
+from offline_teacher.masking import MaskVocab, mask_sequences, mask_vocab
 from offline_teacher.packing import Encoder, load_encoder
 from offline_teacher.soft_target_error import (
     DenseHead,
@@ -51,8 +50,10 @@ from offline_teacher.soft_target_error import (
     only_layers,
     student_layers,
 )
+from offline_teacher.source import Source, find_source, layout_of
 from offline_teacher.store.schema import Layout
-from offline_teacher.teacher import LoadedTeacher, load_teacher, tokenizer_files
+from offline_teacher.teacher import LoadedTeacher, load_teacher
+from offline_teacher.teacher_directory import tokenizer_files
 
 KS = (8, 16, 32, 64, 128, 256, 512)
 TEMPERATURES = (1.0, 2.0, 4.0)
@@ -112,7 +113,7 @@ def measure(recipe: Recipe) -> dict[str, Any]:
     own = dense
     if (recipe.teacher.dtype, device) != ("float32", "cpu"):
         own = load_teacher(recipe.teacher, device, recipe.sequences.length)
-    layout, few = _layout(recipe, source), sequences.rows(slice(_needed(sequences)))
+    layout, few = layout_of(recipe, source), sequences.rows(slice(_needed(sequences)))
     positions = _positions(recipe, few)
     hidden = _hidden(dense, recipe, layout, few, positions)
     with only_layers(dense, layers):
@@ -273,20 +274,6 @@ def _hidden(
 
 
 # Bytes and time
-
-
-def _layout(recipe: Recipe, source: Source) -> Layout:
-    """Of the recipe's store."""
-    return Layout(
-        length=recipe.sequences.length,
-        masked=masked_count(recipe.sequences.length, recipe.masking.probability),
-        vocab_size=source.config.vocab_size,
-        top_k=recipe.store.top_k,
-        temperatures=recipe.store.temperatures,
-        hidden_size=source.config.hidden_size,
-        hidden_states=recipe.store.hidden_states,
-        positions=recipe.store.positions,
-    )
 
 
 def _bytes(recipe: Recipe, own: Layout, sample: CorpusSample) -> dict[str, Any]:

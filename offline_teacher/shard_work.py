@@ -19,7 +19,8 @@ from infra.recipe import Recipe
 from offline_teacher.corpus import Part
 from offline_teacher.masking import MaskVocab, mask_sequences, mask_vocab
 from offline_teacher.packing import load_encoder
-from offline_teacher.sequences import build_part, open_sequences, read_token_counts
+from offline_teacher.sequence_building import build_part
+from offline_teacher.sequences import open_sequences, read_token_counts
 from offline_teacher.shard_memory import Heap, ShardMemory
 from offline_teacher.store.manifest import Declaration
 from offline_teacher.store.writer import read_declaration, write_shard

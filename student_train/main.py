@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ if not __package__:  # run as a file: the repository, not this directory, is whe
 
 from infra import console, storage
 from infra.errors import UserError
+from infra.locks import exclusive
 from infra.recipe import Recipe, load_recipe
 from offline_teacher.store.manifest import RECIPE_NAME, RECIPE_SIDECAR_NAME, repair_command
 from offline_teacher.store.reader import Store, open_store
@@ -90,25 +90,13 @@ def _run(recipe: Recipe, mirror: Mirror | None) -> int:
 @contextlib.contextmanager
 def _only_trainer(directory: str, world: World) -> Iterator[None]:
     """Holds a lock that ends with this process: ranks that outlive a killed launcher still write here."""
-    held = contextlib.ExitStack()
+    with contextlib.ExitStack() as held:
 
-    def lock() -> str:
-        path = Path(directory, ".lock")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = held.enter_context(path.open("w"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{directory}: another process trains this student; wait for it or stop it"
-            ) from None
-        except OSError as problem:
-            raise UserError(
-                f"{directory}: cannot be written ({problem}); fix access or choose another output"
-            ) from None
-        return str(path)
+        def lock() -> str:
+            storage.require_writable(directory)
+            held.enter_context(exclusive(directory))
+            return directory
 
-    with held:
         world.first_does(lock)
         yield
 

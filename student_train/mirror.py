@@ -11,7 +11,6 @@ over from a push that died.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
@@ -19,10 +18,10 @@ from collections.abc import Iterator
 
 from infra import storage
 from infra.errors import UserError, WrongContent
-from infra.journal import locked
+from infra.locks import exclusive, locked
 
 INDEX = "files.json"
-_OWN = (storage.UNFINISHED, ".lock", ".pull")
+_OWN = (storage.UNFINISHED, storage.LOCK, ".pull")
 """What names of files that stay here begin with."""
 
 
@@ -71,8 +70,7 @@ class Mirror:
 
     def _forget(self) -> None:
         """Nothing is there: what is here is of a removed student, unless it is just being trained."""
-        with open(os.path.join(self.local, ".lock"), "w") as lock, contextlib.suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(UserError), exclusive(self.local):
             for name in _files(self.local):
                 os.unlink(os.path.join(self.local, name))
 

@@ -354,7 +354,7 @@ def chained_digest(before: str, replicas: np.ndarray, sequence_ids: np.ndarray) 
 
 def require_same(old: dict[str, Any], new: dict[str, Any], where: str) -> None:
     """UserError, with every difference, where a student was begun under another fingerprint."""
-    from infra.recipe import difference
+    from infra.trees import difference
 
     changed = difference(old, new)
     if changed:

@@ -29,6 +29,7 @@ STORE_MAY = {
     "infra.cache",
     "infra.errors",
     "infra.storage",
+    "infra.trees",
 }
 NEVER = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 

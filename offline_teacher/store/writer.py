@@ -6,14 +6,15 @@ a shard with a valid sidecar or no shard.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
 from infra import storage
 from infra.errors import EXIT_INCOMPLETE, UserError
+from infra.trees import difference
 from offline_teacher.store.checks import check_shapes, check_values
 from offline_teacher.store.head import HEAD_NAME, MlmHead, head_bytes
 from offline_teacher.store.manifest import (
@@ -68,22 +69,6 @@ def read_declaration(root: str) -> Declaration:
         return Declaration.from_json(value)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines such as ``masking.seed: 0 -> 1`` of two fingerprints; [] where they agree."""
-    return list(_difference(old, new, ""))
-
-
-def _difference(old: Any, new: Any, where: str) -> Iterable[str]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted(set(old) | set(new)):
-            path = key if where in ("", "recipe") else f"{where}.{key}"
-            yield from _difference(old.get(key, "absent"), new.get(key, "absent"), path)
-    elif isinstance(new, tuple):
-        yield from _difference(old, list(new), where)
-    elif old != new:
-        yield f"{where}: {old} -> {new}"
 
 
 def write_shard(
@@ -226,3 +211,9 @@ def store_files(root: str) -> list[str]:
     for directory in FILE_DIRECTORIES:
         names += [f"{directory}/{name}" for name in storage.list_names(storage.join(root, directory))]
     return names
+
+
+def has_shards(root: str) -> bool:
+    """Is there a file with the name of a shard or of its sidecar?"""
+    names = storage.list_names(storage.join(root, SHARDS))
+    return any(re.fullmatch(r"r\d{3,}-\d{8,}\.(arrow|json)", name) for name in names)

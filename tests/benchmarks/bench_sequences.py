@@ -22,12 +22,8 @@ from offline_teacher.corpus import documents, parts
 from offline_teacher.corpus_problems import Problems
 from offline_teacher.masking import mask_sequences, mask_vocab
 from offline_teacher.packing import BATCH_CHARACTERS, load_encoder
-from offline_teacher.sequences import (
-    build_part,
-    finish_index,
-    open_sequences,
-    read_token_counts,
-)
+from offline_teacher.sequence_building import build_part, finish_index
+from offline_teacher.sequences import open_sequences, read_token_counts
 
 REPEATS = 5
 SHARED = Path(__file__).resolve().parents[3] / "shared"

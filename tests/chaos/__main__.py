@@ -23,9 +23,10 @@ from pathlib import Path
 
 import psutil
 
+from infra import storage
 from infra.console import table
 from infra.recipe import load_recipe
-from offline_teacher.audit import mend
+from offline_teacher.repair import mend
 from offline_teacher.store.verify import quarantine, verify
 from tests.offline_teacher.stores import contents, finish, sidecars, start, wait_until, workers
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
@@ -158,7 +159,7 @@ def node_lost(recipe: Path, directory: Path, reference: Bytes) -> Row:
 
 def flipped(recipe: Path, store: Path, reference: Bytes, luck: random.Random) -> list[Row]:
     """One bit at a time in any file; then several files at once, repaired."""
-    files = sorted(path for path in store.rglob("*") if path.is_file())
+    files = sorted(path for path in store.rglob("*") if path.is_file() and path.name != storage.LOCK)
     found = sum(_found(store, luck.choice(files), luck) for _ in range(FLIPS))
     restored = 0
     for _ in range(REPAIRS):

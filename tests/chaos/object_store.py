@@ -268,8 +268,9 @@ def published(bench: Bench, folder: str, ending: str) -> int:
 
 
 def _store(files: Files) -> Files:
-    """But the recipe, which holds places and speed settings."""
-    return {name: data for name, data in files.items() if name not in ("recipe.yaml", "recipe.json")}
+    """But the recipe, which holds places and speed settings, and the empty lock."""
+    left_out = ("recipe.yaml", "recipe.json", storage.LOCK)
+    return {name: data for name, data in files.items() if name not in left_out}
 
 
 def _local(directory: Path) -> Files:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from infra import sections
 from infra.errors import UserError
-from infra.recipe import MAX_BYTES, Recipe, difference, load_recipe
+from infra.recipe import MAX_BYTES, Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIMAL = "name: x\ncorpus: {path: a.txt}\nteacher: {model: m}\n"
@@ -238,14 +237,6 @@ def test_every_field_says_whether_it_changes_the_outcome() -> None:
         if field.name not in ("name", "output"):
             for item in dataclasses.fields(getattr(sections, field.name.capitalize())):
                 assert isinstance(item.metadata.get("outcome"), bool), f"{field.name}.{item.name}"
-
-
-def test_differences_are_named_leaf_by_leaf() -> None:
-    old: dict[str, Any] = {"masking": {"seed": 0, "replicas": 1}, "teacher": "a", "gone": 1}
-    new: dict[str, Any] = {"masking": {"seed": 1, "replicas": 1}, "teacher": "a", "store": {"top_k": 8}}
-    assert difference(old, new) == ["gone: 1 -> absent", "masking.seed: 0 -> 1", "store.top_k: absent -> 8"]
-    assert difference(old, old) == []
-    assert difference({"t": (1.0, 2.0)}, {"t": [1.0, 2.0]}) == []
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from infra import storage
 from tests.conftest import ROOT
 
 SECONDS = 280.0
@@ -51,12 +52,12 @@ def sidecars(store: Path) -> list[Path]:
 
 
 def contents(store: Path) -> dict[str, bytes]:
-    """Path -> bytes of every file but the recipe, which holds speed settings."""
+    """Path -> bytes of every file but the recipe, which holds speed settings, and the empty lock."""
     return dict(_contents(store))
 
 
 def _contents(store: Path) -> Iterator[tuple[str, bytes]]:
     for path in sorted(store.rglob("*")):
         name = str(path.relative_to(store))
-        if path.is_file() and name not in ("recipe.yaml", "recipe.json"):
+        if path.is_file() and name not in ("recipe.yaml", "recipe.json", storage.LOCK):
             yield name, path.read_bytes()

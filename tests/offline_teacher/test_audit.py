@@ -15,13 +15,15 @@ import yaml
 
 from infra import storage
 from infra.errors import UserError
+from infra.locks import exclusive
 from infra.recipe import load_recipe
 from offline_teacher import audit
 from offline_teacher.audit import check
-from offline_teacher.capture_pass import find_source, run_pass
+from offline_teacher.capture_pass import run_pass
 from offline_teacher.cluster import Pool
 from offline_teacher.main import main
 from offline_teacher.shard_work import ShardWorker
+from offline_teacher.source import find_source
 from offline_teacher.store.manifest import Manifest
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.verify import set_aside_damaged
@@ -47,7 +49,7 @@ class LocalPool(Pool):
 
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offline_teacher.cluster.Pool", LocalPool)
+    monkeypatch.setattr("offline_teacher.repair.Pool", LocalPool)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +103,7 @@ def test_what_is_no_store_is_refused_and_left_alone(made: Path, tmp_path: Path) 
     ("changed", "words"),
     [
         ("masking.seed=4", "masking.seed: 0 -> 4"),
-        ("teacher.dtype=bfloat16", "teacher.dtype: float32 -> bfloat16"),
+        ("teacher.dtype=bfloat16", "teacher.dtype: 'float32' -> 'bfloat16'"),
         ("store.top_k=4", "store.top_k: 5 -> 4"),
         ("teacher.model=/nowhere", "no directory /nowhere"),
     ],
@@ -240,7 +242,7 @@ def test_two_at_once_are_refused(made: Path, store: Path) -> None:
     before = contents(store)
     flip(first_shard(store))
     damaged = everything(store)
-    with storage.exclusive(str(store)):
+    with exclusive(str(store)):
         for work in (_run_again, _repair):
             with pytest.raises(UserError, match="another process is at work on it"):
                 work(made, store)
@@ -336,7 +338,7 @@ def test_a_run_does_not_touch_what_a_manifest_lists(made: Path, store: Path, tmp
 def test_another_activation_is_another_teacher(made: Path, store: Path, tmp_path: Path) -> None:
     (store / "manifest.json").unlink()
     first_shard(store).unlink()
-    with pytest.raises(UserError, match=r"architecture\.hidden_act: gelu -> relu"):
+    with pytest.raises(UserError, match=r"architecture\.hidden_act: 'gelu' -> 'relu'"):
         _run_again(_with_config(made, tmp_path, hidden_act="relu"), store)
 
 

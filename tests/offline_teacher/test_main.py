@@ -73,9 +73,9 @@ def test_speed_settings_may_differ(made: Path, monkeypatch: pytest.MonkeyPatch) 
     [
         ("masking.seed=3", "masking.seed: 0 -> 3"),
         ("store.top_k=4", "store.top_k: 5 -> 4"),
-        ("teacher.dtype=float32", "teacher.dtype: bfloat16 -> float32"),
+        ("teacher.dtype=float32", "teacher.dtype: 'bfloat16' -> 'float32'"),
         ("sequences.length=12", "sequences.length: 16 -> 12"),
-        ("teacher.model={other}", "teacher: xxh3"),
+        ("teacher.model={other}", "teacher: 'xxh3"),
         ("corpus.path={text}", "corpus"),
     ],
 )

@@ -16,15 +16,8 @@ from infra.errors import UserError
 from infra.sections import Corpus, Sequences
 from offline_teacher.corpus import Part, parts
 from offline_teacher.packing import load_encoder
-from offline_teacher.sequences import (
-    build_part,
-    file_digests,
-    finish_index,
-    open_sequences,
-    outstanding,
-    read_index,
-    read_token_counts,
-)
+from offline_teacher.sequence_building import build_part, file_digests, finish_index, outstanding
+from offline_teacher.sequences import open_sequences, read_index, read_token_counts
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", "##s", "[", "]", "sep"]
 PAD, UNK, CLS, SEP = range(4)

@@ -19,12 +19,18 @@ from transformers import AutoModelForMaskedLM
 from infra import native
 from infra.errors import UserError
 from infra.sections import Teacher
-from offline_teacher import capture, reduction, reduction_kernel, teacher
+from offline_teacher import capture, reduction, reduction_kernel
 from offline_teacher.capture import Capture
 from offline_teacher.reduction import reduce_logits
 from offline_teacher.store.quantise import dequantise
 from offline_teacher.store.schema import Layout
-from offline_teacher.teacher import load_teacher
+from offline_teacher.teacher import LoadedTeacher, load_teacher
+from offline_teacher.teacher_directory import (
+    find_teacher,
+    load_tokenizer,
+    tokenizer_digest,
+    weight_digest,
+)
 from tests.offline_teacher.tiny_teacher import save_bert, save_roberta
 
 SAVERS = {"bert": save_bert, "roberta": save_roberta}
@@ -39,7 +45,7 @@ def settings(directory: Path, dtype: str = "float32") -> Teacher:
     return Teacher(model=str(directory), dtype=dtype)
 
 
-def layout_of(loaded: teacher.LoadedTeacher, **changes: object) -> Layout:
+def layout_of(loaded: LoadedTeacher, **changes: object) -> Layout:
     V, D = loaded.head.decoder_weight.shape  # noqa: N806
     values = {
         "length": 16,
@@ -264,16 +270,16 @@ def test_digest_is_of_tensors_not_of_files(tmp_path: Path) -> None:
     model = AutoModelForMaskedLM.from_pretrained(one)
     model.save_pretrained(tmp_path / "many", max_shard_size="8KB")
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 1
-    assert teacher.weight_digest(str(tmp_path / "many")) == teacher.weight_digest(str(one))
+    assert weight_digest(str(tmp_path / "many")) == weight_digest(str(one))
     other = save_bert(tmp_path / "other", seed=1)
-    assert teacher.weight_digest(str(other)) != teacher.weight_digest(str(one))
+    assert weight_digest(str(other)) != weight_digest(str(one))
 
 
 def test_tokenizer_digest_ignores_the_state_of_the_last_call(tmp_path: Path) -> None:
-    tokenizer = teacher.load_tokenizer(str(save_bert(tmp_path)))
-    before = teacher.tokenizer_digest(tokenizer)
+    tokenizer = load_tokenizer(str(save_bert(tmp_path)))
+    before = tokenizer_digest(tokenizer)
     tokenizer("bab dob", truncation=True, max_length=3, padding="max_length")
-    assert teacher.tokenizer_digest(tokenizer) == before
+    assert tokenizer_digest(tokenizer) == before
 
 
 def _edit_config(directory: Path, **values: object) -> None:
@@ -387,6 +393,6 @@ def test_too_long_sequences_are_refused(directory: Path) -> None:
 
 def test_a_missing_teacher_is_named() -> None:
     with pytest.raises(UserError, match="no directory"):
-        teacher.find_teacher(Teacher(model="./nowhere"))
+        find_teacher(Teacher(model="./nowhere"))
     with pytest.raises(UserError, match="neither a local directory nor a model"):
-        teacher.find_teacher(Teacher(model="someone/nothing"))
+        find_teacher(Teacher(model="someone/nothing"))

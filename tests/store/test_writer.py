@@ -18,7 +18,6 @@ from offline_teacher.store.schema import ShardPlan
 from offline_teacher.store.verify import verify
 from offline_teacher.store.writer import (
     begin_store,
-    difference,
     finish_store,
     missing_shards,
     read_sidecar,
@@ -206,12 +205,6 @@ def test_another_fingerprint_is_refused_and_the_difference_named(tmp_path: Path)
     declaration = make_declaration(plan=PLAN)
     begin_store(root, declaration)
     begin_store(root, declaration)
-    assert difference(declaration.fingerprint, declaration.fingerprint) == []
-    changed = {**declaration.fingerprint, "recipe": {"masking": {"seed": 1}}, "teacher": "other"}
-    assert difference(declaration.fingerprint, changed) == [
-        "masking.seed: 0 -> 1",
-        "teacher: synthetic -> other",
-    ]
     with pytest.raises(UserError, match="masking.seed: 0 -> 5"):
         begin_store(root, make_declaration(plan=PLAN, seed=5))
     with pytest.raises(UserError, match="layout"):

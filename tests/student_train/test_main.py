@@ -374,7 +374,7 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
     "other settings than begun with": (
         begun(),
         ["train.epochs=1", "train.seed=1"],
-        ["recipe.train.seed: 0 -> 1"],
+        ["(train.seed: 0 -> 1)"],
     ),
     "another store than begun with": (
         begun(then=store_of(sequences=40)),
@@ -419,7 +419,7 @@ def test_two_trainers_of_one_student(alone: World, run_dir: Path) -> None:
     student(run_dir).mkdir()
     with (student(run_dir) / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process trains this student"):
+        with pytest.raises(UserError, match="another process is at work on it"):
             command(run_dir)
 
 
