@@ -93,8 +93,8 @@ def _only_trainer(directory: str, world: World) -> Iterator[None]:
     with contextlib.ExitStack() as held:
 
         def lock() -> str:
-            storage.require_writable(directory)
             held.enter_context(exclusive(directory))
+            storage.require_writable(directory)
             return directory
 
         world.first_does(lock)

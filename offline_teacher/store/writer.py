@@ -194,9 +194,7 @@ def unexpected(files: Mapping[str, str], expected: Mapping[str, str]) -> Iterato
 
     Both are path below the store -> digest.
     """
-    for name in sorted(files.keys() | expected.keys() - {DECLARATION_NAME}):
-        if name == DECLARATION_NAME:
-            continue
+    for name in sorted((files.keys() | expected.keys()) - {DECLARATION_NAME}):
         if name not in files:
             yield name, "is missing"
         elif name not in expected:
@@ -206,10 +204,18 @@ def unexpected(files: Mapping[str, str], expected: Mapping[str, str]) -> Iterato
 
 
 def store_files(root: str) -> list[str]:
-    """Paths below the store of the files the manifest lists: the declaration and the fixed directories."""
+    """Paths below the store of the files the manifest lists: the declaration and the fixed directories.
+
+    UserError where something else than a file is among them.
+    """
     names = [DECLARATION_NAME]
     for directory in FILE_DIRECTORIES:
-        names += [f"{directory}/{name}" for name in storage.list_names(storage.join(root, directory))]
+        path = storage.join(root, directory)
+        files = storage.list_sizes(path)
+        for name in storage.list_names(path):
+            if name not in files:
+                raise UserError(f"{storage.join(path, name)} is a directory where none belongs: move it away")
+            names.append(f"{directory}/{name}")
     return names
 
 

@@ -211,6 +211,14 @@ def test_foreign_files_do_not_get_into_a_manifest(made: Path, store: Path) -> No
     assert (store.parent / "store.damaged/tokenizer/more.json").read_text() == "{}"
 
 
+def test_a_directory_does_not_get_into_a_manifest(made: Path, store: Path) -> None:
+    (store / "manifest.json").unlink()
+    (store / "sequences/mine").mkdir()
+    for work in (_run_again, _repair):
+        with pytest.raises(UserError, match="sequences/mine is a directory where none belongs: move it away"):
+            work(made, store)
+
+
 def test_a_damaged_declaration_of_an_unfinished_store(made: Path, store: Path) -> None:
     before = contents(store)
     (store / "manifest.json").unlink()
