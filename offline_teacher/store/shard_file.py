@@ -46,7 +46,8 @@ def open_file(path: str, layout: HasColumns) -> tuple[bytes, dict[str, np.ndarra
     ValueError where the file is not a shard of this layout. The digest is the caller's business.
     """
     try:
-        reader = pa.ipc.open_file(pa.memory_map(path))
+        # One buffer of the whole file: from the map Arrow reads in pieces, each with advice to the kernel.
+        reader = pa.ipc.open_file(pa.BufferReader(pa.memory_map(path).read_buffer()))
         if reader.num_record_batches != 1:
             raise ValueError(f"holds {reader.num_record_batches} record batches instead of 1")
         batch = reader.get_batch(0)
@@ -102,7 +103,7 @@ def _view(array: pa.Array, n: int, column: Column) -> np.ndarray:
     if array.null_count:
         raise ValueError("holds nulls")
     if column.shape:
-        array = array.flatten()
+        array = array.values
     return array.to_numpy(zero_copy_only=True).reshape(n, *column.shape)
 
 
