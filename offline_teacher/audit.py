@@ -109,9 +109,8 @@ def _teacher_dtype(store: Store) -> str:
 
 def rerun_shards(store: Store, recipe: Recipe, count: int) -> Iterator[Problem]:
     """Up to ``count`` random shards by the live teacher, compared byte for byte, column by column."""
-    from offline_teacher.repair import as_made, refuse_other
     from offline_teacher.shard_work import ShardWorker
-    from offline_teacher.source import find_source
+    from offline_teacher.source import as_made, find_source, refuse_other
 
     recipe, _ = as_made(store.root, recipe)
     refuse_other(recipe, find_source(recipe), store.root, store.manifest.declaration)

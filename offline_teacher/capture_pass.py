@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from infra import storage
@@ -58,11 +58,6 @@ class Outcome:
     retries: int
     aside: list[Item]
     manifest: Manifest | None
-
-
-def validation_recipe(recipe: Recipe) -> Recipe:
-    """The same for the held-out text, which is masked once."""
-    return replace(recipe, masking=replace(recipe.masking, replicas=1))
 
 
 def has_validation(recipe: Recipe) -> bool:

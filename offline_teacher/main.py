@@ -115,9 +115,9 @@ def _run(options: argparse.Namespace) -> int:
 def run(recipe: Recipe) -> int:
     """The store of the recipe's text and, where it names any, of its held-out text."""
     from infra import tracking
-    from offline_teacher.capture_pass import check_corpus, has_validation, run_pass, validation_recipe
+    from offline_teacher.capture_pass import check_corpus, has_validation, run_pass
     from offline_teacher.cluster import Pool
-    from offline_teacher.source import find_source
+    from offline_teacher.source import find_source, validation_recipe
 
     begin = time.monotonic()
     source = find_source(recipe)

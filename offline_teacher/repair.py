@@ -10,12 +10,12 @@ from infra.errors import UserError
 from infra.locks import exclusive
 from infra.recipe import Recipe
 from offline_teacher import corpus
-from offline_teacher.capture_pass import run_pass, validation_recipe
+from offline_teacher.capture_pass import run_pass
 from offline_teacher.cluster import Pool
 from offline_teacher.sequence_building import refuse_other_text
 from offline_teacher.sequences import read_index
-from offline_teacher.source import Source, changes, declare, find_source, made_files
-from offline_teacher.store.manifest import DECLARATION_NAME, MANIFEST_NAME, Declaration
+from offline_teacher.source import Source, as_made, declare, find_source, made_files, refuse_other
+from offline_teacher.store.manifest import DECLARATION_NAME, MANIFEST_NAME
 from offline_teacher.store.verify import Problem, declared, quarantine, set_aside_damaged
 from offline_teacher.store.writer import has_shards, sidecars, store_files, unexpected
 
@@ -42,20 +42,6 @@ def mend(root: str, problems: Sequence[Problem], recipe: Recipe) -> None:
     _set_aside(root, problems)
     with Pool(recipe) as pool:
         run_pass(recipe, source, root, pool, validation=validation, text=text)
-
-
-def as_made(root: str, recipe: Recipe) -> tuple[Recipe, bool]:
-    """The recipe as the pass takes it for this store, and whether the store is of the held-out text."""
-    validation = root.rstrip("/").rpartition("/")[2] == "validation_store"
-    return (validation_recipe(recipe) if validation else recipe), validation
-
-
-def refuse_other(recipe: Recipe, source: Source, root: str, begun: Declaration) -> None:
-    changed = changes(recipe, source, begun)
-    if changed:
-        raise UserError(
-            f"{root} was made differently ({'; '.join(changed)}): give the recipe it was made of (--recipe)"
-        )
 
 
 def _refuse_other_shards(recipe: Recipe, source: Source, root: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from infra import storage
@@ -128,6 +128,26 @@ def _fingerprint(recipe: Recipe, source: Source, corpus_digest: str) -> dict[str
 def changes(recipe: Recipe, source: Source, begun: Declaration) -> list[str]:
     """What is another now than where a store was ``begun``, its text apart."""
     return difference(begun.fingerprint, _fingerprint(recipe, source, begun.fingerprint["corpus"]))
+
+
+def refuse_other(recipe: Recipe, source: Source, root: str, begun: Declaration) -> None:
+    """UserError where the store, ``begun`` so, is not of this recipe: what looks at it needs its own."""
+    changed = changes(recipe, source, begun)
+    if changed:
+        raise UserError(
+            f"{root} was made differently ({'; '.join(changed)}): give the recipe it was made of (--recipe)"
+        )
+
+
+def validation_recipe(recipe: Recipe) -> Recipe:
+    """The same for the held-out text, which is masked once."""
+    return replace(recipe, masking=replace(recipe.masking, replicas=1))
+
+
+def as_made(root: str, recipe: Recipe) -> tuple[Recipe, bool]:
+    """The recipe as the pass takes it for this store, and whether the store is of the held-out text."""
+    validation = root.rstrip("/").rpartition("/")[2] == "validation_store"
+    return (validation_recipe(recipe) if validation else recipe), validation
 
 
 def made_files(root: str, source: Source) -> dict[str, str]:

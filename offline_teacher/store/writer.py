@@ -214,7 +214,9 @@ def store_files(root: str) -> list[str]:
         files = storage.list_sizes(path)
         for name in storage.list_names(path):
             if name not in files:
-                raise UserError(f"{storage.join(path, name)} is a directory where none belongs: move it away")
+                raise UserError(
+                    f"{storage.join(path, name)} is no file, and nothing of a store: move it away"
+                )
             names.append(f"{directory}/{name}")
     return names
 

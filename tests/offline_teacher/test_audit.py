@@ -215,7 +215,7 @@ def test_a_directory_does_not_get_into_a_manifest(made: Path, store: Path) -> No
     (store / "manifest.json").unlink()
     (store / "sequences/mine").mkdir()
     for work in (_run_again, _repair):
-        with pytest.raises(UserError, match="sequences/mine is a directory where none belongs: move it away"):
+        with pytest.raises(UserError, match="sequences/mine is no file, and nothing of a store"):
             work(made, store)
 
 
