@@ -1,1 +1,1 @@
-"""From a store to the batches of one rank: which samples, in which order, read and collated ahead of the step."""
+"""From a store to the batches of one rank: which samples, in which order, read ahead of the step."""

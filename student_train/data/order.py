@@ -72,11 +72,11 @@ class _Epoch:
 class SampleOrder:
     """The samples of a run: ``samples`` in all, in batches of ``batch_size``; the last one may be short."""
 
-    def __init__(
-        self, blocks: Blocks, seed: int, batch_size: int, samples: int, window_batches: int
-    ) -> None:
+    def __init__(self, blocks: Blocks, seed: int, batch_size: int, samples: int, window_batches: int) -> None:
         if blocks.samples < 1:
-            raise UserError("the store holds no sequences: give the corpus some text and run the teacher again")
+            raise UserError(
+                "the store holds no sequences: give the corpus some text and run the teacher again"
+            )
         assert min(batch_size, samples, window_batches) >= 1
         self.blocks, self.seed, self.batch_size, self.samples = blocks, seed, batch_size, samples
         self.window_batches = window_batches
@@ -139,7 +139,7 @@ class SampleOrder:
         return _Epoch(key, ends, lacking)
 
     def _offsets(self, window: int) -> np.ndarray:
-        """Positions in the stream of a window's batches: int64 [batches, batch_size]; -1 where the last is short."""
+        """Positions in the stream of a window: int64 [batches, batch_size]; -1 where the last batch is short."""
         size = self.window_batches * self.batch_size
         start = window * size
         count = min(size, self.samples - start)

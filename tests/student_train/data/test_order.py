@@ -1,4 +1,4 @@
-"""The order of samples: every sample once an epoch, the same for every number of ranks, whole blocks for each."""
+"""The order of samples: each once an epoch, the same for any number of ranks, whole blocks for each rank."""
 
 from __future__ import annotations
 
@@ -52,11 +52,16 @@ def stream(blocks: TaskBlocks, order: SampleOrder, epochs: int) -> list[tuple[in
 
 def all_batches(order: SampleOrder) -> list[list[tuple[int, int, int]]]:
     places = [order.batch(step) for step in range(order.steps)]
-    return [list(zip(p.masking_epoch.tolist(), p.block.tolist(), p.row.tolist(), strict=True)) for p in places]
+    return [
+        list(zip(p.masking_epoch.tolist(), p.block.tolist(), p.row.tolist(), strict=True)) for p in places
+    ]
 
 
 splits = st.builds(
-    TaskBlocks, st.lists(st.integers(1, 23), min_size=1, max_size=6).map(tuple), st.integers(1, 7), st.integers(1, 3)
+    TaskBlocks,
+    st.lists(st.integers(1, 23), min_size=1, max_size=6).map(tuple),
+    st.integers(1, 7),
+    st.integers(1, 3),
 )
 
 
@@ -84,7 +89,9 @@ def test_ranks_share_the_global_batch(blocks, world, data) -> None:
             rows for rank in range(world) for rows in micro_batch_rows(order.batch_rows(step), 2, rank, world)
         ]
         parts = [order.batch(step, part) for part in rows]
-        assert [sample for p in parts for sample in zip(p.masking_epoch, p.block, p.row, strict=True)] == whole
+        assert [
+            sample for p in parts for sample in zip(p.masking_epoch, p.block, p.row, strict=True)
+        ] == whole
 
 
 def test_a_rank_reads_blocks_of_its_own() -> None:

@@ -1,0 +1,1 @@
+"""The terms of the loss, each with its kernels."""

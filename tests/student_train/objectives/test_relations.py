@@ -1,0 +1,116 @@
+"""Attention relations against the dense float64 formula, in value and gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from infra.errors import UserError
+from student_train.objectives import relations
+from student_train.objectives.relations import RELATIONS, dense_relation_loss, relation_heads, relation_loss
+
+
+def draw(B: int, L: int, D: int, seed: int, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:  # noqa: N803
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(B, L, D, generator=generator, dtype=torch.float64).to(dtype) for name in RELATIONS
+    }
+
+
+CASES = [
+    # B, L, teacher's D, student's D, heads, token counts
+    (1, 1, 8, 8, 4, [1]),
+    (3, 7, 12, 8, 4, [7, 7, 7]),
+    (4, 9, 16, 24, 8, [9, 1, 5, 2]),
+    (5, 16, 48, 32, 16, [16, 3, 16, 8, 15]),
+    (2, 33, 8, 8, 1, [33, 20]),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 6e-2), (torch.float16, 8e-3)]
+)
+def test_value_and_gradient_are_the_dense_formula(case, dtype, tolerance, monkeypatch) -> None:
+    B, L, teacher_width, student_width, heads, counts = case  # noqa: N806
+    monkeypatch.setitem(relations._CHUNK_BYTES, "cpu", 4 * heads * L * L * 2)  # chunks of two sequences
+    count = torch.tensor(counts)
+    student = {name: x.requires_grad_() for name, x in draw(B, L, student_width, 1, dtype).items()}
+    teacher = draw(B, L, teacher_width, 2, dtype)
+    exact = {name: x.detach().double().requires_grad_() for name, x in student.items()}
+    expected = dense_relation_loss(list(exact.values()), [x.double() for x in teacher.values()], count, heads)
+    (3 * expected).backward()
+    loss = relation_loss(student, teacher, count, heads, sum(counts), full=min(counts) == L)
+    (3 * loss).backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=tolerance, abs=1e-6)
+    for name in RELATIONS:
+        error = (student[name].grad.double() - exact[name].grad).norm()
+        assert error <= tolerance * exact[name].grad.norm() + 1e-9, name
+        for row, n in enumerate(counts):
+            assert not student[name].grad[row, n:].any(), "padding gets no gradient"
+
+
+def test_shares_of_micro_batches_add_up() -> None:
+    student, teacher, count = draw(6, 5, 8, 3), draw(6, 5, 8, 4), torch.tensor([5, 4, 3, 5, 1, 2])
+    whole = relation_loss(student, teacher, count, 4, 20)
+    parts = [
+        relation_loss(
+            {n: x[rows] for n, x in student.items()},
+            {n: x[rows] for n, x in teacher.items()},
+            count[rows],
+            4,
+            20,
+        )
+        for rows in (slice(0, 2), slice(2, 3), slice(3, 6))
+    ]
+    assert sum(part.item() for part in parts) == pytest.approx(whole.item(), rel=1e-6)
+
+
+def test_weights_choose_and_weigh_relations() -> None:
+    student, teacher, count = draw(2, 6, 8, 5), draw(2, 6, 8, 6), torch.tensor([6, 4])
+    alone = {
+        name: relation_loss(
+            student, teacher, count, 2, 10, dict.fromkeys(RELATIONS, 0.0) | {name: 2.0}
+        ).item()
+        for name in RELATIONS
+    }
+    mixed = relation_loss(student, teacher, count, 2, 10, {"queries": 1.0, "keys": 3.0, "values": 0.0}).item()
+    assert mixed == pytest.approx((alone["queries"] + 3 * alone["keys"]) / 4, rel=1e-6)
+    assert len({round(value, 4) for value in alone.values()}) == 3
+    only_keys = relation_loss(
+        {"keys": student["keys"]}, {"keys": teacher["keys"]}, count, 2, 10, {"keys": 1.0}
+    )
+    assert only_keys.item() == pytest.approx(alone["keys"], rel=1e-6)
+
+
+def test_a_student_like_its_teacher_has_no_loss() -> None:
+    teacher, count = draw(2, 6, 8, 7, torch.float32), torch.tensor([6, 3])
+    student = {name: x.clone().requires_grad_() for name, x in teacher.items()}
+    loss = relation_loss(student, teacher, count, 4, 9)
+    loss.backward()
+    assert abs(loss.item()) < 1e-6
+    assert max(x.grad.abs().max().item() for x in student.values()) < 1e-6
+
+
+def test_large_scores_stay_finite() -> None:
+    student = {name: 100 * x.float() for name, x in draw(2, 6, 8, 8).items()}
+    teacher = {name: 100 * x.float() for name, x in draw(2, 6, 8, 9).items()}
+    for x in student.values():
+        x.requires_grad_()
+    loss = relation_loss(student, teacher, torch.tensor([6, 2]), 2, 8)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(x.grad).all() for x in student.values())
+
+
+def test_relation_heads() -> None:
+    assert relation_heads(768, 768) == 64
+    assert relation_heads(384, 192) == 64
+    assert relation_heads(1024, 384) == 64
+    assert relation_heads(768, 312) == 24
+    assert relation_heads(7, 5) == 1
+    assert relation_heads(768, 384, 48) == 48
+    for wanted in (0, 5, 7):
+        with pytest.raises(UserError, match="train.relation_heads: .* choose a divisor of 384"):
+            relation_heads(768, 384, wanted)
