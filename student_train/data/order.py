@@ -139,7 +139,7 @@ class SampleOrder:
         return _Epoch(key, ends, lacking)
 
     def _offsets(self, window: int) -> np.ndarray:
-        """Positions in the stream of a window: int64 [batches, batch_size]; -1 where the last batch is short."""
+        """Positions in the stream of a window: int64 [batches, rows]; -1 where the last batch is short."""
         size = self.window_batches * self.batch_size
         start = window * size
         count = min(size, self.samples - start)
