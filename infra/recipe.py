@@ -21,6 +21,12 @@ from infra.sections import SOFT_TARGETS, require
 from infra.trees import leaves, plain, shown
 from infra.yaml_text import NotYaml, dump_yaml, parse_yaml
 
+DEFAULT_STUDENT = "student"
+"""Name of the only student of a recipe without ``students``."""
+OPTIONAL = ("corpus", "teacher")
+"""Sections that only the teacher pass needs."""
+VARIANT_SECTIONS = ("student", "train")
+"""What each of several students may set for itself."""
 MAX_BYTES = 1 << 16
 """No recipe is this long; a larger file is something else."""
 
@@ -33,20 +39,31 @@ class Recipe:
 
     name: str
     output: str = "runs"
-    corpus: sections.Corpus
+    corpus: sections.Corpus | None = None
+    """Only the teacher pass reads it, and needs it."""
     sequences: sections.Sequences = field(default_factory=sections.Sequences)
     masking: sections.Masking = field(default_factory=sections.Masking)
-    teacher: sections.Teacher
+    teacher: sections.Teacher | None = None
+    """Only the teacher pass reads it, and needs it."""
     store: sections.Store = field(default_factory=sections.Store)
     student: sections.Student = field(default_factory=sections.Student)
     train: sections.Train = field(default_factory=sections.Train)
+    students: dict[str, sections.Variant] = field(default_factory=dict)
+    """Name -> settings of one of several students; what one leaves out is as in ``student`` and ``train``."""
     evaluation: sections.Evaluation = field(default_factory=sections.Evaluation)
     tracking: sections.Tracking = field(default_factory=sections.Tracking)
 
     def __post_init__(self) -> None:
+        for field_name, value in (("name", self.name), *(("students", name) for name in self.students)):
+            require(
+                re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value) is not None,
+                f"{field_name}: must be letters, digits, dots, dashes and underscores, at most 100,"
+                f" not {value!r}",
+            )
+        alike = {name.lower() for name in self.students}
         require(
-            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is not None,
-            f"name: must be letters, digits, dots, dashes and underscores, at most 100, not {self.name!r}",
+            len(alike) == len(self.students),
+            f"students: two of {', '.join(self.students)} differ only in upper and lower case",
         )
         require(self.output != "", "output: names no directory")
         _check_across_sections(self)
@@ -57,16 +74,25 @@ class Recipe:
         return storage.join(self.output, self.name)
 
     @property
-    def store_dir(self) -> str:
-        return storage.join(self.root, "store")
+    def store_path(self) -> str:
+        """Directory or URL of the store."""
+        return self.store.path or storage.join(self.root, "store")
 
-    @property
-    def validation_store_dir(self) -> str:
-        return storage.join(self.root, "validation_store")
+    def runs(self) -> dict[str, StudentRun]:
+        """Every student of the recipe, by name, in the order of the file."""
+        variants = self.students or {
+            DEFAULT_STUDENT: sections.Variant(student=self.student, train=self.train)
+        }
+        return {
+            name: StudentRun(self, name, variant.student, variant.train) for name, variant in variants.items()
+        }
 
-    @property
-    def student_dir(self) -> str:
-        return storage.join(self.root, "student")
+    def run(self, name: str) -> StudentRun:
+        """The student of this name. UserError, with the nearest name, where the recipe has none."""
+        runs = self.runs()
+        if name not in runs:
+            raise UserError(_unknown(f"the recipe has no student {name!r}", name, list(runs)))
+        return runs[name]
 
     @property
     def evaluation_dir(self) -> str:
@@ -74,14 +100,7 @@ class Recipe:
 
     def outcome(self, *names: str) -> dict[str, dict[str, Any]]:
         """The fields of these sections that change the outcome, JSON-able: its part of a fingerprint."""
-        return {
-            name: {
-                item.name: plain(getattr(getattr(self, name), item.name))
-                for item in dataclasses.fields(getattr(self, name))
-                if item.metadata["outcome"]
-            }
-            for name in names
-        }
+        return {name: fingerprinted(getattr(self, name)) for name in names}
 
     def to_yaml(self) -> str:
         """Every field, defaults included; ``load_recipe`` of it gives an equal recipe."""
@@ -90,6 +109,33 @@ class Recipe:
     def save(self, directory: str) -> None:
         """Publishes ``directory/recipe.yaml``."""
         storage.keep_bytes(storage.join(directory, "recipe.yaml"), self.to_yaml().encode())
+
+
+@dataclass(frozen=True)
+class StudentRun:
+    """One student of a recipe: its settings, and where it is made."""
+
+    recipe: Recipe
+    name: str
+    student: sections.Student
+    train: sections.Train
+
+    @property
+    def directory(self) -> str:
+        return storage.join(self.recipe.root, "students", self.name)
+
+    def fingerprinted(self) -> dict[str, dict[str, Any]]:
+        """The settings that decide what the student becomes, JSON-able."""
+        return {"student": fingerprinted(self.student), "train": fingerprinted(self.train)}
+
+
+def fingerprinted(section: Any) -> dict[str, Any]:
+    """The fields of a section that change the result, JSON-able."""
+    return {
+        item.name: plain(getattr(section, item.name))
+        for item in dataclasses.fields(section)
+        if item.metadata["outcome"]
+    }
 
 
 def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -107,18 +153,51 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, this is {shown(tree)}")
     for section in SECTIONS:
-        if section in tree and tree[section] is None:  # a section whose keys are all commented out
+        if (
+            section in tree and tree[section] is None and section not in OPTIONAL
+        ):  # a section whose keys are all commented out
             tree[section] = {}
     for override in overrides:
         _apply_override(tree, override)
-    return _validated(tree, path)
+    given = tree.pop("students", None) or {}
+    recipe = _validated(tree, path)
+    if given:
+        recipe = _with_students(recipe, tree, given, path)
+    _check_students(recipe, path)
+    return recipe
+
+
+def _with_students(recipe: Recipe, tree: dict[str, Any], given: Any, path: str) -> Recipe:
+    """The recipe with its students, each checked as if it were the recipe's only one."""
+    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+        raise UserError(f"{path}: students: expected a mapping of names, not {shown(given)}")
+    variants = {}
+    for name, own in given.items():
+        where = f"{path}: students.{name}"
+        own = {} if own is None else own
+        if not isinstance(own, dict):
+            raise UserError(f"{where}: expected a mapping of settings, not {shown(own)}")
+        for section, values in own.items():
+            if section not in VARIANT_SECTIONS:
+                raise UserError(_unknown(f"{where}: unknown key {section}", section, list(VARIANT_SECTIONS)))
+            if not isinstance(values, dict):
+                raise UserError(f"{where}.{section}: expected a mapping of settings, not {shown(values)}")
+        merged = {section: {**tree.get(section, {}), **own.get(section, {})} for section in VARIANT_SECTIONS}
+        alone = _validated({**tree, **merged}, where)
+        variants[name] = sections.Variant(student=alone.student, train=alone.train)
+    try:
+        return dataclasses.replace(recipe, students=variants)
+    except ValueError as problem:
+        raise UserError(f"{path}: {problem}") from None
 
 
 # --- checks that need more than one section -------------------------------------------------------------
 
 
 def _check_across_sections(recipe: Recipe) -> None:
-    corpus, store, train = recipe.corpus, recipe.store, recipe.train
+    corpus, store = recipe.corpus, recipe.store
+    if corpus is None:
+        return
     require(
         corpus.source == "hub" or (corpus.config is None and corpus.validation_split is None),
         f"corpus.config and corpus.validation_split are for source: hub, not {corpus.source}",
@@ -132,28 +211,52 @@ def _check_across_sections(recipe: Recipe) -> None:
         f"corpus.document: {corpus.document} is for source: text; a row of {corpus.source} is one document",
     )
     require(
-        train.alpha_cos == 0 or store.hidden_states != "none",
-        "train.alpha_cos: the cosine term needs hidden states; set train.alpha_cos: 0 or store.hidden_states",
+        store.positions != "pooled" or recipe.sequences.packing == "document",
+        "store.positions: pooled keeps one vector a document; set sequences.packing: document",
     )
-    needs_all = train.kl_positions == "all" and train.alpha_ce > 0
     require(
-        not needs_all or store.positions == "all",
-        "train.kl_positions: all, but store.positions: masked keeps nothing elsewhere; make both the same",
+        store.positions != "masked" or recipe.masking.probability != 0,
+        "store.positions: masked keeps nothing where masking.probability is 0",
     )
+
+
+def _check_students(recipe: Recipe, path: str) -> None:
+    """UserError where a student needs what the recipe's store will not hold."""
+    if recipe.corpus is None:  # the store is there already, and is asked itself
+        return
+    for name, run in recipe.runs().items():
+        where = f"students.{name}.train" if recipe.students else "train"
+        for problem in unmet_needs(run.train, recipe.store):
+            raise UserError(f"{path}: {where}.{problem}")
+
+
+def unmet_needs(train: sections.Train, store: sections.Store) -> list[str]:
+    """What the loss needs and a store with these settings lacks; each starts with a field of ``train``."""
+    if store.positions == "pooled":
+        return []
+    problems = []
+    if train.alpha_cos and store.hidden_states == "none":
+        problems.append(
+            "alpha_cos: the cosine term needs hidden states; set alpha_cos: 0 or store.hidden_states: float16"
+        )
+    if train.alpha_relation and store.replay_layers == 0:
+        problems.append("alpha_relation: relations need a store with store.replay_layers: 1 or more")
+    if train.alpha_ce and train.kl_positions == "all" and store.positions == "masked":
+        problems.append("kl_positions: all, but the store keeps masked positions only; set it to masked")
     kind = train.soft_target_kind(store.hidden_states)
     if kind is None:
-        return
+        return problems
     needs = SOFT_TARGETS[kind]
-    require(
-        not needs.hidden_states or store.hidden_states != "none",
-        f"train.soft_targets: {kind} needs store.hidden_states: float16 or int8, not none",
-    )
-    require(not needs.top_k or store.top_k > 0, f"train.soft_targets: {kind} needs store.top_k > 0")
-    require(
-        not needs.top_k or train.temperature in store.temperatures,
-        f"train.temperature: {train.temperature} is not among store.temperatures {list(store.temperatures)}, "
-        f"which {kind} soft targets need",
-    )
+    if needs.hidden_states and store.hidden_states == "none":
+        problems.append(f"soft_targets: {kind} needs store.hidden_states: float16 or int8, not none")
+    if needs.top_k and store.top_k == 0:
+        problems.append(f"soft_targets: {kind} needs store.top_k > 0")
+    if needs.top_k and train.temperature not in store.temperatures:
+        problems.append(
+            f"temperature: {train.temperature:g} is not among the store's temperatures"
+            f" {list(store.temperatures)}, which {kind} soft targets need"
+        )
+    return problems
 
 
 # --- from a YAML tree to a Recipe -------------------------------------------------------------------------
@@ -163,7 +266,10 @@ _TYPES: dict[str, Any] = {
     name: kind for name, kind in typing.get_type_hints(Recipe).items() if not name.startswith("_")
 }
 SECTIONS: dict[str, dict[str, Any]] = {
-    name: typing.get_type_hints(kind) for name, kind in _TYPES.items() if dataclasses.is_dataclass(kind)
+    name: typing.get_type_hints(member)
+    for name, kind in _TYPES.items()
+    for member in (kind, *typing.get_args(kind))
+    if dataclasses.is_dataclass(member) and member is not sections.Variant
 }
 """Section name -> field name -> type."""
 
@@ -179,6 +285,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             raise UserError(_unknown(where, key, ["name", "output"]))
         tree[key] = _override_value(text, _TYPES[key])
         return
+    if section == "students":
+        tree = _student_tree(tree, name, where)
+        section, _, name = name.partition(".")[2].partition(".")
     if section not in SECTIONS:
         raise UserError(_unknown(f"{where}: unknown section {section}", section, list(SECTIONS)))
     if name not in SECTIONS[section]:
@@ -187,6 +296,15 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not isinstance(values, dict):
         raise UserError(f"{section}: expected a mapping of settings, not {shown(values)}")
     values[name] = _override_value(text, SECTIONS[section][name])
+
+
+def _student_tree(tree: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    """The sections of one student of ``students``, for an override students.NAME.section.key."""
+    students, student = tree.get("students"), name.partition(".")[0]
+    if not isinstance(students, dict) or student not in students:
+        raise UserError(_unknown(f"{where}: unknown student {student}", student, list(students or {})))
+    students[student] = own = students[student] if isinstance(students[student], dict) else {}
+    return own
 
 
 def _override_value(text: str, kind: Any) -> Any:

@@ -18,6 +18,10 @@ TEMPERATURES = (0.1, 1000.0)
 student are both so nearly even that the gradient, a difference of the two, nears float32's rounding."""
 
 
+MAX_LENGTH = 1024
+"""Tokens of a sequence; a teacher's own positions may allow fewer."""
+
+
 def outcome(default: Any = MISSING) -> Any:
     """A field that changes the result: part of the fingerprint."""
     return field(default=default, metadata={"outcome": True})
@@ -78,11 +82,11 @@ class Sequences:
     """L, special tokens included."""
     packing: Literal["packed", "document"] = outcome("packed")
     """``packed``: documents run on, cut at L. ``document``: one (truncated) document a sequence."""
-    part_bytes: int = outcome(4 << 20)
-    """Text bytes packed as one unit of work; only a part's last sequence can be short."""
+    part_bytes: int = outcome(16 << 20)
+    """Text bytes that one worker tokenises at a time: a part. Only a part's last sequence can be short."""
 
     def __post_init__(self) -> None:
-        require(8 <= self.length <= 512, f"length: must be 8 to 512, not {self.length}")
+        require(8 <= self.length <= MAX_LENGTH, f"length: must be 8 to {MAX_LENGTH}, not {self.length}")
         require(self.part_bytes >= 1 << 10, f"part_bytes: must be at least 1024, not {self.part_bytes}")
 
 
@@ -90,19 +94,27 @@ class Sequences:
 class Masking:
     """Which tokens the teacher and the student must predict."""
 
-    probability: float = outcome(0.15)
-    """ceil(probability * maskable tokens) positions of every sequence are masked."""
+    probability: float | None = outcome(None)
+    """ceil(probability * maskable tokens) positions of every sequence are masked; 0: masking is off.
+    None: 0.15 for a teacher with a masked-LM head, else 0."""
     sampling: Literal["uniform", "frequency"] = outcome("uniform")
     """``frequency``: p proportional to count^-smoothing (DistilBERT, XLM)."""
     smoothing: float = outcome(0.7)
     whole_word: bool = outcome(False)
-    replicas: int = outcome(1)
+    epochs: int = outcome(1)
     """R: how many times the corpus is masked and passed through the teacher."""
     seed: int = outcome(0)
 
     def __post_init__(self) -> None:
-        require(0 < self.probability <= 0.5, f"probability: must be in (0, 0.5], not {self.probability}")
-        require(1 <= self.replicas <= 1000, f"replicas: must be 1 to 1000, not {self.replicas}")
+        require(
+            self.probability is None or 0 <= self.probability <= 0.5,
+            f"probability: must be 0 to 0.5, not {self.probability}",
+        )
+        require(1 <= self.epochs <= 1000, f"epochs: must be 1 to 1000, not {self.epochs}")
+        require(
+            self.probability != 0 or self.epochs == 1,
+            f"epochs: {self.epochs} passes over text that is not masked would all be the same; set epochs: 1",
+        )
         require(self.smoothing >= 0, f"smoothing: must be >= 0, not {self.smoothing}")
         require(0 <= self.seed < 2**63, f"seed: must be 0 to 2^63 - 1, not {self.seed}")
 
@@ -124,8 +136,8 @@ class Teacher:
     min_workers: int = speed(1)
     """The pass starts, and goes on, with this many."""
     gpus_per_worker: float = speed(0.0)
-    shard_attempts: int = speed(3)
-    """A shard that fails for its own reason this often is set aside and named."""
+    task_attempts: int = speed(3)
+    """A task that fails for its own reason this often is quarantined and named; the others go on."""
     ray_address: str | None = speed(None)
     """None: the cluster this process was submitted to, else a local one."""
 
@@ -138,29 +150,42 @@ class Teacher:
         )
         gpus = self.gpus_per_worker
         require(
-            0 <= gpus <= 1 or (gpus > 1 and float(gpus).is_integer()),
-            f"gpus_per_worker: must be a share of one GPU or a whole number, not {gpus}",
+            0 <= gpus <= 1,
+            f"gpus_per_worker: must be 0 to 1, not {gpus}: a worker uses one GPU; start more workers",
         )
-        require(self.shard_attempts >= 1, f"shard_attempts: must be >= 1, not {self.shard_attempts}")
+        require(self.task_attempts >= 1, f"task_attempts: must be >= 1, not {self.task_attempts}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """What the store keeps of every sample."""
+    """Where the store is, and what it keeps of every sample. Students and evaluation only read ``path``."""
 
+    path: str | None = speed(None)
+    """Directory or URL of the store; None: ``<output>/<name>/store``."""
+    replay_layers: int = outcome(0)
+    """n: the hidden states kept are the input of the teacher's top n encoder layers, from which those layers
+    give all that they would have given. 0: the output of the last layer."""
+    hidden_states: Literal["float16", "bfloat16", "int8", "none"] = outcome("float16")
+    positions: Literal["all", "masked", "pooled"] = outcome("all")
+    """Which positions are kept; ``pooled``: one vector a sequence, of a sentence encoder."""
     top_k: int = outcome(64)
     """K largest logits a position; 0: none, and no logsumexp either."""
     temperatures: tuple[float, ...] = outcome((1.0, 2.0))
     """The temperatures at which logsumexp(logits / T) is kept; ascending."""
-    hidden_states: Literal["float16", "int8", "none"] = outcome("float16")
-    positions: Literal["all", "masked"] = outcome("all")
-    samples_per_shard: int = outcome(1024)
+    teacher_weights: bool = outcome(True)
+    """Keep all of the teacher's weights in the store; false: only those that replay needs, for teachers that
+    may not be passed on. Students can then not start from the teacher's layers."""
+    task_sequences: int = outcome(4096)
+    """Sequences of a task, the unit of work, retry and commit."""
+    block_bytes: int = outcome(4 << 20)
+    """Bytes of a block, the unit of range requests and of shuffling."""
+    shard_bytes: int = outcome(256 << 20)
+    """At most this many bytes in one file."""
 
     def __post_init__(self) -> None:
         require(0 <= self.top_k <= 1024, f"top_k: must be 0 to 1024, not {self.top_k}")
         require(
-            self.top_k > 0 or self.hidden_states != "none",
-            "top_k = 0 and hidden_states = none: the store would hold nothing of the teacher",
+            0 <= self.replay_layers <= 1000, f"replay_layers: must be 0 or more, not {self.replay_layers}"
         )
         require(
             all(_is_temperature(t) for t in self.temperatures)
@@ -171,7 +196,32 @@ class Store:
             self.top_k == 0 or 1.0 in self.temperatures,
             "temperatures: must contain 1.0 where top_k > 0",
         )
-        require(self.samples_per_shard >= 1, f"samples_per_shard: must be >= 1, not {self.samples_per_shard}")
+        require(
+            1 <= self.task_sequences <= 1 << 24, f"task_sequences: must be >= 1, not {self.task_sequences}"
+        )
+        require(self.block_bytes >= 1, f"block_bytes: must be >= 1, not {self.block_bytes}")
+        require(
+            self.shard_bytes >= self.block_bytes,
+            f"shard_bytes: {self.shard_bytes} is less than block_bytes = {self.block_bytes}",
+        )
+        self._check_positions()
+
+    def _check_positions(self) -> None:
+        if self.positions == "pooled":
+            require(
+                self.top_k == 0 and self.replay_layers == 0,
+                "positions: pooled keeps one vector a sequence; set top_k: 0 and replay_layers: 0",
+            )
+            return
+        require(
+            self.top_k > 0 or self.hidden_states != "none",
+            "top_k = 0 and hidden_states = none: the store would hold nothing of the teacher",
+        )
+        require(
+            self.replay_layers == 0 or (self.positions == "all" and self.hidden_states != "none"),
+            "replay_layers: the top layers can only be replayed from hidden states at all positions; set"
+            " positions: all and hidden_states: float16",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,15 +264,17 @@ class StoreNeeds:
     """Top-k logits, and the logsumexp at the temperature of the loss."""
 
 
+TERMS = ("alpha_ce", "alpha_mlm", "alpha_cos", "alpha_relation")
+"""The weights of the loss's terms."""
 SOFT_TARGETS = {"exact": StoreNeeds(hidden_states=True), "topk": StoreNeeds(top_k=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """How the student learns from the store. Defaults are DistilBERT's (arXiv 1910.01108)."""
+    """How the student learns from the store. Weights of the loss are DistilBERT's (arXiv 1910.01108)."""
 
     epochs: float = outcome(3.0)
-    """Passes over the corpus; epoch e reads replica e mod R."""
+    """Passes over the corpus; epoch e reads masking epoch e mod R."""
     max_steps: int | None = outcome(None)
     """Ends the schedule earlier, at this many optimiser steps."""
     batch_size: int = outcome(256)
@@ -240,6 +292,12 @@ class Train:
     alpha_ce: float = outcome(5.0)
     alpha_mlm: float = outcome(2.0)
     alpha_cos: float = outcome(1.0)
+    alpha_relation: float = outcome(0.0)
+    """Weight of MiniLMv2's relations (arXiv 2012.15828); needs ``store.replay_layers`` of 1 or more."""
+    relation_heads: int | None = outcome(None)
+    """A: must divide both widths; None: their largest common divisor up to 64."""
+    relation_layer: int = outcome(-1)
+    """The student's layer whose queries, keys and values are compared; -1: its last."""
     soft_targets: Literal["auto", "exact", "topk"] = outcome("auto")
     """One of ``SOFT_TARGETS``; ``auto``: exact where the store holds hidden states, else topk."""
     kl_positions: Literal["all", "masked"] = outcome("all")
@@ -248,8 +306,8 @@ class Train:
     deepspeed_config: str | None = speed(None)
     """A DeepSpeed JSON merged under the recipe; a key set in both to different values is an error."""
     seed: int = outcome(0)
-    window_shards: int = outcome(8)
-    """Samples are shuffled within this many (shuffled) shards."""
+    window_batches: int = outcome(64)
+    """Samples are shuffled within this many batches, whose blocks come from everywhere in the corpus."""
     prefetch: int = speed(4)
     """Micro-batches decoded ahead of the step."""
     compile: bool = speed(True)
@@ -262,20 +320,20 @@ class Train:
     """Steps."""
     keep_checkpoints: int = speed(2)
     cache_dir: str | None = speed(None)
-    """Where shards of a remote store are kept; None: a private temporary directory."""
+    """Where blocks of a remote store are kept, shared by the ranks of a node; None: a temporary directory."""
     cache_bytes: int = speed(20 << 30)
 
     def __post_init__(self) -> None:
         for name in (
             "batch_size",
             "micro_batch_size",
-            "window_shards",
+            "window_batches",
             "prefetch",
             "log_every",
             "checkpoint_every",
         ):
             require(getattr(self, name) >= 1, f"{name}: must be >= 1, not {getattr(self, name)}")
-        for name in ("alpha_ce", "alpha_mlm", "alpha_cos", "weight_decay", "max_grad_norm", "validate_every"):
+        for name in (*TERMS, "weight_decay", "max_grad_norm", "validate_every"):
             require(getattr(self, name) >= 0, f"{name}: must be >= 0, not {getattr(self, name)}")
         for name in ("epochs", "learning_rate", "eps"):
             require(getattr(self, name) > 0, f"{name}: must be > 0, not {getattr(self, name)}")
@@ -290,8 +348,8 @@ class Train:
         require(self.cache_bytes >= 0, f"cache_bytes: must be >= 0, not {self.cache_bytes}")
         require(self.keep_checkpoints >= 1, f"keep_checkpoints: must be >= 1, not {self.keep_checkpoints}")
         require(
-            self.alpha_ce + self.alpha_mlm + self.alpha_cos > 0,
-            "alpha_ce, alpha_mlm and alpha_cos are all zero: there is no loss",
+            any(getattr(self, name) > 0 for name in TERMS),
+            f"{', '.join(TERMS)} are all zero: there is no loss",
         )
         require(
             self.batch_size % self.micro_batch_size == 0,
@@ -305,6 +363,14 @@ class Train:
         if self.soft_targets == "auto":
             return "exact" if hidden_states != "none" else "topk"
         return self.soft_targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One of several students of a recipe."""
+
+    student: Student
+    train: Train
 
 
 @dataclass(frozen=True, kw_only=True)
