@@ -1,0 +1,117 @@
+"""One micro-batch: what the loss needs to know of it is worked out here, before it goes to the device.
+
+Positions, labels and "no padding" follow from the text alone. Computed on a device they would each wait for
+it. Axes: n samples, L length, M masked positions, P recorded positions (L or M), N positions that count,
+K top-k, T temperatures, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NO_LABEL = -100
+"""The label of a position that is not masked."""
+TEXT = ("token_count", "input_ids", "masked_positions", "masked_labels")
+"""Columns that every batch is made from, as far as the store has them."""
+TEACHER = ("hidden_states", "hidden_scale", "embedding", "topk_ids", "topk_logits", "logsumexp")
+"""Columns that a loss may ask for, in the store's dtypes but for int64 ids and bfloat16 hidden states."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One micro-batch of one rank. A column that was not asked for is None."""
+
+    input_ids: Tensor  # int64 [n, L], masked
+    token_count: Tensor  # int64 [n]; position i is real where i < token_count
+    positions: Tensor | None  # int64 [N], ascending indices into [n L]; None: every position, N = n L
+    recorded: Tensor | None  # int64 [N], indices into the store's [n P]; None: every one of them
+    labels: Tensor  # int64 [N], NO_LABEL where not masked
+    masked_at: Tensor  # int64 [masked tokens], indices into [N]
+    full: bool
+    """No sequence has padding: attention needs no mask."""
+    tokens: int
+    """Real tokens of this micro-batch; 0 in a dummy."""
+    masked: int
+    """Masked tokens of this micro-batch; 0 in a dummy."""
+    hidden_states: Tensor | None = None  # float16, bfloat16 or int8 [n, P, D]
+    hidden_scale: Tensor | None = None  # float32 [n, P]; int8 only
+    embedding: Tensor | None = None  # float16 [n, D]
+    topk_ids: Tensor | None = None  # int64 [n, P, K]
+    topk_logits: Tensor | None = None  # float16 [n, P, K]
+    logsumexp: Tensor | None = None  # float32 [n, P, T]
+    weight: float = 1.0
+    """0.0 marks a dummy that only keeps this rank in step: one sample of the global batch, computed by
+    another rank, whose loss must be multiplied by 0."""
+
+    def __len__(self) -> int:
+        return len(self.token_count)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on ``device``; copies of pinned tensors do not wait."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        changed: dict[str, Any] = {k: function(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **changed)
+
+
+def collate(columns: Mapping[str, np.ndarray], masked_only: bool, bfloat16: bool, weight: float) -> Batch:
+    """A batch of the columns [n, ...] of some samples.
+
+    ``masked_only``: the store recorded masked positions only, so nothing else counts. ``bfloat16``: the uint16
+    numbers of ``hidden_states`` are its bits. ``weight``: 0.0 makes a dummy.
+    """
+    count = columns["token_count"].astype(np.int64)
+    n, length = columns["input_ids"].shape
+    masked, labels_of = _masked(columns, n, length)
+    full = bool((count == length).all())
+    if masked_only:
+        slots = columns["masked_positions"] >= 0
+        positions, recorded = masked, np.flatnonzero(slots)
+        labels, masked_at = labels_of, np.arange(len(masked))
+    else:
+        real = np.flatnonzero(np.arange(length) < count[:, None])
+        dense = np.full(n * length, NO_LABEL, np.int64)
+        dense[masked] = labels_of
+        positions, labels, masked_at = real, dense[real], np.searchsorted(real, masked)
+        recorded = positions
+    every = len(positions) == n * length
+    dummy = weight == 0.0
+    return Batch(
+        input_ids=torch.from_numpy(columns["input_ids"].astype(np.int64)),
+        token_count=torch.from_numpy(count),
+        positions=None if every else torch.from_numpy(positions),
+        recorded=None if every and not masked_only else torch.from_numpy(recorded),
+        labels=torch.from_numpy(labels),
+        masked_at=torch.from_numpy(masked_at),
+        full=full,
+        tokens=0 if dummy else int(count.sum()),
+        masked=0 if dummy else len(masked),
+        weight=weight,
+        **{name: _teacher_column(name, columns[name], bfloat16) for name in TEACHER if name in columns},
+    )
+
+
+def _masked(columns: Mapping[str, np.ndarray], n: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices into [n L] of the masked tokens, ascending, and their labels; both int64."""
+    if "masked_positions" not in columns:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    slots = columns["masked_positions"] >= 0
+    at = np.arange(n)[:, None] * length + columns["masked_positions"]
+    return at[slots], columns["masked_labels"][slots].astype(np.int64)
+
+
+def _teacher_column(name: str, values: np.ndarray, bfloat16: bool) -> Tensor:
+    if name == "topk_ids":
+        return torch.from_numpy(values.astype(np.int64))
+    tensor = torch.from_numpy(values)
+    return tensor.view(torch.bfloat16) if name == "hidden_states" and bfloat16 else tensor

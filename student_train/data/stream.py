@@ -1,0 +1,177 @@
+"""The batches of one rank, read and collated ahead of the step by threads.
+
+A stream has no state but the number of its next step: a new one that starts there goes on identically.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from student_train.data.collate import Batch, collate
+from student_train.data.order import Places, SampleOrder, micro_batch_rows
+
+
+class Reader(Protocol):
+    """What the stream needs of ``offline_teacher.store.reader.BlockReader``; called by several threads."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The columns that it reads."""
+        ...
+
+    def gather(self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Samples [n] by masking epoch, block and row: new arrays [n, *shape] of the columns, all checked."""
+        ...
+
+    def fetch(self, epoch: int, block: int) -> None:
+        """Brings a block of a remote store to this machine, unless it is there."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one rank computes in one optimiser step."""
+
+    step: int
+    micro_batches: list[Batch]
+    """This rank's share; as many on every rank."""
+    places: Places
+    """Where the samples of the whole global batch are."""
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens of this rank's share."""
+        return sum(batch.tokens for batch in self.micro_batches)
+
+    @property
+    def masked(self) -> int:
+        """Masked tokens of this rank's share."""
+        return sum(batch.masked for batch in self.micro_batches)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every global batch this process computes, and how."""
+
+    rank: int
+    world: int
+    micro_batch_size: int
+    prefetch: int = 4
+    """Micro-batches read ahead; at least one whole step."""
+    threads: int = 2
+    pin: bool = False
+    """Put batches into pinned memory, from which a GPU copies without waiting."""
+
+
+class Stream:
+    """Iterates the steps [start, stop) of a run for one rank.
+
+    Iterating raises ``UserError`` at the step that needs a damaged sample. Use it as a context manager, or
+    ``close`` it: its threads end with the micro-batch they are at.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        order: SampleOrder,
+        share: Share,
+        start: int,
+        stop: int,
+        *,
+        masked_only: bool = False,
+        bfloat16: bool = False,
+        remote: bool = False,
+    ) -> None:
+        assert 0 <= start
+        assert stop <= order.steps
+        self._reader, self._order, self._share = reader, order, share
+        self._masked_only, self._bfloat16, self._remote = masked_only, bfloat16, remote
+        self._next, self._stop = start, stop
+        micro_steps = len(self._rows(order.batch_size))
+        self._steps_ahead = max(1, -(-share.prefetch // micro_steps))
+        self._pool = ThreadPoolExecutor(share.threads, thread_name_prefix="stream")
+        self._pending: deque[tuple[int, Places, list[Future[Batch]]]] = deque()
+        self._fetched_window = start // order.window_batches - 1
+        self._closing = False
+
+    def __iter__(self) -> Iterator[Step]:
+        return self
+
+    def __next__(self) -> Step:
+        self._submit_ahead()
+        if not self._pending:
+            self.close()
+            raise StopIteration
+        step, places, batches = self._pending.popleft()
+        self._submit_ahead()
+        try:
+            return Step(step, [batch.result() for batch in batches], places)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the threads; iteration is over."""
+        self._closing = True
+        self._next = self._stop
+        self._pending.clear()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _rows(self, n: int) -> list[range]:
+        share = self._share
+        return micro_batch_rows(n, share.micro_batch_size, share.rank, share.world)
+
+    def _submit_ahead(self) -> None:
+        while self._next < self._stop and len(self._pending) < self._steps_ahead:
+            step, self._next = self._next, self._next + 1
+            if self._remote:
+                self._fetch_window(step // self._order.window_batches + 1)
+            places = self._order.batch(step)
+            batches = [self._submit(places, rows) for rows in self._rows(len(places))]
+            self._pending.append((step, places, batches))
+
+    def _submit(self, places: Places, rows: range) -> Future[Batch]:
+        part = slice(rows.start, rows.stop) if rows else slice(0, 1)
+        own = Places(places.masking_epoch[part], places.block[part], places.row[part])
+        return self._pool.submit(self._collate, own, 1.0 if rows else 0.0)
+
+    def _collate(self, places: Places, weight: float) -> Batch:
+        columns = self._reader.gather(places.masking_epoch, places.block, places.row)
+        batch = collate(columns, self._masked_only, self._bfloat16, weight)
+        return batch.pinned() if self._share.pin else batch
+
+    def _fetch_window(self, window: int) -> None:
+        """Brings what this rank needs of the next window, so that no step waits for all of it at once."""
+        first_of_window = window * self._order.window_batches
+        if window <= self._fetched_window or first_of_window >= self._stop:
+            return
+        self._fetched_window = window
+        places = self._order.window_places(window, self._share.rank, self._share.world)
+        needed = np.unique(np.stack([places.masking_epoch, places.block]), axis=1)
+        for epoch, block in needed.T.tolist():
+            self._pool.submit(self._fetch, epoch, block)
+
+    def _fetch(self, epoch: int, block: int) -> None:
+        if not self._closing:
+            try:
+                self._reader.fetch(epoch, block)
+            except Exception:
+                return  # the step that needs the block reports what is wrong with it
+
+
+def device_share(rank: int, world: int, micro_batch_size: int, prefetch: int, device: torch.device) -> Share:
+    """The share of a rank whose batches go to ``device``."""
+    return Share(rank, world, micro_batch_size, prefetch, pin=device.type == "cuda")
