@@ -31,7 +31,7 @@ from student_train.mirror import Mirror, mirrored
 from student_train.ranks import rank_of_environment, share_cores
 
 if TYPE_CHECKING:
-    from student_train.engine import World
+    from student_train.engine.engine import World
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -66,8 +66,8 @@ def _run(recipe: Recipe, mirror: Mirror | None) -> int:
     directory = mirror.local if mirror else recipe.student_dir
     store = open_store(recipe.store_dir)
     fingerprint = {"recipe": recipe.outcome("student", "train"), "store": store.manifest.digest}
-    from student_train.engine import start_world
-    from student_train.model_card import finished
+    from student_train.engine.engine import start_world
+    from student_train.student.model_card import finished
     from student_train.trainer import require_same
 
     done = finished(directory)
@@ -109,10 +109,10 @@ def _train(
 
     from infra import tracking
     from infra.processor import warn_if_slow
-    from student_train.engine import Engine
-    from student_train.model_card import publish_model
-    from student_train.objective import soft_target_kind
-    from student_train.order import check_world
+    from student_train.data.order import check_world
+    from student_train.engine.engine import Engine
+    from student_train.objectives.objective import soft_target_kind
+    from student_train.student.model_card import publish_model
     from student_train.trainer import Trainer
 
     transformers.logging.disable_progress_bar()
@@ -163,10 +163,10 @@ def _model_and_objective(
 
     import torch
 
-    from student_train.checkpoint import newest_step
-    from student_train.objective import Objective
-    from student_train.soft_targets import TeacherHead
-    from student_train.student import build_student
+    from student_train.engine.checkpoint import newest_step
+    from student_train.objectives.objective import Objective
+    from student_train.objectives.soft_targets import TeacherHead
+    from student_train.student.model import build_student
 
     student = recipe.student
     if newest_step(storage.join(directory, "checkpoints")) is not None:

@@ -24,15 +24,15 @@ from infra.cache import Cache
 from infra.errors import UserError
 from infra.recipe import Recipe
 from offline_teacher.store.reader import Store
-from student_train import checkpoint
-from student_train.engine import Engine, StepResult, World
+from student_train.data.order import SampleOrder, run_samples, run_steps
+from student_train.data.stream import Step, Stream
+from student_train.engine import checkpoint
+from student_train.engine.engine import Engine, StepResult, World
+from student_train.engine.schedule import learning_rate
 from student_train.mirror import Mirror
-from student_train.objective import Objective, columns_needed
-from student_train.order import SampleOrder, run_samples, run_steps
-from student_train.schedule import learning_rate
-from student_train.stream import Step, Stream
-from student_train.student import StudentModel
-from student_train.validation import validate
+from student_train.objectives.objective import Objective, columns_needed
+from student_train.objectives.validation import validate
+from student_train.student.model import StudentModel
 
 TERMS = ("loss", "kl", "mlm", "cosine")
 SHOWN_IDS = 32

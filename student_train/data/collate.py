@@ -67,8 +67,8 @@ class Batch:
 def collate(columns: Mapping[str, np.ndarray], masked_only: bool, bfloat16: bool, weight: float) -> Batch:
     """A batch of the columns [n, ...] of some samples.
 
-    ``masked_only``: the store recorded masked positions only, so nothing else counts. ``bfloat16``: the uint16
-    numbers of ``hidden_states`` are its bits. ``weight``: 0.0 makes a dummy.
+    ``masked_only``: the store recorded masked positions only, so nothing else counts. ``bfloat16``: the
+    uint16 numbers of ``hidden_states`` are its bits. ``weight``: 0.0 makes a dummy.
     """
     count = columns["token_count"].astype(np.int64)
     n, length = columns["input_ids"].shape

@@ -17,6 +17,9 @@ import torch
 from student_train.data.collate import Batch, collate
 from student_train.data.order import Places, SampleOrder, micro_batch_rows
 
+FETCHES = 8
+"""Blocks of a remote store that are brought at once: each is a round trip."""
+
 
 class Reader(Protocol):
     """What the stream needs of ``offline_teacher.store.reader.BlockReader``; called by several threads."""
@@ -89,7 +92,7 @@ class Stream:
         bfloat16: bool = False,
         remote: bool = False,
     ) -> None:
-        assert 0 <= start
+        assert start >= 0
         assert stop <= order.steps
         self._reader, self._order, self._share = reader, order, share
         self._masked_only, self._bfloat16, self._remote = masked_only, bfloat16, remote
@@ -97,6 +100,7 @@ class Stream:
         micro_steps = len(self._rows(order.batch_size))
         self._steps_ahead = max(1, -(-share.prefetch // micro_steps))
         self._pool = ThreadPoolExecutor(share.threads, thread_name_prefix="stream")
+        self._fetchers = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
         self._pending: deque[tuple[int, Places, list[Future[Batch]]]] = deque()
         self._fetched_window = start // order.window_batches - 1
         self._closing = False
@@ -122,7 +126,8 @@ class Stream:
         self._closing = True
         self._next = self._stop
         self._pending.clear()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._pool, self._fetchers):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Stream:
         return self
@@ -162,7 +167,7 @@ class Stream:
         places = self._order.window_places(window, self._share.rank, self._share.world)
         needed = np.unique(np.stack([places.masking_epoch, places.block]), axis=1)
         for epoch, block in needed.T.tolist():
-            self._pool.submit(self._fetch, epoch, block)
+            self._fetchers.submit(self._fetch, epoch, block)
 
     def _fetch(self, epoch: int, block: int) -> None:
         if not self._closing:

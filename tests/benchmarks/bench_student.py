@@ -28,12 +28,12 @@ from offline_teacher.store.head import MlmHead
 from offline_teacher.store.schema import Layout, ShardPlan
 from offline_teacher.store.shard_file import open_file, write_file
 from student_train import losses
-from student_train.engine import Engine, World, start_world
-from student_train.objective import Objective, columns_needed
-from student_train.order import SampleOrder
-from student_train.soft_targets import TeacherHead
-from student_train.stream import Step, Stream
-from student_train.student import build_student
+from student_train.engine.engine import Engine, World, start_world
+from student_train.objectives.objective import Objective, columns_needed
+from student_train.data.order import SampleOrder
+from student_train.objectives.soft_targets import TeacherHead
+from student_train.data.stream import Step, Stream
+from student_train.student.model import build_student
 from tests.benchmarks.live_reference import dense_inputs, live_optimizer, live_step
 from tests.benchmarks.results import Row, row
 from tests.benchmarks.timing import say_round

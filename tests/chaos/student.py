@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from student_train.engine import _free_port
+from student_train.engine.engine import _free_port
 from tests.student_train.tiny_run import make_run
 
 ROOT = Path(__file__).resolve().parents[2]

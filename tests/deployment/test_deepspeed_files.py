@@ -10,7 +10,7 @@ import pytest
 
 from infra.errors import UserError
 from infra.sections import Train
-from student_train.deepspeed_config import build_config
+from student_train.engine.deepspeed_config import build_config
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "infra" / "deepspeed"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from infra import cpu_dropout, native
 from offline_teacher import reduction_kernel
-from student_train import native_exact
+from student_train.objectives import native_exact
 
 WIDTHS = (4, 8, 16)
 DTYPES = (torch.float32, torch.bfloat16)

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from infra.sections import Train
-from student_train import checkpoint
-from student_train.engine import Engine, World, start_world
+from student_train.engine import checkpoint
+from student_train.engine.engine import Engine, World, start_world
 
 BATCH, VOCABULARY, WIDTH = 8, 23, 7
 

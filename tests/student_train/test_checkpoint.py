@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from infra.errors import UserError
-from student_train import checkpoint
-from student_train.checkpoint import Facts, load_newest, save
+from student_train.engine import checkpoint
+from student_train.engine.checkpoint import Facts, load_newest, save
 
 
 def facts(step: int) -> Facts:

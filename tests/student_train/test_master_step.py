@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from student_train.master_step import SLICE, MasterStep
+from student_train.engine.master_step import SLICE, MasterStep
 
 SHAPES = [(3, SLICE // 2 + 5), (7,), (11, 5)]
 

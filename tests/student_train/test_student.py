@@ -20,7 +20,7 @@ from transformers import (
 
 from infra import sections
 from infra.errors import UserError
-from student_train.student import StudentModel, build_student, choose_layers
+from student_train.student.model import StudentModel, build_student, choose_layers
 
 SMALL = {
     "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4,

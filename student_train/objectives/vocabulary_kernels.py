@@ -20,7 +20,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-NO_LABEL = -100
+from student_train.data.collate import NO_LABEL
 
 
 def exact_kernel(

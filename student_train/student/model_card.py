@@ -16,7 +16,7 @@ from infra.errors import UserError
 from infra.recipe import Recipe
 from offline_teacher.store.reader import Store
 from offline_teacher.store.sealed import seal, unseal
-from student_train.student import StudentModel
+from student_train.student.model import StudentModel
 
 MODEL = "model"
 SEAL = "model.json"

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from infra import native
 from student_train import losses, native_exact, vocabulary_kernels
-from student_train.losses import LossTerms, triple_loss
-from student_train.soft_targets import ExactTarget, SoftTarget, TeacherHead, TopkTarget
+from student_train.objectives.triple_loss import LossTerms, triple_loss
+from student_train.objectives.soft_targets import ExactTarget, SoftTarget, TeacherHead, TopkTarget
 
 LEAVES = ("z", "weight", "bias", "student_hidden")
 
@@ -347,7 +347,7 @@ def test_a_term_that_is_off_costs_nothing(
     case.labels = torch.where(torch.arange(30) < 6, 3, -100)
     counters = CountedKernel(vocabulary_kernels.exact_kernel), CountedKernel(vocabulary_kernels.mlm_kernel)
     monkeypatch.setattr(ExactTarget, "kernel", counters[0])
-    monkeypatch.setattr("student_train.losses.mlm_kernel", counters[1])
+    monkeypatch.setattr("student_train.objectives.triple_loss.mlm_kernel", counters[1])
     fused_loss(case, target_of(case, None), chunk_size=1, **changes)
     assert sum(counter.rows for counter in counters) == rows
 

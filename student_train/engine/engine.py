@@ -32,8 +32,8 @@ from torch import Tensor, nn
 
 from infra.errors import UserError
 from infra.sections import Train
-from student_train.deepspeed_config import build_config
-from student_train.master_step import MasterStep
+from student_train.engine.deepspeed_config import build_config
+from student_train.engine.master_step import MasterStep
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 T = TypeVar("T")

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from student_train import native_exact
-from student_train.soft_targets import ExactTarget, SoftTarget
-from student_train.vocabulary_kernels import NO_LABEL, Kernel, fused, mlm_kernel
+from student_train.objectives import native_exact
+from student_train.objectives.soft_targets import ExactTarget, SoftTarget
+from student_train.objectives.vocabulary_kernels import NO_LABEL, Kernel, fused, mlm_kernel
 
 CHUNK_SIZE = {"cpu": 2048, "cuda": 4096}
 """Positions a chunk of the matrix products. Fewer make them slow, and every chunk after the first adds its
@@ -46,15 +46,20 @@ class LossTerms:
     """KL(p_T || q_T), without alpha_ce and T^2."""
     mlm: Tensor
     cosine: Tensor
+    relation: Tensor
+
+    @classmethod
+    def zero(cls, device: torch.device) -> LossTerms:
+        """No term over single positions."""
+        return cls(*[torch.zeros((), device=device)] * 5)
 
 
 def triple_loss(
     z: Tensor,
-    decoder_weight: Tensor,
-    decoder_bias: Tensor,
+    decoder_weight: Tensor | None,
+    decoder_bias: Tensor | None,
     target: SoftTarget | None,
     labels: Tensor,
-    kl_rows: Tensor | None,
     student_hidden: Tensor,
     teacher_hidden: Tensor | None,
     *,
@@ -71,13 +76,14 @@ def triple_loss(
     """The loss of one micro-batch; a term whose weight or denominator is 0 is 0 and costs nothing.
 
     Args:
-        z: [N, D] output of the student's MLM head transform; its dtype is that of the matrix products
-            (bfloat16, float16, float32, float64), reductions are float32 (float64 for float64).
-        decoder_weight, decoder_bias: [V, D], [V] of the student.
+        z: [N, D] output of the student's MLM head transform at the positions that KL and CE look at; its dtype
+            is that of the matrix products (bfloat16, float16, float32, float64), reductions are float32
+            (float64 for float64).
+        decoder_weight, decoder_bias: [V, D], [V] of the student; None only if no term needs the vocabulary.
         target: soft targets of the N positions; None only where alpha_ce is 0.
         labels: int64 [N] original ids of masked positions, -100 elsewhere.
-        kl_rows: bool [N], the positions that take part in the KL; None: all.
-        student_hidden, teacher_hidden: [N, D'] of equal widths; teacher_hidden None only at alpha_cos = 0.
+        student_hidden, teacher_hidden: [N', D'] of equal widths, at the positions that the cosine looks at;
+            teacher_hidden None only at alpha_cos = 0.
         tokens, masked, kl_tokens: global denominators of cosine, CE and KL.
         chunk_size: positions a chunk; None: ``CHUNK_SIZE`` of the device.
         compile: the arithmetic over V by the native kernel or torch.compile, not as plain tensor arithmetic.
@@ -90,15 +96,15 @@ def triple_loss(
     )
     total = kl = mlm = cosine = zero
     if kl_weight or mlm_weight:
-        rows = _rows_needed(labels, kl_rows, bool(kl_weight), bool(mlm_weight))
+        assert decoder_weight is not None, "KL and CE need the decoder"
+        assert target is not None or not kl_weight, "KL needs a soft target"
         total, kl, mlm = VocabularyLoss.apply(
-            z if rows is None else z[rows],
+            z,
             decoder_weight,
             decoder_bias,
             _Work(
-                target=_select(target, rows) if kl_weight else None,
-                labels=labels if rows is None else labels[rows],
-                kl_rows=kl_rows if rows is None or kl_rows is None else kl_rows[rows],
+                target=target if kl_weight else None,
+                labels=labels,
                 temperature=float(temperature),
                 kl_weight=kl_weight,
                 mlm_weight=mlm_weight,
@@ -114,7 +120,7 @@ def triple_loss(
         distance = cosine_distance(student_hidden, teacher_hidden)
         total = total + cos_weight * distance
         cosine = distance.detach() / tokens
-    return LossTerms(total, kl, mlm, cosine)
+    return LossTerms(total, kl, mlm, cosine, zero)
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -123,30 +129,12 @@ def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return (1 - functional.cosine_similarity(student.to(wide), teacher.to(wide), dim=1)).sum()
 
 
-def _rows_needed(labels: Tensor, kl_rows: Tensor | None, kl: bool, mlm: bool) -> Tensor | None:
-    """int64 indices of the positions that some vocabulary term looks at; None: all."""
-    if kl and kl_rows is None:
-        return None
-    needed = torch.zeros_like(labels, dtype=torch.bool)
-    if kl and kl_rows is not None:
-        needed |= kl_rows
-    if mlm:
-        needed |= labels != NO_LABEL
-    return needed.nonzero()[:, 0]
-
-
-def _select(target: SoftTarget | None, rows: Tensor | None) -> SoftTarget:
-    assert target is not None, "a KL term needs a soft target"
-    return target if rows is None else target.select(rows)
-
-
 @dataclass(frozen=True)
 class _Work:
     """What the vocabulary terms are computed from, apart from the differentiable inputs."""
 
     target: SoftTarget | None
     labels: Tensor
-    kl_rows: Tensor | None
     temperature: float
     kl_weight: float
     mlm_weight: float
@@ -205,9 +193,9 @@ class _ChunkedPass:
         self.z, self.weight, self.bias, self.work = z, weight, bias, work
         self.wide = torch.float64 if z.dtype == torch.float64 else torch.float32
         self.block = min(work.chunk_size, KERNEL_SIZE.get(z.device.type, work.chunk_size))
-        in_kl = torch.ones_like(work.labels) if work.kl_rows is None else work.kl_rows
         mlm_scale = (work.labels != NO_LABEL).to(self.wide) * (work.mlm_weight / scale)
-        self.kl_scale = self._padded(in_kl.to(self.wide) * (work.kl_weight / work.temperature / scale))
+        kl_scale = torch.full_like(mlm_scale, work.kl_weight / work.temperature / scale)
+        self.kl_scale = self._padded(kl_scale)
         self.mlm_scale = self._padded(mlm_scale)
         self.labels = self._padded(work.labels, NO_LABEL)
         self.values = z.new_zeros(2, len(self.labels), dtype=self.wide)  # KL and CE of every position

@@ -14,15 +14,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from offline_teacher.store.reader import Store
-from student_train.engine import World
-from student_train.objective import Objective, attention_mask, positions_of, teacher_hidden, topk_target
-from student_train.order import SampleOrder, run_steps
-from student_train.soft_targets import ExactTarget, TopkTarget
-from student_train.stream import Batch, Stream
-from student_train.vocabulary_kernels import NO_LABEL
+from student_train.data.order import SampleOrder, run_steps
+from student_train.data.stream import Batch, Stream
+from student_train.engine.engine import World
+from student_train.objectives.objective import (
+    Objective,
+    attention_mask,
+    positions_of,
+    teacher_hidden,
+    topk_target,
+)
+from student_train.objectives.soft_targets import ExactTarget, TopkTarget
+from student_train.objectives.vocabulary_kernels import NO_LABEL
 
 if TYPE_CHECKING:
-    from student_train.student import StudentModel
+    from student_train.student.model import StudentModel
 
 TEMPERATURES = (1.0, 2.0)
 CHUNK_SIZE = {"cpu": 64, "cuda": 512}

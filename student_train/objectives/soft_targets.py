@@ -1,6 +1,6 @@
 """What the teacher said about N positions, in the two forms a store can hold it.
 
-``ExactTarget`` replays the teacher's MLM head over its stored hidden states and so gives the full
+``ExactTarget`` applies the teacher's masked-LM head to its last hidden states and so gives the full
 distribution at any temperature. ``TopkTarget`` has the K largest logits and the logsumexp over the
 whole vocabulary at one declared temperature; everything outside the K is one bucket of known mass.
 
@@ -9,63 +9,28 @@ Axes: N positions, K top-k, V vocabulary, D teacher's hidden size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from transformers.activations import ACT2FN
 
-from offline_teacher.store.head import MlmHead
-from student_train.vocabulary_kernels import Kernel, exact_kernel, topk_kernel
+from student_train.objectives.vocabulary_kernels import Kernel, exact_kernel, topk_kernel
 
 
-@dataclass(frozen=True)
-class TeacherHead:
-    """The teacher's MLM head: logits = LN(act(h @ dense.T + b)) @ decoder.T + bias. Never trained."""
+class Decoder(Protocol):
+    """The teacher's masked-LM head, as `offline_teacher.families.replay.Replay` has it. Never trained."""
 
-    dense_weight: Tensor  # [D, D]
-    dense_bias: Tensor  # [D]
-    layer_norm_weight: Tensor  # [D]
-    layer_norm_bias: Tensor  # [D]
-    decoder_weight: Tensor  # [V, D]
-    decoder_bias: Tensor  # [V]
-    hidden_act: str
-    layer_norm_eps: float
+    def decoder_input(self, last_hidden: Tensor) -> Tensor:
+        """[n, D] -> [n, D] in the head's dtype."""
 
-    @staticmethod
-    def from_store(head: MlmHead) -> TeacherHead:
-        """The store's float32 arrays as tensors, on the CPU."""
-        return TeacherHead(
-            **{name: torch.tensor(getattr(head, name)) for name in _TENSORS},
-            hidden_act=head.hidden_act,
-            layer_norm_eps=head.layer_norm_eps,
-        )
+    @property
+    def decoder_weight(self) -> Tensor:
+        """[V, D]"""
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> TeacherHead:
-        return replace(self, **{name: getattr(self, name).to(device, dtype) for name in _TENSORS})
-
-    def transform(self, hidden: Tensor) -> Tensor:
-        """Hidden states [n, D] of any float dtype -> decoder input [n, D] in the head's dtype."""
-        dense = functional.linear(hidden.to(self.dense_weight.dtype), self.dense_weight, self.dense_bias)
-        return functional.layer_norm(
-            ACT2FN[self.hidden_act](dense),
-            self.layer_norm_weight.shape,
-            self.layer_norm_weight,
-            self.layer_norm_bias,
-            self.layer_norm_eps,
-        )
-
-
-_TENSORS = (
-    "dense_weight",
-    "dense_bias",
-    "layer_norm_weight",
-    "layer_norm_bias",
-    "decoder_weight",
-    "decoder_bias",
-)
+    @property
+    def decoder_bias(self) -> Tensor:
+        """[V]"""
 
 
 class SoftTarget(Protocol):
@@ -75,9 +40,6 @@ class SoftTarget(Protocol):
     """Of `vocabulary_kernels`: takes ``arguments`` between the student's logits and the labels."""
 
     def __len__(self) -> int: ...
-
-    def select(self, index: Tensor) -> SoftTarget:
-        """The target of some of the positions only; ``index`` int64 [n]."""
 
     def buffer(self, positions: int) -> Tensor | None:
         """[positions, V], which ``arguments`` may write to and return; None where none is needed."""
@@ -90,16 +52,13 @@ class SoftTarget(Protocol):
 class ExactTarget:
     """The teacher's full distribution at any temperature, from its last hidden states."""
 
-    head: TeacherHead
+    head: Decoder
     hidden: Tensor
     """[N, D], any float dtype; of an int8 store already multiplied by its scale."""
     kernel: ClassVar[Kernel] = staticmethod(exact_kernel)
 
     def __len__(self) -> int:
         return len(self.hidden)
-
-    def select(self, index: Tensor) -> ExactTarget:
-        return replace(self, hidden=self.hidden[index])
 
     def buffer(self, positions: int) -> Tensor:
         return self.head.decoder_weight.new_empty(positions, len(self.head.decoder_weight))
@@ -111,11 +70,11 @@ class ExactTarget:
 
     def products(self, rows: slice, out: Tensor) -> Tensor:
         """Teacher logits [n, V] of these positions without ``head.decoder_bias``, written to ``out``."""
-        return torch.mm(self.head.transform(self.hidden[rows]), self.head.decoder_weight.t(), out=out)
+        return torch.mm(self.head.decoder_input(self.hidden[rows]), self.head.decoder_weight.t(), out=out)
 
     def rows(self, rows: slice, out: Tensor | None = None) -> Tensor:
         """Teacher logits [n, V] of these positions, in the head's dtype, written to ``out`` if given."""
-        z = self.head.transform(self.hidden[rows])
+        z = self.head.decoder_input(self.hidden[rows])
         return torch.addmm(self.head.decoder_bias, z, self.head.decoder_weight.t(), out=out)
 
 
@@ -134,14 +93,6 @@ class TopkTarget:
 
     def __len__(self) -> int:
         return len(self.topk_ids)
-
-    def select(self, index: Tensor) -> TopkTarget:
-        return replace(
-            self,
-            topk_ids=self.topk_ids[index],
-            topk_logits=self.topk_logits[index],
-            logsumexp=self.logsumexp[index],
-        )
 
     def buffer(self, positions: int) -> None:
         return None

@@ -1,0 +1,1 @@
+"""DeepSpeed behind one narrow interface, the schedule, and checkpoints."""
