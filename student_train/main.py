@@ -21,12 +21,10 @@ if not __package__:  # run as a file: the repository, not this directory, is whe
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from infra import console, storage
-from infra.errors import UserError
+from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.locks import exclusive
-from infra.recipe import Recipe, load_recipe
-from offline_teacher.store.manifest import RECIPE_NAME, RECIPE_SIDECAR_NAME, repair_command
+from infra.recipe import StudentRun, load_recipe
 from offline_teacher.store.reader import Store, open_store
-from offline_teacher.store.verify import check_recipe
 from student_train.mirror import Mirror, mirrored
 from student_train.ranks import rank_of_environment, share_cores
 
@@ -36,9 +34,10 @@ if TYPE_CHECKING:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="student_train/main.py", description="Train a student from a store."
+        prog="student_train/main.py", description="Train the students of a recipe from a store."
     )
     parser.add_argument("--recipe", required=True, help="YAML file of the run")
+    parser.add_argument("--student", metavar="NAME", help="train only this one of the recipe's students")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's"
@@ -47,44 +46,62 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> int:
+    """Trains the named student, or all that are not finished, one after the other."""
     share_cores()
     recipe = load_recipe(options.recipe, options.overrides)
-    _check_own_recipe(options.recipe)
-    with mirrored(recipe.student_dir, recipe.train.cache_dir) as mirror:
-        return _run(recipe, mirror)
-
-
-def _check_own_recipe(path: str) -> None:
-    """UserError where the recipe is a store's own, and damaged."""
-    root, _, name = path.rpartition("/")
-    sealed = name == RECIPE_NAME and storage.exists(storage.join(root or ".", RECIPE_SIDECAR_NAME))
-    for problem in check_recipe(root or ".") if sealed else ():
-        raise UserError(f"{path}: {problem}: run `{repair_command(root)}`, or use the recipe it was made of")
-
-
-def _run(recipe: Recipe, mirror: Mirror | None) -> int:
-    directory = mirror.local if mirror else recipe.student_dir
-    store = open_store(recipe.store_dir)
-    fingerprint = {"recipe": recipe.outcome("student", "train"), "store": store.manifest.digest}
-    from student_train.engine.engine import start_world
-    from student_train.student.model_card import finished
-    from student_train.trainer import require_same
-
-    done = finished(directory)
-    if done is not None:
-        require_same(done["fingerprint"], fingerprint, recipe.student_dir)
-        if rank_of_environment() == 0:
-            _say(recipe, done["results"], "complete, nothing to do")
+    runs = recipe.runs() if options.student is None else {options.student: recipe.run(options.student)}
+    store = open_store(recipe.store_path)
+    left = [one for one in runs.values() if not _is_finished(one, store)]
+    if not left:
         return 0
+    from student_train.engine.engine import start_world
+
     world = start_world()
     try:
-        with _only_trainer(directory, world):
-            results = _train(recipe, store, fingerprint, world, mirror)
-        if world.first:
-            _say(recipe, results, "trained")
+        return _train_all(left, store, world)
     finally:
         world.close()
-    return 0
+
+
+def _is_finished(run: StudentRun, store: Store) -> bool:
+    """Says so where a student is there already. UserError where it is one of other settings."""
+    from student_train.student.published import finished, require_same
+
+    with mirrored(run.directory, run.train.cache_dir) as mirror:
+        done = finished(mirror.local if mirror else run.directory)
+    if done is None:
+        return False
+    require_same(done["fingerprint"], _fingerprint(run, store), run.directory)
+    if rank_of_environment() == 0:
+        _say(run, done["results"], "complete, nothing to do")
+    return True
+
+
+def _fingerprint(run: StudentRun, store: Store) -> dict[str, Any]:
+    return {"recipe": run.fingerprinted(), "store": store.digest}
+
+
+def _train_all(runs: list[StudentRun], store: Store, world: World) -> int:
+    """0, or EXIT_INCOMPLETE where a student among several failed for a reason of its own."""
+    failed = []
+    for run in runs:
+        try:
+            with mirrored(run.directory, run.train.cache_dir) as mirror:
+                directory = mirror.local if mirror else run.directory
+                with _only_trainer(directory, world):
+                    results = _train(run, store, world, mirror)
+        except UserError as problem:
+            if len(runs) == 1:
+                raise
+            failed.append(run.name)
+            if world.first:
+                print(f"error: student {run.name}: {problem}", file=sys.stderr, flush=True)
+            continue
+        if world.first:
+            _say(run, results, "trained")
+    if failed and world.first:
+        print(f"error: not trained: {', '.join(failed)}; the others are finished", file=sys.stderr)
+    return EXIT_INCOMPLETE if failed else 0
 
 
 @contextlib.contextmanager
@@ -101,9 +118,7 @@ def _only_trainer(directory: str, world: World) -> Iterator[None]:
         yield
 
 
-def _train(
-    recipe: Recipe, store: Store, fingerprint: dict[str, Any], world: World, mirror: Mirror | None
-) -> dict[str, Any]:
+def _train(run: StudentRun, store: Store, world: World, mirror: Mirror | None) -> dict[str, Any]:
     """Trains, publishes, registers; what the model card and the last table say."""
     import transformers
 
@@ -116,20 +131,18 @@ def _train(
     from student_train.trainer import Trainer
 
     transformers.logging.disable_progress_bar()
-    check_world(recipe.train.batch_size, world.size, store.plan.sequences)
+    check_world(run.train.batch_size, world.size, store.splits["train"].plan.samples_per_epoch)
     if world.first and world.device.type == "cpu":
-        warn_if_slow("train.dtype", recipe.train.dtype)
-    directory = mirror.local if mirror else recipe.student_dir
-    world.first_does(lambda: _save_recipe(recipe, directory))
-    validation = _validation_store(recipe, store)
-    kind = soft_target_kind(recipe.train, store.layout)
-    model, objective = world.all_do(lambda: _model_and_objective(recipe, directory, store, world, kind))
-    with tracking.start_run(recipe, "student", world.rank) as tracked:
-        tracked.log_store(recipe.store_dir, store.manifest.digest)
-        engine = world.all_do(lambda: Engine(model, recipe.train, world))
-        trainer = Trainer(
-            recipe, world, store, validation, model, objective, engine, tracked, fingerprint, mirror
-        )
+        warn_if_slow("train.dtype", run.train.dtype)
+    directory = mirror.local if mirror else run.directory
+    world.first_does(lambda: _save_recipe(run, directory))
+    kind = soft_target_kind(run.train, store.layout)
+    model, objective = world.all_do(lambda: _model_and_objective(run, directory, store, world))
+    fingerprint = _fingerprint(run, store)
+    with tracking.start_run(run.recipe, "student", world.rank, run.name) as tracked:
+        tracked.log_store(run.recipe.store_path, store.digest)
+        engine = world.all_do(lambda: Engine(model, run.train, world))
+        trainer = Trainer(run, world, store, model, objective, engine, tracked, fingerprint, mirror)
         validated = trainer.train()
         results = {
             "steps": trainer.total_steps,
@@ -140,79 +153,60 @@ def _train(
         weights = engine.gather()["weights"]
 
         def publish() -> str:
-            path = publish_model(recipe, directory, model, weights, store, fingerprint, results)
+            path = publish_model(run, directory, model, weights, store, fingerprint, results)
             if mirror:
                 mirror.push()
-            name = recipe.tracking.model_name or recipe.name
-            tracked.register_model(path, name, tags={"store": store.manifest.digest})
+            name = run.recipe.tracking.model_name or run.recipe.name
+            name = f"{name}-{run.name}" if run.recipe.students else name
+            tracked.register_model(path, name, tags={"store": store.digest})
             return path
 
         world.first_does(publish)
     return results
 
 
-def _save_recipe(recipe: Recipe, directory: str) -> str:
-    recipe.save(directory)
+def _save_recipe(run: StudentRun, directory: str) -> str:
+    run.recipe.save(directory)
     return directory
 
 
-def _model_and_objective(
-    recipe: Recipe, directory: str, store: Store, world: World, kind: str | None
-) -> tuple[Any, Any]:
+def _model_and_objective(run: StudentRun, directory: str, store: Store, world: World) -> tuple[Any, Any]:
+    """The student, with what its loss does not reach frozen, and the loss on the store's teacher."""
     import dataclasses
 
     import torch
+    from safetensors.torch import load_file
 
+    from offline_teacher.families.replay import Replay
     from student_train.engine.checkpoint import newest_step
-    from student_train.objectives.objective import Objective
-    from student_train.objectives.soft_targets import TeacherHead
+    from student_train.objectives.objective import Objective, needs_of
     from student_train.student.model import build_student
+    from student_train.student.reach import freeze_unreached
 
-    student = recipe.student
-    if newest_step(storage.join(directory, "checkpoints")) is not None:
+    train, student, config = run.train, run.student, store.teacher_config()
+    if newest_step(storage.join(directory, "checkpoints")) is not None and not store.layout.teacher_weights:
         student = dataclasses.replace(student, init="random")  # the weights come from the checkpoint
-    config = store.teacher_config()
-    if config.get("vocab_size") != store.layout.vocab_size:
-        raise UserError(
-            f"{recipe.store_dir}: its teacher has a vocabulary of {config.get('vocab_size')}, its samples "
-            f"one of {store.layout.vocab_size}; it is not one store, run the teacher again"
-        )
-    teacher = recipe.teacher
-    model = build_student(student, config, teacher.model, revision=teacher.revision, seed=recipe.train.seed)
-    head = None
-    if store.layout.hidden_states != "none":
-        dtype = getattr(torch, recipe.train.dtype)
-        head = TeacherHead.from_store(store.head()).to(world.device, dtype)
-    return model, Objective(recipe.train, store.layout, head)
+    weights = load_file(store.teacher_weights())
+    start = weights if store.layout.teacher_weights else None
+    model = build_student(student, train, config, start)
+    replay = None
+    if needs_of(train, store.layout).hidden_states or store.layout.hidden_states != "none":
+        replay = Replay(config, weights, store.layout.replay_layers)
+    recorder = model.recorder(train.relation_layer) if train.alpha_relation else None
+    objective = Objective(train, store.layout, replay, recorder)
+    freeze_unreached(model, objective)
+    if replay is not None:
+        replay.to(world.device, getattr(torch, train.dtype))
+    return model, objective
 
 
-def _validation_store(recipe: Recipe, store: Store) -> Store | None:
-    """The held-out store, where there is one. UserError where it is of another teacher."""
-    if not storage.exists(storage.join(recipe.validation_store_dir, "manifest.json")):
-        if recipe.corpus.validation_path or recipe.corpus.validation_split:
-            raise UserError(
-                f"{recipe.validation_store_dir}: the recipe names held-out text, but there is no complete "
-                "store of it; run the teacher: python -m offline_teacher.main run --recipe RECIPE"
-            )
-        return None
-    validation = open_store(recipe.validation_store_dir)
-    for part in ("teacher", "tokenizer"):
-        mine, other = store.manifest.fingerprint.get(part), validation.manifest.fingerprint.get(part)
-        if mine != other:
-            raise UserError(
-                f"{recipe.validation_store_dir}: its {part} ({other}) is not the training store's ({mine}); "
-                "remove it and run the teacher again"
-            )
-    return validation
-
-
-def _say(recipe: Recipe, results: dict[str, Any], what: str) -> None:
+def _say(run: StudentRun, results: dict[str, Any], what: str) -> None:
     rows = [("steps", f"{results['steps']:,}"), ("soft targets", results["soft_targets"] or "none")]
     rows += [(name, f"{value:.5g}") for name, value in results["training"].items()]
     rows += [(f"validation {name}", f"{value:.5g}") for name, value in results["validation"].items()]
     print(
-        f"\nstudent {recipe.name}: {what}\n{console.table(rows, ['measure', 'value'])}\n"
-        f"{recipe.student_dir}/model"
+        f"\nstudent {run.recipe.name}/{run.name}: {what}\n{console.table(rows, ['measure', 'value'])}\n"
+        f"{run.directory}/model"
     )
 
 

@@ -1,4 +1,4 @@
-"""The training loop: step, log, validate, checkpoint. One screen; all it needs lies below or beside it.
+"""The training loop: step, log, validate, checkpoint.
 
 recipe, store -> Trainer.train() -> history.jsonl, checkpoints/, the trained student in the engine
 """
@@ -20,21 +20,21 @@ import torch
 import xxhash
 
 from infra import console, storage
-from infra.cache import Cache
 from infra.errors import UserError
-from infra.recipe import Recipe
-from offline_teacher.store.reader import Store
-from student_train.data.order import SampleOrder, run_samples, run_steps
+from infra.recipe import StudentRun
+from offline_teacher.store.numbering import PART_SHIFT
+from offline_teacher.store.reader import Split, Store
+from student_train.data.order import Places, SampleOrder, run_samples
+from student_train.data.reading import open_stream
 from student_train.data.stream import Step, Stream
 from student_train.engine import checkpoint
 from student_train.engine.engine import Engine, StepResult, World
 from student_train.engine.schedule import learning_rate
 from student_train.mirror import Mirror
-from student_train.objectives.objective import Objective, columns_needed
+from student_train.objectives.objective import TERMS, Objective, columns_needed
 from student_train.objectives.validation import validate
 from student_train.student.model import StudentModel
 
-TERMS = ("loss", "kl", "mlm", "cosine")
 SHOWN_IDS = 32
 """Sequence ids a message about a failed step lists."""
 
@@ -55,9 +55,10 @@ class Tracker(Protocol):
 class Window:
     """What was added up since the last logged step, on this rank."""
 
-    started: float = field(default_factory=time.perf_counter)
+    seconds: float = 0.0
+    """Spent on steps: checkpoints and validation are left out."""
     waited: float = 0.0
-    """Seconds spent waiting for the stream."""
+    """Seconds of them spent waiting for the stream."""
     tokens: int = 0
     """Of all ranks."""
     steps: int = 0
@@ -66,14 +67,13 @@ class Window:
 
 
 class Trainer:
-    """One run of a recipe on one rank. ``model`` is trained in place."""
+    """One student of a recipe on one rank. ``model`` is trained in place."""
 
     def __init__(
         self,
-        recipe: Recipe,
+        run: StudentRun,
         world: World,
         store: Store,
-        validation: Store | None,
         model: StudentModel,
         objective: Objective,
         engine: Engine,
@@ -81,15 +81,17 @@ class Trainer:
         fingerprint: dict[str, Any],
         mirror: Mirror | None = None,
     ) -> None:
-        self.recipe, self.train_section, self.world = recipe, recipe.train, world
-        self.store, self.validation, self.model, self.objective = store, validation, model, objective
-        self.engine, self.tracker, self.fingerprint = engine, tracker, fingerprint
+        self.run, self.train_section, self.world, self.store = run, run.train, world, store
+        self.model, self.objective, self.engine, self.tracker = model, objective, engine, tracker
+        self.fingerprint, self.mirror = fingerprint, mirror
+        section, self.split = run.train, store.splits["train"]
         self.samples = run_samples(
-            store.plan.sequences, recipe.train.epochs, recipe.train.max_steps, recipe.train.batch_size
+            self.split.plan.samples_per_epoch, section.epochs, section.max_steps, section.batch_size
         )
-        self.total_steps = run_steps(self.samples, recipe.train.batch_size)
-        self.mirror = mirror
-        directory = mirror.local if mirror else recipe.student_dir
+        self.order = SampleOrder(
+            self.split.plan, section.seed, section.batch_size, self.samples, section.window_batches
+        )
+        directory = mirror.local if mirror else run.directory
         self.checkpoints = storage.join(directory, "checkpoints")
         self.history = storage.join(directory, "history.jsonl")
         self.step = 0
@@ -97,30 +99,37 @@ class Trainer:
         self.saved_step = -1
         self.stop_requested = False
         self.last_metrics: dict[str, float] = {}
+        self.window = Window()
+
+    @property
+    def total_steps(self) -> int:
+        return self.order.steps
 
     def train(self) -> dict[str, float]:
         """Trains to the end from where the newest checkpoint is; validation metrics of the final student.
 
-        Raises Stopped after a signal, and UserError where a shard is damaged or the loss is not finite; the
+        Raises Stopped after a signal, and UserError where a sample is damaged or the loss is not finite; the
         latter is raised alike on every rank.
         """
         self.resume()
-        section, window = self.train_section, Window()
+        section = self.train_section
         with (
             self._signals_noted(),
             self._stream() as stream,
-            self._progress(self.total_steps, "steps", "student", self.step) as bar,
+            self._progress(self.total_steps, "steps", f"student {self.run.name}", self.step) as bar,
         ):
-            for step in self._agreed(stream, window):
-                terms = self._forward_backward(step)
+            while (agreed := self._next_step(stream)) is not None:
+                started = time.perf_counter()
+                step, tokens, masked = agreed
+                terms = self._forward_backward(step, tokens, masked)
                 rate = learning_rate(section, step.step, self.total_steps)
                 result = self.engine.step(rate)
-                self._require_finite(step, result)
-                self._count(step, terms, window)
+                self._require_finite(step.places, result)
+                self._count(step, terms, tokens)
+                self.window.seconds += time.perf_counter() - started
                 bar.advance(1)
                 if self._due(section.log_every):
-                    bar.note(self._log(window, rate, result))
-                    window = Window()
+                    bar.note(self._log(rate, result))
                 if self._due(section.validate_every) and self.step < self.total_steps:
                     self._validate()
                 if self._due(section.checkpoint_every):
@@ -132,84 +141,88 @@ class Trainer:
 
     # --- one step -------------------------------------------------------------------------------------------
 
-    def _forward_backward(self, step: Step) -> torch.Tensor:
-        """Adds the gradient of this rank's micro-batches; its share of each of TERMS, float64 [4]."""
+    def _next_step(self, stream: Stream) -> tuple[Step, float, float] | None:
+        """The next step, and its real and masked tokens over all ranks; None at the end or after a signal.
+
+        What one rank's stream raised is raised on all of them.
+        """
+        if self.step >= self.total_steps:
+            return None
+        step, problem, started = None, "", time.perf_counter()
+        try:
+            step = next(stream)
+        except UserError as error:
+            problem = str(error)
+        self.window.waited += time.perf_counter() - started
+        counts = [float(step.tokens), float(step.masked)] if step else [0.0, 0.0]
+        tokens, masked, stop, failed = self.world.sum(
+            [*counts, float(self.stop_requested), float(bool(problem))]
+        )
+        self.window.seconds += time.perf_counter() - started
+        if failed:
+            self.world.raise_first(problem)
+        if stop:
+            return None
+        assert step is not None
+        assert step.step == self.step
+        return step, tokens, masked
+
+    def _forward_backward(self, step: Step, tokens: float, masked: float) -> torch.Tensor:
+        """Adds the gradient of this rank's micro-batches; its share of each of TERMS, float64 [5]."""
         torch.manual_seed(dropout_seed(self.train_section.seed, step.step, self.world.rank))
         sums = torch.zeros(len(TERMS), dtype=torch.float64, device=self.world.device)
         for number, batch in enumerate(step.micro_batches):
-            terms = self.objective(self.model, batch.to(self.world.device), step.tokens, step.masked)
+            terms = self.objective(self.model, batch.to(self.world.device), tokens, masked)
             last = number == len(step.micro_batches) - 1
             self.engine.backward(terms.total * batch.weight, last)
-            values = (terms.total, terms.kl, terms.mlm, terms.cosine)
+            values = (terms.total, terms.kl, terms.mlm, terms.cosine, terms.relation)
             sums += torch.stack([value.detach().double() for value in values]) * batch.weight
         return sums
 
-    def _agreed(self, stream: Stream, window: Window) -> Iterator[Step]:
-        """The steps to do; ends early where any rank got a signal, raises on all what one stream raised."""
-        while self.step < self.total_steps:
-            step, problem, started = None, "", time.perf_counter()
-            try:
-                step = next(stream)
-            except UserError as error:
-                problem = str(error)
-            window.waited += time.perf_counter() - started
-            stop, failed = self.world.max(
-                [float(self.stop_requested), self.world.rank + 1.0 if problem else 0.0]
-            )
-            if failed:
-                raise UserError(self.world.text_from(int(failed) - 1, problem))
-            if stop:
-                return
-            assert step is not None
-            assert step.step == self.step
-            yield step
-
-    def _require_finite(self, step: Step, result: StepResult) -> None:
+    def _require_finite(self, places: Places, result: StepResult) -> None:
         """UserError where the gradient is not finite and it is not the loss scaler's to handle."""
         if math.isfinite(result.gradient_norm):
             return
         if self.train_section.dtype == "float16" and self.engine.loss_scale > 1:
             return
-        self._fail(step.sequence_ids, step.replicas, "gradient")
+        self._fail(places, "gradient")
 
-    def _fail(self, ids: np.ndarray, replicas: np.ndarray, what: str) -> None:
+    def _fail(self, places: Places, what: str) -> None:
         good = checkpoint.newest_step(self.checkpoints) if self.world.first else None
         kept = "no checkpoint was written yet"
         if good is not None:
             kept = f"the last good checkpoint is {self.checkpoints}/{checkpoint.checkpoint_name(good)}"
-        listed = ", ".join(map(str, ids[:SHOWN_IDS].tolist())) + (", ..." if len(ids) > SHOWN_IDS else "")
+        listed = ", ".join(sequence_names(self.split, places, SHOWN_IDS))
+        listed += ", ..." if len(places) > SHOWN_IDS else ""
         raise UserError(
-            f"step {self.step}: the {what} is not a finite number; the {len(ids)} samples of this step are "
-            f"sequences {listed} of replica {sorted(set(replicas.tolist()))}; {kept}; "
+            f"step {self.step}: the {what} is not a finite number; the {len(places)} samples of this step are "
+            f"(part/row) {listed} of masking epoch {sorted(set(places.masking_epoch.tolist()))}; {kept}; "
             "lower train.learning_rate or check the store"
         )
 
-    def _count(self, step: Step, terms: torch.Tensor, window: Window) -> None:
+    def _count(self, step: Step, terms: torch.Tensor, tokens: float) -> None:
         self.step = step.step + 1
-        self.samples_digest = chained_digest(self.samples_digest, step.replicas, step.sequence_ids)
-        window.sums = window.sums.to(terms.device) + terms
-        window.tokens += step.tokens
-        window.steps += 1
+        self.samples_digest = chained_digest(self.samples_digest, step.places)
+        self.window.sums = self.window.sums.to(terms.device) + terms
+        self.window.tokens += int(tokens)
+        self.window.steps += 1
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.total_steps)
 
-    # --- what is said and kept ------------------------------------------------------------------------------
+    # --- what is logged -------------------------------------------------------------------------------------
 
-    def _log(self, window: Window, rate: float, result: StepResult) -> str:
+    def _log(self, rate: float, result: StepResult) -> str:
         """Means over the steps since the last log, in history.jsonl and MLflow; a short text to show."""
-        seconds = time.perf_counter() - window.started
-        reduced = self.world.sum([*window.sums.tolist(), window.waited / seconds])
+        window, self.window = self.window, Window()
+        reduced = self.world.sum([*window.sums.tolist(), window.waited / window.seconds])
         metrics = {name: value / window.steps for name, value in zip(TERMS, reduced, strict=False)}
         if not all(map(math.isfinite, metrics.values())):
-            order = self._order()
-            size = self.train_section.batch_size
-            replicas, ids = order.samples((self.step - 1) * size, min(self.step * size, self.samples))
-            self._fail(ids, replicas, "loss")
+            self._fail(self.order.batch(self.step - 1), "loss")
         metrics |= {
             "learning_rate": rate,
             "gradient_norm": result.gradient_norm,
-            "tokens_per_second": window.tokens / seconds,
+            "tokens_per_second": window.tokens / window.seconds,
             "input_wait": reduced[-1] / self.world.size,
         }
         if self.train_section.dtype == "float16":
@@ -220,10 +233,13 @@ class Trainer:
         return f"loss {metrics['loss']:.4f}, {metrics['tokens_per_second']:,.0f} tokens/s"
 
     def _validate(self) -> dict[str, float]:
-        if self.validation is None:
+        held_out = self.store.splits.get("validation")
+        if held_out is None:
             return {}
-        with self._progress(self.validation.plan.sequences, "sequences", "validation") as bar:
-            metrics = validate(self.model, self.objective, self.validation, self.world, bar.advance)
+        with self._progress(held_out.plan.samples, "sequences", "validation") as bar:
+            metrics = validate(
+                self.model, self.objective, self.store, self.world, self.train_section, bar.advance
+            )
         self._record({f"validation_{name}": value for name, value in metrics.items()})
         return metrics
 
@@ -283,7 +299,7 @@ class Trainer:
             newest = checkpoint.load_newest(self.checkpoints)
             if newest is None:
                 return ""
-            require_same(newest.facts.fingerprint, self.fingerprint, self.recipe.student_dir)
+            require_same(newest.facts.fingerprint, self.fingerprint, self.run.directory)
             found.append(newest)
             facts = newest.facts
             rest = {
@@ -303,27 +319,10 @@ class Trainer:
         if self.world.first:
             trim_history(self.history, self.step)
 
-    def _order(self) -> SampleOrder:
-        return SampleOrder(self.store.plan, self.train_section.seed, self.train_section.window_shards)
-
     def _stream(self) -> Stream:
-        section = self.train_section
-        return Stream(
-            self.store,
-            self._order(),
-            section.batch_size,
-            section.micro_batch_size,
-            self.world.rank,
-            self.world.size,
-            self.step,
-            self.total_steps,
-            section.prefetch,
-            self.world.device,
-            samples=self.samples,
-            columns=columns_needed(section, self.store.layout),
-            cache=Cache(section.cache_dir, section.cache_bytes)
-            if storage.is_remote(self.recipe.store_dir)
-            else None,
+        columns = columns_needed(self.train_section, self.store.layout)
+        return open_stream(
+            self.store, "train", columns, self.order, self.train_section, self.world, start=self.step
         )
 
     @contextmanager
@@ -346,10 +345,19 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
 
 
-def chained_digest(before: str, replicas: np.ndarray, sequence_ids: np.ndarray) -> str:
+def chained_digest(before: str, places: Places) -> str:
     """Digest of all samples up to and with this batch: equal digests mean equal samples in equal order."""
-    batch = np.stack([replicas, sequence_ids]).astype("<i8").tobytes()
+    batch = np.stack([places.masking_epoch, places.block, places.row]).astype("<i8").tobytes()
     return xxhash.xxh3_128_hexdigest(before.encode() + batch)
+
+
+def sequence_names(split: Split, places: Places, count: int) -> list[str]:
+    """``part/row`` of the first ``count`` samples."""
+    names = []
+    for block, row in zip(places.block[:count].tolist(), places.row[:count].tolist(), strict=True):
+        sequence = int(split.plan.sequence_ids(block)[row])
+        names.append(f"{sequence >> PART_SHIFT}/{sequence & (1 << PART_SHIFT) - 1}")
+    return names
 
 
 def require_same(old: dict[str, Any], new: dict[str, Any], where: str) -> None:
@@ -359,7 +367,7 @@ def require_same(old: dict[str, Any], new: dict[str, Any], where: str) -> None:
     changed = difference(old, new)
     if changed:
         raise UserError(
-            f"{where}: this student was begun with other settings ({'; '.join(changed)}); "
+            f"{where}: this student was started with other settings ({'; '.join(changed)}); "
             "put them back, choose another name, or remove the directory to start afresh"
         )
 

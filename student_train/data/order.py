@@ -31,9 +31,9 @@ class Blocks(Protocol):
     @property
     def masking_epochs(self) -> int: ...
     @property
-    def samples(self) -> int: ...
+    def samples_per_epoch(self) -> int: ...
     @property
-    def blocks(self) -> int: ...
+    def blocks_per_epoch(self) -> int: ...
     @property
     def block_samples(self) -> int:
         """Samples of every block that is not short."""
@@ -73,7 +73,7 @@ class SampleOrder:
     """The samples of a run: ``samples`` in all, in batches of ``batch_size``; the last one may be short."""
 
     def __init__(self, blocks: Blocks, seed: int, batch_size: int, samples: int, window_batches: int) -> None:
-        if blocks.samples < 1:
+        if blocks.samples_per_epoch < 1:
             raise UserError(
                 "the store holds no sequences: give the corpus some text and run the teacher again"
             )
@@ -110,7 +110,7 @@ class SampleOrder:
 
     def places(self, positions: np.ndarray) -> Places:
         """Where the samples at these positions of the stream are: int64 [n] -> Places of n."""
-        epochs, offsets = np.divmod(positions, self.blocks.samples)
+        epochs, offsets = np.divmod(positions, self.blocks.samples_per_epoch)
         block, row = np.empty_like(positions), np.empty_like(positions)
         for number in np.unique(epochs).tolist():
             here = epochs == number
@@ -126,12 +126,12 @@ class SampleOrder:
         permuted = self._epoch(epoch)
         full = offsets + permuted.lacking[np.searchsorted(permuted.ends, offsets, side="right")]
         position, row = np.divmod(full, self.blocks.block_samples)
-        return permute(position, self.blocks.blocks, permuted.key), row
+        return permute(position, self.blocks.blocks_per_epoch, permuted.key), row
 
     def _permuted_epoch(self, epoch: int) -> _Epoch:
         numbers, sizes = self._short
         key = mix_int(mix_int(self.seed + 1) ^ mix_int(epoch + 1))
-        positions = positions_of(numbers, self.blocks.blocks, key)
+        positions = positions_of(numbers, self.blocks.blocks_per_epoch, key)
         order = np.argsort(positions)
         full = self.blocks.block_samples
         lacking = np.concatenate([[0], np.cumsum(full - sizes[order], dtype=np.int64)])

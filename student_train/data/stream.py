@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from student_train.data.collate import Batch, collate
 from student_train.data.order import Places, SampleOrder, micro_batch_rows
@@ -175,8 +174,3 @@ class Stream:
                 self._reader.fetch(epoch, block)
             except Exception:
                 return  # the step that needs the block reports what is wrong with it
-
-
-def device_share(rank: int, world: int, micro_batch_size: int, prefetch: int, device: torch.device) -> Share:
-    """The share of a rank whose batches go to ``device``."""
-    return Share(rank, world, micro_batch_size, prefetch, pin=device.type == "cuda")

@@ -88,6 +88,12 @@ class World:
             raise UserError(problem)
         return self.text_from(0, text)
 
+    def raise_first(self, problem: str) -> None:
+        """Raises the problem of the first rank that has one as a UserError, on all ranks. All ranks call it."""
+        failed = int(self.max([float(self.size - self.rank) if problem else 0.0])[0])
+        if failed:
+            raise UserError(self.text_from(self.size - failed, problem))
+
     def all_do(self, function: Callable[[], T]) -> T:
         """What ``function`` returns on this rank; a UserError it raises on any rank is raised on all."""
         result: list[T] = []
@@ -96,9 +102,7 @@ class World:
             result.append(function())
         except UserError as error:
             problem = str(error)
-        failed = int(self.max([self.rank + 1.0 if problem else 0.0])[0])
-        if failed:
-            raise UserError(self.text_from(failed - 1, problem))
+        self.raise_first(problem)
         return result[0]
 
     def close(self) -> None:
@@ -166,7 +170,7 @@ class Engine:
         optimizer = torch.optim.AdamW(
             _parameter_groups(model, train.weight_decay), lr=0.0, betas=train.betas, eps=train.eps, fused=True
         )
-        initial = {name: p.detach().clone() for name, p in model.named_parameters()}
+        initial = {name: p.detach().clone() for name, p in trained(model)}
         with _deepspeed_quiet():
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         self._adamw: torch.optim.AdamW = self._engine.basic_optimizer
@@ -216,7 +220,7 @@ class Engine:
     def gather(self) -> dict[str, dict[str, Tensor]]:
         """float32 on the CPU: ``weights``, ``exp_avg``, ``exp_avg_sq`` by parameter. All ranks call it."""
         state: dict[str, dict[str, Tensor]] = {"weights": {}, **{moment: {} for moment in MOMENTS}}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in trained(self.model):
             for kind in state:
                 full = self._full(parameter, kind)
                 if self.world.first:
@@ -225,7 +229,7 @@ class Engine:
 
     def restore(self, state: Mapping[str, Mapping[str, Tensor]] | None, optimizer_step: int) -> None:
         """The inverse of ``gather``: rank 0 gives the state, the others None. All ranks call it."""
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in trained(self.model):
             for kind in ("weights", *MOMENTS):
                 full = torch.empty(parameter.shape, dtype=torch.float32, device=self.world.device)
                 if state is not None:
@@ -312,6 +316,11 @@ class Engine:
         return wrapper.loss_scale_config if self._stage == 0 else wrapper.loss_scaler
 
 
+def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that some term of the loss reaches; the others are frozen and stay as they began."""
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
 def _mapping(parameter: nn.Parameter) -> Any:
     """Where DeepSpeed keeps this rank's part of a parameter; None where it is all on other ranks."""
     return parameter._hp_mapping  # type: ignore[attr-defined]
@@ -319,7 +328,7 @@ def _mapping(parameter: nn.Parameter) -> Any:
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Biases and layer norms (all vectors) are not decayed, as in BERT."""
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

@@ -33,7 +33,7 @@ TERMS = ("loss", "kl", "mlm", "cosine", "relation")
 
 
 def soft_target_kind(train: Train, layout: Layout) -> str | None:
-    """``exact``, ``topk``, or None where alpha_ce is 0. UserError where the store lacks what the loss needs."""
+    """``exact``, ``topk``, or None where alpha_ce is 0. UserError where the store lacks what is needed."""
     if layout.positions == "pooled":
         raise UserError(
             "the store holds one pooled vector a text; the losses of train need token positions: run the"
@@ -145,7 +145,7 @@ class Objective:
         terms = self._positions_terms(model, hidden, batch, taught, kind, tokens, masked)
         if not train.alpha_relation:
             return terms
-        relation = self._relation(batch, taught, tokens)
+        relation = self.relation(batch, taught, tokens)
         return replace(terms, total=terms.total + train.alpha_relation * relation, relation=relation.detach())
 
     def taught(self, batch: Batch, dtype: torch.dtype, last_hidden: bool) -> Taught:
@@ -216,7 +216,8 @@ class Objective:
             return ExactTarget(self.replay, last_hidden if rows is None else last_hidden[rows])
         return topk_target(self.layout, batch, temperature, rows) if kind == "topk" else None
 
-    def _relation(self, batch: Batch, taught: Taught, tokens: float) -> Tensor:
+    def relation(self, batch: Batch, taught: Taught, tokens: float) -> Tensor:
+        """The share of R of a micro-batch whose student has just run; see `relation_loss`."""
         assert self.recorder is not None
         assert taught.relations is not None
         student = _named(self.recorder.take())

@@ -47,7 +47,7 @@ def relation_loss(
     teacher: Mapping[str, Tensor],
     token_count: Tensor,
     heads: int,
-    tokens: int,
+    tokens: float,
     weights: Mapping[str, float] | None = None,
     full: bool = False,
 ) -> Tensor:

@@ -5,34 +5,33 @@ Axes: N positions, V vocabulary, K top-k, D hidden.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from offline_teacher.store.reader import Store
-from student_train.data.order import SampleOrder, run_steps
-from student_train.data.stream import Batch, Stream
-from student_train.engine.engine import World
-from student_train.objectives.objective import (
-    Objective,
-    attention_mask,
-    positions_of,
-    teacher_hidden,
-    topk_target,
-)
-from student_train.objectives.soft_targets import ExactTarget, TopkTarget
-from student_train.objectives.vocabulary_kernels import NO_LABEL
+from infra.errors import UserError
+from infra.sections import Train
+from student_train.data.collate import NO_LABEL, Batch
+from student_train.data.order import SampleOrder
+from student_train.data.reading import open_stream
+from student_train.data.stream import Step, Stream
+from student_train.objectives.objective import Objective, picked, topk_target
+from student_train.objectives.soft_targets import ExactTarget, SoftTarget, TopkTarget
+from student_train.student.model import needs_head
 
 if TYPE_CHECKING:
+    from offline_teacher.store.reader import Store
+    from student_train.engine.engine import World
     from student_train.student.model import StudentModel
 
 TEMPERATURES = (1.0, 2.0)
 CHUNK_SIZE = {"cpu": 64, "cuda": 512}
 """Positions whose [chunk, V] logits exist at once: on a CPU few, for a dozen passes from the cache."""
+SUMS = ("positions", "tokens", "masked", "kl_t1", "kl_t2", "mlm_loss", "mlm_accuracy", "agreement")
+SUMS += ("cosine", "relation")
 
 
 @torch.no_grad()
@@ -41,105 +40,137 @@ def validate(
     objective: Objective,
     store: Store,
     world: World,
+    train: Train,
     advance: Callable[[int], None] = lambda sequences: None,
 ) -> dict[str, float]:
-    """Over every sequence of replica 0, shared out over the ranks; the same numbers on all of them.
-    ``advance`` is told how many sequences all ranks are further.
+    """Over every sequence of the held-out split, shared out over the ranks; the same numbers on all of them.
+
+    ``advance`` is told how many sequences all ranks are further. What the student was not trained for is left
+    out: a student without a head has no measure over the vocabulary.
 
     ``kl_t1``, ``kl_t2``: KL(p_T || q_T) at T = 1 and 2, a mean over the recorded positions, where the store
     can say (top-k stores: with the tail as one bucket). ``mlm_loss``, ``mlm_accuracy``: at masked positions.
     ``agreement``: the share of masked positions where student and teacher have the same most likely token.
-    ``cosine``: mean cosine similarity of the last hidden states, where stored.
+    ``cosine``: mean cosine similarity of the last hidden states. ``relation``: the mean over relations.
     """
-    plan, train = store.plan, objective.train
-    exact = store.layout.hidden_states != "none"
-    objective = dataclasses.replace(objective, layout=store.layout)
-    batch_size = train.micro_batch_size * world.size
-    sums = dict.fromkeys(
-        ("positions", "masked", "kl_t1", "kl_t2", "mlm_loss", "mlm_accuracy", "agreement", "cosine"), 0.0
-    )
-    temperatures = [t for t in TEMPERATURES if exact or t in store.layout.temperatures]
+    measures = _Measures(model, objective, store)
+    sums = dict.fromkeys(SUMS, 0.0)
     was_training = model.training
     model.eval()
-    order = SampleOrder(plan, seed=0, window_shards=1)
-    stream = Stream(
-        store,
-        order,
-        min(batch_size, plan.sequences),
-        train.micro_batch_size,
-        world.rank,
-        world.size,
-        0,
-        run_steps(plan.sequences, min(batch_size, plan.sequences)),
-        train.prefetch,
-        world.device,
-        samples=plan.sequences,
-    )
-    with stream:
-        for step in stream:
+    plan = store.splits["validation"].plan
+    batch_size = train.micro_batch_size * world.size
+    order = SampleOrder(plan, 0, batch_size, plan.samples, window_batches=1)
+    with open_stream(store, "validation", measures.columns, order, train, world) as stream:
+        for step in _agreed(stream, world):
             for batch in step.micro_batches:
                 if batch.weight:
-                    _add(sums, model, objective, batch.to(world.device), temperatures, exact)
-            advance(len(step.sequence_ids))
+                    measures.add(sums, batch.to(world.device))
+            advance(len(step.places))
     model.train(was_training)
     totals = dict(zip(sums, world.sum(list(sums.values())), strict=True))
-    masked, positions = max(totals["masked"], 1.0), max(totals["positions"], 1.0)
-    metrics = {name: totals[name] / masked for name in ("mlm_loss", "mlm_accuracy", "agreement")}
-    metrics |= {f"kl_t{t:g}": totals[f"kl_t{t:g}"] / positions for t in temperatures}
-    if exact:
-        metrics["cosine"] = totals["cosine"] / positions
-    return metrics
+    return measures.means(totals)
 
 
-def _add(
-    sums: dict[str, float],
-    model: StudentModel,
-    objective: Objective,
-    batch: Batch,
-    temperatures: list[float],
-    exact: bool,
-) -> None:
-    hidden = model.body(batch.input_ids, attention_mask(batch).long())
-    at = positions_of(hidden, batch, objective.masked_only)
-    z = model.head_transform(at.student_hidden)
-    targets: dict[float, ExactTarget | TopkTarget] = {}
-    if exact:
-        teacher = teacher_hidden(batch, at.recorded, hidden.dtype)
-        assert objective.head is not None
-        targets = {t: ExactTarget(objective.head, teacher) for t in temperatures}
-        similarity = functional.cosine_similarity(
-            model.project(at.student_hidden).float(), teacher.float(), dim=1
-        )
-        sums["cosine"] += float(similarity.sum())
-    else:
-        targets = {t: topk_target(objective, batch, at.recorded, None, t) for t in temperatures}
-    sums["positions"] += len(z)
-    size = CHUNK_SIZE.get(z.device.type, 512)
-    for start in range(0, len(z), size):
-        rows = slice(start, min(start + size, len(z)))
-        logits = functional.linear(z[rows], model.decoder_weight, model.decoder_bias).float()  # [n, V]
-        labels = at.labels[rows]
-        masked = labels != NO_LABEL
-        best = logits.argmax(1)
-        sums["masked"] += float(masked.sum())
-        sums["mlm_loss"] += float(functional.cross_entropy(logits[masked], labels[masked], reduction="sum"))
-        sums["mlm_accuracy"] += float((best == labels)[masked].sum())
-        for number, (temperature, target) in enumerate(targets.items()):
-            kl, teacher_best = _kl(target, rows, logits, temperature)
-            sums[f"kl_t{temperature:g}"] += float(kl.sum())
-            if number == 0:
-                sums["agreement"] += float((best == teacher_best)[masked].sum())
+def _agreed(stream: Stream, world: World) -> Iterator[Step]:
+    """The steps of the stream; what it raises on one rank is raised on all of them."""
+    while True:
+        step, problem = None, ""
+        try:
+            step = next(stream, None)
+        except UserError as error:
+            problem = str(error)
+        world.raise_first(problem)
+        if step is None:
+            return
+        yield step
 
 
-def _kl(
-    target: ExactTarget | TopkTarget, rows: slice, logits: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
+class _Measures:
+    """Which measures a student has on a store, and their sums over micro-batches."""
+
+    def __init__(self, model: StudentModel, objective: Objective, store: Store) -> None:
+        self.model, self.objective, self.layout = model, objective, store.layout
+        train = objective.train
+        self.exact = self.layout.hidden_states != "none"
+        self.vocabulary = needs_head(train)
+        self.cosine = self.exact and train.alpha_cos > 0
+        self.relation = train.alpha_relation > 0
+        temperatures = TEMPERATURES if self.exact else self.layout.temperatures
+        self.temperatures = [t for t in TEMPERATURES if t in temperatures] if self.vocabulary else []
+        self.columns = ["topk_ids", "topk_logits", "logsumexp"]
+        if self.exact:
+            self.columns = ["hidden_states"] + ["hidden_scale"] * (self.layout.hidden_states == "int8")
+
+    def add(self, sums: dict[str, float], batch: Batch) -> None:
+        """Adds what one micro-batch says."""
+        objective, model = self.objective, self.model
+        hidden = model.body(batch.input_ids, None if batch.full else batch.token_count)
+        taught = objective.taught(batch, hidden.dtype, self.exact and (self.vocabulary or self.cosine))
+        sums["tokens"] += batch.tokens
+        if self.relation:
+            sums["relation"] += float(objective.relation(batch, taught, tokens=1.0))
+        student = picked(hidden, batch.positions)
+        sums["positions"] += len(student)
+        if self.cosine:
+            assert taught.last_hidden is not None
+            similarity = functional.cosine_similarity(
+                model.project(student).float(), taught.last_hidden.float(), dim=1
+            )
+            sums["cosine"] += float(similarity.sum())
+        if self.vocabulary:
+            targets = {t: self._target(batch, taught.last_hidden, t) for t in self.temperatures}
+            self._add_vocabulary(sums, model.head_transform(student), batch.labels, targets)
+
+    def _target(self, batch: Batch, last_hidden: Tensor | None, temperature: float) -> SoftTarget:
+        if self.exact:
+            assert self.objective.replay is not None
+            assert last_hidden is not None
+            return ExactTarget(self.objective.replay, last_hidden)
+        return topk_target(self.layout, batch, temperature)
+
+    def _add_vocabulary(
+        self, sums: dict[str, float], z: Tensor, every_label: Tensor, targets: dict[float, SoftTarget]
+    ) -> None:
+        size = CHUNK_SIZE.get(z.device.type, 512)
+        for start in range(0, len(z), size):
+            rows = slice(start, min(start + size, len(z)))
+            logits = functional.linear(z[rows], self.model.decoder_weight, self.model.decoder_bias).float()
+            labels = every_label[rows]
+            masked = labels != NO_LABEL
+            best = logits.argmax(1)
+            sums["masked"] += float(masked.sum())
+            sums["mlm_loss"] += float(
+                functional.cross_entropy(logits[masked], labels[masked], reduction="sum")
+            )
+            sums["mlm_accuracy"] += float((best == labels)[masked].sum())
+            for number, (temperature, target) in enumerate(targets.items()):
+                kl, teacher_best = _kl(target, rows, logits, temperature)
+                sums[f"kl_t{temperature:g}"] += float(kl.sum())
+                if number == 0:
+                    sums["agreement"] += float((best == teacher_best)[masked].sum())
+
+    def means(self, totals: dict[str, float]) -> dict[str, float]:
+        """The measures of sums over all ranks."""
+        positions = max(totals["positions"], 1.0)
+        metrics = {f"kl_t{t:g}": totals[f"kl_t{t:g}"] / positions for t in self.temperatures}
+        if self.vocabulary and totals["masked"]:
+            names = ["mlm_loss", "mlm_accuracy"] + ["agreement"] * bool(self.temperatures)
+            metrics |= {name: totals[name] / totals["masked"] for name in names}
+        if self.cosine:
+            metrics["cosine"] = totals["cosine"] / positions
+        if self.relation:
+            metrics["relation"] = totals["relation"] / max(totals["tokens"], 1.0)
+        return metrics
+
+
+def _kl(target: SoftTarget, rows: slice, logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """KL [n] between teacher and student ``logits`` [n, V], and the teacher's most likely token [n]."""
     log_q = functional.log_softmax(logits / temperature, dim=1)
     if isinstance(target, ExactTarget):
         teacher = target.rows(rows).float()
         log_p = functional.log_softmax(teacher / temperature, dim=1)
         return (log_p.exp() * (log_p - log_q)).sum(1), teacher.argmax(1)
+    assert isinstance(target, TopkTarget)
     ids, p, tail = target.rows(rows)
     log_q_ids = log_q.gather(1, ids)
     q_tail = torch.exp(torch.logsumexp(log_q.scatter(1, ids, -torch.inf), dim=1))

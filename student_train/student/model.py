@@ -50,7 +50,7 @@ class StudentModel(nn.Module):
         return hidden
 
     def recorder(self, layer: int) -> QueriesKeysValues:
-        """Keeps queries, keys and values of a layer in every ``body``; UserError where there is no such layer."""
+        """Keeps queries, keys and values of a layer in every ``body``. UserError if there is no such layer."""
         depth = self.model.config.num_hidden_layers
         if not -depth <= layer < depth:
             raise UserError(
@@ -99,7 +99,7 @@ def build_student(
         teacher_weights: of the store; may be None where ``student.init`` is random.
 
     Raises:
-        UserError: the family is not supported; a layer or a width does not fit; the store holds too few of the
+        UserError: the family is not supported; a layer or a width does not fit; the store lacks some of the
             teacher's weights.
     """
     layers = choose_layers(student.layers, teacher_config)

@@ -9,14 +9,16 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from infra import storage
 from infra.errors import UserError
-from infra.recipe import Recipe
+from infra.recipe import StudentRun
+from infra.sections import Train
 from offline_teacher.store.reader import Store
-from offline_teacher.store.sealed import seal, unseal
-from student_train.student.model import StudentModel
+from offline_teacher.store.records import decode, encode
+from student_train.student.model import StudentModel, needs_head
 
 MODEL = "model"
 SEAL = "model.json"
@@ -24,7 +26,7 @@ SEAL = "model.json"
 
 
 def publish_model(
-    recipe: Recipe,
+    run: StudentRun,
     root: str,
     model: StudentModel,
     weights: Mapping[str, Tensor],
@@ -38,13 +40,13 @@ def publish_model(
         os.path.join(root, f"{storage.UNFINISHED}{secrets.token_hex(6)}"),
     )
     for name, parameter in model.named_parameters():
-        parameter.data = weights[name].to(parameter.device)
+        parameter.data = weights.get(name, parameter.data).to(parameter.device, torch.float32)
     try:
         os.makedirs(draft)
         model.save(draft)
         for name, data in store.tokenizer_files().items():
             storage.publish_bytes(storage.join(draft, name), data)
-        card = model_card(recipe, store, results)
+        card = model_card(run, store, model, results)
         storage.publish_bytes(os.path.join(draft, "README.md"), card.encode())
         files = {name: storage.digest_file(os.path.join(draft, name)) for name in sorted(os.listdir(draft))}
         storage.remove(os.path.join(root, SEAL))
@@ -60,7 +62,7 @@ def publish_model(
             if name.startswith(storage.UNFINISHED):
                 shutil.rmtree(os.path.join(root, name), ignore_errors=True)
     content = {"fingerprint": dict(fingerprint), "results": dict(results), "files": files}
-    storage.publish_bytes(os.path.join(root, SEAL), seal(content))
+    storage.publish_bytes(os.path.join(root, SEAL), encode(content))
     return final
 
 
@@ -70,7 +72,7 @@ def finished(student_dir: str) -> dict[str, Any] | None:
     if not os.path.isfile(path):
         return None
     try:
-        content = unseal(storage.read_bytes(path))
+        content = decode(storage.read_bytes(path))
     except ValueError:
         return None
     for name, digest in content["files"].items():
@@ -80,36 +82,62 @@ def finished(student_dir: str) -> dict[str, Any] | None:
     return content
 
 
-def model_card(recipe: Recipe, store: Store, results: Mapping[str, Any]) -> str:
+def model_card(run: StudentRun, store: Store, model: StudentModel, results: Mapping[str, Any]) -> str:
     """README.md of the model directory."""
-    train, fingerprint = recipe.train, store.manifest.fingerprint
-    front = "---\nlibrary_name: transformers\npipeline_tag: fill-mask\ntags:\n- distillation\n---\n"
+    train, fingerprint = run.train, store.spec.fingerprint
+    task = "fill-mask" if needs_head(train) else "feature-extraction"
+    front = f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- distillation\n---\n"
+    split = store.splits["train"].plan
     lineage = [
-        ("store", store.manifest.digest),
+        ("store", store.digest),
         ("teacher weights", fingerprint.get("teacher")),
         ("tokenizer", fingerprint.get("tokenizer")),
-        ("corpus", fingerprint.get("corpus")),
-        ("sequences x maskings", f"{store.plan.sequences:,} x {store.plan.replicas}"),
+        ("sequences x masking epochs", f"{split.samples_per_epoch:,} x {split.masking_epochs}"),
+        ("sequence length", store.layout.length),
     ]
-    loss = f"{train.alpha_ce:g} * T^2 * KL + {train.alpha_mlm:g} * MLM + {train.alpha_cos:g} * (1 - cosine), "
-    loss += f"T = {train.temperature:g}, soft targets: {results['soft_targets'] or 'none'}"
+    kind = "masked language model" if needs_head(train) else "text encoder (no masked-LM head was trained)"
     parts = [
-        f"{front}\n# {recipe.name}\n",
-        "A masked language model distilled from a larger teacher, whose outputs came from a store on disk.\n",
+        f"{front}\n# {run.recipe.name} / {run.name}\n",
+        f"A {kind} distilled from a larger teacher, whose outputs came from a store on disk.\n",
         "```python\nfrom transformers import pipeline\n",
-        'pipeline("fill-mask", model="path/to/this/directory")\n```\n',
+        f'pipeline("{task}", model="path/to/this/directory")\n```\n',
         "## Lineage\n",
         _table(("what", "value"), lineage),
-        f"\n## Training\n\nLoss: {loss}; {results['steps']:,} steps of {train.batch_size} sequences.\n",
+        f"\n## Training\n\nLoss: {_loss(train, results)}; {results['steps']:,} steps of {train.batch_size}"
+        " sequences.\n",
         _table(("at the last logged step", "value"), sorted(results["training"].items())),
+        _frozen(model),
         "\n## Held-out text\n",
         _table(("measure", "value"), sorted(results["validation"].items()))
         if results["validation"]
-        else "The recipe names none.\n",
+        else "The store holds none.\n",
+        "" if needs_head(train) else "Measures over the vocabulary: not trained.\n",
         "\n## Recipe\n",
-        f"```json\n{json.dumps(recipe.outcome('student', 'train'), indent=1, sort_keys=True)}\n```\n",
+        f"```json\n{json.dumps(run.fingerprinted(), indent=1, sort_keys=True)}\n```\n",
     ]
     return "\n".join(parts)
+
+
+def _loss(train: Train, results: Mapping[str, Any]) -> str:
+    terms = {
+        f"{train.alpha_ce:g} * T^2 * KL": train.alpha_ce,
+        f"{train.alpha_mlm:g} * MLM": train.alpha_mlm,
+        f"{train.alpha_cos:g} * (1 - cosine)": train.alpha_cos,
+        f"{train.alpha_relation:g} * relations": train.alpha_relation,
+    }
+    text = " + ".join(name for name, weight in terms.items() if weight)
+    soft_targets = results["soft_targets"]
+    return f"{text}, T = {train.temperature:g}, soft targets: {soft_targets}" if soft_targets else text
+
+
+def _frozen(model: StudentModel) -> str:
+    """The parameters that no term of the loss reaches."""
+    names = [name.removeprefix("model.") for name, p in model.named_parameters() if not p.requires_grad]
+    if not names:
+        return ""
+    return "\nNo term of the loss reaches these parameters, which are as they began:\n\n" + "".join(
+        f"- `{name}`\n" for name in names
+    )
 
 
 def _table(headers: tuple[str, str], rows: list[tuple[str, Any]]) -> str:

@@ -28,11 +28,11 @@ class TaskBlocks:
         return [min(size, task - start) for task in self.tasks for start in range(0, task, size)]
 
     @property
-    def samples(self) -> int:
+    def samples_per_epoch(self) -> int:
         return sum(self.tasks)
 
     @property
-    def blocks(self) -> int:
+    def blocks_per_epoch(self) -> int:
         return len(self.sizes)
 
     def short_blocks(self) -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +45,7 @@ def stream(blocks: TaskBlocks, order: SampleOrder, epochs: int) -> list[tuple[in
     listed = []
     for epoch in range(epochs):
         key = order._permuted_epoch(epoch).key
-        for block in permute(np.arange(blocks.blocks), blocks.blocks, key).tolist():
+        for block in permute(np.arange(blocks.blocks_per_epoch), blocks.blocks_per_epoch, key).tolist():
             listed += [(epoch % blocks.masking_epochs, block, row) for row in range(blocks.sizes[block])]
     return listed
 
@@ -68,7 +68,7 @@ splits = st.builds(
 @given(splits, st.integers(0, 5), st.integers(1, 9), st.integers(1, 4), st.data())
 @settings(max_examples=150, deadline=None)
 def test_a_run_reads_the_stream_and_nothing_twice(blocks, seed, batch_size, window, data) -> None:
-    samples = data.draw(st.integers(1, 3 * blocks.samples))
+    samples = data.draw(st.integers(1, 3 * blocks.samples_per_epoch))
     order = SampleOrder(blocks, seed, batch_size, samples, window)
     expected = stream(blocks, order, 3)[:samples]
     batches = all_batches(order)
@@ -83,7 +83,7 @@ def test_a_run_reads_the_stream_and_nothing_twice(blocks, seed, batch_size, wind
 @settings(max_examples=60, deadline=None)
 def test_ranks_share_the_global_batch(blocks, world, data) -> None:
     batch_size = data.draw(st.integers(world, 12))
-    order = SampleOrder(blocks, 1, batch_size, 2 * blocks.samples, 3)
+    order = SampleOrder(blocks, 1, batch_size, 2 * blocks.samples_per_epoch, 3)
     for step, whole in enumerate(all_batches(order)):
         rows = [
             rows for rank in range(world) for rows in micro_batch_rows(order.batch_rows(step), 2, rank, world)
@@ -97,7 +97,7 @@ def test_ranks_share_the_global_batch(blocks, world, data) -> None:
 def test_a_rank_reads_blocks_of_its_own() -> None:
     """32 ranks: the blocks that they read for a window, added up, are hardly more than the window has."""
     blocks = TaskBlocks((4000,) * 20, block_samples=8)
-    order = SampleOrder(blocks, 0, 256, blocks.samples, 64)
+    order = SampleOrder(blocks, 0, 256, blocks.samples_per_epoch, 64)
     for world in (1, 2, 8, 32):
         touched = [
             set(zip(p.masking_epoch.tolist(), p.block.tolist(), strict=True))
@@ -112,7 +112,7 @@ def test_a_rank_reads_blocks_of_its_own() -> None:
 
 def test_window_places_are_what_the_rank_reads_in_the_window() -> None:
     blocks = TaskBlocks((50, 33, 20), block_samples=4)
-    order = SampleOrder(blocks, 2, 8, 2 * blocks.samples, 3)
+    order = SampleOrder(blocks, 2, 8, 2 * blocks.samples_per_epoch, 3)
     for window in range(-(-order.steps // 3)):
         for rank in range(3):
             ahead = order.window_places(window, rank, 3)
@@ -159,16 +159,16 @@ def test_a_store_of_a_hundred_billion_tokens_costs_nothing() -> None:
 
     class Large:
         masking_epochs, block_samples = 1, 21
-        samples, blocks = int(rows.sum()), int((-(-rows // 21)).sum())
+        samples_per_epoch, blocks_per_epoch = int(rows.sum()), int((-(-rows // 21)).sum())
 
         def short_blocks(self) -> tuple[np.ndarray, np.ndarray]:
             ends = np.cumsum(-(-rows // 21)) - 1
             return ends, np.full(len(rows), 78_125 % 21)
 
-    order = SampleOrder(Large(), 0, 4096, 3 * Large.samples, 64)
+    order = SampleOrder(Large(), 0, 4096, 3 * Large.samples_per_epoch, 64)
     places = order.batch(500_000)
     assert len(places) == 4096
-    assert places.block.max() < Large.blocks
+    assert places.block.max() < Large.blocks_per_epoch
     assert places.row.max() < 21
 
 
