@@ -127,7 +127,7 @@ def _train(run: StudentRun, store: Store, world: World, mirror: Mirror | None) -
     from student_train.data.order import check_world
     from student_train.engine.engine import Engine
     from student_train.objectives.objective import soft_target_kind
-    from student_train.student.model_card import publish_model
+    from student_train.student.published import publish_model
     from student_train.trainer import Trainer
 
     transformers.logging.disable_progress_bar()
@@ -175,9 +175,9 @@ def _model_and_objective(run: StudentRun, directory: str, store: Store, world: W
     import dataclasses
 
     import torch
+    from offline_teacher.families.replay import Replay
     from safetensors.torch import load_file
 
-    from offline_teacher.families.replay import Replay
     from student_train.engine.checkpoint import newest_step
     from student_train.objectives.objective import Objective, needs_of
     from student_train.student.model import build_student

@@ -18,11 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import xxhash
+from offline_teacher.store.numbering import PART_SHIFT
 
 from infra import console, storage
 from infra.errors import UserError
 from infra.recipe import StudentRun
-from offline_teacher.store.numbering import PART_SHIFT
 from offline_teacher.store.reader import Split, Store
 from student_train.data.order import Places, SampleOrder, run_samples
 from student_train.data.reading import open_stream
@@ -34,6 +34,7 @@ from student_train.mirror import Mirror
 from student_train.objectives.objective import TERMS, Objective, columns_needed
 from student_train.objectives.validation import validate
 from student_train.student.model import StudentModel
+from student_train.student.published import require_same
 
 SHOWN_IDS = 32
 """Sequence ids a message about a failed step lists."""
@@ -195,8 +196,8 @@ class Trainer:
         listed = ", ".join(sequence_names(self.split, places, SHOWN_IDS))
         listed += ", ..." if len(places) > SHOWN_IDS else ""
         raise UserError(
-            f"step {self.step}: the {what} is not a finite number; the {len(places)} samples of this step are "
-            f"(part/row) {listed} of masking epoch {sorted(set(places.masking_epoch.tolist()))}; {kept}; "
+            f"step {self.step}: the {what} is not a finite number; the {len(places)} samples of this step are"
+            f" (part/row) {listed} of masking epoch {sorted(set(places.masking_epoch.tolist()))}; {kept}; "
             "lower train.learning_rate or check the store"
         )
 
@@ -358,18 +359,6 @@ def sequence_names(split: Split, places: Places, count: int) -> list[str]:
         sequence = int(split.plan.sequence_ids(block)[row])
         names.append(f"{sequence >> PART_SHIFT}/{sequence & (1 << PART_SHIFT) - 1}")
     return names
-
-
-def require_same(old: dict[str, Any], new: dict[str, Any], where: str) -> None:
-    """UserError, with every difference, where a student was begun under another fingerprint."""
-    from infra.trees import difference
-
-    changed = difference(old, new)
-    if changed:
-        raise UserError(
-            f"{where}: this student was started with other settings ({'; '.join(changed)}); "
-            "put them back, choose another name, or remove the directory to start afresh"
-        )
 
 
 def trim_history(path: str, step: int) -> None:

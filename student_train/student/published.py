@@ -1,0 +1,97 @@
+"""The finished student as a model directory: weights, tokenizer, card; published whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from offline_teacher.store.records import decode, encode
+
+from infra import storage
+from infra.errors import UserError
+from infra.trees import difference
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from infra.recipe import StudentRun
+    from offline_teacher.store.reader import Store
+    from student_train.student.model import StudentModel
+
+MODEL = "model"
+SEAL = "model.json"
+"""Beside the model directory, written last: fingerprint, results, the digest of every file of the model."""
+
+
+def publish_model(
+    run: StudentRun,
+    root: str,
+    model: StudentModel,
+    weights: Mapping[str, Tensor],
+    store: Store,
+    fingerprint: Mapping[str, Any],
+    results: Mapping[str, Any],
+) -> str:
+    """Writes ``root/model`` with float32 ``weights`` (by parameter name) and seals it; its path."""
+    final, draft = (
+        os.path.join(root, MODEL),
+        os.path.join(root, f"{storage.UNFINISHED}{secrets.token_hex(6)}"),
+    )
+    import torch
+
+    from student_train.student.model_card import model_card
+
+    for name, parameter in model.named_parameters():
+        parameter.data = weights.get(name, parameter.data).to(parameter.device, torch.float32)
+    try:
+        os.makedirs(draft)
+        model.save(draft)
+        for name, data in store.tokenizer_files().items():
+            storage.publish_bytes(storage.join(draft, name), data)
+        card = model_card(run, store, model, results)
+        storage.publish_bytes(os.path.join(draft, "README.md"), card.encode())
+        files = {name: storage.digest_file(os.path.join(draft, name)) for name in sorted(os.listdir(draft))}
+        storage.remove(os.path.join(root, SEAL))
+        if os.path.exists(final):
+            os.rename(final, os.path.join(root, f"{storage.UNFINISHED}{secrets.token_hex(6)}"))
+        os.rename(draft, final)
+    except OSError as problem:
+        raise UserError(
+            f"{final}: the model could not be written ({problem}); free space or fix access"
+        ) from None
+    finally:
+        for name in os.listdir(root):
+            if name.startswith(storage.UNFINISHED):
+                shutil.rmtree(os.path.join(root, name), ignore_errors=True)
+    content = {"fingerprint": dict(fingerprint), "results": dict(results), "files": files}
+    storage.publish_bytes(os.path.join(root, SEAL), encode(content))
+    return final
+
+
+def finished(student_dir: str) -> dict[str, Any] | None:
+    """Content of the seal where the model is there and every file as it was published; else None."""
+    path = os.path.join(student_dir, SEAL)
+    if not os.path.isfile(path):
+        return None
+    try:
+        content = decode(storage.read_bytes(path))
+    except ValueError:
+        return None
+    for name, digest in content["files"].items():
+        file = os.path.join(student_dir, MODEL, name)
+        if not os.path.isfile(file) or storage.digest_file(file) != digest:
+            return None
+    return content
+
+
+def require_same(old: dict[str, Any], new: dict[str, Any], where: str) -> None:
+    """UserError, with every difference, where a student was begun under another fingerprint."""
+    changed = difference(old, new)
+    if changed:
+        raise UserError(
+            f"{where}: this student was started with other settings ({'; '.join(changed)}); "
+            "put them back, choose another name, or remove the directory to start afresh"
+        )
