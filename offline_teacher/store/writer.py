@@ -1,227 +1,242 @@
-"""Writing a store: declaration first, then shards in any order from any worker, the manifest last.
+"""Writing a store: spec.json first, then parts and tasks in any order from any worker, the manifest last.
 
-A shard is published whole under its final name, then its sidecar: a crash at any point leaves either
-a shard with a valid sidecar or no shard.
+Of several attempts of one task, whichever publishes its index first is the task; see FORMAT.md, "Commit
+protocol".
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 
 from infra import storage
 from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.trees import difference
-from offline_teacher.store.checks import check_shapes, check_values
-from offline_teacher.store.head import HEAD_NAME, MlmHead, head_bytes
+from offline_teacher.store.blocks import ShardStream, shard_metadata
+from offline_teacher.store.checks import check_block, check_shapes
+from offline_teacher.store.index import Frame, ShardIndex, TaskIndex
 from offline_teacher.store.manifest import (
-    DECLARATION_NAME,
+    CONFIG,
     FAILED,
-    FILE_DIRECTORIES,
-    MANIFEST_NAME,
-    RECIPE_NAME,
-    RECIPE_SIDECAR_NAME,
+    MANIFEST,
     SHARDS,
-    Declaration,
+    SPEC,
+    TEACHER,
+    TOKENIZER,
     Manifest,
-    Sidecar,
+    Spec,
+    SplitRecord,
+    failed_path,
     repair_command,
     shard_path,
-    sidecar_path,
+    task_path,
 )
-from offline_teacher.store.schema import shard_name
-from offline_teacher.store.sealed import read_sealed, seal
-from offline_teacher.store.shard_file import write_file
+from offline_teacher.store.numbering import SplitPlan, Task, shards_of
+from offline_teacher.store.pending import finished_tasks, in_order, read_parts, read_spec, refuse_format_1
+from offline_teacher.store.records import encode, read
 
-PARALLEL_READS = 16
-"""Sidecars of a remote store read at once."""
+SHARDS_IN_FLIGHT = 2
+"""Shards that a writer publishes while it fills the next: this many are in memory on top of it."""
 
 
-def begin_store(root: str, declaration: Declaration) -> None:
-    """Publishes ``declaration.json``, or finds the same one there.
+def begin_store(root: str, spec: Spec) -> None:
+    """Publishes ``spec.json``, or finds the same one there.
 
-    UserError, with the difference spelled out, where the directory holds a store of another fingerprint.
+    UserError, with the differences in words, if the directory holds a store of another fingerprint.
     """
-    path = storage.join(root, DECLARATION_NAME)
-    if storage.exists(path):
-        begun = read_declaration(root)
-        differences = difference(begun.fingerprint, declaration.fingerprint)
-        if not differences and begun != declaration:
-            differences = ["the layout or the number of sequences is another"]
-        if differences:
-            raise UserError(
-                f"{root} holds a store made differently ({'; '.join(differences)}): choose another name"
-            )
+    refuse_format_1(root)
+    if storage.publish_if_absent(storage.join(root, SPEC), spec.to_bytes()):
         return
-    storage.publish_bytes(path, seal(declaration.to_json()))
-
-
-def read_declaration(root: str) -> Declaration:
-    """UserError where it is absent or damaged."""
-    path = storage.join(root, DECLARATION_NAME)
-    if not storage.exists(path):
-        raise UserError(f"{path} is missing: run the teacher pass again, or choose another directory")
-    value = read_sealed(path, f"run `{repair_command(root)}`")
-    try:
-        return Declaration.from_json(value)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def write_shard(
-    root: str, declaration: Declaration, replica: int, index: int, columns: Mapping[str, np.ndarray]
-) -> Sidecar:
-    """Checks, writes and publishes one shard from arrays [n, *shape] of ``layout.columns()``.
-
-    n is the length of ``plan.sequence_range(index)``. Raises ValueError naming column and row where a
-    value cannot be right (NaN, order, range, padding); nothing is published then.
-    """
-    name, ids = shard_name(replica, index), declaration.plan.sequence_range(index)
-    declaration.plan.position(replica, index)
-    layout = declaration.layout
-    for finding in check_shapes(layout, columns, len(ids)):
-        raise ValueError(f"shard {name}: column {finding.column} {finding.what}")
-    for finding in check_values(layout, declaration.special, ids, columns):
-        sequence = ids[finding.row]
-        raise ValueError(
-            f"shard {name}: column {finding.column}, row {finding.row} (sequence {sequence}): {finding.what}"
-        )
-    with storage.publishing(shard_path(root, replica, index)) as temporary:
-        write_file(temporary, layout, declaration.shard_metadata(replica, index), columns)
-        sidecar = Sidecar(
-            name=name,
-            replica=replica,
-            index=index,
-            first_sequence=ids.start,
-            samples=len(ids),
-            bytes=storage.size(temporary),
-            shard_digest=storage.digest_file(temporary),
-            fingerprint=declaration.fingerprint_digest,
-        )
-    storage.publish_bytes(sidecar_path(root, replica, index), sidecar.to_bytes())
-    return sidecar
-
-
-def read_sidecar(root: str, replica: int, index: int) -> Sidecar | None:
-    """None unless sidecar and shard are present, the sidecar is valid and the shard has its size."""
-    path, data = sidecar_path(root, replica, index), shard_path(root, replica, index)
-    if not (storage.exists(path) and storage.exists(data)):
-        return None
-    return _sidecar_of(root, replica, index, storage.size(data))
-
-
-def _sidecar_of(root: str, replica: int, index: int, size: int) -> Sidecar | None:
-    """The sidecar of a shard of ``size`` bytes; None where it is not valid or another's."""
-    try:
-        sidecar = storage.read_checked(sidecar_path(root, replica, index), Sidecar.from_bytes)
-    except ValueError:
-        return None
-    return sidecar if (sidecar.replica, sidecar.index, sidecar.bytes) == (replica, index, size) else None
-
-
-def missing_shards(root: str, declaration: Declaration) -> list[tuple[int, int]]:
-    """(replica, index) of every planned shard without a valid sidecar; reads sidecars, no data."""
-    return [shard for shard, sidecar in sidecars(root, declaration).items() if sidecar is None]
-
-
-def sidecars(root: str, declaration: Declaration) -> dict[tuple[int, int], Sidecar | None]:
-    """Of every planned shard, in the order of shards; None where there is no valid one."""
-    sizes = storage.list_sizes(storage.join(root, SHARDS))
-    fingerprint = declaration.fingerprint_digest
-
-    def valid(shard: tuple[int, int]) -> Sidecar | None:
-        name = shard_name(*shard)
-        if not {f"{name}.arrow", f"{name}.json"} <= sizes.keys():
-            return None
-        sidecar = _sidecar_of(root, *shard, sizes[f"{name}.arrow"])
-        return sidecar if sidecar is not None and sidecar.fingerprint == fingerprint else None
-
-    shards = list(declaration.plan.shard_ids())
-    if not storage.is_remote(root):
-        return {shard: valid(shard) for shard in shards}
-    with ThreadPoolExecutor(PARALLEL_READS) as pool:  # each is a round trip
-        return dict(zip(shards, pool.map(valid, shards), strict=True))
-
-
-def write_head(root: str, head: MlmHead) -> None:
-    """Publishes ``teacher/mlm_head.safetensors``."""
-    storage.publish_bytes(storage.join(root, HEAD_NAME), head_bytes(head))
-
-
-def seal_recipe(root: str) -> None:
-    """Publishes ``recipe.json``, the sidecar of ``recipe.yaml``; call after every writing of the recipe.
-
-    The recipe is not in the manifest: it holds speed settings, and stores made at another speed are equal.
-    """
-    path = storage.join(root, RECIPE_NAME)
-    if storage.exists(path):
-        content = {"name": RECIPE_NAME, "file_digest": storage.digest_file(path)}
-        storage.keep_bytes(storage.join(root, RECIPE_SIDECAR_NAME), seal(content))
-
-
-def finish_store(root: str, expected: Mapping[str, str] | None = None) -> Manifest:
-    """Publishes the manifest once every shard is there, and drops what failed attempts left behind.
-
-    ``expected``, path below the store -> digest, are the files of the fixed directories as they were made.
-    UserError where one is missing, foreign or another; with exit code 3 where shards are missing.
-    """
-    declaration = read_declaration(root)
-    found = sidecars(root, declaration)
-    missing = [shard_name(*shard) for shard, sidecar in found.items() if sidecar is None]
-    if missing:
+    found = read_spec(root)
+    differences = difference(found.fingerprint, spec.fingerprint)
+    for name in ("layout", "plan", "special"):
+        old, new = getattr(found, name).to_json(), getattr(spec, name).to_json()
+        differences += difference({name: old}, {name: new})
+    if differences:
         raise UserError(
-            f"{root} is incomplete: {len(missing)} of {declaration.plan.total} shards are missing "
-            f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}); run the same command again",
-            EXIT_INCOMPLETE,
+            f"{root} holds a store made differently ({'; '.join(differences)}): choose another store.path"
         )
-    files = {name: storage.digest_file(storage.join(root, *name.split("/"))) for name in store_files(root)}
-    if expected is not None:
-        for name, what in unexpected(files, expected):
-            raise UserError(f"{root}: {name} {what}: run `{repair_command(root)}`")
-    manifest = Manifest(declaration, [sidecar.shard_digest for sidecar in found.values() if sidecar], files)
-    seal_recipe(root)
+
+
+class TaskWriter:
+    """One attempt of one task, as a context. Without ``publish`` nothing of the task exists.
+
+    Holds one shard in memory while it fills up, and up to ``SHARDS_IN_FLIGHT`` more that are being published.
+    """
+
+    def __init__(self, root: str, spec: Spec, split: str, task: Task, environment: Mapping[str, Any]) -> None:
+        self._root, self._spec, self._split, self._task = root, spec, split, task
+        self._environment = dict(environment)
+        self._ids = task.sequence_ids()
+        self._plan = shards_of(task, spec.plan)
+        self._done = self._tokens = self._masked = 0
+        self._pending: list[dict[str, np.ndarray]] = []  # samples of the next block
+        self._stream: ShardStream | None = None
+        self._left = 0  # blocks that the open shard still needs
+        self._shards: list[ShardIndex] = []
+        self._frames: dict[int, Frame] = {}
+        self._pool = ThreadPoolExecutor(SHARDS_IN_FLIGHT)
+        self._publishing: list[Future[None]] = []
+
+    def __enter__(self) -> TaskWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def write(self, columns: Mapping[str, np.ndarray]) -> None:
+        """Appends samples in order: arrays [n, *shape], any n >= 1, of ``spec.layout.data_columns()``.
+
+        The caller may change the arrays afterwards. Raises ValueError, which names column and sample, if a
+        value cannot be right (NaN, order, range, padding).
+        """
+        for bad in check_shapes(self._spec.layout, columns):
+            raise ValueError(f"task {self._task.name}: column {bad.column} {bad.what}")
+        n, at = len(columns["sequence_id"]), 0
+        while at < n:
+            waiting = sum(len(part["sequence_id"]) for part in self._pending)
+            if self._done + waiting == self._task.samples:
+                raise ValueError(f"task {self._task.name}: more than its {self._task.samples} samples")
+            size = min(self._spec.plan.block_samples, self._task.samples - self._done)
+            stop = min(n, at + size - waiting)
+            self._pending.append({name: array[at:stop] for name, array in columns.items()})
+            if waiting + stop - at == size:
+                self._write_block(_joined(self._pending))
+                self._pending = []
+            at = stop
+        self._pending = [{name: a.copy() for name, a in part.items()} for part in self._pending]
+
+    def _write_block(self, block: Mapping[str, np.ndarray]) -> None:
+        layout, n = self._spec.layout, len(block["sequence_id"])
+        ids = self._ids[self._done : self._done + n]
+        for bad in check_block(layout, self._spec.special, ids, block):
+            where = f"sample {self._done + bad.row} (sequence {ids[bad.row]})"
+            raise ValueError(f"task {self._task.name}: column {bad.column}, {where}: {bad.what}")
+        if self._stream is None:
+            number = len(self._shards)
+            metadata = shard_metadata(self._spec.digest, self._split, self._task.name, number)
+            sizes = self._plan[number]
+            self._left = len(sizes)
+            self._stream = ShardStream(layout, metadata, sum(sizes), len(sizes))
+        self._stream.write(block)
+        self._done += n
+        self._tokens += int(block["token_count"].sum(dtype=np.int64))
+        if layout.masked:
+            self._masked += int((block["masked_positions"] >= 0).sum())
+        self._left -= 1
+        if self._left == 0:
+            self._close_shard(self._stream)
+            self._stream = None
+
+    def _close_shard(self, stream: ShardStream) -> None:
+        data, index = stream.close(self._frames)
+        path = shard_path(self._root, self._split, self._task.name, index.file)
+        self._shards.append(index)
+        while len(self._publishing) >= SHARDS_IN_FLIGHT:
+            self._publishing.pop(0).result()
+        self._publishing.append(self._pool.submit(storage.publish_bytes, path, data))
+
+    def publish(self) -> TaskIndex:
+        """Publishes the index, unless another attempt has, and returns the one that holds.
+
+        Then removes the shards of the task that this index does not name.
+        """
+        if self._done != self._task.samples:
+            raise ValueError(f"task {self._task.name}: {self._done} of {self._task.samples} samples written")
+        for publishing in self._publishing:
+            publishing.result()
+        own = TaskIndex(
+            split=self._split,
+            task=self._task.name,
+            spec=self._spec.digest,
+            samples=self._task.samples,
+            tokens=self._tokens,
+            masked=self._masked,
+            environment=self._environment,
+            frames=self._frames,
+            shards=tuple(self._shards),
+        )
+        own.check(self._spec.layout, self._spec.plan, self._split, self._task, self._spec.digest)
+        path = task_path(self._root, self._split, self._task.name)
+        first = storage.publish_if_absent(path, own.to_bytes())
+        holds = own if first else read_index(self._root, self._spec, self._split, self._task)[0]
+        named = {shard.file for shard in holds.shards}
+        directory = storage.join(self._root, SHARDS, self._split, self._task.name)
+        for name in storage.list_names(directory):
+            if name not in named:
+                storage.remove(storage.join(directory, name))
+        return holds
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def read_index(root: str, spec: Spec, split: str, task: Task) -> tuple[TaskIndex, str]:
+    """The published index of a task and its file digest. UserError if it is absent or damaged."""
+    path = task_path(root, split, task.name)
+    try:
+        data = read(path)
+        index = TaskIndex.from_bytes(data)
+        index.check(spec.layout, spec.plan, split, task, spec.digest)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): run `{repair_command(root)}`") from None
+    return index, storage.digest_bytes(data)
+
+
+def quarantine_task(root: str, split: str, task: str, record: Mapping[str, Any]) -> None:
+    """Publishes why a task was given up: ``failed/SPLIT/TASK.json``."""
+    storage.publish_bytes(failed_path(root, split, task), encode(record))
+
+
+def finish_store(root: str, parts: Mapping[str, int]) -> Manifest:
+    """Publishes the manifest once every task is there. ``parts``: the number of parts of each split.
+
+    Reads the index of each part and of each task, and digests the files of tokenizer and teacher. UserError
+    with exit code 3 if tasks are missing.
+    """
+    spec = read_spec(root)
+    splits = {split: _finished_split(root, spec, split, count) for split, count in parts.items()}
+    files = dict(_fixed_files(root))
+    if CONFIG not in files or not any(name.startswith(f"{TOKENIZER}/") for name in files):
+        raise UserError(f"{root} lacks {CONFIG} or {TOKENIZER}/: run the teacher pass again")
+    manifest = Manifest(spec.digest, files, splits)
     storage.remove_tree(storage.join(root, FAILED))
     storage.remove_unfinished(root)
-    storage.publish_bytes(storage.join(root, MANIFEST_NAME), manifest.to_bytes())
+    storage.keep_bytes(storage.join(root, MANIFEST), manifest.to_bytes())
     return manifest
 
 
-def unexpected(files: Mapping[str, str], expected: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Name and what is wrong with it, of files of the fixed directories.
+def _finished_split(root: str, spec: Spec, split: str, count: int) -> SplitRecord:
+    found = [(index.rows, digest) for index, digest in read_parts(root, split, count)]
+    plan = SplitPlan.of(split, tuple(rows for rows, _ in found), spec.plan)
+    finished = finished_tasks(root, split)
+    missing = [task.name for task in plan.tasks() if task.name not in finished]
+    if missing:
+        names = f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
+        raise UserError(
+            f"{root} is incomplete: {len(missing)} of {plan.task_count} tasks of {split} are missing "
+            f"({names}); run the same command again",
+            EXIT_INCOMPLETE,
+        )
+    digests, tokens, masked = [], 0, 0
+    for index, digest in in_order(lambda task: read_index(root, spec, split, task), plan.tasks()):
+        digests.append(digest)
+        tokens, masked = tokens + index.tokens, masked + index.masked
+    return SplitRecord(plan.rows, tuple(digest for _, digest in found), tuple(digests), tokens, masked)
 
-    Both are path below the store -> digest.
-    """
-    for name in sorted((files.keys() | expected.keys()) - {DECLARATION_NAME}):
-        if name not in files:
-            yield name, "is missing"
-        elif name not in expected:
-            yield name, "is foreign: no file of this store has this name"
-        elif files[name] != expected[name]:
-            yield name, "is damaged: it is not as it was made"
 
-
-def store_files(root: str) -> list[str]:
-    """Paths below the store of the files the manifest lists: the declaration and the fixed directories.
-
-    UserError where something else than a file is among them.
-    """
-    names = [DECLARATION_NAME]
-    for directory in FILE_DIRECTORIES:
+def _fixed_files(root: str) -> Iterator[tuple[str, str]]:
+    """Path below the store and digest of every file of ``tokenizer/`` and ``teacher/``."""
+    for directory in (TOKENIZER, TEACHER):
         path = storage.join(root, directory)
-        files = storage.list_sizes(path)
         for name in storage.list_names(path):
-            if name not in files:
-                raise UserError(
-                    f"{storage.join(path, name)} is no file, and nothing of a store: move it away"
-                )
-            names.append(f"{directory}/{name}")
-    return names
-
-
-def has_shards(root: str) -> bool:
-    """Is there a file with the name of a shard or of its sidecar?"""
-    names = storage.list_names(storage.join(root, SHARDS))
-    return any(re.fullmatch(r"r\d{3,}-\d{8,}\.(arrow|json)", name) for name in names)
+            yield f"{directory}/{name}", storage.digest_file(storage.join(path, name))
