@@ -155,6 +155,18 @@ class SplitPlan:
         """Blocks of one masking epoch; they are numbered from 0, in the order of tasks."""
         return int(self._first_block[-1])
 
+    @property
+    def block_samples(self) -> int:
+        """Samples of every block that is not the short last one of its task."""
+        return self.plan.block_samples
+
+    def short_blocks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers within a masking epoch, and samples, of the blocks that are short: int64 [s] each."""
+        last = self._first_block[1:] - 1
+        samples = self.sizes(last)
+        short = samples < self.plan.block_samples
+        return last[short], samples[short]
+
     def locate(self, epoch: int, blocks: np.ndarray) -> Places:
         """Where the blocks [n] of a masking epoch are. IndexError for a block or an epoch out of range."""
         tasks, within = self._within(blocks)

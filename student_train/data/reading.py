@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from infra import storage
+from infra.cache import Cache
 from infra.sections import Train
-from offline_teacher.store.reader import BlockReader, Store
+from offline_teacher.store.block_reader import BlockReader
+from offline_teacher.store.reader import Store
 from student_train.data.collate import TEXT
 from student_train.data.order import SampleOrder
 from student_train.data.stream import Share, Stream
 
 if TYPE_CHECKING:
     from student_train.engine.engine import World
+
+
+class Samples:
+    """Samples of one split by their places, gathered from checked blocks."""
+
+    def __init__(self, reader: BlockReader, names: Sequence[str]) -> None:
+        self.names = names
+        self._reader = reader
+
+    def gather(self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Samples [n] by masking epoch, block and row: new arrays [n, *shape] of the columns, all checked."""
+        out: dict[str, np.ndarray] = {}
+        keys = np.stack([epoch, block], axis=1)
+        for key in np.unique(keys, axis=0):
+            here = np.flatnonzero((keys == key).all(axis=1))
+            for name, values in self._reader.rows(int(key[0]), int(key[1]), row[here]).items():
+                if name not in out:
+                    out[name] = np.empty((len(row), *values.shape[1:]), values.dtype.newbyteorder("="))
+                out[name][here] = values
+        return out
+
+    def fetch(self, epoch: int, block: int) -> None:
+        """Brings a block of a remote store into the cache of this machine, unless it is there."""
+        self._reader.rows(epoch, block, slice(0, 0))
 
 
 def open_stream(
@@ -27,22 +55,19 @@ def open_stream(
     start: int = 0,
 ) -> Stream:
     """The batches of this rank from step ``start`` to the end of ``order``, with the teacher's ``columns``."""
-    text = [name for name in TEXT if name in store.layout.columns()]
-    reader = BlockReader(store, split, [*text, *columns], train.cache_dir, train.cache_bytes)
+    names = [*(name for name in TEXT if name in store.layout.columns()), *columns]
+    remote = storage.is_remote(store.root)
+    cache = Cache(train.cache_dir, train.cache_bytes) if remote else None
     share = Share(
-        world.rank,
-        world.size,
-        train.micro_batch_size,
-        train.prefetch,
-        pin=world.device.type == "cuda",
+        world.rank, world.size, train.micro_batch_size, train.prefetch, pin=world.device.type == "cuda"
     )
     return Stream(
-        reader,
+        Samples(BlockReader(store, split, names, cache), names),
         order,
         share,
         start,
         order.steps,
         masked_only=store.layout.positions == "masked",
         bfloat16=store.layout.hidden_states == "bfloat16",
-        remote=storage.is_remote(store.root),
+        remote=remote,
     )
