@@ -30,7 +30,7 @@ class Batch:
     input_ids: Tensor  # int64 [n, L], masked
     token_count: Tensor  # int64 [n]; position i is real where i < token_count
     positions: Tensor | None  # int64 [N], ascending indices into [n L]; None: every position, N = n L
-    recorded: Tensor | None  # int64 [N], indices into the store's [n P]; None: every one of them
+    slots: Tensor | None  # int64 [N], indices into [n M], where the store recorded masked positions only
     labels: Tensor  # int64 [N], NO_LABEL where not masked
     masked_at: Tensor  # int64 [masked tokens], indices into [N]
     full: bool
@@ -51,6 +51,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.token_count)
+
+    @property
+    def recorded(self) -> Tensor | None:
+        """int64 [N], indices into the store's [n P] of the positions that count; None: every one of them."""
+        return self.positions if self.slots is None else self.slots
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``; copies of pinned tensors do not wait."""
@@ -75,22 +80,20 @@ def collate(columns: Mapping[str, np.ndarray], masked_only: bool, bfloat16: bool
     masked, labels_of = _masked(columns, n, length)
     full = bool((count == length).all())
     if masked_only:
-        slots = columns["masked_positions"] >= 0
-        positions, recorded = masked, np.flatnonzero(slots)
+        positions = masked
         labels, masked_at = labels_of, np.arange(len(masked))
     else:
         real = np.flatnonzero(np.arange(length) < count[:, None])
         dense = np.full(n * length, NO_LABEL, np.int64)
         dense[masked] = labels_of
         positions, labels, masked_at = real, dense[real], np.searchsorted(real, masked)
-        recorded = positions
     every = len(positions) == n * length
     dummy = weight == 0.0
     return Batch(
         input_ids=torch.from_numpy(columns["input_ids"].astype(np.int64)),
         token_count=torch.from_numpy(count),
         positions=None if every else torch.from_numpy(positions),
-        recorded=None if every and not masked_only else torch.from_numpy(recorded),
+        slots=torch.from_numpy(np.flatnonzero(columns["masked_positions"] >= 0)) if masked_only else None,
         labels=torch.from_numpy(labels),
         masked_at=torch.from_numpy(masked_at),
         full=full,

@@ -54,7 +54,7 @@ def open_stream(
     *,
     start: int = 0,
 ) -> Stream:
-    """The batches of this rank from step ``start`` to the end of ``order``, with the teacher's ``columns``."""
+    """The batches of this rank from step ``start`` to the end of ``order``, with these teacher's columns."""
     names = [*(name for name in TEXT if name in store.layout.columns()), *columns]
     remote = storage.is_remote(store.root)
     cache = Cache(train.cache_dir, train.cache_bytes) if remote else None

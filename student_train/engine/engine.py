@@ -89,7 +89,7 @@ class World:
         return self.text_from(0, text)
 
     def raise_first(self, problem: str) -> None:
-        """Raises the problem of the first rank that has one as a UserError, on all ranks. All ranks call it."""
+        """Raises, on all ranks, the problem of the first rank that has one as a UserError. All ranks call it."""
         failed = int(self.max([float(self.size - self.rank) if problem else 0.0])[0])
         if failed:
             raise UserError(self.text_from(self.size - failed, problem))

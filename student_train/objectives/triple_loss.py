@@ -76,8 +76,7 @@ def triple_loss(
     """The loss of one micro-batch; a term whose weight or denominator is 0 is 0 and costs nothing.
 
     Args:
-        z: [N, D] output of the student's MLM head transform at the positions that KL and CE look at; its dtype
-            is that of the matrix products (bfloat16, float16, float32, float64), reductions are float32
+        z: [N, D] output of the student's MLM head transform where KL and CE look at it; its dtype is that of the matrix products (bfloat16, float16, float32, float64), reductions are float32
             (float64 for float64).
         decoder_weight, decoder_bias: [V, D], [V] of the student; None only if no term needs the vocabulary.
         target: soft targets of the N positions; None only where alpha_ce is 0.

@@ -50,7 +50,7 @@ class StudentModel(nn.Module):
         return hidden
 
     def recorder(self, layer: int) -> QueriesKeysValues:
-        """Keeps queries, keys and values of a layer in every ``body``. UserError if there is no such layer."""
+        """Keeps queries, keys and values of a layer in every ``body``. UserError for a layer it lacks."""
         depth = self.model.config.num_hidden_layers
         if not -depth <= layer < depth:
             raise UserError(
