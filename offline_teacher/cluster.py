@@ -1,6 +1,6 @@
 """Ray: a pool of worker actors that pull items of work.
 
-An item is a method of `ShardWorker` with arguments, and idempotent: it publishes files under
+An item is a method of `TaskWorker` with arguments, and idempotent: it publishes files under
 deterministic names, so that it may be done twice. The driver keeps a bounded number of items on each
 worker, and replaces workers that die or are broken; `work_queue` says who gets what. Only small metadata
 goes through the object store.
@@ -41,10 +41,11 @@ class Pool:
     """
 
     def __init__(self, recipe: Recipe) -> None:
+        assert recipe.teacher is not None
         self.recipe, self.settings = recipe, recipe.teacher
         self.workers: list[Worker] = []
         bound = 10 * self.settings.workers + ITEM_DEATHS * ITEMS_IN_FLIGHT
-        self._work = WorkQueue(self.settings.shard_attempts, bound)
+        self._work = WorkQueue(self.settings.task_attempts, bound)
         self._numbers = itertools.count()
         self._starting: dict[Any, Worker] = {}
         self._start_at = 0.0
@@ -124,12 +125,12 @@ class Pool:
     def _start_worker(self) -> None:
         import ray
 
-        from offline_teacher.shard_work import ShardWorker
+        from offline_teacher.task_work import TaskWorker
 
         variables = {"OMP_NUM_THREADS": str(self.settings.cpu_threads), "TOKENIZERS_PARALLELISM": "false"}
         if not self._joined:
             variables["PYTHONPATH"] = python_path()
-        remote: Any = ray.remote(_guarded(ShardWorker)).options(
+        remote: Any = ray.remote(_guarded(TaskWorker)).options(
             num_cpus=self.settings.cpu_threads,
             num_gpus=self.settings.gpus_per_worker,
             max_restarts=0,

@@ -113,48 +113,42 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def run(recipe: Recipe) -> int:
-    """The store of the recipe's text and, where it names any, of its held-out text."""
+    """The store of the recipe's text and held-out text."""
+    if recipe.corpus is None or recipe.teacher is None:
+        missing = "corpus" if recipe.corpus is None else "teacher"
+        raise UserError(f"{missing}: is required to make a store; the recipe only uses one that is there")
     from infra import tracking
-    from offline_teacher.capture_pass import check_corpus, has_validation, run_pass
     from offline_teacher.cluster import Pool
-    from offline_teacher.source import find_source, validation_recipe
+    from offline_teacher.source import find_source, spec_of
+    from offline_teacher.teacher_pass import is_finished, parts_of, run_pass, store_summary
 
     begin = time.monotonic()
-    source = find_source(recipe)
-    check_corpus(recipe)
+    source, recipe = find_source(recipe)
+    parts, root = parts_of(recipe), recipe.store_path
+    if is_finished(root, spec_of(recipe, source, parts)):
+        print(f"{root}: complete, nothing to do")
+        return 0
     with tracking.start_run(recipe, "teacher") as record, Pool(recipe) as pool:
         record.log_params(recipe.outcome("corpus", "sequences", "masking", "teacher", "store"))
-        outcomes = []
-        if has_validation(recipe):
-            held_out = validation_recipe(recipe)
-            outcomes.append(run_pass(held_out, source, recipe.validation_store_dir, pool, validation=True))
-        outcomes.append(run_pass(recipe, source, recipe.store_dir, pool, report=record.log_metrics))
-        for outcome in outcomes:
-            if outcome.manifest is not None:
-                record.log_store(outcome.root, outcome.manifest.digest)
-    print(_summary(outcomes, time.monotonic() - begin))
-    return EXIT_INCOMPLETE if any(outcome.aside for outcome in outcomes) else 0
+        outcomes = run_pass(recipe, source, parts, pool, report=record.log_metrics)
+        quarantined = [item for outcome in outcomes for item in outcome.quarantined]
+        if not quarantined:
+            record.log_store(root, store_summary(root)[0].digest)
+    print(_summary(root, outcomes, time.monotonic() - begin))
+    return EXIT_INCOMPLETE if quarantined else 0
 
 
-def _summary(outcomes: list, seconds: float) -> str:
+def _summary(root: str, outcomes: list, seconds: float) -> str:
     rows = []
     for outcome in outcomes:
-        rate = f"{outcome.new_tokens / outcome.seconds:,.0f}" if outcome.new_shards else "-"
-        rows.append(
-            [
-                outcome.root,
-                f"{outcome.samples:,}",
-                f"{outcome.tokens:,}",
-                rate,
-                f"{outcome.bytes_per_token:,.0f}",
-                duration(outcome.seconds) if outcome.new_shards else "complete",
-            ]
-        )
-    lines = [table(rows, ["store", "samples", "tokens", "tokens/s", "bytes/token", "time"])]
+        rate = f"{outcome.new_tokens / outcome.seconds:,.0f}" if outcome.new_tokens else "-"
+        taken = duration(outcome.seconds) if outcome.new_tokens else "complete"
+        rows.append([outcome.split, f"{outcome.samples:,}", f"{outcome.new_tokens:,}", rate, taken])
+    lines = [table(rows, ["split", "samples", "new tokens", "tokens/s", "time"])]
     for outcome in outcomes:
-        for item in outcome.aside:
-            lines.append(f"set aside: shard {item.name} of {outcome.root}: {item.reason}")
-    lines.append(f"wall time {duration(seconds)}; the store is {outcomes[-1].root}")
+        for item in outcome.quarantined:
+            lines.append(f"quarantined: task {outcome.split}/{item.name}: {item.reason}")
+    lines.append(f"wall time {duration(seconds)}; the store is {root}")
     return "\n".join(lines)
 
 

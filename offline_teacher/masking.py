@@ -1,14 +1,14 @@
-"""Which tokens are masked, as a pure function of (seed, sequence id, replica). numpy only.
+"""Which tokens are masked, as a pure function of (seed, sequence id, masking epoch). numpy only.
 
 Axes: B batch, L length, M masked slots a sequence, V vocabulary.
 
 Random numbers are counter-based: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as
-1, 2, 3", SC 2011) of the counter (position, replica, sequence id) under the key seed. So there is no
+1, 2, 3", SC 2011) of the counter (position, masking epoch, sequence id) under the key seed. So there is no
 state, and a mask does not depend on the batch, the order or the worker. A position's four 32-bit words
 serve: 0 and 1 the draw of positions, 2 the 80/10/10 choice, 3 the replacement token.
 
 Uniform sampling is integer arithmetic throughout: the same bits on every platform. Frequency sampling
-takes a float64 ``log`` and a power, whose last bit may differ between platforms; keys are cut to 43 bits
+takes a float64 ``log`` and a power, whose last bit may differ between platforms; keys are cut to 42 bits
 of mantissa, so that such a bit rarely shows, and changes a mask only where two keys of one sequence
 agree that far.
 """
@@ -36,9 +36,9 @@ _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
-_POSITION_BITS = np.uint64(9)
-_POSITION = np.uint64(511)
-"""L <= 512: a key's low 9 bits hold its position, so that sorting keys sorts positions and no two tie."""
+_POSITION_BITS = np.uint64(10)
+_POSITION = np.uint64(1023)
+"""L <= 1024: a key's low 10 bits hold its position, so that sorting keys sorts positions and no two tie."""
 _NEVER = np.uint64(0xFFFFFFFFFFFFFFFF)
 _BLOCK_POSITIONS = 1 << 13
 """Positions drawn at once: what stays in the cache."""
@@ -146,7 +146,7 @@ class Masked:
 
 
 def masked_count(length: int, probability: float) -> int:
-    """M: the slots of a full sequence, ceil(probability * (L - 2))."""
+    """M: the slots of a full sequence, ceil(probability * (L - 2)); 0 where masking is off."""
     return int(_budgets(length, probability)[length - 2])
 
 
@@ -161,7 +161,7 @@ def mask_sequences(
     input_ids: np.ndarray,
     token_count: np.ndarray,
     sequence_ids: np.ndarray,
-    replica: int,
+    epoch: int,
     masking: Masking,
     vocab: MaskVocab,
 ) -> Masked:
@@ -176,6 +176,7 @@ def mask_sequences(
     stays fixed. A word cut by the start of a sequence counts as a word.
     """
     count, length = input_ids.shape
+    assert masking.probability, "masking is off, or was not decided yet"
     slots = masked_count(length, masking.probability)
     output = input_ids.copy()
     positions = np.full((count, slots), -1, np.int16)
@@ -183,7 +184,7 @@ def mask_sequences(
     rows = max(1, _BLOCK_POSITIONS // length)
     for start in range(0, count, rows):
         block = slice(start, start + rows)
-        words = _random_words(np.asarray(sequence_ids[block]), length, replica, masking.seed)
+        words = _random_words(np.asarray(sequence_ids[block]), length, epoch, masking.seed)
         chosen = _draw(input_ids[block], token_count[block], words, slots, masking.probability, vocab)
         _apply(output[block], positions[block], labels[block], chosen, words, vocab)
     return Masked(output, positions, labels)
@@ -253,13 +254,13 @@ def _apply(
     output[row, at] = np.where(choice < _MASKED_BELOW, vocab.mask_id, kept_or_random)
 
 
-def _random_words(sequence_ids: np.ndarray, length: int, replica: int, seed: int) -> tuple[np.ndarray, ...]:
+def _random_words(sequence_ids: np.ndarray, length: int, epoch: int, seed: int) -> tuple[np.ndarray, ...]:
     """Four independent 32-bit words for each position of each sequence: uint64 [b, L] each."""
     shape = (len(sequence_ids), length)
     ids = sequence_ids.astype(np.uint64)[:, None]
     counter = [
         np.broadcast_to(word, shape)
-        for word in (np.arange(length, dtype=np.uint64), np.uint64(replica), ids & _LOW, ids >> _HALF)
+        for word in (np.arange(length, dtype=np.uint64), np.uint64(epoch), ids & _LOW, ids >> _HALF)
     ]
     return philox(counter, (seed & 0xFFFFFFFF, seed >> 32))
 

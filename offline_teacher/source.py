@@ -1,156 +1,207 @@
-"""What a store is made of: the teacher as the driver knows it, and what it declares and writes of itself."""
+"""What a store is made of, as the driver knows it: the teacher, the store's spec, the files beside its tasks."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from infra import storage
 from infra.errors import UserError
 from infra.recipe import Recipe
 from infra.trees import difference
+from offline_teacher.corpus import Part
+from offline_teacher.families.pooling import Pooling
+from offline_teacher.families.weights import check_depth
 from offline_teacher.masking import continuation_flags, masked_count
-from offline_teacher.sequence_building import file_digests
-from offline_teacher.sequences import read_index
-from offline_teacher.store.head import HEAD_NAME, head_bytes
-from offline_teacher.store.manifest import Declaration
-from offline_teacher.store.schema import FORMAT_VERSION, Layout, ShardPlan, SpecialIds
-from offline_teacher.teacher import load_model, mlm_head
+from offline_teacher.sequence_building import text_digest
+from offline_teacher.store.manifest import CONFIG, POOLING, WEIGHTS, Spec
+from offline_teacher.store.records import encode
+from offline_teacher.store.schema import FORMAT_VERSION, Layout, Plan, SpecialIds
 from offline_teacher.teacher_directory import (
     check_fit,
     find_teacher,
+    has_masked_lm_head,
     load_config,
     load_tokenizer,
+    read_pooling_of,
     tokenizer_digest,
     tokenizer_files,
     weight_digest,
 )
 
-ARCHITECTURE = (
-    "model_type",
-    "hidden_act",
-    "layer_norm_eps",
-    "num_attention_heads",
-    "pad_token_id",
-)
-"""Of the teacher's configuration, what decides its numbers beside the weights and their shapes."""
+MASKING_PROBABILITY = 0.15
+"""Where the recipe says nothing and the teacher has a masked-LM head."""
+WITHOUT_SETTINGS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+"""Of the configuration, what says nothing of the model's numbers beside its weights."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The teacher as the driver knows it, without its weights."""
+    """The teacher as the driver knows it, without its weights in memory."""
 
     directory: str
     config: Any
     tokenizer: Any
     weight_digest: str
     tokenizer_digest: str
-    head: bytes
-    """The file a store keeps of its masked-LM head."""
+    head: bool
+    """Whether it has a masked-LM head."""
+    pooling: Pooling | None
 
-    def files(self) -> dict[str, bytes]:
-        """Path below a store -> content, of what it keeps of its tokenizer, configuration and head."""
-        files = {f"tokenizer/{name}": data for name, data in tokenizer_files(self.tokenizer).items()}
+    @cached_property
+    def architecture(self) -> dict[str, Any]:
+        """Its configuration, without where it was found."""
         config = json.loads(self.config.to_json_string(use_diff=False))
-        for key in ("_name_or_path", "transformers_version"):
-            config.pop(key, None)
-        files[HEAD_NAME] = self.head
-        files["teacher/config.json"] = (json.dumps(config, indent=1, sort_keys=True) + "\n").encode()
+        return {key: value for key, value in config.items() if key not in WITHOUT_SETTINGS}
+
+    def small_files(self) -> dict[str, bytes]:
+        """Path below a store -> content, of what it keeps of its tokenizer and configuration."""
+        files = {f"tokenizer/{name}": data for name, data in tokenizer_files(self.tokenizer).items()}
+        files[CONFIG] = (json.dumps(self.architecture, indent=1, sort_keys=True) + "\n").encode()
+        if self.pooling is not None:
+            files[POOLING] = encode(dataclasses.asdict(self.pooling))
         return files
 
+    def weights(self, layout: Layout) -> bytes:
+        """The content of the store's ``teacher/model.safetensors``: all weights, or what replay needs."""
+        from safetensors.torch import save
 
-def find_source(recipe: Recipe) -> Source:
-    """UserError where the teacher cannot be used for this recipe."""
+        from offline_teacher.families.loading import load_model, stored_dtype
+        from offline_teacher.families.weights import named_weights, top_weights
+
+        model = load_model(self.directory, self.config)
+        tensors = named_weights(model) if layout.teacher_weights else top_weights(model, layout.replay_layers)
+        dtype = stored_dtype(self.directory)
+        return save({name: tensor.to(dtype) for name, tensor in tensors.items()}, metadata={"format": "pt"})
+
+
+def find_source(recipe: Recipe) -> tuple[Source, Recipe]:
+    """The teacher, and the recipe with what depends on it decided. UserError where they do not fit."""
+    assert recipe.teacher is not None
     directory = find_teacher(recipe.teacher)
     config, tokenizer = load_config(directory), load_tokenizer(directory)
     check_fit(directory, config, tokenizer, recipe.sequences.length)
-    if recipe.masking.whole_word:
-        continuation_flags(json.loads(tokenizer.backend_tokenizer.to_str()), config.vocab_size)
-    digest = weight_digest(directory)
-    model = load_model(directory, config)  # whether its weights fit is known before Ray starts
-    if recipe.store.top_k > config.vocab_size:
-        raise UserError(
-            f"store.top_k: {recipe.store.top_k} is more than the {config.vocab_size} tokens of the teacher"
-        )
-    return Source(
+    source = Source(
         directory=directory,
         config=config,
         tokenizer=tokenizer,
-        weight_digest=digest,
+        weight_digest=weight_digest(directory),
         tokenizer_digest=tokenizer_digest(tokenizer),
-        head=head_bytes(mlm_head(model)),
+        head=has_masked_lm_head(directory, config),
+        pooling=read_pooling_of(directory),
     )
+    recipe = _with_masking(recipe, source)
+    _check_store(recipe, source)
+    return source, recipe
+
+
+def _with_masking(recipe: Recipe, source: Source) -> Recipe:
+    """The recipe with ``masking.probability`` decided."""
+    if recipe.masking.probability is not None:
+        return recipe
+    pooled = recipe.store.positions == "pooled"
+    probability = MASKING_PROBABILITY if source.head and not pooled else 0.0
+    epochs = recipe.masking.epochs if probability else 1
+    masking = dataclasses.replace(recipe.masking, probability=probability, epochs=epochs)
+    return dataclasses.replace(recipe, masking=masking)
+
+
+def _check_store(recipe: Recipe, source: Source) -> None:
+    """UserError where the teacher cannot give what the store is to hold."""
+    store, masking, config = recipe.store, recipe.masking, source.config
+    check_depth(config, store.replay_layers)
+    where = f"the teacher {source.directory}"
+    if store.top_k and not source.head:
+        raise UserError(
+            f"store.top_k: {where} has no masked-LM head, so it gives no logits; set store.top_k: 0"
+        )
+    if store.top_k > config.vocab_size:
+        raise UserError(
+            f"store.top_k: {store.top_k} is more than the {config.vocab_size} tokens of the teacher"
+        )
+    if masking.probability and source.tokenizer.mask_token_id is None:
+        raise UserError(
+            f"masking.probability: the tokenizer of {where} has no mask token; set masking.probability: 0"
+        )
+    if store.positions == "pooled":
+        if source.pooling is None:
+            raise UserError(
+                f"store.positions: pooled needs a sentence encoder, but {where} has no modules.json; set it to"
+                " all"
+            )
+        if masking.probability:
+            raise UserError("masking.probability: a pooled vector is of the text as it is; set it to 0")
+        longest = source.pooling.max_length
+        if longest is not None and recipe.sequences.length > longest:
+            raise UserError(
+                f"sequences.length: {recipe.sequences.length} is more than the {longest} tokens after which"
+                f" {where} cuts a text; set it to {longest} at most"
+            )
+    if masking.probability and masking.whole_word:
+        continuation_flags(json.loads(source.tokenizer.backend_tokenizer.to_str()), config.vocab_size)
 
 
 def layout_of(recipe: Recipe, source: Source) -> Layout:
     """The dimensions of the recipe's store."""
+    store, probability = recipe.store, recipe.masking.probability
+    assert probability is not None
+    pooled = store.positions == "pooled"
     return Layout(
         length=recipe.sequences.length,
-        masked=masked_count(recipe.sequences.length, recipe.masking.probability),
+        masked=masked_count(recipe.sequences.length, probability) if probability else 0,
         vocab_size=source.config.vocab_size,
-        top_k=recipe.store.top_k,
-        temperatures=recipe.store.temperatures,
         hidden_size=source.config.hidden_size,
-        hidden_states=recipe.store.hidden_states,
-        positions=recipe.store.positions,
+        top_k=store.top_k,
+        temperatures=store.temperatures if store.top_k else (),
+        hidden_states="none" if pooled else store.hidden_states,
+        positions=store.positions,
+        replay_layers=store.replay_layers,
+        teacher_weights=store.teacher_weights,
     )
 
 
-def declare(recipe: Recipe, source: Source, root: str) -> Declaration:
-    """What the store is going to hold; needs its finished sequences."""
-    index, tokenizer = read_index(root), source.tokenizer
-    assert index is not None
-    return Declaration(
-        layout=layout_of(recipe, source),
-        plan=ShardPlan(index.count, recipe.masking.replicas, recipe.store.samples_per_shard),
+def spec_of(recipe: Recipe, source: Source, parts: dict[str, list[Part]]) -> Spec:
+    """What the store is going to hold. ``parts``: the text of each split."""
+    layout, store = layout_of(recipe, source), recipe.store
+    plan = Plan.from_bytes(
+        layout, recipe.masking.epochs, store.task_sequences, store.block_bytes, store.shard_bytes
+    )
+    tokenizer = source.tokenizer
+    return Spec(
+        layout=layout,
+        plan=plan,
         special=SpecialIds(
             pad=tokenizer.pad_token_id,
-            mask=tokenizer.mask_token_id,
             cls=tokenizer.cls_token_id,
             sep=tokenizer.sep_token_id,
+            mask=tokenizer.mask_token_id if layout.masked else None,
         ),
-        fingerprint=_fingerprint(recipe, source, index.corpus_digest),
+        fingerprint={
+            "recipe": recipe.outcome("corpus", "sequences", "masking", "teacher", "store"),
+            "teacher": source.weight_digest,
+            "tokenizer": source.tokenizer_digest,
+            "architecture": source.architecture,
+            "corpus": {split: text_digest(found) for split, found in parts.items()},
+            "format": FORMAT_VERSION,
+        },
     )
 
 
-def _fingerprint(recipe: Recipe, source: Source, corpus_digest: str) -> dict[str, Any]:
-    return {
-        "recipe": recipe.outcome("corpus", "sequences", "masking", "teacher", "store"),
-        "teacher": source.weight_digest,
-        "architecture": {name: getattr(source.config, name, None) for name in ARCHITECTURE},
-        "tokenizer": source.tokenizer_digest,
-        "corpus": corpus_digest,
-        "format": FORMAT_VERSION,
-    }
+def changes(spec: Spec, found: Spec) -> list[str]:
+    """In words, what decides the content of a store and is another in ``found``."""
+    return difference(found.fingerprint, spec.fingerprint)
 
 
-def changes(recipe: Recipe, source: Source, begun: Declaration) -> list[str]:
-    """What is another now than where a store was ``begun``, its text apart."""
-    return difference(begun.fingerprint, _fingerprint(recipe, source, begun.fingerprint["corpus"]))
-
-
-def refuse_other(recipe: Recipe, source: Source, root: str, begun: Declaration) -> None:
-    """UserError where the store, ``begun`` so, is not of this recipe: what looks at it needs its own."""
-    changed = changes(recipe, source, begun)
-    if changed:
-        raise UserError(
-            f"{root} was made differently ({'; '.join(changed)}): give the recipe it was made of (--recipe)"
-        )
-
-
-def validation_recipe(recipe: Recipe) -> Recipe:
-    """The same for the held-out text, which is masked once."""
-    return replace(recipe, masking=replace(recipe.masking, replicas=1))
-
-
-def as_made(root: str, recipe: Recipe) -> tuple[Recipe, bool]:
-    """The recipe as the pass takes it for this store, and whether the store is of the held-out text."""
-    validation = root.rstrip("/").rpartition("/")[2] == "validation_store"
-    return (validation_recipe(recipe) if validation else recipe), validation
-
-
-def made_files(root: str, source: Source) -> dict[str, str]:
-    """Path below the store -> digest, of what is beside declaration and shards as its makers know it."""
-    made = {name: storage.digest_bytes(data) for name, data in source.files().items()}
-    return {**made, **file_digests(root)}
+def publish_files(root: str, source: Source, layout: Layout) -> None:
+    """Publishes tokenizer, configuration and weights. UserError where a file is there that is not of them."""
+    files = source.small_files()
+    for directory in ("tokenizer", "teacher"):
+        for name in storage.list_names(storage.join(root, directory)):
+            if f"{directory}/{name}" not in {*files, WEIGHTS}:
+                raise UserError(f"{root}: {directory}/{name} is foreign, no file of a store: move it away")
+    for name, data in files.items():
+        storage.keep_bytes(storage.join(root, *name.split("/")), data)
+    storage.keep_bytes(storage.join(root, *WEIGHTS.split("/")), source.weights(layout))

@@ -7,24 +7,17 @@ import mmap
 import os
 import struct
 import tempfile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from infra.errors import UserError
 from infra.sections import Teacher
+from offline_teacher.families.positions import usable_length
 
-HEADS = {
-    "bert": (
-        "cls.predictions.transform.dense",
-        "cls.predictions.transform.LayerNorm",
-        "cls.predictions.decoder",
-    ),
-    "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder"),
-    "xlm-roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder"),
-    "camembert": ("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder"),
-}
-"""model_type -> where the masked-LM head keeps dense, layer norm and decoder."""
+if TYPE_CHECKING:
+    from offline_teacher.families.pooling import Pooling
+
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -37,6 +30,10 @@ HUB_FILES = (
     "config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "*_Pooling/config.json",
     "*token*",
     "vocab.*",
     "merges.txt",
@@ -135,28 +132,39 @@ def weight_digest(directory: str) -> str:
 
 def load_config(directory: str) -> Any:
     """The configuration; UserError, naming the supported families, where it is of another."""
-    from transformers import AutoConfig
     from transformers.activations import ACT2FN
 
+    from offline_teacher.families.loading import read_config
+
+    config = read_config(directory)
     file = f"teacher.model: {directory}/config.json"
-    try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # a file of anything at all: transformers raises what its parts raise
-        raise UserError(f"{file} cannot be read ({first_line(error)})") from None
-    if config.model_type not in HEADS:
-        raise UserError(
-            f"teacher.model: {directory} is a {config.model_type!r} model; supported are masked LMs of the"
-            f" families {', '.join(HEADS)}"
-        )
     for name in SIZES:
         size = getattr(config, name)
         if not isinstance(size, int) or size < 1:
             raise UserError(f"{file}: {name} is {size!r}, not a number of at least 1")
-    if config.hidden_act not in ACT2FN:
-        raise UserError(f"{file}: hidden_act {config.hidden_act!r} is not an activation transformers has")
-    if config.is_decoder:
+    for name in ("hidden_act", "hidden_activation", "activation"):
+        activation = getattr(config, name, None)
+        if isinstance(activation, str) and activation not in ACT2FN:
+            raise UserError(f"{file}: {name} {activation!r} is not an activation transformers has")
+    if getattr(config, "is_decoder", False):
         raise UserError(f"{file}: is_decoder is true: the model looks at the tokens before one alone")
     return config
+
+
+def has_masked_lm_head(directory: str, config: Any) -> bool:
+    """Whether the weights have a masked-LM head; they are not loaded."""
+    from offline_teacher.families.loading import has_head
+
+    return has_head(directory, config)
+
+
+def read_pooling_of(directory: str) -> Pooling | None:
+    """How a sentence encoder makes one vector of a text; None for other models."""
+    from offline_teacher.families.pooling import read_pooling
+
+    if not os.path.isfile(os.path.join(directory, "modules.json")):
+        return None
+    return read_pooling(directory)
 
 
 def load_tokenizer(directory: str) -> Any:
@@ -175,7 +183,7 @@ def load_tokenizer(directory: str) -> Any:
         raise UserError(
             f"teacher.model: the tokenizer of {directory} has no tokenizer.json (a fast tokenizer)"
         )
-    for name in ("mask_token", "pad_token", "cls_token", "sep_token"):
+    for name in ("pad_token", "cls_token", "sep_token"):
         if getattr(tokenizer, name) is None:
             raise UserError(f"teacher.model: the tokenizer of {directory} has no {name}")
     return tokenizer
@@ -223,11 +231,7 @@ def check_fit(directory: str, config: Any, tokenizer: Any, length: int) -> None:
             f"teacher.model: the tokenizer of {directory} pads with id {tokenizer.pad_token_id}, its model"
             f" expects {config.pad_token_id}: they are not of the same vocabulary"
         )
-    positions = config.max_position_embeddings
-    if config.model_type != "bert":  # RoBERTa counts positions from pad_token_id + 1
-        if config.pad_token_id is None:
-            raise UserError(f"teacher.model: {directory}/config.json has no pad_token_id")
-        positions -= config.pad_token_id + 1
+    positions = usable_length(config)
     if length > positions:
         raise UserError(f"sequences.length: {length} is more than the {positions} positions of {directory}")
 

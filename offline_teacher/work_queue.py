@@ -20,7 +20,7 @@ WORKER_FAILURES = 2
 
 @dataclass(eq=False)
 class Item:
-    """One unit of work: ``ShardWorker.<method>(*arguments)``, and what happened to it so far."""
+    """One unit of work: ``TaskWorker.<method>(*arguments)``, and what happened to it so far."""
 
     name: str
     method: str

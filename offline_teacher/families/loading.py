@@ -43,7 +43,7 @@ def load_model(directory: str, config: Any = None) -> Any:
 
     config = read_config(directory) if config is None else family_of(config).config(config)
     family = family_of(config)
-    head = f"{family.head.dense}.weight" in _weight_names(directory)
+    head = has_head(directory, config)
     model_class = family.model_class(head)
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
@@ -68,6 +68,32 @@ def load_model(directory: str, config: Any = None) -> Any:
     _check_loading(directory, family, info)
     family.prepare(model)
     return model.eval()
+
+
+def stored_dtype(directory: str) -> torch.dtype:
+    """The floating dtype that all of a directory's weights have; float32 where they have several."""
+    found = set()
+    for path in _weight_paths(directory):
+        with safe_open(path, framework="pt") as weights:
+            found |= {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+    known = {"F16": torch.float16, "BF16": torch.bfloat16}
+    floating = found & {"F64", "F32", "F16", "BF16"}
+    return known.get(floating.pop(), torch.float32) if len(floating) == 1 else torch.float32
+
+
+def has_head(directory: str, config: Any) -> bool:
+    """Whether a directory's weights have a masked-LM head; the weights are not loaded."""
+    return f"{family_of(config).head.dense}.weight" in _weight_names(directory)
+
+
+def _weight_paths(directory: str) -> list[str]:
+    single = os.path.join(directory, "model.safetensors")
+    if os.path.isfile(single):
+        return [single]
+    with open(f"{single}.index.json", encoding="utf-8") as stream:
+        return [
+            os.path.join(directory, name) for name in sorted(set(json.load(stream)["weight_map"].values()))
+        ]
 
 
 def _check_loading(directory: str, family: Family, info: Any) -> None:

@@ -35,6 +35,11 @@ class Pooling:
     max_length: int | None = None
     """Tokens, special ones included, after which the encoder's users cut a text. None: not recorded."""
 
+    @property
+    def prompt(self) -> str:
+        """The text that is put before every text."""
+        return "" if self.default_prompt is None else self.prompts.get(self.default_prompt, "")
+
 
 def read_pooling(directory: str) -> Pooling:
     """The pooling of a sentence encoder's directory.

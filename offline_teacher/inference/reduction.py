@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from offline_teacher import reduction_kernel
+from offline_teacher.inference import reduction_kernel
 
 BLOCK = 32
 REDUCE_POSITIONS = {"cpu": 32}

@@ -1,0 +1,217 @@
+"""What one worker does: tokenise a part, run the teacher over a task. No Ray in here.
+
+Everything a task holds follows from the store's spec, its sequences and the teacher's weights, so that any
+worker in the same environment makes the same bytes, any number of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from infra import storage
+from infra.cache import Cache
+from infra.errors import UserError
+from infra.recipe import Recipe
+from offline_teacher.corpus import Part
+from offline_teacher.inference.heap import Heap
+from offline_teacher.masking import MaskVocab, mask_sequences, mask_vocab
+from offline_teacher.packing import load_encoder
+from offline_teacher.sequence_building import build_part, token_counts
+from offline_teacher.store.index import PartIndex
+from offline_teacher.store.manifest import Spec
+from offline_teacher.store.numbering import Task
+from offline_teacher.store.parts import read_part
+from offline_teacher.store.pending import read_part_index, read_spec
+from offline_teacher.store.writer import TaskWriter
+
+Columns = dict[str, np.ndarray]
+CACHE_BYTES = 4 << 30
+"""Sequences of a remote store kept on a worker's disk."""
+
+
+class TaskWorker:
+    """Holds the teacher (loaded when first needed) and does one computation at a time.
+
+    Two threads may call ``infer``: while one masks or writes its task, the other's is computed. All computing
+    is done by a thread of its own, so that torch keeps one set of threads and one heap warm.
+    """
+
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        """``recipe``: with ``masking.probability`` decided."""
+        assert recipe.teacher is not None
+        self.recipe, self.settings, self.device = recipe, recipe.teacher, device
+        self._texts: dict[str, _Text] = {}
+        self._inferences: dict[str, Any] = {}
+        self._heap = Heap()
+        self._computing = ThreadPoolExecutor(1, "compute", self._set_threads)
+        self._compute(bool)  # starts the thread: the next one has the heap's main arena
+
+    def build_part(self, root: str, split: str, number: int, part: Part) -> dict[str, Any]:
+        """Publishes one part of the sequences; returns ``{tokens}`` of it."""
+        spec, recipe = self._spec(root), self.recipe
+        assert recipe.corpus is not None
+        prompt = self._prompt(root)
+        index = self._compute(
+            build_part, root, spec.layout, split, number, part, recipe.corpus, recipe.sequences, prompt
+        )
+        return {"tokens": index.tokens}
+
+    def infer(self, root: str, split: str, task: Task, train_parts: int) -> dict[str, Any]:
+        """Publishes one task; returns ``{tokens, bytes}`` of it. ValueError where the teacher gives NaN.
+
+        ``train_parts``: how many parts the training text has.
+        """
+        spec = self._spec(root)
+        inference = self._compute(self._inference, root)
+        with TaskWriter(root, spec, split, task, inference.teacher.environment) as writer:
+            for columns in self._chunks(root, split, task, train_parts, inference):
+                writer.write(columns)
+            index = writer.publish()
+        self._heap.shrink()
+        return {"tokens": index.tokens, "bytes": sum(shard.bytes for shard in index.shards)}
+
+    def columns(self, root: str, split: str, task: Task, train_parts: int) -> Iterator[Columns]:
+        """All columns of a task, shard by shard, made anew; publishes nothing."""
+        return self._chunks(root, split, task, train_parts, self._compute(self._inference, root))
+
+    def environment(self, root: str) -> dict[str, Any]:
+        """What decides the last bits of this worker's numbers."""
+        return dict(self._compute(self._inference, root).teacher.environment)
+
+    def _chunks(
+        self, root: str, split: str, task: Task, train_parts: int, inference: Any
+    ) -> Iterator[Columns]:
+        """The columns of as many samples as a shard has, one after the other."""
+        text, plan = self._text(root), self._spec(root).plan
+        size = plan.block_samples * plan.shard_blocks
+        for start in range(0, task.samples, size):
+            rows = task.rows[start : start + size]
+            masked = text.masked(split, task, rows, train_parts)
+            yield masked | self._compute(self._outputs, inference, masked)
+
+    def _outputs(self, inference: Any, text: Columns) -> Columns:
+        """The teacher's columns. Batches are of like lengths and depend on the samples alone."""
+        count = text["token_count"]
+        described = inference.layout.data_columns()
+        out = {
+            name: np.empty((len(count), *column.shape), column.dtype)
+            for name, column in described.items()
+            if name not in text
+        }
+        longest_first = np.argsort(-count.astype(np.int64), kind="stable")
+        size = self.settings.batch_size
+        for start in range(0, len(count), size):
+            rows = longest_first[start : start + size]
+            positions = text["masked_positions"][rows] if "masked_positions" in text else None
+            for name, values in inference.batch(text["input_ids"][rows], count[rows], positions).items():
+                out[name][rows] = values
+        return out
+
+    def _compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self._computing.submit(function, *arguments).result()
+
+    def _set_threads(self) -> None:
+        import torch
+
+        torch.set_num_threads(self.settings.cpu_threads)  # of this thread: OpenMP counts them apart
+
+    @lru_cache(maxsize=4)  # noqa: B019 - a worker lives as long as its process
+    def _spec(self, root: str) -> Spec:
+        return read_spec(root)
+
+    def _prompt(self, root: str) -> str:
+        """The text that the encoder's own users put before every text."""
+        from offline_teacher.teacher_directory import find_teacher, read_pooling_of
+
+        if self._spec(root).layout.positions != "pooled":
+            return ""
+        pooling = read_pooling_of(find_teacher(self.settings))
+        return pooling.prompt if pooling is not None else ""
+
+    def _inference(self, root: str) -> Any:
+        from offline_teacher.inference.columns import Inference
+        from offline_teacher.inference.teacher import load_teacher
+
+        if root not in self._inferences:
+            spec = self._spec(root)
+            layout = spec.layout
+            loaded = load_teacher(self.settings, layout.replay_layers, layout.top_k > 0, self.device)
+            if spec.fingerprint["teacher"] != loaded.weight_digest:
+                raise UserError(
+                    f"teacher.model: {self.settings.model} has other weights here than when {root} was"
+                    " started; every node must see the same model"
+                )
+            self._inferences[root] = Inference(loaded, layout)
+        return self._inferences[root]
+
+    def _text(self, root: str) -> _Text:
+        if root not in self._texts:
+            self._texts[root] = _Text(self.recipe, root, self._spec(root))
+        return self._texts[root]
+
+
+class _Text:
+    """The sequences of a store, masked as its spec says."""
+
+    def __init__(self, recipe: Recipe, root: str, spec: Spec) -> None:
+        self._recipe, self._root, self._spec = recipe, root, spec
+        self._cache = Cache(None, CACHE_BYTES)
+        self._vocab: MaskVocab | None = None
+        self._part = lru_cache(maxsize=4)(self._read_part)
+
+    def masked(self, split: str, task: Task, rows: range, train_parts: int) -> Columns:
+        """The columns [n, ...] of some rows of a task that need no teacher."""
+        layout, part = self._spec.layout, self._part(split, task.part)
+        here = slice(rows.start, rows.stop)
+        ids = task.sequence_ids()[rows.start - task.rows.start :][: len(rows)]
+        values = {
+            "sequence_id": ids,
+            "token_count": part["token_count"][here],
+            "input_ids": part["input_ids"][here],
+        }
+        if layout.masked:
+            masked = mask_sequences(
+                values["input_ids"],
+                values["token_count"],
+                ids,
+                task.epoch,
+                self._recipe.masking,
+                self._mask_vocab(train_parts),
+            )
+            values |= {
+                "input_ids": masked.input_ids,
+                "masked_positions": masked.positions,
+                "masked_labels": masked.labels,
+            }
+        columns = layout.columns()
+        return {name: value.astype(columns[name].dtype, copy=False) for name, value in values.items()}
+
+    def _read_part(self, split: str, number: int) -> Columns:
+        index: PartIndex = read_part_index(self._root, split, number)[0]
+        return read_part(self._root, self._spec.layout, index, self._cache)
+
+    def _mask_vocab(self, train_parts: int) -> MaskVocab:
+        """What masking must know of the tokenizer, and of the training text where it is by frequency."""
+        if self._vocab is None:
+            masking = self._recipe.masking
+            encoder = load_encoder(storage.join(self._root, "tokenizer"))
+            mask = self._spec.special.mask
+            assert mask is not None
+            counts = None
+            if masking.sampling == "frequency":
+                size = self._spec.layout.vocab_size
+                counts = token_counts(self._root, "train", train_parts, size, self._cache)
+            self._vocab = mask_vocab(
+                masking,
+                mask,
+                encoder.special_ids,
+                encoder.vocab_size,
+                token_counts=counts,
+                tokenizer=encoder.content() if masking.whole_word else None,
+            )
+        return self._vocab

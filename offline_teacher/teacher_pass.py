@@ -1,0 +1,156 @@
+"""One pass of the teacher over a corpus: sequences, then tasks, then the manifest; each step resumable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from infra import storage
+from infra.console import progress
+from infra.errors import UserError
+from infra.locks import exclusive
+from infra.processor import warn_if_slow
+from infra.recipe import Recipe
+from offline_teacher import corpus
+from offline_teacher.cluster import Item, Pool
+from offline_teacher.corpus import Part
+from offline_teacher.sequence_building import outstanding, problems_of, rows_of
+from offline_teacher.source import Source, publish_files, spec_of
+from offline_teacher.store.manifest import MANIFEST, Manifest, Spec, failed_path
+from offline_teacher.store.numbering import SplitPlan, Task
+from offline_teacher.store.pending import finished_tasks, quarantined_tasks
+from offline_teacher.store.reader import open_store
+from offline_teacher.store.writer import begin_store, finish_store, quarantine_task
+
+Report = Callable[[dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass did to one split of its store."""
+
+    split: str
+    samples: int
+    tokens: int
+    """Of all masking epochs, special tokens included; 0 where nothing was left to do."""
+    new_tokens: int
+    seconds: float
+    """Spent on tasks, from the first worker's start."""
+    quarantined: list[Item]
+
+
+def parts_of(recipe: Recipe) -> dict[str, list[Part]]:
+    """The text of each split. UserError where there is none, before anything is started or written."""
+    assert recipe.corpus is not None
+    size = recipe.sequences.part_bytes
+    found = {"train": corpus.parts(recipe.corpus, size, False)}
+    if recipe.corpus.validation_path or recipe.corpus.validation_split:
+        found["validation"] = corpus.parts(recipe.corpus, size, True)
+    return found
+
+
+def is_finished(root: str, spec: Spec) -> bool:
+    """Whether the store of this spec is there, whole. UserError where another is."""
+    if not storage.exists(storage.join(root, MANIFEST)):
+        return False
+    begin_store(root, spec)  # refuses another one
+    open_store(root)
+    return True
+
+
+def run_pass(
+    recipe: Recipe,
+    source: Source,
+    parts: dict[str, list[Part]],
+    pool: Pool,
+    report: Report | None = None,
+) -> list[Outcome]:
+    """Makes the store of the recipe, or what is missing of it.
+
+    Raises UserError where it was started with another recipe, teacher, tokenizer or corpus, or another process
+    is at work on it.
+    """
+    root = recipe.store_path
+    assert recipe.teacher is not None
+    with exclusive(root):
+        spec = spec_of(recipe, source, parts)
+        begin_store(root, spec)
+        publish_files(root, source, spec.layout)
+        recipe.save(root)
+        if not recipe.teacher.gpus_per_worker:
+            warn_if_slow("teacher.dtype", recipe.teacher.dtype)
+        for split, found in parts.items():
+            _build_sequences(recipe, root, split, found, pool)
+        outcomes = [_infer(root, spec, split, parts, pool, report) for split in reversed(parts)]
+        if not any(outcome.quarantined for outcome in outcomes):
+            finish_store(root, {split: len(found) for split, found in parts.items()})
+        return outcomes
+
+
+def _build_sequences(recipe: Recipe, root: str, split: str, parts: list[Part], pool: Pool) -> None:
+    assert recipe.corpus is not None
+    todo = outstanding(root, split, parts, recipe.corpus, recipe.sequences)
+    items = [Item(f"part {number}", "build_part", (root, split, number, parts[number])) for number in todo]
+    if not items:
+        return
+    with progress(len(parts), "parts", f"sequences, {split}", len(parts) - len(todo)) as shown:
+        failed = pool.run(items, lambda item, answer: shown.advance(), shown.say)
+    if failed:
+        raise UserError(f"sequences: {failed[0].name} of the corpus cannot be built: {failed[0].reason}")
+    problems = problems_of(root, split, len(parts))
+    if problems:
+        print(f"corpus: {problems}")
+
+
+def _infer(
+    root: str, spec: Spec, split: str, parts: dict[str, list[Part]], pool: Pool, report: Report | None
+) -> Outcome:
+    rows = rows_of(root, split, len(parts[split]))
+    plan = SplitPlan.of(split, rows, spec.plan)
+    finished, begin, retries_before = finished_tasks(root, split), time.monotonic(), pool.retries
+    todo = [task for task in plan.tasks() if task.name not in finished]
+    for name in quarantined_tasks(root, split):  # they are tried again
+        storage.remove(failed_path(root, split, name))
+    items = [Item(task.name, "infer", (root, split, task, len(parts["train"]))) for task in todo]
+    tokens = count = 0
+    every = max(1, len(items) // 100)
+
+    def done(item: Item, answer: dict[str, Any]) -> None:
+        nonlocal tokens, count
+        tokens, count = tokens + answer["tokens"], count + 1
+        rate = tokens / (time.monotonic() - begin)
+        shown.note(f"{rate:,.0f} tokens/s, {pool.retries - retries_before} retries")
+        shown.advance()
+        if report is not None and split == "train" and (count % every == 0 or count == len(items)):
+            report({"tokens_per_s": rate, "tasks": plan.task_count - len(items) + count})
+
+    def failed(item: Item) -> None:
+        _record_failure(root, split, item)
+
+    quarantined: list[Item] = []
+    if items:
+        with progress(plan.task_count, "tasks", f"teacher, {split}", plan.task_count - len(items)) as shown:
+            quarantined = pool.run(items, done, shown.say, failed)
+    return Outcome(split, plan.samples, tokens, tokens, time.monotonic() - begin, quarantined)
+
+
+def _record_failure(root: str, split: str, item: Item) -> None:
+    task: Task = item.arguments[2]
+    record = {
+        "task": item.name,
+        "reason": item.reason,
+        "attempts": item.attempts,
+        "worker_deaths": item.deaths,
+        "part": task.part,
+        "rows": [task.rows.start, task.rows.stop],
+    }
+    quarantine_task(root, split, item.name, record)
+
+
+def store_summary(root: str) -> tuple[Manifest, dict[str, int], float]:
+    """Manifest, real tokens of each split, and bytes of a full sequence over its tokens, of a finished store."""
+    store = open_store(root)
+    tokens = {name: split.tokens for name, split in store.splits.items()}
+    return store.manifest, tokens, store.layout.bytes_per_token()
