@@ -72,7 +72,7 @@ class Run:
         self.finish(kind is None)
 
 
-def start_run(recipe: Recipe, stage: str, rank: int = 0) -> Run:
+def start_run(recipe: Recipe, stage: str, rank: int = 0, student: str | None = None) -> Run:
     """The run of ``stage`` ("teacher", "student", "evaluation"), resumed where ``tracking.json`` knows it."""
     assert stage in STAGES, stage
     if rank != 0 or not recipe.tracking.enabled:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from infra import storage
 from infra.errors import UserError
-from offline_teacher.store.sealed import seal, unseal
+from offline_teacher.store.records import decode, encode
 
 FORMAT_VERSION = 1
 STATE_NAME = "state.json"
@@ -79,7 +79,7 @@ def save(directory: str, facts: Facts, tensors: Mapping[str, Mapping[str, Tensor
             save_file(dict(tensors[name]), file)
             _sync(file)
             digests[os.path.basename(file)] = storage.digest_file(file)
-        storage.publish_bytes(os.path.join(draft, STATE_NAME), seal({**asdict(facts), "files": digests}))
+        storage.publish_bytes(os.path.join(draft, STATE_NAME), encode({**asdict(facts), "files": digests}))
         _sync(draft)
         os.rename(draft, final)
         _sync(directory)
@@ -145,7 +145,7 @@ def _read(path: str) -> Checkpoint:
     if not data:
         raise ValueError(f"has an empty {STATE_NAME}")
     try:
-        content = unseal(data)
+        content = decode(data)
     except ValueError as problem:
         raise ValueError(f"has a {STATE_NAME} that {problem}") from None
     files = content.pop("files", None)
