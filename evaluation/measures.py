@@ -169,7 +169,7 @@ def ratio(estimates: Estimates, numerator: np.ndarray, denominator: np.ndarray) 
     if last <= 0:
         return Ratio(value, None)
     half = math.sqrt(max(0.0, middle**2 - last * first))
-    return Ratio(value, ((middle - half) / last, (middle + half) / last))
+    return Ratio(value, (float((middle - half) / last), float((middle + half) / last)))
 
 
 def resamples(sizes: Mapping[str, int], count: int = RESAMPLES, seed: int = 0) -> Iterator[Weights]:

@@ -50,7 +50,7 @@ def retention(report: Mapping[str, Any]) -> bytes:
     axes.axvline(len(tasks) - 0.5, color="0.85", linewidth=1)
     axes.set_xticks(np.arange(len(labels)), labels)
     axes.set_ylabel("score kept, % of the teacher's")
-    axes.set_title("Retention per task")
+    axes.set_title("Retention per task, with 95 % intervals")
     axes.margins(y=0.12)
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     return _png(figure)
@@ -71,16 +71,16 @@ def score_against_latency(report: Mapping[str, Any]) -> bytes:
     for position, (name, row) in enumerate(rows.items()):
         x, y = row["latency"]["p50_ms"], 100 * row["macro"]
         axes.scatter(
-            x, y, s=2500 * _megabytes(row) / largest, color=colour(name, position), alpha=0.75, linewidths=0
+            x, y, s=1200 * _megabytes(row) / largest, color=colour(name, position), alpha=0.75, linewidths=0
         )
         axes.errorbar(x, y, yerr=_whiskers([y], [row["intervals"]["macro"]]), fmt="none", **WHISKERS)
         axes.annotate(
             f"{name}\n{row['parameters'] / 1e6:.1f} M, {_megabytes(row):.0f} MB",
-            (x, y), xytext=(32, 0), textcoords="offset points", va="center", fontsize=9,
+            (x, y), xytext=(24, 0), textcoords="offset points", va="center", fontsize=9,
         )  # fmt: skip
     axes.set_xlabel("median latency a sentence pair, ms (batch size 1, CPU)")
     axes.set_ylabel("macro score, %")
-    axes.set_title("Score against latency; area: size in float32")
+    axes.set_title("Score with 95 % interval against latency; area: size in float32")
     axes.set_xlim(0, 1.35 * max(row["latency"]["p50_ms"] for row in rows.values()))
     ends = [100 * end for row in rows.values() for end in row["intervals"]["macro"].values()]
     room = max(2.0, 0.15 * (max(ends) - min(ends)))

@@ -174,7 +174,7 @@ def _summary_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
     lines.append(["macro", *cells, *(_share(rows[name], "gap_closed") for name in students)])
     kept = ["" if name == TEACHER else _share(row, "retention") for name, row in rows.items()]
     lines += [["retention", *kept], *_cost_lines(report)]
-    titles = ["gap closed"] if len(students) == 1 else [f"gap closed, {name}" for name in students]
+    titles = ["gap closed"] if len(students) == 1 else [f"gap, {name}" for name in students]
     header = ["", *rows, *titles]
     return header, [line + [""] * (len(header) - len(line)) for line in lines]
 
