@@ -48,6 +48,15 @@ def test_constant_vectors_score_zero(name: str) -> None:
     assert found.tolist() == [0.0]
 
 
+@pytest.mark.parametrize("name", ["f1", "matthews", "pearson", "spearman"])
+def test_a_resample_of_one_example_again_and_again_scores_zero(name: str) -> None:
+    """But for rounding, which must not be taken for a correlation."""
+    first, second = np.random.default_rng(0).normal(3, 1, (2, 49)).astype(np.float32)
+    if name not in ("pearson", "spearman"):
+        first, second = np.zeros(49, int), np.ones(49, int)
+    assert measures.METRICS[name](first, second, 49 * np.eye(49)).tolist() == [0.0] * 49
+
+
 def test_resamples_hold_as_many_examples_as_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measures, "CELLS", 70)
     chunks = list(measures.resamples({"dev_matched": 10, "dev_mismatched": 4}, count=20))
