@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from evaluation import devices, latency, measures, plots, report
+from evaluation import devices, latency, plots, report
 from evaluation.latency import Latency
 from evaluation.models import (
     Candidate,
@@ -19,17 +19,7 @@ from evaluation.models import (
     weight_bytes,
 )
 from evaluation.report import STUDENT, TEACHER, UNDISTILLED
-from evaluation.scores import (
-    Plan,
-    Results,
-    complete,
-    estimates,
-    macro,
-    macro_tasks,
-    medians,
-    prepare,
-    write_submission,
-)
+from evaluation.scores import Plan, Results, complete, estimates, macro, medians, prepare, write_submission
 from evaluation.tasks import Task, find_task, find_tasks, has_part, load
 from infra import console, storage, tracking
 from infra.errors import UserError
@@ -81,10 +71,7 @@ def _evaluate(
     directory = recipe.evaluation_dir
     results = complete(plan, recipe.evaluation.workers)
     content = build_report(recipe, candidates, results, key)
-    found = estimates(plan)
-    report.add_comparisons(
-        content["rows"], found, measures.mean([found[task] for task in macro_tasks(found)])
-    )
+    report.add_comparisons(content["rows"], *estimates(plan))
     student_jobs = [job for job in plan.jobs if job.candidate.name == STUDENT]
     content["devices"] = devices.export_all(
         student_jobs, plan.splits, results[STUDENT], storage.join(directory, EXPORT)

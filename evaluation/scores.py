@@ -181,13 +181,17 @@ def macro(scores: dict[str, float]) -> float:
     return macro_score({name: scores[name] for name in macro_tasks(scores)})
 
 
-def estimates(plan: Plan) -> dict[str, measures.Estimates]:
-    """Scores and their errors of every task, from the predictions of all runs; models in the plan's order."""
+def estimates(plan: Plan) -> tuple[dict[str, measures.Estimates], measures.Estimates]:
+    """Scores and their errors of every task, and of the macro score, from the predictions of all runs.
+
+    The models are in the plan's order.
+    """
     tasks: dict[str, dict[str, list[predictions.Predictions]]] = {}
     for job in plan.jobs:
         found = predictions.read(job.predictions_path, job.task, _done(plan, job)["predictions"])
         tasks.setdefault(job.task_name, {}).setdefault(job.candidate.name, []).append(found)
-    return {name: _estimate(find_task(name), list(models.values())) for name, models in tasks.items()}
+    by_task = {name: _estimate(find_task(name), list(models.values())) for name, models in tasks.items()}
+    return by_task, measures.mean([by_task[name] for name in macro_tasks(by_task)])
 
 
 def _estimate(task: Task, models: list[list[predictions.Predictions]]) -> measures.Estimates:

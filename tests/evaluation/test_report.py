@@ -109,8 +109,9 @@ def test_intervals_of_scores(content: dict[str, Any]) -> None:
         "low": pytest.approx(0.6 - half, abs=1e-4),
         "high": pytest.approx(0.6 + half, abs=1e-4),
     }
-    rows = three_rows()
+    rows = three_rows() | {"undistilled": row(-0.9, 0.5, 1)}
     compare(rows, error=0.2)
+    assert rows["undistilled"]["intervals"]["scores"]["CoLA"]["low"] == -1.0
     assert rows["teacher"]["intervals"]["scores"]["SST-2"]["high"] == 1.0
 
 
