@@ -1,0 +1,197 @@
+"""Where every sample of a split is: pure arithmetic on the numbers of rows of its parts.
+
+Memory is O(parts + tasks of one masking epoch): nothing here is as long as the blocks or the samples.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from offline_teacher.store.schema import MAX_COUNT, Plan, is_count, require
+
+PART_SHIFT = 32
+"""A sequence's permanent number is ``part * 2**32 + row``."""
+
+_TASK_NAME = re.compile(r"e(\d{3,9})-p(\d{5,10})-(\d{4,10})")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Consecutive rows of one part in one masking epoch: the unit of work, retry and commit."""
+
+    number: int
+    """Its place in the order of a split's tasks: by masking epoch, then part, then piece."""
+    epoch: int
+    part: int
+    piece: int
+    rows: range
+    """Rows of the part."""
+
+    @property
+    def name(self) -> str:
+        return task_name(self.epoch, self.part, self.piece)
+
+    @property
+    def samples(self) -> int:
+        return len(self.rows)
+
+    def sequence_ids(self) -> np.ndarray:
+        """int64 [samples], the permanent numbers of its sequences, ascending."""
+        return (self.part << PART_SHIFT) + np.arange(self.rows.start, self.rows.stop, dtype=np.int64)
+
+
+class Places(NamedTuple):
+    """Where blocks are: int64 arrays [n]."""
+
+    task: np.ndarray
+    """Numbers of tasks in the split."""
+    shard: np.ndarray
+    """Shard of the task."""
+    block: np.ndarray
+    """Block of the shard."""
+
+
+def task_name(epoch: int, part: int, piece: int) -> str:
+    """``e000-p00000-0000``; longer numbers simply grow."""
+    return f"e{epoch:03d}-p{part:05d}-{piece:04d}"
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """The tasks, shards and blocks of one split. ValueError if the numbers of rows are not possible."""
+
+    rows: tuple[int, ...]
+    """r_p: rows of each part."""
+    masking_epochs: int
+    plan: Plan
+
+    def __post_init__(self) -> None:
+        require(len(self.rows) < 2**31, "rows: has too many parts")
+        require(all(is_count(count, 0, 2**32) for count in self.rows), "rows: must be 0 to 2^32 for a part")
+        require(is_count(self.masking_epochs, 1), "masking_epochs: must be a whole number >= 1")
+        total = sum(self.rows) * self.masking_epochs
+        require(is_count(total, 1), f"rows: must give 1 to {MAX_COUNT} samples, not {total}")
+
+    @classmethod
+    def of(cls, split: str, rows: tuple[int, ...], plan: Plan) -> SplitPlan:
+        """The plan of the split ``train`` or ``validation``, which has one masking epoch."""
+        return cls(rows, plan.epochs(split), plan)
+
+    # --- tasks ---
+
+    @cached_property
+    def _first_task(self) -> np.ndarray:
+        """int64 [parts + 1]: tasks of one masking epoch before each part."""
+        rows = np.array(self.rows, np.int64)
+        return _before(-(-rows // self.plan.task_sequences))
+
+    @cached_property
+    def _task_samples(self) -> np.ndarray:
+        """int64 [tasks of one masking epoch]: samples of each."""
+        size = self.plan.task_sequences
+        parts = np.repeat(np.arange(len(self.rows)), np.diff(self._first_task))
+        pieces = np.arange(len(parts)) - self._first_task[parts]
+        return np.minimum(size, np.array(self.rows, np.int64)[parts] - pieces * size)
+
+    @cached_property
+    def _first_block(self) -> np.ndarray:
+        """int64 [tasks of one masking epoch + 1]: blocks of the epoch before each task."""
+        return _before(-(-self._task_samples // self.plan.block_samples))
+
+    @property
+    def tasks_per_epoch(self) -> int:
+        return int(self._first_task[-1])
+
+    @property
+    def task_count(self) -> int:
+        """Tasks of all masking epochs."""
+        return self.tasks_per_epoch * self.masking_epochs
+
+    def task(self, number: int) -> Task:
+        """The task of this number. IndexError if the split has none."""
+        if not 0 <= number < self.task_count:
+            raise IndexError(f"task {number} is not below {self.task_count}")
+        epoch, place = divmod(number, self.tasks_per_epoch)
+        part = int(np.searchsorted(self._first_task, place, side="right")) - 1
+        piece = place - int(self._first_task[part])
+        start = piece * self.plan.task_sequences
+        rows = range(start, min(start + self.plan.task_sequences, self.rows[part]))
+        return Task(number, epoch, part, piece, rows)
+
+    def tasks(self) -> Iterator[Task]:
+        """All tasks, in order."""
+        return map(self.task, range(self.task_count))
+
+    def number_of(self, name: str) -> int | None:
+        """The number of the task of this name; None if the split has no such task."""
+        found = _TASK_NAME.fullmatch(name)
+        if found is None:
+            return None
+        epoch, part, piece = map(int, found.groups())
+        if name != task_name(epoch, part, piece) or epoch >= self.masking_epochs or part >= len(self.rows):
+            return None
+        place = int(self._first_task[part]) + piece
+        return epoch * self.tasks_per_epoch + place if place < self._first_task[part + 1] else None
+
+    # --- samples and blocks ---
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return sum(self.rows)
+
+    @property
+    def samples(self) -> int:
+        """Samples of all masking epochs."""
+        return self.samples_per_epoch * self.masking_epochs
+
+    @property
+    def blocks_per_epoch(self) -> int:
+        """Blocks of one masking epoch; they are numbered from 0, in the order of tasks."""
+        return int(self._first_block[-1])
+
+    def locate(self, epoch: int, blocks: np.ndarray) -> Places:
+        """Where the blocks [n] of a masking epoch are. IndexError for a block or an epoch out of range."""
+        tasks, within = self._within(blocks)
+        if not 0 <= epoch < self.masking_epochs:
+            raise IndexError(f"masking epoch {epoch} is not below {self.masking_epochs}")
+        shard, block = np.divmod(within, self.plan.shard_blocks)
+        return Places(tasks + epoch * self.tasks_per_epoch, shard, block)
+
+    def sizes(self, blocks: np.ndarray) -> np.ndarray:
+        """int64 [n]: samples of the blocks [n], the same in every masking epoch."""
+        tasks, within = self._within(blocks)
+        size = self.plan.block_samples
+        return np.minimum(size, self._task_samples[tasks] - within * size)
+
+    def sequence_ids(self, block: int) -> np.ndarray:
+        """int64 [samples of the block]: the permanent numbers of its sequences."""
+        tasks, within = self._within(np.array([block]))
+        task = self.task(int(tasks[0]))
+        start = int(within[0]) * self.plan.block_samples
+        return task.sequence_ids()[start : start + self.plan.block_samples]
+
+    def _within(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The task of each block, in the first masking epoch, and the block's number in its task."""
+        blocks = np.asarray(blocks, np.int64)
+        if blocks.size and not (0 <= blocks.min() and blocks.max() < self.blocks_per_epoch):
+            raise IndexError(f"blocks must be 0 to {self.blocks_per_epoch - 1}")
+        tasks = np.searchsorted(self._first_block, blocks, side="right") - 1
+        return tasks, blocks - self._first_block[tasks]
+
+
+def shards_of(task: Task, plan: Plan) -> list[list[int]]:
+    """For each shard of a task: the numbers of samples of its blocks."""
+    size, blocks = plan.block_samples, -(-task.samples // plan.block_samples)
+    counts = [size] * (blocks - 1) + [task.samples - (blocks - 1) * size]
+    return [counts[start : start + plan.shard_blocks] for start in range(0, blocks, plan.shard_blocks)]
+
+
+def _before(counts: np.ndarray) -> np.ndarray:
+    """[0, c_0, c_0 + c_1, ...]."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])

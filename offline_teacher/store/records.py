@@ -1,0 +1,53 @@
+"""JSON files that notice any changed bit: one canonical byte form, and a digest over the content.
+
+Reading compares the file with the canonical form of what it says. So a change is also found that JSON itself
+does not see: white space, the case of a hexadecimal digit in an escape, a repeated key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from infra import storage
+
+MAX_BYTES = 1 << 30
+"""No JSON file of a store is larger: ten million digests take half of it."""
+
+
+def canonical(value: Any) -> bytes:
+    """The one byte form of a JSON value (FORMAT.md, "Digests and JSON"). ValueError on NaN and infinities."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def content_digest(value: Any) -> str:
+    """``xxh3-128:<32 hex>`` over the canonical form of a JSON value."""
+    return storage.digest_bytes(canonical(value))
+
+
+def encode(content: Mapping[str, Any]) -> bytes:
+    """The bytes of a JSON file with this content, which has no member ``digest``."""
+    assert "digest" not in content
+    return canonical({**content, "digest": content_digest(dict(content))})
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """The content of a JSON file without its digest. ValueError says how the file is damaged."""
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"is larger than {MAX_BYTES} bytes")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("is not valid JSON") from None
+    if not isinstance(value, dict) or not isinstance(value.get("digest"), str):
+        raise ValueError("is not a JSON object with a digest")
+    content = {key: item for key, item in value.items() if key != "digest"}
+    try:
+        unchanged = encode(content) == data
+    except (ValueError, RecursionError):
+        unchanged = False
+    if not unchanged:
+        raise ValueError("does not match the digest that it carries")
+    return content
