@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import os
+import secrets
 import threading
 import time
+from collections.abc import Callable
 
 from infra import remote, storage
 from infra.errors import UserError, WrongContent
@@ -16,13 +19,19 @@ from infra.scratch import Scratch
 
 _Mark = tuple[str, int, int, int]
 
+ENTRY = "xxh3-128-"
+"""What the name of an entry begins with."""
+SCANS = 64
+"""``data`` looks for what must go after each 64th of the bound that it has added."""
+
 
 class Cache:
     """Remote files kept on local disk, least recently used first out; processes may share the directory.
 
-    Entries are named by their digest. A thread holds a lock on the last entry it was given, so that another
-    process cannot evict it before it is opened; once open or mapped, Linux keeps it readable. The bound
-    holds for the entries, apart from those held and those being fetched.
+    Entries of ``local`` are whole files, named by their digest; those of ``data`` are parts of files. A thread
+    holds a lock on the last file that ``local`` gave it, so that another process cannot evict it before it is
+    opened; once open or mapped, Linux keeps it readable. The bound holds for the entries, apart from those
+    held and those being fetched; with ``data``, each process may exceed it by a 64th.
     """
 
     def __init__(self, directory: str | None, max_bytes: int) -> None:
@@ -33,6 +42,7 @@ class Cache:
             os.makedirs(directory, mode=0o700, exist_ok=True)
         self.directory, self.max_bytes = directory, max_bytes
         self._checked: set[_Mark] = set()  # of files whose content was found right
+        self._added = 0  # bytes since the directory was last looked through
         self._held = threading.local()
 
     def local(self, path: str, digest: str) -> str:
@@ -55,6 +65,33 @@ class Cache:
                     break
         self._evict()
         return entry
+
+    def data(self, name: str, fetch: Callable[[], bytes]) -> bytes | mmap.mmap:
+        """The bytes of the entry ``name``, mapped; if it is not there, ``fetch`` gives them and they are kept.
+
+        Nothing is checked: the caller does it, and says ``drop`` if an entry is not right.
+        """
+        entry = storage.join(self.directory, f"{ENTRY}{name}")
+        lock = storage.join(self.directory, f".lock-{storage.digest_bytes(name.encode())[-2:]}")
+        with naming(entry):
+            found = _mapped(entry)
+            if found is not None:
+                return found
+            with locked(lock):  # one fetch an entry
+                found = _mapped(entry)
+                if found is not None:
+                    return found
+                data = fetch()
+                _keep(entry, data)
+        self._added += len(data)
+        if self._added * SCANS >= self.max_bytes:
+            self._added = 0
+            self._evict()
+        return data
+
+    def drop(self, name: str) -> None:
+        """Removes the entry ``name`` of ``data``, if it is there."""
+        storage.remove(storage.join(self.directory, f"{ENTRY}{name}"))
 
     def _usable(self, entry: str, path: str, digest: str) -> bool:
         try:
@@ -92,7 +129,7 @@ class Cache:
         with locked(storage.join(self.directory, ".lock")):
             entries = []
             for item in os.scandir(self.directory):
-                if item.name.startswith("xxh3-128-"):
+                if item.name.startswith(ENTRY):
                     with contextlib.suppress(FileNotFoundError):
                         status = item.stat()
                         entries.append((status.st_atime_ns, item.path, status.st_size))
@@ -108,6 +145,29 @@ def _mark(file: str) -> _Mark:
     """Another content is another inode where it was published, another time where it was written in place."""
     status = os.stat(file)
     return file, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _mapped(entry: str) -> mmap.mmap | None:
+    """An entry, now the most recently used; None if it is not there. It stays readable when it is evicted."""
+    try:
+        with open(entry, "rb") as file:
+            modified = os.fstat(file.fileno()).st_mtime_ns
+            os.utime(file.fileno(), ns=(time.time_ns(), modified))
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (FileNotFoundError, ValueError):  # absent, or empty after a crash
+        return None
+
+
+def _keep(entry: str, data: bytes) -> None:
+    """Not synchronised: after a crash of the machine the entry may be wrong, which its reader notices."""
+    draft = os.path.join(os.path.dirname(entry), f"{storage.UNFINISHED}{secrets.token_hex(6)}")
+    try:
+        with open(draft, "xb") as file:
+            file.write(data)
+        os.replace(draft, entry)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
 
 
 def _unlink_unless_held(entry: str) -> bool:

@@ -7,7 +7,7 @@ import operator
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from infra.errors import UserError, WrongContent
@@ -27,6 +27,10 @@ CALL_SECONDS = 60.0
 """A call that takes longer is taken for hung ..."""
 SLOWEST_BYTES_PER_SECOND = 1 << 20
 """... plus what its bytes take at this rate."""
+LISTING_SECONDS = 3600.0
+"""Limit of a listing that cannot be asked for page by page."""
+CONNECTIONS = 64
+"""To one object store, from one process."""
 
 LASTING = (
     FileNotFoundError,
@@ -41,6 +45,9 @@ LASTING_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFou
 """Errors that trying again does not cure (the names: of packages that may not be installed)."""
 
 
+EXISTS_CODES = {"PreconditionFailed", "412"}
+"""What S3 says when an object that must be new is there already."""
+LASTING_CODES = {*EXISTS_CODES, "InvalidRange", "416"}
 ENDED_UPLOAD = "NoSuchUpload"
 """What S3 says when an upload in parts is completed again since the first answer was lost: no absent file."""
 
@@ -61,13 +68,15 @@ def shown(path: str) -> str:
     return f"{head}://{host if keeps_user and ':' not in host else host.rpartition('@')[2]}{slash}{key}"
 
 
-def call(path: str, method: str, *arguments: Any, size: int = 0, **options: Any) -> Any:
+def call(
+    path: str, method: str, *arguments: Any, size: int = 0, seconds: float | None = None, **options: Any
+) -> Any:
     """Runs fsspec's coroutine ``_<method>`` on the file system of ``path``; ``size``: bytes it moves.
 
     Raises ``FileNotFoundError`` as it is, and ``UserError`` for anything else that lasts.
     """
     filesystem = _filesystem(_scheme_of(path), _account(path), os.getpid())
-    limit = CALL_SECONDS + size / SLOWEST_BYTES_PER_SECOND
+    limit = (CALL_SECONDS if seconds is None else seconds) + size / SLOWEST_BYTES_PER_SECOND
 
     def once() -> Any:
         from fsspec.asyn import sync
@@ -75,6 +84,51 @@ def call(path: str, method: str, *arguments: Any, size: int = 0, **options: Any)
         return sync(filesystem.loop, getattr(filesystem, f"_{method}"), *arguments, timeout=limit, **options)
 
     return repeated(once, path)
+
+
+def create(path: str, data: bytes) -> bool:
+    """Uploads an object; False, and nothing is done, if there is one of this name already.
+
+    If the answer to the first attempt is lost, the second one finds the object that the first has made and
+    returns False: the caller compares the content.
+    """
+    try:
+        call(path, "pipe_file", key_of(path), data, size=len(data), mode="create")
+    except UserError as error:
+        if isinstance(error.__cause__, FileExistsError) or _code(error.__cause__) in EXISTS_CODES:
+            return False
+        raise
+    return True
+
+
+def pages(directory: str) -> Iterator[list[dict[str, Any]]]:
+    """What fsspec knows of the files and directories in it, some at a time; nothing if it is absent.
+
+    On S3 each page of 1,000 names is a call of its own, so that a long listing neither runs out of time nor
+    begins again.
+    """
+    here = key_of(directory)
+    try:
+        if _scheme_of(directory) == "s3":
+            yield from _s3_pages(directory, *here.partition("/")[::2])
+        else:
+            yield call(directory, "ls", here, seconds=LISTING_SECONDS, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+
+
+def _s3_pages(directory: str, bucket: str, prefix: str) -> Iterator[list[dict[str, Any]]]:
+    asked: dict[str, Any] = {"Bucket": bucket, "Delimiter": "/", "Prefix": f"{prefix}/" if prefix else ""}
+    more = True
+    while more:
+        page = call(directory, "call_s3", "list_objects_v2", **asked)
+        folders = [item["Prefix"].rstrip("/") for item in page.get("CommonPrefixes", [])]
+        files = [item for item in page.get("Contents", []) if not item["Key"].endswith("/")]
+        yield [{"name": f"{bucket}/{name}", "type": "directory", "size": 0} for name in folders] + [
+            {"name": f"{bucket}/{item['Key']}", "type": "file", "size": item["Size"]} for item in files
+        ]
+        more = bool(page.get("IsTruncated"))
+        asked["ContinuationToken"] = page.get("NextContinuationToken")
 
 
 def repeated(once: Any, path: str) -> Any:
@@ -85,10 +139,14 @@ def repeated(once: Any, path: str) -> Any:
         except UserError:
             raise
         except Exception as problem:  # noqa: BLE001 - every client library has its own exception classes
-            ended = _answer_of(problem.__cause__).get("Error", {}).get("Code") == ENDED_UPLOAD
+            ended = _code(problem) == ENDED_UPLOAD
             if isinstance(problem, FileNotFoundError) and not ended:
                 raise
-            lasts = not ended and (isinstance(problem, LASTING) or type(problem).__name__ in LASTING_NAMES)
+            lasts = not ended and (
+                isinstance(problem, LASTING)
+                or type(problem).__name__ in LASTING_NAMES
+                or _code(problem) in LASTING_CODES
+            )
             if lasts or attempt == ATTEMPTS:
                 tries = "" if lasts else f" ({attempt} attempts)"
                 reason = str(problem) or "no answer in time"
@@ -157,11 +215,23 @@ def _s3_config() -> dict[str, Any]:
     import s3fs.core
 
     s3fs.core.set_custom_error_handler(_server_error)
-    return {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 0}}
+    return {
+        "connect_timeout": 10,
+        "read_timeout": 30,
+        "retries": {"max_attempts": 0},
+        "max_pool_connections": CONNECTIONS,
+    }
 
 
 def _server_error(problem: Exception) -> bool:
     return int(_answer_of(problem).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500
+
+
+def _code(problem: BaseException | None) -> str | None:
+    """The code of the server's answer, as botocore's error behind that of s3fs has it."""
+    cause = problem.__cause__ if problem is not None else None
+    code = _answer_of(cause).get("Error", {}).get("Code")
+    return None if code is None else str(code)
 
 
 def _answer_of(problem: BaseException | None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import xxhash
 from infra import remote
 from infra.errors import UserError, WrongContent
 from infra.os_errors import NO_ROOM, naming
-from infra.streams import Decompressed, RemoteFile, compression
+from infra.streams import Decompressed, RemoteFile, compression, remote_range
 
 T = TypeVar("T")
 
@@ -79,8 +79,7 @@ def size(path: str) -> int:
 def list_names(directory: str) -> list[str]:
     """Sorted plain names of the files and directories in it, but unfinished ones and lock; [] if absent."""
     if is_remote(directory):
-        # A wrong bit takes a name away; writers only add some.
-        names = remote.agreed(lambda: _remote_names(directory), directory, set.issubset)
+        names = {item["name"].rpartition("/")[2] for item in _listed(directory)}
     else:
         try:
             with naming(directory, FileNotFoundError, NotADirectoryError):
@@ -93,8 +92,8 @@ def list_names(directory: str) -> list[str]:
 def list_sizes(directory: str) -> dict[str, int]:
     """Bytes of each file in it by its plain name, unfinished ones left out; {} if absent. One listing."""
     if is_remote(directory):
-        grown = lambda before, now: before.items() <= now.items()  # noqa: E731
-        return remote.agreed(lambda: _remote_sizes(directory), directory, grown)
+        files = [item for item in _listed(directory) if item["type"] == "file"]
+        return {item["name"].rpartition("/")[2]: int(item["size"]) for item in files}
     sizes = {}
     for name in list_names(directory):
         with contextlib.suppress(FileNotFoundError):  # gone since it was listed
@@ -136,12 +135,25 @@ def _local_matches(pattern: str) -> list[str]:
 
 
 def read_bytes(path: str) -> bytes:
-    """The whole file; a remote one as two downloads agree on it."""
-    if is_remote(path):
-        with naming(path):
-            return remote.agreed(lambda: _download(path), path)
-    with naming(path), open(path, "rb") as file:
-        return file.read()
+    """The whole file."""
+    with naming(path):
+        if is_remote(path):
+            return _download(path)
+        with open(path, "rb") as file:
+            return file.read()
+
+
+def read_range(path: str, start: int, stop: int) -> bytes:
+    """Bytes ``start`` to ``stop`` of a file, one request of an object store. UserError if it ends before."""
+    with naming(path):
+        if is_remote(path):
+            return remote_range(path, start, stop)
+        with open(path, "rb", buffering=0) as file:
+            file.seek(start)
+            data = file.read(stop - start)
+        if len(data) != stop - start:
+            raise UserError(f"{path}: ends before byte {stop}")
+        return data
 
 
 def read_checked(path: str, check: Callable[[bytes], T]) -> T:
@@ -202,7 +214,7 @@ def digest_bytes(data: bytes) -> str:
 
 
 def digest_file(path: str) -> str:
-    with naming(path), _raw(path) as source:
+    with naming(path), _raw(path, checked=True) as source:
         return _digest_stream(source)
 
 
@@ -241,13 +253,41 @@ def publishing(path: str) -> Iterator[str]:
             os.unlink(draft)
 
 
-def publish_bytes(path: str, data: bytes) -> None:
+def publish_bytes(path: str, data: bytes | memoryview) -> None:
     if is_remote(path):
         with naming(path):
-            remote.call(path, "pipe_file", remote.key_of(path), data, size=len(data))
+            remote.call(path, "pipe_file", remote.key_of(path), bytes(data), size=len(data))
         return
     with publishing(path) as draft, open(draft, "wb") as file:
         file.write(data)
+
+
+def publish_if_absent(path: str, data: bytes) -> bool:
+    """Publishes a file, whole and durable, unless there is one; of several at once, exactly one gets True.
+
+    Local: a hard link, which never replaces a file. Object stores: a conditional write; there False may also
+    mean that an earlier try of this call, whose answer was lost, has made it.
+    """
+    if is_remote(path):
+        with naming(path):
+            return remote.create(path, data)
+    directory, name = os.path.split(os.path.abspath(path))
+    draft = os.path.join(directory, f"{UNFINISHED}{secrets.token_hex(6)}-{name[-200:]}")
+    publish_bytes(draft, data)
+    try:
+        with naming(path, FileExistsError, only=NO_ROOM):
+            os.link(draft, path)
+            _sync(directory)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as problem:
+        raise UserError(
+            f"{path}: its file system makes no hard links ({problem.strerror}), which keep two writers of "
+            "one file apart; choose another file system or an object store"
+        ) from problem
+    finally:
+        remove(draft)
 
 
 def keep_bytes(path: str, data: bytes) -> None:
@@ -322,24 +362,12 @@ def _info(path: str) -> dict[str, Any] | None:
         return None
 
 
-def _remote_names(directory: str) -> set[str]:
-    return {item["name"].rpartition("/")[2] for item in _listed(directory)}
-
-
-def _remote_sizes(directory: str) -> dict[str, int]:
-    files = [item for item in _listed(directory) if item["type"] == "file"]
-    return {item["name"].rpartition("/")[2]: int(item["size"]) for item in files}
-
-
-def _listed(directory: str) -> list[dict[str, Any]]:
+def _listed(directory: str) -> Iterator[dict[str, Any]]:
     """What fsspec knows of each file and directory in it; names without a slash at the end."""
     here = remote.key_of(directory)
-    try:
-        found = remote.call(directory, "ls", here, detail=True)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    named = [{**item, "name": str(item["name"]).rstrip("/")} for item in found]
-    return [item for item in named if item["name"] != here]
+    for page in remote.pages(directory):
+        named = ({**item, "name": str(item["name"]).rstrip("/")} for item in page)
+        yield from (item for item in named if item["name"] != here)
 
 
 def _matching(pattern: str) -> list[str]:

@@ -33,7 +33,7 @@ class RemoteFile(io.RawIOBase):
     """
 
     def __init__(self, path: str, size: int, checked: bool = False) -> None:
-        self._path, self._key, self._size, self._checked = path, remote.key_of(path), size, checked
+        self._path, self._size, self._checked = path, size, checked
         self._at = 0
 
     def readable(self) -> bool:
@@ -59,16 +59,23 @@ class RemoteFile(io.RawIOBase):
         return len(data)
 
     def _range(self, start: int, stop: int) -> bytes:
-        def once() -> bytes:
-            data = remote.call(self._path, "cat_file", self._key, start=start, end=stop, size=stop - start)
-            if len(data) != stop - start:
-                raise OSError(f"{len(data)} bytes came of {stop - start}")
-            return bytes(data)
-
         def whole() -> bytes:
-            return bytes(remote.repeated(once, self._path))
+            return remote_range(self._path, start, stop)
 
         return whole() if self._checked else remote.agreed(whole, self._path)
+
+
+def remote_range(path: str, start: int, stop: int) -> bytes:
+    """Bytes ``start`` to ``stop`` of a remote file in one request, repeated when it fails or falls short."""
+    key = remote.key_of(path)
+
+    def once() -> bytes:
+        data = remote.call(path, "cat_file", key, start=start, end=stop, size=stop - start)
+        if len(data) != stop - start:
+            raise OSError(f"{len(data)} bytes came of {stop - start}")
+        return bytes(data)
+
+    return bytes(remote.repeated(once, path))
 
 
 def compression(path: str) -> str | None:

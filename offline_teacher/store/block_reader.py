@@ -1,32 +1,217 @@
-"""Samples of a store by (masking epoch, block, rows): every one is checked before its numbers are returned."""
+"""Samples of a store by masking epoch, block and rows; each is checked before its numbers are returned."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import mmap
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from infra import storage
 from infra.cache import Cache
-from offline_teacher.store.reader import Store
+from infra.errors import UserError
+from offline_teacher.store.blocks import block_digest, column_view, row_digests
+from offline_teacher.store.index import Frame, ShardIndex
+from offline_teacher.store.manifest import SHARDS
+from offline_teacher.store.reader import CACHE_BYTES, DamagedStore, Store
+from offline_teacher.store.schema import DIGESTS
 
-Rows = slice | np.ndarray
+Rows = slice | np.ndarray | Sequence[int]
+
+MAPS_KEPT = 256
+"""Local shards that a reader keeps mapped."""
+GAP_BYTES = 64 << 10
+"""Two ranges of a remote shard that are closer become one request."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Where a block is."""
+
+    epoch: int
+    number: int
+    rows: int
+    task: str
+    within: int
+    """Its number in its shard."""
+    name: str
+    """The shard's path below the store."""
+    shard: ShardIndex
+    frame: Frame
+    start: int
+    """Offset of its message."""
 
 
 class BlockReader:
     """Reads columns of one split. Several threads may use one reader."""
 
-    bytes_read: int
-    """Bytes mapped and checked, or requested from an object store, so far."""
-    requests: int
-    """Ranges requested from an object store so far."""
-
     def __init__(self, store: Store, split: str, columns: Sequence[str], cache: Cache | None = None) -> None:
-        """``cache`` keeps ranges of a remote store; by default the reader makes a private one."""
+        """``cache`` keeps what is read of a remote store; by default the reader makes a private one.
+
+        UserError if the store has no such split or column.
+        """
+        if split not in store.splits:
+            raise UserError(f"the store {store.root} has no split {split}")
+        data = store.layout.data_columns()
+        for name in columns:
+            if name not in data:
+                raise UserError(f"the store {store.root} holds no {name}; it holds {', '.join(data)}")
+        self._store, self._split, self._plan = store, split, store.splits[split].plan
+        self._columns = {name: data[name] for name in columns}
+        self._slots = {name: slot for slot, name in enumerate(data)}
+        self._cache = cache
+        if cache is None and storage.is_remote(store.root):
+            self._cache = Cache(None, CACHE_BYTES)
+        self._maps: OrderedDict[str, mmap.mmap] = OrderedDict()
+        self._lock = threading.Lock()
+        self.bytes_read = 0
+        """Bytes that were checked in local files, or requested from an object store."""
+        self.requests = 0
+        """Ranges that were requested from an object store."""
 
     def rows(self, epoch: int, block: int, rows: Rows | None = None) -> dict[str, np.ndarray]:
-        """Column -> array [n, *shape] of these rows of a block (default: all), each checked.
+        """Column -> array [n, *shape] of these rows of a block (default: all), every sample checked.
 
-        The arrays are read-only views if ``rows`` is a slice of step 1, else copies. bfloat16 comes as its
-        bits in uint16. Raises DamagedStore, which names file, task, block, sample and column.
+        Read-only views if ``rows`` is a slice, else copies; bfloat16 comes as its bits in uint16. Raises
+        DamagedStore, which names file, task, block, sample and column.
         """
-        raise NotImplementedError
+        place = self._find(epoch, block)
+        wanted = slice(None) if rows is None else rows
+        if self._cache is None or not storage.is_remote(self._store.root):
+            return self._checked(place, self._local(place), wanted)
+        try:
+            return self._checked(place, self._remote(place), wanted)
+        except DamagedStore:  # in the cache or on the way: once more from the source
+            for start, stop in self._spans(place):
+                self._cache.drop(_entry(place, start, stop))
+            return self._checked(place, self._remote(place), wanted)
+
+    def _find(self, epoch: int, number: int) -> _Block:
+        places = self._plan.locate(epoch, np.array([number]))
+        rows = int(self._plan.sizes(np.array([number]))[0])
+        task = self._plan.task(int(places.task[0]))
+        index = self._store.task_index(self._split, task.number)
+        shard, within = index.shards[int(places.shard[0])], int(places.block[0])
+        whole = index.frames.get(self._plan.plan.block_samples)  # None: the block is the first, and short
+        start = shard.start + (within * whole.bytes if whole else 0)
+        name = f"{SHARDS}/{self._split}/{task.name}/{shard.file}"
+        return _Block(epoch, number, rows, task.name, within, name, shard, index.frames[rows], start)
+
+    def _checked(self, place: _Block, views: Mapping[str, np.ndarray], wanted: Rows) -> dict[str, np.ndarray]:
+        digests = views[DIGESTS]
+        if block_digest(digests) != place.shard.block_digests[place.within]:
+            raise self._damaged(place, f"column {DIGESTS}")
+        expected = digests[wanted]
+        found = {}
+        for name in self._columns:
+            found[name] = views[name][wanted]
+            wrong = row_digests(found[name]) != expected[:, self._slots[name]]
+            if wrong.any():
+                row = int(np.arange(place.rows)[wanted][int(wrong.argmax())])
+                sequence = self._plan.sequence_ids(place.number)[row]
+                raise self._damaged(place, f"sample {row} (sequence {sequence}), column {name}")
+        return found
+
+    def _damaged(self, place: _Block, what: str) -> DamagedStore:
+        where = f"{place.name}, task {place.task}, block {place.within} of the shard"
+        return DamagedStore(self._store.root, f"{where}, {what}")
+
+    # --- local ---
+
+    def _local(self, place: _Block) -> dict[str, np.ndarray]:
+        data = self._map(place)
+        columns = {DIGESTS: self._store.layout.columns()[DIGESTS], **self._columns}
+        size = sum(column.bytes for column in columns.values()) * place.rows
+        with self._lock:
+            self.bytes_read += size
+        return {
+            name: column_view(data, place.start + place.frame.offsets[name], place.rows, column)
+            for name, column in columns.items()
+        }
+
+    def _map(self, place: _Block) -> mmap.mmap:
+        with self._lock:
+            if place.name in self._maps:
+                self._maps.move_to_end(place.name)
+                return self._maps[place.name]
+        data = _mapped(storage.join(self._store.root, place.name))
+        if data is None or len(data) != place.shard.bytes:
+            what = "it is missing" if data is None else f"it has {len(data)} bytes"
+            raise self._damaged(place, f"{what}; {place.shard.bytes} bytes belong there")
+        with self._lock:
+            self._maps[place.name] = data
+            while len(self._maps) > MAPS_KEPT:
+                self._maps.popitem(last=False)  # views of it keep it mapped
+        return data
+
+    # --- remote ---
+
+    def _spans(self, place: _Block) -> list[tuple[int, int]]:
+        """Byte ranges of the block's message to request: the needed columns, near ones together."""
+        spans: list[tuple[int, int]] = []
+        for name, column in self._store.layout.columns().items():
+            if name != DIGESTS and name not in self._columns:
+                continue
+            start = place.frame.offsets[name]
+            stop = start + place.rows * column.bytes
+            if spans and start - spans[-1][1] <= GAP_BYTES:
+                spans[-1] = spans[-1][0], stop
+            else:
+                spans.append((start, stop))
+        return spans
+
+    def _remote(self, place: _Block) -> dict[str, np.ndarray]:
+        columns = {DIGESTS: self._store.layout.columns()[DIGESTS], **self._columns}
+        views = {}
+        for start, stop in self._spans(place):
+            data = self._range(place, start, stop)
+            for name, column in columns.items():
+                offset = place.frame.offsets[name]
+                if start <= offset < stop:
+                    views[name] = column_view(data, offset - start, place.rows, column)
+        return views
+
+    def _range(self, place: _Block, start: int, stop: int) -> Any:
+        assert self._cache is not None
+
+        def fetch() -> bytes:
+            with self._lock:
+                self.bytes_read += stop - start
+                self.requests += 1
+            path = storage.join(self._store.root, place.name)
+            try:
+                return storage.read_range(path, place.start + start, place.start + stop)
+            except UserError as error:
+                size = _size(path)
+                if size == place.shard.bytes:
+                    raise
+                what = "it is missing" if size is None else f"it has {size} bytes"
+                belong = f"{place.shard.bytes} bytes belong there"
+                raise self._damaged(place, f"{what}; {belong}") from error
+
+        data = self._cache.data(_entry(place, start, stop), fetch)
+        if len(data) == stop - start:
+            return data
+        self._cache.drop(_entry(place, start, stop))  # cut short by a crash
+        return self._cache.data(_entry(place, start, stop), fetch)
+
+
+def _entry(place: _Block, start: int, stop: int) -> str:
+    """The name in the cache of a range of a block."""
+    return f"{place.shard.file.removesuffix('.arrow')}-{place.start + start}-{place.start + stop}"
+
+
+def _mapped(path: str) -> mmap.mmap | None:
+    with contextlib.suppress(FileNotFoundError, ValueError):  # ValueError: it is empty
+        with open(path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return None
+
+
+def _size(path: str) -> int | None:
+    return storage.size(path) if storage.exists(path) else None

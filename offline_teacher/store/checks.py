@@ -1,7 +1,6 @@
-"""Are the numbers of a shard possible? Run on every shard before it is written, and again by verify.
+"""Are the numbers of a block possible? Asked of every block before it is written, and again by verify.
 
-Everything is vectorised and walks the samples in blocks that stay in cache: it must cost a small
-part of the forward pass that made the numbers.
+Everything is vectorised; a block stays in the processor's cache.
 """
 
 from __future__ import annotations
@@ -14,11 +13,9 @@ import numpy as np
 
 from offline_teacher.store.schema import Layout, SpecialIds
 
-BLOCK_BYTES = 4 << 20
-
 
 @dataclass(frozen=True)
-class Finding:
+class BadValue:
     """One impossible value: the column, the first row (sample) that has it, and what is wrong."""
 
     column: str
@@ -26,69 +23,68 @@ class Finding:
     what: str
 
 
-def check_shapes(layout: Layout, columns: Mapping[str, np.ndarray], n: int) -> Iterator[Finding]:
-    """Missing, unknown, mistyped or misshapen columns."""
-    expected = layout.columns()
+def check_shapes(layout: Layout, columns: Mapping[str, np.ndarray]) -> Iterator[BadValue]:
+    """Missing, unknown, mistyped or misshapen columns, out of ``layout.data_columns()``."""
+    expected = layout.data_columns()
+    n = len(columns["sequence_id"]) if "sequence_id" in columns else 0
     for name in sorted(set(columns) - set(expected)):
-        yield Finding(name, 0, "is not a column of this layout")
+        yield BadValue(name, 0, "is not a column of this layout")
     for name, column in expected.items():
         if name not in columns:
-            yield Finding(name, 0, "is missing")
+            yield BadValue(name, 0, "is missing")
             continue
         array, shape = columns[name], (n, *column.shape)
         if array.shape != shape or array.dtype != column.dtype:
-            yield Finding(
+            yield BadValue(
                 name, 0, f"must be {column.dtype} {list(shape)}, not {array.dtype} {list(array.shape)}"
             )
 
 
-def check_values(
-    layout: Layout, special: SpecialIds, ids: range, columns: Mapping[str, np.ndarray]
-) -> Iterator[Finding]:
-    """Findings in arrays of the right shape: at most one for each column and kind, the first row first."""
-    wanted = np.arange(ids.start, ids.stop)
-    yield from _first("sequence_id", columns["sequence_id"] != wanted, "is not the planned sequence")
-    rows = max(1, BLOCK_BYTES // layout.bytes_per_sample())
-    seen: set[tuple[str, str]] = set()
-    for start in range(0, len(ids), rows):
-        block = {name: array[start : start + rows] for name, array in columns.items()}
-        for finding in _check_block(layout, special, block):
-            if (finding.column, finding.what) not in seen:
-                seen.add((finding.column, finding.what))
-                yield Finding(finding.column, start + finding.row, finding.what)
+def check_block(
+    layout: Layout, special: SpecialIds, ids: np.ndarray, columns: Mapping[str, np.ndarray]
+) -> Iterator[BadValue]:
+    """What is impossible in arrays [n, *shape] of the right shapes; the first row for each column and kind.
+
+    ``ids``: int64 [n], the sequences that the plan has here.
+    """
+    yield from _first("sequence_id", columns["sequence_id"] != ids, "is not the planned sequence")
+    yield from _check_tokens(layout, special, columns)
+    if layout.masked:
+        yield from _check_masked(layout, special, columns)
+    if layout.positions == "pooled":
+        yield from _first("embedding", _not_finite(columns["embedding"]), "is NaN or infinite")
+        return
+    unused = _unused(layout, columns)
+    if layout.top_k:
+        yield from _check_topk(layout, columns, unused)
+    if layout.hidden_states != "none":
+        yield from _check_hidden(layout, columns, unused)
 
 
-def _first(column: str, bad: np.ndarray, what: str) -> Iterator[Finding]:
+def _first(column: str, bad: np.ndarray, what: str) -> Iterator[BadValue]:
     """A finding for the first row where ``bad`` [n, ...] is true anywhere."""
     if bad.any():
-        yield Finding(column, int(bad.reshape(len(bad), -1).any(axis=1).argmax()), what)
+        yield BadValue(column, int(bad.reshape(len(bad), -1).any(axis=1).argmax()), what)
 
 
-def _check_block(layout: Layout, special: SpecialIds, block: Mapping[str, np.ndarray]) -> Iterator[Finding]:
-    yield from _check_tokens(layout, special, block)
-    unused = _unused(layout, block)
-    if layout.top_k:
-        yield from _check_topk(layout, block, unused)
-    if layout.hidden_states != "none":
-        yield from _check_hidden(layout, block, unused)
-
-
-def _check_tokens(layout: Layout, special: SpecialIds, block: Mapping[str, np.ndarray]) -> Iterator[Finding]:
+def _check_tokens(layout: Layout, special: SpecialIds, block: Mapping[str, np.ndarray]) -> Iterator[BadValue]:
     count, input_ids = block["token_count"], block["input_ids"]
-    positions, labels = block["masked_positions"], block["masked_labels"]
     yield from _first("token_count", (count < 1) | (count > layout.length), "is not in 1 to length")
     yield from _first("input_ids", input_ids >= layout.vocab_size, "is not below the vocabulary size")
-    yield from _first("masked_labels", labels >= layout.vocab_size, "is not below the vocabulary size")
     padding = np.arange(layout.length) >= count[:, None]
     yield from _first(
         "input_ids", padding & (input_ids != special.pad), "is not the pad token after token_count"
     )
+
+
+def _check_masked(layout: Layout, special: SpecialIds, block: Mapping[str, np.ndarray]) -> Iterator[BadValue]:
+    positions, labels = block["masked_positions"], block["masked_labels"]
+    count = block["token_count"][:, None].astype(np.int64)
     used = positions >= 0
+    yield from _first("masked_labels", labels >= layout.vocab_size, "is not below the vocabulary size")
     yield from _first("masked_positions", (positions < -1), "is negative but not -1")
-    yield from _first(
-        "masked_positions", positions >= count[:, None].astype(np.int64), "is not below token_count"
-    )
-    ends = used & ((positions == 0) | (positions == count[:, None].astype(np.int64) - 1))
+    yield from _first("masked_positions", positions >= count, "is not below token_count")
+    ends = used & ((positions == 0) | (positions == count - 1))
     yield from _first(
         "masked_positions", ends, "is that of the first or the last token, which are never masked"
     )
@@ -107,7 +103,7 @@ def _unused(layout: Layout, block: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.arange(layout.length) >= block["token_count"][:, None]
 
 
-def _check_topk(layout: Layout, block: Mapping[str, np.ndarray], unused: np.ndarray) -> Iterator[Finding]:
+def _check_topk(layout: Layout, block: Mapping[str, np.ndarray], unused: np.ndarray) -> Iterator[BadValue]:
     ids, halves, logsumexp = block["topk_ids"], block["topk_logits"], block["logsumexp"]
     if _not_finite(halves).any():
         yield from _first("topk_logits", _not_finite(halves), "is NaN or infinite")
@@ -134,10 +130,13 @@ def _check_topk(layout: Layout, block: Mapping[str, np.ndarray], unused: np.ndar
         yield from _unused_values(name, block[name], unused)
 
 
-def _check_hidden(layout: Layout, block: Mapping[str, np.ndarray], unused: np.ndarray) -> Iterator[Finding]:
+def _check_hidden(layout: Layout, block: Mapping[str, np.ndarray], unused: np.ndarray) -> Iterator[BadValue]:
     names = ["hidden_states"]
     if layout.hidden_states == "float16":
         yield from _first("hidden_states", _not_finite(block["hidden_states"]), "is NaN or infinite")
+    elif layout.hidden_states == "bfloat16":
+        bits = block["hidden_states"] & np.uint16(0x7F80)
+        yield from _first("hidden_states", bits == np.uint16(0x7F80), "is NaN or infinite")
     else:
         names.append("hidden_scale")
         scale = block["hidden_scale"]
@@ -149,7 +148,7 @@ def _check_hidden(layout: Layout, block: Mapping[str, np.ndarray], unused: np.nd
         yield from _unused_values(name, block[name], unused)
 
 
-def _unused_values(name: str, values: np.ndarray, unused: np.ndarray) -> Iterator[Finding]:
+def _unused_values(name: str, values: np.ndarray, unused: np.ndarray) -> Iterator[BadValue]:
     if unused.any() and values[unused].any():
         nonzero = (values != 0).reshape(*unused.shape, -1).any(axis=-1)
         yield from _first(name, nonzero & unused, "is not 0 at a position without a token")

@@ -179,7 +179,7 @@ class SplitPlan:
     def _within(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The task of each block, in the first masking epoch, and the block's number in its task."""
         blocks = np.asarray(blocks, np.int64)
-        if blocks.size and not (0 <= blocks.min() and blocks.max() < self.blocks_per_epoch):
+        if blocks.size and (blocks.min() < 0 or blocks.max() >= self.blocks_per_epoch):
             raise IndexError(f"blocks must be 0 to {self.blocks_per_epoch - 1}")
         tasks = np.searchsorted(self._first_block, blocks, side="right") - 1
         return tasks, blocks - self._first_block[tasks]

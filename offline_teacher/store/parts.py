@@ -1,43 +1,119 @@
-"""The text of a store: parts of token ids before masking."""
+"""The text of a store: parts of token ids before masking, specified in FORMAT.md, "sequences"."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from infra import storage
 from infra.cache import Cache
+from infra.errors import UserError, WrongContent
+from offline_teacher.store.blocks import arrow_schema, column_view, record_batch
 from offline_teacher.store.index import PartIndex
+from offline_teacher.store.manifest import part_path, repair_command
+from offline_teacher.store.schema import Column, Layout
+
+COUNTS = {"token": Column(np.dtype("<u4"), ()), "count": Column(np.dtype("<i8"), ())}
+
+
+def part_columns(layout: Layout) -> dict[str, Column]:
+    """The columns of a part: ``input_ids`` [rows, L] and ``token_count`` [rows]."""
+    columns = layout.columns()
+    return {name: columns[name] for name in ("input_ids", "token_count")}
 
 
 def publish_part(
     root: str,
+    layout: Layout,
     split: str,
     part: int,
-    input_ids: np.ndarray,
-    token_count: np.ndarray,
-    facts: dict[str, Any],
-    counts: np.ndarray | None = None,
+    columns: Mapping[str, np.ndarray],
+    facts: Mapping[str, Any],
+    counts: Mapping[str, np.ndarray] | None = None,
 ) -> PartIndex:
     """Publishes the rows of a part, then its index.
 
-    ``input_ids`` [rows, L] in the store's id dtype, ``token_count`` uint16 [rows]. ``facts``: text,
-    made_from, documents, text_bytes, problems of ``PartIndex``. ``counts``: int64 [V], how often each token
-    occurs, if masking is by frequency.
+    ``columns`` as in ``part_columns``; ``facts``: text, made_from, documents, text_bytes and problems of
+    ``PartIndex``. ``counts``, if masking is by frequency: ``token`` uint32 and ``count`` int64.
     """
-    raise NotImplementedError
+    path = part_path(root, split, part, ".arrow")
+    with storage.publishing(path) as draft:
+        _write(draft, part_columns(layout), columns)
+        size, digest = storage.size(draft), storage.digest_file(draft)
+    counts_digest = None
+    if counts is not None:
+        with storage.publishing(part_path(root, split, part, ".counts.arrow")) as draft:
+            _write(draft, COUNTS, counts)
+            counts_digest = storage.digest_file(draft)
+    token_count = columns["token_count"]
+    index = PartIndex(
+        split=split,
+        part=part,
+        bytes=size,
+        file=digest,
+        rows=len(token_count),
+        tokens=int(token_count.sum(dtype=np.int64)),
+        counts=counts_digest,
+        **facts,
+    )
+    storage.publish_bytes(part_path(root, split, part, ".json"), index.to_bytes())
+    return index
 
 
-def read_part_index(root: str, split: str, part: int) -> PartIndex | None:
-    """None if the part is not there. UserError if its index is damaged."""
-    raise NotImplementedError
+def read_part(root: str, layout: Layout, index: PartIndex, cache: Cache) -> dict[str, np.ndarray]:
+    """The columns of a part, read-only views; its digest is checked when ``cache`` meets it first.
+
+    UserError if it is damaged.
+    """
+    path = part_path(root, index.split, index.part, ".arrow")
+    columns = _read(root, path, index.file, part_columns(layout), cache)
+    if len(columns["token_count"]) != index.rows:
+        raise _damaged(root, path, f"it has {len(columns['token_count'])} rows instead of {index.rows}")
+    return columns
 
 
-def read_part(root: str, index: PartIndex, cache: Cache | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """``input_ids`` [rows, L] and ``token_count`` [rows] of a part, checked against its index."""
-    raise NotImplementedError
+def read_counts(root: str, index: PartIndex, cache: Cache) -> dict[str, np.ndarray]:
+    """``token`` and ``count`` of a part, if masking is by frequency. UserError if they are damaged."""
+    assert index.counts is not None
+    path = part_path(root, index.split, index.part, ".counts.arrow")
+    return _read(root, path, index.counts, COUNTS, cache)
 
 
-def read_counts(root: str, index: PartIndex) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens uint32 and how often each occurs int64."""
-    raise NotImplementedError
+def _write(path: str, columns: Mapping[str, Column], values: Mapping[str, np.ndarray]) -> None:
+    for name, column in columns.items():
+        array = values[name]
+        good = array.dtype == column.dtype and array.shape[1:] == column.shape
+        assert good, f"{name}: {array.dtype} {array.shape}"
+    schema = arrow_schema(columns)
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        if len(next(iter(values.values()))):
+            writer.write_batch(record_batch(schema, values))
+
+
+def _read(
+    root: str, path: str, digest: str, columns: Mapping[str, Column], cache: Cache
+) -> dict[str, np.ndarray]:
+    try:
+        with pa.memory_map(cache.local(path, digest)) as file:
+            reader = pa.ipc.open_file(file)
+            if not reader.schema.equals(arrow_schema(columns)):
+                raise _damaged(root, path, "it has other columns")
+            table = reader.read_all().combine_chunks()
+    except (WrongContent, pa.ArrowException, OSError) as error:
+        raise _damaged(root, path, str(error)) from None
+    arrays = {}
+    for name, column in columns.items():
+        chunks = table.column(name).chunks
+        if not chunks:
+            arrays[name] = np.zeros((0, *column.shape), column.dtype)
+            continue
+        values = chunks[0].values if column.shape else chunks[0]
+        arrays[name] = column_view(values.buffers()[1], 0, table.num_rows, column)
+    return arrays
+
+
+def _damaged(root: str, path: str, what: str) -> UserError:
+    return UserError(f"{path} is damaged ({what}): run `{repair_command(root)}`")

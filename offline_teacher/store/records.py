@@ -51,3 +51,10 @@ def decode(data: bytes) -> dict[str, Any]:
     if not unchanged:
         raise ValueError("does not match the digest that it carries")
     return content
+
+
+def read(path: str) -> bytes:
+    """The bytes of a JSON file. UserError if it is absent; ValueError if it is too large to be one."""
+    if storage.size(path) > MAX_BYTES:
+        raise ValueError(f"is larger than {MAX_BYTES} bytes")
+    return storage.read_bytes(path)

@@ -243,9 +243,9 @@ class Plan:
         block_bytes: int = BLOCK_BYTES,
         shard_bytes: int = SHARD_BYTES,
     ) -> Plan:
-        """The plan whose blocks and shards come closest to these sizes from below; at least 1 sample, 1 block.
+        """The plan whose blocks and shards come closest to these sizes from below.
 
-        A block has no more samples than a task.
+        A block has at least one sample and no more than a task; a shard has at least one block.
         """
         block_samples = max(1, min(block_bytes // layout.bytes_per_sample(), task_sequences))
         shard_blocks = max(1, shard_bytes // (block_samples * layout.bytes_per_sample()))
