@@ -209,7 +209,7 @@ def open_text(path: str, errors: str = "strict") -> IO[str]:
     return io.TextIOWrapper(open_binary(path), encoding="utf-8", errors=errors)
 
 
-def digest_bytes(data: bytes) -> str:
+def digest_bytes(data: bytes | memoryview) -> str:
     return f"xxh3-128:{xxhash.xxh3_128_hexdigest(data)}"
 
 

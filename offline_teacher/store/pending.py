@@ -22,7 +22,8 @@ from offline_teacher.store.manifest import (
 )
 from offline_teacher.store.records import read
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 THREADS = 32
 """Small files read at once: each costs a round trip."""
