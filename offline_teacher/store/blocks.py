@@ -63,8 +63,8 @@ def row_digests(values: np.ndarray) -> np.ndarray:
     """uint64 [n]: XXH3 (64 bits, seed 0) of the bytes of each row of [n, ...]."""
     raw = _raw(values)
     n, digest = len(values), xxhash.xxh3_64_intdigest
-    size = len(raw) // max(n, 1)
-    return np.fromiter((digest(raw[at : at + size]) for at in range(0, n * size, size)), np.uint64, n)
+    size = max(1, len(raw) // max(1, n))
+    return np.fromiter((digest(raw[at : at + size]) for at in range(0, len(raw), size)), np.uint64, n)
 
 
 def sample_digests(layout: Layout, columns: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -212,7 +212,9 @@ def random_teacher(layout: Layout, columns: Columns, random: np.random.Generator
 
 
 def _targets(layout: Layout, columns: Columns, logits: np.ndarray, used: np.ndarray) -> None:
-    top = np.argsort(-logits, axis=-1, kind="stable")[..., : layout.top_k]
+    best = np.argpartition(-logits, layout.top_k - 1, axis=-1)[..., : layout.top_k]
+    order = np.argsort(-np.take_along_axis(logits, best, axis=-1), axis=-1)
+    top = np.take_along_axis(best, order, axis=-1)
     columns["topk_ids"][:] = top * used[..., None]
     columns["topk_logits"][:] = np.take_along_axis(logits, top, axis=-1) * used[..., None]
     peak = logits.max(axis=-1, keepdims=True)
