@@ -29,6 +29,8 @@ SLOWEST_BYTES_PER_SECOND = 1 << 20
 """... plus what its bytes take at this rate."""
 LISTING_SECONDS = 3600.0
 """Limit of a listing that cannot be asked for page by page."""
+PAGE_NAMES = 1000
+"""Names in a page of a listing; S3 gives no more."""
 CONNECTIONS = 64
 """To one object store, from one process."""
 
@@ -104,8 +106,7 @@ def create(path: str, data: bytes) -> bool:
 def pages(directory: str) -> Iterator[list[dict[str, Any]]]:
     """What fsspec knows of the files and directories in it, some at a time; nothing if it is absent.
 
-    On S3 each page of 1,000 names is a call of its own, so that a long listing neither runs out of time nor
-    begins again.
+    On S3 each page is a call of its own, so that a long listing neither runs out of time nor begins again.
     """
     here = key_of(directory)
     try:
@@ -118,7 +119,8 @@ def pages(directory: str) -> Iterator[list[dict[str, Any]]]:
 
 
 def _s3_pages(directory: str, bucket: str, prefix: str) -> Iterator[list[dict[str, Any]]]:
-    asked: dict[str, Any] = {"Bucket": bucket, "Delimiter": "/", "Prefix": f"{prefix}/" if prefix else ""}
+    here = f"{prefix}/" if prefix else ""
+    asked: dict[str, Any] = {"Bucket": bucket, "Delimiter": "/", "Prefix": here, "MaxKeys": PAGE_NAMES}
     more = True
     while more:
         page = call(directory, "call_s3", "list_objects_v2", **asked)
