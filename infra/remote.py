@@ -49,7 +49,9 @@ LASTING_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFou
 
 EXISTS_CODES = {"PreconditionFailed", "412"}
 """What S3 says when an object that must be new is there already."""
-LASTING_CODES = {*EXISTS_CODES, "InvalidRange", "416"}
+NO_RANGE_CODES = {"InvalidRange", "416"}
+"""... when an object ends before the range that was asked for begins."""
+LASTING_CODES = EXISTS_CODES | NO_RANGE_CODES
 ENDED_UPLOAD = "NoSuchUpload"
 """What S3 says when an upload in parts is completed again since the first answer was lost: no absent file."""
 
@@ -101,6 +103,16 @@ def create(path: str, data: bytes) -> bool:
             return False
         raise
     return True
+
+
+def beginning(path: str, limit: int) -> bytes:
+    """The first bytes of an object, ``limit`` at most, in one request. FileNotFoundError if it is absent."""
+    try:
+        return bytes(call(path, "cat_file", key_of(path), start=0, end=limit, size=limit))
+    except UserError as error:
+        if _code(error.__cause__) in NO_RANGE_CODES:
+            return b""
+        raise
 
 
 def pages(directory: str) -> Iterator[list[dict[str, Any]]]:

@@ -33,8 +33,8 @@ GAP_BYTES = 64 << 10
 class _Block:
     """Where a block is."""
 
-    epoch: int
     number: int
+    """Its number in the masking epoch."""
     rows: int
     task: str
     within: int
@@ -96,15 +96,13 @@ class BlockReader:
             return self._checked(place, self._remote(place), wanted)
 
     def _find(self, epoch: int, number: int) -> _Block:
-        places = self._plan.locate(epoch, np.array([number]))
-        rows = int(self._plan.sizes(np.array([number]))[0])
-        task = self._plan.task(int(places.task[0]))
-        index = self._store.task_index(self._split, task.number)
-        shard, within = index.shards[int(places.shard[0])], int(places.block[0])
+        task, shard_number, within, rows = self._plan.place(epoch, number)
+        index = self._store.task_index(self._split, task)
+        shard = index.shards[shard_number]
         whole = index.frames.get(self._plan.plan.block_samples)  # None: the block is the first, and short
         start = shard.start + (within * whole.bytes if whole else 0)
-        name = f"{SHARDS}/{self._split}/{task.name}/{shard.file}"
-        return _Block(epoch, number, rows, task.name, within, name, shard, index.frames[rows], start)
+        name = f"{SHARDS}/{self._split}/{index.task}/{shard.file}"
+        return _Block(number, rows, index.task, within, name, shard, index.frames[rows], start)
 
     def _checked(self, place: _Block, views: Mapping[str, np.ndarray], wanted: Rows) -> dict[str, np.ndarray]:
         digests = views[DIGESTS]
@@ -114,9 +112,9 @@ class BlockReader:
         found = {}
         for name in self._columns:
             found[name] = views[name][wanted]
-            wrong = row_digests(found[name]) != expected[:, self._slots[name]]
-            if wrong.any():
-                row = int(np.arange(place.rows)[wanted][int(wrong.argmax())])
+            actual, recorded = row_digests(found[name]), expected[:, self._slots[name]]
+            if actual.tobytes() != recorded.tobytes():
+                row = int(np.arange(place.rows)[wanted][int((actual != recorded).argmax())])
                 sequence = self._plan.sequence_ids(place.number)[row]
                 raise self._damaged(place, f"sample {row} (sequence {sequence}), column {name}")
         return found

@@ -78,9 +78,9 @@ def verify(root: str, workers: int = 1, progress: Progress | None = None) -> lis
 def _root(root: str, findings: list[Finding]) -> tuple[Manifest | None, Spec | None]:
     """manifest.json and spec.json; what is wrong with them goes to ``findings``."""
     try:
-        if storage.exists(storage.join(root, MANIFEST)):
-            spec, manifest = read_root(root)
-            return manifest, spec
+        found = read_root(root)
+        if found is not None:
+            return found[1], found[0]
         findings.append(Finding(MANIFEST, "is missing: the store is not finished", missing=True))
     except ValueError as error:
         name, _, what = str(error).partition(" ")
@@ -172,12 +172,10 @@ def _check_part(root: str, split: _Split, part: int) -> tuple[set[str], list[Fin
     """The plain names that part has, and what is wrong with its files."""
     directory, name = f"{SEQUENCES}/{split.name}", part_name(part)
     file, names = f"{directory}/{name}.json", {f"{name}.json", f"{name}.arrow", f"{name}.counts.arrow"}
-    if not storage.exists(storage.join(root, file)):
-        return names, [Finding(file, "is missing", missing=True)]
     try:
-        data = read(storage.join(root, file))
-        if split.parts is not None and storage.digest_bytes(data) != split.parts[part]:
-            raise ValueError("its digest is not the manifest's")
+        data = read(storage.join(root, file), split.parts[part] if split.parts else None)
+        if data is None:
+            return names, [Finding(file, "is missing", missing=True)]
         index = PartIndex.from_bytes(data)
         if (index.split, index.part, index.rows) != (split.name, part, split.plan.rows[part]):
             raise ValueError("is the index of another part")

@@ -45,6 +45,8 @@ def test_every_block_is_where_an_enumeration_has_it(rows: tuple[int, ...], epoch
         for block in numbers:
             ids = split.sequence_ids(int(block)).tolist()
             assert sizes[block] == len(ids)
+            place = split.place(epoch, int(block))
+            assert place == tuple(array[block] for array in (*places, sizes))
             name = split.task(int(places.task[block])).name
             found.append((name, int(places.shard[block]), int(places.block[block]), ids, epoch))
     assert found == expected
@@ -85,6 +87,8 @@ def test_numbers_out_of_range_are_refused() -> None:
             split.locate(0, blocks)
         with pytest.raises(IndexError):
             split.sizes(blocks)
+        with pytest.raises(IndexError):
+            split.place(0, int(blocks[0]))
     for call in (lambda: split.locate(2, np.array([0])), lambda: split.task(split.task_count)):
         with pytest.raises(IndexError):
             call()

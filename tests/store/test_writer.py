@@ -179,7 +179,7 @@ def test_wrong_shapes_names_and_numbers_of_samples(tmp_path: Path, columns: Colu
     assert finished_tasks(str(tmp_path), "train") == set()
 
 
-STEPS = {"os.fsync": 7, "os.replace": 3, "os.link": 1, "os.unlink": 5}
+STEPS = {"os.fsync": 7, "os.replace": 3, "os.link": 1, "os.unlink": 4}
 """Calls in the commit of a task of two shards."""
 
 
