@@ -71,7 +71,7 @@ class BlockReader:
         self._maps: OrderedDict[str, mmap.mmap] = OrderedDict()
         self._lock = threading.Lock()
         self.bytes_read = 0
-        """Bytes of local samples that were returned, or bytes requested from an object store."""
+        """Bytes that were read and checked in local files, or that were requested from an object store."""
         self.requests = 0
         """Ranges that were requested from an object store."""
 
@@ -86,6 +86,7 @@ class BlockReader:
         if not storage.is_remote(self._store.root):
             found = self._checked(place, self._local(place), wanted)
             with self._lock:
+                self.bytes_read += place.rows * self._needed[DIGESTS].bytes
                 self.bytes_read += sum(array.nbytes for array in found.values())
             return found
         try:

@@ -135,6 +135,18 @@ def test_only_the_first_is_published(bucket: str, proxy: FaultyProxy) -> None:
     assert storage.publish_if_absent(other, b"first"), "a passing fault is no other writer"
 
 
+def test_small_files_are_one_request(bucket: str, proxy: FaultyProxy) -> None:
+    path = storage.join(bucket, "a.bin")
+    assert storage.read_small(path, 10) is None
+    for data in (b"", b"0123456789"):
+        storage.publish_bytes(path, data)
+        proxy.seen.clear()
+        assert storage.read_small(path, 10) == data
+        assert [method for method, _, _ in proxy.seen] == ["GET"]
+    with pytest.raises(ValueError, match="larger than 9 bytes"):
+        storage.read_small(path, 9)
+
+
 def test_a_range_behind_the_end_is_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "ATTEMPTS", 2)
     path = storage.join(bucket, "a.bin")

@@ -295,6 +295,16 @@ def test_a_file_system_without_hard_links_is_one_line(
     assert os.listdir(tmp_path) == []
 
 
+def test_small_files(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.bin")
+    assert storage.read_small(path, 10) is None
+    for data in (b"", b"0123456789"):
+        storage.publish_bytes(path, data)
+        assert storage.read_small(path, 10) == data
+    with pytest.raises(ValueError, match="larger than 9 bytes"):
+        storage.read_small(path, 9)
+
+
 def test_ranges_of_a_file(tmp_path: Path) -> None:
     path = str(tmp_path / "a.bin")
     storage.publish_bytes(path, b"0123456789")

@@ -111,6 +111,13 @@ def test_any_rows_of_any_columns(store: Store) -> None:
             BlockReader(store, "train", columns)
 
 
+def test_a_reader_counts_what_it_reads(store: Store) -> None:
+    reader, columns = BlockReader(store, "train", ["topk_ids"]), store.layout.columns()
+    reader.rows(0, 0, [1])
+    assert reader.bytes_read == 2 * columns["digests"].bytes + columns["topk_ids"].bytes
+    assert reader.requests == 0
+
+
 def read_task_of_format_md(root_dir: Path) -> Any:
     """The function of FORMAT.md, "A reader", as it stands there."""
     text = (root_dir / "offline_teacher" / "store" / "FORMAT.md").read_text()
