@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench chaos ui constraints
+.PHONY: help demo test bench chaos gpu ui constraints
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
@@ -16,6 +16,7 @@ help:
 	@echo "make test         set up .venv, check formatting, lint and types, run the tests"
 	@echo "make ui           MLflow UI on 127.0.0.1:$(PORT) (PORT=..., RUNS=directory with mlflow.db)"
 	@echo "make bench        measure the hot paths"
+	@echo "make gpu          correctness and speed on a GPU; needs torch and transformers alone"
 	@echo "make chaos        stop and damage every stage, and see it recover (an hour)"
 
 demo: .venv/installed
@@ -59,3 +60,8 @@ constraints: .venv/installed
 	@.venv/bin/pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	@.venv/bin/pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
+
+# No installation first: a machine with a GPU brings its own torch. GPU_PYTHON names another interpreter.
+GPU_PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
+gpu:
+	@$(GPU_PYTHON) -m tests.gpu

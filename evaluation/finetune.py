@@ -1,7 +1,8 @@
-"""One fine-tuning run: a candidate, a task, a seed -> a score file that makes the next run skip it.
+"""One fine-tuning run: a candidate, a task, a seed -> predictions and their score file, so that it runs once.
 
 A score file ``<scores>/<candidate>/<task>/seed-<n>.json`` holds under ``key`` everything its numbers
-depend on, so a changed setting, data set or model runs again.
+depend on, so a changed setting, data set or model runs again. ``predictions`` is the digest of the file
+from which its numbers are computed (``evaluation.predictions``); without that file the job runs again.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation import distillation, squad, submission
-from evaluation.metrics import METRICS, task_score
+from evaluation import distillation, predictions, squad, submission
+from evaluation.metrics import task_score
 from evaluation.models import Candidate, load_model, load_tokenizer, require_fit
+from evaluation.predictions import Answers
 from evaluation.tasks import Split, Task, find_task, has_part, load
 from evaluation.training import Encoded, Fit, Loss, Schedule, Targets, fit, predict
 from infra import storage
@@ -66,6 +68,10 @@ class Job:
     @property
     def path(self) -> str:
         return storage.join(self.directory, f"seed-{self.seed}.json")
+
+    @property
+    def predictions_path(self) -> str:
+        return storage.join(self.directory, f"seed-{self.seed}.predictions.parquet")
 
     @property
     def model_directory(self) -> str:
@@ -119,6 +125,9 @@ def finished(job: Job, splits: dict[str, Split]) -> dict[str, Any] | None:
     if not isinstance(result, dict) or result.get("key") != job.key(splits):
         return None
     folders = (job.model_directory, storage.join(job.directory, MODEL))
+    predicted = job.predictions_path
+    if not storage.exists(predicted) or storage.digest_file(predicted) != result.get("predictions"):
+        return None
     if job.keep_model and not any(storage.list_names(folder) for folder in folders):
         return None
     if job.predict_test and "test_files" not in result:
@@ -129,7 +138,7 @@ def finished(job: Job, splits: dict[str, Split]) -> dict[str, Any] | None:
 def run(
     job: Job, splits: dict[str, Split], advance: Callable[[int], None] = lambda rows: None
 ) -> dict[str, Any]:
-    """Fine-tune, score and publish the score file. ``advance`` is told the rows of every training step."""
+    """Fine-tune, publish predictions, then the score file. ``advance`` is told the rows of every step."""
     task, settings = job.task, job.settings
     tokenizer = load_tokenizer(job.candidate.directory)
     model = load_model(job.candidate, task, job.seed).to(device())
@@ -145,11 +154,11 @@ def run(
         )
         loss = distillation.distilled(task, loss, settings.distillation_temperature)
     fitted = fit(model, training_set, loss, schedule, job.seed, tokenizer.pad_token_id, advance)
-    metrics: dict[str, float] = {}
-    for part, name_suffix in ((part, part.removeprefix("dev")) for part in task.dev_parts):
-        values = score(model, tokenizer, task, splits[part], length, settings.dtype)
-        metrics |= {name + name_suffix: value for name, value in values.items()}
-    result = _result(job, splits, fitted, metrics)
+    found = {
+        part: answers(model, tokenizer, task, splits[part], length, settings.dtype) for part in task.dev_parts
+    }
+    digest = predictions.publish(job.predictions_path, task, found)
+    result = _result(job, splits, fitted, predictions.score(task, found), digest)
     if job.predict_test:
         result["test_files"] = _predict_test(job, model, tokenizer, length)
     if job.keep_model:
@@ -158,7 +167,9 @@ def run(
     return result
 
 
-def _result(job: Job, splits: dict[str, Split], fitted: Fit, metrics: dict[str, float]) -> dict[str, Any]:
+def _result(
+    job: Job, splits: dict[str, Split], fitted: Fit, metrics: dict[str, float], digest: str
+) -> dict[str, Any]:
     return {
         "key": job.key(splits),
         "candidate": job.candidate.name,
@@ -166,6 +177,7 @@ def _result(job: Job, splits: dict[str, Split], fitted: Fit, metrics: dict[str, 
         "seed": job.seed,
         "metrics": metrics,
         "score": task_score(metrics),
+        "predictions": digest,
         "train": {
             "rows": fitted.rows,
             "steps": fitted.steps,
@@ -226,28 +238,25 @@ def span_logits(output: Any) -> torch.Tensor:
     return torch.stack([output.start_logits, output.end_logits], dim=1)
 
 
+def answers(
+    model: torch.nn.Module, tokenizer: Any, task: Task, split: Split, length: int, dtype: str
+) -> Answers:
+    """The model's outputs on a split, with its labels where it has any."""
+    if task.kind == "spans":
+        windows = squad.encode(tokenizer, split.questions, length)
+        logits = predict(model, windows.encoded, 32, dtype, tokenizer.pad_token_id, span_logits)
+        texts = squad.best_answers(windows, logits, split.questions)
+        return Answers([question.answers for question in split.questions], texts)
+    data = encode(tokenizer, task, split, length)
+    outputs = np.stack(predict(model, data, 64, dtype, tokenizer.pad_token_id))
+    return Answers(split.labels, outputs[:, 0] if task.kind == "regression" else outputs)
+
+
 def score(
     model: torch.nn.Module, tokenizer: Any, task: Task, split: Split, length: int, dtype: str
 ) -> dict[str, float]:
     """The task's metrics on a labelled split."""
-    if task.kind == "spans":
-        windows = squad.encode(tokenizer, split.questions, length)
-        logits = predict(model, windows.encoded, 32, dtype, tokenizer.pad_token_id, span_logits)
-        return squad.score(windows, logits, split.questions)
-    data = encode(tokenizer, task, split, length)
-    return score_logits(task, np.stack(predict(model, data, 64, dtype, tokenizer.pad_token_id)), split)
-
-
-def score_logits(task: Task, logits: np.ndarray, split: Split) -> dict[str, float]:
-    """The task's metrics of float [n, outputs] for a labelled split."""
-    assert split.labels is not None
-    predicted = decide(task, logits)
-    return {name: METRICS[name](predicted, split.labels) for name in task.metrics}
-
-
-def decide(task: Task, logits: np.ndarray) -> np.ndarray:
-    """Class ids int64 [n], or scores float [n]."""
-    return logits[:, 0] if task.kind == "regression" else logits.argmax(axis=1)
+    return predictions.score_split(task, answers(model, tokenizer, task, split, length, dtype))
 
 
 def _predict_test(job: Job, model: torch.nn.Module, tokenizer: Any, length: int) -> list[str]:
@@ -257,10 +266,9 @@ def _predict_test(job: Job, model: torch.nn.Module, tokenizer: Any, length: int)
         if not has_part(job.task, part, job.settings.data):
             continue
         split = load(job.task, part, job.settings.data)
-        data = encode(tokenizer, job.task, split, length)
-        logits = np.stack(predict(model, data, 64, job.settings.dtype, tokenizer.pad_token_id))
+        found = answers(model, tokenizer, job.task, split, length, job.settings.dtype)
         name = f"seed-{job.seed}.{job.task.parts[part].submission}.tsv"
-        text = submission.prediction_file(job.task, split.index, decide(job.task, logits))
+        text = submission.prediction_file(job.task, split.index, predictions.decide(job.task, found))
         storage.publish_bytes(storage.join(job.directory, name), text.encode())
         names.append(name)
     return names

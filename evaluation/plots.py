@@ -17,6 +17,8 @@ from matplotlib.patheffects import withStroke  # noqa: E402
 COLOURS = {"teacher": "#4c566a", "student": "#0072b2", "undistilled": "#d55e00"}
 OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Colour-blind safe (Okabe and Ito)."""
+WHISKERS: dict[str, Any] = {"elinewidth": 1, "capsize": 3, "ecolor": "0.25"}
+"""How intervals are drawn."""
 LOSS_TERMS = {"loss": "total", "kl": "KL to the teacher", "mlm": "masked LM", "cosine": "cosine"}
 
 
@@ -25,7 +27,7 @@ def colour(name: str, position: int) -> str:
 
 
 def retention(report: Mapping[str, Any]) -> bytes:
-    """Bars a task: each row's score relative to the teacher's, percent."""
+    """Bars a task: each row's score relative to the teacher's, percent, with 95 % intervals."""
     rows = {name: row for name, row in report["rows"].items() if name != "teacher"}
     tasks = list(report["rows"]["teacher"]["scores"])
     labels = [*tasks, "macro"]
@@ -33,9 +35,14 @@ def retention(report: Mapping[str, Any]) -> bytes:
     width = 0.8 / max(1, len(rows))
     for position, (name, row) in enumerate(rows.items()):
         values = [row["retention_by_task"][task] for task in tasks] + [row["retention"]]
+        ends = row["intervals"]
+        intervals = [ends["retention_by_task"][task] for task in tasks] + [ends["retention"]]
         heights = [np.nan if value is None else 100 * value for value in values]
         places = np.arange(len(labels)) + (position - (len(rows) - 1) / 2) * width
-        bars = axes.bar(places, heights, width * 0.92, color=colour(name, position), label=name)
+        bars = axes.bar(
+            places, heights, width * 0.92, color=colour(name, position), label=name,
+            yerr=_whiskers(heights, intervals), error_kw=WHISKERS,
+        )  # fmt: skip
         texts = ["" if np.isnan(height) else f"{height:.0f}" for height in heights]
         halo = [withStroke(linewidth=3, foreground="white")]  # the teacher's line stays behind the numbers
         axes.bar_label(bars, labels=texts, padding=2, fontsize=8, path_effects=halo, zorder=5)
@@ -43,33 +50,41 @@ def retention(report: Mapping[str, Any]) -> bytes:
     axes.axvline(len(tasks) - 0.5, color="0.85", linewidth=1)
     axes.set_xticks(np.arange(len(labels)), labels)
     axes.set_ylabel("score kept, % of the teacher's")
-    axes.set_title("Retention per task")
+    axes.set_title("Retention per task, with 95 % intervals")
     axes.margins(y=0.12)
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     return _png(figure)
 
 
+def _whiskers(heights: Sequence[float], intervals: Sequence[Mapping[str, float] | None]) -> np.ndarray:
+    """Percent below and above each height, [2, n]; none for a value without an interval."""
+    nothing = {"low": np.nan, "high": np.nan}
+    ends = np.asarray([[100 * (one or nothing)[side] for one in intervals] for side in ("low", "high")])
+    return np.nan_to_num(np.abs(ends - np.asarray(heights)))
+
+
 def score_against_latency(report: Mapping[str, Any]) -> bytes:
-    """A disc a model: median latency, macro score, area by size."""
+    """A disc a model: median latency, macro score with its 95 % interval, area by size."""
     figure, axes = pyplot.subplots(figsize=(6.4, 4.4))
     rows = report["rows"]
     largest = max(_megabytes(row) for row in rows.values())
     for position, (name, row) in enumerate(rows.items()):
         x, y = row["latency"]["p50_ms"], 100 * row["macro"]
         axes.scatter(
-            x, y, s=2500 * _megabytes(row) / largest, color=colour(name, position), alpha=0.75, linewidths=0
+            x, y, s=1200 * _megabytes(row) / largest, color=colour(name, position), alpha=0.75, linewidths=0
         )
+        axes.errorbar(x, y, yerr=_whiskers([y], [row["intervals"]["macro"]]), fmt="none", **WHISKERS)
         axes.annotate(
             f"{name}\n{row['parameters'] / 1e6:.1f} M, {_megabytes(row):.0f} MB",
-            (x, y), xytext=(32, 0), textcoords="offset points", va="center", fontsize=9,
+            (x, y), xytext=(24, 0), textcoords="offset points", va="center", fontsize=9,
         )  # fmt: skip
     axes.set_xlabel("median latency a sentence pair, ms (batch size 1, CPU)")
     axes.set_ylabel("macro score, %")
-    axes.set_title("Score against latency; area: size in float32")
+    axes.set_title("Score with 95 % interval against latency; area: size in float32")
     axes.set_xlim(0, 1.35 * max(row["latency"]["p50_ms"] for row in rows.values()))
-    scores = [100 * row["macro"] for row in rows.values()]
-    room = max(2.0, 0.3 * (max(scores) - min(scores)))
-    axes.set_ylim(min(scores) - room, max(scores) + room)
+    ends = [100 * end for row in rows.values() for end in row["intervals"]["macro"].values()]
+    room = max(2.0, 0.15 * (max(ends) - min(ends)))
+    axes.set_ylim(min(ends) - room, max(ends) + room)
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     return _png(figure)

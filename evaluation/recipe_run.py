@@ -18,14 +18,14 @@ from evaluation.models import (
     local_directory,
     weight_bytes,
 )
-from evaluation.scores import Plan, Results, complete, macro, medians, prepare, write_submission
+from evaluation.report import STUDENT, TEACHER, UNDISTILLED
+from evaluation.scores import Plan, Results, complete, estimates, macro, medians, prepare, write_submission
 from evaluation.tasks import Task, find_task, find_tasks, has_part, load
 from infra import console, storage, tracking
 from infra.errors import UserError
 from infra.recipe import Recipe
 from infra.sections import Evaluation
 
-TEACHER, STUDENT, UNDISTILLED = "teacher", "student", "undistilled"
 TAUGHT = "student (D)"
 """The student after a second distillation, as the paper names it."""
 EXPORT = "export"
@@ -71,6 +71,7 @@ def _evaluate(
     directory = recipe.evaluation_dir
     results = complete(plan, recipe.evaluation.workers)
     content = build_report(recipe, candidates, results, key)
+    report.add_comparisons(content["rows"], *estimates(plan))
     student_jobs = [job for job in plan.jobs if job.candidate.name == STUDENT]
     content["devices"] = devices.export_all(
         student_jobs, plan.splits, results[STUDENT], storage.join(directory, EXPORT)
@@ -142,12 +143,15 @@ def build_report(
         measured = times.get(candidate.name, times[STUDENT])  # the others have the student's architecture
         rows[candidate.name] = {
             "scores": scores,
+            "seed_scores": {
+                task: {str(one["seed"]): one["score"] for one in seeds}
+                for task, seeds in results[candidate.name].items()
+            },
             "macro": macro({task: values["score"] for task, values in scores.items()}),
             "parameters": body_parameters(candidate.directory),
             "bytes": weight_bytes(candidate.directory),
             "latency": json.loads(json.dumps(asdict(measured))),
         }
-    report.add_retention(rows)
     every = (
         note
         for tasks in results.values()

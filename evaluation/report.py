@@ -8,9 +8,16 @@ Keys of report.json (scores are fractions, times seconds unless the name says ot
     latency_setting      texts (their name), sentences, threads, device of the latency pass
     rows.<name>          teacher, student, undistilled, and "student (D)" with a second distillation
       scores.<task>      the task's metrics by name, and "score", their mean
+      seed_scores.<task> the score of each seed
       macro              mean of the task scores (of the GLUE tasks, where there are any)
       retention          macro / the teacher's macro; null for the teacher or where its macro is not positive
       retention_by_task  the same a task
+      gap_closed         (macro - undistilled) / (teacher - undistilled); null for these two rows, without the
+                         second, or where the teacher is not the better one
+      gap_closed_by_task the same a task
+      intervals          low and high end of the 95 % interval (evaluation/measures.py) of the value of the
+                         same name: scores.<task>, macro, retention, retention_by_task.<task>, gap_closed,
+                         gap_closed_by_task.<task>; null where the data do not bound a ratio
       parameters         number of them, without a task head
       bytes              of the directory's safetensors files; null where there is no such directory
       latency            total_seconds, p50_ms, p95_ms, p99_ms, throughput.<batch size> (sentences/s)
@@ -30,9 +37,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from evaluation import measures
+from evaluation.measures import Estimates, Ratio
 from evaluation.onnx_model import FLOAT32, INT8
 from infra import console
 
+TEACHER, STUDENT, UNDISTILLED = "teacher", "student", "undistilled"
+"""Names of rows."""
 PAPER: dict[str, dict[str, float]] = {
     "ELMo": {
         "macro": 68.7, "CoLA": 44.1, "MNLI": 68.6, "MRPC": 76.6, "QNLI": 71.1, "QQP": 86.2, "RTE": 53.4,
@@ -56,35 +69,72 @@ PAPER_COST = {
 """Table 3 of the same: a full STS-B dev pass, CPU, batch size 1."""
 
 
-def add_retention(rows: dict[str, dict[str, Any]]) -> None:
-    """Fill ``retention`` and ``retention_by_task`` of every row from the teacher's."""
-    teacher = rows["teacher"]
-    for name, row in rows.items():
-        is_teacher = name == "teacher"
-        row["retention"] = None if is_teacher else _ratio(row["macro"], teacher["macro"])
-        row["retention_by_task"] = {
-            task: None if is_teacher else _ratio(values["score"], teacher["scores"][task]["score"])
-            for task, values in row["scores"].items()
+def add_comparisons(
+    rows: dict[str, dict[str, Any]], tasks: Mapping[str, Estimates], macro: Estimates
+) -> None:
+    """Fill retention, gap closed and intervals of every row. The estimates' models are in the rows' order."""
+    names = list(rows)
+    for place, (name, row) in enumerate(rows.items()):
+        row["intervals"] = {
+            "scores": {task: _score_ends(one, place) for task, one in tasks.items()},
+            "macro": _score_ends(macro, place),
         }
+        for measure, compare in (("retention", _retention), ("gap_closed", _gap_closed)):
+            row[measure], row["intervals"][measure] = _parts(compare(macro, names, name))
+            by_task = {task: _parts(compare(one, names, name)) for task, one in tasks.items()}
+            row[f"{measure}_by_task"] = {task: value for task, (value, _) in by_task.items()}
+            row["intervals"][f"{measure}_by_task"] = {task: ends for task, (_, ends) in by_task.items()}
 
 
-def _ratio(value: float, reference: float) -> float | None:
-    return value / reference if reference > 0 else None
+def _score_ends(estimates: Estimates, place: int) -> dict[str, float]:
+    """Of a score, which is in [-1, 1]."""
+    low, high = measures.interval(estimates, np.eye(len(estimates.scores))[place])
+    return {"low": max(low, -1.0), "high": min(high, 1.0)}
+
+
+def _retention(estimates: Estimates, names: list[str], name: str) -> Ratio | None:
+    if name == TEACHER:
+        return None
+    return measures.retention(estimates, names.index(name), names.index(TEACHER))
+
+
+def _gap_closed(estimates: Estimates, names: list[str], name: str) -> Ratio | None:
+    if name in (TEACHER, UNDISTILLED) or UNDISTILLED not in names:
+        return None
+    return measures.gap_closed(estimates, *map(names.index, (name, UNDISTILLED, TEACHER)))
+
+
+def _parts(ratio: Ratio | None) -> tuple[float | None, dict[str, float] | None]:
+    """Its value and its interval for report.json."""
+    if ratio is None:
+        return None, None
+    return ratio.value, ratio.interval and dict(zip(("low", "high"), ratio.interval, strict=True))
 
 
 def summary_table(report: Mapping[str, Any]) -> str:
-    """The rows as an aligned table for the terminal."""
-    header, lines = _rows(report)
-    return console.table(lines, header)
+    """The rows as an aligned table for the terminal, a model a column, and what its numbers are."""
+    header, lines = _summary_rows(report)
+    return f"{console.table(lines, header)}\n\n{_legend(report)}"
+
+
+def _legend(report: Mapping[str, Any]) -> str:
+    """What the numbers of the summary are; two lines of at most 110 characters."""
+    several = len(report["seeds"]) > 1
+    seeds = f"medians of {len(report['seeds'])} seeds" if several else "of one seed"
+    over = "examples and seeds" if several else "examples, not over seeds"
+    return (
+        f"Scores: percent on the development sets, {seeds} [95 % intervals over {over}].\n"
+        "Gap closed: (student - undistilled) / (teacher - undistilled); unclear: the data do not bound it."
+    )
 
 
 def to_markdown(report: Mapping[str, Any], plots: list[str]) -> str:
-    header, lines = _rows(report)
+    header, lines = _summary_rows(report)
     latency = report["latency_setting"]
     parts = [
         f"# {report['recipe']}",
-        f"Scores are percent, medians of {len(report['seeds'])} seed(s), on the development sets.",
         _markdown_table(header, lines),
+        _legend(report),
         f"Latency: {latency['texts']}, {latency['sentences']:,} rows at batch size 1, "
         f"{latency['threads']} thread(s) on the {latency['device']}, the models taking turns; "
         "only the forward is timed.",
@@ -109,24 +159,49 @@ def to_markdown(report: Mapping[str, Any], plots: list[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    tasks = list(next(iter(report["rows"].values()))["scores"])
-    timed = report["latency_setting"]["texts"]
-    header = ["model", *tasks, "macro", "retention", "parameters", "size", f"{timed} pass", "p50"]
+def _summary_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """A line a task and the macro score, then retention and costs; a column a model, then the gap closed."""
+    rows = report["rows"]
+    students = [name for name in rows if UNDISTILLED in rows and name not in (TEACHER, UNDISTILLED)]
     lines = []
-    for name, row in report["rows"].items():
-        scores = [f"{100 * row['scores'][task]['score']:.1f}" for task in tasks]
-        latency = row["latency"]
-        lines.append(
-            [
-                name, *scores, f"{100 * row['macro']:.1f}",
-                "" if row["retention"] is None else f"{100 * row['retention']:.1f} %",
-                f"{row['parameters'] / 1e6:.2f} M",
-                "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.1f} MB",
-                f"{latency['total_seconds']:.2f} s", f"{latency['p50_ms']:.2f} ms",
-            ]
-        )  # fmt: skip
-    return header, lines
+    for task in rows[TEACHER]["scores"]:
+        cells = [
+            _score(row["scores"][task]["score"], row["intervals"]["scores"][task]) for row in rows.values()
+        ]
+        gaps = (_share(rows[name], "gap_closed_by_task", task) for name in students)
+        lines.append([task, *cells, *gaps])
+    cells = [_score(row["macro"], row["intervals"]["macro"]) for row in rows.values()]
+    lines.append(["macro", *cells, *(_share(rows[name], "gap_closed") for name in students)])
+    kept = ["" if name == TEACHER else _share(row, "retention") for name, row in rows.items()]
+    lines += [["retention", *kept], *_cost_lines(report)]
+    titles = ["gap closed"] if len(students) == 1 else [f"gap, {name}" for name in students]
+    header = ["", *rows, *titles]
+    return header, [line + [""] * (len(header) - len(line)) for line in lines]
+
+
+def _cost_lines(report: Mapping[str, Any]) -> list[list[str]]:
+    rows, timed = report["rows"].values(), report["latency_setting"]["texts"]
+    sizes = ("" if row["bytes"] is None else f"{row['bytes'] / 1e6:.1f} MB" for row in rows)
+    return [
+        ["parameters", *(f"{row['parameters'] / 1e6:.2f} M" for row in rows)],
+        ["size", *sizes],
+        [f"{timed} pass", *(f"{row['latency']['total_seconds']:.2f} s" for row in rows)],
+        ["p50", *(f"{row['latency']['p50_ms']:.2f} ms" for row in rows)],
+    ]
+
+
+def _score(value: float, interval: Mapping[str, float]) -> str:
+    return f"{100 * value:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+
+
+def _share(row: Mapping[str, Any], name: str, task: str | None = None) -> str:
+    """A ratio of the row, or of one of its tasks, in percent."""
+    value, interval = row[name], row["intervals"][name]
+    if task is not None:
+        value, interval = value[task], interval[task]
+    if interval is None:
+        return "unclear"
+    return f"{100 * value:.0f} % [{100 * interval['low']:.0f}, {100 * interval['high']:.0f}]"
 
 
 def _metric_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

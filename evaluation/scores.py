@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from evaluation import finetune, submission
+from evaluation import finetune, measures, predictions, submission
 from evaluation.finetune import MODEL, Job, Lesson
 from evaluation.metrics import macro_score
 from evaluation.models import Candidate, load_config, load_model, load_tokenizer, require_fit, require_model
 from evaluation.parallel import Work, run_all
-from evaluation.tasks import GLUE, Split, Task, find_tasks
+from evaluation.tasks import GLUE, Split, Task, find_task, find_tasks
 from evaluation.teacher_pass import store_lesson
 from infra import storage
 from infra.errors import UserError
@@ -170,9 +170,34 @@ def medians(results: list[dict[str, Any]]) -> dict[str, float]:
     return values | {"score": float(np.median([result["score"] for result in results]))}
 
 
+def macro_tasks(tasks: Iterable[str]) -> list[str]:
+    """The tasks of which the macro score is the mean: those of GLUE (all, where none is GLUE's)."""
+    names = list(tasks)
+    return [name for name in names if name in GLUE] or names
+
+
 def macro(scores: dict[str, float]) -> float:
-    """GLUE macro score of the GLUE tasks among ``scores`` (of all, where none is GLUE)."""
-    return macro_score({name: value for name, value in scores.items() if name in GLUE} or scores)
+    """The mean score of the ``macro_tasks``."""
+    return macro_score({name: scores[name] for name in macro_tasks(scores)})
+
+
+def estimates(plan: Plan) -> tuple[dict[str, measures.Estimates], measures.Estimates]:
+    """Scores and their errors of every task, and of the macro score, from the predictions of all runs.
+
+    The models are in the plan's order.
+    """
+    tasks: dict[str, dict[str, list[predictions.Predictions]]] = {}
+    for job in plan.jobs:
+        found = predictions.read(job.predictions_path, job.task, _done(plan, job)["predictions"])
+        tasks.setdefault(job.task_name, {}).setdefault(job.candidate.name, []).append(found)
+    by_task = {name: _estimate(find_task(name), list(models.values())) for name, models in tasks.items()}
+    return by_task, measures.mean([by_task[name] for name in macro_tasks(by_task)])
+
+
+def _estimate(task: Task, models: list[list[predictions.Predictions]]) -> measures.Estimates:
+    sizes = {part: len(answers) for part, answers in models[0][0].items()}
+    scorers = [[predictions.resampled_score(task, found) for found in seeds] for seeds in models]
+    return measures.estimate(scorers, sizes)
 
 
 def write_submission(candidate: Candidate, results: Results, directory: str, target: str) -> list[str]:

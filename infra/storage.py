@@ -143,6 +143,25 @@ def read_bytes(path: str) -> bytes:
             return file.read()
 
 
+<<<<<<< HEAD
+=======
+def read_small(path: str, limit: int) -> bytes | None:
+    """A whole file in one request; None if it is absent. ValueError if it has more than ``limit`` bytes."""
+    try:
+        with naming(path, FileNotFoundError):
+            if is_remote(path):
+                data = remote.beginning(path, limit + 1)
+            else:
+                with open(path, "rb") as file:
+                    data = file.read(limit + 1)
+    except FileNotFoundError:
+        return None
+    if len(data) > limit:
+        raise ValueError(f"is larger than {limit} bytes")
+    return data
+
+
+>>>>>>> store
 def read_range(path: str, start: int, stop: int) -> bytes:
     """Bytes ``start`` to ``stop`` of a file, one request of an object store. UserError if it ends before."""
     with naming(path):
@@ -209,7 +228,7 @@ def open_text(path: str, errors: str = "strict") -> IO[str]:
     return io.TextIOWrapper(open_binary(path), encoding="utf-8", errors=errors)
 
 
-def digest_bytes(data: bytes) -> str:
+def digest_bytes(data: bytes | memoryview) -> str:
     return f"xxh3-128:{xxhash.xxh3_128_hexdigest(data)}"
 
 

@@ -64,6 +64,8 @@ class FaultyProxy:
     def __init__(self, upstream: str) -> None:
         self.choose: Chooser = lambda method, path: None
         self.seen: list[tuple[str, str, str | None]] = []
+        self.latency = 0.0
+        """Seconds that every request waits."""
         self.closing = threading.Event()
         self._lock = threading.Lock()
         self._luck = random.Random(0)
@@ -114,6 +116,7 @@ class FaultyProxy:
             def answer(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
                 fault = proxy._decide(self.command, self.path)
+                proxy.closing.wait(proxy.latency)
                 if fault == "torn":
                     self.rfile.read(length // 2)
                     return self.reset()

@@ -24,10 +24,9 @@ STORE_MAY = {
     "numpy",
     "pyarrow",
     "xxhash",
-    "safetensors.numpy",
-    "safetensors.SafetensorError",
     "infra.cache",
     "infra.errors",
+    "infra.os_errors",
     "infra.storage",
     "infra.trees",
 }

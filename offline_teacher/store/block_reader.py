@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import threading
 from collections import OrderedDict
@@ -15,6 +14,7 @@ import numpy as np
 from infra import storage
 from infra.cache import Cache
 from infra.errors import UserError
+from infra.os_errors import naming
 from offline_teacher.store.blocks import block_digest, column_view, row_digests
 from offline_teacher.store.index import Frame, ShardIndex
 from offline_teacher.store.manifest import SHARDS
@@ -33,8 +33,8 @@ GAP_BYTES = 64 << 10
 class _Block:
     """Where a block is."""
 
-    epoch: int
     number: int
+    """Its number in the masking epoch."""
     rows: int
     task: str
     within: int
@@ -62,15 +62,16 @@ class BlockReader:
             if name not in data:
                 raise UserError(f"the store {store.root} holds no {name}; it holds {', '.join(data)}")
         self._store, self._split, self._plan = store, split, store.splits[split].plan
-        self._columns = {name: data[name] for name in columns}
+        self._columns = tuple(columns)
+        wanted = {DIGESTS, *columns}  # in file order
+        self._needed = {name: column for name, column in store.layout.columns().items() if name in wanted}
         self._slots = {name: slot for slot, name in enumerate(data)}
-        self._cache = cache
-        if cache is None and storage.is_remote(store.root):
-            self._cache = Cache(None, CACHE_BYTES)
+        if storage.is_remote(store.root):
+            self._cached = cache or Cache(None, CACHE_BYTES)
         self._maps: OrderedDict[str, mmap.mmap] = OrderedDict()
         self._lock = threading.Lock()
         self.bytes_read = 0
-        """Bytes that were checked in local files, or requested from an object store."""
+        """Bytes that were read and checked in local files, or that were requested from an object store."""
         self.requests = 0
         """Ranges that were requested from an object store."""
 
@@ -82,25 +83,27 @@ class BlockReader:
         """
         place = self._find(epoch, block)
         wanted = slice(None) if rows is None else rows
-        if self._cache is None or not storage.is_remote(self._store.root):
-            return self._checked(place, self._local(place), wanted)
+        if not storage.is_remote(self._store.root):
+            found = self._checked(place, self._local(place), wanted)
+            with self._lock:
+                self.bytes_read += place.rows * self._needed[DIGESTS].bytes
+                self.bytes_read += sum(array.nbytes for array in found.values())
+            return found
         try:
             return self._checked(place, self._remote(place), wanted)
         except DamagedStore:  # in the cache or on the way: once more from the source
             for start, stop in self._spans(place):
-                self._cache.drop(_entry(place, start, stop))
+                self._cached.drop(_entry(place, start, stop))
             return self._checked(place, self._remote(place), wanted)
 
     def _find(self, epoch: int, number: int) -> _Block:
-        places = self._plan.locate(epoch, np.array([number]))
-        rows = int(self._plan.sizes(np.array([number]))[0])
-        task = self._plan.task(int(places.task[0]))
-        index = self._store.task_index(self._split, task.number)
-        shard, within = index.shards[int(places.shard[0])], int(places.block[0])
+        task, shard_number, within, rows = self._plan.place(epoch, number)
+        index = self._store.task_index(self._split, task)
+        shard = index.shards[shard_number]
         whole = index.frames.get(self._plan.plan.block_samples)  # None: the block is the first, and short
         start = shard.start + (within * whole.bytes if whole else 0)
-        name = f"{SHARDS}/{self._split}/{task.name}/{shard.file}"
-        return _Block(epoch, number, rows, task.name, within, name, shard, index.frames[rows], start)
+        name = f"{SHARDS}/{self._split}/{index.task}/{shard.file}"
+        return _Block(number, rows, index.task, within, name, shard, index.frames[rows], start)
 
     def _checked(self, place: _Block, views: Mapping[str, np.ndarray], wanted: Rows) -> dict[str, np.ndarray]:
         digests = views[DIGESTS]
@@ -110,9 +113,9 @@ class BlockReader:
         found = {}
         for name in self._columns:
             found[name] = views[name][wanted]
-            wrong = row_digests(found[name]) != expected[:, self._slots[name]]
-            if wrong.any():
-                row = int(np.arange(place.rows)[wanted][int(wrong.argmax())])
+            actual, recorded = row_digests(found[name]), expected[:, self._slots[name]]
+            if actual.tobytes() != recorded.tobytes():
+                row = int(np.arange(place.rows)[wanted][int((actual != recorded).argmax())])
                 sequence = self._plan.sequence_ids(place.number)[row]
                 raise self._damaged(place, f"sample {row} (sequence {sequence}), column {name}")
         return found
@@ -125,13 +128,9 @@ class BlockReader:
 
     def _local(self, place: _Block) -> dict[str, np.ndarray]:
         data = self._map(place)
-        columns = {DIGESTS: self._store.layout.columns()[DIGESTS], **self._columns}
-        size = sum(column.bytes for column in columns.values()) * place.rows
-        with self._lock:
-            self.bytes_read += size
         return {
             name: column_view(data, place.start + place.frame.offsets[name], place.rows, column)
-            for name, column in columns.items()
+            for name, column in self._needed.items()
         }
 
     def _map(self, place: _Block) -> mmap.mmap:
@@ -154,9 +153,7 @@ class BlockReader:
     def _spans(self, place: _Block) -> list[tuple[int, int]]:
         """Byte ranges of the block's message to request: the needed columns, near ones together."""
         spans: list[tuple[int, int]] = []
-        for name, column in self._store.layout.columns().items():
-            if name != DIGESTS and name not in self._columns:
-                continue
+        for name, column in self._needed.items():
             start = place.frame.offsets[name]
             stop = start + place.rows * column.bytes
             if spans and start - spans[-1][1] <= GAP_BYTES:
@@ -166,19 +163,16 @@ class BlockReader:
         return spans
 
     def _remote(self, place: _Block) -> dict[str, np.ndarray]:
-        columns = {DIGESTS: self._store.layout.columns()[DIGESTS], **self._columns}
         views = {}
         for start, stop in self._spans(place):
             data = self._range(place, start, stop)
-            for name, column in columns.items():
+            for name, column in self._needed.items():
                 offset = place.frame.offsets[name]
                 if start <= offset < stop:
                     views[name] = column_view(data, offset - start, place.rows, column)
         return views
 
     def _range(self, place: _Block, start: int, stop: int) -> Any:
-        assert self._cache is not None
-
         def fetch() -> bytes:
             with self._lock:
                 self.bytes_read += stop - start
@@ -194,11 +188,11 @@ class BlockReader:
                 belong = f"{place.shard.bytes} bytes belong there"
                 raise self._damaged(place, f"{what}; {belong}") from error
 
-        data = self._cache.data(_entry(place, start, stop), fetch)
+        data = self._cached.data(_entry(place, start, stop), fetch)
         if len(data) == stop - start:
             return data
-        self._cache.drop(_entry(place, start, stop))  # cut short by a crash
-        return self._cache.data(_entry(place, start, stop), fetch)
+        self._cached.drop(_entry(place, start, stop))  # a crash of the machine cut it short
+        return self._cached.data(_entry(place, start, stop), fetch)
 
 
 def _entry(place: _Block, start: int, stop: int) -> str:
@@ -207,10 +201,11 @@ def _entry(place: _Block, start: int, stop: int) -> str:
 
 
 def _mapped(path: str) -> mmap.mmap | None:
-    with contextlib.suppress(FileNotFoundError, ValueError):  # ValueError: it is empty
-        with open(path, "rb") as file:
+    try:
+        with naming(path, FileNotFoundError), open(path, "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return None
+    except (FileNotFoundError, ValueError):  # absent, or empty
+        return None
 
 
 def _size(path: str) -> int | None:

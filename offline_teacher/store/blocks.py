@@ -61,10 +61,10 @@ def _arrow_array(values: np.ndarray, kind: pa.DataType) -> pa.Array:
 
 def row_digests(values: np.ndarray) -> np.ndarray:
     """uint64 [n]: XXH3 (64 bits, seed 0) of the bytes of each row of [n, ...]."""
-    raw = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    raw = _raw(values)
     n, digest = len(values), xxhash.xxh3_64_intdigest
-    size = len(raw) // n
-    return np.fromiter((digest(raw[at : at + size]) for at in range(0, n * size, size)), np.uint64, n)
+    size = max(1, len(raw) // max(1, n))
+    return np.fromiter((digest(raw[at : at + size]) for at in range(0, len(raw), size)), np.uint64, n)
 
 
 def sample_digests(layout: Layout, columns: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -74,11 +74,15 @@ def sample_digests(layout: Layout, columns: Mapping[str, np.ndarray]) -> np.ndar
 
 def block_digest(digests: np.ndarray) -> int:
     """XXH3 (64 bits, seed 0) of the bytes of a block's column ``digests``."""
-    return int(xxhash.xxh3_64_intdigest(np.ascontiguousarray(digests).reshape(-1).view(np.uint8)))
+    return xxhash.xxh3_64_intdigest(_raw(digests))
+
+
+def _raw(values: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
 class ShardStream:
-    """A shard as it grows in memory, of a size that is known before: one allocation, one copy of each number."""
+    """A shard as it grows in memory. Its size is known before: one allocation, one copy of each number."""
 
     def __init__(self, layout: Layout, metadata: bytes, samples: int, blocks: int) -> None:
         self._layout, self._samples = layout, 0
@@ -100,7 +104,7 @@ class ShardStream:
     def close(self, frames: dict[int, Frame]) -> tuple[memoryview, ShardIndex]:
         """The bytes of the whole shard and its index; its frames are added to ``frames``."""
         self._stream.close()
-        data = memoryview(self._memory)[: self._sink.tell()]
+        data = self._memory.data[: self._sink.tell()]
         self._sink.close()
         start, own = measured(data, self._schema, self._rows)
         for rows, frame in own.items():

@@ -46,6 +46,17 @@ class Task:
         return (self.part << PART_SHIFT) + np.arange(self.rows.start, self.rows.stop, dtype=np.int64)
 
 
+class Place(NamedTuple):
+    """Where one block is."""
+
+    task: int
+    """Number of the task in the split."""
+    shard: int
+    block: int
+    """Number of the block in its shard."""
+    samples: int
+
+
 class Places(NamedTuple):
     """Where blocks are: int64 arrays [n]."""
 
@@ -174,6 +185,16 @@ class SplitPlan:
             raise IndexError(f"masking epoch {epoch} is not below {self.masking_epochs}")
         shard, block = np.divmod(within, self.plan.shard_blocks)
         return Places(tasks + epoch * self.tasks_per_epoch, shard, block)
+
+    def place(self, epoch: int, block: int) -> Place:
+        """``locate`` and ``sizes`` for one block, without the cost of arrays."""
+        if not (0 <= epoch < self.masking_epochs and 0 <= block < self.blocks_per_epoch):
+            raise IndexError(f"no block {block} of masking epoch {epoch}")
+        task = int(np.searchsorted(self._first_block, block, side="right")) - 1
+        number, size = block - int(self._first_block[task]), self.plan.block_samples
+        samples = min(size, int(self._task_samples[task]) - number * size)
+        shard, within = divmod(number, self.plan.shard_blocks)
+        return Place(task + epoch * self.tasks_per_epoch, shard, within, samples)
 
     def sizes(self, blocks: np.ndarray) -> np.ndarray:
         """int64 [n]: samples of the blocks [n], the same in every masking epoch."""

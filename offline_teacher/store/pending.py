@@ -22,7 +22,8 @@ from offline_teacher.store.manifest import (
 )
 from offline_teacher.store.records import read
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 THREADS = 32
 """Small files read at once: each costs a round trip."""
@@ -42,13 +43,14 @@ def refuse_format_1(root: str) -> None:
 def read_spec(root: str) -> Spec:
     """UserError if it is absent or damaged."""
     path = storage.join(root, SPEC)
-    if not storage.exists(path):
-        refuse_format_1(root)
-        raise UserError(f"{root} is not a store: it has no {SPEC}")
     try:
-        return Spec.from_bytes(read(path))
+        data = read(path)
+        if data is not None:
+            return Spec.from_bytes(data)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): run `{repair_command(root)}`") from None
+    refuse_format_1(root)
+    raise UserError(f"{root} is not a store: it has no {SPEC}")
 
 
 def finished_tasks(root: str, split: str) -> set[str]:
@@ -77,8 +79,10 @@ def _json_names(directory: str) -> set[str]:
 def read_part_index(root: str, split: str, part: int) -> tuple[PartIndex, str]:
     """The index of a part and its file digest. UserError if it is absent, damaged or another's."""
     path = part_path(root, split, part, ".json")
-    data = read(path)
     try:
+        data = read(path)
+        if data is None:
+            raise ValueError("it is missing")
         index = PartIndex.from_bytes(data)
         if (index.split, index.part) != (split, part):
             raise ValueError("it is the index of another part")

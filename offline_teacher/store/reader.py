@@ -17,6 +17,7 @@ from offline_teacher.store.manifest import (
     MANIFEST,
     POOLING,
     SPEC,
+    TASKS,
     TOKENIZER,
     WEIGHTS,
     Manifest,
@@ -115,13 +116,15 @@ class Store:
 
     def _read_index(self, split: str, number: int) -> TaskIndex:
         task = self.splits[split].plan.task(number)
-        name = f"tasks/{split}/{task.name}.json"
-        data = self._checked(name, task_path(self.root, split, task.name), self.splits[split].tasks[number])
+        name = f"{TASKS}/{split}/{task.name}.json"
         try:
+            data = read(task_path(self.root, split, task.name), self.splits[split].tasks[number])
+            if data is None:
+                raise ValueError("is missing")
             index = TaskIndex.from_bytes(data)
             index.check(self.layout, self.plan, split, task, self.spec.digest)
         except ValueError as error:
-            raise DamagedStore(self.root, f"{name}: {error}") from None
+            raise DamagedStore(self.root, f"{name} {error}") from None
         return index
 
     def tokenizer_files(self) -> dict[str, bytes]:
@@ -160,22 +163,13 @@ class Store:
     def _file(self, name: str) -> bytes:
         if name not in self.manifest.files:
             raise UserError(f"the store {self.root} has no {name}")
-        return self._checked(name, storage.join(self.root, name), self.manifest.files[name])
-
-    def _checked(self, name: str, path: str, digest: str) -> bytes:
-        """A file, read again if it is remote and its digest is not the recorded one."""
-
-        def right(data: bytes) -> bytes:
-            if storage.digest_bytes(data) != digest:
-                raise ValueError
-            return data
-
-        if not storage.exists(path):
-            raise DamagedStore(self.root, f"{name} is missing")
         try:
-            return storage.read_checked(path, right)
-        except ValueError:
-            raise DamagedStore(self.root, f"{name} has another digest than the manifest says") from None
+            data = read(storage.join(self.root, name), self.manifest.files[name])
+            if data is None:
+                raise ValueError("is missing")
+        except ValueError as error:
+            raise DamagedStore(self.root, f"{name} {error}") from None
+        return data
 
 
 def open_store(root: str) -> Store:
@@ -184,29 +178,32 @@ def open_store(root: str) -> Store:
     UserError if there is no store, if it is of format 1, or if it is incomplete: it says how many tasks are
     missing. DamagedStore if one of the two files is damaged.
     """
-    path = storage.join(root, MANIFEST)
-    if not storage.exists(path):
-        raise UserError(incomplete(root))
     try:
-        return Store(root, *read_root(root))
+        found = read_root(root)
+        if found is not None:
+            return Store(root, *found)
     except ValueError as error:
         refuse_format_1(root)
         raise DamagedStore(root, str(error)) from None
+    raise UserError(incomplete(root))
 
 
-def read_root(root: str) -> tuple[Spec, Manifest]:
-    """spec.json and manifest.json, checked. ValueError names the file that is damaged, and how."""
+def read_root(root: str) -> tuple[Spec, Manifest] | None:
+    """spec.json and manifest.json, checked; None if there is no manifest.
+
+    ValueError names the file that is damaged, and how.
+    """
     try:
-        manifest = storage.read_checked(storage.join(root, MANIFEST), Manifest.from_bytes)
+        data = read(storage.join(root, MANIFEST))
+        if data is None:
+            return None
+        manifest = Manifest.from_bytes(data)
     except ValueError as error:
         raise ValueError(f"{MANIFEST} {error}") from None
-    path = storage.join(root, SPEC)
-    if not storage.exists(path):
-        raise ValueError(f"{SPEC} is missing")
-    data = read(path)
-    if storage.digest_bytes(data) != manifest.spec:
-        raise ValueError(f"{SPEC} has another digest than the manifest says")
     try:
+        data = read(storage.join(root, SPEC), manifest.spec)
+        if data is None:
+            raise ValueError("is missing")
         return Spec.from_bytes(data), manifest
     except ValueError as error:
         raise ValueError(f"{SPEC} {error}") from None

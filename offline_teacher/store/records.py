@@ -35,8 +35,6 @@ def encode(content: Mapping[str, Any]) -> bytes:
 
 def decode(data: bytes) -> dict[str, Any]:
     """The content of a JSON file without its digest. ValueError says how the file is damaged."""
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"is larger than {MAX_BYTES} bytes")
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -53,8 +51,12 @@ def decode(data: bytes) -> dict[str, Any]:
     return content
 
 
-def read(path: str) -> bytes:
-    """The bytes of a JSON file. UserError if it is absent; ValueError if it is too large to be one."""
-    if storage.size(path) > MAX_BYTES:
-        raise ValueError(f"is larger than {MAX_BYTES} bytes")
-    return storage.read_bytes(path)
+def read(path: str, digest: str | None = None) -> bytes | None:
+    """The bytes of a JSON file in one request; None if it is absent.
+
+    ValueError if it is too large to be one, or if its file digest is not ``digest``.
+    """
+    data = storage.read_small(path, MAX_BYTES)
+    if data is not None and digest is not None and storage.digest_bytes(data) != digest:
+        raise ValueError("has another digest than the manifest says")
+    return data

@@ -185,6 +185,8 @@ def read_index(root: str, spec: Spec, split: str, task: Task) -> tuple[TaskIndex
     path = task_path(root, split, task.name)
     try:
         data = read(path)
+        if data is None:
+            raise ValueError("it is missing")
         index = TaskIndex.from_bytes(data)
         index.check(spec.layout, spec.plan, split, task, spec.digest)
     except ValueError as error:

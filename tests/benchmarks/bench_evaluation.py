@@ -23,9 +23,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from evaluation.finetune import device, encode, loss_for, score, score_logits
+from evaluation.finetune import device, encode, loss_for, score
 from evaluation.metrics import task_score
 from evaluation.models import Candidate, load_model, load_tokenizer
+from evaluation.predictions import Answers, score_split
 from evaluation.tasks import Split, Task, find_task, load
 from evaluation.training import Schedule, fit
 from tests.benchmarks.results import Row, row
@@ -64,7 +65,9 @@ def trainer(
         run.train()
         seconds = time.perf_counter() - started
         logits = run.predict(rows["dev"]).predictions
-    return len(train) * epochs / seconds, task_score(score_logits(task, np.asarray(logits), dev))
+    return len(train) * epochs / seconds, task_score(
+        score_split(task, Answers(dev.labels, np.asarray(logits)))
+    )
 
 
 def _rows(tokenizer: Any, split: Split) -> list[dict[str, Any]]:

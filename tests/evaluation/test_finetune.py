@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation import finetune, training
+from evaluation import finetune, predictions, training
 from evaluation.finetune import Job, median_seed
 from evaluation.models import Candidate, load_model, load_tokenizer
 from evaluation.scores import complete, medians, prepare
@@ -183,6 +184,52 @@ def test_resume_runs_only_what_changed(encoder: str, toy_data: str, tmp_path: Pa
     assert left(candidate, settings) == [1]
 
 
+def test_a_score_without_its_predictions_is_computed_again(
+    encoder: str, toy_data: str, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(SETTINGS, data=toy_data, epochs=0.2)
+    candidate, task = Candidate("m", encoder), find_task("SST-2")
+    (result,) = complete(prepare([candidate], settings, str(tmp_path)), 1)["m"]["SST-2"]
+    path = tmp_path / "m/SST-2/seed-0.predictions.parquet"
+    whole = path.read_bytes()
+    found = predictions.read(str(path), task, result["predictions"])
+    assert predictions.score(task, found) == result["metrics"]
+    split = finetune.load_splits(task, toy_data)["dev"]
+    np.testing.assert_array_equal(found["dev"].labels, split.labels)
+
+    def left() -> int:
+        return len(prepare([candidate], settings, str(tmp_path)).left)
+
+    assert left() == 0
+    path.write_bytes(whole[:-9] + b"x" + whole[-8:])
+    assert left() == 1
+    path.unlink()
+    assert left() == 1
+    complete(prepare([candidate], settings, str(tmp_path)), 1)
+    assert path.read_bytes() == whole
+    score_file = tmp_path / "m/SST-2/seed-0.json"
+    content = json.loads(score_file.read_text())
+    del content["predictions"]  # as an earlier version wrote it
+    score_file.write_text(json.dumps(content))
+    assert left() == 1
+
+
+def test_predictions_are_there_before_the_score_that_names_them(
+    encoder: str, toy_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published: list[str] = []
+    publishing = storage.publishing
+
+    def record(path: str) -> AbstractContextManager[str]:
+        published.append(Path(path).name)
+        return publishing(path)
+
+    monkeypatch.setattr(storage, "publishing", record)
+    settings = dataclasses.replace(SETTINGS, data=toy_data, epochs=0.1)
+    complete(prepare([Candidate("m", encoder)], settings, str(tmp_path)), 1)
+    assert published == ["seed-0.predictions.parquet", "seed-0.json"]
+
+
 def test_changed_weights_run_again(encoder: str, tmp_path: Path) -> None:
     import shutil
 
@@ -216,9 +263,7 @@ def test_only_the_median_model_is_kept(encoder: str, toy_data: str, tmp_path: Pa
     folder = tmp_path / "m/SST-2"
     assert sorted(path.name for path in folder.iterdir()) == [
         "model",
-        "seed-0.json",
-        "seed-1.json",
-        "seed-2.json",
+        *(f"seed-{seed}.{ending}" for seed in settings.seeds for ending in ("json", "predictions.parquet")),
     ]
     from transformers import AutoModelForSequenceClassification
 

@@ -39,8 +39,11 @@ def test_ray_workers_give_what_one_process_gives(encoder: str, toy_data: str, tm
         results[workers] = [(one["seed"], one["metrics"], one["key"]) for one in found]
         assert sorted(path.name for path in (tmp_path / str(workers) / "m/SST-2").iterdir()) == [
             "seed-0.json",
+            "seed-0.predictions.parquet",
             "seed-1.json",
+            "seed-1.predictions.parquet",
             "seed-2.json",
+            "seed-2.predictions.parquet",
         ]
     assert results[1] == results[2]
     settings = dataclasses.replace(settings, learning_rate=1e30, epochs=5)

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PathCollection
 
 from evaluation import plots, report
+from evaluation.measures import Component, Estimates, mean
 from evaluation.recipe_run import numbers
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -13,6 +17,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def row(cola: float, sst: float, parameters: int) -> dict[str, Any]:
     return {
         "scores": {"CoLA": {"matthews": cola, "score": cola}, "SST-2": {"accuracy": sst, "score": sst}},
+        "seed_scores": {"CoLA": {"0": cola}, "SST-2": {"0": sst}},
         "macro": (cola + sst) / 2,
         "parameters": parameters,
         "bytes": 4 * parameters,
@@ -23,11 +28,33 @@ def row(cola: float, sst: float, parameters: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def estimates(rows: dict[str, dict[str, Any]], error: float = 0.02) -> dict[str, Estimates]:
+    """Of every task, each model with an error of its own."""
+    component = Component(np.eye(len(rows)) * error**2, 1e9)
+    return {
+        task: Estimates(np.asarray([row["scores"][task]["score"] for row in rows.values()]), (component,))
+        for task in next(iter(rows.values()))["scores"]
+    }
+
+
+def compare(rows: dict[str, dict[str, Any]], error: float = 0.02) -> None:
+    tasks = estimates(rows, error)
+    report.add_comparisons(rows, tasks, mean(list(tasks.values())))
+
+
+def three_rows() -> dict[str, dict[str, Any]]:
+    return {
+        "teacher": row(0.4, 0.9, 22_000_000),
+        "student": row(0.3, 0.9, 17_000_000),
+        "undistilled": row(0.0, 0.88, 17_000_000),
+    }
+
+
 @pytest.fixture
 def content() -> dict[str, Any]:
-    rows = {"teacher": row(0.4, 0.9, 22_000_000), "student": row(0.3, 0.9, 17_000_000)}
-    report.add_retention(rows)
-    timed = {key: value for key, value in row(0, 0, 17_000_000).items() if key not in ("scores", "macro")}
+    rows = three_rows()
+    compare(rows)
+    timed = {key: rows["student"][key] for key in ("parameters", "bytes", "latency")}
     return {
         "latency_rows": {"student ONNX int8": timed},
         "devices": {
@@ -51,26 +78,136 @@ def test_retention(content: dict[str, Any]) -> None:
 
 def test_retention_of_a_teacher_without_score_is_undefined() -> None:
     rows = {"teacher": row(0.0, 0.5, 1), "student": row(0.1, 0.5, 1)}
-    report.add_retention(rows)
+    compare(rows)
     assert rows["student"]["retention_by_task"]["CoLA"] is None
+    assert rows["student"]["intervals"]["retention_by_task"]["CoLA"] is None
+
+
+def test_gap_closed(content: dict[str, Any]) -> None:
+    student, teacher, undistilled = (content["rows"][name] for name in ("student", "teacher", "undistilled"))
+    assert student["gap_closed_by_task"] == {"CoLA": pytest.approx(0.75), "SST-2": pytest.approx(1.0)}
+    assert student["gap_closed"] == pytest.approx((0.6 - 0.44) / (0.65 - 0.44))
+    ends = student["intervals"]["gap_closed_by_task"]
+    assert ends["SST-2"] is None  # two points between teacher and undistilled, with errors of two
+    assert 0.55 < ends["CoLA"]["low"] < 0.65 < 0.85 < ends["CoLA"]["high"] < 1
+    assert teacher["gap_closed"] is None
+    assert undistilled["gap_closed_by_task"] == {"CoLA": None, "SST-2": None}
+    without = {"teacher": teacher, "student": student}
+    compare(without)
+    assert without["student"]["gap_closed"] is None
+
+
+def test_intervals_of_scores(content: dict[str, Any]) -> None:
+    ends = content["rows"]["student"]["intervals"]
+    half = 1.96 * 0.02
+    assert ends["scores"]["CoLA"] == {
+        "low": pytest.approx(0.3 - half, abs=1e-4),
+        "high": pytest.approx(0.3 + half, abs=1e-4),
+    }
+    half /= np.sqrt(2)
+    assert ends["macro"] == {
+        "low": pytest.approx(0.6 - half, abs=1e-4),
+        "high": pytest.approx(0.6 + half, abs=1e-4),
+    }
+    rows = three_rows() | {"undistilled": row(-0.9, 0.5, 1)}
+    compare(rows, error=0.2)
+    assert rows["undistilled"]["intervals"]["scores"]["CoLA"]["low"] == -1.0
+    assert rows["teacher"]["intervals"]["scores"]["SST-2"]["high"] == 1.0
 
 
 def test_markdown_shows_every_number(content: dict[str, Any]) -> None:
     text = report.to_markdown(content, ["retention.png"])
     expected = [
-        "| student | 30.0 | 90.0 | 60.0 | 92.3 % | 17.00 M | 68.0 MB | 3.00 s | 2.00 ms |",
+        "|  | teacher | student | undistilled | gap closed |",
+        "| CoLA | 40.0 [36.1, 43.9] | 30.0 [26.1, 33.9] | 0.0 [-3.9, 3.9] | 75 % [63, 88] |",
+        "| SST-2 | 90.0 [86.1, 93.9] | 90.0 [86.1, 93.9] | 88.0 [84.1, 91.9] | unclear |",
+        "| macro | 65.0 [62.2, 67.8] | 60.0 [57.2, 62.8] | 44.0 [41.2, 46.8] | 76 % [60, 94] |",
+        "| retention |  | 92 % [87, 98] | 68 % [63, 73] |  |",
+        "| parameters | 22.00 M | 17.00 M | 17.00 M |  |",
+        "| size | 88.0 MB | 68.0 MB | 68.0 MB |  |",
+        "| SST-2 dev pass | 3.00 s | 3.00 s | 3.00 s |  |",
+        "| p50 | 2.00 ms | 2.00 ms | 2.00 ms |  |",
+        "medians of 3 seeds [95 % intervals over examples and seeds]",
         "| CoLA | matthews | 40.00 | 30.00 |",
         "| student | 17.00 M | 68.0 MB | 3.00 | 2.00 | 3.00 | 4.00 | 9.0 | 11.0 |",
         "| student ONNX int8 | 17.00 M | 68.0 MB | 3.00 | 2.00 | 3.00 | 4.00 | 9.0 | 11.0 |",
         "| CoLA | 30.00 | 29.00 | 1.00 | 90.0 MB | 23.0 MB | 0.253 | 2.0e-06 |",
         "![retention](retention.png)",
         "- SST-2 dev: 2 rows",
-        "| size | SST-2 dev pass | p50 |",
         "Latency: SST-2 dev, 872 rows at batch size 1, 1 thread(s)",
         "| DistilBERT | 77 | 51.3 |",
     ]
     for line in expected:
         assert line in text
+
+
+def test_the_table_fits_a_terminal(content: dict[str, Any]) -> None:
+    names = ("CoLA", "SST-2", "MRPC", "STS-B", "RTE")
+    for one in content["rows"].values():
+        one["scores"] = {name: {"score": 0.999} for name in names}
+        one["intervals"]["scores"] = dict.fromkeys(names, {"low": 0.998, "high": 1.0})
+        one["gap_closed_by_task"] = dict.fromkeys(names, 1.001)
+        one["intervals"]["gap_closed_by_task"] = dict.fromkeys(names, {"low": -0.5, "high": 1.25})
+    table = report.summary_table(content)
+    assert max(map(len, table.splitlines())) <= 120
+    assert "STS-B           99.9 [99.8, 100.0]" in table
+    assert "100 % [-50, 125]" in table
+
+
+def test_one_seed_is_said(content: dict[str, Any]) -> None:
+    content["seeds"] = [7]
+    assert "of one seed [95 % intervals over examples, not over seeds]" in report.summary_table(content)
+
+
+def test_a_second_student_has_its_own_gap(content: dict[str, Any]) -> None:
+    rows = {name: content["rows"][name] for name in ("teacher", "student")}
+    rows |= {"student (D)": row(0.32, 0.89, 1), "undistilled": content["rows"]["undistilled"]}
+    compare(rows)
+    header, *_ = report.summary_table(content | {"rows": rows}).splitlines()
+    assert header.split("  ")[-1].strip() == "gap, student (D)"
+    assert rows["student (D)"]["gap_closed_by_task"]["CoLA"] == pytest.approx(0.8)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots return the figure instead of its bytes."""
+    monkeypatch.setattr(plots, "_png", lambda figure: figure)
+
+
+def whiskers(axes: Axes) -> list[list[float]]:
+    """Low and high end of every interval drawn, in the order of drawing."""
+    lines = [one for one in axes.collections if isinstance(one, LineCollection)]
+    return [[float(y) for _, y in segment] for one in lines for segment in one.get_segments()]
+
+
+@pytest.mark.usefixtures("drawn")
+def test_retention_is_drawn_with_its_intervals(content: dict[str, Any]) -> None:
+    axes = plots.retention(content).axes[0]  # type: ignore[attr-defined]
+    heights = [bar.get_height() for bar in axes.patches]
+    assert heights == pytest.approx([75, 100, 100 * 60 / 65, 0, 100 * 88 / 90, 100 * 44 / 65])
+    ends = content["rows"]["student"]["intervals"]["retention_by_task"]["CoLA"]
+    found = whiskers(axes)
+    assert found[0] == pytest.approx([100 * ends["low"], 100 * ends["high"]])
+    assert len(found) == 6
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["CoLA", "SST-2", "macro"]
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_retention_without_interval_is_drawn_alone(content: dict[str, Any]) -> None:
+    content["rows"]["student"]["intervals"]["retention_by_task"]["CoLA"] = None
+    low, high = whiskers(plots.retention(content).axes[0])[0]  # type: ignore[attr-defined]
+    assert low == high == pytest.approx(75)
+
+
+@pytest.mark.usefixtures("drawn")
+def test_scores_are_drawn_with_their_intervals(content: dict[str, Any]) -> None:
+    axes = plots.score_against_latency(content).axes[0]  # type: ignore[attr-defined]
+    discs = [one.get_offsets().tolist()[0] for one in axes.collections if isinstance(one, PathCollection)]
+    assert discs == [[2.0, pytest.approx(100 * value)] for value in (0.65, 0.6, 0.44)]
+    for (low, high), one in zip(whiskers(axes), content["rows"].values(), strict=True):
+        ends = one["intervals"]["macro"]
+        assert (low, high) == (pytest.approx(100 * ends["low"]), pytest.approx(100 * ends["high"]))
+        assert axes.get_ylim()[0] < low < high < axes.get_ylim()[1]
 
 
 def test_plots_are_images(content: dict[str, Any]) -> None:
@@ -92,6 +229,12 @@ def test_every_number_has_a_name(content: dict[str, Any]) -> None:
     assert found["teacher/latency/throughput/8"] == 9.0
     assert found["student/retention_by_task/CoLA"] == pytest.approx(0.75)
     assert "teacher/retention" not in found
+    assert found["student/seed_scores/CoLA/0"] == 0.3
+    assert found["student/gap_closed_by_task/CoLA"] == pytest.approx(0.75)
+    ends = content["rows"]["student"]["intervals"]
+    assert found["student/intervals/CoLA/low"] == ends["scores"]["CoLA"]["low"]
+    assert found["student/intervals/gap_closed/high"] == ends["gap_closed"]["high"]
+    assert "student/intervals/gap_closed_by_task/SST-2" not in found
     assert found["student ONNX int8/latency/p50_ms"] == 2.0
     assert found["export/CoLA/int8_lost"] == 0.01
 

@@ -76,7 +76,6 @@ def test_streams_read_in_ranges_and_decompress(bucket: str, monkeypatch: pytest.
     [
         *((fault, method) for fault in ("500", "503", "reset", "cut") for method in ("GET", "PUT", "HEAD")),
         ("torn", "PUT"),
-        ("wrong", "GET"),
     ],
 )
 def test_a_passing_fault_is_not_noticed(bucket: str, proxy: FaultyProxy, fault: str, method: str) -> None:
@@ -89,46 +88,101 @@ def test_a_passing_fault_is_not_noticed(bucket: str, proxy: FaultyProxy, fault: 
     assert [seen for seen in proxy.seen if seen[2] == fault], "the fault was not met"
 
 
-def test_what_comes_without_a_digest_is_downloaded_until_two_agree(bucket: str, proxy: FaultyProxy) -> None:
+def test_files_and_listings_are_downloaded_once(bucket: str, proxy: FaultyProxy) -> None:
     path = storage.join(bucket, "a.txt")
     storage.publish_bytes(path, DATA)
     for read, expected in [
         (lambda: storage.read_bytes(path), DATA),
         (lambda: storage.digest_file(path), storage.digest_bytes(DATA)),
-        (lambda: storage.open_binary(path).read(len(DATA)), DATA),
+        (lambda: storage.read_range(path, 3, 10), DATA[3:10]),
+        (lambda: storage.list_names(bucket), ["a.txt"]),
+        (lambda: storage.list_sizes(bucket), {"a.txt": len(DATA)}),
     ]:
-        for faults in (["wrong"], [None, "wrong"], ["wrong", None, "wrong"]):
-            proxy.once(*faults)
-            assert read() == expected
-            assert proxy.choose("GET", "") is None, "not all faults were met"
+        proxy.seen.clear()
+        assert read() == expected
+        assert [method for method, _, _ in proxy.seen].count("GET") == 1
 
 
-def test_a_wrong_listing_is_not_believed(bucket: str, proxy: FaultyProxy) -> None:
-    names = [f"{number}.txt" for number in range(5)]
-    for name in names:
-        storage.publish_bytes(storage.join(bucket, name), b"x")
-    for _ in range(8):  # some of the bits are in a name
-        proxy.once("wrong")
-        assert storage.list_names(bucket) == names
-        proxy.once("wrong")
-        assert storage.expand([f"{bucket}/*.txt"]) == [storage.join(bucket, name) for name in names]
+def test_text_that_comes_without_a_digest_is_downloaded_until_two_agree(
+    bucket: str, proxy: FaultyProxy
+) -> None:
+    path = storage.join(bucket, "a.txt")
+    storage.publish_bytes(path, DATA)
+    for faults in (["wrong"], [None, "wrong"], ["wrong", None, "wrong"]):
+        proxy.once(*faults)
+        assert storage.open_binary(path).read(len(DATA)) == DATA
+        assert proxy.choose("GET", "") is None, "not all faults were met"
 
 
-def test_a_directory_that_grows_is_listed(bucket: str, proxy: FaultyProxy, s3_endpoint: str) -> None:
-    """Writers at work are no damage, however often it is listed."""
-    import boto3
+def test_directories_and_pages_are_listed(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "PAGE_NAMES", 2)
+    for name in ("x/a.txt", "x/b/c.txt", "x/b/d.txt", "x/e.txt", "xy.txt"):
+        storage.publish_bytes(f"{bucket}/{name}", b"12")
+    assert storage.list_names(f"{bucket}/x") == ["a.txt", "b", "e.txt"]
+    assert storage.list_sizes(f"{bucket}/x/") == {"a.txt": 2, "e.txt": 2}
+    assert storage.list_names(bucket) == ["x", "xy.txt"]
+    for absent in (f"{bucket}/none", f"{bucket}/x/a.txt", "s3://no-such-bucket/x"):
+        assert storage.list_names(absent) == []
 
-    client, name = boto3.client("s3", endpoint_url=s3_endpoint), bucket.rpartition("/")[2]
-    added: list[str] = []
 
-    def one_more(method: str, path: str) -> None:
-        added.append(f"{len(added)}.txt")
-        client.put_object(Bucket=name, Key=added[-1], Body=b"x")
+def test_only_the_first_is_published(bucket: str, proxy: FaultyProxy) -> None:
+    path = storage.join(bucket, "a.json")
+    assert storage.publish_if_absent(path, b"first")
+    assert not storage.publish_if_absent(path, b"second")
+    assert storage.read_bytes(path) == b"first"
+    other = storage.join(bucket, "b.json")
+    proxy.once("503", "reset", method="PUT")
+    assert storage.publish_if_absent(other, b"first"), "a passing fault is no other writer"
 
-    proxy.choose = one_more
-    assert storage.list_names(bucket) == added == ["0.txt", "1.txt"]
-    assert storage.list_sizes(bucket) == dict.fromkeys(added, 1)
-    assert len(added) == 4
+
+def test_small_files_are_one_request(bucket: str, proxy: FaultyProxy) -> None:
+    path = storage.join(bucket, "a.bin")
+    assert storage.read_small(path, 10) is None
+    for data in (b"", b"0123456789"):
+        storage.publish_bytes(path, data)
+        proxy.seen.clear()
+        assert storage.read_small(path, 10) == data
+        assert [method for method, _, _ in proxy.seen] == ["GET"]
+    with pytest.raises(ValueError, match="larger than 9 bytes"):
+        storage.read_small(path, 9)
+
+
+def test_a_range_behind_the_end_is_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    path = storage.join(bucket, "a.bin")
+    storage.publish_bytes(path, b"0123456789")
+    assert storage.read_range(path, 2, 10) == b"23456789"
+    for start, stop in ((5, 11), (10, 12)):
+        with pytest.raises(UserError, match=f"^{bucket}/a.bin: "):
+            storage.read_range(path, start, stop)
+
+
+def test_parts_of_files_are_kept_and_the_oldest_go(tmp_path: Path) -> None:
+    cache, fetched = Cache(str(tmp_path), 3000), []
+
+    def part(number: int) -> bytes:
+        def fetch() -> bytes:
+            fetched.append(number)
+            return bytes([number]) * 1000
+
+        found = bytes(cache.data(f"{number}-0-1000", fetch))
+        assert found == bytes([number]) * 1000
+        return found
+
+    for number in (0, 1, 2, 0, 3, 0, 1):
+        part(number)
+    assert fetched == [0, 1, 2, 3, 1]
+    cache.drop("0-0-1000")
+    cache.drop("0-0-1000")
+    part(0)
+    assert fetched[-1] == 0
+    with pytest.raises(UserError, match="nothing there"):
+        cache.data("9", absent)
+    assert len(list(tmp_path.glob("xxh3-128-*"))) == 3
+
+
+def absent() -> bytes:
+    raise UserError("nothing there")
 
 
 def test_what_can_be_checked_is_downloaded_again_only_when_wrong(bucket: str, proxy: FaultyProxy) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,61 @@ def test_sizes_are_of_files_alone(tmp_path: Path) -> None:
     (tmp_path / "nowhere").symlink_to("absent")
     assert storage.list_sizes(str(tmp_path)) == {"a": 2}
     assert storage.list_sizes(str(tmp_path / "absent")) == {}
+
+
+def test_only_the_first_is_published(tmp_path: Path) -> None:
+    path = str(tmp_path / "new" / "a.json")
+    assert storage.publish_if_absent(path, b"first")
+    assert not storage.publish_if_absent(path, b"second")
+    assert Path(path).read_bytes() == b"first"
+    assert os.listdir(tmp_path / "new") == ["a.json"]
+
+
+def test_of_many_at_once_one_is_the_first(tmp_path: Path) -> None:
+    path, together = str(tmp_path / "a.json"), threading.Barrier(8)
+
+    def publish(number: int) -> bool:
+        together.wait(60)
+        return storage.publish_if_absent(path, bytes([number]) * 100)
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(publish, range(8)))
+    assert sum(won) == 1
+    assert Path(path).read_bytes() == bytes([won.index(True)]) * 100
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_file_system_without_hard_links_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    with pytest.raises(UserError, match=r"a.json: its file system makes no hard links .*choose another"):
+        storage.publish_if_absent(str(tmp_path / "a.json"), b"x")
+    assert os.listdir(tmp_path) == []
+
+
+def test_small_files(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.bin")
+    assert storage.read_small(path, 10) is None
+    for data in (b"", b"0123456789"):
+        storage.publish_bytes(path, data)
+        assert storage.read_small(path, 10) == data
+    with pytest.raises(ValueError, match="larger than 9 bytes"):
+        storage.read_small(path, 9)
+
+
+def test_ranges_of_a_file(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.bin")
+    storage.publish_bytes(path, b"0123456789")
+    assert storage.read_range(path, 2, 5) == b"234"
+    assert storage.read_range(path, 0, 10) == b"0123456789"
+    with pytest.raises(UserError, match=r"a\.bin: ends before byte 11$"):
+        storage.read_range(path, 5, 11)
+    with pytest.raises(UserError, match=r"b\.bin: no such file$"):
+        storage.read_range(f"{tmp_path}/b.bin", 0, 1)
 
 
 def test_many_writers_of_one_file_leave_one_whole_file(tmp_path: Path) -> None:

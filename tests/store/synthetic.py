@@ -1,157 +1,223 @@
-"""Small complete stores of random numbers that fit together: top-k and logsumexp follow from the stored
-hidden states through the stored head, computed in float64."""
+"""Small finished stores of random numbers that are possible: what a teacher pass leaves, without the pass.
+
+Top-k and logsumexp follow, in float64, from the stored hidden states through a random linear decoder, unless
+the caller gives numbers of its own.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
+from safetensors.numpy import save
 
 from infra import storage
-from offline_teacher.store.head import MlmHead
-from offline_teacher.store.manifest import Declaration
+from offline_teacher.store.manifest import CONFIG, POOLING, WEIGHTS, Spec
+from offline_teacher.store.numbering import SplitPlan, Task
+from offline_teacher.store.parts import publish_part
 from offline_teacher.store.quantise import dequantise, quantise
 from offline_teacher.store.reader import Store, open_store
-from offline_teacher.store.schema import FORMAT_VERSION, Layout, ShardPlan, SpecialIds
-from offline_teacher.store.writer import begin_store, finish_store, write_head, write_shard
+from offline_teacher.store.schema import FORMAT_VERSION, Layout, Plan, SpecialIds
+from offline_teacher.store.writer import TaskWriter, begin_store, finish_store
 
-SPECIAL = SpecialIds(pad=0, mask=4, cls=2, sep=3)
+SPECIAL = SpecialIds(pad=0, cls=2, sep=3, mask=4)
 FIRST_WORD = 5
+ENVIRONMENT = {"device": "cpu", "torch": "2.9.0", "batch_size": 8}
+ROWS = {"train": (10, 0, 5), "validation": (4,)}
+
+Columns = dict[str, np.ndarray]
+Teacher = Callable[[Layout, Columns, np.random.Generator], None]
+"""Fills the teacher's columns of samples whose text is there already."""
 
 
 def small_layout(**changes: object) -> Layout:
     """L 12, M 2, V 40, K 4, T 1 and 2, D 8, float16 hidden states at all positions."""
-    fields: dict = {
+    fields: dict[str, Any] = {
         "length": 12,
         "masked": 2,
         "vocab_size": 40,
+        "hidden_size": 8,
         "top_k": 4,
         "temperatures": (1.0, 2.0),
-        "hidden_size": 8,
         "hidden_states": "float16",
         "positions": "all",
     }
     return Layout(**{**fields, **changes})
 
 
+def small_plan(**changes: int) -> Plan:
+    """2 masking epochs, tasks of 7 sequences, blocks of 2 samples, shards of 2 blocks."""
+    fields = {"masking_epochs": 2, "task_sequences": 7, "block_samples": 2, "shard_blocks": 2}
+    return Plan(**{**fields, **changes})
+
+
+def make_spec(layout: Layout | None = None, plan: Plan | None = None, seed: int = 0) -> Spec:
+    """A spec whose fingerprint says no more than the seed."""
+    fingerprint = {
+        "recipe": {"masking": {"seed": seed}},
+        "teacher": storage.digest_bytes(b"teacher"),
+        "tokenizer": storage.digest_bytes(b"tokenizer"),
+        "architecture": "bert",
+        "corpus": {"train": storage.digest_bytes(b"text")},
+        "format": FORMAT_VERSION,
+    }
+    return Spec(layout or small_layout(), plan or small_plan(), SPECIAL, fingerprint)
+
+
 def make_store(
-    path: str, layout: Layout | None = None, plan: ShardPlan | None = None, seed: int = 0
+    root: str,
+    layout: Layout | None = None,
+    rows: Mapping[str, tuple[int, ...]] = ROWS,
+    plan: Plan | None = None,
+    seed: int = 0,
+    teacher: Teacher | None = None,
+    config: Mapping[str, Any] | None = None,
+    weights: Mapping[str, np.ndarray] | None = None,
 ) -> Store:
-    """Writes a finished store of ``plan`` (default: 10 sequences, 2 replicas, 4 a shard) and opens it."""
-    declaration = make_declaration(layout, plan, seed)
-    begin_store(path, declaration)
-    write_files(path, declaration, seed)
-    for replica, index in declaration.plan.shard_ids():
-        write_shard(path, declaration, replica, index, make_columns(declaration, replica, index, seed))
-    finish_store(path)
-    return open_store(path)
+    """Writes a finished store with these rows of each part of each split, and opens it."""
+    spec = make_spec(layout, plan, seed)
+    begin_store(root, spec)
+    write_files(root, spec, config, weights)
+    for split, counts in rows.items():
+        split_plan = SplitPlan.of(split, counts, spec.plan)
+        for part in range(len(counts)):
+            write_part(root, spec, split_plan, split, part, seed)
+        for task in split_plan.tasks():
+            write_task(root, spec, split, task, seed, teacher)
+    finish_store(root, {split: len(counts) for split, counts in rows.items()})
+    return open_store(root)
 
 
-def make_declaration(
-    layout: Layout | None = None, plan: ShardPlan | None = None, seed: int = 0
-) -> Declaration:
-    fingerprint = {"recipe": {"masking": {"seed": seed}}, "teacher": "synthetic", "format": FORMAT_VERSION}
-    return Declaration(layout or small_layout(), plan or ShardPlan(10, 2, 4), SPECIAL, fingerprint)
+def write_files(
+    root: str,
+    spec: Spec,
+    config: Mapping[str, Any] | None = None,
+    weights: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """The files of tokenizer and teacher."""
+    layout = spec.layout
+    sizes = {"model_type": "bert", "hidden_size": layout.hidden_size, "vocab_size": layout.vocab_size}
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words += [f"w{number}" for number in range(len(words), layout.vocab_size)]
+    files = {
+        CONFIG: json.dumps(dict(config or sizes)).encode(),
+        WEIGHTS: save(dict(weights or {"decoder": decoder(layout)})),
+        "tokenizer/vocab.txt": "\n".join(words).encode(),
+    }
+    if layout.positions == "pooled":
+        files[POOLING] = json.dumps({"pooling": "mean", "normalised": False}).encode()
+    for name, data in files.items():
+        storage.keep_bytes(storage.join(root, name), data)
 
 
-def write_files(path: str, declaration: Declaration, seed: int = 0) -> None:
-    """Head, teacher configuration, tokenizer, recipe and a stand-in for the sequences."""
-    layout = declaration.layout
-    write_head(path, make_head(layout, seed))
-    config = {"hidden_act": "gelu", "hidden_size": layout.hidden_size, "vocab_size": layout.vocab_size}
-    storage.publish_json(storage.join(path, "teacher", "config.json"), config)
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *(f"w{i}" for i in range(FIRST_WORD, layout.vocab_size)),
-    ]
-    storage.publish_bytes(storage.join(path, "tokenizer", "vocab.txt"), "\n".join(words).encode())
-    storage.publish_json(
-        storage.join(path, "sequences", "index.json"), {"sequences": declaration.plan.sequences}
-    )
-    storage.publish_bytes(storage.join(path, "recipe.yaml"), json.dumps({"name": "synthetic"}).encode())
+def write_part(root: str, spec: Spec, plan: SplitPlan, split: str, part: int, seed: int = 0) -> None:
+    """The text of one part."""
+    tasks = [task for task in map(plan.task, range(plan.tasks_per_epoch)) if task.part == part]
+    text = [make_text(spec.layout, split, task, seed) for task in tasks]
+    layout = spec.layout.columns()
+    columns = {
+        name: np.concatenate(
+            [np.zeros((0, *layout[name].shape), layout[name].dtype)] + [c[name] for c in text]
+        )
+        for name in ("input_ids", "token_count")
+    }
+    digest = storage.digest_bytes(f"{split} {part}".encode())
+    facts = {"text": digest, "made_from": digest, "documents": 1, "text_bytes": 100, "problems": {}}
+    publish_part(root, spec.layout, split, part, columns, facts)
 
 
-def make_head(layout: Layout, seed: int = 0) -> MlmHead:
-    V, D = layout.vocab_size, layout.hidden_size  # noqa: N806
-    random = np.random.default_rng((seed, 1))
-
-    def normal(*shape: int, scale: float) -> np.ndarray:
-        return random.normal(0, scale, shape).astype(np.float32)
-
-    return MlmHead(
-        dense_weight=normal(D, D, scale=D**-0.5),
-        dense_bias=normal(D, scale=0.1),
-        layer_norm_weight=1 + normal(D, scale=0.1),
-        layer_norm_bias=normal(D, scale=0.1),
-        decoder_weight=normal(V, D, scale=2 * D**-0.5),
-        decoder_bias=normal(V, scale=0.5),
-        hidden_act="gelu",
-        layer_norm_eps=1e-12,
-    )
+def write_task(
+    root: str, spec: Spec, split: str, task: Task, seed: int = 0, teacher: Teacher | None = None
+) -> None:
+    """One task, written and published."""
+    with TaskWriter(root, spec, split, task, ENVIRONMENT) as writer:
+        writer.write(make_columns(spec, split, task, seed, teacher))
+        writer.publish()
 
 
-def make_columns(declaration: Declaration, replica: int, index: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """The columns of one shard. The unmasked tokens of a sequence are the same in every replica."""
-    layout, ids = declaration.layout, declaration.plan.sequence_range(index)
-    columns = {name: np.zeros((len(ids), *c.shape), c.dtype) for name, c in layout.columns().items()}
-    columns["sequence_id"][:] = ids
-    columns["masked_positions"][:] = -1
-    for row, sequence in enumerate(ids):
-        _tokens(layout, {name: array[row] for name, array in columns.items()}, (seed, sequence), replica)
-        columns["token_count"][row] = (columns["input_ids"][row] != SPECIAL.pad).sum()
-    _teacher(layout, columns, make_head(layout, seed), np.random.default_rng((seed, 2, replica, index)))
+def make_columns(
+    spec: Spec, split: str, task: Task, seed: int = 0, teacher: Teacher | None = None
+) -> Columns:
+    """The columns of one task. The unmasked tokens of a sequence are the same in every masking epoch."""
+    layout = spec.layout
+    columns = {n: np.zeros((task.samples, *c.shape), c.dtype) for n, c in layout.data_columns().items()}
+    columns["sequence_id"][:] = task.sequence_ids()
+    columns.update(make_text(layout, split, task, seed))
+    key = (seed, split == "train", task.part, task.rows.start, task.epoch)
+    if layout.masked:
+        _mask(columns, np.random.default_rng((*key, 1)))
+    (teacher or random_teacher)(layout, columns, np.random.default_rng((*key, 2)))
     return columns
 
 
-def _tokens(layout: Layout, row: dict[str, np.ndarray], key: tuple[int, int], replica: int) -> None:
-    random = np.random.default_rng(key)
-    length = layout.length
-    count = length if random.random() < 0.7 else int(random.integers(min(3, length), length + 1))
-    row["input_ids"][:count] = random.integers(FIRST_WORD, layout.vocab_size, count)
-    row["input_ids"][0], row["input_ids"][count - 1] = SPECIAL.cls, SPECIAL.sep
-    again = np.random.default_rng((*key, replica))
-    maskable = np.arange(1, count - 1)
-    chosen = np.sort(again.choice(maskable, min(layout.masked, len(maskable)), replace=False))
-    row["masked_positions"][: len(chosen)] = chosen
-    row["masked_labels"][: len(chosen)] = row["input_ids"][chosen]
-    row["input_ids"][chosen] = SPECIAL.mask
+def make_text(layout: Layout, split: str, task: Task, seed: int = 0) -> Columns:
+    """``input_ids`` before masking, and ``token_count``: seven of ten sequences are full."""
+    random = np.random.default_rng((seed, split == "train", task.part, task.rows.start))
+    n, L = task.samples, layout.length  # noqa: N806
+    count = np.where(random.random(n) < 0.7, L, random.integers(min(3, L), L + 1, n))
+    ids = random.integers(FIRST_WORD, layout.vocab_size, (n, L))
+    ids[:, 0], ids[np.arange(n), count - 1] = SPECIAL.cls, SPECIAL.sep
+    ids[np.arange(L) >= count[:, None]] = SPECIAL.pad
+    return {"input_ids": ids.astype(layout.id_dtype), "token_count": count.astype(np.uint16)}
 
 
-def _teacher(
-    layout: Layout, columns: dict[str, np.ndarray], head: MlmHead, random: np.random.Generator
-) -> None:
-    n = len(columns["sequence_id"])
+def _mask(columns: Columns, random: np.random.Generator) -> None:
+    ids, count, slots = columns["input_ids"], columns["token_count"], columns["masked_positions"].shape[1]
+    n, L = ids.shape  # noqa: N806
+    place = np.arange(L)
+    luck = np.where((place > 0) & (place < count[:, None] - 1), random.random((n, L)), 2.0)
+    chosen = np.argsort(luck, axis=1, kind="stable")[:, :slots]
+    used = np.arange(slots) < np.minimum(slots, count.astype(int) - 2)[:, None]
+    positions = np.sort(np.where(used, chosen, L), axis=1)
+    labels = np.take_along_axis(ids, np.minimum(positions, L - 1), axis=1)
+    columns["masked_positions"][:] = np.where(used, positions, -1)
+    columns["masked_labels"][:] = np.where(used, labels, 0)
+    row, slot = np.nonzero(used)
+    ids[row, positions[row, slot]] = SPECIAL.mask
+
+
+def decoder(layout: Layout) -> np.ndarray:
+    """float32 [V, D]: what turns hidden states into logits here."""
+    return np.random.default_rng(7).normal(0, 1, (layout.vocab_size, layout.hidden_size)).astype(np.float32)
+
+
+def recorded_slots(layout: Layout, columns: Columns) -> np.ndarray:
+    """bool [n, P]: recorded positions with a token."""
     if layout.positions == "masked":
-        used = columns["masked_positions"] >= 0
-    else:
-        used = np.arange(layout.length) < columns["token_count"][:, None]
-    hidden = random.normal(0, 1, (n, layout.recorded, layout.hidden_size)) * used[..., None]
-    stored = hidden.astype(np.float16).astype(np.float64)
-    if layout.hidden_states == "float16":
-        columns["hidden_states"][:] = stored
-    if layout.hidden_states == "int8":
-        columns["hidden_states"][:], columns["hidden_scale"][:] = quantise(hidden)
-        stored = dequantise(columns["hidden_states"], columns["hidden_scale"]).astype(np.float64)
-    if layout.top_k == 0:
+        return np.asarray(columns["masked_positions"] >= 0)
+    return np.asarray(np.arange(layout.length) < columns["token_count"][:, None])
+
+
+def random_teacher(layout: Layout, columns: Columns, random: np.random.Generator) -> None:
+    """Random hidden states; top-k logits and logsumexp of them through ``decoder``."""
+    n, D = len(columns["sequence_id"]), layout.hidden_size  # noqa: N806
+    if layout.positions == "pooled":
+        columns["embedding"][:] = random.normal(0, 1, (n, D))
         return
-    for rows in _blocks(n, 64):
-        logits = head.logits(stored[rows].reshape(-1, layout.hidden_size))
-        top = np.argsort(-logits, axis=-1, kind="stable")[:, : layout.top_k]
-        kept = (-1, layout.recorded, layout.top_k)
-        mask = used[rows][..., None]
-        columns["topk_ids"][rows] = top.reshape(kept) * mask
-        columns["topk_logits"][rows] = np.take_along_axis(logits, top, axis=-1).reshape(kept) * mask
-        for j, temperature in enumerate(layout.temperatures):
-            peak = logits.max(axis=-1, keepdims=True)
-            total = np.log(np.exp((logits - peak) / temperature).sum(axis=-1)) + peak[:, 0] / temperature
-            columns["logsumexp"][rows, :, j] = total.reshape(-1, layout.recorded) * used[rows]
+    used = recorded_slots(layout, columns)
+    hidden = np.where(used[..., None], random.normal(0, 1, (n, layout.recorded, D)), 0).astype(np.float32)
+    if layout.hidden_states == "float16":
+        columns["hidden_states"][:] = hidden
+        hidden = columns["hidden_states"].astype(np.float32)
+    elif layout.hidden_states == "bfloat16":
+        columns["hidden_states"][:] = hidden.view(np.uint32) >> 16
+        hidden = (columns["hidden_states"].astype(np.uint32) << 16).view(np.float32)
+    elif layout.hidden_states == "int8":
+        columns["hidden_states"][:], columns["hidden_scale"][:] = quantise(hidden)
+        hidden = dequantise(columns["hidden_states"], columns["hidden_scale"])
+    if layout.top_k:
+        _targets(layout, columns, hidden.astype(np.float64) @ decoder(layout).T.astype(np.float64), used)
 
 
-def _blocks(n: int, size: int) -> Iterator[slice]:
-    for start in range(0, n, size):
-        yield slice(start, start + size)
+def _targets(layout: Layout, columns: Columns, logits: np.ndarray, used: np.ndarray) -> None:
+    best = np.argpartition(-logits, layout.top_k - 1, axis=-1)[..., : layout.top_k]
+    order = np.argsort(-np.take_along_axis(logits, best, axis=-1), axis=-1)
+    top = np.take_along_axis(best, order, axis=-1)
+    columns["topk_ids"][:] = top * used[..., None]
+    columns["topk_logits"][:] = np.take_along_axis(logits, top, axis=-1) * used[..., None]
+    peak = logits.max(axis=-1, keepdims=True)
+    for slot, temperature in enumerate(layout.temperatures):
+        total = np.log(np.exp((logits - peak) / temperature).sum(axis=-1)) + peak[..., 0] / temperature
+        columns["logsumexp"][..., slot] = total * used

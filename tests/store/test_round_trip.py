@@ -1,158 +1,277 @@
-"""A store gives back what was put in, bit for bit, in every layout; and its bytes are as FORMAT.md says."""
+"""What is written comes back, bit for bit: from the reader, FORMAT.md's own code, pyarrow and datasets."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from offline_teacher.store.deep import deep_check
+from infra import storage
+from infra.errors import UserError
+from offline_teacher.store.block_reader import BlockReader
+from offline_teacher.store.blocks import BLOCK_FRAMING, SHARD_FRAMING
+from offline_teacher.store.manifest import shard_path
 from offline_teacher.store.quantise import dequantise, quantise
-from offline_teacher.store.reader import open_store
-from offline_teacher.store.schema import Layout, ShardPlan, shard_name
-from offline_teacher.store.shard_file import write_file
+from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.verify import verify
-from tests.store.synthetic import make_columns, make_declaration, make_store, small_layout
-
-
-@st.composite
-def layouts(draw: st.DrawFn) -> Layout:
-    length = draw(st.integers(4, 20))
-    top_k = draw(st.integers(0, 6))
-    kinds = ["float16", "int8"] if top_k == 0 else ["float16", "int8", "none"]
-    return Layout(
-        length=length,
-        masked=draw(st.integers(1, length - 2)),
-        vocab_size=draw(st.sampled_from([8, 33, 65_536, 65_537])),
-        top_k=top_k,
-        temperatures=draw(st.sampled_from([(1.0,), (1.0, 2.0), (0.5, 1.0, 4.0)])),
-        hidden_size=draw(st.integers(1, 9)),
-        hidden_states=draw(st.sampled_from(kinds)),
-        positions=draw(st.sampled_from(["all", "masked"])),
-    )
-
-
-@settings(max_examples=25)
-@given(
-    layouts(),
-    st.builds(ShardPlan, st.integers(1, 9), st.integers(1, 2), st.integers(1, 5)),
-    st.integers(0, 99),
+from offline_teacher.store.writer import TaskWriter, begin_store, finish_store
+from tests.store.synthetic import (
+    ENVIRONMENT,
+    make_columns,
+    make_spec,
+    make_store,
+    small_layout,
+    write_files,
+    write_part,
+    write_task,
 )
-def test_every_layout_comes_back_bit_for_bit(layout: Layout, plan: ShardPlan, seed: int) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        store = make_store(directory, layout, plan, seed)
-        assert (store.layout, store.plan) == (layout, plan)
-        for replica, index in plan.shard_ids():
-            shard = store.shard(replica, index)
-            written = make_columns(store.manifest.declaration, replica, index, seed)
-            assert list(shard.columns) == list(written)
-            for name, array in written.items():
-                assert shard.columns[name].dtype == array.dtype
-                assert shard.columns[name].shape == array.shape
-                assert shard.columns[name].tobytes() == array.tobytes()
-        assert verify(directory) == []
-        assert deep_check(store.shard(0, 0), store.head(), layout, "float32") == []
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "float16": {},
+    "bfloat16": {"hidden_states": "bfloat16"},
+    "int8": {"hidden_states": "int8"},
+    "top-k alone": {"hidden_states": "none"},
+    "states alone": {"top_k": 0, "replay_layers": 1},
+    "masked": {"positions": "masked"},
+    "masked int8": {"positions": "masked", "hidden_states": "int8", "top_k": 0},
+    "pooled": {"positions": "pooled", "masked": 0, "top_k": 0, "hidden_states": "none"},
+    "masking off": {"masked": 0, "teacher_weights": False},
+    "uint32 ids": {"vocab_size": 70_000, "hidden_size": 2, "length": 5, "hidden_states": "none"},
+}
 
 
-def test_views_are_aligned_read_only_and_mapped(tmp_path: Path) -> None:
-    shard = make_store(str(tmp_path)).shard(1, 2)
-    assert len(shard) == 2
-    assert shard.sequence_ids.tolist() == [8, 9]
-    before = pa.total_allocated_bytes()
-    for array in shard.columns.values():
-        assert array.ctypes.data % 64 == 0
-        assert not array.flags.writeable
-        assert not array.flags.owndata
-    assert pa.total_allocated_bytes() == before
+def columns_of_split(store: Store, split: str, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    """What was written, for each masking epoch: column -> array over all its samples."""
+    plan, epochs = store.splits[split].plan, []
+    for epoch in range(plan.masking_epochs):
+        tasks = [plan.task(epoch * plan.tasks_per_epoch + place) for place in range(plan.tasks_per_epoch)]
+        made = [make_columns(store.spec, split, task, seed) for task in tasks]
+        epochs.append({name: np.concatenate([columns[name] for columns in made]) for name in made[0]})
+    return epochs
 
 
-def test_the_same_store_is_the_same_bytes(tmp_path: Path) -> None:
-    digests = [make_store(str(tmp_path / name)).manifest.digest for name in ("one", "two")]
-    assert digests[0] == digests[1]
-    one, two = (sorted(p for p in (tmp_path / name).rglob("*") if p.is_file()) for name in ("one", "two"))
-    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
-    assert make_store(str(tmp_path / "three"), seed=1).manifest.digest != digests[0]
+def read_split(store: Store, split: str, **options: Any) -> list[dict[str, np.ndarray]]:
+    """What a reader gives, for each masking epoch."""
+    reader, epochs = BlockReader(store, split, list(store.layout.data_columns()), **options), []
+    plan = store.splits[split].plan
+    for epoch in range(plan.masking_epochs):
+        blocks = [reader.rows(epoch, block) for block in range(plan.blocks_per_epoch)]
+        epochs.append({name: np.concatenate([columns[name] for columns in blocks]) for name in blocks[0]})
+    return epochs
 
 
-@pytest.mark.parametrize("samples", [1, 7, 64])
-def test_a_shard_opens_with_everything_that_reads_arrow(tmp_path: Path, samples: int) -> None:
-    import datasets
-
-    store = make_store(str(tmp_path), plan=ShardPlan(samples, 1, samples))
-    path = str(tmp_path / "shards" / f"{shard_name(0, 0)}.arrow")
-    logits = store.shard(0, 0).columns["topk_logits"].reshape(samples, -1)
-    as_file = pa.ipc.open_file(pa.memory_map(path)).read_all()
-    as_stream = pa.ipc.open_stream(pa.memory_map(path)).read_all()
-    as_dataset = datasets.Dataset.from_file(path)
-    assert as_file.equals(as_stream)
-    as_file.validate(full=True)
-    assert len(as_dataset) == samples
-    for row in (0, samples - 1):
-        assert as_dataset[row]["topk_logits"] == as_file["topk_logits"][row].as_py() == logits[row].tolist()
+def assert_same(found: list[dict[str, np.ndarray]], expected: list[dict[str, np.ndarray]]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert one[name].dtype == other[name].dtype
+            assert one[name].tobytes() == other[name].tobytes(), name
 
 
-def test_a_truncated_shard_does_not_open(tmp_path: Path) -> None:
-    make_store(str(tmp_path))
-    path = tmp_path / "shards" / f"{shard_name(0, 0)}.arrow"
-    data = path.read_bytes()
-    for kept in range(0, len(data), 97):
-        path.write_bytes(data[:kept])
-        with pytest.raises(pa.ArrowException):
-            pa.ipc.open_file(str(path))
+@pytest.mark.parametrize("changes", LAYOUTS.values(), ids=LAYOUTS)
+def test_every_layout_comes_back_bit_for_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
+    store = make_store(str(tmp_path), small_layout(**changes))
+    for split in ("train", "validation"):
+        expected = columns_of_split(store, split)
+        assert_same(read_split(store, split), expected)
+        assert store.splits[split].tokens == sum(int(epoch["token_count"].sum()) for epoch in expected)
+        masked = sum(int((epoch.get("masked_positions", np.array([-1])) >= 0).sum()) for epoch in expected)
+        assert store.splits[split].masked == masked
+    assert verify(store.root) == []
 
 
-def format_md(root_dir: Path) -> str:
-    return (root_dir / "offline_teacher/store/FORMAT.md").read_text()
+def test_any_rows_of_any_columns(store: Store) -> None:
+    (first, _), reader = (
+        columns_of_split(store, "train"),
+        BlockReader(store, "train", ["topk_ids", "input_ids"]),
+    )
+    at = 0
+    for block in range(store.splits["train"].plan.blocks_per_epoch):
+        whole = reader.rows(0, block)
+        assert list(whole) == ["topk_ids", "input_ids"]
+        n = len(whole["topk_ids"])
+        for rows in ([n - 1, 0], np.array([0]), slice(0, 1), slice(n, n)):
+            found = reader.rows(0, block, rows)
+            for name in found:
+                assert np.array_equal(found[name], first[name][at : at + n][rows])
+        assert not whole["topk_ids"].flags.writeable
+        at += n
+    for columns in (["logits"], ["digests"]):
+        with pytest.raises(UserError, match=f"holds no {columns[0]}"):
+            BlockReader(store, "train", columns)
 
 
-def test_the_reader_in_the_specification_works(tmp_path: Path, root_dir: Path) -> None:
-    code = re.findall(r"## A reader\n```python\n(.*?)```", format_md(root_dir), re.DOTALL)[0]
-    scope: dict[str, Any] = {}
-    exec(code, scope)
-    store = make_store(str(tmp_path))
-    for replica, index in store.plan.shard_ids():
-        layout, columns = scope["read_shard"](str(tmp_path), replica, index)
-        assert layout == store.layout.to_json()
-        for name, array in store.shard(replica, index).columns.items():
-            assert np.array_equal(columns[name], array.reshape(len(array), -1))
-    path = tmp_path / "shards" / f"{shard_name(0, 0)}.arrow"
-    path.write_bytes(path.read_bytes()[:-1] + b"2")
-    with pytest.raises(AssertionError, match="damaged"):
-        scope["read_shard"](str(tmp_path), 0, 0)
+def test_a_reader_counts_what_it_reads(store: Store) -> None:
+    reader, columns = BlockReader(store, "train", ["topk_ids"]), store.layout.columns()
+    reader.rows(0, 0, [1])
+    assert reader.bytes_read == 2 * columns["digests"].bytes + columns["topk_ids"].bytes
+    assert reader.requests == 0
 
 
-@pytest.mark.parametrize("hidden_states", ["float16", "int8", "none"])
-@pytest.mark.parametrize("positions", ["all", "masked"])
-@pytest.mark.parametrize("vocab_size", [30_522, 119_547])
-def test_a_realistic_shard_has_the_size_of_the_formula(
-    tmp_path: Path, hidden_states: str, positions: str, vocab_size: int
+def read_task_of_format_md(root_dir: Path) -> Any:
+    """The function of FORMAT.md, "A reader", as it stands there."""
+    text = (root_dir / "offline_teacher" / "store" / "FORMAT.md").read_text()
+    code = text[text.index("## A reader") :].split("```python\n")[1].split("```")[0]
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 40
+    assert "offline_teacher" not in code
+    names: dict[str, Any] = {}
+    exec(compile(code, "FORMAT.md", "exec"), names)
+    return names["read_task"]
+
+
+@pytest.mark.parametrize("changes", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_reader_in_the_format_reads_every_task(
+    tmp_path: Path, root_dir: Path, changes: dict[str, Any]
 ) -> None:
-    layout = Layout(128, 20, vocab_size, 64, (1.0, 2.0), 256, hidden_states, positions)
-    n, columns = 64, {}
-    for name, column in layout.columns().items():
-        columns[name] = np.zeros((n, *column.shape), column.dtype)
-    path = tmp_path / "shard"
-    write_file(str(path), layout, {}, columns)
-    b, L, M, K, T, D = 2 if vocab_size <= 65536 else 4, 128, 20, 64, 2, 256  # noqa: N806
-    P = L if positions == "all" else M  # noqa: N806
-    hidden = {"float16": 2 * D, "int8": D + 4, "none": 0}[hidden_states]
-    formula = 10 + b * L + (2 + b) * M + P * (K * (b + 2) + 4 * T) + P * hidden
+    read_task = read_task_of_format_md(root_dir)
+    store = make_store(str(tmp_path), small_layout(**changes))
+    for split in ("train", "validation"):
+        for task in store.splits[split].plan.tasks():
+            found = read_task(store.root, split, task.number)
+            assert list(found) == list(store.layout.columns())
+            for name, expected in make_columns(store.spec, split, task).items():
+                assert found[name].tobytes() == expected.tobytes(), name
+
+
+def test_the_reader_in_the_format_notices_damage(store: Store, root_dir: Path) -> None:
+    read_task = read_task_of_format_md(root_dir)
+    index = store.task_index("train", 0)
+    path = Path(shard_path(store.root, "train", index.task, index.shards[0].file))
+    data = bytearray(path.read_bytes())
+    data[index.shards[0].start + index.frames[2].offsets["hidden_states"] + 3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(AssertionError, match="damaged hidden_states"):
+        read_task(store.root, "train", 0)
+
+
+def test_plain_pyarrow_and_datasets_open_a_shard(store: Store) -> None:
+    task = store.splits["train"].plan.task(0)
+    index = store.task_index("train", 0)
+    expected = make_columns(store.spec, "train", task)
+    at = 0
+    for shard in index.shards:
+        path = shard_path(store.root, "train", index.task, shard.file)
+        table = pa.ipc.open_stream(pa.memory_map(path)).read_all()
+        table.validate(full=True)
+        assert table.column_names == list(store.layout.columns())
+        one = datasets.Dataset.from_file(path)
+        assert len(one) == table.num_rows == shard.samples
+        for row in range(shard.samples):
+            assert one[row]["input_ids"] == expected["input_ids"][at + row].tolist()
+            states = np.array(table["hidden_states"][row].as_py(), np.float16)
+            assert states.tobytes() == expected["hidden_states"][at + row].tobytes()
+        at += shard.samples
+    assert at == task.samples
+
+
+def test_samples_may_come_in_pieces_of_any_size(tmp_path: Path, store: Store) -> None:
+    root, spec, plan = str(tmp_path / "pieces"), store.spec, store.splits["train"].plan
+    begin_store(root, spec)
+    for task in plan.tasks():
+        columns = make_columns(spec, "train", task)
+        with TaskWriter(root, spec, "train", task, ENVIRONMENT) as writer:
+            at = 0
+            for size in (1, 3, 1, 7):
+                piece = {name: array[at : at + size].copy() for name, array in columns.items()}
+                writer.write(piece)
+                for array in piece.values():
+                    array.view(np.uint8)[...] = 255  # the caller's buffers are its own again
+                at += len(piece["sequence_id"])
+                if at == task.samples:
+                    break
+            assert writer.publish() == store.task_index("train", task.number)
+
+
+def test_stores_of_one_recipe_are_equal_whatever_the_order(tmp_path: Path, store: Store) -> None:
+    root, spec = str(tmp_path / "other"), store.spec
+    begin_store(root, spec)
+    for split in ("validation", "train"):
+        plan = store.splits[split].plan
+        for task in reversed(list(plan.tasks())):
+            write_task(root, spec, split, task)
+        for part in range(len(plan.rows)):
+            write_part(root, spec, plan, split, part)
+    write_files(root, spec)
+    finish_store(root, {"train": 3, "validation": 1})
+    assert files_of(root) == files_of(store.root)
+
+
+def files_of(root: str) -> dict[str, bytes]:
+    """Path below the store -> content, of every file."""
+    paths = [path for path in Path(root).rglob("*") if path.is_file()]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_the_store_gives_its_tokenizer_and_teacher(store: Store) -> None:
+    assert store.tokenizer_files()["vocab.txt"].startswith(b"[PAD]\n")
+    assert store.teacher_config()["hidden_size"] == 8
+    assert Path(store.teacher_weights()).read_bytes()[8:9] == b"{"
+    assert store.pooling() is None
+    assert store.digest == storage.digest_file(f"{store.root}/manifest.json")
+
+
+@pytest.mark.parametrize("changes", LAYOUTS.values(), ids=LAYOUTS)
+def test_sizes_are_those_of_the_formula(tmp_path: Path, changes: dict[str, Any]) -> None:
+    layout = small_layout(**changes)
+    L, M, K, T, D = layout.length, layout.masked, layout.top_k, 2, layout.hidden_size  # noqa: N806
+    b, P, C = layout.id_dtype.itemsize, layout.recorded, len(layout.columns()) - 1  # noqa: N806
+    formula = 8 * C + 10 + b * L + (2 + b) * M
+    formula += {"float16": P * 2 * D, "bfloat16": P * 2 * D, "int8": P * (D + 4)}.get(layout.hidden_states, 0)
+    formula += 2 * D if layout.positions == "pooled" else 0
+    formula += P * (K * (b + 2) + 4 * T) if K else 0
     assert layout.bytes_per_sample() == formula
-    assert path.stat().st_size == pytest.approx(n * formula, rel=0.02)
+    store = make_store(str(tmp_path), layout, rows={"train": (7,)})
+    index = store.task_index("train", 0)
+    for shard in index.shards:
+        framing = shard.bytes - shard.samples * formula
+        blocks = len(shard.blocks) // 16
+        assert 0 < framing < blocks * BLOCK_FRAMING + SHARD_FRAMING
+    for rows, frame in index.frames.items():
+        assert frame.bytes - rows * formula < BLOCK_FRAMING
 
 
-def test_the_example_in_the_specification_is_right(root_dir: Path) -> None:
-    layout = Layout(128, 20, 30_522, 64, (1.0, 2.0), 768, "float16", "all")
-    assert f"{layout.bytes_per_token():,.1f} bytes a token" in format_md(root_dir)
+def test_a_store_that_is_not_there_or_not_finished_says_what_to_do(tmp_path: Path) -> None:
+    root = str(tmp_path / "store")
+    with pytest.raises(UserError, match="is not a store"):
+        open_store(root)
+    spec = make_spec()
+    begin_store(root, spec)
+    with pytest.raises(UserError, match="not tokenised yet: run the teacher pass"):
+        open_store(root)
+    finished = make_store(str(tmp_path / "whole"))
+    plan = finished.splits["train"].plan
+    for part in range(3):
+        write_part(root, spec, plan, "train", part)
+    write_task(root, spec, "train", plan.task(4))
+    with pytest.raises(UserError, match="5 of 6 tasks are missing: run the teacher pass again"):
+        open_store(root)
+    with pytest.raises(
+        UserError, match=r"5 of 6 tasks of train are missing \(e000-p00000-0000, .*run"
+    ) as caught:
+        finish_store(root, {"train": 3})
+    assert caught.value.exit_code == 3
+
+
+def test_a_store_of_format_1_is_named(tmp_path: Path) -> None:
+    (tmp_path / "declaration.json").write_text("{}")
+    for finished in (False, True):
+        if finished:
+            (tmp_path / "manifest.json").write_text('{\n "digest": "x",\n "format_version": 1\n}\n')
+        with pytest.raises(UserError, match="of format 1, .*teacher pass"):
+            open_store(str(tmp_path))
+        with pytest.raises(UserError, match="of format 1, .*teacher pass"):
+            begin_store(str(tmp_path), make_spec())
 
 
 def test_int8_by_hand() -> None:
@@ -173,13 +292,17 @@ def test_int8_is_off_by_half_a_step_at_most(numbers: list[float]) -> None:
 
 
 def test_the_store_needs_no_framework() -> None:
+    modules = sorted(path.stem for path in Path("offline_teacher/store").glob("*.py"))
     code = (
-        "import sys, offline_teacher.store.deep, offline_teacher.store.verify\n"
+        "import sys, importlib\n"
+        f"for name in {modules!r}: importlib.import_module('offline_teacher.store.' + name)\n"
         "heavy = {'torch', 'ray', 'transformers', 'datasets', 'deepspeed', 'mlflow'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[]"
+    assert len(modules) > 10
 
 
 def test_layouts_that_contradict_themselves_name_the_field() -> None:
@@ -187,39 +310,19 @@ def test_layouts_that_contradict_themselves_name_the_field() -> None:
         {"top_k": 0, "hidden_states": "none"},
         {"masked": 13},
         {"length": 0},
+        {"length": "12"},
         {"vocab_size": True},
         {"temperatures": (2.0, 1.0)},
         {"temperatures": ()},
         {"temperatures": (float("nan"),)},
-        {"hidden_states": "bfloat16"},
+        {"hidden_states": "float32"},
         {"positions": "some"},
+        {"positions": "masked", "masked": 0},
+        {"replay_layers": 1, "positions": "masked"},
+        {"replay_layers": 1, "hidden_states": "none"},
+        {"top_k": 4, "positions": "pooled", "hidden_states": "none"},
+        {"hidden_states": "int8", "positions": "pooled", "top_k": 0},
+        {"teacher_weights": 1},
     ):
-        with pytest.raises(ValueError, match=next(iter(changes))):
+        with pytest.raises(ValueError, match=re.escape(next(iter(changes)))):
             small_layout(**changes)
-
-
-@given(st.integers(1, 60), st.integers(1, 3), st.integers(1, 70))
-def test_every_sample_is_in_exactly_one_shard(sequences: int, replicas: int, size: int) -> None:
-    plan = ShardPlan(sequences, replicas, size)
-    shards = list(plan.shard_ids())
-    assert len(shards) == plan.total
-    assert [plan.position(*shard) for shard in shards] == list(range(plan.total))
-    samples = [(replica, sequence) for replica, index in shards for sequence in plan.sequence_range(index)]
-    assert samples == [(r, s) for r in range(replicas) for s in range(sequences)]
-
-
-def test_opening_says_how_much_is_missing(tmp_path: Path) -> None:
-    from infra.errors import UserError
-    from offline_teacher.store.writer import begin_store, finish_store, write_shard
-
-    root = str(tmp_path / "store")
-    with pytest.raises(UserError, match="is not a store"):
-        open_store(root)
-    declaration = make_declaration()
-    begin_store(root, declaration)
-    write_shard(root, declaration, 1, 0, make_columns(declaration, 1, 0))
-    with pytest.raises(UserError, match="5 of 6 shards are missing"):
-        open_store(root)
-    with pytest.raises(UserError, match="r000-00000000") as caught:
-        finish_store(root)
-    assert caught.value.exit_code == 3

@@ -1,0 +1,257 @@
+"""95 % intervals of scores, and of what compares them, from predictions alone.
+
+A score is the median over S fine-tuning seeds of a metric on n dev examples. Two things make it uncertain:
+which examples the dev set happens to hold, and which seeds were run.
+
+* Examples: the dev set is resampled with replacement ``RESAMPLES`` times, the same examples for every seed
+  and model, so that models are compared in pairs. The covariance of the medians over resamples is the
+  bootstrap's (Efron and Tibshirani 1993, chapter 6). It has n - 1 degrees of freedom.
+* Seeds: the variance between a model's seeds, less what resampling the examples explains of it, is divided
+  by S and multiplied by ``MEDIAN_VARIANCE``. It has S - 1 degrees of freedom before that is taken off. The
+  seeds of different models count as independent.
+
+The variances are added. The interval is score +- t sqrt(variance) with the degrees of freedom of Welch and
+Satterthwaite (Satterthwaite 1946, Biometrics Bulletin 2:110). Percentiles of a bootstrap that also resamples
+three seeds would be too narrow where seeds differ: they end at the worst and the best seed, which hold the
+true median in three of four cases.
+
+An interval covers another dev set from the same source and other fine-tuning seeds; with one seed, another
+dev set alone. It does not cover another pre-training or distillation run, other hyper-parameters, or text of
+another kind. It is too short where a score is within a few examples of its bound: that of a model without a
+mistake has width 0.
+
+Letters: M models, S seeds, R resamples, n examples of a dev set. Weights [n, R] say how often each example
+occurs in each resample; a column of ones is the dev set itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtrit
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+MEDIAN_VARIANCE = {1: 1.0, 2: 1.0, 3: 1.346, 4: 1.193, 5: 1.434}
+"""S x the variance of the median of S standard normal numbers; pi / 2, its limit, is used beyond."""
+CELLS = 1 << 21
+"""Weights held in memory at a time."""
+
+Weights = Mapping[str, np.ndarray]
+"""Dev set -> float64 [n, R]."""
+Scorer = Callable[[Weights], np.ndarray]
+"""One model and seed: the task's score [R] of every resample."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One independent source of error in the scores of M models."""
+
+    covariance: np.ndarray
+    """float64 [M, M]"""
+    freedom: float
+    """Degrees of freedom of that covariance."""
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Scores of M models on one task, or means over tasks."""
+
+    scores: np.ndarray
+    """float64 [M], medians over seeds."""
+    components: tuple[Component, ...]
+
+    def error(self, contrast: np.ndarray) -> tuple[float, float]:
+        """Variance of ``contrast`` [M] . scores, and the t factor of its 95 % interval."""
+        parts = [float(contrast @ part.covariance @ contrast) for part in self.components]
+        variance = sum(parts)
+        if variance <= 0:
+            return 0.0, 0.0
+        squares = sum(part**2 / one.freedom for part, one in zip(parts, self.components, strict=True))
+        return variance, float(stdtrit(variance**2 / squares, (1 + CONFIDENCE) / 2))
+
+
+def estimate(scorers: Sequence[Sequence[Scorer]], sizes: Mapping[str, int]) -> Estimates:
+    """Scores and errors on one task. scorers: [M][S]; sizes: examples of each dev set.
+
+    The same predictions give the same bits: resamples come from a fixed seed.
+    """
+    itself = {part: np.ones((size, 1)) for part, size in sizes.items()}
+    actual = [[float(scorer(itself)[0]) for scorer in seeds] for seeds in scorers]
+    drawn: list[list[list[np.ndarray]]] = [[[] for _ in seeds] for seeds in scorers]
+    for weights in resamples(sizes):
+        for model, seeds in enumerate(scorers):
+            for seed, scorer in enumerate(seeds):
+                drawn[model][seed].append(scorer(weights))
+    values = [np.asarray([np.concatenate(chunks) for chunks in seeds]) for seeds in drawn]  # M of [S, R]
+    medians = np.asarray([np.median(seeds, axis=0) for seeds in values])
+    freedom = max(1, sum(sizes.values()) - 1)
+    components = [Component(np.atleast_2d(np.cov(medians)), freedom)]
+    for model, (scores, resampled) in enumerate(zip(actual, values, strict=True)):
+        variance, freedom_seeds = seed_variance(np.asarray(scores), resampled)
+        if variance > 0:
+            covariance = np.zeros((len(actual), len(actual)))
+            covariance[model, model] = variance
+            components.append(Component(covariance, freedom_seeds))
+    return Estimates(np.asarray([np.median(scores) for scores in actual]), tuple(components))
+
+
+def seed_variance(scores: np.ndarray, resampled: np.ndarray) -> tuple[float, float]:
+    """The seeds' part of the variance of a median of scores [S], and its degrees of freedom.
+
+    resampled: [S, R]. Scores of two seeds differ also because each errs on other examples. That part is in
+    the variance over examples already. It is how much the seeds' distances from their mean vary over
+    resamples.
+    """
+    count = len(scores)
+    if count < 2:
+        return 0.0, 1.0
+    between = float(np.var(scores, ddof=1))
+    examples = float(np.var(resampled - resampled.mean(axis=0), axis=1).sum() / (count - 1))
+    if between <= examples:
+        return 0.0, 1.0
+    share = 1 - examples / between
+    return MEDIAN_VARIANCE.get(count, math.pi / 2) * share * between / count, (count - 1) * share**2
+
+
+def mean(tasks: Sequence[Estimates]) -> Estimates:
+    """Means over tasks, whose examples and fine-tuning runs are independent of each other."""
+    count = len(tasks)
+    parts = [Component(one.covariance / count**2, one.freedom) for task in tasks for one in task.components]
+    return Estimates(np.mean([task.scores for task in tasks], axis=0), tuple(parts))
+
+
+def interval(estimates: Estimates, contrast: np.ndarray) -> tuple[float, float]:
+    """Ends of the 95 % interval of ``contrast`` [M] . scores: a model's score, or a difference of two."""
+    value = float(contrast @ estimates.scores)
+    variance, factor = estimates.error(contrast)
+    half = factor * math.sqrt(variance)
+    return value - half, value + half
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """``interval``: ends of the 95 % interval; None where any ratio, however large, is possible."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+
+def retention(estimates: Estimates, student: int, teacher: int) -> Ratio | None:
+    """student / teacher, positions among the models. None where the teacher's score is not positive."""
+    unit = np.eye(len(estimates.scores))
+    return ratio(estimates, unit[student], unit[teacher])
+
+
+def gap_closed(estimates: Estimates, student: int, undistilled: int, teacher: int) -> Ratio | None:
+    """(student - undistilled) / (teacher - undistilled); None where the teacher is not the better one."""
+    unit = np.eye(len(estimates.scores))
+    return ratio(estimates, unit[student] - unit[undistilled], unit[teacher] - unit[undistilled])
+
+
+def ratio(estimates: Estimates, numerator: np.ndarray, denominator: np.ndarray) -> Ratio | None:
+    """(numerator . scores) / (denominator . scores) of contrasts [M]; None where the divisor is not positive.
+
+    Its interval is Fieller's (1954, JRSS B 16:175): every g for which (numerator - g denominator) . scores
+    has an interval that holds 0. It has no ends where the divisor's own interval holds 0.
+    """
+    top, bottom = float(numerator @ estimates.scores), float(denominator @ estimates.scores)
+    if bottom <= 0:
+        return None
+    value = top / bottom
+    _, factor = estimates.error(numerator - value * denominator)
+    pair = np.stack([numerator, denominator])
+    covariance = sum((pair @ one.covariance @ pair.T for one in estimates.components), np.zeros((2, 2)))
+    (first, middle), (_, last) = np.outer([top, bottom], [top, bottom]) - factor**2 * covariance
+    if last <= 0:
+        return Ratio(value, None)
+    half = math.sqrt(max(0.0, middle**2 - last * first))
+    return Ratio(value, (float((middle - half) / last), float((middle + half) / last)))
+
+
+def resamples(sizes: Mapping[str, int], count: int = RESAMPLES, seed: int = 0) -> Iterator[Weights]:
+    """Weights of ``count`` resamples, some at a time. Each dev set is resampled on its own."""
+    generator = np.random.default_rng(seed)
+    most = max(1, CELLS // max(sizes.values()))
+    for start in range(0, count, most):
+        number = min(most, count - start)
+        yield {part: _occurrences(generator, number, size) for part, size in sizes.items()}
+
+
+def _occurrences(generator: np.random.Generator, count: int, size: int) -> np.ndarray:
+    drawn = generator.integers(0, size, (count, size)) + size * np.arange(count)[:, None]
+    found = np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size)
+    return np.ascontiguousarray(found.T, dtype=np.float64)
+
+
+# --- evaluation.metrics of resamples: (predicted [n], expected [n], weights [n, R]) -> [R] ------------------
+
+
+def accuracy(predicted: np.ndarray, expected: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return average(predicted == expected, weights)
+
+
+def average(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Means [R] of one number per example, [n]."""
+    return values.astype(np.float64) @ weights / weights.sum(axis=0)
+
+
+def f1(predicted: np.ndarray, expected: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """F1 of class 1 from the counts of a resample."""
+    found, there = predicted == 1, expected == 1
+    both, sizes = (found & there).astype(np.float64) @ weights, (0.0 + found + there) @ weights
+    return _divide(2 * both, sizes)
+
+
+def matthews(predicted: np.ndarray, expected: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """From a resample's counts, for any number of classes (Gorodkin 2004, Comput. Biol. Chem. 28:367)."""
+    classes = np.union1d(predicted, expected)[:, None]
+    found, there = ((vector == classes).astype(np.float64) @ weights for vector in (predicted, expected))
+    right, total = (predicted == expected).astype(np.float64) @ weights, weights.sum(axis=0)
+    spreads = (total**2 - (counts**2).sum(axis=0) for counts in (found, there))
+    return _divide(right * total - (found * there).sum(axis=0), np.sqrt(math.prod(spreads)))
+
+
+def pearson(predicted: np.ndarray, expected: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """From a resample's sums of x, y, x^2, y^2 and x y, each vector centred first."""
+    x, y = (vector.astype(np.float64) - vector.mean(dtype=np.float64) for vector in (predicted, expected))
+    sums, squares, total = np.stack([x, y]) @ weights, np.stack([x * x, y * y]) @ weights, weights.sum(axis=0)
+    spreads = squares - sums**2 / total
+    spreads[spreads < 1e-12 * squares] = 0  # a constant vector but for rounding
+    return _divide((x * y) @ weights - sums[0] * sums[1] / total, np.sqrt(spreads[0] * spreads[1]))
+
+
+def spearman(predicted: np.ndarray, expected: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Pearson's of the ranks within the resample itself, not of the ranks in the dev set."""
+    x, y = _centred_ranks(predicted, weights), _centred_ranks(expected, weights)
+    covariance, *spreads = (
+        np.einsum("nr,nr,nr->r", weights, one, other) for one, other in ((x, y), (x, x), (y, y))
+    )
+    return _divide(covariance, np.sqrt(spreads[0] * spreads[1]))
+
+
+def _centred_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[n, R]: each example's rank within a resample, ties and repeats at their mean rank, less the mean."""
+    distinct, group = np.unique(values, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    starts = np.searchsorted(group[order], np.arange(len(distinct)))
+    sizes = np.add.reduceat(weights[order], starts, axis=0)  # [distinct values, R]
+    return (np.cumsum(sizes, axis=0) - (sizes + weights.sum(axis=0)) / 2)[group]
+
+
+def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """0 where the denominator is 0, as a degenerate vector scores."""
+    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "matthews": matthews,
+    "pearson": pearson,
+    "spearman": spearman,
+}
+"""By the names of ``evaluation.metrics.METRICS``."""

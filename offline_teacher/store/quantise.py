@@ -1,0 +1,20 @@
+"""Symmetric int8 with one scale a position: value = int8 * scale, scale = max|x| / 127."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def quantise(hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 [..., D] and float32 scale [...] of hidden [..., D]; half rounds to even, zeros keep scale 0."""
+    hidden = np.asarray(hidden, np.float32)
+    scale = np.abs(hidden).max(axis=-1) / np.float32(127)
+    safe = np.where(scale > 0, scale, np.float32(1))
+    steps = np.clip(np.rint(hidden / safe[..., None]), -127, 127)  # a subnormal scale may round past 127
+    return steps.astype(np.int8), scale
+
+
+def dequantise(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """float32 [..., D] of int8 [..., D] and scale [...]."""
+    hidden: np.ndarray = values.astype(np.float32) * scale[..., None]
+    return hidden

@@ -1,0 +1,115 @@
+"""``python -m tests.gpu``: is the code right on a GPU, and how fast is it there?
+
+It needs torch and transformers, and nothing from a network. Parts named ``check_*`` compare this device with
+the CPU or with float64 and fail if they differ; parts named ``speed_*`` measure tokens per second and the
+share of the device's peak (model FLOP utilisation). Without a GPU, or with ``--device cpu``, the same parts
+run on tiny models, so that the program itself is tested everywhere.
+
+Results go to a JSON file. The exit code is 1 if a check failed. On one H100 everything takes some minutes;
+``--skip NAME`` leaves a part out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.gpu import checks, speed
+from tests.gpu.models import Size, size_for
+
+Part = Callable[[torch.device, Size], dict[str, Any]]
+
+PARTS: dict[str, Part] = {
+    "check_reduction": checks.reduction,
+    "check_loss": checks.loss,
+    "check_pass": checks.teacher_pass,
+    "check_training": checks.training,
+    "speed_pass": speed.teacher_pass,
+    "speed_student": speed.student,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("error: --device cuda: torch sees no GPU here", file=sys.stderr)
+        return 2
+    results: dict[str, Any] = {"machine": _machine(device), "parts": {}}
+    for name, part in PARTS.items():
+        if name in options.skip:
+            continue
+        print(f"{name} ...", end=" ", flush=True)
+        found = _run(part, device)
+        results["parts"][name] = found
+        print(
+            f"{'ok' if found['ok'] else 'FAILED: ' + found['error']} ({found['seconds']:.0f} s)", flush=True
+        )
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(_table(results["parts"]))
+    print(f"results: {options.out}")
+    return 0 if all(part["ok"] for part in results["parts"].values()) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.gpu", description="Correctness and speed on a GPU; without one, on tiny models."
+    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: a GPU where there is one")
+    parser.add_argument("--skip", action="append", default=[], choices=list(PARTS), help="leave a part out")
+    parser.add_argument(
+        "--out", type=Path, default=Path("gpu.json"), metavar="FILE", help="default: gpu.json"
+    )
+    return parser
+
+
+def _run(part: Part, device: torch.device) -> dict[str, Any]:
+    """The part's figures, whether it passed, its seconds, and the traceback where it did not."""
+    started = time.perf_counter()
+    try:
+        found = {"ok": True, **part(device, size_for(device))}
+    except Exception as error:  # one part that fails leaves the others their turn
+        found = {
+            "ok": False,
+            "error": f"{type(error).__name__}: {error}",
+            "traceback": traceback.format_exc(),
+        }
+    return {**found, "seconds": round(time.perf_counter() - started, 2)}
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    import transformers
+
+    return {
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or "CPU",
+        "type": device.type,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "cuda": torch.version.cuda,
+        "peak_flops_bfloat16": speed.peak_flops(device),
+    }
+
+
+def _table(parts: dict[str, Any]) -> str:
+    """One line for each measured row."""
+    lines = []
+    for name, part in parts.items():
+        for row in part.get("rows", []):
+            share = f", {100 * row['utilisation']:.1f} % of peak" if row.get("utilisation") else ""
+            lines.append(f"{name}: {row['what']}: {row['tokens_per_second']:,.0f} tokens/s{share}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
