@@ -21,6 +21,7 @@ from evaluation.predictions import Answers
 from evaluation.tasks import Split, Task, find_task, has_part, load
 from evaluation.training import Encoded, Fit, Loss, Schedule, Targets, fit, predict
 from infra import storage
+from infra.control_tokens import tokenize
 from infra.errors import UserError
 from infra.sections import Evaluation
 
@@ -210,7 +211,7 @@ def encode(tokenizer: Any, task: Task, split: Split, length: int) -> Encoded:
     if task.kind == "spans":
         return squad.encode(tokenizer, split.questions, length).encoded
     columns = [list(column) for column in zip(*split.texts, strict=True)]
-    output = tokenizer(*columns, truncation=True, max_length=length, return_token_type_ids=True)
+    output = tokenize(tokenizer, *columns, truncation=True, max_length=length)
     targets = {} if split.labels is None else {"label": split.labels}
     return Encoded(output["input_ids"], output["token_type_ids"], targets)
 

@@ -13,7 +13,9 @@ import torch
 
 from evaluation.tasks import Task
 from infra import storage
+from infra.control_tokens import read_as_text
 from infra.errors import UserError
+from offline_teacher.families.positions import usable_length
 
 WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"
@@ -95,6 +97,10 @@ def _from_hub(name: str, revision: str | None) -> str:
 
 
 def load_tokenizer(directory: str) -> Any:
+    """The fast tokenizer of a model directory, to which a text's ``[SEP]`` is text.
+
+    Raises UserError where there is none or it has no pad token.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -103,6 +109,7 @@ def load_tokenizer(directory: str) -> Any:
         raise UserError(f"{directory}: the tokenizer cannot be loaded: {_first_line(error)}") from error
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
         raise UserError(f"{directory}: the tokenizer needs a tokenizer.json and a pad token")
+    read_as_text(tokenizer)
     return tokenizer
 
 
@@ -161,7 +168,7 @@ def require_fit(directory: str, config: Any, tokenizer: Any, length: int) -> Non
             f"{directory}: vocabulary mismatch: the tokenizer has ids up to {largest}, "
             f"the model only {config.vocab_size} embeddings"
         )
-    positions = getattr(config, "max_position_embeddings", length)
+    positions = usable_length(config)
     if length > positions:
         raise UserError(
             f"rows of {length} tokens (evaluation.max_length, or the task's own length), "

@@ -25,6 +25,7 @@ from infra import console, storage, tracking
 from infra.errors import UserError
 from infra.recipe import Recipe
 from infra.sections import Evaluation
+from offline_teacher.families.positions import usable_length
 
 TAUGHT = "student (D)"
 """The student after a second distillation, as the paper names it."""
@@ -185,10 +186,11 @@ def measure_latency(
     runners, inputs = {}, {}
     for candidate in candidates:
         tokenizer = load_tokenizer(candidate.directory)
+        length = min(settings.max_length, usable_length(load_config(candidate.directory)))
         runners[candidate.name] = latency.torch_runner(load_model(candidate, task, seed=0))
         sizes = (1, *latency.BATCH_SIZES)
         inputs[candidate.name] = {
-            size: latency.batches(tokenizer, texts, size, settings.max_length) for size in sizes
+            size: latency.batches(tokenizer, texts, size, length) for size in sizes
         }  # fmt: skip
     student = next(one for one in candidates if one.name == STUDENT)
     extra = devices.latency_rows(student, settings, texts, inputs[STUDENT])

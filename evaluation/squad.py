@@ -16,6 +16,7 @@ import numpy as np
 from evaluation.metrics import squad_scores
 from evaluation.training import Encoded
 from infra import storage
+from infra.control_tokens import tokenize
 from infra.errors import UserError
 
 MAX_ANSWER_TOKENS = 30
@@ -88,7 +89,8 @@ class Windows:
 def encode(tokenizer: Any, questions: Sequence[Question], max_length: int) -> Windows:
     """Tokenize into windows of at most ``max_length`` tokens overlapping by a third (at most 128)."""
     texts = [_shorten(tokenizer, item.question, min(64, max_length // 4)) for item in questions]
-    output = tokenizer(
+    output = tokenize(
+        tokenizer,
         texts,
         [item.context for item in questions],
         truncation="only_second",
@@ -96,7 +98,6 @@ def encode(tokenizer: Any, questions: Sequence[Question], max_length: int) -> Wi
         stride=min(128, max_length // 3),
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
-        return_token_type_ids=True,
     )
     owners = list(output["overflow_to_sample_mapping"])
     offsets, starts, ends = [], [], []

@@ -104,7 +104,7 @@ def _sample(store: Store, shard: Shard, head: MlmHead | None, row: int, tokenize
     k = store.layout.top_k or SHOWN
     rows = []
     for at, slot in enumerate(slots):
-        best = tokenizer.convert_ids_to_tokens(found.ids[at, :SHOWN].tolist())
+        best = _tokens(tokenizer, found.ids[at, :SHOWN].tolist())
         # Two spaces: every other mark may be a token.
         told = "  ".join(f"{token} {p:.3f}" for token, p in zip(best, found.probabilities[at], strict=False))
         true, seen = tokenizer.convert_ids_to_tokens(
@@ -117,6 +117,12 @@ def _sample(store: Store, shard: Shard, head: MlmHead | None, row: int, tokenize
     headers = ["position", "true", "seen", f"teacher's top {SHOWN}", entropy, f"tail beyond {k}"]
     title = f"sample {int(shard.sequence_ids[row])}, replica {shard.replica}, {count} tokens"
     return "\n".join([title, tokenizer.decode(ids), "", table(rows, headers), ""])
+
+
+def _tokens(tokenizer: Any, ids: list[int]) -> list[str]:
+    """The token of each id; ``id 31000`` for a row of embeddings that has no token."""
+    found = zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)
+    return [f"id {number}" if token is None else token for number, token in found]
 
 
 def distributions(

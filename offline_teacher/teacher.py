@@ -26,6 +26,13 @@ from offline_teacher.teacher_directory import (
 
 UNUSED_WEIGHTS = ("pooler", "position_ids", "token_type_ids")
 """What a masked LM does without, of an encoder's weights and buffers."""
+DECODER_BIAS = (
+    "cls.predictions.bias",
+    "cls.predictions.decoder.bias",
+    "lm_head.bias",
+    "lm_head.decoder.bias",
+)
+"""Where masked LMs keep it: in one place, or in two that are alike. In neither it is zero."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,9 @@ class LoadedTeacher:
 def load_model(directory: str, config: Any) -> Any:
     """The masked LM in float32 on the CPU.
 
+    The weights decide whether the decoder is the word embeddings: it is where they are equal or the file has
+    one of the two. ``config.tie_word_embeddings`` is set to what they say.
+
     Raises UserError where weights are missing, have other shapes than ``config`` says, or are of an encoder
     that transformers would run without them (more layers, relative positions).
     """
@@ -52,6 +62,7 @@ def load_model(directory: str, config: Any) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    config.tie_word_embeddings = True  # transformers compares the weights then, and ties equal ones alone
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its table of keys: what matters of it is said below
     try:
@@ -70,6 +81,7 @@ def load_model(directory: str, config: Any) -> Any:
         raise UserError(f"teacher.model: {directory} cannot be loaded ({first_line(error)})") from None
     finally:
         logging.set_verbosity(verbosity)
+    config.tie_word_embeddings = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     encoder = f"{model.base_model_prefix}."
     unread = [name for name in info["unexpected_keys"] if name.startswith(encoder)]
     unread = [name for name in unread if not any(part in name.split(".") for part in UNUSED_WEIGHTS)]
@@ -78,7 +90,7 @@ def load_model(directory: str, config: Any) -> Any:
     ]
     for names, meaning in (
         (other, "has weights of other shapes than its config.json says"),
-        (list(info["missing_keys"]), "is not a masked LM; its weights lack"),
+        ([*set(info["missing_keys"]).difference(DECODER_BIAS)], "is not a masked LM; its weights lack"),
         (unread, "has weights that the model of its config.json has no place for"),
     ):
         if names:

@@ -13,6 +13,7 @@ import xxhash
 
 from infra.errors import UserError
 from infra.sections import Teacher
+from offline_teacher.families.positions import usable_length
 
 HEADS = {
     "bert": (
@@ -42,8 +43,6 @@ HUB_FILES = (
     "merges.txt",
 )
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
-VOCABULARY_PADDING = 128
-"""A model may have fewer than this many rows more than its tokenizer has tokens (rounding up)."""
 
 
 def find_teacher(teacher: Teacher) -> str:
@@ -212,22 +211,18 @@ def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
 
 def check_fit(directory: str, config: Any, tokenizer: Any, length: int) -> None:
     """UserError unless tokenizer, model and sequence length belong together."""
-    tokens, rows = len(tokenizer), config.vocab_size
-    if tokens > rows or rows - tokens >= VOCABULARY_PADDING:
+    name, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if largest >= config.vocab_size:  # rows without a token are no reason: many models have some
         raise UserError(
-            f"teacher.model: the tokenizer of {directory} has {tokens} tokens, its model {rows}:"
-            " they are not of the same vocabulary"
+            f"teacher.model: the tokenizer of {directory} has the token {name!r} with id {largest}, its model"
+            f" only {config.vocab_size} rows of embeddings: they are not of the same vocabulary"
         )
     if config.pad_token_id is not None and config.pad_token_id != tokenizer.pad_token_id:
         raise UserError(
             f"teacher.model: the tokenizer of {directory} pads with id {tokenizer.pad_token_id}, its model"
             f" expects {config.pad_token_id}: they are not of the same vocabulary"
         )
-    positions = config.max_position_embeddings
-    if config.model_type != "bert":  # RoBERTa counts positions from pad_token_id + 1
-        if config.pad_token_id is None:
-            raise UserError(f"teacher.model: {directory}/config.json has no pad_token_id")
-        positions -= config.pad_token_id + 1
+    positions = usable_length(config)
     if length > positions:
         raise UserError(f"sequences.length: {length} is more than the {positions} positions of {directory}")
 

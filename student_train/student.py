@@ -21,6 +21,7 @@ from transformers import (
     DistilBertForMaskedLM,
     PretrainedConfig,
     PreTrainedModel,
+    logging,
 )
 
 from infra import sections
@@ -32,6 +33,14 @@ DISTILBERT_LAYERS = (0, 2, 4, 7, 9, 11)
 
 ROBERTA_FAMILY = ("roberta", "xlm-roberta", "camembert")
 """Model types whose masked LM is laid out as RoBERTa's."""
+
+DECODER_BIAS = (
+    "cls.predictions.bias",
+    "cls.predictions.decoder.bias",
+    "lm_head.bias",
+    "lm_head.decoder.bias",
+)
+"""Where masked LMs keep it: in one place, or in two that are alike. In neither it is zero."""
 
 DISTILBERT_NAMES = {
     "attention.self.query": "attention.q_lin",
@@ -90,6 +99,9 @@ class StudentModel(nn.Module):
 
     def save(self, directory: str) -> None:
         """Weights (safetensors) and config in save_pretrained layout; the projection stays out."""
+        head = getattr(self.model, "lm_head", None)
+        if head is not None:  # of an untied RoBERTa: the bias lies in two places, and readers differ
+            head.bias.data.copy_(head.decoder.bias.data)
         self.model.save_pretrained(directory)
 
 
@@ -114,15 +126,18 @@ def build_student(
     """
     layers = choose_layers(student.layers, teacher_config["num_hidden_layers"])
     config = _student_config(student, teacher_config, len(layers))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        built = StudentModel(AutoModelForMaskedLM.from_config(config), teacher_config["hidden_size"])
+    teacher = None
     if student.init == "teacher":
         if teacher_model is None:
             raise UserError("student.init: teacher needs the teacher's weights; set teacher.model")
-        teacher = _teacher_weights(teacher_model, revision, teacher_config)
+        teacher = _load_teacher(teacher_model, revision, teacher_config)
+        config.tie_word_embeddings = _is_tied(teacher)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built = StudentModel(AutoModelForMaskedLM.from_config(config), teacher_config["hidden_size"])
+    if teacher is not None:
         rename = _bert_as_distilbert if teacher_config["model_type"] == "bert" else _fewer_layers
-        built.model.load_state_dict(rename(teacher, layers))
+        built.model.load_state_dict(rename(teacher.state_dict(), layers))
     if student.dropout:
         use_cheap_dropout(built.model)
     return built.train()
@@ -188,8 +203,10 @@ def _student_config(student: sections.Student, teacher: Mapping[str, Any], depth
     )
 
 
-def _teacher_weights(source: str, revision: str | None, expected: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The teacher's float32 tensors by name, from safetensors."""
+def _load_teacher(source: str, revision: str | None, expected: Mapping[str, Any]) -> PreTrainedModel:
+    """The teacher in float32, from safetensors. Its decoder is tied where the weights say so."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its table of keys: what matters of it is said below
     try:
         model, loading = AutoModelForMaskedLM.from_pretrained(
             source,
@@ -197,13 +214,17 @@ def _teacher_weights(source: str, revision: str | None, expected: Mapping[str, A
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
+            tie_word_embeddings=True,  # transformers compares the weights then, and ties equal ones alone
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"teacher.model: cannot read the weights of {source}: {reason}") from error
-    if loading["missing_keys"]:
-        missing = ", ".join(sorted(loading["missing_keys"])[:3])
+    finally:
+        logging.set_verbosity(verbosity)
+    lost = sorted(set(loading["missing_keys"]).difference(DECODER_BIAS))
+    if lost:
+        missing = ", ".join(lost[:3])
         raise UserError(f"teacher.model: {source} is not a whole masked LM; it lacks {missing}")
     for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):
         found = getattr(model.config, name)
@@ -211,8 +232,12 @@ def _teacher_weights(source: str, revision: str | None, expected: Mapping[str, A
             raise UserError(
                 f"teacher.model: {source} has {name} {found}, the store's teacher {expected[name]}"
             )
-    tensors: dict[str, Tensor] = model.state_dict()
-    return tensors
+    return model
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    """Whether the decoder is the word embeddings."""
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def _bert_as_distilbert(bert: Mapping[str, Tensor], layers: Sequence[int]) -> dict[str, Tensor]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from infra.errors import UserError
 from offline_teacher.main import _parser, main
+from offline_teacher.store.reader import open_store
 from tests.offline_teacher.stores import contents, finish, start
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 
@@ -133,6 +136,34 @@ def test_inspect_shows_a_sample(made: Path, tmp_path: Path, capsys: pytest.Captu
     assert plot.read_bytes()[1:4] == b"PNG"
     with pytest.raises(UserError, match="has sequences 0 to"):
         main(["inspect", str(store_of(made)), "--sample", "99999"])
+
+
+def test_added_tokens_and_rows_without_a_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A teacher with [URL] among its tokens and a thousand rows of embeddings more than tokens."""
+    model = save_bert(tmp_path / "model", vocab_size=1100)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[URL]"]})
+    tokenizer.save_pretrained(model)
+    text = write_text(tmp_path / "text.txt", 60)
+    text.write_text("".join(f"[URL] [SEP] {line}\n" for line in text.read_text().splitlines()))
+    recipe = write_recipe(tmp_path, text, model, sequences={"length": 16, "packing": "document"})
+    code, output = finish(start(recipe))
+    assert code == 0, output
+    store = open_store(str(store_of(recipe)))
+    shards = [store.shard(*shard).columns for shard in store.plan.shard_ids()]
+    ids, labels = (
+        np.concatenate([shard[name] for shard in shards]) for name in ("input_ids", "masked_labels")
+    )
+    url = tokenizer.convert_tokens_to_ids("[URL]")
+    assert (ids[:, 1] == url).all()
+    assert ((ids == tokenizer.sep_token_id).sum(axis=1) == 1).all()
+    assert (labels != url).all()
+    assert ids.max() < len(tokenizer) < store.layout.vocab_size  # random replacements are tokens
+    assert main(["verify", str(store_of(recipe)), "--deep"]) == 0
+    assert main(["inspect", str(store_of(recipe)), "--sample", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert "None" not in shown
+    assert "id 1" in shown
 
 
 def test_validation_store_is_masked_once(made: Path) -> None:

@@ -1,0 +1,1 @@
+"""What differs between families of encoders. Every stage may import this package."""
