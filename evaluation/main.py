@@ -34,7 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.recipe:
         recipe = load_recipe(options.recipe, options.overrides)
         _require_student(recipe, options.recipe)
-        # Only now, as torch and transformers take seconds: mistakes come first.
         from evaluation.recipe_run import run_recipe
 
         return run_recipe(recipe, options.submission)
@@ -102,12 +101,17 @@ def _export_parser() -> argparse.ArgumentParser:
 
 def _export(arguments: Sequence[str]) -> int:
     options = _export_parser().parse_args(arguments)
-    storage.require_writable(options.output)
-    from evaluation.export import export
-    from evaluation.models import local_directory
+    from evaluation.exported import finished
+    from evaluation.models import local_directory, require_model
 
     with local_directory(options.model) as model:
-        summary = export(model, options.output)
+        require_model(model)
+        summary = finished(model, options.output)
+        if summary is None:
+            storage.require_writable(options.output)
+            from evaluation.export import export
+
+            summary = export(model, options.output)
     lines = [[name, f"{size / 1e6:.2f} MB"] for name, size in summary["bytes"].items()]
     print(console.table(lines, ("file", "size")))
     difference = summary["difference"]

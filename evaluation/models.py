@@ -7,13 +7,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from evaluation.tasks import Task
 from infra import storage
 from infra.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from evaluation.tasks import Task
 
 WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"
@@ -120,6 +122,7 @@ def load_model(candidate: Candidate, task: Task, seed: int) -> Any:
 
     UserError: damaged weights, weights of another architecture, code in the directory.
     """
+    import torch
     from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, logging
 
     logging.set_verbosity_error()

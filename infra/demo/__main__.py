@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 from infra.console import command, table
-from infra.demo.material import make_material
 from infra.errors import UserError
 from infra.processor import computes_bfloat16
 from infra.recipe import load_recipe
@@ -70,6 +69,8 @@ def main() -> None:
     overrides = precision(computes_bfloat16())
     recipe = load_recipe(str(RECIPE), overrides)
     started = time.perf_counter()
+    from infra.demo.material import make_material  # torch and transformers: not for --help
+
     make_material(Path(recipe.root) / "input", CORPUS_BYTES, VALIDATION_BYTES, TEACHER_STEPS)
     seconds = {"language, tasks, teacher": time.perf_counter() - started}
 
