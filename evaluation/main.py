@@ -16,6 +16,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from infra import console, storage
 from infra.errors import UserError
@@ -122,5 +123,10 @@ def _export(arguments: Sequence[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """The command: ``main`` with its mistakes in one line and its exit codes."""
     console.command(main)
+
+
+if __name__ == "__main__":
+    cli()

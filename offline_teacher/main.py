@@ -197,5 +197,10 @@ def _inspect(options: argparse.Namespace) -> int:
     return show(options.store, options.replica, options.sample, options.plot)
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """The command: ``main`` with its mistakes in one line and its exit codes."""
     command(main)
+
+
+if __name__ == "__main__":
+    cli()

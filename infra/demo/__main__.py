@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from infra.console import command, table
 from infra.errors import UserError
@@ -88,5 +89,10 @@ def main() -> None:
     print(f"\nreport: {recipe.evaluation_dir}/report.md    runs: make ui")
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """The command: ``main`` with its mistakes in one line and its exit codes."""
     command(main)
+
+
+if __name__ == "__main__":
+    cli()
