@@ -26,7 +26,7 @@ test: .venv/installed
 	@$(IN_VENV) ruff format --check .
 	@$(IN_VENV) ruff check .
 	@$(IN_VENV) mypy
-	@$(IN_VENV) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(IN_VENV) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 bench: .venv/installed
 	@$(IN_VENV) python -m tests.benchmarks

@@ -177,6 +177,16 @@ def parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def body_parameters(directory: str) -> int:
+    """Parameters of the encoder with embeddings and pooler, as papers count them; no weights are read."""
+    import torch
+    from transformers import AutoModel
+
+    config = load_config(directory)
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
+
+
 def weight_bytes(directory: str) -> int:
     """Bytes of the safetensors files in the directory."""
     names = [name for name in storage.list_names(directory) if name.endswith(".safetensors")]

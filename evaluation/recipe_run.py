@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation import report
 from evaluation.models import (
     Candidate,
-    load_config,
+    body_parameters,
     load_model,
     load_tokenizer,
     local_directory,
@@ -236,16 +236,6 @@ def latency_part(settings: Evaluation) -> tuple[Task, str]:
         if has_part(task, task.dev_parts[0], settings.data):
             return task, task.dev_parts[0]
     raise UserError(f"latency: {settings.data} has no STS-B/dev.tsv to time the models on")
-
-
-def body_parameters(directory: str) -> int:
-    """Parameters of the encoder with embeddings and pooler, as papers count them; no weights are read."""
-    import torch
-    from transformers import AutoModel
-
-    config = load_config(directory)
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
 
 
 def write_files(recipe: Recipe, content: dict[str, Any], directory: str) -> list[str]:

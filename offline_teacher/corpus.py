@@ -20,7 +20,6 @@ from typing import Any
 
 from infra import remote, storage
 from infra.errors import DamagedFile, UserError
-from infra.recipe import Recipe
 from infra.sections import Corpus
 from infra.streams import compression, content_of, first_bytes
 from offline_teacher import document_cuts, hub
@@ -86,18 +85,6 @@ def parts(corpus: Corpus, part_bytes: int, validation: bool = False) -> list[Par
         grouped[-1].append(span)
         room -= size
     return [Part(tuple(group)) for group in grouped]
-
-
-def has_validation(recipe: Recipe) -> bool:
-    return bool(recipe.corpus.validation_path or recipe.corpus.validation_split)
-
-
-def all_parts(recipe: Recipe) -> list[Part]:
-    """Of the text, then of the held-out text, where the recipe names any; UserError as for ``parts``."""
-    found = parts(recipe.corpus, recipe.sequences.part_bytes)
-    if has_validation(recipe):
-        found += parts(recipe.corpus, recipe.sequences.part_bytes, validation=True)
-    return found
 
 
 def modified(part: Part) -> float:

@@ -133,7 +133,7 @@ def _pass(recipe: Recipe) -> list[Outcome]:
     from infra import tracking
     from offline_teacher.capture_pass import run_pass
     from offline_teacher.cluster import Pool
-    from offline_teacher.corpus import all_parts, has_validation
+    from offline_teacher.pass_record import all_parts, has_validation
     from offline_teacher.source import find_source, validation_recipe
 
     source = find_source(recipe)

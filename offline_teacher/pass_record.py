@@ -21,7 +21,7 @@ from infra import storage
 from infra.errors import UserError
 from infra.locks import exclusive
 from infra.recipe import Recipe
-from offline_teacher.corpus import all_parts, has_validation
+from offline_teacher.corpus import Part, parts
 from offline_teacher.store.manifest import RECIPE_NAME, RECIPE_SIDECAR_NAME, Manifest
 from offline_teacher.store.schema import FORMAT_VERSION
 from offline_teacher.store.writer import seal_recipe
@@ -51,6 +51,18 @@ class Outcome:
     retries: int = 0
     aside: list[Item] = dataclasses.field(default_factory=list)
     manifest: Manifest | None = None
+
+
+def has_validation(recipe: Recipe) -> bool:
+    return bool(recipe.corpus.validation_path or recipe.corpus.validation_split)
+
+
+def all_parts(recipe: Recipe) -> list[Part]:
+    """Of the text, then of the held-out text, where the recipe names any; UserError as for ``parts``."""
+    found = parts(recipe.corpus, recipe.sequences.part_bytes)
+    if has_validation(recipe):
+        found += parts(recipe.corpus, recipe.sequences.part_bytes, validation=True)
+    return found
 
 
 def inputs_digest(recipe: Recipe) -> str:
