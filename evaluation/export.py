@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from evaluation.exported import FLOAT32, INT8, INT8_ORT, SUMMARY, finished, source_digest
 from evaluation.latency import Inputs
 from evaluation.model_inputs import input_names, inputs_of
-from evaluation.models import Candidate, load_config, load_tokenizer, require_model
-from evaluation.onnx_model import FLOAT32, INT8, INT8_ORT, open_session, run_session
+from evaluation.models import load_config, load_tokenizer, require_model
+from evaluation.onnx_model import open_session, run_session
 from evaluation.quantisation import quantise, quiet, to_ort
 from infra import storage
 from infra.errors import UserError
@@ -36,7 +37,6 @@ OPSET = 17
 TOLERANCE = 1e-4
 SHAPES = ((1, 4), (1, 17), (3, 33), (2, 64))
 """[B, L] of the inputs on which torch and ONNX are compared; L at most the model's positions."""
-SUMMARY = "export.json"
 
 
 def export(directory: str, output: str) -> dict[str, Any]:
@@ -46,8 +46,7 @@ def export(directory: str, output: str) -> dict[str, Any]:
     architecture without logits or hidden states, an ONNX graph that does not compute what torch does.
     """
     require_model(directory)
-    source = Candidate("model", directory).digest()
-    found = _finished(output, source)
+    found = finished(directory, output)
     if found is not None:
         return found
     tokenizer = load_tokenizer(directory)
@@ -56,7 +55,7 @@ def export(directory: str, output: str) -> dict[str, Any]:
         "kind": _kind_of(model),
         "labels": _labels(model),
         "max_length": usable_length(model.config),
-        "source": source,
+        "source": source_digest(directory),
     }
     storage.publish_bytes(
         storage.join(output, "tokenizer.json"), tokenizer.backend_tokenizer.to_str().encode()
@@ -103,24 +102,6 @@ def export_model(model: Any, output: str, name: str) -> dict[str, Any]:
 def size_ratio(sizes: dict[str, int]) -> float:
     """Bytes of the int8 ONNX file over those of the float32 one."""
     return round(sizes[INT8] / sizes[FLOAT32], 4)
-
-
-def _finished(output: str, source: str) -> dict[str, Any] | None:
-    path = storage.join(output, SUMMARY)
-    if not storage.exists(path):
-        return None
-    try:
-        summary = storage.read_json(path)
-    except UserError:  # damaged: export again
-        return None
-    if not isinstance(summary, dict) or summary.get("source") != source:
-        return None
-    sizes = summary.get("bytes", {})
-    there = all(
-        storage.exists(storage.join(output, file)) and storage.size(storage.join(output, file)) == size
-        for file, size in sizes.items()
-    )
-    return summary if there and storage.exists(storage.join(output, "tokenizer.json")) else None
 
 
 def model_kind(architecture: str, config: Any) -> str:

@@ -16,6 +16,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from infra import console, storage
 from infra.errors import UserError
@@ -34,7 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.recipe:
         recipe = load_recipe(options.recipe, options.overrides)
         _require_student(recipe, options.recipe)
-        # Only now, as torch and transformers take seconds: mistakes come first.
         from evaluation.recipe_run import run_recipe
 
         return run_recipe(recipe, options.submission)
@@ -102,12 +102,17 @@ def _export_parser() -> argparse.ArgumentParser:
 
 def _export(arguments: Sequence[str]) -> int:
     options = _export_parser().parse_args(arguments)
-    storage.require_writable(options.output)
-    from evaluation.export import export
-    from evaluation.models import local_directory
+    from evaluation.exported import finished
+    from evaluation.models import local_directory, require_model
 
     with local_directory(options.model) as model:
-        summary = export(model, options.output)
+        require_model(model)
+        summary = finished(model, options.output)
+        if summary is None:
+            storage.require_writable(options.output)
+            from evaluation.export import export
+
+            summary = export(model, options.output)
     lines = [[name, f"{size / 1e6:.2f} MB"] for name, size in summary["bytes"].items()]
     print(console.table(lines, ("file", "size")))
     difference = summary["difference"]
@@ -118,5 +123,10 @@ def _export(arguments: Sequence[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """The command: ``main`` with its mistakes in one line and its exit codes."""
     console.command(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -22,7 +22,6 @@ def run_model(options: argparse.Namespace) -> int:
     """Fine-tune and score what is missing, print a line for each metric, write scores.json; the exit code."""
     settings = model_settings(options)
     directory = storage.join(options.output, SCORES)
-    storage.require_writable(options.output)
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(local_directory(options.model))
         candidate = Candidate(os.path.basename(os.path.abspath(model)), model)

@@ -7,15 +7,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from evaluation.tasks import Task
 from infra import storage
 from infra.control_tokens import read_as_text
 from infra.errors import UserError
 from offline_teacher.families.positions import usable_length
+
+if TYPE_CHECKING:
+    import torch
+
+    from evaluation.tasks import Task
 
 WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"
@@ -127,6 +129,7 @@ def load_model(candidate: Candidate, task: Task, seed: int) -> Any:
 
     UserError: damaged weights, weights of another architecture, code in the directory.
     """
+    import torch
     from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, logging
 
     logging.set_verbosity_error()
@@ -179,6 +182,16 @@ def require_fit(directory: str, config: Any, tokenizer: Any, length: int) -> Non
 def parameters(model: torch.nn.Module) -> int:
     """Number of parameters, tied ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def body_parameters(directory: str) -> int:
+    """Parameters of the encoder with embeddings and pooler, as papers count them; no weights are read."""
+    import torch
+    from transformers import AutoModel
+
+    config = load_config(directory)
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
 
 
 def weight_bytes(directory: str) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from evaluation.finetune import Job, device, run
+from evaluation.finetune import device, run, schedule
+from evaluation.jobs import Job, Work
 from evaluation.tasks import Split
 from infra import console
 from infra.errors import EXIT_INCOMPLETE, UserError
@@ -16,7 +17,6 @@ from infra.errors import EXIT_INCOMPLETE, UserError
 REPEATS = 2
 """Of a run whose worker died."""
 
-Work = tuple[Job, dict[str, Split]]
 Result = dict[str, Any]
 
 
@@ -38,8 +38,8 @@ def _in_process(work: list[Work], done: Callable[[Job, Result], None]) -> None:
 
 def _training_rows(job: Job, splits: dict[str, Split]) -> int:
     """Rows the optimiser will see, but for SQuAD, where a question may give more windows than one."""
-    rows, schedule = len(splits["train"]), job.schedule
-    return min(round(rows * schedule.epochs), schedule.steps(rows) * schedule.batch_size)
+    rows, planned = len(splits["train"]), schedule(job.settings)
+    return min(round(rows * planned.epochs), planned.steps(rows) * planned.batch_size)
 
 
 def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None]) -> None:

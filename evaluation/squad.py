@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evaluation.metrics import squad_scores
-from evaluation.training import Encoded
 from infra import storage
 from infra.control_tokens import tokenize
 from infra.errors import UserError
+
+if TYPE_CHECKING:
+    from evaluation.training import Encoded
 
 MAX_ANSWER_TOKENS = 30
 N_BEST = 20
@@ -88,6 +90,8 @@ class Windows:
 
 def encode(tokenizer: Any, questions: Sequence[Question], max_length: int) -> Windows:
     """Tokenize into windows of at most ``max_length`` tokens overlapping by a third (at most 128)."""
+    from evaluation.training import Encoded
+
     texts = [_shorten(tokenizer, item.question, min(64, max_length // 4)) for item in questions]
     output = tokenize(
         tokenizer,

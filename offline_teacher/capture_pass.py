@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from infra import storage
@@ -18,6 +17,7 @@ from infra.recipe import Recipe
 from offline_teacher import corpus
 from offline_teacher.cluster import Item, Pool
 from offline_teacher.corpus_problems import Problems
+from offline_teacher.pass_record import Outcome
 from offline_teacher.sequence_building import finish_index, outstanding
 from offline_teacher.sequences import open_sequences, read_index
 from offline_teacher.shard_work import CACHE_BYTES
@@ -39,35 +39,6 @@ from offline_teacher.store.writer import (
 )
 
 Report = Callable[[dict[str, float]], None]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a pass did. ``manifest`` is None where shards were set aside."""
-
-    root: str
-    samples: int
-    tokens: int
-    """Of all replicas, special tokens included."""
-    bytes_per_token: float
-    """Of the shard files, over the tokens they hold."""
-    new_shards: int
-    new_tokens: int
-    seconds: float
-    """Spent on shards, from the first worker's start."""
-    retries: int
-    aside: list[Item]
-    manifest: Manifest | None
-
-
-def has_validation(recipe: Recipe) -> bool:
-    return bool(recipe.corpus.validation_path or recipe.corpus.validation_split)
-
-
-def check_corpus(recipe: Recipe) -> None:
-    """UserError where the text or the held-out text has no files, before anything is started or written."""
-    for validation in (False, True) if has_validation(recipe) else (False,):
-        corpus.parts(recipe.corpus, recipe.sequences.part_bytes, validation)
 
 
 def run_pass(

@@ -12,7 +12,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 if __name__ == "__main__" and not __package__:  # run as a file: our package, not its directory, on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -21,6 +21,9 @@ from infra import storage
 from infra.console import command, duration, table
 from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from offline_teacher.pass_record import Outcome
 
 DEEP_POSITIONS = 512
 """The head costs a quarter of the teacher: on a CPU, more of them can take longer than a pass on GPUs."""
@@ -114,14 +117,28 @@ def _run(options: argparse.Namespace) -> int:
 
 def run(recipe: Recipe) -> int:
     """The store of the recipe's text and, where it names any, of its held-out text."""
-    from infra import tracking
-    from offline_teacher.capture_pass import check_corpus, has_validation, run_pass
-    from offline_teacher.cluster import Pool
-    from offline_teacher.source import find_source, validation_recipe
+    from offline_teacher import pass_record
 
     begin = time.monotonic()
+    inputs = pass_record.inputs_digest(recipe)
+    outcomes = pass_record.finished(recipe, inputs)
+    if outcomes is None:
+        outcomes = _pass(recipe)
+        pass_record.remember(recipe, inputs, outcomes)
+    print(_summary(outcomes, time.monotonic() - begin))
+    return EXIT_INCOMPLETE if any(outcome.aside for outcome in outcomes) else 0
+
+
+def _pass(recipe: Recipe) -> list[Outcome]:
+    from infra import tracking
+    from offline_teacher.capture_pass import run_pass
+    from offline_teacher.cluster import Pool
+    from offline_teacher.pass_record import all_parts, has_validation
+    from offline_teacher.source import find_source, validation_recipe
+
     source = find_source(recipe)
-    check_corpus(recipe)
+    if recipe.corpus.source == "hub":  # the others are known to be there
+        all_parts(recipe)
     with tracking.start_run(recipe, "teacher") as record, Pool(recipe) as pool:
         record.log_params(recipe.outcome("corpus", "sequences", "masking", "teacher", "store"))
         outcomes = []
@@ -132,11 +149,10 @@ def run(recipe: Recipe) -> int:
         for outcome in outcomes:
             if outcome.manifest is not None:
                 record.log_store(outcome.root, outcome.manifest.digest)
-    print(_summary(outcomes, time.monotonic() - begin))
-    return EXIT_INCOMPLETE if any(outcome.aside for outcome in outcomes) else 0
+    return outcomes
 
 
-def _summary(outcomes: list, seconds: float) -> str:
+def _summary(outcomes: list[Outcome], seconds: float) -> str:
     rows = []
     for outcome in outcomes:
         rate = f"{outcome.new_tokens / outcome.seconds:,.0f}" if outcome.new_shards else "-"
@@ -159,9 +175,10 @@ def _summary(outcomes: list, seconds: float) -> str:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
     from offline_teacher.plan import plan
 
-    return plan(load_recipe(options.recipe, options.overrides))
+    return plan(recipe)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -180,5 +197,10 @@ def _inspect(options: argparse.Namespace) -> int:
     return show(options.store, options.replica, options.sample, options.plot)
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """The command: ``main`` with its mistakes in one line and its exit codes."""
     command(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -28,6 +28,7 @@ from offline_teacher.store.manifest import RECIPE_NAME, RECIPE_SIDECAR_NAME, rep
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.verify import check_recipe
 from student_train.mirror import Mirror, mirrored
+from student_train.model_card import finished, require_same
 from student_train.ranks import rank_of_environment, share_cores
 
 if TYPE_CHECKING:
@@ -66,16 +67,14 @@ def _run(recipe: Recipe, mirror: Mirror | None) -> int:
     directory = mirror.local if mirror else recipe.student_dir
     store = open_store(recipe.store_dir)
     fingerprint = {"recipe": recipe.outcome("student", "train"), "store": store.manifest.digest}
-    from student_train.engine import start_world
-    from student_train.model_card import finished
-    from student_train.trainer import require_same
-
     done = finished(directory)
     if done is not None:
         require_same(done["fingerprint"], fingerprint, recipe.student_dir)
         if rank_of_environment() == 0:
             _say(recipe, done["results"], "complete, nothing to do")
         return 0
+    from student_train.engine import start_world
+
     world = start_world()
     try:
         with _only_trainer(directory, world):

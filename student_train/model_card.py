@@ -7,16 +7,19 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from infra import storage
 from infra.errors import UserError
 from infra.recipe import Recipe
+from infra.trees import difference
 from offline_teacher.store.reader import Store
 from offline_teacher.store.sealed import seal, unseal
-from student_train.student import StudentModel
+
+if TYPE_CHECKING:  # a finished student is told without torch
+    from torch import Tensor
+
+    from student_train.student import StudentModel
 
 MODEL = "model"
 SEAL = "model.json"
@@ -78,6 +81,16 @@ def finished(student_dir: str) -> dict[str, Any] | None:
         if not os.path.isfile(file) or storage.digest_file(file) != digest:
             return None
     return content
+
+
+def require_same(old: dict[str, Any], new: dict[str, Any], where: str) -> None:
+    """UserError, with every difference, where a student was begun under another fingerprint."""
+    changed = difference(old, new)
+    if changed:
+        raise UserError(
+            f"{where}: this student was begun with other settings ({'; '.join(changed)}); "
+            "put them back, choose another name, or remove the directory to start afresh"
+        )
 
 
 def model_card(recipe: Recipe, store: Store, results: Mapping[str, Any]) -> str:

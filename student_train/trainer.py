@@ -27,6 +27,7 @@ from offline_teacher.store.reader import Store
 from student_train import checkpoint
 from student_train.engine import Engine, StepResult, World
 from student_train.mirror import Mirror
+from student_train.model_card import require_same
 from student_train.objective import Objective, columns_needed
 from student_train.order import SampleOrder, run_samples, run_steps
 from student_train.schedule import learning_rate
@@ -350,18 +351,6 @@ def chained_digest(before: str, replicas: np.ndarray, sequence_ids: np.ndarray) 
     """Digest of all samples up to and with this batch: equal digests mean equal samples in equal order."""
     batch = np.stack([replicas, sequence_ids]).astype("<i8").tobytes()
     return xxhash.xxh3_128_hexdigest(before.encode() + batch)
-
-
-def require_same(old: dict[str, Any], new: dict[str, Any], where: str) -> None:
-    """UserError, with every difference, where a student was begun under another fingerprint."""
-    from infra.trees import difference
-
-    changed = difference(old, new)
-    if changed:
-        raise UserError(
-            f"{where}: this student was begun with other settings ({'; '.join(changed)}); "
-            "put them back, choose another name, or remove the directory to start afresh"
-        )
 
 
 def trim_history(path: str, step: int) -> None:

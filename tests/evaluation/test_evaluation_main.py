@@ -14,6 +14,15 @@ from evaluation.main import main
 from infra.errors import UserError
 from infra.recipe import Recipe, load_recipe
 from infra.sections import Corpus, Evaluation, Teacher, Tracking
+from tests.starts import COMMANDS, HEAVY, loaded, start
+
+
+def told_without_torch(command: list[str]) -> None:
+    """The command has nothing left to do, and says so without loading anything heavy."""
+    ended = start([*COMMANDS["evaluation"], *command])
+    assert ended.returncode == 0, ended.stderr
+    assert "rows/s" not in ended.stderr
+    assert not loaded(ended) & HEAVY
 
 
 def test_any_model_directory(
@@ -30,8 +39,7 @@ def test_any_model_directory(
     name = os.path.basename(encoder)
     assert scores[name]["SST-2"].keys() == {"accuracy", "score"}
     assert (tmp_path / f"scores/{name}/SST-2/seed-1.json").exists()
-    assert main(command) == 0
-    assert "rows/s" not in capsys.readouterr().err  # nothing was left to run
+    told_without_torch(command)
 
 
 def test_a_teacher_adds_a_second_distillation(
@@ -101,9 +109,9 @@ def test_a_recipe_gives_three_rows_once(recipe_file: str, capsys: pytest.Capture
     assert table.index("teacher") < table.index("student")
 
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
-    assert main(["--recipe", recipe_file]) == 0
+    told_without_torch(["--recipe", recipe_file])
     assert {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()} == before
-    assert capsys.readouterr().err == ""
+    capsys.readouterr()
 
     (directory / "report.json").unlink()
     assert main(["--recipe", recipe_file]) == 0

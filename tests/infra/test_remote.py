@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import fsspec
@@ -13,6 +14,7 @@ import pytest
 from infra import remote, storage
 from infra.cache import Cache
 from infra.errors import UserError, WrongContent
+from tests.conftest import ROOT
 from tests.s3_server import FaultyProxy
 
 DATA = bytes(range(256)) * 1000
@@ -284,8 +286,17 @@ def test_a_missing_package_is_named(url: str, package: str, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, package, None)
     remote._filesystem.cache_clear()
     scheme = url.partition(":")[0]
-    with pytest.raises(UserError, match=f"^{scheme}:// needs the package {package}, .*install it with pip$"):
+    extra = remote.EXTRAS[package]
+    told = f"^{scheme}:// needs the package {package}, .*'offline-encoder-distillation\\[{extra}\\]'$"
+    with pytest.raises(UserError, match=told):
         storage.read_bytes(url)
+
+
+def test_the_extra_that_is_named_installs_the_package() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(remote.EXTRAS) == set(remote.PACKAGES.values())
+    for package, extra in remote.EXTRAS.items():
+        assert any(line.startswith(f"{package}>=") for line in extras[extra])
 
 
 def test_the_account_of_a_url_reaches_azure_and_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
