@@ -60,16 +60,6 @@ class Outcome:
     manifest: Manifest | None
 
 
-def has_validation(recipe: Recipe) -> bool:
-    return bool(recipe.corpus.validation_path or recipe.corpus.validation_split)
-
-
-def check_corpus(recipe: Recipe) -> None:
-    """UserError where the text or the held-out text has no files, before anything is started or written."""
-    for validation in (False, True) if has_validation(recipe) else (False,):
-        corpus.parts(recipe.corpus, recipe.sequences.part_bytes, validation)
-
-
 def run_pass(
     recipe: Recipe,
     source: Source,

@@ -19,9 +19,11 @@ from itertools import chain, repeat
 from typing import Any
 
 from infra import remote, storage
+from infra.content import BINARY, BLOCK, content_of
 from infra.errors import DamagedFile, UserError
+from infra.paths import find_files
 from infra.sections import Corpus
-from infra.streams import compression, content_of, first_bytes
+from infra.streams import compression, decompressed_beginning, first_bytes
 from offline_teacher import document_cuts, hub
 from offline_teacher.corpus_problems import Problems
 from offline_teacher.parquet import open_parquet
@@ -29,6 +31,8 @@ from offline_teacher.parquet import open_parquet
 JUNK_SHARE = 0.1
 """A document with more replaced or NUL characters than this is not text and is left out."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+COMPRESSED_BLOCK = 1 << 16
+"""Bytes of a compressed file that give at least the first block of its text: zstd packs 128 KiB at once."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def parts(corpus: Corpus, part_bytes: int, validation: bool = False) -> list[Par
     """The corpus (or its held-out text) as units of about ``part_bytes``; reads names and footers only.
 
     Deterministic in the files' sorted paths and sizes. Raises UserError where a glob matches nothing, a
-    file is none of text or Parquet by its first bytes, a hub data set cannot be opened, or nothing can be
+    file is none of text or Parquet by its first block, a hub data set cannot be opened, or nothing can be
     read; under ``strict`` also where a Parquet file is damaged.
     """
     name, globs = ("validation_path", corpus.validation_path) if validation else ("path", corpus.path)
@@ -68,7 +72,7 @@ def parts(corpus: Corpus, part_bytes: int, validation: bool = False) -> list[Par
         split = corpus.validation_split if validation else corpus.split
         pieces = hub.pieces(corpus, split, part_bytes) if split else []
         return [Part((Span(corpus.path[0], *piece),), split) for piece in pieces]
-    paths = storage.expand(globs)
+    paths = find_files(globs)
     grouped: list[list[Span]] = []
     room = 0
     with ThreadPoolExecutor(16) as pool:  # what is asked of a remote file is a round trip each
@@ -95,9 +99,10 @@ def modified(part: Part) -> float:
 
 def _file_spans(corpus: Corpus, path: str, part_bytes: int) -> list[tuple[Span, int]]:
     size = storage.size(path)
+    count = COMPRESSED_BLOCK if compression(path) else BLOCK
     for checked in (True, False):  # a second, safer look only where the first finds something
-        head = first_bytes(path, size, 16, checked)
-        wrong = _mistaken(content_of(head), path, corpus.source) if head else None
+        head = first_bytes(path, size, count, checked)
+        wrong = _mistaken(head, path, corpus.source) if head else None
         if wrong is None:
             break
     else:
@@ -106,20 +111,30 @@ def _file_spans(corpus: Corpus, path: str, part_bytes: int) -> list[tuple[Span, 
     return list(spans(corpus, path, size, part_bytes))
 
 
-def _mistaken(content: str | None, path: str, source: str) -> str | None:
-    """Why a file that holds ``content`` cannot be read under its name, and what to do."""
-    promised = compression(path)
-    if promised is not None:
-        return f"is not {promised}, as its name says; rename it" if content != promised else None
-    if content in ("gzip", "zstd"):
-        return f"is compressed with {content}; let its name end in {'.gz' if content == 'gzip' else '.zst'}"
-    if content in ("bzip2", "xz", "zip"):
-        return f"is compressed with {content}; repack it as .gz or .zst"
-    if content in ("UTF-16", "UTF-32"):
-        return f"is {content}; convert it to UTF-8"
-    if content == "Parquet" and source != "parquet":
-        return "is a Parquet file; set corpus.source: parquet"
-    return None
+def _mistaken(head: bytes, path: str, source: str) -> str | None:
+    """Why a file that begins with ``head`` cannot be read under its name, and what to do."""
+    content, packed, prefix = content_of(head), compression(path), ""
+    if packed is not None:
+        if content != packed:
+            return f"is not {packed}, as its name says; rename it"
+        content, prefix = content_of(decompressed_beginning(head, path, BLOCK)), "decompressed, it "
+    if content is None or (source == "parquet" and content in ("Parquet", BINARY)):
+        return None  # a damaged Parquet file is counted by its reader
+    return prefix + _REFUSALS.get(content, f"is a {content} file; {_EXPORT}")
+
+
+_EXPORT = "write its documents as UTF-8 text, JSON lines or Parquet"
+_REFUSALS = {
+    "gzip": "is compressed with gzip; let its name end in .gz",
+    "zstd": "is compressed with zstd; let its name end in .zst",
+    **{kind: f"is compressed with {kind}; repack it as .gz or .zst" for kind in ("bzip2", "xz", "zip")},
+    **{kind: f"is {kind}; convert it to UTF-8" for kind in ("UTF-16", "UTF-32")},
+    "Parquet": "is a Parquet file; set corpus.source: parquet",
+    "Arrow": "is an Arrow file; set corpus.source: hub and corpus.path to its directory",
+    "SQLite": f"is an SQLite database; {_EXPORT}",
+    "tar": "is a tar archive; unpack it",
+}
+"""What a file holds that is no text -> why it is refused; where there is no entry, it is named as it is."""
 
 
 def is_whole(corpus: Corpus, path: str) -> bool:

@@ -20,6 +20,7 @@ if __name__ == "__main__" and not __package__:  # run as a file: our package, no
 from infra import storage
 from infra.console import command, duration, table
 from infra.errors import EXIT_INCOMPLETE, UserError
+from infra.paths import expand_home
 from infra.recipe import Recipe, load_recipe
 
 DEEP_POSITIONS = 512
@@ -65,10 +66,10 @@ def _parser() -> _Parser:
         ("plan", _plan, "say before paying what a store would cost and keep"),
     ):
         sub = add(name, function, words)
-        sub.add_argument("--recipe", required=True, metavar="FILE")
+        sub.add_argument("--recipe", required=True, type=expand_home, metavar="FILE")
         sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
     sub = add("verify", _verify, "check every digest, range and id of a store")
-    sub.add_argument("store")
+    sub.add_argument("store", type=expand_home)
     sub.add_argument(
         "--deep", action="store_true", help="stored top-k and logsumexp against hidden states + head"
     )
@@ -83,13 +84,18 @@ def _parser() -> _Parser:
         "--rerun", type=_count, default=0, metavar="N", help="run the teacher on N random shards again"
     )
     sub.add_argument("--repair", action="store_true", help="make damaged files again")
-    sub.add_argument("--recipe", metavar="FILE", help="for --repair and --rerun, instead of the store's own")
+    sub.add_argument(
+        "--recipe",
+        type=expand_home,
+        metavar="FILE",
+        help="for --repair and --rerun, instead of the store's own",
+    )
     sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
     sub = add("inspect", _inspect, "show a sample of a store")
-    sub.add_argument("store")
+    sub.add_argument("store", type=expand_home)
     sub.add_argument("--sample", type=int, default=0, metavar="ID", help="sequence id")
     sub.add_argument("--replica", type=int, default=0)
-    sub.add_argument("--plot", metavar="PNG", help="also plot the mass kept by k")
+    sub.add_argument("--plot", type=expand_home, metavar="PNG", help="also plot the mass kept by k")
     return parser
 
 
@@ -115,17 +121,18 @@ def _run(options: argparse.Namespace) -> int:
 def run(recipe: Recipe) -> int:
     """The store of the recipe's text and, where it names any, of its held-out text."""
     from infra import tracking
-    from offline_teacher.capture_pass import check_corpus, has_validation, run_pass
+    from offline_teacher import preflight
+    from offline_teacher.capture_pass import run_pass
     from offline_teacher.cluster import Pool
     from offline_teacher.source import find_source, validation_recipe
 
     begin = time.monotonic()
     source = find_source(recipe)
-    check_corpus(recipe)
+    preflight.check(recipe, source)
     with tracking.start_run(recipe, "teacher") as record, Pool(recipe) as pool:
         record.log_params(recipe.outcome("corpus", "sequences", "masking", "teacher", "store"))
         outcomes = []
-        if has_validation(recipe):
+        if preflight.has_validation(recipe):
             held_out = validation_recipe(recipe)
             outcomes.append(run_pass(held_out, source, recipe.validation_store_dir, pool, validation=True))
         outcomes.append(run_pass(recipe, source, recipe.store_dir, pool, report=record.log_metrics))

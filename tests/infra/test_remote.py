@@ -10,7 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from infra import remote, storage
+from infra import paths, remote, storage
 from infra.cache import Cache
 from infra.errors import UserError, WrongContent
 from tests.s3_server import FaultyProxy
@@ -39,7 +39,7 @@ def test_files_come_back_as_published(bucket: str, tmp_path: Path) -> None:
         "c.json": storage.size(storage.join(bucket, "run", "c.json")),
     }
     assert storage.list_sizes(bucket) == storage.list_sizes(storage.join(bucket, "absent")) == {}
-    assert storage.expand([storage.join(bucket, "run", "*.bin")]) == [
+    assert paths.find_files([storage.join(bucket, "run", "*.bin")]) == [
         storage.join(bucket, "run", "a.bin"),
         storage.join(bucket, "run", "b.bin"),
     ]
@@ -111,7 +111,7 @@ def test_a_wrong_listing_is_not_believed(bucket: str, proxy: FaultyProxy) -> Non
         proxy.once("wrong")
         assert storage.list_names(bucket) == names
         proxy.once("wrong")
-        assert storage.expand([f"{bucket}/*.txt"]) == [storage.join(bucket, name) for name in names]
+        assert paths.find_files([f"{bucket}/*.txt"]) == [storage.join(bucket, name) for name in names]
 
 
 def test_a_directory_that_grows_is_listed(bucket: str, proxy: FaultyProxy, s3_endpoint: str) -> None:
@@ -174,7 +174,7 @@ def test_a_lasting_fault_is_one_clear_line(
     with pytest.raises(UserError, match=f"^{bucket}/a.bin: no such file$"):
         storage.read_bytes(path)
     with pytest.raises(UserError, match=r"matches no file$"):
-        storage.expand([storage.join(bucket, "*.txt")])
+        paths.find_files([storage.join(bucket, "*.txt")])
 
 
 def test_a_wrong_download_is_repeated_then_refused(bucket: str, proxy: FaultyProxy, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_the_least_recently_used_goes_first(bucket: str, tmp_path: Path) -> None
 
 READER = """
 import sys
-from infra import storage
+from infra import paths, storage
 from infra.cache import Cache
 directory, bucket, seed = sys.argv[1:]
 import random
@@ -307,7 +307,7 @@ def test_the_account_of_a_url_reaches_azure_and_is_kept(monkeypatch: pytest.Monk
     remote._filesystem.cache_clear()
     monkeypatch.setattr(fsspec, "filesystem", lambda name, **options: Azure(**options))
     home = "abfs://box@account.dfs.core.windows.net"
-    assert storage.expand([f"{home}/run/*.txt"]) == [f"{home}/run/a.txt", f"{home}/run/b.txt"]
+    assert paths.find_files([f"{home}/run/*.txt"]) == [f"{home}/run/a.txt", f"{home}/run/b.txt"]
     assert made["account_name"] == "account"
     remote._filesystem.cache_clear()
 

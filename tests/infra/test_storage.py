@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra import storage
+from infra import paths, storage
 from infra.cache import Cache
 from infra.errors import DamagedFile, UserError, WrongContent
 
@@ -120,8 +120,11 @@ def test_wrong_places_are_one_line(tmp_path: Path) -> None:
         (lambda: storage.read_bytes(str(tmp_path)), "is a directory"),
         (lambda: storage.publish_bytes(str(tmp_path / "file" / "a"), b"x"), "file"),
         (lambda: storage.read_json(str(tmp_path / "file")), "file: is not JSON"),
-        (lambda: storage.expand([str(tmp_path)]), r"is a directory; name its files, for example .*/\*\.txt"),
-        (lambda: storage.expand([str(tmp_path / "*.txt")]), r"\*\.txt: matches no file"),
+        (
+            lambda: paths.find_files([str(tmp_path)]),
+            r"is a directory; name its files, for example .*/\*\.txt",
+        ),
+        (lambda: paths.find_files([str(tmp_path / "*.txt")]), r"\*\.txt: matches no file"),
     ]:
         with pytest.raises(UserError, match=words):
             action()
@@ -204,9 +207,9 @@ def test_expand_sorts_and_counts_once(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     inside = [str(tmp_path / name) for name in ("[odd].txt", "a.txt", "b.txt")]
-    assert storage.expand([str(tmp_path / "*.txt"), inside[1]]) == inside
-    assert storage.expand([inside[0]]) == [inside[0]]
-    assert len(storage.expand([str(tmp_path / "**" / "*.txt")])) == 4
+    assert paths.find_files([str(tmp_path / "*.txt"), inside[1]]) == inside
+    assert paths.find_files([inside[0]]) == [inside[0]]
+    assert len(paths.find_files([str(tmp_path / "**" / "*.txt")])) == 4
 
 
 def compressed(kind: str, data: bytes) -> bytes:

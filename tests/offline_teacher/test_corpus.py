@@ -17,7 +17,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra import storage
+from infra import paths, storage
 from infra.errors import UserError
 from infra.sections import Corpus
 from offline_teacher import corpus as module
@@ -538,7 +538,7 @@ def test_a_file_spelled_in_several_ways_is_read_once(tmp_path, monkeypatch):
     (tmp_path / "d/a.txt").write_text("one\n")
     names = ["d/a.txt", "./d/a.txt", "d//a.txt", "d/*.txt", str(tmp_path / "d/a.txt"), "~/d/a.txt"]
     for globs in (names, names[::-1]):
-        assert storage.expand(globs) == ["./d/a.txt"]
+        assert paths.find_files(globs) == ["./d/a.txt"]
 
 
 def test_a_name_that_is_not_utf8_can_be_stored_and_printed(tmp_path):

@@ -1,0 +1,68 @@
+"""What a user means by a path: the home directory, file URLs, globs."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+
+from infra import remote, storage
+from infra.errors import UserError
+
+
+def expand_home(path: str) -> str:
+    """The path with ``~`` at its start replaced by the home directory; ``file://`` is taken off it.
+
+    Any other URL is returned as it is. It is the ``type`` of every path on a command line, and it is applied
+    to every path in a recipe (``infra.recipe.PATHS``), so that no other code has to do it.
+    """
+    if remote.scheme(path) == "file":
+        path = path.partition("://")[2]
+    return path if storage.is_remote(path) else os.path.expanduser(path)
+
+
+def expand_home_in_uri(uri: str) -> str:
+    """The same for a tracking URI, whose ``file://`` or ``sqlite:///`` stays."""
+    head, tilde, rest = uri.partition("~")
+    return head + os.path.expanduser(tilde + rest) if head in ("", "file://", "sqlite:///") else uri
+
+
+def find_files(globs: Sequence[str]) -> list[str]:
+    """The files that match, sorted, each once however often and however spelled.
+
+    A path is first tried as it is written, because ``[``, ``?`` and ``*`` may be part of a name: it then
+    matches the file of that name, or what its remainder matches below the directory of that name. Raises
+    UserError for a directory, and for a glob that matches no file.
+    """
+    found: set[str] = set()
+    for pattern in map(expand_home, globs):
+        if storage.is_remote(pattern):
+            matches = remote.agreed(lambda: _matches(pattern), pattern)  # noqa: B023 - called at once
+        else:
+            matches = _matches(pattern)
+        if not matches:
+            raise UserError(f"{remote.shown(pattern)}: matches no file")
+        found.update(matches)
+    first: dict[str, str] = {}
+    for path in sorted(found):
+        first.setdefault(path if storage.is_remote(path) else os.path.realpath(path), path)
+    return list(first.values())
+
+
+def _matches(pattern: str) -> list[str]:
+    kind = storage.kind(pattern)
+    if kind == "file":
+        return [pattern]
+    if kind == "directory":
+        example = storage.join(remote.shown(pattern), "*.txt")
+        raise UserError(f"{remote.shown(pattern)}: is a directory; name its files, for example {example}")
+    head = pattern
+    while glob.has_magic(head := head.rpartition("/")[0]):
+        if storage.kind(head) == "directory":
+            pattern = glob.escape(head) + pattern[len(head) :]
+            break
+    if not storage.is_remote(pattern):
+        return [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
+    found = remote.call(pattern, "glob", remote.key_of(pattern), detail=True)
+    bucket = "/".join(pattern.split("/", 3)[:3])  # with the account, where it names one
+    return [f"{bucket}/{key.partition('/')[2]}" for key, info in found.items() if info["type"] == "file"]
