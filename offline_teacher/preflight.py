@@ -22,7 +22,7 @@ from offline_teacher.sequences import read_index
 from offline_teacher.source import Source, layout_of
 from offline_teacher.teacher_directory import tokenizer_files
 
-UNKNOWN_SHARE = 0.05
+UNKNOWN_SHARE = 0.02
 """More unknown tokens than this are said. Of a text in a language of its tokenizer there are below 0.1 %
 (novels, Wikipedia and film reviews with an English WordPiece vocabulary: at most 0.02 %)."""
 REHEARSED = 2
