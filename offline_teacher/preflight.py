@@ -23,8 +23,9 @@ from offline_teacher.source import Source, layout_of
 from offline_teacher.teacher_directory import tokenizer_files
 
 UNKNOWN_SHARE = 0.02
-"""More unknown tokens than this are said. Of a text in a language of its tokenizer there are below 0.1 %
-(novels, Wikipedia and film reviews with an English WordPiece vocabulary: at most 0.02 %)."""
+"""More unknown tokens than this are said: a hundred times what a text in the tokenizer's language has (novels,
+Wikipedia, film reviews and an English WordPiece vocabulary: at most 0.02 %). It is a share of tokens; of the
+characters it is far more, since WordPiece makes one unknown token of a whole run of them."""
 REHEARSED = 2
 """Sequences that run through the teacher: broken weights show in any, an overflow in most."""
 
@@ -65,15 +66,16 @@ def check_tokens(
     recipe: Recipe, encoder: Encoder, input_ids: np.ndarray, token_count: np.ndarray, validation: bool = False
 ) -> None:
     """UserError where no token of the sequences [n, L] can be masked, a line where many are unknown."""
-    setting = "corpus.validation_path" if validation else "corpus.path"
+    held_out = "validation_split" if recipe.corpus.source == "hub" else "validation_path"
+    setting = f"corpus.{held_out if validation else 'path'}"
     if np.isin(input_ids, encoder.special_ids).all():
         raise UserError(
             f"{setting}: no token of what was read can be masked, all are special or unknown; is the text in"
             f" a language of {recipe.teacher.model}?"
         )
     framing = (encoder.cls_id, encoder.sep_id, encoder.pad_id)
-    unknown = np.count_nonzero(input_ids == encoder.unk_id) if encoder.unk_id is not None else 0
-    share = unknown / max(1, np.count_nonzero(~np.isin(input_ids, framing)))
+    text = input_ids[~np.isin(input_ids, framing)]
+    share = 0.0 if encoder.unk_id is None else float((text == encoder.unk_id).mean())
     if share > UNKNOWN_SHARE:
         print(
             f"warning: {setting}: {100 * share:.0f} % of the tokens of what was read are unknown to the"
