@@ -189,7 +189,7 @@ def _text_places(
         found.append(Place(texts, stop - start, stop - start))
     for path, room in whole.items():
         found.append(_head(path, files[path], max(room, PLACE_BYTES), corpus, settings, problems))
-    if not any(place.texts for place in found):  # documents so long that none starts in any of the places
+    if length < total and not any(place.texts for place in found):  # none of the long documents starts there
         texts = [text[: PLACES * PLACE_BYTES] for text in _texts(listed[0], corpus, problems, PLACE_BYTES)]
         read = sum(len(text.encode()) for text in texts)
         found = [Place(texts, read, read)]

@@ -23,7 +23,7 @@ from offline_teacher.source import Source, layout_of
 from offline_teacher.teacher_directory import tokenizer_files
 
 UNKNOWN_SHARE = 0.02
-"""More unknown tokens than this are said: a hundred times what a text in the tokenizer's language has (novels,
+"""More unknown tokens than this are said: a hundred times what text in the tokenizer's language has (novels,
 Wikipedia, film reviews and an English WordPiece vocabulary: at most 0.02 %). It is a share of tokens; of the
 characters it is far more, since WordPiece makes one unknown token of a whole run of them."""
 REHEARSED = 2

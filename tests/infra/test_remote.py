@@ -51,6 +51,21 @@ def test_files_come_back_as_published(bucket: str, tmp_path: Path) -> None:
     assert storage.list_names(storage.join(bucket, "run")) == []
 
 
+def test_a_remote_path_is_first_tried_as_it_is_written(bucket: str) -> None:
+    names = ["novels [1847-1911]/a.txt", "novels [1847-1911]/b[1].txt", "novels 1/c.txt", "what?.txt"]
+    urls = [f"{bucket}/{name}" for name in names]
+    for url in urls:
+        storage.publish_bytes(url, b"x")
+    assert paths.find_files([f"{bucket}/novels [1847-1911]/*.txt"]) == urls[:2]
+    assert paths.find_files(urls[1:2]) == urls[1:2]
+    assert paths.find_files([urls[3]]) == [urls[3]]
+    assert paths.find_files([f"{bucket}/novels [0-9]/*.txt"]) == [urls[2]]
+    with pytest.raises(UserError, match=r"novels \[1847-1911\]: is a directory; name its files, for example"):
+        paths.find_files([f"{bucket}/novels [1847-1911]"])
+    storage.remove_tree(f"{bucket}/novels [1847-1911]")
+    assert storage.list_names(bucket) == ["novels 1", "what?.txt"]
+
+
 def test_nothing_is_published_when_the_writer_fails(bucket: str) -> None:
     path = storage.join(bucket, "a.bin")
     with pytest.raises(RuntimeError), storage.publishing(path) as draft:
@@ -300,6 +315,9 @@ def test_the_account_of_a_url_reaches_azure_and_is_kept(monkeypatch: pytest.Monk
         def _strip_protocol(cls, path: str) -> str:
             container, _, key = path.partition("://")[2].partition("/")
             return f"{container.partition('@')[0]}/{key}"
+
+        async def _info(self, path: str) -> dict[str, object]:
+            raise FileNotFoundError(path)
 
         async def _glob(self, pattern: str, detail: bool) -> dict[str, dict[str, str]]:
             return {pattern.replace("*", name): {"type": "file"} for name in ("a", "b")}

@@ -212,6 +212,46 @@ def test_expand_sorts_and_counts_once(tmp_path: Path) -> None:
     assert len(paths.find_files([str(tmp_path / "**" / "*.txt")])) == 4
 
 
+def test_a_path_is_first_tried_as_it_is_written(tmp_path: Path) -> None:
+    for name in ("novels [1847-1911]/a.txt", "novels [1847-1911]/b/c[2].txt", "novels 1/d.txt", "e*/f?.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    for glob, names in {
+        "novels [1847-1911]/*.txt": ["novels [1847-1911]/a.txt"],
+        "novels [1847-1911]/**/*.txt": ["novels [1847-1911]/a.txt", "novels [1847-1911]/b/c[2].txt"],
+        "novels [1847-1911]/b/c[2].txt": ["novels [1847-1911]/b/c[2].txt"],
+        "novels [0-9]/*": ["novels 1/d.txt"],
+        "e*/f?.txt": ["e*/f?.txt"],
+        "e*/*": ["e*/f?.txt"],
+    }.items():
+        found = [os.path.relpath(path, tmp_path) for path in paths.find_files([str(tmp_path / glob)])]
+        assert found == names, glob
+    with pytest.raises(
+        UserError, match=r"\[1847-1911\]/: is a directory; name its files, for example (.*)"
+    ) as no:
+        paths.find_files([f"{tmp_path}/novels [1847-1911]/"])
+    advice = str(no.value).rpartition("for example ")[2]
+    assert len(paths.find_files([advice])) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("~", "/home/me"),
+        ("~/x", "/home/me/x"),
+        ("file://~/x", "/home/me/x"),
+        ("file:///data/x", "/data/x"),
+        ("a~/x", "a~/x"),
+        ("s3://bucket/~/x", "s3://bucket/~/x"),
+        ("s3://~/x", "s3://~/x"),
+        ("bert-base-uncased", "bert-base-uncased"),
+    ],
+)
+def test_what_a_path_means(monkeypatch: pytest.MonkeyPatch, path: str, meant: str) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert paths.expand_home(path) == meant
+
+
 def compressed(kind: str, data: bytes) -> bytes:
     if kind == "gz":
         return gzip.compress(data)
