@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from evaluation import official
+from evaluation import hub_rows, official
 from evaluation.official import Table
 from evaluation.squad import Question, place_answers, read_questions
 from infra import storage
@@ -311,53 +311,14 @@ def _from_hub(task: Task, part: str) -> Split:
         ) from error
     where = f"{name} {task.parts[part].hub}"
     if task.kind == "spans":
-        _require_columns(rows, ("id", "question", "context", "answers"), where)
-        return _answered([_hub_question(row) for row in rows], where)
+        return _answered(hub_rows.questions(rows, where), where)
     texts = task.hub_texts or task.texts
     if task.parts[part].submission is not None:
-        table = _hub_table(task, rows, [*texts, "idx"], where)
+        table = hub_rows.table(rows, texts, "idx", where)
         return Split(_columns(table, texts), None, index=table.column("idx"))
-    table = _hub_table(task, rows, [*texts, task.hub_label], where)
+    labels = task.labels if task.kind == "classification" else ()
+    table = hub_rows.table(rows, texts, task.hub_label, where, labels)
     split = _labelled(task, table, texts, task.hub_label)
     if task.name == "IMDb":
         split.texts[:] = [(official.without_markup(text),) for (text,) in split.texts]
     return split
-
-
-def _require_columns(rows: Any, names: Sequence[str], where: str) -> None:
-    for name in names:
-        if name not in rows.column_names:
-            raise UserError(f"{where}: no column {name!r} among {', '.join(rows.column_names)}")
-
-
-def _hub_question(row: dict[str, Any]) -> Question:
-    answers = row["answers"]
-    return Question(
-        row["id"], row["question"], row["context"], tuple(answers["text"]), tuple(answers["answer_start"])
-    )
-
-
-def _hub_table(task: Task, rows: Any, names: Sequence[str], where: str) -> Table:
-    """Columns of a hub data set as an official file has them: class ids as the labels they stand for."""
-    _require_columns(rows, names, where)
-    columns = []
-    for name in names:
-        values = list(rows[name])
-        if name == task.hub_label:
-            values = _written_labels(task, values, getattr(rows.features[name], "names", None))
-        for number, value in enumerate(values, start=1):
-            if not isinstance(value, str) and name in (task.hub_texts or task.texts):
-                raise UserError(f"{where}: row {number}: {name} is {value!r}, not a text")
-        columns.append([str(value) for value in values])
-    cells = [list(row) for row in zip(*columns, strict=True)]
-    return Table(where, list(names), cells, list(range(1, len(cells) + 1)), unit="row")
-
-
-def _written_labels(task: Task, values: list[Any], names: Sequence[str] | None) -> list[Any]:
-    """Class ids count the data set's own names where these are the task's labels, else the task's labels."""
-    if task.kind != "classification":
-        return values
-    labels = names if names is not None and sorted(names) == sorted(task.labels) else task.labels
-    return [
-        labels[value] if isinstance(value, int) and 0 <= value < len(labels) else value for value in values
-    ]

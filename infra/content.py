@@ -14,11 +14,11 @@ by pages of text."""
 _CONTROLS = bytes({*range(0x20), 0x7F} - {*b"\b\t\n\v\f\r\x1b"})
 """Characters that no text has but a damaged one. Backspaces underline, escapes colour a terminal."""
 _NULS = 0.01
-_CONTROL_SHARE = 0.05
-"""Uniformly distributed bytes, as compression and encryption make them, are 10 % control characters."""
-_INVALID_SHARE = 0.05
-"""Of a text in an older 8-bit encoding more may be no UTF-8, but such a text has no control characters."""
-_SOME_CONTROLS = 0.005
+_CONTROL_SHARE = 0.1
+"""Quotation marks that were cut to their last byte are control characters, up to 5 % of a dialogue."""
+_SOME_CONTROLS, _INVALID_SHARE = 0.005, 0.05
+"""Together. Uniformly distributed bytes, as compression and encryption make them, are 10 % control characters
+and mostly no UTF-8; a text in an older 8-bit encoding is no UTF-8 either, but has no control characters."""
 
 _BEGINNINGS = {
     "gzip": rb"\x1f\x8b",

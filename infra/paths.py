@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from infra import remote, storage
 from infra.errors import UserError
@@ -14,7 +15,7 @@ def expand_home(path: str) -> str:
     """The path with ``~`` at its start replaced by the home directory; ``file://`` is taken off it.
 
     Any other URL is returned as it is. It is the ``type`` of every path on a command line, and it is applied
-    to every path in a recipe (``infra.recipe.PATHS``), so that no other code has to do it.
+    to every path in a recipe (``SETTINGS``), so that no other code has to do it.
     """
     if remote.scheme(path) == "file":
         path = path.partition("://")[2]
@@ -25,6 +26,33 @@ def expand_home_in_uri(uri: str) -> str:
     """The same for a tracking URI, whose ``file://`` or ``sqlite:///`` stays."""
     head, tilde, rest = uri.partition("~")
     return head + os.path.expanduser(tilde + rest) if head in ("", "file://", "sqlite:///") else uri
+
+
+SETTINGS: dict[str, Callable[[str], str]] = {
+    "output": expand_home,
+    "corpus.path": expand_home,
+    "corpus.validation_path": expand_home,
+    "teacher.model": expand_home,
+    "train.deepspeed_config": expand_home,
+    "train.cache_dir": expand_home,
+    "evaluation.data": expand_home,
+    "tracking.uri": expand_home_in_uri,
+}
+"""The settings that name files or directories, and what makes the path that is meant of what is written."""
+
+
+def expand_settings(tree: dict[str, Any]) -> None:
+    """Applies ``SETTINGS`` to the tree of a recipe; what is no text is left for the checks of its type."""
+    for setting, expand in SETTINGS.items():
+        section, dot, name = setting.rpartition(".")
+        values = tree.get(section) if dot else tree
+        if not isinstance(values, dict):
+            continue
+        value = values.get(name)
+        if isinstance(value, str):
+            values[name] = expand(value)
+        elif isinstance(value, list):
+            values[name] = [expand(item) if isinstance(item, str) else item for item in value]
 
 
 def find_files(globs: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -17,24 +17,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from infra import sections, storage
 from infra.errors import UserError
-from infra.paths import expand_home, expand_home_in_uri
+from infra.paths import expand_settings
 from infra.sections import SOFT_TARGETS, require
 from infra.trees import leaves, plain, shown
 from infra.yaml_text import NotYaml, dump_yaml, parse_yaml
 
 MAX_BYTES = 1 << 16
 """No recipe is this long; a larger file is something else."""
-PATHS: dict[str, Callable[[str], str]] = {
-    "output": expand_home,
-    "corpus.path": expand_home,
-    "corpus.validation_path": expand_home,
-    "teacher.model": expand_home,
-    "train.deepspeed_config": expand_home,
-    "train.cache_dir": expand_home,
-    "evaluation.data": expand_home,
-    "tracking.uri": expand_home_in_uri,
-}
-"""The settings that name files or directories, and what makes the path that is meant of what is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,8 +206,7 @@ def _validated(tree: dict[str, Any], source: str) -> Recipe:
         values = tree.get(section)
         if isinstance(values, dict) and isinstance(values.get(name), str):
             values[name] = [values[name]]
-    for setting, expand in PATHS.items():
-        _apply(expand, tree, setting)
+    expand_settings(tree)
     try:
         _refuse_broken_text(tree)
         _refuse_credentials(tree)
@@ -234,19 +222,6 @@ def _validated(tree: dict[str, Any], source: str) -> Recipe:
         raise UserError(f"{source}: {_sentence(errors[0], tree)}{rest}") from None
     except ValueError as problem:
         raise UserError(f"{source}: {problem}") from None
-
-
-def _apply(change: Callable[[str], str], tree: dict[str, Any], setting: str) -> None:
-    """Changes the text, or the texts, of a setting; anything else is left for the checks of its type."""
-    section, dot, name = setting.rpartition(".")
-    values = tree.get(section) if dot else tree
-    if not isinstance(values, dict):
-        return
-    value = values.get(name)
-    if isinstance(value, str):
-        values[name] = change(value)
-    elif isinstance(value, list):
-        values[name] = [change(item) if isinstance(item, str) else item for item in value]
 
 
 def _sentence(error: Any, tree: dict[str, Any]) -> str:

@@ -18,21 +18,19 @@ from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any
 
-from infra import remote, storage
-from infra.content import BINARY, BLOCK, content_of
+from infra import storage
 from infra.errors import DamagedFile, UserError
 from infra.paths import find_files
 from infra.sections import Corpus
-from infra.streams import compression, decompressed_beginning, first_bytes
+from infra.streams import compression
 from offline_teacher import document_cuts, hub
 from offline_teacher.corpus_problems import Problems
+from offline_teacher.file_kinds import require_kind
 from offline_teacher.parquet import open_parquet
 
 JUNK_SHARE = 0.1
 """A document with more replaced or NUL characters than this is not text and is left out."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-COMPRESSED_BLOCK = 1 << 16
-"""Bytes of a compressed file that give at least the first block of its text: zstd packs 128 KiB at once."""
 
 
 @dataclass(frozen=True)
@@ -99,42 +97,9 @@ def modified(part: Part) -> float:
 
 def _file_spans(corpus: Corpus, path: str, part_bytes: int) -> list[tuple[Span, int]]:
     size = storage.size(path)
-    count = COMPRESSED_BLOCK if compression(path) else BLOCK
-    for checked in (True, False):  # a second, safer look only where the first finds something
-        head = first_bytes(path, size, count, checked)
-        wrong = _mistaken(head, path, corpus.source) if head else None
-        if wrong is None:
-            break
-    else:
-        raise UserError(f"{remote.shown(path)}: {wrong}")
+    require_kind(path, size, corpus.source)
     spans = _parquet_spans if corpus.source == "parquet" else _text_spans
     return list(spans(corpus, path, size, part_bytes))
-
-
-def _mistaken(head: bytes, path: str, source: str) -> str | None:
-    """Why a file that begins with ``head`` cannot be read under its name, and what to do."""
-    content, packed, prefix = content_of(head), compression(path), ""
-    if packed is not None:
-        if content != packed:
-            return f"is not {packed}, as its name says; rename it"
-        content, prefix = content_of(decompressed_beginning(head, path, BLOCK)), "decompressed, it "
-    if content is None or (source == "parquet" and content in ("Parquet", BINARY)):
-        return None  # a damaged Parquet file is counted by its reader
-    return prefix + _REFUSALS.get(content, f"is a {content} file; {_EXPORT}")
-
-
-_EXPORT = "write its documents as UTF-8 text, JSON lines or Parquet"
-_REFUSALS = {
-    "gzip": "is compressed with gzip; let its name end in .gz",
-    "zstd": "is compressed with zstd; let its name end in .zst",
-    **{kind: f"is compressed with {kind}; repack it as .gz or .zst" for kind in ("bzip2", "xz", "zip")},
-    **{kind: f"is {kind}; convert it to UTF-8" for kind in ("UTF-16", "UTF-32")},
-    "Parquet": "is a Parquet file; set corpus.source: parquet",
-    "Arrow": "is an Arrow file; set corpus.source: hub and corpus.path to its directory",
-    "SQLite": f"is an SQLite database; {_EXPORT}",
-    "tar": "is a tar archive; unpack it",
-}
-"""What a file holds that is no text -> why it is refused; where there is no entry, it is named as it is."""
 
 
 def is_whole(corpus: Corpus, path: str) -> bool:
