@@ -15,6 +15,7 @@ from evaluation import report
 from evaluation.models import (
     Candidate,
     body_parameters,
+    load_config,
     load_model,
     load_tokenizer,
     local_directory,

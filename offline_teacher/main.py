@@ -20,6 +20,7 @@ if __name__ == "__main__" and not __package__:  # run as a file: our package, no
 from infra import storage
 from infra.console import command, duration, table
 from infra.errors import EXIT_INCOMPLETE, UserError
+from infra.paths import expand_home
 from infra.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -68,10 +69,10 @@ def _parser() -> _Parser:
         ("plan", _plan, "say before paying what a store would cost and keep"),
     ):
         sub = add(name, function, words)
-        sub.add_argument("--recipe", required=True, metavar="FILE")
+        sub.add_argument("--recipe", required=True, type=expand_home, metavar="FILE")
         sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
     sub = add("verify", _verify, "check every digest, range and id of a store")
-    sub.add_argument("store")
+    sub.add_argument("store", type=expand_home)
     sub.add_argument(
         "--deep", action="store_true", help="stored top-k and logsumexp against hidden states + head"
     )
@@ -86,13 +87,18 @@ def _parser() -> _Parser:
         "--rerun", type=_count, default=0, metavar="N", help="run the teacher on N random shards again"
     )
     sub.add_argument("--repair", action="store_true", help="make damaged files again")
-    sub.add_argument("--recipe", metavar="FILE", help="for --repair and --rerun, instead of the store's own")
+    sub.add_argument(
+        "--recipe",
+        type=expand_home,
+        metavar="FILE",
+        help="for --repair and --rerun, instead of the store's own",
+    )
     sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
     sub = add("inspect", _inspect, "show a sample of a store")
-    sub.add_argument("store")
+    sub.add_argument("store", type=expand_home)
     sub.add_argument("--sample", type=int, default=0, metavar="ID", help="sequence id")
     sub.add_argument("--replica", type=int, default=0)
-    sub.add_argument("--plot", metavar="PNG", help="also plot the mass kept by k")
+    sub.add_argument("--plot", type=expand_home, metavar="PNG", help="also plot the mass kept by k")
     return parser
 
 
@@ -131,14 +137,14 @@ def run(recipe: Recipe) -> int:
 
 def _pass(recipe: Recipe) -> list[Outcome]:
     from infra import tracking
+    from offline_teacher import preflight
     from offline_teacher.capture_pass import run_pass
     from offline_teacher.cluster import Pool
-    from offline_teacher.pass_record import all_parts, has_validation
+    from offline_teacher.pass_record import has_validation
     from offline_teacher.source import find_source, validation_recipe
 
     source = find_source(recipe)
-    if recipe.corpus.source == "hub":  # the others are known to be there
-        all_parts(recipe)
+    preflight.check(recipe, source)
     with tracking.start_run(recipe, "teacher") as record, Pool(recipe) as pool:
         record.log_params(recipe.outcome("corpus", "sequences", "masking", "teacher", "store"))
         outcomes = []

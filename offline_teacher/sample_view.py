@@ -114,7 +114,7 @@ def _sample(store: Store, shard: Shard, head: MlmHead | None, row: int, tokenize
     )
 
 
-def _token(tokenizer: Any, number: int) -> str:
+def _token(tokenizer: Tokenizer, number: int) -> str:
     """The token of an id; ``id 31000`` for a row of embeddings that has no token."""
     token = tokenizer.id_to_token(number)
     return f"id {number}" if token is None else token

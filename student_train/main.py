@@ -23,6 +23,7 @@ if not __package__:  # run as a file: the repository, not this directory, is whe
 from infra import console, storage
 from infra.errors import UserError
 from infra.locks import exclusive
+from infra.paths import expand_home
 from infra.recipe import Recipe, load_recipe
 from offline_teacher.store.manifest import RECIPE_NAME, RECIPE_SIDECAR_NAME, repair_command
 from offline_teacher.store.reader import Store, open_store
@@ -39,7 +40,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="student_train/main.py", description="Train a student from a store."
     )
-    parser.add_argument("--recipe", required=True, help="YAML file of the run")
+    parser.add_argument("--recipe", required=True, type=expand_home, help="YAML file of the run")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's"
