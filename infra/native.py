@@ -78,7 +78,7 @@ def _built(source: Path) -> Path:
     if compiler is None:
         raise FileNotFoundError("no C++ compiler was found")
     sources = [source, *sorted(HEADERS.glob("*.hpp"))]
-    made_from = [*(path.read_text() for path in sources), compiler, *FLAGS, _processor()]
+    made_from = [*(path.read_text("utf-8") for path in sources), compiler, *FLAGS, _processor()]
     digest = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:32]
     target = _directory() / f"{source.stem}-{digest}.so"
     if not target.exists():
@@ -94,7 +94,14 @@ def _build(compiler: str, source: Path, target: Path) -> None:
     os.close(handle)
     try:
         command = [compiler, *FLAGS, f"-I{HEADERS}", "-o", temporary, str(source)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=BUILD_SECONDS)
+        subprocess.run(
+            command,
+            check=True,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=BUILD_SECONDS,
+        )
         os.replace(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
