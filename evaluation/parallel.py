@@ -13,7 +13,10 @@ from evaluation.jobs import Job, Work
 from evaluation.tasks import Split
 from infra import console
 from infra.errors import EXIT_INCOMPLETE, UserError
+from infra.ray_cluster import connect
 
+PACKAGES = ("evaluation", "offline_teacher", "infra")
+"""What a worker imports of us."""
 REPEATS = 2
 """Of a run whose worker died."""
 
@@ -87,19 +90,7 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
 
 def start_ray(workers: int) -> None:
     """Join the cluster this process was submitted to, else start a local one that fits the workers."""
-    import ray
-
-    with console.sigterm_kept():
-        if "RAY_ADDRESS" in os.environ:
-            ray.init(log_to_driver=False)
-        else:
-            # "local", not bare: a head that somebody ran on this machine is not ours to join.
-            quiet: dict[str, Any] = {
-                "include_dashboard": False,
-                "log_to_driver": False,
-                "configure_logging": False,
-            }
-            ray.init(address="local", num_cpus=workers, **quiet)
+    connect(None, "RAY_ADDRESS", PACKAGES, num_cpus=workers)
 
 
 def stop_ray() -> None:

@@ -16,7 +16,7 @@ SHARED = ("offline_teacher.store", "offline_teacher.families")
 """What other stages may import of the teacher's."""
 
 ONLY_IN = {
-    "ray": {"offline_teacher/cluster.py", "offline_teacher/ray_cluster.py", "evaluation/parallel.py"},
+    "ray": {"infra/ray_cluster.py", "offline_teacher/cluster.py", "evaluation/parallel.py"},
     "deepspeed": {"student_train/engine.py"},
     "mlflow": {"infra/mlflow_server.py"},
     "datasets": {"offline_teacher/hub.py", "evaluation/tasks.py"},
