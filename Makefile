@@ -4,8 +4,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench chaos gpu ui constraints
 
-PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 PORT ?= 5000
 RUNS ?= runs
 GIGABYTES ?= 5
@@ -26,7 +26,7 @@ test: .venv/installed
 	@$(IN_VENV) ruff format --check .
 	@$(IN_VENV) ruff check .
 	@$(IN_VENV) mypy
-	@$(IN_VENV) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(IN_VENV) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 bench: .venv/installed
 	@$(IN_VENV) python -m tests.benchmarks
@@ -49,16 +49,17 @@ constraints: .venv/installed
 
 # torch first: the wheel that pip's own configuration names (CPU or CUDA) is then what the others find.
 .venv/installed: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed and was not found; install it, or name it with PYTHON=..." >&2; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null \
-		|| { echo "error: $(PYTHON) is not Python 3.11 or 3.12" >&2; exit 2; }
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11, 3.12 or 3.13 is needed and was not found; install it, or name it with PYTHON=..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+		|| { echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13" >&2; exit 2; }
 	@command -v g++ >/dev/null \
-		|| { echo "error: g++ is needed (DeepSpeed builds a small extension) and was not found; install it, for example apt-get install g++" >&2; exit 2; }
+		|| { echo "error: g++ is needed (three small C++ libraries are built) and was not found; install it, for example apt-get install g++" >&2; exit 2; }
 	@(( $$(df --output=avail -BG . | tail -1 | tr -dc 0-9) >= $(GIGABYTES) )) \
 		|| { echo "error: $(CURDIR) has less than $(GIGABYTES) GB free, which the packages need" >&2; exit 2; }
 	@$(PYTHON) -m venv .venv || { echo "error: $(PYTHON) cannot make a virtual environment; install its venv module, for example apt-get install python3-venv" >&2; exit 2; }
 	@.venv/bin/pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	@.venv/bin/pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	@$(IN_VENV) python -m infra.native
 	@touch $@
 
 # No installation first: a machine with a GPU brings its own torch. GPU_PYTHON names another interpreter.

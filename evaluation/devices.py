@@ -10,11 +10,12 @@ from typing import Any
 
 from evaluation import elmo, finetune, latency
 from evaluation.export import export, export_model
-from evaluation.finetune import MODEL, Job
+from evaluation.exported import FLOAT32, INT8
+from evaluation.jobs import MODEL, Job, median_seed
 from evaluation.latency import Inputs, Runner
 from evaluation.metrics import task_score
 from evaluation.models import Candidate, load_model, load_tokenizer, parameters
-from evaluation.onnx_model import FLOAT32, INT8, OnnxModel, open_session, session_runner
+from evaluation.onnx_model import OnnxModel, open_session, session_runner
 from evaluation.tasks import Split, find_task
 from infra import console, storage
 from infra.sections import Evaluation
@@ -46,7 +47,7 @@ def export_task(
     job: Job, splits: Mapping[str, Split], results: list[dict[str, Any]], directory: str
 ) -> dict[str, Any]:
     source, target = storage.join(job.directory, MODEL), storage.join(directory, job.task_name)
-    seed = finetune.median_seed(results)
+    seed = median_seed(results)
     score = next(float(result["score"]) for result in results if result["seed"] == seed)
     with tempfile.TemporaryDirectory() as draft:
         local = _local(source, os.path.join(draft, "model"))

@@ -16,7 +16,6 @@ exporter is used: it needs no further package and keeps both axes free (tested o
 
 from __future__ import annotations
 
-import inspect
 import os
 import tempfile
 from typing import Any
@@ -24,19 +23,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from evaluation.exported import FLOAT32, INT8, INT8_ORT, SUMMARY, finished, source_digest
 from evaluation.latency import Inputs
-from evaluation.models import Candidate, load_config, load_tokenizer, require_model
-from evaluation.onnx_model import FLOAT32, INT8, INT8_ORT, open_session, run_session
+from evaluation.model_inputs import input_names, inputs_of
+from evaluation.models import load_config, load_tokenizer, require_model
+from evaluation.onnx_model import open_session, run_session
 from evaluation.quantisation import quantise, quiet, to_ort
 from infra import storage
 from infra.errors import UserError
+from offline_teacher.families.positions import usable_length
 
 OPSET = 17
 TOLERANCE = 1e-4
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 SHAPES = ((1, 4), (1, 17), (3, 33), (2, 64))
-"""[B, L] of the inputs on which torch and ONNX are compared."""
-SUMMARY = "export.json"
+"""[B, L] of the inputs on which torch and ONNX are compared; L at most the model's positions."""
 
 
 def export(directory: str, output: str) -> dict[str, Any]:
@@ -46,8 +46,7 @@ def export(directory: str, output: str) -> dict[str, Any]:
     architecture without logits or hidden states, an ONNX graph that does not compute what torch does.
     """
     require_model(directory)
-    source = Candidate("model", directory).digest()
-    found = _finished(output, source)
+    found = finished(directory, output)
     if found is not None:
         return found
     tokenizer = load_tokenizer(directory)
@@ -55,8 +54,8 @@ def export(directory: str, output: str) -> dict[str, Any]:
     summary = {
         "kind": _kind_of(model),
         "labels": _labels(model),
-        "max_length": int(getattr(model.config, "max_position_embeddings", 512)),
-        "source": source,
+        "max_length": usable_length(model.config),
+        "source": source_digest(directory),
     }
     storage.publish_bytes(
         storage.join(output, "tokenizer.json"), tokenizer.backend_tokenizer.to_str().encode()
@@ -105,24 +104,6 @@ def size_ratio(sizes: dict[str, int]) -> float:
     return round(sizes[INT8] / sizes[FLOAT32], 4)
 
 
-def _finished(output: str, source: str) -> dict[str, Any] | None:
-    path = storage.join(output, SUMMARY)
-    if not storage.exists(path):
-        return None
-    try:
-        summary = storage.read_json(path)
-    except UserError:  # damaged: export again
-        return None
-    if not isinstance(summary, dict) or summary.get("source") != source:
-        return None
-    sizes = summary.get("bytes", {})
-    there = all(
-        storage.exists(storage.join(output, file)) and storage.size(storage.join(output, file)) == size
-        for file, size in sizes.items()
-    )
-    return summary if there and storage.exists(storage.join(output, "tokenizer.json")) else None
-
-
 def model_kind(architecture: str, config: Any) -> str:
     """What a model is for, by the name of its class."""
     if architecture.endswith("ForQuestionAnswering"):
@@ -144,11 +125,6 @@ def _labels(model: Any) -> list[str]:
 
 def output_names(kind: str) -> list[str]:
     return {"spans": ["start_logits", "end_logits"], "encoder": ["last_hidden_state"]}.get(kind, ["logits"])
-
-
-def input_names(model: torch.nn.Module) -> list[str]:
-    taken = inspect.signature(model.forward).parameters
-    return [name for name in INPUTS if name in taken]
 
 
 def load_finished(directory: str) -> Any:
@@ -180,9 +156,10 @@ class _Positional(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, inputs: list[str], outputs: list[str]) -> None:
         super().__init__()
         self.model, self.inputs, self.outputs = model, inputs, outputs
+        self.pick = inputs_of(model)
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        output = self.model(**dict(zip(self.inputs, tensors, strict=True)))
+        output = self.model(**self.pick(dict(zip(self.inputs, tensors, strict=True))))
         return tuple(getattr(output, name) for name in self.outputs)
 
 
@@ -201,13 +178,14 @@ def to_onnx(model: Any, inputs: list[str], outputs: list[str], path: str) -> Non
 
 
 def sample_inputs(config: Any, shape: tuple[int, int]) -> Inputs:
-    """Random ids, the last row of several half padding; int64 [B, L]."""
+    """Random ids, the last row of several half padding; int64 [B, L], cut to the positions of the model."""
+    shape = (shape[0], min(shape[1], usable_length(config)))
     generator = np.random.default_rng(shape[0] * 1000 + shape[1])
     ids = generator.integers(0, config.vocab_size, shape)
     mask, types = np.ones(shape, np.int64), np.zeros(shape, np.int64)
     if shape[0] > 1:
         mask[-1, shape[1] // 2 :] = 0
-    types[:, shape[1] // 2 :] = getattr(config, "type_vocab_size", 1) > 1
+    types[:, shape[1] // 2 :] = 1  # of every model: one of a single type takes it for 0
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
@@ -221,7 +199,7 @@ def largest_difference(model: Any, path: str, outputs: list[str]) -> float:
         expected = reference(*(torch.from_numpy(inputs[name]) for name in reference.inputs))
         for ours, theirs in zip(run_session(session, inputs).values(), expected, strict=True):
             apart = np.abs(ours - theirs.numpy())
-            if apart.ndim >= 2 and apart.shape[:2] == shape:
+            if apart.ndim >= 2 and apart.shape[:2] == inputs["input_ids"].shape:
                 apart = apart[inputs["attention_mask"] == 1]
             largest = max(largest, float(apart.max()))
     return largest

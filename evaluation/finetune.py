@@ -1,138 +1,23 @@
-"""One fine-tuning run: a candidate, a task, a seed -> predictions and their score file, so that it runs once.
-
-A score file ``<scores>/<candidate>/<task>/seed-<n>.json`` holds under ``key`` everything its numbers
-depend on, so a changed setting, data set or model runs again. ``predictions`` is the digest of the file
-from which its numbers are computed (``evaluation.predictions``); without that file the job runs again.
-"""
+"""One fine-tuning run: a job -> predictions and their score file, so that it runs once (see ``jobs``)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from evaluation import distillation, predictions, squad, submission
+from evaluation.jobs import Job
 from evaluation.metrics import task_score
-from evaluation.models import Candidate, load_model, load_tokenizer, require_fit
+from evaluation.models import load_model, load_tokenizer, require_fit
 from evaluation.predictions import Answers
-from evaluation.tasks import Split, Task, find_task, has_part, load
+from evaluation.tasks import Split, Task, has_part, load
 from evaluation.training import Encoded, Fit, Loss, Schedule, Targets, fit, predict
 from infra import storage
-from infra.errors import UserError
+from infra.control_tokens import tokenize
 from infra.sections import Evaluation
-
-MODEL = "model"
-"""Folder of the fine-tuned model beside its score files, where it is kept."""
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """A fine-tuned teacher's outputs on the task's training set, see ``outputs_store``."""
-
-    model: str
-    """Directory of the fine-tuned teacher."""
-    outputs: str
-    """Directory of its outputs."""
-    digest: str
-    """Of everything that the outputs depend on."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run. Everything in it can be sent to another process."""
-
-    candidate: Candidate
-    digest: str
-    """``candidate.digest()``, taken once for all jobs of a candidate."""
-    task_name: str
-    seed: int
-    settings: Evaluation
-    scores: str
-    """Directory of all score files."""
-    keep_model: bool = False
-    predict_test: bool = False
-    lesson: Lesson | None = None
-    """With one: a second distillation."""
-
-    @property
-    def task(self) -> Task:
-        return find_task(self.task_name)
-
-    @property
-    def directory(self) -> str:
-        return storage.join(self.scores, self.candidate.name, self.task_name)
-
-    @property
-    def path(self) -> str:
-        return storage.join(self.directory, f"seed-{self.seed}.json")
-
-    @property
-    def predictions_path(self) -> str:
-        return storage.join(self.directory, f"seed-{self.seed}.predictions.parquet")
-
-    @property
-    def model_directory(self) -> str:
-        return storage.join(self.directory, f"seed-{self.seed}-{MODEL}")
-
-    @property
-    def schedule(self) -> Schedule:
-        settings = self.settings
-        return Schedule(
-            settings.epochs,
-            settings.batch_size,
-            settings.learning_rate,
-            settings.dtype,
-            max_steps=settings.max_steps,
-        )
-
-    def key(self, splits: dict[str, Split]) -> dict[str, Any]:
-        settings = self.settings
-        more: dict[str, Any] = {}
-        if self.lesson is not None:
-            more["teacher"] = self.lesson.digest
-            more["temperature"] = settings.distillation_temperature
-        if self.task.kind == "regression":
-            more["head_bias"] = "mean label"  # scores from before it began there are not these
-        return more | {
-            "model": self.digest,
-            "random_weights": self.candidate.random_weights,
-            "data": {part: split.digest() for part, split in splits.items()},
-            "epochs": settings.epochs,
-            "max_steps": settings.max_steps,
-            "batch_size": settings.batch_size,
-            "learning_rate": settings.learning_rate,
-            "max_length": self.task.max_length or settings.max_length,
-            "dtype": settings.dtype,
-        }
-
-
-def load_splits(task: Task, data: str | None) -> dict[str, Split]:
-    """The training and dev parts of a task."""
-    return {part: load(task, part, data) for part in ("train", *task.dev_parts)}
-
-
-def finished(job: Job, splits: dict[str, Split]) -> dict[str, Any] | None:
-    """The score file of a job that is done under the same key, or None."""
-    if not storage.exists(job.path):
-        return None
-    try:
-        result = storage.read_json(job.path)
-    except UserError:  # damaged: run again
-        return None
-    if not isinstance(result, dict) or result.get("key") != job.key(splits):
-        return None
-    folders = (job.model_directory, storage.join(job.directory, MODEL))
-    predicted = job.predictions_path
-    if not storage.exists(predicted) or storage.digest_file(predicted) != result.get("predictions"):
-        return None
-    if job.keep_model and not any(storage.list_names(folder) for folder in folders):
-        return None
-    if job.predict_test and "test_files" not in result:
-        return None
-    return result
 
 
 def run(
@@ -146,14 +31,13 @@ def run(
     require_fit(job.candidate.directory, model.config, tokenizer, length)
     if task.kind == "regression" and splits["train"].labels is not None:
         start_at_mean(model, splits["train"].labels)
-    schedule = job.schedule
     training_set, loss = encode(tokenizer, task, splits["train"], length), loss_for(task)
     if job.lesson is not None:
         training_set = distillation.add_outputs(
             training_set, task, splits["train"], job.lesson.outputs, job.lesson.digest, settings.dtype
         )
         loss = distillation.distilled(task, loss, settings.distillation_temperature)
-    fitted = fit(model, training_set, loss, schedule, job.seed, tokenizer.pad_token_id, advance)
+    fitted = fit(model, training_set, loss, schedule(settings), job.seed, tokenizer.pad_token_id, advance)
     found = {
         part: answers(model, tokenizer, task, splits[part], length, settings.dtype) for part in task.dev_parts
     }
@@ -165,6 +49,16 @@ def run(
         save(model, tokenizer, job.model_directory)
     storage.publish_json(job.path, result)
     return result
+
+
+def schedule(settings: Evaluation) -> Schedule:
+    return Schedule(
+        settings.epochs,
+        settings.batch_size,
+        settings.learning_rate,
+        settings.dtype,
+        max_steps=settings.max_steps,
+    )
 
 
 def _result(
@@ -210,7 +104,7 @@ def encode(tokenizer: Any, task: Task, split: Split, length: int) -> Encoded:
     if task.kind == "spans":
         return squad.encode(tokenizer, split.questions, length).encoded
     columns = [list(column) for column in zip(*split.texts, strict=True)]
-    output = tokenizer(*columns, truncation=True, max_length=length, return_token_type_ids=True)
+    output = tokenize(tokenizer, *columns, truncation=True, max_length=length)
     targets = {} if split.labels is None else {"label": split.labels}
     return Encoded(output["input_ids"], output["token_type_ids"], targets)
 
@@ -286,9 +180,3 @@ def save(model: Any, tokenizer: Any, directory: str) -> None:
         for name in names:
             with open(os.path.join(draft, name), "rb") as file:
                 storage.publish_bytes(storage.join(directory, name), file.read())
-
-
-def median_seed(results: list[dict[str, Any]]) -> int:
-    """The seed whose score is the median; of an even number the lower of the two in the middle."""
-    ranked = sorted(results, key=lambda result: (result["score"], result["seed"]))
-    return int(ranked[(len(ranked) - 1) // 2]["seed"])

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from evaluation.model_inputs import inputs_of
+from infra.control_tokens import tokenize
+
 Inputs = dict[str, np.ndarray]
 """input_ids, attention_mask, token_type_ids: int64 [B, L]."""
 Runner = Callable[[Inputs], object]
@@ -39,15 +42,10 @@ class Latency:
 
 def torch_runner(model: torch.nn.Module, device: str = "cpu") -> Runner:
     """A forward of a torch model; on a GPU it ends when the result is there."""
-    import inspect
-
-    model = model.eval().to(device)
-    names = set(inspect.signature(model.forward).parameters)
+    model, pick = model.eval().to(device), inputs_of(model)
 
     def run(inputs: Inputs) -> object:
-        tensors = {
-            name: torch.from_numpy(array).to(device) for name, array in inputs.items() if name in names
-        }
+        tensors = {name: torch.from_numpy(array).to(device) for name, array in pick(inputs).items()}
         return model(**tensors).logits.cpu()
 
     return run
@@ -58,10 +56,7 @@ def batches(tokenizer: Any, texts: Sequence[tuple[str, ...]], batch_size: int, l
     found = []
     for start in range(0, len(texts), batch_size):
         columns = [list(column) for column in zip(*texts[start : start + batch_size], strict=True)]
-        output = tokenizer(
-            *columns, truncation=True, max_length=length, padding=True, return_token_type_ids=True,
-            return_tensors="np",
-        )  # fmt: skip
+        output = tokenize(tokenizer, *columns, truncation=True, max_length=length, padding=True)
         found.append({name: np.asarray(array, np.int64) for name, array in output.items()})
     return found
 

@@ -16,9 +16,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from infra import console, storage
 from infra.errors import UserError
+from infra.paths import expand_home
 from infra.recipe import Recipe, load_recipe
 
 _WITH_A_RECIPE = ("recipe", "overrides", "submission")
@@ -34,7 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.recipe:
         recipe = load_recipe(options.recipe, options.overrides)
         _require_student(recipe, options.recipe)
-        # Only now, as torch and transformers take seconds: mistakes come first.
         from evaluation.recipe_run import run_recipe
 
         return run_recipe(recipe, options.submission)
@@ -57,13 +58,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--recipe", help="recipe file; overrides follow as section.key=value")
+    parser.add_argument(
+        "--recipe", type=expand_home, help="recipe file; overrides follow as section.key=value"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument("--model", help="model directory or hub name, instead of a recipe")
-    parser.add_argument("--teacher", help="directory or hub name: second distillation from it, fine-tuned")
+    parser.add_argument("--model", type=expand_home, help="model directory or hub name, instead of a recipe")
+    parser.add_argument(
+        "--teacher", type=expand_home, help="directory or hub name: second distillation from it, fine-tuned"
+    )
     parser.add_argument("--temperature", type=float, help="of the second distillation (default 2)")
     parser.add_argument("--tasks", help="comma-separated, for example RTE,SST-2")
-    parser.add_argument("--data", help="directory of official task files; without it the hub's are read")
+    parser.add_argument(
+        "--data", type=expand_home, help="directory of official task files; without it the hub's are read"
+    )
     parser.add_argument("--seeds", type=int, help="this many seeds: 0, 1, ... (default 1)")
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--max-steps", type=int, help="stop a run after this many steps")
@@ -76,7 +83,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--keep-model", action="store_true", help="keep the fine-tuned model of the median seed"
     )
     parser.add_argument("--submission", action="store_true", help="also write GLUE test predictions as a zip")
-    parser.add_argument("--output", help="directory of the scores")
+    parser.add_argument("--output", type=expand_home, help="directory of the scores")
     options = parser.parse_args(arguments)
     if bool(options.recipe) == bool(options.model):
         raise UserError("give either --recipe FILE or --model DIR")
@@ -95,19 +102,28 @@ def _export_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.main export", description="Write a model directory as files for devices."
     )
-    parser.add_argument("--model", required=True, help="directory or hub name, fine-tuned or an encoder")
-    parser.add_argument("--output", required=True, help="directory of the ONNX and ORT files")
+    parser.add_argument(
+        "--model", type=expand_home, required=True, help="directory or hub name, fine-tuned or an encoder"
+    )
+    parser.add_argument(
+        "--output", type=expand_home, required=True, help="directory of the ONNX and ORT files"
+    )
     return parser
 
 
 def _export(arguments: Sequence[str]) -> int:
     options = _export_parser().parse_args(arguments)
-    storage.require_writable(options.output)
-    from evaluation.export import export
-    from evaluation.models import local_directory
+    from evaluation.exported import finished
+    from evaluation.models import local_directory, require_model
 
     with local_directory(options.model) as model:
-        summary = export(model, options.output)
+        require_model(model)
+        summary = finished(model, options.output)
+        if summary is None:
+            storage.require_writable(options.output)
+            from evaluation.export import export
+
+            summary = export(model, options.output)
     lines = [[name, f"{size / 1e6:.2f} MB"] for name, size in summary["bytes"].items()]
     print(console.table(lines, ("file", "size")))
     difference = summary["difference"]
@@ -118,5 +134,10 @@ def _export(arguments: Sequence[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """The command: ``main`` with its mistakes in one line and its exit codes."""
     console.command(main)
+
+
+if __name__ == "__main__":
+    cli()

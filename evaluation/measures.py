@@ -31,7 +31,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -66,6 +65,8 @@ class Estimates:
 
     def error(self, contrast: np.ndarray) -> tuple[float, float]:
         """Variance of ``contrast`` [M] . scores, and the t factor of its 95 % interval."""
+        from scipy.special import stdtrit
+
         parts = [float(contrast @ part.covariance @ contrast) for part in self.components]
         variance = sum(parts)
         if variance <= 0:

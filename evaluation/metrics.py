@@ -14,8 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from scipy import stats
-from sklearn.metrics import f1_score, matthews_corrcoef
 
 
 def accuracy(predicted: np.ndarray, expected: np.ndarray) -> float:
@@ -24,11 +22,15 @@ def accuracy(predicted: np.ndarray, expected: np.ndarray) -> float:
 
 def f1(predicted: np.ndarray, expected: np.ndarray) -> float:
     """F1 of class 1; 0.0 where neither vector has it."""
+    from sklearn.metrics import f1_score
+
     return float(f1_score(expected, predicted, labels=[1], average=None, zero_division=0.0)[0])
 
 
 def matthews(predicted: np.ndarray, expected: np.ndarray) -> float:
     """Matthews correlation; 0.0 where either vector is constant."""
+    from sklearn.metrics import matthews_corrcoef
+
     if np.ptp(predicted) == 0 or np.ptp(expected) == 0:
         return 0.0
     return float(matthews_corrcoef(expected, predicted))
@@ -36,11 +38,15 @@ def matthews(predicted: np.ndarray, expected: np.ndarray) -> float:
 
 def pearson(predicted: np.ndarray, expected: np.ndarray) -> float:
     """Linear correlation; 0.0 where either vector is constant."""
+    from scipy import stats
+
     return _correlation(stats.pearsonr, predicted, expected)
 
 
 def spearman(predicted: np.ndarray, expected: np.ndarray) -> float:
     """Rank correlation, ties at their mean rank; 0.0 where either vector is constant."""
+    from scipy import stats
+
     return _correlation(stats.spearmanr, predicted, expected)
 
 

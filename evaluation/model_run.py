@@ -5,34 +5,28 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import os
 from typing import Any
 
+from evaluation import names
 from evaluation.models import Candidate, local_directory
 from evaluation.scores import Results, complete, macro, medians, prepare, write_submission
 from evaluation.tasks import find_tasks
 from infra import console, storage
 from infra.errors import UserError
+from infra.locks import locked
 from infra.sections import Evaluation
 
 SCORES = "scores"
+TEACHER = "teacher"
 
 
 def run_model(options: argparse.Namespace) -> int:
     """Fine-tune and score what is missing, print a line for each metric, write scores.json; the exit code."""
     settings = model_settings(options)
     directory = storage.join(options.output, SCORES)
-    storage.require_writable(options.output)
     with contextlib.ExitStack() as stack:
-        model = stack.enter_context(local_directory(options.model))
-        candidate = Candidate(os.path.basename(os.path.abspath(model)), model)
-        candidates = [candidate]
-        if options.teacher:
-            teacher = Candidate("teacher", stack.enter_context(local_directory(options.teacher)))
-            taught = Candidate(f"{candidate.name} (D)", model, taught_by=teacher.name)
-            if candidate.name == teacher.name:
-                raise UserError(f"--model: {model} is called teacher; give its directory another name")
-            candidates = [teacher, candidate, taught]
+        candidates, sources = _candidates(options, directory, stack)
+        candidate = candidates[1 if options.teacher else 0]
         plan = prepare(
             candidates,
             settings,
@@ -40,20 +34,57 @@ def run_model(options: argparse.Namespace) -> int:
             keep_models=(candidate.name,) if options.keep_model else (),
             predict_test=options.submission,
         )
+        for name, source in sources.items():
+            names.keep_name(directory, source, name)
+        for note in sorted(
+            {note for parts in plan.splits.values() for one in parts.values() for note in one.notes}
+        ):
+            print(f"note: {note}", flush=True)
         results = complete(plan, settings.workers)
     lines = _metric_lines(results)
     print(console.table(lines, ("model", "task", "metric", f"median of {len(settings.seeds)}", "all seeds")))
-    for note in sorted(
-        {note for seeds in results[candidate.name].values() for one in seeds for note in one["notes"]}
-    ):
-        print(f"note: {note}")
     if options.submission:
-        target = storage.join(options.output, "submission.zip")
-        names = write_submission(candidate, results, directory, target)
-        print(f"{target}: {', '.join(names)}" if names else "no test files: no submission")
-    storage.publish_json(storage.join(options.output, "scores.json"), _summary(results))
-    print(storage.join(options.output, "scores.json"))
+        target = storage.join(options.output, f"submission-{candidate.name}.zip")
+        files = write_submission(candidate, results, directory, target)
+        print(f"{target}: {', '.join(files)}" if files else "no test files: no submission")
+    print(_add_scores(options.output, _summary(results)))
     return 0
+
+
+def _candidates(
+    options: argparse.Namespace, directory: str, stack: contextlib.ExitStack
+) -> tuple[list[Candidate], dict[str, str]]:
+    """The rows: the model, or teacher, model and taught model. And whose the names of the first two are.
+
+    The name is of what the command says: a remote model's local copy is called otherwise each time.
+    """
+    source = names.source_of(options.model)
+    own = [name for name in names.names_of(source) if not (options.teacher and name == TEACHER)]
+    name = names.free_name(directory, source, own or [f"{TEACHER}-model"])
+    model = stack.enter_context(local_directory(options.model))
+    candidate = Candidate(name, model)
+    if not options.teacher:
+        return [candidate], {name: source}
+    teacher_source = names.source_of(options.teacher)
+    names.free_name(directory, teacher_source, [TEACHER])
+    teacher = Candidate(TEACHER, stack.enter_context(local_directory(options.teacher)))
+    taught = Candidate(f"{name} (D)", model, taught_by=TEACHER)
+    return [teacher, candidate, taught], {TEACHER: teacher_source, name: source}
+
+
+def _add_scores(output: str, scores: dict[str, Any]) -> str:
+    """Publishes scores.json with these rows, and with those of other models that are there; its path."""
+    path = storage.join(output, "scores.json")
+    alone = (
+        contextlib.nullcontext() if storage.is_remote(output) else locked(storage.join(output, storage.LOCK))
+    )
+    with alone:
+        before = {}
+        if storage.exists(path):
+            with contextlib.suppress(UserError):  # damaged: the score files are what counts
+                before = storage.read_json(path)
+        storage.publish_json(path, {**(before if isinstance(before, dict) else {}), **scores})
+    return path
 
 
 def model_settings(options: argparse.Namespace) -> Evaluation:

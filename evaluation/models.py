@@ -7,13 +7,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from evaluation.tasks import Task
 from infra import storage
+from infra.control_tokens import read_as_text
 from infra.errors import UserError
+from offline_teacher.families.positions import usable_length
+
+if TYPE_CHECKING:
+    import torch
+
+    from evaluation.tasks import Task
 
 WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"
@@ -95,6 +99,10 @@ def _from_hub(name: str, revision: str | None) -> str:
 
 
 def load_tokenizer(directory: str) -> Any:
+    """The fast tokenizer of a model directory, to which a text's ``[SEP]`` is text.
+
+    Raises UserError where there is none or it has no pad token.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -103,6 +111,7 @@ def load_tokenizer(directory: str) -> Any:
         raise UserError(f"{directory}: the tokenizer cannot be loaded: {_first_line(error)}") from error
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
         raise UserError(f"{directory}: the tokenizer needs a tokenizer.json and a pad token")
+    read_as_text(tokenizer)
     return tokenizer
 
 
@@ -120,6 +129,7 @@ def load_model(candidate: Candidate, task: Task, seed: int) -> Any:
 
     UserError: damaged weights, weights of another architecture, code in the directory.
     """
+    import torch
     from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, logging
 
     logging.set_verbosity_error()
@@ -161,7 +171,7 @@ def require_fit(directory: str, config: Any, tokenizer: Any, length: int) -> Non
             f"{directory}: vocabulary mismatch: the tokenizer has ids up to {largest}, "
             f"the model only {config.vocab_size} embeddings"
         )
-    positions = getattr(config, "max_position_embeddings", length)
+    positions = usable_length(config)
     if length > positions:
         raise UserError(
             f"rows of {length} tokens (evaluation.max_length, or the task's own length), "
@@ -172,6 +182,16 @@ def require_fit(directory: str, config: Any, tokenizer: Any, length: int) -> Non
 def parameters(model: torch.nn.Module) -> int:
     """Number of parameters, tied ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def body_parameters(directory: str) -> int:
+    """Parameters of the encoder with embeddings and pooler, as papers count them; no weights are read."""
+    import torch
+    from transformers import AutoModel
+
+    config = load_config(directory)
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
 
 
 def weight_bytes(directory: str) -> int:

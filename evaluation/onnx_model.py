@@ -10,8 +10,6 @@ import torch
 
 from evaluation.latency import Inputs, Runner
 
-FLOAT32, INT8, INT8_ORT = "model.onnx", "model.int8.onnx", "model.int8.ort"
-
 
 def open_session(path: str, threads: int = 1) -> Any:
     """An ``onnxruntime.InferenceSession`` on the CPU with that many threads."""

@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 
-from evaluation.finetune import Job, device, run
+from evaluation.finetune import device, run, schedule
+from evaluation.jobs import Job, Work
 from evaluation.tasks import Split
 from infra import console
 from infra.errors import EXIT_INCOMPLETE, UserError
+from infra.ray_cluster import connect
 
+PACKAGES = ("evaluation", "offline_teacher", "infra")
+"""What a worker imports of us."""
 REPEATS = 2
 """Of a run whose worker died."""
 
-Work = tuple[Job, dict[str, Split]]
 Result = dict[str, Any]
 
 
@@ -38,8 +41,8 @@ def _in_process(work: list[Work], done: Callable[[Job, Result], None]) -> None:
 
 def _training_rows(job: Job, splits: dict[str, Split]) -> int:
     """Rows the optimiser will see, but for SQuAD, where a question may give more windows than one."""
-    rows, schedule = len(splits["train"]), job.schedule
-    return min(round(rows * schedule.epochs), schedule.steps(rows) * schedule.batch_size)
+    rows, planned = len(splits["train"]), schedule(job.settings)
+    return min(round(rows * planned.epochs), planned.steps(rows) * planned.batch_size)
 
 
 def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None]) -> None:
@@ -87,19 +90,7 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
 
 def start_ray(workers: int) -> None:
     """Join the cluster this process was submitted to, else start a local one that fits the workers."""
-    import ray
-
-    with console.sigterm_kept():
-        if "RAY_ADDRESS" in os.environ:
-            ray.init(log_to_driver=False)
-        else:
-            # "local", not bare: a head that somebody ran on this machine is not ours to join.
-            quiet: dict[str, Any] = {
-                "include_dashboard": False,
-                "log_to_driver": False,
-                "configure_logging": False,
-            }
-            ray.init(address="local", num_cpus=workers, **quiet)
+    connect(None, "RAY_ADDRESS", PACKAGES, num_cpus=workers)
 
 
 def stop_ray() -> None:

@@ -1,4 +1,7 @@
-"""Evaluation of a recipe: teacher, student and undistilled student, their latency, the report, tracking."""
+"""Evaluation of a recipe: teacher, student and undistilled student, their latency, the report, tracking.
+
+What needs torch, ONNX or matplotlib is imported where it is used: a finished evaluation needs none of it.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evaluation import devices, latency, plots, report
-from evaluation.latency import Latency
+from evaluation import report
 from evaluation.models import (
     Candidate,
+    body_parameters,
     load_config,
     load_model,
     load_tokenizer,
@@ -25,6 +28,10 @@ from infra import console, storage, tracking
 from infra.errors import UserError
 from infra.recipe import Recipe
 from infra.sections import Evaluation
+from offline_teacher.families.positions import usable_length
+
+if TYPE_CHECKING:
+    from evaluation.latency import Latency
 
 TAUGHT = "student (D)"
 """The student after a second distillation, as the paper names it."""
@@ -68,6 +75,8 @@ def _evaluate(
     recipe: Recipe, candidates: Sequence[Candidate], plan: Plan, key: str, run: tracking.Run
 ) -> dict[str, Any]:
     """Runs, latency, files, tracking. report.json comes last: it says that all the rest is there."""
+    from evaluation import devices
+
     directory = recipe.evaluation_dir
     results = complete(plan, recipe.evaluation.workers)
     content = build_report(recipe, candidates, results, key)
@@ -181,14 +190,17 @@ def measure_latency(
     candidates: Sequence[Candidate], settings: Evaluation, texts: list[tuple[str, ...]]
 ) -> tuple[dict[str, Latency], dict[str, dict[str, Any]]]:
     """Latency of each candidate with an STS-B head, and the rows that are only timed."""
+    from evaluation import devices, latency
+
     task = find_task("STS-B")
     runners, inputs = {}, {}
     for candidate in candidates:
         tokenizer = load_tokenizer(candidate.directory)
+        length = min(settings.max_length, usable_length(load_config(candidate.directory)))
         runners[candidate.name] = latency.torch_runner(load_model(candidate, task, seed=0))
         sizes = (1, *latency.BATCH_SIZES)
         inputs[candidate.name] = {
-            size: latency.batches(tokenizer, texts, size, settings.max_length) for size in sizes
+            size: latency.batches(tokenizer, texts, size, length) for size in sizes
         }  # fmt: skip
     student = next(one for one in candidates if one.name == STUDENT)
     extra = devices.latency_rows(student, settings, texts, inputs[STUDENT])
@@ -229,18 +241,10 @@ def latency_part(settings: Evaluation) -> tuple[Task, str]:
     raise UserError(f"latency: {settings.data} has no STS-B/dev.tsv to time the models on")
 
 
-def body_parameters(directory: str) -> int:
-    """Parameters of the encoder with embeddings and pooler, as papers count them; no weights are read."""
-    import torch
-    from transformers import AutoModel
-
-    config = load_config(directory)
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
-
-
 def write_files(recipe: Recipe, content: dict[str, Any], directory: str) -> list[str]:
     """Plots and report.md; the paths written."""
+    from evaluation import plots
+
     images = {
         "retention.png": plots.retention(content),
         "score_latency.png": plots.score_against_latency(content),
@@ -276,6 +280,8 @@ def track(run: tracking.Run, recipe: Recipe, content: dict[str, Any], student_di
 
 def numbers(content: dict[str, Any]) -> dict[str, float]:
     """``student/CoLA/matthews``, ``teacher/latency/p50_ms``, ... of the report's rows."""
+    from evaluation.devices import NUMBERS
+
     found: dict[str, float] = {}
 
     def collect(prefix: str, value: Any) -> None:
@@ -288,5 +294,5 @@ def numbers(content: dict[str, Any]) -> dict[str, float]:
     for name, row in (content["rows"] | content["latency_rows"]).items():
         collect(name.replace("(", "").replace(")", ""), row)  # MLflow takes no brackets
     for task, row in content["devices"].items():
-        collect(f"export/{task}", {key: row[key] for key in devices.NUMBERS})
+        collect(f"export/{task}", {key: row[key] for key in NUMBERS})
     return found

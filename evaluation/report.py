@@ -40,8 +40,8 @@ from typing import Any
 import numpy as np
 
 from evaluation import measures
+from evaluation.exported import FLOAT32, INT8
 from evaluation.measures import Estimates, Ratio
-from evaluation.onnx_model import FLOAT32, INT8
 from infra import console
 
 TEACHER, STUDENT, UNDISTILLED = "teacher", "student", "undistilled"

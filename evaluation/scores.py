@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from evaluation import finetune, measures, predictions, submission
-from evaluation.finetune import MODEL, Job, Lesson
+from evaluation import measures, predictions, submission
+from evaluation.jobs import MODEL, Job, Lesson, Work, finished, load_splits, median_seed
 from evaluation.metrics import macro_score
 from evaluation.models import Candidate, load_config, load_model, load_tokenizer, require_fit, require_model
-from evaluation.parallel import Work, run_all
 from evaluation.tasks import GLUE, Split, Task, find_task, find_tasks
-from evaluation.teacher_pass import store_lesson
 from infra import storage
 from infra.errors import UserError
 from infra.sections import Evaluation
@@ -51,12 +49,14 @@ def prepare(
     """Every candidate, task and seed, and which score files under ``directory`` are there already.
 
     ``keep_models``: names of the candidates whose fine-tuned model of the median seed is kept.
-    Everything is checked before the first run: tasks, files, models, vocabularies. A candidate that is
-    ``taught_by`` another one learns from the outputs of that one's fine-tuned models, which are kept too.
+    Everything is checked before the first run: tasks, files, models, vocabularies. Where every run is done,
+    no model is loaded. A candidate that is ``taught_by`` another one learns from the outputs of that one's
+    fine-tuned models, which are kept too.
     """
     tasks = find_tasks(settings.tasks)
-    _check(candidates, tasks, settings)
-    splits = {task.name: finetune.load_splits(task, settings.data) for task in tasks}
+    for candidate in candidates:
+        require_model(candidate.directory, candidate.random_weights)
+    splits = {task.name: load_splits(task, settings.data) for task in tasks}
     teachers = {candidate.taught_by for candidate in candidates}
     jobs: list[Job] = []
     for candidate in sorted(candidates, key=lambda candidate: candidate.taught_by is not None):
@@ -73,7 +73,11 @@ def prepare(
             ]
     order = [candidate.name for candidate in candidates]
     jobs.sort(key=lambda job: order.index(job.candidate.name))
-    return Plan(jobs, splits, {job: finetune.finished(job, splits[job.task_name]) for job in jobs})
+    plan = Plan(jobs, splits, {job: finished(job, splits[job.task_name]) for job in jobs})
+    if plan.left:
+        storage.require_writable(directory)
+        _check(candidates, tasks, settings)
+    return plan
 
 
 def _lesson(teacher: list[Job], splits: dict[str, Split]) -> Lesson:
@@ -86,6 +90,23 @@ def _lesson(teacher: list[Job], splits: dict[str, Split]) -> Lesson:
 
 def complete(plan: Plan, workers: int) -> Results:
     """Run what is left, second distillations after the teachers they need; the score files of all."""
+    alone = [job for job in plan.jobs if job.lesson is None]
+    for jobs in (alone, [job for job in plan.jobs if job.lesson is not None]):
+        _run(jobs, plan, workers)
+        _keep_medians(jobs, plan)
+    results: Results = {}
+    for job in plan.jobs:
+        results.setdefault(job.candidate.name, {}).setdefault(job.task_name, []).append(_done(plan, job))
+    return results
+
+
+def _run(jobs: Sequence[Job], plan: Plan, workers: int) -> None:
+    """Run those of the jobs that are not done."""
+    left = [(job, plan.splits[job.task_name]) for job in jobs if plan.results[job] is None]
+    if not left:  # no torch is needed
+        return
+    from evaluation.parallel import run_all
+    from evaluation.teacher_pass import store_lesson
 
     def record(job: Job, result: dict[str, Any]) -> None:
         plan.results[job] = result
@@ -96,17 +117,10 @@ def complete(plan: Plan, workers: int) -> Results:
             flush=True,
         )
 
-    run_all([(job, splits) for job, splits in plan.left if job.lesson is None], workers, record)
-    _keep_medians([job for job in plan.jobs if job.lesson is None], plan)
-    taught = [(job, splits) for job, splits in plan.left if job.lesson is not None]
-    for job, splits in {job.task_name: (job, splits) for job, splits in taught}.values():
+    lessons = {job.task_name: (job, splits) for job, splits in left if job.lesson is not None}
+    for job, splits in lessons.values():
         store_lesson(job, splits["train"])
-    run_all(taught, workers, record)
-    _keep_medians([job for job in plan.jobs if job.lesson is not None], plan)
-    results: Results = {}
-    for job in plan.jobs:
-        results.setdefault(job.candidate.name, {}).setdefault(job.task_name, []).append(_done(plan, job))
-    return results
+    run_all(left, workers, record)
 
 
 def _done(plan: Plan, job: Job) -> dict[str, Any]:
@@ -126,7 +140,6 @@ def _keep_medians(jobs: Sequence[Job], plan: Plan) -> None:
 
 def _check(candidates: Sequence[Candidate], tasks: Sequence[Task], settings: Evaluation) -> None:
     for candidate in candidates:
-        require_model(candidate.directory, candidate.random_weights)
         tokenizer = load_tokenizer(candidate.directory)
         config = load_config(candidate.directory)
         for task in tasks:
@@ -152,7 +165,7 @@ def _keep_median(job: Job, results: list[dict[str, Any]]) -> None:
         for name in storage.list_names(job.directory)
         if name.startswith("seed-") and name.endswith(MODEL)
     ]
-    chosen = f"seed-{finetune.median_seed(results)}-{MODEL}"
+    chosen = f"seed-{median_seed(results)}-{MODEL}"
     if chosen in folders:
         final = storage.join(job.directory, MODEL)
         storage.remove_tree(final)
@@ -204,7 +217,7 @@ def write_submission(candidate: Candidate, results: Results, directory: str, tar
     """Zip the median seeds' test predictions of one candidate into ``target``; names of the files in it."""
     files = {}
     for task, seeds in results[candidate.name].items():
-        seed = finetune.median_seed(seeds)
+        seed = median_seed(seeds)
         chosen = next(result for result in seeds if result["seed"] == seed)
         for name in chosen.get("test_files", []):
             path = storage.join(directory, candidate.name, task, name)

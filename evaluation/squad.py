@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evaluation.metrics import squad_scores
-from evaluation.training import Encoded
 from infra import storage
+from infra.control_tokens import tokenize
 from infra.errors import UserError
+
+if TYPE_CHECKING:
+    from evaluation.training import Encoded
 
 MAX_ANSWER_TOKENS = 30
 N_BEST = 20
@@ -29,7 +32,7 @@ class Question:
     context: str
     answers: tuple[str, ...]
     starts: tuple[int, ...]
-    """Character offset of each answer in the context."""
+    """Character offset of each answer in the context, as the file says; right after `place_answers`."""
 
 
 def read_questions(path: str) -> list[Question]:
@@ -55,9 +58,6 @@ def _question(row: Any, context: str, path: str, where: str) -> Question:
         raise UserError(f"{path}: {where}: no answers; v1.1 has at least one (is this a v2.0 file?)")
     texts = tuple(_field(answer, "text", str, path, where) for answer in answers)
     starts = tuple(_field(answer, "answer_start", int, path, where) for answer in answers)
-    for text, start in zip(texts, starts, strict=True):
-        if not 0 <= start <= len(context) - len(text):
-            raise UserError(f"{path}: {where}: answer_start {start!r} is outside the context")
     return Question(
         _field(row, "id", str, path, where), _field(row, "question", str, path, where), context, texts, starts
     )
@@ -74,6 +74,60 @@ def _field(value: Any, name: str, kind: type, path: str, where: str) -> Any:
 _JSON = {str: "text", int: "whole number", list: "list"}
 
 
+def place_answers(questions: Sequence[Question], where: str) -> tuple[list[Question], list[str]]:
+    """The questions with every answer where it stands in its context, and what had to be changed for that.
+
+    ``answer_start`` is believed only where the context has the answer there. Elsewhere the nearest place that
+    has it is taken. An answer that the context does not have is left out, and so is a question without any
+    other. UserError, naming ``where``, for a question without answers, and where no question is left.
+    """
+    kept: list[Question] = []
+    moved, absent = [], []
+    for item in questions:
+        if not item.answers:
+            raise UserError(f"{where}: question {item.id}: no answers; v1.1 has at least one (is this v2.0?)")
+        found = []
+        for answer, start in zip(item.answers, item.starts, strict=True):
+            text = answer.strip()  # no token has the space around it
+            wanted = start + answer.find(text)
+            place = _nearest(item.context, text, wanted)
+            if place is None:
+                absent.append(item.id)
+                continue
+            if place != wanted:
+                moved.append(item.id)
+            found.append((text, place))
+        if found:
+            texts, starts = zip(*found, strict=True)
+            kept.append(Question(item.id, item.question, item.context, texts, starts))
+    if questions and not kept:
+        raise UserError(f"{where}: no answer occurs in its context (first: question {absent[0]})")
+    notes = []
+    if moved:
+        notes.append(
+            f"answers that do not stand at their answer_start, looked for nearest to it: {len(moved):,}"
+            f" (first: question {moved[0]} of {where})"
+        )
+    if absent:
+        notes.append(
+            f"answers that do not occur in their context, left out: {len(absent):,}, questions that have no"
+            f" other, left out: {len(questions) - len(kept):,} (first: question {absent[0]} of {where})"
+        )
+    return kept, notes
+
+
+def _nearest(context: str, text: str, start: int) -> int | None:
+    """Where the context has ``text``, as near to ``start`` as can be; None where it is empty or nowhere."""
+    if not text or context.startswith(text, max(start, 0)):
+        return max(start, 0) if text else None
+    places = []
+    place = context.find(text)
+    while place >= 0:
+        places.append(place)
+        place = context.find(text, place + 1)
+    return min(places, key=lambda place: abs(place - start), default=None)
+
+
 @dataclass(frozen=True)
 class Windows:
     """Windows of some questions. ``encoded.targets``: start, end int64 [n], token positions."""
@@ -87,8 +141,11 @@ class Windows:
 
 def encode(tokenizer: Any, questions: Sequence[Question], max_length: int) -> Windows:
     """Tokenize into windows of at most ``max_length`` tokens overlapping by a third (at most 128)."""
+    from evaluation.training import Encoded
+
     texts = [_shorten(tokenizer, item.question, min(64, max_length // 4)) for item in questions]
-    output = tokenizer(
+    output = tokenize(
+        tokenizer,
         texts,
         [item.context for item in questions],
         truncation="only_second",
@@ -96,7 +153,6 @@ def encode(tokenizer: Any, questions: Sequence[Question], max_length: int) -> Wi
         stride=min(128, max_length // 3),
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
-        return_token_type_ids=True,
     )
     owners = list(output["overflow_to_sample_mapping"])
     offsets, starts, ends = [], [], []

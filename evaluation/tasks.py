@@ -8,14 +8,15 @@ sample of a task is a legitimate thing to evaluate on.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from evaluation import official
-from evaluation.squad import Question, read_questions
+from evaluation import hub_rows, official
+from evaluation.official import Table
+from evaluation.squad import Question, place_answers, read_questions
 from infra import storage
 from infra.errors import UserError
 
@@ -49,6 +50,8 @@ class Task:
     """Column names of train and dev files that have no header (CoLA)."""
     skip_short_rows: bool = False
     """QQP's official train.tsv has a few torn rows; every published count leaves them out."""
+    witness: Callable[[Table], None] | None = None
+    """Raises UserError where another column of the official file contradicts the label."""
     max_length: int | None = None
     """Tokens, for tasks whose texts are long; None: ``evaluation.max_length``."""
 
@@ -102,6 +105,7 @@ TASKS: dict[str, Task] = {
             texts=("sentence",),
             metrics=("matthews",),
             headerless=("source", "label", "mark", "sentence"),
+            witness=official.require_marks,
         ),
         _glue("SST-2", (67_349, 872, 1_821), texts=("sentence",)),
         _glue(
@@ -134,6 +138,7 @@ TASKS: dict[str, Task] = {
             hub_texts=("premise", "hypothesis"),
             label="gold_label",
             labels=("entailment", "neutral", "contradiction"),
+            witness=official.require_majority,
             parts={
                 "train": Part("train.tsv", 392_702, "train"),
                 "dev_matched": Part("dev_matched.tsv", 9_815, "validation_matched"),
@@ -227,14 +232,21 @@ def find_tasks(names: Sequence[str]) -> list[Task]:
 def load(task: Task, part: str, data: str | None) -> Split:
     """Rows of one part from the directory ``data`` of official files, or from the hub where it is None.
 
-    UserError: missing file, wrong column count or label (with the line number), no rows.
+    UserError: missing file, wrong column count or label (with the line number), a label that contradicts its
+    own row, no rows. What had to be left out or put right is in the split's notes.
     """
     split = _from_files(task, part, data) if data is not None else _from_hub(task, part)
     official_rows = task.parts[part].rows
     if len(split) == 0:
         raise UserError(f"{task.name} {part}: {task.parts[part].file} has no rows")
+    empty = [row for row, texts in enumerate(split.texts) if not all(text.strip() for text in texts)]
+    if empty and len(empty) == len(split.texts):
+        raise UserError(f"{task.name} {part}: every row has an empty text")
+    if empty:
+        split.notes.append(f"rows with an empty text: {len(empty):,} (first: row {empty[0] + 1})")
     if len(split) != official_rows:
-        split.notes.append(f"{task.name} {part}: {len(split):,} rows, the official set has {official_rows:,}")
+        split.notes.append(f"{len(split):,} rows, the official set has {official_rows:,}")
+    split.notes[:] = [f"{task.name} {part}: {note}" for note in split.notes]
     return split
 
 
@@ -246,53 +258,67 @@ def has_part(task: Task, part: str, data: str | None) -> bool:
 def _from_files(task: Task, part: str, data: str) -> Split:
     path = official.require_file(task.name, task.parts[part].file, data)
     if task.kind == "spans":
-        return Split([], None, questions=read_questions(path))
+        return _answered(read_questions(path), path)
     if task.name == "IMDb":
         texts, ids = official.read_reviews(path, task.labels)
         return Split(texts, np.asarray(ids, dtype=np.int64))
-    headerless = task.headerless if task.parts[part].submission is None else ()
-    table = official.read_tsv(path, headerless, task.skip_short_rows)
-    notes = [f"{task.name} {part}: {table.skipped} torn rows left out"] if table.skipped else []
-    texts = list(zip(*(table.column(name) for name in task.texts), strict=True))
-    if task.parts[part].submission is not None:
-        return Split(texts, None, index=[row[0] for row in table.rows], notes=notes)
+    is_test = task.parts[part].submission is not None
+    table = official.read_tsv(path, () if is_test else task.headerless, task.skip_short_rows)
+    if is_test:
+        return Split(_columns(table, task.texts), None, index=[row[0] for row in table.rows])
+    if task.witness is not None:
+        task.witness(table)
+    split = _labelled(task, table, task.texts, task.label)
+    if table.skipped:
+        split.notes.append(f"{table.skipped} torn rows left out")
+    return split
+
+
+def _answered(questions: Sequence[Question], where: str) -> Split:
+    kept, notes = place_answers(questions, where)
+    return Split([], None, questions=kept, notes=notes)
+
+
+def _labelled(task: Task, table: Table, texts: Sequence[str], label: str) -> Split:
+    """The table's rows with labels that are among the task's."""
+    rows = _columns(table, texts)
     if task.kind == "regression":
         low, high = map(float, task.labels)
-        scores = table.numbers(task.label, low, high)
-        return Split(texts, np.asarray(scores, dtype=np.float32), notes=notes)
-    return Split(texts, np.asarray(table.classes(task.label, task.labels), dtype=np.int64), notes=notes)
+        labels = np.asarray(table.numbers(label, low, high), dtype=np.float32)
+    else:
+        labels = np.asarray(table.classes(label, task.labels), dtype=np.int64)
+    return Split(rows, labels)
+
+
+def _columns(table: Table, names: Sequence[str]) -> list[tuple[str, ...]]:
+    return list(zip(*(table.column(name) for name in names), strict=True))
+
+
+# The hub
 
 
 def _from_hub(task: Task, part: str) -> Split:
     import datasets
 
-    where = "/".join(task.hub)
+    name = "/".join(task.hub)
     try:
         rows = datasets.load_dataset(*task.hub, split=task.parts[part].hub)
     except Exception as error:  # the library raises many unrelated types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{task.name}: cannot load {where} from the hub ({reason}); "
+            f"{task.name}: cannot load {name} from the hub ({reason}); "
             "name a directory of official files with evaluation.data or --data"
         ) from error
+    where = f"{name} {task.parts[part].hub}"
     if task.kind == "spans":
-        questions = [
-            Question(
-                row["id"],
-                row["question"],
-                row["context"],
-                tuple(row["answers"]["text"]),
-                tuple(row["answers"]["answer_start"]),
-            )
-            for row in rows
-        ]
-        return Split([], None, questions=questions)
-    names = task.hub_texts or task.texts
-    texts = list(zip(*(list(rows[name]) for name in names), strict=True))
+        return _answered(hub_rows.questions(rows, where), where)
+    texts = task.hub_texts or task.texts
     if task.parts[part].submission is not None:
-        return Split(texts, None, index=[str(value) for value in rows["idx"]])
-    dtype = np.float32 if task.kind == "regression" else np.int64
-    labels = np.asarray(list(rows[task.hub_label]), dtype=dtype)
-    if task.kind == "classification" and not set(labels.tolist()) <= set(range(task.outputs)):
-        raise UserError(f"{task.name}: {where} {task.parts[part].hub} has rows without a label")
-    return Split(texts, labels)
+        table = hub_rows.table(rows, texts, "idx", where)
+        return Split(_columns(table, texts), None, index=table.column("idx"))
+    labels = task.labels if task.kind == "classification" else ()
+    table = hub_rows.table(rows, texts, task.hub_label, where, labels)
+    split = _labelled(task, table, texts, task.hub_label)
+    if task.name == "IMDb":
+        split.texts[:] = [(official.without_markup(text),) for (text,) in split.texts]
+    return split

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from evaluation import distillation, finetune, training
-from evaluation.finetune import Job
+from evaluation.jobs import Job
 from evaluation.models import Candidate, load_model, load_tokenizer
 from evaluation.outputs_store import Predict, store_outputs
 from evaluation.tasks import Split

@@ -5,7 +5,6 @@ Axis letters: B batch, L tokens of the longest row of a batch, n rows of a set.
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from evaluation.model_inputs import inputs_of
 from evaluation.vocabulary import only_tokens_of
 from infra.cpu_dropout import use_cheap_dropout
 from infra.errors import UserError
@@ -98,8 +98,7 @@ class Collator:
     """Pads rows to the longest of their batch, with the inputs that the model's forward takes."""
 
     def __init__(self, model: torch.nn.Module, pad_id: int) -> None:
-        self.pad_id = pad_id
-        self.takes_token_types = "token_type_ids" in inspect.signature(model.forward).parameters
+        self.pick, self.pad_id = inputs_of(model), pad_id
         self.device = next(model.parameters()).device
 
     def inputs(self, data: Encoded, rows: np.ndarray) -> dict[str, torch.Tensor]:
@@ -114,9 +113,7 @@ class Collator:
             ids[slot, :length] = data.input_ids[row]
             types[slot, :length] = data.token_type_ids[row]
             mask[slot, :length] = 1
-        arrays = {"input_ids": ids, "attention_mask": mask}
-        if self.takes_token_types:
-            arrays["token_type_ids"] = types
+        arrays = self.pick({"input_ids": ids, "attention_mask": mask, "token_type_ids": types})
         return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
 
     def targets(self, data: Encoded, rows: np.ndarray) -> Targets:

@@ -18,10 +18,14 @@ from infra.os_errors import naming
 
 @contextlib.contextmanager
 def locked(path: str) -> Iterator[None]:
-    """Waits for the lock of the file ``path``, which is created if need be, and holds it."""
+    """Waits for the lock of the file ``path``, which is created if need be, and holds it.
+
+    Where the file system has no locks, everybody is let in. OSError where the file cannot be created.
+    """
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(path, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

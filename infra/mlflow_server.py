@@ -6,8 +6,9 @@ import contextlib
 import logging
 import os
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
 from infra import storage
 from infra.errors import UserError
@@ -35,6 +36,9 @@ class Server:
     """The MLflow side of one stage's run. Methods raise when the server cannot be reached."""
 
     def __init__(self, recipe: Recipe, stage: str) -> None:
+        # Not first in the thread that sends: two threads that import one package can see it half made.
+        import mlflow.tracking  # noqa: F401
+
         self.stage, self._recipe = stage, recipe
         self.ids: dict[str, str] = {}
         self.refused: list[str] = []
@@ -42,6 +46,16 @@ class Server:
         self._params: dict[str, str] = {}
         self._last: dict[str, tuple[int, float]] = {}
         """Metric -> step and value of its newest point on the server."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server has answered."""
+        return self._client is not None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a database of a file system, which is never away, but may be slow to be created."""
+        return (self._recipe.tracking.uri or "sqlite:").startswith("sqlite:")
 
     @property
     def _run_id(self) -> str:
@@ -79,7 +93,7 @@ class Server:
         from mlflow.tracking import MlflowClient
 
         recipe = self._recipe
-        uri = recipe.tracking.uri or f"sqlite:///{storage.join(recipe.output, 'mlflow.db')}"
+        uri = recipe.tracking.uri or sqlite_uri(storage.join(recipe.output, "mlflow.db"))
         # Two processes migrating a fresh sqlite database break it; and tracking.json is read, then written.
         with _connecting(uri, recipe):
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -94,8 +108,8 @@ class Server:
         if known is not None:
             return str(known.experiment_id)
         local = uri.startswith("sqlite:") and not storage.is_remote(self._recipe.output)
-        place = os.path.abspath(storage.join(self._recipe.output, "mlartifacts")) if local else None
-        return str(client.create_experiment(name, artifact_location=place and f"file://{place}"))
+        place = Path(storage.join(self._recipe.output, "mlartifacts")).absolute().as_uri() if local else None
+        return str(client.create_experiment(name, artifact_location=place))
 
     def _find_runs(self, client: Any, experiment: str, uri: str) -> None:
         """Fills ``ids`` from tracking.json as far as the server knows them, and creates what is missing."""
@@ -191,9 +205,9 @@ class Server:
         if not os.path.isdir(entry["model"]):
             raise FileNotFoundError(f"{entry['model']}: no such directory")
         client.log_artifacts(self._run_id, entry["model"], "model")
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
-        versions = client.search_model_versions(f"name = '{name}' and run_id = '{self._run_id}'")
+        _register(client, name)
+        of_run = client.search_model_versions(f"run_id = '{self._run_id}'")
+        versions = [version for version in of_run if version.name == name]
         if versions:
             version = max(versions, key=lambda known: int(known.version)).version
             for key, value in entry["tags"].items():
@@ -217,12 +231,41 @@ class Server:
         return comparable and float(tags[score]) >= float(holder.tags[score])
 
 
+def sqlite_uri(path: str) -> str:
+    """The URI of a database file as SQLAlchemy and MLflow read it.
+
+    ``?`` begins a query, and since SQLAlchemy 2.1 ``%41`` is an A: such a path is given as SQLite's own URI.
+    Its slashes are quoted too: MLflow takes the text as it stands for a path, and makes its directories.
+    """
+    if "?" not in path and "%" not in path:
+        return f"sqlite:///{path}"
+    from sqlalchemy.engine import URL
+
+    name = "file:" + quote(os.path.abspath(path), safe="")
+    return URL.create("sqlite", database=name, query={"uri": "true"}).render_as_string(hide_password=False)
+
+
 def _connecting(uri: str, recipe: Recipe) -> contextlib.AbstractContextManager[None]:
+    if recipe.tracking.uri is None:
+        return locked(storage.join(recipe.output, "mlflow.db.lock"))
     if uri.startswith("sqlite:///"):
-        return locked(urlsplit(uri).path[1:].partition("?")[0] + ".lock")
+        return locked(uri.removeprefix("sqlite:///").partition("?")[0] + ".lock")
     if storage.is_remote(recipe.root):
         return contextlib.nullcontext()
     return locked(storage.join(recipe.root, ".tracking.lock"))
+
+
+def _register(client: Any, name: str) -> None:
+    """Makes the registered model, where there is none of that name. It is not searched for: a name with a
+    quote is no part of a filter."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(name)
+    except MlflowException as problem:
+        if problem.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        client.create_registered_model(name)
 
 
 def _known_or_new(

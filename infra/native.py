@@ -2,6 +2,7 @@
 
 A library is built by the machine's own compiler in seconds, and kept in the user's cache under a name that
 says what it was made from. Where that fails there is one warning, and the caller does the work otherwise.
+``python -m infra.native`` builds all of them beforehand, for example at the end of an installation.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -20,10 +22,21 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+from infra.locks import locked
+
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
 HEADERS = Path(__file__).parent
+PACKAGES = ("infra", "offline_teacher", "student_train", "evaluation")
+"""Where sources lie, beside each other."""
 COMPILERS = ("g++", "c++", "clang++")
 BUILD_SECONDS = 120.0
+
+
+def build_all() -> int:
+    """Builds every library that is not built yet; the exit code, 1 where one cannot be had."""
+    sources = sorted(path for name in PACKAGES for path in (HEADERS.parent / name).rglob("*.cpp"))
+    found = [library(source, f"{source.name} is not built") for source in sources]
+    return 1 if None in found else 0
 
 
 def library(source: Path, without_it: str) -> ctypes.CDLL | None:
@@ -60,25 +73,39 @@ def _reason(error: Exception) -> str:
 
 
 def _built(source: Path) -> Path:
-    """The shared library, built if it is not there. Workers that build it at once publish the same file."""
+    """The shared library, built if it is not there: by one process, for which the others wait."""
     compiler = next((path for path in map(shutil.which, COMPILERS) if path), None)
     if compiler is None:
         raise FileNotFoundError("no C++ compiler was found")
     sources = [source, *sorted(HEADERS.glob("*.hpp"))]
-    made_from = [*(path.read_text() for path in sources), compiler, *FLAGS, _processor()]
+    made_from = [*(path.read_text("utf-8") for path in sources), compiler, *FLAGS, _processor()]
     digest = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:32]
     target = _directory() / f"{source.stem}-{digest}.so"
     if not target.exists():
-        handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".unfinished")
-        os.close(handle)
-        try:
-            command = [compiler, *FLAGS, f"-I{HEADERS}", "-o", temporary, str(source)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=BUILD_SECONDS)
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with locked(str(target.parent / f".{source.stem}.lock")):
+            if not target.exists():  # another process may have built it meanwhile
+                _build(compiler, source, target)
     return target
+
+
+def _build(compiler: str, source: Path, target: Path) -> None:
+    print(f"building {source.name} for this processor, a few seconds", file=sys.stderr, flush=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".unfinished")
+    os.close(handle)
+    try:
+        command = [compiler, *FLAGS, f"-I{HEADERS}", "-o", temporary, str(source)]
+        subprocess.run(
+            command,
+            check=True,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=BUILD_SECONDS,
+        )
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def _processor() -> str:
@@ -93,6 +120,8 @@ def _directory() -> Path:
     """The user's cache, private; where it cannot be written, a directory of this process's own."""
     home = Path(os.path.expanduser("~"), ".cache", "offline-encoder-distillation")
     try:
+        if not home.is_absolute():  # a user without a home directory
+            raise FileNotFoundError(home)
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.access(home, os.W_OK) and home.stat().st_uid == os.getuid():
             return home
@@ -101,3 +130,7 @@ def _directory() -> Path:
     own = tempfile.mkdtemp(prefix="offline-encoder-distillation-")
     atexit.register(shutil.rmtree, own, ignore_errors=True)
     return Path(own)
+
+
+if __name__ == "__main__":
+    sys.exit(build_all())

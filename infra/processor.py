@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import torch
-
 WITH_BFLOAT16 = ("AVX512", "SVE")
 """Torch's names of the instruction sets for which its CPU kernels have bfloat16 products of their own.
 
@@ -15,6 +13,8 @@ Measured without: on AVX2, torch 2.13, [2048, 384] x [384, 1536] takes 7 times a
 
 def computes_bfloat16() -> bool:
     """Whether torch has bfloat16 products for this CPU; without them it takes several times as long."""
+    import torch
+
     return torch.backends.cpu.get_cpu_capability().startswith(WITH_BFLOAT16)
 
 

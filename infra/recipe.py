@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from infra import sections, storage
 from infra.errors import UserError
+from infra.paths import expand_settings
 from infra.sections import SOFT_TARGETS, require
 from infra.trees import leaves, plain, shown
 from infra.yaml_text import NotYaml, dump_yaml, parse_yaml
@@ -323,6 +324,7 @@ def _validated(tree: dict[str, Any], source: str) -> Recipe:
         values = tree.get(section)
         if isinstance(values, dict) and isinstance(values.get(name), str):
             values[name] = [values[name]]
+    expand_settings(tree)
     try:
         _refuse_broken_text(tree)
         _refuse_credentials(tree)

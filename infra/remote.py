@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs"}
 """URL scheme -> the package that speaks it; imported only when such a URL is used."""
+EXTRAS = {"s3fs": "s3", "gcsfs": "gs", "adlfs": "azure"}
+"""Package -> the extra of ours that installs it."""
 
 ATTEMPTS = 8
 FIRST_WAIT = 0.25
@@ -237,8 +239,10 @@ def _filesystem(found: str, account: str | None, process: int) -> Any:
         protocol = "abfs" if PACKAGES[found] == "adlfs" else found  # fsspec knows no abfss without adlfs
         return fsspec.filesystem(protocol, **options)
     except ImportError:
+        package = PACKAGES[found]
         raise UserError(
-            f"{found}:// needs the package {PACKAGES[found]}, which is not installed; install it with pip"
+            f"{found}:// needs the package {package}, which is not installed; install it with"
+            f" the extra: pip install 'offline-encoder-distillation[{EXTRAS[package]}]'"
         ) from None
 
 

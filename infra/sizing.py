@@ -13,6 +13,7 @@ import argparse
 import heapq
 import random
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 from infra.console import command, duration, table
 from infra.errors import UserError
@@ -205,5 +206,10 @@ def _job(options: argparse.Namespace) -> Pass:
     )
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """The command: ``main`` with its mistakes in one line and its exit codes."""
     command(main)
+
+
+if __name__ == "__main__":
+    cli()

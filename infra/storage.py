@@ -15,7 +15,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import IO, Any, BinaryIO, TypeVar
 
 import xxhash
@@ -65,6 +65,13 @@ def exists(path: str) -> bool:
     return _info(path) is not None
 
 
+def kind(path: str) -> str | None:
+    """``file`` or ``directory``; None where there is neither."""
+    if is_remote(path):
+        return (_info(path) or {}).get("type")
+    return "file" if os.path.isfile(path) else "directory" if os.path.isdir(path) else None
+
+
 def size(path: str) -> int:
     """Bytes of a file."""
     if not is_remote(path):
@@ -101,34 +108,6 @@ def list_sizes(directory: str) -> dict[str, int]:
             if stat.S_ISREG(status.st_mode):
                 sizes[name] = status.st_size
     return sizes
-
-
-def expand(globs: Sequence[str]) -> list[str]:
-    """The files that match, sorted, each once however often and however spelled; ``~`` is the home directory.
-
-    Raises ``UserError`` for a glob that matches none.
-    """
-    found: set[str] = set()
-    for pattern in globs:
-        if is_remote(pattern):
-            matches = remote.agreed(lambda: _matching(pattern), pattern)  # noqa: B023 - called at once
-        else:
-            matches = _local_matches(os.path.expanduser(pattern))
-        if not matches:
-            raise UserError(f"{remote.shown(pattern)}: matches no file")
-        found.update(matches)
-    first: dict[str, str] = {}
-    for path in sorted(found):
-        first.setdefault(path if is_remote(path) else os.path.realpath(path), path)
-    return list(first.values())
-
-
-def _local_matches(pattern: str) -> list[str]:
-    if os.path.isfile(pattern):
-        return [pattern]
-    if os.path.isdir(pattern):
-        raise UserError(f"{pattern}: is a directory; name its files, for example {join(pattern, '*.txt')}")
-    return [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
 
 
 # --- reading ------------------------------------------------------------------------------------------------
@@ -357,7 +336,7 @@ def remove_tree(path: str) -> None:
     """Removes a directory and all in it; an absent one is no error."""
     with naming(path, FileNotFoundError), contextlib.suppress(FileNotFoundError):
         if is_remote(path):
-            remote.call(path, "rm", remote.key_of(path), recursive=True)
+            remote.call(path, "rm", glob.escape(remote.key_of(path)), recursive=True)  # rm takes globs
         else:
             shutil.rmtree(path)
 
@@ -387,12 +366,6 @@ def _listed(directory: str) -> Iterator[dict[str, Any]]:
     for page in remote.pages(directory):
         named = ({**item, "name": str(item["name"]).rstrip("/")} for item in page)
         yield from (item for item in named if item["name"] != here)
-
-
-def _matching(pattern: str) -> list[str]:
-    found = remote.call(pattern, "glob", remote.key_of(pattern), detail=True)
-    bucket = "/".join(pattern.split("/", 3)[:3])  # with the account, where it names one
-    return [f"{bucket}/{key.partition('/')[2]}" for key, info in found.items() if info["type"] == "file"]
 
 
 def _download(path: str) -> bytes:

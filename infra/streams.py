@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import os
-import re
 import zlib
 from typing import Any
 
 from infra import remote
 from infra.errors import DamagedFile
 from infra.os_errors import naming
-
-_BEGINNINGS = {
-    "gzip": rb"\x1f\x8b",
-    "zstd": rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",  # a frame, or one to be skipped
-    "bzip2": rb"BZh[1-9](\x31\x41\x59\x26\x53\x59|\x17\x72\x45\x38\x50\x90)",
-    "xz": rb"\xfd7zXZ\x00",
-    "zip": rb"PK(\x03\x04|\x05\x06)",
-    "Parquet": rb"PAR1\x15",  # with the first byte of a header: a text may begin with the letters
-    "UTF-32": rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff",
-    "UTF-16": rb"\xff\xfe|\xfe\xff",
-}
 
 
 class RemoteFile(io.RawIOBase):
@@ -93,12 +82,13 @@ def first_bytes(path: str, size: int, count: int, checked: bool) -> bytes:
         return file.read(count) or b""
 
 
-def content_of(head: bytes) -> str | None:
-    """What a file that begins like this is, where its first 16 bytes tell; None for text and all others."""
-    for kind, beginning in _BEGINNINGS.items():
-        if re.match(beginning, head, re.DOTALL):
-            return kind
-    return None
+def decompressed_beginning(data: bytes, path: str, count: int) -> bytes:
+    """The first ``count`` bytes of a compressed file, or what its first bytes ``data`` give of them."""
+    found = b""
+    with contextlib.suppress(DamagedFile), Decompressed(io.BytesIO(data), path) as stream:
+        while len(found) < count and (piece := stream.read(count - len(found))):
+            found += piece
+    return found
 
 
 class TooLargeWindow(DamagedFile):

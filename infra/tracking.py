@@ -1,8 +1,8 @@
 """Tracked runs in MLflow: a parent run for each recipe, nested runs for its stages.
 
-Everything logged goes into a journal first and is sent by a background thread, so a step never waits
-and a server that is away costs nothing but one line at the end; the next start of any stage of the
-recipe catches up. Only rank 0 logs. Nothing here raises into a stage.
+Everything logged goes into a journal first and is sent by a background thread, so a step never waits.
+A server or database that is away costs some seconds at the start and at the end, and one line; the next
+start of any stage of the recipe catches up. Only rank 0 logs. Nothing here raises into a stage.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from infra.redaction import flat, redact, short
 if TYPE_CHECKING:
     from infra.recipe import Recipe
 
+_START_SECONDS = 5.0
+"""For the first answer of the server: most know their run's id from the start."""
+_PATIENCE_SECONDS, _AWAY_SECONDS = 120.0, 10.0
+"""At the end, for the next record to be taken: by a file or a server that has answered, and by others."""
 _RETRY_SECONDS = 15.0
 _SYSTEM_SECONDS = 10.0
 
@@ -84,8 +88,8 @@ def start_run(recipe: Recipe, stage: str, rank: int = 0, student: str | None = N
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("PGCONNECT_TIMEOUT", "5")
     try:
-        _catch_up(recipe, stage)
         return _LiveRun(recipe, stage)
     except Exception as problem:
         _say(f"tracking: off; {short(problem)}")
@@ -96,18 +100,19 @@ class _LiveRun(Run):
     """Writes to the journal; a thread delivers from it."""
 
     def __init__(self, recipe: Recipe, stage: str) -> None:
+        self._recipe, self._stage = recipe, stage
         self._journal = Journal(_journal_path(recipe, stage))
         self._server = Server(recipe, stage)
-        self._delivery = threading.Lock()
-        self._wake, self._stopping = threading.Event(), False
+        self._answered, self._wake, self._stopping = threading.Event(), threading.Event(), False
         self._retry_at, self._problem = 0.0, ""
         self._sample = _system_metrics() if recipe.tracking.system_metrics else None
-        self._sample_at = time.monotonic() + 1
+        self._sample_at = time.monotonic()
         self._journal.append({"status": "RUNNING"})
         self.log_params({name: dataclasses.asdict(getattr(recipe, name)) for name in STAGES[stage]})
-        self._deliver()
+        # A daemon: where a database is away, a call to it can take minutes, and the process ends without it.
         self._thread = threading.Thread(target=self._run, name=f"tracking-{stage}", daemon=True)
         self._thread.start()
+        self._answered.wait(_START_SECONDS)
 
     @property
     def run_id(self) -> str | None:
@@ -147,40 +152,55 @@ class _LiveRun(Run):
         self._journal.append({"status": "FINISHED" if ok else "FAILED"})
         self._stopping = True
         self._wake.set()
-        self._thread.join()
-        self._deliver()
+        self._wait_for_delivery()
         if len(self._journal) or self._server.refused:
             kept = f"kept in {self._journal.path}, sent by the next start" if self._journal.kept else "lost"
             left = (
-                f"{len(self._journal)} records were not sent ({self._problem}), {kept}"
+                f"{len(self._journal)} records were not sent ({self._problem or 'no answer'}), {kept}"
                 if len(self._journal)
                 else ""
             )
             _say("tracking: " + "; ".join(part for part in (left, *self._server.refused[:1]) if part))
         self._journal.close()
 
+    def _wait_for_delivery(self) -> None:
+        """Until the thread has sent all or failed, or nothing was taken from it for too long."""
+        left, since = len(self._journal), time.monotonic()
+        while self._thread.is_alive():
+            self._thread.join(0.5)
+            if len(self._journal) < left:
+                left, since = len(self._journal), time.monotonic()
+            near = self._server.is_file or (self._server.connected and not self._problem)
+            if time.monotonic() - since > (_PATIENCE_SECONDS if near else _AWAY_SECONDS):
+                return
+
     def _run(self) -> None:
+        self._run_once()
+        self._answered.set()
+        if self._server.connected:
+            _catch_up(self._recipe, self._stage)
         while not self._stopping:
             self._wake.wait(1.0)
             self._wake.clear()
             self._run_once()
+        self._deliver()
 
     def _run_once(self) -> None:
+        if time.monotonic() >= self._retry_at:
+            self._deliver()
         if self._sample and time.monotonic() >= self._sample_at:
             self._sample_at = time.monotonic() + _SYSTEM_SECONDS
             with contextlib.suppress(Exception):
                 # Seconds as steps: they grow over resumes, whatever the server knows.
                 self.log_metrics(self._sample(), step=int(time.time()))
-        if time.monotonic() >= self._retry_at:
-            self._deliver()
 
     def _deliver(self) -> None:
-        with self._delivery:
-            try:
-                deliver(self._journal, self._server)
-            except Exception as problem:
-                self._problem = short(problem)
-                self._retry_at = time.monotonic() + _RETRY_SECONDS
+        try:
+            deliver(self._journal, self._server)
+            self._problem = ""
+        except Exception as problem:
+            self._problem = short(problem)
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
 
 
 def deliver(journal: Journal, server: Server) -> None:

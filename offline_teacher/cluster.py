@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from infra.errors import UserError
+from infra.ray_cluster import connect, python_path
 from infra.recipe import Recipe
 from infra.scratch import Scratch
-from offline_teacher.ray_cluster import connect, python_path, refuse_too_few_gpus
+from infra.sections import Teacher
 from offline_teacher.work_queue import ITEM_DEATHS, ITEMS_IN_FLIGHT, Worker, WorkQueue
 from offline_teacher.work_queue import Item as Item
 
+PACKAGES = ("offline_teacher", "infra")
+"""What a worker imports of us."""
 WAIT_SECONDS = 2.0
 PATIENCE_SECONDS = 30.0
 """Without enough workers for this long, say what is being waited for."""
@@ -106,10 +109,13 @@ class Pool:
 
     def _connect(self) -> None:
         if not self._started:
-            self._joined = connect(self.settings)
+            cpus = self.settings.workers * self.settings.cpu_threads
+            memory = 100 << 20  # bytes of the object store, through which only small metadata goes
+            local = {"num_cpus": cpus, "object_store_memory": memory}
+            self._joined = connect(self.settings.ray_address, "teacher.ray_address", PACKAGES, **local)
             self._started = True
             if not self._joined:
-                refuse_too_few_gpus(self.settings)
+                _refuse_too_few_gpus(self.settings)
 
     def _lack(self, needed: int, ready: int) -> str:
         import ray
@@ -201,6 +207,22 @@ class Pool:
         self._starting = {
             reference: other for reference, other in self._starting.items() if other is not worker
         }
+
+
+def _refuse_too_few_gpus(settings: Teacher) -> None:
+    """Of a Ray of our own, to which no machine comes later. It is given the CPUs that it is asked for."""
+    import ray
+
+    share, there = settings.gpus_per_worker, int(ray.cluster_resources().get("GPU", 0))
+    if not share:
+        return
+    workers = there // int(share) if share >= 1 else there * int(1 / share + 1e-9)
+    if workers < settings.min_workers:
+        raise UserError(
+            f"teacher.gpus_per_worker: {share:g} for each of teacher.min_workers = {settings.min_workers}"
+            f" workers, but Ray finds {there} GPUs on this machine; ask for less, or join a cluster"
+            " (teacher.ray_address)"
+        )
 
 
 def _guarded(kind: type) -> type:

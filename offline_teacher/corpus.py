@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any
 
-from infra import remote, storage
+from infra import storage
 from infra.errors import DamagedFile, UserError
+from infra.paths import find_files
 from infra.sections import Corpus
-from infra.streams import compression, content_of, first_bytes
+from infra.streams import compression
 from offline_teacher import document_cuts, hub
 from offline_teacher.corpus_problems import Problems
+from offline_teacher.file_kinds import require_kind
 from offline_teacher.parquet import open_parquet
 
 JUNK_SHARE = 0.1
@@ -58,7 +60,7 @@ def parts(corpus: Corpus, part_bytes: int, validation: bool = False) -> list[Par
     """The corpus (or its held-out text) as units of about ``part_bytes``; reads names and footers only.
 
     Deterministic in the files' sorted paths and sizes. Raises UserError where a glob matches nothing, a
-    file is none of text or Parquet by its first bytes, a hub data set cannot be opened, or nothing can be
+    file is none of text or Parquet by its first block, a hub data set cannot be opened, or nothing can be
     read; under ``strict`` also where a Parquet file is damaged.
     """
     name, globs = ("validation_path", corpus.validation_path) if validation else ("path", corpus.path)
@@ -68,7 +70,7 @@ def parts(corpus: Corpus, part_bytes: int, validation: bool = False) -> list[Par
         split = corpus.validation_split if validation else corpus.split
         pieces = hub.pieces(corpus, split, part_bytes) if split else []
         return [Part((Span(corpus.path[0], *piece),), split) for piece in pieces]
-    paths = storage.expand(globs)
+    paths = find_files(globs)
     grouped: list[list[Span]] = []
     room = 0
     with ThreadPoolExecutor(16) as pool:  # what is asked of a remote file is a round trip each
@@ -95,31 +97,9 @@ def modified(part: Part) -> float:
 
 def _file_spans(corpus: Corpus, path: str, part_bytes: int) -> list[tuple[Span, int]]:
     size = storage.size(path)
-    for checked in (True, False):  # a second, safer look only where the first finds something
-        head = first_bytes(path, size, 16, checked)
-        wrong = _mistaken(content_of(head), path, corpus.source) if head else None
-        if wrong is None:
-            break
-    else:
-        raise UserError(f"{remote.shown(path)}: {wrong}")
+    require_kind(path, size, corpus.source)
     spans = _parquet_spans if corpus.source == "parquet" else _text_spans
     return list(spans(corpus, path, size, part_bytes))
-
-
-def _mistaken(content: str | None, path: str, source: str) -> str | None:
-    """Why a file that holds ``content`` cannot be read under its name, and what to do."""
-    promised = compression(path)
-    if promised is not None:
-        return f"is not {promised}, as its name says; rename it" if content != promised else None
-    if content in ("gzip", "zstd"):
-        return f"is compressed with {content}; let its name end in {'.gz' if content == 'gzip' else '.zst'}"
-    if content in ("bzip2", "xz", "zip"):
-        return f"is compressed with {content}; repack it as .gz or .zst"
-    if content in ("UTF-16", "UTF-32"):
-        return f"is {content}; convert it to UTF-8"
-    if content == "Parquet" and source != "parquet":
-        return "is a Parquet file; set corpus.source: parquet"
-    return None
 
 
 def is_whole(corpus: Corpus, path: str) -> bool:

@@ -90,20 +90,10 @@ def sample_corpus(corpus: Corpus, settings: Sequences, encoder: Encoder) -> Corp
     elif corpus.source == "parquet":
         unit, (size, places) = "rows", _parquet_places(corpus, settings.part_bytes, problems)
     else:
-        unit, (size, places) = "bytes", _text_places(corpus, settings, problems)
-    units, inputs, counts = [], [], []
-    for place in places:
-        rows = list(pack(batched(iter(place.texts), TextSeen()), encoder, settings))
-        units.append(place.units)
-        inputs.append(
-            np.concatenate([ids for ids, _ in rows] or [np.empty((0, settings.length), encoder.dtype)])
-        )
-        counts.append(np.concatenate([count for _, count in rows] or [np.empty(0, np.uint16)]))
-    if not sum(map(len, counts)):
-        found = problems.summary()
-        raise UserError(
-            f"no usable document in {len(units)} places of the corpus{': ' + found if found else ''}"
-        )
+        listed = parts(corpus, settings.part_bytes)
+        unit, (size, places) = "bytes", _text_places(corpus, settings, problems, listed)
+    inputs, counts = _sequences(places, encoder, settings, problems)
+    units = [place.units for place in places]
     tokens = np.array([count.sum() for count in counts], np.float64)
     rate, error = _rate(tokens, np.array(units), np.array([place.weight for place in places]))
     mean = float(tokens.sum()) / sum(map(len, counts))  # tokens a sequence
@@ -123,6 +113,41 @@ def sample_corpus(corpus: Corpus, settings: Sequences, encoder: Encoder) -> Corp
     )
 
 
+def sample_sequences(
+    corpus: Corpus, settings: Sequences, encoder: Encoder, listed: list[Part]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences [n, L] of the same places and their token counts [n], without a look at the rest.
+
+    ``listed`` are the parts of the corpus or of its held-out text. UserError as of ``sample_corpus``.
+    """
+    problems = Problems(corpus.strict)
+    if corpus.source in ("hub", "parquet"):
+        places = _row_places(listed, corpus, problems)
+    else:
+        places = _text_places(corpus, settings, problems, listed)[1]
+    inputs, counts = _sequences(places, encoder, settings, problems)
+    return np.concatenate(inputs), np.concatenate(counts)
+
+
+def _sequences(
+    places: list[Place], encoder: Encoder, settings: Sequences, problems: Problems
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Of each place the packed sequences [n, L] and their token counts [n]; UserError where none has any."""
+    inputs, counts = [], []
+    for place in places:
+        rows = list(pack(batched(iter(place.texts), TextSeen()), encoder, settings))
+        inputs.append(
+            np.concatenate([ids for ids, _ in rows] or [np.empty((0, settings.length), encoder.dtype)])
+        )
+        counts.append(np.concatenate([count for _, count in rows] or [np.empty(0, np.uint16)]))
+    if not sum(map(len, counts)):
+        found = problems.summary()
+        raise UserError(
+            f"no usable document in {len(places)} places of the corpus{': ' + found if found else ''}"
+        )
+    return inputs, counts
+
+
 def _rate(tokens: np.ndarray, units: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     """Tokens a unit over all places, and the relative standard error of this ratio estimate.
 
@@ -138,8 +163,9 @@ def _rate(tokens: np.ndarray, units: np.ndarray, weights: np.ndarray) -> tuple[f
 # Text and JSON lines, by bytes
 
 
-def _text_places(corpus: Corpus, settings: Sequences, problems: Problems) -> tuple[float, list[Place]]:
-    listed = parts(corpus, settings.part_bytes)
+def _text_places(
+    corpus: Corpus, settings: Sequences, problems: Problems, listed: list[Part]
+) -> tuple[float, list[Place]]:
     files = {span.path: int(span.stamp) for part in listed for span in part.spans}
     total = sum(files.values())
     if total <= PLACES * PLACE_BYTES:
@@ -163,6 +189,10 @@ def _text_places(corpus: Corpus, settings: Sequences, problems: Problems) -> tup
         found.append(Place(texts, stop - start, stop - start))
     for path, room in whole.items():
         found.append(_head(path, files[path], max(room, PLACE_BYTES), corpus, settings, problems))
+    if length < total and not any(place.texts for place in found):  # none of the long documents starts there
+        texts = [text[: PLACES * PLACE_BYTES] for text in _texts(listed[0], corpus, problems, PLACE_BYTES)]
+        read = sum(len(text.encode()) for text in texts)
+        found = [Place(texts, read, read)]
     return total, found
 
 

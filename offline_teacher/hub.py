@@ -1,13 +1,17 @@
-"""Data sets of the Hugging Face hub as numbered rows, downloaded whole or streamed."""
+"""Data sets of the Hugging Face hub as numbered rows, downloaded whole or streamed; local directories too."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 from infra.errors import DamagedFile, UserError
 from infra.sections import Corpus
+
+_SAVED = ("state.json", "dataset_dict.json")
+"""What marks a directory that ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote."""
 
 
 def pieces(corpus: Corpus, split: str, part_bytes: int) -> Iterator[tuple[int, int, str]]:
@@ -64,11 +68,29 @@ def _load(name: str, config: str | None, split: str, streaming: bool) -> Any:
     import datasets
 
     try:
+        if any(os.path.isfile(os.path.join(name, file)) for file in _SAVED):
+            return _load_saved(name, split, streaming)
         return datasets.load_dataset(name, config, split=split, streaming=streaming)
     except Exception as error:  # noqa: BLE001 - datasets and huggingface_hub raise a dozen unrelated types here
         raise UserError(
             f"corpus.path: cannot load data set {name!r} (config {config!r}, split {split!r}): {_why(error)}"
         ) from None
+
+
+def _load_saved(directory: str, split: str, streaming: bool) -> Any:
+    """What ``save_to_disk`` wrote: the splits of a data set, or one, whose name is not always written."""
+    import datasets
+
+    if streaming:
+        raise ValueError("what save_to_disk wrote cannot be streamed; set corpus.streaming: false")
+    data = datasets.load_from_disk(directory)
+    if isinstance(data, datasets.DatasetDict):
+        if split not in data:
+            raise ValueError(f"its splits are {', '.join(data)}")
+        return data[split]
+    if split != str(data.split or "train"):
+        raise ValueError(f"it is the split {data.split or 'train'}")
+    return data
 
 
 def _why(error: Exception) -> str:

@@ -12,7 +12,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 if __name__ == "__main__" and not __package__:  # run as a file: our package, not its directory, on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -20,7 +20,11 @@ if __name__ == "__main__" and not __package__:  # run as a file: our package, no
 from infra import storage
 from infra.console import command, duration, table
 from infra.errors import EXIT_INCOMPLETE, UserError
+from infra.paths import expand_home
 from infra.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from offline_teacher.teacher_pass import Outcome
 
 DEEP_POSITIONS = 512
 """The head costs a quarter of the teacher: on a CPU, more of them can take longer than a pass on GPUs."""
@@ -65,10 +69,10 @@ def _parser() -> _Parser:
         ("plan", _plan, "say before paying what a store would cost and keep"),
     ):
         sub = add(name, function, words)
-        sub.add_argument("--recipe", required=True, metavar="FILE")
+        sub.add_argument("--recipe", required=True, type=expand_home, metavar="FILE")
         sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
     sub = add("verify", _verify, "check every digest, range and id of a store")
-    sub.add_argument("store")
+    sub.add_argument("store", type=expand_home)
     sub.add_argument(
         "--deep", action="store_true", help="stored top-k and logsumexp against hidden states + head"
     )
@@ -83,13 +87,18 @@ def _parser() -> _Parser:
         "--rerun", type=_count, default=0, metavar="N", help="run the teacher on N random shards again"
     )
     sub.add_argument("--repair", action="store_true", help="make damaged files again")
-    sub.add_argument("--recipe", metavar="FILE", help="for --repair and --rerun, instead of the store's own")
+    sub.add_argument(
+        "--recipe",
+        type=expand_home,
+        metavar="FILE",
+        help="for --repair and --rerun, instead of the store's own",
+    )
     sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
     sub = add("inspect", _inspect, "show a sample of a store")
-    sub.add_argument("store")
+    sub.add_argument("store", type=expand_home)
     sub.add_argument("--sample", type=int, default=0, metavar="ID", help="sequence id")
     sub.add_argument("--replica", type=int, default=0)
-    sub.add_argument("--plot", metavar="PNG", help="also plot the mass kept by k")
+    sub.add_argument("--plot", type=expand_home, metavar="PNG", help="also plot the mass kept by k")
     return parser
 
 
@@ -138,7 +147,7 @@ def run(recipe: Recipe) -> int:
     return EXIT_INCOMPLETE if quarantined else 0
 
 
-def _summary(root: str, outcomes: list, seconds: float) -> str:
+def _summary(root: str, outcomes: list[Outcome], seconds: float) -> str:
     rows = []
     for outcome in outcomes:
         rate = f"{outcome.new_tokens / outcome.seconds:,.0f}" if outcome.new_tokens else "-"
@@ -153,9 +162,10 @@ def _summary(root: str, outcomes: list, seconds: float) -> str:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
     from offline_teacher.plan import plan
 
-    return plan(load_recipe(options.recipe, options.overrides))
+    return plan(recipe)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -174,5 +184,10 @@ def _inspect(options: argparse.Namespace) -> int:
     return show(options.store, options.replica, options.sample, options.plot)
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """The command: ``main`` with its mistakes in one line and its exit codes."""
     command(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -11,14 +11,15 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from infra import storage
+from infra import control_tokens, storage
+from infra.control_tokens import ControlIds
 from infra.errors import UserError
 from infra.sections import Sequences
 
@@ -38,8 +39,11 @@ class Encoder:
     sep_id: int
     pad_id: int
     unk_id: int | None
+    control: ControlIds
     special_ids: tuple[int, ...]
+    """Never masked, and never drawn in the place of a masked token; ids without a token are among them."""
     vocab_size: int
+    """The largest id and one; the teacher may have more rows of embeddings."""
     digest: str
 
     @property
@@ -47,27 +51,14 @@ class Encoder:
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids without special tokens but the unknown one, whatever a text spells.
-
-        The names of special tokens in a text are plain text to the tokenizer; where its model has a name as
-        one of its pieces nevertheless (SentencePiece has), the piece is unknown.
-        """
-        found = [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
-        return [ids if self._reserved.isdisjoint(ids) else self._without_reserved(ids) for ids in found]
+        """Ids without those of control tokens but the unknown one, whatever a text spells."""
+        found = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [self.control.neutralise(encoding.ids) for encoding in found]
 
     def content(self) -> dict[str, Any]:
         """As in a tokenizer.json."""
         content: dict[str, Any] = json.loads(self.backend.to_str())
         return content
-
-    @cached_property
-    def _reserved(self) -> frozenset[int]:
-        return frozenset(self.special_ids) - {self.unk_id}
-
-    def _without_reserved(self, ids: list[int]) -> list[int]:
-        if self.unk_id is None:
-            return [token for token in ids if token not in self._reserved]
-        return [self.unk_id if token in self._reserved else token for token in ids]
 
 
 @lru_cache(maxsize=2)
@@ -87,25 +78,29 @@ def load_encoder(directory: str) -> Encoder:
             tokenizer = AutoTokenizer.from_pretrained(local, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{directory}: no tokenizer can be loaded from it: {error}") from None
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(f"{directory}: has no tokenizer.json; save a fast tokenizer there")
     for name in ("cls_token", "sep_token", "pad_token", "mask_token"):
         if getattr(tokenizer, name) is None:
             raise UserError(
                 f"{directory}: the tokenizer has no {name}; only BERT-like tokenizers can be used"
             )
+    control_tokens.read_as_text(tokenizer)
+    backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    backend.encode_special_tokens = True
+    tokens = tokenizer.get_vocab().values()
+    vocab_size = max(tokens) + 1
+    gaps = set(range(vocab_size)).difference(tokens)
     return Encoder(
         backend=backend,
         cls_id=tokenizer.cls_token_id,
         sep_id=tokenizer.sep_token_id,
         pad_id=tokenizer.pad_token_id,
         unk_id=tokenizer.unk_token_id,
-        special_ids=tuple(sorted(tokenizer.all_special_ids)),
-        vocab_size=max(tokenizer.get_vocab().values()) + 1,
+        control=ControlIds.of(tokenizer),
+        special_ids=tuple(sorted(gaps.union(tokenizer.all_special_ids))),
+        vocab_size=vocab_size,
         digest=f"xxh3-128:{digest.hexdigest()}",
     )
 

@@ -25,10 +25,8 @@ from __future__ import annotations
 import math
 import os
 import statistics
-import tempfile
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,13 +34,12 @@ import torch
 from torch import Tensor
 
 from infra import storage
-from infra.errors import UserError
 from infra.recipe import Recipe
-from offline_teacher import plan_plots, plan_report
+from offline_teacher import plan_plots, plan_report, preflight
 from offline_teacher.capture import Capture
 from offline_teacher.corpus_sample import CorpusSample, sample_corpus
 from offline_teacher.masking import MaskVocab, mask_sequences, mask_vocab
-from offline_teacher.packing import Encoder, load_encoder
+from offline_teacher.packing import Encoder
 from offline_teacher.soft_target_error import (
     DenseHead,
     compare_targets,
@@ -53,7 +50,6 @@ from offline_teacher.soft_target_error import (
 from offline_teacher.source import Source, find_source, layout_of
 from offline_teacher.store.schema import Layout
 from offline_teacher.teacher import LoadedTeacher, load_teacher
-from offline_teacher.teacher_directory import tokenizer_files
 
 KS = (8, 16, 32, 64, 128, 256, 512)
 TEMPERATURES = (1.0, 2.0, 4.0)
@@ -104,8 +100,9 @@ def measure(recipe: Recipe) -> dict[str, Any]:
     """The report, as published."""
     source = find_source(recipe)
     layers = student_layers(recipe.student, source.config.num_hidden_layers)
-    encoder = _encoder(source)
+    encoder = preflight.encoder_of(source)
     corpus = sample_corpus(recipe.corpus, recipe.sequences, encoder)
+    preflight.check_tokens(recipe, encoder, corpus.input_ids, corpus.token_count)
     sequences = _mask(recipe, source, encoder, corpus)
     dense = load_teacher(replace(recipe.teacher, dtype="float32"), "cpu", recipe.sequences.length)
     # Where the GPUs are not, as on the laptop a pass is planned on, the CPU is measured, and said to be.
@@ -152,13 +149,6 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _encoder(source: Source) -> Encoder:
-    with tempfile.TemporaryDirectory() as directory:
-        for name, data in tokenizer_files(source.tokenizer).items():
-            Path(directory, name).write_bytes(data)
-        return load_encoder(directory)
-
-
 def _corpus(recipe: Recipe, sample: CorpusSample) -> dict[str, Any]:
     names = ("size", "read", "unit", "places", "tokens", "sequences", "relative_error", "exact")
     return {
@@ -170,7 +160,10 @@ def _corpus(recipe: Recipe, sample: CorpusSample) -> dict[str, Any]:
 
 
 def _mask(recipe: Recipe, source: Source, encoder: Encoder, sample: CorpusSample) -> Sequences:
-    """All sequences of the sample, shuffled (its places are in order), masked as replica 0 would be."""
+    """All sequences of the sample, shuffled (its places are in order), masked as replica 0 would be.
+
+    Those of unknown tokens alone, where nothing is masked, come last.
+    """
     order = np.random.default_rng(0).permutation(len(sample.input_ids))
     input_ids, token_count = sample.input_ids[order], sample.token_count[order]
     masking = recipe.masking
@@ -185,7 +178,8 @@ def _mask(recipe: Recipe, source: Source, encoder: Encoder, sample: CorpusSample
         encoder.content() if masking.whole_word else None,
     )
     masked = mask_sequences(input_ids, token_count, np.arange(len(order)), 0, masking, vocab)
-    return Sequences(masked.input_ids, masked.positions, token_count)
+    found = Sequences(masked.input_ids, masked.positions, token_count)
+    return found.rows(np.argsort(masked.positions[:, 0] < 0, kind="stable"))
 
 
 # Kept mass and gradient errors
@@ -208,20 +202,12 @@ def _top_k(recipe: Recipe, vocab_size: int) -> int:
 
 
 def _positions(recipe: Recipe, sequences: Sequences) -> dict[str, np.ndarray]:
-    """Flat positions of the sequences [n * L] that are looked at, by what for.
-
-    UserError where none is masked.
-    """
+    """Flat positions of the sequences [n * L] that are looked at, by what for; at least one is masked."""
     positions = sequences.positions
     real = np.arange(recipe.sequences.length) < sequences.token_count[:, None]
     masked = np.zeros_like(real)
     row, slot = np.nonzero(positions >= 0)
     masked[row, positions[row, slot]] = True
-    if not masked.any():
-        raise UserError(
-            "corpus.path: no token of what was read can be masked, all are special or unknown; is the text in"
-            f" a language of {recipe.teacher.model}?"
-        )
     learnt = masked if recipe.train.kl_positions == "masked" else real
     return {
         "masked": _choose(masked, MASS_POSITIONS),
@@ -265,11 +251,7 @@ def _hidden(
     flat = torch.cat(states)
     found = {kind: flat[torch.from_numpy(positions)] for kind, positions in wanted.items()}
     if not all(bool(states.isfinite().all()) for states in found.values()):
-        dtype = str(loaded.dtype).removeprefix("torch.")
-        raise UserError(
-            f"teacher.dtype: hidden states of {recipe.teacher.model} in {dtype} are not all finite numbers;"
-            " choose another dtype or another teacher"
-        )
+        raise preflight.not_finite(recipe, str(loaded.dtype).removeprefix("torch."))
     return found
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from infra import storage
 from infra.console import table
@@ -77,23 +75,18 @@ def _require_picture(path: str) -> None:
         raise UserError(f"--plot {path}: nothing can be written in {directory}")
 
 
-def _tokenizer(store: Store) -> Any:
-    from transformers import AutoTokenizer
-
-    with tempfile.TemporaryDirectory() as directory:
-        for name, data in store.tokenizer_files().items():
-            Path(directory, name).write_bytes(data)
-        try:
-            return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        except Exception as error:  # tokenizers raises plain Exception for a file that it cannot read
-            reason = str(error).strip().partition("\n")[0].rstrip(": ")
-            raise UserError(
-                f"{storage.join(store.root, 'tokenizer')}: transformers cannot load it ({reason}); it is as"
-                " the pass left it, so use the versions of transformers and tokenizers that made the store"
-            ) from None
+def _tokenizer(store: Store) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(store.tokenizer_files()["tokenizer.json"].decode())
+    except Exception as error:  # tokenizers raises plain Exception for a file that it cannot read
+        reason = str(error).strip().partition("\n")[0].rstrip(": ")
+        raise UserError(
+            f"{store.root}/tokenizer/tokenizer.json: cannot be loaded ({reason}); it is as the pass left it,"
+            " so use the version of tokenizers that made the store"
+        ) from None
 
 
-def _sample(store: Store, shard: Shard, head: MlmHead | None, row: int, tokenizer: Any) -> str:
+def _sample(store: Store, shard: Shard, head: MlmHead | None, row: int, tokenizer: Tokenizer) -> str:
     columns = shard.columns
     count = int(columns["token_count"][row])
     ids = columns["input_ids"][row, :count].astype(np.int64)
@@ -104,11 +97,11 @@ def _sample(store: Store, shard: Shard, head: MlmHead | None, row: int, tokenize
     k = store.layout.top_k or SHOWN
     rows = []
     for at, slot in enumerate(slots):
-        best = tokenizer.convert_ids_to_tokens(found.ids[at, :SHOWN].tolist())
+        best = [_token(tokenizer, token) for token in found.ids[at, :SHOWN].tolist()]
         # Two spaces: every other mark may be a token.
         told = "  ".join(f"{token} {p:.3f}" for token, p in zip(best, found.probabilities[at], strict=False))
-        true, seen = tokenizer.convert_ids_to_tokens(
-            [int(columns["masked_labels"][row, slot]), int(ids[positions[slot]])]
+        true, seen = map(
+            tokenizer.id_to_token, (int(columns["masked_labels"][row, slot]), int(ids[positions[slot]]))
         )
         rows.append(
             [int(positions[slot]), true, seen, told, f"{found.entropy[at]:.2f}", f"{found.tail(k)[at]:.3f}"]
@@ -116,7 +109,15 @@ def _sample(store: Store, shard: Shard, head: MlmHead | None, row: int, tokenize
     entropy = "entropy" if found.ids.shape[1] == store.layout.vocab_size else "entropy, at least"
     headers = ["position", "true", "seen", f"teacher's top {SHOWN}", entropy, f"tail beyond {k}"]
     title = f"sample {int(shard.sequence_ids[row])}, replica {shard.replica}, {count} tokens"
-    return "\n".join([title, tokenizer.decode(ids), "", table(rows, headers), ""])
+    return "\n".join(
+        [title, tokenizer.decode(ids.tolist(), skip_special_tokens=False), "", table(rows, headers), ""]
+    )
+
+
+def _token(tokenizer: Tokenizer, number: int) -> str:
+    """The token of an id; ``id 31000`` for a row of embeddings that has no token."""
+    token = tokenizer.id_to_token(number)
+    return f"id {number}" if token is None else token
 
 
 def distributions(

@@ -39,8 +39,6 @@ HUB_FILES = (
     "merges.txt",
 )
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
-VOCABULARY_PADDING = 128
-"""A model may have fewer than this many rows more than its tokenizer has tokens (rounding up)."""
 
 
 def find_teacher(teacher: Teacher) -> str:
@@ -220,11 +218,11 @@ def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
 
 def check_fit(directory: str, config: Any, tokenizer: Any, length: int) -> None:
     """UserError unless tokenizer, model and sequence length belong together."""
-    tokens, rows = len(tokenizer), config.vocab_size
-    if tokens > rows or rows - tokens >= VOCABULARY_PADDING:
+    name, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if largest >= config.vocab_size:  # rows without a token are no reason: many models have some
         raise UserError(
-            f"teacher.model: the tokenizer of {directory} has {tokens} tokens, its model {rows}:"
-            " they are not of the same vocabulary"
+            f"teacher.model: the tokenizer of {directory} has the token {name!r} with id {largest}, its model"
+            f" only {config.vocab_size} rows of embeddings: they are not of the same vocabulary"
         )
     if config.pad_token_id is not None and config.pad_token_id != tokenizer.pad_token_id:
         raise UserError(

@@ -23,6 +23,7 @@ if not __package__:  # run as a file: the repository, not this directory, is whe
 from infra import console, storage
 from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.locks import exclusive
+from infra.paths import expand_home
 from infra.recipe import StudentRun, load_recipe
 from offline_teacher.store.reader import Store, open_store
 from student_train.mirror import Mirror, mirrored
@@ -36,7 +37,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="student_train/main.py", description="Train the students of a recipe from a store."
     )
-    parser.add_argument("--recipe", required=True, help="YAML file of the run")
+    parser.add_argument("--recipe", required=True, type=expand_home, help="YAML file of the run")
     parser.add_argument("--student", metavar="NAME", help="train only this one of the recipe's students")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     parser.add_argument(

@@ -17,6 +17,7 @@ import pytest
 
 from infra import storage
 from tests.conftest import ROOT
+from tests.starts import HEAVY, loaded, start
 from tests.tiny_project import (
     LENGTH,
     SECONDS,
@@ -157,6 +158,13 @@ def test_run_again_nothing_is_redone(recipe: Path, output: Path) -> None:
     assert {path for path in after if Path(path).suffix != ".jsonl"} == {
         path for path in before if Path(path).suffix != ".jsonl"
     }
+
+
+def test_run_again_nothing_heavy_is_loaded(recipe: Path) -> None:
+    for command in (teacher_command(recipe), student_command(recipe, ranks=0), evaluation_command(recipe)):
+        ended = start(command[1:])
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert not loaded(ended) & HEAVY, command
 
 
 # --- killed in each stage ---------------------------------------------------------------------------------

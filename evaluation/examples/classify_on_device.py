@@ -14,6 +14,7 @@ directory, text, *second = sys.argv[1:]
 with open(f"{directory}/export.json") as file:
     about = json.load(file)
 tokenizer = Tokenizer.from_file(f"{directory}/tokenizer.json")
+tokenizer.encode_special_tokens = True  # a text that spells [SEP] does not end there
 tokenizer.enable_truncation(about["max_length"])
 session = onnxruntime.InferenceSession(f"{directory}/model.int8.ort", providers=["CPUExecutionProvider"])
 row = tokenizer.encode(text, second[0] if second else None)

@@ -12,9 +12,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from infra.console import command, table
-from infra.demo.material import make_material
 from infra.errors import UserError
 from infra.processor import computes_bfloat16
 from infra.recipe import load_recipe
@@ -70,6 +70,8 @@ def main() -> None:
     overrides = precision(computes_bfloat16())
     recipe = load_recipe(str(RECIPE), overrides)
     started = time.perf_counter()
+    from infra.demo.material import make_material  # torch and transformers: not for --help
+
     make_material(Path(recipe.root) / "input", CORPUS_BYTES, VALIDATION_BYTES, TEACHER_STEPS)
     seconds = {"language, tasks, teacher": time.perf_counter() - started}
 
@@ -87,5 +89,10 @@ def main() -> None:
     print(f"\nreport: {recipe.evaluation_dir}/report.md    runs: make ui")
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """The command: ``main`` with its mistakes in one line and its exit codes."""
     command(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,9 +1,9 @@
 #!/bin/sh
 # What both images install, and any bare Debian or Ubuntu machine: as root, from the repository's root.
-#   PYTHON          a Python 3.11 or 3.12 with its headers; without it the system's own is installed
+#   PYTHON          a Python 3.11, 3.12 or 3.13 with its headers; without it the system's own is installed
 #   TORCH_OPTIONS   more options of pip for torch, for example another index
 set -eu
-# g++ and the headers: DeepSpeed and torch.compile build small extensions at the first start.
+# g++ and the headers: our C++ and torch.compile's are built at the first start.
 # wget: KubeRay's probes call it.
 packages="g++ wget"
 [ -n "${PYTHON:-}" ] || packages="$packages python3-dev python3-venv"

@@ -19,11 +19,9 @@ import logging
 import math
 import os
 import socket
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -114,8 +112,6 @@ def start_world() -> World:
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
-    # DeepSpeed builds its CPU communication operator with ninja, which lies beside this interpreter.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     if "RANK" not in os.environ:
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ.update(alone, MASTER_PORT=str(_free_port()))
@@ -124,6 +120,9 @@ def start_world() -> World:
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
+    # Its shared-memory operator serves `inference_all_reduce` alone, which no training calls. Building it
+    # takes a silent minute, and does not end behind the lock file of a build that was killed.
+    deepspeed.ops.__compatible_ops__ = {}
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from evaluation.export import TOLERANCE, export_model, sample_inputs
-from evaluation.onnx_model import FLOAT32, INT8, INT8_ORT, open_session, session_runner
+from evaluation.exported import FLOAT32, INT8, INT8_ORT
+from evaluation.onnx_model import open_session, session_runner
 
 LENGTH, SENTENCES, REPEATS = 32, 10, 7
 TEACHER = Path(__file__).resolve().parents[3] / "shared" / "teacher"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from infra import storage
+from infra import paths, storage
 from infra.cache import Cache
 
 DATA = random.Random(0).randbytes(20 << 20)
@@ -32,8 +32,8 @@ def actions(root: str, cache: Cache) -> Iterator[Any]:
     yield storage.list_names(storage.join(root, "run")), storage.list_names(root)
     yield storage.read_bytes(path) == DATA, storage.read_json(other)
     yield storage.digest_file(path)
-    yield [name.rpartition("/run/")[2] for name in storage.expand([storage.join(root, "run", "*.*")])]
-    yield [storage.size(name) for name in storage.expand([storage.join(root, "run", "*.*")])]
+    yield [name.rpartition("/run/")[2] for name in paths.find_files([storage.join(root, "run", "*.*")])]
+    yield [storage.size(name) for name in paths.find_files([storage.join(root, "run", "*.*")])]
     with storage.open_text(storage.join(root, "run", "deep", "c.txt")) as text:
         yield list(text)
     with storage.open_binary(path) as stream:

@@ -72,6 +72,36 @@ def save_encoder(directory: Path, family: str = "bert") -> str:
     return str(directory)
 
 
+def save_roberta(directory: Path, positions: int, seed: int = 0) -> str:
+    """A RoBERTa, which has one segment type, with ``save_encoder``'s tokenizer, which numbers two."""
+    import torch
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    save_encoder(directory)  # its tokenizer is kept
+    torch.manual_seed(seed)
+    RobertaForMaskedLM(
+        RobertaConfig(vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                      intermediate_size=64, max_position_embeddings=positions, type_vocab_size=1,
+                      pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    ).save_pretrained(directory)  # fmt: skip
+    return str(directory)
+
+
+def write_pairs(data: Path, rows: int) -> str:
+    """RTE files: whether two sentences are of the same tone."""
+    generator = random.Random(0)
+    for part in ("train", "dev"):
+        lines = []
+        for number in range(rows):
+            (first, tone), (second, other) = sentiment_row(generator), sentiment_row(generator)
+            label = "entailment" if tone == other else "not_entailment"
+            lines.append(f"{number}\t{first}\t{second}\t{label}")
+        path = data / "RTE" / f"{part}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(["index\tsentence1\tsentence2\tlabel", *lines]) + "\n")
+    return str(data)
+
+
 def sentiment_row(generator: random.Random) -> tuple[str, int]:
     """Filler words and one that decides the label."""
     label = generator.randrange(2)

@@ -207,16 +207,22 @@ def test_temperature_and_teacher_have_an_effect(
     assert {job.candidate.name for job, _ in other.left} == {"t", "s (D)"}
 
 
-def test_spans_and_values_are_taught_too(encoder: str, pooler_free_encoder: str, tmp_path: Path) -> None:
+def write_questions(data: Path) -> None:
+    """SQuAD's two files with eight questions each."""
     context = "the red car is very bright " * 6
     qas = [
         {"id": str(number), "question": "who ?", "answers": [{"text": "red car", "answer_start": 4}]}
         for number in range(8)
     ]
-    content = json.dumps({"data": [{"paragraphs": [{"context": context, "qas": qas}]}]})
-    (tmp_path / "data/STS-B").mkdir(parents=True)
     for part in ("train", "dev"):
-        (tmp_path / f"data/{part}-v1.1.json").write_text(content)
+        content = json.dumps({"data": [{"paragraphs": [{"context": context, "qas": qas}]}]})
+        (data / f"{part}-v1.1.json").write_text(content)
+
+
+def test_spans_and_values_are_taught_too(encoder: str, pooler_free_encoder: str, tmp_path: Path) -> None:
+    (tmp_path / "data/STS-B").mkdir(parents=True)
+    write_questions(tmp_path / "data")
+    for part in ("train", "dev"):
         rows = [f"the film\ta day\t{number % 6}" for number in range(12)]
         (tmp_path / f"data/STS-B/{part}.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *rows]))
     settings = dataclasses.replace(
@@ -239,7 +245,7 @@ def test_spans_need_one_vocabulary(encoder: str, tmp_path: Path) -> None:
     shutil.copytree(encoder, other)
     text = (other / "tokenizer.json").read_text()
     (other / "tokenizer.json").write_text(text.replace('"house"', '"hound"'))
-    (tmp_path / "train-v1.1.json").write_text('{"data": []}')
+    write_questions(tmp_path)
     settings = dataclasses.replace(SETTINGS, tasks=("SQuAD",), data=str(tmp_path))
     with pytest.raises(UserError, match="different vocabularies"):
         prepare(candidates(encoder, str(other)), settings, str(tmp_path / "scores"))

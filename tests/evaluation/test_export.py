@@ -12,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation import export, finetune
+from evaluation.exported import FLOAT32, INT8, INT8_ORT
 from evaluation.finetune import save
 from evaluation.main import main
 from evaluation.models import Candidate, load_model, load_tokenizer
-from evaluation.onnx_model import FLOAT32, INT8, INT8_ORT, OnnxModel, open_session, run_session
+from evaluation.onnx_model import OnnxModel, open_session, run_session
 from evaluation.quantisation import quantise_rows
 from evaluation.tasks import find_task, load
 from infra.errors import UserError
+from tests.starts import COMMANDS, HEAVY, loaded, start
 
 NO_TORCH = """
 import runpy, sys
@@ -183,7 +185,11 @@ def test_a_device_without_torch_classifies(exported: Path, classifier: str, root
 
 def test_a_device_without_torch_answers(encoder: str, tmp_path: Path, root_dir: Path) -> None:
     directory = fine_tuned(encoder, "SQuAD", tmp_path / "model")
-    assert main(["export", "--model", directory, "--output", str(tmp_path / "out")]) == 0
+    command = ["export", "--model", directory, "--output", str(tmp_path / "out")]
+    assert main(command) == 0
+    again = start([*COMMANDS["evaluation"], *command])
+    assert again.returncode == 0, again.stderr
+    assert not loaded(again) & HEAVY
     context = "the red car is very bright"
     answer = example(root_dir, "answer_on_device.py", str(tmp_path / "out"), "who ?", context)
     assert answer

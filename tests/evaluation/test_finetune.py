@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation import finetune, predictions, training
-from evaluation.finetune import Job, median_seed
+from evaluation.jobs import Job, load_splits, median_seed
 from evaluation.models import Candidate, load_model, load_tokenizer
 from evaluation.scores import complete, medians, prepare
 from evaluation.tasks import find_task
@@ -194,7 +194,7 @@ def test_a_score_without_its_predictions_is_computed_again(
     whole = path.read_bytes()
     found = predictions.read(str(path), task, result["predictions"])
     assert predictions.score(task, found) == result["metrics"]
-    split = finetune.load_splits(task, toy_data)["dev"]
+    split = load_splits(task, toy_data)["dev"]
     np.testing.assert_array_equal(found["dev"].labels, split.labels)
 
     def left() -> int:
@@ -269,7 +269,7 @@ def test_only_the_median_model_is_kept(encoder: str, toy_data: str, tmp_path: Pa
 
     task, chosen = find_task("SST-2"), median_seed(results)
     model = AutoModelForSequenceClassification.from_pretrained(str(folder / "model"))
-    split = finetune.load_splits(task, toy_data)["dev"]
+    split = load_splits(task, toy_data)["dev"]
     values = finetune.score(model, load_tokenizer(str(folder / "model")), task, split, 16, "float32")
     assert values == next(result["metrics"] for result in results if result["seed"] == chosen)
     assert prepare([candidate], settings, str(tmp_path), keep_models=("m",)).left == []

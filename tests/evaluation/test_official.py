@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from datasets import ClassLabel
 
 from evaluation.tasks import GLUE, TASKS, Split, find_task, find_tasks, load
 from infra.errors import UserError
@@ -243,9 +246,43 @@ BAD = [
         "SQuAD",
         "dev",
         "dev-v1.1.json",
-        SQUAD_START + '[{"text": "red", "answer_start": 60}]}]}]}]}',
-        "qas[0]: answer_start 60 is outside the context",
+        SQUAD_START + '[{"text": "blue", "answer_start": 6}]}]}]}]}',
+        "dev-v1.1.json: no answer occurs in its context (first: question 1)",
     ),
+    ("SQuAD", "dev", "dev-v1.1.json", SQUAD_START + '[{"text": " ", "answer_start": 2}]}]}]}]}', "no answer"),
+    (
+        "CoLA",
+        "train",
+        "CoLA/train.tsv",
+        "gj04\t1\t\tHe left.\ngj04\t1\t*\tLeft he.\n",
+        "CoLA/train.tsv: line 2: label 1 contradicts the mark '*' of the same row",
+    ),
+    (
+        "MNLI",
+        "dev_matched",
+        "MNLI/dev_matched.tsv",
+        f"{MNLI_DEV}\n0\t1\t1c\tfiction\t{PARSES}\tHe left.\tHe stayed."
+        + "\tneutral" * 2
+        + "\tcontradiction" * 3
+        + "\tneutral\n",
+        "line 2: label 'neutral' contradicts neutral, neutral, contradiction, contradiction, contradiction",
+    ),
+    (
+        "IMDb",
+        "train",
+        "aclImdb/train/neg/7_9.txt",
+        "Great.",
+        "neg/7_9.txt: the rating 9 in its name contradicts its folder neg",
+    ),
+    ("SST-2", "train", "SST-2/train.tsv", SST + " \t1\n\t0\n", "every row has an empty text"),
+    (
+        "SST-2",
+        "train",
+        "SST-2/train.tsv",
+        (SST + "fine\t1\n").encode("utf-16-le"),
+        "is UTF-16, not UTF-8 text",
+    ),
+    ("SST-2", "train", "SST-2/train.tsv", b"PAR1\x15" + bytes(99), "is Parquet, not UTF-8 text"),
     ("SQuAD", "dev", "dev-v1.1.json", SQUAD_START + '[{"text": "red"}]}]}]}]}', "no field 'answer_start'"),
 ]
 
@@ -292,9 +329,9 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
     asked = []
 
-    def give(*names: str, split: str) -> dict[str, list]:
+    def give(*names: str, split: str) -> datasets.Dataset:
         asked.append((*names, split))
-        return {"premise": ["A."], "hypothesis": ["B."], "label": [2], "idx": [0]}
+        return datasets.Dataset.from_dict({"premise": ["A."], "hypothesis": ["B."], "label": [2], "idx": [0]})
 
     monkeypatch.setattr(datasets, "load_dataset", give)
     split = load(find_task("MNLI"), "dev_mismatched", None)
@@ -304,6 +341,126 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         ("nyu-mll/glue", "mnli", "validation_mismatched"),
         ("nyu-mll/glue", "mnli", "test_matched"),
     ]
+
+
+HUB_CLASSES = ClassLabel(
+    names=["not_entailment", "entailment"]
+)  # GLUE's own RTE has them the other way round
+
+
+def hub_split(monkeypatch: pytest.MonkeyPatch, task: str, **columns: list[Any]) -> Split:
+    """The training set of the task, as ``load`` makes it of a data set of these columns."""
+    import datasets
+
+    data = datasets.Dataset.from_dict(columns)
+    if task == "RTE":
+        data = data.cast_column("label", HUB_CLASSES)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, split: data)
+    return load(find_task(task), "train", None)
+
+
+def test_hub_labels_are_those_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = {"sentence1": ["A.", "B."], "sentence2": ["C.", "D."]}
+    named = hub_split(monkeypatch, "RTE", **pair, label=[0, 1])
+    assert named.labels is not None
+    assert named.labels.tolist() == [1, 0]
+    scored = hub_split(monkeypatch, "STS-B", **pair, label=[2.5, 5.0])
+    assert scored.labels is not None
+    assert scored.labels.tolist() == [2.5, 5.0]
+    review = hub_split(monkeypatch, "IMDb", text=["Great.<br /><br />Fun.", "Dull."], label=[1, 0])
+    assert review.texts == [("Great.  Fun.",), ("Dull.",)]
+
+
+PAIR: dict[str, list[Any]] = {"sentence1": ["a"], "sentence2": ["b"]}
+UNANSWERED: dict[str, list[Any]] = {
+    "id": ["7"],
+    "question": ["What?"],
+    "context": ["Red."],
+    "answers": [{"text": [], "answer_start": []}],
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "says"),
+    [
+        ("SST-2", {"sentence": ["a", "b"], "label": [1, -1]}, "train: row 2: label '-1' is out of range"),
+        ("SST-2", {"sentence": ["a", "b"], "label": [1, 2]}, "row 2: label '2' is out of range"),
+        ("SST-2", {"sentence": ["a", "b"], "label": [1, None]}, "row 2: label 'None' is out of range"),
+        ("SST-2", {"sentence": ["a", None], "label": [1, 0]}, "row 2: sentence is None, not a text"),
+        ("SST-2", {"text": ["a"], "label": [1]}, "no column 'sentence' among text, label"),
+        ("STS-B", {**PAIR, "label": [-1.0]}, "row 1: score -1.0 is out of range; it must be 0 to 5"),
+        ("STS-B", {**PAIR, "label": [float("nan")]}, "row 1: score nan is out of range"),
+        ("SQuAD", {"id": ["7"], "question": ["?"], "context": ["Red."]}, "no column 'answers'"),
+        ("SQuAD", UNANSWERED, "question 7: no answers"),
+    ],
+)  # fmt: skip
+def test_hub_rows_that_cannot_be_right(
+    monkeypatch: pytest.MonkeyPatch, task: str, columns: dict[str, list[Any]], says: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        hub_split(monkeypatch, task, **columns)
+    assert says in str(caught.value)
+
+
+WRONG_STARTS = [
+    # context, answer, answer_start, where it stands
+    ("It is red.", "red", 7, 6),
+    ("red, red and red", "red", 6, 5),
+    ("It is red.", "red", 60, 6),
+    ("It is red.", "red", -2, 6),
+    ("It is red.", " red", 5, 6),
+]
+
+
+@pytest.mark.parametrize("source", ["file", "hub"])
+def test_an_answer_is_looked_for_where_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """Nearest to its answer_start; one that the context does not have is left out, and counted."""
+    rows = [*WRONG_STARTS, ("It is red.", "blue", 6, None), ("It is red.", "red", 6, 6)]
+    columns = {
+        "id": [f"q{number}" for number in range(len(rows))],
+        "question": ["What?"] * len(rows),
+        "context": [context for context, *_ in rows],
+        "answers": [{"text": [answer], "answer_start": [start]} for _, answer, start, _ in rows],
+    }
+    if source == "hub":
+        split = hub_split(monkeypatch, "SQuAD", **columns)
+    else:
+        paragraphs = [
+            {
+                "context": context,
+                "qas": [
+                    {"id": id_, "question": question, "answers": [dict(zip(answers, cells, strict=True))]}
+                    for cells in zip(*answers.values(), strict=True)
+                ],
+            }
+            for id_, question, context, answers in zip(*columns.values(), strict=True)
+        ]
+        write(tmp_path, "train-v1.1.json", json.dumps({"data": [{"paragraphs": paragraphs}]}))
+        split = load(find_task("SQuAD"), "train", str(tmp_path))
+    kept = [row for row in rows if row[3] is not None]
+    assert [item.starts for item in split.questions] == [(place,) for *_, place in kept]
+    for item in split.questions:
+        assert item.context[item.starts[0] :].startswith(item.answers[0])
+    moved, absent = split.notes[:2]
+    assert moved.startswith(
+        "SQuAD train: answers that do not stand at their answer_start, looked for nearest to it: 4 (first: "
+    )
+    assert absent.startswith("SQuAD train: answers that do not occur in their context, left out: 1, ")
+    assert "left out: 1 (first: question q5 of " in absent
+
+
+def test_an_answer_that_does_not_occur_leaves_the_others(tmp_path: Path) -> None:
+    answers = '[{"text": "blue", "answer_start": 6}, {"text": "red", "answer_start": 6}]}]}]}]}'
+    split = load(find_task("SQuAD"), "dev", write(tmp_path, "dev-v1.1.json", SQUAD_START + answers))
+    assert [(item.answers, item.starts) for item in split.questions] == [(("red",), (6,))]
+
+
+def test_empty_texts_are_counted(tmp_path: Path) -> None:
+    data = write(tmp_path, "SST-2/dev.tsv", "sentence\tlabel\nfine\t1\n \t0\n\t1\n")
+    notes = load(find_task("SST-2"), "dev", data).notes
+    assert notes[0] == "SST-2 dev: rows with an empty text: 2 (first: row 2)"
 
 
 @pytest.mark.parametrize("name", ["CoLA", "SST-2", "MRPC", "STS-B", "WNLI"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,3 +79,39 @@ def test_the_width_of_registers_does_not_change_a_bit(
         for other in parts[1:]:
             torch.testing.assert_close(other, parts[0], rtol=0, atol=0, equal_nan=True)
     assert len({path.read_bytes() for path in tmp_path.rglob("*.so")}) == len(WIDTHS)
+
+
+def _build_all(root: Path, home: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "HOME": home}
+    command = [sys.executable, "-m", "infra.native"]
+    return subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def _finished(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
+    _, said = process.communicate(timeout=240)
+    return process.returncode, said.splitlines()
+
+
+def test_two_processes_build_everything_once_and_say_what(root_dir: Path, tmp_path: Path) -> None:
+    sources = {path.name for path in root_dir.glob("*/*.cpp")}
+    assert len(sources) == 3
+    found = [_finished(process) for process in [_build_all(root_dir, str(tmp_path)) for _ in range(2)]]
+    assert [code for code, _ in found] == [0, 0]
+    said = sorted(line for _, lines in found for line in lines)
+    assert said == sorted(f"building {name} for this processor, a few seconds" for name in sources)
+    assert len(list(tmp_path.rglob("*.so"))) == 3
+    assert _finished(_build_all(root_dir, str(tmp_path))) == (0, [])
+
+
+def test_a_home_that_cannot_be_written_is_no_mistake(root_dir: Path) -> None:
+    code, said = _finished(_build_all(root_dir, "/dev/null/home"))
+    assert (code, len(said)) == (0, 3)
+
+
+def test_without_a_compiler_it_is_said_what_to_install(
+    root_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, said = _finished(_build_all(root_dir, str(tmp_path)))
+    assert code == 1
+    assert any("no C++ compiler was found; install a C++ compiler" in line for line in said)

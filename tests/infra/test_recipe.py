@@ -219,9 +219,37 @@ def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
     text=st.text(max_size=12) | st.sampled_from(["1e5", "0x1F", "on", "~", "2024-01-01", "1_000", "<<", "="])
 )
 def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
-    recipe = Recipe(name="x", corpus=sections.Corpus(path=(text,)), teacher=sections.Teacher(model=text))
+    corpus = sections.Corpus(path=("x",), text_column=text, split=text)
+    recipe = Recipe(name="x", corpus=corpus, teacher=sections.Teacher(model="x", revision=text))
     recipe.save(str(tmp_path_factory.getbasetemp()))
     assert load_recipe(str(tmp_path_factory.getbasetemp() / "recipe.yaml")) == recipe
+
+
+def test_the_home_directory_is_meant_by_a_tilde_in_every_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "r.yaml").write_text(
+        "name: x\ncorpus: {path: [~/a/*.txt, s3://b/~/c]}\nteacher: {model: ~/t}\n"
+    )
+    overrides = [
+        "output=~/x",
+        "corpus.validation_path=file://~/v.txt",
+        "evaluation.data=~/d",
+        "train.cache_dir=~/c",
+        "train.deepspeed_config=~/ds.json",
+        "tracking.uri=sqlite:///~/m.db",
+    ]
+    recipe = load_recipe(str(tmp_path / "r.yaml"), overrides)
+    assert recipe.store_dir == "/home/me/x/x/store"
+    assert recipe.corpus.path == ("/home/me/a/*.txt", "s3://b/~/c")
+    assert recipe.corpus.validation_path == ("/home/me/v.txt",)
+    assert recipe.teacher.model == "/home/me/t"
+    assert recipe.evaluation.data == "/home/me/d"
+    assert (recipe.train.cache_dir, recipe.train.deepspeed_config) == ("/home/me/c", "/home/me/ds.json")
+    assert recipe.tracking.uri == "sqlite:////home/me/m.db"
+    for uri, meant in {"file://~/m": "file:///home/me/m", "http://h/~me": "http://h/~me"}.items():
+        assert load_recipe(str(tmp_path / "r.yaml"), [f"tracking.uri={uri}"]).tracking.uri == meant
 
 
 def test_the_outcome_holds_outcome_fields_only(tmp_path: Path) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import gzip
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from infra import remote, storage
+from infra import paths, remote, storage
 from infra.cache import Cache
 from infra.errors import UserError, WrongContent
+from tests.conftest import ROOT
 from tests.s3_server import FaultyProxy
 
 DATA = bytes(range(256)) * 1000
@@ -39,7 +41,7 @@ def test_files_come_back_as_published(bucket: str, tmp_path: Path) -> None:
         "c.json": storage.size(storage.join(bucket, "run", "c.json")),
     }
     assert storage.list_sizes(bucket) == storage.list_sizes(storage.join(bucket, "absent")) == {}
-    assert storage.expand([storage.join(bucket, "run", "*.bin")]) == [
+    assert paths.find_files([storage.join(bucket, "run", "*.bin")]) == [
         storage.join(bucket, "run", "a.bin"),
         storage.join(bucket, "run", "b.bin"),
     ]
@@ -49,6 +51,21 @@ def test_files_come_back_as_published(bucket: str, tmp_path: Path) -> None:
     storage.remove_tree(storage.join(bucket, "run"))
     storage.remove_tree(storage.join(bucket, "run"))
     assert storage.list_names(storage.join(bucket, "run")) == []
+
+
+def test_a_remote_path_is_first_tried_as_it_is_written(bucket: str) -> None:
+    names = ["novels [1847-1911]/a.txt", "novels [1847-1911]/b[1].txt", "novels 1/c.txt", "what?.txt"]
+    urls = [f"{bucket}/{name}" for name in names]
+    for url in urls:
+        storage.publish_bytes(url, b"x")
+    assert paths.find_files([f"{bucket}/novels [1847-1911]/*.txt"]) == urls[:2]
+    assert paths.find_files(urls[1:2]) == urls[1:2]
+    assert paths.find_files([urls[3]]) == [urls[3]]
+    assert paths.find_files([f"{bucket}/novels [0-9]/*.txt"]) == [urls[2]]
+    with pytest.raises(UserError, match=r"novels \[1847-1911\]: is a directory; name its files, for example"):
+        paths.find_files([f"{bucket}/novels [1847-1911]"])
+    storage.remove_tree(f"{bucket}/novels [1847-1911]")
+    assert storage.list_names(bucket) == ["novels 1", "what?.txt"]
 
 
 def test_nothing_is_published_when_the_writer_fails(bucket: str) -> None:
@@ -228,7 +245,7 @@ def test_a_lasting_fault_is_one_clear_line(
     with pytest.raises(UserError, match=f"^{bucket}/a.bin: no such file$"):
         storage.read_bytes(path)
     with pytest.raises(UserError, match=r"matches no file$"):
-        storage.expand([storage.join(bucket, "*.txt")])
+        paths.find_files([storage.join(bucket, "*.txt")])
 
 
 def test_a_wrong_download_is_repeated_then_refused(bucket: str, proxy: FaultyProxy, tmp_path: Path) -> None:
@@ -270,7 +287,7 @@ def test_the_least_recently_used_goes_first(bucket: str, tmp_path: Path) -> None
 
 READER = """
 import sys
-from infra import storage
+from infra import paths, storage
 from infra.cache import Cache
 directory, bucket, seed = sys.argv[1:]
 import random
@@ -338,8 +355,17 @@ def test_a_missing_package_is_named(url: str, package: str, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, package, None)
     remote._filesystem.cache_clear()
     scheme = url.partition(":")[0]
-    with pytest.raises(UserError, match=f"^{scheme}:// needs the package {package}, .*install it with pip$"):
+    extra = remote.EXTRAS[package]
+    told = f"^{scheme}:// needs the package {package}, .*'offline-encoder-distillation\\[{extra}\\]'$"
+    with pytest.raises(UserError, match=told):
         storage.read_bytes(url)
+
+
+def test_the_extra_that_is_named_installs_the_package() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(remote.EXTRAS) == set(remote.PACKAGES.values())
+    for package, extra in remote.EXTRAS.items():
+        assert any(line.startswith(f"{package}>=") for line in extras[extra])
 
 
 def test_the_account_of_a_url_reaches_azure_and_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,13 +381,16 @@ def test_the_account_of_a_url_reaches_azure_and_is_kept(monkeypatch: pytest.Monk
             container, _, key = path.partition("://")[2].partition("/")
             return f"{container.partition('@')[0]}/{key}"
 
+        async def _info(self, path: str) -> dict[str, object]:
+            raise FileNotFoundError(path)
+
         async def _glob(self, pattern: str, detail: bool) -> dict[str, dict[str, str]]:
             return {pattern.replace("*", name): {"type": "file"} for name in ("a", "b")}
 
     remote._filesystem.cache_clear()
     monkeypatch.setattr(fsspec, "filesystem", lambda name, **options: Azure(**options))
     home = "abfs://box@account.dfs.core.windows.net"
-    assert storage.expand([f"{home}/run/*.txt"]) == [f"{home}/run/a.txt", f"{home}/run/b.txt"]
+    assert paths.find_files([f"{home}/run/*.txt"]) == [f"{home}/run/a.txt", f"{home}/run/b.txt"]
     assert made["account_name"] == "account"
     remote._filesystem.cache_clear()
 

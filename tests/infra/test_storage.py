@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra import storage
+from infra import paths, storage
 from infra.cache import Cache
 from infra.errors import DamagedFile, UserError, WrongContent
 
@@ -121,8 +121,11 @@ def test_wrong_places_are_one_line(tmp_path: Path) -> None:
         (lambda: storage.read_bytes(str(tmp_path)), "is a directory"),
         (lambda: storage.publish_bytes(str(tmp_path / "file" / "a"), b"x"), "file"),
         (lambda: storage.read_json(str(tmp_path / "file")), "file: is not JSON"),
-        (lambda: storage.expand([str(tmp_path)]), r"is a directory; name its files, for example .*/\*\.txt"),
-        (lambda: storage.expand([str(tmp_path / "*.txt")]), r"\*\.txt: matches no file"),
+        (
+            lambda: paths.find_files([str(tmp_path)]),
+            r"is a directory; name its files, for example .*/\*\.txt",
+        ),
+        (lambda: paths.find_files([str(tmp_path / "*.txt")]), r"\*\.txt: matches no file"),
     ]:
         with pytest.raises(UserError, match=words):
             action()
@@ -205,9 +208,49 @@ def test_expand_sorts_and_counts_once(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     inside = [str(tmp_path / name) for name in ("[odd].txt", "a.txt", "b.txt")]
-    assert storage.expand([str(tmp_path / "*.txt"), inside[1]]) == inside
-    assert storage.expand([inside[0]]) == [inside[0]]
-    assert len(storage.expand([str(tmp_path / "**" / "*.txt")])) == 4
+    assert paths.find_files([str(tmp_path / "*.txt"), inside[1]]) == inside
+    assert paths.find_files([inside[0]]) == [inside[0]]
+    assert len(paths.find_files([str(tmp_path / "**" / "*.txt")])) == 4
+
+
+def test_a_path_is_first_tried_as_it_is_written(tmp_path: Path) -> None:
+    for name in ("novels [1847-1911]/a.txt", "novels [1847-1911]/b/c[2].txt", "novels 1/d.txt", "e*/f?.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    for glob, names in {
+        "novels [1847-1911]/*.txt": ["novels [1847-1911]/a.txt"],
+        "novels [1847-1911]/**/*.txt": ["novels [1847-1911]/a.txt", "novels [1847-1911]/b/c[2].txt"],
+        "novels [1847-1911]/b/c[2].txt": ["novels [1847-1911]/b/c[2].txt"],
+        "novels [0-9]/*": ["novels 1/d.txt"],
+        "e*/f?.txt": ["e*/f?.txt"],
+        "e*/*": ["e*/f?.txt"],
+    }.items():
+        found = [os.path.relpath(path, tmp_path) for path in paths.find_files([str(tmp_path / glob)])]
+        assert found == names, glob
+    with pytest.raises(
+        UserError, match=r"\[1847-1911\]/: is a directory; name its files, for example (.*)"
+    ) as no:
+        paths.find_files([f"{tmp_path}/novels [1847-1911]/"])
+    advice = str(no.value).rpartition("for example ")[2]
+    assert len(paths.find_files([advice])) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("~", "/home/me"),
+        ("~/x", "/home/me/x"),
+        ("file://~/x", "/home/me/x"),
+        ("file:///data/x", "/data/x"),
+        ("a~/x", "a~/x"),
+        ("s3://bucket/~/x", "s3://bucket/~/x"),
+        ("s3://~/x", "s3://~/x"),
+        ("bert-base-uncased", "bert-base-uncased"),
+    ],
+)
+def test_what_a_path_means(monkeypatch: pytest.MonkeyPatch, path: str, meant: str) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert paths.expand_home(path) == meant
 
 
 def compressed(kind: str, data: bytes) -> bytes:

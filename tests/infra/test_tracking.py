@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +66,8 @@ def test_nested_runs_params_files_store_and_model(tmp_path):
     with start_run(recipe(tmp_path), "evaluation") as run:
         run.log_metrics({"CoLA": 0.5})
         run.log_artifact(str(model / "config.json"), "report")
-        evaluation = run.run_id
+    evaluation = ids(tmp_path)["evaluation"]
+    assert run.run_id == evaluation
 
     server = client(tmp_path)
     parent = server.get_run(ids(tmp_path)["parent"])
@@ -123,8 +126,8 @@ def test_a_resumed_run_repeats_no_point_and_changes_no_param(tmp_path):
         run.log_params({"prefetch": 4, "world": 1})
         for step in range(1, 6):
             run.log_metrics({"loss": 1 / step}, step)
-        first = run.run_id
         raise KeyboardInterrupt
+    first = ids(tmp_path)["student"]
     assert client(tmp_path).get_run(first).info.status == "FAILED"
     with start_run(recipe(tmp_path), "student") as run:
         run.log_params({"prefetch": 8, "world": 1})
@@ -132,7 +135,7 @@ def test_a_resumed_run_repeats_no_point_and_changes_no_param(tmp_path):
             run.log_metrics({"loss": 1 / step}, step)
         for score in (0.5, 0.5, 0.75):
             run.log_metrics({"score": score})
-        assert run.run_id == first
+    assert run.run_id == first
     assert points(tmp_path, "loss") == [(step, 1 / step) for step in range(1, 9)]
     assert points(tmp_path, "score") == [(0, 0.5), (0, 0.75)]
     data = client(tmp_path).get_run(first).data
@@ -167,6 +170,57 @@ def test_a_server_that_is_away_costs_one_line_and_is_caught_up(tmp_path, capsys)
     with start_run(recipe(tmp_path), "student") as run:
         run.log_metrics({"loss": 4}, 4)
     assert points(tmp_path, "loss")[3:] == [(4, 4.0)]
+
+
+@pytest.mark.parametrize("name", ["exp#2 b'c\"d ü[1];::&=x", "what? #%41"])
+def test_all_files_lie_below_the_output(tmp_path, monkeypatch, name):
+    home, model = tmp_path / "home", tmp_path / "model"
+    home.mkdir()
+    model.mkdir()
+    (model / "weights #1?.txt").write_text("w")
+    monkeypatch.chdir(home)
+    for _ in range(2):
+        with start_run(recipe(home / name), "student") as run:
+            run.log_artifact(str(model / "weights #1?.txt"), "report")
+            run.register_model(str(model), "it's")
+    assert {path.name for path in home.iterdir()} == {name}
+    runs = home / name / "runs"
+    assert {path.name for path in runs.iterdir()} == {"demo", "mlartifacts", "mlflow.db", "mlflow.db.lock"}
+    assert len(list(runs.glob("mlartifacts/*/artifacts/report/weights*"))) == 1
+    assert len(list(runs.glob("mlartifacts/*/artifacts/model/weights*"))) == 1
+    with contextlib.closing(sqlite3.connect(runs / "mlflow.db")) as database:
+        assert database.execute("select name, version from model_versions").fetchall() == [("it's", 1)]
+
+
+def test_a_database_that_does_not_answer_is_not_waited_for(tmp_path):
+    """It takes the connection and is silent, in a process that has to end. MLflow alone tries for minutes."""
+    pytest.importorskip("psycopg2")
+    text = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+import test_tracking
+recipe = test_tracking.recipe(Path(sys.argv[1]), uri=sys.argv[2])
+with test_tracking.start_run(recipe, "student") as run:
+    run.log_metrics({"loss": 1.0}, 1)
+print("ended", run.run_id)
+"""
+    here = Path(__file__).parent
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"postgresql+psycopg2://user@127.0.0.1:{silent.getsockname()[1]}/runs"
+        done = subprocess.run(
+            [sys.executable, "-c", text, str(tmp_path), uri, str(here)],
+            cwd=here.parents[1],
+            env={"PYTHONPATH": str(here.parents[1]), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+    assert done.stdout == "ended None\n", done.stderr
+    assert "tracking: 4 records were not sent" in done.stderr
+    assert done.stderr.count("\n") == 1
+    kept = (tmp_path / "runs/demo/tracking-student.jsonl").read_text().splitlines()
+    assert [next(iter(json.loads(line))) for line in kept] == ["status", "params", "metrics", "status"]
 
 
 def test_points_that_arrived_unnoticed_are_not_sent_twice(tmp_path):
@@ -221,15 +275,13 @@ def test_secrets_are_stripped(text, clean):
 def test_secret_params_are_stripped(tmp_path):
     with start_run(recipe(tmp_path), "student") as run:
         run.log_params({"remote": {"password": "x", "url": "ftp://u:p@h/d"}, "tokens": 7})
-        params = ids(tmp_path)["student"]
-    data = client(tmp_path).get_run(params).data.params
+    data = client(tmp_path).get_run(ids(tmp_path)["student"]).data.params
     assert (data["remote.password"], data["remote.url"], data["tokens"]) == ("***", "ftp://h/d", "7")
 
 
 def test_system_metrics(tmp_path):
-    with start_run(recipe(tmp_path, system_metrics=True), "student") as run:
-        run._sample_at = 0
-        run._run_once()
+    with start_run(recipe(tmp_path, system_metrics=True), "student"):
+        pass
     assert points(tmp_path, "system/cpu_utilization_percentage")
 
 
@@ -241,7 +293,7 @@ sys.path.insert(0, sys.argv[3])
 import test_tracking
 with test_tracking.start_run(test_tracking.recipe(Path(sys.argv[1]), sys.argv[2]), "student") as run:
     run.log_metrics({"loss": 1.0}, 1)
-    assert run.run_id
+assert run.run_id
 """
     here = Path(__file__).parent
     processes = [

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from infra.console import command
+from infra.errors import UserError
 from offline_teacher.main import main
 from tests.offline_teacher.stores import contents
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
@@ -97,6 +99,14 @@ def no_tokenizer(root: Path) -> None:
 
 def other_model(**changes: int) -> Spoil:
     return lambda root: save_bert(root / "model", **changes)
+
+
+def broken_weights(root: Path) -> None:
+    """One weight of the encoder is NaN, as where its training diverged."""
+    path = root / "model/model.safetensors"
+    weights = load_file(path)
+    weights["bert.encoder.layer.1.output.dense.bias"][3] = float("nan")
+    save_file(weights, path, {"format": "pt"})
 
 
 def recipe_in_store(root: Path) -> None:
@@ -225,6 +235,74 @@ BAD: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "a picture without a name": (plot("")),
     "inspect of a damaged store": (cut("store/manifest.json"), ["inspect", "{root}/store"], ["manifest"]),
 }
+
+
+FOREIGN = "ภาษาไทยเป็นภาษาที่สวยงามและมีประวัติศาสตร์ยาวนาน\n" * 40
+REFUSED: dict[str, tuple[Spoil, list[str], str]] = {
+    "another language": (write("text.txt", FOREIGN), [], "corpus.path: no token of what was read can be"),
+    "no document": (write("text.txt", " \n\n"), [], "no usable document in 1 places of the corpus: 2 x"),
+    "strict": (write("text.txt", "ba do\n\n"), ["corpus.strict=true"], "text.txt, line 2: empty document"),
+    "layers": (nothing, ["student.layers=[0, 2]"], "student.layers: [0, 2] does not fit the teacher"),
+    "NaN": (broken_weights, ["teacher.dtype=float32"], "hidden states of {root}/model in float32 are not"),
+    "Arrow": (write("text.txt", b"ARROW1\0\0"), [], "text.txt: is an Arrow file; set corpus.source: hub"),
+}
+"""Of the text, the teacher and the recipe: what is spoiled, overrides, words of the line."""
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_run_refuses_what_plan_refuses_with_the_same_line(
+    project: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spoil, overrides, says = REFUSED[name]
+    spoil(project)
+    before, lines = contents(project), []
+    for words in (["plan", *RUN[1:]], RUN):
+        arguments = [word.format(root=project) for word in words] + overrides
+        with pytest.raises(SystemExit) as ended:
+            command(lambda arguments=arguments: main(arguments))  # type: ignore[misc]
+        assert ended.value.code == 2
+        lines.append(capfd.readouterr().err)
+    assert lines[0] == lines[1]
+    assert says.format(root=project) in lines[0]
+    assert contents(project) == before
+
+
+def test_held_out_text_of_another_language_is_refused(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (project / "held.txt").write_text(FOREIGN)
+    arguments = ["run", "--recipe", f"{project}/recipe.yaml", f"corpus.validation_path={project}/held.txt"]
+    with pytest.raises(UserError, match=r"^corpus\.validation_path: no token of what was read can be masked"):
+        main(arguments)
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize("command_name", ["run", "plan"])
+@pytest.mark.parametrize(("foreign", "share"), [(1, None), (9, "10 %")])
+def test_many_unknown_tokens_are_said(
+    project: Path, command_name: str, foreign: int, share: str | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """``run`` says it before it starts Ray, which is where the fixture ends it."""
+    (project / "text.txt").write_text(("ba " * 81 + "\n").replace("ba", "bab") + "x " * foreign + "\n")
+    arguments = [command_name, "--recipe", f"{project}/recipe.yaml"]
+    if command_name == "plan":
+        main(arguments)
+    else:
+        with pytest.raises(pytest.fail.Exception, match="Ray was started"):
+            main(arguments)
+    warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: corpus")]
+    if share is None:
+        assert warnings == []
+    else:
+        (line,) = warnings
+        assert line.startswith(f"warning: corpus.path: {share} of the tokens of what was read are unknown to")
+
+
+def test_a_document_longer_than_the_sampled_places_is_no_mistake(project: Path) -> None:
+    """None of the sixteen places has the start of a document."""
+    (project / "text.txt").write_text("bab " * 500_000)
+    with pytest.raises(pytest.fail.Exception, match="Ray was started"):
+        main(["run", "--recipe", f"{project}/recipe.yaml"])
 
 
 def test_there_are_enough_kinds_of_bad_input() -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from infra.errors import UserError
+from infra.recipe import load_recipe
+from offline_teacher import pass_record
 from offline_teacher.main import _parser, main
+from offline_teacher.store.reader import open_store
+from tests import starts
 from tests.offline_teacher.stores import contents, finish, start
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 
@@ -61,6 +70,70 @@ def test_complete_store_starts_no_ray(
     assert main(["run", "--recipe", str(made)]) == 0
     assert "complete" in capsys.readouterr().out
     assert contents(store_of(made)) == before
+
+
+@pytest.fixture
+def finished(made: Path, tmp_path: Path) -> Path:
+    """A copy of the same that was run once more, in a directory of its own, to be changed."""
+    shutil.copytree(made.parent, tmp_path / "copy")
+    recipe = tmp_path / "copy" / made.name
+    recipe.write_text(recipe.read_text().replace(str(made.parent), str(recipe.parent)))
+    assert main(["run", "--recipe", str(recipe)]) == 0
+    return recipe
+
+
+def is_finished(path: Path) -> bool:
+    recipe = load_recipe(str(path))
+    return pass_record.finished(recipe, pass_record.inputs_digest(recipe)) is not None
+
+
+def rewrite(path: Path) -> None:
+    """Its content stays, only the time of its last change is another."""
+    path.write_bytes(path.read_bytes())
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "a shard": lambda directory: rewrite(next((directory / "runs/tiny/store/shards").glob("*.arrow"))),
+    "a file more": lambda directory: (directory / "runs/tiny/store/shards/more").write_text(""),
+    "a link to nothing": lambda directory: (directory / "runs/tiny/store/link").symlink_to("nothing"),
+    "no manifest": lambda directory: (directory / "runs/tiny/store/manifest.json").unlink(),
+    "held-out shard": lambda directory: next(directory.glob("runs/tiny/validation_store/shards/*")).unlink(),
+    "the weights": lambda directory: rewrite(directory / "model/model.safetensors"),
+    "the tokenizer": lambda directory: rewrite(directory / "model/tokenizer.json"),
+    "the text": lambda directory: rewrite(directory / "text.txt"),
+    "held-out text": lambda directory: rewrite(directory / "held_out.txt"),
+    "a damaged record": lambda directory: os.truncate(directory / "runs/tiny/pass.json", 100),
+    "an empty record": lambda directory: (directory / "runs/tiny/pass.json").write_text("{}"),
+    "no record": lambda directory: (directory / "runs/tiny/pass.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_after_any_change_the_pass_looks_closely(finished: Path, change: str) -> None:
+    assert is_finished(finished)
+    CHANGES[change](finished.parent)
+    assert not is_finished(finished)
+
+
+def test_a_finished_pass_keeps_the_newest_recipe(finished: Path) -> None:
+    """Students are trained by the recipe in the store."""
+    ended = starts.start([*starts.COMMANDS["teacher run"], "--recipe", str(finished), "train.seed=7"])
+    assert ended.returncode == 0, ended.stderr
+    assert "complete" in ended.stdout
+    assert not starts.loaded(ended) & starts.HEAVY
+    assert load_recipe(str(store_of(finished) / "recipe.yaml")).train.seed == 7
+    assert main(["verify", str(store_of(finished))]) == 0
+    assert is_finished(finished)
+
+
+def test_what_tracking_has_not_sent_is_not_forgotten(finished: Path) -> None:
+    finished.write_text(finished.read_text().replace("enabled: false", "enabled: true"))
+    record = finished.parent / "runs/tiny/pass.json"
+    inputs = pass_record.inputs_digest(load_recipe(str(finished)))
+    record.write_text(json.dumps({**json.loads(record.read_text()), "inputs": inputs}))
+    assert is_finished(finished)
+    (record.parent / "tracking-student.jsonl").write_text("")
+    assert not is_finished(finished)
 
 
 def test_speed_settings_may_differ(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +206,34 @@ def test_inspect_shows_a_sample(made: Path, tmp_path: Path, capsys: pytest.Captu
     assert plot.read_bytes()[1:4] == b"PNG"
     with pytest.raises(UserError, match="has sequences 0 to"):
         main(["inspect", str(store_of(made)), "--sample", "99999"])
+
+
+def test_added_tokens_and_rows_without_a_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A teacher with [URL] among its tokens and a thousand rows of embeddings more than tokens."""
+    model = save_bert(tmp_path / "model", vocab_size=1100)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[URL]"]})
+    tokenizer.save_pretrained(model)
+    text = write_text(tmp_path / "text.txt", 60)
+    text.write_text("".join(f"[URL] [SEP] {line}\n" for line in text.read_text().splitlines()))
+    recipe = write_recipe(tmp_path, text, model, sequences={"length": 16, "packing": "document"})
+    code, output = finish(start(recipe))
+    assert code == 0, output
+    store = open_store(str(store_of(recipe)))
+    shards = [store.shard(*shard).columns for shard in store.plan.shard_ids()]
+    ids, labels = (
+        np.concatenate([shard[name] for shard in shards]) for name in ("input_ids", "masked_labels")
+    )
+    url = tokenizer.convert_tokens_to_ids("[URL]")
+    assert (ids[:, 1] == url).all()
+    assert ((ids == tokenizer.sep_token_id).sum(axis=1) == 1).all()
+    assert (labels != url).all()
+    assert ids.max() < len(tokenizer) < store.layout.vocab_size  # random replacements are tokens
+    assert main(["verify", str(store_of(recipe)), "--deep"]) == 0
+    assert main(["inspect", str(store_of(recipe)), "--sample", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert "None" not in shown
+    assert "id 1" in shown
 
 
 def test_validation_store_is_masked_once(made: Path) -> None:

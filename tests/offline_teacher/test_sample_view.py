@@ -28,11 +28,12 @@ def top_k(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 class Tokenizer:
-    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-        return [f"t{number}" for number in ids]
+    def id_to_token(self, number: int) -> str:
+        return f"t{number}"
 
-    def decode(self, ids: np.ndarray) -> str:
-        return " ".join(self.convert_ids_to_tokens(ids.tolist()))
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        assert not skip_special_tokens
+        return " ".join(map(self.id_to_token, ids))
 
 
 def found(store: Store) -> Distributions:

@@ -91,11 +91,21 @@ def test_names_of_special_tokens_are_unknown_where_the_model_has_them_as_pieces(
     backend = Tokenizer(models.Unigram([(piece, -float(n)) for n, piece in enumerate(pieces)], unk_id=3))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     special = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", **special)
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    for name, more in (("tokenizer", {"unk_token": "<unk>"}), ("without", {})):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special, **more)
+        tokenizer.save_pretrained(tmp_path / name)
     encoder = load_encoder(str(tmp_path / "tokenizer"))
     assert encoder.encode(["a <pad> </s><s>b<mask>", "ab"]) == [[4, 5, 4, 3, 4, 3, 3, 6, 3], [4, 5, 6]]
-    assert replace(encoder, unk_id=None).encode(["a<pad>b"]) == [[4, 5, 6]]
+    without_unknown = load_encoder(str(tmp_path / "without"))  # its mask token stands for them
+    assert without_unknown.encode(["a<pad>b"]) == [[4, 5, 7, 6]]
+
+
+def test_ids_without_a_token_are_never_drawn(tmp_path):
+    vocab = {word: index for index, word in enumerate(WORDS)} | {"z": 40}
+    BertTokenizer(vocab=vocab).save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path))
+    assert encoder.vocab_size == 41
+    assert encoder.special_ids == (*range(5), *range(len(WORDS), 40))
 
 
 def test_roberta(tmp_path):

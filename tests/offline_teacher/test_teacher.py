@@ -356,8 +356,11 @@ REFUSED = {
     "no mask token": (_no_mask_token, "no mask_token"),
     "another family": (lambda d: _edit_config(d, model_type="gpt2"), "'gpt2' model; supported"),
     "no configuration": (lambda d: (d / "config.json").unlink(), "no config.json"),
-    "fewer rows than tokens": (lambda d: save_bert(d, vocab_size=50), "not of the same vocabulary"),
-    "far more rows than tokens": (lambda d: save_bert(d, vocab_size=500), "not of the same vocabulary"),
+    "fewer rows than tokens": (
+        lambda d: save_bert(d, vocab_size=50),
+        "'[a-z]+' with id 92, its model only 50 rows",
+    ),
+    "one row too few": (lambda d: save_bert(d, vocab_size=92), "with id 92, its model only 92 rows"),
     "another pad id": (lambda d: _edit_config(d, pad_token_id=3), "not of the same vocabulary"),
 }
 
@@ -375,6 +378,45 @@ def test_a_roberta_without_a_padding_id_is_refused(tmp_path: Path) -> None:
     _edit_config(save_roberta(tmp_path), pad_token_id=None)
     with pytest.raises(UserError, match="has no pad_token_id"):
         load_teacher(settings(tmp_path), "cpu", 16)
+
+
+@pytest.mark.parametrize("says_tied", [True, False])
+def test_weights_decide_whether_the_decoder_is_tied(tmp_path: Path, says_tied: bool) -> None:
+    """A student without the weights at hand, of random ones, follows the store's config.json."""
+    for own in (True, False):
+        path = save_bert(tmp_path / str(own)) / "model.safetensors"
+        tensors = load_file(path)
+        if own:
+            tensors["cls.predictions.decoder.weight"] = torch.ones(93, 32)
+        save_file(tensors, path, {"format": "pt"})
+        _edit_config(path.parent, tie_word_embeddings=says_tied)
+        loaded = load_teacher(settings(path.parent), "cpu", 16)
+        assert loaded.config["tie_word_embeddings"] is not own
+        words = loaded.model.get_input_embeddings().weight.numpy()
+        expected = np.ones_like(words) if own else words
+        np.testing.assert_array_equal(loaded.head.decoder_weight, expected)
+
+
+@pytest.mark.parametrize("says_tied", [True, False])
+@pytest.mark.parametrize("lost", [("decoder.bias",), ("bias",), ("decoder.bias", "bias")])
+def test_a_decoders_bias_may_lie_in_one_place_or_none(
+    tmp_path: Path, says_tied: bool, lost: tuple[str, ...]
+) -> None:
+    path = save_bert(tmp_path) / "model.safetensors"
+    tensors = load_file(path)
+    bias = tensors["cls.predictions.bias"].clone()
+    tensors |= {"cls.predictions.decoder.weight": torch.ones(93, 32), "cls.predictions.decoder.bias": bias}
+    for name in lost:
+        del tensors[f"cls.predictions.{name}"]
+    save_file(tensors, path, {"format": "pt"})
+    _edit_config(tmp_path, tie_word_embeddings=says_tied)
+    found = load_teacher(settings(tmp_path), "cpu", 16).head.decoder_bias
+    np.testing.assert_array_equal(found, np.zeros(93) if len(lost) == 2 else bias.numpy())
+
+
+def test_rows_without_a_token_are_no_reason(tmp_path: Path) -> None:
+    loaded = load_teacher(settings(save_bert(tmp_path, vocab_size=1100)), "cpu", 16)
+    assert loaded.head.decoder_weight.shape[0] == 1100
 
 
 def test_weights_a_masked_lm_does_without_are_no_reason(tmp_path: Path) -> None:

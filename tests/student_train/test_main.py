@@ -446,8 +446,14 @@ def launched() -> Iterator[list[subprocess.Popen]]:
 def test_two_ranks_killed_and_started_again(
     run_dir: Path, root_dir: Path, launched: list[subprocess.Popen]
 ) -> None:
-    """SIGKILL to the whole launcher once a checkpoint is there; then the same command, and it is finished."""
+    """SIGKILL to the whole launcher once a checkpoint is there; then the same command, and it is finished.
+
+    In the directory of torch's extensions lies the lock of a build of DeepSpeed's operator that was killed.
+    """
     port = engine._free_port()
+    lock = run_dir / "extensions" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
     script = [
         str(root_dir / "student_train" / "main.py"),
         "--recipe",
@@ -461,6 +467,7 @@ def test_two_ranks_killed_and_started_again(
         "stderr": subprocess.STDOUT,
         "text": True,
         "cwd": run_dir,
+        "env": {**os.environ, "TORCH_EXTENSIONS_DIR": str(run_dir / "extensions")},
     }
     first = subprocess.Popen(arguments, start_new_session=True, **quiet)
     launched.append(first)

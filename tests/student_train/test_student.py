@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
@@ -70,6 +72,99 @@ def test_a_student_with_all_layers_is_the_teacher(family: str, request: pytest.F
     torch.testing.assert_close(logits(student, ids, mask)[mask > 0], expected[mask > 0], rtol=1e-4, atol=1e-4)
     whole = student.model(input_ids=ids, attention_mask=mask).logits
     torch.testing.assert_close(logits(student, ids, mask), whole, rtol=1e-5, atol=1e-5)
+
+
+def spoil(directory: str, family: str, says_tied: bool, drop: tuple[str, ...], equal: bool) -> dict[str, Any]:
+    """Gives a teacher a decoder of its own (or an equal copy), and drops tensors; its configuration."""
+    head = {"bert": "cls.predictions", "roberta": "lm_head"}[family]
+    path = Path(directory, "model.safetensors")
+    tensors = load_file(path)
+    words = tensors[f"{family}.embeddings.word_embeddings.weight"]
+    tensors[f"{head}.decoder.weight"] = words.clone() if equal else 0.5 * torch.randn_like(words)
+    tensors[f"{head}.decoder.bias"] = tensors[f"{head}.bias"].clone()
+    for name in drop:
+        del tensors[f"{head}.{name}"]
+    save_file(tensors, path, {"format": "pt"})
+    config_path = Path(directory, "config.json")
+    config = json.loads(config_path.read_text()) | {"tie_word_embeddings": says_tied}
+    config_path.write_text(json.dumps(config))
+    return config
+
+
+# tensors that the file lacks, whether the decoder equals the embeddings -> whether the student's is tied
+WEIGHTS_DECIDE = [
+    ((), False, False),
+    ((), True, True),
+    (("decoder.weight",), True, True),
+    (("decoder.weight", "decoder.bias"), True, True),
+    (("decoder.bias",), False, False),
+    (("bias",), False, False),
+    (("bias", "decoder.bias"), False, False),
+]
+
+
+@pytest.mark.parametrize("says_tied", [True, False])
+@pytest.mark.parametrize(("drop", "equal", "tied"), WEIGHTS_DECIDE)
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+@torch.no_grad()
+def test_weights_decide_whether_the_decoder_is_tied(
+    family: str,
+    drop: tuple[str, ...],
+    equal: bool,
+    tied: bool,
+    says_tied: bool,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    """Of hidden states and logits: what the teacher's tensors give, whatever its configuration says."""
+    directory = shutil.copytree(request.getfixturevalue(family)[1], tmp_path / "teacher")
+    config = spoil(str(directory), family, says_tied, drop, equal)
+    student = build_student(sections.Student(layers=(0, 1, 2, 3)), config, str(directory)).eval()
+    assert student.model.config.tie_word_embeddings is tied
+    assert (student.decoder_weight is student.model.get_input_embeddings().weight) is tied
+    ids, mask = batch()
+    hidden, expected = own_arithmetic(str(directory), family, ids, mask)
+    torch.testing.assert_close(student.body(ids, mask)[mask > 0], hidden[mask > 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(student, ids, mask)[mask > 0], expected[mask > 0], rtol=1e-4, atol=1e-4)
+    student.save(str(tmp_path / "student"))
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "student").eval()
+    loaded = again(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(loaded, logits(student, ids, mask), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_both_places_of_a_saved_bias_hold_what_was_trained(
+    roberta: tuple[dict[str, Any], str], tmp_path: Path
+) -> None:
+    student = build_student(
+        sections.Student(init="random"), roberta[0] | {"tie_word_embeddings": False}, None
+    )
+    student.decoder_bias.add_(1)
+    student.save(str(tmp_path))
+    saved = load_file(tmp_path / "model.safetensors")
+    for name in ("lm_head.bias", "lm_head.decoder.bias"):
+        assert torch.equal(saved[name], student.decoder_bias)
+
+
+def own_arithmetic(
+    directory: str, family: str, ids: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states by the encoder alone, logits by the file's tensors: no tying by any library."""
+    tensors = load_file(Path(directory, "model.safetensors"))
+    head = {"bert": "cls.predictions", "roberta": "lm_head"}[family]
+    dense, norm = ("transform.dense", "transform.LayerNorm") if family == "bert" else ("dense", "layer_norm")
+    hidden = AutoModel.from_pretrained(directory).eval()(input_ids=ids, attention_mask=mask).last_hidden_state
+
+    def pair(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return tensors[f"{head}.{name}.weight"], tensors[f"{head}.{name}.bias"]
+
+    z = torch.nn.functional.linear(hidden, *pair(dense))
+    z = torch.nn.functional.layer_norm(torch.nn.functional.gelu(z), z.shape[-1:], *pair(norm), eps=1e-12)
+    words = tensors[f"{family}.embeddings.word_embeddings.weight"]
+    decoder = tensors.get(f"{head}.decoder.weight", words)
+    no_bias = torch.zeros(len(words))
+    bias = tensors.get(f"{head}.decoder.bias", tensors.get(f"{head}.bias", no_bias))
+    return hidden, torch.nn.functional.linear(z, decoder, bias)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])

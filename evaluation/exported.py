@@ -1,0 +1,36 @@
+"""The files of an exported model, and whether they are there. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evaluation.models import Candidate
+from infra import storage
+from infra.errors import UserError
+
+FLOAT32, INT8, INT8_ORT = "model.onnx", "model.int8.onnx", "model.int8.ort"
+SUMMARY = "export.json"
+
+
+def finished(directory: str, output: str) -> dict[str, Any] | None:
+    """Content of export.json where ``output`` holds all that an export of the model ``directory`` makes."""
+    path = storage.join(output, SUMMARY)
+    if not storage.exists(path):
+        return None
+    try:
+        summary = storage.read_json(path)
+    except UserError:  # damaged: export again
+        return None
+    if not isinstance(summary, dict) or summary.get("source") != source_digest(directory):
+        return None
+    sizes = summary.get("bytes", {})
+    there = all(
+        storage.exists(storage.join(output, file)) and storage.size(storage.join(output, file)) == size
+        for file, size in sizes.items()
+    )
+    return summary if there and storage.exists(storage.join(output, "tokenizer.json")) else None
+
+
+def source_digest(directory: str) -> str:
+    """Of the model that an export is made of."""
+    return Candidate("model", directory).digest()

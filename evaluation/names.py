@@ -1,0 +1,61 @@
+"""Under which name a model's scores are kept: in one directory of scores no two models have the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from infra import remote, storage
+from infra.errors import UserError
+
+SOURCE = "source.json"
+"""Which model a folder of scores is of, beside its tasks."""
+
+
+def source_of(model: str) -> str:
+    """What identifies the model wherever the command is given: an absolute path, a URL or a hub name."""
+    if storage.is_remote(model):
+        return remote.shown(model).rstrip("/")
+    return os.path.realpath(model) if os.path.isdir(model) else model
+
+
+def names_of(source: str) -> list[str]:
+    """Names for the model, the best first: the last part of its path, then more and more of the path.
+
+    ``<recipe>/student/model``, where a recipe leaves its student, is called by the name of the recipe.
+    """
+    path = source.partition("://")[2] if storage.is_remote(source) else source
+    parts = [part for part in path.split("/") if part]
+    if parts[-2:] == ["student", "model"]:
+        parts = parts[:-2] or parts
+    return ["-".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+
+
+def free_name(scores: str, source: str, names: Sequence[str]) -> str:
+    """The first of the names that has no scores of another model below ``scores``; UserError without one."""
+    owners = [_owner(scores, name) for name in names]
+    for name, owner in zip(names, owners, strict=True):
+        if owner in (None, source):
+            return name
+    raise UserError(
+        f"{remote.shown(scores)}: the scores in {names[-1]} are of {owners[-1]}, not of {source};"
+        " give another --output"
+    )
+
+
+def keep_name(scores: str, source: str, name: str) -> None:
+    """From now on the name is this model's."""
+    if _owner(scores, name) != source:
+        storage.publish_json(_path(scores, name), {"model": source})
+
+
+def _owner(scores: str, name: str) -> str | None:
+    path = _path(scores, name)
+    if not storage.exists(path):
+        return None
+    content = storage.read_json(path)
+    return str(content.get("model")) if isinstance(content, dict) else None
+
+
+def _path(scores: str, name: str) -> str:
+    return storage.join(scores, name, SOURCE)

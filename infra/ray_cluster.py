@@ -1,0 +1,159 @@
+"""Joining a Ray cluster or starting one, and one clear line at once where that cannot be."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from infra.console import sigterm_kept
+from infra.errors import UserError
+
+CONNECT_SECONDS = 5.0
+"""For a cluster's port to answer. Ray itself tries for many minutes."""
+DIRECTORY_BYTES = 107 - len("/session_2026-11-27_17-05-00_123456_1234567/sockets/plasma_store")
+"""For the path of Ray's directory: a socket's path has room for 107 bytes."""
+SYSTEM_DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm")
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def connect(address: str | None, setting: str, packages: Sequence[str], **local: Any) -> bool:
+    """Joins the cluster at ``address`` or the one this process belongs to; else starts a local Ray.
+
+    ``setting`` is what names the address in a recipe, ``packages`` what the nodes of a cluster need of us
+    where we are not installed, ``local`` what ``ray.init`` is given for a Ray of our own. True where it
+    joined one. UserError where a named cluster does not answer, or none can be started here.
+    """
+    import ray
+
+    if os.environ.get("RAY_ADDRESS") and address in (None, "auto"):  # as ray.init has it
+        setting, address = "RAY_ADDRESS", os.environ["RAY_ADDRESS"]
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    found = _cluster_at(address, setting)
+    with sigterm_kept():
+        try:
+            if found is None:
+                quiet |= {"include_dashboard": False, "_temp_dir": _temporary_directory(), **local}
+                # Ray would keep one in the home directory, readable by everybody.
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+                ray.init(address="local", **quiet)
+            else:
+                _say(f"joining the Ray cluster at {found}")
+                paths = [str(_ROOT / name) for name in packages]
+                ray.init(address=found, runtime_env={"py_modules": paths}, **quiet)
+        except (ConnectionError, ray.exceptions.RayError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{setting}: {address or 'the head on this machine'} answers, but lets this user in to no Ray"
+                f" cluster ({reason}); set RAY_AUTH_MODE=token where it asks for one"
+            ) from None
+        except Exception as error:  # no type of its own
+            if "timed out during startup" not in str(error):
+                raise
+            raise UserError(
+                "Ray did not start within 30 seconds; the machine is overloaded: the same command tries again"
+            ) from None
+    return found is not None
+
+
+def python_path() -> str:
+    """For local workers, wherever the command was started from."""
+    return os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def _cluster_at(address: str | None, setting: str) -> str | None:
+    """Where there is a cluster to join; UserError where one is named, and nothing answers there.
+
+    For None, the head of this user that is noted on this machine. Not "auto", which would be the private Ray
+    of any other process.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        if address not in (None, "auto", "local"):
+            _host_and_port(str(address))
+        url = address if address and "://" in address else canonicalize_bootstrap_address(address)  # type: ignore[arg-type]
+        if url is None:
+            return None
+        host, port = _host_and_port(url)
+        socket.create_connection((host, port), CONNECT_SECONDS).close()
+    except ValueError:
+        raise UserError(f"{setting}: {address} is not host:port, ray://host:port, auto or local") from None
+    except OSError:
+        if address is None:
+            return None  # the note of a head that is gone, or that this user may not read
+        raise UserError(
+            f"{setting}: no Ray cluster answers at {address}; start it, or leave it out"
+        ) from None
+    if address is None and _owner(port) != os.getuid():
+        _say(f"the Ray head at {url} is another user's and is not joined (RAY_ADDRESS={url} joins it)")
+        return None
+    if not _speaks_grpc(host, port):
+        if address is None:
+            return None
+        raise UserError(
+            f"{setting}: what answers at {address} is no Ray head, whose port is 6379, that of ray:// 10001,"
+            " unless it was started with another"
+        )
+    return url
+
+
+def _owner(port: int) -> int | None:
+    """The user id of who listens at a port of this machine; else of who noted the cluster of another one."""
+    from ray._private.utils import get_ray_address_file
+
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        for line in table.read_text().splitlines()[1:] if table.exists() else ():
+            fields = line.split()  # local address, remote address, state (0A: listens) ... user id
+            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                return int(fields[7])
+    note = Path(get_ray_address_file(None))
+    return note.stat().st_uid if note.exists() else None
+
+
+def _speaks_grpc(host: str, port: int) -> bool:
+    """As a Ray head does; with TLS that takes certificates, and is left to Ray."""
+    import grpc
+
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return True
+    name = f"[{host}]" if ":" in host else host
+    channel = grpc.insecure_channel(f"{name}:{port}", options=[("grpc.enable_http_proxy", 0)])
+    try:
+        grpc.channel_ready_future(channel).result(timeout=CONNECT_SECONDS)
+    except grpc.FutureTimeoutError:
+        return False
+    finally:
+        channel.close()
+    return True
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    url = urlsplit(address if "://" in address else f"ray://{address}")
+    if url.scheme != "ray" or not url.hostname or not url.port:
+        raise ValueError(address)
+    return url.hostname, url.port
+
+
+def _temporary_directory() -> str:
+    """Where a Ray of our own keeps its files: where it would, or else where it can write, and sockets fit."""
+    named = [os.environ[name] for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)]
+    for parent in (*named, *SYSTEM_DIRECTORIES):
+        path = os.path.join(os.path.abspath(parent), "ray")
+        writable = path if os.path.exists(path) else parent
+        if len(os.fsencode(path)) <= DIRECTORY_BYTES and os.access(writable, os.W_OK | os.X_OK):
+            return path
+    raise UserError(
+        f"RAY_TMPDIR: Ray needs a directory that it can write, whose path has at most {DIRECTORY_BYTES - 4}"
+        f" bytes; none of {', '.join([*named, *SYSTEM_DIRECTORIES])} is one, set RAY_TMPDIR to one"
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,48 @@
+"""Whether a file of the corpus is of the kind that its name and ``corpus.source`` say, by its first block."""
+
+from __future__ import annotations
+
+from infra import remote
+from infra.content import BINARY, BLOCK, content_of
+from infra.errors import UserError
+from infra.streams import compression, decompressed_beginning, first_bytes
+
+COMPRESSED_BLOCK = 1 << 16
+"""Bytes of a compressed file that give at least the first block of its text: zstd packs 128 KiB at once."""
+
+
+def require_kind(path: str, size: int, source: str) -> None:
+    """UserError where it is not: what it is, and what to do."""
+    count = COMPRESSED_BLOCK if compression(path) else BLOCK
+    for checked in (True, False):  # a second, safer look only where the first finds something
+        head = first_bytes(path, size, count, checked)
+        wrong = _mistaken(head, path, source) if head else None
+        if wrong is None:
+            return
+    raise UserError(f"{remote.shown(path)}: {wrong}")
+
+
+def _mistaken(head: bytes, path: str, source: str) -> str | None:
+    """Why a file that begins with ``head`` cannot be read under its name, and what to do."""
+    content, packed, prefix = content_of(head), compression(path), ""
+    if packed is not None:
+        if content != packed:
+            return f"is not {packed}, as its name says; rename it"
+        content, prefix = content_of(decompressed_beginning(head, path, BLOCK)), "decompressed, it "
+    if content is None or (source == "parquet" and content in ("Parquet", BINARY)):
+        return None  # a damaged Parquet file is counted by its reader
+    return prefix + _REFUSALS.get(content, f"is a {content} file; {_EXPORT}")
+
+
+_EXPORT = "write its documents as UTF-8 text, JSON lines or Parquet"
+_REFUSALS = {
+    "gzip": "is compressed with gzip; let its name end in .gz",
+    "zstd": "is compressed with zstd; let its name end in .zst",
+    **{kind: f"is compressed with {kind}; repack it as .gz or .zst" for kind in ("bzip2", "xz", "zip")},
+    **{kind: f"is {kind}; convert it to UTF-8" for kind in ("UTF-16", "UTF-32")},
+    "Parquet": "is a Parquet file; set corpus.source: parquet",
+    "Arrow": "is an Arrow file; set corpus.source: hub and corpus.path to its directory",
+    "SQLite": f"is an SQLite database; {_EXPORT}",
+    "tar": "is a tar archive; unpack it",
+}
+"""What a file holds that is no text -> why it is refused; where there is no entry, it is named as it is."""
