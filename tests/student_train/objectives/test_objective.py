@@ -15,7 +15,13 @@ from infra.errors import UserError
 from infra.sections import SOFT_TARGETS, Student, Train
 from offline_teacher.store.reader import Store, open_store
 from student_train.engine.engine import World
-from student_train.objectives.objective import TARGETS, Objective, attention_mask, columns_needed, soft_target_kind
+from student_train.objectives.objective import (
+    TARGETS,
+    Objective,
+    attention_mask,
+    columns_needed,
+    soft_target_kind,
+)
 from student_train.data.order import SampleOrder
 from student_train.objectives.soft_targets import TeacherHead
 from student_train.data.stream import Step, Stream
