@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from evaluation.latency import Inputs, Runner
 
 def open_session(path: str, threads: int = 1) -> Any:
     """An ``onnxruntime.InferenceSession`` on the CPU with that many threads."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # which would keep a file in the home directory
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import time
@@ -26,7 +27,13 @@ handler raises within its calls."""
 
 
 def command(function: Callable[[], int | None]) -> NoReturn:
-    """Runs a main and exits: 0 (or what it returns), 2 and one line for a user's mistake, 130, 143."""
+    """Runs a main and exits: 0 (or what it returns), 2 and one line for a user's mistake, 130, 143.
+
+    What the terminal's encoding lacks is printed as an escape, like ``\\u00fc``.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = function() or 0

@@ -35,6 +35,7 @@ def connect(address: str | None, setting: str, packages: Sequence[str], **local:
     if os.environ.get("RAY_ADDRESS") and address in (None, "auto"):  # as ray.init has it
         setting, address = "RAY_ADDRESS", os.environ["RAY_ADDRESS"]
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    logging.getLogger("ray").setLevel(logging.ERROR)
     found = _cluster_at(address, setting)
     with sigterm_kept():
         try:
@@ -94,13 +95,16 @@ def _cluster_at(address: str | None, setting: str) -> str | None:
     if address is None and _owner(port) != os.getuid():
         _say(f"the Ray head at {url} is another user's and is not joined (RAY_ADDRESS={url} joins it)")
         return None
-    if not _speaks_grpc(host, port):
+    asks = _asks_for_token(host, port)
+    if asks is None:
         if address is None:
             return None
         raise UserError(
             f"{setting}: what answers at {address} is no Ray head, whose port is 6379, that of ray:// 10001,"
             " unless it was started with another"
         )
+    if asks:
+        _take_token(f"{setting}: the Ray cluster at {url}")
     return url
 
 
@@ -117,21 +121,37 @@ def _owner(port: int) -> int | None:
     return note.stat().st_uid if note.exists() else None
 
 
-def _speaks_grpc(host: str, port: int) -> bool:
-    """As a Ray head does; with TLS that takes certificates, and is left to Ray."""
+def _asks_for_token(host: str, port: int) -> bool | None:
+    """Of a Ray head; None where what answers speaks no gRPC. What TLS needs is left to Ray."""
     import grpc
 
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-        return True
+        return False
     name = f"[{host}]" if ":" in host else host
     channel = grpc.insecure_channel(f"{name}:{port}", options=[("grpc.enable_http_proxy", 0)])
     try:
         grpc.channel_ready_future(channel).result(timeout=CONNECT_SECONDS)
+        channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=CONNECT_SECONDS)
     except grpc.FutureTimeoutError:
-        return False
+        return None
+    except grpc.RpcError as refusal:
+        return bool(refusal.code() is grpc.StatusCode.UNAUTHENTICATED)
     finally:
         channel.close()
-    return True
+    return False
+
+
+def _take_token(where: str) -> None:
+    """`ray.init` shows this user's token only where RAY_AUTH_MODE says so; UserError where there is none."""
+    from ray._private.authentication.authentication_token_setup import (
+        maybe_enable_token_auth_if_token_available,
+    )
+
+    if not maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
+        raise UserError(
+            f"{where} asks for a token and none is shown; put the cluster's in ~/.ray/auth_token, and leave"
+            " RAY_AUTH_MODE out or set it to token"
+        )
 
 
 def _host_and_port(address: str) -> tuple[str, int]:

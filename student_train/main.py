@@ -1,7 +1,7 @@
 """Trains a student from a store.
 
     deepspeed --num_accelerators 2 student_train/main.py --recipe infra/recipes/demo.yaml
-    torchrun --nproc_per_node 2 student_train/main.py --recipe infra/recipes/demo.yaml
+    torchrun --standalone --nproc_per_node 2 student_train/main.py --recipe infra/recipes/demo.yaml
     python student_train/main.py --recipe infra/recipes/demo.yaml train.learning_rate=1e-4
 
 Run again, it goes on from the newest checkpoint, with any number of processes; a finished student is left

@@ -14,6 +14,7 @@ Measured with DeepSpeed 0.19.8 on CPU, and worked around here:
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import math
@@ -108,13 +109,18 @@ class World:
 
 
 def start_world() -> World:
-    """Joins the processes of the launcher (deepspeed, torchrun), or is alone where there is none."""
+    """Joins the processes of the launcher (deepspeed, torchrun), or is alone where there is none.
+
+    UserError where another program has the launcher's port.
+    """
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     if "RANK" not in os.environ:
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ.update(alone, MASTER_PORT=str(_free_port()))
+    if os.environ["RANK"] == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        _require_free_port(int(os.environ["MASTER_PORT"]))
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
@@ -142,6 +148,22 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _require_free_port(port: int) -> None:
+    """Torch takes another program's server for its own, and may wait there for the other ranks for ever."""
+    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        try:
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one just left is free
+                probe.bind((address, port))
+        except OSError as problem:
+            if problem.errno != errno.EADDRINUSE:
+                continue  # a machine without this family
+            raise UserError(
+                f"--master_port: another program has port {port}; name a free one, for example"
+                f" deepspeed --master_port {port + 1} ... (without a launcher: MASTER_PORT={port + 1})"
+            ) from None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,6 +149,18 @@ def test_answers_that_stand_elsewhere_are_said_before_the_training(
     note = "note: SQuAD train: answers that do not stand at their answer_start, looked for nearest to it: 1"
     assert f"{note} (first: question train 1 of {tmp_path}/train-v1.1.json)" in printed
     assert printed.index("note:") < printed.index("exact_match")
+
+
+def test_a_cluster_that_is_gone_is_one_line(
+    encoder: str, toy_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as closed:  # bound, and refuses
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        command = ["--model", encoder, "--tasks", "SST-2", "--data", toy_data, "--output", str(tmp_path)]
+        with pytest.raises(UserError, match=f"^RAY_ADDRESS: no Ray cluster answers at {address}"):
+            main([*command, "--seeds", "2", "--max-length", "16", "--workers", "2"])
 
 
 @pytest.fixture

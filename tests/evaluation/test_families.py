@@ -13,10 +13,11 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from evaluation import export, latency
+from evaluation.exported import FLOAT32
 from evaluation.finetune import save
 from evaluation.main import main
 from evaluation.models import Candidate, load_model, load_tokenizer
-from evaluation.onnx_model import FLOAT32, open_session, run_session
+from evaluation.onnx_model import open_session, run_session
 from evaluation.recipe_run import STUDENT, measure_latency
 from evaluation.tasks import find_task
 from infra.errors import UserError

@@ -224,9 +224,10 @@ def test_predictions_are_there_before_the_score_that_names_them(
         published.append(Path(path).name)
         return publishing(path)
 
-    monkeypatch.setattr(storage, "publishing", record)
     settings = dataclasses.replace(SETTINGS, data=toy_data, epochs=0.1)
-    complete(prepare([Candidate("m", encoder)], settings, str(tmp_path)), 1)
+    plan = prepare([Candidate("m", encoder)], settings, str(tmp_path))
+    monkeypatch.setattr(storage, "publishing", record)
+    complete(plan, 1)
     assert published == ["seed-0.predictions.parquet", "seed-0.json"]
 
 

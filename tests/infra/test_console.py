@@ -56,6 +56,13 @@ def test_sigterm_within_a_call_that_raises_anew_keeps_its_code() -> None:
     assert done.returncode == 143
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_the_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    done = run("def main(): print('stor\u0119 done')\ncommand(main)")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "stor\\u0119 done\n", "")
+
+
 def test_our_own_mistakes_show_a_traceback() -> None:
     done = run("def main(): assert False, 'broken'\ncommand(main)")
     assert done.returncode == 1

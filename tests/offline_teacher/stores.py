@@ -48,7 +48,7 @@ def workers(driver: int) -> list[psutil.Process]:
 
 
 def sidecars(store: Path) -> list[Path]:
-    return sorted((store / "shards").glob("*.json"))
+    return sorted((store / "shards").glob("[!.]*.json"))  # none that is being written
 
 
 def contents(store: Path) -> dict[str, bytes]:

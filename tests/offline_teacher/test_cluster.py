@@ -52,18 +52,19 @@ def test_two_workers_one_of_them_killed(recipe: Path, reference: dict[str, bytes
 def test_sigterm_ends_it_with_its_own_code_and_the_workers_clean_up(
     recipe: Path, reference: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It comes while the driver waits for Ray."""
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # its sockets have no room for a long path
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    """It comes while the driver waits for Ray, which has no home, and a TMPDIR too long for its sockets."""
+    temporary = tmp_path / ("t" * 100)
+    temporary.mkdir()
+    monkeypatch.setenv("HOME", "/dev/null/home")
+    monkeypatch.setenv("TMPDIR", str(temporary))
     process = start(recipe, f"output={tmp_path}")
     wait_until(lambda: len(sidecars(tmp_path / "tiny/store")) > 0, process)
-    assert list((tmp_path / "tmp").glob(f"{scratch.PREFIX}*"))
+    assert list(temporary.glob(f"{scratch.PREFIX}*"))
     process.terminate()
     code, output = finish(process)
     assert code == EXIT_TERMINATED, output
     assert "interrupted; the same command continues" in output
-    assert list((tmp_path / "tmp").glob(f"{scratch.PREFIX}*")) == []
+    assert list(temporary.glob(f"{scratch.PREFIX}*")) == []
 
 
 def test_killed_driver_resumes(recipe: Path, reference: dict[str, bytes], tmp_path: Path) -> None:

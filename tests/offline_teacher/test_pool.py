@@ -1,21 +1,18 @@
-"""The pool and the search for a cluster, with a Ray whose workers answer at once, as the test says."""
+"""The pool, with a Ray whose workers answer at once, as the test says."""
 
 from __future__ import annotations
 
-import socket
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import grpc
 import pytest
 
 from infra.errors import UserError
 from infra.recipe import Recipe, load_recipe
-from offline_teacher import cluster, ray_cluster
+from offline_teacher import cluster
 from offline_teacher.cluster import Item, Pool
 from tests.offline_teacher.tiny_teacher import write_recipe
 
@@ -101,7 +98,7 @@ def fake(
 ) -> FakeRay:
     ray = FakeRay(behave)
     monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setattr(cluster, "connect", lambda settings: joins)
+    monkeypatch.setattr(cluster, "connect", lambda *_, **__: joins)
     return ray
 
 
@@ -270,86 +267,3 @@ def test_too_few_gpus_for_a_ray_of_our_own(
 def test_a_cluster_may_get_gpus_later(recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     fake(monkeypatch, lambda worker, item: {}, joins=True)
     assert run(recipe("teacher.gpus_per_worker=1"), 1)[0] == ["0"]
-
-
-# --- what is to be joined -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def refused() -> Iterator[int]:
-    """A port at which nothing listens: it is bound, and refuses."""
-    with socket.socket() as closed:
-        closed.bind(("", 0))
-        yield closed.getsockname()[1]
-
-
-def given(
-    address: str, variable: bool, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
-) -> tuple[str, Recipe]:
-    """What names the address, the environment or the recipe, and the recipe."""
-    if not variable:
-        return "teacher.ray_address", recipe(f'teacher.ray_address="{address}"')
-    monkeypatch.setenv("RAY_ADDRESS", address)
-    return "RAY_ADDRESS", recipe()
-
-
-@pytest.mark.parametrize(
-    "address", ["nonsense", ":6379", "a:b", "http://127.0.0.1:8265", "ray://", "foo://x:1"]
-)
-@pytest.mark.parametrize("variable", [False, True])
-def test_what_is_no_address_is_one_line(
-    recipe: Callable[..., Recipe],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    address: str,
-    variable: bool,
-) -> None:
-    where, settings = given(address, variable, recipe, monkeypatch)
-    with pytest.raises(UserError, match=f"^{where}: {address} is not host:port"):
-        ray_cluster.connect(settings.teacher)
-    assert "Traceback" not in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "no.such.host.invalid:{}"])
-@pytest.mark.parametrize("variable", [False, True])
-def test_an_address_where_nothing_answers_is_one_line(
-    recipe: Callable[..., Recipe],
-    monkeypatch: pytest.MonkeyPatch,
-    refused: int,
-    form: str,
-    variable: bool,
-) -> None:
-    address = form.format(refused)
-    where, settings = given(address, variable, recipe, monkeypatch)
-    with pytest.raises(UserError, match=f"^{where}: no Ray cluster answers at {address}"):
-        ray_cluster.connect(settings.teacher)
-
-
-def test_which_cluster_is_joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refused: int) -> None:
-    """A head that is noted on this machine where it answers; a dead one's note is passed over."""
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    note = tmp_path / "ray/ray_current_cluster"
-    note.parent.mkdir()
-    assert not ray_cluster._answers("", None)
-    assert not ray_cluster._answers("", "local")
-    note.write_text(f"127.0.0.1:{refused}")
-    assert not ray_cluster._answers("", None)
-    head = grpc.server(ThreadPoolExecutor(1))
-    port = head.add_insecure_port("0.0.0.0:0")
-    head.start()
-    note.write_text(f"127.0.0.1:{port}")
-    assert ray_cluster._answers("", None)
-    assert ray_cluster._answers("", f"ray://127.0.0.1:{port}")
-    assert not ray_cluster._answers("", "local")
-    head.stop(None)
-
-
-@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
-def test_what_answers_and_is_no_ray_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str
-) -> None:
-    monkeypatch.setattr(ray_cluster, "CONNECT_SECONDS", 0.5)
-    with socket.create_server(("", 0)) as other:
-        address = form.format(other.getsockname()[1])
-        with pytest.raises(UserError, match=f"what answers at {address} is no Ray head"):
-            ray_cluster._answers("teacher.ray_address", address)

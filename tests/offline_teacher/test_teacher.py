@@ -257,12 +257,13 @@ def test_without_a_compiler_there_is_one_warning(monkeypatch: pytest.MonkeyPatch
         assert unwarned() is None
 
 
-def test_a_compiler_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_compiler_that_fails_leaves_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(native, "FLAGS", ("--no-such-flag",))
     with pytest.warns(RuntimeWarning, match="the compiler failed"):
         assert reduction_kernel._library.__wrapped__() is None
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [(path.name, path.stat().st_size) for path in left] == [(".reduction_kernel.lock", 0)]
 
 
 def test_digest_is_of_tensors_not_of_files(tmp_path: Path) -> None:

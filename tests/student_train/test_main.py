@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -427,6 +428,17 @@ def test_more_ranks_than_samples(alone: World, run_dir: Path, monkeypatch: pytes
     monkeypatch.setattr(engine, "start_world", lambda: World(0, 51, torch.device("cpu")))
     with pytest.raises(UserError, match="51 ranks for a store of 50 sequences"):
         command(run_dir)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_port_that_another_program_has(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as taken:
+        port = taken.getsockname()[1]
+        for name, value in {"RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"--master_port: another program has port {port}"):
+            engine.start_world()
 
 
 # --- the launcher -------------------------------------------------------------------------------------------
