@@ -18,6 +18,8 @@ this package   ``family_of(config) -> Family``
 ``weights``    ``named_weights(model)``, ``top_weights(model, n)``, ``rest_weights(model, n)``  (torch)
 ``split``      ``lower(model, n) -> Lower``; ``Lower(input_ids [B, L], token_count) -> [B, L, D]``,
                zero at padded positions  (torch, transformers)
+``masks``      ``encoder_mask(config, token_count, length, device, dtype)``: the ``attention_mask`` of an
+               encoder, teacher or student, ``visible_positions``  (torch)
 ``replay``     ``Replay(config, weights, n)``: ``queries_keys_values``, ``last_hidden``,
                ``last_hidden_and_queries_keys_values``, ``decoder_input``, ``decoder_weight``,
                ``decoder_bias``  (torch, transformers)
@@ -48,3 +50,30 @@ A typical use::
 
 Everything a user can put right is raised as `infra.errors.UserError`.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from infra.errors import UserError
+from offline_teacher.families.bert import BERT
+from offline_teacher.families.distilbert import DISTILBERT
+from offline_teacher.families.family import Family
+from offline_teacher.families.modernbert import MODERNBERT
+from offline_teacher.families.mpnet import MPNET
+from offline_teacher.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (BERT, DISTILBERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, MODERNBERT, MPNET)
+}
+"""By ``model_type``, as in config.json."""
+
+
+def family_of(config: Mapping[str, Any] | Any) -> Family:
+    """The family of a configuration. UserError, with the names of all families, where it is of another."""
+    name = config.get("model_type") if isinstance(config, Mapping) else config.model_type
+    if name not in FAMILIES:
+        raise UserError(f"{name!r} is not a supported family of models; supported are {', '.join(FAMILIES)}")
+    return FAMILIES[name]

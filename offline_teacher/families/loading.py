@@ -1,0 +1,112 @@
+"""A model directory read from disk: safetensors only, no code from the directory, an explicit class."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from infra.errors import UserError
+from offline_teacher.families import family_of
+from offline_teacher.families.family import Family
+
+UNUSED_WEIGHTS = ("pooler", "position_ids", "token_type_ids")
+"""What an encoder does without here, of the weights and buffers in a directory."""
+
+
+def read_config(directory: str) -> Any:
+    """The configuration with the family's attention. UserError where it cannot be read or is of no family."""
+    path = os.path.join(directory, "config.json")
+    try:
+        with open(path, encoding="utf-8") as stream:
+            values = json.load(stream)
+        if not isinstance(values, dict):
+            raise ValueError("it is no mapping")
+        family = family_of(values)
+        return family.config(values)
+    except UserError as error:
+        raise UserError(f"teacher.model: {path}: {error}") from None
+    except Exception as error:  # a file of anything at all: transformers raises what its parts raise
+        raise UserError(f"teacher.model: {path} cannot be read ({_first_line(error)})") from None
+
+
+def load_model(directory: str, config: Any = None) -> Any:
+    """The masked LM in float32 on the CPU, in evaluation mode; of weights without a head, the encoder alone.
+
+    Raises UserError where weights are missing, have other shapes than ``config`` says, or are of an encoder
+    that transformers would run without them (more layers, relative positions).
+    """
+    from transformers.utils import logging
+
+    config = read_config(directory) if config is None else family_of(config).config(config)
+    family = family_of(config)
+    head = f"{family.head.dense}.weight" in _weight_names(directory)
+    model_class = family.model_class(head)
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its table of keys: what matters of it is said below
+    try:
+        model, info = model_class.from_pretrained(
+            directory,
+            config=config,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            attn_implementation=family.attention,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
+            **family.class_arguments(head),
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise UserError(f"teacher.model: {directory} cannot be loaded ({_first_line(error)})") from None
+    finally:
+        logging.set_verbosity(verbosity)
+    _check_loading(directory, family, info)
+    family.prepare(model)
+    return model.eval()
+
+
+def _check_loading(directory: str, family: Family, info: Any) -> None:
+    """UserError where weights of the encoder, or those of its head, are missing, left over or misshapen."""
+    encoder = (f"{family.prefix}.", "embeddings.", f"{family.layers}.")  # with the masked LM's prefix or not
+    unread = [name for name in info["unexpected_keys"] if name.startswith(encoder)]
+    unread = [name for name in unread if not any(part in name.split(".") for part in UNUSED_WEIGHTS)]
+    other = [
+        f"{name} ({list(found)}, not {list(expected)})" for name, found, expected in info["mismatched_keys"]
+    ]
+    for names, meaning in (
+        (other, "has weights of other shapes than its config.json says"),
+        (list(info["missing_keys"]), "lacks weights of the model that its config.json describes"),
+        (unread, "has weights that the model of its config.json has no place for"),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(f"teacher.model: {directory} {meaning}: {', '.join(sorted(names)[:3])}{more}")
+
+
+def _weight_names(directory: str) -> set[str]:
+    """Names of all tensors in a directory's safetensors file, or in those that its index names."""
+    single = os.path.join(directory, "model.safetensors")
+    try:
+        if os.path.isfile(single):
+            with safe_open(single, framework="pt") as weights:
+                return set(weights.keys())
+        with open(f"{single}.index.json", encoding="utf-8") as stream:
+            return set(json.load(stream)["weight_map"])
+    except FileNotFoundError:
+        raise UserError(
+            f"teacher.model: {directory} has no weights (model.safetensors); other formats are not read,"
+            " save the model again with save_pretrained"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(
+            f"teacher.model: {directory}: weights cannot be read ({_first_line(error)})"
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:200]

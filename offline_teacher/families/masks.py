@@ -1,0 +1,34 @@
+"""Which positions an encoder sees, from the real tokens of each row; no wait for the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offline_teacher.families import family_of
+
+
+def visible_positions(token_count: Tensor | None, length: int, device: torch.device) -> Tensor | None:
+    """bool [B, L] on ``device``, true below token_count [B]; None where nothing is padded.
+
+    That nothing is padded is known from ``token_count`` None, or from one on the CPU, which is looked at.
+    """
+    if token_count is None or (token_count.device.type == "cpu" and bool((token_count >= length).all())):
+        return None
+    return torch.arange(length, device=device) < token_count.to(device, non_blocking=True)[:, None]
+
+
+def encoder_mask(
+    config: Any, token_count: Tensor | None, length: int, device: torch.device, dtype: torch.dtype
+) -> Any:
+    """What an encoder of any family, teacher or student, takes as ``attention_mask``.
+
+    Args:
+        config: the encoder's.
+        token_count: int [B]; see `visible_positions`.
+        dtype: that the encoder computes in.
+    """
+    visible = visible_positions(token_count, length, device)
+    return family_of(config).attention_mask(config, visible, length, device, dtype)

@@ -1,0 +1,115 @@
+"""How a sentence encoder makes one vector of a text, as sentence-transformers' files beside it say.
+
+Axes: B batch, L length, D hidden size. Reading needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from infra.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+"""Switches of 1_Pooling/config.json that are supported. The file's others must be off."""
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """One vector of a text's hidden states."""
+
+    mode: Literal["mean", "cls"]
+    """The mean over the real tokens, special ones included, or the first token's."""
+    normalise: bool
+    """Whether the vector is scaled to length 1."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Texts that are put before a text, by the name of what it is for."""
+    default_prompt: str | None = None
+    """Name of the one that is put before every text unless another is asked for."""
+    max_length: int | None = None
+    """Tokens, special ones included, after which the encoder's users cut a text. None: not recorded."""
+
+
+def read_pooling(directory: str) -> Pooling:
+    """The pooling of a sentence encoder's directory.
+
+    Raises UserError where there is no modules.json, or the vector is made in a way that is not supported.
+    """
+    where = f"teacher.model: {directory}"
+    kinds, pooling_folder = [], "1_Pooling"
+    for module in _read(directory, "modules.json", list, needed=True):
+        kinds.append(str(module["type"]).rpartition(".")[2])
+        if kinds[-1] == "Pooling":
+            pooling_folder = module["path"]
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise UserError(
+            f"{where}/modules.json is {', '.join(kinds)}; supported is Transformer, Pooling and, if need be,"
+            " Normalize"
+        )
+    settings = _read(directory, "config_sentence_transformers.json", dict)
+    prompts = settings.get("prompts") or {}
+    pooled = _read(directory, os.path.join(pooling_folder, "config.json"), dict, needed=True)
+    if any(prompts.values()) and not pooled.get("include_prompt", True):
+        raise UserError(f"{where}/{pooling_folder} leaves the prompt out of the mean, which is not supported")
+    return Pooling(
+        mode=_mode(pooled, f"{where}/{pooling_folder}"),
+        normalise=kinds[-1] == "Normalize",
+        prompts=dict(prompts),
+        default_prompt=settings.get("default_prompt_name"),
+        max_length=_read(directory, "sentence_bert_config.json", dict).get("max_seq_length"),
+    )
+
+
+def pool(hidden: Tensor, token_count: Tensor, pooling: Pooling) -> Tensor:
+    """One vector of each text [B, D], of last hidden states [B, L, D] and token_count int [B], at least 1.
+
+    It is computed and returned in float32, or in float64 where ``hidden`` is float64.
+    """
+    import torch
+    from torch.nn import functional
+
+    hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    if pooling.mode == "cls":
+        pooled = hidden[:, 0]
+    else:
+        count = token_count.to(hidden.device)[:, None]
+        real = torch.arange(hidden.shape[1], device=hidden.device) < count  # [B, L]
+        pooled = hidden.masked_fill(~real[..., None], 0).sum(1) / count
+    return functional.normalize(pooled, dim=-1) if pooling.normalise else pooled
+
+
+def _mode(pooled: Mapping[str, Any], where: str) -> Literal["mean", "cls"]:
+    """Newer files name the mode; older ones have a switch for each."""
+    chosen = pooled.get("pooling_mode")
+    if chosen is None:
+        chosen = "+".join(
+            name for name, on in pooled.items() if name.startswith("pooling_mode_") and on is True
+        )
+    mode = MODES.get(chosen, chosen)
+    if mode not in ("mean", "cls"):
+        raise UserError(
+            f"{where} pools by {chosen or 'nothing'}; supported are the mean and the first token (cls)"
+        )
+    return mode
+
+
+def _read(directory: str, name: str, kind: type, needed: bool = False) -> Any:
+    path = os.path.join(directory, name)
+    if not needed and not os.path.isfile(path):
+        return kind()
+    try:
+        with open(path, encoding="utf-8") as stream:
+            content = json.load(stream)
+        if not isinstance(content, kind):
+            raise ValueError(f"it is no {kind.__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"teacher.model: {path} cannot be read ({error}); is it a sentence encoder?"
+        ) from None
+    return content

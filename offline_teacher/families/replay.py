@@ -1,0 +1,164 @@
+"""The frozen top of a teacher, run on hidden states out of a store.
+
+The attention of a replayed layer sees the positions below ``token_count`` that its family lets it see: all of
+them, or in ModernBERT's local layers those of its window. Queries and keys for relations (MiniLMv2, arXiv
+2012.15828) are what the projections give: before the rotation in families with rotary positions. A relation
+compares positions of one sequence by what they hold. The rotation adds how far apart they are, which teacher
+and student know alike, and it works inside attention heads, which relation heads cut across. The student's
+are taken at the same place, by `recording`.
+
+Axes: B batch, L length, D hidden size, E the decoder's input width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infra.errors import UserError
+from offline_teacher.families import family_of
+from offline_teacher.families.family import no_head
+from offline_teacher.families.head import MaskedLmHead, masked_lm_head
+from offline_teacher.families.masks import encoder_mask
+from offline_teacher.families.recording import QueriesKeysValues, separate
+from offline_teacher.families.split import cut
+from offline_teacher.families.weights import check_depth, has_masked_lm_head, is_above, load_named
+
+
+class Replay(nn.Module):
+    """The top ``replay_layers`` layers and the head; frozen, and in evaluation mode whatever is asked of it.
+
+    Every method computes only what it returns. Stored states h [B, L, D] may have any float dtype and are
+    zero at padded positions. Results are computed and returned in the parameters' dtype; at padded positions
+    they are finite and mean nothing. ``token_count`` int [B]: see `offline_teacher.families`.
+
+    Args:
+        config: the teacher's configuration.
+        weights: `weights.top_weights`, or more; other tensors are not used.
+        replay_layers: 0 where the store holds the encoder's output.
+        dtype: of the parameters.
+
+    Raises:
+        UserError: the family is not supported; a tensor is missing or of another shape; the teacher has fewer
+            layers.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        weights: Mapping[str, Tensor],
+        replay_layers: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        family = family_of(config)
+        self.config, self.replay_layers = family.config(config), replay_layers
+        check_depth(self.config, replay_layers)
+        model = _filled(self.config, weights, replay_layers)
+        self._head = masked_lm_head(model) if has_masked_lm_head(model) else None
+        self.head = nn.ModuleList(self._head.modules() if self._head else ())
+        depth, encoder = self.config.num_hidden_layers, model.base_model
+        first = depth - replay_layers
+        self.encoder = (
+            cut(encoder, first, depth, embeddings=False, final_norm=True) if replay_layers else None
+        )
+        self._below = [  # what comes before the second replayed layer, the third ...; no modules of their own
+            cut(encoder, first, layer, embeddings=False, final_norm=False).eval()
+            for layer in range(first + 1, depth)
+        ]
+        self.to(dtype).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def queries_keys_values(
+        self, h: Tensor, token_count: Tensor | None = None, layer: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Q, K, V of one replayed layer, each [B, L, D], heads side by side; before any rotation.
+
+        ``layer`` counts the replayed layers from the deepest, 0, whose three projections are all that is
+        computed for it. Raises UserError where there is no such layer.
+        """
+        if not 0 <= layer < self.replay_layers:
+            raise UserError(
+                f"there is no replayed layer {layer}: the store has store.replay_layers {self.replay_layers};"
+                " relations need a store with at least 1"
+            )
+        assert self.encoder is not None
+        h = self._cast(h)
+        if layer:
+            h = self._run(self._below[layer - 1], h, token_count)
+        family = family_of(self.config)
+        block = self.encoder.get_submodule(family.layers)[layer]
+        if family.attention_norm is not None:
+            h = block.get_submodule(family.attention_norm)(h)
+        return separate([block.get_submodule(path)(h) for path in family.projections])
+
+    @torch.no_grad()
+    def last_hidden(self, h: Tensor, token_count: Tensor | None = None) -> Tensor:
+        """What the head is applied to [B, L, D]; ``h`` itself where nothing is replayed."""
+        return self._cast(h) if self.encoder is None else self._run(self.encoder, self._cast(h), token_count)
+
+    def last_hidden_and_queries_keys_values(
+        self, h: Tensor, token_count: Tensor | None = None, layer: int = 0
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Both of the above for the price of the first: no projection is computed twice.
+
+        Raises UserError where there is no such layer.
+        """
+        if not 0 <= layer < self.replay_layers:
+            self.queries_keys_values(h, token_count, layer)
+        with QueriesKeysValues(self.encoder, layer) as recorder:
+            return self.last_hidden(h, token_count), recorder.take()
+
+    @torch.no_grad()
+    def decoder_input(self, last_hidden: Tensor) -> Tensor:
+        """z [..., E] of last hidden states [..., D]; logits are z @ decoder_weight.T + decoder_bias.
+
+        This and the decoder raise UserError where the teacher has no masked-LM head.
+        """
+        return self._need_head().decoder_input(last_hidden)
+
+    @property
+    def decoder_weight(self) -> Tensor:
+        """[V, E]"""
+        return self._need_head().decoder_weight
+
+    @property
+    def decoder_bias(self) -> Tensor:
+        """[V]"""
+        return self._need_head().decoder_bias
+
+    def train(self, mode: bool = True) -> Replay:
+        """Leaves evaluation mode on: a module that holds this one may be told to train."""
+        return super().train(False)
+
+    def _need_head(self) -> MaskedLmHead:
+        if self._head is None:
+            raise no_head(f"the store's teacher, a {self.config.model_type} encoder,")
+        return self._head
+
+    def _run(self, encoder: Any, h: Tensor, token_count: Tensor | None) -> Tensor:
+        mask = encoder_mask(self.config, token_count, h.shape[1], h.device, h.dtype)
+        hidden: Tensor = encoder(inputs_embeds=h, attention_mask=mask).last_hidden_state
+        return hidden
+
+    def _cast(self, h: Tensor) -> Tensor:
+        parameter = next(self.parameters(), None)
+        return h if parameter is None else h.to(parameter.dtype)
+
+
+def _filled(config: Any, weights: Mapping[str, Tensor], replay_layers: int) -> Any:
+    """The teacher with the tensors there are; the others, which replay leaves out, take no memory."""
+    family = family_of(config)
+    head = f"{family.head.dense}.weight" in weights
+    with torch.device("meta"):
+        model = family.model_class(head)(config, **family.class_arguments(head))
+    missing = load_named(model, weights, assign=True)
+    missing = [name for name in missing if is_above(name, config, replay_layers)]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(f"the store's teacher weights lack {', '.join(missing[:3])}{more}")
+    family.prepare(model)
+    return model

@@ -1,0 +1,93 @@
+"""A teacher cut below its top layers: the part that the teacher pass runs, and the part that is replayed.
+
+Both are the transformers encoder itself with some of its modules left out, so that embeddings, masks, rotary
+or relative positions and attention are its own. Nothing is copied: parameters are shared with the model that
+is cut, and converting one converts both.
+
+Axes: B batch, L length, D hidden size.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from offline_teacher.families import family_of
+from offline_teacher.families.masks import visible_positions
+from offline_teacher.families.weights import check_depth
+
+
+class Lower(nn.Module):
+    """The encoder up to its top layers, frozen and in evaluation mode."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder.eval().requires_grad_(False)
+
+    def forward(self, input_ids: Tensor, token_count: Tensor | None = None) -> Tensor:
+        """Hidden states [B, L, D] of int64 ids [B, L], in the parameters' dtype; zero at padded positions.
+
+        ``token_count`` int [B]: see `offline_teacher.families`.
+        """
+        length, device = input_ids.shape[1], input_ids.device
+        visible = visible_positions(token_count, length, device)
+        config, dtype = self.encoder.config, self.encoder.dtype
+        mask = family_of(config).attention_mask(config, visible, length, device, dtype)
+        hidden: Tensor = self.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        return hidden if visible is None else hidden.masked_fill(~visible[..., None], 0)
+
+
+def lower(model: Any, replay_layers: int) -> Lower:
+    """What gives, of a masked LM or an encoder, the hidden states that enter its top layers.
+
+    With ``replay_layers`` 0 that is the encoder's output, which the head is applied to: in pre-norm families
+    after the final norm. Else it is what flows between two layers: in pre-norm families the residual stream,
+    before any norm. ``model`` shares its parameters and becomes frozen. Raises UserError where it has fewer
+    layers.
+    """
+    check_depth(model.config, replay_layers)
+    stop = model.config.num_hidden_layers - replay_layers
+    return Lower(cut(model.base_model, 0, stop, embeddings=True, final_norm=replay_layers == 0))
+
+
+def cut(encoder: Any, start: int, stop: int, *, embeddings: bool, final_norm: bool) -> Any:
+    """The encoder with layers ``start`` to ``stop`` only, and no pooler; see `split`.
+
+    Without ``embeddings`` it takes hidden states [B, L, D] as ``inputs_embeds``, which enter the first of its
+    layers as they are.
+    """
+    family = family_of(encoder.config)
+    changed: dict[str, nn.Module | None] = {
+        family.layers: nn.ModuleList(encoder.get_submodule(family.layers)[start:stop])
+    }
+    if not embeddings:
+        changed["embeddings"] = _HiddenStates()
+    if family.final_norm is not None and not final_norm:
+        changed[family.final_norm] = nn.Identity()
+    if getattr(encoder, "pooler", None) is not None:
+        changed["pooler"] = None
+    return _with_modules(encoder, changed)
+
+
+class _HiddenStates(nn.Module):
+    """In the place of embeddings: hands on what is given instead of ids."""
+
+    def forward(
+        self, input_ids: Any = None, inputs_embeds: Any = None, position_ids: Any = None, **others: Any
+    ) -> Tensor:
+        hidden: Tensor = inputs_embeds
+        return hidden
+
+
+def _with_modules(module: nn.Module, changed: Mapping[str, nn.Module | None]) -> nn.Module:
+    """A copy of a module with other submodules at some paths; all that is not on a path is shared."""
+    copied = copy.copy(module)
+    copied._modules = dict(module._modules)
+    for path, new in changed.items():
+        name, _, rest = path.partition(".")
+        inner = copied._modules[name]
+        copied._modules[name] = _with_modules(inner, {rest: new}) if rest and inner is not None else new
+    return copied

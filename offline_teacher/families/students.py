@@ -1,0 +1,112 @@
+"""What a student of a teacher is: its configuration, and the teacher's tensors that it starts from.
+
+Students are plain transformers models, so what is saved loads everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from infra.errors import UserError
+from offline_teacher.families import family_of
+from offline_teacher.families.weights import load_named
+
+DISTILBERT_LAYERS = (0, 2, 4, 7, 9, 11)
+"""DistilBERT's authors' of BERT-base (transformers-research-projects, distillation/scripts/extract.py)."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A student's widths. None: the teacher's; the feed-forward width shrinks with ``hidden_size``."""
+
+    hidden_size: int | None = None
+    attention_heads: int | None = None
+    intermediate_size: int | None = None
+
+
+def choose_layers(layers: str | Sequence[int], teacher: Any) -> tuple[int, ...]:
+    """Teacher layers, counted from 0, in ascending order.
+
+    ``every_second`` is 0, 2, 4, ... (6 layers: 0, 2, 4), except that of 12 layers it is what DistilBERT's
+    authors took. ``last:N`` is the N nearest the output. ``teacher`` is the teacher's configuration. Raises
+    UserError where the teacher has fewer layers.
+    """
+    depth: int = family_of(teacher).config(teacher).num_hidden_layers
+    if layers == "every_second":
+        return DISTILBERT_LAYERS if depth == len(DISTILBERT_LAYERS) * 2 else tuple(range(0, depth, 2))
+    if isinstance(layers, str):
+        count = int(layers.removeprefix("last:"))
+        if count > depth:
+            raise UserError(f"student.layers: {layers} is deeper than the teacher, which has {depth} layers")
+        return tuple(range(depth - count, depth))
+    if max(layers) >= depth:
+        raise UserError(f"student.layers: there is no layer {max(layers)}; the teacher has 0 to {depth - 1}")
+    return tuple(layers)
+
+
+def student_config(
+    teacher: Any, layers: Sequence[int], shape: Shape = Shape(), dropout: float = 0.1
+) -> PretrainedConfig:
+    """The configuration of a student with ``layers`` of the teacher's.
+
+    Raises UserError where layers or widths cannot be a student of this family.
+    """
+    family = family_of(teacher)
+    teacher = family.config(teacher)
+    student = family.student_family(teacher)
+    width = shape.hidden_size or teacher.hidden_size
+    heads = shape.attention_heads or teacher.num_attention_heads
+    student.check_student(layers, width, heads)
+    wide = getattr(teacher, family.field("intermediate_size"))
+    sizes = {
+        "num_hidden_layers": len(layers),
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "intermediate_size": shape.intermediate_size or wide * width // teacher.hidden_size,
+    }
+    fields = family.student_fields(teacher, layers)
+    fields |= {student.field(name): size for name, size in sizes.items()}
+    return student.config({**fields, **dict.fromkeys(student.dropouts, dropout)})
+
+
+def student_weights(teacher: Any, weights: Mapping[str, Tensor], layers: Sequence[int]) -> dict[str, Tensor]:
+    """The student's tensors, by its own names, out of the teacher's `weights.named_weights`.
+
+    ``teacher`` is the teacher's configuration. The student has the teacher's widths.
+    """
+    family = family_of(teacher)
+    return family.student_tensors(family.config(teacher), weights, layers)
+
+
+def new_student(
+    config: PretrainedConfig, weights: Mapping[str, Tensor] | None, *, head: bool, seed: int = 0
+) -> Any:
+    """A student in float32 on the CPU, in training mode: a masked LM, or the encoder alone.
+
+    Args:
+        config: of `student_config`.
+        weights: of `student_weights`; None: random ones. A decoder that is not among them is tied to the word
+            embeddings.
+        seed: of the random weights.
+
+    Raises:
+        UserError: ``weights`` lack a tensor or have one of another shape.
+    """
+    family = family_of(config)
+    config = family.config(config)
+    if head and weights is not None:
+        config.tie_word_embeddings = f"{family.head.decoder}.weight" not in weights
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = family.model_class(head)(config, **family.class_arguments(head))
+    family.prepare(model)
+    missing = [] if weights is None else load_named(model, weights)
+    if missing:
+        raise UserError(f"student.init: the teacher's weights lack {', '.join(missing[:3])}")
+    return model.train()
