@@ -16,15 +16,21 @@ from infra.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-"""Switches of 1_Pooling/config.json that are supported. The file's others must be off."""
+Mode = Literal["mean", "cls"]
+MODES: dict[str, Mode] = {
+    "mean": "mean",
+    "cls": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+}
+"""By what 1_Pooling/config.json calls them: newer files name the mode, older ones have a switch for each."""
 
 
 @dataclass(frozen=True)
 class Pooling:
     """One vector of a text's hidden states."""
 
-    mode: Literal["mean", "cls"]
+    mode: Mode
     """The mean over the real tokens, special ones included, or the first token's."""
     normalise: bool
     """Whether the vector is scaled to length 1."""
@@ -84,19 +90,18 @@ def pool(hidden: Tensor, token_count: Tensor, pooling: Pooling) -> Tensor:
     return functional.normalize(pooled, dim=-1) if pooling.normalise else pooled
 
 
-def _mode(pooled: Mapping[str, Any], where: str) -> Literal["mean", "cls"]:
-    """Newer files name the mode; older ones have a switch for each."""
+def _mode(pooled: Mapping[str, Any], where: str) -> Mode:
+    """UserError where it is another, or several are joined."""
     chosen = pooled.get("pooling_mode")
     if chosen is None:
         chosen = "+".join(
             name for name, on in pooled.items() if name.startswith("pooling_mode_") and on is True
         )
-    mode = MODES.get(chosen, chosen)
-    if mode not in ("mean", "cls"):
+    if chosen not in MODES:
         raise UserError(
-            f"{where} pools by {chosen or 'nothing'}; supported are the mean and the first token (cls)"
+            f"{where} pools by {chosen or 'nothing'}; supported are mean and cls, the first token"
         )
-    return mode
+    return MODES[chosen]
 
 
 def _read(directory: str, name: str, kind: type, needed: bool = False) -> Any:
