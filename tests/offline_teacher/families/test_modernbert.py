@@ -46,7 +46,7 @@ def test_a_window_of_a_whole_sequence_needs_no_mask() -> None:
 
 def test_rotary_positions_keep_their_precision() -> None:
     """Without `prepare` a conversion rounds the frequencies: far positions are turned by another angle."""
-    model = masked_lm("modernbert", **LONG, hidden_size=64)
+    model = masked_lm("modernbert", **LONG, hidden_size=256)
     config = model.config
     exact, plain = copy.deepcopy(model), copy.deepcopy(model)
     family_of(config).prepare(exact)

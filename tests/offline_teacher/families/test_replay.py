@@ -73,7 +73,7 @@ def test_lower_part_and_replay_are_the_whole_model(family: str, n: int, padded: 
 @pytest.mark.parametrize("n", [0, 1, 2])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_from_float16_in_float32(family: str, n: int) -> None:
-    """float16 keeps 11 bits: a state of size 1 is off by 2.4e-4, and these layers make that 8 times as much."""
+    """float16 keeps 11 bits: a state of size 1 is off by 2.4e-4; the layers make it up to 8 times that."""
     model = masked_lm(family)
     ids, count = batch()
     h = stored(model, n, ids, count).half()
