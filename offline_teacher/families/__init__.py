@@ -12,7 +12,8 @@ configuration, as a transformers object or as the mapping that its ``config.json
 
 =============  ===========================================================================================
 this package   ``family_of(config) -> Family``
-``positions``  ``usable_length(config) -> int``: the longest sequence that the position embeddings allow
+``positions``  ``usable_length(config) -> int``: the longest sequence that the position embeddings allow;
+               takes a transformers object
 ``loading``    ``load_model(directory, config) -> PreTrainedModel``: float32, from safetensors, on the CPU;
                ``has_masked_lm_head(model)``, ``require_head(model)``  (torch, transformers)
 ``weights``    ``named_weights(model)``, ``top_weights(model, n)``, ``rest_weights(model, n)``  (torch)
@@ -48,7 +49,9 @@ A typical use::
     hidden = student.base_model(input_ids, attention_mask).last_hidden_state
     q, k, v = recorder.take()
 
-Everything a user can put right is raised as `infra.errors.UserError`.
+A new family is one file here, an entry in ``FAMILIES`` and one in the tests' ``tiny_models.py``; ``mpnet.py``,
+which overrides one method, is an example. Everything a user can put right is raised as
+`infra.errors.UserError`.
 """
 
 from __future__ import annotations

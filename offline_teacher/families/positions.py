@@ -1,29 +1,50 @@
-"""How long a sequence may be for an encoder."""
+"""How many tokens a model can place: the same answer for the pass, students, evaluation and export."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
 from typing import Any
 
 from infra.errors import UserError
 
-FROM_THE_PADDING = ("roberta", "xlm-roberta", "camembert")
-"""Model types that count positions from ``pad_token_id + 1``."""
+FROM_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+"""Model types whose first token has position ``pad_token_id + 1``, as fairseq counts."""
 MPNET_PADDING = 1
-"""transformers' MPNet counts from the position after this one, whatever ``pad_token_id`` is."""
+"""What transformers' MPNet takes for ``pad_token_id`` here, whatever the configuration says."""
 
 
-def usable_length(config: Mapping[str, Any] | Any) -> int:
-    """The longest sequence that has positions, of a configuration or the mapping of its config.json.
+def usable_length(config: Any) -> int:
+    """The most tokens, special ones included, that a row may have.
 
-    Raises UserError where a model that counts positions from its padding token has none.
+    Args:
+        config: a model's configuration, e.g. transformers' ``PretrainedConfig``.
+
+    Returns:
+        ``max_position_embeddings``, less the rows below the first position where positions are counted from
+        the padding's: a RoBERTa of 514 takes 512 tokens. ``sys.maxsize`` where the configuration sets no
+        limit (XLNet, T5).
+
+    Raises:
+        UserError: positions are counted from the padding's and there is no ``pad_token_id``.
     """
-    values = config if isinstance(config, Mapping) else config.to_dict()
-    positions: int = values["max_position_embeddings"]
-    if values["model_type"] == "mpnet":
-        return positions - MPNET_PADDING - 1
-    if values["model_type"] not in FROM_THE_PADDING:
-        return positions
-    if values.get("pad_token_id") is None:
-        raise UserError(f"the configuration of this {values['model_type']} model has no pad_token_id")
-    return positions - values["pad_token_id"] - 1
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or positions < 1:
+        return sys.maxsize
+    if config.model_type not in FROM_PADDING:
+        return int(positions)
+    padding = MPNET_PADDING if config.model_type == "mpnet" else config.pad_token_id
+    if padding is None:
+        name = getattr(config, "name_or_path", "") or f"the {config.model_type}"
+        raise UserError(f"the configuration of {name} has no pad_token_id; its positions are counted from it")
+    return int(positions - (padding + 1))

@@ -1,7 +1,8 @@
-"""The package and a family's description need neither torch nor transformers."""
+"""The package needs nothing else of its stage, and to be imported neither torch nor transformers."""
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -15,3 +16,15 @@ def test_the_package_imports_no_torch(root_dir: Path) -> None:
         [sys.executable, "-c", program], cwd=root_dir, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_package_imports_no_other_room(root_dir: Path) -> None:
+    for path in (root_dir / "offline_teacher/families").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in (
+                "offline_teacher",
+                "student_train",
+                "evaluation",
+                "infra",
+            ):
+                assert str(node.module).startswith(("offline_teacher.families", "infra.errors")), path

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
 from infra.errors import UserError
 from offline_teacher.families import family_of
+from offline_teacher.families.loading import load_model
 from offline_teacher.families.masks import encoder_mask
 from offline_teacher.families.replay import Replay
 from offline_teacher.families.split import lower
@@ -57,8 +59,21 @@ def test_rotary_positions_keep_their_precision() -> None:
         for ours, theirs in zip(kept, wanted, strict=True):
             torch.testing.assert_close(ours.float(), theirs, rtol=0, atol=2**-8)
         assert max(float((a - b).abs().max()) for a, b in zip(rounded, wanted, strict=True)) > 0.3
-    replay = Replay(config, top_weights(model, 1), 1).to(torch.bfloat16)
-    assert all(buffer.dtype == torch.float32 for buffer in replay.encoder.rotary_emb.buffers())
+
+
+def test_every_model_that_is_made_keeps_float32_frequencies(tmp_path: Path) -> None:
+    model = masked_lm("modernbert")
+    model.save_pretrained(tmp_path)
+    made = {
+        "replay": Replay(model.config, top_weights(model, 1), 1),
+        "student": new_student(student_config(model.config, (0, 1)), None, head=True),
+        "loaded": load_model(str(tmp_path)),
+    }
+    for name, module in made.items():
+        buffers = dict(module.bfloat16().named_buffers())
+        frequencies = [buffer.dtype for key, buffer in buffers.items() if "inv_freq" in key]
+        assert frequencies, name
+        assert set(frequencies) == {torch.float32}, name
 
 
 def test_a_student_keeps_the_types_of_its_layers() -> None:

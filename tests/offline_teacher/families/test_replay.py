@@ -196,6 +196,18 @@ def test_an_encoder_alone_is_replayed_and_has_no_vocabulary(family: str) -> None
             replay.decoder_input(h)
 
 
+def test_a_pooler_is_left_out() -> None:
+    from transformers import BertModel
+
+    encoder = BertModel(masked_lm("bert").config)
+    assert encoder.pooler is not None
+    part = lower(encoder, 1)
+    ids, count = batch()
+    part(ids, count)
+    assert not any("pooler" in name for name in [*named_weights(encoder), *dict(part.named_parameters())])
+    assert encoder.pooler is not None
+
+
 def test_replay_stays_frozen_and_in_evaluation_mode() -> None:
     replay = replayed(masked_lm("bert"), 2)
     replay.train()
