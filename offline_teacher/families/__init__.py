@@ -49,8 +49,8 @@ A typical use::
     hidden = student.base_model(input_ids, attention_mask).last_hidden_state
     q, k, v = recorder.take()
 
-A new family is one file here, an entry in ``FAMILIES`` and one in the tests' ``tiny_models.py``; ``mpnet.py``,
-which overrides one method, is an example. Everything a user can put right is raised as
+A new family is one file here, an entry in ``FAMILIES`` and one in the tests' ``tiny_models.py``. ``mpnet.py``
+is an example, which overrides one method. Everything a user can put right is raised as
 `infra.errors.UserError`.
 """
 
