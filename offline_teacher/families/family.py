@@ -58,7 +58,7 @@ class Family:
     renamed: Mapping[str, str] = field(default_factory=dict)
     """The configuration's own names of ``hidden_size``, ``intermediate_size`` ..., where they differ."""
 
-    def field(self, name: str) -> str:
+    def own_name(self, name: str) -> str:
         """The configuration's own name of ``hidden_size``, ``intermediate_size`` and so on."""
         return self.renamed.get(name, name)
 

@@ -91,9 +91,8 @@ def _weight_paths(directory: str) -> list[str]:
     if os.path.isfile(single):
         return [single]
     with open(f"{single}.index.json", encoding="utf-8") as stream:
-        return [
-            os.path.join(directory, name) for name in sorted(set(json.load(stream)["weight_map"].values()))
-        ]
+        names = set(json.load(stream)["weight_map"].values())
+    return [os.path.join(directory, name) for name in sorted(names)]
 
 
 def _check_loading(directory: str, family: Family, info: Any) -> None:

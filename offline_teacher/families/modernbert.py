@@ -50,10 +50,11 @@ class ModernBert(Family):
                 f"student.layers: a ModernBERT student begins with layer 0, not {layers[0]}: that layer alone"
                 " has no norm before its attention"
             )
-        if width // heads % 2:
+        size = width // heads
+        if size % 2:
             raise UserError(
-                f"student.hidden_size: {width} over {heads} attention heads is {width // heads}; rotary positions"
-                " need an even number"
+                f"student.hidden_size: {width} over {heads} attention heads is {size}, an odd number,"
+                " which rotary positions do not allow"
             )
 
     def student_fields(self, config: Any, layers: Sequence[int]) -> dict[str, Any]:

@@ -16,15 +16,21 @@ from infra.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-"""Switches of 1_Pooling/config.json that are supported. The file's others must be off."""
+Mode = Literal["mean", "cls"]
+MODES: dict[str, Mode] = {
+    "mean": "mean",
+    "cls": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+}
+"""By what 1_Pooling/config.json calls them: newer files name the mode, older ones have a switch for each."""
 
 
 @dataclass(frozen=True)
 class Pooling:
     """One vector of a text's hidden states."""
 
-    mode: Literal["mean", "cls"]
+    mode: Mode
     """The mean over the real tokens, special ones included, or the first token's."""
     normalise: bool
     """Whether the vector is scaled to length 1."""
@@ -47,27 +53,23 @@ def read_pooling(directory: str) -> Pooling:
     Raises UserError where there is no modules.json, or the vector is made in a way that is not supported.
     """
     where = f"teacher.model: {directory}"
-    kinds, pooling_folder = [], "1_Pooling"
-    for module in _read(directory, "modules.json", list, needed=True):
-        kinds.append(str(module["type"]).rpartition(".")[2])
-        if kinds[-1] == "Pooling":
-            pooling_folder = module["path"]
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise UserError(
-            f"{where}/modules.json is {', '.join(kinds)}; supported is Transformer, Pooling and, if need be,"
-            " Normalize"
-        )
+    folder, normalise = _modules(directory)
     settings = _read(directory, "config_sentence_transformers.json", dict)
     prompts = settings.get("prompts") or {}
-    pooled = _read(directory, os.path.join(pooling_folder, "config.json"), dict, needed=True)
+    if not isinstance(prompts, dict):
+        raise UserError(f"{where}/config_sentence_transformers.json: prompts is no mapping of names to texts")
+    longest = _read(directory, "sentence_bert_config.json", dict).get("max_seq_length")
+    if longest is not None and not isinstance(longest, int):
+        raise UserError(f"{where}/sentence_bert_config.json: max_seq_length is {longest!r}, not a number")
+    pooled = _read(directory, os.path.join(folder, "config.json"), dict, needed=True)
     if any(prompts.values()) and not pooled.get("include_prompt", True):
-        raise UserError(f"{where}/{pooling_folder} leaves the prompt out of the mean, which is not supported")
+        raise UserError(f"{where}/{folder} leaves the prompt out of the mean, which is not supported")
     return Pooling(
-        mode=_mode(pooled, f"{where}/{pooling_folder}"),
-        normalise=kinds[-1] == "Normalize",
-        prompts=dict(prompts),
+        mode=_mode(pooled, f"{where}/{folder}"),
+        normalise=normalise,
+        prompts=prompts,
         default_prompt=settings.get("default_prompt_name"),
-        max_length=_read(directory, "sentence_bert_config.json", dict).get("max_seq_length"),
+        max_length=longest,
     )
 
 
@@ -89,19 +91,34 @@ def pool(hidden: Tensor, token_count: Tensor, pooling: Pooling) -> Tensor:
     return functional.normalize(pooled, dim=-1) if pooling.normalise else pooled
 
 
-def _mode(pooled: Mapping[str, Any], where: str) -> Literal["mean", "cls"]:
-    """Newer files name the mode; older ones have a switch for each."""
+def _modules(directory: str) -> tuple[str, bool]:
+    """The pooling's folder, and whether vectors are scaled afterwards, of modules.json."""
+    modules = _read(directory, "modules.json", list, needed=True)
+    try:
+        kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+        folders = [str(module["path"]) for module in modules if str(module["type"]).endswith(".Pooling")]
+    except (KeyError, TypeError):
+        raise UserError(f"teacher.model: {directory}/modules.json is no list of modules") from None
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) or not folders:
+        raise UserError(
+            f"teacher.model: {directory}/modules.json is {', '.join(kinds)}; supported are Transformer and"
+            " Pooling, with or without Normalize"
+        )
+    return folders[0], kinds[-1] == "Normalize"
+
+
+def _mode(pooled: Mapping[str, Any], where: str) -> Mode:
+    """UserError where it is another, or several are joined."""
     chosen = pooled.get("pooling_mode")
     if chosen is None:
         chosen = "+".join(
             name for name, on in pooled.items() if name.startswith("pooling_mode_") and on is True
         )
-    mode = MODES.get(chosen, chosen)
-    if mode not in ("mean", "cls"):
+    if chosen not in MODES:
         raise UserError(
-            f"{where} pools by {chosen or 'nothing'}; supported are the mean and the first token (cls)"
+            f"{where} pools by {chosen or 'nothing'}; supported are mean and cls, the first token"
         )
-    return mode
+    return MODES[chosen]
 
 
 def _read(directory: str, name: str, kind: type, needed: bool = False) -> Any:

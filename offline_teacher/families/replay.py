@@ -80,17 +80,12 @@ class Replay(nn.Module):
         ``layer`` counts the replayed layers from the deepest, 0, whose three projections are all that is
         computed for it. Raises UserError where there is no such layer.
         """
-        if not 0 <= layer < self.replay_layers:
-            raise UserError(
-                f"there is no replayed layer {layer}: the store has store.replay_layers {self.replay_layers};"
-                " relations need a store with at least 1"
-            )
-        assert self.encoder is not None
+        encoder = self._layers(layer)
         h = self._cast(h)
         if layer:
             h = self._run(self._below[layer - 1], h, token_count)
         family = family_of(self.config)
-        block = self.encoder.get_submodule(family.layers)[layer]
+        block = encoder.get_submodule(family.layers)[layer]
         if family.attention_norm is not None:
             h = block.get_submodule(family.attention_norm)(h)
         return separate([block.get_submodule(path)(h) for path in family.projections])
@@ -107,9 +102,7 @@ class Replay(nn.Module):
 
         Raises UserError where there is no such layer.
         """
-        if not 0 <= layer < self.replay_layers:
-            self.queries_keys_values(h, token_count, layer)
-        with QueriesKeysValues(self.encoder, layer) as recorder:
+        with QueriesKeysValues(self._layers(layer), layer) as recorder:
             return self.last_hidden(h, token_count), recorder.take()
 
     @torch.no_grad()
@@ -133,6 +126,14 @@ class Replay(nn.Module):
     def train(self, mode: bool = True) -> Replay:
         """Leaves evaluation mode on: a module that holds this one may be told to train."""
         return super().train(False)
+
+    def _layers(self, layer: int) -> Any:
+        if self.encoder is None or not 0 <= layer < self.replay_layers:
+            raise UserError(
+                f"there is no replayed layer {layer}: the store has store.replay_layers {self.replay_layers};"
+                " relations need a store with at least 1"
+            )
+        return self.encoder
 
     def _need_head(self) -> MaskedLmHead:
         if self._head is None:

@@ -63,7 +63,7 @@ def student_config(
     width = shape.hidden_size or teacher.hidden_size
     heads = shape.attention_heads or teacher.num_attention_heads
     student.check_student(layers, width, heads)
-    wide = getattr(teacher, family.field("intermediate_size"))
+    wide = getattr(teacher, family.own_name("intermediate_size"))
     sizes = {
         "num_hidden_layers": len(layers),
         "hidden_size": width,
@@ -71,7 +71,7 @@ def student_config(
         "intermediate_size": shape.intermediate_size or wide * width // teacher.hidden_size,
     }
     fields = family.student_fields(teacher, layers)
-    fields |= {student.field(name): size for name, size in sizes.items()}
+    fields |= {student.own_name(name): size for name, size in sizes.items()}
     return student.config({**fields, **dict.fromkeys(student.dropouts, dropout)})
 
 

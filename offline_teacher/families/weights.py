@@ -89,7 +89,8 @@ def _parted(model: Any, replay_layers: int) -> tuple[dict[str, Tensor], dict[str
     family, tensors = family_of(model.config), named_weights(model)
     decoder = f"{family.head.decoder}.weight"
     words = None if decoder in tensors or not has_masked_lm_head(model) else _second_names(family)[decoder]
-    top, rest = {}, {}
+    top: dict[str, Tensor] = {}
+    rest: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         part = top if name == words or is_above(name, model.config, replay_layers) else rest
         part[name] = tensor
