@@ -152,11 +152,11 @@ def _free_port() -> int:
 
 def _require_free_port(port: int) -> None:
     """Torch takes another program's server for its own, and may wait there for the other ranks for ever."""
-    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+    for family in (socket.AF_INET, socket.AF_INET6):
         try:
             with socket.socket(family) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one just left is free
-                probe.bind((address, port))
+                probe.bind(("", port))  # on every address, as torch does; nothing listens
         except OSError as problem:
             if problem.errno != errno.EADDRINUSE:
                 continue  # a machine without this family

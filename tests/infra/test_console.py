@@ -13,7 +13,9 @@ from infra import console
 
 def run(body: str) -> subprocess.CompletedProcess[str]:
     program = (
-        f"import os, signal\nfrom infra.console import command\nfrom infra.errors import UserError\n{body}\n"
+        # A shell starts background jobs with Ctrl-C ignored, which their children inherit.
+        "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"from infra.console import command\nfrom infra.errors import UserError\n{body}\n"
     )
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 

@@ -22,14 +22,19 @@ Outcome = tuple[list[str], list[str], str | None]
 def simulate(ray: SimulatedRay, items: int, workers: int, min_workers: int = 1) -> Outcome:
     """Names of the items done and set aside, and the mistake that ended it."""
     settings = SimpleNamespace(
-        workers=workers, min_workers=min_workers, shard_attempts=3, cpu_threads=1, gpus_per_worker=0
+        workers=workers,
+        min_workers=min_workers,
+        shard_attempts=3,
+        cpu_threads=1,
+        gpus_per_worker=0,
+        ray_address=None,
     )
     done: list[str] = []
     told: list[str] = []
     todo = [Item(str(number), "capture", (str(number),)) for number in range(items)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "ray", ray)
-        patch.setattr(cluster, "connect", lambda settings: True)
+        patch.setattr(cluster, "connect", lambda *address, **local: True)
         patch.setattr(cluster, "time", SimpleNamespace(monotonic=lambda: ray.now))
         with Pool(SimpleNamespace(teacher=settings)) as pool:  # type: ignore[arg-type]
             try:
