@@ -21,8 +21,8 @@ from infra.demo.language import DATA, SPECIAL, documents, read_language, vocabul
 PAD, UNK, CLS, SEP, MASK = range(5)
 WIDTH, LAYERS, POSITIONS = 96, 4, 64
 TEXT_SEED, HELD_OUT_SEED, MASK_SEED = 11, 12, 0
-DOCUMENTS, HELD_OUT = 60_000, 1_000
-STEPS, BATCH, RATE = 7_000, 64, 1.5e-3
+DOCUMENTS, HELD_OUT = 50_000, 1_000
+STEPS, BATCH, RATE = 10_000, 32, 1.5e-3
 MASKED, SMOOTHING = 0.13, 0.7
 """Share of the tokens; rare ones are chosen more often, in proportion to count^-0.7 (arXiv 1910.01108)."""
 REPLACED, DETECTION = 0.1, 5.0
