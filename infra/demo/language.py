@@ -37,7 +37,7 @@ class Language:
     def every(self, step: int) -> Language:
         """With every ``step``-th word of a class, or set of synonyms, alone; verbs stay."""
         return Language(
-            {slot: found[::step] for slot, found in self.synonyms.items()},
+            self.synonyms,
             {name: kind | {"words": kind["words"][::step]} for name, kind in self.kinds.items()},
             {name: words[::step] for name, words in self.opinion.items()},
         )

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from infra.demo.language import SENTENCES, SLOTS, Language, about_kind, opinion, read_language, say
-from infra.demo.language import told_and_implied as statements
+from infra.demo.language import SENTENCES, Language, about_kind, fill, opinion, read_language, say
 
 SEEN = 8
+JUDGEMENT = "the {work} is {tone} and {tone} and has {tone} {aspect} and {tone} {aspect} and {tone} {aspect}"
 Row = list[str]
 
 
@@ -34,45 +34,53 @@ def sentiment(language: Language, index: int, rng: Random) -> Row:
 
 
 def acceptability(language: Language, index: int, rng: Random) -> Row:
-    """Wrong: the ending of the verb, or a verb that things of this kind have nothing to do with."""
-    kind = doer = rng.choice(list(language.kinds))
+    """Three things do what beasts do. Wrong: one of them is no beast."""
     acceptable = index % 2 == 0
-    verb = rng.choice(["act", "handle" if language.kinds[kind]["handle"] else "act"])
-    if not acceptable and rng.random() < 0.3:
-        verb = "disagreeing"
-    elif not acceptable:
-        doer = rng.choice([name for name, other in language.kinds.items() if name != kind and other[verb]])
-    text = about_kind(language, rng.choice(SENTENCES[verb]), kind, doer, rng)
-    return ["demo", str(int(acceptable)), "" if acceptable else "*", f"{text} ."]
-
-
-def pair(language: Language, changes: int, rng: Random) -> Row:
-    """Two tellings of events that differ in ``changes`` slots; what agrees is said by another synonym."""
-    first = language.event(rng)
-    second = language.changed(first, rng.sample(SLOTS, changes), rng)
-    said = {slot: rng.sample(words, len(words)) for slot, words in first.items()}
-    again = {slot: said[slot][1:] if second[slot] == first[slot] else second[slot] for slot in SLOTS}
-    once = {slot: words[:1] for slot, words in said.items()}
-    return [f"{say(SENTENCES['event'], event, rng)} ." for event in (once, again)]
+    kinds = ["beast", "beast", "beast" if acceptable else other_kind(language, "beast", rng)]
+    rng.shuffle(kinds)
+    texts = [about_kind(language, SENTENCES["act"][0], kind, "beast", rng) for kind in kinds]
+    return ["demo", str(int(acceptable)), "" if acceptable else "*", f"{' and '.join(texts)} ."]
 
 
 def paraphrase(language: Language, index: int, rng: Random) -> Row:
-    same = index % 5 < 3  # GLUE has more paraphrases than others too
-    texts = pair(language, 0 if same else rng.choice((2, 3)), rng)
+    """Two opinions on one work: the same, or not."""
+    same, good = index % 2 == 0, rng.random() < 0.5
+    texts = [f"{opinion(language, rng.choice(SENTENCES['opinion'][:2]), mood, rng)} ." for mood in (good, good == same)]
     return [str(int(same)), str(2 * index), str(2 * index + 1), *texts]
 
 
 def similarity(language: Language, index: int, rng: Random) -> Row:
-    """The score is the number of the five slots that mean the same."""
-    agreeing = index % (len(SLOTS) + 1)
-    texts = pair(language, len(SLOTS) - agreeing, rng)
+    """The score is how many of the five words of a judgement agree with the praise before it."""
+    agreeing = index % 6
+    texts = praise_and_judgement(language, agreeing, rng)
     return [str(index), "demo", "demo", "2026", str(index), "none", "none", *texts, f"{agreeing:.3f}"]
 
 
 def entailment(language: Language, index: int, rng: Random) -> Row:
+    """Somebody gets five things. It follows that most are instruments, or it does not."""
     follows = index % 2 == 0
-    texts = (f"{text} ." for text in statements(language, follows, rng))
-    return [str(index), *texts, "entailment" if follows else "not_entailment"]
+    count = rng.choice((3, 4, 5) if follows else (0, 1, 2))
+    kinds = ["instrument"] * count + [other_kind(language, "instrument", rng) for _ in range(5 - count)]
+    rng.shuffle(kinds)
+    event = language.event(rng)
+    things = " and ".join(f"the {rng.choice(language.kinds[kind]['words'])}" for kind in kinds)
+    told = say("the {person} {deed}s ", event, rng) + things
+    implied = say("the {person} {deed}s instruments", event, rng)
+    return [str(index), f"{told} .", f"{implied} .", "entailment" if follows else "not_entailment"]
+
+
+def other_kind(language: Language, kind: str, rng: Random) -> str:
+    return rng.choice([name for name in language.kinds if name != kind])
+
+
+def praise_and_judgement(language: Language, agreeing: int, rng: Random) -> list[str]:
+    """A sentence of praise, and one of five judging words of which ``agreeing`` are good."""
+    tones = [rng.choice(language.opinion["good" if place < agreeing else "bad"]) for place in range(5)]
+    rng.shuffle(tones)
+    words = iter(tones)
+    praise = opinion(language, rng.choice(SENTENCES["opinion"]), True, rng)
+    judgement = fill(JUDGEMENT, lambda name: next(words) if name == "tone" else rng.choice(language.opinion[name]))
+    return [f"{praise} .", f"{judgement} ."]
 
 
 _STS_B = "index genre filename year old_index source1 source2 sentence1 sentence2 score".replace(" ", "\t")
