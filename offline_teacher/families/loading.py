@@ -105,12 +105,19 @@ def _check_loading(directory: str, family: Family, info: Any) -> None:
     ]
     for names, meaning in (
         (other, "has weights of other shapes than its config.json says"),
-        (list(info["missing_keys"]), "lacks weights of the model that its config.json describes"),
+        (_lost(family, info), "lacks weights of the model that its config.json describes"),
         (unread, "has weights that the model of its config.json has no place for"),
     ):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(f"teacher.model: {directory} {meaning}: {', '.join(sorted(names)[:3])}{more}")
+
+
+def _lost(family: Family, info: Any) -> list[str]:
+    """Weights that are missing. A decoder's bias may lie in one of two places; in neither it is zero."""
+    decoder = family.head.decoder
+    biases = {f"{decoder}.bias", f"{decoder.rpartition('.')[0]}.bias"}
+    return [name for name in info["missing_keys"] if name not in biases]
 
 
 def _weight_names(directory: str) -> set[str]:
