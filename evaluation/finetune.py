@@ -23,7 +23,7 @@ from infra.sections import Evaluation
 def run(
     job: Job, splits: dict[str, Split], advance: Callable[[int], None] = lambda rows: None
 ) -> dict[str, Any]:
-    """Fine-tune, publish predictions, then the score file. ``advance`` is told the rows of every step."""
+    """Fine-tune, publish predictions, then the score file. ``advance`` gets the rows of every step."""
     task, settings = job.task, job.settings
     tokenizer = load_tokenizer(job.candidate.directory)
     model = load_model(job.candidate, task, job.seed).to(device())

@@ -3,7 +3,7 @@
 A score file ``<scores>/<candidate>/<task>/seed-<n>.json`` holds under ``key`` everything its numbers
 depend on, so a changed setting, data set or model runs again. ``predictions`` is the digest of the file
 from which its numbers are computed (``evaluation.predictions``); without that file the job runs again.
-Imports no torch: an evaluation that is finished is told in a fraction of a second.
+Imports no torch: a finished evaluation is recognised in a fraction of a second.
 """
 
 from __future__ import annotations

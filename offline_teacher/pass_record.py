@@ -36,7 +36,7 @@ APART = (f"/{storage.LOCK}", f"/{RECIPE_NAME}", f"/{RECIPE_SIDECAR_NAME}")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a pass did. ``manifest`` is None where shards were set aside."""
+    """What a pass did. ``manifest`` is None if the pass gave up on a shard."""
 
     root: str
     samples: int

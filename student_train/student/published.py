@@ -88,7 +88,7 @@ def finished(student_dir: str) -> dict[str, Any] | None:
 
 
 def require_same(old: dict[str, Any], new: dict[str, Any], where: str) -> None:
-    """UserError, with every difference, where a student was begun under another fingerprint."""
+    """UserError, which lists every difference, if the two fingerprints of a student differ."""
     changed = difference(old, new)
     if changed:
         raise UserError(
