@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from offline_teacher.store.sealed import content_digest, read_sealed, seal
+from offline_teacher.store.shard_file import open_file, write_file
 
 from infra import storage
 from infra.cache import Cache
@@ -27,8 +29,6 @@ from offline_teacher.store.manifest import (
     sidecar_path,
 )
 from offline_teacher.store.schema import Column, ShardPlan, shard_name
-from offline_teacher.store.sealed import content_digest, read_sealed, seal
-from offline_teacher.store.shard_file import open_file, write_file
 from offline_teacher.store.writer import read_sidecar
 
 FORMAT_VERSION = 1

@@ -28,17 +28,10 @@ SCANS = 64
 class Cache:
     """Remote files kept on local disk, least recently used first out; processes may share the directory.
 
-<<<<<<< HEAD
-    Entries of ``local`` are whole files, named by their digest; those of ``data`` are parts of files. A thread
-    holds a lock on the last file that ``local`` gave it, so that another process cannot evict it before it is
-    opened; once open or mapped, Linux keeps it readable. The bound holds for the entries, apart from those
-    held and those being fetched; with ``data``, each process may exceed it by a 64th.
-=======
     Entries of ``local`` are whole files, named by their digest; those of ``data`` are parts of files. A
     thread holds a lock on the last file that ``local`` gave it, so that another process cannot evict it
     before it is opened; once open or mapped, Linux keeps it readable. The bound holds for the entries, apart
     from those held and those being fetched; with ``data``, each process may exceed it by a 64th.
->>>>>>> store
     """
 
     def __init__(self, directory: str | None, max_bytes: int) -> None:
@@ -74,11 +67,7 @@ class Cache:
         return entry
 
     def data(self, name: str, fetch: Callable[[], bytes]) -> bytes | mmap.mmap:
-<<<<<<< HEAD
-        """The bytes of the entry ``name``, mapped; if it is not there, ``fetch`` gives them and they are kept.
-=======
         """The bytes of the entry ``name``, mapped; if it is absent, ``fetch`` gives them and they are kept.
->>>>>>> store
 
         Nothing is checked: the caller does it, and says ``drop`` if an entry is not right.
         """

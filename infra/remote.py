@@ -31,11 +31,8 @@ SLOWEST_BYTES_PER_SECOND = 1 << 20
 """... plus what its bytes take at this rate."""
 LISTING_SECONDS = 3600.0
 """Limit of a listing that cannot be asked for page by page."""
-<<<<<<< HEAD
-=======
 PAGE_NAMES = 1000
 """Names in a page of a listing; S3 gives no more."""
->>>>>>> store
 CONNECTIONS = 64
 """To one object store, from one process."""
 
@@ -54,13 +51,9 @@ LASTING_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFou
 
 EXISTS_CODES = {"PreconditionFailed", "412"}
 """What S3 says when an object that must be new is there already."""
-<<<<<<< HEAD
-LASTING_CODES = {*EXISTS_CODES, "InvalidRange", "416"}
-=======
 NO_RANGE_CODES = {"InvalidRange", "416"}
 """... when an object ends before the range that was asked for begins."""
 LASTING_CODES = EXISTS_CODES | NO_RANGE_CODES
->>>>>>> store
 ENDED_UPLOAD = "NoSuchUpload"
 """What S3 says when an upload in parts is completed again since the first answer was lost: no absent file."""
 
@@ -114,13 +107,6 @@ def create(path: str, data: bytes) -> bool:
     return True
 
 
-<<<<<<< HEAD
-def pages(directory: str) -> Iterator[list[dict[str, Any]]]:
-    """What fsspec knows of the files and directories in it, some at a time; nothing if it is absent.
-
-    On S3 each page of 1,000 names is a call of its own, so that a long listing neither runs out of time nor
-    begins again.
-=======
 def beginning(path: str, limit: int) -> bytes:
     """The first bytes of an object, ``limit`` at most, in one request. FileNotFoundError if it is absent."""
     try:
@@ -135,7 +121,6 @@ def pages(directory: str) -> Iterator[list[dict[str, Any]]]:
     """What fsspec knows of the files and directories in it, some at a time; nothing if it is absent.
 
     On S3 each page is a call of its own, so that a long listing neither runs out of time nor begins again.
->>>>>>> store
     """
     here = key_of(directory)
     try:
@@ -148,12 +133,8 @@ def pages(directory: str) -> Iterator[list[dict[str, Any]]]:
 
 
 def _s3_pages(directory: str, bucket: str, prefix: str) -> Iterator[list[dict[str, Any]]]:
-<<<<<<< HEAD
-    asked: dict[str, Any] = {"Bucket": bucket, "Delimiter": "/", "Prefix": f"{prefix}/" if prefix else ""}
-=======
     here = f"{prefix}/" if prefix else ""
     asked: dict[str, Any] = {"Bucket": bucket, "Delimiter": "/", "Prefix": here, "MaxKeys": PAGE_NAMES}
->>>>>>> store
     more = True
     while more:
         page = call(directory, "call_s3", "list_objects_v2", **asked)

@@ -122,8 +122,6 @@ def read_bytes(path: str) -> bytes:
             return file.read()
 
 
-<<<<<<< HEAD
-=======
 def read_small(path: str, limit: int) -> bytes | None:
     """A whole file in one request; None if it is absent. ValueError if it has more than ``limit`` bytes."""
     try:
@@ -140,7 +138,6 @@ def read_small(path: str, limit: int) -> bytes | None:
     return data
 
 
->>>>>>> store
 def read_range(path: str, start: int, stop: int) -> bytes:
     """Bytes ``start`` to ``stop`` of a file, one request of an object store. UserError if it ends before."""
     with naming(path):

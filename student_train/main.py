@@ -176,9 +176,9 @@ def _model_and_objective(run: StudentRun, directory: str, store: Store, world: W
     import dataclasses
 
     import torch
-    from offline_teacher.families.replay import Replay
     from safetensors.torch import load_file
 
+    from offline_teacher.families.replay import Replay
     from student_train.engine.checkpoint import newest_step
     from student_train.objectives.objective import Objective, needs_of
     from student_train.student.model import build_student

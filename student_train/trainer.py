@@ -18,11 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import xxhash
-from offline_teacher.store.numbering import PART_SHIFT
 
 from infra import console, storage
 from infra.errors import UserError
 from infra.recipe import StudentRun
+from offline_teacher.store.numbering import PART_SHIFT
 from offline_teacher.store.reader import Split, Store
 from student_train.data.order import Places, SampleOrder, run_samples
 from student_train.data.reading import open_stream

@@ -45,7 +45,10 @@ def acceptability(language: Language, index: int, rng: Random) -> Row:
 def paraphrase(language: Language, index: int, rng: Random) -> Row:
     """Two opinions on one work: the same, or not."""
     same, good = index % 2 == 0, rng.random() < 0.5
-    texts = [f"{opinion(language, rng.choice(SENTENCES['opinion'][:2]), mood, rng)} ." for mood in (good, good == same)]
+    texts = [
+        f"{opinion(language, rng.choice(SENTENCES['opinion'][:2]), mood, rng)} ."
+        for mood in (good, good == same)
+    ]
     return [str(int(same)), str(2 * index), str(2 * index + 1), *texts]
 
 
@@ -79,7 +82,9 @@ def praise_and_judgement(language: Language, agreeing: int, rng: Random) -> list
     rng.shuffle(tones)
     words = iter(tones)
     praise = opinion(language, rng.choice(SENTENCES["opinion"]), True, rng)
-    judgement = fill(JUDGEMENT, lambda name: next(words) if name == "tone" else rng.choice(language.opinion[name]))
+    judgement = fill(
+        JUDGEMENT, lambda name: next(words) if name == "tone" else rng.choice(language.opinion[name])
+    )
     return [f"{praise} .", f"{judgement} ."]
 
 

@@ -25,7 +25,6 @@ from student_train.student.model import needs_head
 if TYPE_CHECKING:
     from offline_teacher.families.recording import QueriesKeysValues
     from offline_teacher.families.replay import Replay
-
     from offline_teacher.store.schema import Layout
     from student_train.student.model import StudentModel
 

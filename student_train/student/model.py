@@ -12,6 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+from infra import sections
+from infra.cpu_dropout import use_cheap_dropout
+from infra.errors import UserError
 from offline_teacher.families.head import masked_lm_head
 from offline_teacher.families.masks import encoder_mask
 from offline_teacher.families.recording import QueriesKeysValues
@@ -22,11 +27,6 @@ from offline_teacher.families.students import (
     student_config,
     student_weights,
 )
-from torch import Tensor, nn
-
-from infra import sections
-from infra.cpu_dropout import use_cheap_dropout
-from infra.errors import UserError
 
 TeacherWeights = Mapping[str, Tensor]
 """Of the teacher, as `offline_teacher.families.weights.named_weights` names them."""

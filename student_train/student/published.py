@@ -8,11 +8,10 @@ import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from offline_teacher.store.records import decode, encode
-
 from infra import storage
 from infra.errors import UserError
 from infra.trees import difference
+from offline_teacher.store.records import decode, encode
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -25,8 +25,8 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from student_train.objectives.triple_loss import triple_loss
 from student_train.objectives.soft_targets import ExactTarget, TeacherHead
+from student_train.objectives.triple_loss import triple_loss
 
 V, D, T = 30_522, 768, 2.0
 TIME_POSITIONS, MEMORY_POSITIONS, THREADS, REPEATS = 2_048, 8_192, 2, 5

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from offline_teacher.sequences import open_sequences, read_token_counts
 
 from infra.sections import Corpus, Masking, Sequences
 from offline_teacher.corpus import documents, parts
@@ -23,7 +24,6 @@ from offline_teacher.corpus_problems import Problems
 from offline_teacher.masking import mask_sequences, mask_vocab
 from offline_teacher.packing import BATCH_CHARACTERS, load_encoder
 from offline_teacher.sequence_building import build_part, finish_index
-from offline_teacher.sequences import open_sequences, read_token_counts
 
 REPEATS = 5
 SHARED = Path(__file__).resolve().parents[3] / "shared"

@@ -17,8 +17,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from offline_teacher.store.schema import Layout, ShardPlan
 from offline_teacher.store.shard_file import open_file, write_file
+
+from offline_teacher.store.schema import Layout, ShardPlan
 from student_train.data.order import SampleOrder, run_steps
 from student_train.data.stream import Stream
 

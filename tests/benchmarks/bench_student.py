@@ -21,18 +21,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from offline_teacher.store.head import MlmHead
+from offline_teacher.store.shard_file import open_file, write_file
 from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
 
 from infra.sections import Student, Train
-from offline_teacher.store.head import MlmHead
 from offline_teacher.store.schema import Layout, ShardPlan
-from offline_teacher.store.shard_file import open_file, write_file
 from student_train import losses
+from student_train.data.order import SampleOrder
+from student_train.data.stream import Step, Stream
 from student_train.engine.engine import Engine, World, start_world
 from student_train.objectives.objective import Objective, columns_needed
-from student_train.data.order import SampleOrder
 from student_train.objectives.soft_targets import TeacherHead
-from student_train.data.stream import Step, Stream
 from student_train.student.model import build_student
 from tests.benchmarks.live_reference import dense_inputs, live_optimizer, live_step
 from tests.benchmarks.results import Row, row

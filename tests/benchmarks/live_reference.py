@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from student_train.objectives.objective import attention_mask
 from student_train.data.stream import Batch
+from student_train.objectives.objective import attention_mask
 
 NO_LABEL = -100
 

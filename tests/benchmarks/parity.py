@@ -30,8 +30,8 @@ from torch.nn import functional
 from infra.recipe import Recipe, load_recipe
 from offline_teacher.store.reader import Store, open_store
 from student_train.data.order import SampleOrder, run_steps
-from student_train.engine.schedule import learning_rate
 from student_train.data.stream import Step, Stream
+from student_train.engine.schedule import learning_rate
 from student_train.student.model import build_student
 from student_train.trainer import chained_digest
 from tests.benchmarks.live_reference import dense_inputs, live_loss, live_optimizer

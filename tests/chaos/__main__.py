@@ -22,11 +22,11 @@ import time
 from pathlib import Path
 
 import psutil
+from offline_teacher.repair import mend
 
 from infra import storage
 from infra.console import table
 from infra.recipe import load_recipe
-from offline_teacher.repair import mend
 from offline_teacher.store.verify import quarantine, verify
 from tests.offline_teacher.stores import contents, finish, sidecars, start, wait_until, workers
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text

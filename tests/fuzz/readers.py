@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from offline_teacher.store.sealed import content_digest, seal
 
 from evaluation.squad import read_questions
 from evaluation.tasks import find_task, load
@@ -26,7 +27,6 @@ from offline_teacher.corpus import documents, parts
 from offline_teacher.corpus_problems import Problems
 from offline_teacher.store.manifest import MANIFEST_NAME, Sidecar, shard_path
 from offline_teacher.store.reader import Store, open_store
-from offline_teacher.store.sealed import content_digest, seal
 from offline_teacher.store.writer import missing_shards, read_declaration
 from tests.fuzz.mutations import mutate_bytes, mutate_json
 from tests.store.synthetic import make_store

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
-
-from infra.sections import Train
 from offline_teacher.capture import Capture
 from offline_teacher.reduction import reduce_logits
 from student_train.losses import triple_loss
 from student_train.soft_targets import ExactTarget, TeacherHead
+from torch.nn import functional
+
+from infra.sections import Train
 from tests.gpu.models import (
     Size,
     batch_of,

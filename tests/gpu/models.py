@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BertConfig, BertForMaskedLM
-
-from infra.sections import Student, Train
-from offline_teacher.store.schema import Layout
 from offline_teacher.teacher import LoadedTeacher, mlm_head
 from student_train.objective import Objective
 from student_train.soft_targets import TeacherHead
 from student_train.stream import Batch
+from transformers import BertConfig, BertForMaskedLM
+
+from infra.sections import Student, Train
+from offline_teacher.store.schema import Layout
 from student_train.student import StudentModel, build_student
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from offline_teacher.capture import Capture
 from transformers import BertConfig
 
 from infra.sections import Train
-from offline_teacher.capture import Capture
 from tests.gpu.models import Size, batch_of, layout_for, loaded, random_teacher, random_text, student_and_loss
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "A10": 125e12}

@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from offline_teacher.audit import check
+from offline_teacher.capture_pass import run_pass
+from offline_teacher.shard_work import ShardWorker
 
 from infra import storage
 from infra.errors import UserError
 from infra.locks import exclusive
 from infra.recipe import load_recipe
 from offline_teacher import audit
-from offline_teacher.audit import check
-from offline_teacher.capture_pass import run_pass
 from offline_teacher.cluster import Pool
 from offline_teacher.main import main
-from offline_teacher.shard_work import ShardWorker
 from offline_teacher.source import find_source
 from offline_teacher.store.manifest import Manifest
 from offline_teacher.store.reader import Store, open_store

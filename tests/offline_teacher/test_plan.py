@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from offline_teacher.store.head import MlmHead
+from offline_teacher.teacher import load_teacher
 from transformers import BertForMaskedLM
 
 from infra.errors import UserError
@@ -36,9 +38,7 @@ from offline_teacher.soft_target_error import (
     student_layers,
     tail_bucket,
 )
-from offline_teacher.store.head import MlmHead
 from offline_teacher.store.schema import Layout
-from offline_teacher.teacher import load_teacher
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 
 V, D, N = 211, 16, 40

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from offline_teacher.sequences import open_sequences, read_index, read_token_counts
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
@@ -17,7 +18,6 @@ from infra.sections import Corpus, Sequences
 from offline_teacher.corpus import Part, parts
 from offline_teacher.packing import load_encoder
 from offline_teacher.sequence_building import build_part, file_digests, finish_index, outstanding
-from offline_teacher.sequences import open_sequences, read_index, read_token_counts
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", "##s", "[", "]", "sep"]
 PAD, UNK, CLS, SEP = range(4)

@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-
 from offline_teacher.shard_memory import ShardMemory
+
 from offline_teacher.store.schema import Column
 
 FREES_AND_SHRINKS = """

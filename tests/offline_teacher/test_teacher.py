@@ -12,6 +12,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from offline_teacher.capture import Capture
+from offline_teacher.reduction import reduce_logits
+from offline_teacher.teacher import LoadedTeacher, load_teacher
 from safetensors.torch import load_file, save_file
 from scipy.special import logsumexp
 from transformers import AutoModelForMaskedLM
@@ -20,11 +23,8 @@ from infra import native
 from infra.errors import UserError
 from infra.sections import Teacher
 from offline_teacher import capture, reduction, reduction_kernel
-from offline_teacher.capture import Capture
-from offline_teacher.reduction import reduce_logits
 from offline_teacher.store.quantise import dequantise
 from offline_teacher.store.schema import Layout
-from offline_teacher.teacher import LoadedTeacher, load_teacher
 from offline_teacher.teacher_directory import (
     find_teacher,
     load_tokenizer,

@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from offline_teacher.store.sealed import seal
 
 from infra import storage
 from infra.cache import Cache
@@ -19,7 +20,6 @@ from infra.redaction import redact
 from infra.remote import shown
 from offline_teacher.store.manifest import Manifest
 from offline_teacher.store.reader import Store, open_store
-from offline_teacher.store.sealed import seal
 from offline_teacher.store.writer import read_declaration
 from student_train.mirror import mirrored
 from tests.store.synthetic import make_store
@@ -74,8 +74,9 @@ def test_a_pickle_in_place_of_a_store_file_is_not_run(tmp_path: Path) -> None:
 
 
 def test_a_teacher_of_pickled_weights_is_refused(tmp_path: Path) -> None:
-    from infra.sections import Teacher
     from offline_teacher.teacher import load_teacher
+
+    from infra.sections import Teacher
     from tests.offline_teacher.tiny_teacher import save_bert
 
     model = save_bert(tmp_path / "model")
@@ -90,8 +91,9 @@ def test_a_teacher_of_pickled_weights_is_refused(tmp_path: Path) -> None:
 def test_code_in_a_model_directory_is_not_run(tmp_path: Path) -> None:
     import json
 
-    from infra.sections import Teacher
     from offline_teacher.teacher import load_teacher
+
+    from infra.sections import Teacher
     from tests.offline_teacher.tiny_teacher import save_bert
 
     model = save_bert(tmp_path / "model")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.infra.conftest import bucket, proxy, s3_endpoint  # noqa: F401 - fixtures
 
 from offline_teacher.store.reader import Store
-from tests.infra.conftest import bucket, proxy, s3_endpoint  # noqa: F401 - fixtures
 from tests.store.synthetic import make_store
 
 

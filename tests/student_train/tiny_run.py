@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from offline_teacher.store.head import MlmHead
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
 from infra import storage
-from offline_teacher.store.head import MlmHead
 from offline_teacher.store.manifest import Declaration
 from offline_teacher.store.schema import Layout, ShardPlan, SpecialIds
 from offline_teacher.store.writer import begin_store, finish_store, write_head, write_shard

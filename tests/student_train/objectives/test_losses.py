@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from infra import native
 from student_train import losses, native_exact, vocabulary_kernels
-from student_train.objectives.triple_loss import LossTerms, triple_loss
 from student_train.objectives.soft_targets import ExactTarget, SoftTarget, TeacherHead, TopkTarget
+from student_train.objectives.triple_loss import LossTerms, triple_loss
 
 LEAVES = ("z", "weight", "bias", "student_hidden")
 

@@ -14,6 +14,8 @@ from transformers import BertForMaskedLM
 from infra.errors import UserError
 from infra.sections import SOFT_TARGETS, Student, Train
 from offline_teacher.store.reader import Store, open_store
+from student_train.data.order import SampleOrder
+from student_train.data.stream import Step, Stream
 from student_train.engine.engine import World
 from student_train.objectives.objective import (
     TARGETS,
@@ -22,12 +24,10 @@ from student_train.objectives.objective import (
     columns_needed,
     soft_target_kind,
 )
-from student_train.data.order import SampleOrder
 from student_train.objectives.soft_targets import TeacherHead
-from student_train.data.stream import Step, Stream
+from student_train.objectives.validation import validate
 from student_train.student.model import StudentModel, build_student
 from student_train.trainer import chained_digest, dropout_seed
-from student_train.objectives.validation import validate
 from tests.benchmarks.live_reference import NO_LABEL, live_loss
 from tests.student_train.tiny_run import make_store, make_teacher
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from student_train.objectives.triple_loss import triple_loss
 from student_train.objectives.soft_targets import ExactTarget, SoftTarget, TeacherHead, TopkTarget
+from student_train.objectives.triple_loss import triple_loss
 
 
 def topk(
