@@ -30,7 +30,7 @@ from student_train.mirror import Mirror, mirrored
 from student_train.ranks import rank_of_environment, share_cores
 
 if TYPE_CHECKING:
-    from student_train.engine.engine import World
+    from student_train.engine.world import World
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     left = [one for one in runs.values() if not _is_finished(one, store)]
     if not left:
         return 0
-    from student_train.engine.engine import start_world
+    from student_train.engine.world import start_world
 
     world = start_world()
     try:

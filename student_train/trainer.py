@@ -28,8 +28,9 @@ from student_train.data.order import Places, SampleOrder, run_samples
 from student_train.data.reading import open_stream
 from student_train.data.stream import Step, Stream
 from student_train.engine import checkpoint
-from student_train.engine.engine import Engine, StepResult, World
+from student_train.engine.engine import Engine, StepResult
 from student_train.engine.schedule import learning_rate
+from student_train.engine.world import World
 from student_train.mirror import Mirror
 from student_train.objectives.objective import TERMS, Objective, columns_needed
 from student_train.objectives.validation import validate

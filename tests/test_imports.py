@@ -17,7 +17,7 @@ SHARED = ("offline_teacher.store", "offline_teacher.families")
 
 ONLY_IN = {
     "ray": {"infra/ray_cluster.py", "offline_teacher/cluster.py", "evaluation/parallel.py"},
-    "deepspeed": {"student_train/engine.py"},
+    "deepspeed": {"student_train/engine/engine.py", "student_train/engine/world.py"},
     "mlflow": {"infra/mlflow_server.py"},
     "datasets": {"offline_teacher/hub.py", "evaluation/tasks.py"},
 }

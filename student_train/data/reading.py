@@ -17,7 +17,7 @@ from student_train.data.order import SampleOrder
 from student_train.data.stream import Share, Stream
 
 if TYPE_CHECKING:
-    from student_train.engine.engine import World
+    from student_train.engine.world import World
 
 
 class Samples:

@@ -1,4 +1,4 @@
-"""The only place that knows DeepSpeed: ranks, backward, step, and the full state in and out.
+"""DeepSpeed behind one narrow interface: backward, step, and the full state in and out.
 
 Gradients are exact sums: the caller's losses are divided by counts of the whole optimiser step, DeepSpeed
 averages over ranks, so a loss is multiplied by the number of ranks and never by 1 / accumulation steps.
@@ -13,17 +13,10 @@ Measured with DeepSpeed 0.19.8 on CPU, and worked around here:
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import io
-import logging
 import math
-import os
-import socket
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,137 +26,10 @@ from infra.errors import UserError
 from infra.sections import Train
 from student_train.engine.deepspeed_config import build_config
 from student_train.engine.master_step import MasterStep
+from student_train.engine.world import World, deepspeed_quiet
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-T = TypeVar("T")
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among those that train together."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-    def max(self, values: list[float]) -> list[float]:
-        """The largest of every rank's values, element by element."""
-        return self._reduced(values, dist.ReduceOp.MAX)
-
-    def sum(self, values: list[float]) -> list[float]:
-        return self._reduced(values, dist.ReduceOp.SUM)
-
-    def _reduced(self, values: list[float], operation: Any) -> list[float]:
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor, operation)
-        return tensor.tolist()
-
-    def text_from(self, rank: int, text: str) -> str:
-        """``text`` of one rank, on all of them."""
-        data = text.encode()
-        size = torch.tensor([len(data)], device=self.device)
-        dist.broadcast(size, rank)
-        buffer = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
-        if self.rank == rank:
-            buffer.copy_(torch.tensor(list(data), dtype=torch.uint8))
-        dist.broadcast(buffer, rank)
-        return bytes(buffer.tolist()).decode()
-
-    def first_does(self, function: Callable[[], str]) -> str:
-        """The text that ``function`` returns on rank 0, on all ranks; so is a UserError it raises there."""
-        text, problem = "", ""
-        if self.first:
-            try:
-                text = function()
-            except UserError as error:
-                problem = str(error)
-        problem = self.text_from(0, problem)
-        if problem:
-            raise UserError(problem)
-        return self.text_from(0, text)
-
-    def raise_first(self, problem: str) -> None:
-        """Raises, on all ranks, the problem of the first rank that has one as a UserError. All ranks call it."""
-        failed = int(self.max([float(self.size - self.rank) if problem else 0.0])[0])
-        if failed:
-            raise UserError(self.text_from(self.size - failed, problem))
-
-    def all_do(self, function: Callable[[], T]) -> T:
-        """What ``function`` returns on this rank; a UserError it raises on any rank is raised on all."""
-        result: list[T] = []
-        problem = ""
-        try:
-            result.append(function())
-        except UserError as error:
-            problem = str(error)
-        self.raise_first(problem)
-        return result[0]
-
-    def close(self) -> None:
-        dist.destroy_process_group()
-
-
-def start_world() -> World:
-    """Joins the processes of the launcher (deepspeed, torchrun), or is alone where there is none.
-
-    UserError where another program has the launcher's port.
-    """
-    on_gpu = torch.cuda.is_available()
-    if not on_gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    if "RANK" not in os.environ:
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT=str(_free_port()))
-    if os.environ["RANK"] == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        _require_free_port(int(os.environ["MASTER_PORT"]))
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    import deepspeed
-
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    # Its shared-memory operator serves `inference_all_reduce` alone, which no training calls. Building it
-    # takes a silent minute, and does not end behind the lock file of a build that was killed.
-    deepspeed.ops.__compatible_ops__ = {}
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
-    with _deepspeed_quiet():
-        deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
-    return World(dist.get_rank(), dist.get_world_size(), device)
-
-
-@contextlib.contextmanager
-def _deepspeed_quiet() -> Iterator[None]:
-    """Keeps DeepSpeed's reports of memory and of built operators off the terminal."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _require_free_port(port: int) -> None:
-    """Torch takes another program's server for its own, and may wait there for the other ranks for ever."""
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            with socket.socket(family) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one just left is free
-                probe.bind(("", port))  # on every address, as torch does; nothing listens
-        except OSError as problem:
-            if problem.errno != errno.EADDRINUSE:
-                continue  # a machine without this family
-            raise UserError(
-                f"--master_port: another program has port {port}; name a free one, for example"
-                f" deepspeed --master_port {port + 1} ... (without a launcher: MASTER_PORT={port + 1})"
-            ) from None
 
 
 @dataclass(frozen=True)
@@ -192,7 +58,7 @@ class Engine:
             _parameter_groups(model, train.weight_decay), lr=0.0, betas=train.betas, eps=train.eps, fused=True
         )
         initial = {name: p.detach().clone() for name, p in trained(model)}
-        with _deepspeed_quiet():
+        with deepspeed_quiet():
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         self._adamw: torch.optim.AdamW = self._engine.basic_optimizer
         self._stage = train.zero_stage

@@ -76,8 +76,8 @@ def triple_loss(
     """The loss of one micro-batch; a term whose weight or denominator is 0 is 0 and costs nothing.
 
     Args:
-        z: [N, D] output of the student's MLM head transform where KL and CE look at it; its dtype is that of the matrix products (bfloat16, float16, float32, float64), reductions are float32
-            (float64 for float64).
+        z: [N, D] output of the student's MLM head transform where KL and CE look at it. The matrix products
+            have its dtype (bfloat16, float16, float32, float64), reductions float32 (float64 for float64).
         decoder_weight, decoder_bias: [V, D], [V] of the student; None only if no term needs the vocabulary.
         target: soft targets of the N positions; None only where alpha_ce is 0.
         labels: int64 [N] original ids of masked positions, -100 elsewhere.

@@ -24,7 +24,7 @@ from student_train.student.model import needs_head
 
 if TYPE_CHECKING:
     from offline_teacher.store.reader import Store
-    from student_train.engine.engine import World
+    from student_train.engine.world import World
     from student_train.student.model import StudentModel
 
 TEMPERATURES = (1.0, 2.0)

@@ -30,7 +30,8 @@ from offline_teacher.store.schema import Layout, ShardPlan
 from student_train import losses
 from student_train.data.order import SampleOrder
 from student_train.data.stream import Step, Stream
-from student_train.engine.engine import Engine, World, start_world
+from student_train.engine.engine import Engine
+from student_train.engine.world import World, start_world
 from student_train.objectives.objective import Objective, columns_needed
 from student_train.objectives.soft_targets import TeacherHead
 from student_train.student.model import build_student

@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from student_train.engine.engine import _free_port
+from student_train.engine.world import free_port
 from tests.student_train.tiny_run import make_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ SECONDS_TO_FIRST_STEP = 120.0
 def start(recipe: Path, name: str, ranks: int) -> subprocess.Popen:
     """The command as a user would start it, in a session of its own; output goes beside the recipe."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
-    launch += ["--master_port", str(_free_port())]
+    launch += ["--master_port", str(free_port())]
     script = [str(ROOT / "student_train" / "main.py"), "--recipe", str(recipe), f"name={name}"]
     command = [*launch, *script] if ranks > 1 else [sys.executable, *script]
     with (recipe.parent / f"{name}.log").open("a") as log:

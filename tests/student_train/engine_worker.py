@@ -13,7 +13,8 @@ from torch import nn
 
 from infra.sections import Train
 from student_train.engine import checkpoint
-from student_train.engine.engine import Engine, World, start_world
+from student_train.engine.engine import Engine
+from student_train.engine.world import World, start_world
 
 BATCH, VOCABULARY, WIDTH = 8, 23, 7
 

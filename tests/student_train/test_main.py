@@ -20,7 +20,7 @@ import torch
 from infra.errors import UserError
 from offline_teacher.store.writer import seal_recipe
 from student_train import engine, main
-from student_train.engine.engine import World
+from student_train.engine.world import World
 from tests.student_train.tiny_run import make_run, make_store, make_teacher
 
 STEPS = 13  # two epochs of 50 sequences in batches of 8

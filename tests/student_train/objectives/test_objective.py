@@ -16,7 +16,7 @@ from infra.sections import SOFT_TARGETS, Student, Train
 from offline_teacher.store.reader import Store, open_store
 from student_train.data.order import SampleOrder
 from student_train.data.stream import Step, Stream
-from student_train.engine.engine import World
+from student_train.engine.world import World
 from student_train.objectives.objective import (
     TARGETS,
     Objective,

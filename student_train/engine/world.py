@@ -1,0 +1,158 @@
+"""The processes that train together: how they start, and what they tell each other between host and host."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from infra.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together.
+
+    Ranks talk through the memory of their hosts, also where they compute on GPUs: a word between them never
+    waits for what a GPU is still at.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    """Where this rank computes."""
+    host: dist.ProcessGroup | None = None
+    """The group over which hosts talk; None: torch's default one."""
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def max(self, values: list[float]) -> list[float]:
+        """The largest of every rank's values, element by element."""
+        return self._reduced(values, dist.ReduceOp.MAX)
+
+    def sum(self, values: list[float]) -> list[float]:
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def _reduced(self, values: list[float], operation: Any) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, operation, group=self.host)
+        return tensor.tolist()
+
+    def text_from(self, rank: int, text: str) -> str:
+        """``text`` of one rank, on all of them."""
+        data = text.encode()
+        size = torch.tensor([len(data)])
+        dist.broadcast(size, rank, group=self.host)
+        if not size:
+            return ""
+        buffer = torch.zeros(int(size), dtype=torch.uint8)
+        if self.rank == rank:
+            buffer.copy_(torch.tensor(list(data), dtype=torch.uint8))
+        dist.broadcast(buffer, rank, group=self.host)
+        return bytes(buffer.tolist()).decode()
+
+    def first_does(self, function: Callable[[], str]) -> str:
+        """The text that ``function`` returns on rank 0, on all ranks; so is a UserError it raises there."""
+        text, problem = "", ""
+        if self.first:
+            try:
+                text = function()
+            except UserError as error:
+                problem = str(error)
+        problem = self.text_from(0, problem)
+        if problem:
+            raise UserError(problem)
+        return self.text_from(0, text)
+
+    def raise_first(self, problem: str) -> None:
+        """Raises the problem of the first rank that has one, on all ranks, as a UserError. All ranks call it."""
+        failed = int(self.max([float(self.size - self.rank) if problem else 0.0])[0])
+        if failed:
+            raise UserError(self.text_from(self.size - failed, problem))
+
+    def all_do(self, function: Callable[[], T]) -> T:
+        """What ``function`` returns on this rank; a UserError it raises on any rank is raised on all."""
+        result: list[T] = []
+        problem = ""
+        try:
+            result.append(function())
+        except UserError as error:
+            problem = str(error)
+        self.raise_first(problem)
+        return result[0]
+
+    def close(self) -> None:
+        dist.destroy_process_group()
+
+
+def start_world() -> World:
+    """Joins the processes of the launcher (deepspeed, torchrun), or is alone where there is none.
+
+    UserError where another program has the launcher's port.
+    """
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    if "RANK" not in os.environ:
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(alone, MASTER_PORT=str(free_port()))
+    if os.environ["RANK"] == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        _require_free_port(int(os.environ["MASTER_PORT"]))
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # Its shared-memory operator serves `inference_all_reduce` alone, which no training calls. Building it
+    # takes a silent minute, and does not end behind the lock file of a build that was killed.
+    deepspeed.ops.__compatible_ops__ = {}
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    with deepspeed_quiet():
+        deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+    host = dist.new_group(backend="gloo") if on_gpu else None
+    return World(dist.get_rank(), dist.get_world_size(), device, host)
+
+
+@contextlib.contextmanager
+def deepspeed_quiet() -> Iterator[None]:
+    """Keeps DeepSpeed's reports of memory and of built operators off the terminal."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _require_free_port(port: int) -> None:
+    """Torch takes another program's server for its own, and may wait there for the other ranks for ever."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one just left is free
+                probe.bind(("", port))  # on every address, as torch does; nothing listens
+        except OSError as problem:
+            if problem.errno != errno.EADDRINUSE:
+                continue  # a machine without this family
+            raise UserError(
+                f"--master_port: another program has port {port}; name a free one, for example"
+                f" deepspeed --master_port {port + 1} ... (without a launcher: MASTER_PORT={port + 1})"
+            ) from None
