@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from evaluation.outputs_store import OutputsDeclaration, read_outputs
+from evaluation.outputs_store import OutputsSpec, read_outputs
 from evaluation.tasks import Split, Task
 from evaluation.training import Encoded, Loss, Targets
 from infra import storage
@@ -30,14 +30,14 @@ TEACHER, TOKENS = "teacher", "tokens"
 """Names of the targets: logits float32 [B, *shape]; number of real tokens int64 [B]."""
 
 
-def declare(task: Task, train: Split, data: Encoded, teacher: str, dtype: str) -> OutputsDeclaration:
+def outputs_spec(task: Task, train: Split, data: Encoded, teacher: str, dtype: str) -> OutputsSpec:
     """What the outputs of the teacher with digest ``teacher`` for a training set are stored as.
 
     Start and end logits belong to tokens, so for them the windows ``data`` must be the same ones.
     """
     width = int(data.lengths().max())
     windows = repr((data.input_ids, data.token_type_ids)).encode() if task.kind == "spans" else b""
-    return OutputsDeclaration(
+    return OutputsSpec(
         shape=(2, width) if task.kind == "spans" else (task.outputs,),
         rows=len(data),
         fingerprint={
@@ -52,7 +52,7 @@ def declare(task: Task, train: Split, data: Encoded, teacher: str, dtype: str) -
 
 def add_outputs(data: Encoded, task: Task, train: Split, root: str, teacher: str, dtype: str) -> Encoded:
     """``data`` with the stored outputs as targets. UserError where they are damaged or of other rows."""
-    logits = read_outputs(root, declare(task, train, data, teacher, dtype))
+    logits = read_outputs(root, outputs_spec(task, train, data, teacher, dtype))
     assert len(logits) == len(data)
     targets = data.targets | {TEACHER: logits}
     if task.kind == "spans":

@@ -24,16 +24,16 @@ def store_lesson(job: Job, train: Split) -> None:
     assert lesson is not None
     tokenizer = load_tokenizer(lesson.model)
     data = finetune.encode(tokenizer, task, train, task.max_length or job.settings.max_length)
-    declaration = distillation.declare(task, train, data, lesson.digest, job.settings.dtype)
+    spec = distillation.outputs_spec(task, train, data, lesson.digest, job.settings.dtype)
 
     def load() -> Predict:
         model = load_model(Candidate("teacher", lesson.model), task, seed=0).to(finetune.device())
         return lambda rows: outputs(
-            model, data, rows, declaration.shape, job.settings.dtype, tokenizer.pad_token_id
+            model, data, rows, spec.shape, job.settings.dtype, tokenizer.pad_token_id
         )
 
     with console.progress(len(data), "rows", f"teacher's outputs for {task.name}") as shown:
-        store_outputs(lesson.outputs, declaration, load, shown.advance)
+        store_outputs(lesson.outputs, spec, load, shown.advance)
 
 
 def outputs(

@@ -13,7 +13,7 @@ from evaluation import distillation, outputs_store
 from evaluation.distillation import TEACHER, TOKENS, distilled
 from evaluation.finetune import loss_for
 from evaluation.models import Candidate
-from evaluation.outputs_store import OutputsDeclaration, read_outputs, store_outputs
+from evaluation.outputs_store import OutputsSpec, read_outputs, store_outputs
 from evaluation.scores import complete, prepare
 from evaluation.tasks import find_task
 from infra.errors import UserError
@@ -77,80 +77,81 @@ def test_span_loss_leaves_padding_out() -> None:
     )
 
 
-def declaration(rows: int = 2500, shape: tuple[int, ...] = (3,), teacher: str = "a") -> OutputsDeclaration:
-    return OutputsDeclaration(shape, rows, {"teacher": teacher})
+def spec(rows: int = 2500, shape: tuple[int, ...] = (3,), teacher: str = "a") -> OutputsSpec:
+    return OutputsSpec(shape, rows, {"teacher": teacher})
 
 
-def numbers(declared: OutputsDeclaration) -> np.ndarray:
-    return np.random.default_rng(3).standard_normal((declared.rows, *declared.shape)).astype(np.float32)
+def numbers(wanted: OutputsSpec) -> np.ndarray:
+    return np.random.default_rng(3).standard_normal((wanted.rows, *wanted.shape)).astype(np.float32)
 
 
-def fill(root: Path, declared: OutputsDeclaration) -> list[range]:
+def fill(root: Path, wanted: OutputsSpec) -> list[range]:
     """Store ``numbers``; the ranges that had to be computed."""
     asked: list[range] = []
 
     def predict(rows: range) -> np.ndarray:
         asked.append(rows)
-        return numbers(declared)[rows.start : rows.stop]
+        return numbers(wanted)[rows.start : rows.stop]
 
-    store_outputs(str(root), declared, lambda: predict)
+    store_outputs(str(root), wanted, lambda: predict)
     return asked
 
 
 @pytest.mark.parametrize("shape", [(3,), (1,), (2, 5)])
 def test_stored_outputs_come_back(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    declared = declaration(shape=shape)
-    assert fill(tmp_path, declared) == [range(1024), range(1024, 2048), range(2048, 2500)]
-    np.testing.assert_array_equal(read_outputs(str(tmp_path), declared), numbers(declared))
+    wanted = spec(shape=shape)
+    assert fill(tmp_path, wanted) == [range(1024), range(1024, 2048), range(2048, 2500)]
+    np.testing.assert_array_equal(read_outputs(str(tmp_path), wanted), numbers(wanted))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert fill(tmp_path, declared) == []
+    assert fill(tmp_path, wanted) == []
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_storing_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    declared = declaration()
+    wanted = spec()
 
     def stops(rows: range) -> np.ndarray:
         if rows.start == 1024:
             raise KeyboardInterrupt
-        return numbers(declared)[rows.start : rows.stop]
+        return numbers(wanted)[rows.start : rows.stop]
 
     with pytest.raises(KeyboardInterrupt):
-        store_outputs(str(tmp_path), declared, lambda: stops)
+        store_outputs(str(tmp_path), wanted, lambda: stops)
     with pytest.raises(UserError, match="missing"):
-        read_outputs(str(tmp_path), declared)
-    assert fill(tmp_path, declared) == [range(1024, 2048), range(2048, 2500)]
-    np.testing.assert_array_equal(read_outputs(str(tmp_path), declared), numbers(declared))
+        read_outputs(str(tmp_path), wanted)
+    assert fill(tmp_path, wanted) == [range(1024, 2048), range(2048, 2500)]
+    np.testing.assert_array_equal(read_outputs(str(tmp_path), wanted), numbers(wanted))
 
 
 def test_a_flipped_bit_anywhere_is_noticed_and_put_right(tmp_path: Path) -> None:
-    declared = declaration(rows=40)
-    fill(tmp_path, declared)
-    files = sorted(path for path in tmp_path.rglob("*") if path.is_file() and path.suffix == ".arrow")
+    wanted = spec(rows=40)
+    fill(tmp_path, wanted)
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file() and path.suffix == ".npy")
     files.append(tmp_path / "manifest.json")
     for path in files:
         whole = path.read_bytes()
         for place in range(0, len(whole), max(1, len(whole) // 20)):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
             with pytest.raises(UserError, match="run the same command again"):
-                read_outputs(str(tmp_path), declared)
-        fill(tmp_path, declared)
-        np.testing.assert_array_equal(read_outputs(str(tmp_path), declared), numbers(declared))
+                read_outputs(str(tmp_path), wanted)
+        fill(tmp_path, wanted)
+        np.testing.assert_array_equal(read_outputs(str(tmp_path), wanted), numbers(wanted))
 
 
-def test_a_damaged_sidecar_is_stored_anew(tmp_path: Path) -> None:
-    declared = declaration()
-    fill(tmp_path, declared)
-    sidecar = tmp_path / "shards/r000-00000001.json"
-    sidecar.write_text(sidecar.read_text().replace('"rows"', '"rose"').replace("1024", "1023"))
-    assert fill(tmp_path, declared) == [range(1024, 2048)]
+def test_only_a_damaged_file_is_stored_anew(tmp_path: Path) -> None:
+    wanted = spec()
+    fill(tmp_path, wanted)
+    (damaged,) = tmp_path.glob("rows-00001024-*.npy")
+    damaged.write_bytes(damaged.read_bytes()[:-4])
+    assert fill(tmp_path, wanted) == [range(1024, 2048)]
+    np.testing.assert_array_equal(read_outputs(str(tmp_path), wanted), numbers(wanted))
 
 
 def test_outputs_of_another_teacher_are_replaced_and_never_read(tmp_path: Path) -> None:
-    fill(tmp_path, declaration(teacher="a"))
+    fill(tmp_path, spec(teacher="a"))
     with pytest.raises(UserError, match="another teacher"):
-        read_outputs(str(tmp_path), declaration(teacher="b"))
-    assert len(fill(tmp_path, declaration(teacher="b"))) == 3
+        read_outputs(str(tmp_path), spec(teacher="b"))
+    assert len(fill(tmp_path, spec(teacher="b"))) == 3
 
 
 def test_outputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
@@ -158,8 +159,8 @@ def test_outputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         return np.full((len(rows), 3), np.nan, np.float32)
 
     with pytest.raises(UserError, match="not finite"):
-        store_outputs(str(tmp_path), declaration(), lambda: predict)
-    assert not list(tmp_path.rglob("*.arrow"))
+        store_outputs(str(tmp_path), spec(), lambda: predict)
+    assert not list(tmp_path.rglob("*.npy"))
 
 
 def candidates(teacher: str, student: str) -> list[Candidate]:
@@ -232,7 +233,7 @@ def test_spans_and_values_are_taught_too(encoder: str, pooler_free_encoder: str,
     results = complete(prepare(candidates(encoder, pooler_free_encoder), settings, scores), 1)
     assert results["s (D)"].keys() == {"SQuAD", "STS-B"}
     shapes = [
-        json.loads((tmp_path / f"scores/t/{task}/outputs/declaration.json").read_text())["shape"]
+        json.loads((tmp_path / f"scores/t/{task}/outputs/spec.json").read_text())["shape"]
         for task in ("SQuAD", "STS-B")
     ]
     assert shapes == [[2, 41], [1]]
