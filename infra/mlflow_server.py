@@ -15,17 +15,13 @@ from infra.errors import UserError
 from infra.journal import Entry
 from infra.locks import locked
 from infra.redaction import flat, redact, short
+from infra.tracked_runs import TrackedRun, parent_params, tracked_runs
 
 if TYPE_CHECKING:
     from infra.recipe import Recipe
 
-STAGES = {
-    "teacher": ("corpus", "sequences", "masking", "teacher", "store"),
-    "student": ("student", "train"),
-    "evaluation": ("evaluation",),
-}
-"""The nested runs, and the sections of the recipe that are each one's parameters."""
-
+IDS = "tracking.json"
+"""Key of a run -> MLflow's id."""
 POINTS, _PARAMS = 1000, 100
 """MLflow's limits: metric points and params a request."""
 _HOPELESS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "PERMISSION_DENIED")
@@ -33,13 +29,13 @@ _HOPELESS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "INVALID_STAT
 
 
 class Server:
-    """The MLflow side of one stage's run. Methods raise when the server cannot be reached."""
+    """The MLflow side of one nested run. Methods raise when the server cannot be reached."""
 
-    def __init__(self, recipe: Recipe, stage: str) -> None:
+    def __init__(self, recipe: Recipe, run: TrackedRun) -> None:
         # Not first in the thread that sends: two threads that import one package can see it half made.
         import mlflow.tracking  # noqa: F401
 
-        self.stage, self._recipe = stage, recipe
+        self._run, self._recipe = run, recipe
         self.ids: dict[str, str] = {}
         self.refused: list[str] = []
         self._client: Any = None
@@ -58,8 +54,13 @@ class Server:
         return (self._recipe.tracking.uri or "sqlite:").startswith("sqlite:")
 
     @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the nested run; None where the server has not answered yet."""
+        return self.ids.get(self._run.key)
+
+    @property
     def _run_id(self) -> str:
-        return self.ids[self.stage]
+        return self.ids[self._run.key]
 
     def send(self, entries: list[Entry]) -> int:
         """Sends the first entry, or the run of metrics it begins; returns how many were dealt with."""
@@ -113,22 +114,25 @@ class Server:
 
     def _find_runs(self, client: Any, experiment: str, uri: str) -> None:
         """Fills ``ids`` from tracking.json as far as the server knows them, and creates what is missing."""
-        path = storage.join(self._recipe.root, "tracking.json")
-        saved: dict[str, str] = {}
-        with contextlib.suppress(UserError):
-            saved = storage.read_json(path) if storage.exists(path) else {}
+        saved = self._saved_ids()
         ids = {"uri": uri, **saved} if saved.get("uri", uri) == uri else {"uri": uri}
         parent, created = _known_or_new(client, ids.get("parent"), experiment, self._recipe.name, {})
         ids["parent"] = parent
         if created:
-            params = flat({name: getattr(self._recipe, name) for names in STAGES.values() for name in names})
-            _log_params(client, parent, params)
+            _log_params(client, parent, flat(parent_params(self._recipe)))
             client.log_text(parent, redact(self._recipe.to_yaml()), "recipe.yaml")
-        tags = {"mlflow.parentRunId": parent, "stage": self.stage}
-        ids[self.stage], _ = _known_or_new(client, ids.get(self.stage), experiment, self.stage, tags)
+        key, tags = self._run.key, {"mlflow.parentRunId": parent, **self._run.tags}
+        ids[key], _ = _known_or_new(client, ids.get(key), experiment, key, tags)
         if ids != saved:
-            storage.publish_json(path, ids)
+            storage.publish_json(storage.join(self._recipe.root, IDS), ids)
         self.ids = ids
+
+    def _saved_ids(self) -> dict[str, str]:
+        """What any process of the recipe noted of its runs; {} where that is absent or damaged."""
+        path = storage.join(self._recipe.root, IDS)
+        with contextlib.suppress(UserError):
+            return dict(storage.read_json(path)) if storage.exists(path) else {}
+        return {}
 
     def _send_metrics(self, entries: list[Entry]) -> int:
         from mlflow.entities import Metric
@@ -178,9 +182,12 @@ class Server:
             self._client.update_run(parent, status=status)
             return
         self._client.set_terminated(self._run_id, status)
-        others = [self._client.get_run(self.ids[name]).info.status for name in STAGES if name in self.ids]
-        if status == "FAILED" or (len(others) == len(STAGES) and set(others) == {"FINISHED"}):
-            self._client.set_terminated(parent, status)
+        saved = self._saved_ids()
+        known = self.ids | (saved if saved.get("uri") == self.ids["uri"] else {})
+        keys = [one.key for one in tracked_runs(self._recipe)]
+        found = {self._client.get_run(known[key]).info.status for key in keys if key in known}
+        if status == "FAILED" or (set(keys) <= set(known) and found <= {"FINISHED", "FAILED"}):
+            self._client.set_terminated(parent, "FINISHED" if found == {"FINISHED"} else "FAILED")
 
     def _send_files(self, path: str, folder: str | None) -> None:
         send = self._client.log_artifacts if os.path.isdir(path) else self._client.log_artifact
@@ -196,7 +203,7 @@ class Server:
             origin = resolve_dataset_source(source)
         # MLflow keeps 36 characters of a digest: the 32 of xxh3-128 without its name.
         dataset = MetaDataset(origin, name="store", digest=digest.rpartition(":")[2][:36])  # type: ignore[abstract]
-        tag = InputTag("mlflow.data.context", "produced" if self.stage == "teacher" else "training")
+        tag = InputTag("mlflow.data.context", "produced" if self._run.stage == "teacher" else "training")
         self._client.log_inputs(self._run_id, [DatasetInput(dataset._to_mlflow_entity(), [tag])])
         self._client.set_tag(self._run_id, "store.digest", digest)
 
@@ -204,7 +211,8 @@ class Server:
         name, client = entry["name"], self._client
         if not os.path.isdir(entry["model"]):
             raise FileNotFoundError(f"{entry['model']}: no such directory")
-        client.log_artifacts(self._run_id, entry["model"], "model")
+        folder = entry.get("folder", "model")
+        client.log_artifacts(self._run_id, entry["model"], folder)
         _register(client, name)
         of_run = client.search_model_versions(f"run_id = '{self._run_id}'")
         versions = [version for version in of_run if version.name == name]
@@ -213,7 +221,7 @@ class Server:
             for key, value in entry["tags"].items():
                 client.set_model_version_tag(name, version, key, value)
         else:
-            source = f"{client.get_run(self._run_id).info.artifact_uri}/model"
+            source = f"{client.get_run(self._run_id).info.artifact_uri}/{folder}"
             version = client.create_model_version(name, source, self._run_id, tags=entry["tags"]).version
         if entry["alias"] and self._deserves(entry, version):
             client.set_registered_model_alias(name, entry["alias"], version)

@@ -125,6 +125,12 @@ class StudentRun:
     def directory(self) -> str:
         return storage.join(self.recipe.root, "students", self.name)
 
+    @property
+    def registered_name(self) -> str:
+        """Its name in the model registry; several students have the recipe's with their own behind it."""
+        name = self.recipe.tracking.model_name or self.recipe.name
+        return f"{name}-{self.name}" if self.recipe.students else name
+
     def fingerprinted(self) -> dict[str, dict[str, Any]]:
         """The settings that decide what the student becomes, JSON-able."""
         return {"student": fingerprinted(self.student), "train": fingerprinted(self.train)}

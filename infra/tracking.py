@@ -1,4 +1,4 @@
-"""Tracked runs in MLflow: a parent run for each recipe, nested runs for its stages.
+"""Tracked runs in MLflow: a parent run for each recipe, nested runs for its stages and its students.
 
 Everything logged goes into a journal first and is sent by a background thread, so a step never waits.
 A server or database that is away costs some seconds at the start and at the end, and one line; the next
@@ -8,7 +8,6 @@ start of any stage of the recipe catches up. Only rank 0 logs. Nothing here rais
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import sys
 import threading
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from infra import storage
 from infra.journal import Journal
-from infra.mlflow_server import POINTS, STAGES, Server
+from infra.mlflow_server import POINTS, Server
 from infra.redaction import flat, redact, short
+from infra.tracked_runs import TrackedRun, tracked_run, tracked_runs
 
 if TYPE_CHECKING:
     from infra.recipe import Recipe
@@ -59,8 +59,9 @@ class Run:
         alias: str | None = None,
         tags: Mapping[str, str] | None = None,
         score: str | None = None,
+        folder: str = "model",
     ) -> None:
-        """Logs a model directory as artifact ``model``, file by file, and makes it a version of ``name``.
+        """Logs a model directory as artifact ``folder``, file by file, and makes it a version of ``name``.
 
         The version takes ``alias``. With ``score``, a tag that holds a number, only where that is at least
         the number of the version that has the alias now, and both have the same tag ``tasks``.
@@ -77,8 +78,11 @@ class Run:
 
 
 def start_run(recipe: Recipe, stage: str, rank: int = 0, student: str | None = None) -> Run:
-    """The run of ``stage`` ("teacher", "student", "evaluation"), resumed where ``tracking.json`` knows it."""
-    assert stage in STAGES, stage
+    """The run of ``stage`` ("teacher", "student", "evaluation"), resumed where ``tracking.json`` knows it.
+
+    ``student``: which of several students, each of which has a run of its own.
+    """
+    nested = tracked_run(recipe, stage, student)
     if rank != 0 or not recipe.tracking.enabled:
         return Run()
     if recipe.tracking.uri is None and storage.is_remote(recipe.output):
@@ -90,7 +94,7 @@ def start_run(recipe: Recipe, stage: str, rank: int = 0, student: str | None = N
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("PGCONNECT_TIMEOUT", "5")
     try:
-        return _LiveRun(recipe, stage)
+        return _LiveRun(recipe, nested)
     except Exception as problem:
         _say(f"tracking: off; {short(problem)}")
         return Run()
@@ -99,24 +103,24 @@ def start_run(recipe: Recipe, stage: str, rank: int = 0, student: str | None = N
 class _LiveRun(Run):
     """Writes to the journal; a thread delivers from it."""
 
-    def __init__(self, recipe: Recipe, stage: str) -> None:
-        self._recipe, self._stage = recipe, stage
-        self._journal = Journal(_journal_path(recipe, stage))
-        self._server = Server(recipe, stage)
+    def __init__(self, recipe: Recipe, nested: TrackedRun) -> None:
+        self._recipe, self._nested = recipe, nested
+        self._journal = Journal(_journal_path(recipe, nested))
+        self._server = Server(recipe, nested)
         self._answered, self._wake, self._stopping = threading.Event(), threading.Event(), False
         self._retry_at, self._problem = 0.0, ""
         self._sample = _system_metrics() if recipe.tracking.system_metrics else None
         self._sample_at = time.monotonic()
         self._journal.append({"status": "RUNNING"})
-        self.log_params({name: dataclasses.asdict(getattr(recipe, name)) for name in STAGES[stage]})
+        self.log_params(nested.params)
         # A daemon: where a database is away, a call to it can take minutes, and the process ends without it.
-        self._thread = threading.Thread(target=self._run, name=f"tracking-{stage}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"tracking-{nested.key}", daemon=True)
         self._thread.start()
         self._answered.wait(_START_SECONDS)
 
     @property
     def run_id(self) -> str | None:
-        return self._server.ids.get(self._server.stage)
+        return self._server.run_id
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         self._journal.append({"params": flat(params)})
@@ -140,10 +144,13 @@ class _LiveRun(Run):
         alias: str | None = None,
         tags: Mapping[str, str] | None = None,
         score: str | None = None,
+        folder: str = "model",
     ) -> None:
         clean = {key: redact(str(value)) for key, value in (tags or {}).items()}
         path = os.path.abspath(model_dir)
-        self._journal.append({"model": path, "name": name, "alias": alias, "tags": clean, "score": score})
+        self._journal.append(
+            {"model": path, "name": name, "alias": alias, "tags": clean, "score": score, "folder": folder}
+        )
         self._wake.set()
 
     def finish(self, ok: bool) -> None:
@@ -178,7 +185,7 @@ class _LiveRun(Run):
         self._run_once()
         self._answered.set()
         if self._server.connected:
-            _catch_up(self._recipe, self._stage)
+            _catch_up(self._recipe, self._nested)
         while not self._stopping:
             self._wake.wait(1.0)
             self._wake.clear()
@@ -209,11 +216,11 @@ def deliver(journal: Journal, server: Server) -> None:
         journal.done(server.send(entries))
 
 
-def _catch_up(recipe: Recipe, stage: str) -> None:
-    """Sends what earlier runs of the other stages could not, unless one is running now."""
-    for other in STAGES:
+def _catch_up(recipe: Recipe, nested: TrackedRun) -> None:
+    """Sends what the recipe's other runs could not, unless one of them is being made now."""
+    for other in tracked_runs(recipe):
         path = _journal_path(recipe, other)
-        if other == stage or path is None or not os.path.exists(path):
+        if other == nested or path is None or not os.path.exists(path):
             continue
         journal = Journal(path)
         with contextlib.suppress(Exception):
@@ -243,8 +250,10 @@ def _system_metrics() -> Any:
     return sample
 
 
-def _journal_path(recipe: Recipe, stage: str) -> str | None:
-    return None if storage.is_remote(recipe.root) else storage.join(recipe.root, f"tracking-{stage}.jsonl")
+def _journal_path(recipe: Recipe, nested: TrackedRun) -> str | None:
+    if storage.is_remote(recipe.root):
+        return None
+    return storage.join(recipe.root, f"tracking-{nested.key}.jsonl")
 
 
 def _say(line: str) -> None:

@@ -157,9 +157,7 @@ def _train(run: StudentRun, store: Store, world: World, mirror: Mirror | None) -
             path = publish_model(run, directory, model, weights, store, fingerprint, results)
             if mirror:
                 mirror.push()
-            name = run.recipe.tracking.model_name or run.recipe.name
-            name = f"{name}-{run.name}" if run.recipe.students else name
-            tracked.register_model(path, name, tags={"store": store.digest})
+            tracked.register_model(path, run.registered_name, tags={"store": store.digest})
             return path
 
         world.first_does(publish)

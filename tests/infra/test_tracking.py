@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import socket
 import sqlite3
@@ -73,7 +74,7 @@ def test_nested_runs_params_files_store_and_model(tmp_path):
     parent = server.get_run(ids(tmp_path)["parent"])
     assert parent.info.status == "FINISHED"
     assert parent.info.run_name == "demo"
-    assert parent.data.params["masking.probability"] == "0.15"
+    assert parent.data.params["masking.epochs"] == "1"
     for stage in ("teacher", "student", "evaluation"):
         child = server.get_run(ids(tmp_path)[stage])
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -92,6 +93,87 @@ def test_nested_runs_params_files_store_and_model(tmp_path):
     assert [f.path for f in server.list_artifacts(evaluation, "report")] == ["report/config.json"]
     assert (tmp_path / "runs" / "mlartifacts").is_dir()
     assert not list((tmp_path / "runs" / "demo").glob("*.jsonl"))
+
+
+def family(tmp_path: Path, **tracking: object) -> Recipe:
+    """Two students of a store that is there already: no teacher pass is part of the recipe."""
+    train = sections.Train()
+    return dataclasses.replace(
+        recipe(tmp_path, **tracking),
+        corpus=None,
+        teacher=None,
+        students={
+            "half": sections.Variant(student=sections.Student(), train=train),
+            "tiny": sections.Variant(
+                student=sections.Student(layers=(0,)), train=dataclasses.replace(train, learning_rate=1e-3)
+            ),
+        },
+    )
+
+
+def test_every_student_has_a_run_of_its_own(tmp_path):
+    of = family(tmp_path)
+    for name in ("half", "tiny"):
+        with start_run(of, "student", student=name) as run:
+            run.log_metrics({"loss": float(len(name))}, 1)
+    server, known = client(tmp_path), ids(tmp_path)
+    assert known.keys() == {"uri", "parent", "student-half", "student-tiny"}
+    parent, half, tiny = (server.get_run(known[key]) for key in ("parent", "student-half", "student-tiny"))
+    assert [one.data.tags["mlflow.parentRunId"] for one in (half, tiny)] == [parent.info.run_id] * 2
+    assert [one.data.tags["student"] for one in (half, tiny)] == ["half", "tiny"]
+    assert [one.info.run_name for one in (half, tiny)] == ["student-half", "student-tiny"]
+    assert [one.data.params["train.learning_rate"] for one in (half, tiny)] == ["0.0005", "0.001"]
+    assert [one.data.params["student.layers"] for one in (half, tiny)] == ["every_second", "[0]"]
+    assert parent.data.params["students"] == "['half', 'tiny']"
+    assert not [name for name in parent.data.params if name.startswith(("train.", "student.", "teacher"))]
+    assert points(tmp_path, "loss", "student-tiny") == [(1, 4.0)]
+    assert parent.info.status == "RUNNING"  # the evaluation is still to come
+    with start_run(of, "evaluation"):
+        pass
+    assert server.get_run(parent.info.run_id).info.status == "FINISHED"
+
+
+def test_one_student_is_resumed_and_its_failure_is_the_recipes(tmp_path):
+    of = family(tmp_path)
+    with pytest.raises(KeyboardInterrupt), start_run(of, "student", student="tiny") as run:  # noqa: PT012
+        run.log_metrics({"loss": 2.0}, 1)
+        raise KeyboardInterrupt
+    for stage, name in (("student", "half"), ("evaluation", None)):
+        with start_run(of, stage, student=name):
+            pass
+    first = ids(tmp_path)
+    assert client(tmp_path).get_run(first["parent"]).info.status == "FAILED"
+    with start_run(of, "student", student="tiny") as run:
+        run.log_metrics({"loss": 1.0}, 2)
+    assert ids(tmp_path) == first
+    assert points(tmp_path, "loss", "student-tiny") == [(1, 2.0), (2, 1.0)]
+    assert client(tmp_path).get_run(first["parent"]).info.status == "FINISHED"
+
+
+def test_a_student_catches_up_for_another(tmp_path):
+    away = family(tmp_path, uri=f"http://127.0.0.1:{closed_port()}")
+    with start_run(away, "student", student="half") as run:
+        run.log_metrics({"loss": 3.0}, 1)
+    assert (tmp_path / "runs/demo/tracking-student-half.jsonl").exists()
+    with start_run(family(tmp_path), "student", student="tiny") as run:
+        pass
+    assert points(tmp_path, "loss", "student-half") == [(1, 3.0)]
+    assert not list((tmp_path / "runs/demo").glob("*.jsonl"))
+
+
+def test_models_of_one_run_have_folders_of_their_own(tmp_path):
+    """The evaluation registers every student."""
+    with start_run(family(tmp_path), "evaluation") as run:
+        for name in ("half", "tiny"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "config.json").write_text(name)
+            run.register_model(str(tmp_path / name), f"demo-{name}", folder=f"models/{name}")
+    server = client(tmp_path)
+    for name in ("half", "tiny"):
+        (version,) = server.search_model_versions(f"name = 'demo-{name}'")
+        assert version.source.endswith(f"/models/{name}")
+        listed = server.list_artifacts(version.run_id, f"models/{name}")
+        assert [file.path for file in listed] == [f"models/{name}/config.json"]
 
 
 def test_the_alias_is_kept_by_the_better_model(tmp_path):
