@@ -59,7 +59,18 @@ def run(options: argparse.Namespace) -> int:
 
     world = start_world()
     try:
-        return _train_all(left, store, world)
+        _check(left, store, world)
+        code = _train_all(left, store, world, alone=len(runs) == 1)
+        world.wait()
+        return code
+    except UserError as problem:
+        if world.size == 1:
+            raise
+        # A launcher ends all ranks as soon as one has failed: none leaves before rank 0 has spoken.
+        if world.first:
+            print(f"error: {problem}", file=sys.stderr, flush=True)
+        world.wait()
+        sys.exit(problem.exit_code)
     finally:
         world.close()
 
@@ -82,17 +93,32 @@ def _fingerprint(run: StudentRun, store: Store) -> dict[str, Any]:
     return {"recipe": run.fingerprinted(), "store": store.digest}
 
 
-def _train_all(runs: list[StudentRun], store: Store, world: World) -> int:
-    """0, or EXIT_INCOMPLETE where a student among several failed for a reason of its own."""
+def _check(runs: list[StudentRun], store: Store, world: World) -> None:
+    """UserError, before anything is trained, where a student cannot be what the recipe says."""
+    from student_train.data.order import check_world
+    from student_train.engine.deepspeed_config import build_config
+    from student_train.objectives.objective import soft_target_kind
+    from student_train.student.model import architecture
+
+    samples = store.splits["train"].plan.samples_per_epoch
+    for run in runs:
+        try:
+            check_world(run.train.batch_size, world.size, samples)
+            soft_target_kind(run.train, store.layout)
+            build_config(run.train, world.size)
+            architecture(run.student, run.train, store.teacher_config(), store.layout.teacher_weights)
+        except UserError as problem:
+            raise UserError(f"student {run.name}: {problem}" if len(runs) > 1 else str(problem)) from None
+
+
+def _train_all(runs: list[StudentRun], store: Store, world: World, alone: bool) -> int:
+    """0, or EXIT_INCOMPLETE where a student failed for a reason of its own; ``alone``: that is raised."""
     failed = []
     for run in runs:
         try:
-            with mirrored(run.directory, run.train.cache_dir) as mirror:
-                directory = mirror.local if mirror else run.directory
-                with _only_trainer(directory, world):
-                    results = _train(run, store, world, mirror)
+            results = _train_one(run, store, world)
         except UserError as problem:
-            if len(runs) == 1:
+            if alone:
                 raise
             failed.append(run.name)
             if world.first:
@@ -101,8 +127,16 @@ def _train_all(runs: list[StudentRun], store: Store, world: World) -> int:
         if world.first:
             _say(run, results, "trained")
     if failed and world.first:
-        print(f"error: not trained: {', '.join(failed)}; the others are finished", file=sys.stderr)
+        others = "; the others are finished" if len(failed) < len(runs) else ""
+        print(f"error: not trained: {', '.join(failed)}{others}", file=sys.stderr, flush=True)
     return EXIT_INCOMPLETE if failed else 0
+
+
+def _train_one(run: StudentRun, store: Store, world: World) -> dict[str, Any]:
+    with contextlib.ExitStack() as held:
+        mirror = world.all_do(lambda: held.enter_context(mirrored(run.directory, run.train.cache_dir)))
+        held.enter_context(_only_trainer(mirror.local if mirror else run.directory, world))
+        return _train(run, store, world, mirror)
 
 
 @contextlib.contextmanager
@@ -125,20 +159,19 @@ def _train(run: StudentRun, store: Store, world: World, mirror: Mirror | None) -
 
     from infra import tracking
     from infra.processor import warn_if_slow
-    from student_train.data.order import check_world
     from student_train.engine.engine import Engine
     from student_train.objectives.objective import soft_target_kind
     from student_train.student.published import publish_model
+    from student_train.student.reach import frozen_parameters
     from student_train.trainer import Trainer
 
     transformers.logging.disable_progress_bar()
-    check_world(run.train.batch_size, world.size, store.splits["train"].plan.samples_per_epoch)
     if world.first and world.device.type == "cpu":
         warn_if_slow("train.dtype", run.train.dtype)
     directory = mirror.local if mirror else run.directory
     world.first_does(lambda: _save_recipe(run, directory))
-    kind = soft_target_kind(run.train, store.layout)
-    model, objective = world.all_do(lambda: _model_and_objective(run, directory, store, world))
+    model, objective = world.all_do(lambda: _model_and_objective(run, store, world))
+    frozen = frozen_parameters(model)  # before they are rounded to train.dtype
     fingerprint = _fingerprint(run, store)
     with tracking.start_run(run.recipe, "student", world.rank, run.name) as tracked:
         tracked.log_store(run.recipe.store_path, store.digest)
@@ -147,11 +180,11 @@ def _train(run: StudentRun, store: Store, world: World, mirror: Mirror | None) -
         validated = trainer.train()
         results = {
             "steps": trainer.total_steps,
-            "soft_targets": kind,
-            "training": trainer.last_logged(),
+            "soft_targets": soft_target_kind(run.train, store.layout),
+            "training": trainer.history.last_losses(),
             "validation": validated,
         }
-        weights = engine.gather()["weights"]
+        weights = {**engine.gather()["weights"], **frozen}
 
         def publish() -> str:
             path = publish_model(run, directory, model, weights, store, fingerprint, results)
@@ -169,30 +202,24 @@ def _save_recipe(run: StudentRun, directory: str) -> str:
     return directory
 
 
-def _model_and_objective(run: StudentRun, directory: str, store: Store, world: World) -> tuple[Any, Any]:
+def _model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[Any, Any]:
     """The student, with what its loss does not reach frozen, and the loss on the store's teacher."""
-    import dataclasses
-
     import torch
     from safetensors.torch import load_file
 
+    from infra.cache import Cache
     from offline_teacher.families.replay import Replay
-    from student_train.engine.checkpoint import newest_step
-    from student_train.objectives.objective import Objective, needs_of
+    from student_train.objectives.objective import Objective
     from student_train.student.model import build_student
     from student_train.student.reach import freeze_unreached
 
-    train, student, config = run.train, run.student, store.teacher_config()
-    if newest_step(storage.join(directory, "checkpoints")) is not None and not store.layout.teacher_weights:
-        student = dataclasses.replace(student, init="random")  # the weights come from the checkpoint
-    weights = load_file(store.teacher_weights())
-    start = weights if store.layout.teacher_weights else None
-    model = build_student(student, train, config, start)
-    replay = None
-    if needs_of(train, store.layout).hidden_states or store.layout.hidden_states != "none":
-        replay = Replay(config, weights, store.layout.replay_layers)
+    train, layout, config = run.train, store.layout, store.teacher_config()
+    cache = Cache(train.cache_dir, train.cache_bytes) if storage.is_remote(store.root) else None
+    weights = load_file(store.teacher_weights(cache))
+    model = build_student(run.student, train, config, weights if layout.teacher_weights else None)
+    replay = Replay(config, weights, layout.replay_layers) if layout.hidden_states != "none" else None
     recorder = model.recorder(train.relation_layer) if train.alpha_relation else None
-    objective = Objective(train, store.layout, replay, recorder)
+    objective = Objective(train, layout, replay, recorder)
     freeze_unreached(model, objective)
     if replay is not None:
         replay.to(world.device, getattr(torch, train.dtype))
@@ -210,11 +237,15 @@ def _say(run: StudentRun, results: dict[str, Any], what: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Rank 0 speaks for all: the others end quietly, with 0, so that the launcher waits for its exit code."""
+    """Rank 0 speaks for all.
+
+    Before the ranks have met, the others end quietly with 0, so that the launcher waits for rank 0; later all
+    end with one exit code.
+    """
     if rank_of_environment() == 0:
         console.command(lambda: run(parse(arguments)))
     with contextlib.suppress(UserError, KeyboardInterrupt):
-        run(parse(arguments))
+        sys.exit(run(parse(arguments)))
     sys.exit(0)
 
 

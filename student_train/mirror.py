@@ -141,10 +141,6 @@ def _files(root: str) -> list[str]:
     return sorted(found, key=lambda name: (name.endswith(("state.json", "model.json")), name))
 
 
-def _shared(name: str) -> bool:
-    return not name.startswith(_OWN) and ".damaged-" not in name
-
-
 def _stamp(path: str) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns

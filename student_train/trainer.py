@@ -7,30 +7,27 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 
-from infra import console, storage
+from infra import storage
 from infra.errors import UserError
 from infra.recipe import StudentRun
-from offline_teacher.store.numbering import PART_SHIFT
-from offline_teacher.store.reader import Split, Store
-from student_train.data.order import Places, SampleOrder, run_samples
-from student_train.data.reading import open_stream
+from offline_teacher.store.reader import Store
+from student_train.data.order import Places, SampleOrder, chained_digest, run_samples
+from student_train.data.reading import open_stream, sequence_names
 from student_train.data.stream import Step, Stream
 from student_train.engine import checkpoint
 from student_train.engine.engine import Engine, StepResult
 from student_train.engine.schedule import learning_rate
 from student_train.engine.world import World
+from student_train.history import History, Tracker, Window, progress
 from student_train.mirror import Mirror
 from student_train.objectives.objective import TERMS, Objective, columns_needed
 from student_train.objectives.validation import validate
@@ -43,29 +40,6 @@ SHOWN_IDS = 32
 
 class Stopped(KeyboardInterrupt):
     """Ctrl-C or SIGTERM: the current step was finished and saved."""
-
-
-class Tracker(Protocol):
-    """What the loop needs of ``infra.tracking.Run``."""
-
-    @property
-    def run_id(self) -> str | None: ...
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None: ...
-
-
-@dataclass
-class Window:
-    """What was added up since the last logged step, on this rank."""
-
-    seconds: float = 0.0
-    """Spent on steps: checkpoints and validation are left out."""
-    waited: float = 0.0
-    """Seconds of them spent waiting for the stream."""
-    tokens: int = 0
-    """Of all ranks."""
-    steps: int = 0
-    sums: torch.Tensor = field(default_factory=lambda: torch.zeros(len(TERMS), dtype=torch.float64))
-    """This rank's share of each term, added up over the steps."""
 
 
 class Trainer:
@@ -95,12 +69,11 @@ class Trainer:
         )
         directory = mirror.local if mirror else run.directory
         self.checkpoints = storage.join(directory, "checkpoints")
-        self.history = storage.join(directory, "history.jsonl")
+        self.history = History(storage.join(directory, "history.jsonl"), tracker, world.first)
         self.step = 0
         self.samples_digest = ""
         self.saved_step = -1
         self.stop_requested = False
-        self.last_metrics: dict[str, float] = {}
         self.window = Window()
 
     @property
@@ -118,7 +91,9 @@ class Trainer:
         with (
             self._signals_noted(),
             self._stream() as stream,
-            self._progress(self.total_steps, "steps", f"student {self.run.name}", self.step) as bar,
+            progress(
+                self.world.first, self.total_steps, "steps", f"student {self.run.name}", self.step
+            ) as bar,
         ):
             while (agreed := self._next_step(stream)) is not None:
                 started = time.perf_counter()
@@ -205,9 +180,7 @@ class Trainer:
     def _count(self, step: Step, terms: torch.Tensor, tokens: float) -> None:
         self.step = step.step + 1
         self.samples_digest = chained_digest(self.samples_digest, step.places)
-        self.window.sums = self.window.sums.to(terms.device) + terms
-        self.window.tokens += int(tokens)
-        self.window.steps += 1
+        self.window.add(terms, int(tokens))
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.total_steps)
@@ -229,42 +202,20 @@ class Trainer:
         }
         if self.train_section.dtype == "float16":
             metrics["loss_scale"] = self.engine.loss_scale
-        self.last_metrics = metrics
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self._record({**finite, "samples": self.samples_digest, "steps": window.steps})
+        self.history.record(self.step, {**finite, "samples": self.samples_digest, "steps": window.steps})
         return f"loss {metrics['loss']:.4f}, {metrics['tokens_per_second']:,.0f} tokens/s"
 
     def _validate(self) -> dict[str, float]:
         held_out = self.store.splits.get("validation")
         if held_out is None:
             return {}
-        with self._progress(held_out.plan.samples, "sequences", "validation") as bar:
+        with progress(self.world.first, held_out.plan.samples, "sequences", "validation") as bar:
             metrics = validate(
                 self.model, self.objective, self.store, self.world, self.train_section, bar.advance
             )
-        self._record({f"validation_{name}": value for name, value in metrics.items()})
+        self.history.record(self.step, {f"validation_{name}": value for name, value in metrics.items()})
         return metrics
-
-    def _record(self, values: dict[str, Any]) -> None:
-        if not self.world.first:
-            return
-        with open(self.history, "a") as file:
-            file.write(json.dumps({"step": self.step, **values}) + "\n")
-        numbers = {name: float(value) for name, value in values.items() if isinstance(value, float)}
-        self.tracker.log_metrics(numbers, self.step)
-
-    def last_logged(self) -> dict[str, float]:
-        """Losses of the last logged step, also where an earlier process logged it. Meaningful on rank 0."""
-        if not self.last_metrics and os.path.exists(self.history):
-            lines = [json.loads(line) for line in storage.read_bytes(self.history).decode().splitlines()]
-            logged = [line for line in lines if "loss" in line]
-            self.last_metrics = logged[-1] if logged else {}
-        return {name: self.last_metrics[name] for name in TERMS if name in self.last_metrics}
-
-    def _progress(self, total: int, unit: str, description: str, done: int = 0) -> Any:
-        if self.world.first:
-            return console.progress(total, unit, description, done)
-        return _silent_progress()
 
     # --- stop and go on -------------------------------------------------------------------------------------
 
@@ -318,8 +269,7 @@ class Trainer:
             self.engine.restore_scaler(facts["scaler"])
             self.step = self.saved_step = facts["step"]
             self.samples_digest = facts["digest"]
-        if self.world.first:
-            trim_history(self.history, self.step)
+        self.history.trim(self.step)
 
     def _stream(self) -> Stream:
         columns = columns_needed(self.train_section, self.store.layout)
@@ -345,42 +295,3 @@ class Trainer:
 def dropout_seed(seed: int, step: int, rank: int) -> int:
     """A seed for the random numbers of one step on one rank, so that no generator state is kept."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
-
-
-def chained_digest(before: str, places: Places) -> str:
-    """Digest of all samples up to and with this batch: equal digests mean equal samples in equal order."""
-    batch = np.stack([places.masking_epoch, places.block, places.row]).astype("<i8").tobytes()
-    return xxhash.xxh3_128_hexdigest(before.encode() + batch)
-
-
-def sequence_names(split: Split, places: Places, count: int) -> list[str]:
-    """``part/row`` of the first ``count`` samples."""
-    names = []
-    for block, row in zip(places.block[:count].tolist(), places.row[:count].tolist(), strict=True):
-        sequence = int(split.plan.sequence_ids(block)[row])
-        names.append(f"{sequence >> PART_SHIFT}/{sequence & (1 << PART_SHIFT) - 1}")
-    return names
-
-
-def trim_history(path: str, step: int) -> None:
-    """Drops what a run wrote after its last checkpoint, and a line cut short by its death."""
-    if not os.path.exists(path):
-        return
-    kept = []
-    for line in storage.read_bytes(path).decode(errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
-    storage.publish_bytes(path, "".join(f"{line}\n" for line in kept).encode())
-
-
-class _Silent:
-    def advance(self, count: int = 1) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
-@contextmanager
-def _silent_progress() -> Iterator[_Silent]:
-    yield _Silent()

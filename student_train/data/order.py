@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
+import xxhash
 
 from infra.errors import UserError
 from student_train.data.permutation import mix, mix_int, permute, positions_of
@@ -193,3 +194,9 @@ def check_world(batch_size: int, world: int, sequences: int, what: str = "the st
             f"train.batch_size: {batch_size} sequences cannot be shared by {world} ranks; "
             f"raise it to at least {world}, or start fewer ranks"
         )
+
+
+def chained_digest(before: str, places: Places) -> str:
+    """Digest of all samples up to and with this batch: equal digests mean equal samples in equal order."""
+    batch = np.stack([places.masking_epoch, places.block, places.row]).astype("<i8").tobytes()
+    return xxhash.xxh3_128_hexdigest(before.encode() + batch)

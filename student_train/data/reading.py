@@ -11,9 +11,10 @@ from infra import storage
 from infra.cache import Cache
 from infra.sections import Train
 from offline_teacher.store.block_reader import BlockReader
-from offline_teacher.store.reader import Store
+from offline_teacher.store.numbering import PART_SHIFT
+from offline_teacher.store.reader import DamagedStore, Split, Store
 from student_train.data.collate import TEXT
-from student_train.data.order import SampleOrder
+from student_train.data.order import Places, SampleOrder
 from student_train.data.stream import Share, Stream
 
 if TYPE_CHECKING:
@@ -23,12 +24,20 @@ if TYPE_CHECKING:
 class Samples:
     """Samples of one split by their places, gathered from checked blocks."""
 
-    def __init__(self, reader: BlockReader, names: Sequence[str]) -> None:
+    def __init__(self, store: Store, split: str, names: Sequence[str], cache: Cache | None = None) -> None:
         self.names = names
-        self._reader = reader
+        self._reader = BlockReader(store, split, names, cache)
+        self._root, self._split = store.root, split
+        last, length = store.layout.vocab_size - 1, store.layout.length
+        self._bounds = dict.fromkeys(("input_ids", "masked_labels", "topk_ids"), (0, last))
+        self._bounds |= {"token_count": (1, length), "masked_positions": (-1, length - 1)}
 
     def gather(self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray) -> Mapping[str, np.ndarray]:
-        """Samples [n] by masking epoch, block and row: new arrays [n, *shape] of the columns, all checked."""
+        """Samples [n] by masking epoch, block and row: new arrays [n, *shape] of the columns, all checked.
+
+        DamagedStore where bytes are not those that were written, and where an index is out of its range:
+        kernels trust every index.
+        """
         out: dict[str, np.ndarray] = {}
         keys = np.stack([epoch, block], axis=1)
         for key in np.unique(keys, axis=0):
@@ -37,6 +46,9 @@ class Samples:
                 if name not in out:
                     out[name] = np.empty((len(row), *values.shape[1:]), values.dtype.newbyteorder("="))
                 out[name][here] = values
+        for name, (low, high) in self._bounds.items():
+            if name in out and not ((out[name] >= low) & (out[name] <= high)).all():
+                raise DamagedStore(self._root, f"{self._split}: {name} holds numbers outside {low} to {high}")
         return out
 
     def fetch(self, epoch: int, block: int) -> None:
@@ -62,7 +74,7 @@ def open_stream(
         world.rank, world.size, train.micro_batch_size, train.prefetch, pin=world.device.type == "cuda"
     )
     return Stream(
-        Samples(BlockReader(store, split, names, cache), names),
+        Samples(store, split, names, cache),
         order,
         share,
         start,
@@ -71,3 +83,12 @@ def open_stream(
         bfloat16=store.layout.hidden_states == "bfloat16",
         remote=remote,
     )
+
+
+def sequence_names(split: Split, places: Places, count: int) -> list[str]:
+    """``part/row`` of the first ``count`` samples."""
+    names = []
+    for block, row in zip(places.block[:count].tolist(), places.row[:count].tolist(), strict=True):
+        sequence = int(split.plan.sequence_ids(block)[row])
+        names.append(f"{sequence >> PART_SHIFT}/{sequence & (1 << PART_SHIFT) - 1}")
+    return names

@@ -79,7 +79,7 @@ class World:
         return self.text_from(0, text)
 
     def raise_first(self, problem: str) -> None:
-        """Raises the problem of the first rank that has one, on all ranks, as a UserError. All ranks call it."""
+        """Raises the problem of the first rank that has one as a UserError on all; all ranks call it."""
         failed = int(self.max([float(self.size - self.rank) if problem else 0.0])[0])
         if failed:
             raise UserError(self.text_from(self.size - failed, problem))
@@ -94,6 +94,10 @@ class World:
             problem = str(error)
         self.raise_first(problem)
         return result[0]
+
+    def wait(self) -> None:
+        """Returns when all ranks have called it."""
+        self.sum([0.0])
 
     def close(self) -> None:
         dist.destroy_process_group()

@@ -90,7 +90,7 @@ class _SummedKL(torch.autograd.Function):
             counts = None if token_count is None else token_count[rows]
             value, part = _chunk(student[rows], teacher[rows], counts, heads, gradient is not None)
             total += value
-            if gradient is not None:
+            if gradient is not None and part is not None:
                 gradient[rows] = part
         ctx.save_for_backward(*([gradient] if gradient is not None else []))
         return total.float()

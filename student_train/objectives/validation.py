@@ -19,7 +19,7 @@ from student_train.data.order import SampleOrder
 from student_train.data.reading import open_stream
 from student_train.data.stream import Step, Stream
 from student_train.objectives.objective import Objective, picked, topk_target
-from student_train.objectives.soft_targets import ExactTarget, SoftTarget, TopkTarget
+from student_train.objectives.soft_targets import ExactTarget
 from student_train.student.model import needs_head
 
 if TYPE_CHECKING:
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 TEMPERATURES = (1.0, 2.0)
 CHUNK_SIZE = {"cpu": 64, "cuda": 512}
 """Positions whose [chunk, V] logits exist at once: on a CPU few, for a dozen passes from the cache."""
-SUMS = ("positions", "tokens", "masked", "kl_t1", "kl_t2", "mlm_loss", "mlm_accuracy", "agreement")
-SUMS += ("cosine", "relation")
+SUMS = (
+    *("positions", "tokens", "masked", "kl_t1", "kl_t2", "mlm_loss", "mlm_accuracy", "teacher_mlm_loss"),
+    *("agreement", "cosine", "relation"),
+)
 
 
 @torch.no_grad()
@@ -50,6 +52,7 @@ def validate(
 
     ``kl_t1``, ``kl_t2``: KL(p_T || q_T) at T = 1 and 2, a mean over the recorded positions, where the store
     can say (top-k stores: with the tail as one bucket). ``mlm_loss``, ``mlm_accuracy``: at masked positions.
+    ``teacher_mlm_loss``: the teacher's own masked-LM loss, where the store has hidden states.
     ``agreement``: the share of masked positions where student and teacher have the same most likely token.
     ``cosine``: mean cosine similarity of the last hidden states. ``relation``: the mean over relations.
     """
@@ -118,43 +121,58 @@ class _Measures:
             )
             sums["cosine"] += float(similarity.sum())
         if self.vocabulary:
-            targets = {t: self._target(batch, taught.last_hidden, t) for t in self.temperatures}
-            self._add_vocabulary(sums, model.head_transform(student), batch.labels, targets)
-
-    def _target(self, batch: Batch, last_hidden: Tensor | None, temperature: float) -> SoftTarget:
-        if self.exact:
-            assert self.objective.replay is not None
-            assert last_hidden is not None
-            return ExactTarget(self.objective.replay, last_hidden)
-        return topk_target(self.layout, batch, temperature)
+            self._add_vocabulary(sums, model.head_transform(student), batch, taught.last_hidden)
 
     def _add_vocabulary(
-        self, sums: dict[str, float], z: Tensor, every_label: Tensor, targets: dict[float, SoftTarget]
+        self, sums: dict[str, float], z: Tensor, batch: Batch, teacher_hidden: Tensor | None
     ) -> None:
+        """The measures over the vocabulary of N positions; ``teacher_hidden`` [N, D] where it is stored."""
         size = CHUNK_SIZE.get(z.device.type, 512)
         for start in range(0, len(z), size):
             rows = slice(start, min(start + size, len(z)))
             logits = functional.linear(z[rows], self.model.decoder_weight, self.model.decoder_bias).float()
-            labels = every_label[rows]
+            labels = batch.labels[rows]
             masked = labels != NO_LABEL
-            best = logits.argmax(1)
             sums["masked"] += float(masked.sum())
-            sums["mlm_loss"] += float(
-                functional.cross_entropy(logits[masked], labels[masked], reduction="sum")
-            )
+            sums["mlm_loss"] += _summed_loss(logits, labels)
+            best = logits.argmax(1)
             sums["mlm_accuracy"] += float((best == labels)[masked].sum())
-            for number, (temperature, target) in enumerate(targets.items()):
-                kl, teacher_best = _kl(target, rows, logits, temperature)
-                sums[f"kl_t{temperature:g}"] += float(kl.sum())
-                if number == 0:
-                    sums["agreement"] += float((best == teacher_best)[masked].sum())
+            teacher_best = (
+                self._add_topk(sums, logits, batch, rows)
+                if teacher_hidden is None
+                else self._add_exact(sums, logits, labels, teacher_hidden[rows])
+            )
+            if teacher_best is not None:
+                sums["agreement"] += float((best == teacher_best)[masked].sum())
+
+    def _add_exact(
+        self, sums: dict[str, float], logits: Tensor, labels: Tensor, teacher_hidden: Tensor
+    ) -> Tensor:
+        """Adds what the teacher's own logits say; its most likely token [n]."""
+        assert self.objective.replay is not None
+        teacher = ExactTarget(self.objective.replay, teacher_hidden).rows(slice(None)).float()
+        sums["teacher_mlm_loss"] += _summed_loss(teacher, labels)
+        for t in self.temperatures:
+            log_p, log_q = functional.log_softmax(teacher / t, 1), functional.log_softmax(logits / t, 1)
+            sums[f"kl_t{t:g}"] += float((log_p.exp() * (log_p - log_q)).sum())
+        return teacher.argmax(1)
+
+    def _add_topk(self, sums: dict[str, float], logits: Tensor, batch: Batch, rows: slice) -> Tensor | None:
+        """Adds what the stored top k say; the teacher's most likely token [n]."""
+        best = None
+        for t in self.temperatures:
+            ids, p, tail = topk_target(self.layout, batch, t).rows(rows)
+            sums[f"kl_t{t:g}"] += float(_topk_kl(logits / t, ids, p, tail).sum())
+            best = ids[:, 0]
+        return best
 
     def means(self, totals: dict[str, float]) -> dict[str, float]:
         """The measures of sums over all ranks."""
         positions = max(totals["positions"], 1.0)
         metrics = {f"kl_t{t:g}": totals[f"kl_t{t:g}"] / positions for t in self.temperatures}
         if self.vocabulary and totals["masked"]:
-            names = ["mlm_loss", "mlm_accuracy"] + ["agreement"] * bool(self.temperatures)
+            names = ["mlm_loss", "mlm_accuracy"] + ["teacher_mlm_loss"] * self.exact
+            names += ["agreement"] * bool(self.temperatures)
             metrics |= {name: totals[name] / totals["masked"] for name in names}
         if self.cosine:
             metrics["cosine"] = totals["cosine"] / positions
@@ -163,17 +181,15 @@ class _Measures:
         return metrics
 
 
-def _kl(target: SoftTarget, rows: slice, logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """KL [n] between teacher and student ``logits`` [n, V], and the teacher's most likely token [n]."""
-    log_q = functional.log_softmax(logits / temperature, dim=1)
-    if isinstance(target, ExactTarget):
-        teacher = target.rows(rows).float()
-        log_p = functional.log_softmax(teacher / temperature, dim=1)
-        return (log_p.exp() * (log_p - log_q)).sum(1), teacher.argmax(1)
-    assert isinstance(target, TopkTarget)
-    ids, p, tail = target.rows(rows)
-    log_q_ids = log_q.gather(1, ids)
+def _summed_loss(logits: Tensor, labels: Tensor) -> float:
+    """Cross-entropy of logits [n, V] over the positions that have a label, in nats, added up."""
+    return float(functional.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum"))
+
+
+def _topk_kl(scaled: Tensor, ids: Tensor, p: Tensor, tail: Tensor) -> Tensor:
+    """KL [n] of a top-k target from the student's logits over T [n, V]; the tail is one bucket."""
+    log_q = functional.log_softmax(scaled, dim=1)
     q_tail = torch.exp(torch.logsumexp(log_q.scatter(1, ids, -torch.inf), dim=1))
-    kept = torch.special.xlogy(p, p) - p * log_q_ids
+    kept = torch.special.xlogy(p, p) - p * log_q.gather(1, ids)
     rest = torch.special.xlogy(tail, tail) - torch.special.xlogy(tail, q_tail)
-    return kept.sum(1) + rest, ids[:, 0]
+    return kept.sum(1) + rest

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from infra import sections
 from infra.cpu_dropout import use_cheap_dropout
@@ -27,6 +28,7 @@ from offline_teacher.families.students import (
     student_config,
     student_weights,
 )
+from student_train.objectives.relations import relation_heads
 
 TeacherWeights = Mapping[str, Tensor]
 """Of the teacher, as `offline_teacher.families.weights.named_weights` names them."""
@@ -50,12 +52,7 @@ class StudentModel(nn.Module):
         return hidden
 
     def recorder(self, layer: int) -> QueriesKeysValues:
-        """Keeps queries, keys and values of a layer in every ``body``. UserError for a layer it lacks."""
-        depth = self.model.config.num_hidden_layers
-        if not -depth <= layer < depth:
-            raise UserError(
-                f"train.relation_layer: there is no layer {layer}; the student has {depth} layers"
-            )
+        """Keeps queries, keys and values of a layer in every ``body``."""
         return QueriesKeysValues(self.model, layer)
 
     def head_transform(self, hidden: Tensor) -> Tensor:
@@ -86,6 +83,34 @@ def needs_head(train: sections.Train) -> bool:
     return train.alpha_ce > 0 or train.alpha_mlm > 0
 
 
+def architecture(
+    student: sections.Student,
+    train: sections.Train,
+    teacher_config: Mapping[str, Any],
+    has_weights: bool,
+) -> tuple[tuple[int, ...], PretrainedConfig]:
+    """The teacher's layers that a student starts from, and the student's configuration.
+
+    ``has_weights``: the store holds all of the teacher's weights. UserError: the family is not supported; a
+    layer, a width or the relations do not fit; the start needs weights that the store does not hold.
+    """
+    if student.init == "teacher" and not has_weights:
+        raise UserError(
+            "student.init: teacher needs the teacher's weights, which the store does not hold"
+            " (store.teacher_weights: false); set student.init: random"
+        )
+    layers = choose_layers(student.layers, teacher_config)
+    config = student_config(teacher_config, layers, Shape(hidden_size=student.hidden_size), student.dropout)
+    if train.alpha_relation:
+        relation_heads(_width(teacher_config), config.hidden_size, train.relation_heads)
+        if not -len(layers) <= train.relation_layer < len(layers):
+            raise UserError(
+                f"train.relation_layer: there is no layer {train.relation_layer}; the student has"
+                f" {len(layers)} layers"
+            )
+    return layers, config
+
+
 def build_student(
     student: sections.Student,
     train: sections.Train,
@@ -96,21 +121,15 @@ def build_student(
 
     Args:
         teacher_config: the store's teacher/config.json.
-        teacher_weights: of the store; may be None where ``student.init`` is random.
+        teacher_weights: all of the store's; may be None where ``student.init`` is random.
 
     Raises:
-        UserError: the family is not supported; a layer or a width does not fit; the store lacks some of the
-            teacher's weights.
+        UserError: see ``architecture``; the weights lack a tensor or have one of another shape.
     """
-    layers = choose_layers(student.layers, teacher_config)
-    config = student_config(teacher_config, layers, Shape(hidden_size=student.hidden_size), student.dropout)
+    layers, config = architecture(student, train, teacher_config, teacher_weights is not None)
     start = None
     if student.init == "teacher":
-        if teacher_weights is None:
-            raise UserError(
-                "student.init: teacher needs the teacher's weights, which the store does not hold"
-                " (store.teacher_weights: false); set student.init: random"
-            )
+        assert teacher_weights is not None
         start = student_weights(teacher_config, teacher_weights, layers)
     model = new_student(config, start, head=needs_head(train), seed=train.seed)
     with torch.random.fork_rng(devices=[]):

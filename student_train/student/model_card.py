@@ -37,6 +37,7 @@ def model_card(run: StudentRun, store: Store, model: StudentModel, results: Mapp
         " sequences.\n",
         _table(("at the last logged step", "value"), sorted(results["training"].items())),
         _frozen(model),
+        _lengths(store.layout.length, model),
         "\n## Held-out text\n",
         _table(("measure", "value"), sorted(results["validation"].items()))
         if results["validation"]
@@ -68,6 +69,13 @@ def _frozen(model: StudentModel) -> str:
     return "\nNo term of the loss reaches these parameters, which are as they began:\n\n" + "".join(
         f"- `{name}`\n" for name in names
     )
+
+
+def _lengths(length: int, model: StudentModel) -> str:
+    """What is to be known of texts longer than the training sequences."""
+    if model.model.config.max_position_embeddings <= length:
+        return ""
+    return f"\nIt was trained on sequences of {length} tokens; of longer texts it has seen nothing.\n"
 
 
 def _table(headers: tuple[str, str], rows: list[tuple[str, Any]]) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+from torch import Tensor
 
 from offline_teacher.store.schema import Layout
 from student_train.data.collate import collate
@@ -20,6 +23,7 @@ def freeze_unreached(model: StudentModel, objective: Objective) -> list[str]:
     batch = collate(
         _sample(layout), layout.positions == "masked", layout.hidden_states == "bfloat16", weight=1.0
     )
+    objective = replace(objective, train=replace(objective.train, compile=False))
     objective(model, batch, tokens=batch.tokens, masked=max(1, batch.masked)).total.backward()
     unreached = []
     for name, parameter in model.named_parameters():
@@ -28,6 +32,11 @@ def freeze_unreached(model: StudentModel, objective: Objective) -> list[str]:
             unreached.append(name)
         parameter.grad = None
     return unreached
+
+
+def frozen_parameters(model: StudentModel) -> dict[str, Tensor]:
+    """Copies of the frozen parameters, by name, in the dtype and on the device they have now."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
 
 
 def _sample(layout: Layout) -> dict[str, np.ndarray]:

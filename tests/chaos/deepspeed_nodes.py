@@ -47,7 +47,7 @@ def main() -> int:
         directory = Path(scratch, "machines")
         with Machines(NODES, directory) as machines:
             train = {"epochs": 6, "batch_size": 12, "micro_batch_size": 2, "checkpoint_every": 3}
-            recipe = make_run(directory, sequences=64, replicas=2, validation=False, recipe={"train": train})
+            recipe = make_run(directory, sequences=64, masking_epochs=2, held_out=0, recipe={"train": train})
             for name in ("one", "two", "zero", "lost"):
                 shutil.copytree(directory / "runs/tiny", directory / "runs" / name)
             alone = ["--num_accelerators", "2"]

@@ -101,7 +101,7 @@ def _boot(machines: Machines, slurm: Path) -> dict[str, str]:
 
 def student(head: Machine, directory: Path, environment: dict[str, str]) -> list[Row]:
     train = {"epochs": 60, "batch_size": 12, "micro_batch_size": 2, "checkpoint_every": 1000}
-    recipe = make_run(directory, sequences=64, replicas=2, validation=False, recipe={"train": train})
+    recipe = make_run(directory, sequences=64, masking_epochs=2, held_out=0, recipe={"train": train})
     shutil.copytree(directory / "runs/tiny", directory / "runs/alone")
     head.must([sys.executable, "student_train/main.py", "--recipe", recipe, "name=alone"], SECONDS)
     alone, run, log = history(directory / "runs/alone"), directory / "runs/tiny", directory / "job.log"

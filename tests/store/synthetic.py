@@ -75,11 +75,12 @@ def make_store(
     teacher: Teacher | None = None,
     config: Mapping[str, Any] | None = None,
     weights: Mapping[str, np.ndarray] | None = None,
+    tokenizer: Mapping[str, bytes] | None = None,
 ) -> Store:
     """Writes a finished store with these rows of each part of each split, and opens it."""
     spec = make_spec(layout, plan, seed)
     begin_store(root, spec)
-    write_files(root, spec, config, weights)
+    write_files(root, spec, config, weights, tokenizer)
     for split, counts in rows.items():
         split_plan = SplitPlan.of(split, counts, spec.plan)
         for part in range(len(counts)):
@@ -95,8 +96,9 @@ def write_files(
     spec: Spec,
     config: Mapping[str, Any] | None = None,
     weights: Mapping[str, np.ndarray] | None = None,
+    tokenizer: Mapping[str, bytes] | None = None,
 ) -> None:
-    """The files of tokenizer and teacher."""
+    """The files of tokenizer (name -> content) and teacher."""
     layout = spec.layout
     sizes = {"model_type": "bert", "hidden_size": layout.hidden_size, "vocab_size": layout.vocab_size}
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -104,8 +106,9 @@ def write_files(
     files = {
         CONFIG: json.dumps(dict(config or sizes)).encode(),
         WEIGHTS: save(dict(weights or {"decoder": decoder(layout)})),
-        "tokenizer/vocab.txt": "\n".join(words).encode(),
     }
+    for name, data in (tokenizer or {"vocab.txt": "\n".join(words).encode()}).items():
+        files[f"tokenizer/{name}"] = data
     if layout.positions == "pooled":
         files[POOLING] = json.dumps({"pooling": "mean", "normalised": False}).encode()
     for name, data in files.items():

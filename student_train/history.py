@@ -1,0 +1,96 @@
+"""What a training run tells of itself: sums between two logged steps, history.jsonl, and MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from infra import console, storage
+from student_train.objectives.objective import TERMS
+
+
+class Tracker(Protocol):
+    """What the loop needs of ``infra.tracking.Run``."""
+
+    @property
+    def run_id(self) -> str | None: ...
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None: ...
+
+
+@dataclass
+class Window:
+    """What was added up since the last logged step, on this rank."""
+
+    seconds: float = 0.0
+    """Spent on steps: checkpoints and validation are left out."""
+    waited: float = 0.0
+    """Seconds of them spent waiting for the stream."""
+    tokens: int = 0
+    """Of all ranks."""
+    steps: int = 0
+    sums: torch.Tensor = field(default_factory=lambda: torch.zeros(len(TERMS), dtype=torch.float64))
+    """This rank's share of each term, added up over the steps; where the loss was computed."""
+
+    def add(self, terms: torch.Tensor, tokens: int) -> None:
+        """One step: its share of each of TERMS, and the real tokens of all ranks."""
+        self.sums = self.sums.to(terms.device) + terms
+        self.tokens += tokens
+        self.steps += 1
+
+
+class History:
+    """The lines of history.jsonl, one JSON object with a ``step`` each; MLflow gets the same numbers."""
+
+    def __init__(self, path: str, tracker: Tracker, first: bool) -> None:
+        """``first``: whether this rank writes; on the others nothing happens."""
+        self.path, self._tracker, self._first = path, tracker, first
+
+    def record(self, step: int, values: dict[str, Any]) -> None:
+        if not self._first:
+            return
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        numbers = {name: float(value) for name, value in values.items() if isinstance(value, float)}
+        self._tracker.log_metrics(numbers, step)
+
+    def last_losses(self) -> dict[str, float]:
+        """Each of TERMS at the last logged step, also where an earlier process logged it."""
+        if not os.path.exists(self.path):
+            return {}
+        lines = [json.loads(line) for line in storage.read_bytes(self.path).decode().splitlines()]
+        logged = [line for line in lines if "loss" in line]
+        return {name: logged[-1][name] for name in TERMS if logged and name in logged[-1]}
+
+    def trim(self, step: int) -> None:
+        """Drops what a run wrote after its last checkpoint, and a line cut short by its death."""
+        if not self._first or not os.path.exists(self.path):
+            return
+        kept = []
+        for line in storage.read_bytes(self.path).decode(errors="replace").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue
+        storage.publish_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
+
+
+@contextmanager
+def progress(first: bool, total: int, unit: str, description: str, done: int = 0) -> Iterator[Any]:
+    """A progress bar on the first rank; on the others one that shows nothing."""
+    if first:
+        with console.progress(total, unit, description, done) as bar:
+            yield bar
+    else:
+        yield _Silent()
+
+
+class _Silent:
+    def advance(self, count: int = 1) -> None: ...
+    def note(self, text: str) -> None: ...
