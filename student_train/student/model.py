@@ -18,6 +18,8 @@ from transformers import PretrainedConfig
 from infra import sections
 from infra.cpu_dropout import use_cheap_dropout
 from infra.errors import UserError
+from offline_teacher.families import family_of
+from offline_teacher.families.family import no_head
 from offline_teacher.families.head import masked_lm_head
 from offline_teacher.families.masks import encoder_mask
 from offline_teacher.families.recording import QueriesKeysValues
@@ -124,12 +126,15 @@ def build_student(
         teacher_weights: all of the store's; may be None where ``student.init`` is random.
 
     Raises:
-        UserError: see ``architecture``; the weights lack a tensor or have one of another shape.
+        UserError: see ``architecture``; the loss needs a masked-LM head that the teacher has not; the weights
+            lack a tensor or have one of another shape.
     """
     layers, config = architecture(student, train, teacher_config, teacher_weights is not None)
     start = None
     if student.init == "teacher":
         assert teacher_weights is not None
+        if needs_head(train) and f"{family_of(teacher_config).head.dense}.weight" not in teacher_weights:
+            raise no_head("the store's teacher")
         start = student_weights(teacher_config, teacher_weights, layers)
     model = new_student(config, start, head=needs_head(train), seed=train.seed)
     with torch.random.fork_rng(devices=[]):
@@ -141,7 +146,5 @@ def build_student(
 
 
 def _width(teacher_config: Mapping[str, Any]) -> int:
-    from offline_teacher.families import family_of
-
     width: int = family_of(teacher_config).config(teacher_config).hidden_size
     return width

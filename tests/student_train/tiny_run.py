@@ -5,6 +5,7 @@ Axes: n samples, L length, P recorded positions, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from offline_teacher.families.weights import named_weights, top_weights
+from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
+from offline_teacher.families.weights import named_weights, top_weights
 from offline_teacher.store.reader import Store
 from offline_teacher.store.schema import Layout
+from student_train import main
 from tests.store import synthetic
 from tests.store.synthetic import SPECIAL, Columns, Teacher
 
 V, D, L, M, K = 96, 16, 12, 2, 8
 LAYERS = 2
+assert (SPECIAL.pad, SPECIAL.cls, SPECIAL.sep, SPECIAL.mask) == (0, 2, 3, 4)  # as in WORDS
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -88,11 +92,14 @@ def live(teacher: BertForMaskedLM) -> Teacher:
         ids = torch.tensor(columns["input_ids"].astype(np.int64))
         out = teacher(ids, attention_mask=real.long(), output_hidden_states=True)
         hidden, logits = out.hidden_states[LAYERS - layout.replay_layers], out.logits
+        if layout.positions == "pooled":
+            columns["embedding"][:] = (hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+            return
         if layout.positions == "masked":
             at = torch.tensor(columns["masked_positions"].astype(np.int64))
             real, at = at >= 0, at.clamp_min(0)[..., None]
             hidden, logits = hidden.take_along_dim(at, 1), logits.take_along_dim(at, 1)
-        _fill(layout, columns, hidden * real[..., None], logits * real[..., None], real)
+        _fill(layout, columns, *(x.where(real[..., None], 0.0) for x in (hidden, logits)), real)
 
     return fill
 
@@ -116,7 +123,7 @@ def _fill(
 
 
 def make_run(root: Path, *, recipe: dict | None = None, **store: Any) -> Path:
-    """A store at ``root/runs/tiny/store`` and a recipe for it, without corpus or teacher; the recipe's path."""
+    """A store at ``root/runs/tiny/store`` and its recipe, without corpus or teacher; the recipe's path."""
     make_store(root / "runs" / "tiny" / "store", make_teacher(), **store)
     sections: dict = {
         "name": "tiny",
@@ -142,4 +149,31 @@ def make_run(root: Path, *, recipe: dict | None = None, **store: Any) -> Path:
     return path
 
 
-assert (SPECIAL.pad, SPECIAL.cls, SPECIAL.sep, SPECIAL.mask) == (0, 2, 3, 4)  # as in WORDS
+def command(root: Path, *words: str) -> int:
+    """``student_train/main.py --recipe root/recipe.yaml`` and these words; its exit code."""
+    return main.run(main.parse(["--recipe", str(root / "recipe.yaml"), *words]))
+
+
+def student(root: Path, name: str = "student") -> Path:
+    """Where a student of the recipe is made."""
+    return root / "runs" / "tiny" / "students" / name
+
+
+def history(root: Path, name: str = "student") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (student(root, name) / "history.jsonl").read_text().splitlines()]
+
+
+def logged(root: Path, name: str = "student") -> list[dict[str, Any]]:
+    """The lines of training steps."""
+    return [line for line in history(root, name) if "loss" in line]
+
+
+def validated(root: Path, name: str = "student") -> dict[str, float]:
+    """The measures of the final student on held-out text."""
+    lines = [line for line in history(root, name) if any(key.startswith("validation_") for key in line)]
+    return {k.removeprefix("validation_"): v for k, v in lines[-1].items() if k != "step"}
+
+
+def weights(root: Path, name: str = "student") -> dict[str, torch.Tensor]:
+    """Of the published model."""
+    return load_file(student(root, name) / "model" / "model.safetensors")

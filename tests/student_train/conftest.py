@@ -1,0 +1,60 @@
+"""The student command within this process, as the only rank, on a store made once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from student_train.engine import world as worlds
+from student_train.engine.world import World
+from tests.student_train.tiny_run import make_run
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    """This process as the only rank; what a launcher would have set is not left behind for others."""
+    before = dict(os.environ)
+    started = worlds.start_world()
+    os.environ.clear()
+    os.environ.update(before)
+    return started
+
+
+@pytest.fixture
+def alone(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(worlds, "start_world", lambda: world)
+    monkeypatch.setattr(World, "close", lambda self: None)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    return world
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """By ``replay_layers``: a store of the last hidden states, and one of the top layer's input."""
+    made = {}
+    for replay_layers in (0, 1):
+        made[replay_layers] = tmp_path_factory.mktemp("original")
+        make_run(made[replay_layers], replay_layers=replay_layers)
+    return made
+
+
+@pytest.fixture
+def run_dir(originals: dict[int, Path], tmp_path: Path) -> Path:
+    """A fresh copy of recipe and store, which holds the last hidden states and top-k."""
+    return copied(originals[0], tmp_path / "run")
+
+
+@pytest.fixture
+def replay_dir(originals: dict[int, Path], tmp_path: Path) -> Path:
+    """The same with the input of the teacher's top layer in the store."""
+    return copied(originals[1], tmp_path / "replay")
+
+
+def copied(original: Path, path: Path) -> Path:
+    shutil.copytree(original, path)
+    recipe = path / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(str(original), str(path)))
+    return path

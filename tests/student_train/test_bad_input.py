@@ -1,0 +1,311 @@
+"""What is wrong with a recipe, a store or a place: one clear line, nothing trained, nothing half-written."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from infra.errors import UserError
+from offline_teacher.families.weights import named_weights
+from offline_teacher.store import writer
+from offline_teacher.store.manifest import CONFIG, WEIGHTS
+from student_train.engine import world as worlds
+from student_train.engine.world import World
+from tests.student_train import tiny_run
+from tests.student_train.tiny_run import V, command, make_store, make_teacher, student
+
+RELATIONS = ["train.alpha_ce=0", "train.alpha_mlm=0", "train.alpha_cos=0", "train.alpha_relation=1"]
+
+
+def store(root: Path) -> Path:
+    return root / "runs" / "tiny" / "store"
+
+
+def nothing(root: Path) -> None: ...
+
+
+def no_recipe(root: Path) -> None:
+    (root / "recipe.yaml").unlink()
+
+
+def recipe_with(**sections: Any) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        path = root / "recipe.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | sections))
+
+    return change
+
+
+def no_store(root: Path) -> None:
+    shutil.rmtree(store(root))
+
+
+def store_of(**layout: Any) -> Callable[[Path], None]:
+    def rebuild(root: Path) -> None:
+        no_store(root)
+        make_store(store(root), make_teacher(), **layout)
+
+    return rebuild
+
+
+def format_1(root: Path) -> None:
+    no_store(root)
+    store(root).mkdir()
+    (store(root) / "declaration.json").write_text("{}")
+
+
+def incomplete(root: Path) -> None:
+    (store(root) / "manifest.json").unlink()
+    next((store(root) / "tasks" / "train").iterdir()).unlink()
+
+
+def half_a_manifest(root: Path) -> None:
+    path = store(root) / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def flipped(pattern: str) -> Callable[[Path], None]:
+    """A bit in the middle of every file of the store whose path matches."""
+
+    def flip(root: Path) -> None:
+        paths = sorted(store(root).glob(pattern))
+        assert paths
+        for path in paths:
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(bytes(data))
+
+    return flip
+
+
+def shards_gone(root: Path) -> None:
+    shutil.rmtree(store(root) / "shards" / "train")
+
+
+def impossible(column: str, value: int) -> Callable[[Path], None]:
+    """A store whose digests are right and whose numbers are not: its writer did not look at them."""
+
+    def rebuild(root: Path) -> None:
+        real = writer.TaskWriter.write
+
+        def write(self: Any, columns: dict[str, np.ndarray]) -> None:
+            columns[column].flat[0] = value
+            real(self, columns)
+
+        with (
+            mock.patch.object(writer.TaskWriter, "write", write),
+            mock.patch.object(writer, "check_block", return_value=()),
+        ):
+            store_of()(root)
+
+    return rebuild
+
+
+def teacher_without_a_head(root: Path) -> None:
+    kept = named_weights(make_teacher().bert)
+    no_store(root)
+    with mock.patch.object(tiny_run, "named_weights", return_value=kept):
+        make_store(store(root), make_teacher())
+
+
+def file_in_the_way(root: Path) -> None:
+    student(root).parent.mkdir()
+    student(root).write_text("in the way")
+
+
+def deepspeed_json(text: str) -> Callable[[Path], None]:
+    return lambda root: (root / "ds.json").write_text(text) and None
+
+
+def started(*overrides: str, then: Callable[[Path], None] = nothing) -> Callable[[Path], None]:
+    def train(root: Path) -> None:
+        command(root, "train.epochs=1", *overrides)
+        then(root)
+
+    return train
+
+
+def all_checkpoints_damaged(root: Path) -> None:
+    shutil.rmtree(student(root) / "model")
+    for path in (student(root) / "checkpoints").glob("*/weights.safetensors"):
+        path.write_bytes(b"")
+
+
+BAD: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
+    # The recipe
+    "no recipe": (no_recipe, [], ["recipe.yaml"]),
+    "unknown key": (nothing, ["train.lerning_rate=1"], ["lerning_rate", "learning_rate"]),
+    "wrong type": (nothing, ["train.batch_size=many"], ["train.batch_size"]),
+    "out of range": (nothing, ["train.epochs=0"], ["epochs"]),
+    "not an override": (nothing, ["train"], ["train"]),
+    "batch not divisible": (nothing, ["train.batch_size=7"], ["batch_size", "micro_batch_size"]),
+    "no loss": (nothing, RELATIONS[:3], ["no loss"]),
+    "no such student": (nothing, ["--student", "studnet"], ["'studnet'", "did you mean student?"]),
+    "two students of one name": (
+        recipe_with(students={"half": {}, "Half": {}}), [], ["Half, half", "upper and lower case"],
+    ),
+    "a student that is no mapping": (recipe_with(students={"half": 3}), [], ["students.half", "mapping"]),
+    "a student's unknown section": (
+        recipe_with(students={"half": {"trian": {}}}), [], ["students.half", "did you mean train?"],
+    ),
+    "a student's unknown key": (
+        recipe_with(students={"half": {"train": {"epoch": 1}}}), [], ["students.half", "mean epochs?"],
+    ),
+    "an override of no student": (
+        recipe_with(students={"half": {}}), ["students.haf.train.seed=1"], ["haf", "did you mean half?"],
+    ),
+    # The store
+    "no store": (no_store, [], ["tiny/store"]),
+    "no store at a path": (nothing, ["store.path={root}/absent"], ["{root}/absent"]),
+    "a store of format 1": (format_1, [], ["tiny/store", "format 1", "make it again"]),
+    "store incomplete": (incomplete, [], ["tiny/store", "incomplete", "1 of"]),
+    "manifest damaged": (half_a_manifest, [], ["manifest.json", "verify"]),
+    "spec damaged": (flipped("spec.json"), [], ["spec.json", "verify"]),
+    "index damaged": (flipped("tasks/train/*.json"), [], ["tasks/train/e000", "verify"]),
+    "shards damaged": (flipped("shards/train/*/*.arrow"), [], ["shards/train/e000", "sample", "verify"]),
+    "held-out shards damaged": (
+        flipped("shards/validation/*/*.arrow"), ["train.epochs=1"], ["shards/validation/e000", "verify"],
+    ),
+    "teacher's configuration damaged": (flipped(CONFIG), [], [CONFIG, "verify"]),
+    "teacher's weights damaged": (flipped(WEIGHTS), [], [WEIGHTS, "verify"]),
+    "tokenizer damaged": (flipped("tokenizer/tokenizer.json"), ["train.epochs=1"], ["tokenizer/", "verify"]),
+    "shards gone": (shards_gone, [], ["shards/train/e000", "missing"]),
+    "a label beyond the vocabulary": (
+        impossible("masked_labels", V), [], ["masked_labels", "outside 0 to 95", "verify"],
+    ),
+    "a token beyond the vocabulary": (impossible("input_ids", V + 7), [], ["input_ids", "outside 0 to 95"]),
+    "a top-k id beyond the vocabulary": (
+        impossible("topk_ids", V), ["train.soft_targets=topk", "train.alpha_cos=0"], ["topk_ids", "outside"],
+    ),
+    "no token in a sample": (impossible("token_count", 0), [], ["token_count", "outside 1 to 12"]),
+    "a masked position beyond the length": (
+        impossible("masked_positions", 12), [], ["masked_positions", "outside -1 to 11"],
+    ),
+    # What a loss needs of it
+    "teacher's weights withheld": (
+        store_of(teacher_weights=False), [], ["student.init: teacher", "teacher_weights: false", "random"],
+    ),
+    "exact without hidden states": (
+        store_of(hidden_states="none"),
+        ["train.soft_targets=exact", "train.alpha_cos=0"],
+        ["train.soft_targets", "hidden states"],
+    ),
+    "cosine without hidden states": (
+        store_of(hidden_states="none"), [], ["train.alpha_cos", "hidden states"],
+    ),
+    "topk without top-k": (store_of(top_k=0), ["train.soft_targets=topk"], ["train.soft_targets", "top-k"]),
+    "temperature not stored": (
+        nothing,
+        ["train.soft_targets=topk", "train.temperature=3"],
+        ["train.temperature: 3", "[1.0, 2.0]"],
+    ),
+    "all positions of a masked store": (store_of(positions="masked"), [], ["kl_positions", "masked"]),
+    "relations without replayed layers": (nothing, RELATIONS, ["train.alpha_relation", "replay_layers: 1"]),
+    "masked LM of text that is not masked": (store_of(masked=0), [], ["train.alpha_mlm", "not masked"]),
+    "masked positions of text that is not masked": (
+        store_of(masked=0), ["train.alpha_mlm=0", "train.kl_positions=masked"], ["kl_positions: masked"],
+    ),
+    "one vector a text": (
+        store_of(positions="pooled", top_k=0, hidden_states="none", masked=0),
+        [],
+        ["pooled", "positions: all"],
+    ),
+    "vocabulary of a teacher without a head": (teacher_without_a_head, [], ["masked-LM head"]),
+    # The student
+    "deeper than its teacher": (nothing, ["student.layers=last:5"], ["last:5", "2 layers"]),
+    "no such layer": (nothing, ["student.layers=[0, 7]"], ["layer 7"]),
+    "width and heads": (nothing, ["student.hidden_size=9", "student.init=random"], ["hidden_size", "heads"]),
+    "narrower from the teacher's layers": (nothing, ["student.hidden_size=8"], ["init: random"]),
+    "relation heads that do not divide": (
+        store_of(replay_layers=1), [*RELATIONS, "train.relation_heads=3"], ["train.relation_heads: 3", "16"],
+    ),
+    "no such layer of relations": (
+        store_of(replay_layers=1), [*RELATIONS, "train.relation_layer=4"], ["no layer 4", "1 layers"],
+    ),
+    "no such layer of relations from the end": (
+        store_of(replay_layers=1), [*RELATIONS, "train.relation_layer=-2"], ["train.relation_layer", "-2"],
+    ),
+    # The run
+    "loss not finite": (
+        nothing,
+        ["train.learning_rate=1e30", "train.warmup_ratio=0", "train.checkpoint_every=1"],
+        ["step 1", "not a finite number", "part/row", "checkpoints/step-00000001"],
+    ),
+    "loss not finite at stage 2": (
+        nothing,
+        ["train.learning_rate=1e30", "train.warmup_ratio=0", "train.zero_stage=2", "train.dtype=bfloat16"],
+        ["not a finite number", "no checkpoint was written yet"],
+    ),
+    "output in the way": (file_in_the_way, [], ["students/student"]),
+    "no DeepSpeed JSON": (nothing, ["train.deepspeed_config=absent.json"], ["absent.json"]),
+    "DeepSpeed JSON is not JSON": (
+        deepspeed_json("{"), ["train.deepspeed_config={root}/ds.json"], ["ds.json"],
+    ),
+    "DeepSpeed JSON contradicts": (
+        deepspeed_json('{"gradient_clipping": 1}'),
+        ["train.deepspeed_config={root}/ds.json"],
+        ["gradient_clipping is 1", "train.max_grad_norm"],
+    ),
+    "float16 where it cannot be": (nothing, ["train.dtype=float16"], ["float16", "bfloat16"]),
+    "other settings than at its start": (
+        started(), ["train.epochs=1", "train.seed=1"], ["(train.seed: 0 -> 1)"],
+    ),
+    "another store than at its start": (
+        started(then=store_of(sequences=40)), ["train.epochs=1"], ["store: 'xxh3-128:"],
+    ),
+    "no valid checkpoint": (
+        started(then=all_checkpoints_damaged), ["train.epochs=1"], ["no valid checkpoint is left"],
+    ),
+}  # fmt: skip
+
+
+def test_there_are_enough_kinds_of_bad_input() -> None:
+    assert len(BAD) >= 50
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_clear_line(
+    alone: World, run_dir: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)
+    prepare, words, named = BAD[name]
+    prepare(run_dir)
+    with pytest.raises(UserError) as raised:
+        command(run_dir, *(word.replace("{root}", str(run_dir)) for word in words))
+    line = str(raised.value)
+    assert "\n" not in line
+    for part in named:
+        assert part.replace("{root}", str(run_dir)) in line
+    assert not (student(run_dir) / "model").exists() or "at its start" in name
+
+
+def test_more_ranks_than_samples(
+    alone: World, run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(worlds, "start_world", lambda: World(0, 51, torch.device("cpu")))
+    with pytest.raises(SystemExit) as ended:
+        command(run_dir)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: 51 ranks for the store of 50 sequences")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_port_that_another_program_has(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as taken:
+        port = taken.getsockname()[1]
+        for name, value in {"RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"--master_port: another program has port {port}"):
+            worlds.start_world()
