@@ -1,4 +1,4 @@
-"""A recipe's student on devices: exports of its fine-tuned models, the score lost to int8, rows to time."""
+"""A recipe's students on devices: exports of its fine-tuned models, the score lost to int8, rows to time."""
 
 from __future__ import annotations
 
@@ -90,13 +90,10 @@ class TimedRow:
     bytes: int | None
 
 
-def latency_rows(
-    student: Candidate,
-    settings: Evaluation,
-    texts: Sequence[tuple[str, ...]],
-    inputs: dict[int, list[Inputs]],
+def onnx_rows(
+    student: Candidate, settings: Evaluation, inputs: dict[int, list[Inputs]]
 ) -> dict[str, TimedRow]:
-    """The student with an STS-B head in ONNX, float32 and int8, and a network of ELMo's size."""
+    """The student with an STS-B head in ONNX, float32 and int8."""
     model = load_model(student, find_task("STS-B"), seed=0).eval()
     model.set_attn_implementation("eager")
     rows, count = {}, parameters(model)
@@ -104,11 +101,13 @@ def latency_rows(
         sizes = export_model(model, draft, student.directory)["bytes"]
         for name, file in (("fp32", FLOAT32), ("int8", INT8)):
             session = open_session(os.path.join(draft, file), settings.latency_threads)
-            rows[f"{student.name} ONNX {name}"] = TimedRow(
-                session_runner(session), inputs, count, sizes[file]
-            )
-    if settings.elmo_reference:
-        network = elmo.build()
-        by_size = {size: elmo.batches(texts, size, settings.max_length) for size in (1, *latency.BATCH_SIZES)}
-        rows[elmo.LABEL] = TimedRow(elmo.runner(network), by_size, elmo.parameters(network), None)
+            runner = session_runner(session)
+            rows[f"{student.name} ONNX {name}"] = TimedRow(runner, inputs, count, sizes[file])
     return rows
+
+
+def elmo_row(settings: Evaluation, texts: Sequence[tuple[str, ...]]) -> TimedRow:
+    """A network of ELMo's size, with random weights."""
+    network = elmo.build()
+    by_size = {size: elmo.batches(texts, size, settings.max_length) for size in (1, *latency.BATCH_SIZES)}
+    return TimedRow(elmo.runner(network), by_size, elmo.parameters(network), None)

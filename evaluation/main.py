@@ -1,4 +1,4 @@
-"""Scores, latency and a report: of a recipe's teacher and student, or of any model directory.
+"""Scores, latency and a report: of a recipe's teacher and students, or of any model directory.
 
     python -m evaluation.main --recipe infra/recipes/demo.yaml [section.key=value ...]
     python -m evaluation.main --model DIR --tasks RTE,SST-2 --data GLUE_DIR --seeds 3 --epochs 3 --output DIR
@@ -21,7 +21,7 @@ from typing import NoReturn
 from infra import console, storage
 from infra.errors import UserError
 from infra.paths import expand_home
-from infra.recipe import Recipe, load_recipe
+from infra.recipe import load_recipe
 
 _WITH_A_RECIPE = ("recipe", "overrides", "submission")
 """Options that go with a recipe; the others go with a model directory."""
@@ -35,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(given)
     if options.recipe:
         recipe = load_recipe(options.recipe, options.overrides)
-        _require_student(recipe, options.recipe)
+        from evaluation.recipe_rows import require_students
+
+        require_students(recipe, options.recipe)
         from evaluation.recipe_run import run_recipe
 
         return run_recipe(recipe, options.submission)
@@ -44,12 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from evaluation.model_run import run_model
 
     return run_model(options)
-
-
-def _require_student(recipe: Recipe, path: str) -> None:
-    student = storage.join(recipe.student_dir, "model")
-    if not storage.exists(storage.join(student, "config.json")):
-        raise UserError(f"{student}: no student yet; train it with student_train/main.py --recipe {path}")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"
-_HEADS = ("classifier", "pre_classifier", "pooler", "score", "qa_outputs", "regressor")
+_HEADS = ("classifier", "pre_classifier", "pooler", "head", "score", "qa_outputs", "regressor")
 """First parts of parameter names that a body without a task head may lack; the rest must be in the file."""
 
 
@@ -34,6 +34,8 @@ class Candidate:
     random_weights: bool = False
     taught_by: str | None = None
     """Name of the candidate whose fine-tuned models' outputs it learns from, beside the labels."""
+    student: str | None = None
+    """Name of the student that it is, or has the architecture of; None for other rows."""
 
     def digest(self) -> str:
         """Of the files a score depends on; for random weights of the architecture and tokenizer only."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from infra import remote, storage
 from infra.errors import UserError
+from infra.recipe import DEFAULT_STUDENT
 
 SOURCE = "source.json"
 """Which model a folder of scores is of, beside its tasks."""
@@ -22,12 +23,13 @@ def source_of(model: str) -> str:
 def names_of(source: str) -> list[str]:
     """Names for the model, the best first: the last part of its path, then more and more of the path.
 
-    ``<recipe>/student/model``, where a recipe leaves its student, is called by the name of the recipe.
+    ``<recipe>/students/student/model``, where a recipe leaves its only student, has the name of the recipe;
+    ``<recipe>/students/<name>/model`` that of the student, then of recipe and student.
     """
     path = source.partition("://")[2] if storage.is_remote(source) else source
     parts = [part for part in path.split("/") if part]
-    if parts[-2:] == ["student", "model"]:
-        parts = parts[:-2] or parts
+    if len(parts) > 3 and parts[-3] == "students" and parts[-1] == "model":
+        parts = parts[:-3] if parts[-2] == DEFAULT_STUDENT else [*parts[:-3], parts[-2]]
     return ["-".join(parts[-count:]) for count in range(1, len(parts) + 1)]
 
 

@@ -118,7 +118,7 @@ def _name(rows: range, digest: str) -> str:
 
 
 def _whole(root: str, names: Sequence[str], rows: range) -> str | None:
-    """The digest of the file of these rows, where it is the one that its name says; a damaged one is removed."""
+    """The digest of the file of these rows, where its name says the same; a damaged file is removed."""
     for name in names:
         if name.startswith(f"rows-{rows.start:08d}-"):
             path = storage.join(root, name)

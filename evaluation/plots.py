@@ -19,7 +19,10 @@ OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Colour-blind safe (Okabe and Ito)."""
 WHISKERS: dict[str, Any] = {"elinewidth": 1, "capsize": 3, "ecolor": "0.25"}
 """How intervals are drawn."""
-LOSS_TERMS = {"loss": "total", "kl": "KL to the teacher", "mlm": "masked LM", "cosine": "cosine"}
+LOSS_TERMS = {
+    "loss": "total", "kl": "KL to the teacher", "mlm": "masked LM", "cosine": "cosine",
+    "relation": "relations",
+}  # fmt: skip
 
 
 def colour(name: str, position: int) -> str:
@@ -95,26 +98,31 @@ def _megabytes(row: Mapping[str, Any]) -> float:
     return float(row["parameters"]) * 4 / 1e6
 
 
-def loss_curves(history: Sequence[Mapping[str, Any]]) -> bytes | None:
-    """Each loss term over steps from the lines of ``student/history.jsonl``; None where there are none."""
-    terms = {key: title for key, title in LOSS_TERMS.items() if any(key in line for line in history)}
+def loss_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes | None:
+    """Each loss term over steps, a curve a student, from the lines of its ``history.jsonl``.
+
+    None where there are none; a term that is always 0 is left out.
+    """
+    lines = [line for history in histories.values() for line in history]
+    terms = {key: title for key, title in LOSS_TERMS.items() if any(line.get(key) for line in lines)}
     if not terms:
         return None
     figure, panels = pyplot.subplots(
         1, len(terms), figsize=(3.4 * len(terms), 3.2), squeeze=False, layout="constrained"
     )
-    for position, (key, title) in enumerate(terms.items()):
-        axes = panels[0, position]
-        points = sorted(
-            {line["step"]: line[key] for line in history if key in line and "step" in line}.items()
-        )
-        steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=colour("student", 0), linewidth=1.4)
+    for axes, (key, title) in zip(panels[0], terms.items(), strict=True):
+        for position, (name, history) in enumerate(histories.items()):
+            points = {line["step"]: line[key] for line in history if key in line and "step" in line}
+            if points:
+                steps, values = zip(*sorted(points.items()), strict=True)
+                axes.plot(steps, values, color=colour(name, position), linewidth=1.4, label=name)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
         axes.grid(color="0.92")
     panels[0, 0].set_ylabel("loss")
-    figure.suptitle("The student's training losses")
+    if len(histories) > 1:
+        panels[0, 0].legend(frameon=False, fontsize=8)
+    figure.suptitle("Training losses" if len(histories) > 1 else "The student's training losses")
     return _png(figure)
 
 

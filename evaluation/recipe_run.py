@@ -1,4 +1,4 @@
-"""Evaluation of a recipe: teacher, student and undistilled student, their latency, the report, tracking.
+"""Evaluation of a recipe: its rows (``recipe_rows``), their latency, the report, tracking.
 
 What needs torch, ONNX or matplotlib is imported where it is used: a finished evaluation needs none of it.
 """
@@ -7,90 +7,68 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from evaluation import report
-from evaluation.models import (
-    Candidate,
-    body_parameters,
-    load_config,
-    load_model,
-    load_tokenizer,
-    local_directory,
-    weight_bytes,
-)
-from evaluation.report import STUDENT, TEACHER, UNDISTILLED
+from evaluation.models import body_parameters, weight_bytes
+from evaluation.recipe_rows import TEACHER, Rows, rows_of
 from evaluation.scores import Plan, Results, complete, estimates, macro, medians, prepare, write_submission
-from evaluation.tasks import Task, find_task, find_tasks, has_part, load
-from infra import console, storage, tracking
-from infra.errors import UserError
+from evaluation.timed_rows import as_json, latency_part, latency_texts, measure_latency
+from infra import storage, tracking
+from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.recipe import Recipe
-from infra.sections import Evaluation
-from offline_teacher.families.positions import usable_length
 
-if TYPE_CHECKING:
-    from evaluation.latency import Latency
-
-TAUGHT = "student (D)"
-"""The student after a second distillation, as the paper names it."""
 EXPORT = "export"
-"""Folder of the exported fine-tuned students."""
+"""Folder of the exported fine-tuned students, one folder a student in it."""
 
 
 def run_recipe(recipe: Recipe, predict_test: bool = False) -> int:
-    """Evaluate what the recipe made and write ``evaluation/``, nothing twice; the exit code."""
-    student = storage.join(recipe.student_dir, "model")
+    """Evaluate what the recipe made and write ``evaluation/``, nothing twice; the exit code.
+
+    EXIT_INCOMPLETE where a student of the recipe is not there yet: the report is without it.
+    """
     directory = recipe.evaluation_dir
     with contextlib.ExitStack() as stack:
-        teacher_dir = stack.enter_context(local_directory(recipe.teacher.model, recipe.teacher.revision))
-        student_dir = stack.enter_context(local_directory(path_not_name(student)))
-        candidates = [Candidate(TEACHER, teacher_dir), Candidate(STUDENT, student_dir)]
-        if recipe.evaluation.second_distillation:
-            candidates.append(Candidate(TAUGHT, student_dir, taught_by=TEACHER))
-        if recipe.evaluation.undistilled:
-            candidates.append(Candidate(UNDISTILLED, student_dir, random_weights=True))
+        rows = rows_of(recipe, stack)
         plan = prepare(
-            candidates,
+            rows.candidates,
             recipe.evaluation,
             storage.join(directory, "scores"),
-            keep_models=(TEACHER, STUDENT),
+            keep_models=(TEACHER, *rows.students),
             predict_test=predict_test,
         )
-        key = _key(plan, candidates, recipe)
+        key = _key(plan, rows, recipe)
         content = _complete_report(plan, directory, key)
         if content is None or plan.left:
             recipe.save(directory)
             with tracking.start_run(recipe, "evaluation") as run:
-                content = _evaluate(recipe, candidates, plan, key, run)
+                content = _evaluate(recipe, rows, plan, key, run)
     print(report.summary_table(content))
     for note in content["notes"]:
         print(f"note: {note}")
     print(storage.join(directory, "report.md"))
-    return 0
+    return EXIT_INCOMPLETE if rows.untrained else 0
 
 
-def _evaluate(
-    recipe: Recipe, candidates: Sequence[Candidate], plan: Plan, key: str, run: tracking.Run
-) -> dict[str, Any]:
+def _evaluate(recipe: Recipe, rows: Rows, plan: Plan, key: str, run: tracking.Run) -> dict[str, Any]:
     """Runs, latency, files, tracking. report.json comes last: it says that all the rest is there."""
     from evaluation import devices
 
     directory = recipe.evaluation_dir
     results = complete(plan, recipe.evaluation.workers)
-    content = build_report(recipe, candidates, results, key)
+    content = build_report(recipe, rows, results, key)
     report.add_comparisons(content["rows"], *estimates(plan))
-    student_jobs = [job for job in plan.jobs if job.candidate.name == STUDENT]
-    content["devices"] = devices.export_all(
-        student_jobs, plan.splits, results[STUDENT], storage.join(directory, EXPORT)
-    )
-    files = write_files(recipe, content, directory)
-    if any(job.predict_test for job in plan.jobs):
-        target = storage.join(directory, "submission.zip")
-        if write_submission(candidates[1], results, plan.jobs[0].scores, target):
-            files.append(target)
-    track(run, recipe, content, candidates[1].directory)
+    content["devices"] = {
+        name: devices.export_all(
+            [job for job in plan.jobs if job.candidate.name == name],
+            plan.splits,
+            results[name],
+            storage.join(directory, EXPORT, name),
+        )
+        for name in rows.students
+    }
+    files = [*write_files(rows, content, directory), *_write_submissions(rows, plan, results, directory)]
+    track(run, rows, content)
     report_path = storage.join(directory, "report.json")
     storage.publish_json(report_path, content)
     for file in (*files, report_path):
@@ -99,16 +77,23 @@ def _evaluate(
     return content
 
 
-def path_not_name(path: str) -> str:
-    """A relative local path marked as one, so that it is not taken for a hub name."""
-    return path if storage.is_remote(path) or path.startswith(("/", ".")) else f"./{path}"
+def _write_submissions(rows: Rows, plan: Plan, results: Results, directory: str) -> list[str]:
+    """GLUE's test predictions of every student where they were asked for; the zip files written."""
+    written = []
+    for one in rows.candidates:
+        target = storage.join(directory, f"submission-{one.name}.zip")
+        asked = one.name in rows.students and any(job.predict_test for job in plan.jobs)
+        if asked and write_submission(one, results, plan.jobs[0].scores, target):
+            written.append(target)
+    return written
 
 
-def _key(plan: Plan, candidates: Sequence[Candidate], recipe: Recipe) -> str:
+def _key(plan: Plan, rows: Rows, recipe: Recipe) -> str:
     """Digest of everything the report's numbers depend on."""
     content = {
         "runs": [[job.path, job.key(plan.splits[job.task_name])] for job in plan.jobs],
-        "weights": {candidate.name: candidate.digest() for candidate in candidates},
+        "weights": {candidate.name: candidate.digest() for candidate in rows.candidates},
+        "notes": rows.notes,
         "latency": [
             recipe.evaluation.latency_sentences,
             recipe.evaluation.latency_threads,
@@ -138,39 +123,33 @@ def _complete_report(plan: Plan, directory: str, key: str) -> dict[str, Any] | N
     return content
 
 
-def build_report(
-    recipe: Recipe, candidates: Sequence[Candidate], results: Results, key: str
-) -> dict[str, Any]:
-    """The content of report.json."""
+def build_report(recipe: Recipe, rows: Rows, results: Results, key: str) -> dict[str, Any]:
+    """The content of report.json, but for comparisons and devices."""
     settings = recipe.evaluation
-    timed = [one for one in candidates if not one.random_weights and one.taught_by is None]
+    timed = [one for one in rows.candidates if one.name == TEACHER or one.name in rows.students]
     texts, label = latency_texts(settings)
     times, references = measure_latency(timed, settings, texts)
-    rows: dict[str, dict[str, Any]] = {}
-    for candidate in candidates:
-        scores = {task: medians(seeds) for task, seeds in results[candidate.name].items()}
-        measured = times.get(candidate.name, times[STUDENT])  # the others have the student's architecture
-        rows[candidate.name] = {
+    found: dict[str, dict[str, Any]] = {}
+    for one in rows.candidates:
+        scores = {task: medians(seeds) for task, seeds in results[one.name].items()}
+        found[one.name] = {
+            "student": one.student,
+            "undistilled": rows.undistilled.get(one.student or "") if not one.random_weights else None,
             "scores": scores,
             "seed_scores": {
-                task: {str(one["seed"]): one["score"] for one in seeds}
-                for task, seeds in results[candidate.name].items()
+                task: {str(run["seed"]): run["score"] for run in seeds}
+                for task, seeds in results[one.name].items()
             },
             "macro": macro({task: values["score"] for task, values in scores.items()}),
-            "parameters": body_parameters(candidate.directory),
-            "bytes": weight_bytes(candidate.directory),
-            "latency": json.loads(json.dumps(asdict(measured))),
+            "parameters": body_parameters(one.directory),
+            "bytes": weight_bytes(one.directory),
+            "latency": as_json(times[one.student or one.name]),  # one architecture, one latency
         }
-    every = (
-        note
-        for tasks in results.values()
-        for seeds in tasks.values()
-        for one in seeds
-        for note in one["notes"]
-    )
+    runs = (run for tasks in results.values() for seeds in tasks.values() for run in seeds)
     return {
         "key": key,
         "recipe": recipe.name,
+        "students": list(rows.students),
         "seeds": list(settings.seeds),
         "settings": recipe.outcome("evaluation")["evaluation"],
         "latency_setting": {
@@ -179,77 +158,25 @@ def build_report(
             "threads": settings.latency_threads,
             "device": "cpu",
         },
-        "rows": rows,
+        "rows": found,
         "latency_rows": references,
-        "notes": list(dict.fromkeys(every)),
+        "notes": list(dict.fromkeys([*rows.notes, *(note for run in runs for note in run["notes"])])),
         "paper": report.PAPER,
     }
 
 
-def measure_latency(
-    candidates: Sequence[Candidate], settings: Evaluation, texts: list[tuple[str, ...]]
-) -> tuple[dict[str, Latency], dict[str, dict[str, Any]]]:
-    """Latency of each candidate with an STS-B head, and the rows that are only timed."""
-    from evaluation import devices, latency
-
-    task = find_task("STS-B")
-    runners, inputs = {}, {}
-    for candidate in candidates:
-        tokenizer = load_tokenizer(candidate.directory)
-        length = min(settings.max_length, usable_length(load_config(candidate.directory)))
-        runners[candidate.name] = latency.torch_runner(load_model(candidate, task, seed=0))
-        sizes = (1, *latency.BATCH_SIZES)
-        inputs[candidate.name] = {
-            size: latency.batches(tokenizer, texts, size, length) for size in sizes
-        }  # fmt: skip
-    student = next(one for one in candidates if one.name == STUDENT)
-    extra = devices.latency_rows(student, settings, texts, inputs[STUDENT])
-    runners |= {name: row.runner for name, row in extra.items()}
-    inputs |= {name: row.inputs for name, row in extra.items()}
-    sentences = len(texts) * len(runners) * (1 + len(latency.BATCH_SIZES))
-    with console.progress(sentences, "sentences", "latency") as shown:
-        times = latency.measure(runners, inputs, settings.latency_threads, shown.advance)
-    rows = {
-        name: {
-            "parameters": row.parameters,
-            "bytes": row.bytes,
-            "latency": json.loads(json.dumps(asdict(times[name]))),
-        }
-        for name, row in extra.items()
-    }
-    return {one.name: times[one.name] for one in candidates}, rows
-
-
-def latency_texts(settings: Evaluation) -> tuple[list[tuple[str, ...]], str]:
-    """What the models are timed on, and what to call it."""
-    task, part = latency_part(settings)
-    texts = load(task, part, settings.data).texts
-    timed = texts[: settings.latency_sentences or None]
-    label = f"{task.name} dev"
-    return timed, label if len(timed) == len(texts) else f"first {len(timed):,} of {label}"
-
-
-def latency_part(settings: Evaluation) -> tuple[Task, str]:
-    """STS-B dev; where its file is not there, the dev set of the first task that has texts."""
-    tasks: list[Task] = [
-        find_task("STS-B"),
-        *(task for task in find_tasks(settings.tasks) if task.kind != "spans"),
-    ]
-    for task in tasks:
-        if has_part(task, task.dev_parts[0], settings.data):
-            return task, task.dev_parts[0]
-    raise UserError(f"latency: {settings.data} has no STS-B/dev.tsv to time the models on")
-
-
-def write_files(recipe: Recipe, content: dict[str, Any], directory: str) -> list[str]:
+def write_files(rows: Rows, content: dict[str, Any], directory: str) -> list[str]:
     """Plots and report.md; the paths written."""
     from evaluation import plots
 
-    images = {
-        "retention.png": plots.retention(content),
-        "score_latency.png": plots.score_against_latency(content),
+    images = {"score_latency.png": plots.score_against_latency(content)}
+    if TEACHER in content["rows"]:
+        images = {"retention.png": plots.retention(content), **images}
+    histories = {
+        name: read_history(storage.join(run.directory, "history.jsonl"))
+        for name, run in rows.students.items()
     }
-    curves = plots.loss_curves(read_history(storage.join(recipe.student_dir, "history.jsonl")))
+    curves = plots.loss_curves(histories)
     if curves is not None:
         images["loss_curves.png"] = curves
     files = {**images, "report.md": report.to_markdown(content, list(images)).encode()}
@@ -269,13 +196,18 @@ def read_history(path: str) -> list[dict[str, Any]]:
     return [line for line in lines if isinstance(line, dict)]
 
 
-def track(run: tracking.Run, recipe: Recipe, content: dict[str, Any], student_dir: str) -> None:
-    """Every number of the report, and the student as a registered version with its score."""
+def track(run: tracking.Run, rows: Rows, content: dict[str, Any]) -> None:
+    """Every number of the report, and each student as a registered version with its score."""
     run.log_metrics(numbers(content))
-    name = recipe.tracking.model_name or recipe.name
-    macro_text = f"{content['rows'][STUDENT]['macro']:.6f}"
-    tags = {"macro": macro_text, "tasks": ",".join(sorted(content["rows"][STUDENT]["scores"]))}
-    run.register_model(student_dir, name, alias="best", tags=tags, score="macro")
+    for one in rows.candidates:
+        if one.name not in rows.students:
+            continue
+        student, row = rows.students[one.name], content["rows"][one.name]
+        folder = f"models/{one.name}" if student.recipe.students else "model"
+        tags = {"macro": f"{row['macro']:.6f}", "tasks": ",".join(sorted(row["scores"]))}
+        run.register_model(
+            one.directory, student.registered_name, alias="best", tags=tags, score="macro", folder=folder
+        )
 
 
 def numbers(content: dict[str, Any]) -> dict[str, float]:
@@ -292,7 +224,9 @@ def numbers(content: dict[str, Any]) -> dict[str, float]:
             found[prefix] = float(value)
 
     for name, row in (content["rows"] | content["latency_rows"]).items():
-        collect(name.replace("(", "").replace(")", ""), row)  # MLflow takes no brackets
-    for task, row in content["devices"].items():
-        collect(f"export/{task}", {key: row[key] for key in NUMBERS})
+        values = {key: value for key, value in row.items() if key not in ("student", "undistilled")}
+        collect(name.replace("(", "").replace(")", ""), values)  # MLflow takes no brackets
+    for student, tasks in content["devices"].items():
+        for task, row in tasks.items():
+            collect(f"export/{student}/{task}", {key: row[key] for key in NUMBERS})
     return found

@@ -3,17 +3,23 @@
 Keys of report.json (scores are fractions, times seconds unless the name says otherwise):
 
     recipe               name of the recipe
+    students             names of the trained students, in the recipe's order
     seeds                seeds of which every score is the median
     settings             the evaluation section's outcome fields
     latency_setting      texts (their name), sentences, threads, device of the latency pass
-    rows.<name>          teacher, student, undistilled, and "student (D)" with a second distillation
+    rows.<name>          teacher, but where its weights are nowhere to be found; every student by its name
+                         ("student" where the recipe has one); "<student> (D)" after a second distillation;
+                         undistilled ("undistilled <student>" of several, one row for students of one shape)
+      student            the student that the row is, or has the architecture of; null for the teacher
+      undistilled        the row of its architecture with random weights; null without
       scores.<task>      the task's metrics by name, and "score", their mean
       seed_scores.<task> the score of each seed
       macro              mean of the task scores (of the GLUE tasks, where there are any)
-      retention          macro / the teacher's macro; null for the teacher or where its macro is not positive
+      retention          macro / the teacher's macro; null for the teacher, without one, or where its macro is
+                         not positive
       retention_by_task  the same a task
-      gap_closed         (macro - undistilled) / (teacher - undistilled); null for these two rows, without the
-                         second, or where the teacher is not the better one
+      gap_closed         (macro - undistilled) / (teacher - undistilled); null for these two rows, without one
+                         of them, or where the teacher is not the better one
       gap_closed_by_task the same a task
       intervals          low and high end of the 95 % interval (evaluation/measures.py) of the value of the
                          same name: scores.<task>, macro, retention, retention_by_task.<task>, gap_closed,
@@ -21,9 +27,9 @@ Keys of report.json (scores are fractions, times seconds unless the name says ot
       parameters         number of them, without a task head
       bytes              of the directory's safetensors files; null where there is no such directory
       latency            total_seconds, p50_ms, p95_ms, p99_ms, throughput.<batch size> (sentences/s)
-    latency_rows.<name>  rows that are only timed: student ONNX fp32 and int8, ELMo-size (random weights)
+    latency_rows.<name>  rows that are only timed: <student> ONNX fp32 and int8, ELMo-size (random weights)
       parameters, bytes, latency   as above
-    devices.<task>       the student's fine-tuned model of the median seed, exported to export/<task>/
+    devices.<student>.<task>  the student's fine-tuned model of the median seed, in export/<student>/<task>/
       seed, score        of that model in torch
       int8_score         the same model in int8, on the dev sets; int8_metrics: metric by metric
       int8_lost          score - int8_score
@@ -42,10 +48,9 @@ import numpy as np
 from evaluation import measures
 from evaluation.exported import FLOAT32, INT8
 from evaluation.measures import Estimates, Ratio
+from evaluation.recipe_rows import TEACHER
 from infra import console
 
-TEACHER, STUDENT, UNDISTILLED = "teacher", "student", "undistilled"
-"""Names of rows."""
 PAPER: dict[str, dict[str, float]] = {
     "ELMo": {
         "macro": 68.7, "CoLA": 44.1, "MNLI": 68.6, "MRPC": 76.6, "QNLI": 71.1, "QQP": 86.2, "RTE": 53.4,
@@ -80,10 +85,10 @@ def add_comparisons(
             "macro": _score_ends(macro, place),
         }
         for measure, compare in (("retention", _retention), ("gap_closed", _gap_closed)):
-            row[measure], row["intervals"][measure] = _parts(compare(macro, names, name))
-            by_task = {task: _parts(compare(one, names, name)) for task, one in tasks.items()}
-            row[f"{measure}_by_task"] = {task: value for task, (value, _) in by_task.items()}
-            row["intervals"][f"{measure}_by_task"] = {task: ends for task, (_, ends) in by_task.items()}
+            ratios = {task: _parts(compare(one, names, name, row)) for task, one in tasks.items()}
+            row[measure], row["intervals"][measure] = _parts(compare(macro, names, name, row))
+            row[f"{measure}_by_task"] = {task: value for task, (value, _) in ratios.items()}
+            row["intervals"][f"{measure}_by_task"] = {task: ends for task, (_, ends) in ratios.items()}
 
 
 def _score_ends(estimates: Estimates, place: int) -> dict[str, float]:
@@ -92,16 +97,16 @@ def _score_ends(estimates: Estimates, place: int) -> dict[str, float]:
     return {"low": max(low, -1.0), "high": min(high, 1.0)}
 
 
-def _retention(estimates: Estimates, names: list[str], name: str) -> Ratio | None:
-    if name == TEACHER:
+def _retention(estimates: Estimates, names: list[str], name: str, row: Mapping[str, Any]) -> Ratio | None:
+    if name == TEACHER or TEACHER not in names:
         return None
     return measures.retention(estimates, names.index(name), names.index(TEACHER))
 
 
-def _gap_closed(estimates: Estimates, names: list[str], name: str) -> Ratio | None:
-    if name in (TEACHER, UNDISTILLED) or UNDISTILLED not in names:
+def _gap_closed(estimates: Estimates, names: list[str], name: str, row: Mapping[str, Any]) -> Ratio | None:
+    if TEACHER not in names or row["undistilled"] is None:
         return None
-    return measures.gap_closed(estimates, *map(names.index, (name, UNDISTILLED, TEACHER)))
+    return measures.gap_closed(estimates, *map(names.index, (name, row["undistilled"], TEACHER)))
 
 
 def _parts(ratio: Ratio | None) -> tuple[float | None, dict[str, float] | None]:
@@ -112,8 +117,11 @@ def _parts(ratio: Ratio | None) -> tuple[float | None, dict[str, float] | None]:
 
 
 def summary_table(report: Mapping[str, Any]) -> str:
-    """The rows as an aligned table for the terminal, a model a column, and what its numbers are."""
-    header, lines = _summary_rows(report)
+    """The rows as an aligned table for the terminal, and what its numbers are.
+
+    A model is a column, with every task; of several students a line, without.
+    """
+    header, lines = _overview_rows(report) if len(report["students"]) > 1 else _summary_rows(report)
     return f"{console.table(lines, header)}\n\n{_legend(report)}"
 
 
@@ -129,11 +137,11 @@ def _legend(report: Mapping[str, Any]) -> str:
 
 
 def to_markdown(report: Mapping[str, Any], plots: list[str]) -> str:
-    header, lines = _summary_rows(report)
     latency = report["latency_setting"]
     parts = [
         f"# {report['recipe']}",
-        _markdown_table(header, lines),
+        *([_markdown_table(*_overview_rows(report))] if len(report["students"]) > 1 else []),
+        _markdown_table(*_summary_rows(report)),
         _legend(report),
         f"Latency: {latency['texts']}, {latency['sentences']:,} rows at batch size 1, "
         f"{latency['threads']} thread(s) on the {latency['device']}, the models taking turns; "
@@ -144,8 +152,8 @@ def to_markdown(report: Mapping[str, Any], plots: list[str]) -> str:
         _markdown_table(*_latency_rows(report)),
         "Rows without scores above are only timed; a network of ELMo's size has random weights.",
         "## On devices",
-        "The student's fine-tuned model of the median seed, exported to `export/<task>/`; the int8 score is "
-        "that model's own, on the same development set.",
+        "The student's fine-tuned model of the median seed, exported to `export/<student>/<task>/`; the int8 "
+        "score is that model's own, on the same development set.",
         _markdown_table(*_device_rows(report)),
     ]
     parts += [f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in plots]
@@ -162,9 +170,9 @@ def to_markdown(report: Mapping[str, Any], plots: list[str]) -> str:
 def _summary_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """A line a task and the macro score, then retention and costs; a column a model, then the gap closed."""
     rows = report["rows"]
-    students = [name for name in rows if UNDISTILLED in rows and name not in (TEACHER, UNDISTILLED)]
+    students = [name for name in rows if _has_gap(report, name)]
     lines = []
-    for task in rows[TEACHER]["scores"]:
+    for task in next(iter(rows.values()))["scores"]:
         cells = [
             _score(row["scores"][task]["score"], row["intervals"]["scores"][task]) for row in rows.values()
         ]
@@ -173,10 +181,28 @@ def _summary_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
     cells = [_score(row["macro"], row["intervals"]["macro"]) for row in rows.values()]
     lines.append(["macro", *cells, *(_share(rows[name], "gap_closed") for name in students)])
     kept = ["" if name == TEACHER else _share(row, "retention") for name, row in rows.items()]
-    lines += [["retention", *kept], *_cost_lines(report)]
+    lines += [["retention", *kept]] if TEACHER in rows else []
+    lines += _cost_lines(report)
     titles = ["gap closed"] if len(students) == 1 else [f"gap, {name}" for name in students]
     header = ["", *rows, *titles]
     return header, [line + [""] * (len(header) - len(line)) for line in lines]
+
+
+def _has_gap(report: Mapping[str, Any], name: str) -> bool:
+    """Whether the row can be compared with the teacher and with its own undistilled form."""
+    return TEACHER in report["rows"] and report["rows"][name]["undistilled"] is not None
+
+
+def _overview_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """A line a model: macro score, retention, gap closed and costs."""
+    lines = []
+    for name, row in report["rows"].items():
+        kept = "" if name == TEACHER or TEACHER not in report["rows"] else _share(row, "retention")
+        gap = _share(row, "gap_closed") if _has_gap(report, name) else ""
+        cells = [name, _score(row["macro"], row["intervals"]["macro"]), kept, gap]
+        size = "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.1f} MB"
+        lines.append([*cells, f"{row['parameters'] / 1e6:.2f} M", size, f"{row['latency']['p50_ms']:.2f} ms"])
+    return ["model", "macro", "retention", "gap closed", "parameters", "size", "p50"], lines
 
 
 def _cost_lines(report: Mapping[str, Any]) -> list[list[str]]:
@@ -232,17 +258,19 @@ def _latency_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
 
 def _device_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     lines = []
-    for task, row in report["devices"].items():
+    for student, task, row in (
+        (student, task, row) for student, tasks in report["devices"].items() for task, row in tasks.items()
+    ):
         sizes, apart = row["bytes"], row["difference"]
         lines.append(
             [
-                task, f"{100 * row['score']:.2f}", f"{100 * row['int8_score']:.2f}",
+                student, task, f"{100 * row['score']:.2f}", f"{100 * row['int8_score']:.2f}",
                 f"{100 * row['int8_lost']:.2f}", f"{sizes[FLOAT32] / 1e6:.1f} MB",
                 f"{sizes[INT8] / 1e6:.1f} MB", f"{row['int8_size_ratio']:.3f}", f"{apart['float32']:.1e}",
             ]
         )  # fmt: skip
-    header = ["task", "torch", "int8", "lost", "ONNX fp32", "ONNX int8", "size ratio", "fp32 from torch"]
-    return header, lines
+    scores, sizes = ["torch", "int8", "lost"], ["ONNX fp32", "ONNX int8", "size ratio"]
+    return ["student", "task", *scores, *sizes, "fp32 from torch"], lines
 
 
 def _paper_rows() -> tuple[list[str], list[list[str]]]:

@@ -28,9 +28,7 @@ def store_lesson(job: Job, train: Split) -> None:
 
     def load() -> Predict:
         model = load_model(Candidate("teacher", lesson.model), task, seed=0).to(finetune.device())
-        return lambda rows: outputs(
-            model, data, rows, spec.shape, job.settings.dtype, tokenizer.pad_token_id
-        )
+        return lambda rows: outputs(model, data, rows, spec.shape, job.settings.dtype, tokenizer.pad_token_id)
 
     with console.progress(len(data), "rows", f"teacher's outputs for {task.name}") as shown:
         store_outputs(lesson.outputs, spec, load, shown.advance)

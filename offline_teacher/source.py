@@ -69,11 +69,14 @@ class Source:
         """The content of the store's ``teacher/model.safetensors``: all weights, or what replay needs."""
         from safetensors.torch import save
 
-        from offline_teacher.families.loading import load_model, stored_dtype
+        from offline_teacher.families.loading import load_model, pooler_weights, stored_dtype
         from offline_teacher.families.weights import named_weights, top_weights
 
         model = load_model(self.directory, self.config)
-        tensors = named_weights(model) if layout.teacher_weights else top_weights(model, layout.replay_layers)
+        if layout.teacher_weights:
+            tensors = named_weights(model) | pooler_weights(self.directory, self.config)
+        else:
+            tensors = top_weights(model, layout.replay_layers)
         dtype = stored_dtype(self.directory)
         return save({name: tensor.to(dtype) for name, tensor in tensors.items()}, metadata={"format": "pt"})
 

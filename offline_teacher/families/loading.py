@@ -86,6 +86,20 @@ def has_head(directory: str, config: Any) -> bool:
     return f"{family_of(config).head.dense}.weight" in _weight_names(directory)
 
 
+def pooler_weights(directory: str, config: Any) -> dict[str, torch.Tensor]:
+    """A pooler's tensors, by the masked LM's names; {} where the directory's weights have none.
+
+    No layer of an encoder needs them; fine-tuning on a task starts from them.
+    """
+    prefix, found = f"{family_of(config).prefix}.", {}
+    for path in _weight_paths(directory):
+        with safe_open(path, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118
+                if "pooler" in name.split("."):
+                    found[prefix + name.removeprefix(prefix)] = weights.get_tensor(name)
+    return found
+
+
 def _weight_paths(directory: str) -> list[str]:
     single = os.path.join(directory, "model.safetensors")
     if os.path.isfile(single):

@@ -132,6 +132,21 @@ def pooler_free_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def headless_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A narrow BERT without a masked-LM head, as a student of relations alone is published."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    directory = tmp_path_factory.mktemp("headless")
+    save_encoder(directory)  # its tokenizer is kept
+    torch.manual_seed(1)
+    config = BertConfig(vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=32, max_position_embeddings=64)  # fmt: skip
+    BertModel(config, add_pooling_layer=False).save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="session")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_task(tmp_path_factory.mktemp("data"), 256)
 

@@ -13,9 +13,10 @@ import pytest
 
 from evaluation.main import main
 from infra import storage
-from infra.errors import UserError
+from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.recipe import Recipe, load_recipe
 from infra.sections import Corpus, Evaluation, Teacher, Tracking
+from tests.evaluation.families import family_recipe, save_store
 from tests.starts import COMMANDS, HEAVY, loaded, start
 
 
@@ -66,7 +67,7 @@ def score(model: str | Path, data: str, output: Path, *more: str) -> None:
 def test_students_of_the_same_last_name_keep_their_own_scores(
     encoder: str, toy_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    students = [tmp_path / name / "student/model" for name in ("one", "two", "runs/two")]
+    students = [tmp_path / name / "students/student/model" for name in ("one", "two", "runs/two")]
     output = tmp_path / "out"
     for number, student in enumerate(students):
         shutil.copytree(encoder, student)
@@ -100,7 +101,7 @@ def test_another_teacher_needs_another_output(
 def test_a_remote_model_has_the_name_of_its_url(
     encoder: str, toy_data: str, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    url = storage.join(bucket, "runs/tiny/student/model")
+    url = storage.join(bucket, "runs/tiny/students/student/model")
     for path in Path(encoder).iterdir():
         storage.publish_bytes(storage.join(url, path.name), path.read_bytes())
     score(url, toy_data, tmp_path)
@@ -184,10 +185,9 @@ def recipe_file(
     )
     path = tmp_path / "tiny.yaml"
     path.write_text(recipe.to_yaml())
-    shutil.copytree(pooler_free_encoder, os.path.join(recipe.student_dir, "model"))
-    Path(recipe.student_dir, "history.jsonl").write_text(
-        '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"ste'
-    )
+    student = recipe.run("student").directory
+    shutil.copytree(pooler_free_encoder, os.path.join(student, "model"))
+    Path(student, "history.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"ste')
     return str(path)
 
 
@@ -198,17 +198,15 @@ def test_a_recipe_gives_three_rows_once(recipe_file: str, capsys: pytest.Capture
     assert content["rows"].keys() == {"teacher", "student", "undistilled"}
     student = content["rows"]["student"]
     assert student["retention"] == pytest.approx(student["macro"] / content["rows"]["teacher"]["macro"])
-    assert (
-        student["bytes"]
-        == (Path(load_recipe(recipe_file).student_dir) / "model/model.safetensors").stat().st_size
-    )
+    weights = Path(load_recipe(recipe_file).run("student").directory) / "model/model.safetensors"
+    assert student["bytes"] == weights.stat().st_size
     assert content["latency_setting"]["sentences"] == 64
     assert content["latency_setting"]["texts"] == "SST-2 dev"  # there is no STS-B here
     assert content["latency_rows"].keys() == {"student ONNX fp32", "student ONNX int8"}
-    device = content["devices"]["SST-2"]
+    device = content["devices"]["student"]["SST-2"]
     assert device["score"] == student["scores"]["SST-2"]["score"]
     assert device["int8_lost"] == pytest.approx(device["score"] - device["int8_score"])
-    assert (directory / "export/SST-2/model.int8.ort").exists()
+    assert (directory / "export/student/SST-2/model.int8.ort").exists()
     names = {path.name for path in directory.iterdir()}
     assert names == {"recipe.yaml", "report.json", "report.md", "retention.png", "score_latency.png",
                      "loss_curves.png", "scores", "export"}  # fmt: skip
@@ -234,6 +232,65 @@ def test_overrides_reach_the_run(recipe_file: str) -> None:
     content = json.loads((Path(load_recipe(recipe_file).evaluation_dir) / "report.json").read_text())
     assert content["rows"].keys() == {"teacher", "student", "student (D)"}
     assert content["latency_setting"]["texts"] == "first 7 of SST-2 dev"
+
+
+def test_a_family_is_evaluated_whole_from_its_store(
+    encoder: str, pooler_free_encoder: str, headless_encoder: str, tmp_path: Path,
+    make_task: Callable[[Path, int], str], capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """One student with a masked-LM head, one of relations alone; no corpus and no teacher in the recipe."""
+    data = make_task(tmp_path / "data", 64)
+    (Path(data) / "SST-2/test.tsv").write_text("index\tsentence\n0\tthe film is fine\n")
+    recipe = family_recipe(tmp_path, save_store(tmp_path / "store", encoder), data=data)
+    for name, model in (("half", pooler_free_encoder), ("tiny", headless_encoder)):
+        shutil.copytree(model, os.path.join(recipe.run(name).directory, "model"))
+    path = tmp_path / "family.yaml"
+    path.write_text(recipe.to_yaml())
+    command = ["--recipe", str(path), "--submission", "evaluation.second_distillation=true"]
+    assert main(command) == 0
+    directory = Path(recipe.evaluation_dir)
+    content = json.loads((directory / "report.json").read_text())
+    students = ["half", "tiny"]
+    taught = [f"{name} (D)" for name in students]
+    undistilled = [f"undistilled {name}" for name in students]
+    assert content["rows"].keys() == {"teacher", *students, *taught, *undistilled}
+    assert content["students"] == students
+    for name in students:
+        sizes = {content["rows"][row]["parameters"] for row in content["rows"] if row.endswith(name)}
+        assert sizes == {content["rows"][f"{name} (D)"]["parameters"]}
+        assert content["rows"][name]["undistilled"] == f"undistilled {name}"
+        assert (directory / f"export/{name}/SST-2/model.int8.ort").exists()
+        assert content["devices"][name]["SST-2"]["score"] == content["rows"][name]["scores"]["SST-2"]["score"]
+        assert (directory / f"submission-{name}.zip").exists()
+    assert content["latency_rows"].keys() == {
+        f"{name} ONNX {kind}" for name in students for kind in ("fp32", "int8")
+    }
+    assert content["rows"]["tiny"]["latency"] == content["rows"]["tiny (D)"]["latency"]
+    assert content["rows"]["tiny"]["latency"] != content["rows"]["half"]["latency"]
+    table = capsys.readouterr().out.partition("model ")[2].splitlines()[2:]  # below the header and its line
+    rows = ["teacher", *students, *taught, *undistilled]
+    assert [line.split("  ")[0] for line in table[: len(rows)]] == rows
+    told_without_torch(command)
+
+
+def test_a_student_that_is_not_trained_is_named_and_the_others_are_scored(
+    encoder: str, headless_encoder: str, toy_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = save_store(tmp_path / "store", encoder)
+    recipe = family_recipe(tmp_path, store, data=toy_data, undistilled=False)
+    path = tmp_path / "family.yaml"
+    path.write_text(recipe.to_yaml())
+    shutil.copytree(headless_encoder, os.path.join(recipe.run("tiny").directory, "model"))
+    assert main(["--recipe", str(path)]) == EXIT_INCOMPLETE
+    assert "note: no row for half: it is not trained" in capsys.readouterr().out
+    report = Path(recipe.evaluation_dir) / "report.json"
+    scores = Path(recipe.evaluation_dir) / "scores/tiny/SST-2/seed-0.json"
+    first = scores.read_bytes()
+    assert json.loads(report.read_text())["rows"].keys() == {"teacher", "tiny"}
+    shutil.copytree(encoder, os.path.join(recipe.run("half").directory, "model"))
+    assert main(["--recipe", str(path)]) == 0
+    assert json.loads(report.read_text())["rows"].keys() == {"teacher", "half", "tiny"}
+    assert scores.read_bytes() == first
 
 
 def model_arguments(encoder: str, data: str, output: Path) -> dict[str, str]:
@@ -333,7 +390,7 @@ def test_broken_model(
 
 
 def test_a_recipe_without_its_student(recipe_file: str) -> None:
-    shutil.rmtree(load_recipe(recipe_file).student_dir)
+    shutil.rmtree(load_recipe(recipe_file).run("student").directory)
     with pytest.raises(UserError, match="no student yet; train it with student_train"):
         main(["--recipe", recipe_file])
     assert not Path(load_recipe(recipe_file).evaluation_dir).exists()

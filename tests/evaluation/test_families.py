@@ -18,8 +18,8 @@ from evaluation.finetune import save
 from evaluation.main import main
 from evaluation.models import Candidate, load_model, load_tokenizer
 from evaluation.onnx_model import open_session, run_session
-from evaluation.recipe_run import STUDENT, measure_latency
 from evaluation.tasks import find_task
+from evaluation.timed_rows import measure_latency
 from infra.errors import UserError
 from infra.sections import Evaluation
 from tests.evaluation.conftest import FILLER, WORDS, save_encoder, save_roberta, write_pairs, write_task
@@ -113,8 +113,8 @@ def test_two_segment_types_are_told_apart(encoder: str) -> None:
 def test_latency_cuts_texts_to_the_positions(roberta: str) -> None:
     """It takes STS-B's texts at evaluation.max_length, which no task need use."""
     settings = Evaluation(max_length=LENGTH + 1, elmo_reference=False)
-    times, references = measure_latency([Candidate(STUDENT, roberta)], settings, [(long_text(), "a day")])
-    assert times[STUDENT].total_seconds > 0
+    times, references = measure_latency([Candidate("student", roberta)], settings, [(long_text(), "a day")])
+    assert times["student"].total_seconds > 0
     assert len(references) == 2
 
 

@@ -14,8 +14,9 @@ from evaluation.recipe_run import numbers
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def row(cola: float, sst: float, parameters: int) -> dict[str, Any]:
+def row(cola: float, sst: float, parameters: int, undistilled: str | None = None) -> dict[str, Any]:
     return {
+        "undistilled": undistilled,
         "scores": {"CoLA": {"matthews": cola, "score": cola}, "SST-2": {"accuracy": sst, "score": sst}},
         "seed_scores": {"CoLA": {"0": cola}, "SST-2": {"0": sst}},
         "macro": (cola + sst) / 2,
@@ -45,7 +46,7 @@ def compare(rows: dict[str, dict[str, Any]], error: float = 0.02) -> None:
 def three_rows() -> dict[str, dict[str, Any]]:
     return {
         "teacher": row(0.4, 0.9, 22_000_000),
-        "student": row(0.3, 0.9, 17_000_000),
+        "student": row(0.3, 0.9, 17_000_000, "undistilled"),
         "undistilled": row(0.0, 0.88, 17_000_000),
     }
 
@@ -58,12 +59,15 @@ def content() -> dict[str, Any]:
     return {
         "latency_rows": {"student ONNX int8": timed},
         "devices": {
-            "CoLA": {
-                "score": 0.3, "int8_score": 0.29, "int8_lost": 0.01, "int8_size_ratio": 0.253,
-                "bytes": {"model.onnx": 90_000_000, "model.int8.onnx": 23_000_000},
-                "difference": {"float32": 2e-6, "int8": 0.1},
+            "student": {
+                "CoLA": {
+                    "score": 0.3, "int8_score": 0.29, "int8_lost": 0.01, "int8_size_ratio": 0.253,
+                    "bytes": {"model.onnx": 90_000_000, "model.int8.onnx": 23_000_000},
+                    "difference": {"float32": 2e-6, "int8": 0.1},
+                }
             }
         },
+        "students": ["student"],
         "recipe": "tiny", "seeds": [0, 1, 2], "rows": rows, "notes": ["SST-2 dev: 2 rows"],
         "latency_setting": {"texts": "SST-2 dev", "sentences": 872, "threads": 1, "device": "cpu"},
     }  # fmt: skip
@@ -92,7 +96,7 @@ def test_gap_closed(content: dict[str, Any]) -> None:
     assert 0.55 < ends["CoLA"]["low"] < 0.65 < 0.85 < ends["CoLA"]["high"] < 1
     assert teacher["gap_closed"] is None
     assert undistilled["gap_closed_by_task"] == {"CoLA": None, "SST-2": None}
-    without = {"teacher": teacher, "student": student}
+    without = {"teacher": teacher, "student": student | {"undistilled": None}}
     compare(without)
     assert without["student"]["gap_closed"] is None
 
@@ -131,7 +135,7 @@ def test_markdown_shows_every_number(content: dict[str, Any]) -> None:
         "| CoLA | matthews | 40.00 | 30.00 |",
         "| student | 17.00 M | 68.0 MB | 3.00 | 2.00 | 3.00 | 4.00 | 9.0 | 11.0 |",
         "| student ONNX int8 | 17.00 M | 68.0 MB | 3.00 | 2.00 | 3.00 | 4.00 | 9.0 | 11.0 |",
-        "| CoLA | 30.00 | 29.00 | 1.00 | 90.0 MB | 23.0 MB | 0.253 | 2.0e-06 |",
+        "| student | CoLA | 30.00 | 29.00 | 1.00 | 90.0 MB | 23.0 MB | 0.253 | 2.0e-06 |",
         "![retention](retention.png)",
         "- SST-2 dev: 2 rows",
         "Latency: SST-2 dev, 872 rows at batch size 1, 1 thread(s)",
@@ -161,11 +165,54 @@ def test_one_seed_is_said(content: dict[str, Any]) -> None:
 
 def test_a_second_student_has_its_own_gap(content: dict[str, Any]) -> None:
     rows = {name: content["rows"][name] for name in ("teacher", "student")}
-    rows |= {"student (D)": row(0.32, 0.89, 1), "undistilled": content["rows"]["undistilled"]}
+    rows |= {"student (D)": row(0.32, 0.89, 1, "undistilled"), "undistilled": content["rows"]["undistilled"]}
     compare(rows)
     header, *_ = report.summary_table(content | {"rows": rows}).splitlines()
     assert header.split("  ")[-1].strip() == "gap, student (D)"
     assert rows["student (D)"]["gap_closed_by_task"]["CoLA"] == pytest.approx(0.8)
+
+
+def family_rows() -> dict[str, dict[str, Any]]:
+    """Two students of two shapes and one whose shape is the first one's."""
+    return {
+        "teacher": row(0.4, 0.9, 22_000_000),
+        "half": row(0.3, 0.9, 17_000_000, "undistilled half"),
+        "tiny": row(0.2, 0.8, 5_000_000, "undistilled tiny"),
+        "other": row(0.36, 0.9, 17_000_000, "undistilled half"),
+        "undistilled half": row(0.0, 0.88, 17_000_000),
+        "undistilled tiny": row(0.1, 0.7, 5_000_000),
+    }
+
+
+def test_every_student_is_compared_with_its_own_undistilled_form(content: dict[str, Any]) -> None:
+    rows = family_rows()
+    compare(rows)
+    assert rows["half"]["gap_closed_by_task"]["CoLA"] == pytest.approx(0.75)
+    assert rows["tiny"]["gap_closed_by_task"]["CoLA"] == pytest.approx((0.2 - 0.1) / (0.4 - 0.1))
+    assert rows["other"]["gap_closed_by_task"]["CoLA"] == pytest.approx(0.9)
+    assert rows["undistilled tiny"]["gap_closed"] is None
+    family = content | {"rows": rows, "students": ["half", "tiny", "other"]}
+    overview = report.summary_table(family).splitlines()
+    assert [line.split("  ")[0] for line in overview[2:8]] == list(rows)
+    assert max(map(len, overview)) <= 110
+    tiny = next(line for line in overview if line.startswith("tiny"))
+    assert "50.0 [47.2, 52.8]" in tiny  # macro
+    assert "77 % [72, 82]" in tiny  # retention
+    text = report.to_markdown(family, [])
+    assert "| tiny | 50.0 [47.2, 52.8] | 77 % [72, 82] | 40 % [" in text
+    assert "| gap, half | gap, tiny | gap, other |" in text
+
+
+def test_without_a_teacher_scores_stand_alone(content: dict[str, Any]) -> None:
+    rows = {name: one for name, one in family_rows().items() if name != "teacher"}
+    compare(rows)
+    assert all(one["retention"] is None and one["gap_closed"] is None for one in rows.values())
+    family = content | {"rows": rows, "students": ["half", "tiny", "other"]}
+    text = report.to_markdown(family, ["score_latency.png"])
+    assert "| half | 60.0 [57.2, 62.8] |  |  | 17.00 M |" in text
+    assert "retention |" not in text.split("## Every metric")[0].replace("| retention | gap closed |", "")
+    assert "unclear" not in text.split("Scores:")[0]
+    assert plots.score_against_latency(family).startswith(PNG)
 
 
 @pytest.fixture
@@ -210,17 +257,30 @@ def test_scores_are_drawn_with_their_intervals(content: dict[str, Any]) -> None:
         assert axes.get_ylim()[0] < low < high < axes.get_ylim()[1]
 
 
+@pytest.mark.usefixtures("drawn")
+def test_every_student_has_a_curve_of_each_term(content: dict[str, Any]) -> None:
+    histories = {
+        "half": [{"step": 1, "loss": 3.0, "relation": 0.0}, {"step": 2, "loss": 2.0, "relation": 0.0}],
+        "tiny": [{"step": 1, "loss": 1.0, "relation": 1.0, "kl": 0.0}],
+    }
+    panels = plots.loss_curves(histories).axes  # type: ignore[union-attr]
+    assert [axes.get_title() for axes in panels] == ["total", "relations"]  # a term at 0 is none
+    drawn = [[(line.get_label(), list(line.get_ydata())) for line in axes.lines] for axes in panels]
+    assert drawn == [[("half", [3.0, 2.0]), ("tiny", [1.0])], [("half", [0.0, 0.0]), ("tiny", [1.0])]]
+
+
 def test_plots_are_images(content: dict[str, Any]) -> None:
     history = [
         {"step": 10, "loss": 2.0, "kl": 1.0},
         {"step": 20, "loss": 1.0, "kl": 0.5},
         {"event": "resumed"},
     ]
-    images = [plots.retention(content), plots.score_against_latency(content), plots.loss_curves(history)]
+    curves = plots.loss_curves({"student": history})
+    images = [plots.retention(content), plots.score_against_latency(content), curves]
     for image in images:
         assert image is not None
         assert image.startswith(PNG)
-    assert plots.loss_curves([]) is None
+    assert plots.loss_curves({"student": []}) is None
 
 
 def test_every_number_has_a_name(content: dict[str, Any]) -> None:
@@ -236,7 +296,7 @@ def test_every_number_has_a_name(content: dict[str, Any]) -> None:
     assert found["student/intervals/gap_closed/high"] == ends["gap_closed"]["high"]
     assert "student/intervals/gap_closed_by_task/SST-2" not in found
     assert found["student ONNX int8/latency/p50_ms"] == 2.0
-    assert found["export/CoLA/int8_lost"] == 0.01
+    assert found["export/student/CoLA/int8_lost"] == 0.01
 
 
 def test_names_of_numbers_are_ones_that_mlflow_takes(content: dict[str, Any]) -> None:

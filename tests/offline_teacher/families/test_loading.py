@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from infra.errors import UserError
-from offline_teacher.families.loading import load_model
+from offline_teacher.families.loading import load_model, pooler_weights
 from offline_teacher.families.weights import named_weights
 from tests.offline_teacher.families.tiny_models import FAMILIES, batch, masked_lm, oracle
 
@@ -124,3 +124,16 @@ def test_layers_left_over_of_an_encoder_without_a_prefix(tmp_path: Path) -> None
     edited(tmp_path, num_hidden_layers=2)
     with pytest.raises(UserError, match="no place for: encoder.layer.2"):
         load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("prefix", ["bert.", ""])
+def test_a_pooler_is_read_for_those_who_fine_tune(prefix: str, tmp_path: Path) -> None:
+    """By the name that a masked LM's checkpoint would give it, with or without one in the file."""
+    model = masked_lm("bert")
+    model.save_pretrained(tmp_path)
+    assert pooler_weights(str(tmp_path), model.config) == {}
+    weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    edit_weights(tmp_path, lambda tensors: tensors.update({f"{prefix}pooler.dense.weight": weight}))
+    (name, found), *others = pooler_weights(str(tmp_path), model.config).items()
+    assert (name, others) == ("bert.pooler.dense.weight", [])
+    assert torch.equal(found, weight)

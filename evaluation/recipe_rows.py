@@ -1,0 +1,138 @@
+"""The rows of a recipe's report: the teacher, every trained student, and what students are compared with.
+
+Imports no torch: what is finished already is told without it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from evaluation.models import Candidate, local_directory
+from infra import storage
+from infra.cache import Cache
+from infra.errors import UserError
+from infra.recipe import Recipe, StudentRun
+from offline_teacher.store.manifest import MANIFEST
+from offline_teacher.store.reader import CACHE_BYTES, Store, open_store
+
+TEACHER, UNDISTILLED = "teacher", "undistilled"
+"""Names of rows; that of a student's undistilled form follows it where the recipe has ``students``."""
+_NO_ARCHITECTURE = ("architectures", "dtype", "torch_dtype", "transformers_version")
+"""Entries of a config.json that say nothing of an encoder's shape."""
+
+
+@dataclass
+class Rows:
+    """What a recipe's evaluation compares."""
+
+    candidates: list[Candidate]
+    """In the order of the report: teacher, students, taught students, undistilled ones."""
+    students: dict[str, StudentRun]
+    """The trained ones, by the names of their rows."""
+    untrained: list[str]
+    """Names of the recipe's students that are not there yet."""
+    undistilled: dict[str, str] = field(default_factory=dict)
+    """Student -> the row of its architecture with random weights."""
+    notes: list[str] = field(default_factory=list)
+
+
+def require_students(recipe: Recipe, path: str) -> None:
+    """UserError unless one of the recipe's students is there; ``path``: the recipe's file."""
+    runs = recipe.runs()
+    if not any(map(_is_trained, runs.values())):
+        model = _model(next(iter(runs.values())))
+        raise UserError(f"{model}: no student yet; train it with student_train/main.py --recipe {path}")
+
+
+def rows_of(recipe: Recipe, stack: ExitStack) -> Rows:
+    """The rows, with local copies of remote models for as long as ``stack`` is open.
+
+    UserError where a second distillation is asked for and there is no teacher to learn from.
+    """
+    runs, settings = recipe.runs(), recipe.evaluation
+    trained = {name: run for name, run in runs.items() if _is_trained(run)}
+    rows = Rows([], trained, [name for name in runs if name not in trained])
+    teacher = _teacher_directory(recipe, stack)
+    if teacher is not None:
+        rows.candidates.append(Candidate(TEACHER, teacher))
+    else:
+        without = (
+            f"the store {recipe.store_path} holds no weights of its teacher (store.teacher_weights: false)"
+        )
+        if settings.second_distillation:
+            raise UserError(
+                f"evaluation.second_distillation: {without}; set it to false, or give teacher.model"
+            )
+        rows.notes.append(f"no row for the teacher: {without}")
+    rows.notes += [f"no row for {name}: it is not trained" for name in rows.untrained]
+    students = [
+        Candidate(name, stack.enter_context(local_directory(_path_not_name(_model(run)))), student=name)
+        for name, run in trained.items()
+    ]
+    undistilled = _undistilled(recipe, students) if settings.undistilled else {}
+    rows.candidates += students
+    if settings.second_distillation:
+        rows.candidates += [
+            Candidate(f"{one.name} (D)", one.directory, taught_by=TEACHER, student=one.name)
+            for one in students
+        ]
+    rows.candidates += {one.name: one for one in undistilled.values()}.values()
+    rows.undistilled = {name: one.name for name, one in undistilled.items()}
+    return rows
+
+
+def _undistilled(recipe: Recipe, students: list[Candidate]) -> dict[str, Candidate]:
+    """Student -> the row of its architecture with random weights, one row for students of one shape."""
+    by_shape: dict[str, Candidate] = {}
+    found = {}
+    for one in students:
+        name = f"{UNDISTILLED} {one.name}" if recipe.students else UNDISTILLED
+        shape = Candidate(name, one.directory, random_weights=True, student=one.name)
+        found[one.name] = by_shape.setdefault(_shape(one.directory), shape)
+    return found
+
+
+def _shape(directory: str) -> str:
+    """What is the same of two students of one architecture, whether their loss had a vocabulary or not."""
+    config = storage.read_json(storage.join(directory, "config.json"))
+    return json.dumps({key: config[key] for key in sorted(config) if key not in _NO_ARCHITECTURE})
+
+
+def _is_trained(run: StudentRun) -> bool:
+    return storage.exists(storage.join(_model(run), "config.json"))
+
+
+def _model(run: StudentRun) -> str:
+    return storage.join(run.directory, "model")
+
+
+def _path_not_name(path: str) -> str:
+    """A relative local path marked as one, so that it is not taken for a hub name."""
+    return path if storage.is_remote(path) or path.startswith(("/", ".")) else f"./{path}"
+
+
+def _teacher_directory(recipe: Recipe, stack: ExitStack) -> str | None:
+    """The teacher as a model directory: the store's, else the recipe's ``teacher.model``, else None."""
+    there = storage.exists(storage.join(recipe.store_path, MANIFEST))
+    if there or recipe.teacher is None:
+        store = open_store(recipe.store_path)
+        if store.layout.teacher_weights:
+            return _teacher_of(store, stack.enter_context(tempfile.TemporaryDirectory()))
+    if recipe.teacher is None:
+        return None
+    return stack.enter_context(local_directory(recipe.teacher.model, recipe.teacher.revision))
+
+
+def _teacher_of(store: Store, directory: str) -> str:
+    """``directory`` with the store's tokenizer, configuration and weights, the latter by a link."""
+    for name, data in store.tokenizer_files().items():
+        storage.publish_bytes(storage.join(directory, name), data)
+    storage.publish_json(storage.join(directory, "config.json"), store.teacher_config())
+    cache = Cache(storage.join(directory, ".cache"), CACHE_BYTES)
+    weights = os.path.abspath(store.teacher_weights(cache))
+    os.symlink(weights, storage.join(directory, "model.safetensors"))
+    return directory

@@ -1,0 +1,83 @@
+"""Which models a recipe's report times, and on what texts.
+
+What needs torch or ONNX is imported where it is used: a finished evaluation needs none of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from evaluation.models import Candidate, load_config, load_model, load_tokenizer
+from evaluation.recipe_rows import TEACHER
+from evaluation.tasks import Task, find_task, find_tasks, has_part, load
+from infra import console
+from infra.errors import UserError
+from infra.sections import Evaluation
+from offline_teacher.families.positions import usable_length
+
+if TYPE_CHECKING:
+    from evaluation.latency import Latency
+
+
+def measure_latency(
+    candidates: Sequence[Candidate], settings: Evaluation, texts: list[tuple[str, ...]]
+) -> tuple[dict[str, Latency], dict[str, dict[str, Any]]]:
+    """Latency of each candidate with an STS-B head, and the rows of ``report.json: latency_rows``.
+
+    The latter are only timed: every candidate but the teacher in ONNX, and a network of ELMo's size.
+    """
+    from evaluation import devices, elmo, latency
+
+    task = find_task("STS-B")
+    runners, inputs = {}, {}
+    extra: dict[str, devices.TimedRow] = {}
+    for one in candidates:
+        tokenizer = load_tokenizer(one.directory)
+        length = min(settings.max_length, usable_length(load_config(one.directory)))
+        runners[one.name] = latency.torch_runner(load_model(one, task, seed=0))
+        sizes = (1, *latency.BATCH_SIZES)
+        inputs[one.name] = {size: latency.batches(tokenizer, texts, size, length) for size in sizes}
+        if one.name != TEACHER:
+            extra |= devices.onnx_rows(one, settings, inputs[one.name])
+    if settings.elmo_reference:
+        extra[elmo.LABEL] = devices.elmo_row(settings, texts)
+    runners |= {name: row.runner for name, row in extra.items()}
+    inputs |= {name: row.inputs for name, row in extra.items()}
+    sentences = len(texts) * len(runners) * (1 + len(latency.BATCH_SIZES))
+    with console.progress(sentences, "sentences", "latency") as shown:
+        times = latency.measure(runners, inputs, settings.latency_threads, shown.advance)
+    rows = {
+        name: {"parameters": row.parameters, "bytes": row.bytes, "latency": as_json(times[name])}
+        for name, row in extra.items()
+    }
+    return {one.name: times[one.name] for one in candidates}, rows
+
+
+def as_json(measured: Latency) -> dict[str, Any]:
+    """A latency as report.json holds it: batch sizes are texts."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(measured)))
+    return values
+
+
+def latency_texts(settings: Evaluation) -> tuple[list[tuple[str, ...]], str]:
+    """What the models are timed on, and what to call it."""
+    task, part = latency_part(settings)
+    texts = load(task, part, settings.data).texts
+    timed = texts[: settings.latency_sentences or None]
+    label = f"{task.name} dev"
+    return timed, label if len(timed) == len(texts) else f"first {len(timed):,} of {label}"
+
+
+def latency_part(settings: Evaluation) -> tuple[Task, str]:
+    """STS-B dev; where its file is not there, the dev set of the first task that has texts."""
+    tasks: list[Task] = [
+        find_task("STS-B"),
+        *(task for task in find_tasks(settings.tasks) if task.kind != "spans"),
+    ]
+    for task in tasks:
+        if has_part(task, task.dev_parts[0], settings.data):
+            return task, task.dev_parts[0]
+    raise UserError(f"latency: {settings.data} has no STS-B/dev.tsv to time the models on")
