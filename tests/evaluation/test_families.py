@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from evaluation import export, latency
@@ -23,6 +24,7 @@ from evaluation.timed_rows import measure_latency
 from infra.errors import UserError
 from infra.sections import Evaluation
 from tests.evaluation.conftest import FILLER, WORDS, save_encoder, save_roberta, write_pairs, write_task
+from tests.offline_teacher.families.tiny_models import FAMILIES, masked_lm
 
 POSITIONS = 34
 LENGTH = POSITIONS - 1
@@ -126,3 +128,25 @@ def test_rows_without_a_token_are_no_reason(tmp_path: Path) -> None:
                    intermediate_size=64)
     ).save_pretrained(directory)  # fmt: skip
     assert main(scored(str(directory), "SST-2", write_task(tmp_path / "data", 32), tmp_path / "out", 16)) == 0
+
+
+@pytest.mark.parametrize("task", ["SST-2", "SQuAD"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_encoder_alone_takes_a_head(family: str, task: str, tmp_path: Path) -> None:
+    """What a student of relations is published as; the head is new, all else is the encoder's."""
+    save_encoder(tmp_path)  # its tokenizer is kept
+    encoder = masked_lm(family).base_model
+    encoder.pooler = None
+    encoder.save_pretrained(tmp_path)
+    model = load_model(Candidate("m", str(tmp_path)), find_task(task), seed=0)
+    loaded, weights = model.base_model.state_dict(), encoder.state_dict()
+    assert weights.keys() <= loaded.keys()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+    model.save_pretrained(tmp_path)
+    lost = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in lost if "embeddings" in name)
+    save_file(
+        {key: lost[key] for key in lost if key != name}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(UserError, match="lacks 1 weights"):
+        load_model(Candidate("m", str(tmp_path)), find_task(task), seed=0)
