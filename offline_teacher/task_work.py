@@ -92,25 +92,8 @@ class TaskWorker:
         for start in range(0, task.samples, size):
             rows = task.rows[start : start + size]
             masked = text.masked(split, task, rows, train_parts)
-            yield masked | self._compute(self._outputs, inference, masked)
-
-    def _outputs(self, inference: Any, text: Columns) -> Columns:
-        """The teacher's columns. Batches are of like lengths and depend on the samples alone."""
-        count = text["token_count"]
-        described = inference.layout.data_columns()
-        out = {
-            name: np.empty((len(count), *column.shape), column.dtype)
-            for name, column in described.items()
-            if name not in text
-        }
-        longest_first = np.argsort(-count.astype(np.int64), kind="stable")
-        size = self.settings.batch_size
-        for start in range(0, len(count), size):
-            rows = longest_first[start : start + size]
-            positions = text["masked_positions"][rows] if "masked_positions" in text else None
-            for name, values in inference.batch(text["input_ids"][rows], count[rows], positions).items():
-                out[name][rows] = values
-        return out
+            pending = self._compute(inference.columns, masked, self.settings.batch_size)
+            yield masked | pending.wait()
 
     def _compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return self._computing.submit(function, *arguments).result()

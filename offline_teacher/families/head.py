@@ -9,11 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from offline_teacher.families import family_of
 from offline_teacher.families.family import no_head
 from offline_teacher.families.weights import has_masked_lm_head
+
+ALIGNED_ROWS = {"cuda": 64}
+"""A decoder has a multiple of so many rows where matrix products are slow otherwise: tensor cores take 16
+bytes at once, and the 30,522 rows of BERT's vocabulary are no multiple of that."""
+ALIGNED_FROM = 4096
+"""Smaller vocabularies are left alone: nothing is to be gained there."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +64,16 @@ def masked_lm_head(model: Any) -> MaskedLmHead:
     name = "gelu" if paths.activation is None else getattr(model.config, paths.activation)
     dense, norm, decoder = (model.get_submodule(path) for path in (paths.dense, paths.norm, paths.decoder))
     return MaskedLmHead(dense=dense, activation=ACT2FN[name], norm=norm, decoder=decoder)
+
+
+def aligned_decoder(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight [V, E] and bias [V] of a decoder, with rows appended to a multiple of ``ALIGNED_ROWS``.
+
+    The rows are zero and their biases so low that, at any temperature, no softmax gives them anything.
+    """
+    rows = ALIGNED_ROWS.get(weight.device.type, 1)
+    extra = -len(weight) % rows if len(weight) >= ALIGNED_FROM else 0
+    if not extra:
+        return weight, bias
+    lowest = torch.finfo(bias.dtype).min / 2  # half: a difference of two of them is still finite
+    return functional.pad(weight, (0, 0, 0, extra)), functional.pad(bias, (0, extra), value=lowest)

@@ -1,23 +1,34 @@
 """What a store keeps of a batch: hidden states where the teacher is cut, pooled vectors, top-k and logsumexp.
 
-Axes: B batch, L length, M masked positions a sequence, P recorded positions a sequence (L or M),
-N recorded positions of a batch (padding left out), K top-k, T temperatures, V vocabulary, D hidden.
+Nothing here waits for the device. All columns of a shard are filled there, in the store's dtypes, and copied
+to the host at once, on a stream of their own, while the next shard is computed.
+
+Axes: n samples of a shard, B batch, L length, M masked positions a sequence, P recorded positions a sequence
+(L or M), N recorded positions of a batch (padding left out), K top-k, T temperatures, V vocabulary, D hidden.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from infra.errors import UserError
+from offline_teacher.families.head import aligned_decoder
 from offline_teacher.families.pooling import pool
 from offline_teacher.inference.quantise import quantise
 from offline_teacher.inference.reduction import reduce_logits
 from offline_teacher.inference.teacher import LoadedTeacher
-from offline_teacher.store.schema import Layout
+from offline_teacher.store.schema import Column, Layout
 
 LARGEST_FLOAT16 = 65504.0
+TEXT = ("sequence_id", "token_count", "input_ids", "masked_positions", "masked_labels")
+"""The columns that are not the teacher's."""
+HELD = {"u2": torch.int16, "u4": torch.int32, "f2": torch.float16, "f4": torch.float32, "i1": torch.int8}
+"""A tensor's dtype for a column's; of unsigned integers the bits."""
 
 
 def matmul_positions(device_type: str, dtype: torch.dtype) -> int:
@@ -27,115 +38,189 @@ def matmul_positions(device_type: str, dtype: torch.dtype) -> int:
     return 512 if dtype == torch.float32 else 256  # a float32 product first arranges the weights, every time
 
 
+@dataclass(frozen=True)
+class Pending:
+    """Columns on their way to the host."""
+
+    tensors: Mapping[str, Tensor]
+    described: Mapping[str, Column]
+    largest: Tensor
+    """Of the magnitudes that had to fit into float16."""
+    copied: torch.cuda.Event | None
+    """Tells when everything has arrived; None: it is there."""
+    kept: object = None
+    """Keeps what is being copied from."""
+
+    def wait(self) -> dict[str, np.ndarray]:
+        """Arrays [n, ...] in the store's dtypes. UserError where float16 cannot hold a hidden state."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        if float(self.largest) > LARGEST_FLOAT16:  # not so for NaN: the store's own check names it
+            raise UserError(
+                "store.hidden_states: float16 cannot hold this teacher's hidden states, the largest of which"
+                f" is {float(self.largest):.3g}; set store.hidden_states: bfloat16, or int8"
+            )
+        return {
+            name: tensor.numpy().view(self.described[name].dtype) for name, tensor in self.tensors.items()
+        }
+
+
 class Inference:
-    """Runs batches through the teacher and keeps what ``layout`` holds of them, nothing else.
+    """Runs text through the teacher and keeps what ``layout`` holds of it, nothing else.
 
     Without top-k neither the top layers nor the head run. Logits are what the head gives in the teacher's
-    dtype; logsumexp is accumulated in float32 from them.
+    dtype; logsumexp is accumulated in float32 from them. One thread at a time may use it.
     """
 
     def __init__(self, teacher: LoadedTeacher, layout: Layout) -> None:
         self.teacher, self.layout = teacher, layout
+        self._described = {name: c for name, c in layout.data_columns().items() if name not in TEXT}
+        self._decoder: tuple[Tensor, Tensor] | None = None
         self._logits: Tensor | None = None
+        on_gpu = teacher.device.type == "cuda"
+        self._copying = torch.cuda.Stream(teacher.device) if on_gpu else None
 
-    @torch.inference_mode()
     def batch(
         self, input_ids: np.ndarray, token_count: np.ndarray, masked_positions: np.ndarray | None
     ) -> dict[str, np.ndarray]:
-        """input_ids [B, L], token_count [B], masked_positions [B, M] (-1: unused) -> the teacher's columns.
+        """``columns`` of one batch: input_ids [B, L], token_count [B], masked_positions [B, M] (-1: unused)."""
+        text = {"input_ids": input_ids, "token_count": token_count}
+        if masked_positions is not None:
+            text["masked_positions"] = masked_positions
+        return self.columns(text, len(token_count)).wait()
 
-        Arrays [B, ...] in the store's dtypes; positions that are not recorded are zero. UserError where
-        float16 cannot hold a hidden state.
+    @torch.inference_mode()
+    def columns(self, text: Mapping[str, np.ndarray], batch_size: int) -> Pending:
+        """The teacher's columns of a shard, from its ``TEXT``; positions that are not recorded are zero.
+
+        Batches are of like lengths and depend on the samples alone.
         """
-        length = int(token_count.max())  # padding after the longest row is not computed
-        ids = torch.from_numpy(input_ids[:, :length].astype(np.int64)).to(self.teacher.device)
-        count = None
-        if token_count.min() < length:
-            count = torch.from_numpy(token_count.astype(np.int64)).to(self.teacher.device)
-        states = self.teacher.lower(ids, count)  # [B, length, D]
+        count = text["token_count"].astype(np.int64)
+        filled = _Filled.of(self._described, len(count), self.teacher.device)
+        longest_first = np.argsort(-count, kind="stable")
+        for start in range(0, len(count), batch_size):
+            self._add(filled, text, count, longest_first[start : start + batch_size])
+        return self._sent_back(filled)
+
+    def _add(
+        self, filled: _Filled, text: Mapping[str, np.ndarray], count: np.ndarray, rows: np.ndarray
+    ) -> None:
+        """Computes one batch: these rows of the shard, the longest first."""
+        length = int(count[rows[0]])  # padding after the longest row is not computed
+        ids = self._sent(text["input_ids"][rows, :length].astype(np.int64))
+        counts = self._sent(count[rows])
+        padded = None if count[rows[-1]] == length else counts
+        states = self.teacher.lower(ids, padded)  # [B, length, D]
         if self.layout.positions == "pooled":
-            return {"embedding": self._pooled(states, token_count)}
-        rows, slots, positions = self._recorded(token_count, masked_positions)
-        whole = self.layout.positions == "all" and len(rows) == states.shape[0] * length
-        values: dict[str, np.ndarray] = {}
+            assert self.teacher.pooling is not None
+            vectors = filled.float16(pool(states, counts, self.teacher.pooling))
+            filled.tensors["embedding"].index_copy_(0, self._sent(rows), vectors)
+            return
+        source, target = self._recorded(text, count, rows, length)
+        every = len(source) == len(rows) * length and self.layout.positions == "all"
+        at = None if every else self._sent(source)
+        target_at = self._sent(target)
         if self.layout.hidden_states != "none":
-            values |= self._stored(_picked(states, rows, positions, whole))
+            filled.put(self._stored(filled, _picked(states, at)), target_at)
         if self.layout.top_k:
             assert self.teacher.top is not None
-            last = self.teacher.top.last_hidden(states, count)
-            values |= self._reduced(_picked(last, rows, positions, whole))
-        return self._placed(values, len(input_ids), rows, slots, whole and length == self.layout.length)
+            filled.put(self._reduced(_picked(self.teacher.top.last_hidden(states, padded), at)), target_at)
 
-    def _pooled(self, states: Tensor, token_count: np.ndarray) -> np.ndarray:
-        """float16 [B, D]"""
-        assert self.teacher.pooling is not None
-        count = torch.from_numpy(token_count.astype(np.int64)).to(states.device)
-        return _float16(pool(states, count, self.teacher.pooling)).cpu().numpy()
+    def _recorded(
+        self, text: Mapping[str, np.ndarray], count: np.ndarray, rows: np.ndarray, length: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Of every recorded position, int64 [N]: where it is in the batch's [B length], where in [n P]."""
+        if self.layout.positions == "masked":
+            masked = text["masked_positions"][rows]
+            row, slot = np.nonzero(masked >= 0)
+            return row * length + masked[row, slot], rows[row] * self.layout.recorded + slot
+        row, position = np.nonzero(np.arange(length) < count[rows][:, None])
+        return row * length + position, rows[row] * self.layout.recorded + position
 
-    def _stored(self, states: Tensor) -> dict[str, np.ndarray]:
+    def _stored(self, filled: _Filled, states: Tensor) -> dict[str, Tensor]:
         """Hidden states [N, D] as the store keeps them."""
         if self.layout.hidden_states == "int8":
             steps, scale = quantise(states)
-            return {"hidden_states": steps.cpu().numpy(), "hidden_scale": scale.cpu().numpy()}
+            return {"hidden_states": steps, "hidden_scale": scale}
         if self.layout.hidden_states == "bfloat16":
-            return {"hidden_states": states.bfloat16().view(torch.int16).cpu().numpy().view(np.uint16)}
-        return {"hidden_states": _float16(states).cpu().numpy()}
+            return {"hidden_states": states.bfloat16().view(torch.int16)}
+        return {"hidden_states": filled.float16(states)}
 
-    def _reduced(self, last_hidden: Tensor) -> dict[str, np.ndarray]:
+    def _reduced(self, last_hidden: Tensor) -> dict[str, Tensor]:
         """Last hidden states [N, D] -> topk_ids [N, K], topk_logits [N, K], logsumexp [N, T]."""
         top = self.teacher.top
         assert top is not None
-        weight, bias = top.decoder_weight, top.decoder_bias
-        if self._logits is None:  # written again and again: new memory costs as much as a forward
+        if self._decoder is None or self._logits is None:
+            self._decoder = weight, bias = aligned_decoder(top.decoder_weight, top.decoder_bias)
+            # Written again and again: new memory costs as much as a forward.
             positions = matmul_positions(self.teacher.device.type, self.teacher.dtype)
             self._logits = bias.new_empty(positions, len(weight))
+        weight, bias = self._decoder
         pieces = []
         for chunk in last_hidden.split(len(self._logits)):
             logits = self._logits[: len(chunk)]
             torch.addmm(bias, top.decoder_input(chunk), weight.t(), out=logits)
-            pieces.append(reduce_logits(logits, self.layout.top_k, self.layout.temperatures))
+            known = logits[:, : self.layout.vocab_size]
+            pieces.append(reduce_logits(known, self.layout.top_k, self.layout.temperatures))
         names = "topk_ids", "topk_logits", "logsumexp"
-        joined = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-        return {name: tensor.cpu().numpy() for name, tensor in zip(names, joined, strict=True)}
+        return {name: torch.cat(parts) for name, parts in zip(names, zip(*pieces, strict=True), strict=True)}
 
-    def _recorded(
-        self, token_count: np.ndarray, masked_positions: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Row, slot and position of every recorded position of a batch, each [N]."""
-        if self.layout.positions == "masked":
-            assert masked_positions is not None
-            rows, slots = np.nonzero(masked_positions >= 0)
-            return rows, slots, masked_positions[rows, slots].astype(np.int64)
-        rows, positions = np.nonzero(np.arange(self.layout.length) < token_count[:, None])
-        return rows, positions, positions
-
-    def _placed(
-        self, values: dict[str, np.ndarray], count: int, rows: np.ndarray, slots: np.ndarray, whole: bool
-    ) -> dict[str, np.ndarray]:
-        """Values [N, ...] as columns [B, P, ...] of the store's dtypes."""
-        columns = self.layout.columns()
-        placed = {}
-        for name, value in values.items():
-            column = columns[name]
-            if whole:  # nothing to leave out: no copy
-                placed[name] = value.reshape(count, *column.shape).astype(column.dtype, copy=False)
-                continue
-            placed[name] = np.zeros((count, *column.shape), column.dtype)
-            placed[name][rows, slots] = value
-        return placed
-
-
-def _picked(states: Tensor, rows: np.ndarray, positions: np.ndarray, whole: bool) -> Tensor:
-    """[B, L, D] -> [N, D]."""
-    if whole:
-        return states.flatten(0, 1)
-    return states[torch.from_numpy(rows), torch.from_numpy(positions)]
-
-
-def _float16(states: Tensor) -> Tensor:
-    if states.numel() and float(states.abs().max()) > LARGEST_FLOAT16:  # NaN passes: its own check names it
-        raise UserError(
-            "store.hidden_states: float16 cannot hold this teacher's hidden states, the largest of which is"
-            f" {float(states.abs().max()):.3g}; set store.hidden_states: bfloat16, or int8"
+    def _sent(self, values: np.ndarray) -> Tensor:
+        """On the teacher's device; the copy is from pinned memory and is not waited for."""
+        tensor = torch.from_numpy(values)
+        return (
+            tensor
+            if self._copying is None
+            else tensor.pin_memory().to(self.teacher.device, non_blocking=True)
         )
-    return states.to(torch.float16)
+
+    def _sent_back(self, filled: _Filled) -> Pending:
+        if self._copying is None:
+            return Pending(filled.tensors, self._described, filled.largest, None)
+        self._copying.wait_stream(torch.cuda.current_stream(self.teacher.device))
+        with torch.cuda.stream(self._copying):
+            tensors = {name: _to_host(tensor) for name, tensor in filled.tensors.items()}
+            largest, copied = _to_host(filled.largest), torch.cuda.Event(blocking=True)
+            copied.record(self._copying)
+        return Pending(tensors, self._described, largest, copied, filled)
+
+
+@dataclass
+class _Filled:
+    """The columns of a shard on the device, as they fill up."""
+
+    tensors: dict[str, Tensor]
+    largest: Tensor
+
+    @classmethod
+    def of(cls, described: Mapping[str, Column], count: int, device: torch.device) -> _Filled:
+        """Zeros."""
+        tensors = {
+            name: torch.zeros((count, *c.shape), dtype=HELD[c.dtype.str[1:]], device=device)
+            for name, c in described.items()
+        }
+        return cls(tensors, torch.zeros((), device=device))
+
+    def float16(self, states: Tensor) -> Tensor:
+        """The states in float16; ``largest`` tells later whether they fit."""
+        if states.numel():
+            self.largest = torch.maximum(self.largest, states.abs().amax().float())
+        return states.to(torch.float16)
+
+    def put(self, values: Mapping[str, Tensor], target: Tensor) -> None:
+        """Values [N, ...] to the positions ``target`` [N] of [n P]."""
+        for name, value in values.items():
+            column = self.tensors[name]
+            wide = value.to(torch.int32) if value.dtype == torch.int64 else value
+            column.flatten(0, 1).index_copy_(0, target, wide.to(column.dtype))
+
+
+def _picked(states: Tensor, at: Tensor | None) -> Tensor:
+    """[B, L, D] -> [N, D]; None: every position."""
+    flat = states.flatten(0, 1)
+    return flat if at is None else flat[at]
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """Queues a copy into pinned memory on the current stream."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

@@ -1,9 +1,10 @@
 """Top-k and logsumexp over the vocabulary of a chunk of logits, exact and deterministic.
 
 A teacher pass must cost what the bare forward costs, and a naive ``topk`` with one ``logsumexp`` a
-temperature costs as much as a small teacher's whole forward on a CPU. So on a CPU the rows go to a
-compiled kernel (`reduction_kernel`) that reads each of them twice. Everywhere else, and where there is no
-C++ compiler, the same is done with tensor operations:
+temperature costs as much as a small teacher's whole forward. So on a CPU the rows go to a compiled kernel
+(`reduction_kernel`) that reads each of them twice, and on a GPU to one of Triton (`reduction_triton`) that
+keeps a row in registers. Where there is no C++ compiler, no Triton, or a larger vocabulary, the same is done
+with tensor operations:
 
 * a row is exponentiated once: exp(x / t) = exp(x / T) ** (T / t), which is a square where T = 2t;
 * the largest k entries lie in the k blocks of 32 ids with the largest maxima, so only those are searched;
@@ -15,7 +16,9 @@ Axes: N positions, V vocabulary, K top-k, T temperatures.
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -25,6 +28,9 @@ from offline_teacher.inference import reduction_kernel
 BLOCK = 32
 REDUCE_POSITIONS = {"cpu": 32}
 """Positions the tensor arithmetic works on at once: on a CPU their float32 logits stay in the cache."""
+TRITON_VOCABULARY = 1 << 16
+"""Longer rows do not fit into the registers of a program."""
+TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _POSITION_BITS = 16
 _POSITION_MASK = (1 << _POSITION_BITS) - 1
 
@@ -39,10 +45,24 @@ def reduce_logits(logits: Tensor, top_k: int, temperatures: tuple[float, ...]) -
     """
     if logits.device.type == "cpu" and reduction_kernel.available():
         return reduction_kernel.reduce_logits(logits, top_k, temperatures)
+    if logits.device.type == "cuda" and _triton_takes(logits):
+        from offline_teacher.inference import reduction_triton
+
+        return reduction_triton.reduce_logits(logits, top_k, temperatures)
     rows = logits.split(REDUCE_POSITIONS.get(logits.device.type, max(1, len(logits))))
     pieces = [_reduce(part, top_k, temperatures) for part in rows]
     ids, values, logsumexp = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     return ids, values, logsumexp
+
+
+@cache
+def triton_there() -> bool:
+    """Whether Triton can be imported; it comes with torch for GPUs."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def _triton_takes(logits: Tensor) -> bool:
+    return triton_there() and logits.shape[1] <= TRITON_VOCABULARY and logits.dtype in TRITON_DTYPES
 
 
 def _reduce(logits: Tensor, top_k: int, temperatures: tuple[float, ...]) -> Reduced:

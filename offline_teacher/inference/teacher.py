@@ -15,6 +15,7 @@ from offline_teacher.families.replay import Replay
 from offline_teacher.families.split import Lower, lower
 from offline_teacher.families.weights import has_masked_lm_head, top_weights
 from offline_teacher.inference import reduction_kernel
+from offline_teacher.inference.reduction import triton_there
 from offline_teacher.teacher_directory import find_teacher, load_config, read_pooling_of, weight_digest
 
 
@@ -72,9 +73,16 @@ def environment(teacher: Teacher, device: str) -> dict[str, str | int | float | 
         "instructions": torch.backends.cpu.get_cpu_capability() if on_cpu else None,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "kernel": "C++" if on_cpu and reduction_kernel.available() else "torch",
+        "kernel": _kernel(on_cpu),
         "dtype": teacher.dtype,
         "batch_size": teacher.batch_size,
         "threads": teacher.cpu_threads if on_cpu else None,
         "onednn": os.environ.get("ONEDNN_MAX_CPU_ISA") if on_cpu else None,
     }
+
+
+def _kernel(on_cpu: bool) -> str:
+    """What reduces logits."""
+    if on_cpu:
+        return "C++" if reduction_kernel.available() else "torch"
+    return "Triton" if triton_there() else "torch"

@@ -9,12 +9,13 @@ Axes: N positions, K top-k, V vocabulary, D teacher's hidden size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from offline_teacher.families.head import aligned_decoder
 from student_train.objectives.vocabulary_kernels import Kernel, exact_kernel, topk_kernel
 
 
@@ -76,6 +77,26 @@ class ExactTarget:
         """Teacher logits [n, V] of these positions, in the head's dtype, written to ``out`` if given."""
         z = self.head.decoder_input(self.hidden[rows])
         return torch.addmm(self.head.decoder_bias, z, self.head.decoder_weight.t(), out=out)
+
+
+@dataclass(frozen=True)
+class _AlignedHead:
+    """A teacher's head whose decoder has the rows that `aligned_decoder` appends."""
+
+    head: Decoder
+    decoder_weight: Tensor
+    decoder_bias: Tensor
+
+    def decoder_input(self, last_hidden: Tensor) -> Tensor:
+        return self.head.decoder_input(last_hidden)
+
+
+def aligned(target: SoftTarget | None) -> SoftTarget | None:
+    """The target whose logits have as many columns as those of an aligned decoder of the student."""
+    if not isinstance(target, ExactTarget):
+        return target
+    head = target.head
+    return replace(target, head=_AlignedHead(head, *aligned_decoder(head.decoder_weight, head.decoder_bias)))
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from offline_teacher.families.head import aligned_decoder
 from student_train.objectives import native_exact
-from student_train.objectives.soft_targets import ExactTarget, SoftTarget
+from student_train.objectives.soft_targets import ExactTarget, SoftTarget, aligned
 from student_train.objectives.vocabulary_kernels import NO_LABEL, Kernel, fused, mlm_kernel
 
 CHUNK_SIZE = {"cpu": 2048, "cuda": 4096}
@@ -155,7 +156,7 @@ class VocabularyLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(z.device.type, enabled=False):
             scale = max(work.kl_weight / work.temperature, work.mlm_weight)
-            pass_ = _ChunkedPass(z, weight.to(z.dtype), bias.to(z.dtype), work, scale)
+            pass_ = _ChunkedPass(z, *aligned_decoder(weight.to(z.dtype), bias.to(z.dtype)), work, scale)
             for start in range(0, len(z), work.chunk_size):
                 pass_.chunk(start, min(start + work.chunk_size, len(z)))
         kl, ce = pass_.values[:, : len(z)].sum(1, dtype=torch.float64).unbind()
@@ -164,6 +165,7 @@ class VocabularyLoss(torch.autograd.Function):
         ctx.dz, ctx.decoder = pass_.dz, pass_.decoder
         if ctx.decoder is None:  # no positions
             ctx.decoder = z.new_zeros(z.shape[1] + BIAS_ROWS, len(weight))
+        ctx.decoder = ctx.decoder[:, : len(weight)]
         total, kl, ce = total.to(pass_.wide), kl.to(pass_.wide), ce.to(pass_.wide)
         ctx.mark_non_differentiable(kl, ce)
         return total, kl, ce
@@ -190,6 +192,7 @@ class _ChunkedPass:
 
     def __init__(self, z: Tensor, weight: Tensor, bias: Tensor, work: _Work, scale: float) -> None:
         self.z, self.weight, self.bias, self.work = z, weight, bias, work
+        self.target = aligned(work.target)
         self.wide = torch.float64 if z.dtype == torch.float64 else torch.float32
         self.block = min(work.chunk_size, KERNEL_SIZE.get(z.device.type, work.chunk_size))
         mlm_scale = (work.labels != NO_LABEL).to(self.wide) * (work.mlm_weight / scale)
@@ -200,14 +203,14 @@ class _ChunkedPass:
         self.values = z.new_zeros(2, len(self.labels), dtype=self.wide)  # KL and CE of every position
         shape = (-(-work.chunk_size // self.block) * self.block, len(weight))
         self.logits = z.new_empty(shape)
-        self.buffer = None if work.target is None else work.target.buffer(len(self.logits))
+        self.buffer = None if self.target is None else self.target.buffer(len(self.logits))
         self.dz = torch.empty_like(z)
         self.decoder: Tensor | None = None
 
     def chunk(self, start: int, stop: int) -> None:
         """Values and gradients of positions [start, stop)."""
         rows = slice(start, stop)
-        z, s, target = self.z[rows], self.logits[: stop - start], self.work.target
+        z, s, target = self.z[rows], self.logits[: stop - start], self.target
         if (
             self.work.compile
             and isinstance(target, ExactTarget)
@@ -247,7 +250,7 @@ class _ChunkedPass:
     def _kernels(self, start: int, stop: int) -> None:
         """Turns the chunk's logits into gradients, block by block; all blocks have one shape, so kernels
         compile once, and rows beyond ``stop`` have weight 0."""
-        target = self.work.target
+        target = self.target
         soft: tuple[Tensor, ...] = ()
         if target is not None:
             soft = tuple(self._whole(part) for part in target.arguments(slice(start, stop), self.buffer))

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from offline_teacher.teacher import LoadedTeacher, mlm_head
-from student_train.objective import Objective
-from student_train.soft_targets import TeacherHead
-from student_train.stream import Batch
 from transformers import BertConfig, BertForMaskedLM
 
 from infra.sections import Student, Train
+from offline_teacher.families import family_of
+from offline_teacher.families.replay import Replay
+from offline_teacher.families.split import lower
+from offline_teacher.families.weights import named_weights, top_weights
+from offline_teacher.inference.columns import Inference
+from offline_teacher.inference.teacher import LoadedTeacher
 from offline_teacher.store.schema import Layout
-from student_train.student import StudentModel, build_student
+from student_train.data.collate import Batch, collate
+from student_train.objectives.objective import Objective
+from student_train.student.model import StudentModel, build_student
+from student_train.student.reach import freeze_unreached
+
+Columns = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -26,23 +32,27 @@ class Size:
     config: BertConfig
     lengths: tuple[int, ...]
     batch_sizes: tuple[int, ...]
+    """Of the teacher's forward; the last is also that of the student's step."""
     rounds: int
+    tasks: int
+    """That the pass writes: of 524,288 tokens each, on a CPU of two batches."""
+    profile: bool = False
+    """Also say which operations take the time."""
 
+    @property
+    def batch_size(self) -> int:
+        return self.batch_sizes[-1]
 
-@dataclass(frozen=True)
-class Sample:
-    """A padded batch of masked text, as a store holds it."""
-
-    input_ids: np.ndarray = field(repr=False)  # [B, L]
-    token_count: np.ndarray = field(repr=False)  # [B]
-    positions: np.ndarray = field(repr=False)  # int16 [B, M]
-    labels: np.ndarray = field(repr=False)  # [B, M]
+    @property
+    def narrow(self) -> int:
+        """The width of the narrow student."""
+        return self.config.hidden_size // 2
 
 
 def size_for(device: torch.device) -> Size:
     if device.type == "cuda":
-        return Size(BertConfig(), lengths=(128, 512), batch_sizes=(32, 128, 256), rounds=20)
-    return Size(tiny_config(), lengths=(16,), batch_sizes=(4,), rounds=2)
+        return Size(BertConfig(), lengths=(128, 512), batch_sizes=(256,), rounds=20, tasks=12)
+    return Size(tiny_config(), lengths=(16,), batch_sizes=(4,), rounds=2, tasks=3)
 
 
 def tiny_config(vocab_size: int = 203) -> BertConfig:
@@ -60,7 +70,7 @@ def tiny_config(vocab_size: int = 203) -> BertConfig:
 def random_teacher(config: BertConfig, seed: int = 0) -> BertForMaskedLM:
     """Random weights, biases too, in float32 on the CPU; logits spread as a trained model's are."""
     torch.manual_seed(seed)
-    model = BertForMaskedLM(config).eval()
+    model = BertForMaskedLM(family_of(config).config(config)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -69,14 +79,19 @@ def random_teacher(config: BertConfig, seed: int = 0) -> BertForMaskedLM:
     return model
 
 
-def loaded(model: BertForMaskedLM, device: torch.device, dtype: torch.dtype) -> LoadedTeacher:
+def loaded(
+    model: BertForMaskedLM, replay_layers: int, device: torch.device, dtype: torch.dtype
+) -> LoadedTeacher:
     """The teacher as a worker of the pass holds it."""
-    head = mlm_head(model)
-    encoder = copy.deepcopy(model.base_model).to(device, dtype).requires_grad_(False)
-    return LoadedTeacher(encoder, None, head, model.config.to_dict(), "", "", torch.device(device), dtype)
+    own = copy.deepcopy(model)
+    top = Replay(own.config, top_weights(own, replay_layers), replay_layers, dtype).to(device)
+    below = lower(own, replay_layers).to(device=device, dtype=dtype)
+    return LoadedTeacher(below, top, None, own.config, "", torch.device(device), dtype, {})
 
 
-def layout_for(config: BertConfig, length: int, top_k: int) -> Layout:
+def layout_for(
+    config: BertConfig, length: int, top_k: int, replay_layers: int = 0, hidden_states: str = "float16"
+) -> Layout:
     return Layout(
         length=length,
         masked=max(1, length * 15 // 100),
@@ -84,53 +99,52 @@ def layout_for(config: BertConfig, length: int, top_k: int) -> Layout:
         top_k=top_k,
         temperatures=(1.0, 2.0) if top_k else (),
         hidden_size=config.hidden_size,
-        hidden_states="float16",
+        hidden_states=hidden_states,
         positions="all",
+        replay_layers=replay_layers,
     )
 
 
-def random_text(layout: Layout, count: int, padded: bool, seed: int = 0) -> Sample:
-    """Random ids; with ``padded`` every second sequence is half as long."""
+def random_text(layout: Layout, count: int, padded: bool, seed: int = 0) -> Columns:
+    """The text columns of random sequences; with ``padded`` every second one is half as long."""
     generator = np.random.default_rng(seed)
-    token_count = np.full(count, layout.length, np.int64)
+    token_count = np.full(count, layout.length, np.uint16)
     token_count[1::2] -= layout.length // 2 if padded else 0
     ids = generator.integers(5, layout.vocab_size, (count, layout.length))
     ids[np.arange(layout.length) >= token_count[:, None]] = 0
     half = layout.length // 2  # inside every sequence
-    drawn = [generator.permutation(half)[: layout.masked] for _ in range(count)]
-    positions = np.full((count, layout.masked), -1, np.int16)
-    for row, places in enumerate(drawn):
-        positions[row, : len(places)] = np.sort(places)
+    positions = np.stack([np.sort(1 + generator.permutation(half - 2)) for _ in range(count)])
+    positions = positions[:, : layout.masked].astype(np.int16)
+    unused = layout.masked - positions.shape[1]
+    positions = np.pad(positions, ((0, 0), (0, unused)), constant_values=-1)
     labels = generator.integers(5, layout.vocab_size, positions.shape)
-    return Sample(ids, token_count, positions, np.where(positions >= 0, labels, 0))
+    return {
+        "token_count": token_count,
+        "input_ids": ids.astype(layout.id_dtype),
+        "masked_positions": positions,
+        "masked_labels": np.where(positions >= 0, labels, 0).astype(layout.id_dtype),
+    }
 
 
-def batch_of(text: Sample, columns: dict[str, np.ndarray]) -> Batch:
-    """The batch that the stream makes of it, with the teacher's columns."""
+def columns_of(teacher: LoadedTeacher, layout: Layout, text: Columns) -> Columns:
+    """The teacher's columns of one batch."""
+    return Inference(teacher, layout).columns(text, len(text["token_count"])).wait()
 
-    def tensor(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array.astype(np.int64))
 
-    teacher: dict[str, Any] = {name: torch.from_numpy(values) for name, values in columns.items()}
-    if "topk_ids" in teacher:
-        teacher["topk_ids"] = teacher["topk_ids"].long()
-    return Batch(
-        input_ids=tensor(text.input_ids),
-        token_count=tensor(text.token_count),
-        masked_positions=tensor(text.positions),
-        masked_labels=tensor(text.labels),
-        sequence_ids=torch.arange(len(text.token_count)),
-        replica=torch.zeros(len(text.token_count), dtype=torch.int64),
-        **teacher,
-    )
+def batch_of(layout: Layout, text: Columns, columns: Columns) -> Batch:
+    """The batch that a stream makes of it."""
+    return collate({**text, **columns}, layout.positions == "masked", layout.hidden_states == "bfloat16", 1.0)
 
 
 def student_and_loss(
-    teacher: BertForMaskedLM, layout: Layout, train: Train, device: torch.device
+    teacher: BertForMaskedLM, layout: Layout, student: Student, train: Train, device: torch.device
 ) -> tuple[StudentModel, Objective]:
-    """A student of half the depth without dropout, and its loss, on ``device`` in ``train.dtype``."""
-    settings = Student(init="random", dropout=0.0)
-    model = build_student(settings, teacher.config.to_dict(), None, seed=1)
-    dtype = getattr(torch, train.dtype)
-    head = TeacherHead.from_store(mlm_head(teacher)).to(device, dtype)
-    return model.to(device, dtype), Objective(train, layout, head)
+    """A student and its loss on ``device``, the loss in ``train.dtype``, the student in float32."""
+    config, weights = teacher.config.to_dict(), named_weights(teacher)
+    model = build_student(student, train, config, weights)
+    replay = Replay(config, weights, layout.replay_layers)
+    recorder = model.recorder(train.relation_layer) if train.alpha_relation else None
+    objective = Objective(train, layout, replay, recorder)
+    freeze_unreached(model, objective)
+    replay.to(device, getattr(torch, train.dtype))
+    return model.to(device), objective

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
+import warnings
+from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from offline_teacher.capture import Capture
 from transformers import BertConfig
 
-from infra.sections import Train
-from tests.gpu.models import Size, batch_of, layout_for, loaded, random_teacher, random_text, student_and_loss
+from infra.sections import Store, Student, Train
+from offline_teacher.inference.columns import Inference
+from tests.gpu import stores
+from tests.gpu.models import (
+    Size,
+    batch_of,
+    columns_of,
+    layout_for,
+    loaded,
+    random_teacher,
+    random_text,
+    student_and_loss,
+)
+from tests.gpu.steps import Stepper
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "A10": 125e12}
 """bfloat16 without sparsity, by a part of the GPU's name; from the vendor's data sheets."""
+SHARD_BYTES = 256 << 20
+TOP_OPERATIONS = 15
+RELATIONS_ALONE = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0, "alpha_relation": 1.0}
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -37,87 +56,212 @@ def head_flops(config: BertConfig) -> int:
 
 
 def teacher_pass(device: torch.device, size: Size) -> dict[str, Any]:
-    """The pass's own batch from ids to columns, both on the host: hidden states alone, and with top-64."""
-    teacher = loaded(random_teacher(size.config), device, torch.bfloat16)
-    rows = []
-    for length in size.lengths:
-        for batch_size in size.batch_sizes:
+    """The pass's worker in steady state, from ids on the host to columns on the host, and to a store."""
+    found: dict[str, Any] = {"rows": [], "host_waits_in_a_shard": {}}
+    model = random_teacher(size.config)
+    with tempfile.TemporaryDirectory() as scratch:
+        saved = stores.save_teacher(model, Path(scratch, "teacher"))
+        for length in size.lengths:
             for top_k in (0, min(64, size.config.vocab_size)):
-                layout = layout_for(size.config, length, top_k)
-                text = random_text(layout, batch_size, padded=False)
-                capture = Capture(teacher, layout)
-                arguments = text.input_ids, text.token_count, text.positions
-                seconds = _seconds(lambda c=capture, a=arguments: c.batch(*a), device, size.rounds)
-                flops = encoder_flops(size.config, length, size.config.num_hidden_layers)
-                flops += head_flops(size.config) if top_k else 0
-                what = f"L {length}, batch {batch_size}, {f'top-{top_k} and ' if top_k else ''}hidden states"
-                rows.append(_row(what, length * batch_size, seconds, flops, device))
-    return {"rows": rows}
+                what = f"L {length}, {f'top-{top_k} and ' if top_k else ''}hidden states"
+                _columns_rows(found, what, model, length, top_k, device, size)
+                for in_flight in (2, 8):
+                    _store_row(found, what, saved, Path(scratch), length, top_k, device, size, in_flight)
+    return found
+
+
+def _columns_rows(
+    found: dict[str, Any],
+    what: str,
+    model: Any,
+    length: int,
+    top_k: int,
+    device: torch.device,
+    size: Size,
+) -> None:
+    """Shards from ids to columns in the host's memory, two in flight; the host's waits; a profile."""
+    batch_size = size.batch_size * size.lengths[0] // length
+    layout = layout_for(size.config, length, top_k)
+    fits = SHARD_BYTES // layout.bytes_per_sample()
+    count = fits if device.type == "cuda" else 2 * batch_size
+    text = random_text(layout, count, padded=False)
+    inference = Inference(loaded(model, 0, device, torch.bfloat16), layout)
+    pending = deque(inference.columns(text, batch_size) for _ in range(2))
+    while pending:  # warms up
+        pending.popleft().wait()
+    begin = time.perf_counter()
+    for _ in range(size.rounds):
+        pending.append(inference.columns(text, batch_size))
+        if len(pending) > 2:
+            pending.popleft().wait()
+    while pending:
+        pending.popleft().wait()
+    seconds = (time.perf_counter() - begin) / size.rounds
+    flops = _pass_flops(size.config, length, top_k)
+    found["rows"].append(_row(f"{what}, to memory", count * length, seconds, flops, device))
+
+    def shard() -> None:
+        pending.append(inference.columns(text, batch_size))
+
+    found["host_waits_in_a_shard"][what] = host_waits(shard, device)
+    if size.profile:
+        found.setdefault("profiles", {})[what] = profile(
+            lambda: pending.append(inference.columns(text, batch_size)), device
+        )
+    while pending:
+        pending.popleft().wait()
+
+
+def _store_row(
+    found: dict[str, Any],
+    what: str,
+    saved: Path,
+    scratch: Path,
+    length: int,
+    top_k: int,
+    device: torch.device,
+    size: Size,
+    in_flight: int,
+) -> None:
+    """The real worker, with so many tasks at once, into a store on the local disk."""
+    batch_size = size.batch_size * size.lengths[0] // length
+    per_task = 4096 * 128 // length if device.type == "cuda" else 2 * batch_size
+    making = stores.begin(
+        scratch / "run", saved, str(device), dtype="bfloat16", length=length, batch_size=batch_size,
+        store=Store(top_k=top_k, task_sequences=per_task), sequences={"train": per_task * size.tasks},
+    )  # fmt: skip
+    tokens, seconds = making.run("train", in_flight)
+    flops = _pass_flops(size.config, length, top_k)
+    found["rows"].append(
+        _row(f"{what}, to a store, {in_flight} tasks at once", tokens, seconds, flops, device)
+    )
+    shutil.rmtree(scratch / "run")
+
+
+def _pass_flops(config: BertConfig, length: int, top_k: int) -> int:
+    return encoder_flops(config, length, config.num_hidden_layers) + (head_flops(config) if top_k else 0)
 
 
 def student(device: torch.device, size: Size) -> dict[str, Any]:
-    """A whole optimiser step of a half-depth student under the triple loss, and the host's waits in one."""
-    teacher, rows = random_teacher(size.config), []
-    length = size.lengths[0]
-    layout = layout_for(size.config, length, top_k=0)
-    waits = None
-    for batch_size in size.batch_sizes:
-        text = random_text(layout, batch_size, padded=False)
-        columns = Capture(loaded(teacher, device, torch.bfloat16), layout).batch(
-            text.input_ids, text.token_count, text.positions
-        )
-        batch = batch_of(text, columns).to(device)
-        model, objective = student_and_loss(teacher, layout, Train(), device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
-        tokens, masked = int(text.token_count.sum()), int((text.positions >= 0).sum())
-
-        def step(m=model, o=objective, b=batch, a=optimizer, t=tokens, k=masked) -> None:  # type: ignore[no-untyped-def]
-            a.zero_grad(set_to_none=True)
-            o(m, b, t, k).total.backward()
-            a.step()
-
-        seconds = _seconds(step, device, size.rounds)
-        depth = model.model.config.num_hidden_layers
-        flops = 3 * (encoder_flops(size.config, length, depth) + head_flops(size.config))
-        flops += head_flops(size.config)  # the teacher's head, replayed
-        rows.append(_row(f"triple loss, L {length}, batch {batch_size}", tokens, seconds, flops, device))
-        waits = _host_waits(step, device)
-    return {"rows": rows, "host_waits_in_a_step": waits}
+    """A whole optimiser step, batch on the host to updated weights, of three students and losses."""
+    found: dict[str, Any] = {"rows": [], "host_waits_in_a_step": {}}
+    narrow = Student(init="random", hidden_size=size.narrow)
+    for what, replay_layers, shape, weights in (
+        ("half depth, triple loss, replay 1", 1, Student(), {}),
+        ("half depth, triple loss, replay 0", 0, Student(), {}),
+        ("half depth, half width, relations alone", 1, narrow, RELATIONS_ALONE),
+    ):
+        _student_row(found, what, replay_layers, shape, weights, device, size)
+    return found
 
 
-def _seconds(function: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """The median of ``rounds`` calls after three that warm up."""
+def _student_row(
+    found: dict[str, Any],
+    what: str,
+    replay_layers: int,
+    shape: Student,
+    weights: dict[str, float],
+    device: torch.device,
+    size: Size,
+) -> None:
+    teacher, length, batch_size = random_teacher(size.config), size.lengths[0], size.batch_size
+    layout = layout_for(size.config, length, 0, replay_layers)
+    text = random_text(layout, batch_size, padded=False)
+    columns = columns_of(loaded(teacher, replay_layers, device, torch.bfloat16), layout, text)
+    batch = batch_of(layout, text, columns)
+    batch = batch.pinned() if device.type == "cuda" else batch
+    train = Train(batch_size=batch_size, micro_batch_size=batch_size, **weights)  # type: ignore[arg-type]
+    model, objective = student_and_loss(teacher, layout, shape, train, device)
+    stepper = Stepper(model, objective, train, device)
+    seconds = median_seconds(lambda: stepper(batch), device, size.rounds)
+    flops = _step_flops(size.config, model.model.config, length, replay_layers, weights)
+    found["rows"].append(
+        _row(f"{what}, L {length}, batch {batch_size}", batch.tokens, seconds, flops, device)
+    )
+    found["optimiser"] = stepper.name
+    found["host_waits_in_a_step"][what] = host_waits(lambda: stepper(batch), device)
+    if size.profile:
+        found.setdefault("profiles", {})[what] = profile(lambda: stepper(batch), device)
+
+
+def _step_flops(
+    teacher: BertConfig, student: Any, length: int, replay_layers: int, weights: dict[str, float]
+) -> int:
+    """FLOP of a token: student forward and backward (twice the forward), and what is replayed forward."""
+    own = BertConfig(
+        hidden_size=student.hidden_size,
+        intermediate_size=getattr(student, "hidden_dim", None) or student.intermediate_size,
+        vocab_size=teacher.vocab_size,
+    )
+    flops = 3 * encoder_flops(own, length, student.num_hidden_layers)
+    if weights:  # relations alone: three projections, and x x^T of three relations
+        D = teacher.hidden_size  # noqa: N806
+        return flops + 6 * D * D + 3 * (2 * length * D + 3 * 2 * length * own.hidden_size)
+    return flops + 3 * head_flops(own) + head_flops(teacher) + encoder_flops(teacher, length, replay_layers)
+
+
+def median_seconds(function: Callable[[], object], device: torch.device, rounds: int) -> float:
+    """The median of ``rounds`` calls after three that warm up; the device is waited for every few calls."""
     for _ in range(3):
         function()
-    times = []
-    for _ in range(rounds):
-        _wait(device)
+    times, calls = [], 4
+    for _ in range(max(1, rounds // calls)):
+        wait(device)
         started = time.perf_counter()
-        function()
-        _wait(device)
-        times.append(time.perf_counter() - started)
+        for _ in range(calls):
+            function()
+        wait(device)
+        times.append((time.perf_counter() - started) / calls)
     return sorted(times)[len(times) // 2]
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _host_waits(step: Callable[[], object], device: torch.device) -> int | None:
-    """How often the host waits for the device in one step, as torch's own debug mode counts it."""
+def host_waits(function: Callable[[], object], device: torch.device) -> dict[str, int] | None:
+    """Where the host waits for the device in one call, and how often, as torch's own debug mode says."""
     if device.type != "cuda":
         return None
-    import warnings
-
+    wait(device)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            step()
+            function()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(warning.message) for warning in caught)
+    found: dict[str, int] = {}
+    for warning in caught:
+        if "synchroniz" in str(warning.message):
+            place = f"{'/'.join(Path(warning.filename).parts[-2:])}:{warning.lineno}"
+            found[place] = found.get(place, 0) + 1
+    return found
+
+
+def profile(function: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:
+    """The operations that take most of one call's time on the device, the longest first."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
+    function()
+    wait(device)
+    with profiler(activities=activities) as recorded:
+        function()
+        wait(device)
+    events = [
+        (event.key, event.count, event.self_device_time_total if on_gpu else event.self_cpu_time_total)
+        for event in recorded.key_averages()
+    ]
+    whole = sum(microseconds for _, _, microseconds in events) or 1
+    events.sort(key=lambda event: -event[2])
+    return [
+        {"operation": name[:120], "calls": calls, "microseconds": round(us), "share": round(us / whole, 4)}
+        for name, calls, us in events[:TOP_OPERATIONS]
+    ]
 
 
 def _row(what: str, tokens: int, seconds: float, flops: int, device: torch.device) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,24 +12,52 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from offline_teacher import reduction
-from student_train import losses
+from offline_teacher.families import head
+from offline_teacher.inference import reduction
+from student_train.objectives import relations, triple_loss
 from tests.gpu import __main__ as program
 from tests.gpu import checks, models, speed
 
 CPU = torch.device("cpu")
+SIZE = models.size_for(CPU)
+TRAINER = "check_resume"
+"""The part that starts torch's process group, as does `speed_student`; they run in a process of their own."""
 
 
-def test_every_part_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
-    assert program.main(["--device", "cpu", "--out", str(out)]) == 0, capsys.readouterr().out
+    done = _program("--profile", "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads(out.read_text())
     assert list(results["parts"]) == list(program.PARTS)
     assert results["machine"]["type"] == "cpu"
+    assert "skipped" not in results["parts"][TRAINER]
     for name in ("speed_pass", "speed_student"):
-        rows = results["parts"][name]["rows"]
-        assert rows
-        assert all(row["tokens_per_second"] > 0 and row["utilisation"] is None for row in rows)
+        part = results["parts"][name]
+        assert part["rows"]
+        assert all(row["tokens_per_second"] > 0 and row["utilisation"] is None for row in part["rows"])
+        for operations in part["profiles"].values():
+            assert 0.5 < sum(operation["share"] for operation in operations) <= 1.001
+
+
+def test_it_needs_no_more_than_a_gpu_machine_has(tmp_path: Path) -> None:
+    """torch, transformers, pyarrow, xxhash and pydantic are there; these are not. What needs them says so."""
+    absent = ("deepspeed", "ray", "mlflow", "datasets", "hjson")
+    arguments = ["tests.gpu", "--device", "cpu", "--out", str(tmp_path / "gpu.json")]
+    arguments += [word for name in ("check_loss", "check_training") for word in ("--skip", name)]
+    code = f"import runpy, sys; sys.modules.update(dict.fromkeys({absent})); sys.argv = {arguments}\n"
+    code += "import importlib.util as util; find = util.find_spec\n"
+    code += f"util.find_spec = lambda name, *rest: None if name in {absent} else find(name, *rest)\n"
+    code += "runpy.run_module('tests.gpu', run_name='__main__', alter_sys=True)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{TRAINER} ... skipped: DeepSpeed is not installed here" in done.stdout
+    assert "speed_student ... ok" in done.stdout
+
+
+def _program(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.gpu", "--device", "cpu", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=dict(os.environ))
 
 
 def test_a_check_that_fails_is_the_exit_code(
@@ -47,15 +76,45 @@ def test_a_check_that_fails_is_the_exit_code(
 
 
 def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = losses.VocabularyLoss.backward
+    real = triple_loss.VocabularyLoss.backward
 
     def wrong(ctx: object, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dz, dweight, dbias, nothing = real(ctx, *gradients)
         return dz, dweight * 1.01, dbias, nothing
 
-    monkeypatch.setattr(losses.VocabularyLoss, "backward", staticmethod(wrong))
+    monkeypatch.setattr(triple_loss.VocabularyLoss, "backward", staticmethod(wrong))
     with pytest.raises(AssertionError, match="float32"):
-        checks.loss(CPU, models.size_for(CPU))
+        checks.loss(CPU, SIZE)
+
+
+def test_a_wrong_relation_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = relations._scores
+    monkeypatch.setattr(relations, "_scores", lambda x, scale: real(x, scale * 1.001))
+    with pytest.raises(AssertionError, match="float32, full"):
+        checks.relations(CPU, SIZE)
+
+
+def test_a_wrong_rounding_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = checks.quantise
+
+    def wrong(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        steps, scale = real(states)
+        return torch.where(steps == 100, 101, steps), scale
+
+    monkeypatch.setattr(checks, "quantise", wrong)
+    with pytest.raises(AssertionError, match="steps"):
+        checks.quantisation(CPU, SIZE)
+
+
+def test_rows_appended_to_the_decoder_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does for its tensor cores: the loss is the same, in value and gradient."""
+    monkeypatch.setitem(head.ALIGNED_ROWS, "cpu", 64)
+    monkeypatch.setattr(head, "ALIGNED_FROM", 0)
+    weight, bias = head.aligned_decoder(torch.ones(1003, 8), torch.ones(1003))
+    assert weight.shape == (1024, 8)
+    assert bias.shape == (1024,)
+    checks.loss(CPU, SIZE)
+    checks.columns(CPU, SIZE)
 
 
 def test_flops_are_those_of_bert_base() -> None:
@@ -70,15 +129,3 @@ def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.skip("there is a GPU")
     assert program.main(["--device", "cuda"]) == 2
     assert "torch sees no GPU" in capsys.readouterr().err
-
-
-def test_it_needs_no_more_than_a_gpu_machine_has(tmp_path: Path) -> None:
-    """torch, transformers, pyarrow and xxhash are there; these are not."""
-    absent = ("deepspeed", "ray", "mlflow", "datasets", "pydantic", "hjson")
-    skipped = [word for name in list(program.PARTS)[1:] for word in ("--skip", name)]
-    arguments = ["tests.gpu", "--device", "cpu", "--out", str(tmp_path / "gpu.json"), *skipped]
-    code = f"import runpy, sys; sys.modules.update(dict.fromkeys({absent})); sys.argv = {arguments}\n"
-    code += "runpy.run_module('tests.gpu', run_name='__main__', alter_sys=True)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "check_reduction ... ok" in done.stdout

@@ -1,0 +1,106 @@
+"""The trainer itself on this device, with its engine and a store that the pass's worker made here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infra.recipe import Recipe
+from infra.sections import Store, Train
+from offline_teacher.store.reader import open_store
+from tests.gpu import stores
+from tests.gpu.models import Size, random_teacher, student_and_loss, tiny_config
+from tests.gpu.steps import NO_DEEPSPEED, deepspeed_there, world
+
+STEPS = 6
+
+
+class Stops:
+    """Stands where MLflow does; asks for a stop at one step."""
+
+    run_id = None
+
+    def __init__(self, at: int | None) -> None:
+        self.at, self.trainer = at, None
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if step == self.at:
+            self.trainer.stop_requested = True  # type: ignore[attr-defined]
+
+
+def resume(device: torch.device, size: Size) -> dict[str, Any]:
+    """Six steps at once, and six with a stop and a new process's start in between: equal bit by bit.
+
+    With dropout, in bfloat16 and float32, by the triple loss and relations together.
+    """
+    if not deepspeed_there():
+        return {"skipped": NO_DEEPSPEED}
+    found = {}
+    with tempfile.TemporaryDirectory() as scratch, deterministic():
+        teacher = random_teacher(tiny_config())
+        saved = stores.save_teacher(teacher, Path(scratch, "teacher"))
+        making = stores.begin(
+            Path(scratch), saved, str(device), dtype="float32", length=32, batch_size=16,
+            store=Store(top_k=0, replay_layers=1), sequences={"train": 64, "validation": 16},
+        )  # fmt: skip
+        making.finish()
+        for dtype in ("bfloat16", "float32"):
+            train = Train(
+                dtype=dtype,  # type: ignore[arg-type]
+                alpha_relation=1.0, epochs=2.0, max_steps=STEPS, batch_size=16, micro_batch_size=8,
+                log_every=1, checkpoint_every=1000,
+            )  # fmt: skip
+            recipe = dataclasses.replace(making.recipe, train=train)
+            whole = _trained(recipe, Path(scratch, f"whole-{dtype}"), teacher, device, None)
+            _trained(recipe, Path(scratch, f"parts-{dtype}"), teacher, device, STEPS // 2)
+            parts = _trained(recipe, Path(scratch, f"parts-{dtype}"), teacher, device, None)
+            for name, weight in whole["weights"].items():
+                assert torch.equal(weight, parts["weights"][name]), f"{dtype}: {name} differs after a resume"
+            found[dtype] = {name: whole[name] for name in ("first", "last", "validation")}
+            assert all(map(math.isfinite, whole["validation"].values())), f"{dtype}: {whole['validation']}"
+    return found
+
+
+def _trained(
+    recipe: Recipe, directory: Path, teacher: Any, device: torch.device, stop: int | None
+) -> dict[str, Any]:
+    """A new student, engine and trainer, until ``stop`` or the end."""
+    from student_train.engine.engine import Engine
+    from student_train.trainer import Stopped, Trainer
+
+    run = dataclasses.replace(recipe, output=str(directory)).run("student")
+    store = open_store(recipe.store_path)
+    model, objective = student_and_loss(teacher, store.layout, run.student, run.train, device)
+    engine, tracker = Engine(model, run.train, world()), Stops(stop)
+    directory = Path(run.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(run, world(), store, model, objective, engine, tracker, {})
+    tracker.trainer = trainer  # type: ignore[assignment]
+    validation = {}
+    try:
+        validation = trainer.train()
+        assert stop is None, "the trainer did not stop"
+    except Stopped:
+        assert trainer.step == stop, f"stopped at step {trainer.step} instead of {stop}"
+    lines = [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    weights = engine.gather()["weights"]
+    return {"weights": weights, "first": losses[0], "last": losses[-1], "validation": validation}
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Torch's deterministic kernels, as far as there are such."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
