@@ -83,7 +83,7 @@ class Inference:
     def batch(
         self, input_ids: np.ndarray, token_count: np.ndarray, masked_positions: np.ndarray | None
     ) -> dict[str, np.ndarray]:
-        """``columns`` of one batch: input_ids [B, L], token_count [B], masked_positions [B, M] (-1: unused)."""
+        """``columns`` of one batch: input_ids [B, L], token_count [B], masked_positions [B, M], -1 unused."""
         text = {"input_ids": input_ids, "token_count": token_count}
         if masked_positions is not None:
             text["masked_positions"] = masked_positions
