@@ -24,6 +24,8 @@ from infra.yaml_text import NotYaml, dump_yaml, parse_yaml
 
 DEFAULT_STUDENT = "student"
 """Name of the only student of a recipe without ``students``."""
+ROWS = ("teacher", "undistilled")
+"""Rows of every report, which no student can be called."""
 OPTIONAL = ("corpus", "teacher")
 """Sections that only the teacher pass needs."""
 VARIANT_SECTIONS = ("student", "train")
@@ -65,6 +67,11 @@ class Recipe:
         require(
             len(alike) == len(self.students),
             f"students: two of {', '.join(self.students)} differ only in upper and lower case",
+        )
+        taken = alike & set(ROWS)
+        require(
+            not taken,
+            f"students: {', '.join(taken)} is the name of another row of the report; choose another",
         )
         require(self.output != "", "output: names no directory")
         _check_across_sections(self)

@@ -3,7 +3,7 @@
     python -m infra.sizing --tokens 4e9 --tokens-per-second 40000 --bytes-per-token 1803 --workers 8 64 512
 
 Measured figures go in: tokens a second of one worker and bytes a token, from ``offline_teacher.main plan``;
-or, instead of the rate, the seconds that shards took in a pass (``--shard-seconds 20.2 21.0 ...``). Stated
+or, instead of the rate, the seconds that tasks took in a pass (``--task-seconds 20.2 21.0 ...``). Stated
 ones: how often a worker is lost, how long its place stays empty, what the store takes a second, prices.
 """
 
@@ -19,7 +19,7 @@ from infra.console import command, duration, table
 from infra.errors import UserError
 
 IN_FLIGHT = 2
-"""Shards on one worker, as in offline_teacher.cluster: one is written while the next is computed."""
+"""Tasks on one worker, as in offline_teacher.cluster: one is written while the next is computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,9 @@ class Pass:
     tokens_per_second: float
     bytes_per_token: float
     workers: int
-    shard_tokens: int = 1024 * 128
+    task_tokens: int = 4096 * 128
     spread: tuple[float, ...] = (1.0,)
-    """Measured seconds of shards over their mean; every shard draws one."""
+    """Measured seconds of tasks over their mean; every task draws one."""
     start_seconds: float = 60.0
     """From the command until workers compute."""
     mtbf_hours: float = 24.0
@@ -43,14 +43,14 @@ class Pass:
     store_bytes_per_second: float = 1e9
     """What the store takes from all workers together."""
     driver_seconds: float = 0.002
-    """What the driver spends on one shard; it does one at a time."""
+    """What the driver spends on one task; it does one at a time."""
     slow_share: float = 0.02
     slow_factor: float = 2.0
     """Share of the workers that are this much slower (stragglers)."""
 
     @property
-    def shards(self) -> int:
-        return max(1, round(self.tokens / self.shard_tokens))
+    def tasks(self) -> int:
+        return max(1, round(self.tokens / self.task_tokens))
 
 
 @dataclass(frozen=True)
@@ -58,30 +58,30 @@ class Timing:
     seconds: float
     efficiency: float
     """Time of perfect workers that never wait, over time taken."""
-    lost_shards: int
+    lost_tasks: int
     bottleneck: str
 
 
 def simulate(job: Pass, seed: int = 0) -> Timing:
-    """Every shard, on an event queue.
+    """Every task, on an event queue.
 
-    A shard takes the longest of computing it, of its share of the store's rate, and of the driver's turns. A
-    worker that is lost loses the shard it computes; that and the one waiting behind it go to others.
+    A task takes the longest of computing it, of its share of the store's rate, and of the driver's turns. A
+    worker that is lost loses the task it computes; that and the one waiting behind it go to others.
     """
-    compute = job.shard_tokens / job.tokens_per_second
-    busy = min(job.workers, job.shards)
-    write = job.shard_tokens * job.bytes_per_token * busy / job.store_bytes_per_second
+    compute = job.task_tokens / job.tokens_per_second
+    busy = min(job.workers, job.tasks)
+    write = job.task_tokens * job.bytes_per_token * busy / job.store_bytes_per_second
     handing = job.driver_seconds * busy
     run = _Simulation(job, compute, max(write, handing), random.Random(seed))
     end = run.end()
-    perfect = job.shards * compute / job.workers
+    perfect = job.tasks * compute / job.workers
     slowest = max((compute, "the teacher"), (write, "the store"), (handing, "the driver"))[1]
-    few = job.shards < 4 * job.workers
-    return Timing(end, perfect / end, run.lost, "too few shards" if few else slowest)
+    few = job.tasks < 4 * job.workers
+    return Timing(end, perfect / end, run.lost, "too few tasks" if few else slowest)
 
 
 class _Simulation:
-    """The workers' next events; ``held`` are the shards on a worker, the first of them being computed."""
+    """The workers' next events; ``held`` are the tasks on a worker, the first of them being computed."""
 
     def __init__(self, job: Pass, compute: float, least: float, rng: random.Random) -> None:
         self._job, self._compute, self._least, self._rng = job, compute, least, rng
@@ -89,12 +89,12 @@ class _Simulation:
         self._dies = [self._death(job.start_seconds) for _ in range(job.workers)]
         self._held = [0] * job.workers
         self._idle: set[int] = set()
-        self._todo, self._left = job.shards, job.shards
+        self._todo, self._left = job.tasks, job.tasks
         self._events: list[tuple[float, int, str]] = []
         self.lost = 0
 
     def end(self) -> float:
-        """When the last shard is done."""
+        """When the last task is done."""
         now = self._job.start_seconds
         for _ in range(IN_FLIGHT):  # breadth first
             for worker in range(self._job.workers):
@@ -129,7 +129,7 @@ class _Simulation:
         self._held[worker] += taken
 
     def _go_on(self, worker: int, now: float) -> None:
-        """The worker's next event: its shard is done, or it is lost before; none where it holds nothing."""
+        """The worker's next event: its task is done, or it is lost before; none where it holds nothing."""
         if not self._held[worker]:
             self._idle.add(worker)
             return
@@ -151,12 +151,12 @@ def main() -> None:
     for workers in options.workers:
         found = simulate(replace(job, workers=workers))
         money = f"{found.seconds / 3600 * workers * options.price:,.0f}" if options.price else "-"
-        cells = [f"{workers}", duration(found.seconds), f"{found.efficiency:.0%}", f"{found.lost_shards:,}"]
+        cells = [f"{workers}", duration(found.seconds), f"{found.efficiency:.0%}", f"{found.lost_tasks:,}"]
         rows.append([*cells, found.bottleneck, money])
-    print(table(rows, ["workers", "time", "efficiency", "lost shards", "bottleneck", "money"]))
+    print(table(rows, ["workers", "time", "efficiency", "lost tasks", "bottleneck", "money"]))
     terabytes = job.tokens * job.bytes_per_token / 1e12
     kept = f", {terabytes * options.terabyte_price:,.0f} a month" if options.terabyte_price else ""
-    print(f"one worker: {job.tokens_per_second:,.0f} tokens/s; {job.shards:,} shards")
+    print(f"one worker: {job.tokens_per_second:,.0f} tokens/s; {job.tasks:,} tasks")
     print(f"store: {terabytes:,.2f} TB{kept}")
 
 
@@ -164,11 +164,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m infra.sizing", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--tokens", type=_positive, required=True, help="of the corpus")
-    add("--replicas", type=int, default=1)
+    add("--masking-epochs", type=int, default=1)
     rate = parser.add_mutually_exclusive_group(required=True)
     rate.add_argument("--tokens-per-second", type=_positive, help="of one worker, from plan")
-    rate.add_argument("--shard-seconds", type=_positive, nargs="+", help="measured, of one worker")
-    add("--shard-tokens", type=int, default=Pass.shard_tokens, help="samples_per_shard times length")
+    rate.add_argument("--task-seconds", type=_positive, nargs="+", help="measured, of one worker")
+    add("--task-tokens", type=int, default=Pass.task_tokens, help="task_sequences times length")
     add("--bytes-per-token", type=_positive, required=True, help="from plan")
     add("--workers", type=int, nargs="+", default=[8, 64, 512])
     add("--start-seconds", type=float, default=Pass.start_seconds)
@@ -188,16 +188,16 @@ def _positive(text: str) -> float:
 
 
 def _job(options: argparse.Namespace) -> Pass:
-    if min(*options.workers, options.replicas, options.shard_tokens) < 1:
-        raise UserError("--workers, --replicas and --shard-tokens: must be >= 1")
-    seconds = options.shard_seconds or [options.shard_tokens / options.tokens_per_second]
+    if min(*options.workers, options.masking_epochs, options.task_tokens) < 1:
+        raise UserError("--workers, --masking-epochs and --task-tokens: must be >= 1")
+    seconds = options.task_seconds or [options.task_tokens / options.tokens_per_second]
     mean = sum(seconds) / len(seconds)
     return Pass(
-        tokens=options.tokens * options.replicas,
-        tokens_per_second=options.shard_tokens / mean,
+        tokens=options.tokens * options.masking_epochs,
+        tokens_per_second=options.task_tokens / mean,
         bytes_per_token=options.bytes_per_token,
         workers=1,
-        shard_tokens=options.shard_tokens,
+        task_tokens=options.task_tokens,
         spread=tuple(one / mean for one in seconds),
         start_seconds=options.start_seconds,
         mtbf_hours=options.mtbf_hours,

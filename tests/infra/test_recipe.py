@@ -31,10 +31,57 @@ def test_the_least_recipe_takes_all_defaults(tmp_path: Path) -> None:
         name="x", corpus=sections.Corpus(path=("a.txt",)), teacher=sections.Teacher(model="m")
     )
     assert recipe.root == "runs/x"
-    assert recipe.store_dir == "runs/x/store"
-    assert recipe.validation_store_dir == "runs/x/validation_store"
-    assert recipe.student_dir == "runs/x/student"
+    assert recipe.store_path == "runs/x/store"
+    assert {name: run.directory for name, run in recipe.runs().items()} == {
+        "student": "runs/x/students/student"
+    }
     assert recipe.evaluation_dir == "runs/x/evaluation"
+
+
+@pytest.mark.parametrize("text", ["name: x", "name: x\ncorpus:\nteacher:\n"])
+def test_a_recipe_of_a_store_that_is_there_needs_no_corpus_and_no_teacher(tmp_path: Path, text: str) -> None:
+    recipe = load(tmp_path, text, "store.path=s3://bucket/stores/wiki")
+    assert (recipe.corpus, recipe.teacher) == (None, None)
+    assert recipe.store_path == "s3://bucket/stores/wiki"
+    recipe.save(str(tmp_path))
+    assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
+
+
+FAMILY = """
+name: x
+train: {epochs: 2, seed: 5}
+student: {dropout: 0}
+students:
+  half:
+  tiny: {student: {layers: [0], init: random, hidden_size: 64}, train: {alpha_ce: 0, epochs: 7}}
+"""
+
+
+def test_students_set_what_they_have_of_their_own(tmp_path: Path) -> None:
+    recipe = load(tmp_path, FAMILY, "students.half.train.seed=6", "train.learning_rate=1e-3")
+    half, tiny = recipe.runs().values()
+    assert (half.name, tiny.name) == ("half", "tiny")
+    assert (half.train.epochs, half.train.seed, half.train.alpha_ce) == (2, 6, 5)
+    assert (tiny.train.epochs, tiny.train.seed, tiny.train.alpha_ce) == (7, 5, 0)
+    assert half.train.learning_rate == tiny.train.learning_rate == 1e-3
+    assert (half.student, tiny.student.layers) == (sections.Student(dropout=0.0), (0,))
+    assert (tiny.student.dropout, tiny.student.hidden_size) == (0, 64)
+    assert tiny.directory == "runs/x/students/tiny"
+    assert (half.registered_name, tiny.registered_name) == ("x-half", "x-tiny")
+    assert tiny.fingerprinted()["train"]["epochs"] == 7
+    recipe.save(str(tmp_path))
+    assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
+    with pytest.raises(UserError, match="no student 'tini'; did you mean tiny"):
+        recipe.run("tini")
+
+
+def test_a_student_alone_has_the_settings_it_has_in_the_family(tmp_path: Path) -> None:
+    tiny = load(tmp_path, FAMILY).run("tiny")
+    train = "train: {epochs: 7, seed: 5, alpha_ce: 0}"
+    student = "student: {dropout: 0, layers: [0], init: random, hidden_size: 64}"
+    only = load(tmp_path, f"name: other\n{train}\n{student}").run("student")
+    assert only.fingerprinted() == tiny.fingerprinted()
+    assert (only.name, only.registered_name) == ("student", "other")
 
 
 def test_values_and_overrides_arrive(tmp_path: Path) -> None:
@@ -76,9 +123,31 @@ BAD = [
     ("a: " + "[" * 2000 + "]" * 2000, "nested too deeply"),
     ("train: {seed: 99999999999999999999}", "a number beyond 64 bits"),
     ("corpus: {path: a}\nteacher: {model: m}", "name: is required"),
-    ("name: x", "corpus: is required, for example corpus: {path: 'texts/*.txt'} (1 more"),
+    ("{}", "name: is required, for example name: my-run"),
     ("name: x\ncorpus: {}\nteacher: {model: m}", "corpus.path: is required"),
-    ("name: x\ncorpus: {path: a}\nteacher:", "teacher.model: is required"),
+    ("name: x\ncorpus: {path: a}\nteacher: {}", "teacher.model: is required"),
+    ("name: x\nstudents: [a, b]", "students: expected a mapping of names, not ['a', 'b']"),
+    ("name: x\nstudents: {a: 3}", "students.a: expected a mapping of settings, not 3"),
+    ("name: x\nstudents: {a: {trian: {}}}", "students.a: unknown key trian; did you mean train?"),
+    ("name: x\nstudents: {a: {store: {}}}", "students.a: unknown key store"),
+    ("name: x\nstudents: {a: {train: 3}}", "students.a.train: expected a mapping of settings, not 3"),
+    (
+        "name: x\nstudents: {a: {train: {epoch: 3}}}",
+        "students.a: unknown key train.epoch; did you mean epochs?",
+    ),
+    ("name: x\nstudents: {a: {train: {epochs: 0}}}", "students.a: train.epochs: must be > 0, not 0"),
+    ("name: x\nstudents: {a: {}, a: {}}", "key 'a' stands there twice"),
+    ("name: x\nstudents: {a: {}, A: {}}", "students: two of a, A differ only in upper and lower case"),
+    ("name: x\nstudents: {../a: {}}", "students: must be letters, digits"),
+    ("name: x\nstudents: {Teacher: {}}", "students: teacher is the name of another row of the report"),
+    (
+        MINIMAL + "students: {a: {train: {alpha_relation: 1}}}",
+        "students.a.train.alpha_relation: relations need",
+    ),
+    (
+        MINIMAL + "train: {alpha_relation: 1}",
+        "train.alpha_relation: relations need a store with store.replay",
+    ),
     (MINIMAL + "trian: {}", "unknown key trian; did you mean train?"),
     (MINIMAL + "train: {temprature: 2}", "unknown key train.temprature; did you mean temperature?"),
     (MINIMAL + "train: {top_k: 8}", "unknown key train.top_k; did you mean store.top_k?"),
@@ -97,11 +166,19 @@ BAD = [
     (MINIMAL + "train: {compile: yes}", "train.compile: expected true or false, not 'yes'"),
     (MINIMAL + "train: {max_steps: soon}", "train.max_steps: expected a whole number or null, not 'soon'"),
     (MINIMAL + "masking: {sampling: some}", "expected one of uniform, frequency, not 'some'"),
-    (MINIMAL + "masking: {probability: 0.9}", "masking.probability: must be in (0, 0.5], not 0.9"),
+    (MINIMAL + "masking: {probability: 0.9}", "masking.probability: must be 0 to 0.5, not 0.9"),
     (MINIMAL + "student: {layers: 3}", "student.layers: expected text or a list of whole numbers, not 3"),
     (MINIMAL + "evaluation: {seeds: [0, a]}", "evaluation.seeds: expected a list of whole numbers, not [0"),
     (MINIMAL + "train: {batch_size: 33}", "train.batch_size: 33 is not a multiple of micro_batch_size = 32"),
-    (MINIMAL.replace("model: m", "model: m, gpus_per_worker: 1.5"), "a share of one GPU or a whole number"),
+    (
+        MINIMAL + "masking: {probability: 0, epochs: 2}",
+        "masking.epochs: 2 passes over text that is not masked",
+    ),
+    (MINIMAL + "masking: {replicas: 2}", "unknown key masking.replicas"),
+    (
+        MINIMAL.replace("model: m", "model: m, gpus_per_worker: 1.5"),
+        "gpus_per_worker: must be 0 to 1, not 1.5",
+    ),
     (MINIMAL.replace("a.txt", '"a\\ud800.txt"'), 'corpus.path: ["a\\ud800.txt"] is not valid Unicode'),
     ("name: ../x\ncorpus: {path: a}\nteacher: {model: m}", "name: must be letters, digits"),
     (MINIMAL + "output: ''", "output: names no directory"),
@@ -114,13 +191,26 @@ BAD = [
     (MINIMAL + "store: {top_k: 0}\ntrain: {soft_targets: topk}", "topk needs store.top_k > 0"),
     (
         MINIMAL + "train: {soft_targets: topk, temperature: 3}",
-        "train.temperature: 3.0 is not among store.temperatures [1.0, 2.0]",
+        "train.temperature: 3 is not among the store's temperatures [1.0, 2.0]",
     ),
     (
         MINIMAL + "store: {hidden_states: none}\ntrain: {alpha_cos: 0, temperature: 4}",
-        "train.temperature: 4.0 is not among store.temperatures",
+        "train.temperature: 4 is not among the store's temperatures",
     ),
-    (MINIMAL + "store: {positions: masked}", "train.kl_positions: all, but store.positions: masked"),
+    (
+        MINIMAL + "store: {positions: masked}",
+        "train.kl_positions: all, but the store keeps masked positions only",
+    ),
+    (MINIMAL + "store: {positions: pooled, top_k: 0}", "store.positions: pooled keeps one vector a document"),
+    (
+        MINIMAL + "store: {positions: masked, replay_layers: 1}",
+        "store.replay_layers: the top layers can only be",
+    ),
+    (MINIMAL + "store: {top_k: 0, hidden_states: none}", "the store would hold nothing of the teacher"),
+    (
+        MINIMAL + "store: {block_bytes: 9, shard_bytes: 8}",
+        "store.shard_bytes: 8 is less than block_bytes = 9",
+    ),
     (MINIMAL.replace("a.txt", "a.txt, config: c"), "are for source: hub, not text"),
     (MINIMAL.replace("a.txt", "a.txt, source: hub, validation_path: b"), "corpus.validation_path: a hub"),
     (MINIMAL.replace("a.txt", "a.txt, source: jsonl, document: file"), "corpus.document: file is for"),
@@ -150,6 +240,7 @@ def test_bad_recipes_are_one_line_naming_the_file(tmp_path: Path, text: str, wor
         ("train.seed=many", "train.seed: expected a whole number, not 'many'"),
         ("train.seed=", "train.seed: expected a whole number, not null"),
         ("name=a/b", "name: must be letters"),
+        ("students.a.train.seed=1", "override students.a.train.seed: unknown student a; known are"),
     ],
 )
 def test_bad_overrides_are_one_line(tmp_path: Path, override: str, words: str) -> None:
@@ -186,6 +277,14 @@ positive = st.integers(1, 10**6)
 numbers = st.floats(0, 1e6, allow_subnormal=False)
 
 
+def students() -> st.SearchStrategy[sections.Student]:
+    return st.builds(sections.Student, layers=st.sampled_from(["every_second", "last:3", (0, 2, 5)]))
+
+
+def training() -> st.SearchStrategy[sections.Train]:
+    return st.builds(sections.Train, alpha_ce=numbers, max_steps=st.none() | positive, compile=st.booleans())
+
+
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     return Recipe(
@@ -198,11 +297,16 @@ def recipes(draw: st.DrawFn) -> Recipe:
         teacher=sections.Teacher(
             model=draw(words),
             revision=draw(st.none() | words),
-            gpus_per_worker=draw(st.floats(0, 1) | st.integers(1, 8).map(float)),
+            gpus_per_worker=draw(st.floats(0, 1)),
         ),
-        student=sections.Student(layers=draw(st.sampled_from(["every_second", "last:3", (0, 2, 5)]))),
-        train=sections.Train(
-            alpha_ce=draw(numbers), max_steps=draw(st.none() | positive), compile=draw(st.booleans())
+        store=sections.Store(path=draw(st.none() | words)),
+        student=draw(students()),
+        train=draw(training()),
+        students=draw(
+            st.dictionaries(
+                st.sampled_from(["half", "tiny", "1e5"]),
+                st.builds(sections.Variant, student=students(), train=training()),
+            )
         ),
         tracking=sections.Tracking(experiment=draw(words), uri=draw(st.none() | words)),
     )
@@ -241,7 +345,7 @@ def test_the_home_directory_is_meant_by_a_tilde_in_every_path(
         "tracking.uri=sqlite:///~/m.db",
     ]
     recipe = load_recipe(str(tmp_path / "r.yaml"), overrides)
-    assert recipe.store_dir == "/home/me/x/x/store"
+    assert recipe.store_path == "/home/me/x/x/store"
     assert recipe.corpus.path == ("/home/me/a/*.txt", "s3://b/~/c")
     assert recipe.corpus.validation_path == ("/home/me/v.txt",)
     assert recipe.teacher.model == "/home/me/t"
@@ -262,7 +366,7 @@ def test_the_outcome_holds_outcome_fields_only(tmp_path: Path) -> None:
 
 def test_every_field_says_whether_it_changes_the_outcome() -> None:
     for field in dataclasses.fields(Recipe):
-        if field.name not in ("name", "output"):
+        if field.name not in ("name", "output", "students"):
             for item in dataclasses.fields(getattr(sections, field.name.capitalize())):
                 assert isinstance(item.metadata.get("outcome"), bool), f"{field.name}.{item.name}"
 
