@@ -66,6 +66,12 @@ def sigterm_kept() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
+def remember(number: int) -> None:
+    """For a stage with a handler of its own, which ends itself: the exit code tells which signal came."""
+    if number not in _received:
+        _received.append(number)
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:
     """SIGTERM ends a stage in the same orderly way as Ctrl-C; a second one does not disturb that."""
     if number not in _received:

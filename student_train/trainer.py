@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from infra import storage
+from infra import console, storage
 from infra.errors import UserError
 from infra.recipe import StudentRun
 from offline_teacher.store.reader import Store
@@ -282,6 +282,7 @@ class Trainer:
         """Ctrl-C and SIGTERM only ask for a stop; launchers send both, and more than once."""
 
         def note(number: int, frame: object) -> None:
+            console.remember(number)
             self.stop_requested = True
 
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from infra import console
 from infra.errors import UserError
 from student_train.engine import world as worlds
 from student_train.engine.world import World
@@ -106,6 +107,7 @@ def test_a_signal_finishes_the_step_saves_and_stops(
     alone: World, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = Trainer._count
+    monkeypatch.setattr(console, "_received", [])
 
     def signalled(self: Trainer, *rest: Any) -> None:
         count(self, *rest)
@@ -116,6 +118,7 @@ def test_a_signal_finishes_the_step_saves_and_stops(
     monkeypatch.setattr(Trainer, "_count", signalled)
     with pytest.raises(Stopped):
         command(run_dir)
+    assert console._received == [signal.SIGTERM, signal.SIGINT]  # of which main makes the exit code
     assert (student(run_dir) / "checkpoints" / "step-00000006").is_dir()
     assert not (student(run_dir) / "model").exists()
     monkeypatch.setattr(Trainer, "_count", count)

@@ -1,0 +1,216 @@
+"""Several ranks, for real: killed and started again, short of samples, with an error that only one sees."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from offline_teacher.store.block_reader import BlockReader
+from offline_teacher.store.reader import open_store
+from student_train.data.order import SampleOrder
+from student_train.engine.world import World, free_port
+from student_train.trainer import Trainer
+from tests.chaos.student import kill_tree
+from tests.conftest import ROOT
+from tests.student_train.tiny_run import command, logged, make_run, student, validated
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
+
+SCRIPT = str(ROOT / "student_train" / "main.py")
+SECONDS = 200
+"""Ranks that take longer wait for each other for ever."""
+
+
+@pytest.fixture
+def launched() -> Iterator[list[subprocess.Popen]]:
+    processes: list[subprocess.Popen] = []
+    yield processes
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def start(launched: list[subprocess.Popen], root: Path, count: int, *words: str) -> list[subprocess.Popen]:
+    """So many ranks, which no launcher ends."""
+    port = str(free_port())
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for rank in range(count):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_SIZE": str(count)}
+        launched.append(
+            subprocess.Popen(
+                [sys.executable, SCRIPT, "--recipe", str(root / "recipe.yaml"), *words],
+                env={**os.environ, **shared, **own},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+    return launched[-count:]
+
+
+def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of each."""
+    told = [process.communicate(timeout=SECONDS) for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, told, strict=True)]
+
+
+def ranks(
+    launched: list[subprocess.Popen], root: Path, count: int, *words: str
+) -> list[tuple[int, str, str]]:
+    return finish(start(launched, root, count, *words))
+
+
+def errors(text: str) -> list[str]:
+    assert "Traceback" not in text
+    return [line for line in text.splitlines() if line.startswith("error: ")]
+
+
+def flip_sample(store: Path, split: str, samples: int, number: int) -> None:
+    """Flips a bit of the hidden states of the sample that has this place in the first batch of the split."""
+    opened = open_store(str(store))
+    plan = opened.splits[split].plan
+    places = SampleOrder(plan, 0, samples, samples, window_batches=1).batch(0)
+    block, row = int(places.block[number]), int(places.row[number])
+    found = BlockReader(opened, split, ["hidden_states"]).rows(0, block, slice(row, row + 1))
+    states = found["hidden_states"].tobytes()
+    (shard,) = (f for f in (store / "shards" / split).rglob("*.arrow") if states in f.read_bytes())
+    data = bytearray(shard.read_bytes())
+    data[data.find(states) + len(states) // 2] ^= 1
+    shard.write_bytes(bytes(data))
+
+
+def test_fewer_held_out_sequences_than_ranks(
+    alone: World, tmp_path: Path, launched: list[subprocess.Popen]
+) -> None:
+    """Nobody waits for ever, and the measures are those of one rank."""
+    make_run(tmp_path, held_out=2, recipe={"train": {"max_steps": 1}, "student": {"dropout": 0.0}})
+    assert [code for code, *_ in ranks(launched, tmp_path, 3)] == [0, 0, 0]
+    three = validated(tmp_path)
+    shutil.rmtree(student(tmp_path))
+    command(tmp_path)
+    assert three == pytest.approx(validated(tmp_path), rel=1e-5)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_an_error_that_one_rank_sees_ends_all(
+    tmp_path: Path, launched: list[subprocess.Popen], split: str
+) -> None:
+    """Rank 1 alone reads the damaged sample: rank 0 tells of it, and both exit with its code."""
+    train = {"max_steps": 1, "batch_size": 2, "micro_batch_size": 2, "window_batches": 1}
+    make_run(tmp_path, sequences=2, held_out=2, masking_epochs=1, recipe={"train": train})
+    flip_sample(tmp_path / "runs" / "tiny" / "store", split, samples=2, number=1)
+    (code, _, told), (other, _, silent) = ranks(launched, tmp_path, 2)
+    assert (code, other) == (2, 2)
+    (line,) = errors(told)
+    assert f"shards/{split}/" in line
+    assert "column hidden_states" in line
+    assert errors(silent) == []
+    assert not (student(tmp_path) / "model").exists()
+
+
+def test_one_student_of_several_fails_on_two_ranks(tmp_path: Path, launched: list[subprocess.Popen]) -> None:
+    hot = {"train": {"learning_rate": 1e30, "warmup_ratio": 0.0}}
+    make_run(tmp_path, recipe={"train": {"max_steps": 3}, "students": {"hot": hot, "good": {}}})
+    (code, _, told), (other, _, silent) = ranks(launched, tmp_path, 2)
+    assert (code, other) == (3, 3)
+    assert len(errors(told)) == 2
+    assert "error: not trained: hot; the others are finished" in told
+    assert errors(silent) == []
+    assert (student(tmp_path, "good") / "model").is_dir()
+
+
+def test_killed_and_started_again_with_other_numbers_of_ranks(
+    alone: World, run_dir: Path, launched: list[subprocess.Popen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL to the launcher and two ranks once a checkpoint is there; one rank, which dies; two that finish.
+
+    The samples are those of a run that was left alone. In the directory of torch's extensions lies the lock
+    of a build of DeepSpeed's operator that was killed.
+    """
+    words = ["train.epochs=4", "student.dropout=0"]
+    command(run_dir, *words)
+    reference = logged(run_dir)
+    shutil.rmtree(student(run_dir))
+    first = deepspeed(launched, run_dir, *words)
+    checkpoints = student(run_dir) / "checkpoints"
+    while not (checkpoints.is_dir() and any(checkpoints.glob("step-*"))):
+        assert first.poll() is None, first.communicate()[0]
+    kill_tree(first)
+    assert not (student(run_dir) / "model").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_validate", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            command(run_dir, *words, "train.validate_every=1")
+    text, _ = (again := deepspeed(launched, run_dir, *words)).communicate(timeout=SECONDS)
+    assert again.returncode == 0, text[-3000:]
+    assert [(line["step"], line["samples"]) for line in logged(run_dir)] == [
+        (line["step"], line["samples"]) for line in reference
+    ]
+    assert [line["loss"] for line in logged(run_dir)] == pytest.approx(
+        [line["loss"] for line in reference], rel=1e-3
+    )
+
+
+def dies(trainer: Trainer) -> None:
+    """In the place of a validation: at the third step after a start."""
+    trainer.validations = getattr(trainer, "validations", 0) + 1  # type: ignore[attr-defined]
+    if trainer.validations == 3:  # type: ignore[attr-defined]
+        raise RuntimeError("killed")
+
+
+def deepspeed(launched: list[subprocess.Popen], root: Path, *words: str) -> subprocess.Popen:
+    """Two ranks, as a user starts them."""
+    (root / "extensions" / "deepspeed_shm_comm").mkdir(parents=True, exist_ok=True)
+    (root / "extensions" / "deepspeed_shm_comm" / "lock").touch()
+    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2"]
+    launcher += ["--master_port", str(free_port())]
+    launched.append(
+        subprocess.Popen(
+            [*launcher, SCRIPT, "--recipe", str(root / "recipe.yaml"), *words],
+            env={**os.environ, "TORCH_EXTENSIONS_DIR": str(root / "extensions")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=root,
+            start_new_session=True,
+        )
+    )
+    return launched[-1]
+
+
+def test_other_settings_end_a_real_command_in_one_line(alone: World, run_dir: Path) -> None:
+    command(run_dir, "train.epochs=1")
+    words = ["--recipe", str(run_dir / "recipe.yaml"), "train.epochs=1", "train.seed=1"]
+    ended = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    (line,) = errors(ended.stderr)
+    assert "(train.seed: 0 -> 1)" in line
+
+
+def test_a_rank_takes_its_share_of_the_cores() -> None:
+    """Torch, imported before that, would start a thread on every core in each rank."""
+    script = (
+        "import sys\n"
+        "from student_train import main, ranks\n"
+        "def run(options):\n"
+        "    early = 'torch' in sys.modules\n"
+        "    ranks.share_cores()\n"
+        "    import torch\n"
+        "    print(early, torch.get_num_threads())\n"
+        "main.run = run\n"
+        "main.main(['--recipe', 'none'])\n"
+    )
+    cores = len(os.sched_getaffinity(0))
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"LOCAL_SIZE": str(cores)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["False", "1"], done.stderr
