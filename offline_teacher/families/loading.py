@@ -36,6 +36,9 @@ def read_config(directory: str) -> Any:
 def load_model(directory: str, config: Any = None) -> Any:
     """The masked LM in float32 on the CPU, in evaluation mode; of weights without a head, the encoder alone.
 
+    The weights decide whether the decoder is the word embeddings: it is where they are equal, or the file has
+    one of the two. The model's ``config.tie_word_embeddings`` is what they say.
+
     Raises UserError where weights are missing, have other shapes than ``config`` says, or are of an encoder
     that transformers would run without them (more layers, relative positions).
     """
@@ -43,6 +46,7 @@ def load_model(directory: str, config: Any = None) -> Any:
 
     config = read_config(directory) if config is None else family_of(config).config(config)
     family = family_of(config)
+    config.tie_word_embeddings = True  # transformers compares the weights then, and ties equal ones alone
     head = has_head(directory, config)
     model_class = family.model_class(head)
     logging.disable_progress_bar()
@@ -66,6 +70,9 @@ def load_model(directory: str, config: Any = None) -> Any:
     finally:
         logging.set_verbosity(verbosity)
     _check_loading(directory, family, info)
+    if head:
+        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        model.config.tie_word_embeddings = tied
     family.prepare(model)
     return model.eval()
 

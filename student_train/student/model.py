@@ -30,6 +30,7 @@ from offline_teacher.families.students import (
     student_config,
     student_weights,
 )
+from offline_teacher.families.weights import has_masked_lm_head
 from student_train.objectives.relations import relation_heads
 
 TeacherWeights = Mapping[str, Tensor]
@@ -77,6 +78,13 @@ class StudentModel(nn.Module):
 
     def save(self, directory: str) -> None:
         """Weights (safetensors) and configuration in save_pretrained layout; the projection stays out."""
+        if has_masked_lm_head(
+            self.model
+        ):  # untied ones may have the bias twice, and readers differ
+            module, _, _ = family_of(self.model.config).head.decoder.rpartition(".")
+            other = getattr(self.model.get_submodule(module), "bias", None)
+            if other is not None:
+                other.data.copy_(self.decoder_bias)
         self.model.save_pretrained(directory)
 
 

@@ -1,4 +1,4 @@
-"""Students are what their teachers' layers say, and plain transformers models once saved."""
+"""Students are what the teacher's weights in a store say, and plain transformers models once saved."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from transformers import (
 
 from infra import sections
 from infra.errors import UserError
-from student_train.student.model import StudentModel, build_student, choose_layers
+from offline_teacher.families.loading import load_model
+from offline_teacher.families.weights import named_weights
+from student_train.student.model import StudentModel, build_student
 
 SMALL = {
     "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -50,8 +52,21 @@ def roberta(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], s
     return saved(RobertaForMaskedLM(config), tmp_path_factory.mktemp("roberta"))
 
 
+def built(
+    config: dict[str, Any],
+    directory: str | None = None,
+    *,
+    train: sections.Train | None = None,
+    **student: Any,
+) -> StudentModel:
+    """As from a store that holds the weights of this directory; without one, from random weights."""
+    weights = None if directory is None else named_weights(load_model(directory))
+    section = sections.Student(**{"init": "random" if directory is None else "teacher", **student})
+    return build_student(section, train or sections.Train(), config, weights)
+
+
 def logits(student: StudentModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    z = student.head_transform(student.body(ids, mask).flatten(0, 1))
+    z = student.head_transform(student.body(ids, mask.sum(1)).flatten(0, 1))
     return (z @ student.decoder_weight.T + student.decoder_bias).unflatten(0, ids.shape)
 
 
@@ -65,7 +80,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 @torch.no_grad()
 def test_a_student_with_all_layers_is_the_teacher(family: str, request: pytest.FixtureRequest) -> None:
     config, directory = request.getfixturevalue(family)
-    student = build_student(sections.Student(layers=(0, 1, 2, 3)), config, directory).eval()
+    student = built(config, directory, layers=(0, 1, 2, 3)).eval()
     teacher = AutoModelForMaskedLM.from_pretrained(directory).eval()
     ids, mask = batch()
     expected = teacher(input_ids=ids, attention_mask=mask).logits
@@ -119,12 +134,14 @@ def test_weights_decide_whether_the_decoder_is_tied(
     """Of hidden states and logits: what the teacher's tensors give, whatever its configuration says."""
     directory = shutil.copytree(request.getfixturevalue(family)[1], tmp_path / "teacher")
     config = spoil(str(directory), family, says_tied, drop, equal)
-    student = build_student(sections.Student(layers=(0, 1, 2, 3)), config, str(directory)).eval()
+    student = built(config, str(directory), layers=(0, 1, 2, 3)).eval()
     assert student.model.config.tie_word_embeddings is tied
     assert (student.decoder_weight is student.model.get_input_embeddings().weight) is tied
     ids, mask = batch()
     hidden, expected = own_arithmetic(str(directory), family, ids, mask)
-    torch.testing.assert_close(student.body(ids, mask)[mask > 0], hidden[mask > 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        student.body(ids, mask.sum(1))[mask > 0], hidden[mask > 0], rtol=1e-4, atol=1e-4
+    )
     torch.testing.assert_close(logits(student, ids, mask)[mask > 0], expected[mask > 0], rtol=1e-4, atol=1e-4)
     student.save(str(tmp_path / "student"))
     again = AutoModelForMaskedLM.from_pretrained(tmp_path / "student").eval()
@@ -136,9 +153,7 @@ def test_weights_decide_whether_the_decoder_is_tied(
 def test_both_places_of_a_saved_bias_hold_what_was_trained(
     roberta: tuple[dict[str, Any], str], tmp_path: Path
 ) -> None:
-    student = build_student(
-        sections.Student(init="random"), roberta[0] | {"tie_word_embeddings": False}, None
-    )
+    student = built(roberta[0] | {"tie_word_embeddings": False})
     student.decoder_bias.add_(1)
     student.save(str(tmp_path))
     saved = load_file(tmp_path / "model.safetensors")
@@ -171,29 +186,13 @@ def own_arithmetic(
 @torch.no_grad()
 def test_layers_are_the_ones_chosen(family: str, request: pytest.FixtureRequest) -> None:
     config, directory = request.getfixturevalue(family)
-    student = build_student(sections.Student(layers=(1, 3)), config, directory).eval()
+    student = built(config, directory, layers=(1, 3)).eval()
     teacher = AutoModelForMaskedLM.from_pretrained(directory).eval()
     encoder = teacher.base_model.encoder
     encoder.layer = torch.nn.ModuleList([encoder.layer[1], encoder.layer[3]])
     ids, mask = batch()
     expected = teacher(input_ids=ids, attention_mask=mask).logits
     torch.testing.assert_close(logits(student, ids, mask)[mask > 0], expected[mask > 0], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("layers", "depth", "expected"),
-    [
-        ("every_second", 6, (0, 2, 4)),
-        ("every_second", 12, (0, 2, 4, 7, 9, 11)),
-        ("every_second", 5, (0, 2, 4)),
-        ("every_second", 24, tuple(range(0, 24, 2))),
-        ("last:2", 6, (4, 5)),
-        ("last:6", 6, (0, 1, 2, 3, 4, 5)),
-        ((1, 5), 6, (1, 5)),
-    ],
-)
-def test_layer_choices(layers: Any, depth: int, expected: tuple[int, ...]) -> None:
-    assert choose_layers(layers, depth) == expected
 
 
 def test_step_zero_loss_with_and_without_the_token_type(shared_dir: Path) -> None:
@@ -209,7 +208,7 @@ def test_step_zero_loss_with_and_without_the_token_type(shared_dir: Path) -> Non
     labels = torch.tensor(tokenizer(text).input_ids[: 16 * 128]).reshape(16, 128)
     ids = labels.clone()
     ids[:, 3::7] = tokenizer.mask_token_id
-    student = build_student(sections.Student(), config, teacher).eval()
+    student = built(config, teacher).eval()
     folded = masked_loss(student, ids, labels)
     with torch.no_grad():
         original = AutoModelForMaskedLM.from_pretrained(teacher, dtype=torch.float32).bert.embeddings
@@ -234,8 +233,8 @@ def test_saved_model_loads_without_the_projection(
     family: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     config, _ = request.getfixturevalue(family)
-    student = build_student(sections.Student(layers="last:2", init="random", hidden_size=8), config, None)
-    hidden = student.body(*batch())
+    student = built(config, layers="last:2", hidden_size=8)
+    hidden = student.body(batch()[0], batch()[1].sum(1))
     assert student.project(hidden).shape == (2, 9, 16)
     assert hidden.shape == (2, 9, 8)
     student.save(str(tmp_path))
@@ -249,7 +248,7 @@ def test_saved_model_loads_without_the_projection(
 
 
 def test_architecture_of_a_berts_student(bert: tuple[dict[str, Any], str]) -> None:
-    student = build_student(sections.Student(dropout=0.25), *bert)
+    student = built(*bert, dropout=0.25)
     assert isinstance(student.model, DistilBertForMaskedLM)
     assert student.training
     assert student.decoder_weight is student.model.distilbert.embeddings.word_embeddings.weight
@@ -265,44 +264,59 @@ def test_architecture_of_a_berts_student(bert: tuple[dict[str, Any], str]) -> No
     assert not any("token_type" in name or "pooler" in name for name in names)
 
 
-def test_random_initialisation_follows_its_seed_and_leaves_the_global_one(
-    bert: tuple[dict[str, Any], str],
-) -> None:
-    recipe = sections.Student(init="random")
+def test_random_weights_follow_their_seed_and_leave_the_global_one(bert: tuple[dict[str, Any], str]) -> None:
+    """The projection's too, which a narrower student has."""
     before = torch.random.get_rng_state()
-    first, again, other = (build_student(recipe, bert[0], None, seed=seed) for seed in (3, 3, 4))
+    first, again, other = (
+        built(bert[0], hidden_size=8, train=sections.Train(seed=seed)).state_dict() for seed in (3, 3, 4)
+    )
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert torch.equal(first.decoder_weight, again.decoder_weight)
-    assert not torch.equal(first.decoder_weight, other.decoder_weight)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    for name in ("model.distilbert.embeddings.word_embeddings.weight", "projection.weight"):
+        assert not torch.equal(first[name], other[name])
 
 
-def test_teacher_initialisation_does_not_depend_on_the_seed(bert: tuple[dict[str, Any], str]) -> None:
-    first, other = (build_student(sections.Student(), *bert, seed=seed).state_dict() for seed in (3, 4))
+def test_a_start_from_the_teacher_does_not_depend_on_the_seed(bert: tuple[dict[str, Any], str]) -> None:
+    first, other = (built(*bert, train=sections.Train(seed=seed)).state_dict() for seed in (3, 4))
     assert all(torch.equal(first[name], other[name]) for name in first)
 
 
+def test_a_loss_without_a_vocabulary_makes_an_encoder(bert: tuple[dict[str, Any], str]) -> None:
+    train = sections.Train(alpha_ce=0, alpha_mlm=0)
+    student = built(*bert, layers=(0, 1, 2, 3), train=train).eval()
+    assert type(student.model).__name__ == "DistilBertModel"
+    whole = built(*bert, layers=(0, 1, 2, 3)).eval()
+    ids, mask = batch()
+    torch.testing.assert_close(student.body(ids, mask.sum(1)), whole.body(ids, mask.sum(1)))
+
+
 @pytest.mark.parametrize(
-    ("recipe", "changed", "sentence"),
+    ("student", "train", "sentence"),
     [
         ({"layers": (0, 4)}, {}, "no layer 4"),
         ({"layers": "last:5"}, {}, "deeper than the teacher"),
-        ({"init": "random", "hidden_size": 18}, {}, "not a multiple of the teacher's 4 attention heads"),
-        ({}, {"model_type": "gpt2"}, "gpt2"),
-        ({}, {"vocab_size": 60}, "vocab_size 50"),
+        ({"init": "random", "hidden_size": 18}, {}, "not a multiple of the student's 4 attention heads"),
+        ({}, {"alpha_relation": 1, "relation_heads": 5}, "train.relation_heads: 5 does not divide"),
+        ({}, {"alpha_relation": 1, "relation_layer": 2}, "no layer 2; the student has 2 layers"),
+        ({}, {"alpha_relation": 1, "relation_layer": -3}, "no layer -3; the student has 2 layers"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(
-    recipe: dict[str, Any], changed: dict[str, Any], sentence: str, bert: tuple[dict[str, Any], str]
+    student: dict[str, Any], train: dict[str, Any], sentence: str, bert: tuple[dict[str, Any], str]
 ) -> None:
     with pytest.raises(UserError, match=sentence):
-        build_student(sections.Student(**recipe), {**bert[0], **changed}, bert[1])
+        built(*bert, train=sections.Train(**train), **student)
 
 
-def test_weights_that_are_not_there(bert: tuple[dict[str, Any], str], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="set teacher.model"):
-        build_student(sections.Student(), bert[0], None)
-    with pytest.raises(UserError, match="cannot read the weights"):
-        build_student(sections.Student(), bert[0], str(tmp_path))
+def test_what_the_store_does_not_hold(bert: tuple[dict[str, Any], str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gpt2"):
+        built({**bert[0], "model_type": "gpt2"}, bert[1])
+    with pytest.raises(UserError, match="size mismatch"):
+        built({**bert[0], "vocab_size": 60}, bert[1])
+    with pytest.raises(UserError, match="teacher needs the teacher's weights.*teacher_weights: false"):
+        built(bert[0], init="teacher")
     AutoModel.from_pretrained(bert[1]).save_pretrained(tmp_path)  # an encoder without its head
-    with pytest.raises(UserError, match="not a whole masked LM"):
-        build_student(sections.Student(), bert[0], str(tmp_path))
+    with pytest.raises(UserError, match="the store's teacher has no masked-LM head"):
+        built(bert[0], str(tmp_path))
+    encoder = sections.Train(alpha_ce=0, alpha_mlm=0)
+    assert type(built(bert[0], str(tmp_path), train=encoder).model).__name__ == "DistilBertModel"
