@@ -216,7 +216,7 @@ def _refuse_too_few_gpus(settings: Teacher) -> None:
     share, there = settings.gpus_per_worker, int(ray.cluster_resources().get("GPU", 0))
     if not share:
         return
-    workers = there // int(share) if share >= 1 else there * int(1 / share + 1e-9)
+    workers = there * int(1 / share + 1e-9)
     if workers < settings.min_workers:
         raise UserError(
             f"teacher.gpus_per_worker: {share:g} for each of teacher.min_workers = {settings.min_workers}"

@@ -3,12 +3,13 @@
 run      makes the store of a recipe, or what is missing of it
 plan     says before paying what a store would cost, keep, and how wrong each soft target would be
 verify   checks a store; --deep against its own hidden states, --rerun against the teacher, --repair
-inspect  shows one sample, or a shard in numbers
+inspect  shows one sample, and its task in numbers
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,13 +18,14 @@ from typing import TYPE_CHECKING, NoReturn
 if __name__ == "__main__" and not __package__:  # run as a file: our package, not its directory, on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from infra import storage
 from infra.console import command, duration, table
 from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.paths import expand_home
 from infra.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
+    from offline_teacher.corpus import Part
+    from offline_teacher.store.reader import Store
     from offline_teacher.teacher_pass import Outcome
 
 DEEP_POSITIONS = 512
@@ -74,19 +76,26 @@ def _parser() -> _Parser:
     sub = add("verify", _verify, "check every digest, range and id of a store")
     sub.add_argument("store", type=expand_home)
     sub.add_argument(
-        "--deep", action="store_true", help="stored top-k and logsumexp against hidden states + head"
+        "--deep", action="store_true", help="stored top-k and logsumexp against the stored hidden states"
     )
     sub.add_argument(
         "--deep-positions",
         type=_positions,
         default=DEEP_POSITIONS,
         metavar="N",
-        help="of each shard, spread over it, that --deep compares, or all (default: %(default)s)",
+        help="of each task, spread over it, that --deep compares, or all (default: %(default)s)",
     )
     sub.add_argument(
-        "--rerun", type=_count, default=0, metavar="N", help="run the teacher on N random shards again"
+        "--rerun", type=_count, default=0, metavar="N", help="run the teacher on N random tasks again"
     )
     sub.add_argument("--repair", action="store_true", help="make damaged files again")
+    sub.add_argument(
+        "--workers",
+        type=_positive,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes that check tasks side by side (default: one a processor)",
+    )
     sub.add_argument(
         "--recipe",
         type=expand_home,
@@ -96,18 +105,25 @@ def _parser() -> _Parser:
     sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
     sub = add("inspect", _inspect, "show a sample of a store")
     sub.add_argument("store", type=expand_home)
-    sub.add_argument("--sample", type=int, default=0, metavar="ID", help="sequence id")
-    sub.add_argument("--replica", type=int, default=0)
+    sub.add_argument("--split", default="train", help="train or validation (default: %(default)s)")
+    sub.add_argument("--sample", type=int, default=0, metavar="N", help="the sequence, counted from 0")
+    sub.add_argument("--epoch", type=int, default=0, metavar="E", help="the masking epoch")
     sub.add_argument("--plot", type=expand_home, metavar="PNG", help="also plot the mass kept by k")
     return parser
 
 
 def _positions(text: str) -> int:
-    """A number of at least 1, or more than any shard has."""
+    """A number of at least 1, or more than any task has."""
     if text == "all":
         return sys.maxsize
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a number of at least 1, or all, not {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 1, not {text!r}")
     return int(text)
 
 
@@ -126,28 +142,53 @@ def run(recipe: Recipe) -> int:
     if recipe.corpus is None or recipe.teacher is None:
         missing = "corpus" if recipe.corpus is None else "teacher"
         raise UserError(f"{missing}: is required to make a store; the recipe only uses one that is there")
-    from infra import tracking
-    from offline_teacher.cluster import Pool
-    from offline_teacher.source import find_source, spec_of
-    from offline_teacher.teacher_pass import is_finished, parts_of, run_pass, store_summary
+    from offline_teacher import pass_record
+    from offline_teacher.teacher_pass import parts_of
 
-    begin = time.monotonic()
-    source, recipe = find_source(recipe)
-    parts, root = parts_of(recipe), recipe.store_path
-    if is_finished(root, spec_of(recipe, source, parts)):
-        print(f"{root}: complete, nothing to do")
-        return 0
-    with tracking.start_run(recipe, "teacher") as record, Pool(recipe) as pool:
-        record.log_params(recipe.outcome("corpus", "sequences", "masking", "teacher", "store"))
-        outcomes = run_pass(recipe, source, parts, pool, report=record.log_metrics)
-        quarantined = [item for outcome in outcomes for item in outcome.quarantined]
-        if not quarantined:
-            record.log_store(root, store_summary(root)[0].digest)
-    print(_summary(root, outcomes, time.monotonic() - begin))
+    parts = parts_of(recipe)
+    inputs = pass_record.inputs_digest(recipe, parts)
+    if pass_record.is_recorded(recipe, inputs):
+        return _nothing_to_do(recipe)
+    quarantined = _pass(recipe, parts)
+    if not quarantined:
+        pass_record.remember(recipe, inputs)
     return EXIT_INCOMPLETE if quarantined else 0
 
 
-def _summary(root: str, outcomes: list[Outcome], seconds: float) -> str:
+def _pass(recipe: Recipe, parts: dict[str, list[Part]]) -> bool:
+    """Makes the store; whether tasks are quarantined."""
+    from infra import tracking
+    from offline_teacher import preflight
+    from offline_teacher.cluster import Pool
+    from offline_teacher.source import find_source, spec_of
+    from offline_teacher.store.reader import open_store
+    from offline_teacher.teacher_pass import is_finished, run_pass
+
+    begin = time.monotonic()
+    source, recipe = find_source(recipe)
+    spec, root = spec_of(recipe, source, parts), recipe.store_path
+    if is_finished(recipe, spec, parts):
+        _nothing_to_do(recipe)
+        return False
+    preflight.check(recipe, source, parts)
+    with tracking.start_run(recipe, "teacher") as record, Pool(recipe) as pool:
+        record.log_params(recipe.outcome("corpus", "sequences", "masking", "teacher", "store"))
+        outcomes = run_pass(recipe, source, spec, parts, pool, report=record.log_metrics)
+        quarantined = any(outcome.quarantined for outcome in outcomes)
+        if not quarantined:
+            record.log_store(root, open_store(root).digest)
+    print(_summary(outcomes))
+    size = "" if quarantined else f" ({_size(open_store(root))})"
+    print(f"wall time {duration(time.monotonic() - begin)}; the store is {root}{size}")
+    return quarantined
+
+
+def _nothing_to_do(recipe: Recipe) -> int:
+    print(f"{recipe.store_path}: complete, nothing to do")
+    return 0
+
+
+def _summary(outcomes: list[Outcome]) -> str:
     rows = []
     for outcome in outcomes:
         rate = f"{outcome.new_tokens / outcome.seconds:,.0f}" if outcome.new_tokens else "-"
@@ -157,8 +198,14 @@ def _summary(root: str, outcomes: list[Outcome], seconds: float) -> str:
     for outcome in outcomes:
         for item in outcome.quarantined:
             lines.append(f"quarantined: task {outcome.split}/{item.name}: {item.reason}")
-    lines.append(f"wall time {duration(seconds)}; the store is {root}")
     return "\n".join(lines)
+
+
+def _size(store: Store) -> str:
+    """Tokens and bytes of a finished store, in words."""
+    tokens = sum(split.tokens for split in store.splits.values())
+    samples = sum(split.plan.samples for split in store.splits.values())
+    return f"{tokens:,} tokens, {store.layout.bytes_per_sample() * samples / tokens:,.0f} bytes a token"
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -169,19 +216,23 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from offline_teacher.audit import audit
-    from offline_teacher.store.manifest import RECIPE_NAME
+    from offline_teacher.verification.audit import Audit, absolute, audit
 
-    if options.overrides:  # a mistake in them is said at once, and also where nothing comes to need them
-        load_recipe(options.recipe or storage.join(options.store, RECIPE_NAME), options.overrides)
-    deep = options.deep_positions if options.deep else 0
-    return audit(options.store, deep, options.rerun, options.repair, options.recipe, options.overrides)
+    asked = Audit(
+        root=absolute(options.store),
+        deep=options.deep_positions if options.deep else 0,
+        rerun=options.rerun,
+        workers=options.workers,
+        recipe_file=options.recipe,
+        overrides=options.overrides,
+    )
+    return audit(asked, options.repair)
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from offline_teacher.sample_view import show
+    from offline_teacher.verification.sample_view import show
 
-    return show(options.store, options.replica, options.sample, options.plot)
+    return show(options.store, options.split, options.epoch, options.sample, options.plot)
 
 
 def cli() -> NoReturn:

@@ -1,7 +1,7 @@
 """What is checked of a recipe, its teacher and a sample of its text before anything is paid for.
 
-``run`` calls ``check`` before it starts Ray or writes anything, ``plan`` calls the single checks on its own
-sample, so that both refuse the same recipes with the same sentences. Shapes: n sequences, L length, D hidden.
+``run`` calls ``check`` before it starts Ray or writes anything. ``plan`` calls the single checks on its own
+sample, so that both refuse the same recipes with the same sentences. Shapes: n sequences, L length.
 """
 
 from __future__ import annotations
@@ -15,40 +15,45 @@ import numpy as np
 
 from infra.errors import UserError
 from infra.recipe import Recipe
-from offline_teacher.corpus import parts
+from offline_teacher.corpus import Part
 from offline_teacher.corpus_sample import sample_sequences
 from offline_teacher.packing import Encoder, load_encoder
-from offline_teacher.pass_record import has_validation
-from offline_teacher.sequences import read_index
 from offline_teacher.source import Source, layout_of
+from offline_teacher.store.pending import finished_parts
 from offline_teacher.teacher_directory import tokenizer_files
 
 UNKNOWN_SHARE = 0.02
-"""More unknown tokens than this are said: a hundred times what text in the tokenizer's language has (novels,
-Wikipedia, film reviews and an English WordPiece vocabulary: at most 0.02 %). It is a share of tokens; of the
-characters it is far more, since WordPiece makes one unknown token of a whole run of them."""
+"""A warning names a larger share of unknown tokens. Text in the tokenizer's language has a hundredth of it
+(novels, Wikipedia, film reviews and an English WordPiece vocabulary: at most 0.02 %). The share is of tokens;
+of the characters it is far more, since WordPiece makes one unknown token of a whole run of them."""
 REHEARSED = 2
 """Sequences that run through the teacher: broken weights show in any, an overflow in most."""
 
 
-def check(recipe: Recipe, source: Source) -> None:
-    """UserError where the pass, or the student after it, would fail for what can be known now.
+def check(recipe: Recipe, source: Source, parts: dict[str, list[Part]]) -> None:
+    """UserError where the pass, or a student after it, would fail for what can be known now.
 
-    The files of the text and of the held-out text are always looked for. A sample of either is read until
-    its sequences are finished.
+    A sample of each split is read, unless all of its text is tokenised already.
     """
-    from offline_teacher.soft_target_error import student_layers
-
-    student_layers(recipe.student, source.config.num_hidden_layers)
+    assert recipe.corpus is not None
+    check_students(recipe, source)
     encoder = encoder_of(source)
-    for validation in (False, True) if has_validation(recipe) else (False,):
-        listed = parts(recipe.corpus, recipe.sequences.part_bytes, validation)
-        if read_index(recipe.validation_store_dir if validation else recipe.store_dir) is not None:
+    for split, listed in reversed(parts.items()):
+        if finished_parts(recipe.store_path, split) == len(listed):
             continue
         input_ids, token_count = sample_sequences(recipe.corpus, recipe.sequences, encoder, listed)
-        check_tokens(recipe, encoder, input_ids, token_count, validation)
-        if not validation:
-            _rehearse(recipe, source, input_ids[:REHEARSED], token_count[:REHEARSED])
+        check_tokens(recipe, encoder, input_ids, token_count, split)
+        if split == "train":
+            rehearse(recipe, source, input_ids[:REHEARSED], token_count[:REHEARSED])
+
+
+def check_students(recipe: Recipe, source: Source) -> None:
+    """UserError where a student of the recipe cannot be one of this teacher."""
+    from offline_teacher.families.students import Shape, choose_layers, student_config
+
+    for run in recipe.runs().values():
+        layers = choose_layers(run.student.layers, source.config)
+        student_config(source.config, layers, Shape(hidden_size=run.student.hidden_size), run.student.dropout)
 
 
 def encoder_of(source: Source) -> Encoder:
@@ -60,11 +65,17 @@ def encoder_of(source: Source) -> Encoder:
 
 
 def check_tokens(
-    recipe: Recipe, encoder: Encoder, input_ids: np.ndarray, token_count: np.ndarray, validation: bool = False
+    recipe: Recipe,
+    encoder: Encoder,
+    input_ids: np.ndarray,
+    token_count: np.ndarray,
+    split: str = "train",
 ) -> None:
-    """UserError where no token of the sequences [n, L] can be masked, a line where many are unknown."""
+    """UserError where the sequences [n, L] hold no token of a text, a line where many are unknown."""
+    assert recipe.corpus is not None
+    assert recipe.teacher is not None
     held_out = "validation_split" if recipe.corpus.source == "hub" else "validation_path"
-    setting = f"corpus.{held_out if validation else 'path'}"
+    setting = f"corpus.{held_out if split == 'validation' else 'path'}"
     if np.isin(input_ids, encoder.special_ids).all():
         raise UserError(
             f"{setting}: no token of what was read can be masked, all are special or unknown; is the text in"
@@ -81,24 +92,31 @@ def check_tokens(
         )
 
 
-def _rehearse(recipe: Recipe, source: Source, input_ids: np.ndarray, token_count: np.ndarray) -> None:
-    """Runs a few sequences through the teacher on the CPU: GPUs are for the workers."""
+def rehearse(recipe: Recipe, source: Source, input_ids: np.ndarray, token_count: np.ndarray) -> None:
+    """Runs a few sequences through the teacher on the CPU, since GPUs are for the workers.
+
+    UserError where its hidden states are not finite, or float16 is to hold them and cannot.
+    """
     import torch
 
-    from offline_teacher.capture import Capture
-    from offline_teacher.teacher import load_teacher
+    from offline_teacher.inference.columns import Inference
+    from offline_teacher.inference.teacher import load_teacher
 
-    loaded = load_teacher(recipe.teacher, "cpu", recipe.sequences.length)
-    capture = Capture(loaded, replace(layout_of(recipe, source), top_k=0, hidden_states="float16"))
+    assert recipe.teacher is not None
+    layout = layout_of(recipe, source)
+    loaded = load_teacher(recipe.teacher, layout.replay_layers, False, "cpu")
     with torch.inference_mode():
-        hidden = capture.encode(input_ids, token_count)
-    real = np.arange(input_ids.shape[1]) < token_count[:, None]
-    if not bool(hidden[torch.from_numpy(real)].isfinite().all()):
-        raise not_finite(recipe, recipe.teacher.dtype)
+        ids, count = torch.from_numpy(input_ids.astype(np.int64)), torch.from_numpy(token_count)
+        if not bool(loaded.lower(ids, count.long()).isfinite().all()):
+            raise not_finite(recipe, recipe.teacher.dtype)
+    if layout.hidden_states == "float16":
+        kept = replace(layout, top_k=0, positions="all")
+        Inference(loaded, kept).batch(input_ids, token_count, None)
 
 
 def not_finite(recipe: Recipe, dtype: str) -> UserError:
     """Of a teacher that gives infinity or NaN in ``dtype``, as float16 may have it."""
+    assert recipe.teacher is not None
     return UserError(
         f"teacher.dtype: hidden states of {recipe.teacher.model} in {dtype} are not all finite numbers;"
         " choose another dtype or another teacher"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,12 @@ from offline_teacher.corpus import Part, documents, modified
 from offline_teacher.corpus_problems import Problems
 from offline_teacher.packing import Encoder, TextSeen, batched, load_encoder, pack
 from offline_teacher.store.index import PartIndex
-from offline_teacher.store.manifest import part_path
+from offline_teacher.store.manifest import SEQUENCES, part_name, part_path
 from offline_teacher.store.parts import publish_part, read_counts
 from offline_teacher.store.pending import in_order, read_part_index, read_parts
 from offline_teacher.store.schema import Layout
 
+COUNTS_END = ".counts.arrow"
 VERSION = 3
 """Of the way text becomes sequences; a part of another is made again."""
 
@@ -42,9 +43,10 @@ def outstanding(
 ) -> list[int]:
     """The parts that ``build_part`` would have to build; reads their indices only."""
     encoder = load_encoder(storage.join(root, "tokenizer"))
+    sizes = storage.list_sizes(storage.join(root, SEQUENCES, split))
 
     def is_left(number: int) -> bool:
-        return _current(root, split, number, parts[number], corpus, settings, encoder) is None
+        return _current(root, split, number, parts[number], corpus, settings, encoder, sizes) is None
 
     left = in_order(is_left, range(len(parts)))
     return [number for number, missing in enumerate(left) if missing]
@@ -59,31 +61,62 @@ def build_part(
     corpus: Corpus,
     settings: Sequences,
     prompt: str = "",
+    counted: bool = False,
 ) -> PartIndex:
     """Publishes the sequences of a part, unless they are there; its index.
 
     Uses the tokenizer in the store and depends on its arguments alone. ``prompt`` is put before each text.
+    ``counted``: masking is by frequency, and needs to know how often each token occurs.
     """
     encoder = load_encoder(storage.join(root, "tokenizer"))
-    found = _current(root, split, number, part, corpus, settings, encoder)
+    names = [os.path.basename(part_path(root, split, number, end)) for end in (".json", ".arrow", COUNTS_END)]
+    places = {name: storage.join(root, SEQUENCES, split, name) for name in names}
+    sizes = {name: storage.size(path) for name, path in places.items() if storage.exists(path)}
+    found = _current(root, split, number, part, corpus, settings, encoder, sizes)
     if found is not None:
         return found
     problems, text = Problems(corpus.strict), TextSeen()
     texts = (prompt + document for document in documents(part, corpus, problems))
     rows = list(pack(batched(texts, text), encoder, settings))
+    digest = f"xxh3-128:{text.digest.hexdigest()}"
+    _refuse_other_digest(root, split, number, digest)
     columns = {
         "input_ids": np.concatenate([ids for ids, _ in rows] or [np.empty((0, settings.length))]),
         "token_count": np.concatenate([count for _, count in rows] or [np.empty(0, np.uint16)]),
     }
     columns["input_ids"] = columns["input_ids"].astype(layout.id_dtype, copy=False)
     facts: dict[str, Any] = {
-        "text": f"xxh3-128:{text.digest.hexdigest()}",
+        "text": digest,
         "made_from": _made_from(part, corpus, settings, encoder),
         "documents": text.documents,
         "text_bytes": text.text_bytes,
         "problems": problems.to_json(),
     }
-    return publish_part(root, layout, split, number, columns, facts, _counts(columns["input_ids"], encoder))
+    counts = _counts(columns["input_ids"], encoder) if counted else None
+    return publish_part(root, layout, split, number, columns, facts, counts)
+
+
+def refuse_other_text(
+    root: str, split: str, number: int, part: Part, corpus: Corpus, prompt: str = ""
+) -> None:
+    """UserError where a part was built of other text than is there now; reads the text."""
+    text = TextSeen()
+    for document in documents(part, corpus, Problems(strict=False)):
+        text.add(prompt + document)
+    _refuse_other_digest(root, split, number, f"xxh3-128:{text.digest.hexdigest()}")
+
+
+def _refuse_other_digest(root: str, split: str, number: int, digest: str) -> None:
+    """Where this part was built of another text, tasks may have been made of it."""
+    try:
+        found, _ = read_part_index(root, split, number)
+    except UserError:  # absent or damaged
+        return
+    if found.text != digest:
+        raise UserError(
+            f"corpus: part {number} of the {split} text in {root} was made of other text, which has changed"
+            " since: restore it, or choose another store.path"
+        )
 
 
 def _counts(input_ids: np.ndarray, encoder: Encoder) -> dict[str, np.ndarray]:
@@ -128,14 +161,21 @@ def _made_from(part: Part, corpus: Corpus, settings: Sequences, encoder: Encoder
 
 
 def _current(
-    root: str, split: str, number: int, part: Part, corpus: Corpus, settings: Sequences, encoder: Encoder
+    root: str,
+    split: str,
+    number: int,
+    part: Part,
+    corpus: Corpus,
+    settings: Sequences,
+    encoder: Encoder,
+    sizes: Mapping[str, int],
 ) -> PartIndex | None:
-    """The index of a part that need not be built again.
+    """The index of a part that need not be built again. ``sizes``: file name -> bytes, of what is there.
 
     Its recipe and sizes are compared, and, as make does, that no local file of it was written after it.
     """
-    path = part_path(root, split, number, ".json")
-    if not storage.exists(path):
+    name, path = part_name(number), part_path(root, split, number, ".json")
+    if f"{name}.json" not in sizes:
         return None
     try:
         index, _ = read_part_index(root, split, number)
@@ -145,8 +185,9 @@ def _current(
         return None
     if corpus.strict and index.problems["counts"]:  # found when it was not strict: to be refused now
         return None
-    data = part_path(root, split, number, ".arrow")
-    if not storage.exists(data) or storage.size(data) != index.bytes:
+    if sizes.get(f"{name}.arrow") != index.bytes:
+        return None
+    if index.counts is not None and f"{name}{COUNTS_END}" not in sizes:
         return None
     if not storage.is_remote(path) and modified(part) >= os.stat(path).st_mtime:
         return None

@@ -1,4 +1,4 @@
-"""What a store is made of, as the driver knows it: the teacher, the store's spec, the files beside its tasks."""
+"""What a store is made of, as the driver knows it: the teacher, the spec, the files beside the tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from infra import storage
 from infra.errors import UserError
 from infra.recipe import Recipe
-from infra.trees import difference
 from offline_teacher.corpus import Part
 from offline_teacher.families.pooling import Pooling
 from offline_teacher.families.weights import check_depth
@@ -132,8 +131,8 @@ def _check_store(recipe: Recipe, source: Source) -> None:
     if store.positions == "pooled":
         if source.pooling is None:
             raise UserError(
-                f"store.positions: pooled needs a sentence encoder, but {where} has no modules.json; set it to"
-                " all"
+                f"store.positions: pooled needs a sentence encoder, but {where} has no modules.json; set"
+                " it to all"
             )
         if masking.probability:
             raise UserError("masking.probability: a pooled vector is of the text as it is; set it to 0")
@@ -168,6 +167,11 @@ def layout_of(recipe: Recipe, source: Source) -> Layout:
 
 def spec_of(recipe: Recipe, source: Source, parts: dict[str, list[Part]]) -> Spec:
     """What the store is going to hold. ``parts``: the text of each split."""
+    return spec_with(recipe, source, {split: text_digest(found) for split, found in parts.items()})
+
+
+def spec_with(recipe: Recipe, source: Source, corpus: dict[str, str]) -> Spec:
+    """``spec_of`` where the text need not be there. ``corpus``: ``text_digest`` of each split."""
     layout, store = layout_of(recipe, source), recipe.store
     plan = Plan.from_bytes(
         layout, recipe.masking.epochs, store.task_sequences, store.block_bytes, store.shard_bytes
@@ -187,15 +191,10 @@ def spec_of(recipe: Recipe, source: Source, parts: dict[str, list[Part]]) -> Spe
             "teacher": source.weight_digest,
             "tokenizer": source.tokenizer_digest,
             "architecture": source.architecture,
-            "corpus": {split: text_digest(found) for split, found in parts.items()},
+            "corpus": corpus,
             "format": FORMAT_VERSION,
         },
     )
-
-
-def changes(spec: Spec, found: Spec) -> list[str]:
-    """In words, what decides the content of a store and is another in ``found``."""
-    return difference(found.fingerprint, spec.fingerprint)
 
 
 def publish_files(root: str, source: Source, layout: Layout) -> None:

@@ -55,9 +55,17 @@ class TaskWorker:
         """Publishes one part of the sequences; returns ``{tokens}`` of it."""
         spec, recipe = self._spec(root), self.recipe
         assert recipe.corpus is not None
-        prompt = self._prompt(root)
         index = self._compute(
-            build_part, root, spec.layout, split, number, part, recipe.corpus, recipe.sequences, prompt
+            build_part,
+            root,
+            spec.layout,
+            split,
+            number,
+            part,
+            recipe.corpus,
+            recipe.sequences,
+            self._prompt(root),
+            recipe.masking.sampling == "frequency",
         )
         return {"tokens": index.tokens}
 

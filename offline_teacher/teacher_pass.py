@@ -17,12 +17,12 @@ from offline_teacher import corpus
 from offline_teacher.cluster import Item, Pool
 from offline_teacher.corpus import Part
 from offline_teacher.sequence_building import outstanding, problems_of, rows_of
-from offline_teacher.source import Source, publish_files, spec_of
-from offline_teacher.store.manifest import MANIFEST, Manifest, Spec, failed_path
+from offline_teacher.source import Source, publish_files
+from offline_teacher.store.manifest import MANIFEST, Spec, failed_path
 from offline_teacher.store.numbering import SplitPlan, Task
 from offline_teacher.store.pending import finished_tasks, quarantined_tasks
 from offline_teacher.store.reader import open_store
-from offline_teacher.store.writer import begin_store, finish_store, quarantine_task
+from offline_teacher.store.writer import begin_store, finish_store, quarantine_task, refuse_other
 
 Report = Callable[[dict[str, float]], None]
 
@@ -33,9 +33,8 @@ class Outcome:
 
     split: str
     samples: int
-    tokens: int
-    """Of all masking epochs, special tokens included; 0 where nothing was left to do."""
     new_tokens: int
+    """Special tokens included; 0 where nothing was left to do."""
     seconds: float
     """Spent on tasks, from the first worker's start."""
     quarantined: list[Item]
@@ -51,46 +50,66 @@ def parts_of(recipe: Recipe) -> dict[str, list[Part]]:
     return found
 
 
-def is_finished(root: str, spec: Spec) -> bool:
-    """Whether the store of this spec is there, whole. UserError where another is."""
+def is_finished(recipe: Recipe, spec: Spec, parts: dict[str, list[Part]]) -> bool:
+    """Whether the store of this spec is there, whole, and no part of its text was written since.
+
+    UserError where another store is there.
+    """
+    assert recipe.corpus is not None
+    root = recipe.store_path
+    refuse_other(root, spec)
     if not storage.exists(storage.join(root, MANIFEST)):
         return False
-    begin_store(root, spec)  # refuses another one
     open_store(root)
-    return True
+    left = (
+        outstanding(root, split, found, recipe.corpus, recipe.sequences) for split, found in parts.items()
+    )
+    return not any(left)
 
 
 def run_pass(
     recipe: Recipe,
     source: Source,
+    spec: Spec,
     parts: dict[str, list[Part]],
     pool: Pool,
     report: Report | None = None,
 ) -> list[Outcome]:
     """Makes the store of the recipe, or what is missing of it.
 
-    Raises UserError where it was started with another recipe, teacher, tokenizer or corpus, or another process
-    is at work on it.
+    Raises UserError where it was started with another recipe, teacher, tokenizer or corpus, or another
+    process is at work on it.
     """
     root = recipe.store_path
     assert recipe.teacher is not None
     with exclusive(root):
-        spec = spec_of(recipe, source, parts)
         begin_store(root, spec)
         publish_files(root, source, spec.layout)
         recipe.save(root)
         if not recipe.teacher.gpus_per_worker:
             warn_if_slow("teacher.dtype", recipe.teacher.dtype)
         for split, found in parts.items():
-            _build_sequences(recipe, root, split, found, pool)
-        outcomes = [_infer(root, spec, split, parts, pool, report) for split in reversed(parts)]
-        if not any(outcome.quarantined for outcome in outcomes):
-            finish_store(root, {split: len(found) for split, found in parts.items()})
-        return outcomes
+            build_sequences(recipe, split, found, pool)
+        return finish_tasks(root, spec, {split: len(found) for split, found in parts.items()}, pool, report)
 
 
-def _build_sequences(recipe: Recipe, root: str, split: str, parts: list[Part], pool: Pool) -> None:
+def finish_tasks(
+    root: str, spec: Spec, parts: dict[str, int], pool: Pool, report: Report | None = None
+) -> list[Outcome]:
+    """Makes the tasks that are missing, held-out text first, and publishes the manifest if none is left out.
+
+    ``parts``: the number of parts of each split, whose sequences are there.
+    """
+    outcomes = [_infer(root, spec, split, parts, pool, report) for split in reversed(parts)]
+    if not any(outcome.quarantined for outcome in outcomes):
+        finish_store(root, parts)
+    return outcomes
+
+
+def build_sequences(recipe: Recipe, split: str, parts: list[Part], pool: Pool) -> None:
+    """Tokenises the parts of a split that are missing. UserError where one cannot be built."""
     assert recipe.corpus is not None
+    root = recipe.store_path
     todo = outstanding(root, split, parts, recipe.corpus, recipe.sequences)
     items = [Item(f"part {number}", "build_part", (root, split, number, parts[number])) for number in todo]
     if not items:
@@ -105,15 +124,15 @@ def _build_sequences(recipe: Recipe, root: str, split: str, parts: list[Part], p
 
 
 def _infer(
-    root: str, spec: Spec, split: str, parts: dict[str, list[Part]], pool: Pool, report: Report | None
+    root: str, spec: Spec, split: str, parts: dict[str, int], pool: Pool, report: Report | None
 ) -> Outcome:
-    rows = rows_of(root, split, len(parts[split]))
+    rows = rows_of(root, split, parts[split])
     plan = SplitPlan.of(split, rows, spec.plan)
     finished, begin, retries_before = finished_tasks(root, split), time.monotonic(), pool.retries
     todo = [task for task in plan.tasks() if task.name not in finished]
     for name in quarantined_tasks(root, split):  # they are tried again
         storage.remove(failed_path(root, split, name))
-    items = [Item(task.name, "infer", (root, split, task, len(parts["train"]))) for task in todo]
+    items = [Item(task.name, "infer", (root, split, task, parts["train"])) for task in todo]
     tokens = count = 0
     every = max(1, len(items) // 100)
 
@@ -133,7 +152,7 @@ def _infer(
     if items:
         with progress(plan.task_count, "tasks", f"teacher, {split}", plan.task_count - len(items)) as shown:
             quarantined = pool.run(items, done, shown.say, failed)
-    return Outcome(split, plan.samples, tokens, tokens, time.monotonic() - begin, quarantined)
+    return Outcome(split, plan.samples, tokens, time.monotonic() - begin, quarantined)
 
 
 def _record_failure(root: str, split: str, item: Item) -> None:
@@ -147,10 +166,3 @@ def _record_failure(root: str, split: str, item: Item) -> None:
         "rows": [task.rows.start, task.rows.stop],
     }
     quarantine_task(root, split, item.name, record)
-
-
-def store_summary(root: str) -> tuple[Manifest, dict[str, int], float]:
-    """Manifest, real tokens of each split, and bytes of a full sequence over its tokens, of a finished store."""
-    store = open_store(root)
-    tokens = {name: split.tokens for name, split in store.splits.items()}
-    return store.manifest, tokens, store.layout.bytes_per_token()

@@ -41,7 +41,7 @@ def make_project(directory: Path, **sections: dict[str, object]) -> Path:
             "validation_path": [str(directory / "validation.txt")],
         },
         "sequences": {"length": LENGTH, "part_bytes": 1 << 16},
-        "masking": {"replicas": 2},
+        "masking": {"epochs": 2},
         "teacher": {"model": str(directory / "teacher"), "dtype": "float32", "batch_size": 16, "workers": 2},
         "store": {"top_k": 4, "samples_per_shard": 64},
         "student": {"layers": [0]},

@@ -196,6 +196,11 @@ class SplitPlan:
         shard, within = divmod(number, self.plan.shard_blocks)
         return Place(task + epoch * self.tasks_per_epoch, shard, within, samples)
 
+    def blocks(self, task: Task) -> range:
+        """The numbers, within its masking epoch, of the blocks of a task."""
+        place = task.number % self.tasks_per_epoch
+        return range(int(self._first_block[place]), int(self._first_block[place + 1]))
+
     def sizes(self, blocks: np.ndarray) -> np.ndarray:
         """int64 [n]: samples of the blocks [n], the same in every masking epoch."""
         tasks, within = self._within(blocks)

@@ -48,8 +48,16 @@ def begin_store(root: str, spec: Spec) -> None:
 
     UserError, with the differences in words, if the directory holds a store of another fingerprint.
     """
+    refuse_other(root, spec)
+    path = storage.join(root, SPEC)
+    if not storage.exists(path) and not storage.publish_if_absent(path, spec.to_bytes()):
+        refuse_other(root, spec)
+
+
+def refuse_other(root: str, spec: Spec, remedy: str = "choose another store.path") -> None:
+    """UserError, with the differences in words and the remedy, if the directory holds another store."""
     refuse_format_1(root)
-    if storage.publish_if_absent(storage.join(root, SPEC), spec.to_bytes()):
+    if not storage.exists(storage.join(root, SPEC)):
         return
     found = read_spec(root)
     differences = difference(found.fingerprint, spec.fingerprint)
@@ -57,9 +65,7 @@ def begin_store(root: str, spec: Spec) -> None:
         old, new = getattr(found, name).to_json(), getattr(spec, name).to_json()
         differences += difference({name: old}, {name: new})
     if differences:
-        raise UserError(
-            f"{root} holds a store made differently ({'; '.join(differences)}): choose another store.path"
-        )
+        raise UserError(f"{root} holds a store made differently ({'; '.join(differences)}): {remedy}")
 
 
 class TaskWriter:

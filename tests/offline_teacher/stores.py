@@ -40,15 +40,16 @@ def workers(driver: int) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(driver).children(recursive=True):
         try:
-            if any("ShardWorker" in word for word in child.cmdline()):
+            if any("TaskWorker" in word for word in child.cmdline()):
                 found.append(child)
         except psutil.Error:
             continue
     return found
 
 
-def sidecars(store: Path) -> list[Path]:
-    return sorted((store / "shards").glob("[!.]*.json"))  # none that is being written
+def indices(store: Path) -> list[Path]:
+    """Of the tasks that exist."""
+    return sorted((store / "tasks").glob("*/[!.]*.json"))  # none that is being written
 
 
 def contents(store: Path) -> dict[str, bytes]:
@@ -59,5 +60,5 @@ def contents(store: Path) -> dict[str, bytes]:
 def _contents(store: Path) -> Iterator[tuple[str, bytes]]:
     for path in sorted(store.rglob("*")):
         name = str(path.relative_to(store))
-        if path.is_file() and name not in ("recipe.yaml", "recipe.json", storage.LOCK):
+        if path.is_file() and name not in ("recipe.yaml", storage.LOCK):
             yield name, path.read_bytes()

@@ -135,7 +135,7 @@ BAD: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "no such dtype": (nothing, ["teacher.dtype=bf16"], ["teacher.dtype", "bfloat16"]),
     "sequences too long": (nothing, ["sequences.length=1024"], ["sequences.length", "512"]),
     "masking everything": (nothing, ["masking.probability=1.5"], ["masking.probability"]),
-    "no replica": (nothing, ["masking.replicas=0"], ["masking.replicas"]),
+    "no replica": (nothing, ["masking.epochs=0"], ["masking.epochs"]),
     "temperature of zero": (nothing, ["store.temperatures=[0]"], ["store.temperatures", "0.1 to 1000"]),
     "temperature near zero": (nothing, ["train.temperature=0.01"], ["train.temperature", "0.1 to 1000"]),
     "temperature near infinity": (

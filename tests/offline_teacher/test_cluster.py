@@ -1,4 +1,4 @@
-"""A real local Ray: workers, their deaths, the driver's death and failing shards do not change a byte."""
+"""A real local Ray: workers, their deaths, the driver's death and failing tasks do not change a byte."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from infra import scratch
 from infra.console import EXIT_TERMINATED
 from infra.errors import EXIT_INCOMPLETE, EXIT_USER_ERROR
-from tests.offline_teacher.stores import contents, finish, sidecars, start, wait_until, workers
+from tests.offline_teacher.stores import contents, finish, indices, start, wait_until, workers
 from tests.offline_teacher.tiny_teacher import WORDS, save_bert, write_recipe, write_text
 
 pytestmark = pytest.mark.end_to_end
@@ -24,7 +24,9 @@ pytestmark = pytest.mark.end_to_end
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("pass")
     text, model = write_text(directory / "text.txt", 500), save_bert(directory / "model")
-    return write_recipe(directory, text, model, masking={"replicas": 2})
+    held_out = write_text(directory / "held_out.txt", 40, seed=1)
+    corpus = {"path": [str(text)], "validation_path": [str(held_out)]}
+    return write_recipe(directory, text, model, corpus=corpus, masking={"epochs": 2})
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +38,13 @@ def reference(recipe: Path) -> dict[str, bytes]:
     return contents(recipe.parent / "runs/tiny/store")
 
 
-def test_two_workers_one_of_them_killed(recipe: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
-    store = tmp_path / "tiny/store"
-    process = start(recipe, f"output={tmp_path}", "teacher.workers=2")
-    wait_until(lambda: len(sidecars(store)) > 0, process)
+def test_another_run_with_another_number_of_workers(
+    recipe: Path, reference: dict[str, bytes], tmp_path: Path
+) -> None:
+    """One of the workers is killed over its task; the store lies elsewhere."""
+    store = tmp_path / "elsewhere"
+    process = start(recipe, f"output={tmp_path}", f"store.path={store}", "teacher.workers=3")
+    wait_until(lambda: len(indices(store)) > 0, process)
     victims = workers(process.pid)
     assert victims
     victims[0].kill()
@@ -58,7 +63,7 @@ def test_sigterm_ends_it_with_its_own_code_and_the_workers_clean_up(
     monkeypatch.setenv("HOME", "/dev/null/home")
     monkeypatch.setenv("TMPDIR", str(temporary))
     process = start(recipe, f"output={tmp_path}")
-    wait_until(lambda: len(sidecars(tmp_path / "tiny/store")) > 0, process)
+    wait_until(lambda: len(indices(tmp_path / "tiny/store")) > 0, process)
     assert list(temporary.glob(f"{scratch.PREFIX}*"))
     process.terminate()
     code, output = finish(process)
@@ -67,21 +72,28 @@ def test_sigterm_ends_it_with_its_own_code_and_the_workers_clean_up(
     assert list(temporary.glob(f"{scratch.PREFIX}*")) == []
 
 
-def test_killed_driver_resumes(recipe: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_driver_killed_again_and_again_resumes(
+    recipe: Path, reference: dict[str, bytes], tmp_path: Path
+) -> None:
+    """While it tokenises, at its first task, and later; what was finished is not made again."""
     store = tmp_path / "tiny/store"
-    process = start(recipe, f"output={tmp_path}")
-    wait_until(lambda: len(sidecars(store)) > 0, process)
-    process.kill()
-    process.wait()
-    assert not (store / "manifest.json").exists()
-    kept = {path: path.stat().st_mtime_ns for path in sidecars(store)[:1]}
+    kept: dict[Path, int] = {}
+    for steps in (lambda: len(list(store.glob("sequences/train/part-*.json"))), lambda: len(indices(store))):
+        before = steps()
+        process = start(recipe, f"output={tmp_path}")
+        wait_until(lambda: steps() > before, process)  # noqa: B023
+        process.kill()
+        process.wait()
+        assert not (store / "manifest.json").exists()
+        kept |= {path: path.stat().st_mtime_ns for path in indices(store)}
     code, output = finish(start(recipe, f"output={tmp_path}"))
     assert code == 0, output
     assert contents(store) == reference
+    assert kept
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-def test_shards_with_nan_are_set_aside_while_the_rest_finishes(tmp_path: Path) -> None:
+def test_tasks_with_nan_are_quarantined_while_the_rest_finishes(tmp_path: Path) -> None:
     """One word's embedding is NaN, and it stands in one line of the text."""
     model = save_bert(tmp_path / "model")
     weights = load_file(model / "model.safetensors")
@@ -94,17 +106,18 @@ def test_shards_with_nan_are_set_aside_while_the_rest_finishes(tmp_path: Path) -
     code, output = finish(start(recipe))
     assert code == EXIT_INCOMPLETE, output
     store = tmp_path / "runs/tiny/store"
-    failed = sorted((store / "failed").glob("*.json"))
+    failed = sorted((store / "failed/train").glob("*.json"))
     assert failed
-    assert sidecars(store)
+    assert indices(store)
     assert not (store / "manifest.json").exists()
     for path in failed:
         record = json.loads(path.read_text())
         assert record["attempts"] == 3
         assert "hidden_states" in record["reason"]
-        assert record["sequence_ids"] == list(range(16 * record["index"], 16 * record["index"] + 16))
-        assert f"set aside: shard {path.stem}" in output
-        assert not (store / f"shards/{path.name}").exists()
+        piece = int(path.stem.rpartition("-")[2])
+        assert (record["part"], record["rows"]) == (0, [16 * piece, 16 * piece + 16])
+        assert f"quarantined: task train/{path.stem}" in output
+        assert not (store / f"tasks/train/{path.name}").exists()
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text,
         model,
         corpus={"path": [str(text)], "validation_path": [str(held_out)]},
-        masking={"replicas": 2},
+        masking={"epochs": 2},
     )
     code, output = finish(start(recipe))
     assert code == 0, output
@@ -138,7 +138,7 @@ def test_what_tracking_has_not_sent_is_not_forgotten(finished: Path) -> None:
 
 def test_speed_settings_may_differ(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.init", lambda **options: pytest.fail("Ray was started"))
-    assert main(["run", "--recipe", str(made), "teacher.workers=2", "teacher.shard_attempts=1"]) == 0
+    assert main(["run", "--recipe", str(made), "teacher.workers=2", "teacher.task_attempts=1"]) == 0
 
 
 @pytest.mark.parametrize(

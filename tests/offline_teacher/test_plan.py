@@ -271,7 +271,7 @@ def planned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """The directory of a plan, its report, and the recipe it was made of."""
     directory = tmp_path_factory.mktemp("planned")
     text = write_text(directory / "text.txt", 400)
-    recipe = write_recipe(directory, text, model, masking={"replicas": 3})
+    recipe = write_recipe(directory, text, model, masking={"epochs": 3})
     assert main(["plan", "--recipe", str(recipe)]) == 0
     found = directory / "runs/tiny/plan"
     return found, json.loads((found / "plan.json").read_text()), str(recipe)

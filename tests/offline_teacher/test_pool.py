@@ -167,7 +167,7 @@ def test_what_is_set_aside_is_told_before_a_users_mistake_ends_the_run(
     answers = {"0": FAILURE, "1": {"mistake": "the disk is full", "exit_code": 2}}
     fake(monkeypatch, lambda worker, item: answers[item])
     told: list[str] = []
-    with Pool(recipe("teacher.shard_attempts=1")) as pool, pytest.raises(UserError, match="disk is full"):
+    with Pool(recipe("teacher.task_attempts=1")) as pool, pytest.raises(UserError, match="disk is full"):
         pool.run(items(2), lambda item, answer: None, print, lambda item: told.append(item.name))
     assert told == ["0"]
 
@@ -240,8 +240,6 @@ def test_workers_clean_up_before_they_end(
         (1, 1, 2, False),
         (2, 1, 2, True),
         (1, 0.1, 10, True),
-        (3, 2, 2, False),
-        (4, 2, 2, True),
     ],
 )
 def test_too_few_gpus_for_a_ray_of_our_own(

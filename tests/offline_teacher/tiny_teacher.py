@@ -23,7 +23,9 @@ WORDS = [
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 
 
-def save_bert(directory: Path, seed: int = 0, vocab_size: int | None = None, **changes: object) -> Path:
+def save_bert(
+    directory: Path, seed: int = 0, vocab_size: int | None = None, scale: float = 0.3, **changes: object
+) -> Path:
     """A BertForMaskedLM with a WordPiece tokenizer; every parameter, biases too, is random."""
     vocab = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
     backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
@@ -39,7 +41,7 @@ def save_bert(directory: Path, seed: int = 0, vocab_size: int | None = None, **c
     config = BertConfig(
         vocab_size=vocab_size or len(vocab), max_position_embeddings=64, **{**SIZE, **changes}
     )
-    return _save(directory, BertForMaskedLM, config, tokenizer, seed)
+    return _save(directory, BertForMaskedLM, config, tokenizer, seed, scale)
 
 
 def save_roberta(directory: Path, seed: int = 0) -> Path:
@@ -61,12 +63,19 @@ def save_roberta(directory: Path, seed: int = 0) -> Path:
     return _save(directory, RobertaForMaskedLM, config, tokenizer, seed)
 
 
-def _save(directory: Path, kind: type, config: object, tokenizer: PreTrainedTokenizerFast, seed: int) -> Path:
+def _save(
+    directory: Path,
+    kind: type,
+    config: object,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    scale: float = 0.3,
+) -> Path:
     generator = torch.Generator().manual_seed(seed)
     model = kind(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
@@ -80,14 +89,14 @@ def write_text(path: Path, lines: int, seed: int = 0) -> Path:
 
 
 def write_recipe(directory: Path, text: Path, model: Path, **sections: dict[str, object]) -> Path:
-    """A recipe whose store is ``directory/runs/tiny/store``; small shards, so that there are several."""
+    """A recipe whose store is ``directory/runs/tiny/store``; small tasks, shards and blocks, so that there are several."""
     recipe = {
         "name": "tiny",
         "output": str(directory / "runs"),
         "corpus": {"path": [str(text)]},
         "sequences": {"length": 16, "part_bytes": 4096},
         "teacher": {"model": str(model), "batch_size": 4, "workers": 1},
-        "store": {"top_k": 5, "samples_per_shard": 16},
+        "store": {"top_k": 5, "task_sequences": 16, "block_bytes": 6000, "shard_bytes": 12000},
         "tracking": {"enabled": False},
     }
     for name, values in sections.items():

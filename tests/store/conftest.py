@@ -1,11 +1,10 @@
-"""The S3 server and its proxy, as the tests of ``infra`` have them, and a small store."""
+"""A small store."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from tests.infra.conftest import bucket, proxy, s3_endpoint  # noqa: F401 - fixtures
 
 from offline_teacher.store.reader import Store
 from tests.store.synthetic import make_store

@@ -1,0 +1,273 @@
+"""``inspect``: what the teacher said about one sample, and its task in numbers, for a person to read.
+
+Axes: n samples, N recorded positions, L length, M masked positions, K top-k, V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from infra import storage
+from infra.console import table
+from infra.errors import UserError
+from offline_teacher.store.block_reader import BlockReader
+from offline_teacher.store.numbering import Task
+from offline_teacher.store.quantise import hidden_values
+from offline_teacher.store.reader import Store, open_store
+from offline_teacher.verification.tasks import Columns, read_rows
+
+if TYPE_CHECKING:
+    from offline_teacher.families.replay import Replay
+
+SHOWN = 5
+POSITIONS = 8
+"""Shown of a text that is not masked."""
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """The teacher's distributions at N recorded positions, at T = 1, as far as the store tells them."""
+
+    ids: np.ndarray
+    """[N, k] largest first; k = V where hidden states are stored, else K."""
+    probabilities: np.ndarray
+    """float64 [N, k]"""
+
+    @property
+    def entropy(self) -> np.ndarray:
+        """Nats [N]; what is outside ``ids`` counts as one outcome, so it is a lower bound where k < V."""
+        p = np.concatenate([self.probabilities, self.tail(self.ids.shape[1])[:, None]], axis=1)
+        return 0.0 - np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=1)  # a plain minus makes -0 of 0
+
+    def tail(self, k: int) -> np.ndarray:
+        """Mass outside the first k [N]."""
+        return np.clip(1.0 - self.probabilities[:, :k].sum(axis=1), 0.0, 1.0)
+
+
+class TaskView:
+    """Samples of one task, and what the teacher said about them."""
+
+    def __init__(self, store: Store, split: str, task: Task) -> None:
+        self.store, self.split, self.task = store, split, task
+        self._reader = BlockReader(store, split, list(store.layout.data_columns()))
+
+    def columns(self, rows: np.ndarray) -> Columns:
+        """All columns [n, ...] of some rows of the task, ascending."""
+        return read_rows(self._reader, self.store, self.split, self.task, rows)
+
+    @property
+    def tells_tokens(self) -> bool:
+        """Whether the store says which tokens the teacher expected."""
+        layout = self.store.layout
+        return layout.top_k > 0 or (layout.hidden_states != "none" and self._replay is not None)
+
+    def distributions(self, columns: Columns, rows: np.ndarray, slots: np.ndarray) -> Distributions:
+        """At recorded ``slots`` [N] of samples ``rows`` [N]; by the teacher's head where it can be."""
+        layout = self.store.layout
+        if layout.hidden_states == "none" or self._replay is None:
+            return self._of_top_k(columns, rows, slots)
+        import torch
+
+        hidden = torch.from_numpy(hidden_values(layout, columns))
+        if layout.replay_layers:
+            count = torch.from_numpy(columns["token_count"].astype(np.int64))
+            hidden = self._replay.last_hidden(hidden, count)
+        z = self._replay.decoder_input(hidden[torch.from_numpy(rows), torch.from_numpy(slots)])
+        logits = (z @ self._replay.decoder_weight.T + self._replay.decoder_bias).double().numpy()
+        order = np.argsort(-logits, axis=1, kind="stable")
+        p = np.exp(np.take_along_axis(logits, order, axis=1) - logits.max(axis=1, keepdims=True))
+        return Distributions(order, p / p.sum(axis=1, keepdims=True))
+
+    def _of_top_k(self, columns: Columns, rows: np.ndarray, slots: np.ndarray) -> Distributions:
+        logits = columns["topk_logits"][rows, slots].astype(np.float64)
+        at_one = self.store.layout.temperatures.index(1.0)
+        total = columns["logsumexp"][rows, slots, at_one].astype(np.float64)
+        p = np.minimum(np.exp(logits - total[:, None]), 1.0)  # float16 may have rounded a logit up
+        return Distributions(columns["topk_ids"][rows, slots].astype(np.int64), p)
+
+    @cached_property
+    def _replay(self) -> Replay | None:
+        """The teacher's top; None where it has no masked-LM head."""
+        from safetensors.torch import load_file
+
+        from offline_teacher.families import family_of
+        from offline_teacher.families.replay import Replay
+
+        config, weights = self.store.teacher_config(), load_file(self.store.teacher_weights())
+        if f"{family_of(config).head.dense}.weight" not in weights:
+            return None
+        return Replay(config, weights, self.store.layout.replay_layers)
+
+
+def show(root: str, split: str, epoch: int, number: int, plot: str | None) -> int:
+    """Prints one sample and its task; with ``plot``, writes the kept-mass PNG.
+
+    ``number`` counts the sequences of the split from 0, part after part.
+    """
+    if plot is not None:
+        _require_picture(plot)
+    store = open_store(root)
+    task, row = _find(store, split, epoch, number)
+    view, tokenizer = TaskView(store, split, task), _tokenizer(store)
+    print(_sample(view, row, number, tokenizer))
+    print(_summary(view))
+    if plot is not None:
+        from offline_teacher.verification.kept_mass import kept_mass
+
+        storage.publish_bytes(plot, kept_mass(view))
+        print(f"plot: {plot}")
+    return 0
+
+
+def _find(store: Store, split: str, epoch: int, number: int) -> tuple[Task, int]:
+    """The task of a sample, and its row there."""
+    if split not in store.splits:
+        raise UserError(f"--split {split}: {store.root} has {' and '.join(store.splits)}")
+    plan = store.splits[split].plan
+    if not 0 <= number < plan.samples_per_epoch or not 0 <= epoch < plan.masking_epochs:
+        raise UserError(
+            f"--sample {number} --epoch {epoch}: {store.root} has sequences 0 to {plan.samples_per_epoch - 1}"
+            f" and masking epochs 0 to {plan.masking_epochs - 1} of {split}"
+        )
+    for place in range(plan.tasks_per_epoch):
+        task = plan.task(epoch * plan.tasks_per_epoch + place)
+        if number < task.samples:
+            break
+        number -= task.samples
+    return task, number
+
+
+def _require_picture(path: str) -> None:
+    """UserError where no picture can be written there."""
+    if not path.lower().endswith(".png") or os.path.isdir(path):
+        raise UserError(f"--plot {path or repr(path)}: give the name of a file that ends in .png")
+    if storage.is_remote(path):
+        return
+    directory = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(directory):
+        raise UserError(f"--plot {path}: there is no directory {directory}")
+    if not os.access(directory, os.W_OK):
+        raise UserError(f"--plot {path}: nothing can be written in {directory}")
+
+
+def _tokenizer(store: Store) -> Tokenizer:
+    files = store.tokenizer_files()
+    try:
+        return Tokenizer.from_str(files["tokenizer.json"].decode())
+    except Exception as error:  # tokenizers raises plain Exception for a file that it cannot read
+        reason = (
+            "it has no tokenizer.json" if isinstance(error, KeyError) else str(error).split("\n")[0][:200]
+        )
+        raise UserError(
+            f"{store.root}/tokenizer cannot be loaded ({reason}); it is as the pass left it, so use the"
+            " version of tokenizers that made the store"
+        ) from None
+
+
+def _sample(view: TaskView, row: int, number: int, tokenizer: Tokenizer) -> str:
+    task, columns = view.task, view.columns(np.array([row]))
+    count = int(columns["token_count"][0])
+    ids = columns["input_ids"][0, :count].astype(np.int64)
+    place = f"part {task.part}, row {task.rows.start + row}"
+    title = f"sample {number} of {view.split} ({place}), masking epoch {task.epoch}, {count} tokens"
+    lines = [title, tokenizer.decode(ids.tolist(), skip_special_tokens=False), ""]
+    if view.store.layout.positions == "pooled":
+        vector = columns["embedding"][0].astype(np.float64)
+        first = ", ".join(f"{value:.3f}" for value in vector[:POSITIONS])
+        lines.append(f"embedding of length {np.linalg.norm(vector):.4f}: {first}, ...")
+    else:
+        lines.append(_positions(view, columns, ids, tokenizer))
+    return "\n".join([*lines, ""])
+
+
+def _positions(view: TaskView, columns: Columns, ids: np.ndarray, tokenizer: Tokenizer) -> str:
+    """A row a masked position; where nothing is masked, some of all."""
+    layout = view.store.layout
+    if layout.masked:
+        slots = np.flatnonzero(columns["masked_positions"][0] >= 0)
+        positions = columns["masked_positions"][0, slots].astype(np.int64)
+        true = columns["masked_labels"][0, slots].tolist()
+    else:
+        slots = positions = np.unique(np.linspace(0, len(ids) - 1, POSITIONS).astype(np.int64))
+        true = ids[positions].tolist()
+    recorded = slots if layout.positions == "masked" else positions
+    rows = [
+        [int(p), _token(tokenizer, t), _token(tokenizer, int(ids[p]))]
+        for p, t in zip(positions, true, strict=True)
+    ]
+    headers = ["position", "true", "seen"]
+    if view.tells_tokens:
+        found = view.distributions(columns, np.zeros(len(recorded), np.int64), recorded)
+        k = layout.top_k or SHOWN
+        for at, cells in enumerate(rows):
+            best = [_token(tokenizer, token) for token in found.ids[at, :SHOWN].tolist()]
+            # Two spaces: every other mark may be a token.
+            told = "  ".join(f"{t} {p:.3f}" for t, p in zip(best, found.probabilities[at], strict=False))
+            cells += [told, f"{found.entropy[at]:.2f}", f"{found.tail(k)[at]:.3f}"]
+        entropy = "entropy" if found.ids.shape[1] == layout.vocab_size else "entropy, at least"
+        headers += [f"teacher's top {SHOWN}", entropy, f"tail beyond {k}"]
+    else:
+        norms = np.linalg.norm(hidden_values(layout, columns)[0, recorded], axis=-1)
+        for cells, norm in zip(rows, norms, strict=True):
+            cells.append(f"{norm:.3f}")
+        headers.append("length of the hidden state")
+    return table(rows, headers)
+
+
+def _token(tokenizer: Tokenizer, number: int) -> str:
+    """The token of an id; ``id 31000`` for a row of embeddings that has no token."""
+    token = tokenizer.id_to_token(number)
+    return f"id {number}" if token is None else token
+
+
+def used_slots(view: TaskView, columns: Columns) -> np.ndarray:
+    """bool [n, P]: recorded positions that have a token."""
+    if view.store.layout.positions == "masked":
+        used: np.ndarray = columns["masked_positions"] >= 0
+        return used
+    return np.arange(view.store.layout.length) < columns["token_count"][:, None]
+
+
+def _summary(view: TaskView) -> str:
+    layout, task = view.store.layout, view.task
+    columns = view.columns(np.arange(task.samples))
+    counts = columns["token_count"]
+    rows = [
+        ["samples", f"{task.samples:,}"],
+        ["tokens", f"{int(counts.sum()):,} ({counts.min()} to {counts.max()} a sample)"],
+        ["bytes a token", f"{layout.bytes_per_sample() * task.samples / counts.sum():,.0f}"],
+    ]
+    if layout.masked:
+        rows.append(["masked", f"{int((columns['masked_positions'] >= 0).sum()):,}"])
+    if layout.positions != "pooled":
+        rows += _teacher_summary(view, columns)
+    environment = view.store.task_index(view.split, task.number).environment
+    told = ", ".join(f"{name} {value}" for name, value in environment.items() if value is not None)
+    rows.append(["computed by", told])
+    return f"task {task.name} of {view.split}\n{table(rows, ['', ''])}"
+
+
+def _teacher_summary(view: TaskView, columns: Columns) -> list[list[str]]:
+    layout, used, rows = view.store.layout, used_slots(view, columns), []
+    if layout.top_k:
+        largest = columns["topk_logits"][..., 0][used].astype(np.float64)
+        rows.append(
+            ["largest logit", f"mean {largest.mean():.2f}, {largest.min():.2f} to {largest.max():.2f}"]
+        )
+    for j, temperature in enumerate(layout.temperatures if layout.top_k else ()):
+        logits = columns["topk_logits"][used].astype(np.float64) / temperature
+        kept = np.exp(logits - columns["logsumexp"][..., j][used][:, None]).sum(axis=1)
+        name = f"mass kept by {layout.top_k} at T = {temperature:g}"
+        rows.append([name, f"mean {kept.mean():.3f}, least {kept.min():.3f}"])
+    if layout.hidden_states != "none":
+        size = np.abs(hidden_values(layout, columns)[used])
+        where = f"input of the top {layout.replay_layers}" if layout.replay_layers else "output of the last"
+        name = f"|hidden state|, {where} {'layers' if layout.replay_layers > 1 else 'layer'}"
+        rows.append([name, f"mean {size.mean():.3f}, largest {size.max():.2f}"])
+    return rows
