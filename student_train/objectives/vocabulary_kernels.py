@@ -16,6 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,24 +137,36 @@ Kernel = Callable[..., tuple[Tensor, Tensor]]
 
 @cache
 def fused(kernel: Kernel) -> Kernel:
-    """``kernel`` compiled for fixed shapes; the kernel itself, with one warning, where that fails."""
-    compiled = torch.compile(kernel, dynamic=False, fullgraph=True)
-    usable = True
+    """``kernel`` compiled for fixed shapes; the kernel itself, with one warning, where that fails.
 
-    def run(*arguments: object) -> tuple[Tensor, Tensor]:
-        nonlocal usable
-        if usable:
-            try:
-                return compiled(*arguments)
-            except Exception as error:  # the compiler's failures have no common type
-                usable = False
-                reason = str(error).strip().splitlines()[:1]
-                warnings.warn(
-                    f"the loss runs uncompiled, slower: torch.compile failed with {type(error).__name__}: "
-                    f"{''.join(reason)} (a C++ compiler is needed on CPU, Triton on GPU)",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-        return kernel(*arguments)
+    A kernel overwrites its input. So it is compiled, and tried, on copies: a failure half-way would leave
+    nothing to begin again with. An error in a kernel that was tried is one, and is raised.
+    """
+    compiled = torch.compile(kernel, dynamic=False, fullgraph=True)
+    tried: dict[tuple[object, ...], bool] = {}
+
+    def run(*arguments: Any) -> tuple[Tensor, Tensor]:
+        key = tuple((a.shape, a.dtype, a.device) if isinstance(a, Tensor) else a for a in arguments)
+        if key not in tried:
+            tried[key] = _works(compiled, arguments, warn=all(tried.values()))
+        return (compiled if tried[key] else kernel)(*arguments)
 
     return run
+
+
+def _works(compiled: Kernel, arguments: tuple[Any, ...], warn: bool) -> bool:
+    try:
+        compiled(*(a.clone() if isinstance(a, Tensor) else a for a in arguments))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the compiler's failures have no common type
+        if warn:
+            reason = "".join(str(error).strip().splitlines()[:1])
+            warnings.warn(
+                f"the loss runs uncompiled, slower: torch.compile failed with {type(error).__name__}: "
+                f"{reason} (a C++ compiler is needed on CPU, Triton on GPU)",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return False
+    return True

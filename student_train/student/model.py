@@ -78,9 +78,7 @@ class StudentModel(nn.Module):
 
     def save(self, directory: str) -> None:
         """Weights (safetensors) and configuration in save_pretrained layout; the projection stays out."""
-        if has_masked_lm_head(
-            self.model
-        ):  # untied ones may have the bias twice, and readers differ
+        if has_masked_lm_head(self.model):  # untied ones may have the bias twice, and readers differ
             module, _, _ = family_of(self.model.config).head.decoder.rpartition(".")
             other = getattr(self.model.get_submodule(module), "bias", None)
             if other is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from infra import native
-from student_train import losses, native_exact, vocabulary_kernels
-from student_train.objectives.soft_targets import ExactTarget, SoftTarget, TeacherHead, TopkTarget
+from student_train.objectives import native_exact, vocabulary_kernels
+from student_train.objectives import triple_loss as losses
+from student_train.objectives.soft_targets import ExactTarget, SoftTarget, TopkTarget
 from student_train.objectives.triple_loss import LossTerms, triple_loss
+from tests.student_train.heads import Head, random_head
 
 LEAVES = ("z", "weight", "bias", "student_hidden")
 
@@ -31,46 +34,27 @@ class Case:
     bias: Tensor
     student_hidden: Tensor
     teacher_hidden: Tensor
-    head: TeacherHead
+    head: Head
     labels: Tensor
-    kl_rows: Tensor | None
 
     def to(self, dtype: torch.dtype) -> Case:
-        """Inputs rounded to ``dtype``; labels and rows as they are."""
+        """Inputs rounded to ``dtype``; labels as they are."""
         leaves = {name: getattr(self, name).detach().to(dtype).requires_grad_() for name in LEAVES}
-        return replace(
-            self, **leaves, head=self.head.to("cpu", dtype), teacher_hidden=self.teacher_hidden.to(dtype)
-        )
+        return replace(self, **leaves, head=self.head.to(dtype), teacher_hidden=self.teacher_hidden.to(dtype))
 
     @property
     def leaves(self) -> list[Tensor]:
         return [getattr(self, name) for name in LEAVES]
 
 
-def make_case(
-    seed: int, n: int = 11, v: int = 37, d: int = 6, dt: int = 5, mask: float = 0.4, rows: bool = False
-) -> Case:
+def make_case(seed: int, n: int = 11, v: int = 37, d: int = 6, dt: int = 5, mask: float = 0.4) -> Case:
     torch.manual_seed(seed)
     r = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
-    head = TeacherHead(
-        r(dt, dt),
-        r(dt),
-        1 + 0.1 * r(dt),
-        r(dt),
-        0.5 * r(v, dt),
-        r(v),
-        hidden_act="gelu",
-        layer_norm_eps=1e-12,
-    )
+    head = random_head(dt, v, seed).to(torch.float32)
     labels = torch.where(torch.rand(n) < mask, torch.randint(v, (n,)), -100)
-    kl_rows = torch.rand(n) < 0.5 if rows else None
     # Multiples of 1/256 are exact in float32, so both precisions see the same problem.
     exact = [(t * 256).round() / 256 for t in (r(n, d), 0.5 * r(v, d), r(v), r(n, dt), r(n, dt))]
-    z, weight, bias, student_hidden, teacher_hidden = exact
-    case = Case(
-        z, weight, bias, student_hidden, teacher_hidden, head.to("cpu", torch.float32), labels, kl_rows
-    )
-    return case.to(torch.float64)
+    return Case(*exact, head, labels).to(torch.float64)
 
 
 def teacher_logits(case: Case) -> Tensor:
@@ -83,7 +67,7 @@ def topk_of(logits: Tensor, k: int, temperature: float) -> TopkTarget:
 
 
 def dense_loss(case: Case, k: int | None, options: dict[str, Any]) -> Tensor:
-    """The formula of losses.py written out over [N, V]."""
+    """The formula of triple_loss.py written out over [N, V]."""
     t = options["temperature"]
     s, teacher = case.z @ case.weight.T + case.bias, teacher_logits(case)
     q, p = functional.softmax(s / t, 1), functional.softmax(teacher / t, 1)
@@ -93,8 +77,6 @@ def dense_loss(case: Case, k: int | None, options: dict[str, Any]) -> Tensor:
         p = torch.cat([p.gather(1, ids), (p * outside).sum(1, keepdim=True)], 1)
         q = torch.cat([q.gather(1, ids), (q * outside).sum(1, keepdim=True)], 1)
     kl = (p * (p.log() - q.log())).sum(1)
-    if case.kl_rows is not None:
-        kl = kl[case.kl_rows]
     ce = functional.cross_entropy(s, case.labels, ignore_index=-100, reduction="sum")
     cos = (1 - functional.cosine_similarity(case.student_hidden, case.teacher_hidden)).sum()
     return (
@@ -112,8 +94,7 @@ OPTIONS = {
 
 def fused_loss(case: Case, target: SoftTarget | None, **changes: Any) -> LossTerms:
     return triple_loss(
-        case.z, case.weight, case.bias, target, case.labels, case.kl_rows,
-        case.student_hidden, case.teacher_hidden,
+        case.z, case.weight, case.bias, target, case.labels, case.student_hidden, case.teacher_hidden,
         **{**OPTIONS, **changes},
     )  # fmt: skip
 
@@ -174,17 +155,16 @@ weights = st.sampled_from([0.0, 0.5, 5.0])
     temperature=st.sampled_from([0.5, 1.0, 1.7, 2.0, 4.0]),
     alphas=st.tuples(weights, weights, weights),
     mask=st.sampled_from([0.0, 0.3, 1.0]),
-    rows=st.booleans(),
     k=st.sampled_from([None, 1, 3, 100]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     by_row=st.booleans(),
 )
 def test_equals_the_dense_oracle(
     seed: int, n: int, v: int, d: int, dt: int, chunk_size: int, temperature: float,
-    alphas: tuple[float, float, float], mask: float, rows: bool, k: int | None, dtype: torch.dtype,
+    alphas: tuple[float, float, float], mask: float, k: int | None, dtype: torch.dtype,
     by_row: bool,
 ) -> None:  # fmt: skip
-    case = make_case(seed, n, v, d, dt, mask, rows)
+    case = make_case(seed, n, v, d, dt, mask)
     options = dict(zip(("alpha_ce", "alpha_mlm", "alpha_cos"), alphas, strict=True))
     k = None if k is None else min(k, v)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-10
@@ -233,7 +213,7 @@ def test_float16_survives_the_large_denominators_of_a_step() -> None:
 @pytest.mark.parametrize(("k", "by_row"), [(None, False), (None, True), (5, False), (37, False)])
 def test_no_gradient_and_no_kl_where_the_student_is_the_teacher(k: int | None, by_row: bool) -> None:
     case = make_case(8, dt=6).to(torch.float32)
-    z = case.head.transform(case.teacher_hidden).detach().requires_grad_()
+    z = case.head.decoder_input(case.teacher_hidden).detach().requires_grad_()
     same = replace(
         case, z=z, weight=case.head.decoder_weight.clone().requires_grad_(), bias=case.head.decoder_bias
     )
@@ -246,7 +226,7 @@ def test_no_gradient_and_no_kl_where_the_student_is_the_teacher(k: int | None, b
 @pytest.mark.parametrize("by_row", [False, True])
 def test_a_small_kl_is_good_to_the_rounding_of_the_normalisers(by_row: bool) -> None:
     case = make_case(9, v=2000, dt=6)
-    close = case.head.transform(case.teacher_hidden) + 1e-2 * torch.randn(11, 6, dtype=torch.float64)
+    close = case.head.decoder_input(case.teacher_hidden) + 1e-2 * torch.randn(11, 6, dtype=torch.float64)
     near = replace(case, z=close, weight=case.head.decoder_weight, bias=case.head.decoder_bias).to(
         torch.float32
     )
@@ -309,13 +289,13 @@ def test_every_number_has_an_effect(change: dict[str, float]) -> None:
 
 
 def test_every_tensor_has_an_effect() -> None:
-    case = make_case(13, rows=True)
+    case = make_case(13)
     reference = float(fused_loss(case, target_of(case, None)).total.detach())
     changes = {
         name: getattr(case, name).detach() + torch.randn_like(getattr(case, name))
         for name in (*LEAVES, "teacher_hidden")
     }
-    changes |= {"labels": case.labels.roll(1), "kl_rows": None}
+    changes["labels"] = case.labels.roll(1)
     for name, value in changes.items():
         changed = replace(case, **{name: value})
         assert float(fused_loss(changed, target_of(changed, None)).total.detach()) != pytest.approx(
@@ -333,33 +313,38 @@ class CountedKernel:
 
 
 @pytest.mark.parametrize(
-    ("changes", "rows"),
+    ("changes", "exact", "mlm"),
     [
-        ({}, 30),
-        ({"alpha_ce": 0.0}, 6),  # masked positions only
-        ({"alpha_ce": 0.0, "alpha_mlm": 0.0}, 0),  # not even the decoder
+        ({}, 30, 0),
+        ({"alpha_mlm": 0.0}, 30, 0),
+        ({"alpha_ce": 0.0}, 0, 30),  # nothing of the teacher's
+        ({"alpha_ce": 0.0, "alpha_mlm": 0.0}, 0, 0),  # not even the decoder
     ],
 )
 def test_a_term_that_is_off_costs_nothing(
-    changes: dict[str, float], rows: int, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, float], exact: int, mlm: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = make_case(14, n=30)
-    case.labels = torch.where(torch.arange(30) < 6, 3, -100)
     counters = CountedKernel(vocabulary_kernels.exact_kernel), CountedKernel(vocabulary_kernels.mlm_kernel)
     monkeypatch.setattr(ExactTarget, "kernel", counters[0])
-    monkeypatch.setattr("student_train.objectives.triple_loss.mlm_kernel", counters[1])
+    monkeypatch.setattr(losses, "mlm_kernel", counters[1])
     fused_loss(case, target_of(case, None), chunk_size=1, **changes)
-    assert sum(counter.rows for counter in counters) == rows
+    assert [counter.rows for counter in counters] == [exact, mlm]
 
 
-def test_kl_on_masked_positions_reads_only_those(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = make_case(15, n=30)
-    case.labels = torch.where(torch.arange(30) < 6, 3, -100)
-    case.kl_rows = case.labels >= 0
-    counter = CountedKernel(vocabulary_kernels.exact_kernel)
-    monkeypatch.setattr(ExactTarget, "kernel", counter)
-    fused_loss(case, target_of(case, None), chunk_size=1)
-    assert counter.rows == 6
+def test_the_cosine_looks_at_positions_of_its_own() -> None:
+    """A loss at masked positions alone compares hidden states at all of them."""
+    case = make_case(15)
+    more = replace(
+        case,
+        student_hidden=torch.randn(29, 5, dtype=torch.float64).requires_grad_(),
+        teacher_hidden=torch.randn(29, 5, dtype=torch.float64),
+    )
+    found = fused_loss(more, target_of(case, None))
+    vocabulary = fused_loss(case, target_of(case, None), alpha_cos=0.0)
+    distance = (1 - functional.cosine_similarity(more.student_hidden, more.teacher_hidden)).sum()
+    expected = float((vocabulary.total + distance / 19.0).detach())
+    assert float(found.total.detach()) == pytest.approx(expected, rel=1e-12)
 
 
 def test_without_gradients_only_values() -> None:
@@ -420,26 +405,54 @@ def test_compiled_equals_eager(k: int | None) -> None:
         assert relative_error(a, b.double()) <= 1e-5
 
 
-def test_falls_back_to_eager_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def compiled_to(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[vocabulary_kernels.Kernel], None]]:
+    """Sets what torch.compile makes of a kernel."""
+    vocabulary_kernels.fused.cache_clear()
+    yield lambda kernel: monkeypatch.setattr(torch, "compile", lambda *_, **__: kernel)
+    vocabulary_kernels.fused.cache_clear()
+
+
+def test_falls_back_to_eager_with_one_warning(compiled_to: Callable[..., None]) -> None:
+    """Also where the compiled kernel fails after it has overwritten logits."""
     calls = itertools.count()
 
-    def broken(*_: object, **__: object) -> vocabulary_kernels.Kernel:
-        def compiled(*_: object) -> tuple[Tensor, Tensor]:
-            next(calls)
-            raise RuntimeError("no working C++ compiler found")
+    def broken(s: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+        next(calls)
+        s.fill_(7.0)
+        raise RuntimeError("no working C++ compiler found")
 
-        return compiled
-
-    monkeypatch.setattr(torch, "compile", broken)
-    vocabulary_kernels.fused.cache_clear()
+    compiled_to(broken)
     case = make_case(19)
-    try:
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
-            found = fused_loss(case, target_of(case, 6), compile=True)
-    finally:
-        vocabulary_kernels.fused.cache_clear()
-    assert float(found.total) == float(fused_loss(case, target_of(case, 6)).total)
-    assert next(calls) == 1
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        found = fused_loss(case, target_of(case, 6), compile=True)
+        assert float(found.total.detach()) == float(fused_loss(case, target_of(case, 6)).total.detach())
+        fused_loss(make_case(19, v=41), target_of(make_case(19, v=41), 6), compile=True)
+    assert next(calls) == 2  # once for each shape
     assert [str(w.message) for w in seen if "uncompiled" in str(w.message)] != []
     assert len(seen) == 1
+
+
+def test_an_error_of_a_kernel_that_worked_is_raised(compiled_to: Callable[..., None]) -> None:
+    calls = itertools.count()
+
+    def breaks_later(*arguments: Any) -> tuple[Tensor, Tensor]:
+        if next(calls) > 1:
+            raise RuntimeError("an illegal memory access")
+        return vocabulary_kernels.topk_kernel(*arguments)
+
+    compiled_to(breaks_later)
+    case = make_case(19)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        fused_loss(case, target_of(case, 6), compile=True)
+
+
+def test_no_memory_is_no_failure_of_the_compiler(compiled_to: Callable[..., None]) -> None:
+    def too_large(*_: object) -> tuple[Tensor, Tensor]:
+        raise torch.OutOfMemoryError
+
+    compiled_to(too_large)
+    case = make_case(19)
+    with pytest.raises(torch.OutOfMemoryError):
+        fused_loss(case, target_of(case, 6), compile=True)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from student_train.objectives.soft_targets import ExactTarget, SoftTarget, TeacherHead, TopkTarget
+from offline_teacher.families.replay import Replay
+from offline_teacher.families.weights import named_weights
+from student_train.objectives.soft_targets import Decoder, ExactTarget, SoftTarget, TopkTarget
 from student_train.objectives.triple_loss import triple_loss
+from tests.student_train.heads import random_head
 
 
 def topk(
@@ -48,40 +51,22 @@ def test_logits_rounded_above_full_mass_leave_an_empty_tail_and_sum_to_one() -> 
     assert float(p.sum()) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_select_picks_positions_of_both_kinds() -> None:
-    index = torch.tensor([2, 0])
-    target = topk([[1.0], [2.0], [3.0]], [1.5, 2.5, 3.5], 1.0).select(index)
-    assert target.topk_logits.flatten().tolist() == [3.0, 1.0]
-    assert target.logsumexp.tolist() == [3.5, 1.5]
-    exact = ExactTarget(random_head(4, 7), torch.arange(12.0).reshape(3, 4)).select(index)
-    assert exact.hidden[:, 0].tolist() == [8.0, 0.0]
-    assert len(exact) == len(target) == 2
-
-
-def random_head(d: int, v: int) -> TeacherHead:
-    torch.manual_seed(0)
-    shapes = (d, d), (d,), (d,), (d,), (v, d), (v,)
-    return TeacherHead(*(torch.randn(*shape) for shape in shapes), hidden_act="gelu", layer_norm_eps=1e-12)
-
-
-def test_head_of_the_store_computes_the_stores_logits() -> None:
-    from offline_teacher.store.head import MlmHead
-
-    tensors = random_head(4, 7)
-    arrays = {k: v.numpy() for k, v in vars(tensors).items() if isinstance(v, Tensor)}
-    stored = MlmHead(**arrays, hidden_act="gelu", layer_norm_eps=1e-12)
-    hidden = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-    expected = stored.logits(hidden.astype(np.float64))
-    target = ExactTarget(TeacherHead.from_store(stored), torch.tensor(hidden).half().float())
-    found = ExactTarget(TeacherHead.from_store(stored), torch.tensor(hidden)).rows(slice(None))
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
-    assert not torch.equal(target.rows(slice(0, 3)), found)
-    bfloat = TeacherHead.from_store(stored).to("cpu", torch.bfloat16)
-    assert ExactTarget(bfloat, torch.tensor(hidden)).rows(slice(1, 3)).dtype == torch.bfloat16
+def test_the_exact_target_is_the_head_of_the_hidden_states() -> None:
+    """In the head's dtype, whatever the stored states have."""
+    head, hidden = random_head(4, 7), torch.randn(3, 4, dtype=torch.float64)
+    z = head.decoder_input(hidden)
+    expected = z @ head.decoder_weight.T + head.decoder_bias
+    torch.testing.assert_close(ExactTarget(head, hidden).rows(slice(None)), expected)
+    narrow = ExactTarget(head.to(torch.float32), hidden.half())
+    assert len(narrow) == 3
+    assert narrow.rows(slice(1, 3)).dtype == torch.float32
+    torch.testing.assert_close(narrow.rows(slice(1, 3)).double(), expected[1:], rtol=1e-2, atol=1e-2)
+    (buffer,) = narrow.arguments(slice(0, 2), narrow.buffer(3))
+    assert torch.equal(buffer[:2], narrow.rows(slice(0, 2)))
 
 
 @pytest.fixture(scope="module")
-def live(shared_dir: Path) -> dict[str, Tensor | TeacherHead]:
+def live(shared_dir: Path) -> dict[str, Any]:
     """The shared teacher's float32 hidden states and logits on real text, and a student near it."""
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -94,31 +79,24 @@ def live(shared_dir: Path) -> dict[str, Tensor | TeacherHead]:
     ids[0, 5::7] = tokenizer.mask_token_id
     with torch.no_grad():
         hidden = model.bert(ids).last_hidden_state[0]
-        predictions = model.cls.predictions
-        transform = predictions.transform
-        head = TeacherHead(
-            transform.dense.weight, transform.dense.bias,
-            transform.LayerNorm.weight, transform.LayerNorm.bias,
-            predictions.decoder.weight, predictions.decoder.bias,
-            hidden_act=model.config.hidden_act, layer_norm_eps=model.config.layer_norm_eps,
-        )  # fmt: skip
-        logits = predictions(hidden)
+        replay = Replay(model.config, named_weights(model), replay_layers=0)
+        logits = model.cls.predictions(hidden)
         torch.manual_seed(0)
-        z = transform(hidden + 0.3 * hidden.std() * torch.randn_like(hidden))
-    return {"hidden": hidden, "logits": logits, "head": head, "z": z}
+        z = replay.decoder_input(hidden + 0.3 * hidden.std() * torch.randn_like(hidden))
+    return {"hidden": hidden, "logits": logits, "head": replay, "z": z}
 
 
-def head_gradient(z: Tensor, head: TeacherHead, target: SoftTarget) -> Tensor:
+def head_gradient(z: Tensor, head: Decoder, target: SoftTarget) -> Tensor:
     z, weight = z.detach().requires_grad_(), head.decoder_weight.detach().clone().requires_grad_()
     terms = triple_loss(
-        z, weight, head.decoder_bias.detach(), target, torch.full((len(z),), -100), None, z, None,
+        z, weight, head.decoder_bias.detach(), target, torch.full((len(z),), -100), z, None,
         temperature=2.0, alpha_ce=5.0, alpha_mlm=0.0, alpha_cos=0.0,
         tokens=1, masked=1, kl_tokens=len(z), compile=False,
     )  # fmt: skip
     return torch.cat([g.flatten() for g in torch.autograd.grad(terms.total, (z, weight))])
 
 
-def live_gradient(z: Tensor, head: TeacherHead, teacher_logits: Tensor) -> Tensor:
+def live_gradient(z: Tensor, head: Decoder, teacher_logits: Tensor) -> Tensor:
     z = z.detach().double().requires_grad_()
     weight = head.decoder_weight.detach().double().requires_grad_()
     s = z @ weight.T + head.decoder_bias.detach().double()
