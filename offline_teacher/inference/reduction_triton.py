@@ -47,7 +47,7 @@ def _on_device(temperatures: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 @triton.jit
-def _reduce_row(
+def _reduce_row(  # type: ignore[no-untyped-def]
     logits,
     stride,
     vocab_size,
@@ -96,7 +96,7 @@ def _reduce_row(
 
 
 @triton.jit
-def _ordered(x, SHIFT: tl.constexpr):  # noqa: N803
+def _ordered(x, SHIFT: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: N803
     """int32 that order like float32 ``x``, of which the last SHIFT bits tell nothing."""
     bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)  # a negative zero equals zero
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> SHIFT  # sign and magnitude to two's complement
