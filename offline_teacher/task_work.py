@@ -22,6 +22,7 @@ from offline_teacher.inference.heap import Heap
 from offline_teacher.masking import MaskVocab, mask_sequences, mask_vocab
 from offline_teacher.packing import load_encoder
 from offline_teacher.sequence_building import build_part, token_counts
+from offline_teacher.store.blocks import Memory
 from offline_teacher.store.index import PartIndex
 from offline_teacher.store.manifest import Spec
 from offline_teacher.store.numbering import Task
@@ -47,7 +48,7 @@ class TaskWorker:
         self.recipe, self.settings, self.device = recipe, recipe.teacher, device
         self._texts: dict[str, _Text] = {}
         self._inferences: dict[str, Any] = {}
-        self._heap = Heap()
+        self._heap, self._memory = Heap(), Memory()
         self._computing = ThreadPoolExecutor(1, "compute", self._set_threads)
         self._compute(bool)  # starts the thread: the next one has the heap's main arena
 
@@ -76,7 +77,7 @@ class TaskWorker:
         """
         spec = self._spec(root)
         inference = self._compute(self._inference, root)
-        with TaskWriter(root, spec, split, task, inference.teacher.environment) as writer:
+        with TaskWriter(root, spec, split, task, inference.teacher.environment, self._memory) as writer:
             for columns in self._chunks(root, split, task, train_parts, inference):
                 writer.write(columns)
             index = writer.publish()

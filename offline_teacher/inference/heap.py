@@ -6,14 +6,8 @@ arrays for every shard and glibc's settings make a pass 3 to 15 % slower (two ru
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
-from collections.abc import Iterator, Mapping
-
-import numpy as np
-
-from offline_teacher.store.schema import Column
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Numbers of glibc's malloc.h."""
@@ -23,30 +17,6 @@ TRIM_THRESHOLD = (1 << 31) - 1
 """Free bytes at the heap's end from which it is given back: the largest int."""
 GROWTH = 1.05
 """Resident memory over what was left by the last shrinking, from which shrinking is due again."""
-
-
-class ShardMemory:
-    """Arrays [rows, ...] for columns of a shard, used again and again. Threads may share it."""
-
-    def __init__(self, rows: int, columns: Mapping[str, Column]) -> None:
-        self._rows, self._columns = rows, columns
-        self._spare: list[dict[str, np.ndarray]] = []
-
-    def new(self) -> dict[str, np.ndarray]:
-        """Arrays of undefined content."""
-        return {name: np.empty((self._rows, *c.shape), c.dtype) for name, c in self._columns.items()}
-
-    @contextlib.contextmanager
-    def lent(self) -> Iterator[dict[str, np.ndarray]]:
-        """Arrays as of ``new``, until the end of the block."""
-        try:
-            memory = self._spare.pop()
-        except IndexError:
-            memory = self.new()
-        try:
-            yield memory
-        finally:
-            self._spare.append(memory)
 
 
 class Heap:

@@ -16,7 +16,7 @@ import numpy as np
 from infra import storage
 from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.trees import difference
-from offline_teacher.store.blocks import ShardStream, shard_metadata
+from offline_teacher.store.blocks import Memory, ShardStream, shard_metadata
 from offline_teacher.store.checks import check_block, check_shapes
 from offline_teacher.store.index import Frame, ShardIndex, TaskIndex
 from offline_teacher.store.manifest import (
@@ -74,7 +74,17 @@ class TaskWriter:
     Holds one shard in memory while it fills up, and up to ``SHARDS_IN_FLIGHT`` more that are being published.
     """
 
-    def __init__(self, root: str, spec: Spec, split: str, task: Task, environment: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        root: str,
+        spec: Spec,
+        split: str,
+        task: Task,
+        environment: Mapping[str, Any],
+        memory: Memory | None = None,
+    ) -> None:
+        """``memory``: of shards, shared with the writers of other tasks."""
+        self._memory = memory or Memory()
         self._root, self._spec, self._split, self._task = root, spec, split, task
         self._environment = dict(environment)
         self._ids = task.sequence_ids()
@@ -129,7 +139,7 @@ class TaskWriter:
             metadata = shard_metadata(self._spec.digest, self._split, self._task.name, number)
             sizes = self._plan[number]
             self._left = len(sizes)
-            self._stream = ShardStream(layout, metadata, sum(sizes), len(sizes))
+            self._stream = ShardStream(layout, metadata, sum(sizes), len(sizes), self._memory)
         self._stream.write(block)
         self._done += n
         self._tokens += int(block["token_count"].sum(dtype=np.int64))
@@ -146,7 +156,11 @@ class TaskWriter:
         self._shards.append(index)
         while len(self._publishing) >= SHARDS_IN_FLIGHT:
             self._publishing.pop(0).result()
-        self._publishing.append(self._pool.submit(storage.publish_bytes, path, data))
+        self._publishing.append(self._pool.submit(self._publish_shard, path, data, stream.memory))
+
+    def _publish_shard(self, path: str, data: memoryview, memory: np.ndarray) -> None:
+        storage.publish_bytes(path, data)
+        self._memory.give(memory)
 
     def publish(self) -> TaskIndex:
         """Publishes the index, unless another attempt has, and returns the one that holds.

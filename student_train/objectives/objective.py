@@ -223,7 +223,15 @@ class Objective:
         heads = relation_heads(
             taught.relations["queries"].shape[-1], student["queries"].shape[-1], self.train.relation_heads
         )
-        return relation_loss(student, taught.relations, batch.token_count, heads, tokens, full=batch.full)
+        return relation_loss(
+            student,
+            taught.relations,
+            batch.token_count,
+            heads,
+            tokens,
+            full=batch.full,
+            compile=self.train.compile,
+        )
 
 
 def _named(vectors: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:

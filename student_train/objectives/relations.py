@@ -16,14 +16,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from infra.errors import UserError
+from student_train.objectives.vocabulary_kernels import fused
 
 RELATIONS = ("queries", "keys", "values")
 """The relations of a layer: QQ, KK and VV."""
 MAX_RELATION_HEADS = 64
 _CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
 """Of one float32 buffer [heads of a chunk, L, L]: what stays in a core's cache; what fills a GPU."""
+_COMPILED = ("cuda",)
+"""Devices on which the arithmetic on scores is one compiled kernel; a CPU works in place, in its cache."""
+_ALIGNED = {"cuda": 8}
+"""Relation vectors get zeros up to a multiple of so many numbers, as tensor cores want; products stay."""
 
 
 def relation_heads(teacher_width: int, student_width: int, wanted: int | None = None) -> int:
@@ -50,6 +56,7 @@ def relation_loss(
     tokens: float,
     weights: Mapping[str, float] | None = None,
     full: bool = False,
+    compile: bool = False,
 ) -> Tensor:
     """A micro-batch's share of the mean KL over relations, relation heads and real query positions.
 
@@ -57,6 +64,7 @@ def relation_loss(
     int64 [B]: positions from there on are padding. ``tokens``: real positions of the whole optimiser step,
     over all ranks and micro-batches, so that shares add up to the mean. ``weights``: relation -> weight,
     1 each by default; 0 leaves a relation out. ``full``: no sequence has padding, so no mask is needed.
+    ``compile``: by torch.compile where the device gains from it.
 
     float32 scalar in nats. Only ``student`` gets gradients. No tensor [B, A, L, L] exists.
     """
@@ -66,7 +74,7 @@ def relation_loss(
     shares = [weights[name] / (total * heads * tokens) for name in used]
     counts = None if full else token_count
     terms = [
-        share * _SummedKL.apply(student[name], teacher[name], counts, heads)
+        share * _SummedKL.apply(student[name], teacher[name], counts, heads, compile)
         for name, share in zip(used, shares, strict=True)
     ]
     return torch.stack(terms).sum()
@@ -79,16 +87,21 @@ class _SummedKL(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, token_count: Tensor | None, heads: int) -> Tensor:
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, token_count: Tensor | None, heads: int, compile: bool
+    ) -> Tensor:
         student, teacher = student.detach(), teacher.detach()
         B, L, _ = student.shape  # noqa: N806 - the field's axis letters
         size = max(1, _CHUNK_BYTES[student.device.type] // (4 * heads * L * L))
         gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=torch.float64, device=student.device)
+        compile = compile and student.device.type in _COMPILED
         for start in range(0, B, size):
             rows = slice(start, start + size)
             counts = None if token_count is None else token_count[rows]
-            value, part = _chunk(student[rows], teacher[rows], counts, heads, gradient is not None)
+            # Only whole chunks are compiled, so that there are few shapes.
+            chunk = _compiled_chunk if compile and min(size, B) == min(size, B - start) else _chunk
+            value, part = chunk(student[rows], teacher[rows], counts, heads, gradient is not None)
             total += value
             if gradient is not None and part is not None:
                 gradient[rows] = part
@@ -96,9 +109,9 @@ class _SummedKL(torch.autograd.Function):
         return total.float()
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outputs[0].to(gradient.dtype), None, None, None
+        return gradient * outputs[0].to(gradient.dtype), None, None, None, None
 
 
 def _chunk(
@@ -106,14 +119,11 @@ def _chunk(
 ) -> tuple[Tensor, Tensor | None]:
     """Summed KL (float64 scalar) and its gradient [b, L, D] for some sequences."""
     x = _regrouped(student, heads)  # [b A, L, d]
-    scale = x.shape[-1] ** -0.5
+    scale = _scale(student, heads)
     s = _scores(x, scale)  # [b A, L, L] float32
-    t_rows = _regrouped(teacher, heads)
-    t = _scores(t_rows, t_rows.shape[-1] ** -0.5)
-    real = None
-    if token_count is not None:
-        real = torch.arange(student.shape[1], device=student.device) < token_count[:, None]  # [b, L]
-        real = real.repeat_interleave(heads, dim=0)  # [b A, L]
+    t = _scores(_regrouped(teacher, heads), _scale(teacher, heads))
+    real = _real_rows(student, token_count, heads)
+    if real is not None:
         hidden = ~real[:, None, :]
         s.masked_fill_(hidden, torch.finfo(s.dtype).min)
         t.masked_fill_(hidden, torch.finfo(t.dtype).min)
@@ -128,7 +138,59 @@ def _chunk(
     if real is not None:
         q_minus_p.mul_(real[..., None])
     both = (q_minus_p + q_minus_p.transpose(1, 2)).to(x.dtype)
-    return kl.sum(dtype=torch.float64), _ungrouped(torch.bmm(both, x).mul_(scale), heads)
+    return kl.sum(dtype=torch.float64), _ungrouped(
+        torch.bmm(both, x).mul_(scale), heads, student.shape[-1] // heads
+    )
+
+
+def _compiled_chunk(
+    student: Tensor, teacher: Tensor, token_count: Tensor | None, heads: int, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """As `_chunk`; between the matrix products is one kernel."""
+    x, t_rows = _regrouped(student, heads), _regrouped(teacher, heads)
+    s, t = torch.bmm(x, x.transpose(1, 2)), torch.bmm(t_rows, t_rows.transpose(1, 2))
+    scale, real = _scale(student, heads), _real_rows(student, token_count, heads)
+    kl, gradient = fused(scores_kernel)(s, t, scale, _scale(teacher, heads), real)
+    if not with_gradient:
+        return kl.sum(dtype=torch.float64), None
+    both = torch.baddbmm(torch.bmm(gradient, x), gradient.transpose(1, 2), x)
+    return kl.sum(dtype=torch.float64), _ungrouped(both, heads, student.shape[-1] // heads)
+
+
+def scores_kernel(
+    s: Tensor, t: Tensor, s_scale: float, t_scale: float, real: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """KL [n, L] float32 of each row of the products s, t [n, L, L], and scale * dKL/dS in their dtype.
+
+    ``real`` bool [n, L]; None: every position is.
+    """
+    log_q, log_p = s.float() * s_scale, t.float() * t_scale
+    if real is not None:
+        lowest = torch.finfo(torch.float32).min
+        log_q = torch.where(real[:, None, :], log_q, lowest)
+        log_p = torch.where(real[:, None, :], log_p, lowest)
+    log_q, log_p = torch.log_softmax(log_q, -1), torch.log_softmax(log_p, -1)
+    p = log_p.exp()
+    difference = log_p - log_q
+    if real is not None:  # both lie at the lowest number there, less their sums
+        difference = torch.where(real[:, None, :], difference, 0.0)
+    kl, gradient = (p * difference).sum(-1), (log_q.exp() - p) * s_scale
+    if real is not None:
+        kl, gradient = torch.where(real, kl, 0.0), torch.where(real[:, :, None], gradient, 0.0)
+    return kl, gradient.to(s.dtype)
+
+
+def _scale(x: Tensor, heads: int) -> float:
+    """1 / sqrt(d)"""
+    return float((x.shape[-1] // heads) ** -0.5)
+
+
+def _real_rows(x: Tensor, token_count: Tensor | None, heads: int) -> Tensor | None:
+    """bool [b A, L] of [b, L, D]; None where every position is real."""
+    if token_count is None:
+        return None
+    real = torch.arange(x.shape[1], device=x.device) < token_count[:, None]
+    return real.repeat_interleave(heads, dim=0)
 
 
 def _scores(x: Tensor, scale: float) -> Tensor:
@@ -137,15 +199,19 @@ def _scores(x: Tensor, scale: float) -> Tensor:
 
 
 def _regrouped(x: Tensor, heads: int) -> Tensor:
-    """[b, L, D] -> [b A, L, D / A], contiguous."""
+    """[b, L, D] -> [b A, L, d], contiguous; d = D / A, and zeros up to a multiple of ``_ALIGNED``."""
     b, length, width = x.shape
-    return x.view(b, length, heads, width // heads).transpose(1, 2).reshape(b * heads, length, width // heads)
+    grouped = x.view(b, length, heads, width // heads).transpose(1, 2)
+    extra = -(width // heads) % _ALIGNED.get(x.device.type, 1)
+    grouped = functional.pad(grouped, (0, extra)) if extra else grouped
+    return grouped.reshape(b * heads, length, -1)
 
 
-def _ungrouped(x: Tensor, heads: int) -> Tensor:
+def _ungrouped(x: Tensor, heads: int, d: int) -> Tensor:
     """The inverse of ``_regrouped``."""
-    n, length, d = x.shape
-    return x.view(n // heads, heads, length, d).transpose(1, 2).reshape(n // heads, length, heads * d)
+    n, length, _ = x.shape
+    grouped = x[..., :d].view(n // heads, heads, length, d)
+    return grouped.transpose(1, 2).reshape(n // heads, length, heads * d)
 
 
 def dense_relation_loss(

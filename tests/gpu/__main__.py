@@ -1,7 +1,7 @@
 """``python -m tests.gpu``: is the code right on a GPU, and how fast is it there?
 
-It needs torch, transformers and pydantic, and nothing from a network; without DeepSpeed the trainer's own
-parts are skipped, and a step is taken by torch's AdamW. Parts named ``check_*`` compare this device with
+It needs torch, transformers and pydantic, and nothing from a network; without DeepSpeed the parts that
+need the trainer's engine are skipped. Parts named ``check_*`` compare this device with
 the CPU or with float64 and fail if they differ; parts named ``speed_*`` measure tokens per second and the
 share of the device's peak (model FLOP utilisation). Without a GPU, or with ``--device cpu``, the same parts
 run on tiny models, so that the program itself is tested everywhere.
@@ -42,7 +42,8 @@ PARTS: dict[str, Part] = {
     "check_training": checks.training,
     "check_resume": trainer.resume,
     "speed_pass": speed.teacher_pass,
-    "speed_student": speed.student,
+    "speed_plain_step": speed.plain_step,
+    "speed_engine_step": speed.engine_step,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -138,22 +139,25 @@ def relations(device: torch.device, size: Size) -> dict[str, Any]:
     """The chunked relation loss in every dtype, value and gradients, against the dense formula in float64."""
     errors: dict[str, float] = {}
     for dtype in (torch.float32, torch.bfloat16):
-        for padded in (False, True):
+        for padded, compiled in itertools.product((False, True), repeat=2):
             key = f"{str(dtype).removeprefix('torch.')}, {'padded' if padded else 'full'}"
-            errors[key] = _relation_error(device, dtype, padded)
+            key += ", compiled" if compiled else ""
+            errors[key] = _relation_error(device, dtype, padded, compiled)
             assert errors[key] < LOSS_TOLERANCES[dtype], f"{key}: off by {errors[key]:.2g}"
     return {"relative_errors": errors}
 
 
-def _relation_error(device: torch.device, dtype: torch.dtype, padded: bool) -> float:
+def _relation_error(device: torch.device, dtype: torch.dtype, padded: bool, compiled: bool) -> float:
     torch.manual_seed(3)
     batch, length, heads = 5, 24, 8
-    student = {name: torch.randn(batch, length, 64).to(device, dtype) for name in RELATIONS}
+    student = {name: torch.randn(batch, length, 48).to(device, dtype) for name in RELATIONS}
     teacher = {name: torch.randn(batch, length, 128).to(device, dtype) for name in RELATIONS}
     count = torch.tensor([24, 7, 24, 1, 13]) if padded else torch.full((batch,), length)
     for tensor in student.values():
         tensor.requires_grad_()
-    total = relation_loss(student, teacher, count.to(device), heads, float(count.sum()), full=not padded)
+    total = relation_loss(
+        student, teacher, count.to(device), heads, float(count.sum()), full=not padded, compile=compiled
+    )
     total.backward()
     wide = {name: t.detach().double().cpu().requires_grad_() for name, t in student.items()}
     right = dense_relation_loss(

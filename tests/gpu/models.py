@@ -35,7 +35,7 @@ class Size:
     """Of the teacher's forward; the last is also that of the student's step."""
     rounds: int
     tasks: int
-    """That the pass writes: of 524,288 tokens each, on a CPU of two batches."""
+    """That the pass writes: of 262,144 tokens each, on a CPU of two batches."""
     profile: bool = False
     """Also say which operations take the time."""
 
@@ -51,7 +51,7 @@ class Size:
 
 def size_for(device: torch.device) -> Size:
     if device.type == "cuda":
-        return Size(BertConfig(), lengths=(128, 512), batch_sizes=(256,), rounds=20, tasks=12)
+        return Size(BertConfig(), lengths=(128, 512), batch_sizes=(256,), rounds=20, tasks=16)
     return Size(tiny_config(), lengths=(16,), batch_sizes=(4,), rounds=2, tasks=3)
 
 

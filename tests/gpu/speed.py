@@ -15,7 +15,8 @@ import torch
 from transformers import BertConfig
 
 from infra.sections import Store, Student, Train
-from offline_teacher.inference.columns import Inference
+from offline_teacher.inference.columns import Inference, Pending
+from offline_teacher.store.schema import Layout
 from tests.gpu import stores
 from tests.gpu.models import (
     Size,
@@ -27,7 +28,7 @@ from tests.gpu.models import (
     random_text,
     student_and_loss,
 )
-from tests.gpu.steps import Stepper
+from tests.gpu.steps import NO_DEEPSPEED, EngineStep, PlainStep, deepspeed_there
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "A10": 125e12}
 """bfloat16 without sparsity, by a part of the GPU's name; from the vendor's data sheets."""
@@ -58,92 +59,106 @@ def head_flops(config: BertConfig) -> int:
 def teacher_pass(device: torch.device, size: Size) -> dict[str, Any]:
     """The pass's worker in steady state, from ids on the host to columns on the host, and to a store."""
     found: dict[str, Any] = {"rows": [], "host_waits_in_a_shard": {}}
-    model = random_teacher(size.config)
+    model, top_k = random_teacher(size.config), min(64, size.config.vocab_size)
+    short, long = size.lengths[0], size.lengths[-1]
     with tempfile.TemporaryDirectory() as scratch:
         saved = stores.save_teacher(model, Path(scratch, "teacher"))
-        for length in size.lengths:
-            for top_k in (0, min(64, size.config.vocab_size)):
-                what = f"L {length}, {f'top-{top_k} and ' if top_k else ''}hidden states"
-                _columns_rows(found, what, model, length, top_k, device, size)
-                for in_flight in (2, 8):
-                    _store_row(found, what, saved, Path(scratch), length, top_k, device, size, in_flight)
+        for layout, at_once in (
+            (layout_for(size.config, short, 0), (2, 8)),
+            (layout_for(size.config, short, 0, hidden_states="int8"), (8,)),
+            (layout_for(size.config, short, top_k), (8,)),
+            (layout_for(size.config, long, 0), (8,)),
+            (layout_for(size.config, long, top_k), (8,)),
+        ):
+            _columns_row(found, model, layout, device, size)
+            for in_flight in at_once:
+                _store_row(found, saved, Path(scratch), layout, device, size, in_flight)
     return found
 
 
-def _columns_rows(
-    found: dict[str, Any],
-    what: str,
-    model: Any,
-    length: int,
-    top_k: int,
-    device: torch.device,
-    size: Size,
-) -> None:
+def _what(layout: Layout) -> str:
+    top_k = f"top-{layout.top_k} and " if layout.top_k else ""
+    return f"L {layout.length}, {top_k}hidden states in {layout.hidden_states}"
+
+
+def _batch_size(layout: Layout, size: Size) -> int:
+    """Of as many tokens at every length."""
+    return size.batch_size * size.lengths[0] // layout.length
+
+
+def _columns_row(found: dict[str, Any], model: Any, layout: Layout, device: torch.device, size: Size) -> None:
     """Shards from ids to columns in the host's memory, two in flight; the host's waits; a profile."""
-    batch_size = size.batch_size * size.lengths[0] // length
-    layout = layout_for(size.config, length, top_k)
-    fits = SHARD_BYTES // layout.bytes_per_sample()
+    batch_size, what = _batch_size(layout, size), _what(layout)
+    fits = SHARD_BYTES // layout.bytes_per_sample() // batch_size * batch_size
     count = fits if device.type == "cuda" else 2 * batch_size
     text = random_text(layout, count, padded=False)
     inference = Inference(loaded(model, 0, device, torch.bfloat16), layout)
-    pending = deque(inference.columns(text, batch_size) for _ in range(2))
-    while pending:  # warms up
-        pending.popleft().wait()
-    begin = time.perf_counter()
-    for _ in range(size.rounds):
-        pending.append(inference.columns(text, batch_size))
-        if len(pending) > 2:
-            pending.popleft().wait()
-    while pending:
-        pending.popleft().wait()
-    seconds = (time.perf_counter() - begin) / size.rounds
-    flops = _pass_flops(size.config, length, top_k)
-    found["rows"].append(_row(f"{what}, to memory", count * length, seconds, flops, device))
+    pending: deque[Pending] = deque()
 
     def shard() -> None:
         pending.append(inference.columns(text, batch_size))
 
+    def shards(number: int) -> None:
+        for _ in range(number):
+            shard()
+            if len(pending) > 2:
+                pending.popleft().wait()
+        while pending:
+            pending.popleft().wait()
+
+    shards(4)  # warms up
+    begin = time.perf_counter()
+    shards(size.rounds)
+    seconds = (time.perf_counter() - begin) / size.rounds
+    found["rows"].append(
+        _row(f"{what}, to memory", count * layout.length, seconds, _pass_flops(size.config, layout), device)
+    )
     found["host_waits_in_a_shard"][what] = host_waits(shard, device)
     if size.profile:
-        found.setdefault("profiles", {})[what] = profile(
-            lambda: pending.append(inference.columns(text, batch_size)), device
-        )
-    while pending:
-        pending.popleft().wait()
+        found.setdefault("profiles", {})[what] = profile(shard, device)
+    shards(0)
 
 
 def _store_row(
     found: dict[str, Any],
-    what: str,
     saved: Path,
     scratch: Path,
-    length: int,
-    top_k: int,
+    layout: Layout,
     device: torch.device,
     size: Size,
     in_flight: int,
 ) -> None:
     """The real worker, with so many tasks at once, into a store on the local disk."""
-    batch_size = size.batch_size * size.lengths[0] // length
-    per_task = 4096 * 128 // length if device.type == "cuda" else 2 * batch_size
+    batch_size = _batch_size(layout, size)
+    per_task = (1 << 18) // layout.length if device.type == "cuda" else 2 * batch_size
+    store = Store(top_k=layout.top_k, hidden_states=layout.hidden_states, task_sequences=per_task)  # type: ignore[arg-type]
     making = stores.begin(
-        scratch / "run", saved, str(device), dtype="bfloat16", length=length, batch_size=batch_size,
-        store=Store(top_k=top_k, task_sequences=per_task), sequences={"train": per_task * size.tasks},
+        scratch / "run", saved, str(device), dtype="bfloat16", length=layout.length, batch_size=batch_size,
+        store=store, sequences={"train": per_task * size.tasks},
     )  # fmt: skip
     tokens, seconds = making.run("train", in_flight)
-    flops = _pass_flops(size.config, length, top_k)
-    found["rows"].append(
-        _row(f"{what}, to a store, {in_flight} tasks at once", tokens, seconds, flops, device)
-    )
+    what = f"{_what(layout)}, to a store, {in_flight} tasks at once"
+    row = _row(what, tokens, seconds, _pass_flops(size.config, layout), device)
+    found["rows"].append({**row, "bytes_per_second": row["tokens_per_second"] * layout.bytes_per_token()})
     shutil.rmtree(scratch / "run")
 
 
-def _pass_flops(config: BertConfig, length: int, top_k: int) -> int:
-    return encoder_flops(config, length, config.num_hidden_layers) + (head_flops(config) if top_k else 0)
+def _pass_flops(config: BertConfig, layout: Layout) -> int:
+    head = head_flops(config) if layout.top_k else 0
+    return encoder_flops(config, layout.length, config.num_hidden_layers) + head
 
 
-def student(device: torch.device, size: Size) -> dict[str, Any]:
-    """A whole optimiser step, batch on the host to updated weights, of three students and losses."""
+def plain_step(device: torch.device, size: Size) -> dict[str, Any]:
+    """A step, batch on the host to updated weights, of three students and losses, by torch's AdamW."""
+    return _steps(PlainStep, device, size)
+
+
+def engine_step(device: torch.device, size: Size) -> dict[str, Any]:
+    """The same by the trainer's engine."""
+    return _steps(EngineStep, device, size) if deepspeed_there() else {"skipped": NO_DEEPSPEED}
+
+
+def _steps(make: type[PlainStep | EngineStep], device: torch.device, size: Size) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": [], "host_waits_in_a_step": {}}
     narrow = Student(init="random", hidden_size=size.narrow)
     for what, replay_layers, shape, weights in (
@@ -151,12 +166,13 @@ def student(device: torch.device, size: Size) -> dict[str, Any]:
         ("half depth, triple loss, replay 0", 0, Student(), {}),
         ("half depth, half width, relations alone", 1, narrow, RELATIONS_ALONE),
     ):
-        _student_row(found, what, replay_layers, shape, weights, device, size)
+        _step_row(found, make, what, replay_layers, shape, weights, device, size)
     return found
 
 
-def _student_row(
+def _step_row(
     found: dict[str, Any],
+    make: type[PlainStep | EngineStep],
     what: str,
     replay_layers: int,
     shape: Student,
@@ -172,16 +188,14 @@ def _student_row(
     batch = batch.pinned() if device.type == "cuda" else batch
     train = Train(batch_size=batch_size, micro_batch_size=batch_size, **weights)  # type: ignore[arg-type]
     model, objective = student_and_loss(teacher, layout, shape, train, device)
-    stepper = Stepper(model, objective, train, device)
-    seconds = median_seconds(lambda: stepper(batch), device, size.rounds)
+    step = make(model, objective, train, device)
+    seconds = median_seconds(lambda: step(batch), device, size.rounds)
     flops = _step_flops(size.config, model.model.config, length, replay_layers, weights)
-    found["rows"].append(
-        _row(f"{what}, L {length}, batch {batch_size}", batch.tokens, seconds, flops, device)
-    )
-    found["optimiser"] = stepper.name
-    found["host_waits_in_a_step"][what] = host_waits(lambda: stepper(batch), device)
+    row = _row(f"{what}, L {length}, batch {batch_size}", batch.tokens, seconds, flops, device)
+    found["rows"].append(row)
+    found["host_waits_in_a_step"][what] = host_waits(lambda: step(batch), device)
     if size.profile:
-        found.setdefault("profiles", {})[what] = profile(lambda: stepper(batch), device)
+        found.setdefault("profiles", {})[what] = profile(lambda: step(batch), device)
 
 
 def _step_flops(

@@ -1,4 +1,4 @@
-"""A whole optimiser step, by the trainer's own engine where DeepSpeed is, else by torch's AdamW."""
+"""A whole optimiser step, by torch's AdamW alone and by the trainer's own engine."""
 
 from __future__ import annotations
 
@@ -19,32 +19,35 @@ def deepspeed_there() -> bool:
     return importlib.util.find_spec("deepspeed") is not None
 
 
-class Stepper:
-    """Trains ``model`` on one batch again and again; ``name`` says by what."""
+class PlainStep:
+    """Forward, backward and torch's own AdamW on weights in the loss's dtype: the least that a step costs."""
 
     def __init__(self, model: StudentModel, objective: Objective, train: Train, device: torch.device) -> None:
-        self._model, self._objective, self._device = model, objective, device
-        self._engine: Any = None
-        if deepspeed_there():
-            from student_train.engine.engine import Engine
-
-            self._engine, self.name = Engine(model, train, world()), "the trainer's engine"
-            return
-        model.to(getattr(torch, train.dtype))
+        self._model, self._objective, self._device = model.to(getattr(torch, train.dtype)), objective, device
         trained = [p for p in model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(trained, lr=5e-5, fused=device.type == "cuda")
-        self.name = f"torch's AdamW: {NO_DEEPSPEED}"
 
     def __call__(self, batch: Batch) -> None:
         batch = batch.to(self._device)
-        total = self._objective(self._model, batch, float(batch.tokens), float(batch.masked)).total
-        if self._engine is not None:
-            self._engine.backward(total, last=True)
-            self._engine.step(5e-5)
-            return
-        total.backward()
+        self._objective(self._model, batch, float(batch.tokens), float(batch.masked)).total.backward()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+
+class EngineStep:
+    """The trainer's own engine, with DeepSpeed."""
+
+    def __init__(self, model: StudentModel, objective: Objective, train: Train, device: torch.device) -> None:
+        from student_train.engine.engine import Engine
+
+        self._model, self._objective, self._device = model, objective, device
+        self._engine = Engine(model, train, world())
+
+    def __call__(self, batch: Batch) -> None:
+        batch = batch.to(self._device)
+        terms = self._objective(self._model, batch, float(batch.tokens), float(batch.masked))
+        self._engine.backward(terms.total, last=True)
+        self._engine.step(5e-5)
 
 
 _WORLD: list[Any] = []

@@ -54,13 +54,16 @@ class Making:
         return self.recipe.store_path
 
     def run(self, split: str, in_flight: int) -> tuple[int, float]:
-        """Makes all tasks of a split but for the first, which warms up; their tokens and seconds."""
-        first, *rest = self.tasks[split]
-        self.worker.infer(self.root, split, first, 1)
-        begin = time.perf_counter()
+        """Makes all tasks of a split, so many at once; tokens and seconds, once everything is warm."""
+        tasks = self.tasks[split]
         with ThreadPoolExecutor(in_flight) as threads:
-            made = list(threads.map(lambda task: self.worker.infer(self.root, split, task, 1), rest))
+            list(threads.map(lambda task: next(self._columns(split, task)), tasks[:in_flight]))
+            begin = time.perf_counter()
+            made = list(threads.map(lambda task: self.worker.infer(self.root, split, task, 1), tasks))
         return sum(answer["tokens"] for answer in made), time.perf_counter() - begin
+
+    def _columns(self, split: str, task: Task) -> Iterator[dict[str, np.ndarray]]:
+        return self.worker.columns(self.root, split, task, 1)
 
     def finish(self) -> str:
         """Makes what is left, and the manifest; the store's directory."""
@@ -107,9 +110,3 @@ def _sequences(vocab_size: int, length: int, count: int, dtype: np.dtype, seed: 
     ids = np.random.default_rng(seed).integers(len(SPECIAL), vocab_size, (count, length)).astype(dtype)
     ids[:, 0], ids[:, -1] = SPECIAL.index("[CLS]"), SPECIAL.index("[SEP]")
     return {"input_ids": ids, "token_count": np.full(count, length, np.uint16)}
-
-
-def texts(making: Making, split: str) -> Iterator[dict[str, np.ndarray]]:
-    """The columns of a split, shard by shard, as the worker makes them anew."""
-    for task in making.tasks[split]:
-        yield from making.worker.columns(making.root, split, task, 1)

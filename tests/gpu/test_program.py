@@ -21,7 +21,7 @@ from tests.gpu import checks, models, speed
 CPU = torch.device("cpu")
 SIZE = models.size_for(CPU)
 TRAINER = "check_resume"
-"""The part that starts torch's process group, as does `speed_student`; they run in a process of their own."""
+"""The part that starts torch's process group, as `speed_engine_step` does: they run in another process."""
 
 
 def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
     assert list(results["parts"]) == list(program.PARTS)
     assert results["machine"]["type"] == "cpu"
     assert "skipped" not in results["parts"][TRAINER]
-    for name in ("speed_pass", "speed_student"):
+    for name in ("speed_pass", "speed_plain_step", "speed_engine_step"):
         part = results["parts"][name]
         assert part["rows"]
         assert all(row["tokens_per_second"] > 0 and row["utilisation"] is None for row in part["rows"])
@@ -52,7 +52,8 @@ def test_it_needs_no_more_than_a_gpu_machine_has(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{TRAINER} ... skipped: DeepSpeed is not installed here" in done.stdout
-    assert "speed_student ... ok" in done.stdout
+    assert "speed_engine_step ... skipped" in done.stdout
+    assert "speed_plain_step ... ok" in done.stdout
 
 
 def _program(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -114,6 +115,16 @@ def test_rows_appended_to_the_decoder_change_nothing(monkeypatch: pytest.MonkeyP
     assert weight.shape == (1024, 8)
     assert bias.shape == (1024,)
     checks.loss(CPU, SIZE)
+
+
+def test_the_relation_kernel_of_a_gpu_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its arithmetic, uncompiled, on padded relation vectors."""
+    monkeypatch.setattr(relations, "_COMPILED", ("cpu",))
+    monkeypatch.setitem(relations._ALIGNED, "cpu", 8)
+    called = []
+    monkeypatch.setattr(relations, "fused", lambda kernel: called.append(kernel) or kernel)
+    checks.relations(CPU, SIZE)
+    assert called
 
 
 def test_flops_are_those_of_bert_base() -> None:
