@@ -189,7 +189,7 @@ def _summed_loss(logits: Tensor, labels: Tensor) -> float:
 def _topk_kl(scaled: Tensor, ids: Tensor, p: Tensor, tail: Tensor) -> Tensor:
     """KL [n] of a top-k target from the student's logits over T [n, V]; the tail is one bucket."""
     log_q = functional.log_softmax(scaled, dim=1)
-    q_tail = torch.exp(torch.logsumexp(log_q.scatter(1, ids, -torch.inf), dim=1))
+    log_q_tail = torch.logsumexp(log_q.scatter(1, ids, -torch.inf), dim=1)
     kept = torch.special.xlogy(p, p) - p * log_q.gather(1, ids)
-    rest = torch.special.xlogy(tail, tail) - torch.special.xlogy(tail, q_tail)
-    return kept.sum(1) + rest
+    rest = torch.special.xlogy(tail, tail) - tail * log_q_tail
+    return kept.sum(1) + rest.where(log_q_tail.isfinite(), 0.0)  # no token is left where K = V

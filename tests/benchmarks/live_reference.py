@@ -14,19 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from student_train.data.stream import Batch
-from student_train.objectives.objective import attention_mask
-
-NO_LABEL = -100
+from student_train.data.collate import NO_LABEL, Batch
 
 
 def dense_inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """ids, mask, labels (-100: none) [B, L] of a batch from a store; nothing of the teacher is in it."""
-    labels = torch.full_like(batch.input_ids, NO_LABEL)
-    used = batch.masked_positions >= 0
-    rows = torch.arange(len(batch))[:, None].expand_as(used)
-    labels[rows[used], batch.masked_positions[used]] = batch.masked_labels[used]
-    return batch.input_ids, attention_mask(batch).long(), labels
+    ids = batch.input_ids
+    labels = torch.full_like(ids, NO_LABEL).flatten()
+    labels[slice(None) if batch.positions is None else batch.positions] = batch.labels
+    mask = torch.arange(ids.shape[1], device=ids.device) < batch.token_count[:, None]
+    return ids, mask.long(), labels.view_as(ids)
 
 
 def live_loss(

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import UserError
-from student_train.data.order import SampleOrder, check_world, micro_batch_rows, run_samples
+from student_train.data.order import (
+    Places,
+    SampleOrder,
+    chained_digest,
+    check_world,
+    micro_batch_rows,
+    run_samples,
+)
 from student_train.data.permutation import permute, positions_of
 
 
@@ -182,3 +189,16 @@ def test_run_lengths_and_worlds() -> None:
         check_world(2, 4, 30)
     with pytest.raises(UserError, match="holds no sequences"):
         SampleOrder(TaskBlocks(()), 0, 1, 1, 1)
+
+
+def test_chained_digest_sees_order_masking_epoch_and_history() -> None:
+    zero, some = np.zeros(3, np.int64), np.arange(3)
+    first = chained_digest("", Places(zero, zero, some))
+    assert first == chained_digest("", Places(zero, zero, some))
+    others = [
+        chained_digest("", Places(zero, zero, some[::-1])),
+        chained_digest("", Places(zero, some, zero)),
+        chained_digest("", Places(zero + 1, zero, some)),
+        chained_digest(first, Places(zero, zero, some)),
+    ]
+    assert len({first, *others}) == 5
