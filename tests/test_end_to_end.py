@@ -1,8 +1,10 @@
-"""From text to report through the real commands (Ray, two DeepSpeed ranks, MLflow), killed or not."""
+"""From text to report through the real commands (Ray, two DeepSpeed ranks, MLflow), killed or not; then two
+students of the store that was made, with neither corpus nor teacher at hand."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -24,6 +26,7 @@ from tests.tiny_project import (
     TASK,
     all_commands,
     evaluation_command,
+    make_family,
     make_project,
     run,
     student_command,
@@ -32,6 +35,7 @@ from tests.tiny_project import (
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
 STAGES = ("teacher", "student", "evaluation")
+STUDENT = "students/student"
 
 
 def digests(directory: Path) -> dict[str, str]:
@@ -79,26 +83,27 @@ def test_the_store_is_sound(output: Path) -> None:
     from offline_teacher.store.reader import open_store
     from offline_teacher.store.verify import verify
 
-    for name in ("store", "validation_store"):
-        assert verify(str(output / name)) == []
+    assert verify(str(output / "store")) == []
     store = open_store(str(output / "store"))
-    assert store.plan.replicas == 2
+    assert store.splits.keys() == {"train", "validation"}
+    assert store.splits["train"].plan.masking_epochs == 2
     assert store.layout.length == LENGTH
-    assert store.plan.sequences > 1000
+    assert store.layout.replay_layers == 1
+    assert store.splits["train"].plan.samples > 2000
 
 
 def test_the_model_directory_is_an_ordinary_one(output: Path) -> None:
     from transformers import AutoModelForMaskedLM, pipeline
 
-    model = AutoModelForMaskedLM.from_pretrained(output / "student" / "model")
+    model = AutoModelForMaskedLM.from_pretrained(output / STUDENT / "model")
     assert model.config.n_layers == 1
-    guesses = pipeline("fill-mask", model=str(output / "student" / "model"))("the dog was [MASK].")
+    guesses = pipeline("fill-mask", model=str(output / STUDENT / "model"))("the dog was [MASK].")
     assert len(guesses) == 5
     assert all(0 < guess["score"] <= 1 for guess in guesses)
 
 
 def test_the_student_learnt(output: Path) -> None:
-    lines = [json.loads(line) for line in (output / "student" / "history.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (output / STUDENT / "history.jsonl").read_text().splitlines()]
     logged = [line for line in lines if "loss" in line]
     assert [line["step"] for line in logged] == list(range(1, len(logged) + 1))
     assert logged[-1]["loss"] < logged[0]["loss"]
@@ -120,8 +125,10 @@ def test_the_report_has_three_rows(output: Path) -> None:
 def test_every_stage_keeps_its_recipe(output: Path) -> None:
     from infra.recipe import load_recipe
 
-    recipes = [load_recipe(str(output / name / "recipe.yaml")) for name in ("store", "student", "evaluation")]
-    assert recipes[0] == recipes[1] == recipes[2]
+    recipes = [load_recipe(str(output / name / "recipe.yaml")) for name in ("store", STUDENT, "evaluation")]
+    assert recipes[1] == recipes[2]
+    masking = dataclasses.replace(recipes[1].masking, probability=0.15)  # decided by the teacher
+    assert recipes[0] == dataclasses.replace(recipes[1], masking=masking)
 
 
 def test_mlflow_has_one_parent_with_three_nested_runs(output: Path) -> None:
@@ -135,7 +142,7 @@ def test_mlflow_has_one_parent_with_three_nested_runs(output: Path) -> None:
     assert all(one.info.status == "FINISHED" for one in runs.values())
     for stage in STAGES:
         assert runs[ids[stage]].data.tags["mlflow.parentRunId"] == ids["parent"]
-    steps = json.loads((output / "student" / "history.jsonl").read_text().splitlines()[-1])["step"]
+    steps = json.loads((output / STUDENT / "history.jsonl").read_text().splitlines()[-1])["step"]
     for name in ("loss", "kl", "mlm", "cosine", "learning_rate", "gradient_norm", "tokens_per_second"):
         points = client.get_metric_history(ids["student"], name)
         assert [point.step for point in points] == list(range(1, steps + 1)), name
@@ -149,11 +156,10 @@ def test_run_again_nothing_is_redone(recipe: Path, output: Path) -> None:
         ended = run(command)
         assert ended.returncode == 0, ended.stdout + ended.stderr
     after = times(output)
-    made = ("store/", "validation_store/", "student/", "evaluation/")
-    rewritten = ("recipe.yaml", "recipe.json")
+    made = ("store/", "students/", "evaluation/")
     for path, time_ns in before.items():
         name = str(Path(path).relative_to(output))
-        if name.startswith(made) and not name.endswith(rewritten):
+        if name.startswith(made) and not name.endswith("recipe.yaml"):
             assert after[path] == time_ns, name
     assert {path for path in after if Path(path).suffix != ".jsonl"} == {
         path for path in before if Path(path).suffix != ".jsonl"
@@ -162,6 +168,80 @@ def test_run_again_nothing_is_redone(recipe: Path, output: Path) -> None:
 
 def test_run_again_nothing_heavy_is_loaded(recipe: Path) -> None:
     for command in (teacher_command(recipe), student_command(recipe, ranks=0), evaluation_command(recipe)):
+        ended = start(command[1:])
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert not loaded(ended) & HEAVY, command
+
+
+# --- more students of the store ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def family(recipe: Path, output: Path) -> Path:
+    """What training and evaluation leave of a recipe of two students that names nothing but the store.
+
+    The corpus and the teacher are moved out of the way while they run.
+    """
+    path = make_family(recipe)
+    gone = [recipe.parent / name for name in ("teacher", "train.txt", "validation.txt")]
+    for place in gone:
+        place.rename(place.with_suffix(".gone"))
+    try:
+        for command in (student_command(path), evaluation_command(path)):
+            ended = run(command)
+            assert ended.returncode == 0, ended.stdout + ended.stderr
+    finally:
+        for place in gone:
+            place.with_suffix(".gone").rename(place)
+    return output.parent / "family"
+
+
+def test_a_student_among_several_is_the_one_that_is_trained_alone(family: Path, output: Path) -> None:
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        alone, among = (model / "model" / name for model in (output / STUDENT, family / "students/same"))
+        assert alone.read_bytes() == among.read_bytes(), name
+
+
+def test_a_student_of_relations_is_an_encoder(family: Path) -> None:
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(family / "students/narrow/model")
+    assert (model.config.hidden_size, model.config.architectures) == (16, ["DistilBertModel"])
+    lines = (family / "students/narrow/history.jsonl").read_text().splitlines()
+    logged = [line for line in map(json.loads, lines) if "loss" in line]
+    assert all(line["loss"] == line["relation"] for line in logged)
+    assert logged[-1]["loss"] < logged[0]["loss"]
+
+
+def test_the_family_is_evaluated_whole(family: Path) -> None:
+    content = json.loads((family / "evaluation" / "report.json").read_text())
+    assert content["students"] == ["narrow", "same"]
+    assert content["rows"].keys() == {"teacher", "narrow", "same", "undistilled narrow", "undistilled same"}
+    for name in ("narrow", "same"):
+        assert (family / f"evaluation/export/{name}/{TASK}/model.int8.onnx").exists()
+
+
+def test_mlflow_has_a_run_of_every_student(family: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{family.parent}/mlflow.db")
+    ids = json.loads((family / "tracking.json").read_text())
+    assert client.get_run(ids["parent"]).info.status == "FINISHED"
+    for name in ("narrow", "same"):
+        run_of_student = client.get_run(ids[f"student-{name}"])
+        assert run_of_student.data.tags["student"] == name
+        trained, scored = client.search_model_versions(
+            f"name = 'family-{name}'", order_by=["version_number ASC"]
+        )
+        assert (trained.run_id, scored.run_id) == (run_of_student.info.run_id, ids["evaluation"])
+        assert client.get_model_version_by_alias(f"family-{name}", "best").version == scored.version
+        files = {file.path for file in client.list_artifacts(scored.run_id, f"models/{name}")}
+        assert f"models/{name}/model.safetensors" in files
+
+
+def test_a_family_run_again_loads_nothing_heavy(recipe: Path, family: Path) -> None:
+    path = make_family(recipe)
+    for command in (student_command(path, ranks=0), evaluation_command(path)):
         ended = start(command[1:])
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert not loaded(ended) & HEAVY, command
@@ -191,14 +271,14 @@ def test_killed_in_each_stage_it_finishes_with_the_same_store(
     recipe: Path, output: Path, tmp_path: Path
 ) -> None:
     place = f"output={tmp_path}"
-    store, student, evaluation = (tmp_path / "tiny" / name for name in ("store", "student", "evaluation"))
+    store, student, evaluation = (tmp_path / "tiny" / name for name in ("store", STUDENT, "evaluation"))
 
     def some(directory: Path, pattern: str) -> Callable[[], bool]:
         return lambda: any(directory.glob(pattern))
 
     teacher = teacher_command(recipe, place)
-    kill_when(teacher, some(store / "sequences", "part-*.json"))
-    kill_when(teacher, some(store / "shards", "*.json"))
+    kill_when(teacher, some(store / "sequences", "*/part-*.json"))
+    kill_when(teacher, some(store / "tasks", "*/*.json"))
     assert not (store / "manifest.json").exists()
     ended = run(teacher)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -209,7 +289,7 @@ def test_killed_in_each_stage_it_finishes_with_the_same_store(
     assert not (student / "model").exists()
     ended = run(student_command(recipe, place))
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    model = "student/model/model.safetensors"
+    model = f"{STUDENT}/model/model.safetensors"
     assert storage.digest_file(str(tmp_path / "tiny" / model)) == storage.digest_file(str(output / model))
 
     kill_when(evaluation_command(recipe, place), some(evaluation / "scores", "*/*/seed-*.json"))

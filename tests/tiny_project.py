@@ -43,7 +43,7 @@ def make_project(directory: Path, **sections: dict[str, object]) -> Path:
         "sequences": {"length": LENGTH, "part_bytes": 1 << 16},
         "masking": {"epochs": 2},
         "teacher": {"model": str(directory / "teacher"), "dtype": "float32", "batch_size": 16, "workers": 2},
-        "store": {"top_k": 4, "samples_per_shard": 64},
+        "store": {"top_k": 4, "replay_layers": 1, "task_sequences": 64},
         "student": {"layers": [0]},
         "train": {
             "epochs": 1, "batch_size": 64, "micro_batch_size": 32, "dtype": "float32",
@@ -58,6 +58,26 @@ def make_project(directory: Path, **sections: dict[str, object]) -> Path:
         recipe[name] = {**recipe.get(name, {}), **values}
     path = directory / "recipe.yaml"
     path.write_text(yaml.safe_dump({"name": "tiny", "output": str(directory / "runs"), **recipe}))
+    return path
+
+
+def make_family(project: Path) -> Path:
+    """A recipe of two students of the project's store, which names neither corpus nor teacher; its path."""
+    tiny = yaml.safe_load(project.read_text())
+    relations = {"alpha_ce": 0, "alpha_mlm": 0, "alpha_cos": 0, "alpha_relation": 1}
+    recipe = {
+        "name": "family",
+        "output": tiny["output"],
+        "store": {"path": f"{tiny['output']}/tiny/store"},
+        "train": tiny["train"],
+        "students": {
+            "same": {"student": tiny["student"]},
+            "narrow": {"student": {"layers": [0], "init": "random", "hidden_size": 16}, "train": relations},
+        },
+        "evaluation": tiny["evaluation"],
+    }
+    path = project.parent / "family.yaml"
+    path.write_text(yaml.safe_dump(recipe))
     return path
 
 
