@@ -170,7 +170,7 @@ def _train(run: StudentRun, store: Store, world: World, mirror: Mirror | None) -
         warn_if_slow("train.dtype", run.train.dtype)
     directory = mirror.local if mirror else run.directory
     world.first_does(lambda: _save_recipe(run, directory))
-    model, objective = world.all_do(lambda: _model_and_objective(run, store, world))
+    model, objective = world.all_do(lambda: model_and_objective(run, store, world))
     frozen = frozen_parameters(model)  # before they are rounded to train.dtype
     fingerprint = _fingerprint(run, store)
     with tracking.start_run(run.recipe, "student", world.rank, run.name) as tracked:
@@ -202,7 +202,7 @@ def _save_recipe(run: StudentRun, directory: str) -> str:
     return directory
 
 
-def _model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[Any, Any]:
+def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[Any, Any]:
     """The student, with what its loss does not reach frozen, and the loss on the store's teacher."""
     import torch
     from safetensors.torch import load_file

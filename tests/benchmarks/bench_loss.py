@@ -1,10 +1,14 @@
-"""The fused triple loss against DistilBERT's own dense formula: time, peak memory, matmul floor.
+"""The chunked losses against their own dense formulas: time, peak memory, and the floor that products set.
 
-``python tests/benchmarks/bench_loss.py`` prints the rows; ``run()`` returns them.
+``python tests/benchmarks/bench_loss.py`` prints the rows; ``run()`` returns them. Both sides compute in the
+dtype that the processor computes best in, on the same inputs, and end with all gradients.
 
-Both sides start from the student's head transform output and end with the gradients of it, of the decoder
-weight and of its bias. The dense side is given the teacher's logits for nothing; the fused side replays the
+Triple loss: from the student's head transform output to the gradients of it, of the decoder weight and of its
+bias. The dense side is DistilBERT's formula. It is given the teacher's logits for nothing; ours replays the
 teacher's decoder from its hidden states (exact target), so it does one matrix product more.
+
+Relations: from queries, keys and values of a 6 x 384 student and of BERT-base to the gradients of the
+student's. The dense side is MiniLMv2's formula.
 """
 
 from __future__ import annotations
@@ -25,71 +29,79 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from student_train.objectives.soft_targets import ExactTarget, TeacherHead
+from infra.processor import computes_bfloat16
+from student_train.objectives.relations import RELATIONS, dense_relation_loss, relation_loss
+from student_train.objectives.soft_targets import ExactTarget
 from student_train.objectives.triple_loss import triple_loss
+from tests.benchmarks.results import Row, row
+from tests.student_train.heads import Head
 
 V, D, T = 30_522, 768, 2.0
-TIME_POSITIONS, MEMORY_POSITIONS, THREADS, REPEATS = 2_048, 8_192, 2, 5
+BATCH, L, STUDENT, HEADS = 64, 128, 384, 48
+POSITIONS = {"time": 2_048, "memory": 8_192}
+THREADS, REPEATS = 2, 5
 
 
-def run() -> list[dict[str, Any]]:
-    times = _in_a_process("time")
-    fused, dense, floor = (statistics.median(times[name]) for name in ("fused", "dense", "matmuls"))
-    memory = {name: _in_a_process(f"memory:{name}")["peak_bytes"] for name in ("fused", "dense")}
-    where = f"D={D}, V={V}, T={T:g}, exact target, {THREADS} CPU threads, torch {torch.__version__}"
-    timed = f"{TIME_POSITIONS} positions, {where}, medians of {REPEATS} interleaved"
-    held = f"{MEMORY_POSITIONS} positions, {where}, VmHWM over the inputs"
+def best_dtype() -> torch.dtype:
+    return torch.bfloat16 if computes_bfloat16() else torch.float32
+
+
+def run() -> list[Row]:
+    dtype = str(best_dtype()).removeprefix("torch.")
+    where = f"{dtype} on both sides, {THREADS} CPU threads, torch {torch.__version__}"
+    triple = f"D={D}, V={V}, T={T:g}, exact target, {where}"
+    relations = f"batch {BATCH}, L={L}, {HEADS} relation heads, D={D} and {STUDENT}, {where}"
+    seconds, rows = _seconds("triple"), []
+    rows += _compared("loss", triple, seconds, _peak("triple"), ("<= 0.5", "<= 0.1"))
+    floor = seconds["products"] / seconds["ours"]
+    told = f"{POSITIONS['time']} positions, {triple}: its four matrix products {seconds['products']:.3f} s"
+    rows.append(row("loss.matmul_floor_share", floor, "ratio", None, told))
+    measured = _seconds("relation"), _peak("relation")
+    return rows + _compared("loss.relation", relations, *measured, ("<= 1", "<= 0.2"))
+
+
+def _compared(
+    name: str, where: str, seconds: dict[str, float], peak: dict[str, int], goals: tuple[str, str]
+) -> list[Row]:
+    joint = "." if name == "loss" else "_"
+    positions = {kind: f"{count} positions, " if name == "loss" else "" for kind, count in POSITIONS.items()}
+    mib = {side: held / 2**20 for side, held in peak.items()}
     return [
-        _row(
-            "loss.time_over_dense",
-            fused / dense,
-            "ratio",
-            "<= 0.5",
-            f"{timed}: {fused:.3f} s / {dense:.3f} s",
+        row(
+            f"{name}{joint}time_over_dense", seconds["ours"] / seconds["dense"], "ratio", goals[0],
+            f"{positions['time']}{where}, medians of {REPEATS} interleaved:"
+            f" {seconds['ours']:.3f} s / {seconds['dense']:.3f} s",
         ),
-        _row(
-            "loss.peak_memory_over_dense",
-            memory["fused"] / memory["dense"],
-            "ratio",
-            "<= 0.1",
-            f"{held}: {memory['fused'] / 2**20:.0f} MiB / {memory['dense'] / 2**20:.0f} MiB",
+        row(
+            f"{name}{joint}peak_memory_over_dense", peak["ours"] / peak["dense"], "ratio", goals[1],
+            f"{positions['memory']}{where}, VmHWM over the inputs:"
+            f" {mib['ours']:.0f} MiB / {mib['dense']:.0f} MiB",
         ),
-        _row(
-            "loss.matmul_floor_share",
-            floor / fused,
-            "ratio",
-            None,
-            f"{timed}: its four bf16 matmuls {floor:.3f} s",
-        ),
-    ]
+    ]  # fmt: skip
 
 
-def _row(name: str, value: float, unit: str, goal: str | None, conditions: str) -> dict[str, Any]:
-    holds = None if goal is None else value <= float(goal.removeprefix("<="))
-    return {
-        "name": name,
-        "value": value,
-        "unit": unit,
-        "goal": goal,
-        "holds": holds,
-        "conditions": conditions,
-    }
+def _seconds(what: str) -> dict[str, float]:
+    return {name: statistics.median(times) for name, times in _in_a_process("time", what).items()}
 
 
-def _in_a_process(what: str) -> dict[str, Any]:
+def _peak(what: str) -> dict[str, int]:
+    return {side: _in_a_process("memory", what, side)["peak_bytes"] for side in ("ours", "dense")}
+
+
+def _in_a_process(*words: str) -> dict[str, Any]:
     """Each measurement has a process of its own, so that no allocator or compiler state carries over."""
     environment = {"OMP_NUM_THREADS": str(THREADS), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
-    if what.startswith("memory"):
+    if words[0] == "memory":
         environment["MALLOC_MMAP_THRESHOLD_"] = "65536"  # freed buffers leave the process at once
     done = subprocess.run(
-        [sys.executable, __file__, what], env=environment, stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, __file__, *words], env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return measured
 
 
-class _Problem:
-    """Random inputs of one micro-batch: 15 % masked, teacher and student logits of a realistic spread."""
+class TripleProblem:
+    """Random inputs: 15 % masked, teacher and student logits of a realistic spread."""
 
     def __init__(self, positions: int, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
@@ -99,62 +111,83 @@ class _Problem:
         self.hidden = torch.randn(positions, D).half()
         self.labels = torch.where(torch.rand(positions) < 0.15, torch.randint(V, (positions,)), -100)
         self.masked = int((self.labels >= 0).sum())
-        norm = torch.ones(D), torch.zeros(D)
-        decoder = torch.randn(V, D) * 0.1, torch.zeros(V)
-        head = TeacherHead(
-            torch.eye(D), torch.zeros(D), *norm, *decoder, hidden_act="gelu", layer_norm_eps=1e-12
-        )
-        self.head = head.to("cpu", dtype)
+        norm, decoder = (torch.ones(D), torch.zeros(D)), (torch.randn(V, D) * 0.1, torch.zeros(V))
+        self.head = Head(torch.eye(D), torch.zeros(D), *norm, *decoder).to(dtype)
+        self.teacher_logits: Tensor | None = None
 
-    def gradients(self, loss: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(loss, (self.z, self.weight, self.bias))
-
-    def fused(self) -> None:
+    def ours(self) -> None:
         terms = triple_loss(
-            self.z, self.weight, self.bias, ExactTarget(self.head, self.hidden), self.labels,
-            None, self.z, None,
+            self.z, self.weight, self.bias, ExactTarget(self.head, self.hidden), self.labels, self.z, None,
             temperature=T, alpha_ce=5.0, alpha_mlm=2.0, alpha_cos=0.0,
             tokens=len(self.z), masked=self.masked, kl_tokens=len(self.z),
         )  # fmt: skip
-        self.gradients(terms.total)
+        torch.autograd.grad(terms.total, (self.z, self.weight, self.bias))
 
-    def dense(self, teacher_logits: Tensor) -> None:
+    def prepare(self) -> None:
+        """The teacher's logits, which the dense side is given."""
+        with torch.no_grad():
+            self.teacher_logits = ExactTarget(self.head, self.hidden).rows(slice(None))
+
+    def dense(self) -> None:
         """transformers-research-projects, distillation/distiller.py, ``step``, without the cosine."""
-        student_logits = functional.linear(self.z, self.weight, self.bias)
-        loss_ce = (
-            functional.kl_div(
-                functional.log_softmax(student_logits / T, dim=-1),
-                functional.softmax(teacher_logits / T, dim=-1),
-                reduction="batchmean",
-            )
-            * T**2
-        )
-        loss_mlm = functional.cross_entropy(student_logits, self.labels, ignore_index=-100)
-        self.gradients(5.0 * loss_ce + 2.0 * loss_mlm)
+        assert self.teacher_logits is not None
+        with torch.autocast("cpu", self.z.dtype, enabled=self.z.dtype == torch.bfloat16):
+            student_logits = functional.linear(self.z, self.weight, self.bias)
+            log_q = functional.log_softmax(student_logits / T, dim=-1)
+            p = functional.softmax(self.teacher_logits / T, dim=-1)
+            loss_ce = functional.kl_div(log_q, p, reduction="batchmean") * T**2
+            loss_mlm = functional.cross_entropy(student_logits, self.labels, ignore_index=-100)
+        torch.autograd.grad(5.0 * loss_ce + 2.0 * loss_mlm, (self.z, self.weight, self.bias))
 
-    @torch.no_grad()
-    def teacher_logits(self) -> Tensor:
-        return ExactTarget(self.head, self.hidden).rows(slice(None))
-
-
-def _measure_time() -> dict[str, list[float]]:
-    torch.set_num_threads(THREADS)
-    narrow, wide = _Problem(TIME_POSITIONS, torch.bfloat16), _Problem(TIME_POSITIONS, torch.float32)
-    teacher_logits = wide.teacher_logits()
-    z, weight = narrow.z.detach(), narrow.weight.detach()
-    logits = torch.empty(TIME_POSITIONS, V, dtype=torch.bfloat16)
-
-    def matmuls() -> None:
-        torch.mm(z, weight.t(), out=logits)
+    def products(self) -> None:
+        z, weight = self.z.detach(), self.weight.detach()
+        logits = torch.mm(z, weight.t())
         torch.mm(z, weight.t(), out=logits)
         torch.mm(logits, weight)
         torch.mm(logits.t(), z)
 
+
+class RelationProblem:
+    """Queries, keys and values of both sides; seven of eight sequences are full."""
+
+    def __init__(self, batch: int, dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        self.student = {name: torch.randn(batch, L, STUDENT).to(dtype).requires_grad_() for name in RELATIONS}
+        self.teacher = {name: torch.randn(batch, L, D).to(dtype) for name in RELATIONS}
+        self.count = torch.where(torch.arange(batch) % 8 == 0, L * 3 // 4, L)
+
+    def ours(self) -> None:
+        tokens = float(self.count.sum())
+        loss = relation_loss(self.student, self.teacher, self.count, HEADS, tokens)
+        torch.autograd.grad(loss, list(self.student.values()))
+
+    def prepare(self) -> None: ...
+
+    def dense(self) -> None:
+        student, teacher = list(self.student.values()), list(self.teacher.values())
+        with torch.autocast("cpu", student[0].dtype, enabled=student[0].dtype == torch.bfloat16):
+            loss = dense_relation_loss(student, teacher, self.count, HEADS)
+        torch.autograd.grad(loss, student)
+
+    def products(self) -> None:
+        for name in RELATIONS:
+            for x in (self.student[name].detach(), self.teacher[name]):
+                grouped = x.view(len(x), L, HEADS, -1).transpose(1, 2)
+                grouped @ grouped.transpose(2, 3)
+
+
+def _problem(what: str, kind: str) -> TripleProblem | RelationProblem:
+    dtype = best_dtype()
+    return TripleProblem(POSITIONS[kind], dtype) if what == "triple" else RelationProblem(BATCH, dtype)
+
+
+def _measure_time(what: str) -> dict[str, list[float]]:
+    torch.set_num_threads(THREADS)
+    problem = _problem(what, "time")
+    problem.prepare()
     sides: dict[str, Callable[[], None]] = {
-        "fused": narrow.fused,
-        "matmuls": matmuls,
-        "dense": lambda: wide.dense(teacher_logits),
-    }
+        "ours": problem.ours, "products": problem.products, "dense": problem.dense,
+    }  # fmt: skip
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(REPEATS + 1):  # the first warms up (and compiles) and is dropped
         for name, side in sides.items():
@@ -165,23 +198,18 @@ def _measure_time() -> dict[str, list[float]]:
     return seconds
 
 
-def _measure_memory(side: str) -> dict[str, int]:
+def _measure_memory(what: str, side: str) -> dict[str, int]:
     """Peak resident memory of one step over what is resident before it (inputs and code)."""
     torch.set_num_threads(THREADS)
-    problem = _Problem(MEMORY_POSITIONS, torch.bfloat16 if side == "fused" else torch.float32)
-    step = problem.fused
+    problem = _problem(what, "memory")
     if side == "dense":
-        teacher_logits = problem.teacher_logits()
-
-        def step() -> None:
-            problem.dense(teacher_logits)
-
-    else:
-        _Problem(8, torch.bfloat16).fused()  # compiles; the kernels' shapes do not depend on the positions
+        problem.prepare()
+    elif what == "triple":
+        TripleProblem(8, best_dtype()).ours()  # compiles; the kernels' shapes do not depend on the positions
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the present
     before = _status("VmRSS")
-    step()
+    getattr(problem, side)()
     return {"peak_bytes": _status("VmHWM") - before}
 
 
@@ -194,9 +222,8 @@ def _status(field: str) -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) == 1:
-        for row in run():
-            print(row)
-    elif sys.argv[1] == "time":
-        print(json.dumps(_measure_time()))
+        for measured in run():
+            print(json.dumps(measured))
     else:
-        print(json.dumps(_measure_memory(sys.argv[1].removeprefix("memory:"))))
+        measure = {"time": _measure_time, "memory": _measure_memory}[sys.argv[1]]
+        print(json.dumps(measure(*sys.argv[2:])))

@@ -1,7 +1,11 @@
-"""Training from a store over training with the teacher in the loop: BERT-base to 6 layers.
+"""Training from a store over training with the teacher in the loop, and over a store already in memory.
 
-All candidates do whole optimiser steps of the same shape, in turn, on torch's threads. The weights and
-the stored numbers are random: they do not change what is computed.
+All sides do whole optimiser steps of the same shape and dtype, in turn, on torch's threads. The weights and
+the stored numbers are random: they do not change what is computed. Teachers in the loop:
+
+- *plain*: the formula of DistilBERT's authors, dense logits, torch's AdamW (``live_reference``);
+- *same loss*: the teacher below its replayed top runs beside the student, through our own loss and engine. It
+  is what a store saves, and no more.
 """
 
 from __future__ import annotations
@@ -10,9 +14,9 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -21,178 +25,214 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from offline_teacher.store.head import MlmHead
-from offline_teacher.store.shard_file import open_file, write_file
 from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
 
+from infra.processor import computes_bfloat16
+from infra.recipe import Recipe
 from infra.sections import Student, Train
-from offline_teacher.store.schema import Layout, ShardPlan
-from student_train import losses
+from infra.tracking import Run
+from offline_teacher.families.split import lower
+from offline_teacher.families.weights import top_weights
+from offline_teacher.store.schema import Layout
 from student_train.data.order import SampleOrder
+from student_train.data.reading import open_stream
 from student_train.data.stream import Step, Stream
 from student_train.engine.engine import Engine
 from student_train.engine.world import World, start_world
-from student_train.objectives.objective import Objective, columns_needed
-from student_train.objectives.soft_targets import TeacherHead
-from student_train.student.model import build_student
+from student_train.main import model_and_objective
+from student_train.objectives import triple_loss
+from student_train.objectives.objective import columns_needed
+from student_train.trainer import Trainer
+from tests.benchmarks.full_sequences import full_store
 from tests.benchmarks.live_reference import dense_inputs, live_optimizer, live_step
 from tests.benchmarks.results import Row, row
 from tests.benchmarks.timing import say_round
 
-LAYOUT = Layout(
-    length=128,
-    masked=20,
-    vocab_size=30522,
-    top_k=0,
-    temperatures=(),
-    hidden_size=768,
-    hidden_states="float16",
-    positions="all",
-)
-PLAN = ShardPlan(sequences=256, replicas=1, samples_per_shard=64)
-BATCH, MICRO = 16, 16
-TOKENS = BATCH * LAYOUT.length
-REPEATS, REPEATS_FP32 = 4, 2
-"""Rounds that count; one more, first, warms up. The slowest candidate takes part in fewer."""
+BATCH, LENGTH, REPEATS = 16, 128, 4
+"""Sequences of a step, tokens of a sequence, rounds that count; one more, first, warms up."""
 STEPS = 2
 """Steps from the store in one round, with one wait for the first batch less than a run has."""
+RELATIONS = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0, "alpha_relation": 1.0}
+LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 
 
-class FileStore:
-    """Random numbers in real shard files: as much of a store as the stream reads."""
+@dataclass(frozen=True)
+class Case:
+    """A teacher, a student and a loss."""
 
-    layout, plan = LAYOUT, PLAN
-
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
-        generator = np.random.default_rng(0)
-        for index in range(PLAN.shards_per_replica):
-            ids = np.array(PLAN.sequence_range(index))
-            positions = (
-                np.sort(generator.random((len(ids), 126)).argsort(axis=1)[:, : LAYOUT.masked], axis=1) + 1
-            )
-            columns = {
-                "sequence_id": ids,
-                "token_count": np.full(len(ids), LAYOUT.length, np.uint16),
-                "input_ids": generator.integers(1000, 30000, (len(ids), LAYOUT.length)).astype(np.uint16),
-                "masked_positions": positions.astype(np.int16),
-                "masked_labels": generator.integers(1000, 30000, positions.shape).astype(np.uint16),
-                "hidden_states": generator.standard_normal((len(ids), 128, 768), np.float32).astype(
-                    np.float16
-                ),
-            }
-            write_file(f"{directory}/{index}.arrow", LAYOUT, {}, columns)
-
-    def shard(self, replica: int, index: int, cache: Any = None) -> Any:
-        return SimpleNamespace(columns=open_file(f"{self._directory}/{index}.arrow", LAYOUT)[1])
+    told: str
+    teacher: Mapping[str, int] = field(default_factory=dict)
+    """BERT-base but for these sizes."""
+    layers: tuple[int, ...] = (0, 2, 4, 7, 9, 11)
+    width: int | None = None
+    train: Mapping[str, float] = field(default_factory=dict)
+    replay_layers: int = 0
 
 
-class OfflineTrainer:
-    """The trainer's own step, without its log."""
+HALF = Case("BERT-base to 6 layers, triple loss")
+NARROW = Case("BERT-base to 6 x 384, relations", width=384, train=RELATIONS, replay_layers=1)
+NARROW_TRIPLE = Case("BERT-base to 6 x 384, triple loss", width=384)
+TINY = Case("24 x 1024 to 3 x 384, relations", LARGE, (0, 12, 23), 384, RELATIONS, 1)
 
-    def __init__(self, config: BertConfig, teacher: BertForMaskedLM, world: World, dtype: str) -> None:
-        self.train = Train(batch_size=BATCH, micro_batch_size=MICRO, dtype=dtype, prefetch=4)
-        self.model = build_student(Student(init="random"), config.to_dict(), None)
-        head = TeacherHead.from_store(head_of(teacher)).to(world.device, getattr(torch, dtype))
-        self.objective = Objective(self.train, LAYOUT, head)
+
+class Training:
+    """A student with the trainer's own step, a store, and the teacher that the store was made of."""
+
+    def __init__(self, case: Case, directory: str, world: World) -> None:
+        self.case, self.world = case, world
+        torch.manual_seed(0)
+        config = BertConfig(**case.teacher)
+        self.teacher = BertForMaskedLM(config).eval()
+        kept = {n: x.detach().numpy() for n, x in top_weights(self.teacher, case.replay_layers).items()}
+        layout = Layout(
+            length=LENGTH, masked=20, vocab_size=config.vocab_size, top_k=0, temperatures=(),
+            hidden_size=config.hidden_size, hidden_states="float16", positions="all",
+            replay_layers=case.replay_layers, teacher_weights=False,
+        )  # fmt: skip
+        sequences = BATCH * (STEPS + 1) * (REPEATS + 1)
+        self.store = full_store(directory, layout, sequences, config.to_dict(), kept)
+        dtype = "bfloat16" if computes_bfloat16() else "float32"
+        self.train = Train(batch_size=BATCH, micro_batch_size=BATCH, dtype=dtype, **case.train)  # type: ignore[arg-type]
+        student = Student(layers=case.layers, hidden_size=case.width, init="random")
+        recipe = Recipe(name="bench", output=directory, student=student, train=self.train)
+        self.model, objective = model_and_objective(recipe.run("student"), self.store, world)
         self.engine = Engine(self.model, self.train, world)
+        self.trainer = Trainer(
+            recipe.run("student"), world, self.store, self.model, objective, self.engine, Run(), {}
+        )
 
-    def step(self, step: Step) -> float:
-        total = 0.0
-        for number, batch in enumerate(step.micro_batches):
-            terms = self.objective(self.model, batch, step.tokens, step.masked)
-            self.engine.backward(terms.total, number == len(step.micro_batches) - 1)
-            total += float(terms.total.detach())
+    def below(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The teacher below what the store has of it, in the student's dtype. It becomes frozen."""
+        return lower(self.teacher, self.case.replay_layers).to(getattr(torch, self.train.dtype))
+
+    def stream(self, start: int) -> Stream:
+        plan = self.store.splits["train"].plan
+        order = SampleOrder(plan, 0, BATCH, plan.samples_per_epoch, window_batches=2)
+        columns = columns_needed(self.train, self.store.layout)
+        return open_stream(self.store, "train", columns, order, self.train, self.world, start=start)
+
+    def step(self, step: Step) -> None:
+        self.trainer._forward_backward(step, float(step.tokens), float(step.masked))
         self.engine.step(5e-4)
-        return total
 
-    def stream(self, store: FileStore, start: int) -> Stream:
-        order = SampleOrder(PLAN, 0, 2)
-        columns = columns_needed(self.train, LAYOUT)
-        return Stream(store, order, BATCH, MICRO, 0, 1, start, start + STEPS + 1, 4, columns=columns)
-
-
-def head_of(teacher: BertForMaskedLM) -> MlmHead:
-    transform, decoder = teacher.cls.predictions.transform, teacher.cls.predictions.decoder
-    return MlmHead(
-        dense_weight=transform.dense.weight.detach().numpy(),
-        dense_bias=transform.dense.bias.detach().numpy(),
-        layer_norm_weight=transform.LayerNorm.weight.detach().numpy(),
-        layer_norm_bias=transform.LayerNorm.bias.detach().numpy(),
-        decoder_weight=decoder.weight.detach().numpy(),
-        decoder_bias=decoder.bias.detach().numpy(),
-        hidden_act=teacher.config.hidden_act,
-        layer_norm_eps=teacher.config.layer_norm_eps,
-    )
-
-
-def timed(function: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
+    @torch.no_grad()
+    def live(self, step: Step, below: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """The same step, whose hidden states the teacher says now."""
+        said = [replace(batch, hidden_states=below(batch.input_ids)) for batch in step.micro_batches]
+        with torch.enable_grad():
+            self.step(replace(step, micro_batches=said))
 
 
 def run() -> list[Row]:
     world = start_world()
-    config = BertConfig()
-    torch.manual_seed(0)
-    teacher = BertForMaskedLM(config).eval()
-    with tempfile.TemporaryDirectory() as directory:
-        store = FileStore(directory)
-        offline = OfflineTrainer(config, teacher, world, "bfloat16")
-        live = plain_student(offline)
-        seconds = measure(store, offline, teacher, live)
+    rows: list[Row] = []
+    for group in (half_rows, narrow_rows, tiny_rows):
+        with tempfile.TemporaryDirectory() as directory:
+            rows += group(directory, world)
     world.close()
-    return rows(seconds)
+    return rows
 
 
-def plain_student(offline: OfflineTrainer) -> DistilBertForMaskedLM:
+def half_rows(directory: str, world: World) -> list[Row]:
+    training = Training(HALF, directory, world)
+    plain = plain_student(training)
+    optimizer, bfloat16 = live_optimizer(plain), training.train.dtype == "bfloat16"
+
+    def with_teacher(kept: Step) -> None:
+        inputs = [dense_inputs(batch) for batch in kept.micro_batches]
+        live_step(training.teacher, plain, optimizer, inputs, bfloat16=bfloat16)
+
+    seconds = rounds("student, half", [training], {"plain": with_teacher})
+    below = training.below()
+    seconds |= rounds("student, half", [training], {"same": lambda kept: training.live(kept, below)})
+    store, where = seconds["store0"], conditions(training, seconds)
+    return [
+        row(f"student.{name}", value, unit, goal, where)
+        for name, value, unit, goal in (
+            ("tokens_per_second", BATCH * LENGTH / store, "tokens/s", None),
+            ("over_live_plain", seconds["plain"] / store, "ratio", ">= 2"),
+            ("over_live_same_loss", seconds["same"] / store, "ratio", None),
+            ("over_in_memory", seconds["memory0"] / store, "ratio", ">= 0.97"),
+            ("input_wait", seconds["wait0"] / store, "of the time", "<= 0.01"),
+            ("loss_share", seconds["loss0"] / store, "of the time", None),
+        )
+    ]
+
+
+def narrow_rows(directory: str, world: World) -> list[Row]:
+    relations = Training(NARROW, f"{directory}/relations", world)
+    triple = Training(NARROW_TRIPLE, f"{directory}/triple", world)
+    below = relations.below()
+    live = {"same": lambda kept: relations.live(kept, below)}
+    seconds = rounds("student, 6 x 384", [relations, triple], live)
+    store, where = seconds["store0"], conditions(relations, seconds)
+    return [
+        row("student.relations_over_triple", seconds["store1"] / store, "ratio", ">= 2", where),
+        row("student.over_live_same_loss_6x384", seconds["same"] / store, "ratio", None, where),
+    ]
+
+
+def tiny_rows(directory: str, world: World) -> list[Row]:
+    training = Training(TINY, directory, world)
+    below = training.below()
+    seconds = rounds("student, 3 x 384", [training], {"same": lambda kept: training.live(kept, below)})
+    ratio, where = seconds["same"] / seconds["store0"], conditions(training, seconds)
+    return [row("student.over_live_same_loss_3x384_of_large", ratio, "ratio", ">= 5", where)]
+
+
+def plain_student(training: Training) -> DistilBertForMaskedLM:
     """The same architecture as transformers makes it, without anything of ours."""
-    config = DistilBertConfig.from_dict(offline.model.model.config.to_dict())
+    config = DistilBertConfig.from_dict(training.model.model.config.to_dict())
     return DistilBertForMaskedLM(config).float().train()
 
 
-def measure(
-    store: FileStore, offline: OfflineTrainer, teacher: BertForMaskedLM, live: torch.nn.Module
-) -> dict[str, list[float]]:
-    """Seconds of single steps by candidate, and of ``loss`` and ``wait`` within one; the warm-up left out."""
+def rounds(
+    told: str, trainings: list[Training], others: Mapping[str, Callable[[Step], None]]
+) -> dict[str, float]:
+    """Medians of seconds of a step: by training ``store``, ``memory``, and ``wait`` and ``loss`` within one,
+    with the training's number; and of the others, each given a step of the first training."""
     seconds: dict[str, list[float]] = {}
-    optimizer = live_optimizer(live)
     for number in range(REPEATS + 1):
-        measured = {}
-        with offline.stream(store, number * (STEPS + 1)) as stream:
-            kept = next(stream)  # the start of a run is not its steady state
-            offline.step(kept)
-            measured["store"], measured["wait"] = from_stream(offline, stream)
-        measured["memory"] = timed(lambda kept=kept: [offline.step(kept) for _ in range(STEPS)]) / STEPS
-        measured["loss"] = loss_seconds(offline, kept)
-        inputs = [dense_inputs(batch) for batch in kept.micro_batches]
-        for name, bfloat16 in (("live_bf16", True), ("live_fp32", False)):
-            if bfloat16 or number <= REPEATS_FP32:
-                measured[name] = timed(
-                    lambda inputs=inputs, b=bfloat16: live_step(teacher, live, optimizer, inputs, bfloat16=b)
-                )
-        say_round("student", number, REPEATS, measured)
+        measured: dict[str, float] = {}
+        kept: list[Step] = []
+        for i, training in enumerate(trainings):
+            with training.stream(number * (STEPS + 1)) as stream:
+                kept.append(next(stream))  # the start of a run is not its steady state
+                training.step(kept[i])
+                measured[f"store{i}"], measured[f"wait{i}"] = from_stream(training, stream)
+            measured[f"memory{i}"] = timed(training.step, *[kept[i]] * STEPS) / STEPS
+            measured[f"loss{i}"] = loss_seconds(training, kept[i])
+        for name, other in others.items():
+            measured[name] = timed(other, kept[0])
+        say_round(told, number, REPEATS, measured)
         if number:
             for name, value in measured.items():
                 seconds.setdefault(name, []).append(value)
-    return seconds
+    return {name: float(np.median(values)) for name, values in seconds.items()}
 
 
-def from_stream(offline: OfflineTrainer, stream: Stream) -> tuple[float, float]:
+def timed(function: Callable[[Step], object], *steps: Step) -> float:
+    """Seconds of all the steps."""
+    started = time.perf_counter()
+    for step in steps:
+        function(step)
+    return time.perf_counter() - started
+
+
+def from_stream(training: Training, stream: Stream) -> tuple[float, float]:
     """Seconds of a step from the store, and those of them spent waiting for its batch."""
     started, waited = time.perf_counter(), 0.0
     for _ in range(STEPS):
         begin = time.perf_counter()
         step = next(stream)
         waited += time.perf_counter() - begin
-        offline.step(step)
+        training.step(step)
     return (time.perf_counter() - started) / STEPS, waited / STEPS
 
 
-def loss_seconds(offline: OfflineTrainer, step: Step) -> float:
+def loss_seconds(training: Training, step: Step) -> float:
     """Seconds of one step spent on the vocabulary: both decoders, soft target, KL, CE, all gradients."""
-    spent, real = 0.0, losses.VocabularyLoss.forward
+    spent, real = 0.0, triple_loss.VocabularyLoss.forward
 
     def forward(*arguments: Any) -> Any:
         nonlocal spent
@@ -201,31 +241,17 @@ def loss_seconds(offline: OfflineTrainer, step: Step) -> float:
         spent += time.perf_counter() - begin
         return result
 
-    with mock.patch.object(losses.VocabularyLoss, "forward", staticmethod(forward)):
-        offline.step(step)
+    with mock.patch.object(triple_loss.VocabularyLoss, "forward", staticmethod(forward)):
+        training.step(step)
     return spent
 
 
-def rows(seconds: dict[str, list[float]]) -> list[Row]:
-    middle = {name: float(np.median(values)) for name, values in seconds.items()}
-    store = middle["store"]
-    told = ", ".join(f"{name} {value:.2f}" for name, value in middle.items() if name != "wait")
-    where = (
-        f"BERT-base to 6 layers, {BATCH} x {LAYOUT.length}, one rank, {torch.get_num_threads()} threads, "
-        f"bfloat16 from the store, exact soft targets; medians of {REPEATS} in turn (fp32 {REPEATS_FP32}), "
-        f"seconds: {told}"
+def conditions(training: Training, seconds: Mapping[str, float]) -> str:
+    told = ", ".join(f"{name} {value:.2f}" for name, value in seconds.items() if "wait" not in name)
+    return (
+        f"{training.case.told}, {BATCH} x {LENGTH}, one rank, {torch.get_num_threads()} threads, "
+        f"{training.train.dtype} on all sides; medians of {REPEATS} in turn, seconds a step: {told}"
     )
-    return [
-        row(f"student.{name}", value, unit, goal, where)
-        for name, value, unit, goal in (
-            ("tokens_per_second", TOKENS / store, "tokens/s", None),
-            ("over_live_fp32", middle["live_fp32"] / store, "ratio", ">= 6"),
-            ("over_live_bf16", middle["live_bf16"] / store, "ratio", ">= 2"),
-            ("over_in_memory", middle["memory"] / store, "ratio", ">= 0.97"),
-            ("input_wait", middle["wait"] / store, "of the time", "<= 0.01"),
-            ("loss_share", middle["loss"] / store, "of the time", None),
-        )
-    ]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from tests.student_train.tiny_run import make_run
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, FIRST, EVERY, VALIDATE = 2_000, 200, 10, 500
 """Steps in all, the first that counts, those between two readings, those between two validations."""
-SEQUENCES, SHARD = 2_000, 64
+SEQUENCES, BLOCK = 2_000, 64
 GOAL = 1.02
 POLL_SECONDS = 0.005
 
@@ -37,7 +37,7 @@ def run(steps: int = STEPS) -> list[Row]:
         recipe = make_run(
             Path(scratch),
             sequences=SEQUENCES,
-            samples_per_shard=SHARD,
+            block_samples=BLOCK,
             recipe={
                 "train": {
                     "max_steps": steps, "epochs": 1000, "dtype": "bfloat16", "compile": True,
@@ -47,7 +47,7 @@ def run(steps: int = STEPS) -> list[Row]:
             },
         )  # fmt: skip
         began = time.monotonic()
-        readings = watched(recipe, Path(scratch, "runs/tiny/student/history.jsonl"))
+        readings = watched(recipe, Path(scratch, "runs/tiny/students/student/history.jsonl"))
     second, last = (_quarter(readings, number, steps) for number in (1, 3))
     early, late = statistics.median(second), statistics.median(last)
     conditions = (

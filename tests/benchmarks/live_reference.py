@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from offline_teacher.families.recording import QueriesKeysValues
 from student_train.data.collate import NO_LABEL, Batch
+from student_train.objectives.relations import dense_relation_loss, relation_heads
 
 
 def dense_inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,6 +53,54 @@ def live_loss(
     cosine = functional.cosine_embedding_loss(s_hidden, t_hidden, s_hidden.new_ones(len(s_hidden)))
     loss = alphas[0] * temperature**2 * kl + alphas[1] * mlm + alphas[2] * cosine
     return {"loss": loss, "kl": kl, "mlm": mlm, "cosine": cosine}
+
+
+class LiveTriple:
+    """Triple loss with the teacher in the loop."""
+
+    def __init__(
+        self, teacher: nn.Module, student: nn.Module, temperature: float, alphas: tuple[float, float, float]
+    ) -> None:
+        self.teacher, self.student, self.temperature, self.alphas = teacher, student, temperature, alphas
+
+    def loss(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        return live_loss(self.teacher, self.student, ids, mask, labels, self.temperature, self.alphas)["loss"]
+
+    def distances(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """KL(teacher || student) at T = 1 and 2, summed over the real positions."""
+        models = self.teacher, self.student
+        p, q = (model(input_ids=ids, attention_mask=mask).logits[mask.bool()] for model in models)
+        return {
+            f"kl_t{t:g}": functional.kl_div(
+                functional.log_softmax(q / t, dim=-1),
+                functional.log_softmax(p / t, dim=-1),
+                reduction="sum",
+                log_target=True,
+            )
+            for t in (1.0, 2.0)
+        }
+
+
+class LiveRelations:
+    """MiniLMv2's relations with the teacher in the loop: of its layer ``replay_layers`` from the top, and of
+    the student's last."""
+
+    def __init__(self, teacher: nn.Module, student: nn.Module, replay_layers: int) -> None:
+        self.teacher, self.student = teacher, student
+        self._of_teacher = QueriesKeysValues(teacher, -replay_layers)
+        self._of_student = QueriesKeysValues(student)
+
+    def loss(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """``labels`` are not looked at."""
+        with torch.no_grad():
+            self.teacher(input_ids=ids, attention_mask=mask)
+        self.student(input_ids=ids, attention_mask=mask)
+        s, t = self._of_student.take(), self._of_teacher.take()
+        return dense_relation_loss(s, t, mask.sum(1), relation_heads(t[0].shape[-1], s[0].shape[-1]))
+
+    def distances(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """The loss, summed over the real positions."""
+        return {"relation": self.loss(ids, mask, mask) * mask.sum()}
 
 
 def live_optimizer(student: nn.Module) -> torch.optim.Optimizer:

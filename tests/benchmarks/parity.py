@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.parity [--steps 300] [--data ../shared] [--results runs/bench/benchmarks.json]
 
-The store is made by the teacher pass and learned from by the trainer, as a user's are. The other side is the
-plain trainer of ``live_reference``: dense logits of a float32 teacher, same initial weights, batches, masks,
-rates, AdamW and clipping. Both compute in float32 and without dropout, which would differ by its random
-numbers. What is left between them: hidden states rounded to float16, and the order of float32 sums.
+The store is made by the teacher pass and holds the input of the teacher's top layer. Two students learn from
+it by the trainer, as a user's do: one by the triple loss, one by relations. The other side is a plain trainer
+(``live_reference``): dense formulas of a float32 teacher, same initial weights, batches, masks, rates, AdamW
+and clipping. Both compute in float32 and without dropout, which would differ by its random numbers. What is
+left between them: hidden states rounded to float16, and the order of float32 sums.
 """
 
 from __future__ import annotations
@@ -19,40 +20,59 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import yaml
-from torch import nn
-from torch.nn import functional
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from infra.recipe import Recipe, load_recipe
+from infra.recipe import StudentRun, load_recipe
 from offline_teacher.store.reader import Store, open_store
-from student_train.data.order import SampleOrder, run_steps
-from student_train.data.stream import Step, Stream
+from student_train.data.order import SampleOrder, chained_digest
+from student_train.data.reading import open_stream
+from student_train.data.stream import Step
 from student_train.engine.schedule import learning_rate
+from student_train.engine.world import World
 from student_train.student.model import build_student
-from student_train.trainer import chained_digest
-from tests.benchmarks.live_reference import dense_inputs, live_loss, live_optimizer
+from tests.benchmarks.live_reference import (
+    LiveRelations,
+    LiveTriple,
+    dense_inputs,
+    live_optimizer,
+)
 from tests.benchmarks.results import RESULTS, Row, record, row, shown
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH, BATCH = 64, 4
-TEMPERATURES = (1.0, 2.0)
 VALIDATION_CHARACTERS = 60_000
 CHARACTERS_PER_TOKEN = 5
 """More than English text has, so that there is enough of it."""
-LOSS_GOAL, KL_GOAL = 0.001, 0.01
+LOSS_GOAL, MEASURE_GOAL = 0.001, 0.01
+RELATIONS = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0, "alpha_relation": 1.0}
+STUDENTS: dict[str, dict[str, Any]] = {"triple": {}, "relations": {"train": RELATIONS}}
+
+
+class Live(Protocol):
+    """A loss with the teacher in the loop."""
+
+    def loss(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """With gradient; a mean over the batch."""
+        ...
+
+    def distances(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Sums over the real positions of a batch, by the name that validation gives their mean."""
+        ...
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One training: loss of every step, KL to the teacher on held-out text by temperature, digest of all
-    samples in order."""
+    """One training: loss of every step, how far the student is from its teacher on held-out text, by measure,
+    and the digest of all samples in order."""
 
     losses: np.ndarray
-    kl: dict[float, float]
+    measures: dict[str, float]
     samples: str
     seconds: float
 
@@ -71,14 +91,12 @@ def main() -> int:
         recipe = load_recipe(str(path))
         began = time.monotonic()
         _command("-m", "offline_teacher.main", "run", "--recipe", str(path))
-        print(f"store and held-out store: {time.monotonic() - began:.0f} s", file=sys.stderr)
-        stored = from_store(path, recipe)
-        live = with_teacher(recipe)
-    assert stored.samples == live.samples, "the two did not train on the same samples"
-    rows = compare(stored, live)
+        print(f"store: {time.monotonic() - began:.0f} s", file=sys.stderr)
+        curves = {name: (from_store(path, run), with_teacher(run)) for name, run in recipe.runs().items()}
+    rows = [row for name, pair in curves.items() for row in compare(name, *pair)]
     record(rows, options.results)
     picture = options.results.with_name("parity.png")
-    plot(stored, live, picture)
+    plot(curves, picture)
     print(shown(rows), options.results, picture, sep="\n")
     return 0 if all(measured["holds"] for measured in rows) else 1
 
@@ -95,12 +113,13 @@ def write_recipe(scratch: Path, data: Path, steps: int) -> Path:
         "corpus": {"path": str(scratch / "train.txt"), "validation_path": str(scratch / "validation.txt")},
         "sequences": {"length": LENGTH},
         "teacher": {"model": str(data / "teacher"), "dtype": "float32", "workers": 2},
-        "store": {"top_k": 0, "hidden_states": "float16", "samples_per_shard": 256},
+        "store": {"top_k": 0, "hidden_states": "float16", "replay_layers": 1},
         "student": {"layers": "every_second", "dropout": 0.0},
         "train": {
             "max_steps": steps, "batch_size": BATCH, "micro_batch_size": BATCH, "dtype": "float32",
             "log_every": 1, "checkpoint_every": steps,
         },
+        "students": STUDENTS,
         "tracking": {"enabled": False},
     }  # fmt: skip
     path = scratch / "recipe.yaml"
@@ -126,109 +145,114 @@ def _command(*arguments: str) -> None:
     subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def from_store(path: Path, recipe: Recipe) -> Curve:
+def from_store(path: Path, run: StudentRun) -> Curve:
     """The real trainer, as a user starts it; what it wrote into its history."""
     began = time.monotonic()
-    _command("student_train/main.py", "--recipe", str(path))
-    lines = [json.loads(line) for line in Path(recipe.student_dir, "history.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "loss" in line]
-    kl = {t: lines[-1][f"validation_kl_t{t:g}"] for t in TEMPERATURES}
+    _command("student_train/main.py", "--recipe", str(path), "--student", run.name)
+    lines = [json.loads(line) for line in Path(run.directory, "history.jsonl").read_text().splitlines()]
+    steps, measures = [line for line in lines if "loss" in line], lines[-1]
+    told = {k.removeprefix("validation_"): v for k, v in measures.items() if k.startswith("validation_")}
     losses = np.array([line["loss"] for line in steps])
-    return Curve(losses, kl, steps[-1]["samples"], time.monotonic() - began)
+    return Curve(losses, told, steps[-1]["samples"], time.monotonic() - began)
 
 
-def with_teacher(recipe: Recipe) -> Curve:
-    """The plain trainer: every step runs the teacher and computes the loss from dense logits."""
+def with_teacher(run: StudentRun) -> Curve:
+    """The plain trainer: every step runs the teacher and computes the loss by its dense formula."""
     from transformers import AutoModelForMaskedLM
 
-    began, train, store = time.monotonic(), recipe.train, open_store(recipe.store_dir)
-    directory = recipe.teacher.model
-    teacher = AutoModelForMaskedLM.from_pretrained(directory, dtype=torch.float32).eval()
-    built = build_student(recipe.student, teacher.config.to_dict(), directory, seed=train.seed)
-    student, losses, digest = built.model.train(), [], ""
-    optimizer = live_optimizer(student)
-    assert train.max_steps is not None
-    total = train.max_steps
-    for number, step in enumerate(_steps(store, train.seed, train.window_shards, total, total * BATCH)):
-        (batch,) = step.micro_batches
-        optimizer.param_groups[0]["lr"] = learning_rate(train, number, total)
-        optimizer.zero_grad(set_to_none=True)
-        terms = live_loss(
-            teacher,
-            student,
-            *dense_inputs(batch),
-            train.temperature,
-            (train.alpha_ce, train.alpha_mlm, train.alpha_cos),
+    began, train, store = time.monotonic(), run.train, open_store(run.recipe.store_path)
+    assert run.recipe.teacher is not None
+    teacher = AutoModelForMaskedLM.from_pretrained(run.recipe.teacher.model, dtype=torch.float32).eval()
+    weights = load_file(store.teacher_weights())
+    student = build_student(run.student, train, store.teacher_config(), weights).model.train()
+    live: Live = (
+        LiveRelations(teacher, student, store.layout.replay_layers)
+        if train.alpha_relation
+        else LiveTriple(
+            teacher, student, train.temperature, (train.alpha_ce, train.alpha_mlm, train.alpha_cos)
         )
-        terms["loss"].backward()
+    )
+    losses, digest, optimizer = [], "", live_optimizer(student)
+    assert train.max_steps is not None
+    for number, step in enumerate(_steps(store, "train", run, train.max_steps * BATCH)):
+        (batch,) = step.micro_batches
+        optimizer.param_groups[0]["lr"] = learning_rate(train, number, train.max_steps)
+        optimizer.zero_grad(set_to_none=True)
+        loss = live.loss(*dense_inputs(batch))
+        loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), train.max_grad_norm)
         optimizer.step()
-        losses.append(terms["loss"].item())
-        digest = chained_digest(digest, step.replicas, step.sequence_ids)
+        losses.append(loss.item())
+        digest = chained_digest(digest, step.places)
         if number % 50 == 49:
-            print(f"live teacher: step {number + 1}, {time.monotonic() - began:.0f} s", file=sys.stderr)
-    kl = dense_kl(teacher, student.eval(), open_store(recipe.validation_store_dir))
-    return Curve(np.array(losses), kl, digest, time.monotonic() - began)
+            print(f"live {run.name}: step {number + 1}, {time.monotonic() - began:.0f} s", file=sys.stderr)
+    student.eval()
+    return Curve(np.array(losses), held_out(live, store, run), digest, time.monotonic() - began)
 
 
-def _steps(store: Store, seed: int, window_shards: int, steps: int, samples: int) -> Iterator[Step]:
+def _steps(store: Store, split: str, run: StudentRun, samples: int) -> Iterator[Step]:
     """Ids and masks in the order of the trainer; nothing of the teacher is read."""
-    order = SampleOrder(store.plan, seed, window_shards)
-    with Stream(store, order, BATCH, BATCH, 0, 1, 0, steps, samples=samples, columns=()) as stream:
+    plan = store.splits[split].plan
+    windows = run.train.window_batches if split == "train" else 1
+    order = SampleOrder(plan, run.train.seed if split == "train" else 0, BATCH, samples, windows)
+    alone = World(0, 1, torch.device("cpu"))
+    with open_stream(store, split, [], order, run.train, alone) as stream:
         yield from stream
 
 
 @torch.no_grad()
-def dense_kl(teacher: nn.Module, student: nn.Module, store: Store) -> dict[float, float]:
-    """KL(teacher || student) by temperature, a mean over all tokens of a store, from dense logits."""
-    sums, count = dict.fromkeys(TEMPERATURES, 0.0), 0
-    samples = store.plan.sequences
-    for step in _steps(store, 0, 1, run_steps(samples, BATCH), samples):
+def held_out(live: Live, store: Store, run: StudentRun) -> dict[str, float]:
+    """Means over all tokens of the held-out split, from the dense formulas."""
+    sums: dict[str, float] = {}
+    count = 0
+    for step in _steps(store, "validation", run, store.splits["validation"].plan.samples):
         ids, mask, _ = dense_inputs(step.micro_batches[0])
-        p, q = (model(input_ids=ids, attention_mask=mask).logits[mask.bool()] for model in (teacher, student))
-        for t in TEMPERATURES:
-            log_p, log_q = functional.log_softmax(p / t, dim=-1), functional.log_softmax(q / t, dim=-1)
-            sums[t] += float(functional.kl_div(log_q, log_p, reduction="sum", log_target=True))
-        count += len(p)
-    return {t: value / count for t, value in sums.items()}
+        for name, value in live.distances(ids, mask).items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+        count += int(mask.sum())
+    return {name: value / count for name, value in sums.items()}
 
 
-def compare(stored: Curve, live: Curve) -> list[Row]:
+def compare(name: str, stored: Curve, live: Curve) -> list[Row]:
     """Rows of benchmarks.json."""
+    assert stored.samples == live.samples, "the two did not train on the same samples"
     difference = np.abs(stored.losses / live.losses - 1)
-    kl = max(abs(stored.kl[t] / live.kl[t] - 1) for t in TEMPERATURES)
-    told = ", ".join(f"T = {t:g}: {stored.kl[t]:.6f} and {live.kl[t]:.6f}" for t in TEMPERATURES)
+    worst = max(abs(stored.measures[measure] / value - 1) for measure, value in live.measures.items())
+    told = ", ".join(f"{m}: {stored.measures[m]:.6f} and {value:.6f}" for m, value in live.measures.items())
     conditions = (
         f"{len(live.losses)} steps of {BATCH} x {LENGTH} tokens of novels, 6-layer teacher, 3-layer student, "
-        f"float32, no dropout; loss {live.losses[0]:.3f} to {live.losses[-1]:.3f}, mean relative difference "
-        f"{difference.mean():.1e}; held-out KL, store and live teacher, {told}; "
+        f"float32, no dropout, top layer replayed; loss {live.losses[0]:.3f} to {live.losses[-1]:.3f}, mean "
+        f"relative difference {difference.mean():.1e}; held-out, store and live teacher, {told}; "
         f"{stored.seconds:.0f} s and {live.seconds:.0f} s"
     )
+    held_out_name = {"triple": "validation_kl", "relations": "validation_relation"}[name]
+    prefix = {"triple": "parity", "relations": "parity.relations"}[name]
     return [
-        row(f"parity.{name}_relative_difference", value, "ratio", f"<= {goal}", conditions)
-        for name, value, goal in (
+        row(f"{prefix}.{what}_relative_difference", value, "ratio", f"<= {goal}", conditions)
+        for what, value, goal in (
             ("loss_curve_max", float(difference.max()), LOSS_GOAL),
-            ("validation_kl", kl, KL_GOAL),
+            (held_out_name, worst, MEASURE_GOAL),
         )
     ]
 
 
-def plot(stored: Curve, live: Curve, path: Path) -> None:
+def plot(curves: dict[str, tuple[Curve, Curve]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(7, 6), layout="constrained")
-    steps = np.arange(1, len(live.losses) + 1)
-    above.plot(steps, live.losses, color="0.6", linewidth=4, label="live dense teacher")
-    above.plot(steps, stored.losses, color="tab:blue", linewidth=1, label="from the store")
-    above.set(ylabel="loss", title="The same steps with the teacher in the loop and from the store")
-    above.legend()
-    below.semilogy(steps, np.abs(stored.losses / live.losses - 1), color="tab:blue", linewidth=1)
-    below.axhline(LOSS_GOAL, color="tab:red", linestyle="--", label="goal")
-    below.set(xlabel="step", ylabel="relative difference")
-    below.legend()
+    figure, axes = pyplot.subplots(2, len(curves), sharex=True, figsize=(11, 6), layout="constrained")
+    for (above, below), (name, (stored, live)) in zip(axes.T, curves.items(), strict=True):
+        steps = np.arange(1, len(live.losses) + 1)
+        above.plot(steps, live.losses, color="0.6", linewidth=4, label="live dense teacher")
+        above.plot(steps, stored.losses, color="tab:blue", linewidth=1, label="from the store")
+        above.set(ylabel="loss", title=f"{name}: teacher in the loop, and from the store")
+        above.legend()
+        below.semilogy(steps, np.abs(stored.losses / live.losses - 1), color="tab:blue", linewidth=1)
+        below.axhline(LOSS_GOAL, color="tab:red", linestyle="--", label="goal")
+        below.set(xlabel="step", ylabel="relative difference")
+        below.legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

@@ -59,7 +59,7 @@ def kill_tree(process: subprocess.Popen) -> None:
 
 def history(directory: Path) -> list[dict[str, Any]]:
     """The logged steps; a line cut short by a kill is left out."""
-    path, lines = directory / "student" / "history.jsonl", []
+    path, lines = directory / "students" / "student" / "history.jsonl", []
     if path.exists():
         for line in path.read_text().splitlines():
             try:
@@ -123,8 +123,7 @@ def compare(directory: Path, kills: int, same_world_kills: int, seed: int) -> di
     recipe = make_run(
         directory,
         sequences=64,
-        replicas=2,
-        validation=False,
+        held_out=0,
         recipe={"train": {"epochs": 100, "batch_size": 12, "micro_batch_size": 2, "checkpoint_every": 3}},
     )
     for name in ("alone", "changing", "two", "two_killed"):

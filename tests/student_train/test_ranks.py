@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,7 +131,7 @@ def test_one_student_of_several_fails_on_two_ranks(tmp_path: Path, launched: lis
 def test_killed_and_started_again_with_other_numbers_of_ranks(
     alone: World, run_dir: Path, launched: list[subprocess.Popen], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGKILL to the launcher and two ranks once a checkpoint is there; one rank, which dies; two that finish.
+    """SIGKILL to a launcher and its two ranks at a checkpoint; one rank, which dies; two that finish.
 
     The samples are those of a run that was left alone. In the directory of torch's extensions lies the lock
     of a build of DeepSpeed's operator that was killed.
@@ -143,6 +144,7 @@ def test_killed_and_started_again_with_other_numbers_of_ranks(
     checkpoints = student(run_dir) / "checkpoints"
     while not (checkpoints.is_dir() and any(checkpoints.glob("step-*"))):
         assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.02)
     kill_tree(first)
     assert not (student(run_dir) / "model").exists()
     with monkeypatch.context() as patched:
