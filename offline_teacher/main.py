@@ -210,7 +210,7 @@ def _size(store: Store) -> str:
 
 def _plan(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
-    from offline_teacher.plan import plan
+    from offline_teacher.planning.plan import plan
 
     return plan(recipe)
 

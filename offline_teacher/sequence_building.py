@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,24 @@ from offline_teacher.packing import Encoder, TextSeen, batched, load_encoder, pa
 from offline_teacher.store.index import PartIndex
 from offline_teacher.store.manifest import SEQUENCES, part_name, part_path
 from offline_teacher.store.parts import publish_part, read_counts
-from offline_teacher.store.pending import in_order, read_part_index, read_parts
-from offline_teacher.store.schema import Layout
+from offline_teacher.store.pending import finished_tasks, in_order, read_part_index, read_parts
+from offline_teacher.store.schema import SPLITS, Layout
 
 COUNTS_END = ".counts.arrow"
 VERSION = 3
 """Of the way text becomes sequences; a part of another is made again."""
+
+
+@dataclass(frozen=True)
+class Tokenising:
+    """How the text of a store becomes sequences."""
+
+    corpus: Corpus
+    sequences: Sequences
+    prompt: str = ""
+    """Put before every text."""
+    counted: bool = False
+    """Masking is by frequency, and needs to know how often each token occurs."""
 
 
 def text_digest(parts: Sequence[Part]) -> str:
@@ -38,15 +51,13 @@ def text_digest(parts: Sequence[Part]) -> str:
     return storage.digest_bytes(json.dumps(cut).encode())
 
 
-def outstanding(
-    root: str, split: str, parts: Sequence[Part], corpus: Corpus, settings: Sequences
-) -> list[int]:
+def outstanding(root: str, split: str, parts: Sequence[Part], how: Tokenising) -> list[int]:
     """The parts that ``build_part`` would have to build; reads their indices only."""
     encoder = load_encoder(storage.join(root, "tokenizer"))
     sizes = storage.list_sizes(storage.join(root, SEQUENCES, split))
 
     def is_left(number: int) -> bool:
-        return _current(root, split, number, parts[number], corpus, settings, encoder, sizes) is None
+        return _current(root, split, number, parts[number], how, encoder, sizes) is None
 
     left = in_order(is_left, range(len(parts)))
     return [number for number, missing in enumerate(left) if missing]
@@ -58,61 +69,55 @@ def build_part(
     split: str,
     number: int,
     part: Part,
-    corpus: Corpus,
-    settings: Sequences,
-    prompt: str = "",
-    counted: bool = False,
+    how: Tokenising,
 ) -> PartIndex:
     """Publishes the sequences of a part, unless they are there; its index.
 
-    Uses the tokenizer in the store and depends on its arguments alone. ``prompt`` is put before each text.
-    ``counted``: masking is by frequency, and needs to know how often each token occurs.
+    Uses the tokenizer in the store and depends on its arguments alone. UserError where tasks of the store
+    were made of other text.
     """
     encoder = load_encoder(storage.join(root, "tokenizer"))
     names = [os.path.basename(part_path(root, split, number, end)) for end in (".json", ".arrow", COUNTS_END)]
     places = {name: storage.join(root, SEQUENCES, split, name) for name in names}
     sizes = {name: storage.size(path) for name, path in places.items() if storage.exists(path)}
-    found = _current(root, split, number, part, corpus, settings, encoder, sizes)
+    found = _current(root, split, number, part, how, encoder, sizes)
     if found is not None:
         return found
-    problems, text = Problems(corpus.strict), TextSeen()
-    texts = (prompt + document for document in documents(part, corpus, problems))
-    rows = list(pack(batched(texts, text), encoder, settings))
+    problems, text = Problems(how.corpus.strict), TextSeen()
+    texts = (how.prompt + document for document in documents(part, how.corpus, problems))
+    rows = list(pack(batched(texts, text), encoder, how.sequences))
     digest = f"xxh3-128:{text.digest.hexdigest()}"
     _refuse_other_digest(root, split, number, digest)
     columns = {
-        "input_ids": np.concatenate([ids for ids, _ in rows] or [np.empty((0, settings.length))]),
+        "input_ids": np.concatenate([ids for ids, _ in rows] or [np.empty((0, how.sequences.length))]),
         "token_count": np.concatenate([count for _, count in rows] or [np.empty(0, np.uint16)]),
     }
     columns["input_ids"] = columns["input_ids"].astype(layout.id_dtype, copy=False)
     facts: dict[str, Any] = {
         "text": digest,
-        "made_from": _made_from(part, corpus, settings, encoder),
+        "made_from": _made_from(part, how, encoder),
         "documents": text.documents,
         "text_bytes": text.text_bytes,
         "problems": problems.to_json(),
     }
-    counts = _counts(columns["input_ids"], encoder) if counted else None
+    counts = _counts(columns["input_ids"], encoder) if how.counted else None
     return publish_part(root, layout, split, number, columns, facts, counts)
 
 
-def refuse_other_text(
-    root: str, split: str, number: int, part: Part, corpus: Corpus, prompt: str = ""
-) -> None:
-    """UserError where a part was built of other text than is there now; reads the text."""
+def refuse_other_text(root: str, split: str, number: int, part: Part, how: Tokenising) -> None:
+    """UserError where tasks of the store were made of other text than is there now; reads a part of it."""
     text = TextSeen()
-    for document in documents(part, corpus, Problems(strict=False)):
-        text.add(prompt + document)
+    for document in documents(part, how.corpus, Problems(strict=False)):
+        text.add(how.prompt + document)
     _refuse_other_digest(root, split, number, f"xxh3-128:{text.digest.hexdigest()}")
 
 
 def _refuse_other_digest(root: str, split: str, number: int, digest: str) -> None:
-    """Where this part was built of another text, tasks may have been made of it."""
     try:
         found, _ = read_part_index(root, split, number)
     except UserError:  # absent or damaged
         return
-    if found.text != digest:
+    if found.text != digest and any(finished_tasks(root, name) for name in SPLITS):
         raise UserError(
             f"corpus: part {number} of the {split} text in {root} was made of other text, which has changed"
             " since: restore it, or choose another store.path"
@@ -152,9 +157,9 @@ def problems_of(root: str, split: str, parts: int) -> str:
     return Problems.merged(dict(index.problems) for index, _ in read_parts(root, split, parts)).summary()
 
 
-def _made_from(part: Part, corpus: Corpus, settings: Sequences, encoder: Encoder) -> str:
+def _made_from(part: Part, how: Tokenising, encoder: Encoder) -> str:
     """Digest of all that decides a part's content except the bytes of its files, and not of their names."""
-    recipe = [fingerprinted(section) for section in (corpus, settings)]
+    recipe = [fingerprinted(section) for section in (how.corpus, how.sequences)]
     spans = [(span.start, span.stop, span.stamp) for span in part.spans]
     content = [VERSION, recipe, part.split, spans, encoder.digest]
     return storage.digest_bytes(json.dumps(content, sort_keys=True).encode())
@@ -165,8 +170,7 @@ def _current(
     split: str,
     number: int,
     part: Part,
-    corpus: Corpus,
-    settings: Sequences,
+    how: Tokenising,
     encoder: Encoder,
     sizes: Mapping[str, int],
 ) -> PartIndex | None:
@@ -181,9 +185,9 @@ def _current(
         index, _ = read_part_index(root, split, number)
     except UserError:  # damaged: it is built again
         return None
-    if index.made_from != _made_from(part, corpus, settings, encoder):
+    if index.made_from != _made_from(part, how, encoder):
         return None
-    if corpus.strict and index.problems["counts"]:  # found when it was not strict: to be refused now
+    if how.corpus.strict and index.problems["counts"]:  # found when it was not strict: to be refused now
         return None
     if sizes.get(f"{name}.arrow") != index.bytes:
         return None

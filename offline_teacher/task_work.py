@@ -21,7 +21,7 @@ from offline_teacher.corpus import Part
 from offline_teacher.inference.heap import Heap
 from offline_teacher.masking import MaskVocab, mask_sequences, mask_vocab
 from offline_teacher.packing import load_encoder
-from offline_teacher.sequence_building import build_part, token_counts
+from offline_teacher.sequence_building import Tokenising, build_part, token_counts
 from offline_teacher.store.blocks import Memory
 from offline_teacher.store.index import PartIndex
 from offline_teacher.store.manifest import Spec
@@ -54,20 +54,11 @@ class TaskWorker:
 
     def build_part(self, root: str, split: str, number: int, part: Part) -> dict[str, Any]:
         """Publishes one part of the sequences; returns ``{tokens}`` of it."""
-        spec, recipe = self._spec(root), self.recipe
+        recipe, layout = self.recipe, self._spec(root).layout
         assert recipe.corpus is not None
-        index = self._compute(
-            build_part,
-            root,
-            spec.layout,
-            split,
-            number,
-            part,
-            recipe.corpus,
-            recipe.sequences,
-            self._prompt(root),
-            recipe.masking.sampling == "frequency",
-        )
+        counted = layout.masked > 0 and recipe.masking.sampling == "frequency"
+        how = Tokenising(recipe.corpus, recipe.sequences, self._prompt(root), counted)
+        index = self._compute(build_part, root, layout, split, number, part, how)
         return {"tokens": index.tokens}
 
     def infer(self, root: str, split: str, task: Task, train_parts: int) -> dict[str, Any]:

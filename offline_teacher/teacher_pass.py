@@ -16,7 +16,7 @@ from infra.recipe import Recipe
 from offline_teacher import corpus
 from offline_teacher.cluster import Item, Pool
 from offline_teacher.corpus import Part
-from offline_teacher.sequence_building import outstanding, problems_of, rows_of
+from offline_teacher.sequence_building import Tokenising, outstanding, problems_of, rows_of
 from offline_teacher.source import Source, publish_files
 from offline_teacher.store.manifest import MANIFEST, Spec, failed_path
 from offline_teacher.store.numbering import SplitPlan, Task
@@ -61,9 +61,8 @@ def is_finished(recipe: Recipe, spec: Spec, parts: dict[str, list[Part]]) -> boo
     if not storage.exists(storage.join(root, MANIFEST)):
         return False
     open_store(root)
-    left = (
-        outstanding(root, split, found, recipe.corpus, recipe.sequences) for split, found in parts.items()
-    )
+    how = Tokenising(recipe.corpus, recipe.sequences)
+    left = (outstanding(root, split, found, how) for split, found in parts.items())
     return not any(left)
 
 
@@ -110,7 +109,7 @@ def build_sequences(recipe: Recipe, split: str, parts: list[Part], pool: Pool) -
     """Tokenises the parts of a split that are missing. UserError where one cannot be built."""
     assert recipe.corpus is not None
     root = recipe.store_path
-    todo = outstanding(root, split, parts, recipe.corpus, recipe.sequences)
+    todo = outstanding(root, split, parts, Tokenising(recipe.corpus, recipe.sequences))
     items = [Item(f"part {number}", "build_part", (root, split, number, parts[number])) for number in todo]
     if not items:
         return

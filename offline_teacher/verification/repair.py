@@ -15,7 +15,7 @@ from infra.locks import exclusive
 from infra.recipe import Recipe
 from offline_teacher.cluster import Pool
 from offline_teacher.corpus import Part
-from offline_teacher.sequence_building import refuse_other_text
+from offline_teacher.sequence_building import Tokenising, refuse_other_text
 from offline_teacher.source import Source, find_source, publish_files, spec_of, spec_with
 from offline_teacher.store.damage import damaged_directory, move_damaged
 from offline_teacher.store.index import TaskIndex
@@ -115,7 +115,8 @@ def _refuse_other_text(
         for number, part in enumerate(parts):
             start = f"{SEQUENCES}/{split}/{part_name(number)}."
             if recipe.corpus is not None and any(name.startswith(start) for name in files):
-                refuse_other_text(root, split, number, part, recipe.corpus, prompt)
+                how = Tokenising(recipe.corpus, recipe.sequences, prompt)
+                refuse_other_text(root, split, number, part, how)
 
 
 def _foreign(root: str, source: Source) -> Iterator[Finding]:

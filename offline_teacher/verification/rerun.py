@@ -4,7 +4,8 @@ Within the environment that a task's index records, every byte must be the same.
 masks and its numbers must be the same bytes, and the teacher's numbers must agree within ``TOLERANCE``:
 
 * a logit of a token, the j-th largest logit, and a logsumexp (times T) may move by TOLERANCE of the largest
-  logit of their position, or of 1 where that is less. The j-th largest of V numbers moves no further than they;
+  logit of their position, or of 1 where that is less: the j-th largest of V numbers moves no further than
+  they do;
 * a hidden state or an embedding may be off by TOLERANCE of its own length;
 * each on top of a step of the format in which it is stored, across which rounding may fall either way.
 

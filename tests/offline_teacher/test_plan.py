@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,32 +12,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from offline_teacher.store.head import MlmHead
-from offline_teacher.teacher import load_teacher
-from transformers import BertForMaskedLM
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from infra.errors import UserError
 from infra.recipe import load_recipe
-from infra.sections import Corpus, Sequences, Student, Teacher
-from offline_teacher import corpus_sample, plan
+from infra.sections import Corpus, Sequences
+from offline_teacher import corpus_sample
 from offline_teacher.corpus import documents, parts
 from offline_teacher.corpus_problems import Problems
 from offline_teacher.corpus_sample import sample_corpus
 from offline_teacher.main import main
 from offline_teacher.packing import Encoder, TextSeen, batched, load_encoder, pack
-from offline_teacher.plan_report import amount, counted, figure, hours, recommend
-from offline_teacher.soft_target_error import (
+from offline_teacher.planning import plan
+from offline_teacher.planning.recommendation import recommend
+from offline_teacher.planning.relations import relation_gradient
+from offline_teacher.planning.report import amount, counted, figure, hours
+from offline_teacher.planning.soft_targets import (
     DenseHead,
     SoftTarget,
-    captured,
+    as_run,
+    as_stored,
     exact,
     gradient_errors,
     kept_mass,
-    only_layers,
     renormalised,
-    soft_targets,
-    student_layers,
     tail_bucket,
+    top_k_targets,
 )
 from offline_teacher.store.schema import Layout
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
@@ -59,13 +60,23 @@ def encoder(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
 
 
 @pytest.fixture(scope="module")
-def head() -> MlmHead:
-    rng = np.random.default_rng(0)
-
-    def array(*shape: int) -> np.ndarray:
-        return rng.normal(size=shape).astype(np.float32)
-
-    return MlmHead(array(D, D), array(D), 1 + array(D), array(D), 0.4 * array(V, D), array(V), "gelu", 1e-12)
+def head() -> BertForMaskedLM:
+    """A masked LM of which only the head is used; logits are far apart."""
+    config = BertConfig(
+        vocab_size=V,
+        hidden_size=D,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+    )
+    generator = torch.Generator().manual_seed(0)
+    model = BertForMaskedLM(config)
+    with torch.no_grad():
+        for parameter in model.cls.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        model.cls.predictions.transform.LayerNorm.weight += 1
+        model.cls.predictions.decoder.weight *= 0.4
+    return model
 
 
 def hidden_states(seed: int) -> torch.Tensor:
@@ -75,9 +86,9 @@ def hidden_states(seed: int) -> torch.Tensor:
 # Soft targets
 
 
-def test_kept_mass_is_that_of_a_naive_float64_softmax(head: MlmHead) -> None:
+def test_kept_mass_is_that_of_a_naive_float64_softmax(head: BertForMaskedLM) -> None:
     hidden, ks, temperatures = hidden_states(0), [1, 8, 64, V], [1.0, 2.0, 4.0]
-    logits = head.logits(hidden.numpy().astype(np.float64))
+    logits = DenseHead(head).double()(hidden.double()).detach().numpy()
     for j, row in enumerate(kept_mass(DenseHead(head), hidden, ks, temperatures)):
         p = np.exp(logits / temperatures[j])
         p = -np.sort(-p / p.sum(axis=1, keepdims=True), axis=1)
@@ -101,7 +112,7 @@ def kl(target: SoftTarget, teacher: torch.Tensor, student: torch.Tensor, tempera
 
 @pytest.mark.parametrize("tail", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_top_k_gradients_are_those_of_autograd(head: MlmHead, tail: bool, temperature: float) -> None:
+def test_top_k_gradients_are_those_of_autograd(head: BertForMaskedLM, tail: bool, temperature: float) -> None:
     dense = DenseHead(head).double()
     target = SoftTarget("top", top_k=8, tail=tail)
     teacher = dense(hidden_states(0).double()).detach().half().double()  # as a store rounds them
@@ -130,16 +141,22 @@ def test_a_tail_far_below_the_top_k_has_a_gradient() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_a_student_that_is_its_teacher_has_nothing_to_compare(head: MlmHead) -> None:
+def all_targets(hidden: torch.Tensor) -> list[SoftTarget]:
+    """Every form that a store without replayed layers can hold."""
+    kept = [SoftTarget(exact(kind), hidden=as_stored(hidden, kind)) for kind in ("int8", "float16")]
+    return [*top_k_targets(8), *kept]
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_compare(head: BertForMaskedLM) -> None:
     hidden = hidden_states(0)
-    errors = gradient_errors(DenseHead(head), hidden, hidden, soft_targets(hidden, 8), 2.0)
+    errors = gradient_errors(DenseHead(head), hidden, hidden, all_targets(hidden), 2.0)
     assert not np.isfinite(list(errors.values())).any()
 
 
-def test_gradient_error_is_that_of_the_heads_parameters(head: MlmHead) -> None:
+def test_gradient_error_is_that_of_the_heads_parameters(head: BertForMaskedLM) -> None:
     """By autograd in float64 through the whole head, one soft target at a time."""
     hidden, student = hidden_states(0), hidden_states(1)
-    int8 = next(target for target in soft_targets(hidden, 8) if target.name == exact("int8"))
+    int8 = SoftTarget(exact("int8"), hidden=as_stored(hidden, "int8"))
 
     def gradient(teacher_hidden: torch.Tensor) -> torch.Tensor:
         dense = DenseHead(head).double()
@@ -153,27 +170,36 @@ def test_gradient_error_is_that_of_the_heads_parameters(head: MlmHead) -> None:
     assert found == {exact("int8"): pytest.approx(expected, rel=1e-2)}
 
 
-def test_exact_targets_are_nearly_right_and_renormalised_ones_badly_wrong(head: MlmHead) -> None:
+def test_exact_targets_are_nearly_right_and_renormalised_ones_badly_wrong(head: BertForMaskedLM) -> None:
     hidden = hidden_states(0)
     close = hidden + 0.05 * (hidden_states(1) - hidden)
-    errors = gradient_errors(DenseHead(head), hidden, close, soft_targets(hidden, 8), 2.0)
+    errors = gradient_errors(DenseHead(head), hidden, close, all_targets(hidden), 2.0)
     assert errors[exact("float16")] < 1e-2 < errors[exact("int8")] < 0.5
     assert errors[tail_bucket(8)] < 1 < errors[renormalised(8)]
 
 
-def test_layers_of_the_student(model: Path) -> None:
-    assert student_layers(Student(), 6) == [0, 2, 4]
-    assert student_layers(Student(), 12) == [0, 2, 4, 7, 9, 11]
-    assert student_layers(Student(layers="last:2"), 6) == [4, 5]
-    for layers, shown in (("last:7", r"\[-1, 0"), ((0, 6), r"\[0, 6\]")):
-        with pytest.raises(UserError, match=rf"student\.layers: {shown}"):
-            student_layers(Student(layers=layers), 6)
-    loaded = load_teacher(Teacher(model=str(model), dtype="float32"), "cpu")
-    ids = torch.tensor([[2, 9, 4, 11, 3]])
-    whole = loaded.model(input_ids=ids, output_hidden_states=True).hidden_states
-    with only_layers(loaded, [0, 1]):
-        torch.testing.assert_close(loaded.model(input_ids=ids).last_hidden_state, whole[2])
-    torch.testing.assert_close(loaded.model(input_ids=ids).last_hidden_state, whole[4])
+def test_the_gradient_of_relations_is_that_of_the_textbook() -> None:
+    """KL(softmax(t t^T / sqrt d) || softmax(s s^T / sqrt d)) by loops and finite differences, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 1, 4, 6, generator=generator, dtype=torch.float64)
+    count, heads, step = torch.tensor([3]), 2, 1e-6
+
+    def loss(own: torch.Tensor) -> float:
+        total = 0.0
+        for head in range(heads):
+            t, s = (x[0, :3, 3 * head : 3 * head + 3] for x in (teacher, own))
+            for row in range(3):
+                p, q = (torch.softmax(x[row] @ x.T / 3**0.5, -1) for x in (t, s))
+                total += float((p * (p / q).log()).sum())
+        return total
+
+    expected = torch.zeros_like(student)
+    for place in np.ndindex(*student.shape):
+        up, down = student.clone(), student.clone()
+        up[place], down[place] = up[place] + step, down[place] - step
+        expected[place] = (loss(up) - loss(down)) / (2 * step)
+    found = relation_gradient([student], [teacher], count, heads)
+    torch.testing.assert_close(found, expected.flatten(), rtol=1e-6, atol=1e-8)
 
 
 # The corpus
@@ -295,14 +321,18 @@ def test_plan_publishes_what_it_documents(planned: tuple[Path, dict, str]) -> No
         report["gradient_error"]["close_to_teacher"]
     )
     assert report["gradient_error"]["student_layers"] == [0, 2]
-    as_captured = report["gradient_error"]["as_captured"]
-    assert as_captured == {exact(kind): captured(kind, "bfloat16") for kind in ("int8", "float16")}
-    assert set(as_captured.values()) < set(report["gradient_error"]["at_initialisation"])
+    errors = report["gradient_error"]
+    assert errors["as_run"] == {exact(kind): as_run(kind, "bfloat16") for kind in ("int8", "float16")}
+    forms = {exact(kind, n) for kind in ("int8", "float16") for n in (0, 1)}
+    assert forms | set(errors["as_run"].values()) < set(errors["at_initialisation"])
+    assert max(errors["at_initialisation"][exact("float16", n)] for n in (0, 1)) < 1e-3
+    relations = report["relation_error"]["errors"]
+    assert relations["float16 input of the last layer"] < 2e-3 < relations["int8 input of the last layer"]
 
 
 def test_bytes_are_those_of_the_layout(planned: tuple[Path, dict, str]) -> None:
     _, report, _ = planned
-    layout = Layout(16, 3, 93, 5, (1.0, 2.0), 32, "float16", "all")
+    layout = Layout(16, 3, 93, 32, 5, (1.0, 2.0), "float16", "all")
     own, corpus = report["bytes"]["this recipe"], report["corpus"]
     assert own["total"] == 3 * corpus["sequences"] * layout.bytes_per_sample()
     assert own["per_token"] * corpus["tokens"] * 3 == pytest.approx(own["total"])
@@ -345,7 +375,7 @@ def test_advice_says_what_the_teachers_dtype_adds(planned: tuple[Path, dict, str
     def advice(**worst: float) -> list[str]:
         made = dict.fromkeys(report["gradient_error"]["at_initialisation"], 0.5)
         made |= {exact("int8"): 0.02, exact("float16"): 0.001}
-        made |= {captured(kind, "bfloat16"): error for kind, error in worst.items()}
+        made |= {as_run(kind, "bfloat16"): error for kind, error in worst.items()}
         errors = {**report["gradient_error"], "at_initialisation": made, "close_to_teacher": made}
         return recommend({**report, "gradient_error": errors}, recipe)
 
@@ -365,6 +395,74 @@ def test_advice_says_what_the_teachers_dtype_adds(planned: tuple[Path, dict, str
     assert "teacher.dtype=float32" in dtype
 
 
+def test_replayed_layers_are_recommended_where_they_pay(planned: tuple[Path, dict, str]) -> None:
+    _, report, file = planned
+
+    def advice(*overrides: str) -> str:
+        return " ".join(recommend(report, load_recipe(file, list(overrides))))
+
+    assert "Leave store.replay_layers=0" in advice()
+    narrow = advice("student.hidden_size=16", "student.init=random")
+    assert "Set store.replay_layers=1: it takes the same bytes" in narrow
+    assert "narrow students learn best" in narrow
+    relations = advice("store.replay_layers=1", "train.alpha_relation=1")
+    assert "store.replay_layers=1 pays here" in relations
+    assert "Their gradient is then off by" in relations
+
+
+def test_a_step_costs_what_its_products_cost(planned: tuple[Path, dict, str]) -> None:
+    """Two layers of D = 32, I = 48, L = 16; the student's and the teacher's product with V = 93."""
+    layer = 8 * 32**2 + 4 * 32 * 48 + 4 * 16 * 32
+    cost = planned[1]["step"]["student"]
+    assert cost["replay"] == layer
+    assert cost["projections"] == 6 * 32**2
+    assert cost["student"] == 3 * 2 * layer
+    assert cost["vocabulary"] == 3 * 2 * 32 * 93 + 2 * 32 * 93
+
+
+@pytest.mark.parametrize("sentence_encoder", [False, True])
+def test_a_teacher_without_a_head_is_planned(tmp_path: Path, model: Path, sentence_encoder: bool) -> None:
+    """Only hidden states and relations, or pooled vectors, are told of; nothing over the vocabulary."""
+    encoder = save_encoder(tmp_path / "encoder", model)
+    text = write_text(tmp_path / "text.txt", 60)
+    store = {"top_k": 0, **({"positions": "pooled"} if sentence_encoder else {"replay_layers": 1})}
+    recipe = write_recipe(
+        tmp_path,
+        text,
+        encoder,
+        store=store,
+        sequences={"length": 16, "packing": "document"},
+        train={"alpha_ce": 0, "alpha_mlm": 0, "alpha_cos": 0, "alpha_relation": 1},
+    )
+    assert main(["plan", "--recipe", str(recipe)]) == 0
+    report = json.loads((tmp_path / "runs/tiny/plan/plan.json").read_text())
+    assert report["kept_mass"] is report["gradient_error"] is None
+    assert (report["relation_error"] is None) == sentence_encoder
+    assert ("embedding" in report["bytes"]["this recipe"]["columns"]) == sentence_encoder
+    made = {path.name for path in (tmp_path / "runs/tiny/plan").glob("*.png")}
+    assert made == {"bytes_per_token.png"}
+
+
+def save_encoder(directory: Path, model: Path) -> Path:
+    """The encoder of a masked LM alone, with a sentence encoder's files."""
+    AutoTokenizer.from_pretrained(model).save_pretrained(directory)
+    BertForMaskedLM.from_pretrained(model).bert.save_pretrained(directory)
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    kinds = ["Transformer", "Pooling", "Normalize"]
+    modules = [
+        {
+            "idx": i,
+            "name": str(i),
+            "path": f"{i}_{kind}" if i else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for i, kind in enumerate(kinds)
+    ]
+    (directory / "modules.json").write_text(json.dumps(modules))
+    return directory
+
+
 def test_a_student_as_deep_as_its_teacher(
     planned: tuple[Path, dict, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -373,7 +471,8 @@ def test_a_student_as_deep_as_its_teacher(
     for student in ("at_initialisation", "close_to_teacher"):
         assert set(report["gradient_error"][student].values()) == {None}
     printed = capsys.readouterr().out
-    assert "top-5, renormalised               -                    -\n" in printed
+    assert re.search(r"top-5, renormalised +- +-\n", printed)
+    assert report["relation_error"] is None
     assert "No form of store is recommended" in printed
     assert "nothing to compare" in printed
 

@@ -2,59 +2,124 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import matplotlib
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from offline_teacher.sample_view import Distributions, _kept_mass, _sample, distributions
+from infra.errors import UserError
+from offline_teacher.main import main
 from offline_teacher.store.reader import Store
-from tests.store.synthetic import make_store, small_layout
+from offline_teacher.verification.kept_mass import kept_mass
+from offline_teacher.verification.sample_view import Distributions, TaskView
+from tests.offline_teacher.local_pool import make
+from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 
 matplotlib.use("Agg")
+V = 93
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store with hidden states and, of all 40 tokens, the top 5."""
-    return make_store(str(tmp_path_factory.mktemp("view") / "whole"), small_layout(top_k=5))
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("view")
+    text, model = write_text(directory / "text.txt", 20), save_bert(directory / "model", scale=0.5)
+    held_out = write_text(directory / "held_out.txt", 4, seed=1)
+    return write_recipe(
+        directory,
+        text,
+        model,
+        corpus={"path": [str(text)], "validation_path": [str(held_out)]},
+        teacher={"dtype": "float32"},
+    )
 
 
 @pytest.fixture(scope="module")
-def top_k(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def whole(recipe: Path) -> Store:
+    """A store with hidden states, from which a layer is replayed, and the top 5 of 93 tokens."""
+    overrides = ("store.replay_layers=1", "masking.epochs=2", f"store.path={recipe.parent}/whole")
+    return make(recipe, *overrides)
+
+
+@pytest.fixture(scope="module")
+def top_k(recipe: Path) -> Store:
     """The same without the hidden states."""
-    layout = small_layout(top_k=5, hidden_states="none")
-    return make_store(str(tmp_path_factory.mktemp("view") / "top_k"), layout)
+    without = ("store.hidden_states=none", "train.alpha_cos=0")
+    return make(recipe, *without, f"store.path={recipe.parent}/top_k")
 
 
-class Tokenizer:
-    def id_to_token(self, number: int) -> str:
-        return f"t{number}"
-
-    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        assert not skip_special_tokens
-        return " ".join(map(self.id_to_token, ids))
+def view(store: Store) -> TaskView:
+    return TaskView(store, "train", store.splits["train"].plan.task(0))
 
 
 def found(store: Store) -> Distributions:
-    head = store.head() if store.layout.hidden_states != "none" else None
-    rows = np.arange(4)
-    return distributions(store, store.shard(0, 0), head, rows, np.zeros(4, np.int64))
+    task = view(store)
+    return task.distributions(task.columns(np.arange(4)), np.arange(4), np.ones(4, np.int64))
 
 
 def test_entropy_is_a_lower_bound_where_the_tail_is_unknown(whole: Store, top_k: Store) -> None:
     known, bound = found(whole), found(top_k)
     p = known.probabilities
-    assert known.entropy == pytest.approx(-(p * np.log(p)).sum(axis=1))
-    np.testing.assert_allclose(bound.probabilities, p[:, :5], rtol=1e-2)
+    assert known.ids.shape == (4, V)
+    assert known.entropy == pytest.approx(-(p * np.log(np.maximum(p, 1e-300))).sum(axis=1))
+    np.testing.assert_allclose(bound.probabilities, p[:, :5], rtol=3e-2)
     tail = bound.tail(5)
-    assert (bound.entropy < known.entropy).all()
-    assert (known.entropy < bound.entropy + tail * np.log(40 - 5) + 1e-2).all()
+    assert (bound.entropy < known.entropy + 1e-3).all()
+    assert (known.entropy < bound.entropy + tail * np.log(V - 5) + 2e-2).all()
 
 
-def test_entropy_is_headed_by_what_it_is(whole: Store, top_k: Store) -> None:
-    assert "  entropy  " in _sample(whole, whole.shard(0, 0), whole.head(), 0, Tokenizer())
-    assert "  entropy, at least  " in _sample(top_k, top_k.shard(0, 0), None, 0, Tokenizer())
+def test_a_sample_is_shown_with_its_task(
+    whole: Store, top_k: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(store: Store, *more: str) -> str:
+        assert main(["inspect", store.root, *more]) == 0
+        return capsys.readouterr().out
+
+    text = shown(whole, "--sample", "3", "--epoch", "1")
+    for words in (
+        "sample 3 of train (part 0, row 3), masking epoch 1, 16 tokens",
+        "[MASK]",
+        "  entropy  ",
+        "task e001-p00000-0000 of train",
+        "mass kept by 5 at T = 2",
+        "|hidden state|, input of the top 1 layer",
+        "device cpu",
+    ):
+        assert words in text
+    assert "  entropy, at least  " in shown(top_k, "--sample", "20")
+    assert "sample 0 of validation" in shown(top_k, "--split", "validation")
+
+
+def test_what_is_not_there_is_said(whole: Store) -> None:
+    for more, words in (
+        (["--sample", "999"], r"--sample 999 --epoch 0: .* has sequences 0 to \d+ and masking epochs 0 to 1"),
+        (["--split", "validation", "--epoch", "1"], "masking epochs 0 to 0 of validation"),
+        (["--split", "test"], "--split test: .* has train and validation"),
+    ):
+        with pytest.raises(UserError, match=words):
+            main(["inspect", whole.root, *more])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["masking.probability=0"],
+        ["store.positions=masked", "train.kl_positions=masked"],
+        ["store.hidden_states=int8"],
+        ["store.hidden_states=bfloat16", "store.top_k=0"],
+    ],
+)
+def test_every_form_of_store_is_shown(
+    recipe: Path, tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = make(recipe, f"store.path={tmp_path}/store", *overrides)
+    plot = tmp_path / "kept.png"
+    assert main(["inspect", store.root, "--sample", "1", "--plot", str(plot)]) == 0
+    text = capsys.readouterr().out
+    assert "teacher's top 5" in text
+    assert ("\nmasked " in text) == (store.layout.masked > 0)
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("probabilities", [[[1.0]], [[1.0, 0.0]]])
@@ -65,12 +130,11 @@ def test_no_entropy_is_zero_without_a_sign(probabilities: list[list[float]]) -> 
 
 def test_no_probability_is_above_one(top_k: Store) -> None:
     """A stored logit that float16 rounded up can lie above the logsumexp."""
-    shard = top_k.shard(0, 0)
-    columns = {name: array.copy() for name, array in shard.columns.items()}
-    columns["topk_logits"][..., 0] = columns["logsumexp"][..., 0] + 0.01
+    task = view(top_k)
+    columns = {name: array.copy() for name, array in task.columns(np.arange(4)).items()}
+    columns["topk_logits"][..., 0] = columns["logsumexp"][..., 0] + 0.1
     columns["topk_logits"][..., 1:] = -1e4
-    rounded = type(shard)(shard.replica, shard.index, columns)
-    made = distributions(top_k, rounded, None, np.arange(4), np.zeros(4, np.int64))
+    made = task.distributions(columns, np.arange(4), np.ones(4, np.int64))
     assert made.probabilities.max() == 1
     assert [f"{value:.2f}" for value in made.entropy] == ["0.00"] * 4
 
@@ -84,6 +148,5 @@ def test_the_plot_has_the_k_of_the_store(
     monkeypatch.setattr(
         Axes, "plot", lambda axes, x, *rest, **more: drawn.append(x) or plot(axes, x, *rest, **more)
     )
-    head = store.head() if kind == "whole" else None
-    assert _kept_mass(store, store.shard(0, 0), head).startswith(b"\x89PNG")
-    assert drawn == [[1, 2, 4, 5, 8, 16, 32] if kind == "whole" else [1, 2, 4, 5]]
+    assert kept_mass(view(store)).startswith(b"\x89PNG")
+    assert drawn == [[1, 2, 4, 5, 8, 16, 32, 64] if kind == "whole" else [1, 2, 4, 5]]

@@ -9,15 +9,25 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from offline_teacher.sequences import open_sequences, read_index, read_token_counts
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
+from infra.cache import Cache
 from infra.errors import UserError
 from infra.sections import Corpus, Sequences
-from offline_teacher.corpus import Part, parts
+from offline_teacher.corpus import parts
 from offline_teacher.packing import load_encoder
-from offline_teacher.sequence_building import build_part, file_digests, finish_index, outstanding
+from offline_teacher.sequence_building import (
+    Tokenising,
+    build_part,
+    outstanding,
+    rows_of,
+    text_digest,
+    token_counts,
+)
+from offline_teacher.store.parts import read_part
+from offline_teacher.store.pending import finished_parts, read_part_index
+from offline_teacher.store.schema import Layout
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", "##s", "[", "]", "sep"]
 PAD, UNK, CLS, SEP = range(4)
@@ -40,26 +50,60 @@ def corpus_of(folder: Path, *texts: str, **fields: object) -> Corpus:
     return Corpus(path=(str(folder / "*.txt"),), **fields)  # type: ignore[arg-type]
 
 
-def build(store: str, corpus: Corpus, settings: Sequences, order: int | None = None) -> None:
-    listed = parts(corpus, settings.part_bytes)
-    todo = outstanding(store, listed, corpus, settings)
+def layout(length: int, vocab_size: int = len(WORDS)) -> Layout:
+    """Of a store that keeps hidden states alone."""
+    return Layout(
+        length=length,
+        masked=0,
+        vocab_size=vocab_size,
+        hidden_size=4,
+        top_k=0,
+        temperatures=(),
+        hidden_states="float16",
+        positions="all",
+    )
+
+
+def how(corpus: Corpus, settings: Sequences) -> Tokenising:
+    return Tokenising(corpus, settings, counted=True)
+
+
+def build(
+    store: str,
+    corpus: Corpus,
+    settings: Sequences,
+    order: int | None = None,
+    vocab_size: int = len(WORDS),
+) -> int:
+    """Builds what is missing; the number of parts."""
+    listed, own = parts(corpus, settings.part_bytes), layout(settings.length, vocab_size)
+    todo = outstanding(store, "train", listed, how(corpus, settings))
     if order is not None:
         random.Random(order).shuffle(todo)
     for index in todo:
-        build_part(*pickle.loads(pickle.dumps((store, index, listed[index], corpus, settings))))  # noqa: S301
-    finish_index(store, listed, corpus, settings)
+        work = (store, own, "train", index, listed[index], how(corpus, settings))
+        build_part(*pickle.loads(pickle.dumps(work)))  # noqa: S301
+    return len(listed)
 
 
-def rows(store: str) -> list[list[int]]:
+def table(store: str, length: int, vocab_size: int = len(WORDS)) -> list[np.ndarray]:
+    """input_ids [n, L] and token_count [n] of all parts, one after the other."""
+    cache, found = Cache(None, 1 << 20), []
+    for number in range(finished_parts(store, "train")):
+        index, _ = read_part_index(store, "train", number)
+        found.append(read_part(store, layout(length, vocab_size), index, cache))
+    return [np.concatenate([part[name] for part in found]) for name in ("input_ids", "token_count")]
+
+
+def rows(store: str, length: int = 8) -> list[list[int]]:
     """Sequences without their padding, after checking that it is padding."""
-    sequences = open_sequences(store)
-    input_ids, token_count = sequences.rows(range(sequences.count))
+    input_ids, token_count = table(store, length)
     assert all((row[count:] == PAD).all() for row, count in zip(input_ids, token_count, strict=True))
     return [row[:count].tolist() for row, count in zip(input_ids, token_count, strict=True)]
 
 
 def files(store: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(Path(store, "sequences").iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(Path(store, "sequences/train").iterdir())}
 
 
 def test_packed(tmp_path, bert):
@@ -123,7 +167,7 @@ def test_roberta(tmp_path):
     }
     RobertaTokenizer(vocab=vocab, merges=[("\u0120", "a")]).save_pretrained(store / "tokenizer")
     build(str(store), corpus_of(tmp_path / "c", "a a\nb\n"), Sequences(length=8))
-    input_ids, _ = open_sequences(str(store)).rows(range(1))
+    input_ids, _ = table(str(store), 8)
     assert input_ids.tolist() == [[0, 5, 8, 2, 6, 2, 1, 1]]
 
 
@@ -135,43 +179,52 @@ def test_any_order_of_building_gives_the_same_bytes(tmp_path, bert):
     listed = parts(corpus, 1024)
     build(bert, corpus, settings)
     once = files(bert)
-    assert len(once) == 3 * len(listed) + 2
+    assert len(once) == 3 * len(listed)
     assert len(listed) > 5
-    for path in Path(bert, "sequences").iterdir():
+    for path in Path(bert, "sequences/train").iterdir():
         path.unlink()
     build(bert, corpus, settings, order=1)
     assert files(bert) == once
 
 
-def test_ids_run_through_the_parts_and_counts_are_of_ordinary_tokens(tmp_path, bert):
+def test_counts_are_of_ordinary_tokens_and_every_document_is_there(tmp_path, bert):
     corpus = corpus_of(tmp_path / "c", "".join(f"{'abcdefgh'[n % 8]} zzz\n" for n in range(1000)))
-    build(bert, corpus, Sequences(length=10, part_bytes=1024))
-    sequences = open_sequences(bert)
-    index = sequences.index
-    assert len(index.part_sequences) > 3
-    input_ids, token_count = sequences.rows(range(sequences.count))
-    assert input_ids.shape == (index.count, 10)
+    count = build(bert, corpus, Sequences(length=10, part_bytes=1024))
+    assert count > 3
+    input_ids, token_count = table(bert, 10)
     assert input_ids.dtype == np.uint16
-    assert index.tokens == token_count.sum()
-    assert index.documents == 1000
-    for span in (range(0), range(3, 4), range(1, index.count), range(index.count, index.count)):
-        got, counts = sequences.rows(span)
-        np.testing.assert_array_equal(got, input_ids[span.start : span.stop])
-        np.testing.assert_array_equal(counts, token_count[span.start : span.stop])
-    with pytest.raises(IndexError):
-        sequences.rows(range(index.count, index.count + 1))
+    assert sum(rows_of(bert, "train", count)) == len(input_ids)
+    indices = [read_part_index(bert, "train", number)[0] for number in range(count)]
+    assert sum(index.tokens for index in indices) == token_count.sum()
+    assert sum(index.documents for index in indices) == 1000
     expected = np.bincount(input_ids.ravel(), minlength=len(WORDS))
     expected[:5] = 0
-    np.testing.assert_array_equal(read_token_counts(bert), expected)
+    found = token_counts(bert, "train", count, len(WORDS), Cache(None, 1 << 20))
+    np.testing.assert_array_equal(found, expected)
     assert expected[5:13].sum() == 1000
+
+
+def test_tokens_are_counted_only_where_masking_needs_it(tmp_path, bert):
+    corpus, settings = corpus_of(tmp_path / "c", "a b\n"), Sequences(length=8)
+    (part,) = parts(corpus, settings.part_bytes)
+    index = build_part(bert, layout(8), "train", 0, part, Tokenising(corpus, settings))
+    assert index.counts is None
+    assert set(files(bert)) == {"part-00000.arrow", "part-00000.json"}
+
+
+def test_a_prompt_stands_before_every_text(tmp_path, bert):
+    corpus, settings = corpus_of(tmp_path / "c", "a\nb\n"), Sequences(length=8, packing="document")
+    (part,) = parts(corpus, settings.part_bytes)
+    build_part(bert, layout(8), "train", 0, part, Tokenising(corpus, settings, prompt="h "))
+    assert rows(bert) == [[CLS, 12, 5, SEP], [CLS, 12, 6, SEP]]
 
 
 def test_a_part_opens_with_plain_pyarrow(tmp_path, bert):
     build(bert, corpus_of(tmp_path / "c", "a b\n"), Sequences(length=8))
-    path = f"{bert}/sequences/part-00000.arrow"
-    table = pa.ipc.open_file(path).read_all()
-    assert table.schema.names == ["input_ids", "token_count"]
-    assert table["input_ids"].to_pylist() == [[CLS, 5, 6, SEP, 0, 0, 0, 0]]
+    path = f"{bert}/sequences/train/part-00000.arrow"
+    found = pa.ipc.open_file(path).read_all()
+    assert found.schema.names == ["input_ids", "token_count"]
+    assert found["input_ids"].to_pylist() == [[CLS, 5, 6, SEP, 0, 0, 0, 0]]
 
 
 def test_a_second_run_builds_nothing_and_a_killed_one_goes_on(tmp_path, bert):
@@ -179,14 +232,16 @@ def test_a_second_run_builds_nothing_and_a_killed_one_goes_on(tmp_path, bert):
     listed = parts(corpus, 1024)
     build(bert, corpus, settings)
     once = files(bert)
-    assert outstanding(bert, listed, corpus, settings) == []
-    assert outstanding(bert, listed, corpus, replace(settings, length=9)) == list(range(len(listed)))
-    folder = Path(bert, "sequences")
-    (folder / "part-00000.json").unlink()  # killed between data and sidecar
+    assert outstanding(bert, "train", listed, how(corpus, settings)) == []
+    longer = how(corpus, replace(settings, length=9))
+    assert outstanding(bert, "train", listed, longer) == list(range(len(listed)))
+    folder = Path(bert, "sequences/train")
+    (folder / "part-00000.json").unlink()  # killed between data and index
     (folder / "part-00001.json").write_text("{")
     (folder / "part-00002.arrow").write_bytes(once["part-00002.arrow"][:-8])
     (folder / "part-00003.arrow").unlink()
-    assert outstanding(bert, listed, corpus, settings) == [0, 1, 2, 3]
+    (folder / "part-00004.counts.arrow").unlink()
+    assert outstanding(bert, "train", listed, how(corpus, settings)) == [0, 1, 2, 3, 4]
     build(bert, corpus, settings)
     assert files(bert) == once
 
@@ -199,104 +254,71 @@ def test_paths_do_not_count_but_text_does(tmp_path, bert):
     moved = corpus_of(tmp_path / "there", "a b c\n")
     build(bert, moved, settings)
     assert files(bert) == once
-    before = read_index(bert)
+    assert text_digest(parts(moved, 1024)) == text_digest(parts(corpus, 1024))
     (tmp_path / "there" / "00.txt").write_text("a b d\n")  # same size
-    with pytest.raises(UserError, match=r"00\.txt: part 0 of the corpus no longer gives"):
+    index = Path(bert, "tasks/train/e000-p00000-0000.json")
+    index.parent.mkdir(parents=True)
+    index.write_text("{}")  # a task was made of the text before
+    with pytest.raises(UserError, match="part 0 of the train text .* was made of other text"):
         build(bert, moved, settings)
-    (tmp_path / "there" / "01.txt").write_text("a b d\n" * 3000)
-    with pytest.raises(UserError, match="made of a corpus of 1 parts"):
-        build(bert, moved, replace(settings, part_bytes=1024))
-    assert read_index(bert) == before
+    assert files(bert) == once
+    (tmp_path / "there" / "01.txt").write_text("a b d\n")
+    assert text_digest(parts(moved, 1024)) != text_digest(parts(corpus, 1024))
 
 
 def test_unfinished_sequences_follow_a_changed_corpus(tmp_path, bert):
     corpus, settings = corpus_of(tmp_path / "c", "a\n"), Sequences(length=8)
-    build_part(bert, 0, parts(corpus, settings.part_bytes)[0], corpus, settings)
+    build(bert, corpus, settings)
     (tmp_path / "c" / "00.txt").write_text("b\n")
     build(bert, corpus, settings)
     assert rows(bert) == [[CLS, 6, SEP]]
 
 
-def test_the_corpus_digest_is_of_text_alone(tmp_path, bert):
+def test_the_digest_of_a_text_is_of_nothing_else(tmp_path, bert):
     build(bert, corpus_of(tmp_path / "c", "a b\nc\n"), Sequences(length=8))
-    digests = [read_index(bert).corpus_digest]
+    digests = [read_part_index(bert, "train", 0)[0].text]
     for name, text, length in (("long", "a b\nc\n", 9), ("cut", "a\nb c\n", 8)):
         store = str(tmp_path / name)
         os.makedirs(store)
         os.symlink(f"{bert}/tokenizer", f"{store}/tokenizer")
         build(store, corpus_of(tmp_path / f"c-{name}", text), Sequences(length=length))
-        digests.append(read_index(store).corpus_digest)
+        digests.append(read_part_index(store, "train", 0)[0].text)
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_flipped_bit_is_found_before_a_row_is_given(tmp_path, bert):
     build(bert, corpus_of(tmp_path / "c", "a b c\n" * 50), Sequences(length=8))
-    path = Path(bert, "sequences", "part-00000.arrow")
+    path = Path(bert, "sequences/train/part-00000.arrow")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"part-00000\.arrow: is damaged"):
-        open_sequences(bert).rows(range(1))
+    with pytest.raises(UserError, match=r"part-00000\.arrow is damaged"):
+        rows(bert)
     path.unlink()
-    with pytest.raises(UserError, match=r"part-00000\.arrow: is damaged or missing"):
-        open_sequences(bert).rows(range(1))
+    with pytest.raises(UserError, match=r"part-00000\.arrow"):
+        rows(bert)
 
 
-@pytest.mark.parametrize("text", ["", "\n \n", "\x07\n"])
+@pytest.mark.parametrize("text", ["\n \n", "\x07\n"])
 def test_a_corpus_of_nothing(tmp_path, bert, text):
-    with pytest.raises(UserError, match="no usable document"):
-        build(bert, corpus_of(tmp_path / "c", text), Sequences(length=8))
-    assert read_index(bert) is None
-
-
-def test_unfinished_or_damaged_indexes(tmp_path, bert):
-    with pytest.raises(UserError, match=r"has no index\.json"):
-        open_sequences(bert)
-    with pytest.raises(UserError, match="2 parts are missing, first 0"):
-        finish_index(bert, [Part(()), Part(())], Corpus(path=("a",)), Sequences(length=8))
-    build(bert, corpus_of(tmp_path / "c", "a\n"), Sequences(length=8))
-    Path(bert, "sequences", "token_counts.arrow").write_bytes(b"")
-    with pytest.raises(UserError, match="does not match"):
-        read_token_counts(bert)
-    Path(bert, "sequences", "index.json").write_text("{}")
-    with pytest.raises(UserError, match=r"index\.json is not a JSON object with a digest: delete it and run"):
-        open_sequences(bert)
+    count = build(bert, corpus_of(tmp_path / "c", text), Sequences(length=8))
+    with pytest.raises(UserError, match="the corpus has no usable document"):
+        rows_of(bert, "train", count)
 
 
 def test_damaged_token_counts_of_a_part_are_not_summed(tmp_path, bert):
     corpus, settings = corpus_of(tmp_path / "c", "a b\n"), Sequences(length=8)
-    listed = parts(corpus, settings.part_bytes)
-    build_part(bert, 0, listed[0], corpus, settings)
-    counts = Path(bert, "sequences", "part-00000.counts.arrow")
+    build(bert, corpus, settings)
+    counts = Path(bert, "sequences/train/part-00000.counts.arrow")
     whole = counts.read_bytes()
-    for damaged in (whole[:-20], whole.replace(b"\1\0\0\0\0\0\0\0", b"\7\0\0\0\0\0\0\0"), None):
+    for damaged in (whole[:-20], whole.replace(b"\1\0\0\0\0\0\0\0", b"\7\0\0\0\0\0\0\0")):
         assert damaged != whole
-        counts.unlink() if damaged is None else counts.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"counts\.arrow: is damaged or missing; delete .*json and run"):
-            finish_index(bert, listed, corpus, settings)
-    Path(bert, "sequences", "part-00000.json").unlink()
+        counts.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"counts\.arrow is damaged .* run `.*verify .* --repair`"):
+            token_counts(bert, "train", 1, len(WORDS), Cache(None, 1 << 20))
+    counts.unlink()
     build(bert, corpus, settings)
     assert counts.read_bytes() == whole
-
-
-def test_a_part_of_another_corpus_is_not_numbered(tmp_path, bert):
-    """As where two drivers, on an object store, make the parts of different texts at once."""
-    settings = Sequences(length=8)
-    ours, theirs = corpus_of(tmp_path / "a", "a b\n"), corpus_of(tmp_path / "b", "c d e\n")
-    build_part(bert, 0, parts(theirs, settings.part_bytes)[0], theirs, settings)
-    with pytest.raises(UserError, match="1 parts are missing"):
-        finish_index(bert, parts(ours, settings.part_bytes), ours, settings)
-
-
-def test_parts_of_an_earlier_attempt_with_more_parts_are_removed(tmp_path, bert):
-    corpus = corpus_of(tmp_path / "c", *["a b\n" * 256] * 3)
-    many, one = Sequences(length=8, part_bytes=1024), Sequences(length=8)
-    for index, part in enumerate(parts(corpus, many.part_bytes)):
-        build_part(bert, index, part, corpus, many)
-    assert len(files(bert)) == 9
-    build(bert, corpus, one)
-    assert set(file_digests(bert)) == {f"sequences/{name}" for name in files(bert)}
-    assert len(files(bert)) == 5
 
 
 def test_text_from_the_future_is_text(tmp_path, bert):
@@ -306,11 +328,11 @@ def test_text_from_the_future_is_text(tmp_path, bert):
     assert rows(bert) == [[CLS, 5, 6, SEP]]
 
 
-def test_a_sidecar_of_anything_else_is_made_again(tmp_path, bert):
+def test_an_index_of_anything_else_is_made_again(tmp_path, bert):
     corpus, settings = corpus_of(tmp_path / "c", "a b\n"), Sequences(length=8)
     build(bert, corpus, settings)
-    Path(bert, "sequences", "part-00000.json").write_text("[]")
-    assert outstanding(bert, parts(corpus, settings.part_bytes), corpus, settings) == [0]
+    Path(bert, "sequences/train/part-00000.json").write_text("[]")
+    assert outstanding(bert, "train", parts(corpus, settings.part_bytes), how(corpus, settings)) == [0]
 
 
 def test_strictness_is_of_parts_already_built_too(tmp_path, bert):
@@ -334,7 +356,7 @@ def test_a_vocabulary_over_sixteen_bits_takes_uint32(tmp_path):
     store = tmp_path / "store"
     vocab = {word: index for index, word in enumerate([*WORDS, *(f"w{n}" for n in range(70000))])}
     BertTokenizer(vocab=vocab).save_pretrained(store / "tokenizer")
-    build(str(store), corpus_of(tmp_path / "c", "w69999\n"), Sequences(length=8))
-    input_ids, _ = open_sequences(str(store)).rows(range(1))
+    build(str(store), corpus_of(tmp_path / "c", "w69999\n"), Sequences(length=8), vocab_size=len(vocab))
+    input_ids, _ = table(str(store), 8, len(vocab))
     assert input_ids.dtype == np.uint32
     assert input_ids[0, 1] == len(vocab) - 1

@@ -1,4 +1,4 @@
-"""The captured columns against a naive float64 oracle; heads of both families; refused teachers."""
+"""The teacher's columns against a naive float64 oracle; the reduction of logits; refused teachers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from offline_teacher.capture import Capture
-from offline_teacher.reduction import reduce_logits
-from offline_teacher.teacher import LoadedTeacher, load_teacher
 from safetensors.torch import load_file, save_file
 from scipy.special import logsumexp
 from transformers import AutoModelForMaskedLM
@@ -22,11 +19,20 @@ from transformers import AutoModelForMaskedLM
 from infra import native
 from infra.errors import UserError
 from infra.sections import Teacher
-from offline_teacher import capture, reduction, reduction_kernel
+from offline_teacher.families.head import MaskedLmHead, masked_lm_head
+from offline_teacher.families.loading import load_model
+from offline_teacher.families.weights import named_weights
+from offline_teacher.inference import columns as inference
+from offline_teacher.inference import reduction, reduction_kernel
+from offline_teacher.inference.columns import Inference
+from offline_teacher.inference.reduction import reduce_logits
+from offline_teacher.inference.teacher import LoadedTeacher, load_teacher
 from offline_teacher.store.quantise import dequantise
 from offline_teacher.store.schema import Layout
 from offline_teacher.teacher_directory import (
+    check_fit,
     find_teacher,
+    load_config,
     load_tokenizer,
     tokenizer_digest,
     weight_digest,
@@ -45,15 +51,26 @@ def settings(directory: Path, dtype: str = "float32") -> Teacher:
     return Teacher(model=str(directory), dtype=dtype)
 
 
+def load(directory: Path, dtype: str = "float32", replay_layers: int = 0) -> LoadedTeacher:
+    return load_teacher(settings(directory, dtype), replay_layers, True, "cpu")
+
+
+def check(directory: Path, length: int = 16) -> LoadedTeacher:
+    """What a driver and a worker ask of a teacher, and its weights."""
+    found = find_teacher(settings(directory))
+    assert weight_digest(found)
+    check_fit(found, load_config(found), load_tokenizer(found), length)
+    return load(directory)
+
+
 def layout_of(loaded: LoadedTeacher, **changes: object) -> Layout:
-    V, D = loaded.head.decoder_weight.shape  # noqa: N806
     values = {
         "length": 16,
         "masked": 3,
-        "vocab_size": V,
+        "vocab_size": loaded.config.vocab_size,
+        "hidden_size": loaded.config.hidden_size,
         "top_k": 6,
         "temperatures": (0.5, 1.0, 2.0),
-        "hidden_size": D,
         "hidden_states": "float16",
         "positions": "all",
     }
@@ -69,8 +86,8 @@ def batch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return input_ids, token_count, np.array([[1, 4, 8], [2, 3, -1], [0, 5, 11]], np.int16)
 
 
-def own_outputs(directory: Path) -> tuple[np.ndarray, np.ndarray]:
-    """hidden [B, L, D] and logits [B, L, V] of the model's own forward, float64."""
+def own_outputs(directory: Path) -> tuple[list[np.ndarray], np.ndarray]:
+    """hidden states [B, L, D] of every depth and logits [B, L, V] of the model's own forward, float64."""
     model = AutoModelForMaskedLM.from_pretrained(directory, dtype=torch.float64).eval()
     input_ids, token_count, _ = batch()
     mask = torch.from_numpy((np.arange(16) < token_count[:, None]).astype(np.int64))
@@ -78,19 +95,15 @@ def own_outputs(directory: Path) -> tuple[np.ndarray, np.ndarray]:
     ids[mask == 0] = model.config.pad_token_id
     with torch.no_grad():
         out = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-    return out.hidden_states[-1].numpy(), out.logits.numpy()
+    return [hidden.numpy() for hidden in out.hidden_states], out.logits.numpy()
 
 
-def test_head_gives_the_models_own_logits(directory: Path) -> None:
+@pytest.mark.parametrize("replay_layers", [0, 1, 2])
+def test_all_positions_against_the_oracle(directory: Path, replay_layers: int) -> None:
+    """Hidden states are the input of the top layers; top-k and logsumexp are of the model's own logits."""
     hidden, logits = own_outputs(directory)
-    head = load_teacher(settings(directory), "cpu").head
-    assert np.abs(head.logits(hidden) - logits).max() < 1e-9
-
-
-def test_all_positions_against_the_oracle(directory: Path) -> None:
-    hidden, logits = own_outputs(directory)
-    loaded = load_teacher(settings(directory), "cpu", 16)
-    columns = Capture(loaded, layout_of(loaded)).batch(*batch())
+    loaded = load(directory, replay_layers=replay_layers)
+    columns = Inference(loaded, layout_of(loaded, replay_layers=replay_layers)).batch(*batch())
     real = np.arange(16) < batch()[1][:, None]
     order = np.argsort(-logits, axis=-1, kind="stable")[..., :6]
     assert np.array_equal(columns["topk_ids"][real], order[real])
@@ -99,15 +112,16 @@ def test_all_positions_against_the_oracle(directory: Path) -> None:
     for j, temperature in enumerate((0.5, 1.0, 2.0)):
         expected = logsumexp(logits / temperature, axis=-1)
         np.testing.assert_allclose(columns["logsumexp"][..., j][real], expected[real], rtol=1e-5)
-    np.testing.assert_allclose(columns["hidden_states"][real], hidden[real], rtol=1e-3, atol=1e-3)
+    states = hidden[-1 - replay_layers]
+    np.testing.assert_allclose(columns["hidden_states"][real], states[real], rtol=1e-3, atol=1e-3)
     for name, values in columns.items():
         assert not values[~real].any(), name
 
 
 def test_masked_positions_are_those_of_all(directory: Path) -> None:
-    loaded = load_teacher(settings(directory), "cpu", 16)
-    everywhere = Capture(loaded, layout_of(loaded)).batch(*batch())
-    masked = Capture(loaded, layout_of(loaded, positions="masked")).batch(*batch())
+    loaded = load(directory)
+    everywhere = Inference(loaded, layout_of(loaded)).batch(*batch())
+    masked = Inference(loaded, layout_of(loaded, positions="masked")).batch(*batch())
     assert masked["hidden_states"].shape == (3, 3, 32)
     np.testing.assert_array_equal(masked["hidden_states"][2, 1], everywhere["hidden_states"][2, 5])
     np.testing.assert_allclose(masked["logsumexp"][0, 2], everywhere["logsumexp"][0, 8], rtol=1e-6)
@@ -115,21 +129,41 @@ def test_masked_positions_are_those_of_all(directory: Path) -> None:
 
 
 def test_int8_hidden_states_are_within_half_a_step(directory: Path) -> None:
-    loaded = load_teacher(settings(directory), "cpu", 16)
-    columns = Capture(loaded, layout_of(loaded, hidden_states="int8", top_k=0)).batch(*batch())
+    loaded = load(directory)
+    columns = Inference(loaded, layout_of(loaded, hidden_states="int8", top_k=0)).batch(*batch())
     real = np.arange(16) < batch()[1][:, None]
-    error = np.abs(dequantise(columns["hidden_states"], columns["hidden_scale"]) - own_outputs(directory)[0])
+    found = dequantise(columns["hidden_states"], columns["hidden_scale"])
+    error = np.abs(found - own_outputs(directory)[0][-1])
     assert (error[real].max(-1) <= columns["hidden_scale"][real] * 0.501).all()
 
 
-def test_without_topk_the_head_never_runs(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object) -> None:
-        raise AssertionError("the head ran")
+def test_a_state_that_float16_cannot_hold_is_refused(directory: Path) -> None:
+    loaded = load(directory)
+    with torch.no_grad():
+        for parameter in loaded.lower.parameters():
+            parameter.mul_(1e6)
+    with pytest.raises(UserError, match=r"store\.hidden_states: float16 cannot hold .* bfloat16, or int8"):
+        Inference(loaded, layout_of(loaded, top_k=0, replay_layers=0)).batch(*large())
 
-    monkeypatch.setattr(capture, "_Head", refuse)
-    monkeypatch.setattr(capture, "reduce_logits", refuse)
-    loaded = load_teacher(settings(directory), "cpu", 16)
-    assert set(Capture(loaded, layout_of(loaded, top_k=0)).batch(*batch())) == {"hidden_states"}
+
+def large() -> tuple[np.ndarray, np.ndarray, None]:
+    return (*batch()[:2], None)
+
+
+@pytest.mark.parametrize("replay_layers", [0, 1])
+def test_without_topk_neither_head_nor_top_layers_run(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, replay_layers: int
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("the top ran")
+
+    loaded = load(directory, replay_layers=replay_layers)
+    monkeypatch.setattr(MaskedLmHead, "decoder_input", refuse)
+    monkeypatch.setattr("offline_teacher.families.replay.Replay.last_hidden", refuse)
+    monkeypatch.setattr(inference, "reduce_logits", refuse)
+    layout = layout_of(loaded, top_k=0, replay_layers=replay_layers)
+    assert set(Inference(loaded, layout).batch(*batch())) == {"hidden_states"}
+    assert load_teacher(settings(directory), replay_layers, False, "cpu").top is None
 
 
 def test_logits_are_never_held_for_all_positions(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,11 +173,11 @@ def test_logits_are_never_held_for_all_positions(directory: Path, monkeypatch: p
         seen.append(len(logits))
         return reduce_logits(logits, *rest)  # type: ignore[arg-type]
 
-    loaded = load_teacher(settings(directory), "cpu", 16)
-    whole = Capture(loaded, layout_of(loaded)).batch(*batch())
-    monkeypatch.setattr(capture, "matmul_positions", lambda device_type, dtype: 8)
-    monkeypatch.setattr(capture, "reduce_logits", counted)
-    chunked = Capture(loaded, layout_of(loaded)).batch(*batch())
+    loaded = load(directory)
+    whole = Inference(loaded, layout_of(loaded)).batch(*batch())
+    monkeypatch.setattr(inference, "matmul_positions", lambda *arguments: 8)
+    monkeypatch.setattr(inference, "reduce_logits", counted)
+    chunked = Inference(loaded, layout_of(loaded)).batch(*batch())
     assert max(seen) == 8
     assert sum(seen) == 37
     np.testing.assert_array_equal(chunked["topk_ids"], whole["topk_ids"])
@@ -152,10 +186,10 @@ def test_logits_are_never_held_for_all_positions(directory: Path, monkeypatch: p
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_near_the_oracle(directory: Path, dtype: str) -> None:
-    loaded = load_teacher(settings(directory, dtype), "cpu", 16)
-    columns = Capture(loaded, layout_of(loaded)).batch(*batch())
+    loaded = load(directory, dtype)
+    columns = Inference(loaded, layout_of(loaded)).batch(*batch())
     hidden, logits = own_outputs(directory)
-    assert np.abs(columns["hidden_states"][0] - hidden[0]).max() < 0.2
+    assert np.abs(columns["hidden_states"][0] - hidden[-1][0]).max() < 0.2
     assert np.abs(columns["logsumexp"][0, :, 1] - logsumexp(logits[0], axis=-1)).max() < 0.2
 
 
@@ -297,18 +331,9 @@ def _cut_weights(directory: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def _encoder_only(directory: Path) -> None:
-    AutoModelForMaskedLM.from_pretrained(directory).base_model.save_pretrained(directory)
-
-
 def _no_tokenizer(directory: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (directory / name).unlink()
-
-
-def _no_mask_token(directory: Path) -> None:
-    path = directory / "tokenizer_config.json"
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "mask_token"}))
 
 
 def _header(directory: Path, header: object) -> None:
@@ -347,15 +372,16 @@ REFUSED = {
     ),
     "more layers": (
         lambda d: _edit_config(d, num_hidden_layers=9),
-        r"its weights lack: bert\.encoder\.layer",
+        r"lacks weights of .*: bert\.encoder\.layer",
     ),
     "relative positions": (_relative_positions, "no place for: .*distance_embedding"),
     "no weights": (_no_weights, "no weights"),
     "cut weights": (_cut_weights, "not a whole safetensors file"),
-    "no masked-LM head": (_encoder_only, "not a masked LM"),
     "no tokenizer": (_no_tokenizer, "tokenizer"),
-    "no mask token": (_no_mask_token, "no mask_token"),
-    "another family": (lambda d: _edit_config(d, model_type="gpt2"), "'gpt2' model; supported"),
+    "another family": (
+        lambda d: _edit_config(d, model_type="gpt2"),
+        "'gpt2' is not a supported family of models; supported are",
+    ),
     "no configuration": (lambda d: (d / "config.json").unlink(), "no config.json"),
     "fewer rows than tokens": (
         lambda d: save_bert(d, vocab_size=50),
@@ -371,19 +397,17 @@ def test_refused_teachers_are_named_in_one_sentence(tmp_path: Path, case: str) -
     spoil, words = REFUSED[case]
     spoil(save_bert(tmp_path))
     with pytest.raises(UserError, match=words):
-        loaded = load_teacher(settings(tmp_path), "cpu", 16)
-        assert loaded.weight_digest
+        check(tmp_path)
 
 
 def test_a_roberta_without_a_padding_id_is_refused(tmp_path: Path) -> None:
     _edit_config(save_roberta(tmp_path), pad_token_id=None)
     with pytest.raises(UserError, match="has no pad_token_id"):
-        load_teacher(settings(tmp_path), "cpu", 16)
+        check(tmp_path)
 
 
 @pytest.mark.parametrize("says_tied", [True, False])
 def test_weights_decide_whether_the_decoder_is_tied(tmp_path: Path, says_tied: bool) -> None:
-    """A student without the weights at hand, of random ones, follows the store's config.json."""
     for own in (True, False):
         path = save_bert(tmp_path / str(own)) / "model.safetensors"
         tensors = load_file(path)
@@ -391,11 +415,11 @@ def test_weights_decide_whether_the_decoder_is_tied(tmp_path: Path, says_tied: b
             tensors["cls.predictions.decoder.weight"] = torch.ones(93, 32)
         save_file(tensors, path, {"format": "pt"})
         _edit_config(path.parent, tie_word_embeddings=says_tied)
-        loaded = load_teacher(settings(path.parent), "cpu", 16)
-        assert loaded.config["tie_word_embeddings"] is not own
-        words = loaded.model.get_input_embeddings().weight.numpy()
-        expected = np.ones_like(words) if own else words
-        np.testing.assert_array_equal(loaded.head.decoder_weight, expected)
+        model = load_model(str(path.parent))
+        assert ("cls.predictions.decoder.weight" in named_weights(model)) is own
+        words = model.get_input_embeddings().weight
+        expected = torch.ones_like(words) if own else words
+        assert torch.equal(masked_lm_head(model).decoder_weight, expected)
 
 
 @pytest.mark.parametrize("says_tied", [True, False])
@@ -411,13 +435,14 @@ def test_a_decoders_bias_may_lie_in_one_place_or_none(
         del tensors[f"cls.predictions.{name}"]
     save_file(tensors, path, {"format": "pt"})
     _edit_config(tmp_path, tie_word_embeddings=says_tied)
-    found = load_teacher(settings(tmp_path), "cpu", 16).head.decoder_bias
-    np.testing.assert_array_equal(found, np.zeros(93) if len(lost) == 2 else bias.numpy())
+    found = masked_lm_head(load_model(str(tmp_path))).decoder_bias
+    assert torch.equal(found, torch.zeros(93) if len(lost) == 2 else bias)
 
 
 def test_rows_without_a_token_are_no_reason(tmp_path: Path) -> None:
-    loaded = load_teacher(settings(save_bert(tmp_path, vocab_size=1100)), "cpu", 16)
-    assert loaded.head.decoder_weight.shape[0] == 1100
+    loaded = check(save_bert(tmp_path, vocab_size=1100))
+    assert loaded.top is not None
+    assert loaded.top.decoder_weight.shape[0] == 1100
 
 
 def test_weights_a_masked_lm_does_without_are_no_reason(tmp_path: Path) -> None:
@@ -425,13 +450,13 @@ def test_weights_a_masked_lm_does_without_are_no_reason(tmp_path: Path) -> None:
     more = {"cls.seq_relationship.weight": torch.zeros(2, 8), "bert.pooler.dense.bias": torch.zeros(8)}
     more["bert.embeddings.position_ids"] = torch.arange(64)[None]
     save_file(load_file(path) | more, path, {"format": "pt"})
-    load_teacher(settings(tmp_path), "cpu", 16)
+    check(tmp_path)
 
 
 def test_too_long_sequences_are_refused(directory: Path) -> None:
-    load_teacher(settings(directory), "cpu", 64)
+    check(directory, 64)
     with pytest.raises(UserError, match="64 positions"):
-        load_teacher(settings(directory), "cpu", 65)
+        check(directory, 65)
 
 
 def test_a_missing_teacher_is_named() -> None:

@@ -89,7 +89,7 @@ def write_text(path: Path, lines: int, seed: int = 0) -> Path:
 
 
 def write_recipe(directory: Path, text: Path, model: Path, **sections: dict[str, object]) -> Path:
-    """A recipe whose store is ``directory/runs/tiny/store``; small tasks, shards and blocks, so that there are several."""
+    """A recipe whose store is ``directory/runs/tiny/store``, of several tasks, shards and blocks."""
     recipe = {
         "name": "tiny",
         "output": str(directory / "runs"),

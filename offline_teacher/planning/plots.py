@@ -14,12 +14,12 @@ from matplotlib import pyplot  # noqa: E402  (the backend comes first)
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import PercentFormatter  # noqa: E402
 
-from offline_teacher.plan_report import amount, figure  # noqa: E402
+from offline_teacher.planning.report import amount, figure  # noqa: E402
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4c566a", "#f0e442")
 """Colour-blind safe (Okabe and Ito)."""
 WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-TEXT_COLUMNS = ("sequence_id", "token_count", "input_ids", "masked_positions", "masked_labels")
+TEXT_COLUMNS = ("digests", "sequence_id", "token_count", "input_ids", "masked_positions", "masked_labels")
 
 
 def kept_mass(report: dict[str, Any]) -> bytes:
@@ -92,9 +92,10 @@ def bytes_per_token(report: dict[str, Any]) -> bytes:
     """Stacked bars by column, a bar a form of store."""
     forms = report["bytes"]
     names = list(forms)
-    stacks: dict[str, tuple[str, ...]] = {"ids, masks": TEXT_COLUMNS}
+    stacks: dict[str, tuple[str, ...]] = {"ids, masks, digests": TEXT_COLUMNS}
     stacks |= {
-        name: (name,) for name in ("topk_ids", "topk_logits", "logsumexp", "hidden_states", "hidden_scale")
+        name: (name,)
+        for name in ("topk_ids", "topk_logits", "logsumexp", "hidden_states", "hidden_scale", "embedding")
     }
     chart, axes = pyplot.subplots(figsize=(9.2, 0.55 * len(names) + 1.6), layout="constrained")
     left = np.zeros(len(names))
@@ -114,7 +115,7 @@ def bytes_per_token(report: dict[str, Any]) -> bytes:
     axes.invert_yaxis()
     axes.grid(axis="x", color="0.92")
     axes.set_axisbelow(True)
-    axes.set_xlabel("bytes a token (in brackets: whole corpus, all replicas)")
+    axes.set_xlabel("bytes a token (in brackets: whole corpus, all masking epochs)")
     axes.set_title("Size of the store by column")
     chart.legend(frameon=False, loc="outside right center")
     return _png(chart)
@@ -134,3 +135,8 @@ PLOTS: dict[str, Callable[[dict[str, Any]], bytes]] = {
     "gradient_error.png": gradient_error,
     "bytes_per_token.png": bytes_per_token,
 }
+
+
+def can_draw(name: str, report: dict[str, Any]) -> bool:
+    """Whether the report holds what a plot is of."""
+    return name == "bytes_per_token.png" or report[name.removesuffix(".png")] is not None

@@ -6,26 +6,21 @@ float32; nothing of the student stage is needed. Axes: N positions, K top-k, V v
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from typing import Any
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infra.errors import UserError
-from infra.sections import Student
-from offline_teacher.store.head import MlmHead
-from offline_teacher.store.quantise import dequantise, quantise
-from offline_teacher.teacher import LoadedTeacher
+from offline_teacher.families.head import masked_lm_head
+from offline_teacher.inference.quantise import dequantise, quantise
 
-DISTILBERT_LAYERS = (0, 2, 4, 7, 9, 11)
-"""What DistilBERT's authors took of BERT-base."""
-STORED = ("int8", "float16")
-"""What hidden states are stored in."""
+if TYPE_CHECKING:
+    from offline_teacher.planning.sample import Knowledge
+
 CLOSE_STEP = 0.05
 """The student close to the teacher has 95 % of the teacher's hidden states and 5 % of the first student's."""
 CHUNK_LOGITS = 1 << 22
@@ -33,34 +28,20 @@ CHUNK_LOGITS = 1 << 22
 
 
 class DenseHead(nn.Module):
-    """The masked-LM head with plain float32 parameters: hidden [N, D] -> logits [N, V]."""
+    """A copy of a model's masked-LM head whose parameters take gradients: hidden [N, D] -> logits [N, V]."""
 
-    dense_weight: Tensor
-    dense_bias: Tensor
-    layer_norm_weight: Tensor
-    layer_norm_bias: Tensor
-    decoder_weight: Tensor
-    decoder_bias: Tensor
-
-    def __init__(self, head: MlmHead) -> None:
-        from transformers.activations import ACT2FN
-
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        for field in fields(head):
-            if field.name not in ("hidden_act", "layer_norm_eps"):
-                self.register_parameter(
-                    field.name, nn.Parameter(torch.from_numpy(getattr(head, field.name).copy()))
-                )
-        self.act, self.eps = ACT2FN[head.hidden_act], head.layer_norm_eps
+        self._head = copy.deepcopy(masked_lm_head(model))
+        self.parts = nn.ModuleList(self._head.modules()).requires_grad_(True)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        x = self.act(F.linear(hidden, self.dense_weight, self.dense_bias))
-        x = F.layer_norm(x, x.shape[-1:], self.layer_norm_weight, self.layer_norm_bias, self.eps)
-        return F.linear(x, self.decoder_weight, self.decoder_bias)
+        z = self._head.decoder_input(hidden)
+        return z @ self._head.decoder_weight.T + self._head.decoder_bias
 
     @property
     def vocab_size(self) -> int:
-        return len(self.decoder_weight)
+        return len(self._head.decoder_weight)
 
     @property
     def chunk(self) -> int:
@@ -80,38 +61,8 @@ def kept_mass(
         for j, temperature in enumerate(temperatures):
             p = torch.exp(best / temperature - torch.logsumexp(logits / temperature, -1, keepdim=True))
             total[j] += p.cumsum(-1)[:, [k - 1 for k in ks]].sum(0)
-    return (total / len(hidden)).numpy()
-
-
-# The student
-
-
-def student_layers(student: Student, teacher_layers: int) -> list[int]:
-    """Teacher layers the recipe's student starts from; of one with random weights, those it would have."""
-    if student.layers == "every_second":
-        return list(DISTILBERT_LAYERS) if teacher_layers == 12 else list(range(0, teacher_layers, 2))
-    if isinstance(student.layers, str):
-        count = int(student.layers.removeprefix("last:"))
-        chosen = list(range(teacher_layers - count, teacher_layers))
-    else:
-        chosen = list(student.layers)
-    if min(chosen) < 0 or max(chosen) >= teacher_layers:
-        raise UserError(
-            f"student.layers: {chosen} does not fit the teacher, whose layers are 0 to {teacher_layers - 1}"
-        )
-    return chosen
-
-
-@contextmanager
-def only_layers(loaded: LoadedTeacher, layers: Sequence[int]) -> Iterator[None]:
-    """The teacher's encoder without its other layers, for a while: the student before its first step."""
-    encoder: Any = loaded.model.encoder
-    kept = encoder.layer
-    encoder.layer = nn.ModuleList([kept[layer] for layer in layers])
-    try:
-        yield
-    finally:
-        encoder.layer = kept
+    mean: np.ndarray = (total / len(hidden)).numpy() if len(hidden) else np.full(total.shape, np.nan)
+    return mean
 
 
 # Soft targets
@@ -160,27 +111,33 @@ def tail_bucket(top_k: int) -> str:
     return f"top-{top_k} + exact tail bucket"
 
 
-def exact(stored: str) -> str:
-    return f"exact, {stored} hidden states"
+def hidden_name(stored: str, replay_layers: int = 0) -> str:
+    """Of hidden states in the format ``stored``, from which ``replay_layers`` layers are replayed."""
+    if not replay_layers:
+        return f"{stored} output of the last layer"
+    return f"{stored} input of the last {'layer' if replay_layers == 1 else f'{replay_layers} layers'}"
 
 
-def as_stored(hidden: Tensor, stored: str) -> Tensor:
-    """Hidden states [N, D] as read back, float32, from a store that keeps them in float16 or int8."""
-    if stored == "int8":
-        return torch.from_numpy(dequantise(*quantise(hidden.numpy())))
-    return hidden.half().float()
+def exact(stored: str, replay_layers: int = 0) -> str:
+    return f"exact, {hidden_name(stored, replay_layers)}"
 
 
-def captured(stored: str, dtype: str) -> str:
+def as_run(stored: str, dtype: str) -> str:
+    """Of the teacher in the recipe's ``dtype`` and with its replayed layers."""
     return f"exact, {dtype} teacher, {stored}"
 
 
-def soft_targets(hidden: Tensor, top_k: int) -> list[SoftTarget]:
-    """The forms that a store can hold of the teacher's hidden states float32 [N, D]."""
+def as_stored(hidden: Tensor, stored: str) -> Tensor:
+    """Hidden states [..., D] as read back, float32, from a store that keeps them in float16 or int8."""
+    if stored == "int8":
+        return dequantise(*quantise(hidden))
+    return hidden.half().float()
+
+
+def top_k_targets(top_k: int) -> list[SoftTarget]:
     return [
         SoftTarget(renormalised(top_k), top_k=top_k),
         SoftTarget(tail_bucket(top_k), top_k=top_k, tail=True),
-        *(SoftTarget(exact(stored), hidden=as_stored(hidden, stored)) for stored in STORED),
     ]
 
 
@@ -217,29 +174,29 @@ def gradient_errors(
 
 
 def compare_targets(
-    head: DenseHead,
-    teacher: Tensor,
-    student: Tensor,
-    as_run: Tensor,
-    dtype: str,
-    top_k: int,
-    temperature: float,
+    knowledge: Knowledge, positions: np.ndarray, top_k: int, temperature: float
 ) -> dict[str, Any]:
     """``gradient_errors`` of every soft target for the student as it starts and for one close to the teacher.
 
-    All hidden states float32 [N, D]; ``as_run`` are those of the teacher in ``dtype``, the recipe's. Where
-    that is not float32, ``as_captured`` says by which target each exact one is met again with them.
+    ``positions``: flat [N]. Where the recipe's dtype is not float32, ``as_run`` says by which target each
+    exact one is met again with the teacher in that dtype.
     """
-    targets = soft_targets(teacher, top_k)
-    if dtype != "float32":
-        targets += [SoftTarget(captured(kind, dtype), hidden=as_stored(as_run, kind)) for kind in STORED]
+    teacher, student = knowledge.last_hidden(positions), knowledge.student_hidden(positions)
+    targets = top_k_targets(top_k)
+    targets += [SoftTarget(f"exact, {name}", hidden=last) for name, last in knowledge.forms(positions)]
+    met_again = {}
+    for stored, form, last in knowledge.forms_as_run(positions):
+        assert knowledge.recipe.teacher is not None
+        name = as_run(stored, knowledge.recipe.teacher.dtype)
+        targets.append(SoftTarget(name, hidden=last))
+        met_again[f"exact, {form}"] = name
     close = teacher + CLOSE_STEP * (student - teacher)
     return {
         "temperature": temperature,
         "positions": len(teacher),
         "top_k": top_k,
-        "as_captured": {exact(kind): captured(kind, dtype) for kind in STORED if dtype != "float32"},
+        "as_run": met_again,
         "close_step": CLOSE_STEP,
-        "at_initialisation": gradient_errors(head, teacher, student, targets, temperature),
-        "close_to_teacher": gradient_errors(head, teacher, close, targets, temperature),
+        "at_initialisation": gradient_errors(knowledge.head, teacher, student, targets, temperature),
+        "close_to_teacher": gradient_errors(knowledge.head, teacher, close, targets, temperature),
     }

@@ -1,0 +1,71 @@
+"""Tokens a second of one worker, through the code that a worker runs."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from infra.recipe import Recipe
+from infra.sections import Teacher
+from offline_teacher.inference.columns import Inference
+from offline_teacher.inference.teacher import load_teacher
+from offline_teacher.planning.sample import Sequences
+from offline_teacher.store.schema import Layout
+
+BATCHES = (3, 8)
+SECONDS = 12.0
+"""Batches timed: at least three, then until eight or this long."""
+WORKERS = (1, 8, 64)
+
+
+def measure_speed(recipe: Recipe, layout: Layout, sequences: Sequences, tokens: int) -> dict[str, Any]:
+    """``time`` of the report; ``tokens`` of all masking epochs.
+
+    Where the GPUs are not, as on the laptop a pass is planned on, the CPU is measured, and said to be.
+    """
+    teacher = recipe.teacher
+    assert teacher is not None
+    device = "cuda" if teacher.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    loaded = load_teacher(teacher, layout.replay_layers, layout.top_k > 0, device)
+    rates = _rates(teacher, Inference(loaded, layout), sequences)
+    rate = statistics.median(rates)
+    return {
+        "tokens_per_s": rate,
+        "batches": len(rates),
+        "batch_size": teacher.batch_size,
+        "dtype": teacher.dtype,
+        "device": device,
+        "gpus_per_worker": teacher.gpus_per_worker,
+        "cpu_threads": teacher.cpu_threads,
+        "cpus": os.cpu_count(),
+        "workers": teacher.workers,
+        "hours": {str(n): tokens / rate / n / 3600 for n in sorted({*WORKERS, teacher.workers})},
+    }
+
+
+def _rates(teacher: Teacher, inference: Inference, sequences: Sequences) -> list[float]:
+    """Tokens/s of batches with a worker's threads; one warms up."""
+    size = teacher.batch_size
+    order = np.argsort(-sequences.token_count.astype(np.int64), kind="stable")  # like lengths, as in a task
+    starts = np.linspace(0, max(0, len(order) - size), BATCHES[1]).astype(int)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(teacher.cpu_threads)
+    try:
+        rates: list[float] = []
+        begin = time.perf_counter()
+        for start in (starts[0], *starts):
+            batch = sequences.rows(np.resize(order[start : start + size], size))
+            positions = batch.positions if inference.layout.masked else None
+            before = time.perf_counter()
+            inference.batch(batch.input_ids, batch.token_count, positions)
+            rates.append(float(batch.token_count.sum()) / (time.perf_counter() - before))
+            if len(rates) > BATCHES[0] and time.perf_counter() - begin > SECONDS:
+                break
+    finally:
+        torch.set_num_threads(threads)
+    return rates[1:]
