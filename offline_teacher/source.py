@@ -13,7 +13,6 @@ from infra.errors import UserError
 from infra.recipe import Recipe
 from offline_teacher.corpus import Part
 from offline_teacher.families.pooling import Pooling
-from offline_teacher.families.weights import check_depth
 from offline_teacher.masking import continuation_flags, masked_count
 from offline_teacher.sequence_building import text_digest
 from offline_teacher.store.manifest import CONFIG, POOLING, WEIGHTS, Spec
@@ -113,6 +112,8 @@ def _with_masking(recipe: Recipe, source: Source) -> Recipe:
 
 def _check_store(recipe: Recipe, source: Source) -> None:
     """UserError where the teacher cannot give what the store is to hold."""
+    from offline_teacher.families.weights import check_depth  # torch
+
     store, masking, config = recipe.store, recipe.masking, source.config
     check_depth(config, store.replay_layers)
     where = f"the teacher {source.directory}"

@@ -133,9 +133,9 @@ BAD: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "not an override": (nothing, ["masking.seed"], ["masking.seed", "section.key=value"]),
     "wrong type": (nothing, ["teacher.batch_size=many"], ["teacher.batch_size", "whole number", "many"]),
     "no such dtype": (nothing, ["teacher.dtype=bf16"], ["teacher.dtype", "bfloat16"]),
-    "sequences too long": (nothing, ["sequences.length=1024"], ["sequences.length", "512"]),
+    "sequences too long": (nothing, ["sequences.length=1025"], ["sequences.length", "8 to 1024"]),
     "masking everything": (nothing, ["masking.probability=1.5"], ["masking.probability"]),
-    "no replica": (nothing, ["masking.epochs=0"], ["masking.epochs"]),
+    "no masking epoch": (nothing, ["masking.epochs=0"], ["masking.epochs", "1 to 1000"]),
     "temperature of zero": (nothing, ["store.temperatures=[0]"], ["store.temperatures", "0.1 to 1000"]),
     "temperature near zero": (nothing, ["train.temperature=0.01"], ["train.temperature", "0.1 to 1000"]),
     "temperature near infinity": (
@@ -186,7 +186,7 @@ BAD: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "tokenizer without mask": (
         edit("model/tokenizer_config.json", mask_token=None),
         [],
-        ["teacher.model", "mask_token"],
+        ["masking.probability", "{root}/model has no mask token", "set masking.probability: 0"],
     ),
     "another vocabulary": (other_model(vocab_size=60), [], ["teacher.model", "60", "vocabulary"]),
     "another padding": (edit("model/config.json", pad_token_id=3), [], ["teacher.model", "id 0", "3"]),
@@ -227,7 +227,7 @@ BAD: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "inspect of nothing": (nothing, ["inspect", "{root}/none"], ["{root}/none"]),
     "inspect beyond the end": (nothing, ["inspect", "{root}/store", "--sample", "9999"], ["--sample 9999"]),
     "inspect before the start": (nothing, ["inspect", "{root}/store", "--sample", "-1"], ["--sample -1"]),
-    "no such replica": (nothing, ["inspect", "{root}/store", "--replica", "9"], ["--replica 9"]),
+    "no such masking epoch": (nothing, ["inspect", "{root}/store", "--epoch", "9"], ["--epoch 9"]),
     "a tokenizer that cannot be loaded": (nothing, ["inspect", "{root}/store"], ["{root}/store/tokenizer"]),
     "a picture in no directory": (plot("{root}/none/x.png")),
     "a picture of no kind": (plot("{root}/x.foo")),
@@ -242,7 +242,7 @@ REFUSED: dict[str, tuple[Spoil, list[str], str]] = {
     "another language": (write("text.txt", FOREIGN), [], "corpus.path: no token of what was read can be"),
     "no document": (write("text.txt", " \n\n"), [], "no usable document in 1 places of the corpus: 2 x"),
     "strict": (write("text.txt", "ba do\n\n"), ["corpus.strict=true"], "text.txt, line 2: empty document"),
-    "layers": (nothing, ["student.layers=[0, 2]"], "student.layers: [0, 2] does not fit the teacher"),
+    "layers": (nothing, ["student.layers=[0, 2]"], "student.layers: there is no layer 2; the teacher has 0 to 1"),
     "NaN": (broken_weights, ["teacher.dtype=float32"], "hidden states of {root}/model in float32 are not"),
     "Arrow": (write("text.txt", b"ARROW1\0\0"), [], "text.txt: is an Arrow file; set corpus.source: hub"),
 }

@@ -16,7 +16,9 @@ from infra.errors import UserError
 from infra.recipe import load_recipe
 from offline_teacher import pass_record
 from offline_teacher.main import _parser, main
+from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.reader import open_store
+from offline_teacher.teacher_pass import parts_of
 from tests import starts
 from tests.offline_teacher.stores import contents, finish, start
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
@@ -26,7 +28,7 @@ pytestmark = pytest.mark.end_to_end
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe whose store, and validation store, are complete."""
+    """A recipe whose store, of training and held-out text, is complete."""
     directory = tmp_path_factory.mktemp("main")
     text, model = write_text(directory / "text.txt", 60), save_bert(directory / "model")
     held_out = write_text(directory / "held_out.txt", 20, seed=1)
@@ -82,9 +84,9 @@ def finished(made: Path, tmp_path: Path) -> Path:
     return recipe
 
 
-def is_finished(path: Path) -> bool:
+def is_recorded(path: Path) -> bool:
     recipe = load_recipe(str(path))
-    return pass_record.finished(recipe, pass_record.inputs_digest(recipe)) is not None
+    return pass_record.is_recorded(recipe, pass_record.inputs_digest(recipe, parts_of(recipe)))
 
 
 def rewrite(path: Path) -> None:
@@ -93,11 +95,8 @@ def rewrite(path: Path) -> None:
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
-    "a shard": lambda directory: rewrite(next((directory / "runs/tiny/store/shards").glob("*.arrow"))),
-    "a file more": lambda directory: (directory / "runs/tiny/store/shards/more").write_text(""),
-    "a link to nothing": lambda directory: (directory / "runs/tiny/store/link").symlink_to("nothing"),
     "no manifest": lambda directory: (directory / "runs/tiny/store/manifest.json").unlink(),
-    "held-out shard": lambda directory: next(directory.glob("runs/tiny/validation_store/shards/*")).unlink(),
+    "a manifest cut off": lambda directory: os.truncate(directory / "runs/tiny/store/manifest.json", 100),
     "the weights": lambda directory: rewrite(directory / "model/model.safetensors"),
     "the tokenizer": lambda directory: rewrite(directory / "model/tokenizer.json"),
     "the text": lambda directory: rewrite(directory / "text.txt"),
@@ -110,30 +109,35 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_after_any_change_the_pass_looks_closely(finished: Path, change: str) -> None:
-    assert is_finished(finished)
+    assert is_recorded(finished)
     CHANGES[change](finished.parent)
-    assert not is_finished(finished)
+    assert not is_recorded(finished)
 
 
-def test_a_finished_pass_keeps_the_newest_recipe(finished: Path) -> None:
-    """Students are trained by the recipe in the store."""
+def test_another_store_of_the_same_name_is_not_the_recorded_one(finished: Path) -> None:
+    """A recipe that is pointed elsewhere has a store to make."""
+    recipe = load_recipe(str(finished), [f"store.path={finished.parent}/elsewhere"])
+    assert not pass_record.is_recorded(recipe, pass_record.inputs_digest(recipe, parts_of(recipe)))
+
+
+def test_a_finished_pass_loads_nothing_heavy_and_writes_nothing(finished: Path) -> None:
+    before = contents(store_of(finished))
     ended = starts.start([*starts.COMMANDS["teacher run"], "--recipe", str(finished), "train.seed=7"])
     assert ended.returncode == 0, ended.stderr
-    assert "complete" in ended.stdout
+    assert "complete, nothing to do" in ended.stdout
     assert not starts.loaded(ended) & starts.HEAVY
-    assert load_recipe(str(store_of(finished) / "recipe.yaml")).train.seed == 7
-    assert main(["verify", str(store_of(finished))]) == 0
-    assert is_finished(finished)
+    assert contents(store_of(finished)) == before
 
 
 def test_what_tracking_has_not_sent_is_not_forgotten(finished: Path) -> None:
     finished.write_text(finished.read_text().replace("enabled: false", "enabled: true"))
     record = finished.parent / "runs/tiny/pass.json"
-    inputs = pass_record.inputs_digest(load_recipe(str(finished)))
+    recipe = load_recipe(str(finished))
+    inputs = pass_record.inputs_digest(recipe, parts_of(recipe))
     record.write_text(json.dumps({**json.loads(record.read_text()), "inputs": inputs}))
-    assert is_finished(finished)
+    assert is_recorded(finished)
     (record.parent / "tracking-student.jsonl").write_text("")
-    assert not is_finished(finished)
+    assert not is_recorded(finished)
 
 
 def test_speed_settings_may_differ(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,20 +173,21 @@ def test_another_recipe_is_refused_and_nothing_changes(
 def test_verify_finds_and_repair_restores(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["verify", str(store_of(made)), "--deep", "--rerun", "2"]) == 0
+    """With real workers, and processes that check side by side."""
+    assert main(["verify", str(store_of(made)), "--deep", "--rerun", "2", "--workers", "2"]) == 0
     store = tmp_path / "store"
     shutil.copytree(store_of(made), store)
     before = contents(store)
-    shard = sorted((store / "shards").glob("*.arrow"))[1]
-    for path in (shard, store / "sequences/part-00000.counts.arrow", store / "teacher/mlm_head.safetensors"):
+    shard = min((store / "shards/train/e001-p00000-0001").glob("*.arrow"))
+    for path in (shard, store / "sequences/train/part-00000.arrow", store / "teacher/model.safetensors"):
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 16
         path.write_bytes(data)
     (store / "tokenizer/tokenizer.json").unlink()
     capsys.readouterr()
-    assert main(["verify", str(store)]) != 0
+    assert main(["verify", str(store)]) == 3
     output = capsys.readouterr().out
-    for name in (f"shards/{shard.name}", "counts.arrow", "mlm_head.safetensors", "tokenizer.json"):
+    for name in (shard.name, "part-00000.arrow", "model.safetensors", "tokenizer.json"):
         assert name in output
     assert main(["verify", str(store), "--repair"]) == 0
     assert contents(store) == before
@@ -192,20 +197,10 @@ def test_repair_needs_a_recipe_it_can_trust(made: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(store_of(made), store)
     (store / "recipe.yaml").write_text((store / "recipe.yaml").read_text().replace("top_k: 5", "top_k: 7"))
-    with pytest.raises(UserError, match="give the recipe"):
+    (store / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"store\.top_k: 5 -> 7.*give the recipe"):
         main(["verify", str(store), "--repair"])
     assert main(["verify", str(store), "--repair", "--recipe", str(made)]) == 0
-
-
-def test_inspect_shows_a_sample(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plot = tmp_path / "kept.png"
-    assert main(["inspect", str(store_of(made)), "--sample", "3", "--replica", "1", "--plot", str(plot)]) == 0
-    output = capsys.readouterr().out
-    for words in ("sample 3, replica 1", "[MASK]", "mass kept by 5 at T = 2"):
-        assert words in output
-    assert plot.read_bytes()[1:4] == b"PNG"
-    with pytest.raises(UserError, match="has sequences 0 to"):
-        main(["inspect", str(store_of(made)), "--sample", "99999"])
 
 
 def test_added_tokens_and_rows_without_a_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,9 +215,10 @@ def test_added_tokens_and_rows_without_a_token(tmp_path: Path, capsys: pytest.Ca
     code, output = finish(start(recipe))
     assert code == 0, output
     store = open_store(str(store_of(recipe)))
-    shards = [store.shard(*shard).columns for shard in store.plan.shard_ids()]
+    reader = BlockReader(store, "train", ["input_ids", "masked_labels"])
+    blocks = [reader.rows(0, block) for block in range(store.splits["train"].plan.blocks_per_epoch)]
     ids, labels = (
-        np.concatenate([shard[name] for shard in shards]) for name in ("input_ids", "masked_labels")
+        np.concatenate([block[name] for block in blocks]) for name in ("input_ids", "masked_labels")
     )
     url = tokenizer.convert_tokens_to_ids("[URL]")
     assert (ids[:, 1] == url).all()
@@ -236,7 +232,18 @@ def test_added_tokens_and_rows_without_a_token(tmp_path: Path, capsys: pytest.Ca
     assert "id 1" in shown
 
 
-def test_validation_store_is_masked_once(made: Path) -> None:
-    names = [path.name for path in (made.parent / "runs/tiny/validation_store/shards").glob("*.arrow")]
+def test_held_out_text_is_masked_once(made: Path) -> None:
+    store = open_store(str(store_of(made)))
+    assert [store.splits[name].plan.masking_epochs for name in ("train", "validation")] == [2, 1]
+    names = [path.name for path in store_of(made).glob("tasks/validation/*")]
     assert names
-    assert all(name.startswith("r000-") for name in names)
+    assert all(name.startswith("e000-") for name in names)
+
+
+def test_a_store_of_its_own_place_needs_no_output(made: Path, tmp_path: Path) -> None:
+    """The store is complete in itself: moved elsewhere it is read without recipe, text or teacher."""
+    store = tmp_path / "moved"
+    shutil.copytree(store_of(made), store)
+    (store / "recipe.yaml").unlink()
+    assert main(["verify", str(store), "--deep"]) == 0
+    assert main(["inspect", str(store)]) == 0
