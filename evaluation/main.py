@@ -109,7 +109,7 @@ def _export_parser() -> argparse.ArgumentParser:
 
 def _export(arguments: Sequence[str]) -> int:
     options = _export_parser().parse_args(arguments)
-    from evaluation.exported import finished
+    from evaluation.devices.exported import finished
     from evaluation.models import local_directory, require_model
 
     with local_directory(options.model) as model:
@@ -117,7 +117,7 @@ def _export(arguments: Sequence[str]) -> int:
         summary = finished(model, options.output)
         if summary is None:
             storage.require_writable(options.output)
-            from evaluation.export import export
+            from evaluation.devices.export import export
 
             summary = export(model, options.output)
     lines = [[name, f"{size / 1e6:.2f} MB"] for name, size in summary["bytes"].items()]

@@ -8,9 +8,9 @@ import dataclasses
 from typing import Any
 
 from evaluation import names
+from evaluation.finetuning.scores import Results, complete, macro, medians, prepare, write_submission
 from evaluation.models import Candidate, local_directory
-from evaluation.scores import Results, complete, macro, medians, prepare, write_submission
-from evaluation.tasks import find_tasks
+from evaluation.tasks.catalogue import find_tasks
 from infra import console, storage
 from infra.errors import UserError
 from infra.locks import locked

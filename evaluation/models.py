@@ -17,7 +17,7 @@ from offline_teacher.families.positions import usable_length
 if TYPE_CHECKING:
     import torch
 
-    from evaluation.tasks import Task
+    from evaluation.tasks.task import Task
 
 WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"

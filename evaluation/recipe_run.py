@@ -9,11 +9,20 @@ import contextlib
 import json
 from typing import Any
 
-from evaluation import report
+from evaluation.devices.timed_rows import as_json, latency_part, latency_texts, measure_latency
+from evaluation.finetuning.scores import (
+    Plan,
+    Results,
+    complete,
+    estimates,
+    macro,
+    medians,
+    prepare,
+    write_submission,
+)
 from evaluation.models import body_parameters, weight_bytes
 from evaluation.recipe_rows import TEACHER, Rows, rows_of
-from evaluation.scores import Plan, Results, complete, estimates, macro, medians, prepare, write_submission
-from evaluation.timed_rows import as_json, latency_part, latency_texts, measure_latency
+from evaluation.report import tables
 from infra import storage, tracking
 from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.recipe import Recipe
@@ -43,7 +52,7 @@ def run_recipe(recipe: Recipe, predict_test: bool = False) -> int:
             recipe.save(directory)
             with tracking.start_run(recipe, "evaluation") as run:
                 content = _evaluate(recipe, rows, plan, key, run)
-    print(report.summary_table(content))
+    print(tables.summary_table(content))
     for note in content["notes"]:
         print(f"note: {note}")
     print(storage.join(directory, "report.md"))
@@ -52,14 +61,14 @@ def run_recipe(recipe: Recipe, predict_test: bool = False) -> int:
 
 def _evaluate(recipe: Recipe, rows: Rows, plan: Plan, key: str, run: tracking.Run) -> dict[str, Any]:
     """Runs, latency, files, tracking. report.json comes last: it says that all the rest is there."""
-    from evaluation import devices
+    from evaluation.devices import exports
 
     directory = recipe.evaluation_dir
     results = complete(plan, recipe.evaluation.workers)
     content = build_report(recipe, rows, results, key)
-    report.add_comparisons(content["rows"], *estimates(plan))
+    tables.add_comparisons(content["rows"], *estimates(plan))
     content["devices"] = {
-        name: devices.export_all(
+        name: exports.export_all(
             [job for job in plan.jobs if job.candidate.name == name],
             plan.splits,
             results[name],
@@ -161,13 +170,13 @@ def build_report(recipe: Recipe, rows: Rows, results: Results, key: str) -> dict
         "rows": found,
         "latency_rows": references,
         "notes": list(dict.fromkeys([*rows.notes, *(note for run in runs for note in run["notes"])])),
-        "paper": report.PAPER,
+        "paper": tables.PAPER,
     }
 
 
 def write_files(rows: Rows, content: dict[str, Any], directory: str) -> list[str]:
     """Plots and report.md; the paths written."""
-    from evaluation import plots
+    from evaluation.report import plots
 
     images = {"score_latency.png": plots.score_against_latency(content)}
     if TEACHER in content["rows"]:
@@ -179,7 +188,7 @@ def write_files(rows: Rows, content: dict[str, Any], directory: str) -> list[str
     curves = plots.loss_curves(histories)
     if curves is not None:
         images["loss_curves.png"] = curves
-    files = {**images, "report.md": report.to_markdown(content, list(images)).encode()}
+    files = {**images, "report.md": tables.to_markdown(content, list(images)).encode()}
     for name, data in files.items():
         storage.publish_bytes(storage.join(directory, name), data)
     return [storage.join(directory, name) for name in files]
@@ -212,7 +221,7 @@ def track(run: tracking.Run, rows: Rows, content: dict[str, Any]) -> None:
 
 def numbers(content: dict[str, Any]) -> dict[str, float]:
     """``student/CoLA/matthews``, ``teacher/latency/p50_ms``, ... of the report's rows."""
-    from evaluation.devices import NUMBERS
+    from evaluation.devices.exports import NUMBERS
 
     found: dict[str, float] = {}
 

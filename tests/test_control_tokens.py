@@ -9,10 +9,13 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from evaluation import finetune, latency, squad
+from evaluation.devices import latency
+from evaluation.finetuning import finetune
 from evaluation.models import load_tokenizer
-from evaluation.squad import Question
-from evaluation.tasks import Split, find_task
+from evaluation.tasks import squad
+from evaluation.tasks.catalogue import find_task
+from evaluation.tasks.squad import Question
+from evaluation.tasks.task import Split
 from offline_teacher.packing import load_encoder
 
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

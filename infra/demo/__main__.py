@@ -21,7 +21,7 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 RANKS = 2
 NEXT = """Look at {recipe.evaluation_dir}/retention.png, then at
   {recipe.evaluation_dir}/report.md                     every metric, latency, int8 exports
-  python -m offline_teacher.main inspect {recipe.store_dir}   what the teacher said of one sequence
+  python -m offline_teacher.main inspect {recipe.store_path}   what the teacher said of one sequence
   make ui                                               the tracked runs"""
 
 
@@ -55,7 +55,7 @@ def main() -> None:
         _say(f"$ {shlex.join(words)}  (about {seconds})")
         run_stage(words, environment, Path(recipe.root) / "logs" / f"{name}.log")
     report = storage.read_json(f"{recipe.evaluation_dir}/report.json")
-    student = storage.read_json(f"{recipe.student_dir}/model.json")
+    student = storage.read_json(storage.join(recipe.run("student").directory, "model.json"))
     _say(f"\n{summary(report, student['results']['validation'])}\n")
     _say(
         f"Scores: percent, medians of {len(report['seeds'])} seeds [95 % intervals over examples and seeds]."

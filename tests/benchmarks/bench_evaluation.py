@@ -23,12 +23,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from evaluation.finetune import device, encode, loss_for, score
-from evaluation.metrics import task_score
+from evaluation.finetuning.finetune import device, encode, loss_for, score
+from evaluation.finetuning.training import Schedule, fit
+from evaluation.measures.metrics import task_score
+from evaluation.measures.predictions import Answers, score_split
 from evaluation.models import Candidate, load_model, load_tokenizer
-from evaluation.predictions import Answers, score_split
-from evaluation.tasks import Split, Task, find_task, load
-from evaluation.training import Schedule, fit
+from evaluation.tasks.catalogue import find_task
+from evaluation.tasks.loading import load
+from evaluation.tasks.task import Split, Task
 from tests.benchmarks.results import Row, row
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from evaluation.export import TOLERANCE, export_model, sample_inputs
-from evaluation.exported import FLOAT32, INT8, INT8_ORT
-from evaluation.onnx_model import open_session, session_runner
+from evaluation.devices.export import TOLERANCE, export_model, sample_inputs
+from evaluation.devices.exported import FLOAT32, INT8, INT8_ORT
+from evaluation.devices.onnx_model import open_session, session_runner
 
 LENGTH, SENTENCES, REPEATS = 32, 10, 7
 TEACHER = Path(__file__).resolve().parents[3] / "shared" / "teacher"

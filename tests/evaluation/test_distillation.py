@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import distillation, outputs_store
-from evaluation.distillation import TEACHER, TOKENS, distilled
-from evaluation.finetune import loss_for
+from evaluation.finetuning import distillation, outputs_store
+from evaluation.finetuning.distillation import TEACHER, TOKENS, distilled
+from evaluation.finetuning.finetune import loss_for
+from evaluation.finetuning.outputs_store import OutputsSpec, read_outputs, store_outputs
+from evaluation.finetuning.scores import complete, prepare
 from evaluation.models import Candidate
-from evaluation.outputs_store import OutputsSpec, read_outputs, store_outputs
-from evaluation.scores import complete, prepare
-from evaluation.tasks import find_task
+from evaluation.tasks.catalogue import find_task
 from infra.errors import UserError
 from infra.sections import Evaluation
 

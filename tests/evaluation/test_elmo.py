@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import elmo
+from evaluation.devices import elmo
 
 
 @pytest.fixture

@@ -11,14 +11,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation import export, finetune
-from evaluation.exported import FLOAT32, INT8, INT8_ORT
-from evaluation.finetune import save
+from evaluation.devices import export
+from evaluation.devices.exported import FLOAT32, INT8, INT8_ORT
+from evaluation.devices.onnx_model import OnnxModel, open_session, run_session
+from evaluation.devices.quantisation import quantise_rows
+from evaluation.finetuning import finetune
+from evaluation.finetuning.finetune import save
 from evaluation.main import main
 from evaluation.models import Candidate, load_model, load_tokenizer
-from evaluation.onnx_model import OnnxModel, open_session, run_session
-from evaluation.quantisation import quantise_rows
-from evaluation.tasks import find_task, load
+from evaluation.tasks.catalogue import find_task
+from evaluation.tasks.loading import load
 from infra.errors import UserError
 from tests.starts import COMMANDS, HEAVY, loaded, start
 

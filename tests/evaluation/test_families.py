@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
-from evaluation import export, latency
-from evaluation.exported import FLOAT32
-from evaluation.finetune import save
+from evaluation.devices import export, latency
+from evaluation.devices.exported import FLOAT32
+from evaluation.devices.onnx_model import open_session, run_session
+from evaluation.devices.timed_rows import measure_latency
+from evaluation.finetuning.finetune import save
 from evaluation.main import main
 from evaluation.models import Candidate, load_model, load_tokenizer
-from evaluation.onnx_model import open_session, run_session
-from evaluation.tasks import find_task
-from evaluation.timed_rows import measure_latency
+from evaluation.tasks.catalogue import find_task
 from infra.errors import UserError
 from infra.sections import Evaluation
 from tests.evaluation.conftest import FILLER, WORDS, save_encoder, save_roberta, write_pairs, write_task

@@ -12,12 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation import finetune, predictions, training
-from evaluation.jobs import Job, load_splits, median_seed
+from evaluation.finetuning import finetune, training
+from evaluation.finetuning.jobs import Job, load_splits, median_seed
+from evaluation.finetuning.scores import complete, medians, prepare
+from evaluation.finetuning.training import Encoded, Schedule, bucketed_batches
+from evaluation.measures import predictions
 from evaluation.models import Candidate, load_model, load_tokenizer
-from evaluation.scores import complete, medians, prepare
-from evaluation.tasks import find_task
-from evaluation.training import Encoded, Schedule, bucketed_batches
+from evaluation.tasks.catalogue import find_task
 from infra import storage
 from infra.cpu_dropout import use_cheap_dropout
 from infra.errors import UserError
@@ -294,7 +295,7 @@ def test_test_predictions_make_a_submission(
     import io
     import zipfile
 
-    from evaluation.scores import write_submission
+    from evaluation.finetuning.scores import write_submission
 
     data = make_task(tmp_path / "data", 32)
     (tmp_path / "data/SST-2/test.tsv").write_text("index\tsentence\n0\tthe fine film\n1\tdull\n")

@@ -9,12 +9,12 @@ import pytest
 from scipy.special import ndtr
 from scipy.stats import t
 
-from evaluation import measures, metrics
-from evaluation.measures import Component, Estimates, Scorer
+from evaluation.measures import intervals, metrics
+from evaluation.measures.intervals import Component, Estimates, Scorer
 
 
 def test_every_metric_has_its_form_for_resamples() -> None:
-    assert measures.METRICS.keys() == metrics.METRICS.keys()
+    assert intervals.METRICS.keys() == metrics.METRICS.keys()
 
 
 def random_vectors(name: str, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -32,8 +32,8 @@ def test_a_resample_scores_as_its_repeated_examples_do(name: str) -> None:
     generator = np.random.default_rng(0)
     for _ in range(200):
         predicted, expected = random_vectors(name, generator)
-        weights = measures._occurrences(generator, 3, len(predicted))
-        found = measures.METRICS[name](predicted, expected, weights)
+        weights = intervals._occurrences(generator, 3, len(predicted))
+        found = intervals.METRICS[name](predicted, expected, weights)
         for column, value in zip(weights.T.astype(int), found, strict=True):
             resample = np.repeat(predicted, column), np.repeat(expected, column)
             assert value == pytest.approx(metrics.METRICS[name](*resample), abs=1e-9)
@@ -44,7 +44,7 @@ def test_constant_vectors_score_zero(name: str) -> None:
     constant, other = np.full(30, 0.1, np.float32), np.arange(30) % 2
     if name not in ("pearson", "spearman"):
         constant, other = np.zeros(30, int), np.ones(30, int)
-    found = measures.METRICS[name](constant, other, np.ones((30, 1)))
+    found = intervals.METRICS[name](constant, other, np.ones((30, 1)))
     assert found.tolist() == [0.0]
 
 
@@ -54,12 +54,12 @@ def test_a_resample_of_one_example_again_and_again_scores_zero(name: str) -> Non
     first, second = np.random.default_rng(0).normal(3, 1, (2, 49)).astype(np.float32)
     if name not in ("pearson", "spearman"):
         first, second = np.zeros(49, int), np.ones(49, int)
-    assert measures.METRICS[name](first, second, 49 * np.eye(49)).tolist() == [0.0] * 49
+    assert intervals.METRICS[name](first, second, 49 * np.eye(49)).tolist() == [0.0] * 49
 
 
 def test_resamples_hold_as_many_examples_as_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measures, "CELLS", 70)
-    chunks = list(measures.resamples({"dev_matched": 10, "dev_mismatched": 4}, count=20))
+    monkeypatch.setattr(intervals, "CELLS", 70)
+    chunks = list(intervals.resamples({"dev_matched": 10, "dev_mismatched": 4}, count=20))
     assert [chunk["dev_matched"].shape for chunk in chunks] == [(10, 7), (10, 7), (10, 6)]
     assert all((chunk["dev_mismatched"].sum(axis=0) == 4).all() for chunk in chunks)
     together = np.concatenate([chunk["dev_matched"] for chunk in chunks], axis=1)
@@ -69,7 +69,7 @@ def test_resamples_hold_as_many_examples_as_the_set(monkeypatch: pytest.MonkeyPa
 
 def test_variance_of_medians() -> None:
     numbers = np.random.default_rng(0).standard_normal((400_000, 5))
-    for count, factor in measures.MEDIAN_VARIANCE.items():
+    for count, factor in intervals.MEDIAN_VARIANCE.items():
         found = count * np.var(np.median(numbers[:, :count], axis=1))
         assert factor == pytest.approx(found, rel=0.01)
 
@@ -83,9 +83,9 @@ def estimate(*models: list[np.ndarray], expected: np.ndarray, metric: str = "acc
     """Of the class ids that the seeds of each model predicted."""
 
     def scorer(predicted: np.ndarray) -> Scorer:
-        return lambda weights: measures.METRICS[metric](predicted, expected, weights["dev"])
+        return lambda weights: intervals.METRICS[metric](predicted, expected, weights["dev"])
 
-    return measures.estimate(
+    return intervals.estimate(
         [[scorer(predicted) for predicted in seeds] for seeds in models], {"dev": len(expected)}
     )
 
@@ -104,7 +104,7 @@ def width(interval: tuple[float, float]) -> float:
 
 def test_one_seed_is_an_interval_over_examples() -> None:
     found = estimate([answers(160)], expected=LABELS)
-    low, high = measures.interval(found, ONE)
+    low, high = intervals.interval(found, ONE)
     half = t.ppf(0.975, 199) * np.sqrt(0.8 * 0.2 / 200)
     assert (low, high) == (pytest.approx(0.8 - half, abs=0.006), pytest.approx(0.8 + half, abs=0.006))
     assert len(found.components) == 1
@@ -112,7 +112,7 @@ def test_one_seed_is_an_interval_over_examples() -> None:
 
 def test_seeds_that_agree_add_nothing() -> None:
     one, three = (estimate([answers(160)] * seeds, expected=LABELS) for seeds in (1, 3))
-    assert measures.interval(three, ONE) == measures.interval(one, ONE)
+    assert intervals.interval(three, ONE) == intervals.interval(one, ONE)
 
 
 def test_seeds_that_err_on_other_examples_add_nothing_twice() -> None:
@@ -120,8 +120,8 @@ def test_seeds_that_err_on_other_examples_add_nothing_twice() -> None:
     generator = np.random.default_rng(0)
     seeds = [generator.permutation(answers(160)) for _ in range(3)]
     assert len(estimate(seeds, expected=LABELS).components) == 1
-    assert width(measures.interval(estimate(seeds, expected=LABELS), ONE)) < width(
-        measures.interval(estimate(seeds[:1], expected=LABELS), ONE)
+    assert width(intervals.interval(estimate(seeds, expected=LABELS), ONE)) < width(
+        intervals.interval(estimate(seeds[:1], expected=LABELS), ONE)
     )
 
 
@@ -133,32 +133,32 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     assert 0.9 < share < 1  # the rest is what the examples between them explain
     assert component.freedom == pytest.approx(2 * share**2)
     assert found.scores.tolist() == [0.8]
-    assert width(measures.interval(found, ONE)) > 4 * 2 * np.sqrt(variance / 3)
+    assert width(intervals.interval(found, ONE)) > 4 * 2 * np.sqrt(variance / 3)
 
 
 def test_models_are_compared_on_the_same_examples() -> None:
     first, second = answers(160), answers(162)  # 158 and more in common
     found = estimate([first], [second], expected=LABELS)
-    low, high = measures.interval(found, np.asarray([-1.0, 1.0]))
+    low, high = intervals.interval(found, np.asarray([-1.0, 1.0]))
     assert low < 0.01 < high
-    apart = width(measures.interval(found, np.asarray([1.0, 0.0])))
+    apart = width(intervals.interval(found, np.asarray([1.0, 0.0])))
     assert high - low < apart / 3  # independent dev sets: 1.4 times as wide as one
     same = estimate([first], [first], expected=LABELS)
-    assert width(measures.interval(same, np.asarray([-1.0, 1.0]))) == pytest.approx(0, abs=1e-9)
+    assert width(intervals.interval(same, np.asarray([-1.0, 1.0]))) == pytest.approx(0, abs=1e-9)
 
 
 def test_the_mean_of_two_tasks_is_known_better() -> None:
     task = Estimates(np.asarray([0.6, 0.7]), (Component(np.diag([0.01, 0.02]), 50.0),))
     other = Estimates(np.asarray([0.8, 0.7]), task.components)
-    found = measures.mean([task, other])
-    low, high = measures.interval(found, np.asarray([1.0, 0.0]))
+    found = intervals.mean([task, other])
+    low, high = intervals.interval(found, np.asarray([1.0, 0.0]))
     half = t.ppf(0.975, 100) * 0.1 / np.sqrt(2)
     assert (low, high) == (pytest.approx(0.7 - half), pytest.approx(0.7 + half))
 
 
 def test_the_same_predictions_give_the_same_bits() -> None:
     seeds = [answers(right) for right in (120, 160, 180)]
-    first, second = (measures.interval(estimate(seeds, expected=LABELS), ONE) for _ in range(2))
+    first, second = (intervals.interval(estimate(seeds, expected=LABELS), ONE) for _ in range(2))
     assert first == second
 
 
@@ -187,7 +187,7 @@ def truth(metric: str, skill: float) -> float:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """200 resamples, for thousands of estimates."""
-    monkeypatch.setattr(measures, "resamples", partial(measures.resamples, count=200))
+    monkeypatch.setattr(intervals, "resamples", partial(intervals.resamples, count=200))
 
 
 @pytest.mark.usefixtures("quick")
@@ -203,7 +203,7 @@ def test_intervals_hold_the_truth(metric: str, size: int, spread: float) -> None
         found = estimate(
             predictions(generator, labels, 0.8, spread, hardness), expected=labels, metric=metric
         )
-        low, high = measures.interval(found, ONE)
+        low, high = intervals.interval(found, ONE)
         held += low <= truth(metric, 0.8) <= high
     assert 0.92 <= held / repeats <= 0.98
 
@@ -223,7 +223,7 @@ def test_the_interval_of_the_gap_holds_the_truth() -> None:
         labels = (generator.random(300) < 0.4).astype(int)
         hardness = generator.standard_normal(300) * np.sqrt(0.6)
         models = [predictions(generator, labels, skill, 0.1, hardness) for skill in skills]
-        ratio = measures.gap_closed(estimate(*models, expected=labels), 0, 1, 2)
+        ratio = intervals.gap_closed(estimate(*models, expected=labels), 0, 1, 2)
         assert ratio is not None
         low, high = ratio.interval or (-np.inf, np.inf)
         held += low <= expected <= high
@@ -237,7 +237,7 @@ def three(scores: tuple[float, float, float], error: float) -> Estimates:
 
 def test_the_interval_of_a_ratio_is_every_ratio_not_ruled_out() -> None:
     found = three((0.7, 0.5, 0.8), 0.04)
-    ratio = measures.gap_closed(found, 0, 1, 2)
+    ratio = intervals.gap_closed(found, 0, 1, 2)
     assert ratio is not None
     assert ratio.interval is not None
     assert ratio.value == pytest.approx(2 / 3)
@@ -249,17 +249,17 @@ def test_the_interval_of_a_ratio_is_every_ratio_not_ruled_out() -> None:
 
 
 def test_a_gap_that_may_be_none_has_no_interval() -> None:
-    ratio = measures.gap_closed(three((0.7, 0.5, 0.8), 0.2), 0, 1, 2)
-    assert ratio == measures.Ratio(pytest.approx(2 / 3), None)
-    assert measures.gap_closed(three((0.7, 0.8, 0.8), 0.01), 0, 1, 2) is None
-    assert measures.gap_closed(three((0.7, 0.9, 0.8), 0.01), 0, 1, 2) is None
+    ratio = intervals.gap_closed(three((0.7, 0.5, 0.8), 0.2), 0, 1, 2)
+    assert ratio == intervals.Ratio(pytest.approx(2 / 3), None)
+    assert intervals.gap_closed(three((0.7, 0.8, 0.8), 0.01), 0, 1, 2) is None
+    assert intervals.gap_closed(three((0.7, 0.9, 0.8), 0.01), 0, 1, 2) is None
 
 
 def test_retention_of_independent_errors() -> None:
-    ratio = measures.retention(three((0.6, 0.5, 0.8), 0.001), 0, 2)
+    ratio = intervals.retention(three((0.6, 0.5, 0.8), 0.001), 0, 2)
     assert ratio is not None
     assert ratio.interval is not None
     assert ratio.value == pytest.approx(0.75)
     half = t.ppf(0.975, 100) * 0.001 * np.sqrt(1 + 0.75**2) / 0.8  # delta method
     assert ratio.interval == (pytest.approx(0.75 - half, abs=1e-5), pytest.approx(0.75 + half, abs=1e-5))
-    assert measures.retention(three((0.6, 0.5, 0.0), 0.001), 0, 2) is None
+    assert intervals.retention(three((0.6, 0.5, 0.0), 0.001), 0, 2) is None

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from datasets import ClassLabel
 
-from evaluation.tasks import GLUE, TASKS, Split, find_task, find_tasks, load
+from evaluation.tasks.catalogue import GLUE, TASKS, find_task, find_tasks
+from evaluation.tasks.loading import load
+from evaluation.tasks.task import Split
 from infra.errors import UserError
 
 PARSES = "binary1\tbinary2\tparse1\tparse2"

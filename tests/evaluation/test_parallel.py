@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import parallel
+from evaluation.finetuning import parallel
+from evaluation.finetuning.scores import complete, prepare
 from evaluation.models import Candidate
-from evaluation.scores import complete, prepare
 from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.sections import Evaluation
 

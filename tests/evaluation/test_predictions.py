@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from evaluation import predictions
-from evaluation.metrics import task_score
-from evaluation.predictions import Answers, Predictions
-from evaluation.tasks import Task, find_task
+from evaluation.measures import predictions
+from evaluation.measures.metrics import task_score
+from evaluation.measures.predictions import Answers, Predictions
+from evaluation.tasks.catalogue import find_task
+from evaluation.tasks.task import Task
 from infra import storage
 from infra.errors import UserError
 

@@ -13,7 +13,7 @@ import pytest
 
 from evaluation.models import load_model, load_tokenizer
 from evaluation.recipe_rows import Rows, rows_of
-from evaluation.tasks import find_task
+from evaluation.tasks.catalogue import find_task
 from infra import storage
 from infra.errors import UserError
 from infra.recipe import Recipe

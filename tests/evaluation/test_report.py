@@ -7,9 +7,9 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection
 
-from evaluation import plots, report
-from evaluation.measures import Component, Estimates, mean
+from evaluation.measures.intervals import Component, Estimates, mean
 from evaluation.recipe_run import numbers
+from evaluation.report import plots, tables
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -40,7 +40,7 @@ def estimates(rows: dict[str, dict[str, Any]], error: float = 0.02) -> dict[str,
 
 def compare(rows: dict[str, dict[str, Any]], error: float = 0.02) -> None:
     tasks = estimates(rows, error)
-    report.add_comparisons(rows, tasks, mean(list(tasks.values())))
+    tables.add_comparisons(rows, tasks, mean(list(tasks.values())))
 
 
 def three_rows() -> dict[str, dict[str, Any]]:
@@ -120,7 +120,7 @@ def test_intervals_of_scores(content: dict[str, Any]) -> None:
 
 
 def test_markdown_shows_every_number(content: dict[str, Any]) -> None:
-    text = report.to_markdown(content, ["retention.png"])
+    text = tables.to_markdown(content, ["retention.png"])
     expected = [
         "|  | teacher | student | undistilled | gap closed |",
         "| CoLA | 40.0 [36.1, 43.9] | 30.0 [26.1, 33.9] | 0.0 [-3.9, 3.9] | 75 % [63, 88] |",
@@ -152,7 +152,7 @@ def test_the_table_fits_a_terminal(content: dict[str, Any]) -> None:
         one["intervals"]["scores"] = dict.fromkeys(names, {"low": 0.998, "high": 1.0})
         one["gap_closed_by_task"] = dict.fromkeys(names, 1.001)
         one["intervals"]["gap_closed_by_task"] = dict.fromkeys(names, {"low": -0.5, "high": 1.25})
-    table = report.summary_table(content)
+    table = tables.summary_table(content)
     assert max(map(len, table.splitlines())) <= 120
     assert "STS-B           99.9 [99.8, 100.0]" in table
     assert "100 % [-50, 125]" in table
@@ -160,14 +160,14 @@ def test_the_table_fits_a_terminal(content: dict[str, Any]) -> None:
 
 def test_one_seed_is_said(content: dict[str, Any]) -> None:
     content["seeds"] = [7]
-    assert "of one seed [95 % intervals over examples, not over seeds]" in report.summary_table(content)
+    assert "of one seed [95 % intervals over examples, not over seeds]" in tables.summary_table(content)
 
 
 def test_a_second_student_has_its_own_gap(content: dict[str, Any]) -> None:
     rows = {name: content["rows"][name] for name in ("teacher", "student")}
     rows |= {"student (D)": row(0.32, 0.89, 1, "undistilled"), "undistilled": content["rows"]["undistilled"]}
     compare(rows)
-    header, *_ = report.summary_table(content | {"rows": rows}).splitlines()
+    header, *_ = tables.summary_table(content | {"rows": rows}).splitlines()
     assert header.split("  ")[-1].strip() == "gap, student (D)"
     assert rows["student (D)"]["gap_closed_by_task"]["CoLA"] == pytest.approx(0.8)
 
@@ -192,13 +192,13 @@ def test_every_student_is_compared_with_its_own_undistilled_form(content: dict[s
     assert rows["other"]["gap_closed_by_task"]["CoLA"] == pytest.approx(0.9)
     assert rows["undistilled tiny"]["gap_closed"] is None
     family = content | {"rows": rows, "students": ["half", "tiny", "other"]}
-    overview = report.summary_table(family).splitlines()
+    overview = tables.summary_table(family).splitlines()
     assert [line.split("  ")[0] for line in overview[2:8]] == list(rows)
     assert max(map(len, overview)) <= 110
     tiny = next(line for line in overview if line.startswith("tiny"))
     assert "50.0 [47.2, 52.8]" in tiny  # macro
     assert "77 % [72, 82]" in tiny  # retention
-    text = report.to_markdown(family, [])
+    text = tables.to_markdown(family, [])
     assert "| tiny | 50.0 [47.2, 52.8] | 77 % [72, 82] | 40 % [" in text
     assert "| gap, half | gap, tiny | gap, other |" in text
 
@@ -208,7 +208,7 @@ def test_without_a_teacher_scores_stand_alone(content: dict[str, Any]) -> None:
     compare(rows)
     assert all(one["retention"] is None and one["gap_closed"] is None for one in rows.values())
     family = content | {"rows": rows, "students": ["half", "tiny", "other"]}
-    text = report.to_markdown(family, ["score_latency.png"])
+    text = tables.to_markdown(family, ["score_latency.png"])
     assert "| half | 60.0 [57.2, 62.8] |  |  | 17.00 M |" in text
     assert "retention |" not in text.split("## Every metric")[0].replace("| retention | gap closed |", "")
     assert "unclear" not in text.split("Scores:")[0]

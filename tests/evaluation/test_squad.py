@@ -9,10 +9,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation import squad
+from evaluation.finetuning.scores import complete, prepare
 from evaluation.models import Candidate, load_tokenizer
-from evaluation.scores import complete, prepare
-from evaluation.squad import Question
+from evaluation.tasks import squad
+from evaluation.tasks.squad import Question
 from infra.sections import Evaluation
 
 LONG = " ".join(["the", "film", "is", "very"] * 30)
@@ -107,7 +107,8 @@ def test_learns_to_find_a_word(encoder: str, tmp_path: Path) -> None:
 
 
 def test_shared_answers_are_whole_in_some_window(shared_dir: Path) -> None:
-    from evaluation.tasks import find_task, load
+    from evaluation.tasks.catalogue import find_task
+    from evaluation.tasks.loading import load
 
     questions = load(find_task("SQuAD"), "dev", str(shared_dir / "data")).questions
     tokenizer = load_tokenizer(str(shared_dir / "teacher"))

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from offline_teacher.store.sealed import content_digest, seal
 
-from evaluation.squad import read_questions
-from evaluation.tasks import find_task, load
+from evaluation.tasks.catalogue import find_task
+from evaluation.tasks.loading import load
+from evaluation.tasks.squad import read_questions
 from infra import storage
 from infra.recipe import load_recipe
 from infra.sections import Corpus

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation.squad import read_questions
+from evaluation.tasks.squad import read_questions
 from infra.errors import LONGEST_MESSAGE, UserError
 from infra.sections import Corpus
 from offline_teacher.corpus import documents, parts

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.tasks import Split, find_task, load
+from evaluation.tasks.catalogue import find_task
+from evaluation.tasks.loading import load
+from evaluation.tasks.task import Split
 from infra.demo.language import SEEN, documents, read_language
 from infra.demo.make_teacher import build_tokenizer
 from infra.demo.tasks import TASKS, Task, task_files

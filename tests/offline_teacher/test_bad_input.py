@@ -242,7 +242,11 @@ REFUSED: dict[str, tuple[Spoil, list[str], str]] = {
     "another language": (write("text.txt", FOREIGN), [], "corpus.path: no token of what was read can be"),
     "no document": (write("text.txt", " \n\n"), [], "no usable document in 1 places of the corpus: 2 x"),
     "strict": (write("text.txt", "ba do\n\n"), ["corpus.strict=true"], "text.txt, line 2: empty document"),
-    "layers": (nothing, ["student.layers=[0, 2]"], "student.layers: there is no layer 2; the teacher has 0 to 1"),
+    "layers": (
+        nothing,
+        ["student.layers=[0, 2]"],
+        "student.layers: there is no layer 2; the teacher has 0 to 1",
+    ),
     "NaN": (broken_weights, ["teacher.dtype=float32"], "hidden states of {root}/model in float32 are not"),
     "Arrow": (write("text.txt", b"ARROW1\0\0"), [], "text.txt: is an Arrow file; set corpus.source: hub"),
 }

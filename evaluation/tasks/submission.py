@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evaluation.tasks import Task
+from evaluation.tasks.task import Task
 
 
 def prediction_file(task: Task, index: Sequence[str], predicted: np.ndarray) -> str:

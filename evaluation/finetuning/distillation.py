@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from evaluation.outputs_store import OutputsSpec, read_outputs
-from evaluation.tasks import Split, Task
-from evaluation.training import Encoded, Loss, Targets
+from evaluation.finetuning.outputs_store import OutputsSpec, read_outputs
+from evaluation.finetuning.training import Encoded, Loss, Targets
+from evaluation.tasks.task import Split, Task
 from infra import storage
 
 TEACHER, TOKENS = "teacher", "tokens"

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from evaluation.model_inputs import inputs_of
-from evaluation.vocabulary import only_tokens_of
+from evaluation.finetuning.model_inputs import inputs_of
+from evaluation.finetuning.vocabulary import only_tokens_of
 from infra.cpu_dropout import use_cheap_dropout
 from infra.errors import UserError
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.latency import Inputs, Runner
+from evaluation.devices.latency import Inputs, Runner
 
 
 def open_session(path: str, threads: int = 1) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from evaluation.official import Table
-from evaluation.squad import Question
+from evaluation.tasks.official import Table
+from evaluation.tasks.squad import Question
 from infra.errors import UserError
 
 

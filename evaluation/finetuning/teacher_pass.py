@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from evaluation import distillation, finetune, training
-from evaluation.jobs import Job
+from evaluation.finetuning import distillation, finetune, training
+from evaluation.finetuning.jobs import Job
+from evaluation.finetuning.outputs_store import Predict, store_outputs
+from evaluation.finetuning.training import Encoded
 from evaluation.models import Candidate, load_model, load_tokenizer
-from evaluation.outputs_store import Predict, store_outputs
-from evaluation.tasks import Split
-from evaluation.training import Encoded
+from evaluation.tasks.task import Split
 from infra import console
 
 BATCH_SIZE = 64

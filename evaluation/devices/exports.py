@@ -8,15 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation import elmo, finetune, latency
-from evaluation.export import export, export_model
-from evaluation.exported import FLOAT32, INT8
-from evaluation.jobs import MODEL, Job, median_seed
-from evaluation.latency import Inputs, Runner
-from evaluation.metrics import task_score
+from evaluation.devices import elmo, latency
+from evaluation.devices.export import export, export_model
+from evaluation.devices.exported import FLOAT32, INT8
+from evaluation.devices.latency import Inputs, Runner
+from evaluation.devices.onnx_model import OnnxModel, open_session, session_runner
+from evaluation.finetuning import finetune
+from evaluation.finetuning.jobs import MODEL, Job, median_seed
+from evaluation.measures.metrics import task_score
 from evaluation.models import Candidate, load_model, load_tokenizer, parameters
-from evaluation.onnx_model import OnnxModel, open_session, session_runner
-from evaluation.tasks import Split, find_task
+from evaluation.tasks.catalogue import find_task
+from evaluation.tasks.task import Split
 from infra import console, storage
 from infra.sections import Evaluation
 

@@ -21,9 +21,9 @@ Keys of report.json (scores are fractions, times seconds unless the name says ot
       gap_closed         (macro - undistilled) / (teacher - undistilled); null for these two rows, without one
                          of them, or where the teacher is not the better one
       gap_closed_by_task the same a task
-      intervals          low and high end of the 95 % interval (evaluation/measures.py) of the value of the
-                         same name: scores.<task>, macro, retention, retention_by_task.<task>, gap_closed,
-                         gap_closed_by_task.<task>; null where the data do not bound a ratio
+      intervals          low and high end of the 95 % interval (evaluation/measures/intervals.py) of the value
+                         of the same name: scores.<task>, macro, retention, retention_by_task.<task>,
+                         gap_closed, gap_closed_by_task.<task>; null where the data do not bound a ratio
       parameters         number of them, without a task head
       bytes              of the directory's safetensors files; null where there is no such directory
       latency            total_seconds, p50_ms, p95_ms, p99_ms, throughput.<batch size> (sentences/s)
@@ -33,7 +33,7 @@ Keys of report.json (scores are fractions, times seconds unless the name says ot
       seed, score        of that model in torch
       int8_score         the same model in int8, on the dev sets; int8_metrics: metric by metric
       int8_lost          score - int8_score
-      kind, bytes, int8_size_ratio, difference   as in export.json, see evaluation/export.py
+      kind, bytes, int8_size_ratio, difference   as in export.json, see evaluation/devices/export.py
     notes                differences from the official data sets
     paper                the reference rows of arXiv 1910.01108 (percent)
 """
@@ -45,9 +45,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluation import measures
-from evaluation.exported import FLOAT32, INT8
-from evaluation.measures import Estimates, Ratio
+from evaluation.devices.exported import FLOAT32, INT8
+from evaluation.measures import intervals
+from evaluation.measures.intervals import Estimates, Ratio
 from evaluation.recipe_rows import TEACHER
 from infra import console
 
@@ -93,20 +93,20 @@ def add_comparisons(
 
 def _score_ends(estimates: Estimates, place: int) -> dict[str, float]:
     """Of a score, which is in [-1, 1]."""
-    low, high = measures.interval(estimates, np.eye(len(estimates.scores))[place])
+    low, high = intervals.interval(estimates, np.eye(len(estimates.scores))[place])
     return {"low": max(low, -1.0), "high": min(high, 1.0)}
 
 
 def _retention(estimates: Estimates, names: list[str], name: str, row: Mapping[str, Any]) -> Ratio | None:
     if name == TEACHER or TEACHER not in names:
         return None
-    return measures.retention(estimates, names.index(name), names.index(TEACHER))
+    return intervals.retention(estimates, names.index(name), names.index(TEACHER))
 
 
 def _gap_closed(estimates: Estimates, names: list[str], name: str, row: Mapping[str, Any]) -> Ratio | None:
     if TEACHER not in names or row["undistilled"] is None:
         return None
-    return measures.gap_closed(estimates, *map(names.index, (name, row["undistilled"], TEACHER)))
+    return intervals.gap_closed(estimates, *map(names.index, (name, row["undistilled"], TEACHER)))
 
 
 def _parts(ratio: Ratio | None) -> tuple[float | None, dict[str, float] | None]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from evaluation.latency import Inputs, Runner
+from evaluation.devices.latency import Inputs, Runner
 
 LABEL = "ELMo-size (random weights)"
 FILTERS = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))

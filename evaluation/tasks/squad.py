@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluation.metrics import squad_scores
+from evaluation.measures.metrics import squad_scores
 from infra import storage
 from infra.control_tokens import tokenize
 from infra.errors import UserError
 
 if TYPE_CHECKING:
-    from evaluation.training import Encoded
+    from evaluation.finetuning.training import Encoded
 
 MAX_ANSWER_TOKENS = 30
 N_BEST = 20
@@ -141,7 +141,7 @@ class Windows:
 
 def encode(tokenizer: Any, questions: Sequence[Question], max_length: int) -> Windows:
     """Tokenize into windows of at most ``max_length`` tokens overlapping by a third (at most 128)."""
-    from evaluation.training import Encoded
+    from evaluation.finetuning.training import Encoded
 
     texts = [_shorten(tokenizer, item.question, min(64, max_length // 4)) for item in questions]
     output = tokenize(

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.exported import FLOAT32, INT8, INT8_ORT, SUMMARY, finished, source_digest
-from evaluation.latency import Inputs
-from evaluation.model_inputs import input_names, inputs_of
+from evaluation.devices.exported import FLOAT32, INT8, INT8_ORT, SUMMARY, finished, source_digest
+from evaluation.devices.latency import Inputs
+from evaluation.devices.onnx_model import open_session, run_session
+from evaluation.devices.quantisation import quantise, quiet, to_ort
+from evaluation.finetuning.model_inputs import input_names, inputs_of
 from evaluation.models import load_config, load_tokenizer, require_model
-from evaluation.onnx_model import open_session, run_session
-from evaluation.quantisation import quantise, quiet, to_ort
 from infra import storage
 from infra.errors import UserError
 from offline_teacher.families.positions import usable_length

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from evaluation.finetune import device, run, schedule
-from evaluation.jobs import Job, Work
-from evaluation.tasks import Split
+from evaluation.finetuning.finetune import device, run, schedule
+from evaluation.finetuning.jobs import Job, Work
+from evaluation.tasks.task import Split
 from infra import console
 from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.ray_cluster import connect

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation import distillation, predictions, squad, submission
-from evaluation.jobs import Job
-from evaluation.metrics import task_score
+from evaluation.finetuning import distillation
+from evaluation.finetuning.jobs import Job
+from evaluation.finetuning.training import Encoded, Fit, Loss, Schedule, Targets, fit, predict
+from evaluation.measures import predictions
+from evaluation.measures.metrics import task_score
+from evaluation.measures.predictions import Answers
 from evaluation.models import load_model, load_tokenizer, require_fit
-from evaluation.predictions import Answers
-from evaluation.tasks import Split, Task, has_part, load
-from evaluation.training import Encoded, Fit, Loss, Schedule, Targets, fit, predict
+from evaluation.tasks import squad, submission
+from evaluation.tasks.loading import has_part, load
+from evaluation.tasks.task import Split, Task
 from infra import storage
 from infra.control_tokens import tokenize
 from infra.sections import Evaluation

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.model_inputs import inputs_of
+from evaluation.finetuning.model_inputs import inputs_of
 from infra.control_tokens import tokenize
 
 Inputs = dict[str, np.ndarray]

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from evaluation import measures, predictions, submission
-from evaluation.jobs import MODEL, Job, Lesson, Work, finished, load_splits, median_seed
-from evaluation.metrics import macro_score
+from evaluation.finetuning.jobs import MODEL, Job, Lesson, Work, finished, load_splits, median_seed
+from evaluation.measures import intervals, predictions
+from evaluation.measures.metrics import macro_score
 from evaluation.models import Candidate, load_config, load_model, load_tokenizer, require_fit, require_model
-from evaluation.tasks import GLUE, Split, Task, find_task, find_tasks
+from evaluation.tasks import submission
+from evaluation.tasks.catalogue import GLUE, find_task, find_tasks
+from evaluation.tasks.task import Split, Task
 from infra import storage
 from infra.errors import UserError
 from infra.sections import Evaluation
@@ -105,8 +107,8 @@ def _run(jobs: Sequence[Job], plan: Plan, workers: int) -> None:
     left = [(job, plan.splits[job.task_name]) for job in jobs if plan.results[job] is None]
     if not left:  # no torch is needed
         return
-    from evaluation.parallel import run_all
-    from evaluation.teacher_pass import store_lesson
+    from evaluation.finetuning.parallel import run_all
+    from evaluation.finetuning.teacher_pass import store_lesson
 
     def record(job: Job, result: dict[str, Any]) -> None:
         plan.results[job] = result
@@ -194,7 +196,7 @@ def macro(scores: dict[str, float]) -> float:
     return macro_score({name: scores[name] for name in macro_tasks(scores)})
 
 
-def estimates(plan: Plan) -> tuple[dict[str, measures.Estimates], measures.Estimates]:
+def estimates(plan: Plan) -> tuple[dict[str, intervals.Estimates], intervals.Estimates]:
     """Scores and their errors of every task, and of the macro score, from the predictions of all runs.
 
     The models are in the plan's order.
@@ -204,13 +206,13 @@ def estimates(plan: Plan) -> tuple[dict[str, measures.Estimates], measures.Estim
         found = predictions.read(job.predictions_path, job.task, _done(plan, job)["predictions"])
         tasks.setdefault(job.task_name, {}).setdefault(job.candidate.name, []).append(found)
     by_task = {name: _estimate(find_task(name), list(models.values())) for name, models in tasks.items()}
-    return by_task, measures.mean([by_task[name] for name in macro_tasks(by_task)])
+    return by_task, intervals.mean([by_task[name] for name in macro_tasks(by_task)])
 
 
-def _estimate(task: Task, models: list[list[predictions.Predictions]]) -> measures.Estimates:
+def _estimate(task: Task, models: list[list[predictions.Predictions]]) -> intervals.Estimates:
     sizes = {part: len(answers) for part, answers in models[0][0].items()}
     scorers = [[predictions.resampled_score(task, found) for found in seeds] for seeds in models]
-    return measures.estimate(scorers, sizes)
+    return intervals.estimate(scorers, sizes)
 
 
 def write_submission(candidate: Candidate, results: Results, directory: str, target: str) -> list[str]:

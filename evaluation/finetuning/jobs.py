@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.models import Candidate
-from evaluation.tasks import Split, Task, find_task, load
+from evaluation.tasks.catalogue import find_task
+from evaluation.tasks.loading import load
+from evaluation.tasks.task import Split, Task
 from infra import storage
 from infra.errors import UserError
 from infra.sections import Evaluation

@@ -188,7 +188,7 @@ def _occurrences(generator: np.random.Generator, count: int, size: int) -> np.nd
     return np.ascontiguousarray(found.T, dtype=np.float64)
 
 
-# --- evaluation.metrics of resamples: (predicted [n], expected [n], weights [n, R]) -> [R] ------------------
+# --- metrics of resamples: (predicted [n], expected [n], weights [n, R]) -> [R] -----------------------------
 
 
 def accuracy(predicted: np.ndarray, expected: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -255,4 +255,4 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] =
     "pearson": pearson,
     "spearman": spearman,
 }
-"""By the names of ``evaluation.metrics.METRICS``."""
+"""By the names of ``evaluation.measures.metrics.METRICS``."""

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute, parquet
 
-from evaluation import measures
-from evaluation.metrics import METRICS, answer_exact, answer_f1, squad_scores
-from evaluation.tasks import Task
+from evaluation.measures import intervals
+from evaluation.measures.metrics import METRICS, answer_exact, answer_f1, squad_scores
+from evaluation.tasks.task import Task
 from infra import storage
 from infra.errors import UserError
 
@@ -106,7 +106,7 @@ def score_split(task: Task, answers: Answers) -> dict[str, float]:
     return {name: METRICS[name](predicted, answers.labels) for name in task.metrics}
 
 
-def resampled_score(task: Task, predictions: Predictions) -> measures.Scorer:
+def resampled_score(task: Task, predictions: Predictions) -> intervals.Scorer:
     """The task's score, the mean of what ``score`` gives, as a function of resamples of the examples."""
     metrics = [(part, metric) for part, answers in predictions.items() for metric in _metrics(task, answers)]
     return lambda weights: np.mean([metric(weights[part]) for part, metric in metrics], axis=0)
@@ -117,8 +117,8 @@ def _metrics(task: Task, answers: Answers) -> list[partial[np.ndarray]]:
     if task.kind == "spans":
         pairs = list(zip(answers.outputs, answers.labels, strict=True))
         return [
-            partial(measures.average, np.asarray([metric(*pair) for pair in pairs]))
+            partial(intervals.average, np.asarray([metric(*pair) for pair in pairs]))
             for metric in (answer_exact, answer_f1)
         ]
     predicted = decide(task, answers)
-    return [partial(measures.METRICS[name], predicted, answers.labels) for name in task.metrics]
+    return [partial(intervals.METRICS[name], predicted, answers.labels) for name in task.metrics]

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.models import Candidate, load_config, load_model, load_tokenizer
 from evaluation.recipe_rows import TEACHER
-from evaluation.tasks import Task, find_task, find_tasks, has_part, load
+from evaluation.tasks.catalogue import find_task, find_tasks
+from evaluation.tasks.loading import has_part, load
+from evaluation.tasks.task import Task
 from infra import console
 from infra.errors import UserError
 from infra.sections import Evaluation
 from offline_teacher.families.positions import usable_length
 
 if TYPE_CHECKING:
-    from evaluation.latency import Latency
+    from evaluation.devices.latency import Latency
 
 
 def measure_latency(
@@ -29,11 +31,11 @@ def measure_latency(
 
     The latter are only timed: every candidate but the teacher in ONNX, and a network of ELMo's size.
     """
-    from evaluation import devices, elmo, latency
+    from evaluation.devices import elmo, exports, latency
 
     task = find_task("STS-B")
     runners, inputs = {}, {}
-    extra: dict[str, devices.TimedRow] = {}
+    extra: dict[str, exports.TimedRow] = {}
     for one in candidates:
         tokenizer = load_tokenizer(one.directory)
         length = min(settings.max_length, usable_length(load_config(one.directory)))
@@ -41,9 +43,9 @@ def measure_latency(
         sizes = (1, *latency.BATCH_SIZES)
         inputs[one.name] = {size: latency.batches(tokenizer, texts, size, length) for size in sizes}
         if one.name != TEACHER:
-            extra |= devices.onnx_rows(one, settings, inputs[one.name])
+            extra |= exports.onnx_rows(one, settings, inputs[one.name])
     if settings.elmo_reference:
-        extra[elmo.LABEL] = devices.elmo_row(settings, texts)
+        extra[elmo.LABEL] = exports.elmo_row(settings, texts)
     runners |= {name: row.runner for name, row in extra.items()}
     inputs |= {name: row.inputs for name, row in extra.items()}
     sentences = len(texts) * len(runners) * (1 + len(latency.BATCH_SIZES))

@@ -1,0 +1,1 @@
+"""Models as files for devices, and how fast models are."""

@@ -1,0 +1,1 @@
+"""Tasks: their official files or rows of the hub, checked."""

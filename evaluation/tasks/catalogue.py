@@ -1,0 +1,141 @@
+"""The tasks as a table: GLUE (arXiv 1804.07461), IMDb (Maas et al. 2011), SQuAD v1.1."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from evaluation.tasks import official
+from evaluation.tasks.task import Part, Task
+from infra.errors import UserError
+
+_GLUE_ON_THE_HUB = "nyu-mll/glue"
+
+
+def _glue(
+    name: str,
+    rows: tuple[int, ...],
+    *,
+    texts: tuple[str, ...] = ("sentence1", "sentence2"),
+    metrics: tuple[str, ...] = ("accuracy",),
+    **more: Any,
+) -> Task:
+    """A task in GLUE's layout. rows: of train, dev and, where the benchmark's server scores it, test."""
+    parts = {"train": Part("train.tsv", rows[0], "train"), "dev": Part("dev.tsv", rows[1], "validation")}
+    if len(rows) == 3:
+        parts["test"] = Part("test.tsv", rows[2], "test", submission=name)
+    hub = (_GLUE_ON_THE_HUB, name.lower().replace("-", ""))
+    fields: dict[str, Any] = {"hub": hub, "texts": texts, "metrics": metrics, "parts": parts} | more
+    return Task(name=name, **fields)
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        _glue(
+            "CoLA",
+            (8_551, 1_043, 1_063),
+            texts=("sentence",),
+            metrics=("matthews",),
+            headerless=("source", "label", "mark", "sentence"),
+            witness=official.require_marks,
+        ),
+        _glue("SST-2", (67_349, 872, 1_821), texts=("sentence",)),
+        _glue(
+            "MRPC",
+            (3_668, 408, 1_725),
+            texts=("#1 String", "#2 String"),
+            hub_texts=("sentence1", "sentence2"),
+            label="Quality",
+            metrics=("accuracy", "f1"),
+        ),
+        _glue(
+            "STS-B",
+            (5_749, 1_500, 1_379),
+            kind="regression",
+            label="score",
+            labels=("0", "5"),
+            metrics=("pearson", "spearman"),
+        ),
+        _glue(
+            "QQP",
+            (363_846, 40_430, 390_965),
+            texts=("question1", "question2"),
+            label="is_duplicate",
+            metrics=("accuracy", "f1"),
+            skip_short_rows=True,
+        ),
+        _glue(
+            "MNLI",
+            (392_702, 9_815, 9_796),
+            hub_texts=("premise", "hypothesis"),
+            label="gold_label",
+            labels=("entailment", "neutral", "contradiction"),
+            witness=official.require_majority,
+            parts={
+                "train": Part("train.tsv", 392_702, "train"),
+                "dev_matched": Part("dev_matched.tsv", 9_815, "validation_matched"),
+                "dev_mismatched": Part("dev_mismatched.tsv", 9_832, "validation_mismatched"),
+                "test_matched": Part("test_matched.tsv", 9_796, "test_matched", submission="MNLI-m"),
+                "test_mismatched": Part(
+                    "test_mismatched.tsv", 9_847, "test_mismatched", submission="MNLI-mm"
+                ),
+            },
+        ),
+        _glue(
+            "QNLI",
+            (104_743, 5_463, 5_463),
+            texts=("question", "sentence"),
+            labels=("entailment", "not_entailment"),
+        ),
+        _glue("RTE", (2_490, 277, 3_000), labels=("entailment", "not_entailment")),
+        _glue("WNLI", (635, 71, 146)),
+        Task(
+            name="IMDb",
+            hub=("stanfordnlp/imdb",),
+            texts=("text",),
+            labels=("neg", "pos"),
+            metrics=("accuracy",),
+            parts={
+                "train": Part("aclImdb/train", 25_000, "train"),
+                "dev": Part("aclImdb/test", 25_000, "test"),
+            },
+            max_length=512,
+        ),
+        Task(
+            name="SQuAD",
+            kind="spans",
+            hub=("rajpurkar/squad",),
+            texts=("question", "context"),
+            labels=("start", "end"),
+            metrics=("exact_match", "f1"),
+            parts={
+                "train": Part("train-v1.1.json", 87_599, "train"),
+                "dev": Part("dev-v1.1.json", 10_570, "validation"),
+            },
+            max_length=384,
+        ),
+    )
+}
+GLUE = tuple(name for name, task in TASKS.items() if task.hub[0] == _GLUE_ON_THE_HUB)
+"""The benchmark's own tasks, whose mean is the macro score."""
+
+
+def find_task(name: str) -> Task:
+    """The task of that name, whatever its case; UserError with the nearest name."""
+    known = {key.lower(): task for key, task in TASKS.items()}
+    if name.lower() in known:
+        return known[name.lower()]
+    near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.4)
+    hint = f"did you mean {known[near[0]].name}?" if near else f"known are {', '.join(TASKS)}"
+    raise UserError(f"evaluation.tasks: no task is called {name!r}; {hint}")
+
+
+def find_tasks(names: Sequence[str]) -> list[Task]:
+    """Tasks in the order given; UserError for an unknown or repeated name."""
+    tasks = [find_task(name) for name in names]
+    for position, task in enumerate(tasks):
+        if task in tasks[:position]:
+            raise UserError(f"evaluation.tasks: {task.name} is named twice")
+    return tasks

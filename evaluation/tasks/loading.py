@@ -1,0 +1,113 @@
+"""The rows of a task's parts, from official files or from the hub.
+
+A part's rows come from the official file where ``evaluation.data`` names a directory, else from the hub. Row
+counts are the official ones; a difference is a note on the split, not an error, because a sample of a task is
+a legitimate thing to evaluate on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from evaluation.tasks import hub_rows, official
+from evaluation.tasks.official import Table
+from evaluation.tasks.squad import Question, place_answers, read_questions
+from evaluation.tasks.task import Split, Task
+from infra.errors import UserError
+
+
+def load(task: Task, part: str, data: str | None) -> Split:
+    """Rows of one part from the directory ``data`` of official files, or from the hub where it is None.
+
+    UserError: missing file, wrong column count or label (with the line number), a label that contradicts its
+    own row, no rows. What had to be left out or put right is in the split's notes.
+    """
+    split = _from_files(task, part, data) if data is not None else _from_hub(task, part)
+    official_rows = task.parts[part].rows
+    if len(split) == 0:
+        raise UserError(f"{task.name} {part}: {task.parts[part].file} has no rows")
+    empty = [row for row, texts in enumerate(split.texts) if not all(text.strip() for text in texts)]
+    if empty and len(empty) == len(split.texts):
+        raise UserError(f"{task.name} {part}: every row has an empty text")
+    if empty:
+        split.notes.append(f"rows with an empty text: {len(empty):,} (first: row {empty[0] + 1})")
+    if len(split) != official_rows:
+        split.notes.append(f"{len(split):,} rows, the official set has {official_rows:,}")
+    split.notes[:] = [f"{task.name} {part}: {note}" for note in split.notes]
+    return split
+
+
+def has_part(task: Task, part: str, data: str | None) -> bool:
+    """Whether the official file of a part is there (the hub has them all)."""
+    return data is None or official.find(task.name, task.parts[part].file, data) is not None
+
+
+def _from_files(task: Task, part: str, data: str) -> Split:
+    path = official.require_file(task.name, task.parts[part].file, data)
+    if task.kind == "spans":
+        return _answered(read_questions(path), path)
+    if task.name == "IMDb":
+        texts, ids = official.read_reviews(path, task.labels)
+        return Split(texts, np.asarray(ids, dtype=np.int64))
+    is_test = task.parts[part].submission is not None
+    table = official.read_tsv(path, () if is_test else task.headerless, task.skip_short_rows)
+    if is_test:
+        return Split(_columns(table, task.texts), None, index=[row[0] for row in table.rows])
+    if task.witness is not None:
+        task.witness(table)
+    split = _labelled(task, table, task.texts, task.label)
+    if table.skipped:
+        split.notes.append(f"{table.skipped} torn rows left out")
+    return split
+
+
+def _answered(questions: Sequence[Question], where: str) -> Split:
+    kept, notes = place_answers(questions, where)
+    return Split([], None, questions=kept, notes=notes)
+
+
+def _labelled(task: Task, table: Table, texts: Sequence[str], label: str) -> Split:
+    """The table's rows with labels that are among the task's."""
+    rows = _columns(table, texts)
+    if task.kind == "regression":
+        low, high = map(float, task.labels)
+        labels = np.asarray(table.numbers(label, low, high), dtype=np.float32)
+    else:
+        labels = np.asarray(table.classes(label, task.labels), dtype=np.int64)
+    return Split(rows, labels)
+
+
+def _columns(table: Table, names: Sequence[str]) -> list[tuple[str, ...]]:
+    return list(zip(*(table.column(name) for name in names), strict=True))
+
+
+# The hub
+
+
+def _from_hub(task: Task, part: str) -> Split:
+    import datasets
+
+    name = "/".join(task.hub)
+    try:
+        rows = datasets.load_dataset(*task.hub, split=task.parts[part].hub)
+    except Exception as error:  # the library raises many unrelated types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{task.name}: cannot load {name} from the hub ({reason}); "
+            "name a directory of official files with evaluation.data or --data"
+        ) from error
+    where = f"{name} {task.parts[part].hub}"
+    if task.kind == "spans":
+        return _answered(hub_rows.questions(rows, where), where)
+    texts = task.hub_texts or task.texts
+    if task.parts[part].submission is not None:
+        table = hub_rows.table(rows, texts, "idx", where)
+        return Split(_columns(table, texts), None, index=table.column("idx"))
+    labels = task.labels if task.kind == "classification" else ()
+    table = hub_rows.table(rows, texts, task.hub_label, where, labels)
+    split = _labelled(task, table, texts, task.hub_label)
+    if task.name == "IMDb":
+        split.texts[:] = [(official.without_markup(text),) for (text,) in split.texts]
+    return split
