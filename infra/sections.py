@@ -229,7 +229,8 @@ class Student:
     """The architecture and where its weights start."""
 
     layers: str | tuple[int, ...] = outcome("every_second")
-    """Teacher layers the student starts from: a list, ``every_second``, or ``last:N``."""
+    """Teacher layers the student starts from: a list, ``last:N``, or ``every_second``, which ends with the
+    teacher's last."""
     init: Literal["teacher", "random"] = outcome("teacher")
     hidden_size: int | None = outcome(None)
     """None: the teacher's D. Narrower: random initialisation, learned projection for the cosine."""
@@ -296,6 +297,8 @@ class Train:
     """Weight of MiniLMv2's relations (arXiv 2012.15828); needs ``store.replay_layers`` of 1 or more."""
     relation_heads: int | None = outcome(None)
     """A: must divide both widths; None: their largest common divisor up to 64."""
+    relation_weights: tuple[float, float, float] = outcome((1.0, 1.0, 1.0))
+    """Of the relations among queries, keys and values; only how they compare counts, and 0 leaves one out."""
     relation_layer: int = outcome(-1)
     """The student's layer whose queries, keys and values are compared; -1: its last."""
     soft_targets: Literal["auto", "exact", "topk"] = outcome("auto")
@@ -316,8 +319,10 @@ class Train:
     """Steps."""
     validate_every: int = speed(0)
     """Steps; 0: only at the end."""
-    checkpoint_every: int = speed(200)
-    """Steps."""
+    checkpoint_every: int = speed(0)
+    """Steps; 0: by time alone."""
+    checkpoint_minutes: float = speed(5.0)
+    """Minutes since the last checkpoint after which there is one more; 0: by steps alone."""
     keep_checkpoints: int = speed(2)
     cache_dir: str | None = speed(None)
     """Where blocks of a remote store are kept, shared by the ranks of a node; None: a temporary directory."""
@@ -330,10 +335,10 @@ class Train:
             "window_batches",
             "prefetch",
             "log_every",
-            "checkpoint_every",
         ):
             require(getattr(self, name) >= 1, f"{name}: must be >= 1, not {getattr(self, name)}")
-        for name in (*TERMS, "weight_decay", "max_grad_norm", "validate_every"):
+        at_least_0 = ("weight_decay", "max_grad_norm", "validate_every", "checkpoint_every")
+        for name in (*TERMS, *at_least_0, "checkpoint_minutes"):
             require(getattr(self, name) >= 0, f"{name}: must be >= 0, not {getattr(self, name)}")
         for name in ("epochs", "learning_rate", "eps"):
             require(getattr(self, name) > 0, f"{name}: must be > 0, not {getattr(self, name)}")
@@ -350,6 +355,10 @@ class Train:
         require(
             any(getattr(self, name) > 0 for name in TERMS),
             f"{', '.join(TERMS)} are all zero: there is no loss",
+        )
+        require(
+            min(self.relation_weights) >= 0 and max(self.relation_weights) > 0,
+            f"relation_weights: must be >= 0 and not all 0, not {list(self.relation_weights)}",
         )
         require(
             self.batch_size % self.micro_batch_size == 0,

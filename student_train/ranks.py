@@ -1,9 +1,14 @@
-"""What the launcher (deepspeed, torchrun) says of this process in its environment. Imports no torch: how many
-threads it has is read from the environment once, when it is loaded."""
+"""What the launcher (deepspeed, torchrun) tells this process, in its environment and by signals.
+
+Imports no torch, which reads from the environment, once, how many threads it may have.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 def rank_of_environment() -> int:
@@ -19,3 +24,15 @@ def share_cores() -> None:
     """
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+
+
+@contextmanager
+def signals_noted(note: Callable[[int], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM only call ``note`` with their number; launchers send both, and more than once."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, frame: note(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

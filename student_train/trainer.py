@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,6 +28,7 @@ from student_train.history import History, Tracker, Window, progress
 from student_train.mirror import Mirror
 from student_train.objectives.objective import TERMS, Objective, columns_needed
 from student_train.objectives.validation import validate
+from student_train.ranks import signals_noted
 from student_train.student.model import StudentModel
 from student_train.student.published import require_same
 
@@ -59,7 +57,7 @@ class Trainer:
     ) -> None:
         self.run, self.train_section, self.world, self.store = run, run.train, world, store
         self.model, self.objective, self.engine, self.tracker = model, objective, engine, tracker
-        self.fingerprint, self.mirror = fingerprint, mirror
+        self.fingerprint = fingerprint
         section, self.split = run.train, store.splits["train"]
         self.samples = run_samples(
             self.split.plan.samples_per_epoch, section.epochs, section.max_steps, section.batch_size
@@ -69,10 +67,13 @@ class Trainer:
         )
         directory = mirror.local if mirror else run.directory
         self.checkpoints = storage.join(directory, "checkpoints")
+        self.writer = checkpoint.Writer(
+            self.checkpoints, section.keep_checkpoints, mirror.push if mirror else lambda: None
+        )
         self.history = History(storage.join(directory, "history.jsonl"), tracker, world.first)
         self.step = 0
         self.samples_digest = ""
-        self.saved_step = -1
+        self.saved_step, self.saved_at, self.save_due = -1, time.monotonic(), False
         self.stop_requested = False
         self.window = Window()
 
@@ -89,7 +90,7 @@ class Trainer:
         self.resume()
         section = self.train_section
         with (
-            self._signals_noted(),
+            signals_noted(self._stop),
             self._stream() as stream,
             progress(
                 self.world.first, self.total_steps, "steps", f"student {self.run.name}", self.step
@@ -109,9 +110,10 @@ class Trainer:
                     bar.note(self._log(rate, result))
                 if self._due(section.validate_every) and self.step < self.total_steps:
                     self._validate()
-                if self._due(section.checkpoint_every):
+                if self._due(section.checkpoint_every) or self.save_due:
                     self.save()
         self.save()
+        self.saved()
         if self.step < self.total_steps:
             raise Stopped
         return self._validate()
@@ -131,11 +133,11 @@ class Trainer:
         except UserError as error:
             problem = str(error)
         self.window.waited += time.perf_counter() - started
-        counts = [float(step.tokens), float(step.masked)] if step else [0.0, 0.0]
-        tokens, masked, stop, failed = self.world.sum(
-            [*counts, float(self.stop_requested), float(bool(problem))]
-        )
+        counts = [step.tokens, step.masked] if step else [0, 0]
+        flags = [self.stop_requested, bool(problem), self.world.first and self._is_time_to_save()]
+        tokens, masked, stop, failed, due = self.world.sum([float(x) for x in (*counts, *flags)])
         self.window.seconds += time.perf_counter() - started
+        self.save_due = bool(due)
         if failed:
             self.world.raise_first(problem)
         if stop:
@@ -165,6 +167,7 @@ class Trainer:
         self._fail(places, "gradient")
 
     def _fail(self, places: Places, what: str) -> None:
+        self.saved()
         good = checkpoint.newest_step(self.checkpoints) if self.world.first else None
         kept = "no checkpoint was written yet"
         if good is not None:
@@ -181,6 +184,10 @@ class Trainer:
         self.step = step.step + 1
         self.samples_digest = chained_digest(self.samples_digest, step.places)
         self.window.add(terms, int(tokens))
+
+    def _is_time_to_save(self) -> bool:
+        minutes = self.train_section.checkpoint_minutes
+        return minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.total_steps)
@@ -220,9 +227,11 @@ class Trainer:
     # --- stop and go on -------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """A checkpoint of this step, unless there is one. All ranks call it."""
+        """Starts a checkpoint of this step, unless there is one. All ranks call it."""
+        self.save_due, self.saved_at = False, time.monotonic()
         if self.saved_step == self.step:
             return
+        self.saved()
         tensors = self.engine.gather()
         facts = checkpoint.Facts(
             step=self.step,
@@ -233,16 +242,18 @@ class Trainer:
             fingerprint=self.fingerprint,
             tracking_run=self.tracker.run_id if self.world.first else None,
         )
-        keep = self.train_section.keep_checkpoints
-
-        def publish() -> str:
-            path = checkpoint.save(self.checkpoints, facts, tensors, keep)
-            if self.mirror:
-                self.mirror.push()
-            return path
-
-        self.world.first_does(publish)
+        if self.world.first:
+            self.writer.start(facts, tensors)
         self.saved_step = self.step
+
+    def saved(self) -> None:
+        """Returns once the checkpoint that was started is on disk. All ranks call it."""
+
+        def wait() -> str:
+            self.writer.wait()
+            return ""
+
+        self.world.first_does(wait)
 
     def resume(self) -> None:
         """Puts the newest valid checkpoint into the engine, if there is one. All ranks call it."""
@@ -277,20 +288,9 @@ class Trainer:
             self.store, "train", columns, self.order, self.train_section, self.world, start=self.step
         )
 
-    @contextmanager
-    def _signals_noted(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM only ask for a stop; launchers send both, and more than once."""
-
-        def note(number: int, frame: object) -> None:
-            console.remember(number)
-            self.stop_requested = True
-
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self, signal_number: int) -> None:
+        console.remember(signal_number)
+        self.stop_requested = True
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:

@@ -33,13 +33,18 @@ class Shape:
 def choose_layers(layers: str | Sequence[int], teacher: Any) -> tuple[int, ...]:
     """Teacher layers, counted from 0, in ascending order.
 
-    ``every_second`` is 0, 2, 4, ... (6 layers: 0, 2, 4), except that of 12 layers it is what DistilBERT's
-    authors took. ``last:N`` is the N nearest the output. ``teacher`` is the teacher's configuration. Raises
-    UserError where the teacher has fewer layers.
+    ``every_second`` is 0, 2, 4, ... with the teacher's last layer as its last, because the head expects that
+    one's output (6 layers: 0, 2, 5). Of 12 layers it is what DistilBERT's authors took. ``last:N`` is the N
+    nearest the output. ``teacher`` is the teacher's configuration.
+
+    Raises UserError where the teacher has fewer layers.
     """
     depth: int = family_of(teacher).config(teacher).num_hidden_layers
     if layers == "every_second":
-        return DISTILBERT_LAYERS if depth == len(DISTILBERT_LAYERS) * 2 else tuple(range(0, depth, 2))
+        if depth == len(DISTILBERT_LAYERS) * 2:
+            return DISTILBERT_LAYERS
+        every = tuple(range(0, depth, 2))
+        return (*every[:-1], depth - 1) if len(every) > 1 else every
     if isinstance(layers, str):
         count = int(layers.removeprefix("last:"))
         if count > depth:

@@ -18,7 +18,8 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -92,6 +93,31 @@ def save(directory: str, facts: Facts, tensors: Mapping[str, Mapping[str, Tensor
     for _, name in _listed(directory)[keep:]:
         _discard(os.path.join(directory, name))
     return final
+
+
+class Writer:
+    """Writes checkpoints in a thread, one after the other, while the training goes on."""
+
+    def __init__(self, directory: str, keep: int, written: Callable[[], None] = lambda: None) -> None:
+        """``written`` is called in the thread after every checkpoint."""
+        self._directory, self._keep, self._written = directory, keep, written
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def start(self, facts: Facts, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """``tensors`` are the writer's from now on. The one before must have been waited for."""
+        assert self._pending is None
+        self._pending = self._thread.submit(self._write, facts, tensors)
+
+    def wait(self) -> None:
+        """Returns once what was started is on disk. Raises what went wrong with it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, facts: Facts, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        save(self._directory, facts, tensors, self._keep)
+        self._written()
 
 
 def load_newest(directory: str) -> Checkpoint | None:

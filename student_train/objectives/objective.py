@@ -229,6 +229,7 @@ class Objective:
             batch.token_count,
             heads,
             tokens,
+            dict(zip(RELATIONS, self.train.relation_weights, strict=True)),
             full=batch.full,
             compile=self.train.compile,
         )

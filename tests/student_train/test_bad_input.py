@@ -149,6 +149,8 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
     "not an override": (nothing, ["train"], ["train"]),
     "batch not divisible": (nothing, ["train.batch_size=7"], ["batch_size", "micro_batch_size"]),
     "no loss": (nothing, RELATIONS[:3], ["no loss"]),
+    "no relation": (nothing, ["train.relation_weights=[0, 0, 0]"], ["relation_weights", "not all 0"]),
+    "less than no time": (nothing, ["train.checkpoint_minutes=-1"], ["checkpoint_minutes", ">= 0"]),
     "no such student": (nothing, ["--student", "studnet"], ["'studnet'", "did you mean student?"]),
     "two students of one name": (
         recipe_with(students={"half": {}, "Half": {}}), [], ["Half, half", "upper and lower case"],

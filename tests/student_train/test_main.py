@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from infra import console
 from infra.errors import UserError
+from student_train.engine import checkpoint
 from student_train.engine import world as worlds
 from student_train.engine.world import World
 from student_train.trainer import Stopped, Trainer
@@ -136,13 +138,52 @@ def test_times_that_are_logged(alone: World, run_dir: Path, monkeypatch: pytest.
     def busy(self: Trainer) -> dict[str, float]:
         return {"kl_t1": sum(clock() for _ in range(100))}
 
-    monkeypatch.setattr("student_train.trainer.time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(
+        "student_train.trainer.time", SimpleNamespace(perf_counter=clock, monotonic=lambda: 0.0)
+    )
     monkeypatch.setattr(Trainer, "_validate", busy)
     monkeypatch.setattr(Trainer, "save", busy)
     command(run_dir, "train.validate_every=1", "train.checkpoint_every=1")
     # A step reads the clock five times. It waits between two readings of three that it takes.
     assert {line["input_wait"] for line in logged(run_dir)} == {1 / 3}
     assert min(line["tokens_per_second"] for line in logged(run_dir)[:-1]) >= 8 * 3 / 3
+
+
+def test_checkpoints_by_time(alone: World, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One a step after the minutes are over, whatever the steps; none by steps alone."""
+    saved: list[int] = []
+    save = Trainer.save
+
+    def noted(self: Trainer) -> None:
+        saved.append(self.step)
+        save(self)
+
+    monkeypatch.setattr(Trainer, "save", noted)
+    minutes = itertools.count()
+    clock = SimpleNamespace(perf_counter=time.perf_counter, monotonic=lambda: 60.0 * next(minutes))
+    monkeypatch.setattr("student_train.trainer.time", clock)
+    command(run_dir, "train.checkpoint_every=0", "train.checkpoint_minutes=3")
+    # Every step reads the clock once, and so does a checkpoint.
+    assert saved == [3, 6, 9, 12, 13]
+    names = sorted(path.name for path in (student(run_dir) / "checkpoints").iterdir())
+    assert names == ["step-00000012", "step-00000013"]
+    shutil.rmtree(student(run_dir))
+    saved.clear()
+    command(run_dir, "train.checkpoint_every=5", "train.checkpoint_minutes=0")
+    assert saved == [5, 10, 13, 13]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training(
+    alone: World, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written in a thread: the next checkpoint, or the end, tells of it."""
+    monkeypatch.setattr(checkpoint, "save_file", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(
+        UserError, match=r"step-00000004: the checkpoint could not be written \(no space left\)"
+    ):
+        command(run_dir)
+    assert len(logged(run_dir)) == 8
+    assert not (student(run_dir) / "model").exists()
 
 
 @pytest.mark.parametrize(

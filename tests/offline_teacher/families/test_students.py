@@ -138,9 +138,11 @@ def test_distilbert_cannot_have_another_epsilon_so_the_student_is_a_bert() -> No
 @pytest.mark.parametrize(
     ("layers", "depth", "expected"),
     [
-        ("every_second", 6, (0, 2, 4)),
+        ("every_second", 6, (0, 2, 5)),
         ("every_second", 12, (0, 2, 4, 7, 9, 11)),
         ("every_second", 5, (0, 2, 4)),
+        ("every_second", 24, (*range(0, 22, 2), 23)),
+        ("every_second", 2, (0,)),
         ("last:2", 6, (4, 5)),
         ((1, 5), 6, (1, 5)),
     ],

@@ -198,6 +198,25 @@ def test_relations_are_those_of_the_live_teachers_layer(
     assert distance(our_gradients, gradients(model)) < tolerance
 
 
+def test_relations_are_weighed_and_left_out(
+    teacher: BertForMaskedLM, stores: typing.Callable[..., Store]
+) -> None:
+    """What only a relation that is left out needs gets no gradient."""
+    store, found = stores(replay_layers=1), {}
+    for weights in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 3.0, 0.0)):
+        train = train_of(**RELATIONS, relation_weights=weights)
+        model = student_of(teacher, train)
+        terms, _ = from_store(objective_of(store, model, train), model, whole_step(store, train))
+        found[weights] = terms["relation"]
+        attention = model.model.transformer.layer[0].attention
+        reached = [
+            linear.weight.grad is not None for linear in (attention.q_lin, attention.k_lin, attention.v_lin)
+        ]
+        assert reached == [weight > 0 for weight in weights]
+    queries, keys, _, mixed = found.values()
+    assert mixed == pytest.approx((queries + 3 * keys) / 4, rel=1e-5)
+
+
 def test_all_terms_together_add_up(teacher: BertForMaskedLM, stores: typing.Callable[..., Store]) -> None:
     store, train = stores(replay_layers=1), train_of(alpha_relation=3.0)
     model = student_of(teacher, train)
