@@ -130,7 +130,8 @@ def read_small(path: str, limit: int) -> bytes | None:
                 data = remote.beginning(path, limit + 1)
             else:
                 with open(path, "rb") as file:
-                    data = file.read(limit + 1)
+                    size = os.fstat(file.fileno()).st_size  # a read takes the memory it may need at once
+                    data = file.read(min(size, limit) + 1)
     except FileNotFoundError:
         return None
     if len(data) > limit:

@@ -77,6 +77,6 @@ FAMILIES: dict[str, Family] = {
 def family_of(config: Mapping[str, Any] | Any) -> Family:
     """The family of a configuration. UserError, with the names of all families, where it is of another."""
     name = config.get("model_type") if isinstance(config, Mapping) else config.model_type
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(f"{name!r} is not a supported family of models; supported are {', '.join(FAMILIES)}")
     return FAMILIES[name]

@@ -148,7 +148,7 @@ def measured(data: Any, schema: pa.Schema, rows: Iterable[int]) -> tuple[int, di
     """
     try:
         return _measured(pa.py_buffer(data), schema, rows)
-    except (pa.ArrowException, struct.error, StopIteration, OSError) as error:
+    except (pa.ArrowException, struct.error, StopIteration, EOFError, OSError) as error:
         what = str(error).splitlines()[0] if str(error) else "it ends too early"
         raise ValueError(f"is not the Arrow stream that it should be ({what})") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections import OrderedDict
@@ -155,7 +156,9 @@ class Store:
             raise DamagedStore(self.root, f"{WEIGHTS} has another digest") from None
 
     def _json(self, name: str) -> dict[str, Any]:
-        value = json.loads(self._file(name))
+        value = None
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(self._file(name))
         if not isinstance(value, dict):
             raise DamagedStore(self.root, f"{name} holds no JSON object")
         return value

@@ -33,6 +33,7 @@ from offline_teacher.store.reader import Store
 from offline_teacher.store.schema import Layout
 from offline_teacher.store.verify_task import Finding
 from offline_teacher.verification.tasks import Columns, all_tasks, read_rows, task_of
+from offline_teacher.verification.top import stored_top
 
 if TYPE_CHECKING:
     from offline_teacher.families.replay import Replay
@@ -54,7 +55,11 @@ def deep_check(store: Store, positions: int) -> Iterator[Finding]:
         print("deep: nothing to compare, the store does not hold both top-k and hidden states")
         return
     unit = _unit(store)
-    replay = _replay(store)
+    replay = stored_top(store)
+    if replay is None:
+        raise UserError(
+            f"{store.root}: its teacher has no masked-LM head, so that --deep cannot compare top-k"
+        )
     wanted = [n for n in layout.data_columns() if n in TEXT or n.startswith(("topk", "logsum", "hidden"))]
     readers = {split: BlockReader(store, split, wanted) for split in store.splits}
     total, counted = all_tasks(store), 0
@@ -84,15 +89,6 @@ def _unit(store: Store) -> float:
     if dtype not in ROUNDOFF:
         raise UserError(f"{store.root}: --deep needs recipe.teacher.dtype in the store's fingerprint")
     return ROUNDOFF[dtype] + STORED_ROUNDOFF[store.layout.hidden_states]
-
-
-def _replay(store: Store) -> Replay:
-    """The teacher's top in float32, from the store alone."""
-    from safetensors.torch import load_file
-
-    from offline_teacher.families.replay import Replay
-
-    return Replay(store.teacher_config(), load_file(store.teacher_weights()), store.layout.replay_layers)
 
 
 def _used(layout: Layout, columns: Columns) -> np.ndarray:

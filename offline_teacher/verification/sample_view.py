@@ -21,6 +21,7 @@ from offline_teacher.store.numbering import Task
 from offline_teacher.store.quantise import hidden_values
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.verification.tasks import Columns, read_rows
+from offline_teacher.verification.top import stored_top
 
 if TYPE_CHECKING:
     from offline_teacher.families.replay import Replay
@@ -94,15 +95,7 @@ class TaskView:
     @cached_property
     def _replay(self) -> Replay | None:
         """The teacher's top; None where it has no masked-LM head."""
-        from safetensors.torch import load_file
-
-        from offline_teacher.families import family_of
-        from offline_teacher.families.replay import Replay
-
-        config, weights = self.store.teacher_config(), load_file(self.store.teacher_weights())
-        if f"{family_of(config).head.dense}.weight" not in weights:
-            return None
-        return Replay(config, weights, self.store.layout.replay_layers)
+        return stored_top(self.store)
 
 
 def show(root: str, split: str, epoch: int, number: int, plot: str | None) -> int:

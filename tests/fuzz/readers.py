@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from offline_teacher.store.sealed import content_digest, seal
 
 from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.loading import load
@@ -26,11 +25,17 @@ from infra.recipe import load_recipe
 from infra.sections import Corpus
 from offline_teacher.corpus import documents, parts
 from offline_teacher.corpus_problems import Problems
-from offline_teacher.store.manifest import MANIFEST_NAME, Sidecar, shard_path
+from offline_teacher.store.block_reader import BlockReader
+from offline_teacher.store.index import TaskIndex, shard_file
+from offline_teacher.store.manifest import CONFIG, MANIFEST, SPEC, WEIGHTS
+from offline_teacher.store.pending import read_part_index, read_spec
 from offline_teacher.store.reader import Store, open_store
-from offline_teacher.store.writer import missing_shards, read_declaration
+from offline_teacher.store.records import encode
+from offline_teacher.store.verify import verify
 from tests.fuzz.mutations import mutate_bytes, mutate_json
-from tests.store.synthetic import make_store
+from tests.store.synthetic import make_store, small_plan
+
+TASK = "e000-p00000-0000"
 
 Read = Callable[[bytes], object]
 
@@ -48,7 +53,7 @@ def _put(path: Path, data: bytes) -> None:
 
 
 def _recipe(directory: Path) -> tuple[list[bytes], Read]:
-    """Every section of every recipe, with the two that each recipe needs: short, so that damage is dense."""
+    """Every section of every recipe, with the name that each recipe needs: short, so that damage is dense."""
     path = directory / "recipe.yaml"
     wholes = []
     for recipe in sorted((Path(__file__).parents[2] / "infra" / "recipes").glob("*.yaml")):
@@ -56,7 +61,7 @@ def _recipe(directory: Path) -> tuple[list[bytes], Read]:
         items = {
             item.partition(":")[0]: item for item in re.findall(r"^\S[^\n]*(?:\n(?!\S)[^\n]*)*", text, re.M)
         }
-        needed = "\n".join(items[name] for name in ("name", "corpus", "teacher"))
+        needed = items["name"]
         wholes += [f"{needed}\n{item}".encode() for name, item in items.items() if item not in needed]
 
     def read(data: bytes) -> object:
@@ -66,79 +71,138 @@ def _recipe(directory: Path) -> tuple[list[bytes], Read]:
     return wholes, read
 
 
+def _small_store(directory: Path) -> Store:
+    """One task of three samples in two shards."""
+    plan = small_plan(masking_epochs=1, block_samples=1)
+    return make_store(str(directory / "store"), rows={"train": (3,)}, plan=plan)
+
+
+def _read_all(root: str) -> object:
+    """All that a student reads of a store."""
+    store = open_store(root)
+    reader = BlockReader(store, "train", list(store.layout.data_columns()))
+    blocks = range(min(store.splits["train"].plan.blocks_per_epoch, 10))
+    columns = [array.tobytes() for block in blocks for array in reader.rows(0, block).values()]
+    return columns, store.tokenizer_files(), store.teacher_config(), store.teacher_weights()
+
+
+def _with_manifest(store: Store, **changes: object) -> None:
+    """A manifest that vouches for what was changed, as its author can."""
+    manifest = dataclasses.replace(store.manifest, **changes)  # type: ignore[arg-type]
+    _put(Path(store.root, MANIFEST), manifest.to_bytes())
+
+
 def _manifest(directory: Path) -> tuple[list[bytes], Read]:
-    store = make_store(str(directory / "store"))
-    path = Path(store.root, MANIFEST_NAME)
+    store = _small_store(directory)
+    path = Path(store.root, MANIFEST)
     whole = path.read_bytes()
 
     def read(data: bytes) -> object:
         _put(path, data)
-        opened = open_store(store.root)
-        opened.shard(0, 0)
-        opened.head()
-        return opened.tokenizer_files(), opened.teacher_config()
+        assert isinstance(verify(store.root), list)
+        return _read_all(store.root)
 
     return [whole], read
 
 
-def _declaration(directory: Path) -> tuple[list[bytes], Read]:
-    store = make_store(str(directory / "store"))
-    path = Path(store.root, "declaration.json")
-    Path(store.root, MANIFEST_NAME).unlink()
+def _spec(directory: Path) -> tuple[list[bytes], Read]:
+    """Of a finished store whose manifest vouches for it, and of an unfinished one."""
+    store = _small_store(directory)
+    path = Path(store.root, SPEC)
+    whole = path.read_bytes()
 
     def read(data: bytes) -> object:
         _put(path, data)
-        declaration = read_declaration(store.root)
-        if declaration.plan.total > 10_000:  # listing what is missing of it takes its time, honestly
-            return declaration
-        return missing_shards(store.root, declaration)
-
-    return [path.read_bytes()], read
-
-
-def _sidecar(directory: Path) -> tuple[list[bytes], Read]:
-    """The writer calls a bad one "no sidecar"; what it must not do is raise anything but ValueError."""
-    store = make_store(str(directory / "store"))
-    whole = Path(store.root, "shards", "r000-00000000.json").read_bytes()
-
-    def read(data: bytes) -> object:
-        try:
-            return Sidecar.from_bytes(data)
-        except ValueError:
-            return None
+        _with_manifest(store, spec=storage.digest_bytes(data))
+        read_spec(store.root)
+        return _read_all(store.root)
 
     return [whole], read
+
+
+def _index(directory: Path) -> tuple[list[bytes], Read]:
+    """The index of a task, for which the manifest vouches."""
+    store = _small_store(directory)
+    path = Path(store.root, "tasks", "train", f"{TASK}.json")
+    whole = path.read_bytes()
+
+    def read(data: bytes) -> object:
+        _put(path, data)
+        _vouch_for_index(store, data)
+        assert isinstance(verify(store.root), list)
+        return _read_all(store.root)
+
+    return [whole], read
+
+
+def _vouch_for_index(store: Store, data: bytes) -> None:
+    train = dataclasses.replace(store.manifest.splits["train"], tasks=(storage.digest_bytes(data),))
+    _with_manifest(store, splits={"train": train})
 
 
 def _shard(directory: Path) -> tuple[list[bytes], Read]:
-    """The writer of the shard wrote the manifest too, so the digest fits; every value is then read."""
-    store = make_store(str(directory / "store"))
-    path = Path(shard_path(store.root, 0, 0))
-    whole = path.read_bytes()
-    path.unlink()
+    """The author of the shard wrote index and manifest too, so that its digest fits."""
+    store = _small_store(directory)
+    folder = Path(store.root, "shards", "train", TASK)
+    index_path = Path(store.root, "tasks", "train", f"{TASK}.json")
+    index = TaskIndex.from_bytes(index_path.read_bytes())
+    whole = (folder / index.shards[0].file).read_bytes()
+    (folder / index.shards[0].file).unlink()
+    kept = {index.shards[1].file}
 
     def read(data: bytes) -> object:
-        if path.exists():
-            path.unlink()  # a mapped file keeps its inode
-        _put(path, data)
-        digests = [storage.digest_bytes(data), *store.manifest.shard_digests[1:]]
-        hostile = Store(store.root, dataclasses.replace(store.manifest, shard_digests=digests))
-        return [column.tobytes() for column in hostile.shard(0, 0).columns.values()]
+        for path in folder.iterdir():
+            if path.name not in kept:
+                path.unlink()  # a mapped file keeps its inode
+        name = shard_file(storage.digest_bytes(data))
+        _put(folder / name, data)
+        first = dataclasses.replace(index.shards[0], file=name, bytes=len(data))
+        changed = dataclasses.replace(index, shards=(first, *index.shards[1:])).to_bytes()
+        _put(index_path, changed)
+        _vouch_for_index(store, changed)
+        assert isinstance(verify(store.root), list)
+        return _read_all(store.root)
 
     return [whole], read
 
 
-def _head(directory: Path) -> tuple[list[bytes], Read]:
-    store = make_store(str(directory / "store"))
-    path = Path(store.root, "teacher", "mlm_head.safetensors")
+def _part(directory: Path) -> tuple[list[bytes], Read]:
+    """The index of a part of the text; verify goes on to the file that it names."""
+    store = _small_store(directory)
+    path = Path(store.root, "sequences", "train", "part-00000.json")
     whole = path.read_bytes()
 
     def read(data: bytes) -> object:
         _put(path, data)
-        files = {**store.manifest.files, "teacher/mlm_head.safetensors": storage.digest_bytes(data)}
-        return Store(store.root, dataclasses.replace(store.manifest, files=files)).head()
+        assert isinstance(verify(store.root), list)
+        return read_part_index(store.root, "train", 0)
 
     return [whole], read
+
+
+def _teacher(name: str) -> Callable[[Path], tuple[list[bytes], Read]]:
+    """Configuration or weights of a teacher whose top is replayed; the manifest vouches for them."""
+
+    def prepare(directory: Path) -> tuple[list[bytes], Read]:
+        from offline_teacher.verification.top import stored_top
+        from tests.offline_teacher.local_pool import make
+        from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
+
+        text = write_text(directory / "text.txt", 3)
+        recipe = write_recipe(directory, text, save_bert(directory / "model"), store={"replay_layers": 1})
+        store = make(recipe)
+        path = Path(store.root, name)
+        whole = path.read_bytes()
+
+        def read(data: bytes) -> object:
+            _put(path, data)
+            files = {**store.manifest.files, name: storage.digest_bytes(data)}
+            _with_manifest(store, files=files)
+            return stored_top(open_store(store.root))
+
+        return [whole], read
+
+    return prepare
 
 
 _TABLES = {
@@ -214,15 +278,14 @@ def _parquet(compression: str) -> bytes:
 
 
 def _sealed(rng: random.Random, data: bytes) -> bytes:
-    """Half of the time the content is changed and sealed again, to meet the checks behind the seal."""
+    """Half of the time the content is changed and digested again, to meet the checks behind the digest."""
     if rng.random() < 0.5:
         return mutate_bytes(rng, data)
     tree = mutate_json(rng, data)
     try:
         if isinstance(tree, dict):
             tree.pop("digest", None)
-            return seal(tree)
-        content_digest(tree)
+            return encode(tree)
     except (ValueError, TypeError):
         pass
     return json.dumps(tree).encode()
@@ -244,10 +307,12 @@ def _safetensors(rng: random.Random, data: bytes) -> bytes:
 READERS = {
     "recipe": Reader(_recipe),
     "manifest": Reader(_manifest, _sealed),
-    "declaration": Reader(_declaration, _sealed),
-    "sidecar": Reader(_sidecar, _sealed),
+    "spec": Reader(_spec, _sealed),
+    "index": Reader(_index, _sealed),
+    "part": Reader(_part, _sealed),
     "shard": Reader(_shard),
-    "head": Reader(_head, _safetensors),
+    "configuration": Reader(_teacher(CONFIG), _json),
+    "weights": Reader(_teacher(WEIGHTS), _safetensors),
     "tsv": Reader(_tsv),
     "text": Reader(_corpus("text", {".txt": _LINES.encode(), **_compressed(_LINES.encode() * 5)})),
     "jsonl": Reader(_corpus("jsonl", {".jsonl": "\n".join(map(json.dumps, _ROWS)).encode()})),

@@ -54,13 +54,18 @@ def test_a_message_quotes_no_more_than_can_be_read() -> None:
 
 
 def test_a_long_safetensors_header_is_refused_in_short(tmp_path: Path) -> None:
-    (whole,), read = READERS["head"].prepare(tmp_path)
-    header = json.dumps(
-        {"dense_weight": {"dtype": "x" * 100_000, "shape": [1], "data_offsets": [0, 4]}}
-    ).encode()
-    with pytest.raises(UserError, match="mlm_head") as caught:
+    (whole,), read = READERS["weights"].prepare(tmp_path)
+    header = json.dumps({"a": {"dtype": "x" * 100_000, "shape": [1], "data_offsets": [0, 4]}}).encode()
+    with pytest.raises(UserError, match=r"model\.safetensors are no teacher's") as caught:
         read(len(header).to_bytes(8, "little") + header + whole[-4:])
     assert len(str(caught.value)) <= LONGEST_MESSAGE
+
+
+def test_a_teacher_without_end_is_refused_at_once(tmp_path: Path) -> None:
+    (whole,), read = READERS["configuration"].prepare(tmp_path)
+    for depth in (65536, 10**40, "deep"):
+        with pytest.raises(UserError, match=r"teacher/config\.json: num_hidden_layers is"):
+            read(json.dumps({**json.loads(whole), "num_hidden_layers": depth}).encode())
 
 
 def parquet(path: Path, texts: pa.Array, groups: int = 1) -> bytes:

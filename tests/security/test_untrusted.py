@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import pickle
 import stat
 from pathlib import Path
 
 import pytest
-from offline_teacher.store.sealed import seal
 
 from infra import storage
 from infra.cache import Cache
@@ -18,9 +18,13 @@ from infra.errors import UserError
 from infra.recipe import load_recipe
 from infra.redaction import redact
 from infra.remote import shown
-from offline_teacher.store.manifest import Manifest
+from offline_teacher.store.index import TaskIndex
+from offline_teacher.store.manifest import CONFIG, POOLING, WEIGHTS, Manifest
+from offline_teacher.store.pending import read_spec
 from offline_teacher.store.reader import Store, open_store
-from offline_teacher.store.writer import read_declaration
+from offline_teacher.store.records import decode, encode
+from offline_teacher.store.verify import verify
+from offline_teacher.verification.top import stored_top
 from student_train.mirror import mirrored
 from tests.store.synthetic import make_store
 
@@ -39,14 +43,41 @@ class Bomb:
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "/etc/passwd", "teacher/../../x", "shards/../../x", "teacher/a\x00b", "x/y"]
+    "name",
+    ["../x", "/etc/passwd", "teacher/../../x", "shards/../../x", "teacher/a\x00b", "x/y", "teacher/.x"],
 )
 def test_a_manifest_name_cannot_leave_the_store(tmp_path: Path, name: str) -> None:
-    manifest = make_store(str(tmp_path / "store")).manifest
-    content = manifest.to_json()
+    content = decode(make_store(str(tmp_path / "store")).manifest.to_bytes())
     content["files"][name] = "xxh3-128:" + "0" * 32
     with pytest.raises(ValueError, match="is not a path of a store"):
-        Manifest.from_bytes(seal(content))
+        Manifest.from_bytes(encode(content))
+
+
+@pytest.mark.parametrize("name", ["../x.arrow", "/etc/passwd", "x/y.arrow", "a" * 32, "A" * 32 + ".arrow"])
+def test_a_shard_of_an_index_cannot_leave_the_store(tmp_path: Path, name: str) -> None:
+    store = make_store(str(tmp_path / "store"))
+    content = decode(min(Path(store.root, "tasks/train").glob("*.json")).read_bytes())
+    content["shards"][0]["file"] = name
+    with pytest.raises(ValueError, match="shards: file"):
+        TaskIndex.from_bytes(encode(content))
+
+
+def test_an_offset_of_an_index_cannot_leave_its_shard(tmp_path: Path) -> None:
+    """Memory is mapped by these numbers; the author of the index wrote the manifest too."""
+    store = make_store(str(tmp_path / "store"))
+    path = min(Path(store.root, "tasks/train").glob("*.json"))
+    whole = decode(path.read_bytes())
+    size = whole["shards"][0]["bytes"]
+    for start in (size, size - 8, -8, 2**40):
+        shards = [{**whole["shards"][0], "start": start}, *whole["shards"][1:]]
+        data = encode({**whole, "shards": shards})
+        path.write_bytes(data)
+        train = store.manifest.splits["train"]
+        tasks = (storage.digest_bytes(data), *train.tasks[1:])
+        splits = {**store.manifest.splits, "train": dataclasses.replace(train, tasks=tasks)}
+        hostile = dataclasses.replace(store.manifest, splits=splits)
+        with pytest.raises(UserError, match=r"is damaged: tasks/train/"):
+            Store(store.root, store.spec, hostile).task_index("train", 0)
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "a/../b", "/a", "a//b", "a\\b", "a\nb"])
@@ -60,23 +91,23 @@ def test_a_pickle_in_place_of_a_store_file_is_not_run(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     store = make_store(str(tmp_path / "store"))
     data = pickle.dumps(Bomb(mark))
-    head = "teacher/mlm_head.safetensors"
-    for name in (head, "declaration.json", "manifest.json"):
+    for name in (WEIGHTS, CONFIG):
         Path(store.root, name).write_bytes(data)
-    files = {**store.manifest.files, head: storage.digest_bytes(data)}
-    with pytest.raises(UserError, match="not a masked-LM head"):
-        Store(store.root, dataclasses.replace(store.manifest, files=files)).head()
-    with pytest.raises(UserError, match="manifest"):
-        open_store(store.root)
-    with pytest.raises(UserError, match="declaration"):
-        read_declaration(store.root)
+        files = {**store.manifest.files, name: storage.digest_bytes(data)}
+        hostile = Store(store.root, store.spec, dataclasses.replace(store.manifest, files=files))
+        with pytest.raises(UserError, match="store"):
+            stored_top(hostile)
+    names = [str(path) for path in Path(store.root).rglob("*") if path.is_file()]
+    for name in names:
+        Path(name).write_bytes(data)
+    assert verify(store.root)
+    for read in (open_store, read_spec):
+        with pytest.raises(UserError, match="damaged"):
+            read(store.root)
     assert not mark.exists()
 
 
 def test_a_teacher_of_pickled_weights_is_refused(tmp_path: Path) -> None:
-    from offline_teacher.teacher import load_teacher
-
-    from infra.sections import Teacher
     from tests.offline_teacher.tiny_teacher import save_bert
 
     model = save_bert(tmp_path / "model")
@@ -84,16 +115,11 @@ def test_a_teacher_of_pickled_weights_is_refused(tmp_path: Path) -> None:
     (model / "model.safetensors").unlink()
     (model / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(mark)))
     with pytest.raises(UserError, match="safetensors"):
-        load_teacher(Teacher(model=str(model)), "cpu")
+        _load(model)
     assert not mark.exists()
 
 
 def test_code_in_a_model_directory_is_not_run(tmp_path: Path) -> None:
-    import json
-
-    from offline_teacher.teacher import load_teacher
-
-    from infra.sections import Teacher
     from tests.offline_teacher.tiny_teacher import save_bert
 
     model = save_bert(tmp_path / "model")
@@ -104,8 +130,56 @@ def test_code_in_a_model_directory_is_not_run(tmp_path: Path) -> None:
     config["auto_map"] = dict.fromkeys(names, "modeling_evil.Evil")
     (model / "config.json").write_text(json.dumps(config))
     with contextlib.suppress(UserError):
-        load_teacher(Teacher(model=str(model)), "cpu")
+        _load(model)
     assert not mark.exists()
+
+
+def test_code_that_a_sentence_encoder_names_is_not_run(tmp_path: Path) -> None:
+    """modules.json names classes; only three are known, and none is imported by its name."""
+    from offline_teacher.families.pooling import read_pooling
+
+    mark = tmp_path / "ran"
+    (tmp_path / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nclass Pooling: pass\n")
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "../../etc", "type": "evil.Pooling"},
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UserError):
+        read_pooling(str(tmp_path))
+    assert not mark.exists()
+
+
+def test_code_that_a_store_names_is_not_run(tmp_path: Path) -> None:
+    """A store's config.json may name classes of its own, and its pooling.json anything."""
+    mark = tmp_path / "ran"
+    store = make_store(str(tmp_path / "store"))
+    (Path(store.root, "teacher") / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
+    config = {
+        "model_type": "bert",
+        "auto_map": {"AutoModel": "evil.Evil"},
+        "hidden_size": 8,
+        "vocab_size": 40,
+    }
+    for name, content in ((CONFIG, config), (POOLING, ["evil"])):
+        data = json.dumps(content).encode()
+        Path(store.root, name).write_bytes(data)
+        files = {**store.manifest.files, name: storage.digest_bytes(data)}
+        hostile = Store(store.root, store.spec, dataclasses.replace(store.manifest, files=files))
+        with pytest.raises(UserError):
+            stored_top(hostile)
+            hostile.pooling()
+    assert not mark.exists()
+
+
+def _load(model: Path) -> None:
+    """Everything that a pass reads of a teacher's directory."""
+    from infra.sections import Teacher
+    from offline_teacher.inference.teacher import load_teacher
+    from offline_teacher.teacher_directory import load_tokenizer
+
+    load_tokenizer(str(model))
+    load_teacher(Teacher(model=str(model)), 1, True, "cpu")
 
 
 @pytest.mark.parametrize(
