@@ -155,20 +155,17 @@ def test_code_that_a_store_names_is_not_run(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     store = make_store(str(tmp_path / "store"))
     (Path(store.root, "teacher") / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
-    config = {
-        "model_type": "bert",
-        "auto_map": {"AutoModel": "evil.Evil"},
-        "hidden_size": 8,
-        "vocab_size": 40,
-    }
-    for name, content in ((CONFIG, config), (POOLING, ["evil"])):
-        data = json.dumps(content).encode()
+    config = {"model_type": "bert", "auto_map": {"AutoModel": "evil.Evil"}, "hidden_size": 8}
+    config["vocab_size"] = 40
+    hostile_files = {CONFIG: json.dumps(config).encode(), POOLING: b'["evil"]'}
+    digests = dict(store.manifest.files)
+    for name, data in hostile_files.items():
         Path(store.root, name).write_bytes(data)
-        files = {**store.manifest.files, name: storage.digest_bytes(data)}
-        hostile = Store(store.root, store.spec, dataclasses.replace(store.manifest, files=files))
-        with pytest.raises(UserError):
-            stored_top(hostile)
-            hostile.pooling()
+        digests[name] = storage.digest_bytes(data)
+    hostile = Store(store.root, store.spec, dataclasses.replace(store.manifest, files=digests))
+    assert stored_top(hostile) is None  # its weights have no head
+    with pytest.raises(UserError, match=r"teacher/pooling\.json holds no JSON object"):
+        hostile.pooling()
     assert not mark.exists()
 
 
