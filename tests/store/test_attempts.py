@@ -99,8 +99,9 @@ def test_an_attempt_that_starts_after_the_index_loses(root: str) -> None:
 def test_what_a_dead_attempt_left_goes_with_the_next(root: str) -> None:
     spec = make_spec(plan=PLAN.plan)
     begin_store(root, spec)
-    with attempt_writer(root, spec, 1):
-        pass  # its shards are there, its index never comes
+    with attempt_writer(root, spec, 1) as dead:
+        for publishing in dead._publishing:
+            publishing.result()  # its shards are there, its index never comes
     left = storage.list_names(storage.join(root, "shards", "train", TASK.name))
     assert len(left) == 2
     with attempt_writer(root, spec, 2) as second:
