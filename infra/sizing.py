@@ -19,7 +19,7 @@ from infra.console import command, duration, table
 from infra.errors import UserError
 
 IN_FLIGHT = 2
-"""Tasks on one worker, as in offline_teacher.cluster: one is written while the next is computed."""
+"""Tasks on one worker, as in offline_teacher.cluster.pool: one is written while the next is computed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from infra.paths import expand_home
 from infra.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from offline_teacher.corpus import Part
+    from offline_teacher.corpus.documents import Part
     from offline_teacher.store.reader import Store
     from offline_teacher.teacher_pass import Outcome
 
@@ -159,7 +159,7 @@ def _pass(recipe: Recipe, parts: dict[str, list[Part]]) -> bool:
     """Makes the store; whether tasks are quarantined."""
     from infra import tracking
     from offline_teacher import preflight
-    from offline_teacher.cluster import Pool
+    from offline_teacher.cluster.pool import Pool
     from offline_teacher.source import find_source, spec_of
     from offline_teacher.store.reader import open_store
     from offline_teacher.teacher_pass import is_finished, run_pass

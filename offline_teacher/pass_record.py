@@ -18,7 +18,7 @@ from typing import Any
 from infra import storage
 from infra.errors import UserError
 from infra.recipe import Recipe
-from offline_teacher.corpus import Part
+from offline_teacher.corpus.documents import Part
 from offline_teacher.store.manifest import MANIFEST
 from offline_teacher.store.schema import FORMAT_VERSION
 from offline_teacher.teacher_directory import HUB_FILES, VOCABULARY_FILES, find_teacher

@@ -15,9 +15,9 @@ import numpy as np
 
 from infra.errors import UserError
 from infra.recipe import Recipe
-from offline_teacher.corpus import Part
-from offline_teacher.corpus_sample import sample_sequences
-from offline_teacher.packing import Encoder, load_encoder
+from offline_teacher.corpus.documents import Part
+from offline_teacher.corpus.sample import sample_sequences
+from offline_teacher.sequences.packing import Encoder, load_encoder
 from offline_teacher.source import Source, layout_of
 from offline_teacher.store.pending import finished_parts
 from offline_teacher.teacher_directory import tokenizer_files

@@ -11,10 +11,10 @@ from typing import Any
 from infra import storage
 from infra.errors import UserError
 from infra.recipe import Recipe
-from offline_teacher.corpus import Part
+from offline_teacher.corpus.documents import Part
 from offline_teacher.families.pooling import Pooling
-from offline_teacher.masking import continuation_flags, masked_count
-from offline_teacher.sequence_building import text_digest
+from offline_teacher.sequences.building import text_digest
+from offline_teacher.sequences.masking import continuation_flags, masked_count
 from offline_teacher.store.manifest import CONFIG, POOLING, WEIGHTS, Spec
 from offline_teacher.store.records import encode
 from offline_teacher.store.schema import FORMAT_VERSION, Layout, Plan, SpecialIds

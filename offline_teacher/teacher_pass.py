@@ -13,10 +13,9 @@ from infra.errors import UserError
 from infra.locks import exclusive
 from infra.processor import warn_if_slow
 from infra.recipe import Recipe
-from offline_teacher import corpus
-from offline_teacher.cluster import Item, Pool
-from offline_teacher.corpus import Part
-from offline_teacher.sequence_building import Tokenising, outstanding, problems_of, rows_of
+from offline_teacher.cluster.pool import Item, Pool
+from offline_teacher.corpus.documents import Part, parts
+from offline_teacher.sequences.building import Tokenising, outstanding, problems_of, rows_of
 from offline_teacher.source import Source, publish_files
 from offline_teacher.store.manifest import MANIFEST, Spec, failed_path
 from offline_teacher.store.numbering import SplitPlan, Task
@@ -44,9 +43,9 @@ def parts_of(recipe: Recipe) -> dict[str, list[Part]]:
     """The text of each split. UserError where there is none, before anything is started or written."""
     assert recipe.corpus is not None
     size = recipe.sequences.part_bytes
-    found = {"train": corpus.parts(recipe.corpus, size, False)}
+    found = {"train": parts(recipe.corpus, size)}
     if recipe.corpus.validation_path or recipe.corpus.validation_split:
-        found["validation"] = corpus.parts(recipe.corpus, size, True)
+        found["validation"] = parts(recipe.corpus, size, validation=True)
     return found
 
 

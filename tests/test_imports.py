@@ -16,10 +16,10 @@ SHARED = ("offline_teacher.store", "offline_teacher.families")
 """What other stages may import of the teacher's."""
 
 ONLY_IN = {
-    "ray": {"infra/ray_cluster.py", "offline_teacher/cluster.py", "evaluation/finetuning/parallel.py"},
+    "ray": {"infra/ray_cluster.py", "offline_teacher/cluster/pool.py", "evaluation/finetuning/parallel.py"},
     "deepspeed": {"student_train/engine/engine.py", "student_train/engine/world.py"},
     "mlflow": {"infra/mlflow_server.py"},
-    "datasets": {"offline_teacher/hub.py", "evaluation/tasks/loading.py"},
+    "datasets": {"offline_teacher/corpus/hub.py", "evaluation/tasks/loading.py"},
 }
 STORE_MAY = {
     "numpy",

@@ -37,7 +37,7 @@ from infra.errors import UserError
 from infra.recipe import Recipe
 from infra.sections import Train
 from offline_teacher import preflight
-from offline_teacher.corpus_sample import CorpusSample, sample_corpus
+from offline_teacher.corpus.sample import CorpusSample, sample_corpus
 from offline_teacher.planning import report as words
 from offline_teacher.planning.recommendation import recommend
 from offline_teacher.planning.sample import Knowledge, kinds_of_positions, masked_sample, needed

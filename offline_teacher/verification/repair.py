@@ -13,9 +13,9 @@ from infra import storage
 from infra.errors import UserError
 from infra.locks import exclusive
 from infra.recipe import Recipe
-from offline_teacher.cluster import Pool
-from offline_teacher.corpus import Part
-from offline_teacher.sequence_building import Tokenising, refuse_other_text
+from offline_teacher.cluster.pool import Pool
+from offline_teacher.corpus.documents import Part
+from offline_teacher.sequences.building import Tokenising, refuse_other_text
 from offline_teacher.source import Source, find_source, publish_files, spec_of, spec_with
 from offline_teacher.store.damage import damaged_directory, move_damaged
 from offline_teacher.store.index import TaskIndex

@@ -40,8 +40,8 @@ STEP = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "int8": 1 / 127, "none": 0.0}
 
 def rerun(store: Store, recipe: Recipe, count: int) -> Iterator[Finding]:
     """Up to ``count`` random tasks. UserError where the recipe or its teacher is not the store's."""
+    from offline_teacher.cluster.task_work import TaskWorker
     from offline_teacher.source import find_source, spec_with
-    from offline_teacher.task_work import TaskWorker
 
     source, recipe = find_source(recipe)
     spec = spec_with(recipe, source, store.fingerprint["corpus"])

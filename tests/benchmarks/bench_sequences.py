@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from offline_teacher.sequences import open_sequences, read_token_counts
 
 from infra.sections import Corpus, Masking, Sequences
-from offline_teacher.corpus import documents, parts
-from offline_teacher.corpus_problems import Problems
-from offline_teacher.masking import mask_sequences, mask_vocab
-from offline_teacher.packing import BATCH_CHARACTERS, load_encoder
-from offline_teacher.sequence_building import build_part, finish_index
+from offline_teacher.corpus.documents import documents, parts
+from offline_teacher.corpus.problems import Problems
+from offline_teacher.sequences import open_sequences, read_token_counts
+from offline_teacher.sequences.building import build_part, finish_index
+from offline_teacher.sequences.masking import mask_sequences, mask_vocab
+from offline_teacher.sequences.packing import BATCH_CHARACTERS, load_encoder
 
 REPEATS = 5
 SHARED = Path(__file__).resolve().parents[3] / "shared"

@@ -37,7 +37,7 @@ from offline_teacher.shard_work import ShardWorker
 
 from infra.processor import computes_bfloat16
 from infra.recipe import Recipe, load_recipe
-from offline_teacher.cluster import ITEMS_IN_FLIGHT, Item, Pool
+from offline_teacher.cluster.pool import ITEMS_IN_FLIGHT, Item, Pool
 from offline_teacher.source import find_source
 from offline_teacher.store.reader import open_store
 from offline_teacher.teacher_directory import load_tokenizer

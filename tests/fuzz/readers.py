@@ -23,8 +23,8 @@ from evaluation.tasks.squad import read_questions
 from infra import storage
 from infra.recipe import load_recipe
 from infra.sections import Corpus
-from offline_teacher.corpus import documents, parts
-from offline_teacher.corpus_problems import Problems
+from offline_teacher.corpus.documents import documents, parts
+from offline_teacher.corpus.problems import Problems
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.index import TaskIndex, shard_file
 from offline_teacher.store.manifest import CONFIG, MANIFEST, SPEC, WEIGHTS

@@ -14,11 +14,11 @@ from transformers import BertForMaskedLM, BertTokenizerFast
 
 from infra.recipe import Recipe
 from infra.sections import Corpus, Masking, Sequences, Store, Teacher
+from offline_teacher.cluster.task_work import TaskWorker
 from offline_teacher.source import find_source, publish_files, spec_of
 from offline_teacher.store.numbering import SplitPlan, Task
 from offline_teacher.store.parts import publish_part
 from offline_teacher.store.writer import begin_store, finish_store
-from offline_teacher.task_work import TaskWorker
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FACTS: dict[str, Any] = {

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from infra.recipe import Recipe, load_recipe
-from offline_teacher.cluster import Pool
+from offline_teacher.cluster.pool import Pool
+from offline_teacher.cluster.task_work import TaskWorker
 from offline_teacher.source import find_source, spec_of
 from offline_teacher.store.reader import Store, open_store
-from offline_teacher.task_work import TaskWorker
 from offline_teacher.teacher_pass import parts_of, run_pass
 
 

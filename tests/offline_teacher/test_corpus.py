@@ -26,10 +26,9 @@ from hypothesis import strategies as st
 from infra import paths, storage
 from infra.errors import UserError
 from infra.sections import Corpus
-from offline_teacher import corpus as module
-from offline_teacher import document_cuts
-from offline_teacher.corpus import Part, documents, parts
-from offline_teacher.corpus_problems import EXAMPLES_PER_KIND, Problems, line_number
+from offline_teacher.corpus import documents as module
+from offline_teacher.corpus.documents import Part, documents, parts
+from offline_teacher.corpus.problems import EXAMPLES_PER_KIND, Problems, line_number
 
 
 def read(
@@ -85,7 +84,7 @@ def test_byte_ranges_split_a_text_without_loss_wherever_they_fall(
 
 
 def test_a_document_longer_than_the_bound_is_cut_between_characters(tmp_path, monkeypatch):
-    monkeypatch.setattr(document_cuts, "LONGEST_DOCUMENT", 10)
+    monkeypatch.setattr("offline_teacher.corpus.cuts.LONGEST_DOCUMENT", 10)
     (tmp_path / "a.txt").write_text("\u4e2d" * 7 + "\nshort\n")
     for document in ("line", "file"):
         texts, problems = read(Corpus(path=(str(tmp_path / "a.txt"),), document=document))
@@ -116,7 +115,7 @@ def test_byte_ranges_split_lines_of_any_length_without_loss(tmp_path_factory, li
     edges = sorted({0, *(cut for cut in cuts if cut < len(data))})
     corpus, whole, ranges = Corpus(path=(path,), document=document), Problems(), Problems()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(document_cuts, "LONGEST_DOCUMENT", SHORT)
+        patch.setattr("offline_teacher.corpus.cuts.LONGEST_DOCUMENT", SHORT)
         expected = list(documents(Part((module.Span(path, 0, None, ""),)), corpus, whole))
         spans = [module.Span(path, a, b, "") for a, b in zip(edges, [*edges[1:], None], strict=True)]
         found = [text for span in spans for text in documents(Part((span,)), corpus, ranges)]
@@ -138,7 +137,7 @@ def test_byte_ranges_split_lines_of_any_length_without_loss(tmp_path_factory, li
     [("line", ["0123456789", "b"]), ("block", ["0123456789", "b"]), ("file", ["01234567"])],
 )
 def test_a_document_as_long_as_the_bound_is_not_cut(tmp_path, monkeypatch, document, expected):
-    monkeypatch.setattr(document_cuts, "LONGEST_DOCUMENT", 10)
+    monkeypatch.setattr("offline_teacher.corpus.cuts.LONGEST_DOCUMENT", 10)
     text = {"line": "0123456789\nb\n", "block": "0123456789\n\nb\n", "file": "01234567"}[document]
     (tmp_path / "a.txt").write_text(text)
     texts, _ = read(Corpus(path=(str(tmp_path / "*.txt"),), document=document, strict=True))
@@ -147,7 +146,7 @@ def test_a_document_as_long_as_the_bound_is_not_cut(tmp_path, monkeypatch, docum
 
 @pytest.mark.parametrize("source", ["text", "jsonl", "parquet", "hub"])
 def test_a_cut_document_is_counted_once_whatever_it_comes_from(tmp_path, monkeypatch, source):
-    monkeypatch.setattr(document_cuts, "LONGEST_DOCUMENT", 10)
+    monkeypatch.setattr("offline_teacher.corpus.cuts.LONGEST_DOCUMENT", 10)
     words = ["short", "0123456789" * 2 + "01", "short"]
     (tmp_path / "a.text").write_text("\n".join(words))
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": word}) + "\n" for word in words))
@@ -164,8 +163,8 @@ def test_a_cut_document_is_counted_once_whatever_it_comes_from(tmp_path, monkeyp
 
 @pytest.mark.parametrize("part_bytes", [1 << 20, 30])
 def test_rows_of_json_lines_are_whole_up_to_a_bound_of_their_own(tmp_path, monkeypatch, part_bytes):
-    monkeypatch.setattr(document_cuts, "LONGEST_DOCUMENT", 16)
-    monkeypatch.setattr(document_cuts, "LONGEST_ROW", 64)
+    monkeypatch.setattr("offline_teacher.corpus.cuts.LONGEST_DOCUMENT", 16)
+    monkeypatch.setattr(cuts, "LONGEST_ROW", 64)
     texts = ["a", "b" * (16 * 3 - 12), "c" * 15, "d" * 200, "\u4e2d" * 8, "e"]
     rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
     assert len(rows[1]) % 16 == 0

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from infra.errors import UserError
 from infra.sections import Masking
-from offline_teacher.masking import (
+from offline_teacher.sequences.masking import (
     MaskVocab,
     continuation_flags,
     mask_sequences,

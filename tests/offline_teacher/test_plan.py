@@ -17,12 +17,10 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 from infra.errors import UserError
 from infra.recipe import load_recipe
 from infra.sections import Corpus, Sequences
-from offline_teacher import corpus_sample
-from offline_teacher.corpus import documents, parts
-from offline_teacher.corpus_problems import Problems
-from offline_teacher.corpus_sample import sample_corpus
+from offline_teacher.corpus.documents import documents, parts
+from offline_teacher.corpus.problems import Problems
+from offline_teacher.corpus.sample import sample_corpus
 from offline_teacher.main import main
-from offline_teacher.packing import Encoder, TextSeen, batched, load_encoder, pack
 from offline_teacher.planning import plan
 from offline_teacher.planning.recommendation import recommend
 from offline_teacher.planning.relations import relation_gradient
@@ -39,6 +37,7 @@ from offline_teacher.planning.soft_targets import (
     tail_bucket,
     top_k_targets,
 )
+from offline_teacher.sequences.packing import Encoder, TextSeen, batched, load_encoder, pack
 from offline_teacher.store.schema import Layout
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 
@@ -236,7 +235,7 @@ def write_corpus(directory: Path, kind: str) -> Corpus:
 def test_tokens_are_extrapolated_from_a_part(
     tmp_path: Path, encoder: Encoder, kind: str, packing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus_sample, "PLACE_BYTES", 1 << 12)
+    monkeypatch.setattr("offline_teacher.corpus.sample.PLACE_BYTES", 1 << 12)
     corpus = write_corpus(tmp_path, kind)
     settings = Sequences(length=16, packing=packing, part_bytes=1 << 14)  # type: ignore[arg-type]
     tokens = sequences = 0

@@ -12,8 +12,8 @@ import pytest
 
 from infra.errors import UserError
 from infra.recipe import Recipe, load_recipe
-from offline_teacher import cluster
-from offline_teacher.cluster import Item, Pool
+from offline_teacher.cluster import pool as cluster
+from offline_teacher.cluster.pool import Item, Pool
 from tests.offline_teacher.tiny_teacher import write_recipe
 
 FAILURE = {"failure": "RuntimeError: CUDA error"}

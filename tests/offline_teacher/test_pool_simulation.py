@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.errors import UserError
-from offline_teacher import cluster
-from offline_teacher.cluster import Item, Pool
+from offline_teacher.cluster import pool as cluster
+from offline_teacher.cluster.pool import Item, Pool
 from tests.offline_teacher.simulated_ray import SimulatedRay
 
 Outcome = tuple[list[str], list[str], str | None]

@@ -15,9 +15,8 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast, RobertaTokenize
 from infra.cache import Cache
 from infra.errors import UserError
 from infra.sections import Corpus, Sequences
-from offline_teacher.corpus import parts
-from offline_teacher.packing import load_encoder
-from offline_teacher.sequence_building import (
+from offline_teacher.corpus.documents import parts
+from offline_teacher.sequences.building import (
     Tokenising,
     build_part,
     outstanding,
@@ -25,6 +24,7 @@ from offline_teacher.sequence_building import (
     text_digest,
     token_counts,
 )
+from offline_teacher.sequences.packing import load_encoder
 from offline_teacher.store.parts import read_part
 from offline_teacher.store.pending import finished_parts, read_part_index
 from offline_teacher.store.schema import Layout

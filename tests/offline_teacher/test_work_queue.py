@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from infra.errors import EXIT_INCOMPLETE, UserError
-from offline_teacher.work_queue import ITEM_DEATHS, WORKER_FAILURES, Item, Worker, WorkQueue
+from offline_teacher.cluster.work_queue import ITEM_DEATHS, WORKER_FAILURES, Item, Worker, WorkQueue
 
 ATTEMPTS, BOUND = 3, 26
 

@@ -23,10 +23,10 @@ from infra.errors import DamagedFile, UserError
 from infra.paths import find_files
 from infra.sections import Corpus
 from infra.streams import compression
-from offline_teacher import document_cuts, hub
-from offline_teacher.corpus_problems import Problems
-from offline_teacher.file_kinds import require_kind
-from offline_teacher.parquet import open_parquet
+from offline_teacher.corpus import cuts, hub
+from offline_teacher.corpus.kinds import require_kind
+from offline_teacher.corpus.parquet import open_parquet
+from offline_teacher.corpus.problems import Problems
 
 JUNK_SHARE = 0.1
 """A document with more replaced or NUL characters than this is not text and is left out."""
@@ -159,13 +159,13 @@ def row_texts(part: Part, corpus: Corpus, problems: Problems) -> Iterator[str | 
 
 
 def cut_text(text: str) -> list[str]:
-    longest = document_cuts.LONGEST_DOCUMENT
+    longest = cuts.LONGEST_DOCUMENT
     return [text[start : start + longest] for start in range(0, len(text), longest)]
 
 
 def _read_text(span: Span, corpus: Corpus, split: str | None, problems: Problems) -> Iterator[str | None]:
     first, told = span.start, False
-    for offset, raw, begins in document_cuts.cut(corpus.document, span.path, span.start, span.stop, problems):
+    for offset, raw, begins in cuts.cut(corpus.document, span.path, span.start, span.stop, problems):
         if begins:
             first, told = offset, False
         elif not raw.strip():  # of a document that was cut, only its last newline is left
@@ -178,7 +178,7 @@ def _read_text(span: Span, corpus: Corpus, split: str | None, problems: Problems
 
 
 def _read_jsonl(span: Span, corpus: Corpus, split: str | None, problems: Problems) -> Iterator[str | None]:
-    for offset, raw in document_cuts.rows(span.path, span.start, span.stop, problems):
+    for offset, raw in cuts.rows(span.path, span.start, span.stop, problems):
         raw = raw.removeprefix(BYTE_ORDER_MARK)
         if not raw.strip():  # no row: a file may end with such lines
             continue
@@ -283,8 +283,8 @@ def _usable(text: str, problems: Problems, path: str, **place: int) -> str | Non
 
 
 def _is_long(text: str | None) -> bool:
-    return text is not None and len(text) > document_cuts.LONGEST_DOCUMENT
+    return text is not None and len(text) > cuts.LONGEST_DOCUMENT
 
 
 def _tell_cut(problems: Problems, path: str, **place: int) -> None:
-    problems.add(f"document cut at {document_cuts.LONGEST_DOCUMENT >> 20} MiB", path, **place)
+    problems.add(f"document cut at {cuts.LONGEST_DOCUMENT >> 20} MiB", path, **place)

@@ -19,8 +19,8 @@ from infra.ray_cluster import connect, python_path
 from infra.recipe import Recipe
 from infra.scratch import Scratch
 from infra.sections import Teacher
-from offline_teacher.work_queue import ITEM_DEATHS, ITEMS_IN_FLIGHT, Worker, WorkQueue
-from offline_teacher.work_queue import Item as Item
+from offline_teacher.cluster.work_queue import ITEM_DEATHS, ITEMS_IN_FLIGHT, Worker, WorkQueue
+from offline_teacher.cluster.work_queue import Item as Item
 
 PACKAGES = ("offline_teacher", "infra")
 """What a worker imports of us."""
@@ -131,7 +131,7 @@ class Pool:
     def _start_worker(self) -> None:
         import ray
 
-        from offline_teacher.task_work import TaskWorker
+        from offline_teacher.cluster.task_work import TaskWorker
 
         variables = {"OMP_NUM_THREADS": str(self.settings.cpu_threads), "TOKENIZERS_PARALLELISM": "false"}
         if not self._joined:

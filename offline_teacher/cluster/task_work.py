@@ -17,11 +17,11 @@ from infra import storage
 from infra.cache import Cache
 from infra.errors import UserError
 from infra.recipe import Recipe
-from offline_teacher.corpus import Part
+from offline_teacher.corpus.documents import Part
 from offline_teacher.inference.heap import Heap
-from offline_teacher.masking import MaskVocab, mask_sequences, mask_vocab
-from offline_teacher.packing import load_encoder
-from offline_teacher.sequence_building import Tokenising, build_part, token_counts
+from offline_teacher.sequences.building import Tokenising, build_part, token_counts
+from offline_teacher.sequences.masking import MaskVocab, mask_sequences, mask_vocab
+from offline_teacher.sequences.packing import load_encoder
 from offline_teacher.store.blocks import Memory
 from offline_teacher.store.index import PartIndex
 from offline_teacher.store.manifest import Spec

@@ -19,9 +19,9 @@ from infra.cache import Cache
 from infra.errors import UserError
 from infra.recipe import fingerprinted
 from infra.sections import Corpus, Sequences
-from offline_teacher.corpus import Part, documents, modified
-from offline_teacher.corpus_problems import Problems
-from offline_teacher.packing import Encoder, TextSeen, batched, load_encoder, pack
+from offline_teacher.corpus.documents import Part, documents, modified
+from offline_teacher.corpus.problems import Problems
+from offline_teacher.sequences.packing import Encoder, TextSeen, batched, load_encoder, pack
 from offline_teacher.store.index import PartIndex
 from offline_teacher.store.manifest import SEQUENCES, part_name, part_path
 from offline_teacher.store.parts import publish_part, read_counts

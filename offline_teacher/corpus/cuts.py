@@ -10,7 +10,7 @@ from typing import IO, Any
 from infra import storage
 from infra.errors import DamagedFile
 from infra.streams import TooLargeWindow, compression
-from offline_teacher.corpus_problems import Problems
+from offline_teacher.corpus.problems import Problems
 
 LONGEST_DOCUMENT = 4 << 20
 """Bytes of text; a longer document is cut there, so that one line without an end cannot fill memory."""

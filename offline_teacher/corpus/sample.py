@@ -23,8 +23,8 @@ from infra import storage
 from infra.errors import DamagedFile, UserError
 from infra.sections import Corpus, Sequences
 from infra.streams import compression
-from offline_teacher import hub
-from offline_teacher.corpus import (
+from offline_teacher.corpus import hub
+from offline_teacher.corpus.documents import (
     Part,
     Span,
     cut_text,
@@ -34,8 +34,8 @@ from offline_teacher.corpus import (
     parts,
     row_texts,
 )
-from offline_teacher.corpus_problems import Problems
-from offline_teacher.packing import Encoder, TextSeen, batched, pack
+from offline_teacher.corpus.problems import Problems
+from offline_teacher.sequences.packing import Encoder, TextSeen, batched, pack
 
 Item = TypeVar("Item")
 

@@ -1,0 +1,1 @@
+"""Text becomes sequences of token ids: tokenised, packed, numbered and masked."""
