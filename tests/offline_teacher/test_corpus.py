@@ -164,7 +164,7 @@ def test_a_cut_document_is_counted_once_whatever_it_comes_from(tmp_path, monkeyp
 @pytest.mark.parametrize("part_bytes", [1 << 20, 30])
 def test_rows_of_json_lines_are_whole_up_to_a_bound_of_their_own(tmp_path, monkeypatch, part_bytes):
     monkeypatch.setattr("offline_teacher.corpus.cuts.LONGEST_DOCUMENT", 16)
-    monkeypatch.setattr(cuts, "LONGEST_ROW", 64)
+    monkeypatch.setattr("offline_teacher.corpus.cuts.LONGEST_ROW", 64)
     texts = ["a", "b" * (16 * 3 - 12), "c" * 15, "d" * 200, "\u4e2d" * 8, "e"]
     rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
     assert len(rows[1]) % 16 == 0
