@@ -233,7 +233,12 @@ class Student:
     teacher's last."""
     init: Literal["teacher", "random"] = outcome("teacher")
     hidden_size: int | None = outcome(None)
-    """None: the teacher's D. Narrower: random initialisation, learned projection for the cosine."""
+    """None: the teacher's D. A narrower student starts from slices of the teacher's layers unless ``init`` is
+    random; for the cosine it learns a projection."""
+    attention_heads: int | None = outcome(None)
+    """None: as many as the teacher has."""
+    intermediate_size: int | None = outcome(None)
+    """Width of the feed-forward layers. None: the teacher's, shrunk like ``hidden_size``."""
     dropout: float = outcome(0.1)
 
     def __post_init__(self) -> None:
@@ -250,10 +255,9 @@ class Student:
                 f"layers: must be ascending and distinct, counted from 0, not {list(self.layers)}",
             )
         require(0 <= self.dropout < 1, f"dropout: must be in [0, 1), not {self.dropout}")
-        require(
-            self.hidden_size is None or self.init == "random",
-            "hidden_size: a student of another width cannot start from teacher layers; set init: random",
-        )
+        for name in ("hidden_size", "attention_heads", "intermediate_size"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name}: must be >= 1, not {value}")
 
 
 @dataclass(frozen=True, kw_only=True)

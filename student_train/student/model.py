@@ -23,6 +23,7 @@ from offline_teacher.families.family import no_head
 from offline_teacher.families.head import masked_lm_head
 from offline_teacher.families.masks import encoder_mask
 from offline_teacher.families.recording import QueriesKeysValues
+from offline_teacher.families.slicing import sliced_weights
 from offline_teacher.families.students import (
     Shape,
     choose_layers,
@@ -108,7 +109,10 @@ def architecture(
             " (store.teacher_weights: false); set student.init: random"
         )
     layers = choose_layers(student.layers, teacher_config)
-    config = student_config(teacher_config, layers, Shape(hidden_size=student.hidden_size), student.dropout)
+    shape = Shape(student.hidden_size, student.attention_heads, student.intermediate_size)
+    config = student_config(teacher_config, layers, shape, student.dropout)
+    if student.init == "teacher":
+        _require_no_wider(config, family_of(teacher_config).config(teacher_config))
     if train.alpha_relation:
         relation_heads(_width(teacher_config), config.hidden_size, train.relation_heads)
         if not -len(layers) <= train.relation_layer < len(layers):
@@ -142,6 +146,8 @@ def build_student(
         if needs_head(train) and f"{family_of(teacher_config).head.dense}.weight" not in teacher_weights:
             raise no_head("the store's teacher")
         start = student_weights(teacher_config, teacher_weights, layers)
+        if _widths(config) != (teacher := _widths(family_of(teacher_config).config(teacher_config))):
+            start = sliced_weights(config, start, teacher[2])
     model = new_student(config, start, head=needs_head(train), seed=train.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train.seed)
@@ -149,6 +155,22 @@ def build_student(
     if student.dropout:
         use_cheap_dropout(built.model)
     return built.train()
+
+
+def _widths(config: Any) -> tuple[int, int, int]:
+    """Hidden size, feed-forward width, attention heads."""
+    wide = getattr(config, family_of(config).own_name("intermediate_size"))
+    return config.hidden_size, wide, config.num_attention_heads
+
+
+def _require_no_wider(student: Any, teacher: Any) -> None:
+    names = ("hidden_size", "intermediate_size", "attention_heads")
+    for name, own, most in zip(names, _widths(student), _widths(teacher), strict=True):
+        if own > most:
+            raise UserError(
+                f"student.{name}: {own} is more than the teacher's {most}, and the student starts from the"
+                " teacher's layers; set init: random"
+            )
 
 
 def _width(teacher_config: Mapping[str, Any]) -> int:

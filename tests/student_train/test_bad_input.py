@@ -226,7 +226,15 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
     "deeper than its teacher": (nothing, ["student.layers=last:5"], ["last:5", "2 layers"]),
     "no such layer": (nothing, ["student.layers=[0, 7]"], ["layer 7"]),
     "width and heads": (nothing, ["student.hidden_size=9", "student.init=random"], ["hidden_size", "heads"]),
-    "narrower from the teacher's layers": (nothing, ["student.hidden_size=8"], ["init: random"]),
+    "wider than the teacher's layers": (
+        nothing, ["student.hidden_size=32"], ["student.hidden_size: 32", "teacher's 16", "init: random"],
+    ),
+    "heads that cannot be cut out of the teacher's": (
+        nothing,
+        ["student.hidden_size=12", "student.attention_heads=1"],
+        ["student.attention_heads", "init: random"],
+    ),
+    "no neurons": (nothing, ["student.intermediate_size=0"], ["intermediate_size", ">= 1"]),
     "relation heads that do not divide": (
         store_of(replay_layers=1), [*RELATIONS, "train.relation_heads=3"], ["train.relation_heads: 3", "16"],
     ),

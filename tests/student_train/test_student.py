@@ -290,12 +290,30 @@ def test_a_loss_without_a_vocabulary_makes_an_encoder(bert: tuple[dict[str, Any]
     torch.testing.assert_close(student.body(ids, mask.sum(1)), whole.body(ids, mask.sum(1)))
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_a_narrower_student_starts_from_slices_of_the_teacher(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    config, directory = request.getfixturevalue(family)
+    student = built(config, directory, layers=(0, 3), hidden_size=8, intermediate_size=10)
+    assert (student.model.config.hidden_size, student.decoder_weight.shape) == (8, (50, 8))
+    whole = built(config, directory, layers=(0, 3))
+    columns = {tuple(column.tolist()) for column in whole.decoder_weight.T}
+    assert {tuple(column.tolist()) for column in student.decoder_weight.T} < columns
+    assert student.projection is not None
+    ids, mask = batch()
+    assert torch.isfinite(logits(student, ids, mask)).all()
+
+
 @pytest.mark.parametrize(
     ("student", "train", "sentence"),
     [
         ({"layers": (0, 4)}, {}, "no layer 4"),
         ({"layers": "last:5"}, {}, "deeper than the teacher"),
         ({"init": "random", "hidden_size": 18}, {}, "not a multiple of the student's 4 attention heads"),
+        ({"hidden_size": 20}, {}, "student.hidden_size: 20 is more than the teacher's 16"),
+        ({"intermediate_size": 30}, {}, "student.intermediate_size: 30 is more than the teacher's 24"),
+        ({"attention_heads": 8}, {}, "student.attention_heads: 8 is more than the teacher's 4"),
         ({}, {"alpha_relation": 1, "relation_heads": 5}, "train.relation_heads: 5 does not divide"),
         ({}, {"alpha_relation": 1, "relation_layer": 2}, "no layer 2; the student has 2 layers"),
         ({}, {"alpha_relation": 1, "relation_layer": -3}, "no layer -3; the student has 2 layers"),
