@@ -71,7 +71,7 @@ class CorpusSample:
     """bytes (of the files) or rows."""
     places: int
     tokens: int
-    """Of one replica of the whole corpus, special tokens included: extrapolated unless ``exact``."""
+    """Of one masking epoch of the whole corpus, special tokens included: extrapolated unless ``exact``."""
     sequences: int
     relative_error: float
     """Standard error of ``tokens``, from how much the places differ."""

@@ -1,7 +1,7 @@
 """Peak memory of a teacher pass, driver and worker, over ten times the text against once.
 
-Two real passes with one Ray worker, a tiny teacher and small shards: 1x has dozens of shards already, so
-whatever a shard, a part of the sequences or a metric leaves behind is ten times as much at 10x.
+Two real passes with one Ray worker, a tiny teacher and small tasks: 1x has dozens of tasks already, so
+whatever a task, a part of the sequences or a metric leaves behind is ten times as much at 10x.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks.results import Row, row
-from tests.offline_teacher.stores import finish, sidecars, start, workers
+from tests.offline_teacher.stores import finish, indices, start, workers
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 
 LINES, TIMES = 10_000, 10
-SEQUENCES_A_SHARD, PART_BYTES = 64, 1 << 16
+SEQUENCES_A_TASK, PART_BYTES = 64, 1 << 16
 GOAL = 1.1
 SAMPLE_SECONDS = 0.02
 
@@ -32,7 +32,7 @@ Peaks = dict[str, int]
 def run(lines: int = LINES) -> list[Row]:
     with tempfile.TemporaryDirectory() as scratch:
         model = save_bert(Path(scratch, "model"))
-        peaks, shards = {}, {}
+        peaks, tasks = {}, {}
         for times in (1, TIMES):
             directory = Path(scratch, f"{times}x")
             directory.mkdir()
@@ -43,23 +43,23 @@ def run(lines: int = LINES) -> list[Row]:
                 model,
                 sequences={"length": 64, "part_bytes": PART_BYTES},
                 teacher={"workers": 1},
-                store={"samples_per_shard": SEQUENCES_A_SHARD},
+                store={"task_sequences": SEQUENCES_A_TASK},
                 tracking={"enabled": True},
             )
             began = time.monotonic()
             peaks[times] = pass_peaks(recipe)
-            shards[times] = len(sidecars(directory / "runs/tiny/store"))
+            tasks[times] = len(indices(directory / "runs/tiny/store"))
             told = ", ".join(f"{name} {peak / 2**20:.0f} MiB" for name, peak in peaks[times].items())
             seconds = time.monotonic() - began
-            print(f"{times}x: {shards[times]} shards, {told}, {seconds:.0f} s", file=sys.stderr)
+            print(f"{times}x: {tasks[times]} tasks, {told}, {seconds:.0f} s", file=sys.stderr)
     return [
         row(
             f"teacher.memory_growth_{name}",
             peaks[TIMES][name] / peaks[1][name],
             "ratio",
             f"<= {GOAL:g}",
-            f"peak resident set {peaks[TIMES][name] / 2**20:.1f} MiB over {shards[TIMES]} shards, "
-            f"{peaks[1][name] / 2**20:.1f} MiB over {shards[1]}; one worker, tiny teacher",
+            f"peak resident set {peaks[TIMES][name] / 2**20:.1f} MiB over {tasks[TIMES]} tasks, "
+            f"{peaks[1][name] / 2**20:.1f} MiB over {tasks[1]}; one worker, tiny teacher",
         )
         for name in ("driver", "worker")
     ]

@@ -17,15 +17,29 @@ from typing import Any
 
 import numpy as np
 
+from infra.cache import Cache
 from infra.sections import Corpus, Masking, Sequences
 from offline_teacher.corpus.documents import documents, parts
 from offline_teacher.corpus.problems import Problems
-from offline_teacher.sequences import open_sequences, read_token_counts
-from offline_teacher.sequences.building import build_part, finish_index
+from offline_teacher.sequences.building import Tokenising, build_part, token_counts
 from offline_teacher.sequences.masking import mask_sequences, mask_vocab
 from offline_teacher.sequences.packing import BATCH_CHARACTERS, load_encoder
+from offline_teacher.store.parts import read_part
+from offline_teacher.store.pending import finished_parts, read_part_index
+from offline_teacher.store.schema import Layout
 
 REPEATS = 5
+LAYOUT = Layout(
+    length=128,
+    masked=0,
+    vocab_size=30_522,
+    hidden_size=1,
+    top_k=0,
+    temperatures=(),
+    hidden_states="float16",
+    positions="all",
+)
+"""Of a store of such sequences."""
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 
@@ -45,7 +59,7 @@ def _packing(store: str) -> dict[str, Any]:
     corpus = Corpus(path=(str(SHARED / "data/corpus/train/[a-c]*.txt"),))
     settings = Sequences(length=128)
     listed = parts(corpus, settings.part_bytes)
-    encoder = load_encoder(f"{store}/tokenizer")
+    encoder, how = load_encoder(f"{store}/tokenizer"), Tokenising(corpus, settings, counted=True)
     batches = _batches([text for part in listed for text in documents(part, corpus, Problems())])
     alone, pipeline = [], []
     for _ in range(REPEATS):
@@ -57,8 +71,7 @@ def _packing(store: str) -> dict[str, Any]:
         shutil.rmtree(f"{store}/sequences", ignore_errors=True)
         start = time.perf_counter()
         for index, part in enumerate(listed):
-            build_part(store, index, part, corpus, settings)
-        finish_index(store, listed, corpus, settings)
+            build_part(store, LAYOUT, "train", index, part, how)
         pipeline.append(tokens / (time.perf_counter() - start))
     value = statistics.median(pipeline) / statistics.median(alone)
     rates = f"{statistics.median(pipeline):,.0f} of {statistics.median(alone):,.0f} text tokens/s"
@@ -78,17 +91,18 @@ def _batches(texts: list[str]) -> list[list[str]]:
 
 
 def _masking(store: str) -> list[dict[str, Any]]:
-    sequences = open_sequences(store)
-    input_ids, token_count = sequences.rows(range(min(8192, sequences.count)))
+    cache, parts_made = Cache(None, 1 << 30), finished_parts(store, "train")
+    first = read_part(store, LAYOUT, read_part_index(store, "train", 0)[0], cache)
+    input_ids, token_count = first["input_ids"][:8192], first["token_count"][:8192]
     ids = np.arange(len(input_ids))
     encoder = load_encoder(f"{store}/tokenizer")
     content = encoder.content()
     mask_id = encoder.backend.token_to_id("[MASK]")
     settings = {
-        "uniform": Masking(),
-        "frequency_whole_word": Masking(sampling="frequency", whole_word=True),
+        "uniform": Masking(probability=0.15),
+        "frequency_whole_word": Masking(probability=0.15, sampling="frequency", whole_word=True),
     }
-    counts = read_token_counts(store)
+    counts = token_counts(store, "train", parts_made, encoder.vocab_size, cache)
     rates: dict[str, list[float]] = {name: [] for name in settings}
     for _ in range(REPEATS):
         for name, masking in settings.items():

@@ -5,10 +5,10 @@
 prints the rows; ``run()`` returns them: for BERT-base with random weights and for ../shared/teacher, if it is
 there. With a directory: for that teacher alone.
 
-The pass is a worker's own: two threads on one ``ShardWorker``, as Ray calls it, one writing its shard while
-the other's is computed. BERT-base makes 2 shards of 64 samples, the small teacher 4 of 256 where the
-processor has bfloat16; a pass has hundreds of 1,024, and only its last is written with nothing computed
-beside it. Bare forward and encoder get the batches of those shards, all full sequences. The script gets
+The pass is a worker's own: two threads on one ``TaskWorker``, as Ray calls it, one writing its task while
+the other's is computed. BERT-base makes 2 tasks of 64 samples, the small teacher 4 of 256 where the
+processor has bfloat16; a pass has hundreds of 4,096, and only its last is written with nothing computed
+beside it. Bare forward and encoder get the batches of those tasks, all full sequences. The script gets
 documents, 16 at a time, cut at 128 tokens and padded to the longest; only real tokens count. One thread
 computes on each side, in bfloat16, or in float32 on a processor without it; interleaved repeats in one
 process, medians. Hidden states and encoder, which differ least, are repeated most, in turn with each other.
@@ -32,15 +32,15 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from offline_teacher.capture_pass import run_pass
-from offline_teacher.shard_work import ShardWorker
-
 from infra.processor import computes_bfloat16
 from infra.recipe import Recipe, load_recipe
 from offline_teacher.cluster.pool import ITEMS_IN_FLIGHT, Item, Pool
-from offline_teacher.source import find_source
-from offline_teacher.store.reader import open_store
+from offline_teacher.cluster.task_work import TaskWorker
+from offline_teacher.source import find_source, spec_of
+from offline_teacher.store.block_reader import BlockReader
+from offline_teacher.store.reader import Store, open_store
 from offline_teacher.teacher_directory import load_tokenizer
+from offline_teacher.teacher_pass import parts_of, run_pass
 from tests.benchmarks.results import Row, row
 from tests.benchmarks.timing import interleave
 
@@ -86,9 +86,9 @@ def _bert_base(directory: Path) -> str:
 
 @dataclass(frozen=True)
 class Size:
-    """Shards of one repeat, the batches of each, repeats, and those of hidden states and encoder."""
+    """Tasks of one repeat, the batches of each, repeats, and those of hidden states and encoder."""
 
-    shards: int
+    tasks: int
     batches: int
     repeats: int
     pair_repeats: int
@@ -98,10 +98,10 @@ class Size:
         return self.batches * BATCH
 
 
-BASE_SIZE = Size(shards=2, batches=4, repeats=3, pair_repeats=5)
+BASE_SIZE = Size(tasks=2, batches=4, repeats=3, pair_repeats=5)
 SHARED_SIZE = replace(BASE_SIZE, repeats=5, pair_repeats=9)
 if computes_bfloat16():  # a small model is through a batch in no time: more of them make a repeat
-    SHARED_SIZE = replace(SHARED_SIZE, shards=4, batches=16)
+    SHARED_SIZE = replace(SHARED_SIZE, tasks=4, batches=16)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class LocalPool(Pool):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        self.worker = ShardWorker(recipe, "cpu")
+        self.worker = TaskWorker(recipe, "cpu")
 
     def run(self, items: Iterable[Item], done: Any, waiting: Any, set_aside: Any = None) -> list[Item]:
         items = list(items)
@@ -168,11 +168,10 @@ def _measure(scratch: Path, directory: str, suffix: str, size: Size) -> list[Row
         name: _recipe(scratch, directory, texts, name, k, size)
         for name, k in (("full", TOP_K), ("hidden", 0))
     }
-    pool = LocalPool(recipes["full"])
-    for recipe in recipes.values():
-        run_pass(recipe, find_source(recipe), recipe.store_dir, pool)
-    batches = _batches(recipes["full"], size.shards)
-    encoder = pool.worker._compute(pool.worker._teacher).model
+    pool = LocalPool(find_source(recipes["full"])[1])
+    stores = {name: _made(recipe, pool) for name, recipe in recipes.items()}
+    batches = _batches(stores["full"], size)
+    encoder = pool.worker._compute(pool.worker._inference, stores["hidden"].root).teacher.lower
     bare = AutoModelForMaskedLM.from_pretrained(
         directory, dtype=getattr(torch, DTYPE), attn_implementation="sdpa"
     ).eval()
@@ -187,7 +186,7 @@ def _measure(scratch: Path, directory: str, suffix: str, size: Size) -> list[Row
     @torch.inference_mode()
     def encode() -> None:
         for batch in batches:
-            encoder(input_ids=batch)
+            encoder(batch)
 
     @torch.inference_mode()
     def script() -> None:
@@ -198,21 +197,21 @@ def _measure(scratch: Path, directory: str, suffix: str, size: Size) -> list[Row
         torch.save(kept, scratch / "kept.pt")
 
     sides: dict[str, Callable[[], object]] = {
-        "capture": lambda: _capture(pool, recipes["full"], size.shards),
+        "capture": lambda: _infer(pool, stores["full"], size.tasks),
         "forward": forward,
         "script": script,
     }
     pair: dict[str, Callable[[], object]] = {
-        "hidden_only": lambda: _capture(pool, recipes["hidden"], size.shards),
+        "hidden_only": lambda: _infer(pool, stores["hidden"], size.tasks),
         "encoder": encode,
     }
     seconds = interleave(sides, size.repeats, f"teacher{suffix}")
     seconds |= interleave(pair, size.pair_repeats, f"teacher{suffix}")
-    tokens = dict.fromkeys(seconds, size.shards * size.samples * L) | {"script": real}
+    tokens = dict.fromkeys(seconds, size.tasks * size.samples * L) | {"script": real}
     rate = {name: tokens[name] / seconds[name] for name in seconds}
     told = ", ".join(f"{name} {value:,.0f}" for name, value in rate.items())
     model = f"{plain.config.num_hidden_layers} x {plain.config.hidden_size} teacher"
-    where = f"{model}, {size.shards} shards of {size.samples} x {L}, batches of {BATCH}, {DTYPE}, 1 thread, "
+    where = f"{model}, {size.tasks} tasks of {size.samples} x {L}, batches of {BATCH}, {DTYPE}, 1 thread, "
     where += f"medians of {size.repeats} and {size.pair_repeats} interleaved, tokens/s: {told}"
     documents = f"; the script: float32, {texts.lengths}, padded by 16, real tokens"
     return [
@@ -226,12 +225,12 @@ def _measure(scratch: Path, directory: str, suffix: str, size: Size) -> list[Row
 
 
 def _recipe(scratch: Path, directory: str, texts: Material, name: str, top_k: int, size: Size) -> Recipe:
-    """Text for so many full shards and a little more."""
+    """Text for so many full tasks and a little more."""
     tokenizer, lines, tokens = load_tokenizer(directory), [], 0
     for document in texts.documents:
         lines.append(document)
         tokens += len(tokenizer(document, add_special_tokens=False).input_ids)
-        if tokens >= size.shards * size.samples * L:
+        if tokens >= size.tasks * size.samples * L:
             break
     (scratch / "text.txt").write_text("\n".join(lines) + "\n")
     sections = {
@@ -240,25 +239,36 @@ def _recipe(scratch: Path, directory: str, texts: Material, name: str, top_k: in
         "corpus": {"path": str(scratch / "text.txt")},
         "sequences": {"length": L},
         "teacher": {"model": directory, "batch_size": BATCH, "dtype": DTYPE},
-        "store": {"top_k": top_k, "samples_per_shard": size.samples},
+        "store": {"top_k": top_k, "task_sequences": size.samples},
     }
     path = scratch / f"{name}.yaml"
     path.write_text(yaml.safe_dump(sections))
     return load_recipe(str(path))
 
 
-def _capture(pool: LocalPool, recipe: Recipe, shards: int) -> None:
-    """The shards, computed and published again."""
-    items = [Item(str(index), "capture", (recipe.store_dir, 0, index)) for index in range(shards)]
+def _made(recipe: Recipe, pool: LocalPool) -> Store:
+    source, recipe = find_source(recipe)
+    parts = parts_of(recipe)
+    run_pass(recipe, source, spec_of(recipe, source, parts), parts, pool)
+    return open_store(recipe.store_path)
+
+
+def _infer(pool: LocalPool, store: Store, tasks: int) -> None:
+    """The tasks, computed and published again."""
+    plan = store.splits["train"].plan
+    parts = len(store.manifest.splits["train"].parts)
+    items = [Item(str(n), "infer", (store.root, "train", plan.task(n), parts)) for n in range(tasks)]
     pool.run(items, lambda item, answer: None, None)
 
 
-def _batches(recipe: Recipe, count: int) -> list[torch.Tensor]:
-    """The masked ids [B, L] of the shards."""
-    store = open_store(recipe.store_dir)
-    shards = [store.shard(0, index).columns for index in range(count)]
-    assert all((columns["token_count"] == L).all() for columns in shards), "a shard has short sequences"
-    ids = np.concatenate([columns["input_ids"] for columns in shards]).astype(np.int64)
+def _batches(store: Store, size: Size) -> list[torch.Tensor]:
+    """The masked ids [B, L] of the tasks."""
+    plan, reader = store.splits["train"].plan, BlockReader(store, "train", ["token_count", "input_ids"])
+    blocks = [block for n in range(size.tasks) for block in plan.blocks(plan.task(n))]
+    columns = [reader.rows(0, block) for block in blocks]
+    assert all((c["token_count"] == L).all() for c in columns), "a task has short sequences"
+    ids = np.concatenate([c["input_ids"] for c in columns]).astype(np.int64)
+    assert len(ids) == size.tasks * size.samples
     return list(torch.from_numpy(ids).split(BATCH))
 
 

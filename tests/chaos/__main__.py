@@ -22,13 +22,14 @@ import time
 from pathlib import Path
 
 import psutil
-from offline_teacher.repair import mend
 
 from infra import storage
 from infra.console import table
-from infra.recipe import load_recipe
-from offline_teacher.store.verify import quarantine, verify
-from tests.offline_teacher.stores import contents, finish, sidecars, start, wait_until, workers
+from offline_teacher.main import main as teacher
+from offline_teacher.store.damage import damaged_directory
+from offline_teacher.store.manifest import RECIPE
+from offline_teacher.store.verify import verify
+from tests.offline_teacher.stores import contents, finish, indices, start, wait_until, workers
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 
 FLIPS = 1_000
@@ -48,7 +49,7 @@ def main(kills: int) -> int:
             directory,
             write_text(directory / "text.txt", 800),
             save_bert(directory / "model"),
-            masking={"replicas": 2},
+            masking={"epochs": 2},
         )
         code, output = finish(start(recipe))
         assert code == 0, output
@@ -133,7 +134,7 @@ def undisturbed(recipe: Path, directory: Path, reference: Bytes, count: int) -> 
 
 
 def node_lost(recipe: Path, directory: Path, reference: Bytes) -> Row:
-    """Three nodes with a CPU each; one that runs a worker goes down after the first shards."""
+    """Three nodes with a CPU each; one that runs a worker goes down after the first tasks."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
@@ -147,27 +148,28 @@ def node_lost(recipe: Path, directory: Path, reference: Bytes) -> Row:
             "teacher.workers=3",
             f"teacher.ray_address={cluster.address}",
         )
-        wait_until(lambda: len(sidecars(store)) > 2, process)
+        wait_until(lambda: len(indices(store)) > 2, process)
         cluster.remove_node(others[0], allow_graceful=False)
-        before = len(sidecars(store))
+        before = len(indices(store))
         code, text = finish(process)
         assert code == 0, text
     finally:
         cluster.shutdown()
-    return [f"store, a node of three lost after {before} shards, identical", "", contents(store) == reference]
+    return [f"store, a node of three lost after {before} tasks, identical", "", contents(store) == reference]
 
 
 def flipped(recipe: Path, store: Path, reference: Bytes, luck: random.Random) -> list[Row]:
-    """One bit at a time in any file; then several files at once, repaired."""
-    files = sorted(path for path in store.rglob("*") if path.is_file() and path.name != storage.LOCK)
+    """One bit at a time in any file that a digest covers; then several files at once, repaired."""
+    apart = (storage.LOCK, RECIPE)
+    files = sorted(path for path in store.rglob("*") if path.is_file() and path.name not in apart)
     found = sum(_found(store, luck.choice(files), luck) for _ in range(FLIPS))
     restored = 0
     for _ in range(REPAIRS):
         for path in luck.sample([store / name for name in sorted(reference)], 5):
             _flip(path, luck)
-        mend(str(store), verify(str(store)), load_recipe(str(recipe)))
-        restored += contents(store) == reference and not verify(str(store))
-        shutil.rmtree(quarantine(str(store)))
+        code = teacher(["verify", str(store), "--repair", "--recipe", str(recipe)])
+        restored += code == 0 and contents(store) == reference and not verify(str(store))
+        shutil.rmtree(damaged_directory(str(store)))
     return [
         ["bit flips found by verify", f"{found} of {FLIPS}", found == FLIPS],
         [
@@ -182,10 +184,9 @@ def _found(store: Path, path: Path, luck: random.Random) -> bool:
     data = path.read_bytes()
     _flip(path, luck)
     name = str(path.relative_to(store))
-    problems = {problem.file for problem in verify(str(store))}
+    findings = {finding.file for finding in verify(str(store))}
     path.write_bytes(data)
-    # recipe.json seals recipe.yaml, a sidecar its shard: damage to one of a pair may be told of either
-    return any(problem.rsplit(".", 1)[0] == name.rsplit(".", 1)[0] for problem in problems)
+    return name in findings
 
 
 def _flip(path: Path, luck: random.Random) -> None:

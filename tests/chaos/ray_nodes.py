@@ -16,7 +16,6 @@ Prints a table of figures; exits 1 where any of it does not hold. About 15 minut
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
@@ -26,9 +25,11 @@ from pathlib import Path
 import yaml
 
 from infra.console import command, table
+from offline_teacher.store.numbering import SplitPlan
+from offline_teacher.store.pending import finished_parts, read_parts, read_spec
 from tests.chaos.hosts import Machine, Machines
 from tests.conftest import ROOT
-from tests.offline_teacher.stores import contents, finish, sidecars, start, wait_until
+from tests.offline_teacher.stores import contents, finish, indices, start, wait_until
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 
 LAPTOP, HEAD, WORKERS = "laptop", "node-0", ("node-1", "node-2")
@@ -47,7 +48,7 @@ def main() -> int:
         directory = Path(scratch, "machines")
         with Machines([LAPTOP, HEAD, *WORKERS], directory) as machines:
             text = write_text(directory / "text.txt", LINES)
-            recipe = write_recipe(directory, text, save_bert(directory / "model"), masking={"replicas": 2})
+            recipe = write_recipe(directory, text, save_bert(directory / "model"), masking={"epochs": 2})
             code, output = finish(start(recipe))
             assert code == 0, output
             reference = contents(directory / "runs/tiny/store")
@@ -121,15 +122,15 @@ def jobs(laptop: Machine, cluster: Path, recipe: Path, reference: Bytes) -> list
 
     log = laptop.own / "pass-1.log"
     following = laptop.start(_job("pass-1", recipe, output), log, **API)
-    wait_until(lambda: len(sidecars(store)) > 5, following)
+    wait_until(lambda: len(indices(store)) > 5, following)
     stopped = laptop.must(["ray", "job", "stop", "pass-1"], MINUTES, **API)
     following.wait(MINUTES)
-    kept = {path: path.stat().st_mtime_ns for path in sidecars(store)}
-    shards = _shards(store)
+    kept = {path: path.stat().st_mtime_ns for path in indices(store)}
+    tasks = _tasks(store)
     _say(log.read_text())
     halfway = "was stopped" in stopped and not (store / "manifest.json").exists()
     rows += [
-        ["ray job stop: shards kept", f"{len(kept)} of {shards}", halfway],
+        ["ray job stop: tasks kept", f"{len(kept)} of {tasks}", halfway],
         [
             "its log: progress, and the farewell of a stopped pass",
             "",
@@ -139,7 +140,7 @@ def jobs(laptop: Machine, cluster: Path, recipe: Path, reference: Bytes) -> list
     _say(laptop.must(_job("pass-2", recipe, output), MINUTES, **API))
     same = {path: path.stat().st_mtime_ns for path in kept} == kept
     rows += [
-        ["submitted again: shards made again that were kept", 0, same],
+        ["submitted again: tasks made again that were kept", 0, same],
         ["submitted again: store identical", "", contents(store) == reference],
     ]
     return rows
@@ -187,20 +188,20 @@ def head_killed(machines: Machines, cluster: Path, recipe: Path, reference: Byte
     laptop, head, output = machines[LAPTOP], machines[HEAD], recipe.parent / "headless"
     store, log = output / "tiny/store", laptop.own / "pass-3.log"
     following = laptop.start(_job("pass-3", recipe, output), log, **API)
-    wait_until(lambda: len(sidecars(store)) > 20, following)
+    wait_until(lambda: len(indices(store)) > 20, following)
     head.run(["pkill", "--signal", "KILL", "--full", "python|raylet|gcs_server"])
     _until(lambda: _ray_processes(head) == 0)
     following.wait(MINUTES)
     halfway = not (store / "manifest.json").exists()
     _until(lambda: all(_teachers(machines[name]) == 0 for name in WORKERS))
-    kept = {path: path.stat().st_mtime_ns for path in sidecars(store)}
+    kept = {path: path.stat().st_mtime_ns for path in indices(store)}
     _up(laptop, cluster)
     _until(lambda: laptop.run(["ray", "job", "list"], MINUTES, **API)[0] == 0)
     _say(laptop.must(_job("pass-4", recipe, output), MINUTES, **API))
     same = {path: path.stat().st_mtime_ns for path in kept} == kept
     return [
-        ["head killed: shards kept", f"{len(kept)} of {_shards(store)}", halfway],
-        ["ray up and the job again: shards made again that were kept", 0, same],
+        ["head killed: tasks kept", f"{len(kept)} of {_tasks(store)}", halfway],
+        ["ray up and the job again: tasks made again that were kept", 0, same],
         ["ray up and the job again: store identical", "", contents(store) == reference],
     ]
 
@@ -222,7 +223,7 @@ def _ray_processes(machine: Machine) -> int:
 
 
 def node_lost(machines: Machines, recipe: Path, reference: Bytes) -> list[Row]:
-    """More workers than one host has room for; a host goes dark after the first shards."""
+    """More workers than one host has room for; a host goes dark after the first tasks."""
     lost, output = machines[WORKERS[-1]], recipe.parent / "lost"
     store, log = output / "tiny/store", machines[HEAD].own / "lost.log"
     process = machines[HEAD].start(
@@ -231,20 +232,20 @@ def node_lost(machines: Machines, recipe: Path, reference: Bytes) -> list[Row]:
         log,
         **TOKEN_MODE,
     )
-    wait_until(lambda: len(sidecars(store)) > 20 and _teachers(lost) > 0, process)
-    at_work, before = _teachers(lost), len(sidecars(store))
+    wait_until(lambda: len(indices(store)) > 20 and _teachers(lost) > 0, process)
+    at_work, before = _teachers(lost), len(indices(store))
     lost.lose()
     code = process.wait(MINUTES)
     _say(log.read_text())
     return [
         ["host lost: its workers at that moment", at_work, at_work > 0],
-        ["host lost: shards there were", f"{before} of {_shards(store)}", before < _shards(store)],
+        ["host lost: tasks there were", f"{before} of {_tasks(store)}", before < _tasks(store)],
         ["host lost: pass finished, store identical", "", code == 0 and contents(store) == reference],
     ]
 
 
 def _teachers(machine: Machine) -> int:
-    _, output = machine.run(["pgrep", "--count", "--full", "ray::ShardWorker"])
+    _, output = machine.run(["pgrep", "--count", "--full", "ray::TaskWorker"])
     return int(output)
 
 
@@ -268,9 +269,11 @@ def _log_holds(log: Path, *words: str) -> bool:
     return all(word in text for word in words)
 
 
-def _shards(store: Path) -> int:
-    plan = json.loads((store / "declaration.json").read_text())["plan"]
-    return plan["replicas"] * -(-plan["sequences"] // plan["samples_per_shard"])
+def _tasks(store: Path) -> int:
+    """Tasks of the training text, of all masking epochs."""
+    root = str(store)
+    rows = [index.rows for index, _ in read_parts(root, "train", finished_parts(root, "train"))]
+    return SplitPlan.of("train", tuple(rows), read_spec(root).plan).task_count
 
 
 def _until(condition: Callable[[], bool]) -> None:

@@ -124,7 +124,7 @@ def student(head: Machine, directory: Path, environment: dict[str, str]) -> list
 def teacher(head: Machine, directory: Path, environment: dict[str, str]) -> list[Row]:
     directory.mkdir()
     text = write_text(directory / "text.txt", 800)
-    recipe = write_recipe(directory, text, save_bert(directory / "model"), masking={"replicas": 2})
+    recipe = write_recipe(directory, text, save_bert(directory / "model"), masking={"epochs": 2})
     code, output = finish(start(recipe))
     assert code == 0, output
     reference = contents(directory / "runs/tiny/store")
