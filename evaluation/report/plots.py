@@ -15,7 +15,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
 
 COLOURS = {"teacher": "#4c566a", "student": "#0072b2", "undistilled": "#d55e00"}
-OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0072b2", "#d55e00")
 """Colour-blind safe (Okabe and Ito)."""
 WHISKERS: dict[str, Any] = {"elinewidth": 1, "capsize": 3, "ecolor": "0.25"}
 """How intervals are drawn."""
@@ -27,6 +27,22 @@ LOSS_TERMS = {
 
 def colour(name: str, position: int) -> str:
     return COLOURS.get(name, OTHERS[position % len(OTHERS)])
+
+
+def look(report: Mapping[str, Any], name: str, position: int) -> dict[str, Any]:
+    """How a row is drawn: of several students all rows of one have its colour.
+
+    The undistilled one is pale, the one after a second distillation is hatched.
+    """
+    students, student = report["students"], report["rows"][name].get("student")
+    if student is None or len(students) < 2:
+        return {"color": colour(name, position)}
+    own = {"color": colour(student, students.index(student))}
+    if name == student:
+        return own
+    return (
+        {**own, "hatch": "///", "edgecolor": "white"} if name == f"{student} (D)" else {**own, "alpha": 0.4}
+    )
 
 
 def retention(report: Mapping[str, Any]) -> bytes:
@@ -43,7 +59,7 @@ def retention(report: Mapping[str, Any]) -> bytes:
         heights = [np.nan if value is None else 100 * value for value in values]
         places = np.arange(len(labels)) + (position - (len(rows) - 1) / 2) * width
         bars = axes.bar(
-            places, heights, width * 0.92, color=colour(name, position), label=name,
+            places, heights, width * 0.92, label=name, **look(report, name, position),
             yerr=_whiskers(heights, intervals), error_kw=WHISKERS,
         )  # fmt: skip
         texts = ["" if np.isnan(height) else f"{height:.0f}" for height in heights]
@@ -73,9 +89,8 @@ def score_against_latency(report: Mapping[str, Any]) -> bytes:
     largest = max(_megabytes(row) for row in rows.values())
     for position, (name, row) in enumerate(rows.items()):
         x, y = row["latency"]["p50_ms"], 100 * row["macro"]
-        axes.scatter(
-            x, y, s=1200 * _megabytes(row) / largest, color=colour(name, position), alpha=0.75, linewidths=0
-        )
+        drawn = {"alpha": 0.75, "linewidths": 0} | look(report, name, position)
+        axes.scatter(x, y, s=1200 * _megabytes(row) / largest, **drawn)
         axes.errorbar(x, y, yerr=_whiskers([y], [row["intervals"]["macro"]]), fmt="none", **WHISKERS)
         axes.annotate(
             f"{name}\n{row['parameters'] / 1e6:.1f} M, {_megabytes(row):.0f} MB",
@@ -113,7 +128,7 @@ def loss_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes |
     for axes, (key, title) in zip(panels[0], terms.items(), strict=True):
         for position, (name, history) in enumerate(histories.items()):
             points = {line["step"]: line[key] for line in history if key in line and "step" in line}
-            if points:
+            if any(points.values()):
                 steps, values = zip(*sorted(points.items()), strict=True)
                 axes.plot(steps, values, color=colour(name, position), linewidth=1.4, label=name)
         axes.set_title(title, fontsize=10)

@@ -258,15 +258,42 @@ def test_scores_are_drawn_with_their_intervals(content: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("drawn")
+def test_rows_of_one_student_have_one_colour(content: dict[str, Any]) -> None:
+    rows = family_rows() | {"tiny (D)": row(0.25, 0.85, 5_000_000, "undistilled tiny")}
+    students = {"half": "half", "undistilled half": "half", "other": "other"}
+    for name, one in rows.items():
+        one["student"] = None if name == "teacher" else students.get(name, "tiny")
+    compare(rows)
+    family = content | {"rows": rows, "students": ["half", "tiny", "other"]}
+    axes = plots.retention(family).axes[0]  # type: ignore[attr-defined]
+    looks = {
+        bars.get_label(): (
+            *bars.patches[0].get_facecolor()[:3],
+            bars.patches[0].get_alpha(),
+            bars.patches[0].get_hatch(),
+        )
+        for bars in axes.containers
+        if hasattr(bars, "patches")
+    }
+    colours = {name: found[:3] for name, found in looks.items()}
+    assert colours["tiny"] == colours["tiny (D)"] == colours["undistilled tiny"]
+    assert len(set(colours.values())) == 3
+    assert looks["tiny"][3:] == (None, None)
+    assert looks["tiny (D)"][3:] == (None, "///")
+    assert looks["undistilled tiny"][3:] == (0.4, None)
+    assert plots.score_against_latency(family).axes[0].collections  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("drawn")
 def test_every_student_has_a_curve_of_each_term(content: dict[str, Any]) -> None:
     histories = {
         "half": [{"step": 1, "loss": 3.0, "relation": 0.0}, {"step": 2, "loss": 2.0, "relation": 0.0}],
         "tiny": [{"step": 1, "loss": 1.0, "relation": 1.0, "kl": 0.0}],
     }
     panels = plots.loss_curves(histories).axes  # type: ignore[union-attr]
-    assert [axes.get_title() for axes in panels] == ["total", "relations"]  # a term at 0 is none
+    assert [axes.get_title() for axes in panels] == ["total", "relations"]  # a term at 0 is not drawn
     drawn = [[(line.get_label(), list(line.get_ydata())) for line in axes.lines] for axes in panels]
-    assert drawn == [[("half", [3.0, 2.0]), ("tiny", [1.0])], [("half", [0.0, 0.0]), ("tiny", [1.0])]]
+    assert drawn == [[("half", [3.0, 2.0]), ("tiny", [1.0])], [("tiny", [1.0])]]
 
 
 def test_plots_are_images(content: dict[str, Any]) -> None:
