@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import traceback
 import typing
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertForMaskedLM
 
 from infra.errors import UserError
@@ -325,6 +327,53 @@ def test_no_more_is_replayed_than_the_loss_needs(
     )
     terms, _ = from_store(objective_of(store, model, train), model, whole_step(store, train))
     assert terms["loss"] > 0
+
+
+WAITS = {"aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.masked_select", "aten.equal"}
+"""Operators whose result a host waits for, or whose size it must know."""
+
+
+class Waits(TorchDispatchMode):
+    """Collects what is dispatched of WAITS, and boolean indices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).rpartition(".")[0]
+        indices = args[1] if name == "aten.index" else []
+        if name in WAITS or any(index is not None and index.dtype == torch.bool for index in indices):
+            frames = traceback.extract_stack()
+            # Counts on a CPU are looked at there: it costs nothing, and on another device nobody does.
+            if not any(frame.name == "visible_positions" for frame in frames):
+                self.seen.append(f"{name} at {[(frame.name, frame.lineno) for frame in frames[-5:-1]]}")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"alpha_ce": 0.0},
+        {"kl_positions": "masked"},
+        {"soft_targets": "topk", "alpha_cos": 0.0},
+        RELATIONS,
+        {"alpha_relation": 1.0},
+    ],
+)
+def test_no_micro_batch_waits_for_its_host(
+    teacher: BertForMaskedLM, stores: typing.Callable[..., Store], changes: dict[str, Any], full: bool
+) -> None:
+    """Forward, loss and gradient read nothing back: positions and labels were worked out in collation."""
+    store, train = stores(replay_layers=1), train_of(micro_batch_size=1, **changes)
+    model = student_of(teacher, train)  # without dropout, whose kernel on a CPU draws its seed on the host
+    objective, step = objective_of(store, model, train), whole_step(store, train)
+    batch = next(batch for batch in step.micro_batches if batch.full == full)
+    with Waits() as waits:
+        objective(model, batch, step.tokens, step.masked).total.backward()
+    assert waits.seen == []
 
 
 def test_auto_prefers_exact(stores: typing.Callable[..., Store]) -> None:
