@@ -269,7 +269,7 @@ class StoreNeeds:
     """Top-k logits, and the logsumexp at the temperature of the loss."""
 
 
-TERMS = ("alpha_ce", "alpha_mlm", "alpha_cos", "alpha_relation")
+TERMS = ("alpha_ce", "alpha_mlm", "alpha_cos", "alpha_relation", "alpha_embedding")
 """The weights of the loss's terms."""
 SOFT_TARGETS = {"exact": StoreNeeds(hidden_states=True), "topk": StoreNeeds(top_k=True)}
 
@@ -299,6 +299,9 @@ class Train:
     alpha_cos: float = outcome(1.0)
     alpha_relation: float = outcome(0.0)
     """Weight of MiniLMv2's relations (arXiv 2012.15828); needs ``store.replay_layers`` of 1 or more."""
+    alpha_embedding: float = outcome(0.0)
+    """Weight of the distance between the vectors of a text; needs ``store.positions: pooled``, whose only
+    term it is."""
     relation_heads: int | None = outcome(None)
     """A: must divide both widths; None: their largest common divisor up to 64."""
     relation_weights: tuple[float, float, float] = outcome((1.0, 1.0, 1.0))

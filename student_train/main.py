@@ -204,10 +204,13 @@ def _save_recipe(run: StudentRun, directory: str) -> str:
 
 def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[Any, Any]:
     """The student, with what its loss does not reach frozen, and the loss on the store's teacher."""
+    from dataclasses import fields
+
     import torch
     from safetensors.torch import load_file
 
     from infra.cache import Cache
+    from offline_teacher.families.pooling import Pooling
     from offline_teacher.families.replay import Replay
     from student_train.objectives.objective import Objective
     from student_train.student.model import build_student
@@ -216,7 +219,10 @@ def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[An
     train, layout, config = run.train, store.layout, store.teacher_config()
     cache = Cache(train.cache_dir, train.cache_bytes) if storage.is_remote(store.root) else None
     weights = load_file(store.teacher_weights(cache))
-    model = build_student(run.student, train, config, weights if layout.teacher_weights else None)
+    start, pooled = weights if layout.teacher_weights else None, store.pooling()
+    learned = Pooling(**{field.name: pooled[field.name] for field in fields(Pooling)}) if pooled else None
+    pooling = learned if layout.positions == "pooled" else None
+    model = build_student(run.student, train, config, start, pooling)
     replay = Replay(config, weights, layout.replay_layers) if layout.hidden_states != "none" else None
     recorder = model.recorder(train.relation_layer) if train.alpha_relation else None
     objective = Objective(train, layout, replay, recorder)

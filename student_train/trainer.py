@@ -147,15 +147,15 @@ class Trainer:
         return step, tokens, masked
 
     def _forward_backward(self, step: Step, tokens: float, masked: float) -> torch.Tensor:
-        """Adds the gradient of this rank's micro-batches; its share of each of TERMS, float64 [5]."""
+        """Adds the gradient of this rank's micro-batches; its share of each of TERMS, float64 [6]."""
         torch.manual_seed(dropout_seed(self.train_section.seed, step.step, self.world.rank))
         sums = torch.zeros(len(TERMS), dtype=torch.float64, device=self.world.device)
         for number, batch in enumerate(step.micro_batches):
-            terms = self.objective(self.model, batch.to(self.world.device), tokens, masked)
+            batch = batch.to(self.world.device)
+            terms = self.objective(self.model, batch, tokens, masked, len(step.places))
             last = number == len(step.micro_batches) - 1
             self.engine.backward(terms.total * batch.weight, last)
-            values = (terms.total, terms.kl, terms.mlm, terms.cosine, terms.relation)
-            sums += torch.stack([value.detach().double() for value in values]) * batch.weight
+            sums += torch.stack([value.detach().double() for value in terms.values()]) * batch.weight
         return sums
 
     def _require_finite(self, places: Places, result: StepResult) -> None:

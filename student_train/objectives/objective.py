@@ -16,7 +16,9 @@ from torch import Tensor
 
 from infra.errors import UserError
 from infra.sections import SOFT_TARGETS, StoreNeeds, Train
+from infra.sections import TERMS as LOSS_WEIGHTS
 from student_train.data.collate import Batch
+from student_train.objectives.embedding import embedding_distance
 from student_train.objectives.relations import RELATIONS, relation_heads, relation_loss
 from student_train.objectives.soft_targets import ExactTarget, SoftTarget, TopkTarget
 from student_train.objectives.triple_loss import LossTerms, triple_loss
@@ -28,15 +30,18 @@ if TYPE_CHECKING:
     from offline_teacher.store.schema import Layout
     from student_train.student.model import StudentModel
 
-TERMS = ("loss", "kl", "mlm", "cosine", "relation")
+TERMS = ("loss", "kl", "mlm", "cosine", "relation", "embedding")
 
 
 def soft_target_kind(train: Train, layout: Layout) -> str | None:
     """``exact``, ``topk``, or None where alpha_ce is 0. UserError where the store lacks what is needed."""
     if layout.positions == "pooled":
+        _check_pooled(train)
+        return None
+    if train.alpha_embedding:
         raise UserError(
-            "the store holds one pooled vector a text; the losses of train need token positions: run the"
-            " teacher with store.positions: all"
+            "train.alpha_embedding: the store holds no vectors of whole texts; set train.alpha_embedding: 0"
+            " or run the teacher with store.positions: pooled"
         )
     if train.alpha_cos and layout.hidden_states == "none":
         raise UserError(
@@ -64,6 +69,16 @@ def soft_target_kind(train: Train, layout: Layout) -> str | None:
     if kind is not None:
         _check_kind(kind, train, layout)
     return kind
+
+
+def _check_pooled(train: Train) -> None:
+    others = [name for name in LOSS_WEIGHTS if name != "alpha_embedding" and getattr(train, name)]
+    if others or not train.alpha_embedding:
+        raise UserError(
+            f"train.{(others or ['alpha_embedding'])[0]}: the store holds one pooled vector a text: set"
+            " train.alpha_embedding: 1 and the other weights of the loss to 0, or run the teacher with"
+            " store.positions: all"
+        )
 
 
 def _check_kind(kind: str, train: Train, layout: Layout) -> None:
@@ -96,6 +111,8 @@ def needs_of(train: Train, layout: Layout) -> StoreNeeds:
 def columns_needed(train: Train, layout: Layout) -> list[str]:
     """The teacher's columns that the loss reads."""
     needs = needs_of(train, layout)
+    if layout.positions == "pooled":
+        return ["embedding"]
     names = ["topk_ids", "topk_logits", "logsumexp"] if needs.top_k else []
     if needs.hidden_states:
         names += ["hidden_states", "hidden_scale"] if layout.hidden_states == "int8" else ["hidden_states"]
@@ -135,10 +152,17 @@ class Objective:
     recorder: QueriesKeysValues | None = None
     """Of the student's layer whose relations are compared."""
 
-    def __call__(self, model: StudentModel, batch: Batch, tokens: float, masked: float) -> LossTerms:
-        """This micro-batch's share of the loss; ``tokens`` and ``masked`` are counts of the whole step."""
+    def __call__(
+        self, model: StudentModel, batch: Batch, tokens: float, masked: float, sequences: float = 1.0
+    ) -> LossTerms:
+        """This micro-batch's share of the loss. ``tokens``, ``masked`` and ``sequences`` are counts of the
+        whole step; only vectors of texts need the last."""
         train = self.train
         hidden = model.body(batch.input_ids, None if batch.full else batch.token_count)
+        if self.layout.positions == "pooled":
+            distance = self.embedding(model, hidden, batch) / sequences
+            zero = LossTerms.zero(hidden.device)
+            return replace(zero, total=train.alpha_embedding * distance, embedding=distance.detach())
         kind = soft_target_kind(train, self.layout)
         taught = self.taught(batch, hidden.dtype, bool(kind == "exact" or train.alpha_cos))
         terms = self._positions_terms(model, hidden, batch, taught, kind, tokens, masked)
@@ -146,6 +170,11 @@ class Objective:
             return terms
         relation = self.relation(batch, taught, tokens)
         return replace(terms, total=terms.total + train.alpha_relation * relation, relation=relation.detach())
+
+    def embedding(self, model: StudentModel, hidden: Tensor, batch: Batch) -> Tensor:
+        """The distances of a micro-batch's vectors from the teacher's, added up; ``hidden``: [B, L, D]."""
+        assert batch.embedding is not None
+        return embedding_distance(model.vectors(hidden, batch.token_count), batch.embedding)
 
     def taught(self, batch: Batch, dtype: torch.dtype, last_hidden: bool) -> Taught:
         """Replays only what the loss needs: the last hidden states, the relations, or both at once."""

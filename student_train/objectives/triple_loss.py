@@ -48,11 +48,16 @@ class LossTerms:
     mlm: Tensor
     cosine: Tensor
     relation: Tensor
+    embedding: Tensor
 
     @classmethod
     def zero(cls, device: torch.device) -> LossTerms:
         """No term over single positions."""
-        return cls(*[torch.zeros((), device=device)] * 5)
+        return cls(*[torch.zeros((), device=device)] * 6)
+
+    def values(self) -> tuple[Tensor, ...]:
+        """All of them, in the order of `objective.TERMS`."""
+        return self.total, self.kl, self.mlm, self.cosine, self.relation, self.embedding
 
 
 def triple_loss(
@@ -120,7 +125,7 @@ def triple_loss(
         distance = cosine_distance(student_hidden, teacher_hidden)
         total = total + cos_weight * distance
         cosine = distance.detach() / tokens
-    return LossTerms(total, kl, mlm, cosine, zero)
+    return LossTerms(total, kl, mlm, cosine, zero, zero)
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ CHUNK_SIZE = {"cpu": 64, "cuda": 512}
 """Positions whose [chunk, V] logits exist at once: on a CPU few, for a dozen passes from the cache."""
 SUMS = (
     *("positions", "tokens", "masked", "kl_t1", "kl_t2", "mlm_loss", "mlm_accuracy", "teacher_mlm_loss"),
-    *("agreement", "cosine", "relation"),
+    *("agreement", "cosine", "relation", "sequences", "embedding"),
 )
 
 
@@ -55,6 +55,7 @@ def validate(
     ``teacher_mlm_loss``: the teacher's own masked-LM loss, where the store has hidden states.
     ``agreement``: the share of masked positions where student and teacher have the same most likely token.
     ``cosine``: mean cosine similarity of the last hidden states. ``relation``: the mean over relations.
+    ``embedding``: the mean distance of the vectors of texts.
     """
     measures = _Measures(model, objective, store)
     sums = dict.fromkeys(SUMS, 0.0)
@@ -97,10 +98,12 @@ class _Measures:
         self.exact = self.layout.hidden_states != "none"
         self.vocabulary = needs_head(train)
         self.cosine = self.exact and train.alpha_cos > 0
-        self.relation = train.alpha_relation > 0
+        self.relation, self.embedding = train.alpha_relation > 0, train.alpha_embedding > 0
         temperatures = TEMPERATURES if self.exact else self.layout.temperatures
         self.temperatures = [t for t in TEMPERATURES if t in temperatures] if self.vocabulary else []
         self.columns = ["topk_ids", "topk_logits", "logsumexp"]
+        if self.embedding:
+            self.columns = ["embedding"]
         if self.exact:
             self.columns = ["hidden_states"] + ["hidden_scale"] * (self.layout.hidden_states == "int8")
 
@@ -108,6 +111,10 @@ class _Measures:
         """Adds what one micro-batch says."""
         objective, model = self.objective, self.model
         hidden = model.body(batch.input_ids, None if batch.full else batch.token_count)
+        if self.embedding:
+            sums["sequences"] += len(batch)
+            sums["embedding"] += float(objective.embedding(model, hidden, batch))
+            return
         taught = objective.taught(batch, hidden.dtype, self.exact and (self.vocabulary or self.cosine))
         sums["tokens"] += batch.tokens
         if self.relation:
@@ -176,6 +183,8 @@ class _Measures:
             metrics |= {name: totals[name] / totals["masked"] for name in names}
         if self.cosine:
             metrics["cosine"] = totals["cosine"] / positions
+        if self.embedding:
+            metrics["embedding"] = totals["embedding"] / max(totals["sequences"], 1.0)
         if self.relation:
             metrics["relation"] = totals["relation"] / max(totals["tokens"], 1.0)
         return metrics

@@ -9,10 +9,12 @@ Axes: B batch, L length, N positions, V vocabulary, D student's hidden size.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PretrainedConfig
 
 from infra import sections
@@ -22,6 +24,7 @@ from offline_teacher.families import family_of
 from offline_teacher.families.family import no_head
 from offline_teacher.families.head import masked_lm_head
 from offline_teacher.families.masks import encoder_mask
+from offline_teacher.families.pooling import Pooling, pool
 from offline_teacher.families.recording import QueriesKeysValues
 from offline_teacher.families.slicing import sliced_weights
 from offline_teacher.families.students import (
@@ -39,11 +42,11 @@ TeacherWeights = Mapping[str, Tensor]
 
 
 class StudentModel(nn.Module):
-    """A transformers model, plus the projection that is trained for the cosine but not saved."""
+    """A transformers model and a projection to the teacher's width, saved where vectors of texts need it."""
 
-    def __init__(self, model: Any, teacher_width: int, project: bool) -> None:
+    def __init__(self, model: Any, teacher_width: int, project: bool, pooling: Pooling | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.pooling = model, pooling
         width = model.config.hidden_size
         different = project and width != teacher_width
         self.projection = nn.Linear(width, teacher_width, bias=False) if different else None
@@ -66,6 +69,13 @@ class StudentModel(nn.Module):
     def project(self, hidden: Tensor) -> Tensor:
         """[N, D] in the teacher's width, for the cosine; ``hidden`` itself where the widths agree."""
         return hidden if self.projection is None else self.projection(hidden)
+
+    def vectors(self, hidden: Tensor, token_count: Tensor) -> Tensor:
+        """A vector of each text, float32 [B, D_t], of hidden states [B, L, D], made as the teacher's is."""
+        assert self.pooling is not None
+        pooled = pool(hidden, token_count, replace(self.pooling, normalise=False))
+        projected = self.project(pooled.to(hidden.dtype)).float()
+        return functional.normalize(projected, dim=-1) if self.pooling.normalise else projected
 
     @property
     def decoder_weight(self) -> Tensor:
@@ -128,12 +138,14 @@ def build_student(
     train: sections.Train,
     teacher_config: Mapping[str, Any],
     teacher_weights: TeacherWeights | None,
+    pooling: Pooling | None = None,
 ) -> StudentModel:
     """A float32 student on the CPU, in training mode.
 
     Args:
         teacher_config: the store's teacher/config.json.
         teacher_weights: all of the store's; may be None where ``student.init`` is random.
+        pooling: the teacher's, where the student learns vectors of texts.
 
     Raises:
         UserError: see ``architecture``; the loss needs a masked-LM head that the teacher has not; the weights
@@ -151,7 +163,8 @@ def build_student(
     model = new_student(config, start, head=needs_head(train), seed=train.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train.seed)
-        built = StudentModel(model, _width(teacher_config), project=train.alpha_cos > 0)
+        project = train.alpha_cos > 0 or train.alpha_embedding > 0
+        built = StudentModel(model, _width(teacher_config), project, pooling)
     if student.dropout:
         use_cheap_dropout(built.model)
     return built.train()

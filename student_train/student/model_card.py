@@ -15,8 +15,13 @@ from student_train.student.model import StudentModel, needs_head
 def model_card(run: StudentRun, store: Store, model: StudentModel, results: Mapping[str, Any]) -> str:
     """README.md of the model directory."""
     train, fingerprint = run.train, store.spec.fingerprint
-    task = "fill-mask" if needs_head(train) else "feature-extraction"
-    front = f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- distillation\n---\n"
+    task, library = "fill-mask" if needs_head(train) else "feature-extraction", "transformers"
+    use = f'from transformers import pipeline\n\npipeline("{task}", model="path/to/this/directory")'
+    if model.pooling is not None:
+        task, library = "sentence-similarity", "sentence-transformers"
+        use = "from sentence_transformers import SentenceTransformer\n\n"
+        use += 'SentenceTransformer("path/to/this/directory")'
+    front = f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags:\n- distillation\n---\n"
     split = store.splits["train"].plan
     lineage = [
         ("store", store.digest),
@@ -29,8 +34,7 @@ def model_card(run: StudentRun, store: Store, model: StudentModel, results: Mapp
     parts = [
         f"{front}\n# {run.recipe.name} / {run.name}\n",
         f"A {kind} distilled from a larger teacher, whose outputs came from a store on disk.\n",
-        "```python\nfrom transformers import pipeline\n",
-        f'pipeline("{task}", model="path/to/this/directory")\n```\n',
+        f"```python\n{use}\n```\n",
         "## Lineage\n",
         _table(("what", "value"), lineage),
         f"\n## Training\n\nLoss: {_loss(train, results)}; {results['steps']:,} steps of {train.batch_size}"
@@ -55,6 +59,7 @@ def _loss(train: Train, results: Mapping[str, Any]) -> str:
         f"{train.alpha_mlm:g} * MLM": train.alpha_mlm,
         f"{train.alpha_cos:g} * (1 - cosine)": train.alpha_cos,
         f"{train.alpha_relation:g} * relations": train.alpha_relation,
+        f"{train.alpha_embedding:g} * distance of vectors": train.alpha_embedding,
     }
     text = " + ".join(name for name, weight in terms.items() if weight)
     soft_targets = results["soft_targets"]

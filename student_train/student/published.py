@@ -42,17 +42,21 @@ def publish_model(
     import torch
 
     from student_train.student.model_card import model_card
+    from student_train.student.sentence_files import write_sentence_files
 
     for name, parameter in model.named_parameters():
         parameter.data = weights.get(name, parameter.data).to(parameter.device, torch.float32)
     try:
         os.makedirs(draft)
         model.save(draft)
+        if model.pooling is not None:
+            width, length = model.model.config.hidden_size, store.layout.length
+            write_sentence_files(draft, model.pooling, model.projection, width, length)
         for name, data in store.tokenizer_files().items():
             storage.publish_bytes(storage.join(draft, name), data)
         card = model_card(run, store, model, results)
         storage.publish_bytes(os.path.join(draft, "README.md"), card.encode())
-        files = {name: storage.digest_file(os.path.join(draft, name)) for name in sorted(os.listdir(draft))}
+        files = {name: storage.digest_file(os.path.join(draft, name)) for name in _files(draft)}
         storage.remove(os.path.join(root, SEAL))
         if os.path.exists(final):
             os.rename(final, os.path.join(root, f"{storage.UNFINISHED}{secrets.token_hex(6)}"))
@@ -68,6 +72,12 @@ def publish_model(
     content = {"fingerprint": dict(fingerprint), "results": dict(results), "files": files}
     storage.publish_bytes(os.path.join(root, SEAL), encode(content))
     return final
+
+
+def _files(directory: str) -> list[str]:
+    """Names below the directory."""
+    found = [os.path.join(folder, name) for folder, _, names in os.walk(directory) for name in names]
+    return sorted(os.path.relpath(path, directory) for path in found)
 
 
 def finished(student_dir: str) -> dict[str, Any] | None:

@@ -27,6 +27,15 @@ FIRST_WORD = 5
 ENVIRONMENT = {"device": "cpu", "torch": "2.9.0", "batch_size": 8}
 ROWS = {"train": (10, 0, 5), "validation": (4,)}
 
+POOLED: dict[str, Any] = {
+    "mode": "mean",
+    "normalise": False,
+    "prompts": {},
+    "default_prompt": None,
+    "max_length": None,
+}
+"""How the teacher of a store of vectors pools."""
+
 Columns = dict[str, np.ndarray]
 Teacher = Callable[[Layout, Columns, np.random.Generator], None]
 """Fills the teacher's columns of samples whose text is there already."""
@@ -110,7 +119,7 @@ def write_files(
     for name, data in (tokenizer or {"vocab.txt": "\n".join(words).encode()}).items():
         files[f"tokenizer/{name}"] = data
     if layout.positions == "pooled":
-        files[POOLING] = json.dumps({"pooling": "mean", "normalised": False}).encode()
+        files[POOLING] = json.dumps(POOLED).encode()
     for name, data in files.items():
         storage.keep_bytes(storage.join(root, name), data)
 

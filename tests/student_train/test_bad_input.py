@@ -221,6 +221,12 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
         [],
         ["pooled", "positions: all"],
     ),
+    "vectors beside another term": (
+        store_of(positions="pooled", top_k=0, hidden_states="none", masked=0),
+        ["train.alpha_ce=0", "train.alpha_mlm=0", "train.alpha_embedding=1"],
+        ["train.alpha_cos", "pooled", "train.alpha_embedding: 1"],
+    ),
+    "vectors of a store of tokens": (nothing, ["train.alpha_embedding=1"], ["alpha_embedding", "pooled"]),
     "vocabulary of a teacher without a head": (teacher_without_a_head, [], ["masked-LM head"]),
     # The student
     "deeper than its teacher": (nothing, ["student.layers=last:5"], ["last:5", "2 layers"]),

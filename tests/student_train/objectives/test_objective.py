@@ -109,8 +109,7 @@ def from_store(
     for batch in step.micro_batches:
         terms = objective(model, batch, step.tokens, step.masked)
         terms.total.backward()
-        values = (terms.total, terms.kl, terms.mlm, terms.cosine, terms.relation)
-        for name, value in zip(TERMS, values, strict=True):
+        for name, value in zip(TERMS, terms.values(), strict=True):
             sums[name] += float(value.detach())
     return sums, gradients(model)
 
@@ -225,7 +224,7 @@ def test_all_terms_together_add_up(teacher: BertForMaskedLM, stores: typing.Call
     terms, _ = from_store(objective_of(store, model, train), model, whole_step(store, train))
     weighted = 5 * 2**2 * terms["kl"] + 2 * terms["mlm"] + terms["cosine"] + 3 * terms["relation"]
     assert terms["loss"] == pytest.approx(weighted, rel=1e-5)
-    assert min(terms.values()) > 0
+    assert min(value for name, value in terms.items() if name != "embedding") > 0
 
 
 def test_topk_loss_is_below_the_exact_one_and_close(
