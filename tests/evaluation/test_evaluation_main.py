@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -291,6 +292,11 @@ def test_a_student_that_is_not_trained_is_named_and_the_others_are_scored(
     assert main(["--recipe", str(path)]) == 0
     assert json.loads(report.read_text())["rows"].keys() == {"teacher", "half", "tiny"}
     assert scores.read_bytes() == first
+    more = dataclasses.replace(recipe, students={**recipe.students, "other": recipe.students["half"]})
+    path.write_text(more.to_yaml())
+    capsys.readouterr()
+    assert main(["--recipe", str(path)]) == EXIT_INCOMPLETE
+    assert "note: no row for other: it is not trained" in capsys.readouterr().out
 
 
 def model_arguments(encoder: str, data: str, output: Path) -> dict[str, str]:
