@@ -4,6 +4,8 @@ The residual stream keeps the dimensions in which words differ most, every layer
 the feed-forward neurons whose two matrices are largest. Nothing is scaled: of a teacher of 6 x 384, a student
 of 3 x 192 then begins at a KL (T = 2, held-out novels) of 1.08, against 1.46 where sums over fewer inputs are
 scaled by the root of their share, 1.83 with evenly spaced dimensions, and 2.53 with random weights.
+After 200 steps of 256 tokens it is at 0.29 from slices and at 0.97 from random weights; by relations alone, at
+0.331 and 0.354 of their own measure.
 
 Axes: D hidden size, I feed-forward width, H heads, d = D / H.
 """
