@@ -79,15 +79,15 @@ class Pool:
         items: Iterable[Item],
         done: Done,
         waiting: Callable[[str], None],
-        set_aside: Callable[[Item], None] = lambda item: None,
+        quarantine: Callable[[Item], None] = lambda item: None,
     ) -> list[Item]:
-        """Does all items; returns those set aside, each with its reason.
+        """Does all items; returns those that are quarantined, each with its reason.
 
         ``done(item, metadata)`` is called as items finish, in any order; ``waiting(text)`` now and then while
-        there are too few workers; ``set_aside(item)`` at once, since this may not return: it raises UserError
-        where an item meets a user's mistake (nothing was half written), or where workers only die.
+        there are too few workers; ``quarantine(item)`` at once, since this may not return. It raises
+        UserError where an item meets a user's mistake (nothing is half written), or where workers only die.
         """
-        self._work.begin(items, set_aside)
+        self._work.begin(items, quarantine)
         if self._work.todo:
             self._connect()
         speak_at = time.monotonic() + PATIENCE_SECONDS
@@ -105,7 +105,7 @@ class Pool:
                 waiting(self._lack(needed, len(ready)))
                 speak_at = time.monotonic() + REMIND_SECONDS
             self._collect(done)
-        return self._work.aside
+        return self._work.quarantined
 
     def _connect(self) -> None:
         if not self._started:

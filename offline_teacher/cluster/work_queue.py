@@ -13,7 +13,7 @@ from infra.errors import EXIT_INCOMPLETE, UserError
 ITEMS_IN_FLIGHT = 2
 """On one worker: one is computed while the other is written."""
 ITEM_DEATHS = 8
-"""An item in whose hands this many workers died is set aside."""
+"""An item in whose hands this many workers died is quarantined."""
 WORKER_FAILURES = 2
 """In a row: a worker that fails so many items, none of which failed on another, is broken itself."""
 
@@ -50,7 +50,7 @@ class Worker:
 class WorkQueue:
     """The items that are left, and what is held against items and workers.
 
-    ``attempts``: an item that fails so often is set aside. ``bound``: of workers that die, or are replaced,
+    ``attempts``: an item that fails so often is quarantined. ``bound``: of workers that die, or are replaced,
     one after the other while nothing is finished.
     """
 
@@ -58,13 +58,13 @@ class WorkQueue:
         self.attempts, self.bound = attempts, bound
         self.retries = 0
         self.todo: deque[Item] = deque()
-        self.aside: list[Item] = []
-        self._set_aside: Callable[[Item], None]
+        self.quarantined: list[Item] = []
+        self._quarantine: Callable[[Item], None]
         self._deaths = self._replaced = 0
         self._suspects_dropped = False
 
-    def begin(self, items: Iterable[Item], set_aside: Callable[[Item], None]) -> None:
-        self.todo, self.aside, self._set_aside = deque(items), [], set_aside
+    def begin(self, items: Iterable[Item], quarantine: Callable[[Item], None]) -> None:
+        self.todo, self.quarantined, self._quarantine = deque(items), [], quarantine
 
     def take(self, worker: Worker, ready: Sequence[Worker]) -> Item | None:
         """The first item that ``worker``, one of those ``ready``, should have; None where there is none."""
@@ -103,7 +103,7 @@ class WorkQueue:
         if not item.failed_on - {worker.number}:
             worker.failures += 1
         item.failed_on.add(worker.number)
-        self._again_or_aside(item, item.attempts >= self.attempts)
+        self._again_or_quarantine(item, item.attempts >= self.attempts)
 
     def is_broken(self, worker: Worker) -> bool:
         """Whether another should take its place. Where that has helped nothing for long, it stays."""
@@ -123,7 +123,7 @@ class WorkQueue:
             item.deaths += 1
             times = f"{item.deaths} times" if item.deaths > 1 else "once"
             item.reason = f"its worker died {times} (the last: {_last_line(reason)})"
-            self._again_or_aside(item, item.deaths >= ITEM_DEATHS)
+            self._again_or_quarantine(item, item.deaths >= ITEM_DEATHS)
         if self._deaths > self.bound:
             self._drop_suspects(reason)
 
@@ -132,7 +132,7 @@ class WorkQueue:
         suspects = [item for item in self.todo if item.deaths]
         self.todo = deque(item for item in self.todo if not item.deaths)
         for item in suspects:
-            self._again_or_aside(item, give_up=True)
+            self._again_or_quarantine(item, give_up=True)
         if not suspects or (self._suspects_dropped and self.todo):
             raise UserError(
                 f"{self._deaths} workers died one after the other and finished nothing (the last:"
@@ -141,10 +141,10 @@ class WorkQueue:
             )
         self._deaths, self._suspects_dropped = 0, True
 
-    def _again_or_aside(self, item: Item, give_up: bool) -> None:
+    def _again_or_quarantine(self, item: Item, give_up: bool) -> None:
         if give_up:
-            self.aside.append(item)
-            self._set_aside(item)
+            self.quarantined.append(item)
+            self._quarantine(item)
         else:
             self.retries += 1
             self.todo.append(item)

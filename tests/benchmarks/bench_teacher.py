@@ -147,7 +147,7 @@ class LocalPool(Pool):
         super().__init__(recipe)
         self.worker = TaskWorker(recipe, "cpu")
 
-    def run(self, items: Iterable[Item], done: Any, waiting: Any, set_aside: Any = None) -> list[Item]:
+    def run(self, items: Iterable[Item], done: Any, waiting: Any, quarantine: Any = None) -> list[Item]:
         items = list(items)
         with ThreadPoolExecutor(ITEMS_IN_FLIGHT) as threads:
             for item, answer in zip(items, threads.map(self._do, items), strict=True):

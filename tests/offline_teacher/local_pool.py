@@ -23,7 +23,7 @@ class LocalPool(Pool):
     def __exit__(self, *error: object) -> None:
         pass
 
-    def run(self, items: Any, done: Any, waiting: Any, set_aside: Any = None) -> list[Any]:
+    def run(self, items: Any, done: Any, waiting: Any, quarantine: Any = None) -> list[Any]:
         for item in items:
             done(item, getattr(self.worker, item.method)(*item.arguments))
         return []

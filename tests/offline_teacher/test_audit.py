@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import yaml
 from infra import storage
 from infra.errors import UserError
 from infra.locks import exclusive
+from offline_teacher.cluster.task_work import TaskWorker
 from offline_teacher.main import main
 from offline_teacher.store.damage import move_damaged
 from offline_teacher.store.index import TaskIndex
@@ -439,17 +441,15 @@ def _made_by(store: Path, device: str) -> None:
 
 def _other_last_bits(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """The teacher's hidden states come out some float16 steps larger."""
-    from offline_teacher.inference.columns import Inference
+    original = TaskWorker.columns
 
-    original = Inference.batch
+    def columns(self: TaskWorker, *arguments: object) -> Iterator[dict[str, np.ndarray]]:
+        for piece in original(self, *arguments):  # type: ignore[arg-type]
+            bits = piece["hidden_states"].view(np.int16)
+            changed = np.where(bits != 0, bits + np.int16(steps), bits).view(np.float16)
+            yield {**piece, "hidden_states": changed}
 
-    def batch(self: Inference, *arguments: object) -> dict[str, np.ndarray]:
-        columns = original(self, *arguments)  # type: ignore[arg-type]
-        bits = columns["hidden_states"].view(np.int16)
-        columns["hidden_states"] = np.where(bits != 0, bits + np.int16(steps), bits).view(np.float16)
-        return columns
-
-    monkeypatch.setattr(Inference, "batch", batch)
+    monkeypatch.setattr(TaskWorker, "columns", columns)
 
 
 @pytest.mark.parametrize("changed", ["masking.seed=4", "store.top_k=4", "sequences.length=12"])

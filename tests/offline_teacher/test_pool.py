@@ -107,31 +107,31 @@ def items(count: int) -> list[Item]:
 
 
 def run(recipe: Recipe, count: int, waiting: Callable[[str], None] = print) -> tuple[list[str], list[Item]]:
-    """Names of the items done, and the items set aside."""
+    """Names of the items done, and the items quarantined."""
     done: list[str] = []
     with Pool(recipe) as pool:
-        aside = pool.run(items(count), lambda item, answer: done.append(item.name), waiting)
-    assert len(done) + len(aside) == count
-    return done, aside
+        quarantined = pool.run(items(count), lambda item, answer: done.append(item.name), waiting)
+    assert len(done) + len(quarantined) == count
+    return done, quarantined
 
 
-def test_broken_workers_set_nothing_aside(
+def test_broken_workers_quarantine_nothing(
     recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every second one, their successors too: each fails all that it is given, at once."""
     ray = fake(monkeypatch, lambda worker, item: FAILURE if worker % 2 else {})
-    _, aside = run(recipe("teacher.workers=4", "teacher.min_workers=2"), 200)
-    assert aside == []
+    _, quarantined = run(recipe("teacher.workers=4", "teacher.min_workers=2"), 200)
+    assert quarantined == []
     assert ("kill", 1) in ray.events[: ray.events.index(("close", 0))], "the broken are replaced at once"
 
 
-def test_many_bad_items_are_set_aside_by_one_worker(
+def test_many_bad_items_are_quarantined_by_one_worker(
     recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = fake(monkeypatch, lambda worker, item: FAILURE if int(item) % 3 else {})
-    done, aside = run(recipe(), 99)
+    done, quarantined = run(recipe(), 99)
     assert len(done) == 33
-    assert {item.attempts for item in aside} == {3}
+    assert {item.attempts for item in quarantined} == {3}
     assert ray.started <= 1 + 66 / 2, "half a worker for each bad item at most"
 
 
@@ -139,8 +139,8 @@ def test_where_everything_fails_workers_are_not_replaced_for_ever(
     recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = fake(monkeypatch, lambda worker, item: FAILURE)
-    _, aside = run(recipe(), 500)
-    assert {item.attempts for item in aside} == {3}
+    _, quarantined = run(recipe(), 500)
+    assert {item.attempts for item in quarantined} == {3}
     assert ray.started == 1 + 10 + 16
 
 
@@ -155,13 +155,13 @@ def test_many_items_that_kill_their_workers_are_named_and_the_others_are_done(
         return {}
 
     fake(monkeypatch, behave)
-    done, aside = run(recipe(), 20)
+    done, quarantined = run(recipe(), 20)
     assert len(done) == 15
-    assert {item.name for item in aside} == killers
-    assert all("its worker died" in item.reason for item in aside)
+    assert {item.name for item in quarantined} == killers
+    assert all("its worker died" in item.reason for item in quarantined)
 
 
-def test_what_is_set_aside_is_told_before_a_users_mistake_ends_the_run(
+def test_what_is_quarantined_is_told_before_a_users_mistake_ends_the_run(
     recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = {"0": FAILURE, "1": {"mistake": "the disk is full", "exit_code": 2}}

@@ -1,4 +1,4 @@
-"""Whatever workers do, every item is done once or set aside, and the pool comes to an end."""
+"""Whatever workers do, every item is done once or set quarantined, and the pool comes to an end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Outcome = tuple[list[str], list[str], str | None]
 
 
 def simulate(ray: SimulatedRay, items: int, workers: int, min_workers: int = 1) -> Outcome:
-    """Names of the items done and set aside, and the mistake that ended it."""
+    """Names of the items done and set quarantined, and the mistake that ended it."""
     settings = SimpleNamespace(
         workers=workers,
         min_workers=min_workers,
@@ -38,7 +38,7 @@ def simulate(ray: SimulatedRay, items: int, workers: int, min_workers: int = 1) 
         patch.setattr(cluster, "time", SimpleNamespace(monotonic=lambda: ray.now))
         with Pool(SimpleNamespace(teacher=settings)) as pool:  # type: ignore[arg-type]
             try:
-                aside = pool.run(
+                quarantined = pool.run(
                     todo,
                     lambda item, answer: done.append(item.name),
                     lambda text: None,
@@ -46,7 +46,7 @@ def simulate(ray: SimulatedRay, items: int, workers: int, min_workers: int = 1) 
                 )
             except UserError as error:
                 return done, told, str(error)
-    assert told == [item.name for item in aside]
+    assert told == [item.name for item in quarantined]
     assert sorted(done + told, key=int) == [item.name for item in todo]
     return done, told, None
 
@@ -101,15 +101,15 @@ def on_slots(workers: int, broken: int, seconds: float) -> SimulatedRay:
 @pytest.mark.parametrize(
     ("workers", "broken", "items"), [(3, 2, 8), (4, 2, 30), (8, 4, 32), (8, 1, 8), (2, 1, 2)]
 )
-def test_broken_nodes_set_no_good_item_aside(workers: int, broken: int, items: int) -> None:
-    done, aside, mistake = simulate(on_slots(workers, broken, 60.0), items, workers)
-    assert (len(done), aside, mistake) == (items, [], None)
+def test_broken_nodes_quarantine_no_good_item(workers: int, broken: int, items: int) -> None:
+    done, quarantined, mistake = simulate(on_slots(workers, broken, 60.0), items, workers)
+    assert (len(done), quarantined, mistake) == (items, [], None)
 
 
 def test_a_node_on_which_starts_die_does_not_end_it() -> None:
     ray = SimulatedRay(lambda number: (3.0, number != 0), lambda number, item: (1000.0, "ok"))
-    done, aside, mistake = simulate(ray, 4, 2)
-    assert (len(done), aside, mistake) == (4, [], None)
+    done, quarantined, mistake = simulate(ray, 4, 2)
+    assert (len(done), quarantined, mistake) == (4, [], None)
 
 
 def test_after_a_mass_death_all_new_workers_share_what_is_left() -> None:

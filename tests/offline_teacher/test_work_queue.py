@@ -37,7 +37,7 @@ def test_an_item_that_failed_everywhere_goes_to_any_worker() -> None:
         item = give(work, worker, [worker])
         work.failed(worker, item, "ValueError: x")
         assert item.attempts == attempt
-    assert [item.name for item in work.aside] == ["a"]
+    assert [item.name for item in work.quarantined] == ["a"]
 
 
 def test_the_last_attempt_waits_for_a_worker_that_works() -> None:
@@ -53,7 +53,7 @@ def test_the_last_attempt_waits_for_a_worker_that_works() -> None:
     workers[2].items.clear()
     work.finished(workers[2])
     assert give(work, workers[2], workers).name == "a"
-    assert work.aside == []
+    assert work.quarantined == []
 
 
 def test_the_last_attempt_waits_for_nobody_where_nobody_may_turn_out_to_work() -> None:
@@ -147,7 +147,7 @@ def test_a_suspect_is_alone_on_its_next_worker() -> None:
     assert work.take(second, [second]) is None
 
 
-def test_an_item_with_too_many_deaths_is_set_aside_and_told_at_once() -> None:
+def test_an_item_with_too_many_deaths_is_quarantined_and_told_at_once() -> None:
     told: list[str] = []
     work = WorkQueue(ATTEMPTS, BOUND)
     work.begin([Item("a", "capture", ())], lambda item: told.append(item.reason))
@@ -170,7 +170,7 @@ def test_suspects_are_dropped_before_it_gives_up() -> None:
     """Many items kill their workers, the others would be well."""
     work = queue(*map(str, range(BOUND + 2)))
     kill(work, BOUND + 1)
-    assert {item.name for item in work.aside} == {str(number) for number in range(BOUND + 1)}
+    assert {item.name for item in work.quarantined} == {str(number) for number in range(BOUND + 1)}
     assert [item.name for item in work.todo] == [str(BOUND + 1)]
 
 
@@ -180,7 +180,7 @@ def test_where_workers_only_die_it_ends_in_one_line_and_the_suspects_are_named()
     with pytest.raises(UserError, match=r"^27 workers died .* \(the last: out of memory\)") as raised:
         kill(work, BOUND + 1)
     assert raised.value.exit_code == EXIT_INCOMPLETE
-    assert len(work.aside) == 2 * (BOUND + 1)
+    assert len(work.quarantined) == 2 * (BOUND + 1)
 
 
 def test_workers_that_die_before_they_hold_anything_are_nobodys_fault() -> None:
@@ -189,4 +189,4 @@ def test_workers_that_die_before_they_hold_anything_are_nobodys_fault() -> None:
         work.died(Worker(number, None), "no such module", busy=False)
     with pytest.raises(UserError, match="workers died .* no such module"):
         work.died(Worker(BOUND, None), "no such module", busy=False)
-    assert work.aside == []
+    assert work.quarantined == []
