@@ -460,10 +460,10 @@ FINISHED: dict[str, Case] = {
         of_store("plain", "student.layers=last:5"),
         ["student.layers: last:5", "2 layers"],
     ),
-    "narrow from the teacher's layers": (
+    "a width that its heads do not divide": (
         in_recipe(corpus=None),
-        of_store("plain", "student.hidden_size=16"),
-        ["student.hidden_size", "init: random"],
+        of_store("plain", "student.hidden_size=18", "student.init=random"),
+        ["student.hidden_size: 18", "4 attention heads"],
     ),
     "one bad student of two": (
         in_recipe(corpus=None, students={"half": {}, "deep": {"student": {"layers": [0, 7]}}}),
