@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import signal
 import sys
 import time
@@ -19,6 +21,10 @@ EXIT_TERMINATED = 143
 """SIGTERM (a scheduler ends the job): 128 + SIGTERM."""
 LINE_SECONDS = 10.0
 """Between progress lines where stderr is not a terminal."""
+PROGRESS_FILE = "OFFLINE_DISTILLATION_PROGRESS"
+"""Environment variable: a file to which progress is appended as JSON lines, for a program that runs a stage with
+its output elsewhere and shows the progress itself."""
+REPORT_SECONDS = 0.2
 
 
 _received: list[int] = []
@@ -79,9 +85,14 @@ class Progress:
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, unit=f" {unit}", desc=description, initial=done, dynamic_ncols=True)
         self._first, self._start, self._printed = done, time.monotonic(), time.monotonic()
+        self._printed_done = -1
+        self._file, self._reported = os.environ.get(PROGRESS_FILE), 0.0
+        self._report()
 
     def advance(self, count: int = 1) -> None:
         self.done += count
+        if time.monotonic() - self._reported >= REPORT_SECONDS:
+            self._report()
         if self._bar is not None:
             self._bar.update(count)
         elif time.monotonic() - self._printed >= LINE_SECONDS:
@@ -95,6 +106,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line of its own at once, for example on what is waited for."""
+        self._report(say=text)
         line = f"{self._description}: {text}"
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
@@ -102,13 +114,21 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
+        self._report(closed=True)
         if self._bar is not None:
             self._bar.close()
-        else:
+        elif self._printed_done != self.done:
             self._print_line()
 
+    def _report(self, **more: Any) -> None:
+        if self._file:
+            self._reported = time.monotonic()
+            facts = {"name": self._description, "unit": self._unit, "total": self._total, "done": self.done}
+            with open(self._file, "a", encoding="utf-8") as file:
+                file.write(json.dumps({**facts, "note": self._note, **more}) + "\n")
+
     def _print_line(self) -> None:
-        self._printed = time.monotonic()
+        self._printed, self._printed_done = time.monotonic(), self.done
         rate = (self.done - self._first) / max(self._printed - self._start, 1e-9)
         line = (
             f"{self._description}: {self.done:,}/{self._total:,}"

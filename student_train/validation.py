@@ -42,6 +42,7 @@ def validate(
 
     ``kl_t1``, ``kl_t2``: KL(p_T || q_T) at T = 1 and 2, a mean over the recorded positions, where the store
     can say (top-k stores: with the tail as one bucket). ``mlm_loss``, ``mlm_accuracy``: at masked positions.
+    ``teacher_mlm_loss``: the teacher's own there, where its hidden states are stored: what it can teach.
     ``agreement``: the share of masked positions where student and teacher have the same most likely token.
     ``cosine``: mean cosine similarity of the last hidden states, where stored.
     """
@@ -50,8 +51,12 @@ def validate(
     objective = dataclasses.replace(objective, layout=store.layout)
     batch_size = train.micro_batch_size * world.size
     sums = dict.fromkeys(
-        ("positions", "masked", "kl_t1", "kl_t2", "mlm_loss", "mlm_accuracy", "agreement", "cosine"), 0.0
-    )
+        (
+            "positions", "masked", "kl_t1", "kl_t2", "cosine",
+            "mlm_loss", "mlm_accuracy", "teacher_mlm_loss", "agreement",
+        ),
+        0.0,
+    )  # fmt: skip
     temperatures = [t for t in TEMPERATURES if exact or t in store.layout.temperatures]
     was_training = model.training
     model.eval()
@@ -82,6 +87,7 @@ def validate(
     metrics |= {f"kl_t{t:g}": totals[f"kl_t{t:g}"] / positions for t in temperatures}
     if exact:
         metrics["cosine"] = totals["cosine"] / positions
+        metrics["teacher_mlm_loss"] = totals["teacher_mlm_loss"] / masked
     return metrics
 
 
@@ -119,24 +125,27 @@ def _add(
         sums["mlm_loss"] += float(functional.cross_entropy(logits[masked], labels[masked], reduction="sum"))
         sums["mlm_accuracy"] += float((best == labels)[masked].sum())
         for number, (temperature, target) in enumerate(targets.items()):
-            kl, teacher_best = _kl(target, rows, logits, temperature)
+            kl, teacher_best, log_p = _kl(target, rows, logits, temperature)
             sums[f"kl_t{temperature:g}"] += float(kl.sum())
             if number == 0:
                 sums["agreement"] += float((best == teacher_best)[masked].sum())
+                if log_p is not None:
+                    sums["teacher_mlm_loss"] -= float(log_p[masked].gather(1, labels[masked][:, None]).sum())
 
 
 def _kl(
     target: ExactTarget | TopkTarget, rows: slice, logits: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """KL [n] between teacher and student ``logits`` [n, V], and the teacher's most likely token [n]."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """KL [n] between teacher and student ``logits`` [n, V], the teacher's most likely token [n], and its log
+    probabilities [n, V] where it says them all."""
     log_q = functional.log_softmax(logits / temperature, dim=1)
     if isinstance(target, ExactTarget):
         teacher = target.rows(rows).float()
         log_p = functional.log_softmax(teacher / temperature, dim=1)
-        return (log_p.exp() * (log_p - log_q)).sum(1), teacher.argmax(1)
+        return (log_p.exp() * (log_p - log_q)).sum(1), teacher.argmax(1), log_p
     ids, p, tail = target.rows(rows)
     log_q_ids = log_q.gather(1, ids)
     q_tail = torch.exp(torch.logsumexp(log_q.scatter(1, ids, -torch.inf), dim=1))
     kept = torch.special.xlogy(p, p) - p * log_q_ids
     rest = torch.special.xlogy(tail, tail) - torch.special.xlogy(tail, q_tail)
-    return kept.sum(1) + rest, ids[:, 0]
+    return kept.sum(1) + rest, ids[:, 0], None

@@ -13,9 +13,9 @@ import torch
 import yaml
 from transformers import BertConfig, BertForMaskedLM
 
-from infra.demo.documents import documents
+from infra.demo.language import documents
+from infra.demo.make_teacher import build_tokenizer
 from infra.demo.tasks import TASKS, task_files
-from infra.demo.teacher import train_tokenizer
 from tests.conftest import ROOT
 
 TASK = "SST-2"
@@ -30,7 +30,7 @@ def make_project(directory: Path, **sections: dict[str, object]) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "train.txt").write_text("\n".join(texts) + "\n")
     (directory / "validation.txt").write_text("\n".join(documents(2, VALIDATION_BYTES)) + "\n")
-    save_teacher(directory / "teacher", texts)
+    save_teacher(directory / "teacher")
     task = next(task for task in TASKS if task.name == TASK)
     (directory / "glue" / TASK).mkdir(parents=True)
     for name, text in task_files(dataclasses.replace(task, train=64, dev=32), 3).items():
@@ -61,10 +61,10 @@ def make_project(directory: Path, **sections: dict[str, object]) -> Path:
     return path
 
 
-def save_teacher(directory: Path, texts: list[str], layers: int = 2) -> None:
-    """A BERT masked LM with random weights, and a tokenizer of these texts."""
+def save_teacher(directory: Path, layers: int = 2) -> None:
+    """A BERT masked LM with random weights, and the tokenizer of the demo's language."""
     torch.manual_seed(0)
-    tokenizer = train_tokenizer(texts)
+    tokenizer = build_tokenizer()
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,

@@ -1,63 +1,28 @@
-"""``python -m infra.demo``: makes the material, then runs the three stage commands as a user types them."""
+"""``python -m infra.demo``: makes the material, runs the three stage commands, and shows what came out."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import os
 import shlex
-import signal
-import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from infra.console import command, table
-from infra.errors import UserError
+from infra import console, storage
+from infra.demo.material import make_material
+from infra.demo.stage import run_stage
 from infra.processor import computes_bfloat16
 from infra.recipe import load_recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
-CORPUS_BYTES, VALIDATION_BYTES, TEACHER_STEPS = 2_200_000, 100_000, 1_000
 RANKS = 2
-STOP_SECONDS = 60.0
-"""For a stage that has heard Ctrl-C to save what it has."""
-
-
-def begin_stage(words: list[str]) -> None:
-    """In the stage's process, before it is one.
-
-    A stage does not outlive a killed demo, so that the next start finds nobody at work (Linux). DeepSpeed's
-    launcher answers Ctrl-C with a traceback: it need not hear it, its ranks do.
-    """
-    if words[0] == "deepspeed":
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-def run_stage(words: list[str], environment: dict[str, str]) -> float:
-    """Run one command, shown first; seconds it took. UserError where it fails: it has said why itself."""
-    print(f"\n$ {shlex.join(words)}", flush=True)
-    started = time.perf_counter()
-    process = subprocess.Popen(words, env=environment, preexec_fn=lambda: begin_stage(words))
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:  # the terminal has told the stage too
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-        process.terminate()
-        raise
-    if code in (130, -signal.SIGINT):
-        raise KeyboardInterrupt
-    if code:
-        raise UserError(
-            f"{words[0]} ended with exit code {code}; run the same command again to go on from there"
-        )
-    return time.perf_counter() - started
+NEXT = """Look at {recipe.evaluation_dir}/retention.png, then at
+  {recipe.evaluation_dir}/report.md                     every metric, latency, int8 exports
+  python -m offline_teacher.main inspect {recipe.store_dir}   what the teacher said of one sequence
+  make ui                                               the tracked runs"""
 
 
 def precision(has_bfloat16: bool) -> list[str]:
@@ -65,33 +30,68 @@ def precision(has_bfloat16: bool) -> list[str]:
     return [] if has_bfloat16 else ["teacher.dtype=float32", "train.dtype=float32"]
 
 
+def commands(overrides: list[str]) -> dict[str, tuple[list[str], str]]:
+    """The stages' commands as a user types them, and about how long each takes on two cores."""
+    path = RECIPE if not RECIPE.is_relative_to(Path.cwd()) else RECIPE.relative_to(Path.cwd())
+    student = str(path.parents[2] / "student_train" / "main.py")
+    tail = ["--recipe", str(path), *overrides]
+    return {
+        "teacher": (["python", "-m", "offline_teacher.main", "run", *tail], "30 s"),
+        "student": (["deepspeed", "--num_accelerators", str(RANKS), student, *tail], "80 s"),
+        "evaluation": (["python", "-m", "evaluation.main", *tail], "80 s"),
+    }
+
+
 def main() -> None:
     argparse.ArgumentParser(prog="python -m infra.demo", description=__doc__).parse_args()
     overrides = precision(computes_bfloat16())
     recipe = load_recipe(str(RECIPE), overrides)
-    started = time.perf_counter()
-    from infra.demo.material import make_material  # torch and transformers: not for --help
-
-    make_material(Path(recipe.root) / "input", CORPUS_BYTES, VALIDATION_BYTES, TEACHER_STEPS)
-    seconds = {"language, tasks, teacher": time.perf_counter() - started}
-
+    begin = time.monotonic()
+    _say("a small language, five labelled tasks on it, and a teacher that has read it (about 2 s)")
+    make_material(Path(recipe.root) / "input")
     binaries = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
-    student = str(Path(__file__).parents[2] / "student_train" / "main.py")
-    stages = {
-        "teacher pass": ["python", "-m", "offline_teacher.main", "run"],
-        "student": ["deepspeed", "--num_accelerators", str(RANKS), student],
-        "evaluation": ["python", "-m", "evaluation.main"],
-    }
-    for name, words in stages.items():
-        seconds[name] = run_stage([*words, "--recipe", str(RECIPE), *overrides], environment)
-    print("\n" + table([[name, f"{value:.0f}"] for name, value in seconds.items()], ["stage", "seconds"]))
-    print(f"\nreport: {recipe.evaluation_dir}/report.md    runs: make ui")
+    for name, (words, seconds) in commands(overrides).items():
+        _say(f"$ {shlex.join(words)}  (about {seconds})")
+        run_stage(words, environment, Path(recipe.root) / "logs" / f"{name}.log")
+    report = storage.read_json(f"{recipe.evaluation_dir}/report.json")
+    student = storage.read_json(f"{recipe.student_dir}/model.json")
+    _say(f"\n{summary(report, student['results']['validation'])}\n")
+    _say(
+        f"Scores: percent, medians of {len(report['seeds'])} seeds [95 % intervals over examples and seeds]."
+    )
+    _say(f"Done in {console.duration(time.monotonic() - begin)}. {NEXT.format(recipe=recipe)}")
+
+
+def summary(report: Mapping[str, Any], held_out: Mapping[str, float]) -> str:
+    """The one table: scores and masked-LM loss on held-out text, a model a column."""
+    rows, lines = report["rows"], []
+    measures = [(task, "scores", task) for task in rows["teacher"]["scores"]] + [("mean", "macro", None)]
+    for title, name, task in measures:
+        cells = [_score(row, name, task) for row in rows.values()]
+        gap = rows["student"]["gap_closed"] if task is None else rows["student"]["gap_closed_by_task"][task]
+        lines.append([title, *cells, "" if gap is None else f"{100 * gap:.0f} %"])
+    losses = {"teacher": held_out["teacher_mlm_loss"], "student": held_out["mlm_loss"]}
+    lines.append(["masked-LM loss", *(f"{losses[name]:.3f}" if name in losses else "" for name in rows), ""])
+    lines.append(["parameters", *(f"{row['parameters'] / 1e6:.2f} M" for row in rows.values()), ""])
+    lines.append(["a sentence", *(f"{row['latency']['p50_ms']:.2f} ms" for row in rows.values()), ""])
+    return console.table(lines, ["", *rows, "gap closed"])
+
+
+def _score(row: Mapping[str, Any], name: str, task: str | None) -> str:
+    value, ends = row[name], row["intervals"][name]
+    if task is not None:
+        value, ends = value[task]["score"], ends[task]
+    return f"{100 * value:.1f} [{100 * ends['low']:.1f}, {100 * ends['high']:.1f}]"
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def cli() -> NoReturn:
     """The command: ``main`` with its mistakes in one line and its exit codes."""
-    command(main)
+    console.command(main)
 
 
 if __name__ == "__main__":

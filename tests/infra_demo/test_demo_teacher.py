@@ -1,30 +1,32 @@
-"""The demo's teacher: the same bytes from every start, so that a stopped demo can end with the same store."""
+"""The demo's teacher: what is shipped is what the program made, and the program still does what it did."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
+import json
 from pathlib import Path
 
-from tests.conftest import ROOT
+import pytest
+import torch
+from transformers import AutoTokenizer, BertForMaskedLM
 
-TRAIN = """
-import sys
-from pathlib import Path
-from infra.demo.documents import documents
-from infra.demo.teacher import train_teacher
-train_teacher(list(documents(1, 60_000)), Path(sys.argv[1]), steps=4)
-"""
+from infra.demo.make_teacher import (
+    RECORD,
+    build_tokenizer,
+    held_out_loss,
+)  # fmt: skip
+from infra.demo.material import TEACHER
 
-
-def trained(directory: Path, threads: int) -> str:
-    """Digest of the weights of a teacher trained in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", TRAIN, str(directory)], env=environment, check=True)
-    return hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
+STEPS = 8
+RECORDED = json.loads((TEACHER / RECORD).read_text())
 
 
-def test_same_weights_whatever_the_number_of_threads_in_the_environment(tmp_path: Path) -> None:
-    assert trained(tmp_path / "one", threads=1) == trained(tmp_path / "two", threads=2)
+def test_tokenizer_is_the_shipped_one_byte_for_byte(tmp_path: Path) -> None:
+    build_tokenizer().save_pretrained(tmp_path)
+    for file in tmp_path.iterdir():
+        assert file.read_bytes() == (TEACHER / file.name).read_bytes()
+
+
+def test_shipped_teacher_has_the_recorded_loss_on_held_out_text() -> None:
+    teacher = BertForMaskedLM.from_pretrained(TEACHER, dtype=torch.float32)
+    loss = held_out_loss(teacher, AutoTokenizer.from_pretrained(TEACHER))
+    assert loss == pytest.approx(RECORDED["held_out_loss"], abs=2e-3)

@@ -99,7 +99,7 @@ def test_a_run_from_start_to_model(alone: World, run_dir: Path, capsys: pytest.C
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert lines[-1]["loss"] < lines[0]["loss"]
     (validated,) = (line for line in history(run_dir) if "validation_kl_t1" in line)
-    measures = ("kl_t1", "kl_t2", "mlm_loss", "mlm_accuracy", "agreement", "cosine")
+    measures = ("kl_t1", "kl_t2", "mlm_loss", "mlm_accuracy", "teacher_mlm_loss", "agreement", "cosine")
     assert set(validated) == {"step", *(f"validation_{name}" for name in measures)}
 
 

@@ -162,7 +162,7 @@ def test_validation_against_the_live_teacher(made: tuple[BertForMaskedLM, Path])
     metrics = validate(model, objective, store, Alone(0, 1, torch.device("cpu")))
     step = whole_step(store, objective.train)
     kl = {1.0: 0.0, 2.0: 0.0}
-    masked = agree = right = 0.0
+    masked = agree = right = teacher_loss = 0.0
     with torch.no_grad():
         for batch in step.micro_batches:
             mask = attention_mask(batch)
@@ -175,11 +175,14 @@ def test_validation_against_the_live_teacher(made: tuple[BertForMaskedLM, Path])
             at = s[rows, batch.masked_positions].argmax(-1)
             agree += float((at == t[rows, batch.masked_positions].argmax(-1)).sum())
             right += float((at == batch.masked_labels).sum())
+            known = torch.log_softmax(t[rows, batch.masked_positions], -1)
+            teacher_loss -= float(known.gather(-1, batch.masked_labels[..., None].long()).sum())
             masked += at.numel()
     assert metrics["kl_t1"] == pytest.approx(kl[1.0] / step.tokens, rel=2e-3)
     assert metrics["kl_t2"] == pytest.approx(kl[2.0] / step.tokens, rel=2e-3)
     assert metrics["agreement"] == pytest.approx(agree / masked)
     assert metrics["mlm_accuracy"] == pytest.approx(right / masked)
+    assert metrics["teacher_mlm_loss"] == pytest.approx(teacher_loss / masked, rel=2e-3)
     assert not model.training
 
 

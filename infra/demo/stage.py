@@ -1,0 +1,84 @@
+"""Runs a stage's command with its output in a log file, and shows the progress that it reports."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from infra.console import PROGRESS_FILE, Progress
+from infra.errors import UserError
+
+STOP_SECONDS = 60.0
+"""For a stage that has heard Ctrl-C to save what it has."""
+LAST_LINES = 8
+"""Of a failed stage's log, shown."""
+
+
+def run_stage(words: list[str], environment: dict[str, str], log: Path) -> None:
+    """Runs one command to its end. Raises UserError with the log's last lines where it fails, and
+    KeyboardInterrupt once a stage that has heard Ctrl-C has ended."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    reports = log.with_suffix(".progress").resolve()
+    reports.write_text("")
+    with log.open("ab") as output, reports.open(encoding="utf-8") as lines:
+        process = subprocess.Popen(
+            words, env={**environment, PROGRESS_FILE: str(reports)}, stdin=subprocess.DEVNULL,
+            stdout=output, stderr=output, preexec_fn=lambda: _begin(words),
+        )  # fmt: skip
+        code, bar = None, None
+        try:
+            while code is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    code = process.wait(0.2)
+                bar = _show(lines, bar)
+        except KeyboardInterrupt:  # the terminal has told the stage too
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+            process.terminate()
+            raise
+        finally:
+            if bar is not None:
+                bar.close()
+    if code in (130, -signal.SIGINT):
+        raise KeyboardInterrupt
+    if code:
+        last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-LAST_LINES:]
+        print("\n".join(f"| {line}" for line in last), file=sys.stderr)
+        raise UserError(
+            f"{words[0]} ended with exit code {code}; all it said is in {log}; the same command goes on from there"
+        )
+
+
+def _begin(words: list[str]) -> None:
+    """In the stage's process, before it is one.
+
+    A stage does not outlive a killed demo, so that the next start finds nobody at work (Linux). DeepSpeed's
+    launcher answers Ctrl-C with a traceback: it need not hear it, its ranks do.
+    """
+    if Path(words[0]).name == "deepspeed":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _show(lines: Iterable[str], bar: Progress | None) -> Progress | None:
+    """Shows what has been reported since the last call; the bar that is not at its end yet."""
+    for line in lines:
+        report = json.loads(line)
+        if bar is None:
+            bar = Progress(report["total"], report["unit"], report["name"], report["done"])
+        bar.note(report["note"])
+        bar.advance(report["done"] - bar.done)
+        if "say" in report:
+            bar.say(report["say"])
+        if "closed" in report:
+            bar.close()
+            bar = None
+    return bar
