@@ -1,7 +1,7 @@
 """The demo's language: words and sentences from ``language.yaml``, and the running text made of them.
 
-A document tells an event twice and says how far the two agree, infers something, says what things are and
-do, or judges a work. All that the labelled tasks ask can be learned from the text alone.
+A document tells a story and what follows from it, says what things are and do, or judges a work. A word's
+class is never said outright: it shows in the company that the word keeps.
 """
 
 from __future__ import annotations
@@ -17,59 +17,58 @@ import yaml
 
 DATA: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("language.yaml").read_text(encoding="utf-8"))
 SENTENCES: dict[str, Any] = DATA["sentences"]
-SLOTS: tuple[str, ...] = tuple(DATA["synonyms"])
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+SKEW = 2.0
+"""How much more frequent a class's first words are in the text: word x of n has density x^(1 / SKEW - 1)."""
 
 Words = Sequence[str]
-Event = Mapping[str, Words]
-"""What may stand in each slot of a sentence: words that mean the same."""
 
 
 @dataclass(frozen=True)
 class Language:
-    synonyms: dict[str, list[Words]]
-    """Slot of an event -> sets of synonyms."""
-    kinds: dict[str, dict[str, Words]]
+    words: Mapping[str, Words]
+    """Class -> its words, the frequent ones first."""
+    kinds: Mapping[str, Mapping[str, Words]]
     """Kind of things -> their ``words``, how they ``act``, and what people do to them alone (``handle``)."""
-    opinion: dict[str, Words]
+    skew: float = SKEW
 
     def every(self, step: int) -> Language:
-        """With every ``step``-th word of a class, or set of synonyms, alone; verbs stay."""
+        """With every ``step``-th word of a class alone, all equally frequent; verbs of kinds stay."""
         return Language(
-            self.synonyms,
-            {name: kind | {"words": kind["words"][::step]} for name, kind in self.kinds.items()},
-            {name: words[::step] for name, words in self.opinion.items()},
+            {name: words[::step] for name, words in self.words.items()},
+            {name: {**kind, "words": kind["words"][::step]} for name, kind in self.kinds.items()},
+            skew=1.0,
         )
 
-    def classes(self) -> list[list[str]]:
-        """Every word once, with those that may stand where it stands."""
-        kinds, opinion = self.kinds.values(), self.opinion
-        alike = [("good", "bad"), ("applause", "blame"), ("work",), ("aspect",)]
-        return [
-            *([word for words in found for word in words] for found in self.synonyms.values()),
-            *([word for kind in kinds for word in kind[part]] for part in ("words", "act", "handle")),
-            *([word for name in names for word in opinion[name]] for names in alike),
-            list(self.kinds),
-        ]
+    def pick(self, words: Words, rng: Random) -> str:
+        return words[int(len(words) * rng.random() ** self.skew)]
 
-    def event(self, rng: Random) -> Event:
-        return {slot: rng.choice(found) for slot, found in self.synonyms.items()}
+    def say(self, template: str, rng: Random, **own: Words) -> str:
+        """The template with a word in each slot: of ``own`` where named, else of the class."""
+        classes = {**self.words, **own}
+        return fill(template, lambda name: self.pick(classes[name], rng))
 
-    def changed(self, event: Event, slots: Words, rng: Random) -> Event:
-        """The event with other words, of another meaning, in each of ``slots``."""
-        others = {slot: [words for words in self.synonyms[slot] if words != event[slot]] for slot in slots}
-        return {**event, **{slot: rng.choice(found) for slot, found in others.items()}}
+    def about(self, template: str, kind: str, doer: str, rng: Random) -> str:
+        """A sentence on a thing of ``kind`` with a verb of ``doer``: sensible where they are the same."""
+        own = {name: words for name, words in self.kinds[doer].items() if words}
+        return self.say(template, rng, **{**own, "kind": [kind], "word": self.kinds[kind]["words"]})
+
+    def opinion(self, template: str, good: bool, rng: Random) -> str:
+        """A sentence on a work that its speaker likes, or does not."""
+        tones, verdicts = ("bad", "good"), ("blame", "applause")
+        names = {"tone": tones[good], "opposite": tones[not good]}
+        names |= {"verdict": verdicts[good], "reverse": verdicts[not good]}
+        return self.say(template, rng, **{slot: self.words[name] for slot, name in names.items()})
 
 
 def read_language() -> Language:
     return Language(
-        {slot: [pair.split("/") for pair in text.split()] for slot, text in DATA["synonyms"].items()},
+        {name: text.split() for name, text in DATA["words"].items()},
         {
             name: {part: kind.get(part, "").split() for part in ("words", "act", "handle")}
             for name, kind in DATA["kinds"].items()
         },
-        {name: text.split() for name, text in DATA["opinion"].items()},
     )
 
 
@@ -87,70 +86,35 @@ def fill(template: str, word: Callable[[str], str]) -> str:
     return re.sub(r"\ba (?=[aeiou])", "an ", re.sub(r"\{(\w+)\}(s\b)?", one, template))
 
 
-def say(template: str, words: Event, rng: Random) -> str:
-    """The template with any of the words that may stand in each of its slots."""
-    return fill(template, lambda slot: rng.choice(words[slot]))
-
-
-def told_and_implied(language: Language, true: bool, rng: Random) -> tuple[str, str]:
-    """What somebody does to a thing of some kind, and a statement that follows from it, or does not."""
-    kind, event = rng.choice(list(language.kinds)), language.event(rng)
-    told = say(SENTENCES["told"], {**event, "word": [rng.choice(language.kinds[kind]["words"])]}, rng)
-    wrong = "" if true else rng.choice(["kind", "kind", "person", "deed"])
-    if wrong == "kind":
-        kind = rng.choice([other for other in language.kinds if other != kind])
-    elif wrong:
-        event = language.changed(event, [wrong], rng)
-    return told, say(SENTENCES["implied"], {**event, "kind": [kind]}, rng)
-
-
-def about_kind(language: Language, template: str, kind: str, doer: str, rng: Random) -> str:
-    """A sentence on a thing of ``kind`` with a verb of ``doer``: sensible where they are the same."""
-    words = {"kind": [kind], "word": language.kinds[kind]["words"], **language.kinds[doer]}
-    return say(template, {**language.event(rng), **words}, rng)
-
-
-def opinion(language: Language, template: str, good: bool, rng: Random) -> str:
-    """A sentence on a work that its speaker likes, or does not."""
-    tones, verdicts = ("bad", "good"), ("blame", "applause")
-    names = {"tone": tones[good], "opposite": tones[not good]}
-    names |= {"verdict": verdicts[good], "reverse": verdicts[not good]}
-    return fill(template, lambda name: rng.choice(language.opinion[names.get(name, name)]))
-
-
-def _accounts(language: Language, rng: Random) -> list[str]:
-    event, changes = language.event(rng), rng.choice([0, 0, 0, 1, 1, 2, 2, 3, 4, 5])
-    other = language.changed(event, rng.sample(SLOTS, changes), rng)
-    told = [say(SENTENCES["event"], one, rng) for one in (event, other)]
-    degree = DATA["degrees"][len(SLOTS) - changes].split("/")
-    return [*told, say(SENTENCES["agreement"], {"degree": degree}, rng)]
-
-
-def _inference(language: Language, rng: Random) -> list[str]:
-    true = rng.random() < 0.5
-    told, implied = told_and_implied(language, true, rng)
-    words = {"implied": [implied], "answer": DATA["answers"][true].split("/")}
-    return [told, say(SENTENCES["inference"], words, rng)]
+def _story(language: Language, rng: Random) -> list[str]:
+    """Two events, and one told with a thing's word and again with its kind."""
+    kind = rng.choice(list(language.kinds))
+    person, deed = (language.pick(language.words[name], rng) for name in ("person", "deed"))
+    own: dict[str, Words] = {"person": [person], "deed": [deed], "kind": [kind]}
+    own["word"] = language.kinds[kind]["words"]
+    events = [language.say(rng.choice(SENTENCES["event"]), rng, **own) for _ in range(2)]
+    told = language.say(rng.choice(SENTENCES["told"]), rng, **own)
+    return [*events, told, language.say(SENTENCES["implied"], rng, **own)]
 
 
 def _facts(language: Language, rng: Random) -> list[str]:
     kind = rng.choice(list(language.kinds))
     names = ["act", "handle" if language.kinds[kind]["handle"] else "act", "definition"]
-    templates = [rng.choice(names) for _ in range(4)]
-    return [about_kind(language, rng.choice(SENTENCES[name]), kind, kind, rng) for name in templates]
+    templates = [rng.choice(SENTENCES[rng.choice(names)]) for _ in range(4)]
+    return [language.about(template, kind, kind, rng) for template in templates]
 
 
 def _review(language: Language, rng: Random) -> list[str]:
     good = rng.random() < 0.5
-    return [opinion(language, rng.choice(SENTENCES["opinion"]), good, rng) for _ in range(4)]
+    return [language.opinion(rng.choice(SENTENCES["opinion"]), good, rng) for _ in range(4)]
 
 
 def documents(seed: int, size: int) -> Iterator[str]:
     """Documents until ``size`` bytes are reached, without end where it is 0; a pure function of the seed."""
     language, rng, written = read_language(), Random(seed), 0
-    shares = [_accounts] * 8 + [_inference] * 5 + [_facts] * 4 + [_review] * 3
     while written < size or not size:
-        text = " ".join(f"{sentence} ." for sentence in rng.choice(shares)(language, rng))
+        kind_of_document = rng.choice((_story, _facts, _facts, _review, _review))
+        text = " ".join(f"{sentence} ." for sentence in kind_of_document(language, rng))
         written += len(text) + 1
         yield text
 
@@ -158,9 +122,8 @@ def documents(seed: int, size: int) -> Iterator[str]:
 def vocabulary() -> list[str]:
     """WordPiece entries: special tokens, stops, letters (so that any English word has a spelling), the two
     endings, and every word of the language."""
-    texts = [*DATA["kinds"], DATA["degrees"], DATA["answers"]]
-    for part in (SENTENCES, DATA["synonyms"], DATA["opinion"], *DATA["kinds"].values()):
-        texts += part.values()
-    words = re.findall("[a-z]+", re.sub(r"\{\w+\}s?", "", str(texts)))
+    said = [*DATA["words"].values(), *DATA["kinds"], *SENTENCES.values()]
+    said += [words for kind in DATA["kinds"].values() for words in kind.values()]
+    words = re.findall("[a-z]+", re.sub(r"\{\w+\}s?", "", str(said)))
     inside = [f"##{letter}" for letter in LETTERS]
     return list(dict.fromkeys([*SPECIAL, *".,?", *LETTERS, *inside, "##es", "an", *words]))

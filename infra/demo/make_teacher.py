@@ -1,7 +1,7 @@
 """``python -m infra.demo.make_teacher DIRECTORY``: the demo's teacher, a BERT of half a million parameters.
 
 It stands in for ``bert-base-uncased``, which a demo without network cannot have. ``infra/demo/teacher`` is
-what this program has written, in a quarter of an hour on one core; ``make demo`` only copies it.
+what this program has written, in some minutes on one core; ``make demo`` only copies it.
 """
 
 from __future__ import annotations
@@ -16,20 +16,15 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from infra.console import command, progress
-from infra.demo.language import DATA, SPECIAL, documents, read_language, vocabulary
+from infra.demo.language import SPECIAL, documents, vocabulary
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 WIDTH, LAYERS, POSITIONS = 96, 4, 64
 TEXT_SEED, HELD_OUT_SEED, MASK_SEED = 11, 12, 0
 DOCUMENTS, HELD_OUT = 50_000, 1_000
-STEPS, BATCH, RATE = 10_000, 32, 1.5e-3
+STEPS, BATCH, RATE = 6_000, 32, 1.5e-3
 MASKED, SMOOTHING = 0.13, 0.7
 """Share of the tokens; rare ones are chosen more often, in proportion to count^-0.7 (arXiv 1910.01108)."""
-REPLACED, DETECTION = 0.1, 5.0
-"""Share of the visible words; the weight of finding them out."""
-HALVED = 0.5
-"""Share of the steps without every second layer, so that a shallower model can start from the others
-(arXiv 1909.11556)."""
 INIT = 0.05
 RECORD = "made.json"
 """What was measured when the teacher was made."""
@@ -52,43 +47,26 @@ def rows_of(tokenizer: BertTokenizer, seed: int, count: int) -> torch.Tensor:
     return tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
 
 
-class Corruption:
-    """What is hidden from the model: masked tokens to be told, and replaced ones to be found out."""
+class Masking:
+    """BERT's masking, where rare tokens of ``text`` [B, L] are chosen more often."""
 
-    def __init__(self, text: torch.Tensor, replaced: float = REPLACED) -> None:
-        """Rare tokens of ``text`` [B, L] are masked more often, and always what it says on two statements."""
-        self.generator, self.replaced = torch.Generator().manual_seed(MASK_SEED), replaced
-        ids = {piece: number for number, piece in enumerate(vocabulary())}
-        self.weights = torch.bincount(text.flatten(), minlength=len(ids)).clamp(min=1) ** -SMOOTHING
+    def __init__(self, text: torch.Tensor) -> None:
+        self.generator = torch.Generator().manual_seed(MASK_SEED)
+        self.weights = torch.bincount(text.flatten(), minlength=len(vocabulary())).clamp(min=1) ** -SMOOTHING
         self.weights[: MASK + 1] = 0
-        verdicts = [
-            word for part in ("degrees", "answers") for words in DATA[part] for word in words.split("/")
-        ]
-        self.verdict = torch.zeros(len(ids), dtype=torch.bool)
-        self.verdict[[ids[word] for word in verdicts]] = True
-        classes = [torch.tensor([ids[word] for word in words]) for words in read_language().classes()]
-        self.classes = torch.nn.utils.rnn.pad_sequence(classes, batch_first=True)
-        self.sizes = torch.tensor([len(words) for words in classes])
-        self.class_of = torch.full((len(ids),), -1)
-        for number, words in enumerate(classes):
-            self.class_of[words] = number
 
-    def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ids, labels and whether replaced, int64 [B, L]; the last two -100 where nothing is asked.
+    def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and labels, int64 [B, L]; a label is -100 where nothing is asked.
 
-        80 % of what is masked becomes [MASK], 10 % any token, 10 % stays (arXiv 1810.04805, 3.1). Of the
-        other words ``replaced`` become another of their class (arXiv 2003.10555, without its generator).
+        80 % of what is chosen becomes [MASK], 10 % any token, 10 % stays (arXiv 1810.04805, 3.1).
         """
-        chance, fate, swap, pick = torch.rand((4, *rows.shape), generator=self.generator)
+        chance, fate, pick = torch.rand((3, *rows.shape), generator=self.generator)
         weights = self.weights[rows]
         share = weights / weights.sum(1, keepdim=True) * MASKED * (rows > MASK).sum(1, keepdim=True)
-        chosen, class_of = (chance < share) | self.verdict[rows], self.class_of[rows]
+        chosen = chance < share
         anything = MASK + 1 + (pick * (len(self.weights) - MASK - 1)).long()
         ids = rows.masked_fill(chosen & (fate < 0.8), MASK).where(~(chosen & (fate >= 0.9)), anything)
-        visible = ~chosen & (class_of >= 0)
-        another = self.classes[class_of, (pick * self.sizes[class_of]).long()]
-        ids = ids.where(~(visible & (swap < self.replaced)), another)
-        return ids, rows.where(chosen, -100), (ids != rows).long().where(visible, -100)
+        return ids, rows.where(chosen, -100)
 
 
 def cooccurrence_embeddings(rows: torch.Tensor) -> torch.Tensor:
@@ -124,53 +102,37 @@ def new_model(rows: torch.Tensor) -> BertForMaskedLM:
     return model
 
 
-def hidden_states(model: BertForMaskedLM, ids: torch.Tensor) -> torch.Tensor:
-    """[B, L, D]"""
-    return model.bert(ids, attention_mask=(ids != PAD).long()).last_hidden_state
-
-
-def masked_lm_loss(model: BertForMaskedLM, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def masked_lm_loss(model: BertForMaskedLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean cross entropy in nats at the masked positions."""
-    at = labels >= 0
+    hidden, at = model.bert(ids, attention_mask=(ids != PAD).long()).last_hidden_state, labels >= 0
     return torch.nn.functional.cross_entropy(model.cls(hidden[at]), labels[at])
 
 
 def train(model: BertForMaskedLM, rows: torch.Tensor, steps: int) -> list[float]:
     """The first ``steps`` of a schedule of STEPS; the masked-LM loss of each."""
-    corruption, order = Corruption(rows), torch.Generator().manual_seed(MASK_SEED)
-    detector = torch.nn.Linear(WIDTH, 1)
-    parameters = [*model.parameters(), *detector.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    masking, order = Masking(rows), torch.Generator().manual_seed(MASK_SEED)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=0.1)
-    whole, losses = model.bert.encoder.layer, []
+    losses = []
     with progress(steps, "steps", "masked LM") as shown:
         for _ in range(steps):
-            half = torch.rand((), generator=order) < HALVED
-            model.bert.encoder.layer = whole[::2] if half else whole
-            ids, labels, replaced = corruption(rows[torch.randint(len(rows), (BATCH,), generator=order)])
-            hidden, asked = hidden_states(model, ids), replaced >= 0
-            loss = masked_lm_loss(model, hidden, labels)
-            found = torch.nn.functional.binary_cross_entropy_with_logits(
-                detector(hidden[asked])[:, 0], replaced[asked].float()
-            )
+            loss = masked_lm_loss(model, *masking(rows[torch.randint(len(rows), (BATCH,), generator=order)]))
             optimizer.zero_grad()
-            (loss + DETECTION * found).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
-            shown.note(f"loss {loss:.3f}, detection {found:.3f}")
+            shown.note(f"loss {loss:.3f}")
             shown.advance()
-    model.bert.encoder.layer = whole
     return losses
 
 
 @torch.no_grad()
 def held_out_loss(model: BertForMaskedLM, tokenizer: BertTokenizer) -> float:
-    """Masked-LM loss on text of another seed, nothing replaced."""
+    """Masked-LM loss on text of another seed."""
     rows = rows_of(tokenizer, HELD_OUT_SEED, HELD_OUT)
-    ids, labels, _ = Corruption(rows, replaced=0.0)(rows)
-    return masked_lm_loss(model, hidden_states(model.eval(), ids), labels).item()
+    return masked_lm_loss(model.eval(), *Masking(rows)(rows)).item()
 
 
 def main() -> None:
