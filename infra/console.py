@@ -22,8 +22,8 @@ EXIT_TERMINATED = 143
 LINE_SECONDS = 10.0
 """Between progress lines where stderr is not a terminal."""
 PROGRESS_FILE = "OFFLINE_DISTILLATION_PROGRESS"
-"""Environment variable: a file to which progress is appended as JSON lines, for a program that runs a stage with
-its output elsewhere and shows the progress itself."""
+"""Environment variable: a file to which progress is appended as JSON lines. A program that runs a stage with
+its output elsewhere shows the progress from there."""
 REPORT_SECONDS = 0.2
 
 

@@ -111,7 +111,9 @@ def masked_lm_loss(model: BertForMaskedLM, ids: torch.Tensor, labels: torch.Tens
 def train(model: BertForMaskedLM, rows: torch.Tensor, steps: int) -> list[float]:
     """The first ``steps`` of a schedule of STEPS; the masked-LM loss of each."""
     masking, order = Masking(rows), torch.Generator().manual_seed(MASK_SEED)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=0.1)
     losses = []
     with progress(steps, "steps", "masked LM") as shown:
@@ -146,7 +148,7 @@ def main() -> None:
     losses = train(model, rows, STEPS)
     model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.1  # for fine-tuning
     model.half().save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    build_tokenizer().save_pretrained(directory)  # the other has kept its padding
     stored = BertForMaskedLM.from_pretrained(directory, dtype=torch.float32)
     record = {"first_losses": losses[:20], "held_out_loss": held_out_loss(stored, tokenizer)}
     (directory / RECORD).write_text(json.dumps(record, indent=1) + "\n")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from evaluation.tasks import Split, find_task, load
+from infra.demo import tasks
 from infra.demo.language import documents, read_language
 from infra.demo.make_teacher import build_tokenizer
 from infra.demo.tasks import SEEN, TASKS, Task, task_files
 
 SEED = 3
-STS_B = next(task for task in TASKS if task.name == "STS-B")
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +87,16 @@ def test_training_rows_have_every_eighth_word_of_a_class() -> None:
         assert len(few.kinds[name]["words"]) >= 2, "without a choice a row cannot be drawn with another word"
 
 
-def test_the_score_of_a_judgement_is_its_number_of_good_words(glue: Path) -> None:
-    good = set(read_language().words["good"])
-    found = split(glue, STS_B, "dev")
-    for (_, judgement), label in zip(found.texts, found.labels, strict=True):
-        assert sum(word in good for word in judgement.split()) == label
+def test_a_review_has_as_many_good_opinions_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without negations the words of an opinion say its mood."""
+    plain = [opinion for opinion in tasks.OPINIONS if "{tone} and {tone}" in opinion]
+    monkeypatch.setattr(tasks, "OPINIONS", plain)
+    language = read_language()
+    good = set(language.words["good"])
+    for wanted in range(6):
+        text = tasks.review(language, wanted, 5, Random(wanted))
+        moods = [bool(good & set(sentence.split())) for sentence in text.split(" . ")]
+        assert sum(moods) == wanted
 
 
 @each_task

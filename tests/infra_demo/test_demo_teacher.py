@@ -10,10 +10,15 @@ import torch
 from transformers import AutoTokenizer, BertForMaskedLM
 
 from infra.demo.make_teacher import (
+    DOCUMENTS,
     RECORD,
+    TEXT_SEED,
     build_tokenizer,
     held_out_loss,
-)  # fmt: skip
+    new_model,
+    rows_of,
+    train,
+)
 from infra.demo.material import TEACHER
 
 STEPS = 8
@@ -30,3 +35,10 @@ def test_shipped_teacher_has_the_recorded_loss_on_held_out_text() -> None:
     teacher = BertForMaskedLM.from_pretrained(TEACHER, dtype=torch.float32)
     loss = held_out_loss(teacher, AutoTokenizer.from_pretrained(TEACHER))
     assert loss == pytest.approx(RECORDED["held_out_loss"], abs=2e-3)
+
+
+def test_the_program_begins_as_it_did() -> None:
+    """Its first losses are those of the run that made the shipped weights, up to rounding."""
+    rows = rows_of(build_tokenizer(), TEXT_SEED, DOCUMENTS)
+    losses = train(new_model(rows), rows, STEPS)
+    assert losses == pytest.approx(RECORDED["first_losses"][:STEPS], abs=2e-3)
