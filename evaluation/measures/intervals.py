@@ -8,7 +8,7 @@ which examples the dev set happens to hold, and which seeds were run.
   bootstrap's (Efron and Tibshirani 1993, chapter 6). It has n - 1 degrees of freedom.
 * Seeds: the variance between a model's seeds, less what resampling the examples explains of it, is divided
   by S and multiplied by ``MEDIAN_VARIANCE``. It has S - 1 degrees of freedom before that is taken off. The
-  seeds of different models count as independent.
+  seeds of different models count as independent. Nothing is taken off where that gives the shorter interval.
 
 The variances are added. The interval is score +- t sqrt(variance) with the degrees of freedom of Welch and
 Satterthwaite (Satterthwaite 1946, Biometrics Bulletin 2:110). Percentiles of a bootstrap that also resamples
@@ -53,6 +53,8 @@ class Component:
     """float64 [M, M]"""
     freedom: float
     """Degrees of freedom of that covariance."""
+    wider: Component | None = None
+    """The same source, overestimated, with more degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,32 @@ class Estimates:
 
     def error(self, contrast: np.ndarray) -> tuple[float, float]:
         """Variance of ``contrast`` [M] . scores, and the t factor of its 95 % interval."""
-        from scipy.special import stdtrit
+        return _error(self.narrowest(contrast), contrast)
 
-        parts = [float(contrast @ part.covariance @ contrast) for part in self.components]
-        variance = sum(parts)
-        if variance <= 0:
-            return 0.0, 0.0
-        squares = sum(part**2 / one.freedom for part, one in zip(parts, self.components, strict=True))
-        return variance, float(stdtrit(variance**2 / squares, (1 + CONFIDENCE) / 2))
+    def narrowest(self, contrast: np.ndarray) -> tuple[Component, ...]:
+        """The components, or the wider ones: those which give the shorter interval.
+
+        A difference of variances that is a small part of them has next to no degrees of freedom, and an
+        interval without use. The variance that nothing was taken off is too large, but its interval holds.
+        """
+        wider = tuple(component.wider or component for component in self.components)
+        return min((self.components, wider), key=lambda components: _half_width(components, contrast))
+
+
+def _error(components: Sequence[Component], contrast: np.ndarray) -> tuple[float, float]:
+    from scipy.special import stdtrit
+
+    parts = [float(contrast @ part.covariance @ contrast) for part in components]
+    variance = sum(parts)
+    if variance <= 0:
+        return 0.0, 0.0
+    squares = sum(part**2 / one.freedom for part, one in zip(parts, components, strict=True))
+    return variance, float(stdtrit(variance**2 / squares, (1 + CONFIDENCE) / 2))
+
+
+def _half_width(components: Sequence[Component], contrast: np.ndarray) -> float:
+    variance, factor = _error(components, contrast)
+    return factor * math.sqrt(variance)
 
 
 def estimate(scorers: Sequence[Sequence[Scorer]], sizes: Mapping[str, int]) -> Estimates:
@@ -92,44 +112,46 @@ def estimate(scorers: Sequence[Sequence[Scorer]], sizes: Mapping[str, int]) -> E
     freedom = max(1, sum(sizes.values()) - 1)
     components = [Component(np.atleast_2d(np.cov(medians)), freedom)]
     for model, (scores, resampled) in enumerate(zip(actual, values, strict=True)):
-        variance, freedom_seeds = seed_variance(np.asarray(scores), resampled)
-        if variance > 0:
-            covariance = np.zeros((len(actual), len(actual)))
-            covariance[model, model] = variance
-            components.append(Component(covariance, freedom_seeds))
+        share, whole = seed_variance(np.asarray(scores), resampled)
+        if share > 0:
+            own, most = np.zeros((len(actual), len(actual))), len(scores) - 1
+            own[model, model] = whole
+            components.append(Component(share * own, most * share**2, Component(own, most)))
     return Estimates(np.asarray([np.median(scores) for scores in actual]), tuple(components))
 
 
 def seed_variance(scores: np.ndarray, resampled: np.ndarray) -> tuple[float, float]:
-    """The seeds' part of the variance of a median of scores [S], and its degrees of freedom.
+    """The variance of a median of scores [S] between seeds, and before it the share that is the seeds' alone.
 
     resampled: [S, R]. Scores of two seeds differ also because each errs on other examples. That part is in
     the variance over examples already. It is how much the seeds' distances from their mean vary over
-    resamples.
+    resamples. The share is 0 where that explains all.
     """
     count = len(scores)
     if count < 2:
-        return 0.0, 1.0
+        return 0.0, 0.0
     between = float(np.var(scores, ddof=1))
     examples = float(np.var(resampled - resampled.mean(axis=0), axis=1).sum() / (count - 1))
-    if between <= examples:
-        return 0.0, 1.0
-    share = 1 - examples / between
-    return MEDIAN_VARIANCE.get(count, math.pi / 2) * share * between / count, (count - 1) * share**2
+    share = max(0.0, 1 - examples / between) if between else 0.0
+    return share, MEDIAN_VARIANCE.get(count, math.pi / 2) * between / count
 
 
 def mean(tasks: Sequence[Estimates]) -> Estimates:
     """Means over tasks, whose examples and fine-tuning runs are independent of each other."""
     count = len(tasks)
-    parts = [Component(one.covariance / count**2, one.freedom) for task in tasks for one in task.components]
-    return Estimates(np.mean([task.scores for task in tasks], axis=0), tuple(parts))
+    parts = tuple(_divided(component, count**2) for task in tasks for component in task.components)
+    return Estimates(np.mean([task.scores for task in tasks], axis=0), parts)
+
+
+def _divided(component: Component, by: int) -> Component:
+    wider = component.wider and _divided(component.wider, by)
+    return Component(component.covariance / by, component.freedom, wider)
 
 
 def interval(estimates: Estimates, contrast: np.ndarray) -> tuple[float, float]:
     """Ends of the 95 % interval of ``contrast`` [M] . scores: a model's score, or a difference of two."""
     value = float(contrast @ estimates.scores)
-    variance, factor = estimates.error(contrast)
-    half = factor * math.sqrt(variance)
+    half = _half_width(estimates.narrowest(contrast), contrast)
     return value - half, value + half
 
 
@@ -163,9 +185,10 @@ def ratio(estimates: Estimates, numerator: np.ndarray, denominator: np.ndarray) 
     if bottom <= 0:
         return None
     value = top / bottom
-    _, factor = estimates.error(numerator - value * denominator)
+    components = estimates.narrowest(numerator - value * denominator)
+    _, factor = _error(components, numerator - value * denominator)
     pair = np.stack([numerator, denominator])
-    covariance = sum((pair @ one.covariance @ pair.T for one in estimates.components), np.zeros((2, 2)))
+    covariance = sum((pair @ one.covariance @ pair.T for one in components), np.zeros((2, 2)))
     (first, middle), (_, last) = np.outer([top, bottom], [top, bottom]) - factor**2 * covariance
     if last <= 0:
         return Ratio(value, None)

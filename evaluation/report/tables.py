@@ -49,6 +49,7 @@ from evaluation.devices.exported import FLOAT32, INT8
 from evaluation.measures import intervals
 from evaluation.measures.intervals import Estimates, Ratio
 from evaluation.recipe_rows import TEACHER
+from evaluation.tasks.catalogue import find_task
 from infra import console
 
 PAPER: dict[str, dict[str, float]] = {
@@ -81,8 +82,8 @@ def add_comparisons(
     names = list(rows)
     for place, (name, row) in enumerate(rows.items()):
         row["intervals"] = {
-            "scores": {task: _score_ends(one, place) for task, one in tasks.items()},
-            "macro": _score_ends(macro, place),
+            "scores": {task: _score_ends(one, place, _least(task)) for task, one in tasks.items()},
+            "macro": _score_ends(macro, place, -1.0),
         }
         for measure, compare in (("retention", _retention), ("gap_closed", _gap_closed)):
             ratios = {task: _parts(compare(one, names, name, row)) for task, one in tasks.items()}
@@ -91,10 +92,15 @@ def add_comparisons(
             row["intervals"][f"{measure}_by_task"] = {task: ends for task, (_, ends) in ratios.items()}
 
 
-def _score_ends(estimates: Estimates, place: int) -> dict[str, float]:
-    """Of a score, which is in [-1, 1]."""
+def _score_ends(estimates: Estimates, place: int, least: float) -> dict[str, float]:
+    """Of a score, which is in [least, 1]."""
     low, high = intervals.interval(estimates, np.eye(len(estimates.scores))[place])
-    return {"low": max(low, -1.0), "high": min(high, 1.0)}
+    return {"low": max(low, least), "high": min(high, 1.0)}
+
+
+def _least(task: str) -> float:
+    """The least value of a task's score: correlations can be negative, shares cannot."""
+    return -1.0 if {"matthews", "pearson", "spearman"} & set(find_task(task).metrics) else 0.0
 
 
 def _retention(estimates: Estimates, names: list[str], name: str, row: Mapping[str, Any]) -> Ratio | None:

@@ -65,7 +65,7 @@ def main() -> None:
 
 def summary(report: Mapping[str, Any], held_out: Mapping[str, float]) -> str:
     """The one table: scores and masked-LM loss on held-out text, a model a column."""
-    rows, lines = report["rows"], []
+    rows, lines = {name: report["rows"][name] for name in ("teacher", "student", "undistilled")}, []
     measures = [(task, "scores", task) for task in rows["teacher"]["scores"]] + [("mean", "macro", None)]
     for title, name, task in measures:
         cells = [_score(row, name, task) for row in rows.values()]

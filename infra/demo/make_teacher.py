@@ -1,7 +1,7 @@
 """``python -m infra.demo.make_teacher DIRECTORY``: the demo's teacher, a BERT of half a million parameters.
 
 It stands in for ``bert-base-uncased``, which a demo without network cannot have. ``infra/demo/teacher`` is
-what this program has written, in a quarter of an hour on one core; ``make demo`` only copies it.
+what this program has written, in some minutes on one core; ``make demo`` only copies it.
 """
 
 from __future__ import annotations
@@ -9,28 +9,22 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer, DataCollatorForLanguageModeling
 
 from infra.console import command, progress
-from infra.demo.language import DATA, SPECIAL, documents, read_language, vocabulary
+from infra.demo.language import SPECIAL, documents, vocabulary
 
-PAD, UNK, CLS, SEP, MASK = range(5)
-WIDTH, LAYERS, POSITIONS = 96, 4, 64
 TEXT_SEED, HELD_OUT_SEED, MASK_SEED = 11, 12, 0
-DOCUMENTS, HELD_OUT = 50_000, 1_000
-STEPS, BATCH, RATE = 10_000, 32, 1.5e-3
-MASKED, SMOOTHING = 0.13, 0.7
-"""Share of the tokens; rare ones are chosen more often, in proportion to count^-0.7 (arXiv 1910.01108)."""
-REPLACED, DETECTION = 0.1, 5.0
-"""Share of the visible words; the weight of finding them out."""
-HALVED = 0.5
-"""Share of the steps without every second layer, so that a shallower model can start from the others
-(arXiv 1909.11556)."""
-INIT = 0.05
+HELD_OUT = 32
+"""Batches of text that the teacher has not seen."""
+STEPS, BATCH, RATE, MASKED, INIT = 7_000, 32, 1.5e-3, 0.15, 0.05
+COUNTED, WIDTH = 20_000, 96
+"""Documents whose words are counted for the first embeddings, and their width."""
 RECORD = "made.json"
 """What was measured when the teacher was made."""
 
@@ -38,139 +32,81 @@ RECORD = "made.json"
 def build_tokenizer() -> BertTokenizer:
     """A lower-casing BERT WordPiece tokenizer of the language's words."""
     ids = {piece: number for number, piece in enumerate(vocabulary())}
-    tokenizer = Tokenizer(models.WordPiece(ids, unk_token=SPECIAL[UNK]))
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token=SPECIAL[1]))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.BertProcessing((SPECIAL[SEP], SEP), (SPECIAL[CLS], CLS))
-    return BertTokenizer(tokenizer_object=tokenizer, do_lower_case=True, model_max_length=POSITIONS)
+    tokenizer.post_processor = processors.BertProcessing((SPECIAL[3], 3), (SPECIAL[2], 2))
+    return BertTokenizer(tokenizer_object=tokenizer, do_lower_case=True, model_max_length=64)
 
 
-def rows_of(tokenizer: BertTokenizer, seed: int, count: int) -> torch.Tensor:
-    """A document a row, int64 [B, L], padded."""
-    texts = list(itertools.islice(documents(seed, 0), count))
-    return tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
+def batches(seed: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Masked documents without end (arXiv 1810.04805, 3.1): ids, attention mask and labels, int64 [B, L]."""
+    tokenizer, texts = build_tokenizer(), documents(seed, 0)
+    collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKED, seed=MASK_SEED)
+    while True:
+        yield collate([tokenizer(text) for text in itertools.islice(texts, BATCH)])
 
 
-class Corruption:
-    """What is hidden from the model: masked tokens to be told, and replaced ones to be found out."""
-
-    def __init__(self, text: torch.Tensor, replaced: float = REPLACED) -> None:
-        """Rare tokens of ``text`` [B, L] are masked more often, and always what it says on two statements."""
-        self.generator, self.replaced = torch.Generator().manual_seed(MASK_SEED), replaced
-        ids = {piece: number for number, piece in enumerate(vocabulary())}
-        self.weights = torch.bincount(text.flatten(), minlength=len(ids)).clamp(min=1) ** -SMOOTHING
-        self.weights[: MASK + 1] = 0
-        verdicts = [
-            word for part in ("degrees", "answers") for words in DATA[part] for word in words.split("/")
-        ]
-        self.verdict = torch.zeros(len(ids), dtype=torch.bool)
-        self.verdict[[ids[word] for word in verdicts]] = True
-        classes = [torch.tensor([ids[word] for word in words]) for words in read_language().classes()]
-        self.classes = torch.nn.utils.rnn.pad_sequence(classes, batch_first=True)
-        self.sizes = torch.tensor([len(words) for words in classes])
-        self.class_of = torch.full((len(ids),), -1)
-        for number, words in enumerate(classes):
-            self.class_of[words] = number
-
-    def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ids, labels and whether replaced, int64 [B, L]; the last two -100 where nothing is asked.
-
-        80 % of what is masked becomes [MASK], 10 % any token, 10 % stays (arXiv 1810.04805, 3.1). Of the
-        other words ``replaced`` become another of their class (arXiv 2003.10555, without its generator).
-        """
-        chance, fate, swap, pick = torch.rand((4, *rows.shape), generator=self.generator)
-        weights = self.weights[rows]
-        share = weights / weights.sum(1, keepdim=True) * MASKED * (rows > MASK).sum(1, keepdim=True)
-        chosen, class_of = (chance < share) | self.verdict[rows], self.class_of[rows]
-        anything = MASK + 1 + (pick * (len(self.weights) - MASK - 1)).long()
-        ids = rows.masked_fill(chosen & (fate < 0.8), MASK).where(~(chosen & (fate >= 0.9)), anything)
-        visible = ~chosen & (class_of >= 0)
-        another = self.classes[class_of, (pick * self.sizes[class_of]).long()]
-        ids = ids.where(~(visible & (swap < self.replaced)), another)
-        return ids, rows.where(chosen, -100), (ids != rows).long().where(visible, -100)
-
-
-def cooccurrence_embeddings(rows: torch.Tensor) -> torch.Tensor:
+def word_vectors() -> torch.Tensor:
     """[V, D] by factors of positive pointwise mutual information within documents (Levy and Goldberg, 2014).
 
-    A BERT of random embeddings needs thousands of steps more to find the classes of words.
+    A BERT of random embeddings is still at chance on the tasks after twice the steps.
     """
-    found = torch.zeros(len(rows), len(vocabulary())).scatter_(1, rows, 1.0)
-    found[:, : MASK + 1] = 0
-    together = found.T @ found
-    together.fill_diagonal_(0)
+    texts = build_tokenizer()(list(itertools.islice(documents(TEXT_SEED, 0), COUNTED)), padding=True)
+    found = torch.zeros(COUNTED, len(vocabulary())).scatter_(1, torch.tensor(texts["input_ids"]), 1.0)
+    found[:, : len(SPECIAL)] = 0
+    together = (found.T @ found).fill_diagonal_(0)
     single = together.sum(1)
-    expected = torch.outer(single, single) / single.sum()
-    values, vectors = torch.linalg.eigh((together / expected.clamp(min=1e-6)).clamp(min=1).log().double())
+    expected = (torch.outer(single, single) / single.sum()).clamp(min=1e-6)
+    values, vectors = torch.linalg.eigh((together / expected).clamp(min=1).log().double())
     factors = vectors[:, -WIDTH:] * values[-WIDTH:].clamp(min=0).sqrt()
     rotated = factors @ torch.linalg.qr(torch.randn(WIDTH, WIDTH, dtype=torch.float64))[0]
-    return INIT * WIDTH**0.5 * torch.nn.functional.normalize(rotated, dim=1).float()
+    return torch.nn.functional.normalize(rotated, dim=1).float() * WIDTH**0.5
 
 
-def new_model(rows: torch.Tensor) -> BertForMaskedLM:
+def new_model() -> BertForMaskedLM:
     torch.manual_seed(0)
     model = BertForMaskedLM(
         BertConfig(
-            vocab_size=len(vocabulary()), hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4,
-            intermediate_size=4 * WIDTH, max_position_embeddings=POSITIONS, initializer_range=INIT,
+            vocab_size=len(vocabulary()), hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=4,
+            intermediate_size=4 * WIDTH, max_position_embeddings=64, initializer_range=INIT,
             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         )
     )  # fmt: skip
+    vectors = INIT * word_vectors()
     with torch.no_grad():
-        words = cooccurrence_embeddings(rows)
-        model.bert.embeddings.word_embeddings.weight[words.any(1)] = words[words.any(1)]
+        model.bert.embeddings.word_embeddings.weight[vectors.any(1)] = vectors[vectors.any(1)]
         model.bert.embeddings.token_type_embeddings.weight.zero_()  # the text has no second segment
     return model
 
 
-def hidden_states(model: BertForMaskedLM, ids: torch.Tensor) -> torch.Tensor:
-    """[B, L, D]"""
-    return model.bert(ids, attention_mask=(ids != PAD).long()).last_hidden_state
-
-
-def masked_lm_loss(model: BertForMaskedLM, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy in nats at the masked positions."""
-    at = labels >= 0
-    return torch.nn.functional.cross_entropy(model.cls(hidden[at]), labels[at])
-
-
-def train(model: BertForMaskedLM, rows: torch.Tensor, steps: int) -> list[float]:
+def train(model: BertForMaskedLM, steps: int) -> list[float]:
     """The first ``steps`` of a schedule of STEPS; the masked-LM loss of each."""
-    corruption, order = Corruption(rows), torch.Generator().manual_seed(MASK_SEED)
-    detector = torch.nn.Linear(WIDTH, 1)
-    parameters = [*model.parameters(), *detector.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=0.1)
-    whole, losses = model.bert.encoder.layer, []
+    losses = []
     with progress(steps, "steps", "masked LM") as shown:
-        for _ in range(steps):
-            half = torch.rand((), generator=order) < HALVED
-            model.bert.encoder.layer = whole[::2] if half else whole
-            ids, labels, replaced = corruption(rows[torch.randint(len(rows), (BATCH,), generator=order)])
-            hidden, asked = hidden_states(model, ids), replaced >= 0
-            loss = masked_lm_loss(model, hidden, labels)
-            found = torch.nn.functional.binary_cross_entropy_with_logits(
-                detector(hidden[asked])[:, 0], replaced[asked].float()
-            )
+        for batch in itertools.islice(batches(TEXT_SEED), steps):
+            loss = model(**batch).loss
             optimizer.zero_grad()
-            (loss + DETECTION * found).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
-            shown.note(f"loss {loss:.3f}, detection {found:.3f}")
+            shown.note(f"loss {loss:.3f}")
             shown.advance()
-    model.bert.encoder.layer = whole
     return losses
 
 
 @torch.no_grad()
-def held_out_loss(model: BertForMaskedLM, tokenizer: BertTokenizer) -> float:
-    """Masked-LM loss on text of another seed, nothing replaced."""
-    rows = rows_of(tokenizer, HELD_OUT_SEED, HELD_OUT)
-    ids, labels, _ = Corruption(rows, replaced=0.0)(rows)
-    return masked_lm_loss(model, hidden_states(model.eval(), ids), labels).item()
+def held_out_loss(model: BertForMaskedLM) -> float:
+    """Mean masked-LM loss on text of another seed."""
+    found = [
+        model.eval()(**batch).loss.item() for batch in itertools.islice(batches(HELD_OUT_SEED), HELD_OUT)
+    ]
+    return sum(found) / len(found)
 
 
 def main() -> None:
@@ -178,17 +114,15 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     directory = parser.parse_args().directory
     torch.set_num_threads(1)  # their number decides the order of sums, and with it the last bits
-    tokenizer = build_tokenizer()
-    rows = rows_of(tokenizer, TEXT_SEED, DOCUMENTS)
-    model = new_model(rows)
-    losses = train(model, rows, STEPS)
+    model = new_model()
+    losses = train(model, STEPS)
     model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.1  # for fine-tuning
     model.half().save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    stored = BertForMaskedLM.from_pretrained(directory, dtype=torch.float32)
-    record = {"first_losses": losses[:20], "held_out_loss": held_out_loss(stored, tokenizer)}
+    build_tokenizer().save_pretrained(directory)
+    loss = held_out_loss(BertForMaskedLM.from_pretrained(directory, dtype=torch.float32))
+    record = {"first_losses": losses[:20], "held_out_loss": loss}
     (directory / RECORD).write_text(json.dumps(record, indent=1) + "\n")
-    print(f"{directory}: masked-LM loss {record['held_out_loss']:.4f} on held-out text")
+    print(f"{directory}: masked-LM loss {loss:.4f} on held-out text")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def run_stage(words: list[str], environment: dict[str, str], log: Path) -> None:
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-LAST_LINES:]
         print("\n".join(f"| {line}" for line in last), file=sys.stderr)
         raise UserError(
-            f"{words[0]} ended with exit code {code}; all it said is in {log}; the same command goes on from there"
+            f"{words[0]} ended with exit code {code}; its output is in {log}; the same command continues"
         )
 
 

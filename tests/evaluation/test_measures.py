@@ -136,6 +136,12 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     assert width(intervals.interval(found, ONE)) > 4 * 2 * np.sqrt(variance / 3)
 
 
+def test_seeds_with_next_to_no_mistakes_have_a_short_interval() -> None:
+    """What is left of their variance after the examples' part has no degrees of freedom to speak of."""
+    low, high = intervals.interval(estimate([answers(200), answers(200), answers(198)], expected=LABELS), ONE)
+    assert 0.98 < low < 1 < high < 1.02
+
+
 def test_models_are_compared_on_the_same_examples() -> None:
     first, second = answers(160), answers(162)  # 158 and more in common
     found = estimate([first], [second], expected=LABELS)

@@ -73,6 +73,14 @@ def content() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_an_interval_ends_where_its_score_does() -> None:
+    """Matthews goes from -1 to 1, accuracy from 0 to 1."""
+    rows = three_rows()
+    compare(rows, error=3.0)
+    ends = rows["undistilled"]["intervals"]["scores"]
+    assert ends == {"CoLA": {"low": -1.0, "high": 1.0}, "SST-2": {"low": 0.0, "high": 1.0}}
+
+
 def test_retention(content: dict[str, Any]) -> None:
     student = content["rows"]["student"]
     assert student["retention"] == pytest.approx(0.6 / 0.65)

@@ -7,13 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertForMaskedLM
+from transformers import BertForMaskedLM
 
-from infra.demo.make_teacher import (
-    RECORD,
-    build_tokenizer,
-    held_out_loss,
-)  # fmt: skip
+from infra.demo.make_teacher import RECORD, build_tokenizer, held_out_loss, new_model, train
 from infra.demo.material import TEACHER
 
 STEPS = 8
@@ -28,5 +24,10 @@ def test_tokenizer_is_the_shipped_one_byte_for_byte(tmp_path: Path) -> None:
 
 def test_shipped_teacher_has_the_recorded_loss_on_held_out_text() -> None:
     teacher = BertForMaskedLM.from_pretrained(TEACHER, dtype=torch.float32)
-    loss = held_out_loss(teacher, AutoTokenizer.from_pretrained(TEACHER))
-    assert loss == pytest.approx(RECORDED["held_out_loss"], abs=2e-3)
+    assert held_out_loss(teacher) == pytest.approx(RECORDED["held_out_loss"], abs=2e-3)
+
+
+def test_the_program_begins_as_it_did() -> None:
+    """Its first losses are those of the run that made the shipped weights, up to rounding."""
+    losses = train(new_model(), STEPS)
+    assert losses == pytest.approx(RECORDED["first_losses"][:STEPS], abs=2e-3)
