@@ -77,7 +77,7 @@ def local_directory(source: str, revision: str | None = None) -> Iterator[str]:
 
     if storage.is_remote(source):
         with tempfile.TemporaryDirectory() as copy:
-            for name in storage.list_names(source):
+            for name in storage.list_sizes(source):  # its files; what lies in folders is not for fine-tuning
                 storage.publish_bytes(
                     storage.join(copy, name), storage.read_bytes(storage.join(source, name))
                 )

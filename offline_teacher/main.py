@@ -74,6 +74,17 @@ def _parser() -> _Parser:
         sub.add_argument("--recipe", required=True, type=expand_home, metavar="FILE")
         sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
     sub = add("verify", _verify, "check every digest, range and id of a store")
+    _add_verify_options(sub)
+    sub = add("inspect", _inspect, "show a sample of a store")
+    sub.add_argument("store", type=expand_home)
+    sub.add_argument("--split", default="train", help="train or validation (default: %(default)s)")
+    sub.add_argument("--sample", type=int, default=0, metavar="N", help="the sequence, counted from 0")
+    sub.add_argument("--epoch", type=int, default=0, metavar="E", help="the masking epoch")
+    sub.add_argument("--plot", type=expand_home, metavar="PNG", help="also plot the mass kept by k")
+    return parser
+
+
+def _add_verify_options(sub: _Parser) -> None:
     sub.add_argument("store", type=expand_home)
     sub.add_argument(
         "--deep", action="store_true", help="stored top-k and logsumexp against the stored hidden states"
@@ -103,13 +114,6 @@ def _parser() -> _Parser:
         help="for --repair and --rerun, instead of the store's own",
     )
     sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
-    sub = add("inspect", _inspect, "show a sample of a store")
-    sub.add_argument("store", type=expand_home)
-    sub.add_argument("--split", default="train", help="train or validation (default: %(default)s)")
-    sub.add_argument("--sample", type=int, default=0, metavar="N", help="the sequence, counted from 0")
-    sub.add_argument("--epoch", type=int, default=0, metavar="E", help="the masking epoch")
-    sub.add_argument("--plot", type=expand_home, metavar="PNG", help="also plot the mass kept by k")
-    return parser
 
 
 def _positions(text: str) -> int:

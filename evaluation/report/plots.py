@@ -21,7 +21,7 @@ WHISKERS: dict[str, Any] = {"elinewidth": 1, "capsize": 3, "ecolor": "0.25"}
 """How intervals are drawn."""
 LOSS_TERMS = {
     "loss": "total", "kl": "KL to the teacher", "mlm": "masked LM", "cosine": "cosine",
-    "relation": "relations",
+    "relation": "relations", "embedding": "vectors of texts",
 }  # fmt: skip
 
 

@@ -1,13 +1,14 @@
 """The demo's language: words and sentences from ``language.yaml``, and the running text made of them.
 
-A document tells what somebody does, or judges a work. Whether a word is one of praise is never said: it shows
-in the company that the word keeps.
+A document tells a story and what follows from it, says what things are and do, or judges a work. A word's
+class is never said outright: it shows in the company that the word keeps.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,56 +16,105 @@ from typing import Any
 import yaml
 
 DATA: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("language.yaml").read_text(encoding="utf-8"))
-SENTENCES: dict[str, list[str]] = DATA["sentences"]
-WORDS: dict[str, list[str]] = {name: text.split() for name, text in DATA["words"].items()}
-"""Class -> its words."""
+SENTENCES: dict[str, Any] = DATA["sentences"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SKEW = 2.0
 """How much more frequent a class's first words are in the text: word x of n has density x^(1 / SKEW - 1)."""
 
+Words = Sequence[str]
 
-def inflected(verb: str) -> str:
-    return verb + ("es" if verb.endswith(("s", "sh", "ch", "x", "z")) else "s")
+
+@dataclass(frozen=True)
+class Language:
+    words: Mapping[str, Words]
+    """Class -> its words, the frequent ones first."""
+    kinds: Mapping[str, Mapping[str, Words]]
+    """Kind of things -> their ``words``, how they ``act``, and what people do to them alone (``handle``)."""
+    skew: float = SKEW
+
+    def every(self, step: int) -> Language:
+        """With every ``step``-th word of a class alone, all equally frequent; verbs of kinds stay."""
+        return Language(
+            {name: words[::step] for name, words in self.words.items()},
+            {name: {**kind, "words": kind["words"][::step]} for name, kind in self.kinds.items()},
+            skew=1.0,
+        )
+
+    def pick(self, words: Words, rng: Random) -> str:
+        return words[int(len(words) * rng.random() ** self.skew)]
+
+    def say(self, template: str, rng: Random, **own: Words) -> str:
+        """The template with a word in each slot: of ``own`` where named, else of the class."""
+        classes = {**self.words, **own}
+        return fill(template, lambda name: self.pick(classes[name], rng))
+
+    def about(self, template: str, kind: str, doer: str, rng: Random) -> str:
+        """A sentence on a thing of ``kind`` with a verb of ``doer``: sensible where they are the same."""
+        own = {name: words for name, words in self.kinds[doer].items() if words}
+        return self.say(template, rng, **{**own, "kind": [kind], "word": self.kinds[kind]["words"]})
+
+    def opinion(self, template: str, good: bool, rng: Random) -> str:
+        """A sentence on a work that its speaker likes, or does not."""
+        tones, verdicts = ("bad", "good"), ("blame", "applause")
+        names = {"tone": tones[good], "opposite": tones[not good]}
+        names |= {"verdict": verdicts[good], "reverse": verdicts[not good]}
+        return self.say(template, rng, **{slot: self.words[name] for slot, name in names.items()})
+
+
+def read_language() -> Language:
+    return Language(
+        {name: text.split() for name, text in DATA["words"].items()},
+        {
+            name: {part: kind.get(part, "").split() for part in ("words", "act", "handle")}
+            for name, kind in DATA["kinds"].items()
+        },
+    )
+
+
+def inflected(word: str) -> str:
+    """The plural of a noun, the third person of a verb."""
+    return word + ("es" if word.endswith(("s", "sh", "ch", "x", "z")) else "s")
 
 
 def fill(template: str, word: Callable[[str], str]) -> str:
-    """The template with ``word(name)`` for each {name}, in the third person where an s follows the brace."""
+    """The template with ``word(name)`` for each {name}, inflected where an s follows the brace."""
 
     def one(match: re.Match[str]) -> str:
         return inflected(word(match[1])) if match[2] else word(match[1])
 
-    return re.sub(r"\{(\w+)\}(s\b)?", one, template)
+    return re.sub(r"\ba (?=[aeiou])", "an ", re.sub(r"\{(\w+)\}(s\b)?", one, template))
 
 
-def pick(name: str, rng: Random, step: int = 0) -> str:
-    """A word of the class, early ones more often, as in text; with ``step`` any of every step-th word."""
-    words, skew = (WORDS[name][::step], 1.0) if step else (WORDS[name], SKEW)
-    return words[int(len(words) * rng.random() ** skew)]
+def _story(language: Language, rng: Random) -> list[str]:
+    """Two events, and one told with a thing's word and again with its kind."""
+    kind = rng.choice(list(language.kinds))
+    person, deed = (language.pick(language.words[name], rng) for name in ("person", "deed"))
+    own: dict[str, Words] = {"person": [person], "deed": [deed], "kind": [kind]}
+    own["word"] = language.kinds[kind]["words"]
+    events = [language.say(rng.choice(SENTENCES["event"]), rng, **own) for _ in range(2)]
+    told = language.say(rng.choice(SENTENCES["told"]), rng, **own)
+    return [*events, told, language.say(SENTENCES["implied"], rng, **own)]
 
 
-def opinion(template: str, good: bool, rng: Random, step: int = 0) -> str:
-    """A sentence on a work that its speaker likes, or does not."""
-    tones, verdicts = ("bad", "good"), ("blame", "applause")
-    names = {"tone": tones[good], "opposite": tones[not good]}
-    names |= {"verdict": verdicts[good], "reverse": verdicts[not good]}
-    return fill(template, lambda name: pick(names.get(name, name), rng, step))
+def _facts(language: Language, rng: Random) -> list[str]:
+    kind = rng.choice(list(language.kinds))
+    names = ["act", "handle" if language.kinds[kind]["handle"] else "act", "definition"]
+    templates = [rng.choice(SENTENCES[rng.choice(names)]) for _ in range(4)]
+    return [language.about(template, kind, kind, rng) for template in templates]
 
 
-def _story(rng: Random) -> list[str]:
-    return [fill(rng.choice(SENTENCES["event"]), lambda name: pick(name, rng)) for _ in range(3)]
-
-
-def _review(rng: Random) -> list[str]:
+def _review(language: Language, rng: Random) -> list[str]:
     good = rng.random() < 0.5
-    return [opinion(rng.choice(SENTENCES["opinion"]), good, rng) for _ in range(4)]
+    return [language.opinion(rng.choice(SENTENCES["opinion"]), good, rng) for _ in range(4)]
 
 
 def documents(seed: int, size: int) -> Iterator[str]:
     """Documents until ``size`` bytes are reached, without end where it is 0; a pure function of the seed."""
-    rng, written = Random(seed), 0
+    language, rng, written = read_language(), Random(seed), 0
     while written < size or not size:
-        text = " ".join(f"{sentence} ." for sentence in rng.choice((_story, _review, _review))(rng))
+        kind_of_document = rng.choice((_story, _facts, _facts, _review, _review))
+        text = " ".join(f"{sentence} ." for sentence in kind_of_document(language, rng))
         written += len(text) + 1
         yield text
 
@@ -72,6 +122,8 @@ def documents(seed: int, size: int) -> Iterator[str]:
 def vocabulary() -> list[str]:
     """WordPiece entries: special tokens, stops, letters (so that any English word has a spelling), the two
     endings, and every word of the language."""
-    words = re.findall("[a-z]+", re.sub(r"\{\w+\}s?", "", str([*WORDS.values(), *SENTENCES.values()])))
+    said = [*DATA["words"].values(), *DATA["kinds"], *SENTENCES.values()]
+    said += [words for kind in DATA["kinds"].values() for words in kind.values()]
+    words = re.findall("[a-z]+", re.sub(r"\{\w+\}s?", "", str(said)))
     inside = [f"##{letter}" for letter in LETTERS]
-    return list(dict.fromkeys([*SPECIAL, *".,?", *LETTERS, *inside, "##es", *words]))
+    return list(dict.fromkeys([*SPECIAL, *".,?", *LETTERS, *inside, "##es", "an", *words]))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from infra.demo.language import SENTENCES, opinion
+from infra.demo.language import SENTENCES, Language, read_language
 
 SEEN = 8
 OPINIONS = SENTENCES["opinion"]
@@ -19,56 +19,55 @@ Row = list[str]
 
 @dataclass(frozen=True)
 class Task:
-    """A task's header (None: CoLA has none), how its row of a number is drawn with every step-th word of a
-    class, and the numbers of rows."""
+    """A task's header (None: CoLA has none), how a row is drawn, and the numbers of rows."""
 
     name: str
     header: str | None
-    draw: Callable[[int, Random, int], Row]
+    draw: Callable[[Language, int, Random], Row]
     train: int
     dev: int = 1_000
 
 
-def sentiment(index: int, rng: Random, step: int) -> Row:
+def sentiment(language: Language, index: int, rng: Random) -> Row:
     """A review of three opinions. Most of them are good, or most are bad."""
     good = index % 2 == 0
-    return [review(rng.choice((2, 3) if good else (0, 1)), 3, rng, step), str(int(good))]
+    return [review(language, rng.choice((2, 3) if good else (0, 1)), 3, rng), str(int(good))]
 
 
-def acceptability(index: int, rng: Random, step: int) -> Row:
+def acceptability(language: Language, index: int, rng: Random) -> Row:
     """Five words of praise. It is not acceptable that one of them is a reproach."""
     acceptable = index % 2 == 0
-    text = review(5 if acceptable else 4, 5, rng, step)
+    text = review(language, 5 if acceptable else 4, 5, rng)
     return ["demo", str(int(acceptable)), "" if acceptable else "*", text]
 
 
-def paraphrase(index: int, rng: Random, step: int) -> Row:
+def paraphrase(language: Language, index: int, rng: Random) -> Row:
     """Two reviews of two opinions: the same mood, or not."""
     same, good = index % 2 == 0, rng.random() < 0.5
-    texts = [review(2 * mood, 2, rng, step) for mood in (good, good == same)]
+    texts = [review(language, 2 * mood, 2, rng) for mood in (good, good == same)]
     return [str(int(same)), str(2 * index), str(2 * index + 1), *texts]
 
 
-def similarity(index: int, rng: Random, step: int) -> Row:
+def similarity(language: Language, index: int, rng: Random) -> Row:
     """The score is how many opinions of a review of five agree with the praise before it."""
     agreeing = index % 6
-    texts = review(1, 1, rng, step), review(agreeing, 5, rng, step)
+    texts = review(language, 1, 1, rng), review(language, agreeing, 5, rng)
     return [str(index), "demo", "demo", "2026", str(index), "none", "none", *texts, f"{agreeing:.3f}"]
 
 
-def entailment(index: int, rng: Random, step: int) -> Row:
+def entailment(language: Language, index: int, rng: Random) -> Row:
     """Praise follows from two opinions that are both good, and from no others."""
     follows = index % 2 == 0
-    told = review(2 if follows else rng.choice((0, 1, 1)), 2, rng, step)
-    implied = opinion("critics {verdict} the {work}", True, rng, step)
+    told = review(language, 2 if follows else rng.choice((0, 1, 1)), 2, rng)
+    implied = language.opinion("critics {verdict} the {work}", True, rng)
     return [str(index), told, f"{implied} .", "entailment" if follows else "not_entailment"]
 
 
-def review(good: int, count: int, rng: Random, step: int) -> str:
+def review(language: Language, good: int, count: int, rng: Random) -> str:
     """``count`` opinions in any order, ``good`` of them good."""
     moods = [True] * good + [False] * (count - good)
     rng.shuffle(moods)
-    return " ".join(f"{opinion(rng.choice(OPINIONS), mood, rng, step)} ." for mood in moods)
+    return " ".join(f"{language.opinion(rng.choice(OPINIONS), mood, rng)} ." for mood in moods)
 
 
 _STS_B = "index genre filename year old_index source1 source2 sentence1 sentence2 score".replace(" ", "\t")
@@ -85,11 +84,15 @@ def task_files(task: Task, seed: int) -> dict[str, str]:
     """``{"train.tsv": text, "dev.tsv": text}``; a pure function of the seed, no row twice."""
     files: dict[str, str] = {}
     drawn: set[tuple[str, ...]] = set()
-    for part, step, count in (("train", SEEN, task.train), ("dev", 1, task.dev)):
+    whole = read_language()
+    for part, language, count in (
+        ("train", whole.every(SEEN), task.train),
+        ("dev", whole.every(1), task.dev),
+    ):
         rng, rows = Random(f"{seed} {task.name} {part}"), [task.header] if task.header else []
         wanted = len(rows) + count
         while len(rows) < wanted:
-            row = task.draw(len(drawn), rng, step)
+            row = task.draw(language, len(drawn), rng)
             texts = tuple(field for field in row if " " in field)
             if texts not in drawn:
                 drawn.add(texts)

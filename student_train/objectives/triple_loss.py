@@ -12,7 +12,7 @@ Axes: N positions of a micro-batch (non-pad), V vocabulary, D student's hidden s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -84,48 +84,48 @@ def triple_loss(
     Args:
         z: [N, D] output of the student's MLM head transform where KL and CE look at it. The matrix products
             have its dtype (bfloat16, float16, float32, float64), reductions float32 (float64 for float64).
-        decoder_weight, decoder_bias: [V, D], [V] of the student; None only if no term needs the vocabulary.
-        target: soft targets of the N positions; None only where alpha_ce is 0.
+        decoder_weight, decoder_bias: [V, D], [V]; None only if no term needs the vocabulary.
+        target: of the N positions; None only where alpha_ce is 0.
         labels: int64 [N] original ids of masked positions, -100 elsewhere.
-        student_hidden, teacher_hidden: [N', D'] of equal widths, at the positions that the cosine looks at;
-            teacher_hidden None only at alpha_cos = 0.
+        student_hidden, teacher_hidden: [N', D'], where the cosine looks; the latter None if alpha_cos is 0.
         tokens, masked, kl_tokens: global denominators of cosine, CE and KL.
         chunk_size: positions a chunk; None: ``CHUNK_SIZE`` of the device.
-        compile: the arithmetic over V by the native kernel or torch.compile, not as plain tensor arithmetic.
+        compile: by the native kernel or torch.compile, not as plain tensor arithmetic.
     """
-    kl_weight = alpha_ce * temperature**2 / kl_tokens if alpha_ce and kl_tokens else 0.0
-    mlm_weight = alpha_mlm / masked if alpha_mlm and masked else 0.0
-    cos_weight = alpha_cos / tokens if alpha_cos and tokens else 0.0
-    zero = torch.zeros(
-        (), device=z.device, dtype=torch.float64 if z.dtype == torch.float64 else torch.float32
-    )
+    wide = torch.float64 if z.dtype == torch.float64 else torch.float32
+    zero = torch.zeros((), device=z.device, dtype=wide)
     total = kl = mlm = cosine = zero
-    if kl_weight or mlm_weight:
-        assert decoder_weight is not None, "KL and CE need the decoder"
-        assert target is not None or not kl_weight, "KL needs a soft target"
-        total, kl, mlm = VocabularyLoss.apply(
-            z,
-            decoder_weight,
-            decoder_bias,
-            _Work(
-                target=target if kl_weight else None,
-                labels=labels,
-                temperature=float(temperature),
-                kl_weight=kl_weight,
-                mlm_weight=mlm_weight,
-                chunk_size=chunk_size or CHUNK_SIZE.get(z.device.type, 1024),
-                compile=compile,
-                gradients=torch.is_grad_enabled(),
-            ),
-        )
-        kl = kl / kl_tokens if kl_weight else zero
-        mlm = mlm / masked if mlm_weight else zero
-    if cos_weight:
+    work = _Work(
+        target=target,
+        labels=labels,
+        temperature=float(temperature),
+        kl_weight=alpha_ce * temperature**2 / kl_tokens if alpha_ce and kl_tokens else 0.0,
+        mlm_weight=alpha_mlm / masked if alpha_mlm and masked else 0.0,
+        chunk_size=chunk_size or CHUNK_SIZE.get(z.device.type, 1024),
+        compile=compile,
+        gradients=torch.is_grad_enabled(),
+    )
+    if work.kl_weight or work.mlm_weight:
+        total, kl, mlm = _vocabulary_terms(z, decoder_weight, decoder_bias, work)
+        kl = kl / kl_tokens if work.kl_weight else zero
+        mlm = mlm / masked if work.mlm_weight else zero
+    if alpha_cos and tokens:
         assert teacher_hidden is not None, "a cosine term needs the teacher's hidden states"
         distance = cosine_distance(student_hidden, teacher_hidden)
-        total = total + cos_weight * distance
+        total = total + alpha_cos / tokens * distance
         cosine = distance.detach() / tokens
     return LossTerms(total, kl, mlm, cosine, zero, zero)
+
+
+def _vocabulary_terms(
+    z: Tensor, decoder_weight: Tensor | None, decoder_bias: Tensor | None, work: _Work
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The weighted loss, sum KL and sum CE."""
+    assert decoder_weight is not None, "KL and CE need the decoder"
+    assert work.target is not None or not work.kl_weight, "KL needs a soft target"
+    work = work if work.kl_weight else replace(work, target=None)
+    terms: tuple[Tensor, Tensor, Tensor] = VocabularyLoss.apply(z, decoder_weight, decoder_bias, work)
+    return terms
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.models import load_model, load_tokenizer
+from evaluation.models import load_model, load_tokenizer, local_directory
 from evaluation.recipe_rows import Rows, rows_of
 from evaluation.tasks.catalogue import find_task
 from infra import storage
@@ -77,6 +77,13 @@ def test_the_stores_teacher_is_a_model_directory(
     assert vocabularies[0] == vocabularies[1]
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_remote_sentence_encoder_is_copied_without_its_folders(bucket: str) -> None:
+    for name in ("config.json", "modules.json", "1_Pooling/config.json"):
+        storage.publish_bytes(storage.join(bucket, "model", name), b"{}")
+    with local_directory(storage.join(bucket, "model")) as copy:
+        assert sorted(path.name for path in Path(copy).iterdir()) == ["config.json", "modules.json"]
 
 
 def test_a_teacher_whose_weights_are_withheld_has_no_row(encoder: str, tmp_path: Path) -> None:

@@ -7,9 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertForMaskedLM
+from transformers import AutoTokenizer, BertForMaskedLM
 
-from infra.demo.make_teacher import RECORD, build_tokenizer, held_out_loss, new_model, train
+from infra.demo.make_teacher import (
+    DOCUMENTS,
+    RECORD,
+    TEXT_SEED,
+    build_tokenizer,
+    held_out_loss,
+    new_model,
+    rows_of,
+    train,
+)
 from infra.demo.material import TEACHER
 
 STEPS = 8
@@ -24,10 +33,12 @@ def test_tokenizer_is_the_shipped_one_byte_for_byte(tmp_path: Path) -> None:
 
 def test_shipped_teacher_has_the_recorded_loss_on_held_out_text() -> None:
     teacher = BertForMaskedLM.from_pretrained(TEACHER, dtype=torch.float32)
-    assert held_out_loss(teacher) == pytest.approx(RECORDED["held_out_loss"], abs=2e-3)
+    loss = held_out_loss(teacher, AutoTokenizer.from_pretrained(TEACHER))
+    assert loss == pytest.approx(RECORDED["held_out_loss"], abs=2e-3)
 
 
 def test_the_program_begins_as_it_did() -> None:
     """Its first losses are those of the run that made the shipped weights, up to rounding."""
-    losses = train(new_model(), STEPS)
+    rows = rows_of(build_tokenizer(), TEXT_SEED, DOCUMENTS)
+    losses = train(new_model(rows), rows, STEPS)
     assert losses == pytest.approx(RECORDED["first_losses"][:STEPS], abs=2e-3)
