@@ -149,7 +149,7 @@ def main() -> None:
     model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.1  # for fine-tuning
     model.half().save_pretrained(directory)
     build_tokenizer().save_pretrained(directory)  # the other has kept its padding
-    stored = BertForMaskedLM.from_pretrained(directory, dtype=torch.float32)
+    stored = BertForMaskedLM.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
     record = {"first_losses": losses[:20], "held_out_loss": held_out_loss(stored, tokenizer)}
     (directory / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     print(f"{directory}: masked-LM loss {record['held_out_loss']:.4f} on held-out text")
