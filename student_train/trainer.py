@@ -15,7 +15,7 @@ import torch
 
 from infra import console, storage
 from infra.errors import UserError
-from infra.recipe import StudentRun
+from infra.recipe import DEFAULT_STUDENT, StudentRun
 from offline_teacher.store.reader import Store
 from student_train.data.order import Places, SampleOrder, chained_digest, run_samples
 from student_train.data.reading import open_stream, sequence_names
@@ -92,9 +92,7 @@ class Trainer:
         with (
             signals_noted(self._stop),
             self._stream() as stream,
-            progress(
-                self.world.first, self.total_steps, "steps", f"student {self.run.name}", self.step
-            ) as bar,
+            progress(self.world.first, self.total_steps, "steps", self._title(), self.step) as bar,
         ):
             while (agreed := self._next_step(stream)) is not None:
                 started = time.perf_counter()
@@ -119,6 +117,10 @@ class Trainer:
         return self._validate()
 
     # --- one step -------------------------------------------------------------------------------------------
+
+    def _title(self) -> str:
+        """The progress bar's: a recipe's only student has no name of its own."""
+        return DEFAULT_STUDENT if self.run.name == DEFAULT_STUDENT else f"student {self.run.name}"
 
     def _next_step(self, stream: Stream) -> tuple[Step, float, float] | None:
         """The next step, and its real and masked tokens over all ranks; None at the end or after a signal.
