@@ -8,7 +8,9 @@ from random import Random
 
 import pytest
 
-from evaluation.tasks import Split, find_task, load
+from evaluation.tasks.catalogue import find_task
+from evaluation.tasks.loading import load
+from evaluation.tasks.task import Split
 from infra.demo import tasks
 from infra.demo.language import documents, read_language
 from infra.demo.make_teacher import build_tokenizer

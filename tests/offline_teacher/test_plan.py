@@ -319,7 +319,7 @@ def test_plan_publishes_what_it_documents(planned: tuple[Path, dict, str]) -> No
     assert set(report["gradient_error"]["at_initialisation"]) == set(
         report["gradient_error"]["close_to_teacher"]
     )
-    assert report["gradient_error"]["student_layers"] == [0, 2]
+    assert report["gradient_error"]["student_layers"] == [0, 3]
     errors = report["gradient_error"]
     assert errors["as_run"] == {exact(kind): as_run(kind, "bfloat16") for kind in ("int8", "float16")}
     forms = {exact(kind, n) for kind in ("int8", "float16") for n in (0, 1)}
