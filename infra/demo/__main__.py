@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from infra.recipe import load_recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 RANKS = 2
+say = partial(print, flush=True)
 NEXT = """Look at {recipe.evaluation_dir}/retention.png, then at
   {recipe.evaluation_dir}/report.md                     every metric, latency, int8 exports
   python -m offline_teacher.main inspect {recipe.store_path}   what the teacher said of one sequence
@@ -37,8 +39,8 @@ def commands(overrides: list[str]) -> dict[str, tuple[list[str], str]]:
     tail = ["--recipe", str(path), *overrides]
     return {
         "teacher": (["python", "-m", "offline_teacher.main", "run", *tail], "30 s"),
-        "student": (["deepspeed", "--num_accelerators", str(RANKS), student, *tail], "80 s"),
-        "evaluation": (["python", "-m", "evaluation.main", *tail], "80 s"),
+        "student": (["deepspeed", "--num_accelerators", str(RANKS), student, *tail], "1 min"),
+        "evaluation": (["python", "-m", "evaluation.main", *tail], "2 min"),
     }
 
 
@@ -47,20 +49,18 @@ def main() -> None:
     overrides = precision(computes_bfloat16())
     recipe = load_recipe(str(RECIPE), overrides)
     begin = time.monotonic()
-    _say("a small language, five labelled tasks on it, and a teacher that has read it (about 2 s)")
+    say("a small language, five labelled tasks on it, and a teacher that has read it (about 2 s)")
     make_material(Path(recipe.root) / "input")
     binaries = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
     for name, (words, seconds) in commands(overrides).items():
-        _say(f"$ {shlex.join(words)}  (about {seconds})")
+        say(f"$ {shlex.join(words)}  (about {seconds})")
         run_stage(words, environment, Path(recipe.root) / "logs" / f"{name}.log")
     report = storage.read_json(f"{recipe.evaluation_dir}/report.json")
     student = storage.read_json(storage.join(recipe.run("student").directory, "model.json"))
-    _say(f"\n{summary(report, student['results']['validation'])}\n")
-    _say(
-        f"Scores: percent, medians of {len(report['seeds'])} seeds [95 % intervals over examples and seeds]."
-    )
-    _say(f"Done in {console.duration(time.monotonic() - begin)}. {NEXT.format(recipe=recipe)}")
+    say(f"\n{summary(report, student['results']['validation'])}\n")
+    say(f"Scores: percent, medians of {len(report['seeds'])} seeds [95 % intervals over examples and seeds].")
+    say(f"Done in {console.duration(time.monotonic() - begin)}. {NEXT.format(recipe=recipe)}")
 
 
 def summary(report: Mapping[str, Any], held_out: Mapping[str, float]) -> str:
@@ -83,10 +83,6 @@ def _score(row: Mapping[str, Any], name: str, task: str | None) -> str:
     if task is not None:
         value, ends = value[task]["score"], ends[task]
     return f"{100 * value:.1f} [{100 * ends['low']:.1f}, {100 * ends['high']:.1f}]"
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 def cli() -> NoReturn:

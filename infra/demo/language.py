@@ -30,16 +30,12 @@ class Language:
     words: Mapping[str, Words]
     """Class -> its words, the frequent ones first."""
     kinds: Mapping[str, Mapping[str, Words]]
-    """Kind of things -> their ``words``, how they ``act``, and what people do to them alone (``handle``)."""
+    """Kind of things -> the ``word`` for one, how they ``act``, and what people do to them (``handle``)."""
     skew: float = SKEW
 
     def every(self, step: int) -> Language:
-        """With every ``step``-th word of a class alone, all equally frequent; verbs of kinds stay."""
-        return Language(
-            {name: words[::step] for name, words in self.words.items()},
-            {name: {**kind, "words": kind["words"][::step]} for name, kind in self.kinds.items()},
-            skew=1.0,
-        )
+        """With every ``step``-th word of a class alone, all equally frequent; kinds stay."""
+        return Language({name: words[::step] for name, words in self.words.items()}, self.kinds, skew=1.0)
 
     def pick(self, words: Words, rng: Random) -> str:
         return words[int(len(words) * rng.random() ** self.skew)]
@@ -48,11 +44,6 @@ class Language:
         """The template with a word in each slot: of ``own`` where named, else of the class."""
         classes = {**self.words, **own}
         return fill(template, lambda name: self.pick(classes[name], rng))
-
-    def about(self, template: str, kind: str, doer: str, rng: Random) -> str:
-        """A sentence on a thing of ``kind`` with a verb of ``doer``: sensible where they are the same."""
-        own = {name: words for name, words in self.kinds[doer].items() if words}
-        return self.say(template, rng, **{**own, "kind": [kind], "word": self.kinds[kind]["words"]})
 
     def opinion(self, template: str, good: bool, rng: Random) -> str:
         """A sentence on a work that its speaker likes, or does not."""
@@ -66,7 +57,7 @@ def read_language() -> Language:
     return Language(
         {name: text.split() for name, text in DATA["words"].items()},
         {
-            name: {part: kind.get(part, "").split() for part in ("words", "act", "handle")}
+            name: {part: kind.get(part, "").split() for part in ("word", "act", "handle")}
             for name, kind in DATA["kinds"].items()
         },
     )
@@ -91,17 +82,17 @@ def _story(language: Language, rng: Random) -> list[str]:
     kind = rng.choice(list(language.kinds))
     person, deed = (language.pick(language.words[name], rng) for name in ("person", "deed"))
     own: dict[str, Words] = {"person": [person], "deed": [deed], "kind": [kind]}
-    own["word"] = language.kinds[kind]["words"]
+    own["word"] = language.kinds[kind]["word"]
     events = [language.say(rng.choice(SENTENCES["event"]), rng, **own) for _ in range(2)]
     told = language.say(rng.choice(SENTENCES["told"]), rng, **own)
     return [*events, told, language.say(SENTENCES["implied"], rng, **own)]
 
 
 def _facts(language: Language, rng: Random) -> list[str]:
-    kind = rng.choice(list(language.kinds))
-    names = ["act", "handle" if language.kinds[kind]["handle"] else "act", "definition"]
-    templates = [rng.choice(SENTENCES[rng.choice(names)]) for _ in range(4)]
-    return [language.about(template, kind, kind, rng) for template in templates]
+    name, kind = rng.choice(list(language.kinds.items()))
+    sentences = ["act", "handle" if kind["handle"] else "act", "definition"]
+    templates = [rng.choice(SENTENCES[rng.choice(sentences)]) for _ in range(4)]
+    return [language.say(one, rng, **kind, kind=[name]) for one in templates]
 
 
 def _review(language: Language, rng: Random) -> list[str]:

@@ -85,10 +85,8 @@ def task_files(task: Task, seed: int) -> dict[str, str]:
     files: dict[str, str] = {}
     drawn: set[tuple[str, ...]] = set()
     whole = read_language()
-    for part, language, count in (
-        ("train", whole.every(SEEN), task.train),
-        ("dev", whole.every(1), task.dev),
-    ):
+    for part, step, count in (("train", SEEN, task.train), ("dev", 1, task.dev)):
+        language = whole.every(step)
         rng, rows = Random(f"{seed} {task.name} {part}"), [task.header] if task.header else []
         wanted = len(rows) + count
         while len(rows) < wanted:

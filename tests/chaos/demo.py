@@ -29,11 +29,11 @@ from tests.chaos.student import kill_tree
 from tests.offline_teacher.stores import contents
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = {  # stage: how its first line begins
-    "material": "a small language",
-    "teacher pass": "sequences, train:",  # its last line; what follows is the teacher's inference
-    "student": "student",
-    "evaluation": "fine-tuning:",  # so it is with several workers, as the recipe has them
+STAGES = {  # stage: its progress file, and how the name of its longest part begins
+    "material": ("", ""),
+    "teacher pass": ("teacher", "teacher"),
+    "student": ("student", "student"),
+    "evaluation": ("evaluation", "fine-tuning"),
 }
 SECONDS = 1_200.0
 
@@ -56,10 +56,12 @@ def start(directory: Path) -> tuple[subprocess.Popen[bytes], Path]:
         ), log  # fmt: skip
 
 
-def seen(process: subprocess.Popen[bytes], log: Path, words: str) -> bool:
-    """Waits for a line that begins with ``words``; False where the demo ended before."""
+def seen(process: subprocess.Popen[bytes], log: Path, file: str, part: str) -> bool:
+    """Waits for the part's progress, or for the demo's first line; False where the demo ended before."""
+    reports = log.parent / f"runs/demo/logs/{file}.progress" if file else log
+    words = f'"name": "{part}' if file else "a small language"
     deadline = time.monotonic() + SECONDS
-    while not any(line.startswith(words) for line in log.read_text(errors="replace").splitlines()):
+    while not reports.exists() or words not in reports.read_text(errors="replace"):
         if process.poll() is not None:
             return False
         if time.monotonic() > deadline:
@@ -70,8 +72,10 @@ def seen(process: subprocess.Popen[bytes], log: Path, words: str) -> bool:
 
 def stopped(directory: Path, stage: str, number: signal.Signals, dice: random.Random) -> Row:
     """One start that is stopped a random moment after the stage has shown progress."""
+    for reports in directory.glob("runs/demo/logs/*.progress"):
+        reports.unlink()  # of the start before
     process, log = start(directory)
-    caught = seen(process, log, STAGES[stage])
+    caught = seen(process, log, *STAGES[stage])
     time.sleep(dice.uniform(0, 3))  # a random moment, not a synchronisation
     if process.poll() is not None:
         print(f"{stage}: ended before {number.name}", flush=True)
