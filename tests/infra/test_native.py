@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from infra import cpu_dropout, native
-from offline_teacher import reduction_kernel
+from offline_teacher.inference import reduction_kernel
 from student_train.objectives import native_exact
 
 WIDTHS = (4, 8, 16)
@@ -93,7 +93,7 @@ def _finished(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
 
 
 def test_two_processes_build_everything_once_and_say_what(root_dir: Path, tmp_path: Path) -> None:
-    sources = {path.name for path in root_dir.glob("*/**/*.cpp")}
+    sources = {path.name for name in native.PACKAGES for path in (root_dir / name).rglob("*.cpp")}
     assert len(sources) == 3
     found = [_finished(process) for process in [_build_all(root_dir, str(tmp_path)) for _ in range(2)]]
     assert [code for code, _ in found] == [0, 0]
