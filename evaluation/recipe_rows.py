@@ -1,6 +1,6 @@
 """The rows of a recipe's report: the teacher, every trained student, and what students are compared with.
 
-Imports no torch: what is finished already is told without it.
+This module imports no torch, so that a finished evaluation answers without it.
 """
 
 from __future__ import annotations

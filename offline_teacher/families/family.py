@@ -50,7 +50,7 @@ class Family:
     final_norm: str | None = None
     """Path in the encoder of the norm after the last layer, in pre-norm families."""
     has_pooler: bool = False
-    """Whether the encoder's class makes a pooler unless it is told not to."""
+    """Whether the encoder's class makes a pooler by default."""
     attention: str = "sdpa"
     """The fastest attention that transformers has for this family on every device."""
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
