@@ -64,10 +64,7 @@ def find_files(globs: Sequence[str]) -> list[str]:
     """
     found: set[str] = set()
     for pattern in map(expand_home, globs):
-        if storage.is_remote(pattern):
-            matches = remote.agreed(lambda: _matches(pattern), pattern)  # noqa: B023 - called at once
-        else:
-            matches = _matches(pattern)
+        matches = _matches(pattern)
         if not matches:
             raise UserError(f"{remote.shown(pattern)}: matches no file")
         found.update(matches)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-import operator
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
-from infra.errors import UserError, WrongContent
-
-T = TypeVar("T")
+from infra.errors import UserError
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs"}
 """URL scheme -> the package that speaks it; imported only when such a URL is used."""
@@ -170,17 +167,6 @@ def repeated(once: Any, path: str) -> Any:
         wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1))
         time.sleep(random.uniform(wait / 2, wait))
     raise AssertionError("not reached")
-
-
-def agreed(read: Callable[[], T], path: str, agree: Callable[[T, T], bool] = operator.eq) -> T:
-    """What two downloads in a row say, for content that comes with no digest to check one of them by."""
-    before = read()
-    for _ in range(ATTEMPTS):
-        now = read()
-        if agree(before, now):
-            return now
-        before = now
-    raise WrongContent(f"{shown(path)}: every download has another content")
 
 
 def key_of(path: str) -> str:

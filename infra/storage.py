@@ -174,7 +174,7 @@ def fetch(path: str, target: str, digest: str) -> None:
     for _ in range(FETCH_ATTEMPTS):
         with contextlib.suppress(WrongContent):
             with publishing(target) as draft:
-                with _raw(path, checked=True) as source, open(draft, "wb") as file:
+                with _raw(path) as source, open(draft, "wb") as file:
                     shutil.copyfileobj(source, file, CHUNK)
                 if digest_file(draft) != digest:
                     raise WrongContent(path)
@@ -210,7 +210,7 @@ def digest_bytes(data: bytes | memoryview) -> str:
 
 
 def digest_file(path: str) -> str:
-    with naming(path), _raw(path, checked=True) as source:
+    with naming(path), _raw(path) as source:
         return _digest_stream(source)
 
 
@@ -368,13 +368,13 @@ def _listed(directory: str) -> Iterator[dict[str, Any]]:
 
 def _download(path: str) -> bytes:
     whole = bytearray(size(path))
-    with RemoteFile(path, len(whole), checked=True) as source:
+    with RemoteFile(path, len(whole)) as source:
         source.readinto(whole)
     return bytes(whole)
 
 
-def _raw(path: str, checked: bool = False) -> Any:
-    return RemoteFile(path, size(path), checked) if is_remote(path) else open(path, "rb", buffering=0)  # noqa: SIM115
+def _raw(path: str) -> Any:
+    return RemoteFile(path, size(path)) if is_remote(path) else open(path, "rb", buffering=0)  # noqa: SIM115
 
 
 def _digest_stream(source: Any) -> str:

@@ -15,14 +15,10 @@ from infra.os_errors import naming
 
 
 class RemoteFile(io.RawIOBase):
-    """A remote file read in ranges, each a call of its own that is repeated when it fails or falls short.
+    """A remote file read in ranges, each a call of its own that is repeated when it fails or falls short."""
 
-    ``checked``: the reader knows the digest of the whole. Otherwise each range is read until two downloads
-    of it agree.
-    """
-
-    def __init__(self, path: str, size: int, checked: bool = False) -> None:
-        self._path, self._size, self._checked = path, size, checked
+    def __init__(self, path: str, size: int) -> None:
+        self._path, self._size = path, size
         self._at = 0
 
     def readable(self) -> bool:
@@ -42,16 +38,10 @@ class RemoteFile(io.RawIOBase):
         stop = min(self._at + len(buffer), self._size)
         if stop <= self._at:
             return 0
-        data = self._range(self._at, stop)
+        data = remote_range(self._path, self._at, stop)
         buffer[: len(data)] = data
         self._at = stop
         return len(data)
-
-    def _range(self, start: int, stop: int) -> bytes:
-        def whole() -> bytes:
-            return remote_range(self._path, start, stop)
-
-        return whole() if self._checked else remote.agreed(whole, self._path)
 
 
 def remote_range(path: str, start: int, stop: int) -> bytes:
@@ -73,11 +63,11 @@ def compression(path: str) -> str | None:
     return "gzip" if name.endswith(".gz") else "zstd" if name.endswith(".zst") else None
 
 
-def first_bytes(path: str, size: int, count: int, checked: bool) -> bytes:
-    """Of the file as it lies there, not decompressed; ``checked`` as for ``RemoteFile``."""
+def first_bytes(path: str, size: int, count: int) -> bytes:
+    """Of the file as it lies there, not decompressed."""
     with (
         naming(path),
-        RemoteFile(path, size, checked) if remote.scheme(path) else open(path, "rb", buffering=0) as file,
+        RemoteFile(path, size) if remote.scheme(path) else open(path, "rb", buffering=0) as file,
     ):
         return file.read(count) or b""
 

@@ -64,6 +64,8 @@ class FaultyProxy:
     def __init__(self, upstream: str) -> None:
         self.choose: Chooser = lambda method, path: None
         self.seen: list[tuple[str, str, str | None]] = []
+        self.sent = 0
+        """Bytes of answers that were passed on."""
         self.latency = 0.0
         """Seconds that every request waits."""
         self.closing = threading.Event()
@@ -148,6 +150,8 @@ class FaultyProxy:
                     self.wfile.write(data[: len(data) // 2])
                     return self.reset()
                 self.wfile.write(data)
+                with proxy._lock:
+                    proxy.sent += len(data)
                 return None
 
             def refuse(self, status: int) -> None:

@@ -14,12 +14,10 @@ COMPRESSED_BLOCK = 1 << 16
 def require_kind(path: str, size: int, source: str) -> None:
     """UserError where it is not: what it is, and what to do."""
     count = COMPRESSED_BLOCK if compression(path) else BLOCK
-    for checked in (True, False):  # a second, safer look only where the first finds something
-        head = first_bytes(path, size, count, checked)
-        wrong = _mistaken(head, path, source) if head else None
-        if wrong is None:
-            return
-    raise UserError(f"{remote.shown(path)}: {wrong}")
+    head = first_bytes(path, size, count)
+    wrong = _mistaken(head, path, source) if head else None
+    if wrong is not None:
+        raise UserError(f"{remote.shown(path)}: {wrong}")
 
 
 def _mistaken(head: bytes, path: str, source: str) -> str | None:

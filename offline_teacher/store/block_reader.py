@@ -26,7 +26,9 @@ Rows = slice | np.ndarray | Sequence[int]
 MAPS_KEPT = 256
 """Local shards that a reader keeps mapped."""
 GAP_BYTES = 64 << 10
-"""Two ranges of a remote shard that are closer become one request."""
+"""Two ranges of a shard that are closer become one request."""
+BLOCKS_ADVISED = 4096
+"""Local blocks that a reader remembers to have asked the system for."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class BlockReader:
         if storage.is_remote(store.root):
             self._cached = cache or Cache(None, CACHE_BYTES)
         self._maps: OrderedDict[str, mmap.mmap] = OrderedDict()
+        self._advised: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._lock = threading.Lock()
         self.bytes_read = 0
         """Bytes that were read and checked in local files, or that were requested from an object store."""
@@ -128,10 +131,27 @@ class BlockReader:
 
     def _local(self, place: _Block) -> dict[str, np.ndarray]:
         data = self._map(place)
+        self._advise(place, data)
         return {
             name: column_view(data, place.start + place.frame.offsets[name], place.rows, column)
             for name, column in self._needed.items()
         }
+
+    def _advise(self, place: _Block, data: mmap.mmap) -> None:
+        """Has the system read what is needed of a block at its first use, and nothing else.
+
+        Left to itself it reads up to megabytes around every page that is missing, which others may need.
+        """
+        key = place.name, place.within
+        with self._lock:
+            if key in self._advised:
+                return
+            self._advised[key] = None
+            if len(self._advised) > BLOCKS_ADVISED:
+                self._advised.popitem(last=False)
+        for start, stop in self._spans(place):
+            first = (place.start + start) // mmap.PAGESIZE * mmap.PAGESIZE
+            data.madvise(mmap.MADV_WILLNEED, first, place.start + stop - first)
 
     def _map(self, place: _Block) -> mmap.mmap:
         with self._lock:
@@ -148,8 +168,6 @@ class BlockReader:
                 self._maps.popitem(last=False)  # views of it keep it mapped
         return data
 
-    # --- remote ---
-
     def _spans(self, place: _Block) -> list[tuple[int, int]]:
         """Byte ranges of the block's message to request: the needed columns, near ones together."""
         spans: list[tuple[int, int]] = []
@@ -161,6 +179,8 @@ class BlockReader:
             else:
                 spans.append((start, stop))
         return spans
+
+    # --- remote ---
 
     def _remote(self, place: _Block) -> dict[str, np.ndarray]:
         views = {}

@@ -112,23 +112,13 @@ def test_files_and_listings_are_downloaded_once(bucket: str, proxy: FaultyProxy)
         (lambda: storage.read_bytes(path), DATA),
         (lambda: storage.digest_file(path), storage.digest_bytes(DATA)),
         (lambda: storage.read_range(path, 3, 10), DATA[3:10]),
+        (lambda: storage.open_binary(path).read(len(DATA)), DATA),
         (lambda: storage.list_names(bucket), ["a.txt"]),
         (lambda: storage.list_sizes(bucket), {"a.txt": len(DATA)}),
     ]:
         proxy.seen.clear()
         assert read() == expected
         assert [method for method, _, _ in proxy.seen].count("GET") == 1
-
-
-def test_text_that_comes_without_a_digest_is_downloaded_until_two_agree(
-    bucket: str, proxy: FaultyProxy
-) -> None:
-    path = storage.join(bucket, "a.txt")
-    storage.publish_bytes(path, DATA)
-    for faults in (["wrong"], [None, "wrong"], ["wrong", None, "wrong"]):
-        proxy.once(*faults)
-        assert storage.open_binary(path).read(len(DATA)) == DATA
-        assert proxy.choose("GET", "") is None, "not all faults were met"
 
 
 def test_directories_and_pages_are_listed(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

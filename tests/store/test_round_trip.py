@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from tests.store.synthetic import (
     make_spec,
     make_store,
     small_layout,
+    small_plan,
     write_files,
     write_part,
     write_task,
@@ -116,6 +118,44 @@ def test_a_reader_counts_what_it_reads(store: Store) -> None:
     reader.rows(0, 0, [1])
     assert reader.bytes_read == 2 * columns["digests"].bytes + columns["topk_ids"].bytes
     assert reader.requests == 0
+
+
+class Advised(mmap.mmap):
+    """A mapped file that notes which bytes the system was asked to read ahead."""
+
+    spans: list[tuple[int, int]]
+
+    def madvise(self, option: int, start: int = 0, length: int = 0) -> None:
+        assert option == mmap.MADV_WILLNEED
+        self.spans.append((start, start + length))
+        super().madvise(option, start, length)
+
+
+def test_a_local_block_is_asked_for_once_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the system reads up to megabytes around each page: what other ranks, or nobody, need."""
+    layout = small_layout(length=128, hidden_size=64, vocab_size=100, top_k=50)  # 26 kB and 16 kB a sample
+    store = make_store(str(tmp_path), layout, {"train": (14,)}, small_plan(masking_epochs=1, block_samples=7))
+    spans: list[tuple[int, int]] = []
+
+    def mapped(path: str) -> mmap.mmap:
+        with open(path, "rb") as file:
+            data = Advised(file.fileno(), 0, access=mmap.ACCESS_READ)
+        data.spans = spans
+        return data
+
+    monkeypatch.setattr("offline_teacher.store.block_reader._mapped", mapped)
+    reader = BlockReader(store, "train", ["hidden_states"])
+    for block in (1, 0, 1):
+        reader.rows(0, block, [6, 2])
+    index, columns = store.task_index("train", 1), layout.columns()
+    (frame,) = index.frames.values()
+    used = [frame.offsets["digests"], frame.offsets["hidden_states"] + 7 * columns["hidden_states"].bytes]
+    expected = [index.shards[0].start + offset for offset in used]
+    assert len(spans) == 2, "one range for each of two blocks"
+    assert expected[0] - mmap.PAGESIZE < spans[0][0] <= expected[0]
+    assert spans[0][1] == expected[1]
 
 
 def read_task_of_format_md(root_dir: Path) -> Any:
