@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import re
 import types
 import typing
@@ -85,6 +86,17 @@ class Recipe:
     def store_path(self) -> str:
         """Directory or URL of the store."""
         return self.store.path or storage.join(self.root, "store")
+
+    def refuse_outputs_in_store(self) -> None:
+        """UserError where the store is around what the recipe makes: ``verify`` would call that foreign, and
+        ``--repair`` would move it away."""
+        places = (self.store_path, self.root)
+        store, own = (path if storage.is_remote(path) else os.path.realpath(path) for path in places)
+        if f"{own}/".startswith(store.rstrip("/") + "/"):
+            raise UserError(
+                f"store.path: {self.store_path} would hold {self.root}, where students and evaluation go;"
+                " give the store a directory of its own"
+            )
 
     def runs(self) -> dict[str, StudentRun]:
         """Every student of the recipe, by name, in the order of the file."""

@@ -13,9 +13,10 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal
 
 TEMPERATURES = (0.1, 1000.0)
-"""Where stored numbers and float32 still tell something. A stored logit is good to 2^-11 of itself (float16;
-0.008 near 16): below 0.1 that alone changes a probability by more than 8 %. Above 1000 the teacher and the
-student are both so nearly even that the gradient, a difference of the two, nears float32's rounding."""
+"""Where stored numbers and float32 still tell something. A bfloat16 teacher's logit is good to 2^-9 of itself
+(0.03 near 16), a float32 teacher's, stored in float16, to 2^-11 (0.008): below 0.1 that alone changes a
+probability by a third, or by 8 %. Above 1000 the teacher and the student are both so nearly even that the
+gradient, a difference of the two, nears float32's rounding."""
 
 
 MAX_LENGTH = 1024
@@ -211,6 +212,10 @@ class Store:
             require(
                 self.top_k == 0 and self.replay_layers == 0,
                 "positions: pooled keeps one vector a sequence; set top_k: 0 and replay_layers: 0",
+            )
+            require(
+                self.hidden_states in ("float16", "none"),
+                "hidden_states: a pooled vector is kept in float16; leave it out with positions: pooled",
             )
             return
         require(

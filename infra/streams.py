@@ -149,7 +149,7 @@ class _Zstd:
         return memoryview(data).cast("B")
 
     def _return(self) -> None:
-        """To the place before the read that failed, from the start of the file."""
+        """Decodes the file again up to the read that failed, and goes on from there byte by byte."""
         self._by_byte = True
         self._source.seek(0)
         self._open()

@@ -50,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
     """Trains the named student, or all that are not finished, one after the other."""
     share_cores()
     recipe = load_recipe(options.recipe, options.overrides)
+    recipe.refuse_outputs_in_store()
     runs = recipe.runs() if options.student is None else {options.student: recipe.run(options.student)}
     store = open_store(recipe.store_path)
     left = [one for one in runs.values() if not _is_finished(one, store)]

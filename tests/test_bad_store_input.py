@@ -165,6 +165,12 @@ POOLED = ["store.positions=pooled", "store.top_k=0", "sequences.packing=document
 PASS: dict[str, Case] = {
     # where the store is
     "a file for a store": (nothing, settings("store.path={root}/text.txt"), ["{root}/text.txt"]),
+    "a store around the recipe's own directory": (
+        nothing,
+        settings("store.path={root}/runs/tiny"),
+        ["store.path: {root}/runs/tiny would hold {root}/runs/tiny", "a directory of its own"],
+    ),
+    "a store around all outputs": (nothing, settings("store.path={root}"), ["store.path: {root} would hold"]),
     "a store of format 1": (
         format_1,
         settings("store.path={root}/old"),
@@ -264,6 +270,11 @@ PASS: dict[str, Case] = {
         nothing,
         settings("store.positions=pooled", "sequences.packing=document"),
         ["store.positions: pooled", "top_k: 0"],
+    ),
+    "pooled vectors in int8": (
+        nothing,
+        settings(*POOLED, "teacher.model={root}/encoder", "store.hidden_states=int8"),
+        ["store.hidden_states", "kept in float16"],
     ),
     "pooled vectors of packed text": (
         nothing,
@@ -400,6 +411,11 @@ FINISHED: dict[str, Case] = {
         ["recipe.yaml is missing", "--recipe FILE"],
     ),
     # students of a finished store
+    "students inside the store": (
+        nothing,
+        of_store("plain", "output={root}/stores/plain"),
+        ["store.path: {root}/stores/plain would hold {root}/stores/plain/tiny"],
+    ),
     "no such student": (
         students(half={}, tiny={}),
         [*of_store("plain"), "--student", "tin"],
