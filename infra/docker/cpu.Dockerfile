@@ -1,10 +1,13 @@
 # docker build -f infra/docker/cpu.Dockerfile -t distillation:cpu .
-FROM python:3.11-slim-bookworm
-# One more index, not the only one: the pinned packages that torch needs are not all on it.
-ARG TORCH_OPTIONS="--extra-index-url https://download.pytorch.org/whl/cpu"
+FROM debian:bookworm-slim
 WORKDIR /app
+ENV UV_PYTHON_INSTALL_DIR=/opt/python UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1 UV_TORCH_BACKEND=cpu
+# The packages are a layer of their own: an edited source file reinstalls nothing.
+COPY infra/install/ infra/install/
+COPY constraints.txt pyproject.toml ./
+RUN infra/install/install.sh system && EXTRAS=s3 infra/install/install.sh dependencies /opt/venv
 COPY . .
-RUN TORCH_OPTIONS="$TORCH_OPTIONS" PYTHON=/usr/local/bin/python3 infra/docker/install.sh \
+RUN infra/install/install.sh project /opt/venv \
     && useradd --uid 1000 --create-home user && install -d -o user /app/runs
 USER 1000
 ENV PATH=/opt/venv/bin:$PATH DS_ACCELERATOR=cpu RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true

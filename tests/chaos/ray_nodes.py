@@ -76,9 +76,8 @@ def _cluster_file(directory: Path, machines: Machines) -> Path:
     }
     cluster["min_workers"] = cluster["max_workers"] = len(WORKERS)
     cluster["auth"]["ssh_user"] = "root"
-    setup = [line for line in cluster["setup_commands"] if "pip install" not in line]
-    link = f"ln -sfn {sys.prefix} ~/venv"
-    cluster["setup_commands"] = [link if "-m venv" in line else line for line in setup]
+    setup = [line for line in cluster["setup_commands"] if "install.sh" not in line]
+    cluster["setup_commands"] = [f"ln -sfn {sys.prefix} ~/venv", *setup]
     path = directory / "cluster.yaml"
     path.write_text(yaml.safe_dump(cluster))
     return path
