@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -130,6 +131,12 @@ def _directory() -> Path:
     own = tempfile.mkdtemp(prefix="offline-encoder-distillation-")
     atexit.register(shutil.rmtree, own, ignore_errors=True)
     return Path(own)
+
+
+@cache
+def triton_there() -> bool:
+    """Whether Triton can be imported; it comes with torch for GPUs."""
+    return importlib.util.find_spec("triton") is not None
 
 
 if __name__ == "__main__":

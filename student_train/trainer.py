@@ -17,11 +17,11 @@ from infra import console, storage
 from infra.errors import UserError
 from infra.recipe import DEFAULT_STUDENT, StudentRun
 from offline_teacher.store.reader import Store
-from student_train.data.order import Places, SampleOrder, chained_digest, run_samples
+from student_train.data.order import SampleOrder, chained_digest, run_samples
 from student_train.data.reading import open_stream, sequence_names
 from student_train.data.stream import Step, Stream
 from student_train.engine import checkpoint
-from student_train.engine.engine import Engine, StepResult
+from student_train.engine.engine import Engine
 from student_train.engine.schedule import learning_rate
 from student_train.engine.world import World
 from student_train.history import History, Tracker, Window, progress
@@ -76,6 +76,9 @@ class Trainer:
         self.saved_step, self.saved_at, self.save_due = -1, time.monotonic(), False
         self.stop_requested = False
         self.window = Window()
+        self.unseen: list[torch.Tensor] = []
+        """Gradient norms that the host has not looked at: one a step, the newest is the last step's."""
+        self.gradient_norm = math.nan
 
     @property
     def total_steps(self) -> int:
@@ -99,17 +102,19 @@ class Trainer:
                 step, tokens, masked = agreed
                 terms = self._forward_backward(step, tokens, masked)
                 rate = learning_rate(section, step.step, self.total_steps)
-                result = self.engine.step(rate)
-                self._require_finite(step.places, result)
+                self.unseen.append(self.engine.step(rate).gradient_norm)
                 self._count(step, terms, tokens)
+                if self.world.device.type == "cpu" or self._looks():
+                    self._require_finite()
                 self.window.seconds += time.perf_counter() - started
                 bar.advance(1)
                 if self._due(section.log_every):
-                    bar.note(self._log(rate, result))
+                    bar.note(self._log(rate))
                 if self._due(section.validate_every) and self.step < self.total_steps:
                     self._validate()
                 if self._due(section.checkpoint_every) or self.save_due:
                     self.save()
+        self._require_finite()
         self.save()
         self.saved()
         if self.step < self.total_steps:
@@ -160,16 +165,29 @@ class Trainer:
             sums += torch.stack([value.detach().double() for value in terms.values()]) * batch.weight
         return sums
 
-    def _require_finite(self, places: Places, result: StepResult) -> None:
-        """UserError where the gradient is not finite and it is not the loss scaler's to handle."""
-        if math.isfinite(result.gradient_norm):
-            return
-        if self.train_section.dtype == "float16" and self.engine.loss_scale > 1:
-            return
-        self._fail(places, "gradient")
+    def _looks(self) -> bool:
+        """Whether the host looks at this step's numbers: they are logged, or a checkpoint follows."""
+        section = self.train_section
+        every = section.log_every, section.validate_every, section.checkpoint_every
+        return self.save_due or any(map(self._due, every))
 
-    def _fail(self, places: Places, what: str) -> None:
+    def _require_finite(self) -> None:
+        """UserError where a gradient since the last call is not finite and the loss scaler will not help.
+
+        A step with such a gradient changed nothing, so nothing is lost where this is called some steps later.
+        """
+        norms, self.unseen = self.unseen, []
+        if not norms:
+            return
+        values = torch.stack(norms).tolist()
+        self.gradient_norm = values[-1]
+        bad = [step for step, norm in enumerate(values, self.step - len(values)) if not math.isfinite(norm)]
+        if bad and not (self.train_section.dtype == "float16" and self.engine.loss_scale > 1):
+            self._fail(bad[0], "gradient")
+
+    def _fail(self, step: int, what: str) -> None:
         self.saved()
+        places = self.order.batch(step)
         good = checkpoint.newest_step(self.checkpoints) if self.world.first else None
         kept = "no checkpoint was written yet"
         if good is not None:
@@ -177,7 +195,7 @@ class Trainer:
         listed = ", ".join(sequence_names(self.split, places, SHOWN_IDS))
         listed += ", ..." if len(places) > SHOWN_IDS else ""
         raise UserError(
-            f"step {self.step}: the {what} is not a finite number; the {len(places)} samples of this step are"
+            f"step {step}: the {what} is not a finite number; the {len(places)} samples of this step are"
             f" (part/row) {listed} of masking epoch {sorted(set(places.masking_epoch.tolist()))}; {kept}; "
             "lower train.learning_rate or check the store"
         )
@@ -196,16 +214,16 @@ class Trainer:
 
     # --- what is logged -------------------------------------------------------------------------------------
 
-    def _log(self, rate: float, result: StepResult) -> str:
+    def _log(self, rate: float) -> str:
         """Means over the steps since the last log, in history.jsonl and MLflow; a short text to show."""
         window, self.window = self.window, Window()
         reduced = self.world.sum([*window.sums.tolist(), window.waited / window.seconds])
         metrics = {name: value / window.steps for name, value in zip(TERMS, reduced, strict=False)}
         if not all(map(math.isfinite, metrics.values())):
-            self._fail(self.order.batch(self.step - 1), "loss")
+            self._fail(self.step - 1, "loss")
         metrics |= {
             "learning_rate": rate,
-            "gradient_norm": result.gradient_norm,
+            "gradient_norm": self.gradient_norm,
             "tokens_per_second": window.tokens / window.seconds,
             "input_wait": reduced[-1] / self.world.size,
         }

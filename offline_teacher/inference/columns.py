@@ -19,6 +19,7 @@ from torch import Tensor
 from infra.errors import UserError
 from offline_teacher.families.head import aligned_decoder
 from offline_teacher.families.pooling import pool
+from offline_teacher.inference.graphs import STEP, GraphedLower
 from offline_teacher.inference.quantise import quantise
 from offline_teacher.inference.reduction import reduce_logits
 from offline_teacher.inference.teacher import LoadedTeacher
@@ -79,6 +80,8 @@ class Inference:
         self._logits: Tensor | None = None
         on_gpu = teacher.device.type == "cuda"
         self._copying = torch.cuda.Stream(teacher.device) if on_gpu else None
+        self._lower = GraphedLower(teacher.lower) if on_gpu else teacher.lower
+        self._step = STEP if on_gpu else 1
 
     def batch(
         self, input_ids: np.ndarray, token_count: np.ndarray, masked_positions: np.ndarray | None
@@ -106,11 +109,12 @@ class Inference:
         self, filled: _Filled, text: Mapping[str, np.ndarray], count: np.ndarray, rows: np.ndarray
     ) -> None:
         """Computes one batch: these rows of the shard, the longest first."""
-        length = int(count[rows[0]])  # padding after the longest row is not computed
+        # Padding after the longest row is not computed, but for what makes shapes few.
+        length = min(-(-int(count[rows[0]]) // self._step) * self._step, self.layout.length)
         ids = self._sent(text["input_ids"][rows, :length].astype(np.int64))
         counts = self._sent(count[rows])
         padded = None if count[rows[-1]] == length else counts
-        states = self.teacher.lower(ids, padded)  # [B, length, D]
+        states = self._lower(ids, padded)  # [B, length, D]
         if self.layout.positions == "pooled":
             assert self.teacher.pooling is not None
             vectors = filled.float16(pool(states, counts, self.teacher.pooling))

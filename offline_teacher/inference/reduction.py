@@ -16,13 +16,12 @@ Axes: N positions, V vocabulary, K top-k, T temperatures.
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from infra.native import triton_there
 from offline_teacher.inference import reduction_kernel
 
 BLOCK = 32
@@ -53,12 +52,6 @@ def reduce_logits(logits: Tensor, top_k: int, temperatures: tuple[float, ...]) -
     pieces = [_reduce(part, top_k, temperatures) for part in rows]
     ids, values, logsumexp = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     return ids, values, logsumexp
-
-
-@cache
-def triton_there() -> bool:
-    """Whether Triton can be imported; it comes with torch for GPUs."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def _triton_takes(logits: Tensor) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from infra.native import triton_there
 from infra.sections import Teacher
 from offline_teacher.families.loading import load_model
 from offline_teacher.families.pooling import Pooling
@@ -15,7 +16,6 @@ from offline_teacher.families.replay import Replay
 from offline_teacher.families.split import Lower, lower
 from offline_teacher.families.weights import has_masked_lm_head, top_weights
 from offline_teacher.inference import reduction_kernel
-from offline_teacher.inference.reduction import triton_there
 from offline_teacher.teacher_directory import find_teacher, load_config, read_pooling_of, weight_digest
 
 

@@ -34,10 +34,9 @@ _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis
 
 @dataclass(frozen=True)
 class StepResult:
-    gradient_norm: float
-    """2-norm of the whole gradient before clipping, without loss scale; inf where it is not finite."""
-    applied: bool
-    """False: the loss scaler skipped the step because float16 overflowed."""
+    gradient_norm: Tensor
+    """2-norm of the whole gradient before clipping, without loss scale, a scalar that may still be computed;
+    where it is not finite, the step changed nothing."""
 
 
 class Engine:
@@ -65,8 +64,12 @@ class Engine:
         if self._stage == 0 and world.size == 1:
             # It would flatten all gradients, reduce them over one rank, and copy them back.
             self._engine.enable_backward_allreduce = False
-        if self._stage == 0 and train.dtype != "float32" and world.device.type == "cpu":
-            self._engine.optimizer.step = MasterStep(self._engine.optimizer)
+        self._master_step: MasterStep | None = None
+        if self._stage == 0 and train.dtype != "float32":
+            on_cpu = world.device.type == "cpu"
+            waits = on_cpu or train.dtype == "float16"
+            self._master_step = MasterStep(self._engine.optimizer, waits, sliced=on_cpu)
+            self._engine.optimizer.step = self._master_step
         # DeepSpeed's master weights are copies of the already rounded ones; start from what was given.
         zeros = {name: torch.zeros_like(p) for name, p in initial.items()}
         state = {"weights": initial, **dict.fromkeys(MOMENTS, zeros)}
@@ -86,16 +89,17 @@ class Engine:
             group["lr"] = rate
         if self._stage == 0 and self.train.dtype == "float32":
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(gradients))
-            if not math.isfinite(norm):
-                return StepResult(math.inf, False)
-            self._engine.step()
-            return StepResult(norm, True)
+            norm = torch.nn.utils.get_total_norm(gradients)
+            if math.isfinite(float(norm)):
+                self._engine.step()
+            return StepResult(norm)
         scale = self.loss_scale if self._stage == 0 else 1.0
         self._engine.step()
-        norm = float(self._engine.get_global_grad_norm())
-        applied = bool(self._engine.was_step_applied())
-        return StepResult(norm / scale if applied else math.inf, applied)
+        if not self._engine.was_step_applied():
+            return StepResult(torch.tensor(math.inf))
+        if self._master_step is not None:
+            return StepResult(self._master_step.norm / scale)
+        return StepResult(torch.as_tensor(self._engine.get_global_grad_norm() / scale))
 
     @property
     def loss_scale(self) -> float:

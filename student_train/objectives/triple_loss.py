@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from infra.native import triton_there
 from offline_teacher.families.head import aligned_decoder
 from student_train.objectives import native_exact
 from student_train.objectives.soft_targets import ExactTarget, SoftTarget, aligned
-from student_train.objectives.vocabulary_kernels import NO_LABEL, Kernel, fused, mlm_kernel
+from student_train.objectives.vocabulary_kernels import NO_LABEL, Kernel, exact_kernel, fused, mlm_kernel
 
 CHUNK_SIZE = {"cpu": 2048, "cuda": 4096}
 """Positions a chunk of the matrix products. Fewer make them slow, and every chunk after the first adds its
@@ -278,8 +279,19 @@ class _ChunkedPass:
         return part if part is self.buffer else self._padded(part)
 
     def _run(self, kernel: Kernel, *arguments: Any) -> tuple[Tensor, Tensor]:
-        return (fused(kernel) if self.work.compile else kernel)(*arguments)
+        if not self.work.compile:
+            return kernel(*arguments)
+        return (_triton_kernel(kernel, arguments[0]) or fused(kernel))(*arguments)
 
     def _padded(self, rows: Tensor, value: float = 0) -> Tensor:
         """[n, ...] with a block of rows of ``value`` appended, so that the last block can be cut whole."""
         return torch.cat([rows, rows.new_full((self.block, *rows.shape[1:]), value)])
+
+
+def _triton_kernel(kernel: Kernel, logits: Tensor) -> Kernel | None:
+    """The same kernel in Triton, where there is one for these logits."""
+    if kernel is not exact_kernel or logits.device.type != "cuda" or not triton_there():
+        return None
+    from student_train.objectives import vocabulary_triton
+
+    return vocabulary_triton.exact_kernel if logits.dtype in vocabulary_triton.DTYPES else None

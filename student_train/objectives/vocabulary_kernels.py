@@ -19,6 +19,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor
 
 from student_train.data.collate import NO_LABEL
@@ -132,6 +133,8 @@ def _divergence(p: Tensor, log_q: Tensor) -> Tensor:
     return torch.where(p > 0, p * (p.clamp_min(torch.finfo(p.dtype).tiny).log() - log_q), 0.0)
 
 
+MOST_SHAPES = 64
+"""For which a kernel is compiled; torch's own limit of 8 is that of a model whose shapes change unawares."""
 Kernel = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -142,6 +145,8 @@ def fused(kernel: Kernel) -> Kernel:
     A kernel overwrites its input. So it is compiled, and tried, on copies: a failure half-way would leave
     nothing to begin again with. An error in a kernel that was tried is one, and is raised.
     """
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, MOST_SHAPES)
     compiled = torch.compile(kernel, dynamic=False, fullgraph=True)
     tried: dict[tuple[object, ...], bool] = {}
 

@@ -38,6 +38,7 @@ PARTS: dict[str, Part] = {
     "check_loss": checks.loss,
     "check_relations": checks.relations,
     "check_columns": checks.columns,
+    "check_graphs": checks.graphs,
     "check_replay": checks.replay,
     "check_training": checks.training,
     "check_resume": trainer.resume,

@@ -13,6 +13,7 @@ from torch.nn import functional
 from infra.sections import Student, Train
 from offline_teacher.families.replay import Replay
 from offline_teacher.families.weights import top_weights
+from offline_teacher.inference.columns import Inference
 from offline_teacher.inference.quantise import dequantise, quantise
 from offline_teacher.inference.reduction import reduce_logits
 from student_train.objectives.relations import RELATIONS, dense_relation_loss, relation_loss
@@ -188,6 +189,24 @@ def columns(device: torch.device, size: Size) -> dict[str, Any]:
                 assert off <= allowed, f"columns are off: {worst}"
     assert same > 0.99, f"only {same:.3f} of the top-k ids agree"
     return {"largest_difference": worst, "same_topk_ids": same}
+
+
+def graphs(device: torch.device, size: Size) -> dict[str, Any]:
+    """Shards whose encoder runs as CUDA graphs, are those of single operations, bit by bit."""
+    model, worst = random_teacher(tiny_config()), 0.0
+    for padded in (False, True):
+        layout = layout_for(model.config, 64, 0)
+        text = random_text(layout, 16, padded=padded)
+        inference = Inference(loaded(model, 0, device, torch.bfloat16), layout)
+        first, *others = [inference.columns(text, 4).wait()["hidden_states"] for _ in range(3)]
+        for other in others:
+            worst = max(worst, float(np.abs(other.astype(np.float64) - first.astype(np.float64)).max()))
+        for at in range(0, 16, 4) if not padded else ():  # the first batch of a shape is no graph
+            single = Inference(loaded(model, 0, device, torch.bfloat16), layout)
+            rows = single.columns({name: values[at : at + 4] for name, values in text.items()}, 4).wait()
+            assert (rows["hidden_states"] == first[at : at + 4]).all(), "a graph gives other bits"
+    assert worst == 0, f"shards differ by {worst} from one call to the next"
+    return {"largest_difference": worst}
 
 
 def replay(device: torch.device, size: Size) -> dict[str, Any]:

@@ -127,6 +127,16 @@ def test_the_relation_kernel_of_a_gpu_gives_the_same(monkeypatch: pytest.MonkeyP
     assert called
 
 
+def test_triton_kernels_in_its_interpreter() -> None:
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.gpu.interpreted"],
+        env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "agree with float64" in done.stdout
+
+
 def test_flops_are_those_of_bert_base() -> None:
     config = BertConfig()
     weights = 12 * (4 * 768 * 768 + 2 * 768 * 3072)

@@ -73,7 +73,7 @@ def run(job: dict, world: World) -> dict:
             total += float(loss.detach())
         result = engine.step(1e-2)
         losses.append(world.sum([total])[0])
-        norms.append(result.gradient_norm)
+        norms.append(float(result.gradient_norm))
         if job.get("save_at") == step + 1:
             state = engine.gather()
             facts = checkpoint.Facts(
