@@ -19,7 +19,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor
 
 from student_train.data.collate import NO_LABEL
@@ -145,7 +144,8 @@ def fused(kernel: Kernel) -> Kernel:
     A kernel overwrites its input. So it is compiled, and tried, on copies: a failure half-way would leave
     nothing to begin again with. An error in a kernel that was tried is one, and is raised.
     """
-    config = torch._dynamo.config
+    from torch._dynamo import config
+
     config.recompile_limit = max(config.recompile_limit, MOST_SHAPES)
     compiled = torch.compile(kernel, dynamic=False, fullgraph=True)
     tried: dict[tuple[object, ...], bool] = {}
