@@ -1,0 +1,74 @@
+"""Compressed files: what is read of them where they are whole, and where they are damaged."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from infra.errors import UserError
+from infra.sections import Corpus
+from offline_teacher.corpus.documents import parts
+from tests.offline_teacher.corpus.reading import WORDS, flat, read
+
+
+@pytest.mark.parametrize("suffix", ["GZ", "Zst"])
+def test_suffixes_may_be_in_capitals(tmp_path, suffix):
+    pack = gzip.compress if suffix == "GZ" else zstandard.compress
+    (tmp_path / f"a.txt.{suffix}").write_bytes(pack(b"one\n\xff\n"))
+    texts, problems = read(Corpus(path=(str(tmp_path / "*"),)), 4)
+    assert texts == [["one"]]
+    assert "invalid UTF-8 (first: " in problems.summary()
+    assert ", line 2)" in problems.summary()
+
+
+def test_zero_bytes_behind_a_gzip_file_are_padding(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one\n") + gzip.compress(b"two\n") + bytes(512))
+    assert flat(read(Corpus(path=(str(tmp_path / "*"),), strict=True))[0]) == ["one", "two"]
+
+
+@pytest.mark.parametrize("document", ["line", "block", "file"])
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+def test_text_before_a_damage_is_kept(tmp_path, document, kind):
+    """All that another decoder finds before the place where the file is cut; zstd has blocks of 128 KiB."""
+    packed = (gzip.compress if kind == "gz" else zstandard.compress)(WORDS)[:-1000]
+    if kind == "gz":
+        before = zlib.decompressobj(31).decompress(packed)
+    else:
+        before = zstandard.ZstdDecompressor().decompressobj().decompress(packed)
+    assert len(before) > len(WORDS) // 2
+    (tmp_path / f"a.txt.{kind}").write_bytes(packed)
+    texts, problems = read(Corpus(path=(str(tmp_path / "*"),), document=document))
+    assert "\n".join(flat(texts)) == before.decode().strip()
+    assert problems.counts == {"damaged compressed data, the rest of the file is lost": 1}
+    assert problems.summary().endswith(f"line {before.count(10) + 1})")
+
+
+def test_a_row_that_a_damage_ends_is_not_called_broken(tmp_path):
+    row = json.dumps({"text": os.urandom(5000).hex()}).encode() + b"\n"
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(row * 2)[:-20])
+    texts, problems = read(Corpus(path=(str(tmp_path / "*"),), source="jsonl"))
+    assert len(flat(texts)) == 1
+    assert problems.counts == {"damaged compressed data, the rest of the file is lost": 1}
+
+
+@pytest.mark.parametrize("name", ["a.parquet.gz", "a.parquet.zst"])
+def test_parquet_compressed_as_a_whole(tmp_path, name):
+    pack = gzip.compress if name.endswith("gz") else zstandard.compress
+    table = pa.table({"text": [str(number) for number in range(100)]})
+    pq.write_table(table, tmp_path / "a", row_group_size=10)
+    packed = pack((tmp_path / "a").read_bytes())
+    (tmp_path / name).write_bytes(packed)
+    corpus = Corpus(path=(str(tmp_path / name),), source="parquet")
+    texts, problems = read(corpus, 1)
+    assert texts == [[str(number) for number in range(100)]]
+    assert not problems.counts
+    (tmp_path / name).write_bytes(packed[:-20])
+    with pytest.raises(UserError, match=f"{name}: damaged compressed data"):
+        parts(corpus, 1)

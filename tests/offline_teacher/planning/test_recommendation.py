@@ -1,0 +1,73 @@
+"""What ``plan`` recommends follows from its figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from infra.recipe import load_recipe
+from offline_teacher.planning.recommendation import recommend
+from offline_teacher.planning.soft_targets import (
+    as_run,
+    exact,
+)
+
+
+def test_advice_follows_the_figures(planned: tuple[Path, dict, str]) -> None:
+    _, report, recipe_file = planned
+    recipe = load_recipe(recipe_file)
+    errors = report["gradient_error"]
+    for good, expected in (("int8", "int8 hidden states"), ("float16", "float16 hidden states")):
+        made = dict.fromkeys(errors["at_initialisation"], 0.5) | {exact(good): 0.01}
+        altered = {
+            **report,
+            "gradient_error": {**errors, "at_initialisation": made, "close_to_teacher": made},
+        }
+        assert recommend(altered, recipe)[0].startswith(f"Store {expected} ")
+    made = dict.fromkeys(errors["at_initialisation"], 0.01)
+    altered = {**report, "gradient_error": {**errors, "at_initialisation": made, "close_to_teacher": made}}
+    without_cosine = load_recipe(recipe_file, ["train.alpha_cos=0"])
+    assert recommend(altered, without_cosine)[0].startswith("Store top-5 alone ")
+    assert recommend(altered, recipe)[0].startswith("Store int8 hidden states ")
+
+
+def test_advice_says_what_the_teachers_dtype_adds(planned: tuple[Path, dict, str]) -> None:
+    """And takes it into account, unless it alone is too much whatever is stored."""
+    _, report, recipe_file = planned
+    recipe = load_recipe(recipe_file)
+
+    def advice(**worst: float) -> list[str]:
+        made = dict.fromkeys(report["gradient_error"]["at_initialisation"], 0.5)
+        made |= {exact("int8"): 0.02, exact("float16"): 0.001}
+        made |= {as_run(kind, "bfloat16"): error for kind, error in worst.items()}
+        errors = {**report["gradient_error"], "at_initialisation": made, "close_to_teacher": made}
+        return recommend({**report, "gradient_error": errors}, recipe)
+
+    within = advice(int8=0.045, float16=0.04)
+    assert within[0].startswith("Store int8 hidden states ")
+    assert "that keeps" in within[0]
+    assert "Its error is 0.045 " in within[0]
+    crossed = advice(int8=0.062, float16=0.041)
+    assert crossed[0].startswith("Store float16 hidden states ")
+    assert "Its error is 0.041 " in crossed[0]
+    whatever = advice(int8=0.064, float16=0.059)
+    assert whatever[0].startswith("Store int8 hidden states ")
+    assert "that by itself keeps" in whatever[0]
+    (dtype,) = (sentence for sentence in whatever if "bfloat16" in sentence)
+    assert "0.059" in dtype
+    assert "more than 5 %, whatever is stored" in dtype
+    assert "teacher.dtype=float32" in dtype
+
+
+def test_replayed_layers_are_recommended_where_they_pay(planned: tuple[Path, dict, str]) -> None:
+    _, report, file = planned
+
+    def advice(*overrides: str) -> str:
+        return " ".join(recommend(report, load_recipe(file, list(overrides))))
+
+    assert "Leave store.replay_layers=0" in advice()
+    narrow = advice("student.hidden_size=16", "student.init=random")
+    assert "Set store.replay_layers=1: it takes the same bytes" in narrow
+    assert "narrow students learn best" in narrow
+    relations = advice("store.replay_layers=1", "train.alpha_relation=1")
+    assert "store.replay_layers=1 pays here" in relations
+    assert "Their gradient is then off by" in relations
