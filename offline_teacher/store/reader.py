@@ -75,7 +75,9 @@ class Store:
         for name, record in manifest.splits.items():
             plan = SplitPlan.of(name, record.rows, spec.plan)
             if plan.task_count != len(record.tasks):
-                raise ValueError(f"{name}: {len(record.tasks)} tasks instead of {plan.task_count}")
+                raise ValueError(
+                    f"{MANIFEST}: {len(record.tasks)} tasks of {name} instead of {plan.task_count}"
+                )
             self.splits[name] = Split(name, plan, record.tasks, record.tokens, record.masked)
         self._indices: OrderedDict[tuple[str, int], TaskIndex] = OrderedDict()
         self._lock = threading.Lock()

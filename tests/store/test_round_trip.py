@@ -159,7 +159,7 @@ def test_a_local_block_is_asked_for_once_and_nothing_else(
 
 
 def read_task_of_format_md(root_dir: Path) -> Any:
-    """The function of FORMAT.md, "A reader", as it stands there."""
+    """The function that FORMAT.md prints under "A reader", compiled from that page's own text."""
     text = (root_dir / "offline_teacher" / "store" / "FORMAT.md").read_text()
     code = text[text.index("## A reader") :].split("```python\n")[1].split("```")[0]
     lines = [line for line in code.splitlines() if line.strip()]
