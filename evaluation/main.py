@@ -21,7 +21,7 @@ from typing import NoReturn
 from infra import console, storage
 from infra.errors import UserError
 from infra.paths import expand_home
-from infra.recipe import load_recipe
+from infra.recipe_file import load_recipe
 
 _WITH_A_RECIPE = ("recipe", "overrides", "submission")
 """Options that go with a recipe; the others go with a model directory."""

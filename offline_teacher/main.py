@@ -21,7 +21,8 @@ if __name__ == "__main__" and not __package__:  # run as a file: our package, no
 from infra.console import command, duration, table
 from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.paths import expand_home
-from infra.recipe import Recipe, load_recipe
+from infra.recipe import Recipe
+from infra.recipe_file import load_recipe
 
 if TYPE_CHECKING:
     from offline_teacher.corpus.documents import Part

@@ -24,7 +24,8 @@ from infra import console, storage
 from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.locks import exclusive
 from infra.paths import expand_home
-from infra.recipe import StudentRun, load_recipe
+from infra.recipe import StudentRun
+from infra.recipe_file import load_recipe
 from offline_teacher.store.reader import Store, open_store
 from student_train.mirror import Mirror, mirrored
 from student_train.ranks import rank_of_environment, share_cores

@@ -16,7 +16,7 @@ from infra import console, storage
 from infra.demo.material import make_material
 from infra.demo.stage import run_stage
 from infra.processor import computes_bfloat16
-from infra.recipe import load_recipe
+from infra.recipe_file import load_recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 RANKS = 2

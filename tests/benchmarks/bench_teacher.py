@@ -33,7 +33,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from infra.processor import computes_bfloat16
-from infra.recipe import Recipe, load_recipe
+from infra.recipe import Recipe
+from infra.recipe_file import load_recipe
 from offline_teacher.cluster.pool import ITEMS_IN_FLIGHT, Item, Pool
 from offline_teacher.cluster.task_work import TaskWorker
 from offline_teacher.source import find_source, spec_of

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.recipe import load_recipe
+from infra.recipe_file import load_recipe
 from tests.conftest import ROOT
 
 INFRA = ROOT / "infra"

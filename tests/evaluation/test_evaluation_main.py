@@ -15,7 +15,8 @@ import pytest
 from evaluation.main import main
 from infra import storage
 from infra.errors import EXIT_INCOMPLETE, UserError
-from infra.recipe import Recipe, load_recipe
+from infra.recipe import Recipe
+from infra.recipe_file import load_recipe
 from infra.sections import Corpus, Evaluation, Teacher, Tracking
 from tests.evaluation.families import family_recipe, save_store
 from tests.starts import COMMANDS, HEAVY, loaded, start

@@ -21,7 +21,7 @@ from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.loading import load
 from evaluation.tasks.squad import read_questions
 from infra import storage
-from infra.recipe import load_recipe
+from infra.recipe_file import load_recipe
 from infra.sections import Corpus
 from offline_teacher.corpus.documents import documents, parts
 from offline_teacher.corpus.problems import Problems

@@ -6,7 +6,7 @@ import pytest
 
 from infra.demo.__main__ import RECIPE, precision
 from infra.processor import computes_bfloat16, warn_if_slow
-from infra.recipe import load_recipe
+from infra.recipe_file import load_recipe
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from infra.recipe import Recipe, load_recipe
+from infra.recipe import Recipe
+from infra.recipe_file import load_recipe
 from offline_teacher.cluster.pool import Pool
 from offline_teacher.cluster.task_work import TaskWorker
 from offline_teacher.source import find_source, spec_of

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from infra.errors import UserError
-from infra.recipe import Recipe, load_recipe
+from infra.recipe import Recipe
+from infra.recipe_file import load_recipe
 from offline_teacher.cluster import pool as cluster
 from offline_teacher.cluster.pool import Item, Pool
 from tests.offline_teacher.tiny_teacher import write_recipe

@@ -15,7 +15,7 @@ import pytest
 from infra import storage
 from infra.cache import Cache
 from infra.errors import UserError
-from infra.recipe import load_recipe
+from infra.recipe_file import load_recipe
 from infra.redaction import redact
 from infra.remote import shown
 from offline_teacher.store.index import TaskIndex

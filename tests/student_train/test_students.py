@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from infra import storage
 from infra.errors import UserError
-from infra.recipe import load_recipe
+from infra.recipe_file import load_recipe
 from offline_teacher.store.reader import open_store
 from student_train.engine import world as worlds
 from student_train.engine.world import World

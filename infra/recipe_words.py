@@ -1,0 +1,45 @@
+"""Words for the types of a recipe's fields, and for names that it does not know."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from typing import Any, Literal
+
+_WORDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    types.NoneType: "null",
+}
+_PLURALS = {str: "texts", int: "whole numbers", float: "numbers"}
+
+
+def nearest(where: str, name: str, known: list[str], elsewhere: list[str] | None = None) -> str:
+    """``where`` and the nearest known name; where none is near, that name ``elsewhere``, else all known."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or elsewhere
+    return f"{where}; did you mean {' or '.join(near)}?" if near else f"{where}; known are {', '.join(known)}"
+
+
+def alternatives(kind: Any) -> tuple[Any, ...]:
+    """The members of a union, the item type of a tuple included; any other type alone."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return tuple(part for member in typing.get_args(kind) for part in alternatives(member))
+    if typing.get_origin(kind) is tuple:
+        return typing.get_args(kind)[:1]
+    return (kind,)
+
+
+def expected(kind: Any) -> str:
+    """What a field of this type takes, for example ``a whole number or null``."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(expected(member) for member in arguments)
+    if origin is Literal:
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(str(value) for value in arguments)
+    if origin is tuple:
+        count = "" if arguments[-1] is ... else f"{len(arguments)} "
+        return f"a list of {count}{_PLURALS[arguments[0]]}"
+    return _WORDS[kind]
