@@ -12,13 +12,13 @@ import json
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from infra.console import command, progress
-from infra.demo.language import SPECIAL, documents, vocabulary
+from infra.demo.language import documents, vocabulary
 
-PAD, UNK, CLS, SEP, MASK = range(5)
+PAD, MASK = 0, 4
+"""First and last of the special tokens' ids."""
 WIDTH, LAYERS, POSITIONS = 96, 4, 64
 TEXT_SEED, HELD_OUT_SEED, MASK_SEED = 11, 12, 0
 DOCUMENTS, HELD_OUT = 50_000, 1_000
@@ -33,18 +33,13 @@ RECORD = "made.json"
 def build_tokenizer() -> BertTokenizer:
     """A lower-casing BERT WordPiece tokenizer of the language's words."""
     ids = {piece: number for number, piece in enumerate(vocabulary())}
-    tokenizer = Tokenizer(models.WordPiece(ids, unk_token=SPECIAL[UNK]))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.BertProcessing((SPECIAL[SEP], SEP), (SPECIAL[CLS], CLS))
-    return BertTokenizer(tokenizer_object=tokenizer, do_lower_case=True, model_max_length=POSITIONS)
+    return BertTokenizer(vocab=ids, model_max_length=POSITIONS)
 
 
-def rows_of(tokenizer: BertTokenizer, seed: int, count: int) -> torch.Tensor:
+def rows_of(seed: int, count: int) -> torch.Tensor:
     """A document a row, int64 [B, L], padded."""
     texts = list(itertools.islice(documents(seed, 0), count))
-    return tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
+    return build_tokenizer()(texts, padding=True, return_tensors="pt")["input_ids"]
 
 
 class Masking:
@@ -92,7 +87,6 @@ def new_model(rows: torch.Tensor) -> BertForMaskedLM:
         BertConfig(
             vocab_size=len(vocabulary()), hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4,
             intermediate_size=4 * WIDTH, max_position_embeddings=POSITIONS, initializer_range=INIT,
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         )
     )  # fmt: skip
     with torch.no_grad():
@@ -110,6 +104,7 @@ def masked_lm_loss(model: BertForMaskedLM, ids: torch.Tensor, labels: torch.Tens
 
 def train(model: BertForMaskedLM, rows: torch.Tensor, steps: int) -> list[float]:
     """The first ``steps`` of a schedule of STEPS; the masked-LM loss of each."""
+    model.eval()  # no dropout: so small a model of so much text does not overfit
     masking, order = Masking(rows), torch.Generator().manual_seed(MASK_SEED)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True
@@ -131,10 +126,10 @@ def train(model: BertForMaskedLM, rows: torch.Tensor, steps: int) -> list[float]
 
 
 @torch.no_grad()
-def held_out_loss(model: BertForMaskedLM, tokenizer: BertTokenizer) -> float:
+def held_out_loss(model: BertForMaskedLM) -> float:
     """Masked-LM loss on text of another seed."""
-    rows = rows_of(tokenizer, HELD_OUT_SEED, HELD_OUT)
-    return masked_lm_loss(model.eval(), *Masking(rows)(rows)).item()
+    rows = rows_of(HELD_OUT_SEED, HELD_OUT)
+    return masked_lm_loss(model, *Masking(rows)(rows)).item()
 
 
 def main() -> None:
@@ -142,15 +137,13 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     directory = parser.parse_args().directory
     torch.set_num_threads(1)  # their number decides the order of sums, and with it the last bits
-    tokenizer = build_tokenizer()
-    rows = rows_of(tokenizer, TEXT_SEED, DOCUMENTS)
+    rows = rows_of(TEXT_SEED, DOCUMENTS)
     model = new_model(rows)
     losses = train(model, rows, STEPS)
-    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.1  # for fine-tuning
     model.half().save_pretrained(directory)
-    build_tokenizer().save_pretrained(directory)  # the other has kept its padding
+    build_tokenizer().save_pretrained(directory)
     stored = BertForMaskedLM.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
-    record = {"first_losses": losses[:20], "held_out_loss": held_out_loss(stored, tokenizer)}
+    record = {"first_losses": losses[:20], "held_out_loss": held_out_loss(stored)}
     (directory / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     print(f"{directory}: masked-LM loss {record['held_out_loss']:.4f} on held-out text")
 

@@ -11,10 +11,9 @@ import pytest
 from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.loading import load
 from evaluation.tasks.task import Split
-from infra.demo import tasks
-from infra.demo.language import documents, read_language
+from infra.demo.language import SENTENCES, WORDS, Author, documents
 from infra.demo.make_teacher import build_tokenizer
-from infra.demo.tasks import SEEN, TASKS, Task, task_files
+from infra.demo.tasks import SEEN, TASKS, Task, review, task_files
 
 SEED = 3
 
@@ -88,7 +87,7 @@ def test_training_rows_have_every_eighth_word_of_a_class(glue: Path) -> None:
         )
         for part in ("train", "dev")
     }
-    for name, whole in read_language().words.items():
+    for name, whole in WORDS.items():
         if name in ("work", "aspect", "good", "bad"):
             assert words["train"] & set(whole) == set(whole[::SEEN])
             assert words["dev"] & set(whole) == set(whole)
@@ -96,12 +95,11 @@ def test_training_rows_have_every_eighth_word_of_a_class(glue: Path) -> None:
 
 def test_a_review_has_as_many_good_opinions_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without negations the words of an opinion say its mood."""
-    plain = [opinion for opinion in tasks.OPINIONS if "{tone} and {tone}" in opinion]
-    monkeypatch.setattr(tasks, "OPINIONS", plain)
-    language = read_language()
-    good = set(language.words["good"])
+    plain = [opinion for opinion in SENTENCES["opinion"] if "{good} and {good}" in opinion]
+    monkeypatch.setitem(SENTENCES, "opinion", plain)
+    good = set(WORDS["good"])
     for wanted in range(6):
-        text = tasks.review(language, wanted, 5, Random(wanted))
+        text = review(Author(WORDS, Random(wanted)), wanted, 5)
         moods = [bool(good & set(sentence.split())) for sentence in text.split(" . ")]
         assert sum(moods) == wanted
 

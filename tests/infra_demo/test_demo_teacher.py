@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertForMaskedLM
+from transformers import BertForMaskedLM
 
 from infra.demo.make_teacher import (
     DOCUMENTS,
@@ -33,12 +33,12 @@ def test_tokenizer_is_the_shipped_one_byte_for_byte(tmp_path: Path) -> None:
 
 def test_shipped_teacher_has_the_recorded_loss_on_held_out_text() -> None:
     teacher = BertForMaskedLM.from_pretrained(TEACHER, dtype=torch.float32)
-    loss = held_out_loss(teacher, AutoTokenizer.from_pretrained(TEACHER))
+    loss = held_out_loss(teacher)
     assert loss == pytest.approx(RECORDED["held_out_loss"], abs=2e-3)
 
 
 def test_the_program_begins_as_it_did() -> None:
     """Its first losses are those of the run that made the shipped weights, up to rounding."""
-    rows = rows_of(build_tokenizer(), TEXT_SEED, DOCUMENTS)
+    rows = rows_of(TEXT_SEED, DOCUMENTS)
     losses = train(new_model(rows), rows, STEPS)
     assert losses == pytest.approx(RECORDED["first_losses"][:STEPS], abs=2e-3)
