@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,11 +38,26 @@ class Window:
     sums: torch.Tensor = field(default_factory=lambda: torch.zeros(len(TERMS), dtype=torch.float64))
     """This rank's share of each term, added up over the steps; where the loss was computed."""
 
-    def add(self, terms: torch.Tensor, tokens: int) -> None:
-        """One step: its share of each of TERMS, and the real tokens of all ranks."""
+    gradient_norm: float = math.nan
+    """Of the last step that the host has looked at."""
+    norms: list[torch.Tensor] = field(default_factory=list)
+    """Of the steps after it."""
+
+    def add(self, terms: torch.Tensor, tokens: int, norm: torch.Tensor) -> None:
+        """One step: its share of each of TERMS, the real tokens of all ranks, and its gradient's norm."""
         self.sums = self.sums.to(terms.device) + terms
         self.tokens += tokens
         self.steps += 1
+        self.norms.append(norm)
+
+    def first_not_finite(self, step: int) -> int | None:
+        """Looks at the norms of the steps before ``step``: the first step whose norm is not finite."""
+        if not self.norms:
+            return None
+        values, self.norms = torch.stack(self.norms).tolist(), []
+        self.gradient_norm = values[-1]
+        first = step - len(values)
+        return next((at for at, norm in enumerate(values, first) if not math.isfinite(norm)), None)
 
 
 class History:

@@ -76,9 +76,6 @@ class Trainer:
         self.saved_step, self.saved_at, self.save_due = -1, time.monotonic(), False
         self.stop_requested = False
         self.window = Window()
-        self.unseen: list[torch.Tensor] = []
-        """Gradient norms that the host has not looked at: one a step, the newest is the last step's."""
-        self.gradient_norm = math.nan
 
     @property
     def total_steps(self) -> int:
@@ -102,9 +99,9 @@ class Trainer:
                 step, tokens, masked = agreed
                 terms = self._forward_backward(step, tokens, masked)
                 rate = learning_rate(section, step.step, self.total_steps)
-                self.unseen.append(self.engine.step(rate).gradient_norm)
-                self._count(step, terms, tokens)
-                if self.world.device.type == "cpu" or self._looks():
+                norm = self.engine.step(rate).gradient_norm
+                self._count(step, terms, tokens, norm)
+                if self._looks():
                     self._require_finite()
                 self.window.seconds += time.perf_counter() - started
                 bar.advance(1)
@@ -166,24 +163,19 @@ class Trainer:
         return sums
 
     def _looks(self) -> bool:
-        """Whether the host looks at this step's numbers: they are logged, or a checkpoint follows."""
+        """Whether the host looks at this step's numbers: always on a CPU; else where something follows."""
         section = self.train_section
         every = section.log_every, section.validate_every, section.checkpoint_every
-        return self.save_due or any(map(self._due, every))
+        return self.world.device.type == "cpu" or self.save_due or any(map(self._due, every))
 
     def _require_finite(self) -> None:
         """UserError where a gradient since the last call is not finite and the loss scaler will not help.
 
         A step with such a gradient changed nothing, so nothing is lost where this is called some steps later.
         """
-        norms, self.unseen = self.unseen, []
-        if not norms:
-            return
-        values = torch.stack(norms).tolist()
-        self.gradient_norm = values[-1]
-        bad = [step for step, norm in enumerate(values, self.step - len(values)) if not math.isfinite(norm)]
-        if bad and not (self.train_section.dtype == "float16" and self.engine.loss_scale > 1):
-            self._fail(bad[0], "gradient")
+        bad = self.window.first_not_finite(self.step)
+        if bad is not None and not (self.train_section.dtype == "float16" and self.engine.loss_scale > 1):
+            self._fail(bad, "gradient")
 
     def _fail(self, step: int, what: str) -> None:
         self.saved()
@@ -200,10 +192,10 @@ class Trainer:
             "lower train.learning_rate or check the store"
         )
 
-    def _count(self, step: Step, terms: torch.Tensor, tokens: float) -> None:
+    def _count(self, step: Step, terms: torch.Tensor, tokens: float, norm: torch.Tensor) -> None:
         self.step = step.step + 1
         self.samples_digest = chained_digest(self.samples_digest, step.places)
-        self.window.add(terms, int(tokens))
+        self.window.add(terms, int(tokens), norm)
 
     def _is_time_to_save(self) -> bool:
         minutes = self.train_section.checkpoint_minutes
@@ -223,7 +215,7 @@ class Trainer:
             self._fail(self.step - 1, "loss")
         metrics |= {
             "learning_rate": rate,
-            "gradient_norm": self.gradient_norm,
+            "gradient_norm": window.gradient_norm,
             "tokens_per_second": window.tokens / window.seconds,
             "input_wait": reduced[-1] / self.world.size,
         }

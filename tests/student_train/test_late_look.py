@@ -1,0 +1,73 @@
+"""A GPU's host looks at gradient norms when it logs or saves: what it finds late is still the right step."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from infra.errors import UserError
+from student_train.engine import engine
+from student_train.engine.master_step import MasterStep
+from student_train.engine.world import World
+from student_train.history import Window
+from student_train.trainer import Trainer
+from tests.student_train.tiny_run import command, logged, student, weights
+
+SETTINGS = ("train.dtype=bfloat16", "train.log_every=4", "train.epochs=1", "train.checkpoint_every=0")
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optimiser's step and the loop as on a GPU."""
+    step = partial(MasterStep, sliced=False)
+    monkeypatch.setattr(engine, "MasterStep", lambda wrapper, waits, sliced: step(wrapper, waits=False))
+    monkeypatch.setattr(Trainer, "_looks", lambda self: self._due(self.train_section.log_every))
+
+
+def test_the_step_is_named_though_it_is_seen_later(
+    alone: World, run_dir: Path, late: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, steps = Trainer._forward_backward, []
+
+    def poisoned(self: Trainer, step: object, tokens: float, masked: float) -> torch.Tensor:
+        terms = forward(self, step, tokens, masked)  # type: ignore[arg-type]
+        steps.append(self.step)
+        if self.step == 1:
+            next(p for p in self.model.parameters() if p.grad is not None).grad.view(-1)[0] = float("nan")
+        return terms
+
+    monkeypatch.setattr(Trainer, "_forward_backward", poisoned)
+    with pytest.raises(UserError, match=r"step 1: the gradient is not a finite number.*no checkpoint was"):
+        command(run_dir, *SETTINGS)
+    assert steps == [0, 1, 2, 3]
+    assert not (student(run_dir) / "model").exists()
+
+
+def test_a_run_without_faults_learns_the_same(
+    alone: World, run_dir: Path, request: pytest.FixtureRequest
+) -> None:
+    assert command(run_dir, *SETTINGS) == 0
+    found, lines = weights(run_dir), logged(run_dir)
+    shutil.rmtree(student(run_dir))
+    request.getfixturevalue("late")
+    assert command(run_dir, *SETTINGS) == 0
+    for name, tensor in weights(run_dir).items():
+        torch.testing.assert_close(tensor, found[name], rtol=1e-3, atol=1e-5)
+    assert [line["step"] for line in logged(run_dir)] == [line["step"] for line in lines]
+    for line, expected in zip(logged(run_dir), lines, strict=True):
+        for name in ("loss", "gradient_norm"):
+            assert line[name] == pytest.approx(expected[name], rel=1e-3)
+
+
+def test_a_window_finds_the_first() -> None:
+    window = Window()
+    assert window.first_not_finite(0) is None
+    for norm in (1.0, 2.0, float("inf"), float("nan"), 3.0):
+        window.add(torch.zeros(6), 1, torch.tensor(norm))
+    assert window.first_not_finite(15) == 12
+    assert window.gradient_norm == 3.0
+    assert window.first_not_finite(15) is None
