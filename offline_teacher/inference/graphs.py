@@ -106,7 +106,7 @@ class GraphedLower:
 def _no_mask(encoder: Any, input_ids: Tensor, token_count: Tensor | None) -> Iterator[None]:
     """Within, transformers makes no attention mask where no row is padded.
 
-    It makes none by itself, but not while a graph is captured: there it cannot look at a mask, makes one, and
+    It makes none by itself, but before version 5.23 not while a graph is captured: there it makes one, and
     attention with a mask has slower kernels. Masks of a family's own are left alone.
     """
     config, attention = encoder.config, encoder.config._attn_implementation
