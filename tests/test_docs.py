@@ -95,7 +95,7 @@ def test_commands_are_understood(path: Path) -> None:
 
 def _parsers() -> dict[str, Callable[[list[str]], object]]:
     from evaluation.main import _export_parser, _parse
-    from infra.sizing import _parser as _sizing_parser
+    from infra.sizing.__main__ import _parser as _sizing_parser
     from offline_teacher.main import _parser
     from student_train.main import parse
 
