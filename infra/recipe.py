@@ -180,6 +180,9 @@ def _check_across_sections(recipe: Recipe) -> None:
 
 def unmet_needs(train: sections.Train, store: sections.Store) -> list[str]:
     """What the loss needs and a store with these settings lacks; each starts with a field of ``train``."""
+    if train.teacher == "live":
+        withheld = "teacher: live runs the whole teacher, and needs a store with store.teacher_weights: true"
+        return [] if store.teacher_weights else [withheld]
     if store.positions == "pooled":
         return []
     problems = []

@@ -305,8 +305,8 @@ class Train:
     alpha_relation: float = outcome(0.0)
     """Weight of MiniLMv2's relations (arXiv 2012.15828); needs ``store.replay_layers`` of 1 or more."""
     alpha_embedding: float = outcome(0.0)
-    """Weight of the distance between the vectors of a text; needs ``store.positions: pooled``, whose only
-    term it is."""
+    """Weight of the distance between the vectors of a text; needs the store of a sentence encoder: with
+    ``positions: pooled``, whose only term it is, or with ``sequences.packing: document``."""
     relation_heads: int | None = outcome(None)
     """A: must divide both widths; None: their largest common divisor up to 64."""
     relation_weights: tuple[float, float, float] = outcome((1.0, 1.0, 1.0))
@@ -316,6 +316,9 @@ class Train:
     soft_targets: Literal["auto", "exact", "topk"] = outcome("auto")
     """One of ``SOFT_TARGETS``; ``auto``: exact where the store holds hidden states, else topk."""
     kl_positions: Literal["all", "masked"] = outcome("all")
+    teacher: Literal["store", "live"] = outcome("store")
+    """Who teaches: what the store holds, or the whole teacher, run beside the student on the store's text; it
+    needs ``store.teacher_weights``."""
     dtype: Literal["bfloat16", "float16", "float32"] = outcome("bfloat16")
     zero_stage: Literal[0, 1, 2] = speed(0)
     deepspeed_config: str | None = speed(None)
@@ -327,6 +330,11 @@ class Train:
     """Micro-batches decoded ahead of the step."""
     compile: bool = speed(True)
     """Fuse the elementwise part of the loss with torch.compile; falls back to eager with a warning."""
+    deterministic: bool = speed(False)
+    """Torch's deterministic algorithms: with them, a run resumed on a GPU is bit-equal to one that never
+    stopped. They are slower there; a CPU does not need them."""
+    profile_steps: int = speed(0)
+    """Steps of which the first rank writes a trace to ``trace.json`` beside the history, after ten others."""
     log_every: int = speed(10)
     """Steps."""
     validate_every: int = speed(0)
@@ -349,7 +357,7 @@ class Train:
             "log_every",
         ):
             require(getattr(self, name) >= 1, f"{name}: must be >= 1, not {getattr(self, name)}")
-        at_least_0 = ("weight_decay", "max_grad_norm", "validate_every", "checkpoint_every")
+        at_least_0 = ("weight_decay", "max_grad_norm", "validate_every", "checkpoint_every", "profile_steps")
         for name in (*TERMS, *at_least_0, "checkpoint_minutes"):
             require(getattr(self, name) >= 0, f"{name}: must be >= 0, not {getattr(self, name)}")
         for name in ("epochs", "learning_rate", "eps"):
@@ -371,6 +379,10 @@ class Train:
         require(
             min(self.relation_weights) >= 0 and max(self.relation_weights) > 0,
             f"relation_weights: must be >= 0 and not all 0, not {list(self.relation_weights)}",
+        )
+        require(
+            self.teacher == "store" or self.soft_targets != "topk",
+            "soft_targets: topk is what a store holds; a live teacher gives exact ones, set it to exact",
         )
         require(
             self.batch_size % self.micro_batch_size == 0,

@@ -97,18 +97,20 @@ def _fingerprint(run: StudentRun, store: Store) -> dict[str, Any]:
 
 def _check(runs: list[StudentRun], store: Store, world: World) -> None:
     """UserError, before anything is trained, where a student cannot be what the recipe says."""
+    from offline_teacher.families.stored import stored_config, teacher_of
     from student_train.data.order import check_world
     from student_train.engine.deepspeed_config import build_config
-    from student_train.objectives.objective import soft_target_kind
+    from student_train.objectives.needs import check_store
     from student_train.student.model import architecture
 
-    samples = store.splits["train"].plan.samples_per_epoch
+    samples, config = store.splits["train"].plan.samples_per_epoch, stored_config(store)
     for run in runs:
         try:
             check_world(run.train.batch_size, world.size, samples)
-            soft_target_kind(run.train, store.layout)
+            check_store(run.train, store)
             build_config(run.train, world.size)
-            architecture(run.student, run.train, store.teacher_config(), store.layout.teacher_weights)
+            with teacher_of(store):
+                architecture(run.student, run.train, config, store.layout.teacher_weights)
         except UserError as problem:
             raise UserError(f"student {run.name}: {problem}" if len(runs) > 1 else str(problem)) from None
 
@@ -162,7 +164,8 @@ def _train(run: StudentRun, store: Store, world: World, mirror: Mirror | None) -
     from infra import tracking
     from infra.processor import warn_if_slow
     from student_train.engine.engine import Engine
-    from student_train.objectives.objective import soft_target_kind
+    from student_train.gauges import deterministic
+    from student_train.objectives.needs import soft_target_kind, taught_layout
     from student_train.student.published import publish_model
     from student_train.student.reach import frozen_parameters
     from student_train.trainer import Trainer
@@ -175,14 +178,17 @@ def _train(run: StudentRun, store: Store, world: World, mirror: Mirror | None) -
     model, objective = world.all_do(lambda: model_and_objective(run, store, world))
     frozen = frozen_parameters(model)  # before they are rounded to train.dtype
     fingerprint = _fingerprint(run, store)
-    with tracking.start_run(run.recipe, "student", world.rank, run.name) as tracked:
+    with (
+        deterministic(run.train.deterministic),
+        tracking.start_run(run.recipe, "student", world.rank, run.name) as tracked,
+    ):
         tracked.log_store(run.recipe.store_path, store.digest)
         engine = world.all_do(lambda: Engine(model, run.train, world))
         trainer = Trainer(run, world, store, model, objective, engine, tracked, fingerprint, mirror)
         validated = trainer.train()
         results = {
             "steps": trainer.total_steps,
-            "soft_targets": soft_target_kind(run.train, store.layout),
+            "soft_targets": soft_target_kind(run.train, taught_layout(run.train, store.layout)),
             "training": trainer.history.last_losses(),
             "validation": validated,
         }
@@ -206,31 +212,33 @@ def _save_recipe(run: StudentRun, directory: str) -> str:
 
 def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[Any, Any]:
     """The student, with what its loss does not reach frozen, and the loss on the store's teacher."""
-    from dataclasses import fields
-
     import torch
-    from safetensors.torch import load_file
 
     from infra.cache import Cache
-    from offline_teacher.families.pooling import Pooling
     from offline_teacher.families.replay import Replay
+    from offline_teacher.families.stored import stored_config, stored_pooling, stored_weights, teacher_of
+    from student_train.objectives.live import LiveTeacher
+    from student_train.objectives.needs import taught_layout
     from student_train.objectives.objective import Objective
     from student_train.student.model import build_student
     from student_train.student.reach import freeze_unreached
 
-    train, layout, config = run.train, store.layout, store.teacher_config()
+    train, config, layout = run.train, stored_config(store), taught_layout(run.train, store.layout)
     cache = Cache(train.cache_dir, train.cache_bytes) if storage.is_remote(store.root) else None
-    weights = load_file(store.teacher_weights(cache))
-    start, pooled = weights if layout.teacher_weights else None, store.pooling()
-    learned = Pooling(**{field.name: pooled[field.name] for field in fields(Pooling)}) if pooled else None
-    pooling = learned if layout.positions == "pooled" else None
-    model = build_student(run.student, train, config, start, pooling)
-    replay = Replay(config, weights, layout.replay_layers) if layout.hidden_states != "none" else None
-    recorder = model.recorder(train.relation_layer) if train.alpha_relation else None
-    objective = Objective(train, layout, replay, recorder)
-    freeze_unreached(model, objective)
-    if replay is not None:
-        replay.to(world.device, getattr(torch, train.dtype))
+    weights = stored_weights(store, config, cache, complete=store.layout.teacher_weights)
+    pooling = stored_pooling(store) if train.alpha_embedding else None
+    with teacher_of(store):
+        model = build_student(
+            run.student, train, config, weights if layout.teacher_weights else None, pooling
+        )
+        replay = Replay(config, weights, layout.replay_layers) if layout.hidden_states != "none" else None
+        live = LiveTeacher(config, weights, layout.replay_layers) if train.teacher == "live" else None
+        recorder = model.recorder(train.relation_layer) if train.alpha_relation else None
+        objective = Objective(train, layout, replay, recorder, live, pooling)
+        model.flops_per_token = freeze_unreached(model, objective)
+    for part in (replay, live):
+        if part is not None:
+            part.to(world.device, getattr(torch, train.dtype))
     return model, objective
 
 

@@ -24,9 +24,11 @@ from student_train.engine import checkpoint
 from student_train.engine.engine import Engine
 from student_train.engine.schedule import learning_rate
 from student_train.engine.world import World
+from student_train.gauges import gpu_metrics, traced
 from student_train.history import History, Tracker, Window, progress
 from student_train.mirror import Mirror
-from student_train.objectives.objective import TERMS, Objective, columns_needed
+from student_train.objectives.needs import columns_needed
+from student_train.objectives.objective import TERMS, Objective
 from student_train.objectives.validation import validate
 from student_train.ranks import signals_noted
 from student_train.student.model import StudentModel
@@ -67,6 +69,7 @@ class Trainer:
         )
         directory = mirror.local if mirror else run.directory
         self.checkpoints = storage.join(directory, "checkpoints")
+        self.trace = storage.join(directory, "trace.json")
         self.writer = checkpoint.Writer(
             self.checkpoints, section.keep_checkpoints, mirror.push if mirror else lambda: None
         )
@@ -93,6 +96,7 @@ class Trainer:
             signals_noted(self._stop),
             self._stream() as stream,
             progress(self.world.first, self.total_steps, "steps", self._title(), self.step) as bar,
+            traced(section.profile_steps if self.world.first else 0, self.trace) as step_traced,
         ):
             while (agreed := self._next_step(stream)) is not None:
                 started = time.perf_counter()
@@ -105,6 +109,7 @@ class Trainer:
                     self._require_finite()
                 self.window.seconds += time.perf_counter() - started
                 bar.advance(1)
+                step_traced()
                 if self._due(section.log_every):
                     bar.note(self._log(rate))
                 if self._due(section.validate_every) and self.step < self.total_steps:
@@ -219,7 +224,9 @@ class Trainer:
             "tokens_per_second": window.tokens / window.seconds,
             "input_wait": reduced[-1] / self.world.size,
         }
-        if self.train_section.dtype == "float16":
+        rate_of_a_rank, dtype = metrics["tokens_per_second"] / self.world.size, self.train_section.dtype
+        metrics |= gpu_metrics(self.world.device, self.model.flops_per_token, rate_of_a_rank, dtype)
+        if dtype == "float16":
             metrics["loss_scale"] = self.engine.loss_scale
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.history.record(self.step, {**finite, "samples": self.samples_digest, "steps": window.steps})

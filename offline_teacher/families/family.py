@@ -45,6 +45,10 @@ class Family:
     projections: tuple[str, ...]
     """Paths in a layer of the query, key and value projections; one path where a single matrix holds all."""
     head: HeadPaths
+    words: str = "embeddings.word_embeddings"
+    """Path in the encoder of the word embeddings."""
+    rotary: bool = False
+    """Whether queries and keys are rotated by their positions, dimension i of a head with i + d / 2."""
     attention_norm: str | None = None
     """Path in a layer of the norm before the projections, in pre-norm families."""
     final_norm: str | None = None

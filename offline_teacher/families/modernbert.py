@@ -70,6 +70,8 @@ MODERNBERT = ModernBert(
     layers="layers",
     projections=("attn.Wqkv",),
     head=HeadPaths("head.dense", "head.norm", "decoder", activation="classifier_activation"),
+    words="embeddings.tok_embeddings",
+    rotary=True,
     attention_norm="attn_norm",
     final_norm="final_norm",
     dropouts=("embedding_dropout", "attention_dropout", "mlp_dropout"),

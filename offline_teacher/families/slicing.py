@@ -38,14 +38,9 @@ def sliced_weights(student: Any, weights: Mapping[str, Tensor], teacher_heads: i
         teacher_heads: attention heads of the teacher.
 
     Raises:
-        UserError: the family keeps its projections in one matrix; the heads do not fit.
+        UserError: the heads do not fit.
     """
     family = family_of(student)
-    if len(family.projections) != 3:
-        raise UserError(
-            f"student.init: a narrower {family.model_type} student cannot start from its teacher's layers;"
-            " set init: random"
-        )
     cuts = _Cuts(family, family.config(student), weights, teacher_heads)
     return {name: cuts.apply(name, tensor) for name, tensor in weights.items()}
 
@@ -58,6 +53,8 @@ class _Layer:
     """Of its D attention dimensions."""
     neurons: Index
     """Of its I feed-forward neurons."""
+    width: int
+    """I of the teacher."""
 
 
 class _Cuts:
@@ -65,7 +62,7 @@ class _Cuts:
 
     def __init__(self, family: Family, student: Any, weights: Mapping[str, Tensor], heads: int) -> None:
         self.family = family
-        words = weights[f"{family.prefix}.embeddings.word_embeddings.weight"]
+        words = weights[f"{family.prefix}.{family.words}.weight"]
         self.width = words.shape[1]
         self.hidden = _largest(words.var(0), student.hidden_size)
         self.start = f"{family.prefix}.{family.layers}."
@@ -79,11 +76,15 @@ class _Cuts:
         projections = [own.pop(f"{path}.weight") for path in self.family.projections]
         output = next(w for w in own.values() if w.shape == (self.width, self.width))
         wide = [w for w in own.values() if w.shape != output.shape]
-        size = torch.stack([w.norm(dim=1) for w in projections]).prod(0) * output.norm(dim=0)
-        neurons = math.prod(w.norm(dim=1 if w.shape[1] == self.width else 0) for w in wide)
+        size = torch.cat(projections).norm(dim=1).view(3, self.width).prod(0) * output.norm(dim=0)
+        lengths = [w.norm(dim=1 if w.shape[1] == self.width else 0) for w in wide]
+        count = min(map(len, lengths))  # one of a gated pair is twice as long: values, then gates
+        neurons = math.prod(length.view(-1, count).prod(0) for length in lengths)
+        choose = _rotary_dimensions if self.family.rotary else _attention_dimensions
         return _Layer(
-            _attention_dimensions(size, heads, student.num_attention_heads, student.hidden_size),
+            choose(size, heads, student.num_attention_heads, student.hidden_size),
             _largest(neurons, getattr(student, self.family.own_name("intermediate_size"))),
+            count,
         )
 
     def apply(self, name: str, tensor: Tensor) -> Tensor:
@@ -98,10 +99,13 @@ class _Cuts:
         number, _, rest = name.removeprefix(self.start).partition(".")
         layer, module = self.layers[int(number)], rest.rpartition(".")[0]
         if module in self.family.projections:
-            return [layer.inner, self.hidden][: tensor.ndim]
+            return [_repeated(layer.inner, self.width, len(tensor)), self.hidden][: tensor.ndim]
         if tensor.shape == (self.width, self.width):
             return [self.hidden, layer.inner]
-        return [self.hidden if size == self.width else layer.neurons for size in tensor.shape]
+        return [
+            self.hidden if size == self.width else _repeated(layer.neurons, layer.width, size)
+            for size in tensor.shape
+        ]
 
 
 def _attention_dimensions(size: Tensor, teacher_heads: int, heads: int, width: int) -> Index:
@@ -118,6 +122,25 @@ def _attention_dimensions(size: Tensor, teacher_heads: int, heads: int, width: i
         )
     offset = torch.arange(heads) * by_head.shape[1]
     return torch.cat([_largest(row, kept) + start for row, start in zip(by_head, offset, strict=True)])
+
+
+def _rotary_dimensions(size: Tensor, teacher_heads: int, heads: int, width: int) -> Index:
+    """The same where dimensions i and i + d / 2 of a head are rotated together, by base^(-2 i / d).
+
+    Pairs stay pairs, and those are kept whose frequencies come nearest to a student's of as many dimensions.
+    """
+    whole = len(size) // teacher_heads
+    kept = width // heads
+    if kept == whole or heads != teacher_heads or kept > whole:
+        return _attention_dimensions(size, teacher_heads, heads, width)
+    pairs = torch.arange(kept // 2) * whole // kept
+    of_a_head = torch.cat([pairs, pairs + whole // 2])
+    return (torch.arange(heads)[:, None] * whole + of_a_head).flatten()
+
+
+def _repeated(index: Index, size: int, length: int) -> Index:
+    """The index in each of the parts of ``size`` that an axis of ``length`` is made of."""
+    return torch.cat([index + start for start in range(0, length, size)])
 
 
 def _largest(values: Tensor, count: int) -> Index:

@@ -79,7 +79,7 @@ def open_stream(
         share,
         start,
         order.steps,
-        masked_only=store.layout.positions == "masked",
+        masked_only=store.layout.positions == "masked" and train.teacher == "store",
         bfloat16=store.layout.hidden_states == "bfloat16",
         remote=remote,
     )

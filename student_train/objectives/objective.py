@@ -1,6 +1,7 @@
 """From a micro-batch to its loss: which terms, which soft target, which denominators.
 
     loss = alpha_ce T^2 KL(p_T || q_T) + alpha_mlm CE + alpha_cos (1 - cos) + alpha_relation R
+           + alpha_embedding E
 
 Axes: B batch, L length, P recorded positions (L or M), N positions that count, K top-k, T temperatures,
 D hidden size.
@@ -14,11 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from infra.errors import UserError
-from infra.sections import SOFT_TARGETS, StoreNeeds, Train
-from infra.sections import TERMS as LOSS_WEIGHTS
+from infra.sections import Train
+from offline_teacher.families.pooling import Pooling, pool
 from student_train.data.collate import Batch
 from student_train.objectives.embedding import embedding_distance
+from student_train.objectives.needs import soft_target_kind
 from student_train.objectives.relations import RELATIONS, relation_heads, relation_loss
 from student_train.objectives.soft_targets import ExactTarget, SoftTarget, TopkTarget
 from student_train.objectives.triple_loss import LossTerms, triple_loss
@@ -28,95 +29,10 @@ if TYPE_CHECKING:
     from offline_teacher.families.recording import QueriesKeysValues
     from offline_teacher.families.replay import Replay
     from offline_teacher.store.schema import Layout
+    from student_train.objectives.live import LiveTeacher
     from student_train.student.model import StudentModel
 
 TERMS = ("loss", "kl", "mlm", "cosine", "relation", "embedding")
-
-
-def soft_target_kind(train: Train, layout: Layout) -> str | None:
-    """``exact``, ``topk``, or None where alpha_ce is 0. UserError where the store lacks what is needed."""
-    if layout.positions == "pooled":
-        _check_pooled(train)
-        return None
-    if train.alpha_embedding:
-        raise UserError(
-            "train.alpha_embedding: the store holds no vectors of whole texts; set train.alpha_embedding: 0"
-            " or run the teacher with store.positions: pooled"
-        )
-    if train.alpha_cos and layout.hidden_states == "none":
-        raise UserError(
-            "train.alpha_cos: the cosine term needs hidden states, which the store does not hold; "
-            "set train.alpha_cos: 0 or run the teacher with store.hidden_states: float16"
-        )
-    if train.alpha_relation and layout.replay_layers == 0:
-        raise UserError(
-            "train.alpha_relation: relations need the input of the teacher's top layer, which the store does"
-            " not hold; set train.alpha_relation: 0 or run the teacher with store.replay_layers: 1"
-        )
-    if train.alpha_mlm and layout.masked == 0:
-        raise UserError(
-            "train.alpha_mlm: the text of the store is not masked; set train.alpha_mlm: 0 or run the teacher"
-            " with masking.probability: 0.15"
-        )
-    if train.kl_positions == "masked" and train.alpha_ce and layout.masked == 0:
-        raise UserError("train.kl_positions: masked, but the text of the store is not masked; set it to all")
-    if train.kl_positions == "all" and train.alpha_ce and layout.positions == "masked":
-        raise UserError(
-            "train.kl_positions: all, but the store holds masked positions only; set it to masked "
-            "or run the teacher with store.positions: all"
-        )
-    kind = train.soft_target_kind(layout.hidden_states)
-    if kind is not None:
-        _check_kind(kind, train, layout)
-    return kind
-
-
-def _check_pooled(train: Train) -> None:
-    others = [name for name in LOSS_WEIGHTS if name != "alpha_embedding" and getattr(train, name)]
-    if others or not train.alpha_embedding:
-        raise UserError(
-            f"train.{(others or ['alpha_embedding'])[0]}: the store holds one pooled vector a text: set"
-            " train.alpha_embedding: 1 and the other weights of the loss to 0, or run the teacher with"
-            " store.positions: all"
-        )
-
-
-def _check_kind(kind: str, train: Train, layout: Layout) -> None:
-    needs = SOFT_TARGETS[kind]
-    if needs.hidden_states and layout.hidden_states == "none":
-        raise UserError(
-            f"train.soft_targets: {kind} needs hidden states, which the store does not hold; "
-            "set another kind or run the teacher with store.hidden_states: float16"
-        )
-    if needs.top_k and layout.top_k == 0:
-        raise UserError(
-            f"train.soft_targets: {kind} needs top-k logits, which the store does not hold; "
-            "set another kind or run the teacher with store.top_k: 64"
-        )
-    if needs.top_k and train.temperature not in layout.temperatures:
-        raise UserError(
-            f"train.temperature: {train.temperature:g} is not among the store's temperatures "
-            f"{list(layout.temperatures)}, which {kind} needs; use one of them or train.soft_targets: exact"
-        )
-
-
-def needs_of(train: Train, layout: Layout) -> StoreNeeds:
-    """What the loss reads of the store: for its soft targets, the cosine and relations."""
-    kind = soft_target_kind(train, layout)
-    needs = StoreNeeds() if kind is None else SOFT_TARGETS[kind]
-    hidden = needs.hidden_states or train.alpha_cos > 0 or train.alpha_relation > 0
-    return replace(needs, hidden_states=hidden)
-
-
-def columns_needed(train: Train, layout: Layout) -> list[str]:
-    """The teacher's columns that the loss reads."""
-    needs = needs_of(train, layout)
-    if layout.positions == "pooled":
-        return ["embedding"]
-    names = ["topk_ids", "topk_logits", "logsumexp"] if needs.top_k else []
-    if needs.hidden_states:
-        names += ["hidden_states", "hidden_scale"] if layout.hidden_states == "int8" else ["hidden_states"]
-    return names
 
 
 def stored_states(batch: Batch, dtype: torch.dtype) -> Tensor:
@@ -139,6 +55,7 @@ class Taught:
 
     last_hidden: Tensor | None = None  # [N, D] of the teacher
     relations: dict[str, Tensor] | None = None  # queries, keys, values, each [B, L, D] of the teacher
+    vectors: Tensor | None = None  # [B, D], one of each text
 
 
 @dataclass(frozen=True)
@@ -147,48 +64,74 @@ class Objective:
 
     train: Train
     layout: Layout
+    """What is there of the teacher: see `needs.taught_layout`."""
     replay: Replay | None
-    """Needed for exact soft targets, the cosine and relations; in the dtype the student computes in."""
+    """Needed for all but top-k and pooled vectors; in the dtype the student computes in."""
     recorder: QueriesKeysValues | None = None
     """Of the student's layer whose relations are compared."""
+    live: LiveTeacher | None = None
+    """Gives the hidden states that the store would hold, where they are not read from it."""
+    pooling: Pooling | None = None
+    """How the teacher makes one vector of a text, where the loss compares such vectors."""
 
     def __call__(
         self, model: StudentModel, batch: Batch, tokens: float, masked: float, sequences: float = 1.0
     ) -> LossTerms:
         """This micro-batch's share of the loss. ``tokens``, ``masked`` and ``sequences`` are counts of the
         whole step; only vectors of texts need the last."""
-        train = self.train
+        train, batch = self.train, self.heard(batch)
         hidden = model.body(batch.input_ids, None if batch.full else batch.token_count)
-        if self.layout.positions == "pooled":
-            distance = self.embedding(model, hidden, batch) / sequences
-            zero = LossTerms.zero(hidden.device)
-            return replace(zero, total=train.alpha_embedding * distance, embedding=distance.detach())
         kind = soft_target_kind(train, self.layout)
         taught = self.taught(batch, hidden.dtype, bool(kind == "exact" or train.alpha_cos))
         terms = self._positions_terms(model, hidden, batch, taught, kind, tokens, masked)
-        if not train.alpha_relation:
-            return terms
-        relation = self.relation(batch, taught, tokens)
-        return replace(terms, total=terms.total + train.alpha_relation * relation, relation=relation.detach())
+        if train.alpha_relation:
+            relation = self.relation(batch, taught, tokens)
+            total = terms.total + train.alpha_relation * relation
+            terms = replace(terms, total=total, relation=relation.detach())
+        if train.alpha_embedding:
+            distance = self.embedding(model, hidden, batch, taught) / sequences
+            total = terms.total + train.alpha_embedding * distance
+            terms = replace(terms, total=total, embedding=distance.detach())
+        return terms
 
-    def embedding(self, model: StudentModel, hidden: Tensor, batch: Batch) -> Tensor:
+    def heard(self, batch: Batch) -> Batch:
+        """The batch with what a live teacher says of it; as it is where the store says it."""
+        if self.live is None:
+            return batch
+        count = None if batch.full else batch.token_count
+        return replace(batch, hidden_states=self.live(batch.input_ids, count))
+
+    def embedding(self, model: StudentModel, hidden: Tensor, batch: Batch, taught: Taught) -> Tensor:
         """The distances of a micro-batch's vectors from the teacher's, added up; ``hidden``: [B, L, D]."""
-        assert batch.embedding is not None
-        return embedding_distance(model.vectors(hidden, batch.token_count), batch.embedding)
+        assert taught.vectors is not None
+        return embedding_distance(model.vectors(hidden, batch.token_count), taught.vectors)
 
     def taught(self, batch: Batch, dtype: torch.dtype, last_hidden: bool) -> Taught:
         """Replays only what the loss needs: the last hidden states, the relations, or both at once."""
-        relations = self.train.alpha_relation > 0
-        if not (last_hidden or relations):
+        if self.layout.positions == "pooled":
+            return Taught(vectors=batch.embedding)
+        relations, vectors = self.train.alpha_relation > 0, self.train.alpha_embedding > 0
+        if not (last_hidden or relations or vectors):
             return Taught()
         assert self.replay is not None
         states, count = stored_states(batch, dtype), None if batch.full else batch.token_count
-        if not last_hidden:
+        if not (last_hidden or vectors):
             return Taught(None, _named(self.replay.queries_keys_values(states, count)))
-        if not relations:
-            return Taught(picked(self.replay.last_hidden(states, count), batch.recorded))
-        last, vectors = self.replay.last_hidden_and_queries_keys_values(states, count)
-        return Taught(picked(last, batch.recorded), _named(vectors))
+        related = None
+        if relations:
+            last, found = self.replay.last_hidden_and_queries_keys_values(states, count)
+            related = _named(found)
+        else:
+            last = self.replay.last_hidden(states, count)
+        return Taught(
+            picked(last, batch.recorded) if last_hidden else None,
+            related,
+            self._pooled(last, batch) if vectors else None,
+        )
+
+    def _pooled(self, last_hidden: Tensor, batch: Batch) -> Tensor:
+        assert self.pooling is not None
+        return pool(last_hidden, batch.token_count, self.pooling)
 
     def _positions_terms(
         self,

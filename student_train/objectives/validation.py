@@ -57,7 +57,7 @@ def validate(
     ``cosine``: mean cosine similarity of the last hidden states. ``relation``: the mean over relations.
     ``embedding``: the mean distance of the vectors of texts.
     """
-    measures = _Measures(model, objective, store)
+    measures = _Measures(model, objective)
     sums = dict.fromkeys(SUMS, 0.0)
     was_training = model.training
     model.eval()
@@ -92,8 +92,8 @@ def _agreed(stream: Stream, world: World) -> Iterator[Step]:
 class _Measures:
     """Which measures a student has on a store, and their sums over micro-batches."""
 
-    def __init__(self, model: StudentModel, objective: Objective, store: Store) -> None:
-        self.model, self.objective, self.layout = model, objective, store.layout
+    def __init__(self, model: StudentModel, objective: Objective) -> None:
+        self.model, self.objective, self.layout = model, objective, objective.layout
         train = objective.train
         self.exact = self.layout.hidden_states != "none"
         self.vocabulary = needs_head(train)
@@ -102,21 +102,23 @@ class _Measures:
         temperatures = TEMPERATURES if self.exact else self.layout.temperatures
         self.temperatures = [t for t in TEMPERATURES if t in temperatures] if self.vocabulary else []
         self.columns = ["topk_ids", "topk_logits", "logsumexp"]
-        if self.embedding:
-            self.columns = ["embedding"]
         if self.exact:
             self.columns = ["hidden_states"] + ["hidden_scale"] * (self.layout.hidden_states == "int8")
+        if self.layout.positions == "pooled":
+            self.columns = ["embedding"]
+        if objective.live is not None:
+            self.columns = []
 
     def add(self, sums: dict[str, float], batch: Batch) -> None:
         """Adds what one micro-batch says."""
         objective, model = self.objective, self.model
+        batch = objective.heard(batch)
         hidden = model.body(batch.input_ids, None if batch.full else batch.token_count)
-        if self.embedding:
-            sums["sequences"] += len(batch)
-            sums["embedding"] += float(objective.embedding(model, hidden, batch))
-            return
         taught = objective.taught(batch, hidden.dtype, self.exact and (self.vocabulary or self.cosine))
         sums["tokens"] += batch.tokens
+        if self.embedding:
+            sums["sequences"] += len(batch)
+            sums["embedding"] += float(objective.embedding(model, hidden, batch, taught))
         if self.relation:
             sums["relation"] += float(objective.relation(batch, taught, tokens=1.0))
         student = picked(hidden, batch.positions)

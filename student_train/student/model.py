@@ -50,6 +50,8 @@ class StudentModel(nn.Module):
         width = model.config.hidden_size
         different = project and width != teacher_width
         self.projection = nn.Linear(width, teacher_width, bias=False) if different else None
+        self.flops_per_token = 0.0
+        """Of a step, with its loss; 0 where it was not counted."""
 
     def body(self, input_ids: Tensor, token_count: Tensor | None) -> Tensor:
         """Last hidden states [B, L, D] of int64 ids [B, L]; ``token_count`` None: no row is padded."""

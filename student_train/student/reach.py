@@ -1,37 +1,48 @@
-"""Which parameters of a student its loss reaches: the others are frozen, and stay as they began."""
+"""Which parameters of a student its loss reaches, and what a step computes. The others stay as they began."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from offline_teacher.store.schema import Layout
 from student_train.data.collate import collate
 from student_train.objectives.objective import Objective
 from student_train.student.model import StudentModel
 
+_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+CPU_ATTENTION = {
+    _ATTENTION: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    _BACKWARD: lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v),
+}
+"""Products that torch's counter does not know of: shapes to FLOP."""
 
-def freeze_unreached(model: StudentModel, objective: Objective) -> list[str]:
-    """Freezes every parameter that gets no gradient from one made-up sample; their names.
+
+def freeze_unreached(model: StudentModel, objective: Objective) -> float:
+    """Freezes every parameter that gets no gradient from one made-up sample.
 
     Which parameters a loss reaches follows from its terms alone, not from the sample. The model and what the
     objective replays must be on the CPU. Gradients are cleared again.
+
+    Returns the FLOP a token of that forward and backward: of products of matrices, a live teacher's left out.
     """
     layout = objective.layout
     batch = collate(
         _sample(layout), layout.positions == "masked", layout.hidden_states == "bfloat16", weight=1.0
     )
-    objective = replace(objective, train=replace(objective.train, compile=False))
-    objective(model, batch, tokens=batch.tokens, masked=max(1, batch.masked)).total.backward()
-    unreached = []
-    for name, parameter in model.named_parameters():
+    objective = replace(objective, train=replace(objective.train, compile=False), live=None)
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        objective(model, batch, tokens=batch.tokens, masked=max(1, batch.masked)).total.backward()
+    for parameter in model.parameters():
         if parameter.grad is None:
             parameter.requires_grad_(False)
-            unreached.append(name)
         parameter.grad = None
-    return unreached
+    return counter.get_total_flops() / batch.tokens
 
 
 def frozen_parameters(model: StudentModel) -> dict[str, Tensor]:
@@ -40,12 +51,11 @@ def frozen_parameters(model: StudentModel) -> dict[str, Tensor]:
 
 
 def _sample(layout: Layout) -> dict[str, np.ndarray]:
-    """The columns of one sample of this layout, without padding: zeros, and one masked token."""
+    """The columns of one sample of this layout, without padding: zeros; all masked positions are used."""
     columns = {
         name: np.zeros((1, *column.shape), column.dtype) for name, column in layout.data_columns().items()
     }
     columns["token_count"][:] = layout.length
     if layout.masked:
-        columns["masked_positions"][:] = -1
-        columns["masked_positions"][:, 0] = 0
+        columns["masked_positions"][:] = np.arange(layout.masked)
     return columns

@@ -4,8 +4,8 @@ All sides do whole optimiser steps of the same shape and dtype, in turn, on torc
 the stored numbers are random: they do not change what is computed. Teachers in the loop:
 
 - *plain*: the formula of DistilBERT's authors, dense logits, torch's AdamW (``live_reference``);
-- *same loss*: the teacher below its replayed top runs beside the student, through our own loss and engine. It
-  is what a store saves, and no more.
+- *same loss*: ``train.teacher: live``. The teacher below its replayed top runs beside the student, through
+  our own loss and engine. It is what a store saves, and no more.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from infra.processor import computes_bfloat16
 from infra.recipe import Recipe
 from infra.sections import Student, Train
 from infra.tracking import Run
-from offline_teacher.families.split import lower
-from offline_teacher.families.weights import top_weights
+from offline_teacher.families.weights import named_weights, top_weights
 from offline_teacher.store.schema import Layout
 from student_train.data.order import SampleOrder
 from student_train.data.reading import open_stream
@@ -41,7 +40,8 @@ from student_train.engine.engine import Engine
 from student_train.engine.world import World, start_world
 from student_train.main import model_and_objective
 from student_train.objectives import triple_loss
-from student_train.objectives.objective import columns_needed
+from student_train.objectives.live import LiveTeacher
+from student_train.objectives.needs import columns_needed
 from student_train.trainer import Trainer
 from tests.benchmarks.full_sequences import full_store
 from tests.benchmarks.live_reference import dense_inputs, live_optimizer, live_step
@@ -101,10 +101,6 @@ class Training:
             recipe.run("student"), world, self.store, self.model, objective, self.engine, Run(), {}
         )
 
-    def below(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The teacher below what the store has of it, in the student's dtype. It becomes frozen."""
-        return lower(self.teacher, self.case.replay_layers).to(getattr(torch, self.train.dtype))
-
     def stream(self, start: int) -> Stream:
         plan = self.store.splits["train"].plan
         order = SampleOrder(plan, 0, BATCH, plan.samples_per_epoch, window_batches=2)
@@ -115,12 +111,18 @@ class Training:
         self.trainer._forward_backward(step, float(step.tokens), float(step.masked))
         self.engine.step(5e-4)
 
-    @torch.no_grad()
-    def live(self, step: Step, below: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """The same step, whose hidden states the teacher says now."""
-        said = [replace(batch, hidden_states=below(batch.input_ids)) for batch in step.micro_batches]
-        with torch.enable_grad():
-            self.step(replace(step, micro_batches=said))
+    def with_live_teacher(self) -> Callable[[Step], None]:
+        """The same step of ``train.teacher: live``."""
+        weights = named_weights(self.teacher)
+        live = LiveTeacher(self.teacher.config, weights, self.case.replay_layers)
+        live.to(self.world.device, getattr(torch, self.train.dtype))
+        objective = replace(self.trainer.objective, live=live)
+
+        def step(kept: Step) -> None:
+            with mock.patch.object(self.trainer, "objective", objective):
+                self.step(kept)
+
+        return step
 
 
 def run() -> list[Row]:
@@ -143,8 +145,7 @@ def half_rows(directory: str, world: World) -> list[Row]:
         live_step(training.teacher, plain, optimizer, inputs, bfloat16=bfloat16)
 
     seconds = rounds("student, half", [training], {"plain": with_teacher})
-    below = training.below()
-    seconds |= rounds("student, half", [training], {"same": lambda kept: training.live(kept, below)})
+    seconds |= rounds("student, half", [training], {"same": training.with_live_teacher()})
     store, where = seconds["store0"], conditions(training, seconds)
     return [
         row(f"student.{name}", value, unit, goal, where)
@@ -162,9 +163,7 @@ def half_rows(directory: str, world: World) -> list[Row]:
 def narrow_rows(directory: str, world: World) -> list[Row]:
     relations = Training(NARROW, f"{directory}/relations", world)
     triple = Training(NARROW_TRIPLE, f"{directory}/triple", world)
-    below = relations.below()
-    live = {"same": lambda kept: relations.live(kept, below)}
-    seconds = rounds("student, 6 x 384", [relations, triple], live)
+    seconds = rounds("student, 6 x 384", [relations, triple], {"same": relations.with_live_teacher()})
     store, where = seconds["store0"], conditions(relations, seconds)
     return [
         row("student.relations_over_triple", seconds["store1"] / store, "ratio", ">= 2", where),
@@ -174,8 +173,7 @@ def narrow_rows(directory: str, world: World) -> list[Row]:
 
 def tiny_rows(directory: str, world: World) -> list[Row]:
     training = Training(TINY, directory, world)
-    below = training.below()
-    seconds = rounds("student, 3 x 384", [training], {"same": lambda kept: training.live(kept, below)})
+    seconds = rounds("student, 3 x 384", [training], {"same": training.with_live_teacher()})
     ratio, where = seconds["same"] / seconds["store0"], conditions(training, seconds)
     return [row("student.over_live_same_loss_3x384_of_large", ratio, "ratio", ">= 5", where)]
 

@@ -20,9 +20,14 @@ from offline_teacher.store import writer
 from offline_teacher.store.manifest import CONFIG, WEIGHTS
 from student_train.engine import world as worlds
 from student_train.engine.world import World
+from tests.store import synthetic
 from tests.student_train import tiny_run
 from tests.student_train.tiny_run import V, command, make_store, make_teacher, student
 
+POOLED = {"positions": "pooled", "top_k": 0, "hidden_states": "none", "masked": 0}
+QUERY = "bert.encoder.layer.0.attention.self.query.weight"
+WORDS = "bert.embeddings.word_embeddings.weight"
+DENSE = "cls.predictions.transform.dense.weight"
 RELATIONS = ["train.alpha_ce=0", "train.alpha_mlm=0", "train.alpha_cos=0", "train.alpha_relation=1"]
 
 
@@ -110,11 +115,56 @@ def impossible(column: str, value: int) -> Callable[[Path], None]:
     return rebuild
 
 
+def packed_texts(root: Path) -> None:
+    """A sentence encoder's store of tokens, whose sequences are cut out of running text."""
+    with mock.patch.object(tiny_run, "_document_spec", synthetic.make_spec):
+        store_of(documents=True)(root)
+
+
 def teacher_without_a_head(root: Path) -> None:
     kept = named_weights(make_teacher().bert)
     no_store(root)
     with mock.patch.object(tiny_run, "named_weights", return_value=kept):
         make_store(store(root), make_teacher())
+
+
+def hostile(
+    change: Callable[[dict[str, torch.Tensor]], object] = lambda tensors: None, **config: Any
+) -> Callable[[Path], None]:
+    """A store whose digests are right and whose teacher is none: other tensors, or another configuration."""
+
+    def rebuild(root: Path) -> None:
+        teacher = make_teacher()
+        tensors = {name: tensor.detach().clone() for name, tensor in named_weights(teacher).items()}
+        change(tensors)
+        told = {**teacher.config.to_dict(), **config}
+        no_store(root)
+        with (
+            mock.patch.object(tiny_run, "named_weights", return_value=tensors),
+            mock.patch.object(type(teacher.config), "to_dict", return_value=told),
+        ):
+            make_store(store(root), teacher)
+
+    return rebuild
+
+
+def hostile_file(data: bytes) -> Callable[[Path], None]:
+    """In the place of the teacher's weights."""
+
+    def rebuild(root: Path) -> None:
+        no_store(root)
+        with mock.patch.object(synthetic, "save", return_value=data):
+            make_store(store(root), make_teacher())
+
+    return rebuild
+
+
+def hostile_pooling(**told: Any) -> Callable[[Path], None]:
+    def rebuild(root: Path) -> None:
+        with mock.patch.object(synthetic, "POOLED", told):
+            store_of(**POOLED)(root)
+
+    return rebuild
 
 
 def file_in_the_way(root: Path) -> None:
@@ -226,7 +276,81 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
         ["train.alpha_ce=0", "train.alpha_mlm=0", "train.alpha_embedding=1"],
         ["train.alpha_cos", "pooled", "train.alpha_embedding: 1"],
     ),
-    "vectors of a store of tokens": (nothing, ["train.alpha_embedding=1"], ["alpha_embedding", "pooled"]),
+    "vectors of a teacher that makes none": (
+        nothing, ["train.alpha_embedding=1"], ["train.alpha_embedding", "no sentence encoder"],
+    ),
+    "vectors of sequences that are no texts": (
+        packed_texts, ["train.alpha_embedding=1"], ["train.alpha_embedding", "packing: document"],
+    ),
+    "vectors of masked positions": (
+        store_of(positions="masked"),
+        ["train.alpha_embedding=1", "train.kl_positions=masked"],
+        ["train.alpha_embedding", "positions: all"],
+    ),
+    "vectors made in no known way": (
+        hostile_pooling(mode="max", normalise=True, prompts={}, default_prompt=None, max_length=None),
+        [*RELATIONS[:3], "train.alpha_embedding=1"], ["pooling.json", "'max'"],
+    ),
+    "vectors of which nothing is said": (
+        hostile_pooling(mode="mean"), [*RELATIONS[:3], "train.alpha_embedding=1"], ["pooling.json"],
+    ),
+    # A live teacher
+    "an unknown teacher": (nothing, ["train.teacher=both"], ["train.teacher", "store", "live"]),
+    "a live teacher's top-k": (
+        nothing, ["train.teacher=live", "train.soft_targets=topk"], ["soft_targets: topk", "exact"],
+    ),
+    "a live teacher whose weights are withheld": (
+        store_of(teacher_weights=False),
+        ["train.teacher=live", "student.init=random"],
+        ["train.teacher: live", "teacher_weights: false", "train.teacher: store"],
+    ),
+    "a live teacher of text that is not masked": (
+        store_of(masked=0), ["train.teacher=live"], ["train.alpha_mlm", "not masked"],
+    ),
+    # A teacher that is none, with the right digests
+    "weights of another shape": (
+        hostile(lambda x: x.update({QUERY: x[QUERY][:, 1:]})), [], ["model.safetensors", "size mismatch"],
+    ),
+    "another vocabulary's words": (
+        hostile(lambda x: x.update({WORDS: x[WORDS][1:]})), [], ["model.safetensors", "size mismatch"],
+    ),
+    "a weight missing": (hostile(lambda x: x.pop(QUERY)), [], ["model.safetensors lacks", QUERY]),
+    "words missing": (hostile(lambda x: x.pop(WORDS)), [], ["model.safetensors lacks", WORDS]),
+    "a live teacher's weight missing": (
+        hostile(lambda x: x.pop(QUERY)), ["train.teacher=live", "student.layers=[1]"], ["lacks", QUERY],
+    ),
+    "hardly a weight": (
+        hostile(lambda x: [x.pop(name) for name in list(x)[1:]]), [], ["model.safetensors lacks", "more"],
+    ),
+    "a weight that is no number": (
+        hostile(lambda x: x[QUERY].view(-1)[3:4].fill_(torch.nan)), [], [QUERY, "not finite"],
+    ),
+    "an infinite weight": (
+        hostile(lambda x: x[DENSE].view(-1)[3:4].fill_(torch.inf)), [], [DENSE, "not finite"],
+    ),
+    "weights that are integers": (
+        hostile(lambda x: x.update({QUERY: x[QUERY].int()})), [], ["tiny/store", "model.safetensors"],
+    ),
+    "weights that are no safetensors": (hostile_file(b"\x80\x04pickled"), [], ["tiny/store", "safetensors"]),
+    "an empty file of weights": (hostile_file(b""), [], ["tiny/store", "safetensors"]),
+    "weights cut short": (hostile_file(b"\xff" * 64), [], ["tiny/store", "safetensors"]),
+    "a configuration of another width": (hostile(hidden_size=32), [], ["config.json", "hidden_size is 32"]),
+    "a configuration of other words": (hostile(vocab_size=97), [], ["config.json", "vocab_size is 97"]),
+    "a configuration without end": (hostile(num_hidden_layers=10**9), [], ["num_hidden_layers is 100"]),
+    "a depth that is no number": (hostile(num_hidden_layers="two"), [], ["num_hidden_layers is two"]),
+    "deeper than its weights": (
+        hostile(num_hidden_layers=4), ["student.layers=last:1"], ["lacks", "bert.encoder.layer.2"],
+    ),
+    "heads that do not divide": (hostile(num_attention_heads=3), [], ["config.json", "3 attention heads"]),
+    "an unknown activation": (hostile(hidden_act="evil"), [], ["config.json", "evil"]),
+    "a family of decoders": (hostile(model_type="llama"), [], ["llama"]),
+    "more neurons than any memory holds": (
+        hostile(intermediate_size=10**12), [], ["model.safetensors", "size mismatch"],
+    ),
+    "fewer positions than a sequence": (
+        hostile(max_position_embeddings=4), [], ["config.json", "4 tokens", "12"],
+    ),
+    "an epsilon that is no number": (hostile(layer_norm_eps="x"), [], ["tiny/store", "config.json"]),
     "vocabulary of a teacher without a head": (teacher_without_a_head, [], ["masked-LM head"]),
     # The student
     "deeper than its teacher": (nothing, ["student.layers=last:5"], ["last:5", "2 layers"]),
@@ -285,7 +409,7 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
 
 
 def test_there_are_enough_kinds_of_bad_input() -> None:
-    assert len(BAD) >= 50
+    assert len(BAD) >= 80
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -16,7 +19,9 @@ import yaml
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
+from infra import storage
 from offline_teacher.families.weights import named_weights, top_weights
+from offline_teacher.store.manifest import POOLING, Spec
 from offline_teacher.store.reader import Store
 from offline_teacher.store.schema import Layout
 from student_train import main
@@ -53,24 +58,38 @@ def make_store(
     masking_epochs: int = 2,
     block_samples: int = 2,
     seed: int = 0,
+    documents: bool = False,
     **layout: Any,
 ) -> Store:
-    """A finished store of what ``teacher`` says of random text; ``layout`` are fields of ``Layout``."""
+    """A finished store of what ``teacher`` says of random text; ``layout`` are fields of ``Layout``.
+
+    ``documents``: every sequence is one text, of which the teacher makes a vector as `synthetic.POOLED` says.
+    """
     sizes = {"length": L, "masked": M, "vocab_size": V, "hidden_size": D, "top_k": K}
     made = synthetic.small_layout(**{**sizes, **layout})
     rows = {"train": (sequences,), **({"validation": (held_out,)} if held_out else {})}
     kept = named_weights(teacher) if made.teacher_weights else top_weights(teacher, made.replay_layers)
-    return synthetic.make_store(
-        str(directory),
-        made,
-        rows,
-        synthetic.small_plan(masking_epochs=masking_epochs, block_samples=block_samples),
-        seed,
-        live(teacher),
-        teacher.config.to_dict(),
-        {name: tensor.detach().numpy() for name, tensor in kept.items()},
-        _tokenizer(V),
-    )
+    if documents:
+        storage.keep_bytes(str(directory / POOLING), json.dumps(synthetic.POOLED).encode())
+    with mock.patch.object(synthetic, "make_spec", _document_spec if documents else synthetic.make_spec):
+        return synthetic.make_store(
+            str(directory),
+            made,
+            rows,
+            synthetic.small_plan(masking_epochs=masking_epochs, block_samples=block_samples),
+            seed,
+            live(teacher),
+            teacher.config.to_dict(),
+            {name: tensor.detach().numpy() for name, tensor in kept.items()},
+            _tokenizer(V),
+        )
+
+
+def _document_spec(*arguments: Any, make_spec: Callable[..., Spec] = synthetic.make_spec) -> Spec:
+    """The spec of a store whose sequences are one text each."""
+    spec = make_spec(*arguments)
+    recipe = {**spec.fingerprint["recipe"], "sequences": {"packing": "document"}}
+    return replace(spec, fingerprint={**spec.fingerprint, "recipe": recipe})
 
 
 def _tokenizer(size: int) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ import torch
 
 from infra.errors import UserError
 from offline_teacher.families import family_of
-from offline_teacher.families.slicing import sliced_weights
+from offline_teacher.families.slicing import _rotary_dimensions, sliced_weights
 from offline_teacher.families.students import Shape, new_student, student_config, student_weights
 from offline_teacher.families.weights import named_weights
 from tests.offline_teacher.families.tiny_models import FAMILIES, batch, masked_lm
@@ -25,7 +25,7 @@ def start(model: Any, shape: Shape, layers: tuple[int, ...] = LAYERS) -> tuple[A
     return config, sliced_weights(config, weights, model.config.num_attention_heads)
 
 
-@pytest.mark.parametrize("family", SEPARATE)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_sliced_student_runs(family: str) -> None:
     config, weights = start(masked_lm(family), Shape(hidden_size=8))
     student = new_student(config, weights, head=True)
@@ -38,7 +38,7 @@ def test_a_sliced_student_runs(family: str) -> None:
     assert encoder.config.hidden_size == 8
 
 
-@pytest.mark.parametrize("family", SEPARATE)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_slices_of_all_are_all(family: str) -> None:
     model = masked_lm(family)
     config, weights = start(model, Shape())
@@ -109,8 +109,39 @@ def rows(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return row, (matrix[0] - row[0]) * 64
 
 
+def test_joint_projections_and_gated_neurons() -> None:
+    """ModernBERT: one matrix of queries, keys and values, and one of neurons and their gates."""
+    model = masked_lm("modernbert")
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():
+            place = torch.arange(parameter.shape[0]).float()
+            parameter.copy_(
+                place[:, None] + torch.arange(parameter.shape[1]) / 64 if parameter.ndim == 2 else place
+            )
+    config, weights = start(model, Shape(hidden_size=8))
+    for number in range(len(LAYERS)):
+        matrices, _ = layer(config, weights, number)
+        joint, hidden = rows(matrices["attn.Wqkv"])
+        inner = torch.tensor([0, 2, 4, 6, 8, 10, 12, 14.0])  # of 4 heads, of 4 dimensions, 1 of 2 pairs
+        assert torch.equal(joint, torch.cat([inner, inner + 16, inner + 32]))
+        assert torch.equal(rows(matrices["attn.Wo"])[1], inner)
+        assert torch.equal(rows(matrices["attn.Wo"])[0], hidden)
+        neurons = rows(matrices["mlp.Wo"])[1]
+        assert len(neurons) == 12
+        assert torch.equal(rows(matrices["mlp.Wi"])[0], torch.cat([neurons, neurons + 24]))
+
+
+def test_rotary_pairs_keep_their_frequencies() -> None:
+    """Of 8 dimensions, pairs 0 and 2: base^(-2 i / 8) for i of 0, 2 is base^(-2 j / 4) for j of 0, 1."""
+    kept = _rotary_dimensions(torch.rand(16), 2, 2, 8)
+    assert kept.tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
+    size = torch.tensor([0.0] * 8 + [1.0] * 8)
+    assert _rotary_dimensions(size, 2, 1, 8).tolist() == list(range(8, 16))  # a whole head
+
+
 def test_what_cannot_be_sliced_is_one_line() -> None:
-    with pytest.raises(UserError, match="narrower modernbert student cannot start.*set init: random"):
-        start(masked_lm("modernbert"), Shape(hidden_size=8))
-    with pytest.raises(UserError, match="2 heads of 6 dimensions cannot be cut out of the teacher's 4 of 4"):
-        start(masked_lm("bert"), Shape(hidden_size=12, attention_heads=2))
+    for family in ("bert", "modernbert"):
+        with pytest.raises(
+            UserError, match="2 heads of 6 dimensions cannot be cut out of the teacher's 4 of 4"
+        ):
+            start(masked_lm(family), Shape(hidden_size=12, attention_heads=2))

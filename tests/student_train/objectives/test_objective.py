@@ -24,7 +24,8 @@ from student_train.data.reading import open_stream
 from student_train.data.stream import Step
 from student_train.engine.world import World
 from student_train.objectives import triple_loss
-from student_train.objectives.objective import TERMS, Objective, columns_needed, soft_target_kind
+from student_train.objectives.needs import columns_needed, soft_target_kind
+from student_train.objectives.objective import TERMS, Objective
 from student_train.objectives.relations import dense_relation_loss
 from student_train.objectives.soft_targets import ExactTarget
 from student_train.objectives.validation import validate

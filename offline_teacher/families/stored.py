@@ -1,0 +1,133 @@
+"""A store's teacher, whose files may be anybody's: checked before anything is built of them.
+
+Digests say that a file is what the store's writer wrote; they do not say that it is a teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from infra.cache import Cache
+from infra.errors import UserError
+from offline_teacher.families import family_of
+from offline_teacher.families.pooling import MODES, Pooling
+from offline_teacher.store.manifest import CONFIG, POOLING, WEIGHTS
+from offline_teacher.store.reader import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_LAYERS = 256
+"""No encoder is deeper; building more of them, as a hostile file may ask for, has no end."""
+AGAIN = "make the store again from a sound teacher"
+
+
+@contextmanager
+def teacher_of(store: Store) -> Iterator[None]:
+    """What fails in building a teacher of the store's files is a UserError that names them.
+
+    transformers, safetensors and torch raise what they like for files of anything at all.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            f"{store.root}: {CONFIG} and {WEIGHTS} are no teacher's ({reason}); {AGAIN}"
+        ) from error
+
+
+def stored_config(store: Store) -> dict[str, Any]:
+    """The teacher's configuration. UserError where its sizes are not those of the store."""
+    config = store.teacher_config()
+    with teacher_of(store):
+        _check_sizes(store, config)
+    return config
+
+
+def stored_weights(
+    store: Store, config: dict[str, Any], cache: Cache | None = None, complete: bool = False
+) -> dict[str, Tensor]:
+    """The teacher's tensors by name, each finite and of the shape that ``config`` asks for. UserError.
+
+    ``cache``: for those of a remote store. ``complete``: all of the model are there; else the caller checks
+    that those are which it needs.
+    """
+    from safetensors.torch import load_file
+
+    with teacher_of(store):
+        weights = load_file(store.teacher_weights(cache))
+        missing = _misfits(store, config, weights)
+        if complete and missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise UserError(f"{store.root}: {WEIGHTS} lacks {', '.join(missing[:3])}{more}; {AGAIN}")
+        for name, tensor in weights.items():
+            if not bool(tensor.isfinite().all()):
+                raise UserError(f"{store.root}: {WEIGHTS}: {name} holds a number that is not finite; {AGAIN}")
+    return weights
+
+
+def stored_pooling(store: Store) -> Pooling | None:
+    """How the teacher makes one vector of a text; None where it is no sentence encoder.
+
+    UserError where the store's file says nothing of the kind.
+    """
+    told = store.pooling()
+    if told is None:
+        return None
+    try:
+        pooling = Pooling(**{field.name: told[field.name] for field in fields(Pooling)})
+        if pooling.mode not in MODES.values() or not isinstance(pooling.normalise, bool):
+            raise ValueError(f"it pools by {str(pooling.mode)[:40]!r}")
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{store.root}: {POOLING} does not say how vectors are made ({error}); {AGAIN}"
+        ) from None
+    return pooling
+
+
+def _check_sizes(store: Store, config: dict[str, Any]) -> None:
+    from offline_teacher.families.positions import usable_length
+
+    family, where = family_of(config), f"{store.root}: {CONFIG}"
+    depth = config.get(family.own_name("num_hidden_layers"), 0)
+    if not isinstance(depth, int) or not 0 <= depth <= MOST_LAYERS:
+        raise UserError(f"{where}: num_hidden_layers is {str(depth)[:40]}, not 0 to {MOST_LAYERS}")
+    for name in ("hidden_size", "vocab_size"):
+        own, stored = config.get(family.own_name(name)), getattr(store.layout, name)
+        if own != stored:
+            raise UserError(f"{where}: {name} is {str(own)[:40]}, that of the store {stored}")
+    heads = config.get(family.own_name("num_attention_heads"))
+    if not isinstance(heads, int) or heads < 1 or store.layout.hidden_size % heads:
+        raise UserError(
+            f"{where}: {str(heads)[:40]} attention heads do not divide {store.layout.hidden_size}"
+        )
+    longest = usable_length(family.config(config))
+    if longest < store.layout.length:
+        raise UserError(
+            f"{where}: it places {longest} tokens, sequences of the store have {store.layout.length}"
+        )
+
+
+def _misfits(store: Store, config: dict[str, Any], weights: dict[str, Tensor]) -> list[str]:
+    """Names of tensors that a model of ``config`` has and ``weights`` lack. UserError where shapes differ.
+
+    The model takes no memory, whatever sizes a configuration asks for.
+    """
+    import torch
+
+    from offline_teacher.families.weights import load_named
+
+    family = family_of(config)
+    head = f"{family.head.dense}.weight" in weights
+    with torch.device("meta"):
+        model = family.model_class(head)(family.config(config), **family.class_arguments(head))
+    try:
+        return load_named(model, weights, assign=True)
+    except UserError as error:
+        raise UserError(f"{store.root}: {CONFIG} and {WEIGHTS}: {error}; {AGAIN}") from None
