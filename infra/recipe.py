@@ -1,4 +1,4 @@
-"""The recipe: one YAML file that says everything about a run. ``infra.recipe_file`` reads and checks it."""
+"""The recipe: all settings of a run, in one YAML file. ``infra.recipe_file`` reads and checks the file."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Every setting of a recipe: one frozen dataclass per section, each field documented where it stands.
+"""Every setting of a recipe: one frozen dataclass per section, with a docstring below each field.
 
-They live together, not beside the stages, because every command validates the whole recipe (a typo
-in ``train`` must not surface after the teacher pass is paid for) and no stage may import another.
+All sections are in this module, not beside their stages, because every command validates the whole recipe (a
+typo in ``train`` must be found before the teacher pass, not after it) and no stage may import another.
 
-A field made with ``outcome`` changes what comes out and is part of the fingerprint; one made with
-``speed`` only changes how fast or where, and may differ when a run is resumed.
+A field made with ``outcome`` changes the result and is part of the fingerprint. A field made with
+``speed`` changes only speed or place, and may differ when a run is resumed.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal
 
 TEMPERATURES = (0.1, 1000.0)
-"""Where stored numbers and float32 still tell something. A bfloat16 teacher's logit is good to 2^-9 of itself
-(0.03 near 16), a float32 teacher's, stored in float16, to 2^-11 (0.008): below 0.1 that alone changes a
-probability by a third, or by 8 %. Above 1000 the teacher and the student are both so nearly even that the
-gradient, a difference of the two, nears float32's rounding."""
+"""Smallest and largest temperature that the number formats allow. Logits have a relative error of 2^-9 for a
+bfloat16 teacher (0.03 near 16) and of 2^-11 for a float32 teacher stored in float16 (0.008). Below T = 0.1
+these errors change a probability by a third, or by 8 %. Above T = 1000 teacher and student are both almost
+uniform, and the gradient, their difference, is not much larger than float32's rounding error."""
 
 
 MAX_LENGTH = 1024
-"""Tokens of a sequence; a teacher's own positions may allow fewer."""
+"""Largest number of tokens in a sequence; the teacher's position embeddings may allow fewer."""
 
 
 def outcome(default: Any = MISSING) -> Any:
@@ -56,7 +56,7 @@ class Corpus:
     validation_path: tuple[str, ...] = speed(())
     """The same for held-out text; empty: no validation store (hub: see ``validation_split``)."""
     document: Literal["file", "line", "block"] = outcome("line")
-    """What one document of a text file is; a block ends at a blank line."""
+    """The unit of a text file that is one document. Blank lines separate blocks."""
     text_column: str = outcome("text")
     config: str | None = outcome(None)
     """Hub configuration name, e.g. ``wikitext-103-raw-v1``."""
@@ -82,9 +82,11 @@ class Sequences:
     length: int = outcome(128)
     """L, special tokens included."""
     packing: Literal["packed", "document"] = outcome("packed")
-    """``packed``: documents run on, cut at L. ``document``: one (truncated) document a sequence."""
+    """``packed``: documents are concatenated and cut every L tokens. ``document``: a sequence is one
+    document, truncated to L tokens."""
     part_bytes: int = outcome(16 << 20)
-    """Text bytes that one worker tokenises at a time: a part. Only a part's last sequence can be short."""
+    """Bytes of text in a part, which one worker tokenises. If packed, only a part's last sequence can be
+    short."""
 
     def __post_init__(self) -> None:
         require(8 <= self.length <= MAX_LENGTH, f"length: must be 8 to {MAX_LENGTH}, not {self.length}")
@@ -122,7 +124,7 @@ class Masking:
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """Which model is run, and on what."""
+    """The teacher model, and the workers that run it."""
 
     model: str = speed()
     """Hub name or local directory; its weights, not its name, are fingerprinted."""
@@ -131,14 +133,16 @@ class Teacher:
     batch_size: int = outcome(32)
     """Sequences a forward. An outcome field: the blocking of matrix products changes last bits."""
     cpu_threads: int = outcome(1)
-    """Torch threads of one worker, fixed so that the number of workers cannot change a bit."""
+    """Torch threads of one worker. The number is fixed, so the teacher's numbers do not depend on
+    ``workers``."""
     workers: int = speed(2)
     """At most this many workers."""
     min_workers: int = speed(1)
-    """The pass starts, and goes on, with this many."""
+    """The pass runs only while at least this many workers are available."""
     gpus_per_worker: float = speed(0.0)
     task_attempts: int = speed(3)
-    """A task that fails for its own reason this often is quarantined and named; the others go on."""
+    """A task that has failed this many times on healthy workers is quarantined and named; the pass
+    continues."""
     ray_address: str | None = speed(None)
     """None: the cluster this process was submitted to, else a local one."""
 
@@ -164,18 +168,18 @@ class Store:
     path: str | None = speed(None)
     """Directory or URL of the store; None: ``<output>/<name>/store``."""
     replay_layers: int = outcome(0)
-    """n: the hidden states kept are the input of the teacher's top n encoder layers, from which those layers
-    give all that they would have given. 0: the output of the last layer."""
+    """n: the store keeps the input of the teacher's top n encoder layers; students run these layers on it. 0:
+    the store keeps the output of the last layer."""
     hidden_states: Literal["float16", "bfloat16", "int8", "none"] = outcome("float16")
     positions: Literal["all", "masked", "pooled"] = outcome("all")
-    """Which positions are kept; ``pooled``: one vector a sequence, of a sentence encoder."""
+    """Which positions are kept. ``pooled``: only the sentence encoder's vector of each sequence."""
     top_k: int = outcome(64)
-    """K largest logits a position; 0: none, and no logsumexp either."""
+    """K: the number of largest logits kept for each position. 0: neither logits nor logsumexp are kept."""
     temperatures: tuple[float, ...] = outcome((1.0, 2.0))
     """The temperatures at which logsumexp(logits / T) is kept; ascending."""
     teacher_weights: bool = outcome(True)
-    """Keep all of the teacher's weights in the store; false: only those that replay needs, for teachers that
-    may not be passed on. Students can then not start from the teacher's layers."""
+    """true: the store holds all weights of the teacher. false: only those that replay needs, for teachers
+    that may not be redistributed; students can then not start from the teacher's layers."""
     task_sequences: int = outcome(4096)
     """Sequences of a task, the unit of work, retry and commit."""
     block_bytes: int = outcome(4 << 20)
@@ -238,8 +242,8 @@ class Student:
     teacher's last."""
     init: Literal["teacher", "random"] = outcome("teacher")
     hidden_size: int | None = outcome(None)
-    """None: the teacher's D. A narrower student starts from slices of the teacher's layers unless ``init`` is
-    random; for the cosine it learns a projection."""
+    """None: the teacher's hidden size. A narrower student starts from slices of the teacher's layers unless
+    ``init`` is random; for the cosine loss it also learns a projection to the teacher's width."""
     attention_heads: int | None = outcome(None)
     """None: as many as the teacher has."""
     intermediate_size: int | None = outcome(None)
@@ -267,7 +271,7 @@ class Student:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreNeeds:
-    """What a kind of soft target reads of a store."""
+    """The columns that a kind of soft target reads from a store."""
 
     hidden_states: bool = False
     top_k: bool = False
@@ -305,47 +309,50 @@ class Train:
     alpha_relation: float = outcome(0.0)
     """Weight of MiniLMv2's relations (arXiv 2012.15828); needs ``store.replay_layers`` of 1 or more."""
     alpha_embedding: float = outcome(0.0)
-    """Weight of the distance between the vectors of a text; needs the store of a sentence encoder: with
-    ``positions: pooled``, whose only term it is, or with ``sequences.packing: document``."""
+    """Weight of the distance between the student's and the teacher's vector of a text. It needs the store of
+    a sentence encoder, with ``positions: pooled`` (then no other term is possible) or ``sequences.packing:
+    document``."""
     relation_heads: int | None = outcome(None)
-    """A: must divide both widths; None: their largest common divisor up to 64."""
+    """Number of relation heads, which must divide both widths. None: their largest common divisor up to
+    64."""
     relation_weights: tuple[float, float, float] = outcome((1.0, 1.0, 1.0))
-    """Of the relations among queries, keys and values; only how they compare counts, and 0 leaves one out."""
+    """Relative weights of the query, key and value relations; 0 leaves one out."""
     relation_layer: int = outcome(-1)
     """The student's layer whose queries, keys and values are compared; -1: its last."""
     soft_targets: Literal["auto", "exact", "topk"] = outcome("auto")
     """One of ``SOFT_TARGETS``; ``auto``: exact where the store holds hidden states, else topk."""
     kl_positions: Literal["all", "masked"] = outcome("all")
     teacher: Literal["store", "live"] = outcome("store")
-    """Who teaches: what the store holds, or the whole teacher, run beside the student on the store's text; it
-    needs ``store.teacher_weights``."""
+    """``store``: the loss uses the stored outputs of the teacher. ``live``: every step runs the whole teacher
+    on the store's text, which needs ``store.teacher_weights: true``."""
     dtype: Literal["bfloat16", "float16", "float32"] = outcome("bfloat16")
     zero_stage: Literal[0, 1, 2] = speed(0)
     deepspeed_config: str | None = speed(None)
     """A DeepSpeed JSON merged under the recipe; a key set in both to different values is an error."""
     seed: int = outcome(0)
     window_batches: int = outcome(64)
-    """Samples are shuffled within this many batches, whose blocks come from everywhere in the corpus."""
+    """Size of the shuffle window in batches. Each window takes random blocks from the whole corpus."""
     prefetch: int = speed(4)
     """Micro-batches decoded ahead of the step."""
     compile: bool = speed(True)
     """Fuse the elementwise part of the loss with torch.compile; falls back to eager with a warning."""
     deterministic: bool = speed(False)
-    """Torch's deterministic algorithms: with them, a run resumed on a GPU is bit-equal to one that never
-    stopped. They are slower there; a CPU does not need them."""
+    """Use torch's deterministic algorithms. With them, a resumed run on a GPU is bit-equal to an
+    uninterrupted one, but slower. On a CPU this holds without them."""
     profile_steps: int = speed(0)
-    """Steps of which the first rank writes a trace to ``trace.json`` beside the history, after ten others."""
+    """Number of steps that rank 0 profiles, after the first ten; it writes ``trace.json`` beside the
+    history."""
     log_every: int = speed(10)
-    """Steps."""
+    """Steps between two lines of the history."""
     validate_every: int = speed(0)
-    """Steps; 0: only at the end."""
+    """Steps between two validations; 0: only at the end."""
     checkpoint_every: int = speed(0)
-    """Steps; 0: by time alone."""
+    """Steps between two checkpoints; 0: only ``checkpoint_minutes`` counts."""
     checkpoint_minutes: float = speed(5.0)
-    """Minutes since the last checkpoint after which there is one more; 0: by steps alone."""
+    """Minutes between two checkpoints; 0: only ``checkpoint_every`` counts."""
     keep_checkpoints: int = speed(2)
     cache_dir: str | None = speed(None)
-    """Where blocks of a remote store are kept, shared by the ranks of a node; None: a temporary directory."""
+    """Directory that caches blocks of a remote store for all ranks of a node; None: a temporary directory."""
     cache_bytes: int = speed(20 << 30)
 
     def __post_init__(self) -> None:
@@ -390,7 +397,7 @@ class Train:
         )
 
     def soft_target_kind(self, hidden_states: str) -> str | None:
-        """The kind for a store that keeps ``hidden_states`` so; None where alpha_ce is 0."""
+        """The kind of soft target for a store with this ``hidden_states``; None if alpha_ce is 0."""
         if not self.alpha_ce:
             return None
         if self.soft_targets == "auto":
@@ -408,7 +415,7 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What teacher and student are scored on."""
+    """The tasks on which teacher and students are fine-tuned and scored, and how."""
 
     tasks: tuple[str, ...] = outcome(("CoLA", "SST-2", "MRPC", "STS-B", "RTE"))
     data: str | None = speed(None)
@@ -416,7 +423,7 @@ class Evaluation:
     seeds: tuple[int, ...] = outcome((0,))
     epochs: float = outcome(3.0)
     max_steps: int | None = outcome(None)
-    """Ends a fine-tuning run after so many steps, where its epochs are more: large tasks on few cores."""
+    """Largest number of steps of a fine-tuning run; for large tasks on few cores."""
     batch_size: int = outcome(32)
     learning_rate: float = outcome(3e-5)
     max_length: int = outcome(128)
@@ -424,17 +431,17 @@ class Evaluation:
     undistilled: bool = outcome(True)
     """Also fine-tune the student's architecture from random weights, as the reference row."""
     second_distillation: bool = outcome(False)
-    """Also fine-tune the student on the fine-tuned teacher's outputs beside the labels, on every task: the
-    row "student (D)"."""
+    """Also fine-tune each student on labels and on the outputs of a fine-tuned teacher, on every task. These
+    are the rows "<student> (D)"."""
     distillation_temperature: float = outcome(2.0)
-    """T of that second distillation."""
+    """Temperature of the second distillation."""
     latency_sentences: int = speed(0)
     """Sentences of the latency pass; 0: all of STS-B dev."""
     latency_threads: int = speed(1)
     elmo_reference: bool = speed(True)
     """Also time a network of ELMo's size (random weights), the slowest row of the latency table."""
     workers: int = speed(1)
-    """Fine-tuning runs side by side (Ray tasks where more than one)."""
+    """Number of parallel fine-tuning runs; more than one run as Ray tasks."""
 
     def __post_init__(self) -> None:
         require(len(self.tasks) > 0, "tasks: names no task")
