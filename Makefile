@@ -32,6 +32,7 @@ bench: .venv/installed
 	@$(IN_VENV) python -m tests.benchmarks
 
 chaos: .venv/installed
+	@$(IN_VENV) python -m tests.chaos.forks
 	@$(IN_VENV) python -m tests.chaos
 	@$(IN_VENV) python -m tests.chaos.student
 	@$(IN_VENV) python -m tests.chaos.object_store

@@ -1,0 +1,185 @@
+"""``python -m tests.chaos.forks [KILLS]``: hundreds of SIGKILLs a minute must not change a byte of a store.
+
+Ray starts a worker in seconds, so that ``python -m tests.chaos`` kills a few a minute. Here the workers of a
+pass, one, two or four at once, are forked from a process that has imported everything. Each does one item,
+most are killed at a random moment, and now and then two workers are at one item. Sometimes the whole pass,
+driver and workers, is killed. Prints a table; exits 1 where a store differs from the undisturbed one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tests.conftest  # noqa: F401 - one thread, no network
+from infra.console import table
+from infra.errors import UserError
+from infra.locks import exclusive
+from infra.recipe import load_recipe
+from offline_teacher.cluster.pool import Item, Pool
+from offline_teacher.cluster.task_work import TaskWorker
+from offline_teacher.inference import columns, teacher  # noqa: F401 - imported once, before the forks
+from offline_teacher.source import find_source, spec_of
+from offline_teacher.store.verify import verify
+from offline_teacher.teacher_pass import parts_of, run_pass
+from tests.offline_teacher.local_pool import make
+from tests.offline_teacher.stores import contents
+from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
+
+WORKERS = (1, 2, 4)
+DOOMED, TWICE, WHOLE = 0.6, 0.1, 0.8
+"""Shares of workers that are killed, of items given to two at once, of passes that are killed whole."""
+
+
+def main(kills: int) -> int:
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        text = write_text(directory / "text.txt", 300)
+        model = directory / "model"
+        _in_child(lambda: save_bert(model))
+        recipe = write_recipe(directory, text, model, masking={"epochs": 2})
+        _in_child(lambda: make(recipe))
+        reference = contents(directory / "runs/tiny/store")
+        rows: list[list[object]] = []
+        for workers in WORKERS:
+            rows.append(_under_fire(recipe, directory, reference, workers, -(-kills // len(WORKERS))))
+    total = sum(int(str(row[1])) + int(str(row[2])) for row in rows)
+    print(table(rows, ["workers", "workers killed", "passes killed", "stores", "identical and whole"]))
+    print(f"{total} killed, {len(reference)} files in a store")
+    return 0 if all(row[-1] for row in rows) and total >= kills else 1
+
+
+def _under_fire(recipe: Path, directory: Path, reference: dict[str, bytes], workers: int, kills: int) -> list:
+    """Stores made one after the other until so many workers and passes were killed."""
+    luck, tally, passes, stores, same = random.Random(workers), directory / "tally", 0, 0, True
+    tally.write_bytes(b"")
+    while tally.stat().st_size + passes < kills:
+        output = directory / f"killed-{workers}"
+        status = -1
+        while status != 0:
+            driver = _fork(
+                partial(_drive, recipe, output, workers, luck.randrange(1 << 30), tally), apart=True
+            )
+            if luck.random() < WHOLE:
+                time.sleep(luck.uniform(0.1, 10.0))  # a random moment, not a synchronisation
+                os.killpg(driver, signal.SIGKILL)
+            _, status = os.waitpid(driver, 0)
+            _wait_until_free(output / "tiny/store")
+            passes += os.WIFSIGNALED(status)
+            assert status == 0 or os.WIFSIGNALED(status), "the pass failed, see above"
+        store = output / "tiny/store"
+        stores, same = stores + 1, same and contents(store) == reference and verify(str(store)) == []
+        shutil.rmtree(output)
+    return [workers, tally.stat().st_size, passes, stores, same]
+
+
+def _drive(recipe: Path, output: Path, workers: int, seed: int, tally: Path) -> None:
+    """A pass with workers that are killed."""
+    tempfile.tempdir = str(recipe.parent)
+    source, decided = find_source(load_recipe(str(recipe), [f"output={output}"]))
+    parts = parts_of(decided)
+    pool = ForkedPool(decided, workers, random.Random(seed), tally)
+    run_pass(decided, source, spec_of(decided, source, parts), parts, pool)
+
+
+class ForkedPool(Pool):
+    """Each item is done by a process of its own, or by two; what a killed one held is done again."""
+
+    def __init__(self, recipe: Any, workers: int, luck: random.Random, tally: Path) -> None:
+        super().__init__(recipe)
+        self._count, self._luck, self._tally = workers, luck, tally
+        self._seconds = 0.2
+        """That the last item took."""
+
+    def run(self, items: Any, done: Any, waiting: Any, quarantine: Any = None) -> list[Item]:
+        left = {item.name: item for item in items}
+        todo = deque(left.values())
+        running: dict[int, tuple[Item, float, float]] = {}  # process -> item, its start, when it is killed
+        while left:
+            while len(running) < self._count and todo:
+                item = todo[0] if self._luck.random() < TWICE and self._count > 1 else todo.popleft()
+                begin, doomed = time.monotonic(), self._luck.random() < DOOMED
+                moment = begin + self._luck.uniform(0, 2 * self._seconds) if doomed else float("inf")
+                running[_fork(partial(self._do, item))] = item, begin, moment
+            for process, (item, begin, moment) in list(running.items()):
+                if time.monotonic() >= moment:
+                    os.kill(process, signal.SIGKILL)
+                ended, status = os.waitpid(process, os.WNOHANG)
+                if ended:
+                    del running[process]
+                    self._settle_fork(item, status, left, todo, done)
+                    self._seconds = time.monotonic() - begin if status == 0 else self._seconds
+            time.sleep(0.002)
+        for process in running:  # the second of two at one item
+            os.waitpid(process, 0)
+        return []
+
+    def _settle_fork(self, item: Item, status: int, left: dict, todo: deque, done: Any) -> None:
+        if status == 0:
+            if left.pop(item.name, None) is not None:
+                done(item, json.loads(self._answer(item).read_text()))
+            return
+        assert os.WIFSIGNALED(status), "a worker failed, see above"
+        with self._tally.open("ab") as file:
+            file.write(b".")
+        if item.name in left and item not in todo:
+            todo.append(item)
+
+    def _do(self, item: Item) -> None:
+        answer = getattr(TaskWorker(self.recipe, "cpu"), item.method)(*item.arguments)
+        draft = self._answer(item).with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(answer))
+        draft.rename(self._answer(item))
+
+    def _answer(self, item: Item) -> Path:
+        return self._tally.with_name(f"answer-{item.name.replace(' ', '-')}")
+
+
+def _fork(function: Callable[[], object], apart: bool = False) -> int:
+    """A child, which a pass is ``apart``, in a process group of its own; returns its process id."""
+    process = os.fork()
+    if apart:
+        os.setpgid(process, process)  # in parent and child: whichever comes first
+    if process:
+        return process
+    code = 1
+    try:
+        function()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _in_child(function: Callable[[], Any]) -> None:
+    """Runs it in a child, so that this process, which forks, has no threads of torch."""
+    _, status = os.waitpid(_fork(function), 0)
+    assert status == 0
+
+
+def _wait_until_free(store: Path) -> None:
+    """Until the workers of a killed pass are gone, threads and all: they hold its lock."""
+    while store.exists():
+        try:
+            with exclusive(str(store)):
+                return
+        except UserError:
+            time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]) if sys.argv[1:] else 100))
