@@ -27,7 +27,7 @@ import tests.conftest  # noqa: F401 - one thread, no network
 from infra.console import table
 from infra.errors import UserError
 from infra.locks import exclusive
-from infra.recipe import load_recipe
+from infra.recipe_file import load_recipe
 from offline_teacher.cluster.pool import Item, Pool
 from offline_teacher.cluster.task_work import TaskWorker
 from offline_teacher.inference import columns, teacher  # noqa: F401 - imported once, before the forks
