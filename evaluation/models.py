@@ -97,7 +97,7 @@ def _from_hub(name: str, revision: str | None) -> str:
         )
     except Exception as error:  # the library raises many unrelated types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name}: no such directory, and the hub does not give it: {reason}") from error
+        raise UserError(f"{name}: no such directory, and the hub has no such model: {reason}") from error
 
 
 def load_tokenizer(directory: str) -> Any:

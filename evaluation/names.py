@@ -40,7 +40,7 @@ def free_name(scores: str, source: str, names: Sequence[str]) -> str:
         if owner in (None, source):
             return name
     raise UserError(
-        f"{remote.shown(scores)}: the scores in {names[-1]} are of {owners[-1]}, not of {source};"
+        f"{remote.shown(scores)}: the scores in {names[-1]} belong to {owners[-1]}, not to {source};"
         " give another --output"
     )
 

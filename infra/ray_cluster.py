@@ -51,14 +51,14 @@ def connect(address: str | None, setting: str, packages: Sequence[str], **local:
         except (ConnectionError, ray.exceptions.RayError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{setting}: {address or 'the head on this machine'} answers, but lets this user in to no Ray"
+                f"{setting}: {address or 'the head on this machine'} answers, but this user can join no Ray"
                 f" cluster ({reason}); set RAY_AUTH_MODE=token where it asks for one"
             ) from None
         except Exception as error:  # no type of its own
             if "timed out during startup" not in str(error):
                 raise
             raise UserError(
-                "Ray did not start within 30 seconds; the machine is overloaded: the same command tries again"
+                "Ray did not start within 30 seconds; the machine may be overloaded: run the command again"
             ) from None
     return found is not None
 
@@ -100,8 +100,8 @@ def _cluster_at(address: str | None, setting: str) -> str | None:
         if address is None:
             return None
         raise UserError(
-            f"{setting}: what answers at {address} is no Ray head, whose port is 6379, that of ray:// 10001,"
-            " unless it was started with another"
+            f"{setting}: the server at {address} is no Ray head; a head's default port is 6379, and 10001"
+            " for ray://"
         )
     if asks:
         _take_token(f"{setting}: the Ray cluster at {url}")
@@ -149,8 +149,8 @@ def _take_token(where: str) -> None:
 
     if not maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
         raise UserError(
-            f"{where} asks for a token and none is shown; put the cluster's in ~/.ray/auth_token, and leave"
-            " RAY_AUTH_MODE out or set it to token"
+            f"{where} asks for a token and got none; put the cluster's token into ~/.ray/auth_token, and"
+            " unset RAY_AUTH_MODE or set it to token"
         )
 
 
@@ -170,8 +170,8 @@ def _temporary_directory() -> str:
         if len(os.fsencode(path)) <= DIRECTORY_BYTES and os.access(writable, os.W_OK | os.X_OK):
             return path
     raise UserError(
-        f"RAY_TMPDIR: Ray needs a directory that it can write, whose path has at most {DIRECTORY_BYTES - 4}"
-        f" bytes; none of {', '.join([*named, *SYSTEM_DIRECTORIES])} is one, set RAY_TMPDIR to one"
+        f"RAY_TMPDIR: Ray needs a writable directory with a path of at most {DIRECTORY_BYTES - 4} bytes;"
+        f" {', '.join([*named, *SYSTEM_DIRECTORIES])} cannot be used, set RAY_TMPDIR to one"
     )
 
 

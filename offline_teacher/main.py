@@ -146,7 +146,7 @@ def run(recipe: Recipe) -> int:
     """The store of the recipe's text and held-out text."""
     if recipe.corpus is None or recipe.teacher is None:
         missing = "corpus" if recipe.corpus is None else "teacher"
-        raise UserError(f"{missing}: is required to make a store; the recipe only uses one that is there")
+        raise UserError(f"{missing}: is required to make a store; this recipe can only use an existing one")
     recipe.refuse_outputs_in_store()
     from offline_teacher import pass_record
     from offline_teacher.teacher_pass import parts_of

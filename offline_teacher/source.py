@@ -136,7 +136,9 @@ def _check_store(recipe: Recipe, source: Source) -> None:
                 " it to all"
             )
         if masking.probability:
-            raise UserError("masking.probability: a pooled vector is of the text as it is; set it to 0")
+            raise UserError(
+                "masking.probability: pooled vectors are computed from unmasked text; set it to 0"
+            )
         longest = source.pooling.max_length
         if longest is not None and recipe.sequences.length > longest:
             raise UserError(
@@ -204,7 +206,7 @@ def publish_files(root: str, source: Source, layout: Layout) -> None:
     for directory in ("tokenizer", "teacher"):
         for name in storage.list_names(storage.join(root, directory)):
             if f"{directory}/{name}" not in {*files, WEIGHTS}:
-                raise UserError(f"{root}: {directory}/{name} is foreign, no file of a store: move it away")
+                raise UserError(f"{root}: {directory}/{name} is foreign, not a file of a store; move it away")
     for name, data in files.items():
         storage.keep_bytes(storage.join(root, *name.split("/")), data)
     storage.keep_bytes(storage.join(root, *WEIGHTS.split("/")), source.weights(layout))

@@ -62,7 +62,7 @@ def _download(teacher: Teacher) -> str:
         return snapshot_download(teacher.model, revision=teacher.revision, allow_patterns=list(HUB_FILES))
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise UserError(
-            f"teacher.model: {teacher.model} is neither a local directory nor a model the hub gives us"
+            f"teacher.model: {teacher.model} is neither a local directory nor a model of the hub"
             f" ({type(error).__name__}); give a directory, or a hub name and network access"
         ) from None
 
@@ -86,7 +86,7 @@ def _weight_files(directory: str) -> list[str]:
         raise UserError(f"teacher.model: {index} is no index of weights ({first_line(error)})") from None
     for name in names:
         if not isinstance(name, str) or os.path.basename(name) != name or not name:
-            raise UserError(f"teacher.model: {index} names {name!r}, which is no file of its own directory")
+            raise UserError(f"teacher.model: {index} names {name!r}, which is not in the same directory")
     return [os.path.join(directory, name) for name in names]
 
 
@@ -143,9 +143,9 @@ def load_config(directory: str) -> Any:
     for name in ("hidden_act", "hidden_activation", "activation"):
         activation = getattr(config, name, None)
         if isinstance(activation, str) and activation not in ACT2FN:
-            raise UserError(f"{file}: {name} {activation!r} is not an activation transformers has")
+            raise UserError(f"{file}: {name} {activation!r} is not an activation of transformers")
     if getattr(config, "is_decoder", False):
-        raise UserError(f"{file}: is_decoder is true: the model looks at the tokens before one alone")
+        raise UserError(f"{file}: is_decoder is true: the model attends to earlier tokens only")
     return config
 
 

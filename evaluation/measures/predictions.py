@@ -70,7 +70,7 @@ def read(path: str, task: Task, digest: str) -> Predictions:
     data = storage.read_bytes(path)
     if storage.digest_bytes(data) != digest:
         raise UserError(
-            f"{path}: these predictions are damaged; run the same command again to make them anew"
+            f"{path}: these predictions are damaged; run the same command again to compute them again"
         )
     table = parquet.read_table(pa.BufferReader(data))
     found = {}

@@ -65,7 +65,9 @@ def parts(corpus: Corpus, part_bytes: int, validation: bool = False) -> list[Par
     """
     name, globs = ("validation_path", corpus.validation_path) if validation else ("path", corpus.path)
     if "" in globs:
-        raise UserError(f"corpus.{name}: a name in it is empty; give files or globs, for example data/*.txt")
+        raise UserError(
+            f"corpus.{name}: one of the paths is empty; give files or globs, for example data/*.txt"
+        )
     if corpus.source == "hub":
         split = corpus.validation_split if validation else corpus.split
         pieces = hub.pieces(corpus, split, part_bytes) if split else []

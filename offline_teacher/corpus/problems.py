@@ -46,7 +46,7 @@ class Problems:
         example = Example(kind, os.fsencode(file).decode(errors="backslashreplace"), offset, row)
         if self.strict:
             raise UserError(
-                f"{example.place()}: {kind}; mend it, or set corpus.strict: false to count and go on"
+                f"{example.place()}: {kind}; fix it, or set corpus.strict: false to count such problems only"
             )
         if self.counts.get(kind, 0) < EXAMPLES_PER_KIND:
             self.examples.append(example)

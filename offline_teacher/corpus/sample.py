@@ -253,8 +253,8 @@ def _hub_places(corpus: Corpus, part_bytes: int, problems: Problems) -> tuple[fl
     if rows is None:
         if corpus.streaming:
             raise UserError(
-                f"corpus.path: the card of {corpus.path[0]} does not say how many rows there are, so that"
-                " nothing can be extrapolated; set corpus.streaming=false"
+                f"corpus.path: the card of {corpus.path[0]} does not give the number of rows, so the size of"
+                " the corpus is unknown; set corpus.streaming=false"
             )
         streamed = corpus
     listed = parts(streamed, part_bytes)

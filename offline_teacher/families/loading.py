@@ -24,7 +24,7 @@ def read_config(directory: str) -> Any:
         with open(path, encoding="utf-8") as stream:
             values = json.load(stream)
         if not isinstance(values, dict):
-            raise ValueError("it is no mapping")
+            raise ValueError("it is not a JSON object")
         family = family_of(values)
         return family.config(values)
     except UserError as error:

@@ -59,7 +59,7 @@ def plan(recipe: Recipe) -> int:
 
     if recipe.corpus is None or recipe.teacher is None:
         missing = "corpus" if recipe.corpus is None else "teacher"
-        raise UserError(f"{missing}: is required to plan a store; the recipe only uses one that is there")
+        raise UserError(f"{missing}: is required to plan a store; this recipe can only use an existing one")
     begin = time.monotonic()
     report = measure(recipe)
     report["seconds"] = round(time.monotonic() - begin, 1)

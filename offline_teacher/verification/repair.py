@@ -154,7 +154,7 @@ def _spec(root: str, recipe: Recipe, source: Source, text: dict[str, list[Part]]
     if found is not None:
         refuse_other(root, spec, OTHER_RECIPE)
     elif spec.digest not in (named := _named_specs(root)) and named:
-        raise UserError(f"{root}: none of its tasks is of this recipe: {OTHER_RECIPE}")
+        raise UserError(f"{root}: none of its tasks was made with this recipe: {OTHER_RECIPE}")
     return spec
 
 
@@ -187,8 +187,8 @@ def _refuse_other_parts(root: str, parts: dict[str, int], manifest: Manifest | N
         for number, (own, recorded) in enumerate(zip(made, record.parts, strict=True)):
             if own != recorded:
                 raise UserError(
-                    f"corpus: part {number} of the {split} text gives other sequences than the store was made"
-                    f" of: restore the text; the files before are in {damaged_directory(root)}"
+                    f"corpus: part {number} of the {split} text gives other sequences than those of the"
+                    f" store: restore the original text; the earlier files are in {damaged_directory(root)}"
                 )
 
 

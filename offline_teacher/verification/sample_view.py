@@ -158,7 +158,7 @@ def _tokenizer(store: Store) -> Tokenizer:
             "it has no tokenizer.json" if isinstance(error, KeyError) else str(error).split("\n")[0][:200]
         )
         raise UserError(
-            f"{store.root}/tokenizer cannot be loaded ({reason}); it is as the pass left it, so use the"
+            f"{store.root}/tokenizer cannot be loaded ({reason}); its files are undamaged, so install the"
             " version of tokenizers that made the store"
         ) from None
 

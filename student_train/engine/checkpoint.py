@@ -184,7 +184,7 @@ def _read(path: str) -> Checkpoint:
         raise ValueError(f"has a {STATE_NAME} with missing or unknown fields")
     facts = Facts(**content)
     if os.path.basename(path) != checkpoint_name(facts.step):
-        raise ValueError(f"is named otherwise than the step {facts.step} it holds")
+        raise ValueError(f"holds step {facts.step}, not that of its name")
     return Checkpoint(path, facts, {name: _read_tensors(path, name, files) for name in TENSORS})
 
 

@@ -108,7 +108,7 @@ def test_what_answers_and_is_no_ray_is_one_line(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(ray_cluster, "CONNECT_SECONDS", 0.5)
     with socket.create_server(("", 0)) as other:
         address = form.format(other.getsockname()[1])
-        with pytest.raises(UserError, match=f"what answers at {address} is no Ray head"):
+        with pytest.raises(UserError, match=f"the server at {address} is no Ray head"):
             connect(address, SETTING, ())
 
 
@@ -156,7 +156,7 @@ def test_a_cluster_that_asks_for_a_token_is_shown_this_users(
     server, port = serve(grpc.StatusCode.UNAUTHENTICATED)
     address = f"127.0.0.1:{port}"
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    with pytest.raises(UserError, match=f":{port} asks for a token and none is shown"):
+    with pytest.raises(UserError, match=f":{port} asks for a token and got none"):
         connect(address, SETTING, ())
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     assert connect(address, SETTING, ())
@@ -175,5 +175,5 @@ def test_a_ray_of_our_own_needs_no_home_and_a_place_for_its_sockets(
         assert started[-1]["_temp_dir"] == "/tmp/ray"
         assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
     monkeypatch.setattr(ray_cluster, "SYSTEM_DIRECTORIES", ())
-    with pytest.raises(UserError, match="RAY_TMPDIR: Ray needs a directory that it can write"):
+    with pytest.raises(UserError, match="RAY_TMPDIR: Ray needs a writable directory"):
         connect("local", SETTING, ())

@@ -178,7 +178,7 @@ BAD: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "index out of the directory": (
         index_of(a="../../x.safetensors"),
         [],
-        ["../../x.safetensors", "own directory"],
+        ["../../x.safetensors", "in the same directory"],
     ),
     "index of nothing": (index_of(), [], ["model.safetensors.index.json", "no weights"]),
     "no tokenizer": (no_tokenizer, [], ["teacher.model", "tokenizer"]),

@@ -172,7 +172,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "step edited": (edited_step, "digest"),
     "weights of another run": (other_weights, WEIGHTS),
     "moments swapped": (swapped_moments, "exp_avg"),
-    "another step under this name": (of_the_step_before, "named otherwise"),
+    "another step under this name": (of_the_step_before, "not that of its name"),
 }
 
 

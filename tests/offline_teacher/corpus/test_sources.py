@@ -97,7 +97,7 @@ def test_a_missing_column_is_counted_for_each_row(tmp_path):
         (Corpus(path=("absent.txt",)), "absent.txt"),
         (Corpus(path=("absent.jsonl",), source="jsonl"), "absent.jsonl"),
         (Corpus(path=("absent",), source="hub"), "absent"),
-        (Corpus(path=("",)), r"^corpus\.path: a name in it is empty; give files or globs"),
+        (Corpus(path=("",)), r"^corpus\.path: one of the paths is empty; give files or globs"),
         (Corpus(path=("a",), validation_path=("b", "")), "^a: matches no file"),
     ],
 )

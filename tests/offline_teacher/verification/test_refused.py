@@ -71,7 +71,7 @@ def test_a_wrong_recipe_moves_nothing(
     flip(first_shard(store) if name == "shard" else store / name)
     before = everything(tmp_path)
     if name == "spec.json" and "nowhere" not in changed:
-        words = "none of its tasks is of this recipe"
+        words = "none of its tasks was made with this recipe"
     with pytest.raises(UserError, match=words):
         run_repair(made, store, changed)
     assert everything(tmp_path) == before
