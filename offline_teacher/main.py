@@ -1,9 +1,9 @@
 """The teacher stage: ``python -m offline_teacher.main run --recipe R [section.key=value ...]``.
 
-run      makes the store of a recipe, or what is missing of it
-plan     says before paying what a store would cost, keep, and how wrong each soft target would be
-verify   checks a store; --deep against its own hidden states, --rerun against the teacher, --repair
-inspect  shows one sample, and its task in numbers
+run      makes the store of a recipe, or the missing tasks of it
+plan     estimates time, bytes, kept probability mass and the error of each soft target
+verify   checks a store: digests; --deep replayed hidden states, --rerun the live teacher; --repair
+inspect  shows one sample, and statistics of its task
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from offline_teacher.teacher_pass import Outcome
 
 DEEP_POSITIONS = 512
-"""The head costs a quarter of the teacher: on a CPU, more of them can take longer than a pass on GPUs."""
+"""Default for positions of a task that ``--deep`` compares. The masked-LM head costs a quarter of the
+teacher, so on a CPU more positions can take longer than a pass on GPUs."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,10 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Its mistakes are one line; its commands take options and overrides in any order.
+    """Reports a wrong argument in one line. Options and overrides may come in any order.
 
-    argparse has the latter (``parse_intermixed_args``) only for a parser without commands of its own, so the
-    command is looked up here.
+    argparse supports any order (``parse_intermixed_args``) only in parsers without subcommands, so this class
+    looks up the command itself.
     """
 
     commands: dict[str, _Parser] = {}
@@ -118,7 +119,7 @@ def _add_verify_options(sub: _Parser) -> None:
 
 
 def _positions(text: str) -> int:
-    """A number of at least 1, or more than any task has."""
+    """A number of at least 1; ``all`` gives more than the positions of any task."""
     if text == "all":
         return sys.maxsize
     if not text.isdecimal() or int(text) < 1:
@@ -162,7 +163,7 @@ def run(recipe: Recipe) -> int:
 
 
 def _pass(recipe: Recipe, parts: dict[str, list[Part]]) -> bool:
-    """Makes the store; whether tasks are quarantined."""
+    """Makes the store. True if tasks are quarantined."""
     from infra import tracking
     from offline_teacher import preflight
     from offline_teacher.cluster.pool import Pool
@@ -242,7 +243,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def cli() -> NoReturn:
-    """The command: ``main`` with its mistakes in one line and its exit codes."""
+    """The console command: runs ``main``, prints a UserError as one line, and sets the exit code."""
     command(main)
 
 

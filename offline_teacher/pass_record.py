@@ -1,8 +1,8 @@
-"""What a finished pass leaves beside its store, so that the same command again is answered at once.
+"""The record of a finished pass, by which the same command recognises at once that nothing is left to do.
 
-``pass.json`` holds the digest of all that went in (settings, corpus, teacher) and that of the manifest that
-came out. As in make, a local file is taken for unchanged where its size and the time of its last change are.
-Where anything differs, the pass itself looks closely. Imports no torch, Ray, MLflow.
+``pass.json`` holds a digest of the inputs (settings, corpus, teacher) and the digest of the manifest. As in
+make, a local file counts as unchanged if its size and modification time are unchanged. If anything differs,
+the pass runs and compares contents. This module imports no torch, Ray or MLflow.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ SECTIONS = ("corpus", "sequences", "masking", "teacher", "store")
 
 
 def inputs_digest(recipe: Recipe, parts: dict[str, list[Part]]) -> str:
-    """Of all that decides what a pass makes; of a data set of the hub, its name.
+    """Digest of everything that the content of a store depends on. A hub dataset counts by its name only.
 
-    ``parts``: the text of each split. UserError where the teacher is not there.
+    ``parts``: the text of each split. Raises UserError if the teacher does not exist.
     """
     assert recipe.corpus is not None
     assert recipe.teacher is not None
@@ -57,7 +57,7 @@ def inputs_digest(recipe: Recipe, parts: dict[str, list[Part]]) -> str:
 
 
 def is_recorded(recipe: Recipe, inputs: str) -> bool:
-    """Whether the last pass of this recipe had the same ``inputs``, and the manifest it left is untouched."""
+    """Whether the last pass of this recipe had the same ``inputs``, and its manifest is unchanged."""
     path = storage.join(recipe.root, NAME)
     if _unsent(recipe) or not storage.exists(path):
         return False
@@ -86,7 +86,7 @@ def _digest(value: Any) -> str:
 
 
 def _unsent(recipe: Recipe) -> bool:
-    """Whether the tracking server has not got all yet, which a start sends."""
+    """Whether calls to the tracking server are still unsent; starting a run sends them."""
     names = storage.list_names(recipe.root) if recipe.tracking.enabled else []
     return any(fnmatch.fnmatch(name, "tracking-*.jsonl") for name in names)
 

@@ -1,7 +1,7 @@
-"""What is checked of a recipe, its teacher and a sample of its text before anything is paid for.
+"""Checks of a recipe, its teacher and a sample of its text before any expensive work.
 
 ``run`` calls ``check`` before it starts Ray or writes anything. ``plan`` calls the single checks on its own
-sample, so that both refuse the same recipes with the same sentences. Shapes: n sequences, L length.
+sample, so that both refuse the same recipes with the same messages. Shapes: n sequences, L length.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from offline_teacher.store.pending import finished_parts
 from offline_teacher.teacher_directory import tokenizer_files
 
 UNKNOWN_SHARE = 0.02
-"""A warning names a larger share of unknown tokens. Text in the tokenizer's language has a hundredth of it
-(novels, Wikipedia, film reviews and an English WordPiece vocabulary: at most 0.02 %). The share is of tokens;
-of the characters it is far more, since WordPiece makes one unknown token of a whole run of them."""
+"""The share of unknown tokens above which a warning is printed. Text in the tokenizer's language has about a
+hundredth of it (at most 0.02 % for novels, Wikipedia and film reviews with an English WordPiece vocabulary).
+The share counts tokens. The share of characters is far larger, because WordPiece turns a whole word into one
+unknown token."""
 REHEARSED = 2
-"""Sequences that run through the teacher: broken weights show in any, an overflow in most."""
+"""Number of sequences that run through the teacher. Broken weights show in any sequence, an overflow in
+most."""
 
 
 def check(recipe: Recipe, source: Source, parts: dict[str, list[Part]]) -> None:
-    """UserError where the pass, or a student after it, would fail for what can be known now.
+    """Raises UserError if the pass, or a student after it, would fail for a reason that can be checked now.
 
-    A sample of each split is read, unless all of its text is tokenised already.
+    Reads a sample of each split, unless all of its text is tokenised already.
     """
     assert recipe.corpus is not None
     check_students(recipe, source)
@@ -48,7 +50,7 @@ def check(recipe: Recipe, source: Source, parts: dict[str, list[Part]]) -> None:
 
 
 def check_students(recipe: Recipe, source: Source) -> None:
-    """UserError where a student of the recipe cannot be one of this teacher."""
+    """Raises UserError if a student of the recipe cannot be built from this teacher."""
     from offline_teacher.families.students import Shape, choose_layers, student_config
 
     for run in recipe.runs().values():
@@ -71,7 +73,7 @@ def check_tokens(
     token_count: np.ndarray,
     split: str = "train",
 ) -> None:
-    """UserError where the sequences [n, L] hold no token of a text, a line where many are unknown."""
+    """Raises UserError if no token of the sequences [n, L] can be masked; warns if many are unknown."""
     assert recipe.corpus is not None
     assert recipe.teacher is not None
     held_out = "validation_split" if recipe.corpus.source == "hub" else "validation_path"
@@ -93,9 +95,9 @@ def check_tokens(
 
 
 def rehearse(recipe: Recipe, source: Source, input_ids: np.ndarray, token_count: np.ndarray) -> None:
-    """Runs a few sequences through the teacher on the CPU, since GPUs are for the workers.
+    """Runs a few sequences through the teacher on the CPU, because the GPUs belong to the workers.
 
-    UserError where its hidden states are not finite, or float16 is to hold them and cannot.
+    Raises UserError if the hidden states are not finite, or too large for a store in float16.
     """
     import torch
 
@@ -115,7 +117,7 @@ def rehearse(recipe: Recipe, source: Source, input_ids: np.ndarray, token_count:
 
 
 def not_finite(recipe: Recipe, dtype: str) -> UserError:
-    """Of a teacher that gives infinity or NaN in ``dtype``, as float16 may have it."""
+    """The error for a teacher with infinite or NaN hidden states in ``dtype``, as float16 may cause them."""
     assert recipe.teacher is not None
     return UserError(
         f"teacher.dtype: hidden states of {recipe.teacher.model} in {dtype} are not all finite numbers;"

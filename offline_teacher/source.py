@@ -1,4 +1,4 @@
-"""What a store is made of, as the driver knows it: the teacher, the spec, the files beside the tasks."""
+"""The inputs of a store on the driver's side: the teacher, the spec, and the files beside the tasks."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from offline_teacher.teacher_directory import (
 )
 
 MASKING_PROBABILITY = 0.15
-"""Where the recipe says nothing and the teacher has a masked-LM head."""
+"""The masking probability for a teacher with a masked-LM head if the recipe gives none."""
 WITHOUT_SETTINGS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
-"""Of the configuration, what says nothing of the model's numbers beside its weights."""
+"""Keys of the configuration that do not affect the model's outputs."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The teacher as the driver knows it, without its weights in memory."""
+    """The teacher's files, configuration and digests, without its weights in memory."""
 
     directory: str
     config: Any
@@ -51,12 +51,12 @@ class Source:
 
     @cached_property
     def architecture(self) -> dict[str, Any]:
-        """Its configuration, without where it was found."""
+        """Its configuration, without the path that it was loaded from."""
         config = json.loads(self.config.to_json_string(use_diff=False))
         return {key: value for key, value in config.items() if key not in WITHOUT_SETTINGS}
 
     def small_files(self) -> dict[str, bytes]:
-        """Path below a store -> content, of what it keeps of its tokenizer and configuration."""
+        """Path below the store -> content, for the files of tokenizer and configuration."""
         files = {f"tokenizer/{name}": data for name, data in tokenizer_files(self.tokenizer).items()}
         files[CONFIG] = (json.dumps(self.architecture, indent=1, sort_keys=True) + "\n").encode()
         if self.pooling is not None:
@@ -80,7 +80,10 @@ class Source:
 
 
 def find_source(recipe: Recipe) -> tuple[Source, Recipe]:
-    """The teacher, and the recipe with what depends on it decided. UserError where they do not fit."""
+    """The teacher, and the recipe with all defaults that depend on it filled in.
+
+    Raises UserError if teacher and recipe do not fit together.
+    """
     assert recipe.teacher is not None
     directory = find_teacher(recipe.teacher)
     config, tokenizer = load_config(directory), load_tokenizer(directory)
@@ -111,7 +114,7 @@ def _with_masking(recipe: Recipe, source: Source) -> Recipe:
 
 
 def _check_store(recipe: Recipe, source: Source) -> None:
-    """UserError where the teacher cannot give what the store is to hold."""
+    """Raises UserError if the teacher cannot compute what the store is to hold."""
     from offline_teacher.families.weights import check_depth  # torch
 
     store, masking, config = recipe.store, recipe.masking, source.config
@@ -169,12 +172,12 @@ def layout_of(recipe: Recipe, source: Source) -> Layout:
 
 
 def spec_of(recipe: Recipe, source: Source, parts: dict[str, list[Part]]) -> Spec:
-    """What the store is going to hold. ``parts``: the text of each split."""
+    """The spec of the recipe's store. ``parts``: the text of each split."""
     return spec_with(recipe, source, {split: text_digest(found) for split, found in parts.items()})
 
 
 def spec_with(recipe: Recipe, source: Source, corpus: dict[str, str]) -> Spec:
-    """``spec_of`` where the text need not be there. ``corpus``: ``text_digest`` of each split."""
+    """Like ``spec_of``, but without the text. ``corpus``: ``text_digest`` of each split."""
     layout, store = layout_of(recipe, source), recipe.store
     plan = Plan.from_bytes(
         layout, recipe.masking.epochs, store.task_sequences, store.block_bytes, store.shard_bytes
@@ -201,7 +204,8 @@ def spec_with(recipe: Recipe, source: Source, corpus: dict[str, str]) -> Spec:
 
 
 def publish_files(root: str, source: Source, layout: Layout) -> None:
-    """Publishes tokenizer, configuration and weights. UserError where a file is there that is not of them."""
+    """Publishes tokenizer, configuration and weights. Raises UserError if their directories hold other
+    files."""
     files = source.small_files()
     for directory in ("tokenizer", "teacher"):
         for name in storage.list_names(storage.join(root, directory)):

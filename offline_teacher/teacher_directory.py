@@ -129,7 +129,7 @@ def weight_digest(directory: str) -> str:
 
 
 def load_config(directory: str) -> Any:
-    """The configuration; UserError, naming the supported families, where it is of another."""
+    """The configuration. For an unsupported family it raises UserError, which names the supported ones."""
     from transformers.activations import ACT2FN
 
     from offline_teacher.families.loading import read_config
@@ -166,7 +166,7 @@ def read_pooling_of(directory: str) -> Pooling | None:
 
 
 def load_tokenizer(directory: str) -> Any:
-    """The fast tokenizer beside the weights; UserError where there is none or it cannot mask and pad."""
+    """The fast tokenizer beside the weights. Raises UserError if there is none, or it cannot mask and pad."""
     from transformers import AutoTokenizer
 
     if not any(os.path.isfile(os.path.join(directory, name)) for name in VOCABULARY_FILES):
@@ -188,7 +188,7 @@ def load_tokenizer(directory: str) -> Any:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """xxh3 over the fast tokenizer's JSON and the special ids: what decides the ids, and nothing else."""
+    """xxh3 over the fast tokenizer's JSON and the special ids, on which alone the token ids depend."""
     special = [
         tokenizer.mask_token_id,
         tokenizer.pad_token_id,

@@ -33,14 +33,14 @@ class Outcome:
     split: str
     samples: int
     new_tokens: int
-    """Special tokens included; 0 where nothing was left to do."""
+    """Tokens, special tokens included; 0 if nothing was left to do."""
     seconds: float
-    """Spent on tasks, from the first worker's start."""
+    """Seconds spent on tasks, from the first worker's start."""
     quarantined: list[Item]
 
 
 def parts_of(recipe: Recipe) -> dict[str, list[Part]]:
-    """The text of each split. UserError where there is none, before anything is started or written."""
+    """The text of each split. Raises UserError if there is none, before anything is started or written."""
     assert recipe.corpus is not None
     size = recipe.sequences.part_bytes
     found = {"train": parts(recipe.corpus, size)}
@@ -50,9 +50,9 @@ def parts_of(recipe: Recipe) -> dict[str, list[Part]]:
 
 
 def is_finished(recipe: Recipe, spec: Spec, parts: dict[str, list[Part]]) -> bool:
-    """Whether the store of this spec is there, whole, and no part of its text was written since.
+    """Whether the store of this spec is finished, and no file of its text was modified since.
 
-    UserError where another store is there.
+    Raises UserError if the directory holds another store.
     """
     assert recipe.corpus is not None
     root = recipe.store_path
@@ -73,10 +73,10 @@ def run_pass(
     pool: Pool,
     report: Report | None = None,
 ) -> list[Outcome]:
-    """Makes the store of the recipe, or what is missing of it.
+    """Makes the store of the recipe, or the missing tasks of it.
 
-    Raises UserError where it was started with another recipe, teacher, tokenizer or corpus, or another
-    process is at work on it.
+    Raises UserError if the store was started with another recipe, teacher, tokenizer or corpus, or if another
+    process is using it.
     """
     root = recipe.store_path
     assert recipe.teacher is not None
@@ -94,9 +94,9 @@ def run_pass(
 def finish_tasks(
     root: str, spec: Spec, parts: dict[str, int], pool: Pool, report: Report | None = None
 ) -> list[Outcome]:
-    """Makes the tasks that are missing, held-out text first, and publishes the manifest if none is left out.
+    """Makes the missing tasks, held-out text first, and publishes the manifest if no task is quarantined.
 
-    ``parts``: the number of parts of each split, whose sequences are there.
+    ``parts``: the number of parts of each split. Their sequences must exist.
     """
     outcomes = [_infer(root, spec, split, parts, pool, report) for split in reversed(parts)]
     if not any(outcome.quarantined for outcome in outcomes):
@@ -105,7 +105,7 @@ def finish_tasks(
 
 
 def build_sequences(recipe: Recipe, split: str, parts: list[Part], pool: Pool) -> None:
-    """Tokenises the parts of a split that are missing. UserError where one cannot be built."""
+    """Tokenises the missing parts of a split. Raises UserError if one cannot be built."""
     assert recipe.corpus is not None
     root = recipe.store_path
     todo = outstanding(root, split, parts, Tokenising(recipe.corpus, recipe.sequences))

@@ -1,1 +1,1 @@
-"""Work on Ray: who does what, who is to blame when it fails, and what one worker does."""
+"""Work on Ray: assigning items to workers, handling their failures, and the work of one worker."""

@@ -1,9 +1,9 @@
 """Ray: a pool of worker actors that pull items of work.
 
-An item is a method of `TaskWorker` with arguments, and idempotent: it publishes files under
-deterministic names, so that it may be done twice. The driver keeps a bounded number of items on each
-worker, and replaces workers that die or are broken; `work_queue` says who gets what. Only small metadata
-goes through the object store.
+An item is a method of `TaskWorker` with arguments. It is idempotent: it publishes files under deterministic
+names, so running it twice does no harm. The driver gives each worker a bounded number of items and replaces
+workers that die or are broken. `work_queue` decides which worker gets which item. Only small metadata goes
+through Ray's object store.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from offline_teacher.cluster.work_queue import ITEM_DEATHS, ITEMS_IN_FLIGHT, Wor
 from offline_teacher.cluster.work_queue import Item as Item
 
 PACKAGES = ("offline_teacher", "infra")
-"""What a worker imports of us."""
+"""The packages of this repository that a worker imports."""
 WAIT_SECONDS = 2.0
 PATIENCE_SECONDS = 30.0
-"""Without enough workers for this long, say what is being waited for."""
+"""After so many seconds with too few workers, the pass says what it waits for."""
 REMIND_SECONDS = 60.0
-"""Then again, while it lasts."""
+"""Seconds after which it says so again."""
 START_PAUSE_SECONDS = 10.0
-"""After a worker that died at its start, while others are at work."""
+"""Seconds before a worker that died at its start is replaced, while other workers run."""
 CLOSE_SECONDS = 5.0
-"""For workers to remove their files."""
+"""Seconds that workers have to remove their files at the end."""
 
 Done = Callable[[Item, dict[str, Any]], None]
 
@@ -83,9 +83,9 @@ class Pool:
     ) -> list[Item]:
         """Does all items; returns those that are quarantined, each with its reason.
 
-        ``done(item, metadata)`` is called as items finish, in any order; ``waiting(text)`` now and then while
-        there are too few workers; ``quarantine(item)`` at once, since this may not return. It raises
-        UserError where an item meets a user's mistake (nothing is half written), or where workers only die.
+        It calls ``done(item, metadata)`` when an item finishes, in any order, ``waiting(text)`` from time to
+        time while there are too few workers, and ``quarantine(item)`` at once. Raises UserError if an item
+        fails because of a user's mistake (nothing is half written), or if workers do nothing but die.
         """
         self._work.begin(items, quarantine)
         if self._work.todo:
@@ -150,7 +150,7 @@ class Pool:
         self.workers.append(worker)
 
     def _hand_out(self, ready: Sequence[Worker]) -> None:
-        """Breadth first, so that the last items are spread."""
+        """Gives every worker one item before any gets a second, so that the last items are spread."""
         for room in range(ITEMS_IN_FLIGHT):
             for worker in ready:
                 item = self._work.take(worker, ready) if len(worker.items) <= room else None
@@ -158,7 +158,7 @@ class Pool:
                     worker.items[worker.actor.call.remote(item.method, item.arguments)] = item
 
     def _collect(self, done: Done) -> None:
-        """Answers first: a worker may have given one, and died over its other item."""
+        """Handles answers before deaths: a worker may have answered one item and died on its other."""
         import ray
 
         owners = {reference: worker for worker in self.workers for reference in worker.items} | self._starting
@@ -185,7 +185,7 @@ class Pool:
         for worker, reason in dead.items():
             self._end(worker)
             busy = any(other.items for other in self.workers if other not in dead)
-            if busy and not worker.ready:  # nothing is waiting for it: what ails its node may pass
+            if busy and not worker.ready:  # no item is blocked by it, and the cause on its node may go away
                 self._start_at = time.monotonic() + START_PAUSE_SECONDS
             self._work.died(worker, reason, busy)
         for worker in [worker for worker in self.workers if self._work.is_broken(worker)]:
@@ -210,7 +210,10 @@ class Pool:
 
 
 def _refuse_too_few_gpus(settings: Teacher) -> None:
-    """Of a Ray of our own, to which no machine comes later. It is given the CPUs that it is asked for."""
+    """Raises UserError if the local Ray, which cannot grow, has too few GPUs for ``min_workers``.
+
+    CPUs are not checked, because the local Ray is started with as many as needed.
+    """
     import ray
 
     share, there = settings.gpus_per_worker, int(ray.cluster_resources().get("GPU", 0))
@@ -226,18 +229,18 @@ def _refuse_too_few_gpus(settings: Teacher) -> None:
 
 
 def _guarded(kind: type) -> type:
-    """``kind`` with ``call``: a method's answer, or why there is none, as plain data; and with ``close``.
+    """A subclass of ``kind`` with two more methods: ``call`` returns a method's answer or its error as plain
+    data, and ``close`` removes temporary files.
 
-    All its temporary files lie in one directory, which the next worker on the machine removes where this one
-    is killed.
-    """
+    All temporary files are in one directory. If the worker is killed, the next worker on the machine removes
+    it."""
 
     class Guarded(kind):
         def __init__(self, *arguments: Any) -> None:
             self._mistake: UserError | None = None
             try:
                 self._scratch = Scratch()
-            except UserError as error:  # a worker that raises here is one that died, of nobody knows what
+            except UserError as error:  # An exception here would look like a dead worker without a reason.
                 self._mistake = error
                 return
             tempfile.tempdir = self._scratch.path
@@ -250,7 +253,7 @@ def _guarded(kind: type) -> type:
                 return getattr(self, method)(*arguments)
             except UserError as error:
                 return {"mistake": str(error), "exit_code": error.exit_code}
-            except Exception as error:  # whatever it is, the others go on
+            except Exception as error:  # any failure of one item must not stop the others
                 return {"failure": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
 
         def close(self) -> None:

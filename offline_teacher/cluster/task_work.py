@@ -1,7 +1,7 @@
-"""What one worker does: tokenise a part, run the teacher over a task. No Ray in here.
+"""The work of one worker: tokenising a part, and running the teacher over a task. This module has no Ray.
 
-Everything a task holds follows from the store's spec, its sequences and the teacher's weights, so that any
-worker in the same environment makes the same bytes, any number of times.
+The content of a task depends only on the store's spec, its sequences and the teacher's weights. So every
+worker in the same environment makes the same bytes, however often it repeats a task.
 """
 
 from __future__ import annotations
@@ -38,9 +38,8 @@ CACHE_BYTES = 4 << 30
 class TaskWorker:
     """Holds the teacher (loaded when first needed) and does one computation at a time.
 
-    Two threads may call ``infer``: while one masks or writes its task, the other's is computed. All computing
-    is done by a thread of its own, so that torch keeps one set of threads and one heap warm.
-    """
+    Two threads may call ``infer``. While one masks or writes its task, the teacher computes the other's. A
+    third thread does all computing, so that torch keeps using one set of threads and one heap."""
 
     def __init__(self, recipe: Recipe, device: str) -> None:
         """``recipe``: with ``masking.probability`` decided."""
@@ -76,11 +75,11 @@ class TaskWorker:
         return {"tokens": index.tokens, "bytes": sum(shard.bytes for shard in index.shards)}
 
     def columns(self, root: str, split: str, task: Task, train_parts: int) -> Iterator[Columns]:
-        """All columns of a task, shard by shard, made anew; publishes nothing."""
+        """Computes all columns of a task, shard by shard; publishes nothing."""
         return self._chunks(root, split, task, train_parts, self._compute(self._inference, root))
 
     def environment(self, root: str) -> dict[str, Any]:
-        """What decides the last bits of this worker's numbers."""
+        """The facts on which the last bits of this worker's numbers depend."""
         return dict(self._compute(self._inference, root).teacher.environment)
 
     def _chunks(
@@ -108,7 +107,7 @@ class TaskWorker:
         return read_spec(root)
 
     def _prompt(self, root: str) -> str:
-        """The text that the encoder's own users put before every text."""
+        """The prompt that the sentence encoder prepends to every text by default."""
         from offline_teacher.teacher_directory import find_teacher, read_pooling_of
 
         if self._spec(root).layout.positions != "pooled":
@@ -179,7 +178,8 @@ class _Text:
         return read_part(self._root, self._spec.layout, index, self._cache)
 
     def _mask_vocab(self, train_parts: int) -> MaskVocab:
-        """What masking must know of the tokenizer, and of the training text where it is by frequency."""
+        """The vocabulary for masking: from the tokenizer and, if masking is by frequency, from the training
+        text."""
         if self._vocab is None:
             masking = self._recipe.masking
             encoder = load_encoder(storage.join(self._root, "tokenizer"))

@@ -1,4 +1,4 @@
-"""Which worker is given which item of work, and who is to blame when one fails. No Ray in here."""
+"""Assigns items of work to workers and decides whether an item or a worker caused a failure. Has no Ray."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from infra.errors import EXIT_INCOMPLETE, UserError
 
 ITEMS_IN_FLIGHT = 2
-"""On one worker: one is computed while the other is written."""
+"""Items on one worker: it computes one while it writes the other."""
 ITEM_DEATHS = 8
-"""An item in whose hands this many workers died is quarantined."""
+"""An item that was running on this many workers when they died is quarantined."""
 WORKER_FAILURES = 2
-"""In a row: a worker that fails so many items, none of which failed on another, is broken itself."""
+"""A worker counts as broken if it fails this many items in a row that failed on no other worker."""
 
 
 @dataclass(eq=False)
@@ -34,7 +34,7 @@ class Item:
 
 @dataclass(eq=False)
 class Worker:
-    """One actor as its driver knows it."""
+    """The driver's record of one worker actor."""
 
     number: int
     actor: Any
@@ -42,16 +42,16 @@ class Worker:
     items: dict[Any, Item] = field(default_factory=dict)
     """Result reference -> item."""
     proven: bool = False
-    """The last thing it did was right."""
+    """Its last item succeeded."""
     failures: int = 0
-    """In a row, of items that failed on no other worker."""
+    """Failures in a row of items that failed on no other worker."""
 
 
 class WorkQueue:
-    """The items that are left, and what is held against items and workers.
+    """The remaining items, and the failures of items and workers.
 
-    ``attempts``: an item that fails so often is quarantined. ``bound``: of workers that die, or are replaced,
-    one after the other while nothing is finished.
+    ``attempts``: failures after which an item is quarantined. ``bound``: the largest number of workers that
+    may die or be replaced in a row while no item is finished.
     """
 
     def __init__(self, attempts: int, bound: int) -> None:
@@ -67,20 +67,20 @@ class WorkQueue:
         self.todo, self.quarantined, self._quarantine = deque(items), [], quarantine
 
     def take(self, worker: Worker, ready: Sequence[Worker]) -> Item | None:
-        """The first item that ``worker``, one of those ``ready``, should have; None where there is none."""
+        """The next item for ``worker``, which is one of those ``ready``; None if there is none for it."""
         if any(held.deaths for held in worker.items.values()):
             return None
         for position, item in enumerate(self.todo):
-            # One that had a worker die is alone on its next, so that no other is blamed with it.
+            # An item on which a worker died runs alone, so that no other item is blamed if it happens again.
             if not (item.deaths and worker.items) and worker in self._fit(item, ready):
                 del self.todo[position]
                 return item
         return None
 
     def _fit(self, item: Item, ready: Sequence[Worker]) -> Sequence[Worker]:
-        """Those that should have it. One that went wrong goes to a worker that did not fail it, and to one
-        that works: the broken are the first to ask for more. Its last attempt waits for one that works, as
-        long as one may be found."""
+        """The workers that may get ``item``. An item that failed goes to a worker that did not fail it and
+        whose last item succeeded, because broken workers are the first to ask for more items. Its last
+        attempt waits for such a worker as long as there may be one."""
         if not (item.attempts or item.deaths):
             return ready
         others = [worker for worker in ready if worker.number not in item.failed_on] or ready
@@ -97,7 +97,8 @@ class WorkQueue:
         self._suspects_dropped = False
 
     def failed(self, worker: Worker, item: Item, reason: str) -> None:
-        """By an exception. What failed on another worker too is held against the item alone."""
+        """Records that an item raised an exception. If it failed on another worker too, only the item is
+        blamed."""
         item.attempts, item.reason = item.attempts + 1, reason
         worker.proven = False
         if not item.failed_on - {worker.number}:
@@ -106,17 +107,17 @@ class WorkQueue:
         self._again_or_quarantine(item, item.attempts >= self.attempts)
 
     def is_broken(self, worker: Worker) -> bool:
-        """Whether another should take its place. Where that has helped nothing for long, it stays."""
+        """Whether a new worker should replace it; False after too many replacements without success."""
         return worker.failures >= WORKER_FAILURES and self._replaced < self.bound
 
     def replaced(self, worker: Worker) -> None:
-        """What it held is nobody's fault."""
+        """Puts the items of a replaced worker back, without blame."""
         self._replaced += 1
         self.todo.extend(worker.items.values())
 
     def died(self, worker: Worker, reason: str, busy: bool) -> None:
-        """UserError where workers only die, whatever they hold. One that held nothing does not count while
-        others are ``busy``: they may yet finish."""
+        """Records a worker's death. Raises UserError if workers do nothing but die. The death of a worker
+        without items does not count while others are ``busy``, because these may still finish."""
         if worker.items or not busy:
             self._deaths += 1
         for item in worker.items.values():
@@ -128,7 +129,7 @@ class WorkQueue:
             self._drop_suspects(reason)
 
     def _drop_suspects(self, reason: str) -> None:
-        """The items over which workers died may be why nothing gets done: once, it goes on without them."""
+        """Quarantines all items on which workers died, because they may cause the deaths; only once."""
         suspects = [item for item in self.todo if item.deaths]
         self.todo = deque(item for item in self.todo if not item.deaths)
         for item in suspects:

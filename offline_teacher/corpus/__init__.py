@@ -1,1 +1,1 @@
-"""Documents out of text, JSON lines, Parquet and data sets of the hub, and what is wrong with them."""
+"""Documents from text, JSON lines, Parquet and hub datasets, and the problems found in them."""

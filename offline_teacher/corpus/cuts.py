@@ -13,9 +13,9 @@ from infra.streams import TooLargeWindow, compression
 from offline_teacher.corpus.problems import Problems
 
 LONGEST_DOCUMENT = 4 << 20
-"""Bytes of text; a longer document is cut there, so that one line without an end cannot fill memory."""
+"""Largest document in bytes. Longer ones are cut, so that an endless line cannot fill the memory."""
 LONGEST_ROW = 256 << 20
-"""Bytes of a row of JSON lines; of a longer one nothing is used."""
+"""Largest row of JSON lines in bytes; a longer row is left out."""
 
 Piece = tuple[int, bytes, bool]
 """Byte offset in the file; the bytes; whether they begin a document, or go on with one that was cut."""
@@ -24,7 +24,7 @@ Piece = tuple[int, bytes, bool]
 def cut(document: str, path: str, start: int, stop: int | None, problems: Problems) -> Iterator[Piece]:
     """Documents by ``line``, ``block`` or ``file`` that start in bytes [start, stop), decompressed.
 
-    A damaged compressed file ends where it is damaged, which is counted.
+    A compressed file is read up to its first damage, which is counted.
     """
     pieces = {"line": _lines, "block": _blocks, "file": _file}[document]
     with storage.open_binary(path) as stream:
@@ -40,7 +40,7 @@ def cut(document: str, path: str, start: int, stop: int | None, problems: Proble
 def rows(path: str, start: int, stop: int | None, problems: Problems) -> Iterator[tuple[int, bytes]]:
     """Byte offset and bytes of the lines that start in [start, stop), whole.
 
-    One longer than LONGEST_ROW is counted and skipped, one that a damage ends is dropped.
+    A line longer than LONGEST_ROW is counted and skipped; a line that is cut by damage is dropped.
     """
     row: list[bytes] = []
     first = size = 0
@@ -66,7 +66,7 @@ def rows(path: str, start: int, stop: int | None, problems: Problems) -> Iterato
 
 
 class _UntilDamage(io.RawIOBase):
-    """A file of which a damage is no error but the end; counted when it is met, and then ``damaged``."""
+    """A file in which damage is not an error but the end of the file; it is counted and sets ``damaged``."""
 
     def __init__(self, source: Any, path: str, problems: Problems) -> None:
         self._source, self._path, self._problems = source, path, problems
@@ -74,7 +74,7 @@ class _UntilDamage(io.RawIOBase):
         self.damaged = False
 
     def buffered(self) -> IO[bytes]:
-        """What is to be read: the file itself where nothing can be damaged."""
+        """The stream to read: for an uncompressed file, the file itself."""
         return self._source if compression(self._path) is None else io.BufferedReader(self, 1 << 20)
 
     def readable(self) -> bool:
@@ -123,9 +123,9 @@ def _lines(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
 def _blocks(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
     """Runs of non-blank lines. A block belongs to the range in which the blank line before it starts.
 
-    That rule needs no look back: a range skips to its first blank line, and goes on past its end until
-    a blank line starts there. Blank is a line of ASCII white space: one of a no-break space or of an
-    ideographic space alone is text, and where it is all of a block an empty document.
+    So a range needs no bytes before it: it skips to its first blank line, and reads past its end to the next
+    blank line. A blank line has only ASCII white space. A line of one no-break or ideographic space is text;
+    a block of only such lines is an empty document.
     """
     owned = start == 0
     lines: list[bytes] = []

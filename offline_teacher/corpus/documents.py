@@ -1,9 +1,9 @@
-"""Documents of a corpus: text, JSON lines, Parquet files or a hub data set, split into units of work.
+"""Documents of a corpus: text, JSON lines, Parquet files or a hub dataset, split into units of work.
 
-``parts`` lists, ``documents`` reads. A part is a deterministic piece of about ``part_bytes``: byte ranges
-of plain text and JSON lines, row groups of Parquet, whole compressed files, rows of a hub data set; small
-neighbours share a part. A document belongs to the part in which it starts, and ends there: packing never
-crosses parts, so that parts can be built in any order by any worker.
+``parts`` lists the units, ``documents`` reads one. A part is a deterministic piece of about ``part_bytes``:
+byte ranges of plain text and JSON lines, row groups of Parquet, whole compressed files, or rows of a hub
+dataset. Neighbouring small pieces share a part. A whole document belongs to the part in which it starts, and
+packing never crosses parts. So any worker can build parts in any order.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ class Span:
     stop: int | None
     """None: to the end."""
     stamp: str
-    """Size of the file (of a hub data set: rows and bytes), so that most changes are seen without reading."""
+    """Size of the file (for a hub dataset, rows and bytes), by which most changes are detected without
+    reading."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A unit of work: some spans, in corpus order. ``split`` is of a hub data set."""
+    """A unit of work: some spans, in corpus order. ``split``: the name of a hub dataset's split."""
 
     spans: tuple[Span, ...]
     split: str | None = None
@@ -59,9 +60,9 @@ class Part:
 def parts(corpus: Corpus, part_bytes: int, validation: bool = False) -> list[Part]:
     """The corpus (or its held-out text) as units of about ``part_bytes``; reads names and footers only.
 
-    Deterministic in the files' sorted paths and sizes. Raises UserError where a glob matches nothing, a
-    file is none of text or Parquet by its first block, a hub data set cannot be opened, or nothing can be
-    read; under ``strict`` also where a Parquet file is damaged.
+    The result depends only on the files' sorted paths and sizes. Raises UserError if a glob matches nothing,
+    if the first block of a file is not of the expected format, if a hub dataset cannot be opened, or if
+    nothing can be read; with ``strict`` also if a Parquet file is damaged.
     """
     name, globs = ("validation_path", corpus.validation_path) if validation else ("path", corpus.path)
     if "" in globs:
@@ -155,7 +156,8 @@ def documents(part: Part, corpus: Corpus, problems: Problems) -> Iterator[str]:
 
 
 def row_texts(part: Part, corpus: Corpus, problems: Problems) -> Iterator[str | None]:
-    """The texts of ``documents``, not yet cut. Of Parquet and hub one item a row: None where it has none."""
+    """The texts of ``documents`` before cutting. Parquet and hub give one item per row, None without a
+    text."""
     for span in part.spans:
         yield from _READERS[corpus.source](span, corpus, part.split, problems)
 
@@ -242,7 +244,7 @@ _MISSING = object()
 
 
 def _decode(raw: bytes, path: str, offset: int, problems: Problems) -> str | None:
-    """UTF-8 with what is invalid replaced by U+FFFD (and counted); None where no text is left."""
+    """Decodes UTF-8; invalid bytes become U+FFFD and are counted. None if no text is left."""
     if offset == 0 and raw.startswith(BYTE_ORDER_MARK):
         offset = len(BYTE_ORDER_MARK)
         raw = raw[offset:]
@@ -255,7 +257,7 @@ def _decode(raw: bytes, path: str, offset: int, problems: Problems) -> str | Non
 
 
 def _field(value: Any, column: str, problems: Problems, path: str, **place: int) -> str | None:
-    """A cell's text; None, and a problem counted, where it has none."""
+    """A cell's text. If it has none, the problem is counted and the result is None."""
     if value is _MISSING:
         problems.add(f"missing column {column!r}", path, **place)
         return None

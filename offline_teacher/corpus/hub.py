@@ -11,13 +11,13 @@ from infra.errors import DamagedFile, UserError
 from infra.sections import Corpus
 
 _SAVED = ("state.json", "dataset_dict.json")
-"""What marks a directory that ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote."""
+"""Files that mark a directory written by ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk``."""
 
 
 def pieces(corpus: Corpus, split: str, part_bytes: int) -> Iterator[tuple[int, int, str]]:
     """(start, stop) of pieces of about ``part_bytes``, in rows, and a stamp of the whole split.
 
-    In a stream no row can be sought: there the pieces are its files.
+    A stream allows no random access to rows, so its pieces are its files.
     """
     data = _load(corpus.path[0], corpus.config, split, corpus.streaming)
     if corpus.streaming:
@@ -30,14 +30,14 @@ def pieces(corpus: Corpus, split: str, part_bytes: int) -> Iterator[tuple[int, i
 
 
 def row_count(corpus: Corpus) -> int | None:
-    """Rows of the split as the data set's card counts them; None where the card does not."""
+    """Rows of the split according to the dataset's card; None if the card does not give them."""
     data = _load(corpus.path[0], corpus.config, corpus.split, corpus.streaming)
     counted = (data.info.splits or {}).get(corpus.split)
     return counted.num_examples or None if counted is not None else None
 
 
 def name_of(corpus: Corpus, split: str, start: int) -> str:
-    """What the piece from ``start`` is called where something is wrong with it."""
+    """The name, for messages, of the piece that begins at ``start``."""
     file = f", file {start + 1}" if corpus.streaming else ""
     return f"{corpus.path[0]}[{split}{file}]"
 
@@ -78,7 +78,7 @@ def _load(name: str, config: str | None, split: str, streaming: bool) -> Any:
 
 
 def _load_saved(directory: str, split: str, streaming: bool) -> Any:
-    """What ``save_to_disk`` wrote: the splits of a data set, or one, whose name is not always written."""
+    """Loads the output of ``save_to_disk``: all splits of a dataset, or one split, perhaps without a name."""
     import datasets
 
     if streaming:
@@ -94,6 +94,6 @@ def _load_saved(directory: str, split: str, streaming: bool) -> Any:
 
 
 def _why(error: Exception) -> str:
-    """The first line of what datasets says; of its cause where it says nothing."""
+    """The first line of the error's message, or of its cause's if it has none."""
     silent = str(error).startswith("An error occurred while generating the dataset")
     return str(error.__cause__ if silent and error.__cause__ else error).strip().split("\n")[0]

@@ -1,4 +1,4 @@
-"""Whether a file of the corpus is of the kind that its name and ``corpus.source`` say, by its first block."""
+"""Checks by its first block that a corpus file has the format that its name and ``corpus.source`` say."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COMPRESSED_BLOCK = 1 << 16
 
 
 def require_kind(path: str, size: int, source: str) -> None:
-    """UserError where it is not: what it is, and what to do."""
+    """Raises UserError for a file of another format; the message says which, and what to do."""
     count = COMPRESSED_BLOCK if compression(path) else BLOCK
     head = first_bytes(path, size, count)
     wrong = _mistaken(head, path, source) if head else None
@@ -43,4 +43,4 @@ _REFUSALS = {
     "SQLite": f"is an SQLite database; {_EXPORT}",
     "tar": "is a tar archive; unpack it",
 }
-"""What a file holds that is no text -> why it is refused; where there is no entry, it is named as it is."""
+"""Binary format -> the message that refuses it; formats without an entry are only named."""

@@ -21,7 +21,7 @@ ROWS_AT_ONCE = 1024
 
 @contextlib.contextmanager
 def open_parquet(path: str) -> Iterator[ParquetRows]:
-    """One that is compressed as a whole, which cannot be sought in, by way of a temporary file."""
+    """Opens a file that is compressed as a whole, through a temporary file because it allows no seeking."""
     with contextlib.ExitStack() as files:
         stream: IO[bytes] = files.enter_context(storage.open_binary(path))
         if compression(path) is not None:
@@ -32,7 +32,7 @@ def open_parquet(path: str) -> Iterator[ParquetRows]:
 
 
 class ParquetRows:
-    """An open file. Its footer is read at once: DamagedFile where that cannot be done."""
+    """An open file. Reads the footer at once; raises DamagedFile if that fails."""
 
     def __init__(self, path: str, stream: IO[bytes]) -> None:
         self._path = path

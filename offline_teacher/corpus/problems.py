@@ -1,4 +1,4 @@
-"""What was wrong with a corpus: counted by kind, the first of each kind with file and line or row."""
+"""Problems of a corpus, counted by kind; the first of each kind with its file and line or row."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Example:
 
 @dataclass
 class Problems:
-    """What was wrong with the corpus: a count of each kind, and where the first of each kind are."""
+    """Problems of the corpus: a count of each kind, and the location of the first ones."""
 
     strict: bool = False
     counts: dict[str, int] = field(default_factory=dict)

@@ -1,9 +1,10 @@
-"""A few places spread over a corpus, read and packed, and what they say about the size of the whole.
+"""Reads and packs a sample of places spread over a corpus, and estimates from it the size of the whole
+corpus.
 
-Only names, sizes and footers are read of the rest, so that a corpus of any size can be judged from a laptop.
-Of plain text a place is a range of bytes: a document belongs to the range in which it starts, so tokens
-over bytes read is an unbiased rate. Compressed files and files that are one document are read from their
-start, Parquet and hub data sets from the start of some of their parts, row by row.
+Of the rest it reads only names, sizes and footers, so that a laptop can sample a corpus of any size. In plain
+text a place is a range of bytes. A document belongs to the range in which it starts, so tokens per byte is an
+unbiased estimate. Compressed files and files that are one document are read from their start. Parquet and hub
+datasets are read row by row from the start of some of their parts.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ PLACES = 16
 PLACE_BYTES = 1 << 14
 """Of text read at one place."""
 FOOTERS = 256
-"""Parquet files whose rows are counted; the others are taken to be like them."""
+"""Largest number of Parquet files whose rows are counted; the other files are assumed to be alike."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ class Place:
     texts: list[str]
     units: float
     weight: float
-    """What it stands for: rows of its part, bytes read, or 1 for each of some files of unknown size."""
+    """Its weight: rows of its part, bytes read, or 1 for a file of unknown size."""
 
 
 @dataclass(frozen=True)
 class CorpusSample:
-    """Sequences of a few places, and what the whole corpus comes to if it is like them."""
+    """Sequences of a few places, and the size of the whole corpus extrapolated from them."""
 
     input_ids: np.ndarray
     """[n, L]"""
@@ -149,9 +150,10 @@ def _sequences(
 
 
 def _rate(tokens: np.ndarray, units: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Tokens a unit over all places, and the relative standard error of this ratio estimate.
+    """Tokens per unit over all places, and the relative standard error of this ratio estimate.
 
-    Cochran, Sampling Techniques, section 6.4, of each place's tokens as if all it stands for had been read.
+    The formula is that of Cochran, Sampling Techniques, section 6.4. Each place's tokens are first scaled to
+    its weight.
     """
     tokens = tokens * (weights / np.maximum(units, 1))
     rate = float(tokens.sum() / max(weights.sum(), 1))
@@ -246,7 +248,8 @@ def _parquet_places(corpus: Corpus, part_bytes: int, problems: Problems) -> tupl
 
 
 def _hub_places(corpus: Corpus, part_bytes: int, problems: Problems) -> tuple[float, list[Place]]:
-    """By streaming, whatever the recipe says, so that nothing is downloaded whole: if the rows are known."""
+    """Reads by streaming, whatever the recipe says, to avoid a full download. The number of rows must be
+    known."""
     rows, streamed = None, replace(corpus, streaming=True)
     with contextlib.suppress(UserError):  # e.g. a slice of a split cannot be streamed
         rows = hub.row_count(streamed)

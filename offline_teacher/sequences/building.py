@@ -30,7 +30,7 @@ from offline_teacher.store.schema import SPLITS, Layout
 
 COUNTS_END = ".counts.arrow"
 VERSION = 3
-"""Of the way text becomes sequences; a part of another is made again."""
+"""Version of the way text becomes sequences. Parts of another version are built again."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Tokenising:
     corpus: Corpus
     sequences: Sequences
     prompt: str = ""
-    """Put before every text."""
+    """The prompt before every text."""
     counted: bool = False
-    """Masking is by frequency, and needs to know how often each token occurs."""
+    """Whether to count tokens, because masking is by frequency."""
 
 
 def text_digest(parts: Sequence[Part]) -> str:
@@ -105,7 +105,8 @@ def build_part(
 
 
 def refuse_other_text(root: str, split: str, number: int, part: Part, how: Tokenising) -> None:
-    """UserError where tasks of the store were made of other text than is there now; reads a part of it."""
+    """Raises UserError if tasks of the store were made from other text than the corpus now has; reads one
+    part."""
     text = TextSeen()
     for document in documents(part, how.corpus, Problems(strict=False)):
         text.add(how.prompt + document)
@@ -153,7 +154,7 @@ def rows_of(root: str, split: str, parts: int) -> tuple[int, ...]:
 
 
 def problems_of(root: str, split: str, parts: int) -> str:
-    """What was wrong with the text of a split, in words; empty where nothing was."""
+    """The problems of a split's text as a sentence; empty if there are none."""
     return Problems.merged(dict(index.problems) for index, _ in read_parts(root, split, parts)).summary()
 
 

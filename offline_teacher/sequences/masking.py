@@ -7,10 +7,9 @@ Random numbers are counter-based: Philox4x32-10 (Salmon et al., "Parallel random
 state, and a mask does not depend on the batch, the order or the worker. A position's four 32-bit words
 serve: 0 and 1 the draw of positions, 2 the 80/10/10 choice, 3 the replacement token.
 
-Uniform sampling is integer arithmetic throughout: the same bits on every platform. Frequency sampling
-takes a float64 ``log`` and a power, whose last bit may differ between platforms; keys are cut to 42 bits
-of mantissa, so that such a bit rarely shows, and changes a mask only where two keys of one sequence
-agree that far.
+Uniform sampling is integer arithmetic throughout: the same bits on every platform. Frequency sampling takes a
+float64 ``log`` and a power, whose last bit may differ between platforms. Keys are therefore cut to 42 bits of
+mantissa. A different last bit changes a mask only if two keys of one sequence are equal in those bits.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ _RANDOM_BELOW = np.uint64(2**32 * 9 // 10)
 
 @dataclass(frozen=True)
 class MaskVocab:
-    """What masking needs to know of a vocabulary."""
+    """The properties of a vocabulary that masking uses."""
 
     mask_id: int
     special_ids: tuple[int, ...]
@@ -104,8 +103,8 @@ def mask_vocab(
 def continuation_flags(tokenizer: Mapping[str, Any], vocab_size: int) -> np.ndarray:
     """bool [V]: tokens that go on with a word, by the content of a tokenizer.json.
 
-    Of WordPiece those with its prefix (``##``); of byte-level BPE and SentencePiece those without the mark of
-    a space, punctuation included. UserError for another kind of tokenizer.
+    In WordPiece these have the prefix ``##``. In byte-level BPE and SentencePiece they lack the mark of a
+    space; that includes punctuation. Raises UserError for another kind of tokenizer.
     """
     model = tokenizer["model"]
     spelled = model["vocab"]

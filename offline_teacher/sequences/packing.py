@@ -1,7 +1,7 @@
 """Text to rows of L token ids: the tokenizer as packing needs it, and the packing itself, in numpy.
 
-``packed``: every sequence is [CLS] tokens [SEP]; documents run on with a [SEP] between them and are
-cut at L (DOC-SENTENCES and FULL-SENTENCES of RoBERTa, arXiv 1907.11692, section 4.2, are near it).
+``packed``: every sequence is [CLS] tokens [SEP]. Documents are concatenated with a [SEP] between them and cut
+every L tokens (similar to FULL-SENTENCES of RoBERTa, arXiv 1907.11692, section 4.2).
 ``document``: one document a sequence, cut at L. Shapes: n sequences, L length.
 """
 
@@ -24,7 +24,8 @@ from infra.errors import UserError
 from infra.sections import Sequences
 
 BATCH_CHARACTERS = 1 << 17
-"""Text tokenised by one call: larger batches fall out of the cache and are slower."""
+"""Characters of text in one call of the tokenizer. Larger batches do not fit into the cache and are
+slower."""
 
 
 # The tokenizer
@@ -51,7 +52,8 @@ class Encoder:
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids without those of control tokens but the unknown one, whatever a text spells."""
+        """Token ids of the texts. They contain no control token except the unknown token, whatever the text
+        is."""
         found = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [self.control.neutralise(encoding.ids) for encoding in found]
 
@@ -110,7 +112,8 @@ def load_encoder(directory: str) -> Encoder:
 
 @dataclass
 class TextSeen:
-    """What went through ``batched``: the corpus digest is over it, whatever the tokenizer."""
+    """Counts and digest of the texts that passed ``batched``. The corpus digest does not depend on the
+    tokenizer."""
 
     documents: int = 0
     text_bytes: int = 0
