@@ -73,6 +73,13 @@ def test_only_workers_are_spot(name: str) -> None:
     assert not re.search("spot|preemptible", str(nodes[cluster["head_node_type"]]), re.IGNORECASE)
 
 
+def test_google_cloud_takes_the_scheduling_as_one_object() -> None:
+    """As compute.v1's ``Scheduling`` has it; of a list of objects the first would be lost."""
+    (cluster,) = documents(INFRA / "ray" / "gcp.yaml")
+    scheduling = cluster["available_node_types"]["gpu_spot"]["node_config"]["scheduling"]
+    assert scheduling == {"provisioningModel": "SPOT", "onHostMaintenance": "TERMINATE"}
+
+
 def test_runtime_environment_is_valid_and_leaves_outputs_behind() -> None:
     from ray.runtime_env import RuntimeEnv
 
