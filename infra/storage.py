@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import IO, Any, BinaryIO, TypeVar
+from typing import IO, Any, BinaryIO
 
 import xxhash
 
@@ -24,8 +24,6 @@ from infra import remote
 from infra.errors import UserError, WrongContent
 from infra.os_errors import NO_ROOM, naming
 from infra.streams import Decompressed, RemoteFile, compression, remote_range
-
-T = TypeVar("T")
 
 CHUNK = 8 << 20
 """Bytes read at once."""
@@ -113,17 +111,33 @@ def list_sizes(directory: str) -> dict[str, int]:
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-def read_bytes(path: str) -> bytes:
-    """The whole file."""
+def read_bytes(path: str, digest: str | None = None) -> bytes:
+    """The whole file. A remote one is downloaded up to three times where it has not the digest; the caller
+    compares what comes last."""
     with naming(path):
-        if is_remote(path):
-            return _download(path)
-        with open(path, "rb") as file:
-            return file.read()
+        if not is_remote(path):
+            with open(path, "rb") as file:
+                return file.read()
+        for _ in range(FETCH_ATTEMPTS):
+            data = _download(path)
+            if digest is None or digest_bytes(data) == digest:
+                break
+        return data
 
 
-def read_small(path: str, limit: int) -> bytes | None:
-    """A whole file in one request; None if it is absent. ValueError if it has more than ``limit`` bytes."""
+def read_small(path: str, limit: int, is_right: Callable[[bytes], bool] | None = None) -> bytes | None:
+    """A whole file in one request; None if it is absent. ValueError if it has more than ``limit`` bytes.
+
+    A remote file that is not right is downloaded up to three times, since the fault may be the download's.
+    """
+    for _ in range(FETCH_ATTEMPTS):
+        data = _small(path, limit)
+        if data is None or is_right is None or not is_remote(path) or is_right(data):
+            break
+    return data
+
+
+def _small(path: str, limit: int) -> bytes | None:
     try:
         with naming(path, FileNotFoundError):
             if is_remote(path):
@@ -150,20 +164,6 @@ def read_range(path: str, start: int, stop: int) -> bytes:
         if len(data) != stop - start:
             raise UserError(f"{path}: ends before byte {stop}")
         return data
-
-
-def read_checked(path: str, check: Callable[[bytes], T]) -> T:
-    """What ``check`` makes of the file's bytes; it raises ``ValueError`` where they cannot be the right ones.
-
-    A remote file is then downloaded again, since the fault may be the download's.
-    """
-    with naming(path):
-        if not is_remote(path):
-            return check(read_bytes(path))
-        for _ in range(FETCH_ATTEMPTS - 1):
-            with contextlib.suppress(ValueError):
-                return check(_download(path))
-        return check(_download(path))
 
 
 def fetch(path: str, target: str, digest: str) -> None:
@@ -212,6 +212,11 @@ def digest_bytes(data: bytes | memoryview) -> str:
 def digest_file(path: str) -> str:
     with naming(path), _raw(path) as source:
         return _digest_stream(source)
+
+
+def has_digest(path: str, digest: str) -> bool:
+    """Whether the content is that one; a remote file is downloaded up to three times where it is not."""
+    return any(digest_file(path) == digest for _ in range(FETCH_ATTEMPTS if is_remote(path) else 1))
 
 
 # --- writing ------------------------------------------------------------------------------------------------

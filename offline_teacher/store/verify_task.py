@@ -102,7 +102,7 @@ def _check_shard(
 ) -> Iterator[tuple[str | None, str]]:
     """(column or None, what is wrong with it) of one shard, whose bytes are read once."""
     shard = index.shards[number]
-    data = storage.read_bytes(storage.join(root, SHARDS, split, task.name, shard.file))
+    data = storage.read_bytes(storage.join(root, SHARDS, split, task.name, shard.file), shard.digest)
     if len(data) != shard.bytes:
         yield None, f"has {len(data)} bytes, the index of its task says {shard.bytes}"
         return
