@@ -32,6 +32,8 @@ from tests.store.synthetic import make_store
 
 LAYOUT = Layout(**SHAPE, **TARGETS, hidden_states="float16", positions="all")
 SEQUENCES, TASK_SEQUENCES, BATCH = 8192, 1024, 128
+SHARD_BYTES = 16 << 20
+"""The server here reads a whole shard for every range of it."""
 RANKS = (1, 2, 8, 32)
 USED = {"hidden": ["hidden_states"], "topk": ["topk_ids", "topk_logits", "logsumexp"]}
 SHARE_GOAL, REQUEST_GOAL = "<= 1.1", ">= 1e+06"
@@ -42,7 +44,7 @@ Count = Callable[[], tuple[int, int]]
 
 def run() -> list[Row]:
     with tempfile.TemporaryDirectory() as directory, s3_server() as server, FaultyProxy(server) as proxy:
-        plan = Plan.from_bytes(LAYOUT, 1, TASK_SEQUENCES)
+        plan = Plan.from_bytes(LAYOUT, 1, TASK_SEQUENCES, shard_bytes=SHARD_BYTES)
         weights = {"none": np.zeros(1, np.float32)}
         local = make_store(
             directory, LAYOUT, {"train": (SEQUENCES,)}, plan, teacher=full_teacher, weights=weights
