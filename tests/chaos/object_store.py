@@ -3,9 +3,9 @@
     python -m tests.chaos.object_store [--share 0.05] [--seed 0] [--directory DIR]
 
 A proxy before the server answers this share of all requests with a server error, throttling, a reset
-connection, one reset in the middle of an upload, half an answer, a wrong bit, or not at all. Texts, labelled
-tasks and the teacher's files get no wrong bits: before a store is finished they have no digest, and only TLS,
-which is not in use here, protects them.
+connection, one reset in the middle of an upload, half an answer, a wrong bit, or not at all. No wrong bits
+are put into files that are read without a digest (texts, labelled tasks, models that are evaluated, the
+teacher's files while its store is made): only TLS, which is not in use here, protects those.
 
 1. The teacher pass (corpus and store on s3://, two workers), its driver killed once on the way: every file
    of both stores must be, byte for byte, that of a pass on the local disk; ``verify`` must find nothing.
@@ -57,7 +57,7 @@ BUCKET = "chaos"
 REMOTE = f"s3://{BUCKET}"
 MIX = tuple(fault for fault in FAULTS if fault != "hang") * 4 + ("hang",)
 """A hang costs half a minute, so there are fewer of them."""
-WITHOUT_DIGEST = ("/corpus/", "/glue/", "/tokenizer/", "/teacher/")
+WITHOUT_DIGEST = ("/corpus/", "/glue/", "/tokenizer/", "/teacher/", "/model/", "/evaluation/")
 """What is in the names of files that nothing but TLS protects."""
 PART_BYTES = 50 << 20
 """What s3fs uploads in one part; files of at least two parts are uploaded so."""
