@@ -1,14 +1,14 @@
-"""Teacher families: where a model's layers, head and positions are, and what its students look like.
+"""Teacher families: where a model's layers, head and positions are, and how its students are built.
 
 A teacher is cut below its top n layers (``store.replay_layers: n``). The teacher pass runs the lower part and
-stores its output; training replays the frozen top from there. One file a family says what differs between
-models; everything else works on what those files say. Importing this package imports neither torch nor
-transformers; the modules below import them where they say so.
+stores its output; training runs the frozen top on it. Each family has one file, which describes as data how
+its models differ from others. All other modules use these descriptions. Importing this package imports
+neither torch nor transformers; the table shows which modules import them.
 
-Axes: B batch, L length, D hidden size, V vocabulary, n replayed layers. ``token_count`` is int [B], the real
-tokens of each row, which come first; None, or a CPU tensor that is L everywhere, means that no row is padded
-and no attention mask is made. A mask that is made never waits for the device. ``config`` is a teacher's
-configuration, as a transformers object or as the mapping that its ``config.json`` holds.
+Axes: B batch, L length, D hidden size, V vocabulary, n replayed layers. ``token_count`` is int [B], the
+number of real tokens of each row, which come first. If it is None, or a CPU tensor that is L everywhere, no
+row is padded and no attention mask is built. Building a mask never synchronises with the device. ``config``
+is a teacher's configuration, as a transformers object or as the mapping in its ``config.json``.
 
 =============  ===========================================================================================
 this package   ``family_of(config) -> Family``
@@ -27,7 +27,7 @@ this package   ``family_of(config) -> Family``
 ``head``       ``MaskedLmHead``: the head's arithmetic for teachers, replay and students  (torch)
 ``students``   ``Shape``, ``choose_layers``, ``student_config``, ``student_weights``, ``new_student``
                (torch, transformers)
-``recording``  ``QueriesKeysValues(model, layer)``: Q, K, V out of a forward that is made anyway  (torch)
+``recording``  ``QueriesKeysValues(model, layer)``: records Q, K, V during the model's own forward  (torch)
 ``pooling``    ``Pooling``, ``read_pooling(directory)``; ``pool(hidden, token_count, pooling)`` (torch)
 =============  ===========================================================================================
 
@@ -75,7 +75,8 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: Mapping[str, Any] | Any) -> Family:
-    """The family of a configuration. UserError, with the names of all families, where it is of another."""
+    """The family of a configuration. Raises UserError, with the names of all families, for any other
+    model."""
     name = config.get("model_type") if isinstance(config, Mapping) else config.model_type
     if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(f"{name!r} is not a supported family of models; supported are {', '.join(FAMILIES)}")

@@ -31,7 +31,7 @@ OTHER_NAMES = {
     "cls.predictions": "vocab_projector",  # BERT keeps the decoder's bias here as well
     "cls.predictions.decoder": "vocab_projector",
 }
-"""Modules outside the layers; what is not named here, a DistilBERT does without."""
+"""Modules outside the layers. DistilBERT lacks all others."""
 
 
 class Bert(Family):
@@ -59,7 +59,7 @@ def _as_distilbert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     BERT adds the embedding of token type 0 to every token. DistilBERT has no token types, so it is added to
     the position embeddings, of which every token also gets exactly one: the sum is unchanged. The word
-    embeddings would not do, because the decoder may be tied to them.
+    embeddings are not used for this, because the decoder may be tied to them.
     """
     position = weights["bert.embeddings.position_embeddings.weight"]  # [positions, D]
     token_type = weights["bert.embeddings.token_type_embeddings.weight"][0]  # [D]

@@ -82,11 +82,12 @@ class Family:
         return getattr(transformers, f"{self.classes}{'ForMaskedLM' if head else 'Model'}")
 
     def class_arguments(self, head: bool) -> dict[str, Any]:
-        """What the class is made with beside the configuration: never a pooler."""
+        """Arguments of the class besides the configuration; the model never gets a pooler."""
         return {"add_pooling_layer": False} if self.has_pooler and not head else {}
 
     def prepare(self, model: Any) -> None:
-        """Puts right what transformers leaves wrong in a model of this family; called once for each."""
+        """Corrects what transformers sets up wrongly in a model of this family; called once for each
+        model."""
 
     def attention_mask(
         self, config: Any, visible: Tensor | None, length: int, device: torch.device, dtype: torch.dtype
@@ -105,7 +106,7 @@ class Family:
         return self
 
     def check_student(self, layers: Sequence[int], width: int, heads: int) -> None:
-        """UserError where no student of this family has these teacher layers and sizes."""
+        """Raises UserError if this family allows no student with these teacher layers and sizes."""
         if width % heads:
             raise UserError(
                 f"student.hidden_size: {width} is not a multiple of the student's {heads} attention heads"
@@ -132,7 +133,7 @@ class Family:
 
 
 def no_head(what: str) -> UserError:
-    """The one line for whatever needs the vocabulary of a model that has no masked-LM head."""
+    """The error for all computations over the vocabulary of a model without a masked-LM head."""
     return UserError(
         f"{what} has no masked-LM head, so nothing over the vocabulary can be computed: set store.top_k,"
         " masking.probability, train.alpha_ce and train.alpha_mlm to 0, or take a teacher with a head"

@@ -18,10 +18,10 @@ from offline_teacher.families.family import no_head
 from offline_teacher.families.weights import has_masked_lm_head
 
 ALIGNED_ROWS = {"cuda": 64}
-"""A decoder has a multiple of so many rows where matrix products are slow otherwise: tensor cores take 16
-bytes at once, and the 30,522 rows of BERT's vocabulary are no multiple of that."""
+"""The decoder's rows are padded to a multiple of this number for fast matrix products: tensor cores read 16
+bytes at once, and the 30,522 rows of BERT's vocabulary are not a multiple of that."""
 ALIGNED_FROM = 4096
-"""Smaller vocabularies are left alone: nothing is to be gained there."""
+"""Smaller vocabularies get no extra rows, because they would not become faster."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def masked_lm_head(model: Any) -> MaskedLmHead:
 def aligned_decoder(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Weight [V, E] and bias [V] of a decoder, with rows appended to a multiple of ``ALIGNED_ROWS``.
 
-    The rows are zero and their biases so low that, at any temperature, no softmax gives them anything.
+    The rows are zero. Their biases are so low that every softmax gives them probability 0, at any
+    temperature.
     """
     rows = ALIGNED_ROWS.get(weight.device.type, 1)
     extra = -len(weight) % rows if len(weight) >= ALIGNED_FROM else 0

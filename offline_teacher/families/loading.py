@@ -14,11 +14,12 @@ from offline_teacher.families import family_of
 from offline_teacher.families.family import Family
 
 UNUSED_WEIGHTS = ("pooler", "position_ids", "token_type_ids")
-"""What an encoder does without here, of the weights and buffers in a directory."""
+"""Weights and buffers of a model directory that are not loaded, because the encoder does not use them."""
 
 
 def read_config(directory: str) -> Any:
-    """The configuration with the family's attention. UserError where it cannot be read or is of no family."""
+    """The configuration with the family's attention. UserError if it is unreadable or of an unknown
+    family."""
     path = os.path.join(directory, "config.json")
     try:
         with open(path, encoding="utf-8") as stream:
@@ -34,13 +35,13 @@ def read_config(directory: str) -> Any:
 
 
 def load_model(directory: str, config: Any = None) -> Any:
-    """The masked LM in float32 on the CPU, in evaluation mode; of weights without a head, the encoder alone.
+    """The masked LM in float32 on the CPU, in evaluation mode; the encoder alone if the weights have no head.
 
-    The weights decide whether the decoder is the word embeddings: it is where they are equal, or the file has
-    one of the two. The model's ``config.tie_word_embeddings`` is what they say.
+    The weights decide whether decoder and word embeddings are tied: they are if both are equal, or if the
+    file has only one of them. The model's ``config.tie_word_embeddings`` is set accordingly.
 
-    Raises UserError where weights are missing, have other shapes than ``config`` says, or are of an encoder
-    that transformers would run without them (more layers, relative positions).
+    Raises UserError if weights are missing, differ in shape from ``config``, or are weights that transformers
+    would ignore (of more layers, of relative positions).
     """
     from transformers.utils import logging
 
@@ -117,7 +118,7 @@ def _weight_paths(directory: str) -> list[str]:
 
 
 def _check_loading(directory: str, family: Family, info: Any) -> None:
-    """UserError where weights of the encoder, or those of its head, are missing, left over or misshapen."""
+    """Raises UserError if weights of the encoder or the head are missing, unexpected or of a wrong shape."""
     encoder = (f"{family.prefix}.", "embeddings.", f"{family.layers}.")  # with the masked LM's prefix or not
     unread = [name for name in info["unexpected_keys"] if name.startswith(encoder)]
     unread = [name for name in unread if not any(part in name.split(".") for part in UNUSED_WEIGHTS)]

@@ -1,4 +1,4 @@
-"""Which positions an encoder sees, from the real tokens of each row; no wait for the device."""
+"""Attention masks from the number of real tokens of each row, built without synchronising with the device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from offline_teacher.families import family_of
 def visible_positions(token_count: Tensor | None, length: int, device: torch.device) -> Tensor | None:
     """bool [B, L] on ``device``, true below token_count [B]; None where nothing is padded.
 
-    That nothing is padded is known from ``token_count`` None, or from one on the CPU, which is looked at.
+    Nothing is padded if ``token_count`` is None, or a CPU tensor whose values are all L.
     """
     if token_count is None or (token_count.device.type == "cpu" and bool((token_count >= length).all())):
         return None
@@ -23,7 +23,7 @@ def visible_positions(token_count: Tensor | None, length: int, device: torch.dev
 def encoder_mask(
     config: Any, token_count: Tensor | None, length: int, device: torch.device, dtype: torch.dtype
 ) -> Any:
-    """What an encoder of any family, teacher or student, takes as ``attention_mask``.
+    """The ``attention_mask`` for an encoder of any family, teacher or student.
 
     Args:
         config: the encoder's.

@@ -29,7 +29,7 @@ class ModernBert(Family):
     ) -> Any:
         """One mask for each type of layer: a window reaches ``local_attention // 2`` positions either way.
 
-        Padded positions see themselves as well, or some would see nothing, which not every kernel allows.
+        Padded positions also see themselves, because not every kernel allows a position that sees nothing.
         """
         import torch
 
@@ -58,7 +58,7 @@ class ModernBert(Family):
             )
 
     def student_fields(self, config: Any, layers: Sequence[int]) -> dict[str, Any]:
-        """Every layer keeps its own type, which the default pattern would not give it."""
+        """Keeps the attention type of each chosen layer; the default pattern would assign others."""
         types = [config.layer_types[layer] for layer in layers]
         return {**super().student_fields(config, layers), "layer_types": types}
 

@@ -1,4 +1,5 @@
-"""How a sentence encoder makes one vector of a text, as sentence-transformers' files beside it say.
+"""Pooling of a sentence encoder (hidden states of a text to one vector), read from its sentence-transformers
+files.
 
 Axes: B batch, L length, D hidden size. Reading needs no torch.
 """
@@ -23,7 +24,8 @@ MODES: dict[str, Mode] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
 }
-"""By what 1_Pooling/config.json calls them: newer files name the mode, older ones have a switch for each."""
+"""Name in 1_Pooling/config.json -> mode. Newer files name the mode, older ones have a switch for each
+mode."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Pooling:
     normalise: bool
     """Whether the vector is scaled to length 1."""
     prompts: Mapping[str, str] = field(default_factory=dict)
-    """Texts that are put before a text, by the name of what it is for."""
+    """Name of a purpose -> prompt, which is put before a text."""
     default_prompt: str | None = None
     """Name of the one that is put before every text unless another is asked for."""
     max_length: int | None = None
@@ -50,7 +52,7 @@ class Pooling:
 def read_pooling(directory: str) -> Pooling:
     """The pooling of a sentence encoder's directory.
 
-    Raises UserError where there is no modules.json, or the vector is made in a way that is not supported.
+    Raises UserError if there is no modules.json, or if its pooling is not supported.
     """
     where = f"teacher.model: {directory}"
     folder, normalise = _modules(directory)

@@ -1,4 +1,5 @@
-"""How many tokens a model can place: the same answer for the pass, students, evaluation and export."""
+"""The number of tokens that a model's positions allow; the pass, students, evaluation and export all use
+it."""
 
 from __future__ import annotations
 

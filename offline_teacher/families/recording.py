@@ -1,4 +1,4 @@
-"""Queries, keys and values out of a forward pass that is made anyway: no projection is computed twice.
+"""Records queries, keys and values during a model's own forward, so no projection is computed twice.
 
 In families with rotary positions they are taken before the rotation, in teacher and student alike; see
 `replay`. Axes: B batch, L length, D hidden size.
@@ -14,7 +14,7 @@ from offline_teacher.families import family_of
 
 
 class QueriesKeysValues:
-    """Keeps what a layer's projections gave in the last forward of ``model``, with its autograd graph.
+    """Keeps the outputs of a layer's projections in the last forward of ``model``, with their autograd graph.
 
     Make it before ``torch.compile``, which does not see hooks that come later. ``close``, or leaving a
     ``with`` block, takes the hooks off again.

@@ -1,11 +1,11 @@
-"""The frozen top of a teacher, run on hidden states out of a store.
+"""The frozen top of a teacher, run on hidden states from a store.
 
-The attention of a replayed layer sees the positions below ``token_count`` that its family lets it see: all of
-them, or in ModernBERT's local layers those of its window. Queries and keys for relations (MiniLMv2, arXiv
-2012.15828) are what the projections give: before the rotation in families with rotary positions. A relation
-compares positions of one sequence by what they hold. The rotation adds how far apart they are, which teacher
-and student know alike, and it works inside attention heads, which relation heads cut across. The student's
-are taken at the same place, by `recording`.
+The attention of a replayed layer sees all positions below ``token_count``, or in ModernBERT's local layers
+those within its window. Queries and keys for relations (MiniLMv2, arXiv 2012.15828) are the outputs of the
+projections, in families with rotary positions before the rotation. There are two reasons. A relation compares
+the content of positions, while the rotation adds their distance, which teacher and student have in common.
+And the rotation works within attention heads, while relation heads may span several of them. `recording`
+takes the student's queries and keys at the same place.
 
 Axes: B batch, L length, D hidden size, E the decoder's input width, V vocabulary.
 """
@@ -29,11 +29,11 @@ from offline_teacher.families.weights import check_depth, has_masked_lm_head, is
 
 
 class Replay(nn.Module):
-    """The top ``replay_layers`` layers and the head; frozen, and in evaluation mode whatever is asked of it.
+    """The top ``replay_layers`` layers and the head; always frozen and in evaluation mode.
 
     Every method computes only what it returns. Stored states h [B, L, D] may have any float dtype and are
     zero at padded positions. Results are computed and returned in the parameters' dtype; at padded positions
-    they are finite and mean nothing. ``token_count`` int [B]: see `offline_teacher.families`.
+    they are finite but meaningless. ``token_count`` int [B]: see `offline_teacher.families`.
 
     Args:
         config: the teacher's configuration.
@@ -92,13 +92,13 @@ class Replay(nn.Module):
 
     @torch.no_grad()
     def last_hidden(self, h: Tensor, token_count: Tensor | None = None) -> Tensor:
-        """What the head is applied to [B, L, D]; ``h`` itself where nothing is replayed."""
+        """The head's input [B, L, D], the last hidden states; ``h`` itself if no layer is replayed."""
         return self._cast(h) if self.encoder is None else self._run(self.encoder, self._cast(h), token_count)
 
     def last_hidden_and_queries_keys_values(
         self, h: Tensor, token_count: Tensor | None = None, layer: int = 0
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Both of the above for the price of the first: no projection is computed twice.
+        """``last_hidden`` and ``queries_keys_values`` together; no projection is computed twice.
 
         Raises UserError where there is no such layer.
         """
@@ -124,7 +124,7 @@ class Replay(nn.Module):
         return self._need_head().decoder_bias
 
     def train(self, mode: bool = True) -> Replay:
-        """Leaves evaluation mode on: a module that holds this one may be told to train."""
+        """Does nothing, so that ``train()`` of a parent module does not end evaluation mode."""
         return super().train(False)
 
     def _layers(self, layer: int) -> Any:

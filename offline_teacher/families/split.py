@@ -1,8 +1,8 @@
 """A teacher cut below its top layers: the part that the teacher pass runs, and the part that is replayed.
 
-Both are the transformers encoder itself with some of its modules left out, so that embeddings, masks, rotary
-or relative positions and attention are its own. Nothing is copied: parameters are shared with the model that
-is cut, and converting one converts both.
+Both parts are the transformers encoder with some modules left out, so embeddings, masks, rotary or relative
+positions and attention are those of transformers. Parameters are shared with the original model, not copied;
+a conversion of one (dtype, device) changes both.
 
 Axes: B batch, L length, D hidden size.
 """
@@ -41,12 +41,12 @@ class Lower(nn.Module):
 
 
 def lower(model: Any, replay_layers: int) -> Lower:
-    """What gives, of a masked LM or an encoder, the hidden states that enter its top layers.
+    """The lower part of a masked LM or an encoder: it computes the hidden states that enter the top layers.
 
-    With ``replay_layers`` 0 that is the encoder's output, which the head is applied to: in pre-norm families
-    after the final norm. Else it is what flows between two layers: in pre-norm families the residual stream,
-    before any norm. ``model`` shares its parameters and becomes frozen. Raises UserError where it has fewer
-    layers.
+    With ``replay_layers`` 0 these are the encoder's output, the input of the head; in pre-norm families after
+    the final norm. Otherwise they are the states between two layers; in pre-norm families the residual
+    stream, before any norm. The parameters are shared with ``model``, which becomes frozen. Raises UserError
+    if the model has fewer layers.
     """
     check_depth(model.config, replay_layers)
     stop = model.config.num_hidden_layers - replay_layers
@@ -73,7 +73,7 @@ def cut(encoder: Any, start: int, stop: int, *, embeddings: bool, final_norm: bo
 
 
 class _HiddenStates(nn.Module):
-    """In the place of embeddings: hands on what is given instead of ids."""
+    """Replaces the embeddings: returns the given hidden states unchanged."""
 
     def forward(
         self, input_ids: Any = None, inputs_embeds: Any = None, position_ids: Any = None, **others: Any

@@ -1,6 +1,7 @@
-"""A store's teacher, whose files may be anybody's: checked before anything is built of them.
+"""The teacher of a store. Its files may come from anybody, so they are checked before a model is built from
+them.
 
-Digests say that a file is what the store's writer wrote; they do not say that it is a teacher.
+Digests show that a file is as the store's writer wrote it; they do not show that it holds a valid teacher.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_LAYERS = 256
-"""No encoder is deeper; building more of them, as a hostile file may ask for, has no end."""
+"""Largest number of layers. No encoder is deeper, and a hostile file could ask for a model that is never
+built."""
 AGAIN = "make the store again from a sound teacher"
 
 
 @contextmanager
 def teacher_of(store: Store) -> Iterator[None]:
-    """What fails in building a teacher of the store's files is a UserError that names them.
+    """Turns every exception while a teacher is built from the store's files into a UserError that names them.
 
-    transformers, safetensors and torch raise what they like for files of anything at all.
+    transformers, safetensors and torch raise many kinds of exceptions for invalid files.
     """
     try:
         yield
@@ -53,10 +55,11 @@ def stored_config(store: Store) -> dict[str, Any]:
 def stored_weights(
     store: Store, config: dict[str, Any], cache: Cache | None = None, complete: bool = False
 ) -> dict[str, Tensor]:
-    """The teacher's tensors by name, each finite and of the shape that ``config`` asks for. UserError.
+    """The teacher's tensors by name. Raises UserError if one is not finite or has not the shape of
+    ``config``.
 
-    ``cache``: for those of a remote store. ``complete``: all of the model are there; else the caller checks
-    that those are which it needs.
+    ``cache``: used for a remote store. ``complete``: also require all tensors of the model; otherwise the
+    caller checks that those it needs exist.
     """
     from safetensors.torch import load_file
 
@@ -73,9 +76,9 @@ def stored_weights(
 
 
 def stored_pooling(store: Store) -> Pooling | None:
-    """How the teacher makes one vector of a text; None where it is no sentence encoder.
+    """The teacher's pooling; None if it is not a sentence encoder.
 
-    UserError where the store's file says nothing of the kind.
+    Raises UserError if the store's file holds no valid pooling.
     """
     told = store.pooling()
     if told is None:

@@ -1,4 +1,4 @@
-"""What a student of a teacher is: its configuration, and the teacher's tensors that it starts from.
+"""Builds students of a teacher: their configuration, and the teacher's tensors that they start from.
 
 Students are plain transformers models, so what is saved loads everywhere.
 """
@@ -18,7 +18,8 @@ from offline_teacher.families import family_of
 from offline_teacher.families.weights import load_named
 
 DISTILBERT_LAYERS = (0, 2, 4, 7, 9, 11)
-"""DistilBERT's authors' of BERT-base (transformers-research-projects, distillation/scripts/extract.py)."""
+"""The layers of BERT-base that DistilBERT's authors chose (transformers-research-projects,
+distillation/scripts/extract.py)."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ def choose_layers(layers: str | Sequence[int], teacher: Any) -> tuple[int, ...]:
     """Teacher layers, counted from 0, in ascending order.
 
     ``every_second`` is 0, 2, 4, ... with the teacher's last layer as its last, because the head expects that
-    one's output (6 layers: 0, 2, 5). Of 12 layers it is what DistilBERT's authors took. ``last:N`` is the N
-    nearest the output. ``teacher`` is the teacher's configuration.
+    layer's output (0, 2, 5 for 6 layers). For 12 layers it is the choice of DistilBERT's authors. ``last:N``
+    are the last N layers. ``teacher`` is the teacher's configuration.
 
     Raises UserError where the teacher has fewer layers.
     """

@@ -1,9 +1,9 @@
-"""A model's tensors by name: which of them the top layers need, and how they get into another model.
+"""A model's tensors by name: which of them the top layers need, and loading them into another model.
 
 Names are those that ``save_pretrained`` of the family's masked LM writes, also for the encoder alone. A
-tensor with two names (word embeddings and a tied decoder, the decoder's bias) has one of them here: what is
-tied is decided by the tensors, not by the configuration. So the top and the rest, each a safetensors file,
-are together a checkpoint that ``from_pretrained`` reads.
+tensor with two names (word embeddings and a tied decoder, the decoder's bias) has only one of them here. The
+tensors, not the configuration, decide what is tied. So the top and the rest, two safetensors files, together
+are a checkpoint that ``from_pretrained`` reads.
 """
 
 from __future__ import annotations

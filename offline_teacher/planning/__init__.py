@@ -1,1 +1,1 @@
-"""What a teacher pass would cost and keep, measured on a few places of the text before it is paid for."""
+"""Estimates cost and accuracy of a teacher pass from a sample of the text, before the pass runs."""

@@ -1,7 +1,7 @@
-"""``plan``: what a store would cost, keep, and how wrong each form of knowledge would be.
+"""``plan``: time and bytes of a store, and the error of each form in which it can hold the teacher's outputs.
 
-A few places of the corpus are read, the teacher runs on some tens of their sequences, and the rest is
-arithmetic. Everything is printed, and published as ``runs/<name>/plan/plan.json`` with three plots:
+``plan`` reads a few places of the corpus, runs the teacher on some tens of their sequences, and computes the
+rest. It prints all results and publishes them as ``runs/<name>/plan/plan.json`` with three plots:
 
 corpus          size and read (in units of ``unit``), places, exact (all of it was read), problems (kind ->
                 count); of one masking epoch: tokens, sequences, relative_error (standard error of tokens);
@@ -120,7 +120,7 @@ def compared_train(recipe: Recipe) -> Train:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for every number that JSON has no word for."""
+    """The report with None for every number that JSON cannot represent (NaN, infinity)."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

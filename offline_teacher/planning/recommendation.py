@@ -1,4 +1,4 @@
-"""What ``plan`` recommends, drawn from the numbers of its report alone."""
+"""The recommendation of ``plan``, computed from the numbers of its report only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GOOD = 0.05
 
 
 def recommend(report: dict[str, Any], recipe: Recipe) -> list[str]:
-    """Sentences: what to store, what this recipe's choice means, what top-k is worth, how long it all takes.
+    """Sentences on what to store, the recipe's own choice, the value of top-k, and the time of the pass.
 
     Forms without hidden states are left out where a student trains with the cosine term or by relations.
     """
@@ -49,7 +49,7 @@ def recommend(report: dict[str, Any], recipe: Recipe) -> list[str]:
 
 
 def wants_replay(recipe: Recipe) -> bool:
-    """Whether a student of the recipe gains by what only replayed layers give: relations."""
+    """Whether a student of the recipe uses relations, which need replayed layers."""
     runs = recipe.runs().values()
     return any(run.train.alpha_relation > 0 or run.student.hidden_size is not None for run in runs)
 
@@ -94,8 +94,8 @@ def _errors_of(report: dict[str, Any]) -> Errors:
 
 
 def _judged(report: dict[str, Any]) -> Errors:
-    """The errors by which forms of store are compared: of the teacher as the recipe runs it; of one in
-    float32 where the recipe's dtype alone is too much, whatever the form."""
+    """The errors by which forms of store are compared: those with the teacher in the recipe's dtype, or in
+    float32 if the recipe's dtype alone causes too large errors in every form."""
     errors = _errors_of(report)
     if not _dtype_is_too_much(report):
         errors |= {target: errors[name] for target, name in report["gradient_error"]["as_run"].items()}

@@ -1,4 +1,4 @@
-"""The sequences that ``plan`` runs through the teacher, and what it learns of each from them.
+"""The sequences that ``plan`` runs through the teacher, and the hidden states of each form of store for them.
 
 Axes: n sequences, L length, M masked positions, N positions looked at, D hidden size.
 """
@@ -90,7 +90,7 @@ def needed(sequences: Sequences) -> int:
 
 
 def kinds_of_positions(sequences: Sequences, kl_positions: str) -> dict[str, np.ndarray]:
-    """Flat positions of the sequences [n L] that are looked at, by what for."""
+    """Flat positions of the sequences [n L] that are compared: purpose -> positions."""
     real = np.arange(sequences.input_ids.shape[1]) < sequences.token_count[:, None]
     masked = np.zeros_like(real)
     row, slot = np.nonzero(sequences.positions >= 0)

@@ -1,7 +1,8 @@
-"""What a store makes of the teacher's probability: mass kept by k, and the error each form costs a student.
+"""Errors of stored distributions: probability mass kept by top-k, and each form's error of the student's
+gradient.
 
-Everything here is dense and exact on a few hundred positions, in float32 and float64, against the teacher in
-float32; nothing of the student stage is needed. Axes: N positions, K top-k, V vocabulary, D hidden.
+Everything here is dense and exact on a few hundred positions, in float32 and float64, and is compared with
+the teacher in float32. The student stage is not used. Axes: N positions, K top-k, V vocabulary, D hidden.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def kept_mass(
 
 @dataclass(frozen=True)
 class SoftTarget:
-    """A form in which a store can hold the teacher. ``hidden`` or ``top_k`` say what it is of."""
+    """A form in which a store can hold the teacher's distribution: either ``hidden`` or ``top_k`` is set."""
 
     name: str
     hidden: Tensor | None = None
@@ -146,11 +147,11 @@ def gradient_errors(
 ) -> dict[str, float]:
     """Relative error of the student's head gradient under each target against the dense teacher's.
 
-    teacher, student: hidden states float32 [N, D]; the student has the teacher's head. The gradient of
-    T^2 KL(p_T || q_T), summed over the N positions, with respect to all parameters of the head; errors
-    are norms of differences over the norm of the dense gradient, no finite numbers where that is 0 (a
-    student that is its teacher). Linear in the gradient with respect to the logits, so the difference is
-    carried through the head, not taken behind it.
+    teacher, student: hidden states float32 [N, D]; the student has the teacher's head. The gradient of T^2
+    KL(p_T || q_T), summed over the N positions, with respect to all parameters of the head; errors are norms
+    of differences over the norm of the dense gradient. They are not finite if that norm is 0 (a student equal
+    to its teacher). The head's gradient is linear in the gradient with respect to the logits, so the
+    difference is taken at the logits and propagated through the head.
     """
     norms = []
     for target in [None, *targets]:

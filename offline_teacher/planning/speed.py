@@ -26,7 +26,7 @@ WORKERS = (1, 8, 64)
 def measure_speed(recipe: Recipe, layout: Layout, sequences: Sequences, tokens: int) -> dict[str, Any]:
     """``time`` of the report; ``tokens`` of all masking epochs.
 
-    Where the GPUs are not, as on the laptop a pass is planned on, the CPU is measured, and said to be.
+    If the recipe's GPUs are missing, for example on a laptop, the CPU is measured and the report says so.
     """
     teacher = recipe.teacher
     assert teacher is not None

@@ -28,7 +28,7 @@ MAPS_KEPT = 256
 GAP_BYTES = 64 << 10
 """Two ranges of a shard that are closer become one request."""
 BLOCKS_ADVISED = 4096
-"""Local blocks that a reader remembers to have asked the system for."""
+"""Number of local blocks whose read requests to the operating system a reader remembers."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,9 @@ class BlockReader:
         }
 
     def _advise(self, place: _Block, data: mmap.mmap) -> None:
-        """Has the system read what is needed of a block at its first use, and nothing else.
+        """Asks the operating system to read the needed bytes of a block at its first use, and no others.
 
-        Left to itself it reads up to megabytes around every page that is missing, which others may need.
+        Without this, the system reads up to megabytes around every missing page and drops pages others need.
         """
         key = place.name, place.within
         with self._lock:

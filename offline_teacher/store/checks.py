@@ -1,4 +1,4 @@
-"""Are the numbers of a block possible? Asked of every block before it is written, and again by verify.
+"""Range checks of the numbers of a block, before it is written and again by ``verify``.
 
 Everything is vectorised; a block stays in the processor's cache.
 """
@@ -43,9 +43,9 @@ def check_shapes(layout: Layout, columns: Mapping[str, np.ndarray]) -> Iterator[
 def check_block(
     layout: Layout, special: SpecialIds, ids: np.ndarray, columns: Mapping[str, np.ndarray]
 ) -> Iterator[BadValue]:
-    """What is impossible in arrays [n, *shape] of the right shapes; the first row for each column and kind.
+    """Impossible values in arrays [n, *shape] of the right shapes; the first row for each column and kind.
 
-    ``ids``: int64 [n], the sequences that the plan has here.
+    ``ids``: int64 [n], the sequence ids that the plan has here.
     """
     yield from _first("sequence_id", columns["sequence_id"] != ids, "is not the planned sequence")
     yield from _check_tokens(layout, special, columns)

@@ -1,4 +1,5 @@
-"""Damaged and foreign files out of a store, so that the next teacher pass makes again what is missing."""
+"""Moves damaged and foreign files out of a store, so that the next teacher pass makes the missing ones
+again."""
 
 from __future__ import annotations
 
@@ -16,10 +17,11 @@ def damaged_directory(root: str) -> str:
 
 
 def move_damaged(root: str, findings: Iterable[Finding]) -> list[str]:
-    """Moves all that ``verify`` found damaged or foreign out of the store; returns the names of that.
+    """Moves all files that ``verify`` found damaged or foreign out of the store; returns their names.
 
-    The index of a task goes before its shards, since without it the task does not exist, and the manifest
-    goes last: until then ``verify`` finds the rest. UserError if a directory is where a file belongs.
+    The index of a task is moved before its shards, because a task without index counts as not done. The
+    manifest is moved last, so that ``verify`` can find the rest after an interruption. Raises UserError if a
+    directory stands where a file belongs.
     """
     findings = list(findings)
     names = [f"{TASKS}/{found.split}/{found.task}.json" for found in findings if found.task is not None]

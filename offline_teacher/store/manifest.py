@@ -69,7 +69,7 @@ class Spec:
     plan: Plan
     special: SpecialIds
     fingerprint: dict[str, Any]
-    """All that decides the content: recipe, teacher, tokenizer, architecture, corpus, format."""
+    """Everything on which the content depends: recipe, teacher, tokenizer, architecture, corpus, format."""
 
     def __post_init__(self) -> None:
         check_keys(self.fingerprint, FINGERPRINT, "fingerprint")
@@ -160,7 +160,7 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """The file digest of manifest.json; it stands for the whole store."""
+        """The file digest of manifest.json, which identifies the content of the whole store."""
         return storage.digest_bytes(self.to_bytes())
 
     def to_bytes(self) -> bytes:

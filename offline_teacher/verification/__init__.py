@@ -1,1 +1,2 @@
-"""Is a store what it says it is: by its digests, its own hidden states, the live teacher; and for the eye."""
+"""Checks of a store by digests, by its own hidden states, and with the live teacher; repair; a view of a
+sample."""

@@ -1,4 +1,4 @@
-"""``verify``: is a store what it says it is, by its digests, its own hidden states, the live teacher?"""
+"""``verify``: checks a store by its digests, its own hidden states, and the live teacher."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from offline_teacher.store.verify_task import Finding
 
 SHOWN = 20
 ROUNDS = 2
-"""Of repair: without a whole spec.json nothing behind it can be checked."""
+"""Rounds of repair. Files that cannot be checked without a valid spec.json are checked in the second
+round."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class Audit:
 
 
 def audit(asked: Audit, repair: bool) -> int:
-    """Prints every finding; 0 where there is none, or ``repair`` leaves none.
+    """Prints every finding. Returns 0 if there is none, or if ``repair`` has repaired all.
 
-    What a rerun finds is never repaired: the stored bytes are whole, the teacher's numbers differ.
+    Findings of a rerun are never repaired: the stored bytes are undamaged, only the teacher's numbers differ.
     """
     refuse_what_is_no_store(asked.root)
     if asked.recipe_file is not None or asked.overrides:

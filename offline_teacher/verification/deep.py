@@ -50,7 +50,8 @@ TEXT = ("token_count", "masked_positions")
 
 
 def deep_check(store: Store, positions: int) -> Iterator[Finding]:
-    """At most one finding a task and column. ``positions``: of each task, spread over it, at most."""
+    """At most one finding for each task and column. ``positions``: how many positions of a task to
+    compare."""
     layout = store.layout
     if layout.top_k == 0 or layout.hidden_states == "none":
         print("deep: nothing to compare, the store does not hold both top-k and hidden states")

@@ -22,7 +22,7 @@ SAMPLES = 64
 def kept_mass(view: TaskView) -> bytes:
     """A PNG: mean over masked positions of the task (over all where nothing is masked) at T = 1.
 
-    The store's own K is among the k. UserError where the store says nothing about tokens.
+    The store's own K is among the k. Raises UserError if the store has no distributions over the vocabulary.
     """
     layout, task = view.store.layout, view.task
     if layout.positions == "pooled" or not view.tells_tokens:

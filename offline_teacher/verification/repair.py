@@ -1,7 +1,8 @@
-"""``verify --repair``: what is damaged is moved out of the store and made again, or nothing is moved.
+"""``verify --repair`` moves damaged files out of the store and makes them again; after an error, nothing is
+moved.
 
-Only what ``verify`` found by digests is ever moved. Numbers that differ because another environment computes
-them are no damage.
+Only files that ``verify`` finds by their digests are moved. Numbers that differ because of another
+environment are not damage.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ OTHER_RECIPE = "give the recipe that the store was made of (--recipe)"
 
 
 def repair_store(root: str, findings: Sequence[Finding], recipe: Recipe) -> None:
-    """Moves everything damaged out of the store and makes it again: by the teacher, and from the text where
-    that is needed.
+    """Moves all damaged files out of the store and makes them again with the teacher and, if needed, the
+    text.
 
-    ``recipe.store_path`` is ``root``. UserError, and nothing is moved, where recipe, teacher or text are not
-    those of the store.
+    ``recipe.store_path`` is ``root``. If recipe, teacher or text are not those of the store, raises UserError
+    and moves nothing.
     """
     source, recipe = find_source(recipe)
     manifest = _manifest(root)

@@ -1,4 +1,4 @@
-"""``verify --rerun``: some tasks by the live teacher again, against what the store holds.
+"""``verify --rerun``: computes some tasks again with the live teacher and compares them with the store.
 
 Within the environment that a task's index records, every byte must be the same. In another one the text, its
 masks and its numbers must be the same bytes, and the teacher's numbers must agree within ``TOLERANCE``:
@@ -130,7 +130,8 @@ def _relative(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _displaced(layout: Layout, stored: Columns, made: Columns) -> np.ndarray:
-    """[n, P]: how far the logit of a stored id moved, at most; of one that is gone, to the least one now."""
+    """[n, P]: the largest change of a stored id's logit; for an id no longer in the top k, the change to its
+    smallest logit."""
     ids, others = (c["topk_ids"].reshape(-1, layout.top_k).astype(np.int64) for c in (stored, made))
     logits, moved = (c["topk_logits"].reshape(-1, layout.top_k).astype(np.float32) for c in (stored, made))
     row = np.arange(len(ids))[:, None] * layout.vocab_size
@@ -162,5 +163,5 @@ def _device(recipe: Recipe) -> str:
 
 
 def _bytes_by_row(column: np.ndarray) -> np.ndarray:
-    """uint8 [n, ...]: -0 and 0 are not the same, a NaN is itself."""
+    """The bytes as uint8 [n, ...], so that -0 and 0 differ and a NaN equals itself."""
     return np.ascontiguousarray(column).view(np.uint8).reshape(len(column), -1)

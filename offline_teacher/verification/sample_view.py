@@ -1,4 +1,4 @@
-"""``inspect``: what the teacher said about one sample, and its task in numbers, for a person to read.
+"""``inspect``: shows the teacher's predictions for one sample, and statistics of its task.
 
 Axes: n samples, N recorded positions, L length, M masked positions, K top-k, V vocabulary, D hidden size.
 """
@@ -33,7 +33,7 @@ POSITIONS = 8
 
 @dataclass(frozen=True)
 class Distributions:
-    """The teacher's distributions at N recorded positions, at T = 1, as far as the store tells them."""
+    """The teacher's distributions at N recorded positions, at T = 1, as complete as the store allows."""
 
     ids: np.ndarray
     """[N, k] largest first; k = V where hidden states are stored, else K."""
@@ -52,7 +52,7 @@ class Distributions:
 
 
 class TaskView:
-    """Samples of one task, and what the teacher said about them."""
+    """Samples of one task, and the teacher's predictions for them."""
 
     def __init__(self, store: Store, split: str, task: Task) -> None:
         self.store, self.split, self.task = store, split, task
@@ -64,7 +64,7 @@ class TaskView:
 
     @property
     def tells_tokens(self) -> bool:
-        """Whether the store says which tokens the teacher expected."""
+        """Whether the store holds the teacher's distributions over tokens."""
         layout = self.store.layout
         return layout.top_k > 0 or (layout.hidden_states != "none" and self._replay is not None)
 
