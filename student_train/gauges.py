@@ -1,4 +1,4 @@
-"""What a GPU says of itself in training, a trace of some steps, and steps that repeat to the last bit."""
+"""GPU metrics during training, a profile of some steps, and torch's deterministic mode."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ PEAK_FLOPS = {
     "H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12,
     "L4": 121e12, "A10G": 70e12, "V100": 125e12, "T4": 65e12,
 }  # fmt: skip
-"""Dense products a second in 16 bits that the maker gives for devices of which this is a word of the name."""
+"""Word in the device's name -> the manufacturer's peak of dense 16-bit operations per second."""
 FLOAT32_SHARE = 0.5
-"""Of them in float32, by TF32, where torch uses it; else the utilisation that is told is far below 1."""
+"""Share of that peak in float32 by TF32. If torch does not use TF32, the reported utilisation is far below
+1."""
 SKIPPED_STEPS = 10
-"""Before a trace begins: compilation and first allocations are no part of it."""
+"""Steps before a profile begins, so that it contains no compilation and no first allocations."""
 
 
 def gpu_metrics(
     device: torch.device, flops_per_token: float, tokens_per_second: float, dtype: str
 ) -> dict[str, float]:
-    """Of this rank's device; {} where it is no GPU.
+    """Metrics of this rank's GPU; {} if it has none.
 
-    ``gpu_memory``: the most GiB that tensors took since the last call. ``gpu_utilisation``: the share of the
-    last moments in which any kernel ran, where NVIDIA's library is there. ``model_flops_utilisation``: the
-    share of what the device could compute that student and loss need, where its name is known. The numbers
-    that are given are of one rank.
+    ``gpu_memory``: peak GiB of tensors since the last call. ``gpu_utilisation``: the share of the last
+    moments in which a kernel ran, if NVIDIA's library is installed. ``model_flops_utilisation``: the FLOP/s
+    of student and loss as a share of the device's peak, if the device is known. All arguments count one rank.
     """
     if device.type != "cuda":
         return {}
     metrics = {"gpu_memory": torch.cuda.max_memory_allocated(device) / 2**30}
     torch.cuda.reset_peak_memory_stats(device)
-    with suppress(Exception):  # pynvml is no dependency, and drivers refuse in ways of their own
+    with suppress(Exception):  # pynvml is optional, and drivers raise many kinds of errors
         metrics["gpu_utilisation"] = torch.cuda.utilization(device) / 100
     peak = peak_flops(torch.cuda.get_device_name(device), dtype)
     if peak is not None:
@@ -52,9 +52,10 @@ def peak_flops(name: str, dtype: str) -> float | None:
 
 @contextmanager
 def traced(steps: int, path: str) -> Iterator[Callable[[], None]]:
-    """Call what it gives after every step: ``steps`` of them are written to ``path`` as a Chrome trace.
+    """Yields a function to call after every step; profiles ``steps`` steps and writes a Chrome trace to
+    ``path``.
 
-    ``steps`` 0: nothing is done.
+    With ``steps`` 0 it does nothing.
     """
     if not steps:
         yield lambda: None
@@ -70,9 +71,10 @@ def traced(steps: int, path: str) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def deterministic(on: bool) -> Iterator[None]:
-    """Inside, torch computes the same bits from the same numbers, on a GPU too, where ``on``.
+    """A context in which, if ``on``, torch uses deterministic algorithms, so that a GPU too repeats every
+    bit.
 
-    Raises UserError where torch has no such algorithm for something that a student needs.
+    Raises UserError if torch has no deterministic algorithm for an operation of the student.
     """
     if not on:
         yield

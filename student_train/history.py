@@ -1,4 +1,4 @@
-"""What a training run tells of itself: sums between two logged steps, history.jsonl, and MLflow."""
+"""Logging of a training run: sums between two logged steps, history.jsonl, and MLflow."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Tracker(Protocol):
 
 @dataclass
 class Window:
-    """What was added up since the last logged step, on this rank."""
+    """Sums since the last logged step, on this rank."""
 
     seconds: float = 0.0
-    """Spent on steps: checkpoints and validation are left out."""
+    """Seconds spent on steps, without checkpoints and validation."""
     waited: float = 0.0
     """Seconds of them spent waiting for the stream."""
     tokens: int = 0

@@ -4,8 +4,8 @@
     torchrun --standalone --nproc_per_node 2 student_train/main.py --recipe infra/recipes/demo.yaml
     python student_train/main.py --recipe infra/recipes/demo.yaml train.learning_rate=1e-4
 
-Run again, it goes on from the newest checkpoint, with any number of processes; a finished student is left
-alone.
+The same command resumes from the newest checkpoint, with any number of processes. It does nothing for a
+finished student.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def run(options: argparse.Namespace) -> int:
     except UserError as problem:
         if world.size == 1:
             raise
-        # A launcher ends all ranks as soon as one has failed: none leaves before rank 0 has spoken.
+        # A launcher ends all ranks as soon as one has failed, so no rank exits before rank 0 has printed the
+        # error.
         if world.first:
             print(f"error: {problem}", file=sys.stderr, flush=True)
         world.wait()
@@ -78,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _is_finished(run: StudentRun, store: Store) -> bool:
-    """Says so where a student is there already. UserError where it is one of other settings."""
+    """Prints a line if the student is finished. Raises UserError if it was trained with other settings."""
     from student_train.student.published import finished, require_same
 
     with mirrored(run.directory, run.train.cache_dir) as mirror:
@@ -96,7 +97,7 @@ def _fingerprint(run: StudentRun, store: Store) -> dict[str, Any]:
 
 
 def _check(runs: list[StudentRun], store: Store, world: World) -> None:
-    """UserError, before anything is trained, where a student cannot be what the recipe says."""
+    """Raises UserError, before any training, if a student of the recipe is impossible."""
     from offline_teacher.families.stored import stored_config, teacher_of
     from student_train.data.order import check_world
     from student_train.engine.deepspeed_config import build_config
@@ -116,7 +117,7 @@ def _check(runs: list[StudentRun], store: Store, world: World) -> None:
 
 
 def _train_all(runs: list[StudentRun], store: Store, world: World, alone: bool) -> int:
-    """0, or EXIT_INCOMPLETE where a student failed for a reason of its own; ``alone``: that is raised."""
+    """0, or EXIT_INCOMPLETE if a student failed. With ``alone``, its error is raised instead."""
     failed = []
     for run in runs:
         try:
@@ -211,7 +212,8 @@ def _save_recipe(run: StudentRun, directory: str) -> str:
 
 
 def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[Any, Any]:
-    """The student, with what its loss does not reach frozen, and the loss on the store's teacher."""
+    """The student, with parameters frozen that no loss term reaches, and the loss against the store's
+    teacher."""
     import torch
 
     from infra.cache import Cache
@@ -253,7 +255,7 @@ def _say(run: StudentRun, results: dict[str, Any], what: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Rank 0 speaks for all.
+    """Only rank 0 prints errors.
 
     Before the ranks have met, the others end quietly with 0, so that the launcher waits for rank 0; later all
     end with one exit code.

@@ -1,11 +1,11 @@
-"""A student whose output is on an object store: worked on in a local directory, copied there as it grows.
+"""A student whose output is on an object store: training writes a local directory, which is copied there.
 
     with mirrored("s3://bucket/runs/name/student", cache_dir) as mirror:   # None for a local output
         ... work in mirror.local ...
         mirror.push()                                                      # after every checkpoint
 
-The remote ``files.json``, written after the files it lists, says what is there; what it does not list is left
-over from a push that died.
+The remote ``files.json`` is written after the files that it lists. Files that it does not list are left over
+from an interrupted push.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from infra.locks import exclusive, locked
 
 INDEX = "files.json"
 _OWN = (storage.UNFINISHED, storage.LOCK, ".pull")
-"""What names of files that stay here begin with."""
+"""Prefixes of file names that are not copied."""
 
 
 class Mirror:
@@ -36,8 +36,8 @@ class Mirror:
     def pull(self) -> None:
         """Fetches what the remote index lists and is not here. Processes of one machine take turns.
 
-        A file that changed after the index was written (the push died) is taken as it is: checkpoints and
-        models are sealed, and are set aside by their readers where they are not whole.
+        A file that changed after the index was written (by an interrupted push) is used as it is: checkpoints
+        and models carry digests, so their readers detect incomplete ones.
         """
         with locked(os.path.join(self.local, ".pull.lock")):
             listed = self._listed()
@@ -50,7 +50,7 @@ class Mirror:
                 self._known[name] = (*_stamp(path), digest)
 
     def push(self) -> None:
-        """Copies what is new, then the index, then removes what is gone. One process only."""
+        """Copies new files, then the index, then removes deleted files. To be called by one process only."""
         digests = {}
         for name in _files(self.local):
             path = storage.join(self.local, name)
@@ -69,7 +69,8 @@ class Mirror:
             del self._known[name]
 
     def _forget(self) -> None:
-        """Nothing is there: what is here is of a removed student, unless it is just being trained."""
+        """Handles a missing remote index: local files belong to a removed student, unless one is in
+        training."""
         with contextlib.suppress(UserError), exclusive(self.local):
             for name in _files(self.local):
                 os.unlink(os.path.join(self.local, name))
@@ -119,7 +120,8 @@ def mirrored(directory: str, cache_dir: str | None) -> Iterator[Mirror | None]:
 
 
 def _private(path: str) -> str:
-    """A directory of a name others can guess: only used where it is this user's own and closed to others."""
+    """A directory with a predictable name; it is used only if this user owns it and others cannot access
+    it."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
     status = os.lstat(path)
@@ -129,7 +131,7 @@ def _private(path: str) -> str:
 
 
 def _files(root: str) -> list[str]:
-    """Names below ``root``, tensors before the files that seal them."""
+    """Names below ``root``, tensors before the files that hold their digests."""
     found = []
     for folder, directories, names in os.walk(root):
         directories[:] = [

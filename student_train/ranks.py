@@ -1,6 +1,6 @@
-"""What the launcher (deepspeed, torchrun) tells this process, in its environment and by signals.
+"""The environment variables and signals that the launcher (deepspeed, torchrun) gives to this process.
 
-Imports no torch, which reads from the environment, once, how many threads it may have.
+Imports no torch, because torch reads its number of threads from the environment when it is imported.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def rank_of_environment() -> int:
 def share_cores() -> None:
     """One rank's share of the cores for its threads; call it before torch is imported.
 
-    torchrun says 1, the deepspeed launcher nothing: then every rank would start a thread on every core, and
-    ranks would wait for each other's spinning threads.
+    torchrun sets one thread, the deepspeed launcher sets none. Without a setting every rank would start a
+    thread on every core, and ranks would wait for each other's spinning threads.
     """
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))

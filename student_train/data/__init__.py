@@ -1,1 +1,1 @@
-"""From a store to the batches of one rank: which samples, in which order, read ahead of the step."""
+"""Reads a store into the batches of one rank: the order of samples, prefetching and collation."""

@@ -1,8 +1,8 @@
-"""One micro-batch: what the loss needs to know of it is worked out here, before it goes to the device.
+"""Collates one micro-batch. All indices that the loss needs are computed here, on the host.
 
-Positions, labels and "no padding" follow from the text alone. Computed on a device they would each wait for
-it. Axes: n samples, L length, M masked positions, P recorded positions (L or M), N positions that count,
-K top-k, T temperatures, D hidden size.
+Positions, labels and "no padding" depend on the text alone. On a device, computing each of them would force a
+synchronisation. Axes: n samples, L length, M masked positions, P recorded positions (L or M), N positions
+that count, K top-k, T temperatures, D hidden size.
 """
 
 from __future__ import annotations

@@ -121,8 +121,8 @@ class SampleOrder:
     def _locate(self, epoch: int, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Block and row of the samples at offsets [n] of an epoch.
 
-        Were all blocks full, sample x would be in permuted block x // size. Every short block before it
-        moves it up by what that block lacks.
+        If all blocks were full, sample x would be in permuted block x // size. Every short block before it
+        shifts it by the samples that this block lacks.
         """
         permuted = self._epoch(epoch)
         full = offsets + permuted.lacking[np.searchsorted(permuted.ends, offsets, side="right")]
@@ -183,7 +183,7 @@ def micro_batch_rows(n: int, micro_batch_size: int, rank: int, world: int) -> li
 
 
 def check_world(batch_size: int, world: int, sequences: int, what: str = "the store") -> None:
-    """UserError where some rank could never have a sample to compute."""
+    """Raises UserError if a rank could never get a sample."""
     if world > sequences:
         raise UserError(
             f"{world} ranks for {what} of {sequences} sequences: start at most {sequences} ranks, "

@@ -1,4 +1,4 @@
-"""A stream over one split of a store: which columns, from where, and what is kept of a remote store."""
+"""Opens a stream over one split of a store: its columns, its place, and the cache for a remote store."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Samples:
     def gather(self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray) -> Mapping[str, np.ndarray]:
         """Samples [n] by masking epoch, block and row: new arrays [n, *shape] of the columns, all checked.
 
-        DamagedStore where bytes are not those that were written, and where an index is out of its range:
-        kernels trust every index.
+        Raises DamagedStore if bytes differ from those written, or if an index is out of range, because the
+        kernels do not check indices.
         """
         out: dict[str, np.ndarray] = {}
         keys = np.stack([epoch, block], axis=1)

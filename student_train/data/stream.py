@@ -1,6 +1,7 @@
 """The batches of one rank, read and collated ahead of the step by threads.
 
-A stream has no state but the number of its next step: a new one that starts there goes on identically.
+The only state of a stream is the number of its next step. A new stream from that step gives identical
+batches.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Step:
 
     step: int
     micro_batches: list[Batch]
-    """This rank's share; as many on every rank."""
+    """This rank's micro-batches; every rank has the same number."""
     places: Places
     """Where the samples of the whole global batch are."""
 
@@ -76,7 +77,7 @@ class Stream:
     """Iterates the steps [start, stop) of a run for one rank.
 
     Iterating raises ``UserError`` at the step that needs a damaged sample. Use it as a context manager, or
-    ``close`` it: its threads end with the micro-batch they are at.
+    ``close`` it: its threads end after their current micro-batch.
     """
 
     def __init__(
@@ -158,7 +159,8 @@ class Stream:
         return batch.pinned() if self._share.pin else batch
 
     def _fetch_window(self, window: int) -> None:
-        """Brings what this rank needs of the next window, so that no step waits for all of it at once."""
+        """Downloads this rank's blocks of the next window step by step, so that no step waits for all of
+        them."""
         first_of_window = window * self._order.window_batches
         if window <= self._fetched_window or first_of_window >= self._stop:
             return

@@ -1,4 +1,5 @@
-"""How far the student's vector of a text is from its teacher's: for students of sentence encoders."""
+"""The distance between the student's and the teacher's vector of a text, for students of sentence
+encoders."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ from torch.nn import functional
 def embedding_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Sum over texts of 1 - cos(s, t) + |s - t|^2 / |t|^2, of vectors [n, D]; float32 scalar.
 
-    The cosine is what texts are compared by; the squared distance, relative to the teacher's length, puts the
-    student into the teacher's own space, so that its vectors of queries meet the teacher's of documents.
+    Texts are compared by the cosine. The squared distance, relative to the teacher's squared length, also
+    pulls the student's vectors to the teacher's, so that queries of the student can be compared with
+    documents of the teacher.
     """
     student, teacher = student.float(), teacher.float()
     angle = 1 - functional.cosine_similarity(student, teacher, dim=1)

@@ -1,4 +1,4 @@
-"""The whole teacher beside the student: what a store spares; for small jobs, and to compare with a store."""
+"""Runs the whole teacher in every training step, without stored outputs; for small jobs and comparisons."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from offline_teacher.families.weights import load_named
 
 
 class LiveTeacher:
-    """The teacher below its replayed top; it says for every batch what a store would hold of it."""
+    """The teacher below its replayed top layers; it computes the hidden states that a store would hold."""
 
     def __init__(self, config: Any, weights: Mapping[str, Tensor], replay_layers: int) -> None:
         """

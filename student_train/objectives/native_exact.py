@@ -1,6 +1,6 @@
 """The compiled loss and gradient of the exact soft target on a CPU: ``native_exact.cpp``.
 
-The same arithmetic as `vocabulary_kernels.exact_kernel`, which stays what it is held to, and what runs on
+The arithmetic is that of `vocabulary_kernels.exact_kernel`. Tests compare the two, and that kernel runs on
 other devices, in other dtypes, and without a C++ compiler.
 """
 

@@ -1,4 +1,4 @@
-"""What a loss needs of a store: which kinds of soft target, which columns; and which recipes ask too much."""
+"""The columns of a store that a loss needs, and errors for losses that a store cannot support."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def taught_layout(train: Train, layout: Layout) -> Layout:
-    """What the loss finds of the teacher: what the store holds, or what a live teacher says."""
+    """The layout of the teacher's outputs for the loss: that of the store, or of a live teacher."""
     if train.teacher == "store":
         return layout
     return replace(
@@ -30,7 +30,7 @@ def taught_layout(train: Train, layout: Layout) -> Layout:
 
 
 def check_store(train: Train, store: Store) -> None:
-    """UserError where the store cannot teach a student by this loss."""
+    """Raises UserError if the store lacks what this loss needs."""
     layout = store.layout
     if train.teacher == "live" and not layout.teacher_weights:
         raise UserError(
@@ -128,7 +128,7 @@ def _check_kind(kind: str, train: Train, layout: Layout) -> None:
 
 
 def needs_of(train: Train, layout: Layout) -> StoreNeeds:
-    """What the loss reads of the store: for its soft targets, the cosine, relations and vectors."""
+    """The parts of a store that the loss reads, for soft targets, cosine, relations and vectors."""
     kind = soft_target_kind(train, layout)
     needs = StoreNeeds() if kind is None else SOFT_TARGETS[kind]
     hidden = needs.hidden_states or max(train.alpha_cos, train.alpha_relation, train.alpha_embedding) > 0

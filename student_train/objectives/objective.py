@@ -1,4 +1,4 @@
-"""From a micro-batch to its loss: which terms, which soft target, which denominators.
+"""Computes the loss of a micro-batch: its terms, its soft target and its denominators.
 
     loss = alpha_ce T^2 KL(p_T || q_T) + alpha_mlm CE + alpha_cos (1 - cos) + alpha_relation R
            + alpha_embedding E
@@ -51,7 +51,7 @@ def picked(values: Tensor, index: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Taught:
-    """What the frozen top of the teacher says of a micro-batch, as far as it was asked."""
+    """Outputs of the teacher's frozen top for a micro-batch; None if not requested."""
 
     last_hidden: Tensor | None = None  # [N, D] of the teacher
     relations: dict[str, Tensor] | None = None  # queries, keys, values, each [B, L, D] of the teacher
@@ -64,7 +64,7 @@ class Objective:
 
     train: Train
     layout: Layout
-    """What is there of the teacher: see `needs.taught_layout`."""
+    """Layout of the teacher's outputs; see `needs.taught_layout`."""
     replay: Replay | None
     """Needed for all but top-k and pooled vectors; in the dtype the student computes in."""
     recorder: QueriesKeysValues | None = None
@@ -95,7 +95,7 @@ class Objective:
         return terms
 
     def heard(self, batch: Batch) -> Batch:
-        """The batch with what a live teacher says of it; as it is where the store says it."""
+        """The batch with the hidden states of a live teacher; unchanged without one."""
         if self.live is None:
             return batch
         count = None if batch.full else batch.token_count
@@ -150,7 +150,7 @@ class Objective:
         masked_only = self.layout.positions == "masked"
         kl_masked = train.kl_positions == "masked" or masked_only
         student = picked(hidden, batch.positions)
-        # KL and CE look at the masked positions alone, or at all.
+        # KL and CE are computed at the same rows: the masked ones only, unless KL needs all positions.
         rows = None if masked_only or (kind and not kl_masked) else batch.masked_at
         vocabulary = needs_head(train)
         at = student if rows is None else student[rows]

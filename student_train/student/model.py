@@ -1,7 +1,7 @@
-"""The student: its architecture, where its weights start, and the pieces of it that a loss needs.
+"""The student: its architecture, its initial weights, and the parts of it that a loss uses.
 
-It is a plain transformers model, so what is saved loads everywhere. A student whose loss never looks at the
-vocabulary is an encoder without a masked-LM head.
+It is a plain transformers model, so the saved directory loads everywhere. A student whose loss does not use
+the vocabulary is an encoder without a masked-LM head.
 
 Axes: B batch, L length, N positions, V vocabulary, D student's hidden size.
 """
@@ -112,8 +112,9 @@ def architecture(
 ) -> tuple[tuple[int, ...], PretrainedConfig]:
     """The teacher's layers that a student starts from, and the student's configuration.
 
-    ``has_weights``: the store holds all of the teacher's weights. UserError: the family is not supported; a
-    layer, a width or the relations do not fit; the start needs weights that the store does not hold.
+    ``has_weights``: the store holds all of the teacher's weights. Raises UserError if the family is not
+    supported, if a layer, a width or the relation heads do not fit, or if the store lacks weights that
+    ``student.init`` needs.
     """
     if student.init == "teacher" and not has_weights:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The model card: what a student was distilled from, how, and what it reached."""
+"""The model card: the student's teacher, training settings and results."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _frozen(model: StudentModel) -> str:
 
 
 def _lengths(length: int, model: StudentModel) -> str:
-    """What is to be known of texts longer than the training sequences."""
+    """A note on texts longer than the training sequences."""
     if model.model.config.max_position_embeddings <= length:
         return ""
     return f"\nIt was trained on sequences of {length} tokens; of longer texts it has seen nothing.\n"

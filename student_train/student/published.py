@@ -1,4 +1,4 @@
-"""The finished student as a model directory: weights, tokenizer, card; published whole or not at all."""
+"""Writes the finished student as a model directory (weights, tokenizer, card), completely or not at all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def publish_model(
     fingerprint: Mapping[str, Any],
     results: Mapping[str, Any],
 ) -> str:
-    """Writes ``root/model`` with float32 ``weights`` (by parameter name) and seals it; its path."""
+    """Writes ``root/model`` with float32 ``weights`` (by parameter name), then model.json. Returns the
+    path."""
     final, draft = (
         os.path.join(root, MODEL),
         os.path.join(root, f"{storage.UNFINISHED}{secrets.token_hex(6)}"),
@@ -81,7 +82,7 @@ def _files(directory: str) -> list[str]:
 
 
 def finished(student_dir: str) -> dict[str, Any] | None:
-    """Content of the seal where the model is there and every file as it was published; else None."""
+    """Content of model.json if every file of the model is there and has its recorded digest; else None."""
     path = os.path.join(student_dir, SEAL)
     if not os.path.isfile(path):
         return None

@@ -1,4 +1,4 @@
-"""Which parameters of a student its loss reaches, and what a step computes. The others stay as they began."""
+"""Finds the parameters that the loss reaches, freezes the others, and counts the FLOP of a training step."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ CPU_ATTENTION = {
     _ATTENTION: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     _BACKWARD: lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v),
 }
-"""Products that torch's counter does not know of: shapes to FLOP."""
+"""FLOP formulas of operations that torch's counter does not know: function of the shapes."""
 
 
 def freeze_unreached(model: StudentModel, objective: Objective) -> float:
-    """Freezes every parameter that gets no gradient from one made-up sample.
+    """Freezes every parameter that gets no gradient from one synthetic sample.
 
-    Which parameters a loss reaches follows from its terms alone, not from the sample. The model and what the
-    objective replays must be on the CPU. Gradients are cleared again.
+    The reached parameters depend only on the terms of the loss, not on the sample. The model and the replayed
+    layers must be on the CPU. Gradients are cleared again.
 
-    Returns the FLOP a token of that forward and backward: of products of matrices, a live teacher's left out.
+    Returns the FLOP per token of that forward and backward. Only matrix products count, and no live teacher.
     """
     layout = objective.layout
     batch = collate(

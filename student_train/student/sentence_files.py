@@ -1,4 +1,4 @@
-"""What makes a model directory one that ``SentenceTransformer(...)`` loads; that library is not needed."""
+"""Writes the files with which ``SentenceTransformer(...)`` loads a model directory, without that library."""
 
 from __future__ import annotations
 
