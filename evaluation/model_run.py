@@ -54,9 +54,9 @@ def run_model(options: argparse.Namespace) -> int:
 def _candidates(
     options: argparse.Namespace, directory: str, stack: contextlib.ExitStack
 ) -> tuple[list[Candidate], dict[str, str]]:
-    """The rows: the model, or teacher, model and taught model. And whose the names of the first two are.
+    """The rows (the model, or teacher, model and taught model), and the sources of the first two by name.
 
-    The name is of what the command says: a remote model's local copy is called otherwise each time.
+    Names come from the command line, because the local copy of a remote model has another name each time.
     """
     source = names.source_of(options.model)
     own = [name for name in names.names_of(source) if not (options.teacher and name == TEACHER)]

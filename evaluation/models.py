@@ -101,7 +101,7 @@ def _from_hub(name: str, revision: str | None) -> str:
 
 
 def load_tokenizer(directory: str) -> Any:
-    """The fast tokenizer of a model directory, to which a text's ``[SEP]`` is text.
+    """The fast tokenizer of a model directory. It treats a ``[SEP]`` within a text as ordinary text.
 
     Raises UserError where there is none or it has no pad token.
     """
@@ -166,7 +166,7 @@ def load_model(candidate: Candidate, task: Task, seed: int) -> Any:
 
 
 def require_fit(directory: str, config: Any, tokenizer: Any, length: int) -> None:
-    """UserError where the tokenizer has ids the model does not, or rows are longer than its positions."""
+    """Raises UserError if the tokenizer has ids without embeddings, or rows are longer than the positions."""
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Under which name a model's scores are kept: in one directory of scores no two models have the same."""
+"""Names of models in a directory of scores, where every model has a name of its own."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def source_of(model: str) -> str:
 
 
 def names_of(source: str) -> list[str]:
-    """Names for the model, the best first: the last part of its path, then more and more of the path.
+    """Possible names, the shortest first: the last part of the model's path, then more and more of the path.
 
-    ``<recipe>/students/student/model``, where a recipe leaves its only student, has the name of the recipe;
-    ``<recipe>/students/<name>/model`` that of the student, then of recipe and student.
+    ``<recipe>/students/student/model``, a recipe's only student, gets the name of the recipe.
+    ``<recipe>/students/<name>/model`` gets that of the student, then that of recipe and student.
     """
     path = source.partition("://")[2] if storage.is_remote(source) else source
     parts = [part for part in path.split("/") if part]

@@ -20,9 +20,9 @@ from offline_teacher.store.manifest import MANIFEST
 from offline_teacher.store.reader import CACHE_BYTES, Store, open_store
 
 TEACHER, UNDISTILLED = "teacher", "undistilled"
-"""Names of rows; that of a student's undistilled form follows it where the recipe has ``students``."""
+"""Names of rows. If the recipe has ``students``, the student's name follows ``undistilled``."""
 _NO_ARCHITECTURE = ("architectures", "dtype", "torch_dtype", "transformers_version")
-"""Entries of a config.json that say nothing of an encoder's shape."""
+"""Entries of a config.json that do not affect the encoder's shape."""
 
 
 @dataclass
@@ -97,7 +97,7 @@ def _undistilled(recipe: Recipe, students: list[Candidate]) -> dict[str, Candida
 
 
 def _shape(directory: str) -> str:
-    """What is the same of two students of one architecture, whether their loss had a vocabulary or not."""
+    """A key that is equal for students of the same encoder shape, with or without a masked-LM head."""
     config = storage.read_json(storage.join(directory, "config.json"))
     return json.dumps({key: config[key] for key in sorted(config) if key not in _NO_ARCHITECTURE})
 

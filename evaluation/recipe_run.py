@@ -32,9 +32,10 @@ EXPORT = "export"
 
 
 def run_recipe(recipe: Recipe, predict_test: bool = False) -> int:
-    """Evaluate what the recipe made and write ``evaluation/``, nothing twice; the exit code.
+    """Evaluates the recipe's teacher and students and writes ``evaluation/``, without repeating finished
+    work.
 
-    EXIT_INCOMPLETE where a student of the recipe is not there yet: the report is without it.
+    Returns the exit code: EXIT_INCOMPLETE if a student is not trained yet; the report then lacks it.
     """
     directory = recipe.evaluation_dir
     with contextlib.ExitStack() as stack:
@@ -60,7 +61,7 @@ def run_recipe(recipe: Recipe, predict_test: bool = False) -> int:
 
 
 def _evaluate(recipe: Recipe, rows: Rows, plan: Plan, key: str, run: tracking.Run) -> dict[str, Any]:
-    """Runs, latency, files, tracking. report.json comes last: it says that all the rest is there."""
+    """Runs, latency, files, tracking. report.json is written last and marks the evaluation as complete."""
     from evaluation.devices import exports
 
     directory = recipe.evaluation_dir
@@ -114,7 +115,7 @@ def _key(plan: Plan, rows: Rows, recipe: Recipe) -> str:
 
 
 def _complete_report(plan: Plan, directory: str, key: str) -> dict[str, Any] | None:
-    """report.json where it is there under the same key and so is all that is written before it."""
+    """The content of report.json if its key is the same and all other files exist; else None."""
     names = storage.list_names(directory)
     if not {"report.json", "report.md"} <= set(names):
         return None

@@ -1,1 +1,1 @@
-"""Models as files for devices, and how fast models are."""
+"""Exports models for devices and measures their latency."""

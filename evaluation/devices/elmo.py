@@ -1,4 +1,4 @@
-"""A network of ELMo's size with random weights: the reference row of the latency table, scored on nothing.
+"""A network of ELMo's size with random weights: the reference row of the latency table, without scores.
 
 The encoder of Peters et al. 2018 (arXiv 1802.05365) in the sizes its authors published as "Original"
 (93.6 M parameters): characters of a word, 262 x 16, through convolutions of widths 1 to 7 with 2,048

@@ -1,8 +1,8 @@
 """A model directory as files for devices: ONNX, ONNX in int8, and the latter in ONNX Runtime's own format.
 
-    model.onnx       float32, batch size and length free; equal to torch within ``TOLERANCE``, or refused
-    model.int8.onnx  int8 weights, activations quantised as they come (dynamic quantisation)
-    model.int8.ort   the same with its graph optimised beforehand, for the mobile builds of ONNX Runtime
+    model.onnx       float32, variable batch size and length; must agree with torch within ``TOLERANCE``
+    model.int8.onnx  int8 weights, dynamic quantisation of activations
+    model.int8.ort   the same with an optimised graph, for the mobile builds of ONNX Runtime
     tokenizer.json
     export.json      written last; keys below
 
@@ -42,8 +42,8 @@ SHAPES = ((1, 4), (1, 17), (3, 33), (2, 64))
 def export(directory: str, output: str) -> dict[str, Any]:
     """Write all files of the module's docstring into ``output``; the content of export.json.
 
-    Nothing is done where they are there, made of the same model. UserError: not a model directory, an
-    architecture without logits or hidden states, an ONNX graph that does not compute what torch does.
+    Does nothing if an export of the same model exists. Raises UserError if ``directory`` is not a model
+    directory, if the model gives neither logits nor hidden states, or if the ONNX graph differs from torch.
     """
     require_model(directory)
     found = finished(directory, output)
@@ -66,7 +66,7 @@ def export(directory: str, output: str) -> dict[str, Any]:
 
 
 def export_model(model: Any, output: str, name: str) -> dict[str, Any]:
-    """Write the three model files; what export.json says of them. ``name`` stands in an error."""
+    """Writes the three model files; returns their entries for export.json. Error messages use ``name``."""
     from importlib.metadata import version
 
     inputs, outputs = input_names(model), output_names(_kind_of(model))
@@ -105,7 +105,7 @@ def size_ratio(sizes: dict[str, int]) -> float:
 
 
 def model_kind(architecture: str, config: Any) -> str:
-    """What a model is for, by the name of its class."""
+    """The kind of a model (see the module's docstring), by the name of its class."""
     if architecture.endswith("ForQuestionAnswering"):
         return "spans"
     if architecture.endswith("ForSequenceClassification"):
@@ -128,7 +128,7 @@ def output_names(kind: str) -> list[str]:
 
 
 def load_finished(directory: str) -> Any:
-    """The model of a directory as it is, float32, in the attention arithmetic that exports plainly."""
+    """The model of a directory in float32, with the attention implementation that the exporter supports."""
     from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
     from transformers import logging as their_logging
 

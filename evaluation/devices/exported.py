@@ -1,4 +1,4 @@
-"""The files of an exported model, and whether they are there. Imports no torch."""
+"""The names of an exported model's files, and a check that they are complete. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SUMMARY = "export.json"
 
 
 def finished(directory: str, output: str) -> dict[str, Any] | None:
-    """Content of export.json where ``output`` holds all that an export of the model ``directory`` makes."""
+    """Content of export.json if ``output`` holds a complete export of the model ``directory``, else None."""
     path = storage.join(output, SUMMARY)
     if not storage.exists(path):
         return None

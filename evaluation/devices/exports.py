@@ -34,7 +34,7 @@ def export_all(
 ) -> dict[str, dict[str, Any]]:
     """Export the kept model of every task to ``directory/<task>``; rows of ``report.json: devices``.
 
-    ``int8_lost`` compares that very model in int8 with itself in torch, on the dev set.
+    ``int8_lost`` is the difference between the model's dev scores in torch and in int8.
     """
     rows = {}
     with console.progress(len(results), "tasks", "export") as shown:

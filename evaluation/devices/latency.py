@@ -1,7 +1,7 @@
-"""Seconds a sentence on the CPU, as DistilBERT's table 3 has it: a full pass over STS-B dev at batch size 1.
+"""Seconds per sentence on the CPU, as in DistilBERT's table 3: a full pass over STS-B dev at batch size 1.
 
 Only the model's forward is timed, on inputs tokenized beforehand. Models take turns, a block of sentences
-each, in rotating order, so that what else the machine does falls on all of them alike.
+each, in rotating order, so that other load on the machine affects all of them equally.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Latency:
 
 
 def torch_runner(model: torch.nn.Module, device: str = "cpu") -> Runner:
-    """A forward of a torch model; on a GPU it ends when the result is there."""
+    """A forward of a torch model; on a GPU it waits for the result."""
     model, pick = model.eval().to(device), inputs_of(model)
 
     def run(inputs: Inputs) -> object:

@@ -1,4 +1,4 @@
-"""An exported model run by ONNX Runtime, alone or in the place of the torch model it was made of."""
+"""Runs an exported model with ONNX Runtime, alone or as a replacement for the torch model."""
 
 from __future__ import annotations
 

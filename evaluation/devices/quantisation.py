@@ -1,4 +1,4 @@
-"""From a float32 ONNX file to an int8 one, and from that to ONNX Runtime's own format."""
+"""Converts a float32 ONNX file to an int8 one, and that to ONNX Runtime's own format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import numpy as np
 
 
 def quantise(source: str, target: str) -> None:
-    """int8 weights: matrices a scale a column, embeddings a scale a row, activations at run time.
+    """Quantises weights to int8, with a scale per column of matrices and per row of embeddings.
+
+    Activations are quantised at run time.
 
     ONNX Runtime's own int8 embeddings have one scale for the whole table, and lose half as much again
     (measured: root mean square error of a 6 x 384 BERT's output 0.18 against 0.12 with float embeddings).

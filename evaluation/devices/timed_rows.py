@@ -1,6 +1,6 @@
-"""Which models a recipe's report times, and on what texts.
+"""The models whose latency a recipe's report gives, and the texts on which they are timed.
 
-What needs torch or ONNX is imported where it is used: a finished evaluation needs none of it.
+Functions import torch and ONNX themselves, so that a finished evaluation needs neither.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def as_json(measured: Latency) -> dict[str, Any]:
 
 
 def latency_texts(settings: Evaluation) -> tuple[list[tuple[str, ...]], str]:
-    """What the models are timed on, and what to call it."""
+    """The texts on which the models are timed, and their name in the report."""
     task, part = latency_part(settings)
     texts = load(task, part, settings.data).texts
     timed = texts[: settings.latency_sentences or None]

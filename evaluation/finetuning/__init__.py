@@ -1,1 +1,1 @@
-"""From a model and a task to predictions: fine-tuning runs, and what they learn from."""
+"""Fine-tuning: from a model and a task to predictions, with labels and with a teacher's outputs."""

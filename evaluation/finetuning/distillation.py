@@ -2,12 +2,13 @@
 
     classification  CE(labels) + T^2 KL(p_T || q_T)
     spans           the same of start and end, the mean of the two
-    regression      (label - q)^2 + (teacher's value - q)^2, which T does not enter
+    regression      (label - q)^2 + (teacher's value - q)^2, without T
 
-DistilBERT's "another step of distillation during the adaptation phase" (arXiv 1910.01108, section 3), whose
-code weighs the two terms alike (run_squad_w_distillation.py of transformers-research-projects: 0.5 and 0.5 at
-T = 2); the T^2 keeps their gradients comparable (Hinton et al. 2015, arXiv 1503.02531, section 2). A value
-with Gaussian noise of fixed width has the squared difference as its KL, hence the regression's term.
+This is DistilBERT's "another step of distillation during the adaptation phase" (arXiv 1910.01108, section 3).
+As in its code, both terms have the same weight (run_squad_w_distillation.py of
+transformers-research-projects: 0.5 and 0.5 at T = 2). The factor T^2 keeps their gradients comparable (Hinton
+et al. 2015, arXiv 1503.02531, section 2). The regression's term is the KL between two Gaussians of the same
+fixed width, up to a factor.
 
 Axes: B batch, C classes, L tokens of the longest row of a batch.
 """
@@ -31,7 +32,7 @@ TEACHER, TOKENS = "teacher", "tokens"
 
 
 def outputs_spec(task: Task, train: Split, data: Encoded, teacher: str, dtype: str) -> OutputsSpec:
-    """What the outputs of the teacher with digest ``teacher`` for a training set are stored as.
+    """The spec of stored outputs of the teacher with digest ``teacher`` for a training set.
 
     Start and end logits belong to tokens, so for them the windows ``data`` must be the same ones.
     """

@@ -1,4 +1,5 @@
-"""One fine-tuning run: a job -> predictions and their score file, so that it runs once (see ``jobs``)."""
+"""One fine-tuning run: from a job to predictions and a score file, which marks the job as done (see
+``jobs``)."""
 
 from __future__ import annotations
 
@@ -89,9 +90,9 @@ def _result(
 
 
 def start_at_mean(model: torch.nn.Module, labels: np.ndarray) -> None:
-    """Sets a regression head's bias to the mean label; the steps that would find it go into the text instead.
+    """Sets a regression head's bias to the mean label, so that no training steps are spent on learning it.
 
-    A small model in a few hundred steps may otherwise learn little but the mean.
+    In a few hundred steps a small model may otherwise learn little but the mean.
     """
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     for head in [module for module in linear if module.out_features == 1 and module.bias is not None][-1:]:
@@ -172,7 +173,7 @@ def _predict_test(job: Job, model: torch.nn.Module, tokenizer: Any, length: int)
 
 
 def save(model: Any, tokenizer: Any, directory: str) -> None:
-    """``save_pretrained`` under a temporary name, then config.json last, so that it marks a whole model."""
+    """Saves the model under a temporary name and publishes config.json last, which marks a complete model."""
     import os
     import tempfile
 

@@ -1,9 +1,9 @@
-"""What an evaluation has to do: one job a candidate, task and seed, and the score file that says it is done.
+"""The jobs of an evaluation: one for each candidate, task and seed. A score file marks a job as done.
 
-A score file ``<scores>/<candidate>/<task>/seed-<n>.json`` holds under ``key`` everything its numbers
-depend on, so a changed setting, data set or model runs again. ``predictions`` is the digest of the file
-from which its numbers are computed (``evaluation.predictions``); without that file the job runs again.
-Imports no torch: a finished evaluation is recognised in a fraction of a second.
+A score file ``<scores>/<candidate>/<task>/seed-<n>.json`` holds under ``key`` everything on which its numbers
+depend, so a job runs again after a change of settings, dataset or model. ``predictions`` is the digest of the
+file from which its numbers are computed (``evaluation.measures.predictions``). Without that file the job runs
+again. Imports no torch, so that a finished evaluation is recognised in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Job:
     keep_model: bool = False
     predict_test: bool = False
     lesson: Lesson | None = None
-    """With one: a second distillation."""
+    """The teacher's outputs of a second distillation; None for plain fine-tuning."""
 
     @property
     def task(self) -> Task:
@@ -124,6 +124,6 @@ def finished(job: Job, splits: dict[str, Split]) -> dict[str, Any] | None:
 
 
 def median_seed(results: list[dict[str, Any]]) -> int:
-    """The seed whose score is the median; of an even number the lower of the two in the middle."""
+    """The seed whose score is the median; for an even number of seeds, the lower of the two middle ones."""
     ranked = sorted(results, key=lambda result: (result["score"], result["seed"]))
     return int(ranked[(len(ranked) - 1) // 2]["seed"])

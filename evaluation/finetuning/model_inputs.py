@@ -17,10 +17,10 @@ def input_names(model: Any) -> list[str]:
 
 
 def inputs_of(model: Any) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
-    """A function that picks what the model's forward takes of arrays int64 [B, L], of numpy or torch.
+    """A function that selects the inputs of the model's forward from arrays int64 [B, L] (numpy or torch).
 
-    A segment id that the model has no embedding for becomes 0: a tokenizer numbers the two texts of a pair 0
-    and 1, whatever its model was trained with, and a RoBERTa has one segment type.
+    A segment id without an embedding in the model becomes 0. Tokenizers number the two texts of a pair 0 and
+    1 for every model, but a RoBERTa, for example, has only one segment type.
     """
     names = input_names(model)
     types = getattr(getattr(model, "config", None), "type_vocab_size", None)

@@ -5,8 +5,8 @@
     manifest.json                      the spec and the digest of every file of rows; written last
 
 The JSON files are those of ``offline_teacher.store.records``, which notice any changed bit. A file is
-published whole or not at all, its digest is checked before a number is returned, and storing goes on where
-it stopped.
+written atomically, and its digest is checked before a number is returned. An interrupted run resumes with the
+missing files.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def store_outputs(
     predict: Callable[[], Predict],
     advance: Callable[[int], None] = lambda rows: None,
 ) -> None:
-    """Store every row's logits; files that are there, whole and of the same spec are left alone.
+    """Stores every row's logits; valid files of the same spec are kept.
 
-    ``predict`` is called once, where there is something to do. Outputs of another spec (another teacher,
-    other rows) are derived data and are replaced. ``advance`` is told the rows of every file. Raises
-    UserError where a logit is not finite.
+    ``predict`` is called at most once, if files are missing. Outputs of another spec (another teacher, other
+    rows) are replaced, because they can be computed again. ``advance`` gets the number of rows of every file.
+    Raises UserError if a logit is not finite.
     """
     _begin(root, spec)
     names, digests = storage.list_names(root), []

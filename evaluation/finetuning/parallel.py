@@ -16,9 +16,9 @@ from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.ray_cluster import connect
 
 PACKAGES = ("evaluation", "offline_teacher", "infra")
-"""What a worker imports of us."""
+"""The packages of this repository that a worker imports."""
 REPEATS = 2
-"""Of a run whose worker died."""
+"""How often a run is repeated whose worker died."""
 
 Result = dict[str, Any]
 
@@ -40,7 +40,8 @@ def _in_process(work: list[Work], done: Callable[[Job, Result], None]) -> None:
 
 
 def _training_rows(job: Job, splits: dict[str, Split]) -> int:
-    """Rows the optimiser will see, but for SQuAD, where a question may give more windows than one."""
+    """Number of training rows over all epochs. For SQuAD it counts questions, which may have several
+    windows."""
     rows, planned = len(splits["train"]), schedule(job.settings)
     return min(round(rows * planned.epochs), planned.steps(rows) * planned.batch_size)
 

@@ -1,4 +1,4 @@
-"""All fine-tuning runs of an evaluation: which are left, and medians over seeds of those that are done."""
+"""All fine-tuning runs of an evaluation: finding and running the missing ones, and medians over seeds."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def prepare(
     """Every candidate, task and seed, and which score files under ``directory`` are there already.
 
     ``keep_models``: names of the candidates whose fine-tuned model of the median seed is kept.
-    Everything is checked before the first run: tasks, files, models, vocabularies. Where every run is done,
-    no model is loaded. A candidate that is ``taught_by`` another one learns from the outputs of that one's
-    fine-tuned models, which are kept too.
+    Tasks, files, models and vocabularies are checked before the first run. If every run is done, no model is
+    loaded. A candidate with ``taught_by`` learns from the outputs of the fine-tuned models of that candidate,
+    which are kept too.
     """
     tasks = find_tasks(settings.tasks)
     for candidate in candidates:
@@ -83,7 +83,7 @@ def prepare(
 
 
 def _lesson(teacher: list[Job], splits: dict[str, Split]) -> Lesson:
-    """What the teacher's runs of one task leave to learn from; its digest is known before they run."""
+    """The lesson from the teacher's runs of one task. Its digest is known before they run."""
     keys = json.dumps([job.key(splits) for job in teacher], sort_keys=True)
     directory = teacher[0].directory
     model, outputs = storage.join(directory, MODEL), storage.join(directory, OUTPUTS)
@@ -161,7 +161,7 @@ def _check(candidates: Sequence[Candidate], tasks: Sequence[Task], settings: Eva
 
 
 def _keep_median(job: Job, results: list[dict[str, Any]]) -> None:
-    """Leave only the median seed's model, as ``<task>/model``; none is touched when that is done already."""
+    """Keeps only the median seed's model, as ``<task>/model``; does nothing if that is done already."""
     folders = [
         name
         for name in storage.list_names(job.directory)

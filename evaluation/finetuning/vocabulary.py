@@ -1,8 +1,8 @@
 """Fine-tuning the word embeddings of a task's own tokens alone.
 
 Half of a small encoder's parameters are word embeddings, and most tokens occur nowhere in a task's training
-set. Without weight decay AdamW never moves a row whose gradient is zero at every step: left out, such rows
-change nothing, and the optimiser, the clipping and the gradients have that much less to go through.
+set. Without weight decay, AdamW never changes a row whose gradient is zero at every step. Leaving these rows
+out gives the same result and saves work in the optimiser, the clipping and the gradients.
 
 Axes: V vocabulary, U tokens that occur, D hidden.
 """

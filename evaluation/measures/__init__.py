@@ -1,1 +1,1 @@
-"""From predictions to scores, and how sure they are."""
+"""Computes scores and their confidence intervals from predictions."""

@@ -1,4 +1,4 @@
-"""95 % intervals of scores, and of what compares them, from predictions alone.
+"""95 % intervals of scores, retention and gap closed, computed from predictions alone.
 
 A score is the median over S fine-tuning seeds of a metric on n dev examples. Two things make it uncertain:
 which examples the dev set happens to hold, and which seeds were run.
@@ -6,9 +6,10 @@ which examples the dev set happens to hold, and which seeds were run.
 * Examples: the dev set is resampled with replacement ``RESAMPLES`` times, the same examples for every seed
   and model, so that models are compared in pairs. The covariance of the medians over resamples is the
   bootstrap's (Efron and Tibshirani 1993, chapter 6). It has n - 1 degrees of freedom.
-* Seeds: the variance between a model's seeds, less what resampling the examples explains of it, is divided
-  by S and multiplied by ``MEDIAN_VARIANCE``. It has S - 1 degrees of freedom before that is taken off. The
-  seeds of different models count as independent. Nothing is taken off where that gives the shorter interval.
+* Seeds: the variance between a model's seeds, minus the part that resampling the examples explains, is
+  divided by S and multiplied by ``MEDIAN_VARIANCE``. Without the subtraction it has S - 1 degrees of freedom.
+  The seeds of different models count as independent. If the interval is shorter without the subtraction,
+  nothing is subtracted.
 
 The variances are added. The interval is score +- t sqrt(variance) with the degrees of freedom of Welch and
 Satterthwaite (Satterthwaite 1946, Biometrics Bulletin 2:110). Percentiles of a bootstrap that also resamples
@@ -72,8 +73,8 @@ class Estimates:
     def narrowest(self, contrast: np.ndarray) -> tuple[Component, ...]:
         """The components, or the wider ones: those which give the shorter interval.
 
-        A difference of variances that is a small part of them has next to no degrees of freedom, and an
-        interval without use. The variance that nothing was taken off is too large, but its interval holds.
+        A small difference of two large variances has almost no degrees of freedom, so its interval is
+        uselessly wide. The variance without the subtraction is too large, but its interval is valid.
         """
         wider = tuple(component.wider or component for component in self.components)
         return min((self.components, wider), key=lambda components: _half_width(components, contrast))
@@ -123,9 +124,9 @@ def estimate(scorers: Sequence[Sequence[Scorer]], sizes: Mapping[str, int]) -> E
 def seed_variance(scores: np.ndarray, resampled: np.ndarray) -> tuple[float, float]:
     """The variance of a median of scores [S] between seeds, and before it the share that is the seeds' alone.
 
-    resampled: [S, R]. Scores of two seeds differ also because each errs on other examples. That part is in
-    the variance over examples already. It is how much the seeds' distances from their mean vary over
-    resamples. The share is 0 where that explains all.
+    resampled: [S, R]. Scores of two seeds also differ because each seed errs on other examples. The variance
+    over examples already contains that part. It is estimated by the variance, over resamples, of the seeds'
+    distances from their mean. The share is 0 if this explains all of the variance between seeds.
     """
     count = len(scores)
     if count < 2:
@@ -179,7 +180,7 @@ def ratio(estimates: Estimates, numerator: np.ndarray, denominator: np.ndarray) 
     """(numerator . scores) / (denominator . scores) of contrasts [M]; None where the divisor is not positive.
 
     Its interval is Fieller's (1954, JRSS B 16:175): every g for which (numerator - g denominator) . scores
-    has an interval that holds 0. It has no ends where the divisor's own interval holds 0.
+    has an interval that contains 0. It is unbounded if the interval of the divisor contains 0.
     """
     top, bottom = float(numerator @ estimates.scores), float(denominator @ estimates.scores)
     if bottom <= 0:

@@ -7,7 +7,7 @@ Keys of report.json (scores are fractions, times seconds unless the name says ot
     seeds                seeds of which every score is the median
     settings             the evaluation section's outcome fields
     latency_setting      texts (their name), sentences, threads, device of the latency pass
-    rows.<name>          teacher, but where its weights are nowhere to be found; every student by its name
+    rows.<name>          teacher, if its weights were found; every student by its name
                          ("student" where the recipe has one); "<student> (D)" after a second distillation;
                          undistilled ("undistilled <student>" of several, one row for students of one shape)
       student            the student that the row is, or has the architecture of; null for the teacher
@@ -123,9 +123,9 @@ def _parts(ratio: Ratio | None) -> tuple[float | None, dict[str, float] | None]:
 
 
 def summary_table(report: Mapping[str, Any]) -> str:
-    """The rows as an aligned table for the terminal, and what its numbers are.
+    """The rows as an aligned table for the terminal, and an explanation of its numbers.
 
-    A model is a column, with every task; of several students a line, without.
+    With one student each model is a column with all tasks; with several each model is a line without tasks.
     """
     header, lines = _overview_rows(report) if len(report["students"]) > 1 else _summary_rows(report)
     return f"{console.table(lines, header)}\n\n{_legend(report)}"
@@ -174,7 +174,7 @@ def to_markdown(report: Mapping[str, Any], plots: list[str]) -> str:
 
 
 def _summary_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """A line a task and the macro score, then retention and costs; a column a model, then the gap closed."""
+    """One line per task, then macro score, retention and costs. One column per model, then the gap closed."""
     rows = report["rows"]
     students = [name for name in rows if _has_gap(report, name)]
     lines = []

@@ -1,1 +1,1 @@
-"""Tasks: their official files or rows of the hub, checked."""
+"""Tasks: reading and checking their official files or the hub's rows."""

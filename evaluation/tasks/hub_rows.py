@@ -1,4 +1,4 @@
-"""Rows of a task on the hub as its official files have them, so that they go through the same checks."""
+"""Converts hub rows of a task to the form of its official files, so that both pass the same checks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def questions(rows: Any, where: str) -> list[Question]:
 def table(rows: Any, texts: Sequence[str], other: str, where: str, labels: Sequence[str] = ()) -> Table:
     """The columns ``texts`` and one ``other``, whose class ids are replaced by the ``labels`` they stand for.
 
-    UserError for a missing column, and for a text that is none.
+    Raises UserError for a missing column, and for a text that is not a string.
     """
     _require_columns(rows, (*texts, other), where)
     columns = [list(rows[name]) for name in texts]

@@ -1,8 +1,8 @@
 """The rows of a task's parts, from official files or from the hub.
 
 A part's rows come from the official file where ``evaluation.data`` names a directory, else from the hub. Row
-counts are the official ones; a difference is a note on the split, not an error, because a sample of a task is
-a legitimate thing to evaluate on.
+counts are the official ones. A difference is a note on the split, not an error, because evaluating on a
+sample of a task is allowed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def load(task: Task, part: str, data: str | None) -> Split:
     """Rows of one part from the directory ``data`` of official files, or from the hub where it is None.
 
     UserError: missing file, wrong column count or label (with the line number), a label that contradicts its
-    own row, no rows. What had to be left out or put right is in the split's notes.
+    own row, no rows. The split's notes list rows that were left out or corrected.
     """
     split = _from_files(task, part, data) if data is not None else _from_hub(task, part)
     official_rows = task.parts[part].rows

@@ -75,11 +75,11 @@ _JSON = {str: "text", int: "whole number", list: "list"}
 
 
 def place_answers(questions: Sequence[Question], where: str) -> tuple[list[Question], list[str]]:
-    """The questions with every answer where it stands in its context, and what had to be changed for that.
+    """The questions with corrected answer positions, and notes on the corrections.
 
-    ``answer_start`` is believed only where the context has the answer there. Elsewhere the nearest place that
-    has it is taken. An answer that the context does not have is left out, and so is a question without any
-    other. UserError, naming ``where``, for a question without answers, and where no question is left.
+    If the context does not have the answer at ``answer_start``, its nearest occurrence is used. An answer
+    that does not occur in the context is left out, and so is a question without another answer. Raises
+    UserError, which names ``where``, for a question without answers, or if no question is left.
     """
     kept: list[Question] = []
     moved, absent = [], []
