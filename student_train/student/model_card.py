@@ -8,6 +8,8 @@ from typing import Any
 
 from infra.recipe import StudentRun
 from infra.sections import Train
+from offline_teacher.families import family_of
+from offline_teacher.families.positions import usable_length
 from offline_teacher.store.reader import Store
 from student_train.student.model import StudentModel, needs_head
 
@@ -41,7 +43,7 @@ def model_card(run: StudentRun, store: Store, model: StudentModel, results: Mapp
         " sequences.\n",
         _table(("at the last logged step", "value"), sorted(results["training"].items())),
         _frozen(model),
-        _lengths(store.layout.length, model),
+        _lengths(store.layout.length, model, run.student.init),
         "\n## Held-out text\n",
         _table(("measure", "value"), sorted(results["validation"].items()))
         if results["validation"]
@@ -76,11 +78,20 @@ def _frozen(model: StudentModel) -> str:
     )
 
 
-def _lengths(length: int, model: StudentModel) -> str:
-    """A note on texts longer than the training sequences."""
-    if model.model.config.max_position_embeddings <= length:
+def _lengths(length: int, model: StudentModel, init: str) -> str:
+    """What is to be known of texts longer than the training sequences."""
+    config = model.model.config
+    longest = usable_length(config)
+    if longest <= length:
         return ""
-    return f"\nIt was trained on sequences of {length} tokens; of longer texts it has seen nothing.\n"
+    text = f"\nIt was trained on sequences of {length} tokens, and takes up to {longest}. "
+    if family_of(config).rotary:
+        text += "It has no embeddings of positions, but it has never seen tokens that are further apart."
+    else:
+        began = "the teacher's" if init == "teacher" else "random numbers"
+        text += f"Its embeddings of positions {length} to {longest - 1} are {began}, as they began: no step"
+        text += " reached them."
+    return f"{text} Measure it on longer texts before you rely on it there.\n"
 
 
 def _table(headers: tuple[str, str], rows: list[tuple[str, Any]]) -> str:

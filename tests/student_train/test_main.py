@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ from student_train.engine import checkpoint
 from student_train.engine import world as worlds
 from student_train.engine.world import World
 from student_train.trainer import Stopped, Trainer
-from tests.student_train.tiny_run import command, history, logged, make_run, student, validated
+from tests.student_train import tiny_run
+from tests.student_train.tiny_run import command, history, logged, make_run, make_teacher, student, validated
 
 STEPS = 13  # two epochs of 50 sequences in batches of 8
 
@@ -239,3 +241,27 @@ def test_two_trainers_of_one_student(alone: World, run_dir: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process is at work on it"):
             command(run_dir)
+
+
+def test_micro_batches_matter_by_dropout_alone(alone: World, run_dir: Path) -> None:
+    """Without dropout they change the rounding of sums; with it, which units are dropped: always the same."""
+    told: dict[tuple[float, int, int], list[list[float]]] = {}
+    for dropout, size, again in ((0.0, 2, 0), (0.0, 8, 0), (0.3, 2, 0), (0.3, 8, 0), (0.3, 8, 1)):
+        words = (f"student.dropout={dropout}", f"train.micro_batch_size={size}", "train.max_steps=3")
+        command(run_dir, *words)
+        told[dropout, size, again] = [[line["loss"], line["gradient_norm"]] for line in logged(run_dir)]
+        shutil.rmtree(student(run_dir))
+    assert told[0.0, 2, 0] == [pytest.approx(line, rel=1e-5) for line in told[0.0, 8, 0]]
+    assert told[0.3, 2, 0][0] != pytest.approx(told[0.3, 8, 0][0], rel=1e-3)
+    assert told[0.3, 8, 0] == told[0.3, 8, 1]
+
+
+@pytest.mark.parametrize(("init", "began"), [("teacher", "the teacher's"), ("random", "random numbers")])
+def test_the_card_tells_of_longer_texts(alone: World, tmp_path: Path, init: str, began: str) -> None:
+    """The teacher places 20 tokens, and sequences have 12."""
+    teacher = make_teacher(max_position_embeddings=20)
+    with mock.patch.object(tiny_run, "make_teacher", return_value=teacher):
+        make_run(tmp_path)
+    command(tmp_path, "train.max_steps=1", f"student.init={init}")
+    card = (student(tmp_path) / "model" / "README.md").read_text()
+    assert f"embeddings of positions 12 to 19 are {began}, as they began" in card
