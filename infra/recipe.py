@@ -138,6 +138,11 @@ class StudentRun:
         name = self.recipe.tracking.model_name or self.recipe.name
         return f"{name}-{self.name}" if self.recipe.students else name
 
+    @property
+    def title(self) -> str:
+        """What a progress bar calls it: a recipe's only student has no name of its own."""
+        return self.name if self.name == DEFAULT_STUDENT else f"student {self.name}"
+
     def fingerprinted(self) -> dict[str, dict[str, Any]]:
         """The settings that decide what the student becomes, JSON-able."""
         return {"student": fingerprinted(self.student), "train": fingerprinted(self.train)}

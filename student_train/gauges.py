@@ -22,14 +22,12 @@ SKIPPED_STEPS = 10
 """Steps before a profile begins, so that it contains no compilation and no first allocations."""
 
 
-def gpu_metrics(
-    device: torch.device, flops_per_token: float, tokens_per_second: float, dtype: str
-) -> dict[str, float]:
+def gpu_metrics(device: torch.device, flops: float, dtype: str) -> dict[str, float]:
     """Metrics of this rank's GPU; {} if it has none.
 
     ``gpu_memory``: peak GiB of tensors since the last call. ``gpu_utilisation``: the share of the last
-    moments in which a kernel ran, if NVIDIA's library is installed. ``model_flops_utilisation``: the FLOP/s
-    of student and loss as a share of the device's peak, if the device is known. All arguments count one rank.
+    moments in which a kernel ran, if NVIDIA's library is installed. ``model_flops_utilisation``: ``flops``,
+    this rank's FLOP/s of student and loss, as a share of the device's peak, if the device is known.
     """
     if device.type != "cuda":
         return {}
@@ -39,7 +37,7 @@ def gpu_metrics(
         metrics["gpu_utilisation"] = torch.cuda.utilization(device) / 100
     peak = peak_flops(torch.cuda.get_device_name(device), dtype)
     if peak is not None:
-        metrics["model_flops_utilisation"] = flops_per_token * tokens_per_second / peak
+        metrics["model_flops_utilisation"] = flops / peak
     return metrics
 
 

@@ -10,14 +10,13 @@ import math
 import time
 from typing import Any
 
-import numpy as np
 import torch
 
 from infra import console, storage
 from infra.errors import UserError
-from infra.recipe import DEFAULT_STUDENT, StudentRun
+from infra.recipe import StudentRun
 from offline_teacher.store.reader import Store
-from student_train.data.order import SampleOrder, chained_digest, run_samples
+from student_train.data.order import chained_digest, dropout_seed, run_order
 from student_train.data.reading import open_stream, sequence_names
 from student_train.data.stream import Step, Stream
 from student_train.engine import checkpoint
@@ -61,12 +60,7 @@ class Trainer:
         self.model, self.objective, self.engine, self.tracker = model, objective, engine, tracker
         self.fingerprint = fingerprint
         section, self.split = run.train, store.splits["train"]
-        self.samples = run_samples(
-            self.split.plan.samples_per_epoch, section.epochs, section.max_steps, section.batch_size
-        )
-        self.order = SampleOrder(
-            self.split.plan, section.seed, section.batch_size, self.samples, section.window_batches
-        )
+        self.order = run_order(self.split.plan, section)
         directory = mirror.local if mirror else run.directory
         self.checkpoints = storage.join(directory, "checkpoints")
         self.trace = storage.join(directory, "trace.json")
@@ -74,8 +68,7 @@ class Trainer:
             self.checkpoints, section.keep_checkpoints, mirror.push if mirror else lambda: None
         )
         self.history = History(storage.join(directory, "history.jsonl"), tracker, world.first)
-        self.step = 0
-        self.samples_digest = ""
+        self.step, self.samples_digest = 0, ""
         self.saved_step, self.saved_at, self.save_due = -1, time.monotonic(), False
         self.stop_requested = False
         self.window = Window()
@@ -95,7 +88,7 @@ class Trainer:
         with (
             signals_noted(self._stop),
             self._stream() as stream,
-            progress(self.world.first, self.total_steps, "steps", self._title(), self.step) as bar,
+            progress(self.world.first, self.total_steps, "steps", self.run.title, self.step) as bar,
             traced(section.profile_steps if self.world.first else 0, self.trace) as step_traced,
         ):
             while (agreed := self._next_step(stream)) is not None:
@@ -124,10 +117,6 @@ class Trainer:
         return self._validate()
 
     # --- one step -------------------------------------------------------------------------------------------
-
-    def _title(self) -> str:
-        """The progress bar's: a recipe's only student has no name of its own."""
-        return DEFAULT_STUDENT if self.run.name == DEFAULT_STUDENT else f"student {self.run.name}"
 
     def _next_step(self, stream: Stream) -> tuple[Step, float, float] | None:
         """The next step, and its real and masked tokens over all ranks; None at the end or after a signal.
@@ -224,9 +213,9 @@ class Trainer:
             "tokens_per_second": window.tokens / window.seconds,
             "input_wait": reduced[-1] / self.world.size,
         }
-        rate_of_a_rank, dtype = metrics["tokens_per_second"] / self.world.size, self.train_section.dtype
-        metrics |= gpu_metrics(self.world.device, self.model.flops_per_token, rate_of_a_rank, dtype)
-        if dtype == "float16":
+        flops = self.model.flops_per_token * metrics["tokens_per_second"] / self.world.size
+        metrics |= gpu_metrics(self.world.device, flops, self.train_section.dtype)
+        if self.train_section.dtype == "float16":
             metrics["loss_scale"] = self.engine.loss_scale
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.history.record(self.step, {**finite, "samples": self.samples_digest, "steps": window.steps})
@@ -254,7 +243,7 @@ class Trainer:
         tensors = self.engine.gather()
         facts = checkpoint.Facts(
             step=self.step,
-            samples_seen=min(self.step * self.train_section.batch_size, self.samples),
+            samples_seen=min(self.step * self.train_section.batch_size, self.order.samples),
             optimizer_step=self.engine.optimizer_step(),
             loss_scaler=self.engine.scaler_state(),
             samples_digest=self.samples_digest,
@@ -302,16 +291,10 @@ class Trainer:
         self.history.trim(self.step)
 
     def _stream(self) -> Stream:
-        columns = columns_needed(self.train_section, self.store.layout)
-        return open_stream(
-            self.store, "train", columns, self.order, self.train_section, self.world, start=self.step
-        )
+        section, store = self.train_section, self.store
+        columns = columns_needed(section, store.layout)
+        return open_stream(store, "train", columns, self.order, section, self.world, start=self.step)
 
     def _stop(self, signal_number: int) -> None:
         console.remember(signal_number)
         self.stop_requested = True
-
-
-def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """A seed for the random numbers of one step on one rank, so that no generator state is kept."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])

@@ -23,6 +23,7 @@ import numpy as np
 import xxhash
 
 from infra.errors import UserError
+from infra.sections import Train
 from student_train.data.permutation import mix, mix_int, permute, positions_of
 
 
@@ -163,6 +164,17 @@ def run_samples(sequences: int, epochs: float, max_steps: int | None, batch_size
     """Samples a run reads: ``epochs`` (or a fraction) of the corpus, cut at ``max_steps`` full batches."""
     samples = max(1, math.floor(epochs * sequences + 0.5))
     return samples if max_steps is None else min(samples, max_steps * batch_size)
+
+
+def run_order(plan: Blocks, train: Train) -> SampleOrder:
+    """The samples of a run with these settings."""
+    samples = run_samples(plan.samples_per_epoch, train.epochs, train.max_steps, train.batch_size)
+    return SampleOrder(plan, train.seed, train.batch_size, samples, train.window_batches)
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """A seed for the random numbers of one step on one rank, so that no generator state is kept."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
 
 
 def micro_batch_rows(n: int, micro_batch_size: int, rank: int, world: int) -> list[range]:

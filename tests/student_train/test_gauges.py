@@ -40,7 +40,7 @@ def test_a_gpu_tells_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
     for name, value in told.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-    metrics = gpu_metrics(GPU, 454.1e6, 0.9e6, "bfloat16")
+    metrics = gpu_metrics(GPU, 454.1e6 * 0.9e6, "bfloat16")
     assert metrics == {
         "gpu_memory": 3.0,
         "gpu_utilisation": 0.4,
@@ -52,8 +52,8 @@ def test_a_gpu_tells_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "utilization", missing)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "unknown")
-    assert gpu_metrics(GPU, 1.0, 1.0, "bfloat16") == {"gpu_memory": 3.0}
-    assert gpu_metrics(torch.device("cpu"), 1.0, 1.0, "bfloat16") == {}
+    assert gpu_metrics(GPU, 1.0, "bfloat16") == {"gpu_memory": 3.0}
+    assert gpu_metrics(torch.device("cpu"), 1.0, "bfloat16") == {}
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])  # attention by torch's kernel, and by ours

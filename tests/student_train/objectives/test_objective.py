@@ -19,7 +19,7 @@ from infra.sections import SOFT_TARGETS, Student, Train
 from offline_teacher.families.recording import QueriesKeysValues
 from offline_teacher.families.replay import Replay
 from offline_teacher.store.reader import Store
-from student_train.data.order import SampleOrder
+from student_train.data.order import SampleOrder, dropout_seed
 from student_train.data.reading import open_stream
 from student_train.data.stream import Step
 from student_train.engine.world import World
@@ -31,7 +31,6 @@ from student_train.objectives.soft_targets import ExactTarget
 from student_train.objectives.validation import validate
 from student_train.objectives.vocabulary_kernels import exact_kernel, mlm_kernel
 from student_train.student.model import StudentModel, build_student
-from student_train.trainer import dropout_seed
 from tests.benchmarks.live_reference import dense_inputs, live_loss
 from tests.student_train.tiny_run import make_store, make_teacher
 
