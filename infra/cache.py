@@ -20,9 +20,9 @@ from infra.scratch import Scratch
 _Mark = tuple[str, int, int, int]
 
 ENTRY = "xxh3-128-"
-"""What the name of an entry begins with."""
+"""Prefix of an entry's name."""
 SCANS = 64
-"""``data`` looks for what must go after each 64th of the bound that it has added."""
+"""``data`` evicts entries each time it has added this fraction (1/64) of the size limit."""
 
 
 class Cache:
@@ -30,8 +30,9 @@ class Cache:
 
     Entries of ``local`` are whole files, named by their digest; those of ``data`` are parts of files. A
     thread holds a lock on the last file that ``local`` gave it, so that another process cannot evict it
-    before it is opened; once open or mapped, Linux keeps it readable. The bound holds for the entries, apart
-    from those held and those being fetched; with ``data``, each process may exceed it by a 64th.
+    before it is opened. Once a file is open or mapped, Linux keeps it readable. Entries that are locked or
+    being fetched do not count for the size limit, and with ``data`` each process may exceed the limit by
+    1/64.
     """
 
     def __init__(self, directory: str | None, max_bytes: int) -> None:
@@ -69,7 +70,7 @@ class Cache:
     def data(self, name: str, fetch: Callable[[], bytes]) -> bytes | mmap.mmap:
         """The bytes of the entry ``name``, mapped; if it is absent, ``fetch`` gives them and they are kept.
 
-        Nothing is checked: the caller does it, and says ``drop`` if an entry is not right.
+        The content is not checked: the caller checks it, and calls ``drop`` for a damaged entry.
         """
         entry = storage.join(self.directory, f"{ENTRY}{name}")
         lock = storage.join(self.directory, f".lock-{storage.digest_bytes(name.encode())[-2:]}")

@@ -22,20 +22,20 @@ EXIT_TERMINATED = 143
 LINE_SECONDS = 10.0
 """Between progress lines where stderr is not a terminal."""
 PROGRESS_FILE = "OFFLINE_DISTILLATION_PROGRESS"
-"""Environment variable: a file to which progress is appended as JSON lines. It is for a program that runs a
-stage with its output elsewhere, and shows the progress itself."""
+"""Environment variable with the name of a file to which progress is appended as JSON lines. A program that
+runs a stage in the background uses it to show the stage's progress."""
 REPORT_SECONDS = 0.2
 
 
 _received: list[int] = []
-"""Signals that ended the stage. Not told by the exception: Ray raises a KeyboardInterrupt of its own where a
-handler raises within its calls."""
+"""Signals that ended the stage. The exception does not tell which: Ray raises its own KeyboardInterrupt if a
+handler raises within Ray's calls."""
 
 
 def command(function: Callable[[], int | None]) -> NoReturn:
     """Runs a main and exits: 0 (or what it returns), 2 and one line for a user's mistake, 130, 143.
 
-    What the terminal's encoding lacks is printed as an escape, like ``\\u00fc``.
+    Characters that the terminal's encoding lacks are printed as escapes, like ``\\u00fc``.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -54,7 +54,7 @@ def command(function: Callable[[], int | None]) -> NoReturn:
 
 @contextmanager
 def sigterm_kept() -> Iterator[None]:
-    """Around ray.init, which replaces the handler by an exit that says nothing."""
+    """Keeps our SIGTERM handler during ray.init, which would replace it by a silent exit."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -67,20 +67,20 @@ def sigterm_kept() -> Iterator[None]:
 
 
 def remember(number: int) -> None:
-    """For a stage with a handler of its own, which ends itself: the exit code tells which signal came."""
+    """Records the signal for the exit code; for a stage that has its own handler and stops by itself."""
     if number not in _received:
         _received.append(number)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a stage in the same orderly way as Ctrl-C; a second one does not disturb that."""
+    """Makes SIGTERM end a stage in the same orderly way as Ctrl-C. A second SIGTERM is ignored."""
     if number not in _received:
         _received.append(number)
         raise KeyboardInterrupt
 
 
 class Progress:
-    """A count on its way to ``total``, shown on stderr with rate and time left."""
+    """A progress bar on stderr: a count up to ``total``, with rate and remaining time."""
 
     def __init__(self, total: int | None, unit: str, description: str, done: int) -> None:
         from tqdm import tqdm
@@ -149,7 +149,7 @@ class Progress:
 
 @contextmanager
 def progress(total: int | None, unit: str, description: str, done: int = 0) -> Iterator[Progress]:
-    """``done``: what an earlier run did already; it counts for the total, not for the rate."""
+    """``done``: the count of earlier runs, which is part of the total but not of the rate."""
     shown = Progress(total, unit, description, done)
     try:
         yield shown

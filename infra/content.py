@@ -1,4 +1,4 @@
-"""Whether a file is text, told by its first block, and what it is where it is not."""
+"""Decides by the first block of a file whether it is text, and names the format of other files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _START = 512
 """Bytes at the start of that block that are also looked at alone: the header of a binary file may be followed
 by pages of text."""
 _CONTROLS = bytes({*range(0x20), 0x7F} - {*b"\b\t\n\v\f\r\x1b"})
-"""Characters that no text has but a damaged one. Backspaces underline, escapes colour a terminal."""
+"""Control characters that occur only in damaged texts. (Backspaces underline text, and escapes colour it.)"""
 _NULS = 0.01
 _CONTROL_SHARE = 0.1
 """Quotation marks that were cut to their last byte are control characters, up to 5 % of a dialogue."""
@@ -37,7 +37,7 @@ _BEGINNINGS = {
     "tar": rb".{257}ustar",
 }
 BINARY = "binary"
-"""What a file that is no text and begins like none of these is called."""
+"""Name for a file that is not text and has no known beginning."""
 
 
 def content_of(block: bytes) -> str | None:

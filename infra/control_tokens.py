@@ -1,8 +1,8 @@
-"""The names of control tokens in a text are text, and all other added tokens are the tokenizer's own.
+"""Tokenises names of control tokens within a text as ordinary text.
 
-A document about web pages spells ``<s>``, one about BERT ``[SEP]``: taken for the real ones, they would end
-a segment or pad a row. Tokens that were added for what they mean, such as ``[URL]``, keep their ids. The
-teacher pass and the evaluation both tokenize by this module, so one text has the same ids in both.
+A document about web pages may contain ``<s>``, and one about BERT ``[SEP]``. As real control tokens they
+would end a segment or pad a row. Other added tokens, such as ``[URL]``, keep their ids. The teacher pass and
+the evaluation both tokenize with this module, so a text has the same ids in both.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ CONTROL = (
 
 
 def read_as_text(tokenizer: Any) -> None:
-    """Makes a fast transformers tokenizer split the names of control tokens that a text spells.
+    """Makes a fast transformers tokenizer split names of control tokens within a text into ordinary pieces.
 
-    ``tokenizers`` can split all special tokens or none, so special tokens that control nothing become
-    ordinary added ones, with the same ids and the same matching.
+    ``tokenizers`` can split either all special tokens or none. Special tokens that are not control tokens
+    therefore become ordinary added tokens, with the same ids and the same matching.
     """
     from tokenizers import Tokenizer
 
@@ -62,9 +62,10 @@ class ControlIds:
         return cls(frozenset(ids - {neutral}), neutral)
 
     def neutralise(self, ids: list[int], framed: Sequence[int] | None = None) -> list[int]:
-        """``ids`` of a text, with the neutral one where its model knows a control token's name as a piece.
+        """``ids`` of a text with control tokens replaced by the neutral id.
 
-        SentencePiece's models do. ``framed``: 1 where an id belongs to the row's frame and stays.
+        They occur because SentencePiece models know the names of control tokens as pieces. ``framed``: 1
+        where an id belongs to the frame of the row and is kept.
         """
         if self.ids.isdisjoint(ids):
             return ids

@@ -1,9 +1,10 @@
-"""Dropout that costs little on a CPU, where torch draws a random number for every element, on one thread.
+"""Fast dropout on a CPU, where torch's own draws a random number for every element on one thread.
 
-Here a kernel in C++ draws and drops in one pass over the numbers, and draws again in the backward pass, so
-that no mask is kept. A probability is rounded to a multiple of 2^-16, and what is kept is scaled for the
-rounded one. The seed comes from torch's global generator: ``torch.manual_seed`` decides, as before. Without a
-C++ compiler tensor arithmetic does the same. On other devices, and in evaluation, everything is torch's own.
+A C++ kernel draws random numbers and applies dropout in one pass, and draws the same numbers again in the
+backward pass, so that no mask is kept. The probability is rounded to a multiple of 2^-16, and the scale
+factor fits the rounded value. The seed comes from torch's global generator, so ``torch.manual_seed`` controls
+it. Without a C++ compiler, tensor operations do the same. On other devices and in evaluation, torch's own
+dropout is used.
 
 Axes: B batch, H heads, L length, E size of a head.
 """
@@ -123,7 +124,7 @@ def attention(
     scaling: float | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """[B, L, H, E] of query, key, value [B, H, L, E] and a bool mask of what may be looked at.
+    """[B, L, H, E] of query, key, value [B, H, L, E] and a bool mask, true for visible positions.
 
     torch's fused attention has no dropout on a CPU: it falls back to these operations, and a few more.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 EXIT_USER_ERROR = 2
 EXIT_INCOMPLETE = 3
-"""The work that could be done is done, but something is missing (set-aside shards, unscored tasks)."""
+"""The possible work is done, but something is missing (quarantined tasks, untrained students)."""
 
 
 LONGEST_MESSAGE = 2000
@@ -12,10 +12,10 @@ LONGEST_MESSAGE = 2000
 
 
 class UserError(Exception):
-    """Something the user can put right: one sentence that says what, where, and what to do.
+    """A mistake that the user can correct: one sentence that says what is wrong, where, and what to do.
 
-    Mains print it as ``error: <sentence>`` on stderr and exit with ``exit_code``; it never shows
-    a traceback. Broken invariants of our own are ``assert`` and do show one.
+    Commands print it as ``error: <sentence>`` on stderr, without a traceback, and exit with ``exit_code``.
+    Violated invariants of our own code are ``assert`` and do show a traceback.
     """
 
     def __init__(self, message: str, exit_code: int = EXIT_USER_ERROR) -> None:

@@ -1,4 +1,5 @@
-"""Records on their way to a server, written down first: what was not sent is sent by the next process."""
+"""A journal of records for a server, written to disk before they are sent; the next process sends the
+rest."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ Entry = dict[str, Any]
 class Journal:
     """A queue of JSON objects kept in a file until ``done``; one process at a time owns the file.
 
-    ``path`` None, a path that cannot be written, or a file owned by another process: memory only
-    (``kept`` is False). Appending costs one small write to the page cache; a line torn by a kill is skipped.
+    ``path`` None, a path that cannot be written, or a file owned by another process: memory only (``kept`` is
+    False). Appending costs one small write to the page cache. A line cut off by a kill is skipped.
     """
 
     def __init__(self, path: str | None) -> None:
@@ -57,7 +58,7 @@ class Journal:
                 self._file.truncate(0)
 
     def close(self) -> None:
-        """Lets go of the file, rewritten to what is still pending, or removed where nothing is."""
+        """Rewrites the file with the pending entries, or removes it if there are none, and releases it."""
         with self._lock:
             if self._file is None:
                 return

@@ -1,7 +1,7 @@
-"""Locks between the processes that share a directory; a dead holder holds nothing.
+"""Locks between the processes that share a directory. The lock of a dead process is released.
 
-The lock is that of a file, not of the directory: NFS locks what can be written, so that two machines keep
-out of each other's way too.
+A file, not the directory, is locked, because NFS can lock only writable files. So the lock also works between
+two machines on NFS.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from infra.os_errors import naming
 def locked(path: str) -> Iterator[None]:
     """Waits for the lock of the file ``path``, which is created if need be, and holds it.
 
-    Where the file system has no locks, everybody is let in. OSError where the file cannot be created.
+    On a file system without locks it does nothing. Raises OSError if the file cannot be created.
     """
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(path, "ab") as file:
@@ -31,10 +31,11 @@ def locked(path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exclusive(directory: str) -> Iterator[None]:
-    """No other process is in such a block with it, on any machine; UserError at once where one is.
+    """A context that one process at a time can enter, on any machine; raises UserError at once for a second
+    one.
 
-    Where there are no locks, on some file systems and on object stores, everybody is let in; so is who may
-    not write there, and can only find that all is done.
+    On object stores and file systems without locks it does nothing. A process that may not write to the
+    directory enters without a lock, because it can only find that all work is done.
     """
     if storage.is_remote(directory):
         yield

@@ -1,8 +1,8 @@
 """C++ sources beside a module, built for this processor when they are first needed and called through ctypes.
 
-A library is built by the machine's own compiler in seconds, and kept in the user's cache under a name that
-says what it was made from. Where that fails there is one warning, and the caller does the work otherwise.
-``python -m infra.native`` builds all of them beforehand, for example at the end of an installation.
+The machine's own compiler builds a library in seconds. It is kept in the user's cache, under a name derived
+from its source, compiler and processor. If the build fails, there is one warning, and the caller uses slower
+code. ``python -m infra.native`` builds all libraries beforehand, for example at the end of an installation.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def build_all() -> int:
 
 
 def library(source: Path, without_it: str) -> ctypes.CDLL | None:
-    """The built ``source``; None, after a warning that begins with ``without_it``, where it cannot be had."""
+    """The built library of ``source``. If it cannot be built: None, after a warning that begins with
+    ``without_it``."""
     try:
         return ctypes.CDLL(str(_built(source)))
     except (OSError, subprocess.SubprocessError) as error:
@@ -54,7 +55,7 @@ def library(source: Path, without_it: str) -> ctypes.CDLL | None:
 
 
 def in_threads(work: Callable[[slice], None], count: int, threads: int) -> None:
-    """``work`` on slices of ``range(count)``; ctypes lets go of the interpreter's lock while it runs."""
+    """Runs ``work`` on slices of ``range(count)`` in threads; ctypes releases the interpreter's lock."""
     if threads == 1 or count < threads:
         work(slice(0, count))
         return

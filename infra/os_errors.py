@@ -1,4 +1,4 @@
-"""An ``OSError`` as one sentence that names the file: what a full disk or a missing file says to a user."""
+"""Turns an ``OSError`` (a full disk, a missing file) into one sentence that names the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user means by a path: the home directory, file URLs, globs."""
+"""Paths as users write them: the home directory, file URLs, globs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from infra.errors import UserError
 
 
 def expand_home(path: str) -> str:
-    """The path with ``~`` at its start replaced by the home directory; ``file://`` is taken off it.
+    """The path with a leading ``~`` replaced by the home directory, and without ``file://``.
 
     Any other URL is returned as it is. It is the ``type`` of every path on a command line, and it is applied
     to every path in a recipe (``SETTINGS``), so that no other code has to do it.
@@ -38,7 +38,7 @@ SETTINGS: dict[str, Callable[[str], str]] = {
     "evaluation.data": expand_home,
     "tracking.uri": expand_home_in_uri,
 }
-"""The settings that name files or directories, and what makes the path that is meant of what is written."""
+"""The settings that name files or directories, and the function that expands each of them."""
 
 
 def expand_settings(tree: dict[str, Any]) -> None:
@@ -56,7 +56,7 @@ def expand_settings(tree: dict[str, Any]) -> None:
 
 
 def find_files(globs: Sequence[str]) -> list[str]:
-    """The files that match, sorted, each once however often and however spelled.
+    """The files that match, sorted. A file that matches several times appears once.
 
     A path is first tried as it is written, because ``[``, ``?`` and ``*`` may be part of a name: it then
     matches the file of that name, or what its remainder matches below the directory of that name. Raises

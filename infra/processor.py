@@ -1,4 +1,4 @@
-"""Which number formats this processor multiplies."""
+"""The number formats that this processor supports in hardware."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def computes_bfloat16() -> bool:
 
 
 def warn_if_slow(setting: str, dtype: str) -> None:
-    """One line on stderr where ``dtype`` is not for this CPU. Another is never chosen here: results would
-    depend on the machine."""
+    """Prints one line to stderr if this CPU only emulates ``dtype``. It never chooses another dtype, because
+    results would then depend on the machine."""
     if dtype == "bfloat16" and not computes_bfloat16():
         print(
             f"warning: {setting}: this processor multiplies bfloat16 several times slower than float32;"

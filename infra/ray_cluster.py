@@ -1,4 +1,4 @@
-"""Joining a Ray cluster or starting one, and one clear line at once where that cannot be."""
+"""Joins a Ray cluster or starts one; if that is impossible, raises a clear error at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from infra.console import sigterm_kept
 from infra.errors import UserError
 
 CONNECT_SECONDS = 5.0
-"""For a cluster's port to answer. Ray itself tries for many minutes."""
+"""Seconds that a cluster's port has to answer. Ray itself would try for many minutes."""
 DIRECTORY_BYTES = 107 - len("/session_2026-11-27_17-05-00_123456_1234567/sockets/plasma_store")
 """For the path of Ray's directory: a socket's path has room for 107 bytes."""
 SYSTEM_DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm")
@@ -26,9 +26,10 @@ _ROOT = Path(__file__).resolve().parents[1]
 def connect(address: str | None, setting: str, packages: Sequence[str], **local: Any) -> bool:
     """Joins the cluster at ``address`` or the one this process belongs to; else starts a local Ray.
 
-    ``setting`` is what names the address in a recipe, ``packages`` what the nodes of a cluster need of us
-    where we are not installed, ``local`` what ``ray.init`` is given for a Ray of our own. True where it
-    joined one. UserError where a named cluster does not answer, or none can be started here.
+    ``setting``: the name of the address in a recipe. ``packages``: the packages of this repository that are
+    sent to the nodes of a cluster if they are not installed there. ``local``: arguments of ``ray.init`` for a
+    local Ray. Returns True if it joined a cluster. Raises UserError if a named cluster does not answer, or if
+    no local one can be started.
     """
     import ray
 
@@ -69,10 +70,10 @@ def python_path() -> str:
 
 
 def _cluster_at(address: str | None, setting: str) -> str | None:
-    """Where there is a cluster to join; UserError where one is named, and nothing answers there.
+    """The address of the cluster to join, or None. Raises UserError if a named cluster does not answer.
 
-    For None, the head of this user that is noted on this machine. Not "auto", which would be the private Ray
-    of any other process.
+    Without a name it is the head on this machine that the same user started. "auto" is not used, because it
+    would find the private Ray of any other process.
     """
     from ray._private.services import canonicalize_bootstrap_address
 
@@ -109,7 +110,8 @@ def _cluster_at(address: str | None, setting: str) -> str | None:
 
 
 def _owner(port: int) -> int | None:
-    """The user id of who listens at a port of this machine; else of who noted the cluster of another one."""
+    """The id of the user who listens at a port of this machine; for a remote head, of the user who joined
+    it."""
     from ray._private.utils import get_ray_address_file
 
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
@@ -122,7 +124,8 @@ def _owner(port: int) -> int | None:
 
 
 def _asks_for_token(host: str, port: int) -> bool | None:
-    """Of a Ray head; None where what answers speaks no gRPC. What TLS needs is left to Ray."""
+    """Whether a Ray head asks for a token; None if the server speaks no gRPC. With TLS the check is left to
+    Ray."""
     import grpc
 
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):

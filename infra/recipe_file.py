@@ -1,4 +1,5 @@
-"""From a YAML file and the command line's overrides to a ``Recipe``, or to one sentence on what is wrong."""
+"""Reads a YAML file and the command line's overrides into a ``Recipe``; a mistake becomes a one-sentence
+error."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ OPTIONAL = ("corpus", "teacher")
 VARIANT_SECTIONS = ("student", "train")
 """What each of several students may set for itself."""
 MAX_BYTES = 1 << 16
-"""No recipe is this long; a larger file is something else."""
+"""Largest size of a recipe; a larger file is not a recipe."""
 _ADAPTER = TypeAdapter(Recipe)
 _TYPES: dict[str, Any] = {
     name: kind for name, kind in typing.get_type_hints(Recipe).items() if not name.startswith("_")

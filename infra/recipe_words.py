@@ -1,4 +1,4 @@
-"""Words for the types of a recipe's fields, and for names that it does not know."""
+"""Wording of messages: the types of a recipe's fields, and the nearest known name for an unknown one."""
 
 from __future__ import annotations
 

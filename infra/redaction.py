@@ -1,4 +1,5 @@
-"""What may be logged: URLs without credentials, parameters without secrets, errors in one line."""
+"""Removes credentials from URLs, secrets from parameters, and all but the first line from errors, before
+logging."""
 
 from __future__ import annotations
 

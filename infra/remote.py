@@ -1,4 +1,4 @@
-"""Object stores through fsspec: one call, with a time limit, repeated when it fails for a passing reason."""
+"""Calls to object stores through fsspec. Each has a time limit and is retried after a temporary failure."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ LONGEST_WAIT = 8.0
 by a random part (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/, equal jitter)."""
 
 CALL_SECONDS = 60.0
-"""A call that takes longer is taken for hung ..."""
+"""Seconds after which a call counts as hung ..."""
 SLOWEST_BYTES_PER_SECOND = 1 << 20
-"""... plus what its bytes take at this rate."""
+"""... plus the time for its bytes at this rate (bytes a second)."""
 LISTING_SECONDS = 3600.0
 """Limit of a listing that cannot be asked for page by page."""
 PAGE_NAMES = 1000
@@ -43,7 +43,7 @@ LASTING = (
     AttributeError,
 )
 LASTING_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"}
-"""Errors that trying again does not cure (the names: of packages that may not be installed)."""
+"""Errors that are not retried. Those of packages that may not be installed are given by name."""
 
 
 EXISTS_CODES = {"PreconditionFailed", "412"}
@@ -52,7 +52,8 @@ NO_RANGE_CODES = {"InvalidRange", "416"}
 """... when an object ends before the range that was asked for begins."""
 LASTING_CODES = EXISTS_CODES | NO_RANGE_CODES
 ENDED_UPLOAD = "NoSuchUpload"
-"""What S3 says when an upload in parts is completed again since the first answer was lost: no absent file."""
+"""S3's error if a multipart upload is completed twice because the first answer was lost; no file is
+missing."""
 
 
 def scheme(path: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Private temporary directories that do not outlive their process, however it ends."""
+"""Private temporary directories that are removed when their process ends, even if it is killed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PREFIX = "distillation-scratch-"
 
 
 class Scratch:
-    """A directory of this process's own; it goes with `close`, with this object, or, where the process is
-    killed, with the next one that is made on this machine."""
+    """A directory of this process. It is removed by `close` or with this object. If the process is killed,
+    the next such directory on this machine removes it."""
 
     def __init__(self) -> None:
         with naming("the directory for temporary files (TMPDIR)"):

@@ -1,4 +1,4 @@
-"""Files by path or URL: published whole or not at all, read with one clear line when that fails.
+"""Files by path or URL: atomic writes, and reads whose failure is a one-line error.
 
 Local: a private temporary file in the same directory, fsync, rename, fsync of the directory.
 Object stores (``s3://``, ``gs://``, ``abfs://``): one whole upload. Every path is a str.
@@ -30,9 +30,9 @@ CHUNK = 8 << 20
 FETCH_ATTEMPTS = 3
 """Downloads of a file before its content is called wrong."""
 UNFINISHED = ".tmp-"
-"""What the name of a file not yet published begins with."""
+"""Prefix of the name of an unpublished file."""
 LOCK = ".lock"
-"""The name of the empty file that `locks` locks. No listing tells of it."""
+"""The name of the empty file that `locks` locks. Listings leave it out."""
 
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
@@ -112,8 +112,8 @@ def list_sizes(directory: str) -> dict[str, int]:
 
 
 def read_bytes(path: str, digest: str | None = None) -> bytes:
-    """The whole file. A remote one is downloaded up to three times where it has not the digest; the caller
-    compares what comes last."""
+    """The whole file. A remote file is downloaded up to three times until its digest is right. The caller
+    must check the digest of the result."""
     with naming(path):
         if not is_remote(path):
             with open(path, "rb") as file:
@@ -304,7 +304,8 @@ def publish_json(path: str, value: Any) -> None:
 
 
 def require_writable(directory: str) -> None:
-    """UserError at once, not after hours, where nothing can be published in ``directory``."""
+    """Raises UserError if no file can be published in ``directory``, so that this is known before the
+    work."""
     probe = join(directory, "writable")
     publish_bytes(probe, b"")
     remove(probe)
@@ -345,7 +346,7 @@ def remove_tree(path: str) -> None:
 
 
 def remove_unfinished(directory: str) -> None:
-    """Removes, at any depth, what killed writers left. Only while no writer is at work there."""
+    """Removes temporary files of killed writers, at any depth. No writer may be active in the directory."""
     if not is_remote(directory):
         for folder, _, names in os.walk(directory):
             for name in names:

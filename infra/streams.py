@@ -86,9 +86,9 @@ class TooLargeWindow(DamagedFile):
 
 
 class Decompressed(io.RawIOBase):
-    """A ``.gz`` or ``.zst`` file; what can be decoded before a damage comes before its ``DamagedFile``.
+    """A ``.gz`` or ``.zst`` file. It gives all bytes before a damage, and then raises ``DamagedFile``.
 
-    Several members and zero bytes behind the last are part of a gzip file, as they are for gzip itself.
+    A gzip file may have several members, and zero bytes after the last one, as gzip itself allows.
     """
 
     def __init__(self, source: Any, path: str) -> None:
@@ -126,7 +126,8 @@ class _Zstd:
     def __init__(self, source: Any) -> None:
         self._source = source
         self._streams: list[Any] = []
-        """The last is read. One that is dropped would close the source."""
+        """Decoders; the last one is read. The others are kept, because deleting one would close the
+        source."""
         self._at = 0
         self._by_byte = False
         self._open()

@@ -1,8 +1,9 @@
 """Tracked runs in MLflow: a parent run for each recipe, nested runs for its stages and its students.
 
-Everything logged goes into a journal first and is sent by a background thread, so a step never waits.
-A server or database that is away costs some seconds at the start and at the end, and one line; the next
-start of any stage of the recipe catches up. Only rank 0 logs. Nothing here raises into a stage.
+Everything logged goes into a journal first and is sent by a background thread, so a step never waits. If the
+server or database does not answer, a stage loses some seconds at its start and end and prints one line. The
+next start of any stage of the recipe sends the rest. Only rank 0 logs. Nothing here raises an error in a
+stage.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from infra.recipe import Recipe
 
 _START_SECONDS = 5.0
-"""For the first answer of the server: most know their run's id from the start."""
+"""Seconds to wait for the server's first answer, so that most runs know their id from the start."""
 _PATIENCE_SECONDS, _AWAY_SECONDS = 120.0, 10.0
 """At the end, for the next record to be taken: by a file or a server that has answered, and by others."""
 _RETRY_SECONDS = 15.0

@@ -1,4 +1,5 @@
-"""Nested mappings, as of a recipe or a fingerprint: their leaves, and where two differ."""
+"""Nested mappings, such as recipes and fingerprints: their leaves, and the differences between two of
+them."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ RANKS = 2
 say = partial(print, flush=True)
 NEXT = """Look at {recipe.evaluation_dir}/retention.png, then at
   {recipe.evaluation_dir}/report.md                     every metric, latency, int8 exports
-  python -m offline_teacher.main inspect {recipe.store_path}   what the teacher said of one sequence
+  python -m offline_teacher.main inspect {recipe.store_path}   what the teacher predicted for one sequence
   make ui                                               the tracked runs"""
 
 
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def summary(report: Mapping[str, Any], held_out: Mapping[str, float]) -> str:
-    """The one table: scores and masked-LM loss on held-out text, a model a column."""
+    """The demo's result table: scores and held-out masked-LM loss, with one column per model."""
     rows, lines = {name: report["rows"][name] for name in ("teacher", "student", "undistilled")}, []
     measures = [(task, "scores", task) for task in rows["teacher"]["scores"]] + [("mean", "macro", None)]
     for title, name, task in measures:

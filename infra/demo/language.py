@@ -1,7 +1,7 @@
 """The demo's language: words and sentences from ``language.yaml``, and the running text made of them.
 
-A document tells a story and what follows from it, says what things are and do, or judges a work. A word's
-class is never said outright: it shows in the company that the word keeps.
+A document tells a story and its consequences, describes things, or judges a work. No sentence names a word's
+class directly; the class shows only in the words that occur with it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def inflected(word: str) -> str:
 
 
 def _story(author: Author) -> list[str]:
-    """Two events, and one told with a thing's word and again with its kind."""
+    """Two events, and a third that is told twice: with the word of a thing, and with the word of its kind."""
     kind = author.rng.choice(list(KINDS))
     person, deed = author.pick(WORDS["person"]), author.pick(WORDS["deed"])
     own = {"person": [person], "deed": [deed], "kind": [kind], "word": KINDS[kind]["word"]}

@@ -1,7 +1,7 @@
 """``python -m infra.demo.make_teacher DIRECTORY``: the demo's teacher, a BERT of half a million parameters.
 
-It stands in for ``bert-base-uncased``, which a demo without network cannot have. ``infra/demo/teacher`` is
-what this program has written, in some minutes on one core; ``make demo`` only copies it.
+It replaces ``bert-base-uncased``, which a demo without network cannot download. This program wrote
+``infra/demo/teacher`` in some minutes on one core; ``make demo`` only copies that directory.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Masking:
 def cooccurrence_embeddings(rows: torch.Tensor) -> torch.Tensor:
     """[V, D] by factors of positive pointwise mutual information within documents (Levy and Goldberg, 2014).
 
-    A BERT of random embeddings needs thousands of steps more to find the classes of words.
+    With random embeddings, a BERT needs thousands of additional steps to learn the classes of words.
     """
     found = torch.zeros(len(rows), len(vocabulary())).scatter_(1, rows, 1.0)
     found[:, : MASK + 1] = 0

@@ -1,4 +1,4 @@
-"""What the demo feeds the stages: corpus, task files and teacher."""
+"""The demo's input for the stages: corpus, task files and teacher."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ TASK_SEED = 3
 
 
 def make_material(root: Path) -> None:
-    """``root/corpus``, ``root/glue`` and ``root/teacher``: the same bytes on every machine. A file that has
-    them already is left alone."""
+    """Writes ``root/corpus``, ``root/glue`` and ``root/teacher``, with the same bytes on every machine. Files
+    that already have these bytes are not written again."""
     files = {f"teacher/{path.name}": path.read_bytes() for path in TEACHER.iterdir()}
     for name, what in CORPUS.items():
         files[f"corpus/{name}.txt"] = "".join(f"{text}\n" for text in documents(*what)).encode()

@@ -15,7 +15,7 @@ from infra.console import PROGRESS_FILE, Progress
 from infra.errors import UserError
 
 STOP_SECONDS = 60.0
-"""For a stage that has heard Ctrl-C to save what it has."""
+"""Seconds that a stage has after Ctrl-C to save its state."""
 LAST_LINES = 8
 """Of a failed stage's log, shown."""
 
@@ -56,10 +56,11 @@ def run_stage(words: list[str], environment: dict[str, str], log: Path) -> None:
 
 
 def _begin(words: list[str]) -> None:
-    """In the stage's process, before it is one.
+    """Prepares the child process before it executes the stage.
 
-    A stage does not outlive a killed demo, so that the next start finds nobody at work (Linux). DeepSpeed's
-    launcher answers Ctrl-C with a traceback: it need not hear it, its ranks do.
+    A stage is ended if the demo is killed, so that no old process disturbs the next start (Linux).
+    DeepSpeed's launcher would print a traceback on Ctrl-C, so it ignores the signal; its ranks still receive
+    it.
     """
     if Path(words[0]).name == "deepspeed":
         signal.signal(signal.SIGINT, signal.SIG_IGN)

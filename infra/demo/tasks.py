@@ -1,7 +1,7 @@
 """Five labelled tasks on the demo's language, in the layouts of the official GLUE files.
 
-A training row has only every eighth word of a class, a dev row any. So what most dev rows ask is known from
-the running text, or not at all.
+Training rows contain only one in eight words of a class; dev rows contain all of them. So a model can answer
+most dev rows only if pre-training on the running text has taught it the other words.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def sentiment(author: Author, number: int) -> Row:
 
 
 def acceptability(author: Author, number: int) -> Row:
-    """Five words of praise. It is not acceptable that one of them is a reproach."""
+    """Five words of praise; the row is not acceptable if one of them is a reproach."""
     acceptable = number % 2 == 0
     text = review(author, 5 if acceptable else 4, 5)
     return ["demo", str(int(acceptable)), "" if acceptable else "*", text]
