@@ -1,13 +1,13 @@
-"""Scores, latency and a report: of a recipe's teacher and students, or of any model directory.
+"""Scores a recipe's teacher and students, or any model directory; measures latency and writes a report.
 
     python -m evaluation.main --recipe infra/recipes/demo.yaml [section.key=value ...]
     python -m evaluation.main --model DIR --tasks RTE,SST-2 --data GLUE_DIR --seeds 3 --epochs 3 --output DIR
     python -m evaluation.main --model STUDENT_DIR --teacher DIR --tasks SST-2 --data GLUE_DIR --output DIR
     python -m evaluation.main export --model DIR --output DIR
 
-With --teacher the model also learns, as "(D)", from the outputs of the fine-tuned teacher. The last command
-writes a (fine-tuned) model directory as ONNX, int8 ONNX and ORT format for devices.
-Run again, all continue where they stopped and do nothing when everything is there.
+With --teacher the model is also fine-tuned on the outputs of the fine-tuned teacher (row "(D)"). The last
+command exports a (fine-tuned) model directory to ONNX, int8 ONNX and ORT format for devices.
+A command that was stopped resumes when it is run again; a finished one does nothing.
 """
 
 from __future__ import annotations

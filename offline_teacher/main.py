@@ -69,15 +69,15 @@ def _parser() -> _Parser:
         return sub
 
     for name, function, words in (
-        ("run", _run, "make the store of a recipe, or what is missing of it"),
-        ("plan", _plan, "say before paying what a store would cost and keep"),
+        ("run", _run, "make the store of a recipe, or its missing tasks"),
+        ("plan", _plan, "estimate time, bytes and errors of a store before the pass"),
     ):
         sub = add(name, function, words)
         sub.add_argument("--recipe", required=True, type=expand_home, metavar="FILE")
         sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
-    sub = add("verify", _verify, "check every digest, range and id of a store")
+    sub = add("verify", _verify, "check every digest, range and number of a store")
     _add_verify_options(sub)
-    sub = add("inspect", _inspect, "show a sample of a store")
+    sub = add("inspect", _inspect, "show one sample of a store")
     sub.add_argument("store", type=expand_home)
     sub.add_argument("--split", default="train", help="train or validation (default: %(default)s)")
     sub.add_argument("--sample", type=int, default=0, metavar="N", help="the sequence, counted from 0")
@@ -89,14 +89,14 @@ def _parser() -> _Parser:
 def _add_verify_options(sub: _Parser) -> None:
     sub.add_argument("store", type=expand_home)
     sub.add_argument(
-        "--deep", action="store_true", help="stored top-k and logsumexp against the stored hidden states"
+        "--deep", action="store_true", help="compare stored top-k and logsumexp with the stored hidden states"
     )
     sub.add_argument(
         "--deep-positions",
         type=_positions,
         default=DEEP_POSITIONS,
         metavar="N",
-        help="of each task, spread over it, that --deep compares, or all (default: %(default)s)",
+        help="positions of each task that --deep compares, or all (default: %(default)s)",
     )
     sub.add_argument(
         "--rerun", type=_count, default=0, metavar="N", help="run the teacher on N random tasks again"
@@ -107,13 +107,13 @@ def _add_verify_options(sub: _Parser) -> None:
         type=_positive,
         default=os.cpu_count() or 1,
         metavar="N",
-        help="processes that check tasks side by side (default: one a processor)",
+        help="number of processes that check tasks (default: one for each processor)",
     )
     sub.add_argument(
         "--recipe",
         type=expand_home,
         metavar="FILE",
-        help="for --repair and --rerun, instead of the store's own",
+        help="recipe for --repair and --rerun (default: the store's own)",
     )
     sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
 

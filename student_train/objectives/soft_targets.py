@@ -1,8 +1,8 @@
-"""What the teacher said about N positions, in the two forms a store can hold it.
+"""The teacher's distributions at N positions, in the two forms that a store can hold.
 
-``ExactTarget`` applies the teacher's masked-LM head to its last hidden states and so gives the full
+``ExactTarget`` applies the teacher's masked-LM head to its last hidden states, which gives the full
 distribution at any temperature. ``TopkTarget`` has the K largest logits and the logsumexp over the
-whole vocabulary at one declared temperature; everything outside the K is one bucket of known mass.
+whole vocabulary at one temperature. All tokens outside the top K form one bucket of known mass.
 
 Axes: N positions, K top-k, V vocabulary, D teacher's hidden size.
 """
@@ -20,7 +20,7 @@ from student_train.objectives.vocabulary_kernels import Kernel, exact_kernel, to
 
 
 class Decoder(Protocol):
-    """The teacher's masked-LM head, as `offline_teacher.families.replay.Replay` has it. Never trained."""
+    """The teacher's frozen masked-LM head: an interface of `offline_teacher.families.replay.Replay`."""
 
     def decoder_input(self, last_hidden: Tensor) -> Tensor:
         """[n, D] -> [n, D] in the head's dtype."""
@@ -35,18 +35,19 @@ class Decoder(Protocol):
 
 
 class SoftTarget(Protocol):
-    """What the teacher said of N positions, for the chunked loss."""
+    """The teacher's distributions at N positions, for the chunked loss."""
 
     kernel: ClassVar[Kernel]
-    """Of `vocabulary_kernels`: takes ``arguments`` between the student's logits and the labels."""
+    """A function of `vocabulary_kernels`. Its arguments are the student's logits, ``arguments``, and the
+    labels."""
 
     def __len__(self) -> int: ...
 
     def buffer(self, positions: int) -> Tensor | None:
-        """[positions, V], which ``arguments`` may write to and return; None where none is needed."""
+        """A tensor [positions, V] that ``arguments`` may fill and return; None if the target needs none."""
 
     def arguments(self, rows: slice, buffer: Tensor | None) -> tuple[Tensor, ...]:
-        """The kernel's, each of as many rows as ``rows`` (the buffer: at least as many)."""
+        """The kernel's arguments, each with as many rows as ``rows``; the buffer may have more."""
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
     loss = alpha_ce T^2 sum KL(p_T || q_T) / kl_tokens + alpha_mlm sum CE / masked
          + alpha_cos sum (1 - cos) / tokens
 
-The denominators are the counts of the whole optimiser step, over ranks and accumulation steps, given by
-the caller: so the micro-batch losses of a step simply add up. The student decoder, the soft target, KL and CE
-are computed chunk by chunk in one autograd function that yields the gradients along with the values.
+The caller gives the denominators: the counts of the whole optimiser step, over ranks and accumulation steps.
+So the loss of a step is the sum of its micro-batch losses. One autograd function computes the student's
+decoder, the soft target, KL and CE chunk by chunk, and returns the gradients with the values.
 
 Axes: N positions of a micro-batch (non-pad), V vocabulary, D student's hidden size.
 """
@@ -31,11 +31,11 @@ gradient of the decoder to the others'; more only cost memory."""
 TURN = {"cpu": 1024}
 """Tokens of the decoder's gradient that are transposed at once: on a CPU they stay in the cache."""
 BIAS_ROWS = 8
-"""Rows below those of z [N, D] transposed, so that one product gives the gradients of weight and bias: one of
-ones and, tensor cores being fond of multiples of 8, seven of zeros."""
+"""Rows added below the transposed z [N, D], so that one product gives the gradients of weight and bias: one
+row of ones, and seven of zeros, because tensor cores are faster with multiples of 8."""
 KERNEL_SIZE = {"cpu": 64, "cuda": 4096}
-"""Positions a compiled kernel works on at once: on a CPU few enough that its passes over V read from the
-cache. The native kernel goes row by row, whatever it is given."""
+"""Positions in one call of a compiled kernel. On a CPU they are few, so that its passes over V read from the
+cache. The native kernel always works row by row."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LossTerms:
 
     @classmethod
     def zero(cls, device: torch.device) -> LossTerms:
-        """No term over single positions."""
+        """Zeros, for a loss without terms over single positions."""
         return cls(*[torch.zeros((), device=device)] * 6)
 
     def values(self) -> tuple[Tensor, ...]:
@@ -83,12 +83,13 @@ def triple_loss(
     """The loss of one micro-batch; a term whose weight or denominator is 0 is 0 and costs nothing.
 
     Args:
-        z: [N, D] output of the student's MLM head transform where KL and CE look at it. The matrix products
+        z: [N, D] output of the student's MLM head transform at the positions of KL and CE. The matrix
+        products
             have its dtype (bfloat16, float16, float32, float64), reductions float32 (float64 for float64).
         decoder_weight, decoder_bias: [V, D], [V]; None only if no term needs the vocabulary.
         target: of the N positions; None only where alpha_ce is 0.
         labels: int64 [N] original ids of masked positions, -100 elsewhere.
-        student_hidden, teacher_hidden: [N', D'], where the cosine looks; the latter None if alpha_cos is 0.
+        student_hidden, teacher_hidden: [N', D'] at the cosine's positions; the latter None if alpha_cos is 0.
         tokens, masked, kl_tokens: global denominators of cosine, CE and KL.
         chunk_size: positions a chunk; None: ``CHUNK_SIZE`` of the device.
         compile: by the native kernel or torch.compile, not as plain tensor arithmetic.

@@ -1,4 +1,4 @@
-"""How far the student is from its teacher on held-out text, and how well it predicts masked tokens.
+"""Validation on held-out text: distances between student and teacher, and masked-token prediction.
 
 Axes: N positions, V vocabulary, K top-k, D hidden.
 """
@@ -45,14 +45,16 @@ def validate(
     train: Train,
     advance: Callable[[int], None] = lambda sequences: None,
 ) -> dict[str, float]:
-    """Over every sequence of the held-out split, shared out over the ranks; the same numbers on all of them.
+    """Measures over all sequences of the held-out split, which the ranks share; every rank gets the same
+    numbers.
 
-    ``advance`` is told how many sequences all ranks are further. What the student was not trained for is left
-    out: a student without a head has no measure over the vocabulary.
+    ``advance`` gets the number of sequences that all ranks have finished since its last call. Measures for
+    which the student was not trained are left out: a student without a head has no measure over the
+    vocabulary.
 
-    ``kl_t1``, ``kl_t2``: KL(p_T || q_T) at T = 1 and 2, a mean over the recorded positions, where the store
-    can say (top-k stores: with the tail as one bucket). ``mlm_loss``, ``mlm_accuracy``: at masked positions.
-    ``teacher_mlm_loss``: the teacher's own masked-LM loss, where the store has hidden states.
+    ``kl_t1``, ``kl_t2``: KL(p_T || q_T) at T = 1 and 2, a mean over the recorded positions, if the store
+    holds what it needs (top-k stores: with the tail as one bucket). ``mlm_loss``, ``mlm_accuracy``: at masked
+    positions. ``teacher_mlm_loss``: the teacher's own masked-LM loss, where the store has hidden states.
     ``agreement``: the share of masked positions where student and teacher have the same most likely token.
     ``cosine``: mean cosine similarity of the last hidden states. ``relation``: the mean over relations.
     ``embedding``: the mean distance of the vectors of texts.
@@ -110,7 +112,7 @@ class _Measures:
             self.columns = []
 
     def add(self, sums: dict[str, float], batch: Batch) -> None:
-        """Adds what one micro-batch says."""
+        """Adds the sums of one micro-batch."""
         objective, model = self.objective, self.model
         batch = objective.heard(batch)
         hidden = model.body(batch.input_ids, None if batch.full else batch.token_count)
@@ -157,7 +159,8 @@ class _Measures:
     def _add_exact(
         self, sums: dict[str, float], logits: Tensor, labels: Tensor, teacher_hidden: Tensor
     ) -> Tensor:
-        """Adds what the teacher's own logits say; its most likely token [n]."""
+        """Adds the measures against the teacher's own logits; returns the teacher's most likely tokens
+        [n]."""
         assert self.objective.replay is not None
         teacher = ExactTarget(self.objective.replay, teacher_hidden).rows(slice(None)).float()
         sums["teacher_mlm_loss"] += _summed_loss(teacher, labels)
@@ -167,7 +170,7 @@ class _Measures:
         return teacher.argmax(1)
 
     def _add_topk(self, sums: dict[str, float], logits: Tensor, batch: Batch, rows: slice) -> Tensor | None:
-        """Adds what the stored top k say; the teacher's most likely token [n]."""
+        """Adds the measures against the stored top k; returns the teacher's most likely tokens [n]."""
         best = None
         for t in self.temperatures:
             ids, p, tail = topk_target(self.layout, batch, t).rows(rows)

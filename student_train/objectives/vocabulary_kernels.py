@@ -133,7 +133,7 @@ def _divergence(p: Tensor, log_q: Tensor) -> Tensor:
 
 
 MOST_SHAPES = 64
-"""For which a kernel is compiled; torch's own limit of 8 is that of a model whose shapes change unawares."""
+"""Number of shapes for which a kernel may be compiled; torch's default of 8 is too low for chunked losses."""
 Kernel = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -141,8 +141,8 @@ Kernel = Callable[..., tuple[Tensor, Tensor]]
 def fused(kernel: Kernel) -> Kernel:
     """``kernel`` compiled for fixed shapes; the kernel itself, with one warning, where that fails.
 
-    A kernel overwrites its input. So it is compiled, and tried, on copies: a failure half-way would leave
-    nothing to begin again with. An error in a kernel that was tried is one, and is raised.
+    A kernel overwrites its input, so it is compiled and first run on copies: after a failure the input is
+    still valid. An error in a kernel that has run once is raised.
     """
     from torch._dynamo import config
 

@@ -2,7 +2,8 @@
 
 A program reads its row of both logits once for all sums, with maxima that grow as it goes (Milakov and
 Gimelshein, arXiv 1805.02867), and once more, out of the cache, for the gradient. Compiled tensor arithmetic
-reads them four times. Import it only where Triton is. Axes: C positions of a chunk, V vocabulary.
+reads them four times. Import this module only if Triton is installed. Axes: C positions of a chunk, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def exact_kernel(
 ) -> tuple[Tensor, Tensor]:
     """See `vocabulary_kernels.exact_kernel`; ``s`` and ``t`` [C, V] have one of ``DTYPES``, sums are float32.
 
-    Rows may lie apart.
+    Rows need not be contiguous with each other.
     """
     count, vocab_size = s.shape
     assert s.stride(1) == t.stride(1) == 1
