@@ -25,7 +25,7 @@ from offline_teacher.store.records import decode, encode
 SPEC, MANIFEST = "spec.json", "manifest.json"
 FORMAT_VERSION = 2
 ROWS_PER_FILE = 1024
-AGAIN = "run the same command again, it is stored anew"
+AGAIN = "run the same command again to store it again"
 
 Predict = Callable[[range], np.ndarray]
 """Rows -> float32 [n, *shape] of logits."""
