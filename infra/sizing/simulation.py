@@ -70,7 +70,7 @@ class Pass:
 
     @property
     def task_requests(self) -> int:
-        """Write requests of a task: the parts of each shard, start and completion of its upload, and one index."""
+        """Write requests of a task: for each shard its parts, start and completion, and one index."""
         shards = math.ceil(self.task_bytes / SHARD_BYTES)
         return math.ceil(self.task_bytes / PART_BYTES) + 2 * shards + 1
 
