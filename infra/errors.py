@@ -4,7 +4,7 @@ from __future__ import annotations
 
 EXIT_USER_ERROR = 2
 EXIT_INCOMPLETE = 3
-"""The possible work is done, but something is missing (quarantined tasks, untrained students)."""
+"""The work that could be done is done, but something is missing (quarantined tasks, unscored tasks)."""
 
 
 LONGEST_MESSAGE = 2000
@@ -22,6 +22,15 @@ class UserError(Exception):
         line = " ".join(message.split())
         super().__init__(line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 3]}...")
         self.exit_code = exit_code
+
+
+class NodeError(UserError):
+    """A fault of one machine, its network, or a service as this machine sees it: a full disk, an object store
+    that answers 503, a hub that throttles.
+
+    A command by itself ends with it as with any mistake. A worker of a teacher pass is replaced, and its work
+    is given to another worker.
+    """
 
 
 class WrongContent(UserError):

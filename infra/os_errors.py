@@ -7,7 +7,7 @@ import errno
 from collections.abc import Container, Iterator
 
 from infra import remote
-from infra.errors import UserError
+from infra.errors import NodeError
 
 _REASONS = {
     errno.ENOENT: "no such file",
@@ -27,7 +27,7 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.E
 
 @contextlib.contextmanager
 def naming(path: str, *let_through: type[Exception], only: Container[int] | None = None) -> Iterator[None]:
-    """Turns an ``OSError`` into one sentence naming the path."""
+    """Turns an ``OSError`` into a ``NodeError``: one sentence that names the path."""
     try:
         yield
     except OSError as problem:
@@ -37,4 +37,4 @@ def naming(path: str, *let_through: type[Exception], only: Container[int] | None
         reason = _REASONS.get(
             errno.ENOENT if absent else problem.errno or 0, problem.strerror or str(problem)
         )
-        raise UserError(f"{remote.shown(path)}: {reason}") from problem
+        raise NodeError(f"{remote.shown(path)}: {reason}") from problem

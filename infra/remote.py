@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from infra.errors import UserError
+from infra.errors import NodeError, UserError
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs"}
 """URL scheme -> the package that speaks it; imported only when such a URL is used."""
@@ -77,7 +77,7 @@ def call(
 ) -> Any:
     """Runs fsspec's coroutine ``_<method>`` on the file system of ``path``; ``size``: bytes it moves.
 
-    Raises ``FileNotFoundError`` as it is, and ``UserError`` for anything else that lasts.
+    Raises ``FileNotFoundError`` as it is, and ``NodeError`` for anything else that lasts.
     """
     filesystem = _filesystem(_scheme_of(path), _account(path), os.getpid())
     limit = (CALL_SECONDS if seconds is None else seconds) + size / SLOWEST_BYTES_PER_SECOND
@@ -164,7 +164,7 @@ def repeated(once: Any, path: str) -> Any:
             if lasts or attempt == ATTEMPTS:
                 tries = "" if lasts else f" ({attempt} attempts)"
                 reason = str(problem) or "no answer in time"
-                raise UserError(f"{shown(path)}: {type(problem).__name__}: {reason}{tries}") from problem
+                raise NodeError(f"{shown(path)}: {type(problem).__name__}: {reason}{tries}") from problem
         wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1))
         time.sleep(random.uniform(wait / 2, wait))
     raise AssertionError("not reached")

@@ -62,8 +62,9 @@ class Corpus:
     """Hub configuration name, e.g. ``wikitext-103-raw-v1``."""
     split: str = outcome("train")
     validation_split: str | None = outcome(None)
-    streaming: bool = speed(False)
-    """Read a hub dataset as a stream instead of downloading it whole."""
+    streaming: bool = outcome(False)
+    """Read a hub dataset as a stream instead of downloading it whole. An outcome field: a stream is cut by
+    its files, a downloaded dataset by rows, and sequences do not cross a cut."""
     strict: bool = speed(False)
     """Stop at the first invalid byte, empty document or missing field instead of counting it."""
 

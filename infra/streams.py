@@ -74,11 +74,17 @@ def first_bytes(path: str, size: int, count: int) -> bytes:
 
 def decompressed_beginning(data: bytes, path: str, count: int) -> bytes:
     """The first ``count`` bytes of a compressed file, or what its first bytes ``data`` give of them."""
-    found = b""
+    found = bytearray()
     with contextlib.suppress(DamagedFile), Decompressed(io.BytesIO(data), path) as stream:
-        while len(found) < count and (piece := stream.read(count - len(found))):
+        while len(found) < count and (piece := stream.read(min(count - len(found), 1 << 20))):
             found += piece
-    return found
+    return bytes(found)
+
+
+def expansion(path: str, size: int, count: int) -> float:
+    """Bytes of text to one byte of a compressed file, in its first ``count`` bytes; at least 1."""
+    head = first_bytes(path, size, count, True)
+    return max(1.0, len(decompressed_beginning(head, path, 1 << 40)) / max(1, len(head)))
 
 
 class TooLargeWindow(DamagedFile):

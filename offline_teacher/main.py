@@ -166,7 +166,7 @@ def _pass(recipe: Recipe, parts: dict[str, list[Part]]) -> bool:
     """Makes the store. True if tasks are quarantined."""
     from infra import tracking
     from offline_teacher import preflight
-    from offline_teacher.cluster.pool import Pool
+    from offline_teacher.cluster.pool import Cluster
     from offline_teacher.source import find_source, spec_of
     from offline_teacher.store.reader import open_store
     from offline_teacher.teacher_pass import is_finished, run_pass
@@ -178,9 +178,9 @@ def _pass(recipe: Recipe, parts: dict[str, list[Part]]) -> bool:
         _nothing_to_do(recipe)
         return False
     preflight.check(recipe, source, parts)
-    with tracking.start_run(recipe, "teacher") as record, Pool(recipe) as pool:
+    with tracking.start_run(recipe, "teacher") as record, Cluster(recipe) as cluster:
         record.log_params(recipe.outcome("corpus", "sequences", "masking", "teacher", "store"))
-        outcomes = run_pass(recipe, source, spec, parts, pool, report=record.log_metrics)
+        outcomes = run_pass(recipe, source, spec, parts, cluster, report=record.log_metrics)
         quarantined = any(outcome.quarantined for outcome in outcomes)
         if not quarantined:
             record.log_store(root, open_store(root).digest)
@@ -204,7 +204,7 @@ def _summary(outcomes: list[Outcome]) -> str:
     lines = [table(rows, ["split", "samples", "new tokens", "tokens/s", "time"])]
     for outcome in outcomes:
         for item in outcome.quarantined:
-            lines.append(f"quarantined: task {outcome.split}/{item.name}: {item.reason}")
+            lines.append(f"quarantined: task {item.name}: {item.reason}")
     return "\n".join(lines)
 
 

@@ -13,11 +13,12 @@ from infra.errors import UserError
 from infra.locks import exclusive
 from infra.processor import warn_if_slow
 from infra.recipe import Recipe
-from offline_teacher.cluster.pool import Item, Pool
-from offline_teacher.corpus.documents import Part, parts
+from offline_teacher.cluster.pool import Cluster, Item, Pool
+from offline_teacher.corpus.documents import Part, parts, size_of
+from offline_teacher.pass_rates import Environments, Rates
 from offline_teacher.sequences.building import Tokenising, outstanding, problems_of, rows_of
 from offline_teacher.source import Source, publish_files
-from offline_teacher.store.manifest import MANIFEST, Spec, failed_path
+from offline_teacher.store.manifest import MANIFEST, Spec, failed_path, part_name
 from offline_teacher.store.numbering import SplitPlan, Task
 from offline_teacher.store.pending import finished_tasks, quarantined_tasks
 from offline_teacher.store.reader import open_store
@@ -70,13 +71,15 @@ def run_pass(
     source: Source,
     spec: Spec,
     parts: dict[str, list[Part]],
-    pool: Pool,
+    cluster: Cluster,
     report: Report | None = None,
 ) -> list[Outcome]:
     """Makes the store of the recipe, or the missing tasks of it.
 
-    Raises UserError if the store was started with another recipe, teacher, tokenizer or corpus, or if another
-    process is using it.
+    Text is tokenised first, by workers that hold no GPU; then the teacher runs.
+
+    Raises UserError where it was started with another recipe, teacher, tokenizer or corpus, or another
+    process is at work on it.
     """
     root = recipe.store_path
     assert recipe.teacher is not None
@@ -86,30 +89,48 @@ def run_pass(
         recipe.save(root)
         if not recipe.teacher.gpus_per_worker:
             warn_if_slow("teacher.dtype", recipe.teacher.dtype)
-        for split, found in parts.items():
-            build_sequences(recipe, split, found, pool)
-        return finish_tasks(root, spec, {split: len(found) for split, found in parts.items()}, pool, report)
+        build_sequences(recipe, parts, cluster)
+        return finish_tasks(
+            root, spec, {split: len(found) for split, found in parts.items()}, cluster, report
+        )
 
 
 def finish_tasks(
-    root: str, spec: Spec, parts: dict[str, int], pool: Pool, report: Report | None = None
+    root: str, spec: Spec, parts: dict[str, int], cluster: Cluster, report: Report | None = None
 ) -> list[Outcome]:
     """Makes the missing tasks, held-out text first, and publishes the manifest if no task is quarantined.
 
-    ``parts``: the number of parts of each split. Their sequences must exist.
+    ``parts``: the number of parts of each split, whose sequences are there. No worker is held any more while
+    the manifest is made.
     """
-    outcomes = [_infer(root, spec, split, parts, pool, report) for split in reversed(parts)]
+    environments = Environments(root, list(parts))
+    with cluster.teachers(root, environments.seen) as pool:
+        outcomes = [_infer(root, spec, split, parts, pool, report) for split in reversed(parts)]
     if not any(outcome.quarantined for outcome in outcomes):
         finish_store(root, parts)
     return outcomes
 
 
-def build_sequences(recipe: Recipe, split: str, parts: list[Part], pool: Pool) -> None:
-    """Tokenises the missing parts of a split. Raises UserError if one cannot be built."""
+def build_sequences(recipe: Recipe, parts: dict[str, list[Part]], cluster: Cluster) -> None:
+    """Tokenises the parts that are missing. UserError where one cannot be built."""
+    with cluster.text_workers(recipe.store_path) as pool:
+        for split, found in parts.items():
+            _build_split(recipe, split, found, pool)
+
+
+def _build_split(recipe: Recipe, split: str, parts: list[Part], pool: Pool) -> None:
     assert recipe.corpus is not None
-    root = recipe.store_path
+    root, usual = recipe.store_path, recipe.sequences.part_bytes
     todo = outstanding(root, split, parts, Tokenising(recipe.corpus, recipe.sequences))
-    items = [Item(f"part {number}", "build_part", (root, split, number, parts[number])) for number in todo]
+    items = [
+        Item(
+            name=f"{split}/{part_name(number)}",
+            method="build_part",
+            arguments=(root, split, number, parts[number]),
+            size=size_of(parts[number], usual),
+        )
+        for number in todo
+    ]
     if not items:
         return
     with progress(len(parts), "parts", f"sequences, {split}", len(parts) - len(todo)) as shown:
@@ -124,43 +145,38 @@ def build_sequences(recipe: Recipe, split: str, parts: list[Part], pool: Pool) -
 def _infer(
     root: str, spec: Spec, split: str, parts: dict[str, int], pool: Pool, report: Report | None
 ) -> Outcome:
-    rows = rows_of(root, split, parts[split])
-    plan = SplitPlan.of(split, rows, spec.plan)
-    finished, begin, retries_before = finished_tasks(root, split), time.monotonic(), pool.retries
-    todo = [task for task in plan.tasks() if task.name not in finished]
+    plan = SplitPlan.of(split, rows_of(root, split, parts[split]), spec.plan)
+    finished, begin = finished_tasks(root, split), time.monotonic()
     for name in quarantined_tasks(root, split):  # they are tried again
         storage.remove(failed_path(root, split, name))
-    items = [Item(task.name, "infer", (root, split, task, parts["train"])) for task in todo]
-    tokens = count = 0
-    every = max(1, len(items) // 100)
+    items = [
+        Item(f"{split}/{task.name}", "infer", (root, split, task, parts["train"]), task.samples)
+        for task in plan.tasks()
+        if task.name not in finished
+    ]
+    rates, quarantined = Rates(len(items), pool.retries), list[Item]()
 
-    def done(item: Item, answer: dict[str, Any]) -> None:
-        nonlocal tokens, count
-        tokens, count = tokens + answer["tokens"], count + 1
-        rate = tokens / (time.monotonic() - begin)
-        shown.note(f"{rate:,.0f} tokens/s, {pool.retries - retries_before} retries")
+    def done(item: Item, result: dict[str, Any]) -> None:
+        due = rates.count(result["place"], result["tokens"])
+        shown.note(rates.words(pool.retries))
         shown.advance()
-        if report is not None and split == "train" and (count % every == 0 or count == len(items)):
-            report({"tokens_per_s": rate, "tasks": plan.task_count - len(items) + count})
+        if report is not None and split == "train" and due:
+            report({**rates.metrics(pool.retries), "tasks": plan.task_count - rates.left})
 
-    def failed(item: Item) -> None:
-        _record_failure(root, split, item)
-
-    quarantined: list[Item] = []
     if items:
         with progress(plan.task_count, "tasks", f"teacher, {split}", plan.task_count - len(items)) as shown:
-            quarantined = pool.run(items, done, shown.say, failed)
-    return Outcome(split, plan.samples, tokens, time.monotonic() - begin, quarantined)
+            quarantined = pool.run(items, done, shown.say, lambda item: _record_failure(root, split, item))
+    return Outcome(split, plan.samples, rates.tokens, time.monotonic() - begin, quarantined)
 
 
 def _record_failure(root: str, split: str, item: Item) -> None:
     task: Task = item.arguments[2]
     record = {
-        "task": item.name,
+        "task": task.name,
         "reason": item.reason,
         "attempts": item.attempts,
         "worker_deaths": item.deaths,
         "part": task.part,
         "rows": [task.rows.start, task.rows.stop],
     }
-    quarantine_task(root, split, item.name, record)
+    quarantine_task(root, split, task.name, record)

@@ -1,15 +1,14 @@
-"""Ray: a pool of worker actors that pull items of work.
+"""Ray: a cluster, and pools of worker actors in it that are given items of work.
 
-An item is a method of `TaskWorker` with arguments. It is idempotent: it publishes files under deterministic
-names, so running it twice does no harm. The driver gives each worker a bounded number of items and replaces
-workers that die or are broken. `work_queue` decides which worker gets which item. Only small metadata goes
-through Ray's object store.
+An item is a method of a worker with arguments, and idempotent: it publishes files under names that follow
+from it, so that it may be done twice, and by two workers at once. The driver keeps a bounded number of items
+on each worker, replaces workers that die, fail or hang, and only counts what is done. `work_queue` says who
+gets what. Only small metadata goes through the object store.
 """
 
 from __future__ import annotations
 
 import itertools
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,42 +16,85 @@ from typing import Any
 from infra.errors import UserError
 from infra.ray_cluster import connect, python_path
 from infra.recipe import Recipe
-from infra.scratch import Scratch
 from infra.sections import Teacher
-from offline_teacher.cluster.work_queue import ITEM_DEATHS, ITEMS_IN_FLIGHT, Worker, WorkQueue
+from offline_teacher.cluster.crews import Crew, teacher_crew, text_crew
+from offline_teacher.cluster.guarded import NODE, USER
+from offline_teacher.cluster.patience import Backoff
+from offline_teacher.cluster.trouble_log import TroubleLog
+from offline_teacher.cluster.work_queue import ITEMS_IN_FLIGHT, Worker, WorkQueue, last_line
 from offline_teacher.cluster.work_queue import Item as Item
 
 PACKAGES = ("offline_teacher", "infra")
-"""The packages of this repository that a worker imports."""
+"""What a worker imports of us."""
+ROUNDS = 7
+"""So many times in a row every worker may be lost while nothing is finished."""
 WAIT_SECONDS = 2.0
+CHECK_SECONDS = 1.0
+"""Between looks for late workers."""
 PATIENCE_SECONDS = 30.0
 """After so many seconds with too few workers, the pass says what it waits for."""
 REMIND_SECONDS = 60.0
-"""Seconds after which it says so again."""
-START_PAUSE_SECONDS = 10.0
-"""Seconds before a worker that died at its start is replaced, while other workers run."""
+"""Then again, while it lasts."""
 CLOSE_SECONDS = 5.0
 """Seconds that workers have to remove their files at the end."""
 
 Done = Callable[[Item, dict[str, Any]], None]
+Started = Callable[[str, dict[str, Any]], None]
+"""(place, what the worker's ``prepare`` returned)"""
 
 
-class Pool:
-    """At most ``teacher.workers`` workers on a running or local Ray; started when first used.
+class Cluster:
+    """A running Ray, or a local one, joined or started when a pool first needs it.
 
-    A context manager: leaving it ends the workers, and Ray where it was started here.
+    A context manager: leaving it ends a Ray that was started here.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         assert recipe.teacher is not None
         self.recipe, self.settings = recipe, recipe.teacher
+        self.numbers = itertools.count()
+        self.joined = self._started = False
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._started:
+            import ray
+
+            ray.shutdown()
+
+    def connect(self) -> None:
+        if not self._started:
+            cpus = self.settings.workers * self.settings.cpu_threads
+            memory = 100 << 20  # bytes of the object store, through which only small metadata goes
+            local = {"num_cpus": cpus, "object_store_memory": memory}
+            self.joined = connect(self.settings.ray_address, "teacher.ray_address", PACKAGES, **local)
+            self._started = True
+            if not self.joined:
+                _refuse_too_few_gpus(self.settings)
+
+    def text_workers(self, root: str) -> Pool:
+        return Pool(self, text_crew(self.recipe, root))
+
+    def teachers(self, root: str, started: Started | None = None) -> Pool:
+        return Pool(self, teacher_crew(self.recipe, root), started)
+
+
+class Pool:
+    """Workers of one crew. A context manager: leaving it ends them, and frees what they hold."""
+
+    def __init__(self, cluster: Cluster, crew: Crew, started: Started | None = None) -> None:
+        self.cluster, self.crew = cluster, crew
+        self._started: Started = started or (lambda place, facts: None)
         self.workers: list[Worker] = []
-        bound = 10 * self.settings.workers + ITEM_DEATHS * ITEMS_IN_FLIGHT
-        self._work = WorkQueue(self.settings.task_attempts, bound)
-        self._numbers = itertools.count()
+        self._work = WorkQueue(cluster.settings.task_attempts, 0)
         self._starting: dict[Any, Worker] = {}
-        self._start_at = 0.0
-        self._started = self._joined = False
+        self._backoff = Backoff()
+        self._pauses: list[float] = []
+        """Ends of the pauses of places whose worker is not replaced yet."""
+        self._say: Callable[[str], None] = print
+        self._log = TroubleLog(cluster.recipe.root)
 
     @property
     def retries(self) -> int:
@@ -62,151 +104,196 @@ class Pool:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._started:
-            import ray
+        if not self.workers:
+            return
+        import ray
 
-            try:
-                closing = [worker.actor.close.remote() for worker in self.workers if worker.ready]
-                if closing:
-                    ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
-            finally:
-                for worker in self.workers:
-                    ray.kill(worker.actor)
-                ray.shutdown()
+        try:
+            closing = [worker.actor.close.remote() for worker in self.workers if worker.ready]
+            if closing:
+                ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
+        finally:
+            for worker in self.workers:
+                ray.kill(worker.actor)
+            self.workers = []
 
     def run(
         self,
         items: Iterable[Item],
         done: Done,
-        waiting: Callable[[str], None],
+        say: Callable[[str], None],
         quarantine: Callable[[Item], None] = lambda item: None,
     ) -> list[Item]:
         """Does all items; returns those that are quarantined, each with its reason.
 
-        It calls ``done(item, metadata)`` when an item finishes, in any order, ``waiting(text)`` from time to
-        time while there are too few workers, and ``quarantine(item)`` at once. Raises UserError if an item
-        fails because of a user's mistake (nothing is half written), or if workers do nothing but die.
+        ``done(item, result)`` is called once for each item, in any order; ``say(text)`` tells of trouble;
+        ``quarantine(item)`` is called at once, since this may not return. It raises UserError where an item
+        meets a user's mistake (nothing is half written), or where workers only fail.
         """
-        self._work.begin(items, quarantine)
-        if self._work.todo:
-            self._connect()
-        speak_at = time.monotonic() + PATIENCE_SECONDS
-        while left := len(self._work.todo) + sum(len(worker.items) for worker in self.workers):
-            while len(self.workers) < min(self.settings.workers, left):
-                if time.monotonic() < self._start_at and any(worker.items for worker in self.workers):
-                    break
-                self._start_worker()
+        work, self._say = self._work, say
+        work.begin(items, quarantine)
+        if work.left:
+            self.cluster.connect()
+            count = self._count()
+            work.bound = ROUNDS * count
+        speak_at, check_at = time.monotonic() + PATIENCE_SECONDS, 0.0
+        while work.left:
+            now = time.monotonic()
+            self._start_workers(min(count, work.left), now)
             ready = [worker for worker in self.workers if worker.ready]
-            needed = min(self.settings.min_workers, left)
+            needed = min(self.crew.least, work.left)
             if len(ready) >= needed:
-                self._hand_out(ready)
-                speak_at = time.monotonic() + PATIENCE_SECONDS
-            elif time.monotonic() >= speak_at:
-                waiting(self._lack(needed, len(ready)))
-                speak_at = time.monotonic() + REMIND_SECONDS
+                self._hand_out(ready, now)
+                speak_at = now + PATIENCE_SECONDS
+            elif now >= speak_at:
+                say(self._lack(needed, len(ready)))
+                speak_at = now + REMIND_SECONDS
             self._collect(done)
-        return self._work.quarantined
+            if now >= check_at:
+                self._look_for_late()
+                check_at = now + CHECK_SECONDS
+        return work.quarantined
 
-    def _connect(self) -> None:
-        if not self._started:
-            cpus = self.settings.workers * self.settings.cpu_threads
-            memory = 100 << 20  # bytes of the object store, through which only small metadata goes
-            local = {"num_cpus": cpus, "object_store_memory": memory}
-            self._joined = connect(self.settings.ray_address, "teacher.ray_address", PACKAGES, **local)
-            self._started = True
-            if not self._joined:
-                _refuse_too_few_gpus(self.settings)
+    # --- workers ---
+
+    def _count(self) -> int:
+        if self.crew.count is not None:
+            return self.crew.count
+        import ray
+
+        return max(self.cluster.settings.workers, int(ray.cluster_resources().get("CPU", 0)))
 
     def _lack(self, needed: int, ready: int) -> str:
         import ray
 
         has = ray.cluster_resources()
-        gpus = f" and {self.settings.gpus_per_worker:g} GPU" if self.settings.gpus_per_worker else ""
+        gpus = f" and {self.crew.gpus:g} GPU" if self.crew.gpus else ""
         return (
-            f"waiting for {needed} workers with {self.settings.cpu_threads} CPU{gpus} each, {ready} ready;"
+            f"waiting for {needed} workers with {self.crew.cpus} CPU{gpus} each, {ready} ready;"
             f" the cluster has {has.get('CPU', 0):g} CPU and {has.get('GPU', 0):g} GPU"
-            f"{' now, more may join' if self._joined else ''}"
+            f"{' now, more may join' if self.cluster.joined else ''}"
         )
+
+    def _start_workers(self, wanted: int, now: float) -> None:
+        self._pauses = [end for end in self._pauses if end > now]
+        while len(self.workers) + len(self._pauses) < wanted:
+            self._start_worker()
 
     def _start_worker(self) -> None:
         import ray
 
-        from offline_teacher.cluster.task_work import TaskWorker
-
-        variables = {"OMP_NUM_THREADS": str(self.settings.cpu_threads), "TOKENIZERS_PARALLELISM": "false"}
-        if not self._joined:
+        threads = str(self.crew.cpus)
+        variables = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+        if not self.cluster.joined:
             variables["PYTHONPATH"] = python_path()
-        remote: Any = ray.remote(_guarded(TaskWorker)).options(
-            num_cpus=self.settings.cpu_threads,
-            num_gpus=self.settings.gpus_per_worker,
+        remote: Any = ray.remote(self.crew.kind).options(
+            num_cpus=self.crew.cpus,
+            num_gpus=self.crew.gpus,
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=ITEMS_IN_FLIGHT + 1,  # one for `close`
             runtime_env={"env_vars": variables},
         )
-        actor = remote.remote(self.recipe, "cuda" if self.settings.gpus_per_worker else "cpu")
-        worker = Worker(next(self._numbers), actor)
-        self._starting[actor.__ray_ready__.remote()] = worker
+        actor = remote.remote(*self.crew.arguments)
+        worker = Worker(next(self.cluster.numbers), actor)
+        self._starting[actor.call.options(name="prepare").remote("prepare", self.crew.prepare)] = worker
         self.workers.append(worker)
 
-    def _hand_out(self, ready: Sequence[Worker]) -> None:
-        """Gives every worker one item before any gets a second, so that the last items are spread."""
+    def _hand_out(self, ready: Sequence[Worker], now: float) -> None:
+        """Breadth first, so that the last items are spread."""
         for room in range(ITEMS_IN_FLIGHT):
             for worker in ready:
-                item = self._work.take(worker, ready) if len(worker.items) <= room else None
+                item = self._work.take(worker, ready, now) if len(worker.items) <= room else None
                 if item is not None:
-                    worker.items[worker.actor.call.remote(item.method, item.arguments)] = item
+                    call = worker.actor.call.options(
+                        name=f"{item.method} {item.name}"
+                    )  # as a dashboard has it
+                    worker.items[call.remote(item.method, item.arguments)] = item
+
+    def _end(self, worker: Worker, pause: bool = True) -> None:
+        import ray
+
+        ray.kill(worker.actor)
+        self.workers.remove(worker)
+        self._starting = {ref: other for ref, other in self._starting.items() if other is not worker}
+        if pause:
+            self._pauses.append(self._backoff.trouble(worker.place, time.monotonic()))
+
+    # --- answers ---
 
     def _collect(self, done: Done) -> None:
         """Handles answers before deaths: a worker may have answered one item and died on its other."""
         import ray
 
         owners = {reference: worker for worker in self.workers for reference in worker.items} | self._starting
+        if not owners:
+            time.sleep(WAIT_SECONDS)  # every place rests
+            return
         finished, _ = ray.wait(list(owners), num_returns=len(owners), timeout=0)
         if not finished:
             finished, _ = ray.wait(list(owners), num_returns=1, timeout=WAIT_SECONDS)
-        dead: dict[Worker, str] = {}
+        lost: dict[Worker, tuple[str, bool]] = {}
         mistakes: list[UserError] = []
         for reference in finished:
             worker = owners[reference]
             try:
                 answer = ray.get(reference)
             except ray.exceptions.RayError as error:
-                dead[worker] = str(error)
+                lost[worker] = str(error), True
                 continue
-            if self._starting.pop(reference, None) is not None:
-                worker.ready = True
-            elif "mistake" in answer:
-                mistakes.append(UserError(answer["mistake"], answer["exit_code"]))
+            worker.place = f"{answer['host']} ({answer['device']})"
+            if "error" in answer:
+                self._log.tell(
+                    self._say,
+                    worker.place,
+                    worker.items.get(reference),
+                    answer["reason"],
+                    answer["traceback"],
+                )
+            if answer.get("error") == USER:
+                mistakes.append(UserError(answer["reason"], answer["exit_code"]))
+            elif answer.get("error") == NODE or ("error" in answer and reference in self._starting):
+                lost.setdefault(worker, (answer["reason"], False))
             else:
-                self._settle(worker, worker.items.pop(reference), answer, done)
+                self._settle(worker, reference, answer, done)
         if mistakes:
             raise mistakes[0]
-        for worker, reason in dead.items():
+        self._replace(lost)
+
+    def _settle(self, worker: Worker, reference: Any, answer: dict[str, Any], done: Done) -> None:
+        if self._starting.pop(reference, None) is not None:
+            worker.ready = True
+            self._started(worker.place, answer["result"])
+            return
+        item = worker.items.pop(reference)
+        if "error" in answer:
+            self._work.failed(worker, item, answer["reason"])
+            return
+        self._backoff.works(worker.place)
+        if self._work.finished(worker, item, time.monotonic()):
+            done(item, {**answer["result"], "place": worker.place})
+
+    def _replace(self, lost: dict[Worker, tuple[str, bool]]) -> None:
+        for worker, (reason, died) in lost.items():
             self._end(worker)
-            busy = any(other.items for other in self.workers if other not in dead)
-            if busy and not worker.ready:  # no item is blocked by it, and the cause on its node may go away
-                self._start_at = time.monotonic() + START_PAUSE_SECONDS
-            self._work.died(worker, reason, busy)
+            busy = any(other.in_time for other in self.workers if other not in lost)
+            if died:
+                for item in (*worker.items.values(), *(() if worker.items else (None,))):
+                    self._log.tell(
+                        self._say, worker.place, item, f"the worker died: {last_line(reason)}", reason
+                    )
+            self._work.lost(worker, reason, busy, died)
         for worker in [worker for worker in self.workers if self._work.is_broken(worker)]:
             self._end(worker)
             self._work.replaced(worker)
 
-    def _settle(self, worker: Worker, item: Item, answer: dict[str, Any], done: Done) -> None:
-        if "failure" in answer:
-            self._work.failed(worker, item, answer["failure"])
-        else:
-            self._work.finished(worker)
-            done(item, answer)
-
-    def _end(self, worker: Worker) -> None:
-        import ray
-
-        ray.kill(worker.actor)
-        self.workers.remove(worker)
-        self._starting = {
-            reference: other for reference, other in self._starting.items() if other is not worker
-        }
+    def _look_for_late(self) -> None:
+        for worker, item, replace in [*self._work.delayed(self.workers, time.monotonic())]:
+            what = "the worker is replaced" if replace else "another worker is given the same"
+            self._log.tell(self._say, worker.place, item, f"no answer in time: {what}")
+            if replace and worker in self.workers:
+                self._end(worker)
+                self._work.replaced(worker)
 
 
 def _refuse_too_few_gpus(settings: Teacher) -> None:
@@ -226,39 +313,3 @@ def _refuse_too_few_gpus(settings: Teacher) -> None:
             f" workers, but Ray finds {there} GPUs on this machine; ask for less, or join a cluster"
             " (teacher.ray_address)"
         )
-
-
-def _guarded(kind: type) -> type:
-    """A subclass of ``kind`` with two more methods: ``call`` returns a method's answer or its error as plain
-    data, and ``close`` removes temporary files.
-
-    All temporary files are in one directory. If the worker is killed, the next worker on the machine removes
-    it."""
-
-    class Guarded(kind):
-        def __init__(self, *arguments: Any) -> None:
-            self._mistake: UserError | None = None
-            try:
-                self._scratch = Scratch()
-            except UserError as error:  # An exception here would look like a dead worker without a reason.
-                self._mistake = error
-                return
-            tempfile.tempdir = self._scratch.path
-            super().__init__(*arguments)
-
-        def call(self, method: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
-            try:
-                if self._mistake is not None:
-                    raise self._mistake
-                return getattr(self, method)(*arguments)
-            except UserError as error:
-                return {"mistake": str(error), "exit_code": error.exit_code}
-            except Exception as error:  # any failure of one item must not stop the others
-                return {"failure": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
-
-        def close(self) -> None:
-            if self._mistake is None:
-                self._scratch.close()
-
-    Guarded.__name__ = Guarded.__qualname__ = kind.__name__  # what Ray calls the process
-    return Guarded

@@ -1,4 +1,4 @@
-"""The work of one worker: tokenising a part, and running the teacher over a task. This module has no Ray.
+"""What a worker of the teacher does: run it over a task. No Ray in here.
 
 The content of a task depends only on the store's spec, its sequences and the teacher's weights. So every
 worker in the same environment makes the same bytes, however often it repeats a task.
@@ -15,11 +15,11 @@ import numpy as np
 
 from infra import storage
 from infra.cache import Cache
-from infra.errors import UserError
+from infra.errors import NodeError, UserError
 from infra.recipe import Recipe
-from offline_teacher.corpus.documents import Part
+from offline_teacher.cluster.guarded import Guarded
 from offline_teacher.inference.heap import Heap
-from offline_teacher.sequences.building import Tokenising, build_part, token_counts
+from offline_teacher.sequences.building import token_counts
 from offline_teacher.sequences.masking import MaskVocab, mask_sequences, mask_vocab
 from offline_teacher.sequences.packing import load_encoder
 from offline_teacher.store.blocks import Memory
@@ -35,7 +35,7 @@ CACHE_BYTES = 4 << 30
 """Sequences of a remote store kept on a worker's disk."""
 
 
-class TaskWorker:
+class TaskWorker(Guarded):
     """Holds the teacher (loaded when first needed) and does one computation at a time.
 
     Two threads may call ``infer``. While one masks or writes its task, the teacher computes the other's. A
@@ -51,14 +51,15 @@ class TaskWorker:
         self._computing = ThreadPoolExecutor(1, "compute", self._set_threads)
         self._compute(bool)  # starts the thread: the next one has the heap's main arena
 
-    def build_part(self, root: str, split: str, number: int, part: Part) -> dict[str, Any]:
-        """Publishes one part of the sequences; returns ``{tokens}`` of it."""
-        recipe, layout = self.recipe, self._spec(root).layout
-        assert recipe.corpus is not None
-        counted = layout.masked > 0 and recipe.masking.sampling == "frequency"
-        how = Tokenising(recipe.corpus, recipe.sequences, self._prompt(root), counted)
-        index = self._compute(build_part, root, layout, split, number, part, how)
-        return {"tokens": index.tokens}
+    def prepare(self, root: str) -> dict[str, Any]:
+        """Loads the teacher, so that a node that cannot is known before it is given a task.
+
+        Returns ``{environment}``. NodeError where the teacher cannot be had here: the driver has found it.
+        """
+        try:
+            return {"environment": self.environment(root)}
+        except UserError as error:
+            raise NodeError(str(error)) from error
 
     def infer(self, root: str, split: str, task: Task, train_parts: int) -> dict[str, Any]:
         """Publishes one task; returns ``{tokens, bytes}`` of it. ValueError where the teacher gives NaN.
@@ -105,15 +106,6 @@ class TaskWorker:
     @lru_cache(maxsize=4)  # noqa: B019 - a worker lives as long as its process
     def _spec(self, root: str) -> Spec:
         return read_spec(root)
-
-    def _prompt(self, root: str) -> str:
-        """The prompt that the sentence encoder prepends to every text by default."""
-        from offline_teacher.teacher_directory import find_teacher, read_pooling_of
-
-        if self._spec(root).layout.positions != "pooled":
-            return ""
-        pooling = read_pooling_of(find_teacher(self.settings))
-        return pooling.prompt if pooling is not None else ""
 
     def _inference(self, root: str) -> Any:
         from offline_teacher.inference.columns import Inference

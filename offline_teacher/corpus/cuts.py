@@ -24,12 +24,14 @@ Piece = tuple[int, bytes, bool]
 def cut(document: str, path: str, start: int, stop: int | None, problems: Problems) -> Iterator[Piece]:
     """Documents by ``line``, ``block`` or ``file`` that start in bytes [start, stop), decompressed.
 
-    A compressed file is read up to its first damage, which is counted.
+    A compressed file is decompressed from its start: that is some hundred times as fast as tokenising. A
+    damaged one ends where it is damaged, which is counted in the range in which it is.
     """
     pieces = {"line": _lines, "block": _blocks, "file": _file}[document]
+    end = math.inf if stop is None else stop
     with storage.open_binary(path) as stream:
-        source = _UntilDamage(stream, path, problems)
-        for offset, raw, begins in pieces(source.buffered(), start, math.inf if stop is None else stop):
+        source = _UntilDamage(stream, path, problems, start, end)
+        for offset, raw, begins in pieces(source.buffered(), start, end):
             if source.damaged:
                 raw = raw[: _last_character(raw)]
                 if not raw.strip():
@@ -44,9 +46,10 @@ def rows(path: str, start: int, stop: int | None, problems: Problems) -> Iterato
     """
     row: list[bytes] = []
     first = size = 0
+    end = math.inf if stop is None else stop
     with storage.open_binary(path) as stream:
-        source = _UntilDamage(stream, path, problems)
-        for offset, piece, begins in _lines(source.buffered(), start, math.inf if stop is None else stop):
+        source = _UntilDamage(stream, path, problems, start, end)
+        for offset, piece, begins in _lines(source.buffered(), start, end):
             if begins and piece.endswith(b"\n"):
                 yield offset, piece
                 continue
@@ -66,11 +69,14 @@ def rows(path: str, start: int, stop: int | None, problems: Problems) -> Iterato
 
 
 class _UntilDamage(io.RawIOBase):
-    """A file in which damage is not an error but the end of the file; it is counted and sets ``damaged``."""
+    """A file of which a damage is no error but the end; then it is ``damaged``.
 
-    def __init__(self, source: Any, path: str, problems: Problems) -> None:
+    The damage is counted if it lies in bytes [start, stop): other ranges of the file meet it too.
+    """
+
+    def __init__(self, source: Any, path: str, problems: Problems, start: int, stop: float) -> None:
         self._source, self._path, self._problems = source, path, problems
-        self._size = 0
+        self._start, self._stop, self._size = start, stop, 0
         self.damaged = False
 
     def buffered(self) -> IO[bytes]:
@@ -87,6 +93,8 @@ class _UntilDamage(io.RawIOBase):
             count = int(self._source.readinto1(buffer))
         except DamagedFile as problem:
             self.damaged = True
+            if not self._start <= self._size < self._stop:
+                return 0
             kind = "damaged compressed data, the rest of the file is lost"
             if isinstance(problem, TooLargeWindow):
                 kind = "zstd window above 128 MiB (recompress without --long), the file is left out"
@@ -102,7 +110,7 @@ def _lines(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
     if offset > 0:
         # Skip to the next line; a newline just before the range means that a line starts with the range.
         offset -= 1
-        stream.seek(offset)
+        _skip(stream, offset)
         piece = stream.readline(LONGEST_DOCUMENT)
         while piece and not piece.endswith(b"\n") and offset + len(piece) < stop:
             offset += len(piece)
@@ -118,6 +126,15 @@ def _lines(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
         piece, carry = piece[:size], piece[size:]
         yield offset, piece, begins
         offset += size
+
+
+def _skip(stream: IO[bytes], offset: int) -> None:
+    """To this offset, from the start of the stream."""
+    if stream.seekable():
+        stream.seek(offset)
+        return
+    while offset > 0 and (piece := stream.read(min(offset, 1 << 20))):
+        offset -= len(piece)
 
 
 def _blocks(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:

@@ -1,9 +1,9 @@
 """Documents of a corpus: text, JSON lines, Parquet files or a hub dataset, split into units of work.
 
-``parts`` lists the units, ``documents`` reads one. A part is a deterministic piece of about ``part_bytes``:
-byte ranges of plain text and JSON lines, row groups of Parquet, whole compressed files, or rows of a hub
-dataset. Neighbouring small pieces share a part. A whole document belongs to the part in which it starts, and
-packing never crosses parts. So any worker can build parts in any order.
+``parts`` lists, ``documents`` reads. A part is a deterministic piece of about ``part_bytes``: byte ranges
+of text and JSON lines (of their text, where they are compressed), row groups of Parquet, rows of a hub data
+set; small neighbours share a part. A document belongs to the part in which it starts, and ends there: packing
+never crosses parts, so that parts can be built in any order by any worker.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from infra import storage
 from infra.errors import DamagedFile, UserError
 from infra.paths import find_files
 from infra.sections import Corpus
-from infra.streams import compression
+from infra.streams import compression, expansion
 from offline_teacher.corpus import cuts, hub
 from offline_teacher.corpus.kinds import require_kind
 from offline_teacher.corpus.parquet import open_parquet
@@ -30,6 +30,10 @@ from offline_teacher.corpus.problems import Problems
 
 JUNK_SHARE = 0.1
 """A document with more replaced or NUL characters than this is not text and is left out."""
+MOST_PIECES = 64
+"""Of a compressed file: each is decompressed from the file's start, half of it on average."""
+SAMPLED_BYTES = 1 << 20
+"""Of a compressed file, from which it is estimated how much text it holds."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -92,6 +96,17 @@ def parts(corpus: Corpus, part_bytes: int, validation: bool = False) -> list[Par
     return [Part(tuple(group)) for group in grouped]
 
 
+def size_of(part: Part, part_bytes: int) -> float:
+    """How much work a part is, in parts of the usual size; too much where only a bound is known."""
+    sizes = [
+        4 * int(span.stamp) - span.start  # text is seldom packed better
+        for span in part.spans
+        if span.stop is None and compression(span.path) is not None
+    ]
+    cut = [span.stop - span.start for span in part.spans if span.stop and compression(span.path) is not None]
+    return max(1.0, sum(sizes + cut) / part_bytes)
+
+
 def modified(part: Part) -> float:
     """When the newest local file of the part was last written (seconds); 0 where there is none."""
     local = [span.path for span in part.spans if part.split is None and not storage.is_remote(span.path)]
@@ -111,10 +126,15 @@ def is_whole(corpus: Corpus, path: str) -> bool:
 
 
 def _text_spans(corpus: Corpus, path: str, size: int, part_bytes: int) -> Iterator[tuple[Span, int]]:
-    stamp = str(size)
-    pieces = 1 if is_whole(corpus, path) else max(1, round(size / part_bytes))
+    stamp, text, pieces = str(size), size, 1
+    if corpus.source != "text" or corpus.document != "file":
+        if compression(path) is not None and size > part_bytes // 8:  # else it is small in any case
+            text = round(size * expansion(path, size, SAMPLED_BYTES))
+        pieces = max(1, round(text / part_bytes))
+        if compression(path) is not None:
+            pieces = min(pieces, MOST_PIECES)
     for piece in range(pieces):
-        start, stop = size * piece // pieces, size * (piece + 1) // pieces
+        start, stop = text * piece // pieces, text * (piece + 1) // pieces
         yield Span(path, start, stop if piece + 1 < pieces else None, stamp), stop - start
 
 

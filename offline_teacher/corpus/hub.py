@@ -10,6 +10,8 @@ from typing import Any
 from infra.errors import DamagedFile, UserError
 from infra.sections import Corpus
 
+ROWS = 1000
+"""Of a downloaded data set, read at once."""
 _SAVED = ("state.json", "dataset_dict.json")
 """Files that mark a directory written by ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk``."""
 
@@ -47,7 +49,9 @@ def rows(corpus: Corpus, split: str, start: int, stop: int) -> Iterator[tuple[in
     data = _load(corpus.path[0], corpus.config, split, corpus.streaming)
     number = 1 if corpus.streaming else start + 1
     found = iter(
-        data.shard(data.num_shards, start) if corpus.streaming else (data[row] for row in range(start, stop))
+        data.shard(data.num_shards, start)
+        if corpus.streaming
+        else _by_ranges(data, corpus.text_column, start, stop)
     )
     while True:
         try:
@@ -61,6 +65,16 @@ def rows(corpus: Corpus, split: str, start: int, stop: int) -> Iterator[tuple[in
             return
         yield number, row
         number += 1
+
+
+def _by_ranges(data: Any, column: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
+    """Rows with that column alone, ``ROWS`` at a time: one by one each takes ten times as long."""
+    if column not in data.column_names:
+        yield from ({} for _ in range(start, stop))
+        return
+    narrow = data.select_columns([column])
+    for first in range(start, stop, ROWS):
+        yield from ({column: value} for value in narrow[first : min(first + ROWS, stop)][column])
 
 
 @lru_cache(maxsize=2)

@@ -38,6 +38,9 @@ class Problems:
     strict: bool = False
     counts: dict[str, int] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
+    cut_documents: int = 0
+    """Longer than a sequence, with ``packing: document``: the recipe asks for that, so it is no mistake."""
+    cut_tokens: int = 0
 
     def add(
         self, kind: str, file: str, *, offset: int | None = None, row: int | None = None, count: int = 1
@@ -53,13 +56,19 @@ class Problems:
         self.counts[kind] = self.counts.get(kind, 0) + count
 
     def to_json(self) -> dict[str, Any]:
-        return {"counts": self.counts, "examples": [vars(example) for example in self.examples]}
+        return {
+            "counts": self.counts,
+            "examples": [vars(example) for example in self.examples],
+            "cut": [self.cut_documents, self.cut_tokens],
+        }
 
     @staticmethod
     def merged(found: Iterable[dict[str, Any]]) -> Problems:
         """The problems of all parts, in part order; keeps the first examples of each kind."""
         total = Problems()
         for problems in found:
+            documents, tokens = problems.get("cut", (0, 0))
+            total.cut_documents, total.cut_tokens = total.cut_documents + documents, total.cut_tokens + tokens
             for kind in sorted(problems["counts"]):
                 room = EXAMPLES_PER_KIND - total.counts.get(kind, 0)
                 of_kind = [Example(**example) for example in problems["examples"] if example["kind"] == kind]
@@ -70,9 +79,15 @@ class Problems:
     def summary(self) -> str:
         """One clause, e.g. ``2 x invalid UTF-8 (first: a.txt, line 7)``; empty where there are none."""
         first = {example.kind: example for example in reversed(self.examples)}
-        return ", ".join(
+        clauses = [
             f"{count} x {kind} (first: {first[kind].place()})" for kind, count in sorted(self.counts.items())
-        )
+        ]
+        if self.cut_documents:
+            clauses.append(
+                f"{self.cut_documents:,} documents longer than a sequence,"
+                f" {self.cut_tokens:,} tokens of them left out"
+            )
+        return ", ".join(clauses)
 
 
 def line_number(file: str, offset: int) -> int:

@@ -85,7 +85,8 @@ def build_part(
         return found
     problems, text = Problems(how.corpus.strict), TextSeen()
     texts = (how.prompt + document for document in documents(part, how.corpus, problems))
-    rows = list(pack(batched(texts, text), encoder, how.sequences))
+    rows = list(pack(batched(texts, text), encoder, how.sequences, text))
+    problems.cut_documents, problems.cut_tokens = text.cut_documents, text.cut_tokens
     digest = f"xxh3-128:{text.digest.hexdigest()}"
     _refuse_other_digest(root, split, number, digest)
     columns = {

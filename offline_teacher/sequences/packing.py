@@ -117,6 +117,10 @@ class TextSeen:
 
     documents: int = 0
     text_bytes: int = 0
+    cut_documents: int = 0
+    """Longer than a sequence, where each document is one."""
+    cut_tokens: int = 0
+    """What was left out of them."""
     digest: Any = field(default_factory=xxhash.xxh3_128)
 
     def add(self, text: str) -> None:
@@ -142,11 +146,16 @@ def batched(texts: Iterator[str], seen: TextSeen) -> Iterator[list[str]]:
 
 
 def pack(
-    batches: Iterator[list[str]], encoder: Encoder, settings: Sequences
+    batches: Iterator[list[str]], encoder: Encoder, settings: Sequences, seen: TextSeen | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of texts to (input_ids [n, L] uint16|uint32, token_count [n] uint16); pad after token_count."""
+    """Batches of texts to (input_ids [n, L] uint16|uint32, token_count [n] uint16); pad after token_count.
+
+    ``seen`` counts the documents that are cut.
+    """
     encoded = (encoder.encode(texts) for texts in batches)
-    return (_packed if settings.packing == "packed" else _one_each)(encoded, encoder, settings.length)
+    if settings.packing == "packed":
+        return _packed(encoded, encoder, settings.length)
+    return _one_each(encoded, encoder, settings.length, seen or TextSeen())
 
 
 def _packed(
@@ -181,10 +190,13 @@ def _framed(bodies: np.ndarray, encoder: Encoder, length: int) -> tuple[np.ndarr
 
 
 def _one_each(
-    encoded: Iterator[list[list[int]]], encoder: Encoder, length: int
+    encoded: Iterator[list[list[int]]], encoder: Encoder, length: int, seen: TextSeen
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for ids_of_texts in encoded:
         cut = [ids[: length - 2] for ids in ids_of_texts if ids]
+        left_out = [len(ids) - (length - 2) for ids in ids_of_texts if len(ids) > length - 2]
+        seen.cut_documents += len(left_out)
+        seen.cut_tokens += sum(left_out)
         if not cut:
             continue
         body = np.array([len(ids) for ids in cut])

@@ -14,7 +14,7 @@ from infra import storage
 from infra.errors import UserError
 from infra.locks import exclusive
 from infra.recipe import Recipe
-from offline_teacher.cluster.pool import Pool
+from offline_teacher.cluster.pool import Cluster
 from offline_teacher.corpus.documents import Part
 from offline_teacher.sequences.building import Tokenising, refuse_other_text
 from offline_teacher.source import Source, find_source, publish_files, spec_of, spec_with
@@ -65,15 +65,15 @@ def repair_store(root: str, findings: Sequence[Finding], recipe: Recipe) -> None
         if not storage.exists(storage.join(root, SPEC)):  # the rest could not be checked without it
             storage.publish_bytes(storage.join(root, SPEC), spec.to_bytes())
             return
-        with Pool(recipe) as pool:
-            for split, found in (text or {}).items():
-                build_sequences(recipe, split, found, pool)
+        with Cluster(recipe) as cluster:
+            if text:
+                build_sequences(recipe, text, cluster)
             parts = _part_counts(root, text, manifest)
             _refuse_other_parts(root, parts, manifest)
-            outcomes = finish_tasks(root, spec, parts, pool)
+            outcomes = finish_tasks(root, spec, parts, cluster)
     for outcome in outcomes:
         for item in outcome.quarantined:
-            print(f"quarantined: task {outcome.split}/{item.name}: {item.reason}")
+            print(f"quarantined: task {item.name}: {item.reason}")
     _tell_another_digest(root, manifest)
 
 

@@ -35,15 +35,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from infra.processor import computes_bfloat16
 from infra.recipe import Recipe
 from infra.recipe_file import load_recipe
-from offline_teacher.cluster.pool import ITEMS_IN_FLIGHT, Item, Pool
-from offline_teacher.cluster.task_work import TaskWorker
-from offline_teacher.source import find_source, spec_of
+from offline_teacher.cluster.crews import teacher_crew
+from offline_teacher.cluster.pool import ITEMS_IN_FLIGHT, Item
+from offline_teacher.source import find_source
 from offline_teacher.store.block_reader import BlockReader
-from offline_teacher.store.reader import Store, open_store
+from offline_teacher.store.reader import Store
 from offline_teacher.teacher_directory import load_tokenizer
-from offline_teacher.teacher_pass import parts_of, run_pass
 from tests.benchmarks.results import Row, row
 from tests.benchmarks.timing import interleave
+from tests.offline_teacher.local_pool import LocalPool, make
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 L, BATCH = 128, 16
@@ -141,18 +141,14 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", text)
 
 
-class LocalPool(Pool):
+class TwoThreads(LocalPool):
     """A worker in this process, given items as the real pool gives them to one worker."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        self.worker = TaskWorker(recipe, "cpu")
-
-    def run(self, items: Iterable[Item], done: Any, waiting: Any, quarantine: Any = None) -> list[Item]:
+    def run(self, items: Iterable[Item], done: Any, say: Any, quarantine: Any = None) -> list[Item]:
         items = list(items)
         with ThreadPoolExecutor(ITEMS_IN_FLIGHT) as threads:
-            for item, answer in zip(items, threads.map(self._do, items), strict=True):
-                done(item, answer)
+            for item, result in zip(items, threads.map(self._do, items), strict=True):
+                done(item, {**result, "place": "this process"})
         return []
 
     def _do(self, item: Item) -> Any:
@@ -169,8 +165,8 @@ def _measure(scratch: Path, directory: str, suffix: str, size: Size) -> list[Row
         name: _recipe(scratch, directory, texts, name, k, size)
         for name, k in (("full", TOP_K), ("hidden", 0))
     }
-    pool = LocalPool(find_source(recipes["full"])[1])
-    stores = {name: _made(recipe, pool) for name, recipe in recipes.items()}
+    stores = {name: make(recipe) for name, recipe in recipes.items()}
+    pool = TwoThreads(teacher_crew(find_source(recipes["full"])[1], stores["full"].root))
     batches = _batches(stores["full"], size)
     encoder = pool.worker._compute(pool.worker._inference, stores["hidden"].root).teacher.lower
     bare = AutoModelForMaskedLM.from_pretrained(
@@ -245,13 +241,6 @@ def _recipe(scratch: Path, directory: str, texts: Material, name: str, top_k: in
     path = scratch / f"{name}.yaml"
     path.write_text(yaml.safe_dump(sections))
     return load_recipe(str(path))
-
-
-def _made(recipe: Recipe, pool: LocalPool) -> Store:
-    source, recipe = find_source(recipe)
-    parts = parts_of(recipe)
-    run_pass(recipe, source, spec_of(recipe, source, parts), parts, pool)
-    return open_store(recipe.store_path)
 
 
 def _infer(pool: LocalPool, store: Store, tasks: int) -> None:

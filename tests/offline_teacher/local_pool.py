@@ -7,27 +7,52 @@ from typing import Any
 
 from infra.recipe import Recipe
 from infra.recipe_file import load_recipe
-from offline_teacher.cluster.pool import Pool
-from offline_teacher.cluster.task_work import TaskWorker
+from offline_teacher.cluster.crews import Crew, teacher_crew, text_crew
+from offline_teacher.cluster.pool import Cluster, Item
 from offline_teacher.source import find_source, spec_of
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.teacher_pass import parts_of, run_pass
 
 
-class LocalPool(Pool):
+class LocalPool:
     """A worker in this process, instead of Ray's."""
 
+    retries = 0
+
+    def __init__(self, crew: Crew, started: Any = None) -> None:
+        self.crew, self._started, self._worker = crew, started, None
+
     def __enter__(self) -> LocalPool:
-        self.worker = TaskWorker(self.recipe, "cpu")
         return self
 
     def __exit__(self, *error: object) -> None:
         pass
 
-    def run(self, items: Any, done: Any, waiting: Any, quarantine: Any = None) -> list[Any]:
+    @property
+    def worker(self) -> Any:
+        """Ready for items."""
+        if self._worker is None:
+            self._worker = self.crew.kind(*self.crew.arguments)
+            facts = self._worker.prepare(*self.crew.prepare)  # type: ignore[attr-defined]
+            if self._started is not None:
+                self._started("this process", facts)
+        return self._worker
+
+    def run(self, items: Any, done: Any, say: Any, quarantine: Any = None) -> list[Item]:
         for item in items:
-            done(item, getattr(self.worker, item.method)(*item.arguments))
+            result = getattr(self.worker, item.method)(*item.arguments)
+            done(item, {**result, "place": "this process"})
         return []
+
+
+class LocalCluster(Cluster):
+    """Of one worker of each kind, in this process."""
+
+    def text_workers(self, root: str) -> Any:
+        return LocalPool(text_crew(self.recipe, root))
+
+    def teachers(self, root: str, started: Any = None) -> Any:
+        return LocalPool(teacher_crew(self.recipe, root), started)
 
 
 def make(recipe: Path | Recipe, *overrides: str) -> Store:
@@ -35,6 +60,6 @@ def make(recipe: Path | Recipe, *overrides: str) -> Store:
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe), list(overrides))
     source, decided = find_source(loaded)
     parts = parts_of(decided)
-    with LocalPool(decided) as pool:
-        run_pass(decided, source, spec_of(decided, source, parts), parts, pool)
+    with LocalCluster(decided) as cluster:
+        run_pass(decided, source, spec_of(decided, source, parts), parts, cluster)
     return open_store(decided.store_path)

@@ -1,10 +1,12 @@
-"""A Ray on virtual time for the pool: workers that start late, fail, hang over long items and die."""
+"""A Ray on virtual time for the pool: workers that start late, fail, hang and die, on nodes that fail."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+
+from offline_teacher.cluster.patience import LEAST_SECONDS
 
 MOST_WAITS = 100_000
 
@@ -14,7 +16,7 @@ class Death(Exception):
 
 
 class Reference:
-    """A call of a worker, which ends at ``end`` with ``kind``: ok, fail or die."""
+    """A call of a worker, which ends at ``end`` with ``kind``: ok, fail, node, die or hang."""
 
     def __init__(self, worker: SimulatedWorker, item: str | None, end: float, kind: str) -> None:
         self.worker, self.item, self.end, self.kind = worker, item, end, kind
@@ -31,15 +33,21 @@ class SimulatedWorker:
         self.free = ray.now + seconds
         self.death = self.free if dies else float("inf")
         ready = Reference(self, None, self.free, "die" if dies else "ok")
-        self.__ray_ready__ = SimpleNamespace(remote=lambda: ready)
-        self.call = SimpleNamespace(remote=self._call)
+        self._ready = ready
+        self.call = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._call))
         self.close = SimpleNamespace(remote=lambda: Reference(self, None, ray.now, "ok"))
 
     def _call(self, method: str, arguments: tuple[Any, ...]) -> Reference:
+        if method == "prepare":
+            return self._ready
         (item,) = arguments
-        assert self.ray.held.setdefault(item, self) is self, f"{item} is held by two workers"
+        holders = self.ray.held.setdefault(item, {})
+        assert self not in holders
+        in_time = [other for other, since in holders.items() if self.ray.now - since <= LEAST_SECONDS]
+        assert not in_time, f"{item} is held by another worker, which is not late"
+        holders[self] = self.ray.now
         seconds, kind = self.ray.work(self.number, item)
-        self.free = max(self.free, self.ray.now) + seconds
+        self.free = max(self.free, self.ray.now) + (float("inf") if kind == "hang" else seconds)
         if kind == "die":
             self.death = min(self.death, self.free)
         return Reference(self, item, self.free, kind)
@@ -49,7 +57,7 @@ class SimulatedRay:
     """The module ``ray``, as far as the pool uses it.
 
     ``start(number)`` -> seconds until a worker is ready, and whether it dies then instead;
-    ``work(number, item)`` -> seconds, and ok, fail or die.
+    ``work(number, item)`` -> seconds, and ok, fail, node (its node failed), die or hang.
     """
 
     exceptions = SimpleNamespace(RayError=Death)
@@ -59,7 +67,8 @@ class SimulatedRay:
     ) -> None:
         self.start, self.work = start, work
         self.now, self.started, self.waits = 0.0, 0, 0
-        self.held: dict[str, SimulatedWorker] = {}
+        self.held: dict[str, dict[SimulatedWorker, float]] = {}
+        self.place: Callable[[int], str] = lambda number: f"node-{number}"
 
     def remote(self, kind: type) -> Any:
         return SimpleNamespace(options=lambda **options: SimpleNamespace(remote=self._make))
@@ -82,14 +91,25 @@ class SimulatedRay:
 
     def get(self, reference: Reference) -> Any:
         if reference.item is not None:
-            self.held.pop(reference.item, None)
+            self.held[reference.item].pop(reference.worker, None)
         if reference.kind == "die" or reference.worker.death < reference.end:
             raise Death("killed")
-        return {"failure": "RuntimeError: x"} if reference.kind == "fail" else {}
+        place = {"host": self.place(reference.worker.number), "device": "cpu"}
+        error = {"fail": "item", "node": "node"}.get(reference.kind)
+        if error is None:
+            return {"result": {}, **place}
+        return {"error": error, "reason": "it failed", "traceback": "", "exit_code": None, **place}
 
     def kill(self, worker: SimulatedWorker) -> None:
         worker.death = min(worker.death, self.now)
-        self.held = {item: holder for item, holder in self.held.items() if holder is not worker}
+        for holders in self.held.values():
+            holders.pop(worker, None)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
     def shutdown(self) -> None:
         pass

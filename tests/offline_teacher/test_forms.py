@@ -101,9 +101,9 @@ def test_the_pass_and_verify_on_an_object_store_mend_what_is_gone(
     recipe: Path, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from offline_teacher.verification import repair
-    from tests.offline_teacher.local_pool import LocalPool
+    from tests.offline_teacher.local_pool import LocalCluster
 
-    monkeypatch.setattr(repair, "Pool", LocalPool)
+    monkeypatch.setattr(repair, "Cluster", LocalCluster)
     store = make(recipe, f"store.path={bucket}/store")
     for name in ("tasks/train/e000-p00000-0000.json", "tokenizer/tokenizer.json"):
         storage.remove(storage.join(store.root, *name.split("/")))

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.errors import UserError
-from offline_teacher.cluster import pool as cluster
-from offline_teacher.cluster.pool import Item, Pool
+from offline_teacher.cluster import pool as pool_module
+from offline_teacher.cluster.pool import Cluster, Item
+from offline_teacher.cluster.trouble_log import TroubleLog
 from tests.offline_teacher.simulated_ray import SimulatedRay
 
 Outcome = tuple[list[str], list[str], str | None]
@@ -31,12 +32,14 @@ def simulate(ray: SimulatedRay, items: int, workers: int, min_workers: int = 1) 
     )
     done: list[str] = []
     told: list[str] = []
-    todo = [Item(str(number), "capture", (str(number),)) for number in range(items)]
+    todo = [Item(str(number), "infer", (str(number),)) for number in range(items)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "ray", ray)
-        patch.setattr(cluster, "connect", lambda *address, **local: True)
-        patch.setattr(cluster, "time", SimpleNamespace(monotonic=lambda: ray.now))
-        with Pool(SimpleNamespace(teacher=settings)) as pool:  # type: ignore[arg-type]
+        patch.setattr(pool_module, "connect", lambda *address, **local: True)
+        patch.setattr(pool_module, "time", ray)
+        patch.setattr(TroubleLog, "tell", lambda *words: None)
+        recipe = SimpleNamespace(teacher=settings, root="runs")
+        with Cluster(recipe) as cluster, cluster.teachers("store") as pool:  # type: ignore[arg-type]
             try:
                 quarantined = pool.run(
                     todo,
@@ -56,11 +59,12 @@ shares = st.sampled_from([0.0, 0.1, 0.5, 1.0])
 
 @given(
     workers=st.integers(1, 8), items=st.integers(1, 40), few=st.integers(1, 8), seed=st.integers(0, 2**32),
-    broken=shares, fails=shares, dies=shares, start_dies=shares, bad=shares, killers=shares,
+    broken=shares, fails=shares, dies=shares, start_dies=shares, bad=shares, killers=shares, hangs=shares,
+    sick=st.sampled_from([0.0, 0.1, 0.5]),
 )  # fmt: skip
 def test_no_item_is_lost_or_held_twice_and_it_ends(
     workers: int, items: int, few: int, seed: int, broken: float, fails: float, dies: float,
-    start_dies: float, bad: float, killers: float,
+    start_dies: float, bad: float, killers: float, hangs: float, sick: float,
 ) -> None:  # fmt: skip
     luck = random.Random(seed)
     kinds = {str(item): luck.random() for item in range(items)}
@@ -72,6 +76,10 @@ def test_no_item_is_lost_or_held_twice_and_it_ends(
             return seconds, "fail"
         if kinds[item] > 1 - killers / 4:
             return seconds, "die"
+        if luck.random() < hangs / 8:
+            return seconds, "hang"
+        if luck.random() < sick:
+            return seconds, "node"
         chance = luck.random()
         return seconds, "fail" if chance < fails / 4 else "die" if chance > 1 - dies / 4 else "ok"
 
@@ -89,9 +97,13 @@ def on_slots(workers: int, broken: int, seconds: float) -> SimulatedRay:
         slots[number] = min(set(range(workers)) - taken)
         return 5.0, False
 
+    def place(number: int) -> str:
+        return f"slot-{slots[number]}"
+
     ray = SimulatedRay(
         start, lambda number, item: (1.0, "fail") if slots[number] < broken else (seconds, "ok")
     )
+    ray.place = place
     alive: list = []
     make: Callable = ray._make
     ray._make = lambda *arguments: alive.append(made := make(*arguments)) or made  # type: ignore[method-assign]
@@ -124,3 +136,34 @@ def test_after_a_mass_death_all_new_workers_share_what_is_left() -> None:
     ray = SimulatedRay(lambda number: (5.0 if number < 8 else 30.0 if number == 8 else 45.0, False), work)
     assert len(simulate(ray, 16, 8)[0]) == 16
     assert len(used) == 8
+
+
+def test_a_hung_worker_holds_nothing_up() -> None:
+    """One of four hangs at its fifth item; the others take ten seconds for each."""
+    calls = [0]
+
+    def work(number: int, item: str) -> tuple[float, str]:
+        calls[0] += number == 0
+        return 10.0, "hang" if number == 0 and calls[0] >= 5 else "ok"
+
+    ray = SimulatedRay(lambda number: (1.0, False), work)
+    assert len(simulate(ray, 60, 4)[0]) == 60
+    assert ray.now < 60 * 10 / 4 + 2 * 60, "its items wait for one deadline, and are done"
+
+
+def test_a_straggler_does_not_decide_when_it_ends() -> None:
+    """One of eight is a hundred times slower: its two items are done by others."""
+    ray = SimulatedRay(
+        lambda number: (1.0, False), lambda number, item: (1000.0 if number == 0 else 10.0, "ok")
+    )
+    assert len(simulate(ray, 80, 8)[0]) == 80
+    assert ray.now < 300
+
+
+def test_a_minute_of_errors_of_everybody_ends_nothing() -> None:
+    """The object store is away: every worker fails, again and again."""
+    ray: SimulatedRay = SimulatedRay(
+        lambda number: (5.0, False), lambda number, item: (20.0, "node" if ray.now < 60 else "ok")
+    )
+    done, quarantined, mistake = simulate(ray, 12, 3)
+    assert (len(done), quarantined, mistake) == (12, [], None)

@@ -20,6 +20,7 @@ from offline_teacher.sequences.building import (
     Tokenising,
     build_part,
     outstanding,
+    problems_of,
     rows_of,
     text_digest,
     token_counts,
@@ -217,6 +218,13 @@ def test_a_prompt_stands_before_every_text(tmp_path, bert):
     (part,) = parts(corpus, settings.part_bytes)
     build_part(bert, layout(8), "train", 0, part, Tokenising(corpus, settings, prompt="h "))
     assert rows(bert) == [[CLS, 12, 5, SEP], [CLS, 12, 6, SEP]]
+
+
+def test_what_packing_by_documents_cuts_is_counted(tmp_path, bert):
+    """It is what the recipe asks for, so that it is no mistake even where the corpus is strict."""
+    corpus = corpus_of(tmp_path / "c", "a b c\n", "a b c d e f g h\na b c d e f g\na\n")
+    build(bert, replace(corpus, strict=True), Sequences(length=8, packing="document"))
+    assert problems_of(bert, "train", 1) == "2 documents longer than a sequence, 3 tokens of them left out"
 
 
 def test_a_part_opens_with_plain_pyarrow(tmp_path, bert):

@@ -22,7 +22,7 @@ from tests.offline_teacher.corpus.reading import WORDS, flat, read
 def test_suffixes_may_be_in_capitals(tmp_path, suffix):
     pack = gzip.compress if suffix == "GZ" else zstandard.compress
     (tmp_path / f"a.txt.{suffix}").write_bytes(pack(b"one\n\xff\n"))
-    texts, problems = read(Corpus(path=(str(tmp_path / "*"),)), 4)
+    texts, problems = read(Corpus(path=(str(tmp_path / "*"),)))
     assert texts == [["one"]]
     assert "invalid UTF-8 (first: " in problems.summary()
     assert ", line 2)" in problems.summary()
@@ -72,3 +72,32 @@ def test_parquet_compressed_as_a_whole(tmp_path, name):
     (tmp_path / name).write_bytes(packed[:-20])
     with pytest.raises(UserError, match=f"{name}: damaged compressed data"):
         parts(corpus, 1)
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+@pytest.mark.parametrize("source", ["text", "jsonl"])
+def test_a_large_compressed_file_is_cut_like_its_text(tmp_path, ending, source):
+    """Each document is in one part, and no part is much larger than the others."""
+    lines = [f"line {number} of the text" for number in range(30_000)]
+    rows = [json.dumps({"text": line}) for line in lines] if source == "jsonl" else lines
+    pack = gzip.compress if ending == ".gz" else zstandard.compress
+    (tmp_path / f"a{ending}").write_bytes(pack("\n".join(rows).encode()))
+    texts, problems = read(Corpus(path=(str(tmp_path / "*"),), source=source), 100_000)
+    assert flat(texts) == lines
+    assert len(texts) >= 5
+    assert max(map(len, texts)) <= 2 * len(lines) / len(texts)
+    assert not problems.counts
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_damage_in_a_compressed_file_of_several_parts_is_counted_once(tmp_path, ending):
+    lines = [f"{number * 2_654_435_761 % 2**32:x}" for number in range(60_000)]
+    pack = gzip.compress if ending == ".gz" else zstandard.compress
+    packed = pack("\n".join(lines).encode())
+    (tmp_path / f"a.txt{ending}").write_bytes(packed[: len(packed) * 2 // 3])
+    texts, problems = read(Corpus(path=(str(tmp_path / "*"),)), 100_000)
+    assert len(texts) >= 3
+    assert list(problems.counts.values()) == [1]
+    found = flat(texts)
+    assert found[:-1] == lines[: len(found) - 1]
+    assert len(found) > len(lines) / 3  # zstd decodes whole blocks of 128 KiB

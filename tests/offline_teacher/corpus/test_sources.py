@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from infra import paths
 from infra.errors import UserError
+from infra.recipe import fingerprinted
 from infra.sections import Corpus
 from offline_teacher.corpus.documents import documents, parts
 from offline_teacher.corpus.problems import Problems
@@ -166,3 +167,26 @@ def test_a_data_set_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.IterableDataset.__iter__", fails)
     with pytest.raises(UserError, match=r"cannot read .*\[train, file 1\], row 1: no route$"):
         list(documents(listed[0], corpus, Problems()))
+
+
+def test_a_downloaded_data_set_is_read_by_ranges(tmp_path, monkeypatch):
+    """Rows one by one take ten times as long."""
+    rows = [f"row {number}" for number in range(2_500)]
+    Dataset.from_dict({"text": rows, "other": rows}).save_to_disk(tmp_path / "saved")
+    asked = []
+    original = Dataset.__getitem__
+
+    def counted(self: object, key: object) -> object:
+        asked.append(key)
+        return original(self, key)
+
+    monkeypatch.setattr(Dataset, "__getitem__", counted)
+    texts, _ = read(Corpus(source="hub", path=(str(tmp_path / "saved"),)), 1 << 20)
+    assert flat(texts) == rows
+    assert len(asked) <= 3
+
+
+def test_a_stream_and_a_download_of_a_data_set_are_two_corpora():
+    """They are cut at different places, and sequences do not cross a cut."""
+    corpora = [Corpus(source="hub", path=("name",), streaming=streaming) for streaming in (False, True)]
+    assert fingerprinted(corpora[0]) != fingerprinted(corpora[1])

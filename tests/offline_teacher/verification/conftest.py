@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from offline_teacher.verification import repair
-from tests.offline_teacher.local_pool import LocalPool, make
+from tests.offline_teacher.local_pool import LocalCluster, make
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 
 
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repair, "Pool", LocalPool)
+    monkeypatch.setattr(repair, "Cluster", LocalCluster)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
 
 

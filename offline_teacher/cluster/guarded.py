@@ -1,0 +1,82 @@
+"""What every worker process does around its work: an error becomes plain data, and temporary files go."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+import threading
+import traceback
+from typing import Any
+
+from infra.errors import NodeError, UserError
+from infra.scratch import Scratch
+
+USER, NODE, ITEM = "user", "node", "item"
+"""Whose fault an error is: the recipe's, corpus's or model's; one machine's; one item's."""
+LONGEST_REASON = 500
+LONGEST_TRACEBACK = 20_000
+"""Characters."""
+ACCELERATOR_ERRORS = {"OutOfMemoryError", "AcceleratorError", "CudaError", "DeferredCudaCallError"}
+"""Exceptions of torch, by name, since this module does not load it."""
+
+
+class Guarded:
+    """Base of a worker's class: ``call`` runs one of its methods and never raises.
+
+    All its temporary files lie in one directory, which the next worker on the machine removes if this one is
+    killed.
+    """
+
+    device = "cpu"
+    _scratch: Scratch | None = None
+    _lock = threading.Lock()
+
+    def call(self, method: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
+        """``{result, place}``, or ``{error, reason, traceback, exit_code, place}``."""
+        place = {"host": socket.gethostname(), "device": self._device()}
+        try:
+            self._own_scratch()
+            return {"result": getattr(self, method)(*arguments), **place}
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+            return {**described(error), **place}
+
+    def close(self) -> None:
+        if self._scratch is not None:
+            self._scratch.close()
+
+    def _own_scratch(self) -> None:
+        with self._lock:
+            if self._scratch is None:
+                self._scratch = Scratch()
+                tempfile.tempdir = self._scratch.path
+
+    def _device(self) -> str:
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        return self.device if self.device == "cpu" else f"{self.device}:{gpus}"
+
+
+def described(error: Exception) -> dict[str, Any]:
+    """An error as plain data, for the driver and the log."""
+    own_words = isinstance(error, UserError)
+    reason = " ".join(str(error).split())[:LONGEST_REASON]
+    return {
+        "error": fault_of(error),
+        "reason": reason if own_words else f"{type(error).__name__}: {reason}",
+        "traceback": "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:],
+        "exit_code": error.exit_code if isinstance(error, UserError) else None,
+    }
+
+
+def fault_of(error: Exception) -> str:
+    """``user``, ``node`` or ``item``.
+
+    An exhausted or failing accelerator is the node's: after such an error its process computes nothing more.
+    """
+    if isinstance(error, NodeError | OSError | MemoryError):
+        return NODE
+    if isinstance(error, UserError):
+        return USER
+    if type(error).__name__ in ACCELERATOR_ERRORS or "CUDA" in str(error):
+        return NODE
+    return ITEM

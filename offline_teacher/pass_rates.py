@@ -1,0 +1,101 @@
+"""What a running pass tells of itself: its rates, and in which environments they compute."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from infra import storage
+from infra.trees import difference
+from offline_teacher.store.index import TaskIndex
+from offline_teacher.store.manifest import TASKS
+
+REPORTS = 100
+"""Times that a pass reports its rates to the tracking server."""
+
+
+class Rates:
+    """Tokens a second, of all workers and of each place (host and device). Constant work for each task."""
+
+    def __init__(self, items: int, retries: int) -> None:
+        self.left, self.tokens = items, 0
+        self._every = max(1, items // REPORTS)
+        self._done, self._retries, self._begin = 0, retries, time.monotonic()
+        self._places: dict[str, list[float]] = {}
+        """Place -> tokens, and when they began to be counted."""
+        self._spread = ""
+
+    def count(self, place: str, tokens: int) -> bool:
+        """Counts a task; whether a report is due."""
+        self._done, self.left, self.tokens = self._done + 1, self.left - 1, self.tokens + tokens
+        self._places.setdefault(place, [0.0, self._begin])[0] += tokens
+        due = self._done % self._every == 0 or self.left == 0
+        if due:
+            low, _, high = self._of_places()
+            self._spread = f" ({low:,.0f} to {high:,.0f} a place)" if len(self._places) > 1 else ""
+        return due
+
+    def words(self, retries: int) -> str:
+        return f"{self._rate():,.0f} tokens/s{self._spread}, {retries - self._retries} retries"
+
+    def metrics(self, retries: int) -> dict[str, float]:
+        low, median, high = self._of_places()
+        return {
+            "tokens_per_s": self._rate(),
+            "tokens_per_s_slowest_place": low,
+            "tokens_per_s_median_place": median,
+            "tokens_per_s_fastest_place": high,
+            "places": len(self._places),
+            "tasks_left": self.left,
+            "retries": retries - self._retries,
+        }
+
+    def _rate(self) -> float:
+        return self.tokens / max(time.monotonic() - self._begin, 1e-9)
+
+    def _of_places(self) -> tuple[float, float, float]:
+        now = time.monotonic()
+        rates = [tokens / max(now - begin, 1e-9) for tokens, begin in self._places.values()]
+        return min(rates), statistics.median(rates), max(rates)
+
+
+class Environments:
+    """Says once for each environment how it differs from the one in which the store was begun.
+
+    Both are right: each task records its own, and `verify --rerun` compares accordingly.
+    """
+
+    def __init__(self, root: str, splits: Sequence[str]) -> None:
+        self._root, self._splits = root, splits
+        self._first: dict[str, Any] | None = None
+        self._told: set[str] = set()
+
+    def seen(self, place: str, facts: dict[str, Any]) -> None:
+        """A worker is ready. ``facts``: what its ``prepare`` returned."""
+        own = facts["environment"]
+        if self._first is None:
+            self._first = self._recorded() or own
+        changed = "; ".join(difference(self._first, own))
+        if changed and changed not in self._told:
+            self._told.add(changed)
+            print(
+                f"{place} computes in another environment than the first task of this store ({changed});"
+                " the last bits of its tasks may differ",
+                file=sys.stderr,
+            )
+
+    def _recorded(self) -> dict[str, Any] | None:
+        """The environment of a task that is there."""
+        for split in self._splits:
+            directory = storage.join(self._root, TASKS, split)
+            for name in storage.list_names(directory)[:1]:
+                try:
+                    return dict(
+                        TaskIndex.from_bytes(storage.read_bytes(storage.join(directory, name))).environment
+                    )
+                except ValueError:  # damaged: `verify` says so
+                    return None
+        return None
