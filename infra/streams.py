@@ -83,7 +83,7 @@ def decompressed_beginning(data: bytes, path: str, count: int) -> bytes:
 
 def expansion(path: str, size: int, count: int) -> float:
     """Bytes of text to one byte of a compressed file, in its first ``count`` bytes; at least 1."""
-    head = first_bytes(path, size, count, True)
+    head = first_bytes(path, size, count)
     return max(1.0, len(decompressed_beginning(head, path, 1 << 40)) / max(1, len(head)))
 
 

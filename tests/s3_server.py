@@ -61,7 +61,7 @@ def wait_for_port(port: int, process: subprocess.Popen[Any], seconds: float = 60
 class FaultyProxy:
     """A context: the same server at ``endpoint``, with the faults that ``choose`` picks."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, port: int = 0) -> None:
         self.choose: Chooser = lambda method, path: None
         self.seen: list[tuple[str, str, str | None]] = []
         self.sent = 0
@@ -71,7 +71,7 @@ class FaultyProxy:
         self.closing = threading.Event()
         self._lock = threading.Lock()
         self._luck = random.Random(0)
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler(urlsplit(upstream).netloc))
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler(urlsplit(upstream).netloc))
         self._server.daemon_threads = True
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients go as they like
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"

@@ -10,6 +10,7 @@ import traceback
 from typing import Any
 
 from infra.errors import NodeError, UserError
+from infra.os_errors import naming
 from infra.scratch import Scratch
 
 USER, NODE, ITEM = "user", "node", "item"
@@ -58,6 +59,7 @@ class Guarded:
 
 def described(error: Exception) -> dict[str, Any]:
     """An error as plain data, for the driver and the log."""
+    error = _in_words(error)
     own_words = isinstance(error, UserError)
     reason = " ".join(str(error).split())[:LONGEST_REASON]
     return {
@@ -66,6 +68,17 @@ def described(error: Exception) -> dict[str, Any]:
         "traceback": "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:],
         "exit_code": error.exit_code if isinstance(error, UserError) else None,
     }
+
+
+def _in_words(error: Exception) -> Exception:
+    """An ``OSError`` as a sentence that names the file."""
+    if not isinstance(error, OSError):
+        return error
+    try:
+        with naming(str(error.filename or tempfile.gettempdir())):
+            raise error
+    except NodeError as sentence:
+        return sentence
 
 
 def fault_of(error: Exception) -> str:

@@ -176,21 +176,21 @@ def large_store() -> dict[str, bytes]:
     """Path below the store -> content: spec, manifest, and the index of the first task."""
     spec = large_spec()
     plan = SplitPlan.of("train", (PIECES * spec.plan.task_sequences,) * PARTS, spec.plan)
-    index = _index(spec, plan.task(0)).to_bytes()
-    tasks = (storage.digest_bytes(index), *(_digest(number) for number in range(1, plan.task_count)))
-    parts = tuple(_digest(number) for number in range(PARTS))
+    index = index_of(spec, plan.task(0)).to_bytes()
+    tasks = (storage.digest_bytes(index), *(digest_of(number) for number in range(1, plan.task_count)))
+    parts = tuple(digest_of(number) for number in range(PARTS))
     record = SplitRecord(plan.rows, parts, tasks, plan.samples * 128, plan.samples * 20)
-    files = {"teacher/config.json": _digest(0), "tokenizer/vocab.txt": _digest(1)}
+    files = {"teacher/config.json": digest_of(0), "tokenizer/vocab.txt": digest_of(1)}
     manifest = Manifest(spec.digest, files, {"train": record})
     name = task_path("", "train", plan.task(0).name).lstrip("/")
     return {"spec.json": spec.to_bytes(), "manifest.json": manifest.to_bytes(), name: index}
 
 
-def _digest(number: int) -> str:
+def digest_of(number: int) -> str:
     return storage.digest_bytes(number.to_bytes(8, "little"))
 
 
-def _index(spec: Spec, task: Task) -> TaskIndex:
+def index_of(spec: Spec, task: Task) -> TaskIndex:
     """An index with made-up digests."""
     rows, offsets, at = spec.plan.block_samples, {}, 1024
     for name, column in spec.layout.columns().items():
@@ -211,14 +211,14 @@ def _index(spec: Spec, task: Task) -> TaskIndex:
 # --- what a pass that goes on looks at, on an object store ---
 
 SERVER = """
-import sys, threading
+import importlib, sys, threading
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
-from tests.benchmarks.bench_store import unfinished_store
+module, _, function = sys.argv[2].partition(":")
 s3 = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
 s3.create_bucket("bench", "us-east-1")
-for name, data in unfinished_store():
+for name, data in getattr(importlib.import_module(module), function)():
     s3.put_object("bench", f"store/{name}", data)
 ThreadedMotoServer("127.0.0.1", int(sys.argv[1]), verbose=False).start()
 threading.Event().wait()
@@ -230,7 +230,7 @@ def unfinished_store() -> Iterator[tuple[str, bytes]]:
     spec = large_spec()
     yield "spec.json", spec.to_bytes()
     plan = SplitPlan.of("train", (PIECES * spec.plan.task_sequences,) * PARTS, spec.plan)
-    digest = _digest(0)
+    digest = digest_of(0)
     for part, rows in enumerate(plan.rows):
         index = PartIndex("train", part, 1, digest, digest, digest, rows, 1, 1, 1, {})
         yield part_path("", "train", part, ".json").lstrip("/"), index.to_bytes()
@@ -239,7 +239,7 @@ def unfinished_store() -> Iterator[tuple[str, bytes]]:
 
 
 def _resume_scan() -> dict[str, Any]:
-    with _loaded_server() as root:
+    with loaded_server(f"{__name__}:unfinished_store") as root:
         started = time.perf_counter()
         spec = read_spec(root)
         rows = [index.rows for index, _ in read_parts(root, "train", finished_parts(root, "train"))]
@@ -256,10 +256,11 @@ def _resume_scan() -> dict[str, Any]:
 
 
 @contextmanager
-def _loaded_server() -> Iterator[str]:
+def loaded_server(content: str) -> Iterator[str]:
+    """``content``: ``module:function`` that gives names and contents of objects."""
     port, root_dir = free_port(), Path(__file__).resolve().parents[2]
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(port)],
+        [sys.executable, "-c", SERVER, str(port), content],
         cwd=root_dir,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

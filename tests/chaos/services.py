@@ -1,0 +1,66 @@
+"""``python -m tests.chaos.services proxy PORT UPSTREAM FLAG`` and ``hub PORT MODEL [FLAG]``: for `faults`.
+
+proxy: an object store that answers 503 while the file FLAG is there. hub: a Hugging Face hub of one model
+directory, that answers 429 while FLAG is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from tests.s3_server import FaultyProxy
+
+COMMIT = "0" * 40
+
+
+def proxy(port: str, upstream: str, flag: str) -> None:
+    with FaultyProxy(upstream, int(port)) as faulty:
+        faulty.choose = lambda method, path: "503" if Path(flag).exists() else None
+        threading.Event().wait()
+
+
+def hub(port: str, model: str, flag: str = "") -> None:
+    ThreadingHTTPServer(("0.0.0.0", int(port)), _handler(Path(model), flag)).serve_forever()  # noqa: S104
+
+
+def _handler(model: Path, flag: str) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if flag and Path(flag).exists():
+                return self._send(429, b"too many requests")
+            if path.startswith("/api/models/"):
+                siblings = [{"rfilename": file.name} for file in sorted(model.iterdir())]
+                files = [
+                    {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "0" * 40}
+                    for file in sorted(model.iterdir())
+                ]
+                name = "/".join(path.split("/")[3:5])
+                told = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": []}
+                return self._send(200, json.dumps(files if "/tree/" in path else told).encode())
+            file = model / path.rpartition("/")[2]
+            return self._send(200, file.read_bytes()) if file.is_file() else self._send(404, b"")
+
+        do_HEAD = do_GET
+
+        def _send(self, code: int, body: bytes) -> None:
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')  # noqa: S324
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+    return Handler
+
+
+if __name__ == "__main__":
+    {"proxy": proxy, "hub": hub}[sys.argv[1]](*sys.argv[2:])
