@@ -12,6 +12,12 @@ from infra.errors import NodeError, UserError
 from offline_teacher.cluster.guarded import ITEM, NODE, USER, Guarded, fault_of
 
 
+@pytest.fixture(autouse=True)
+def _tempdir_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker changes it for its process."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
 class OutOfMemoryError(RuntimeError):
     """Named like torch's."""
 
