@@ -113,9 +113,13 @@ def main() -> int:
             bench = Bench(machines, directory, recipe, contents(directory / "runs/tiny/store"))
             _services(bench)
             _cluster(bench)
-            rows = [row(bench) for row in ROWS if not wanted or row.__name__ in wanted]
-    print(table([cells for row in rows for cells in row], ["fault", "what was seen", "holds"]))
-    return 0 if all(cells[-1] for row in rows for cells in row) else 1
+            rows: list[Row] = []
+            for row in ROWS:
+                if not wanted or row.__name__ in wanted:
+                    rows += row(bench)
+                    print(rows[-1], flush=True)
+    print(table(rows, ["fault", "what was seen", "holds"]))
+    return 0 if all(row[-1] for row in rows) else 1
 
 
 # --- the machines ---
