@@ -27,14 +27,15 @@ import tests.conftest  # noqa: F401 - one thread, no network
 from infra.console import table
 from infra.errors import UserError
 from infra.locks import exclusive
+from infra.recipe import Recipe
 from infra.recipe_file import load_recipe
-from offline_teacher.cluster.pool import Item, Pool
-from offline_teacher.cluster.task_work import TaskWorker
+from offline_teacher.cluster.crews import Crew, teacher_crew, text_crew
+from offline_teacher.cluster.pool import Item
 from offline_teacher.inference import columns, teacher  # noqa: F401 - imported once, before the forks
 from offline_teacher.source import find_source, spec_of
 from offline_teacher.store.verify import verify
 from offline_teacher.teacher_pass import parts_of, run_pass
-from tests.offline_teacher.local_pool import make
+from tests.offline_teacher.local_pool import LocalCluster, LocalPool, make
 from tests.offline_teacher.stores import contents
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 
@@ -90,15 +91,29 @@ def _drive(recipe: Path, output: Path, workers: int, seed: int, tally: Path) -> 
     tempfile.tempdir = str(recipe.parent)
     source, decided = find_source(load_recipe(str(recipe), [f"output={output}"]))
     parts = parts_of(decided)
-    pool = ForkedPool(decided, workers, random.Random(seed), tally)
-    run_pass(decided, source, spec_of(decided, source, parts), parts, pool)
+    cluster = ForkedCluster(decided, workers, random.Random(seed), tally)
+    run_pass(decided, source, spec_of(decided, source, parts), parts, cluster)
 
 
-class ForkedPool(Pool):
+class ForkedCluster(LocalCluster):
+    """Its workers are forked from this process."""
+
+    def __init__(self, recipe: Recipe, workers: int, luck: random.Random, tally: Path) -> None:
+        super().__init__(recipe)
+        self._make = partial(ForkedPool, workers=workers, luck=luck, tally=tally)
+
+    def text_workers(self, root: str) -> Any:
+        return self._make(text_crew(self.recipe, root))
+
+    def teachers(self, root: str, started: Any = None) -> Any:
+        return self._make(teacher_crew(self.recipe, root))
+
+
+class ForkedPool(LocalPool):
     """Each item is done by a process of its own, or by two; what a killed one held is done again."""
 
-    def __init__(self, recipe: Any, workers: int, luck: random.Random, tally: Path) -> None:
-        super().__init__(recipe)
+    def __init__(self, crew: Crew, workers: int, luck: random.Random, tally: Path) -> None:
+        super().__init__(crew)
         self._count, self._luck, self._tally = workers, luck, tally
         self._seconds = 0.2
         """That the last item took."""
@@ -129,7 +144,7 @@ class ForkedPool(Pool):
     def _settle_fork(self, item: Item, status: int, left: dict, todo: deque, done: Any) -> None:
         if status == 0:
             if left.pop(item.name, None) is not None:
-                done(item, json.loads(self._answer(item).read_text()))
+                done(item, {**json.loads(self._answer(item).read_text()), "place": "a fork"})
             return
         assert os.WIFSIGNALED(status), "a worker failed, see above"
         with self._tally.open("ab") as file:
@@ -138,13 +153,13 @@ class ForkedPool(Pool):
             todo.append(item)
 
     def _do(self, item: Item) -> None:
-        answer = getattr(TaskWorker(self.recipe, "cpu"), item.method)(*item.arguments)
+        answer = getattr(self.worker, item.method)(*item.arguments)
         draft = self._answer(item).with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps(answer))
         draft.rename(self._answer(item))
 
     def _answer(self, item: Item) -> Path:
-        return self._tally.with_name(f"answer-{item.name.replace(' ', '-')}")
+        return self._tally.with_name(f"answer-{item.name.replace('/', '-')}")
 
 
 def _fork(function: Callable[[], object], apart: bool = False) -> int:
