@@ -60,7 +60,7 @@ constraints: .venv/installed
 	@$(PYTHON) -m venv .venv || { echo "error: $(PYTHON) cannot make a virtual environment; install its venv module, for example apt-get install python3-venv" >&2; exit 2; }
 	@.venv/bin/pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	@.venv/bin/pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
-	@$(IN_VENV) python -m infra.native
+	@$(IN_VENV) python -m infra.cpu.native
 	@touch $@
 
 # No installation first: a machine with a GPU brings its own torch. GPU_PYTHON names another interpreter.

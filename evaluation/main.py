@@ -18,10 +18,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from infra import console, storage
+from infra import console
 from infra.errors import UserError
-from infra.paths import expand_home
-from infra.recipe_file import load_recipe
+from infra.files import storage
+from infra.files.paths import expand_home
+from infra.settings.recipe_file import load_recipe
 
 _WITH_A_RECIPE = ("recipe", "overrides", "submission")
 """Options that go with a recipe; the others go with a model directory."""

@@ -11,10 +11,11 @@ from evaluation import names
 from evaluation.finetuning.scores import Results, complete, macro, medians, prepare, write_submission
 from evaluation.models import Candidate, local_directory
 from evaluation.tasks.catalogue import find_tasks
-from infra import console, storage
+from infra import console
 from infra.errors import UserError
-from infra.locks import locked
-from infra.sections import Evaluation
+from infra.files import storage
+from infra.files.locks import locked
+from infra.settings.sections import Evaluation
 
 SCORES = "scores"
 TEACHER = "teacher"

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from infra import storage
 from infra.control_tokens import read_as_text
 from infra.errors import UserError
+from infra.files import storage
 from offline_teacher.families.positions import usable_length
 
 if TYPE_CHECKING:

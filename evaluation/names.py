@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from infra import remote, storage
 from infra.errors import UserError
-from infra.recipe import DEFAULT_STUDENT
+from infra.files import remote, storage
+from infra.settings.recipe import DEFAULT_STUDENT
 
 SOURCE = "source.json"
 """Which model a folder of scores is of, beside its tasks."""

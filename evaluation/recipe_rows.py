@@ -12,10 +12,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from evaluation.models import Candidate, local_directory
-from infra import storage
-from infra.cache import Cache
 from infra.errors import UserError
-from infra.recipe import Recipe, StudentRun
+from infra.files import storage
+from infra.files.cache import Cache
+from infra.settings.recipe import Recipe, StudentRun
 from offline_teacher.store.manifest import MANIFEST
 from offline_teacher.store.reader import CACHE_BYTES, Store, open_store
 

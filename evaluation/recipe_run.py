@@ -23,9 +23,10 @@ from evaluation.finetuning.scores import (
 from evaluation.models import body_parameters, weight_bytes
 from evaluation.recipe_rows import TEACHER, Rows, rows_of
 from evaluation.report import tables
-from infra import storage, tracking
 from infra.errors import EXIT_INCOMPLETE, UserError
-from infra.recipe import Recipe
+from infra.files import storage
+from infra.settings.recipe import Recipe
+from infra.tracking import run as tracking
 
 EXPORT = "export"
 """Folder of the exported fine-tuned students, one folder a student in it."""

@@ -20,9 +20,9 @@ if __name__ == "__main__" and not __package__:  # run as a file: our package, no
 
 from infra.console import command, duration, table
 from infra.errors import EXIT_INCOMPLETE, UserError
-from infra.paths import expand_home
-from infra.recipe import Recipe
-from infra.recipe_file import load_recipe
+from infra.files.paths import expand_home
+from infra.settings.recipe import Recipe
+from infra.settings.recipe_file import load_recipe
 
 if TYPE_CHECKING:
     from offline_teacher.corpus.documents import Part
@@ -164,7 +164,7 @@ def run(recipe: Recipe) -> int:
 
 def _pass(recipe: Recipe, parts: dict[str, list[Part]]) -> bool:
     """Makes the store. True if tasks are quarantined."""
-    from infra import tracking
+    from infra.tracking import run as tracking
     from offline_teacher import preflight
     from offline_teacher.cluster.pool import Cluster
     from offline_teacher.source import find_source, spec_of

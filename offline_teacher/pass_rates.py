@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from infra import storage
+from infra.files import storage
 from infra.trees import difference
 from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import TASKS

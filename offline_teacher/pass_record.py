@@ -15,9 +15,9 @@ import os
 from importlib.metadata import version
 from typing import Any
 
-from infra import storage
 from infra.errors import UserError
-from infra.recipe import Recipe
+from infra.files import storage
+from infra.settings.recipe import Recipe
 from offline_teacher.corpus.documents import Part
 from offline_teacher.store.manifest import MANIFEST
 from offline_teacher.store.schema import FORMAT_VERSION

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from infra.errors import UserError
-from infra.recipe import Recipe
+from infra.settings.recipe import Recipe
 from offline_teacher.corpus.documents import Part
 from offline_teacher.corpus.sample import sample_sequences
 from offline_teacher.sequences.packing import Encoder, load_encoder

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from infra import storage
 from infra.errors import UserError
-from infra.recipe import Recipe
+from infra.files import storage
+from infra.settings.recipe import Recipe
 from offline_teacher.corpus.documents import Part
 from offline_teacher.families.pooling import Pooling
 from offline_teacher.sequences.building import text_digest

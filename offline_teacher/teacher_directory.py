@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from infra.errors import UserError
-from infra.sections import Teacher
+from infra.settings.sections import Teacher
 from offline_teacher.families.positions import usable_length
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from infra import storage
 from infra.console import progress
+from infra.cpu.processor import warn_if_slow
 from infra.errors import UserError
-from infra.locks import exclusive
-from infra.processor import warn_if_slow
-from infra.recipe import Recipe
+from infra.files import storage
+from infra.files.locks import exclusive
+from infra.settings.recipe import Recipe
 from offline_teacher.cluster.pool import Cluster, Item, Pool
 from offline_teacher.corpus.documents import Part, parts, size_of
 from offline_teacher.pass_rates import Environments, Rates

@@ -12,12 +12,13 @@ from typing import Any, Protocol
 
 import torch
 
-from infra import console, storage
+from infra import console
+from infra.files import storage
 from student_train.objectives.objective import TERMS
 
 
 class Tracker(Protocol):
-    """What the loop needs of ``infra.tracking.Run``."""
+    """What the loop needs of ``infra.tracking.run.Run``."""
 
     @property
     def run_id(self) -> str | None: ...

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if not __package__:  # run as a file: the repository, not this directory, is where imports start
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from infra import console, storage
+from infra import console
 from infra.errors import EXIT_INCOMPLETE, UserError
-from infra.locks import exclusive
-from infra.paths import expand_home
-from infra.recipe import StudentRun
-from infra.recipe_file import load_recipe
+from infra.files import storage
+from infra.files.locks import exclusive
+from infra.files.paths import expand_home
+from infra.settings.recipe import StudentRun
+from infra.settings.recipe_file import load_recipe
 from offline_teacher.store.reader import Store, open_store
 from student_train.mirror import Mirror, mirrored
 from student_train.ranks import rank_of_environment, share_cores
@@ -162,8 +163,8 @@ def _train(run: StudentRun, store: Store, world: World, mirror: Mirror | None) -
     """Trains, publishes, registers; what the model card and the last table say."""
     import transformers
 
-    from infra import tracking
-    from infra.processor import warn_if_slow
+    from infra.cpu.processor import warn_if_slow
+    from infra.tracking import run as tracking
     from student_train.engine.engine import Engine
     from student_train.gauges import deterministic
     from student_train.objectives.needs import soft_target_kind, taught_layout
@@ -216,7 +217,7 @@ def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[An
     teacher."""
     import torch
 
-    from infra.cache import Cache
+    from infra.files.cache import Cache
     from offline_teacher.families.replay import Replay
     from offline_teacher.families.stored import stored_config, stored_pooling, stored_weights, teacher_of
     from student_train.objectives.live import LiveTeacher

@@ -16,9 +16,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
-from infra import storage
 from infra.errors import UserError, WrongContent
-from infra.locks import exclusive, locked
+from infra.files import storage
+from infra.files.locks import exclusive, locked
 
 INDEX = "files.json"
 _OWN = (storage.UNFINISHED, storage.LOCK, ".pull")

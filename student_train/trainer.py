@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from infra import console, storage
+from infra import console
 from infra.errors import UserError
-from infra.recipe import StudentRun
+from infra.files import storage
+from infra.settings.recipe import StudentRun
 from offline_teacher.store.reader import Store
 from student_train.data.order import chained_digest, dropout_seed, run_order
 from student_train.data.reading import open_stream, sequence_names

@@ -73,7 +73,7 @@ def proxy(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyP
     """The server behind a proxy, as this process's S3; waits between attempts are short."""
     import s3fs
 
-    from infra import remote
+    from infra.files import remote
 
     with FaultyProxy(s3_endpoint) as proxy:
         for name, value in {

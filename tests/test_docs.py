@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import UserError
-from infra.recipe_file import load_recipe
+from infra.settings.recipe_file import load_recipe
 from tests.conftest import ROOT
 
 DOCUMENTS = [

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra import storage
+from infra.files import storage
 from tests.conftest import ROOT
 from tests.starts import HEAVY, loaded, start
 from tests.tiny_project import (
@@ -123,7 +123,7 @@ def test_the_report_has_three_rows(output: Path) -> None:
 
 
 def test_every_stage_keeps_its_recipe(output: Path) -> None:
-    from infra.recipe_file import load_recipe
+    from infra.settings.recipe_file import load_recipe
 
     recipes = [load_recipe(str(output / name / "recipe.yaml")) for name in ("store", STUDENT, "evaluation")]
     assert recipes[1] == recipes[2]

@@ -18,17 +18,17 @@ SHARED = ("offline_teacher.store", "offline_teacher.families")
 ONLY_IN = {
     "ray": {"infra/ray_cluster.py", "offline_teacher/cluster/pool.py", "evaluation/finetuning/parallel.py"},
     "deepspeed": {"student_train/engine/engine.py", "student_train/engine/world.py"},
-    "mlflow": {"infra/mlflow_server.py"},
+    "mlflow": {"infra/tracking/mlflow_server.py"},
     "datasets": {"offline_teacher/corpus/hub.py", "evaluation/tasks/loading.py"},
 }
 STORE_MAY = {
     "numpy",
     "pyarrow",
     "xxhash",
-    "infra.cache",
+    "infra.files.cache",
     "infra.errors",
-    "infra.os_errors",
-    "infra.storage",
+    "infra.files.os_errors",
+    "infra.files.storage",
     "infra.trees",
 }
 NEVER = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

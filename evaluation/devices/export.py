@@ -29,8 +29,8 @@ from evaluation.devices.onnx_model import open_session, run_session
 from evaluation.devices.quantisation import quantise, quiet, to_ort
 from evaluation.finetuning.model_inputs import input_names, inputs_of
 from evaluation.models import load_config, load_tokenizer, require_model
-from infra import storage
 from infra.errors import UserError
+from infra.files import storage
 from offline_teacher.families.positions import usable_length
 
 OPSET = 17

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from evaluation.models import Candidate
-from infra import storage
 from infra.errors import UserError
+from infra.files import storage
 
 FLOAT32, INT8, INT8_ORT = "model.onnx", "model.int8.onnx", "model.int8.ort"
 SUMMARY = "export.json"

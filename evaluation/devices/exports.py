@@ -19,8 +19,9 @@ from evaluation.measures.metrics import task_score
 from evaluation.models import Candidate, load_model, load_tokenizer, parameters
 from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.task import Split
-from infra import console, storage
-from infra.sections import Evaluation
+from infra import console
+from infra.files import storage
+from infra.settings.sections import Evaluation
 
 NUMBERS = ("score", "int8_score", "int8_lost", "bytes", "int8_size_ratio", "difference")
 """Of a task's row in report.json that are numbers or tables of numbers."""

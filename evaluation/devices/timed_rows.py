@@ -17,7 +17,7 @@ from evaluation.tasks.loading import has_part, load
 from evaluation.tasks.task import Task
 from infra import console
 from infra.errors import UserError
-from infra.sections import Evaluation
+from infra.settings.sections import Evaluation
 from offline_teacher.families.positions import usable_length
 
 if TYPE_CHECKING:

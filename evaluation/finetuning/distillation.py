@@ -25,7 +25,7 @@ from torch.nn import functional
 from evaluation.finetuning.outputs_store import OutputsSpec, read_outputs
 from evaluation.finetuning.training import Encoded, Loss, Targets
 from evaluation.tasks.task import Split, Task
-from infra import storage
+from infra.files import storage
 
 TEACHER, TOKENS = "teacher", "tokens"
 """Names of the targets: logits float32 [B, *shape]; number of real tokens int64 [B]."""

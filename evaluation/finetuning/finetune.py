@@ -19,9 +19,9 @@ from evaluation.models import load_model, load_tokenizer, require_fit
 from evaluation.tasks import squad, submission
 from evaluation.tasks.loading import has_part, load
 from evaluation.tasks.task import Split, Task
-from infra import storage
 from infra.control_tokens import tokenize
-from infra.sections import Evaluation
+from infra.files import storage
+from infra.settings.sections import Evaluation
 
 
 def run(

@@ -15,9 +15,9 @@ from evaluation.models import Candidate
 from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.loading import load
 from evaluation.tasks.task import Split, Task
-from infra import storage
 from infra.errors import UserError
-from infra.sections import Evaluation
+from infra.files import storage
+from infra.settings.sections import Evaluation
 
 MODEL = "model"
 """Folder of the fine-tuned model beside its score files, where it is kept."""

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from infra import storage
 from infra.errors import UserError
+from infra.files import storage
 from offline_teacher.store.records import decode, encode
 
 SPEC, MANIFEST = "spec.json", "manifest.json"

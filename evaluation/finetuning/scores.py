@@ -16,9 +16,9 @@ from evaluation.models import Candidate, load_config, load_model, load_tokenizer
 from evaluation.tasks import submission
 from evaluation.tasks.catalogue import GLUE, find_task, find_tasks
 from evaluation.tasks.task import Split, Task
-from infra import storage
 from infra.errors import UserError
-from infra.sections import Evaluation
+from infra.files import storage
+from infra.settings.sections import Evaluation
 
 OUTPUTS = "outputs"
 """Folder of a fine-tuned teacher's stored outputs beside its score files."""

@@ -16,7 +16,7 @@ import torch
 
 from evaluation.finetuning.model_inputs import inputs_of
 from evaluation.finetuning.vocabulary import only_tokens_of
-from infra.cpu_dropout import use_cheap_dropout
+from infra.cpu.cpu_dropout import use_cheap_dropout
 from infra.errors import UserError
 
 if TYPE_CHECKING:

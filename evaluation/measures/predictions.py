@@ -22,8 +22,8 @@ from pyarrow import compute, parquet
 from evaluation.measures import intervals
 from evaluation.measures.metrics import METRICS, answer_exact, answer_f1, squad_scores
 from evaluation.tasks.task import Task
-from infra import storage
 from infra.errors import UserError
+from infra.files import storage
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from infra import storage
-from infra.content import BLOCK, content_of
 from infra.errors import UserError
+from infra.files import storage
+from infra.files.content import BLOCK, content_of
 
 # A task's files lie in a folder of its name (GLUE) or directly in the directory (IMDb, SQuAD); a
 # directory that collects several benchmarks has one more level.

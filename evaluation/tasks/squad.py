@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluation.measures.metrics import squad_scores
-from infra import storage
 from infra.control_tokens import tokenize
 from infra.errors import UserError
+from infra.files import storage
 
 if TYPE_CHECKING:
     from evaluation.finetuning.training import Encoded

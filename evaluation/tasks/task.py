@@ -10,7 +10,7 @@ import numpy as np
 
 from evaluation.tasks.official import Table
 from evaluation.tasks.squad import Question
-from infra import storage
+from infra.files import storage
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from infra import console, storage
+from infra import console
+from infra.cpu.processor import computes_bfloat16
 from infra.demo.material import make_material
 from infra.demo.stage import run_stage
-from infra.processor import computes_bfloat16
-from infra.recipe_file import load_recipe
+from infra.files import storage
+from infra.settings.recipe_file import load_recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 RANKS = 2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from infra.demo.language import documents
 from infra.demo.tasks import TASKS, task_files
-from infra.storage import keep_bytes
+from infra.files.storage import keep_bytes
 
 TEACHER = Path(__file__).with_name("teacher")
 CORPUS = {"train": (1, 1_000_000), "validation": (2, 60_000)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from infra.recipe import Recipe
+from infra.settings.recipe import Recipe
 from offline_teacher.cluster.guarded import Guarded
 from offline_teacher.cluster.task_work import TaskWorker
 from offline_teacher.cluster.text_work import TextWorker

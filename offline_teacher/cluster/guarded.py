@@ -10,8 +10,8 @@ import traceback
 from typing import Any
 
 from infra.errors import NodeError, UserError
-from infra.os_errors import naming
-from infra.scratch import Scratch
+from infra.files.os_errors import naming
+from infra.files.scratch import Scratch
 
 USER, NODE, ITEM = "user", "node", "item"
 """Whose fault an error is: the recipe's, corpus's or model's; one machine's; one item's."""

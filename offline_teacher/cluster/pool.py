@@ -15,8 +15,8 @@ from typing import Any
 
 from infra.errors import UserError
 from infra.ray_cluster import connect, python_path
-from infra.recipe import Recipe
-from infra.sections import Teacher
+from infra.settings.recipe import Recipe
+from infra.settings.sections import Teacher
 from offline_teacher.cluster.crews import Crew, teacher_crew, text_crew
 from offline_teacher.cluster.guarded import NODE, USER
 from offline_teacher.cluster.patience import Backoff

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from infra import storage
-from infra.cache import Cache
 from infra.errors import NodeError, UserError
-from infra.recipe import Recipe
+from infra.files import storage
+from infra.files.cache import Cache
+from infra.settings.recipe import Recipe
 from offline_teacher.cluster.guarded import Guarded
 from offline_teacher.inference.heap import Heap
 from offline_teacher.sequences.building import token_counts

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from infra import storage
 from infra.errors import NodeError, UserError
-from infra.recipe import Recipe
+from infra.files import storage
+from infra.settings.recipe import Recipe
 from offline_teacher.cluster.guarded import Guarded
 from offline_teacher.corpus.documents import Part
 from offline_teacher.sequences.building import Tokenising, build_part

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from infra import storage
 from infra.errors import UserError
+from infra.files import storage
 from offline_teacher.cluster.work_queue import Item
 
 LOGS = "logs"

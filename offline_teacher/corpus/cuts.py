@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterator
 from typing import IO, Any
 
-from infra import storage
 from infra.errors import DamagedFile
-from infra.streams import TooLargeWindow, compression
+from infra.files import storage
+from infra.files.streams import TooLargeWindow, compression
 from offline_teacher.corpus.problems import Problems
 
 LONGEST_DOCUMENT = 4 << 20

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any
 
-from infra import storage
 from infra.errors import DamagedFile, UserError
-from infra.paths import find_files
-from infra.sections import Corpus
-from infra.streams import compression, expansion
+from infra.files import storage
+from infra.files.paths import find_files
+from infra.files.streams import compression, expansion
+from infra.settings.sections import Corpus
 from offline_teacher.corpus import cuts, hub
 from offline_teacher.corpus.kinds import require_kind
 from offline_teacher.corpus.parquet import open_parquet

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from infra.errors import DamagedFile, UserError
-from infra.sections import Corpus
+from infra.settings.sections import Corpus
 
 ROWS = 1000
 """Of a downloaded data set, read at once."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from infra import remote
-from infra.content import BINARY, BLOCK, content_of
 from infra.errors import UserError
-from infra.streams import compression, decompressed_beginning, first_bytes
+from infra.files import remote
+from infra.files.content import BINARY, BLOCK, content_of
+from infra.files.streams import compression, decompressed_beginning, first_bytes
 
 COMPRESSED_BLOCK = 1 << 16
 """Bytes of a compressed file that give at least the first block of its text: zstd packs 128 KiB at once."""

@@ -11,10 +11,10 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra import storage
 from infra.errors import DamagedFile
-from infra.os_errors import naming
-from infra.streams import compression
+from infra.files import storage
+from infra.files.os_errors import naming
+from infra.files.streams import compression
 
 ROWS_AT_ONCE = 1024
 

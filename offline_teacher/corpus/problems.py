@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra import storage
 from infra.errors import DamagedFile, UserError
+from infra.files import storage
 
 EXAMPLES_PER_KIND = 20
 

@@ -20,10 +20,10 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from infra import storage
 from infra.errors import DamagedFile, UserError
-from infra.sections import Corpus, Sequences
-from infra.streams import compression
+from infra.files import storage
+from infra.files.streams import compression
+from infra.settings.sections import Corpus, Sequences
 from offline_teacher.corpus import hub
 from offline_teacher.corpus.documents import (
     Part,

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from infra.cache import Cache
 from infra.errors import UserError
+from infra.files.cache import Cache
 from offline_teacher.families import family_of
 from offline_teacher.families.pooling import MODES, Pooling
 from offline_teacher.store.manifest import CONFIG, POOLING, WEIGHTS

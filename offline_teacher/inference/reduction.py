@@ -21,7 +21,7 @@ import math
 import torch
 from torch import Tensor
 
-from infra.native import triton_there
+from infra.cpu.native import triton_there
 from offline_teacher.inference import reduction_kernel
 
 BLOCK = 32

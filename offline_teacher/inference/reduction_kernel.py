@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from infra import native
+from infra.cpu import native
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FUNCTIONS = {torch.float32: "reduce_float32", torch.bfloat16: "reduce_bfloat16"}

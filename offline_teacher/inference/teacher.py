@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from infra.native import triton_there
-from infra.sections import Teacher
+from infra.cpu.native import triton_there
+from infra.settings.sections import Teacher
 from offline_teacher.families.loading import load_model
 from offline_teacher.families.pooling import Pooling
 from offline_teacher.families.replay import Replay

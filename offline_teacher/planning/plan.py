@@ -32,10 +32,10 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from infra import storage
 from infra.errors import UserError
-from infra.recipe import Recipe
-from infra.sections import Train
+from infra.files import storage
+from infra.settings.recipe import Recipe
+from infra.settings.sections import Train
 from offline_teacher import preflight
 from offline_teacher.corpus.sample import CorpusSample, sample_corpus
 from offline_teacher.planning import report as words

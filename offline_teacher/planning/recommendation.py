@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from infra.recipe import Recipe
+from infra.settings.recipe import Recipe
 from offline_teacher.planning.report import NOTHING, amount, counted, figure, hours, without_gpu
 from offline_teacher.planning.soft_targets import as_run, exact, renormalised, tail_bucket
 

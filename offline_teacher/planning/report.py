@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from infra.console import table
-from infra.recipe import Recipe
+from infra.settings.recipe import Recipe
 
 NOTHING = (
     "the dense gradient is zero, so that there is nothing to compare; a student with all layers of its"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infra.recipe import Recipe
+from infra.settings.recipe import Recipe
 from offline_teacher import preflight
 from offline_teacher.corpus.sample import CorpusSample
 from offline_teacher.families.loading import load_model

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from infra.recipe import Recipe
-from infra.sections import Teacher
+from infra.settings.recipe import Recipe
+from infra.settings.sections import Teacher
 from offline_teacher.inference.columns import Inference
 from offline_teacher.inference.teacher import load_teacher
 from offline_teacher.planning.sample import Sequences

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from infra.recipe import Recipe, StudentRun
+from infra.settings.recipe import Recipe, StudentRun
 from offline_teacher.families import family_of
 from offline_teacher.families.students import Shape, choose_layers, student_config
 from offline_teacher.store.schema import Layout

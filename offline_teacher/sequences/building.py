@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from infra import storage
-from infra.cache import Cache
 from infra.errors import UserError
-from infra.recipe import fingerprinted
-from infra.sections import Corpus, Sequences
+from infra.files import storage
+from infra.files.cache import Cache
+from infra.settings.recipe import fingerprinted
+from infra.settings.sections import Corpus, Sequences
 from offline_teacher.corpus.documents import Part, documents, modified
 from offline_teacher.corpus.problems import Problems
 from offline_teacher.sequences.packing import Encoder, TextSeen, batched, load_encoder, pack

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from infra.errors import UserError
-from infra.sections import Masking
+from infra.settings.sections import Masking
 
 WORD_STARTS = {"ByteLevel": "\u0120", "Metaspace": "\u2581"}
 """Pre-tokenizers that write the space before a word (of GPT-2 and RoBERTa; of SentencePiece), and how."""

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from infra import control_tokens, storage
+from infra import control_tokens
 from infra.control_tokens import ControlIds
 from infra.errors import UserError
-from infra.sections import Sequences
+from infra.files import storage
+from infra.settings.sections import Sequences
 
 BATCH_CHARACTERS = 1 << 17
 """Characters of text in one call of the tokenizer. Larger batches do not fit into the cache and are

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from infra import storage
-from infra.cache import Cache
 from infra.errors import UserError
-from infra.os_errors import naming
+from infra.files import storage
+from infra.files.cache import Cache
+from infra.files.os_errors import naming
 from offline_teacher.store.blocks import block_digest, column_view, row_digests
 from offline_teacher.store.index import Frame, ShardIndex
 from offline_teacher.store.manifest import SHARDS

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from infra import storage
+from infra.files import storage
 from offline_teacher.store.index import Frame, ShardIndex, shard_file
 from offline_teacher.store.records import canonical
 from offline_teacher.store.schema import DIGESTS, FORMAT_VERSION, Column, Layout

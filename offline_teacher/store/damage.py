@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from infra import storage
 from infra.errors import UserError
+from infra.files import storage
 from offline_teacher.store.manifest import MANIFEST, TASKS
 from offline_teacher.store.verify_task import Finding
 

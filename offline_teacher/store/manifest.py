@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from infra import storage
+from infra.files import storage
 from offline_teacher.store.index import is_digest
 from offline_teacher.store.records import decode, encode
 from offline_teacher.store.schema import (

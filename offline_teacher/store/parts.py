@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from infra import storage
-from infra.cache import Cache
 from infra.errors import UserError, WrongContent
+from infra.files import storage
+from infra.files.cache import Cache
 from offline_teacher.store.blocks import arrow_schema, column_view, record_batch
 from offline_teacher.store.index import PartIndex
 from offline_teacher.store.manifest import part_path, repair_command

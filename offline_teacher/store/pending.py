@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from infra import storage
 from infra.errors import UserError
+from infra.files import storage
 from offline_teacher.store.index import PartIndex
 from offline_teacher.store.manifest import (
     FAILED,

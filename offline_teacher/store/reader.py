@@ -9,9 +9,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from infra import storage
-from infra.cache import Cache
 from infra.errors import UserError, WrongContent
+from infra.files import storage
+from infra.files.cache import Cache
 from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import (
     CONFIG,

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from infra import storage
+from infra.files import storage
 
 MAX_BYTES = 1 << 30
 """No JSON file of a store is larger: ten million digests take half of it."""

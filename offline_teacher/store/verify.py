@@ -12,8 +12,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from infra import storage
 from infra.errors import UserError
+from infra.files import storage
 from offline_teacher.store.index import PartIndex
 from offline_teacher.store.manifest import (
     FAILED,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infra import storage
+from infra.files import storage
 from offline_teacher.store.blocks import (
     arrow_schema,
     block_digest,

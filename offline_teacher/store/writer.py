@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from infra import storage
 from infra.errors import EXIT_INCOMPLETE, UserError
+from infra.files import storage
 from infra.trees import difference
 from offline_teacher.store.blocks import Memory, ShardStream, shard_metadata
 from offline_teacher.store.checks import check_block, check_shapes

@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from infra import storage
 from infra.console import progress
 from infra.errors import EXIT_INCOMPLETE, UserError
-from infra.recipe import Recipe
-from infra.recipe_file import load_recipe
+from infra.files import storage
+from infra.settings.recipe import Recipe
+from infra.settings.recipe_file import load_recipe
 from offline_teacher.store.manifest import MANIFEST, RECIPE, SPEC
 from offline_teacher.store.pending import finished_tasks, refuse_format_1
 from offline_teacher.store.reader import open_store

@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from infra import storage
 from infra.errors import UserError
-from infra.locks import exclusive
-from infra.recipe import Recipe
+from infra.files import storage
+from infra.files.locks import exclusive
+from infra.settings.recipe import Recipe
 from offline_teacher.cluster.pool import Cluster
 from offline_teacher.corpus.documents import Part
 from offline_teacher.sequences.building import Tokenising, refuse_other_text

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from infra.console import progress
-from infra.recipe import Recipe
+from infra.settings.recipe import Recipe
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.manifest import SHARDS
 from offline_teacher.store.numbering import Task

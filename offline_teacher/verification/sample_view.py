@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Tokenizer
 
-from infra import storage
 from infra.console import table
 from infra.errors import UserError
+from infra.files import storage
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.numbering import Task
 from offline_teacher.store.quantise import hidden_values

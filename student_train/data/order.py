@@ -23,7 +23,7 @@ import numpy as np
 import xxhash
 
 from infra.errors import UserError
-from infra.sections import Train
+from infra.settings.sections import Train
 from student_train.data.permutation import mix, mix_int, permute, positions_of
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from infra import storage
-from infra.cache import Cache
-from infra.sections import Train
+from infra.files import storage
+from infra.files.cache import Cache
+from infra.settings.sections import Train
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.numbering import PART_SHIFT
 from offline_teacher.store.reader import DamagedStore, Split, Store

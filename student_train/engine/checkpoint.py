@@ -28,8 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from infra import storage
 from infra.errors import UserError
+from infra.files import storage
 from offline_teacher.store.records import decode, encode
 
 FORMAT_VERSION = 1

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from infra import storage
 from infra.errors import UserError
-from infra.sections import Train
+from infra.files import storage
+from infra.settings.sections import Train
 
 NEVER_PRINT = 1 << 62
 

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from infra.errors import UserError
-from infra.sections import Train
+from infra.settings.sections import Train
 from student_train.engine.deepspeed_config import build_config
 from student_train.engine.master_step import MasterStep
 from student_train.engine.world import World, deepspeed_quiet

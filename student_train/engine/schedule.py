@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from infra.sections import Train
+from infra.settings.sections import Train
 
 
 def learning_rate(train: Train, step: int, total: int) -> float:

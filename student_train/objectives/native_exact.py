@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from infra import native
+from infra.cpu import native
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FUNCTIONS = {torch.float32: "exact_float32", torch.bfloat16: "exact_bfloat16"}

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from infra.errors import UserError
-from infra.sections import SOFT_TARGETS, StoreNeeds, Train
-from infra.sections import TERMS as LOSS_WEIGHTS
+from infra.settings.sections import SOFT_TARGETS, StoreNeeds, Train
+from infra.settings.sections import TERMS as LOSS_WEIGHTS
 from offline_teacher.families.stored import stored_pooling
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from infra.sections import Train
+from infra.settings.sections import Train
 from offline_teacher.families.pooling import Pooling, pool
 from student_train.data.collate import Batch
 from student_train.objectives.embedding import embedding_distance

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from infra.native import triton_there
+from infra.cpu.native import triton_there
 from offline_teacher.families.head import aligned_decoder
 from student_train.objectives import native_exact
 from student_train.objectives.soft_targets import ExactTarget, SoftTarget, aligned

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from infra.errors import UserError
-from infra.sections import Train
+from infra.settings.sections import Train
 from student_train.data.collate import NO_LABEL, Batch
 from student_train.data.order import SampleOrder
 from student_train.data.reading import open_stream

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PretrainedConfig
 
-from infra import sections
-from infra.cpu_dropout import use_cheap_dropout
+from infra.cpu.cpu_dropout import use_cheap_dropout
 from infra.errors import UserError
+from infra.settings import sections
 from offline_teacher.families import family_of
 from offline_teacher.families.family import no_head
 from offline_teacher.families.head import masked_lm_head

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from infra.recipe import StudentRun
-from infra.sections import Train
+from infra.settings.recipe import StudentRun
+from infra.settings.sections import Train
 from offline_teacher.families import family_of
 from offline_teacher.families.positions import usable_length
 from offline_teacher.store.reader import Store

@@ -8,15 +8,15 @@ import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from infra import storage
 from infra.errors import UserError
+from infra.files import storage
 from infra.trees import difference
 from offline_teacher.store.records import decode, encode
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from infra.recipe import StudentRun
+    from infra.settings.recipe import StudentRun
     from offline_teacher.store.reader import Store
     from student_train.student.model import StudentModel
 

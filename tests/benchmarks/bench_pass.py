@@ -37,7 +37,7 @@ from offline_teacher.store.pending import read_spec
 from offline_teacher.store.writer import finish_store
 from tests.benchmarks.bench_pass import PARTS, WORKERS, Idle, SECTIONS
 import yaml, tempfile
-from infra.recipe_file import load_recipe
+from infra.settings.recipe_file import load_recipe
 
 root, what = sys.argv[1:]
 if what == "finish":

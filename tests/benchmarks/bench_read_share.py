@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from infra import storage
-from infra.sections import Train
+from infra.files import storage
+from infra.settings.sections import Train
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.schema import Layout, Plan
 from student_train.data.collate import TEXT

@@ -20,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from infra.processor import computes_bfloat16
+from infra.cpu.processor import computes_bfloat16
 from offline_teacher.families import family_of
 from offline_teacher.families.replay import Replay
 from offline_teacher.families.split import lower

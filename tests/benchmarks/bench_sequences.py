@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from infra.cache import Cache
-from infra.sections import Corpus, Masking, Sequences
+from infra.files.cache import Cache
+from infra.settings.sections import Corpus, Masking, Sequences
 from offline_teacher.corpus.documents import documents, parts
 from offline_teacher.corpus.problems import Problems
 from offline_teacher.sequences.building import Tokenising, build_part, token_counts

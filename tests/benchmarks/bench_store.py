@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from infra import storage
+from infra.files import storage
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.blocks import SHARD_FRAMING
 from offline_teacher.store.index import Frame, PartIndex, ShardIndex, TaskIndex

@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from infra.sections import Train
+from infra.settings.sections import Train
 from offline_teacher.store.reader import Store
 from offline_teacher.store.schema import Layout
 from student_train.data.order import SampleOrder

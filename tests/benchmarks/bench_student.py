@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
 
-from infra.processor import computes_bfloat16
-from infra.recipe import Recipe
-from infra.sections import Student, Train
-from infra.tracking import Run
+from infra.cpu.processor import computes_bfloat16
+from infra.settings.recipe import Recipe
+from infra.settings.sections import Student, Train
+from infra.tracking.run import Run
 from offline_teacher.families.weights import named_weights, top_weights
 from offline_teacher.store.schema import Layout
 from student_train.data.order import SampleOrder

@@ -32,9 +32,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from infra.processor import computes_bfloat16
-from infra.recipe import Recipe
-from infra.recipe_file import load_recipe
+from infra.cpu.processor import computes_bfloat16
+from infra.settings.recipe import Recipe
+from infra.settings.recipe_file import load_recipe
 from offline_teacher.cluster.crews import teacher_crew
 from offline_teacher.cluster.pool import ITEMS_IN_FLIGHT, Item
 from offline_teacher.source import find_source

@@ -32,10 +32,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from evaluation.measures.metrics import spearman
-from infra import storage
 from infra.console import table
-from infra.recipe import StudentRun
-from infra.recipe_file import load_recipe
+from infra.files import storage
+from infra.settings.recipe import StudentRun
+from infra.settings.recipe_file import load_recipe
 from offline_teacher.families.pooling import pool, read_pooling
 from offline_teacher.store.reader import Store, open_store
 from student_train.engine.world import World

@@ -28,8 +28,8 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from infra.recipe import StudentRun
-from infra.recipe_file import load_recipe
+from infra.settings.recipe import StudentRun
+from infra.settings.recipe_file import load_recipe
 from offline_teacher.store.reader import Store, open_store
 from student_train.data.order import SampleOrder, chained_digest
 from student_train.data.reading import open_stream

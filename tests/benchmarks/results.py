@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from infra import storage
 from infra.console import table
+from infra.files import storage
 
 RESULTS = Path(__file__).resolve().parents[2] / "runs" / "bench" / "benchmarks.json"
 KEYS = ("name", "value", "unit", "goal", "holds", "conditions")

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 import yaml
 
-from infra import storage
 from infra.console import table
-from infra.recipe_file import load_recipe
+from infra.files import storage
+from infra.settings.recipe_file import load_recipe
 from offline_teacher.store.reader import open_store
 from student_train.engine.world import World
 from student_train.main import model_and_objective

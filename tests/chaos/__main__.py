@@ -24,9 +24,9 @@ from pathlib import Path
 
 import psutil
 
-from infra import storage
 from infra.console import table
 from infra.errors import EXIT_INCOMPLETE
+from infra.files import storage
 from offline_teacher.main import main as teacher
 from offline_teacher.store.damage import damaged_directory
 from offline_teacher.store.manifest import RECIPE

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from infra import paths, storage
-from infra.cache import Cache
+from infra.files import paths, storage
+from infra.files.cache import Cache
 
 DATA = random.Random(0).randbytes(20 << 20)
 

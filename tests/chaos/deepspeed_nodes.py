@@ -4,7 +4,7 @@ Three machines in network namespaces (`tests.chaos.hosts`), reached by ssh and p
 
 1. One machine, two ranks: the reference log of sample digests.
 2. ``deepspeed --hostfile``, two machines with a rank each: the same digests at every step.
-3. The same at ZeRO stage 1, with ``infra/deepspeed/zero1.json``.
+3. The same at ZeRO stage 1, with ``infra/deploy/deepspeed/zero1.json``.
 4. Two machines, one of which loses all its processes half-way; the command ends, and given again with the
    third machine in the hostfile it goes on from the newest checkpoint: samples, losses and weights as in 2.
 
@@ -52,7 +52,7 @@ def main() -> int:
                 shutil.copytree(directory / "runs/tiny", directory / "runs" / name)
             alone = ["--num_accelerators", "2"]
             pair = _hosts(directory, NODES[:2])
-            stage = ["train.deepspeed_config=infra/deepspeed/zero1.json", "train.zero_stage=1"]
+            stage = ["train.deepspeed_config=infra/deploy/deepspeed/zero1.json", "train.zero_stage=1"]
             one = _whole(machines[NODES[0]], recipe, "one", alone)
             two = _whole(machines[NODES[0]], recipe, "two", pair)
             zero = _whole(machines[NODES[0]], recipe, "zero", pair, *stage)

@@ -26,9 +26,9 @@ from typing import Any
 import tests.conftest  # noqa: F401 - one thread, no network
 from infra.console import table
 from infra.errors import UserError
-from infra.locks import exclusive
-from infra.recipe import Recipe
-from infra.recipe_file import load_recipe
+from infra.files.locks import exclusive
+from infra.settings.recipe import Recipe
+from infra.settings.recipe_file import load_recipe
 from offline_teacher.cluster.crews import Crew, teacher_crew, text_crew
 from offline_teacher.cluster.pool import Item
 from offline_teacher.inference import columns, teacher  # noqa: F401 - imported once, before the forks

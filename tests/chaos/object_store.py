@@ -39,8 +39,8 @@ from typing import Any
 import psutil
 
 import tests.conftest  # noqa: F401 - the machine's settings, for the commands started here too
-from infra import storage
 from infra.console import table
+from infra.files import storage
 from tests.chaos.__main__ import OVERLOADED
 from tests.conftest import ROOT
 from tests.s3_server import FAULTS, Chooser, FaultyProxy, s3_server

@@ -2,8 +2,8 @@
 
 Four machines in network namespaces (`tests.chaos.hosts`): a laptop, a head, two workers.
 
-1. ``ray up`` of ``infra/ray/on_premise.yaml``, with these hosts in it and a link to this environment in place
-   of the installation: the hosts reach no package registry.
+1. ``ray up`` of ``infra/deploy/ray/on_premise.yaml``, with these hosts in it and a link to this
+   environment in place of the installation: the hosts reach no package registry.
 2. ``ray submit``: the store must be the one of a single process, byte for byte.
 3. ``ray job submit`` through ``ray dashboard``: refused without the token and with another one; the logs
    followed, the job stopped half-way and submitted again; what is uploaded is looked at.
@@ -37,7 +37,7 @@ LINES = 3_200
 MINUTES = 600.0
 TOKEN_MODE = {"RAY_AUTH_MODE": "token"}
 API = {**TOKEN_MODE, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265"}
-RUNTIME_ENV = "infra/ray/runtime_env.yaml"
+RUNTIME_ENV = "infra/deploy/ray/runtime_env.yaml"
 
 Row = list[object]
 Bytes = dict[str, bytes]
@@ -69,7 +69,7 @@ def main() -> int:
 
 def _cluster_file(directory: Path, machines: Machines) -> Path:
     """``on_premise.yaml`` with our hosts, and without what needs a package registry."""
-    cluster = yaml.safe_load((ROOT / "infra/ray/on_premise.yaml").read_text())
+    cluster = yaml.safe_load((ROOT / "infra/deploy/ray/on_premise.yaml").read_text())
     cluster["provider"] |= {
         "head_ip": machines[HEAD].address,
         "worker_ips": [machines[name].address for name in WORKERS],

@@ -141,8 +141,8 @@ def teacher(head: Machine, directory: Path, environment: dict[str, str]) -> list
 
 
 def _submit(head: Machine, script: str, log: Path, environment: dict[str, str], *arguments: str) -> str:
-    words = ["sbatch", "--parsable", *SIZE, f"--output={log}", f"infra/slurm/{script}.sbatch", *arguments]
-    return head.must(words, **environment).strip()
+    words = ["sbatch", "--parsable", *SIZE, f"--output={log}", f"infra/deploy/slurm/{script}.sbatch"]
+    return head.must([*words, *arguments], **environment).strip()
 
 
 def _job(head: Machine, job: str, environment: dict[str, str]) -> str:

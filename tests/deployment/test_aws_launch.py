@@ -1,4 +1,4 @@
-"""`ray up infra/ray/aws.yaml` as far as the machines, by Ray's own code, on a simulated AWS (moto)."""
+"""`ray up infra/deploy/ray/aws.yaml` as far as the machines, by Ray's own code, on a simulated AWS (moto)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_head_on_demand_and_gpu_workers_on_spot_are_launched(
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setattr(config.time, "sleep", lambda seconds: None)  # for AWS to spread a new role
     with moto.mock_aws(config={"iam": {"load_aws_managed_policies": True}}):
-        instances = launched(yaml.safe_load((ROOT / "infra/ray/aws.yaml").read_text()))
+        instances = launched(yaml.safe_load((ROOT / "infra/deploy/ray/aws.yaml").read_text()))
     head, worker = instances["head"], instances["gpu_spot"]
     assert "InstanceLifecycle" not in head
     assert worker["InstanceLifecycle"] == "spot"

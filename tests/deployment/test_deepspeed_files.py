@@ -9,11 +9,11 @@ import re
 import pytest
 
 from infra.errors import UserError
-from infra.sections import Train
+from infra.settings.sections import Train
 from student_train.engine.deepspeed_config import build_config
 from tests.conftest import ROOT
 
-FOLDER = ROOT / "infra" / "deepspeed"
+FOLDER = ROOT / "infra" / "deploy" / "deepspeed"
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])

@@ -11,20 +11,20 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.recipe_file import load_recipe
+from infra.settings.recipe_file import load_recipe
 from tests.conftest import ROOT
 
-INFRA = ROOT / "infra"
-CLUSTERS = sorted((INFRA / "ray").glob("[ago]*.yaml"))
-KUBERNETES = sorted((INFRA / "kubernetes").glob("*.yaml"))
-STAGES = [INFRA / "kubernetes" / f"{stage}.yaml" for stage in ("teacher", "student", "evaluation")]
-COMPOSE = [INFRA / "mlflow" / "compose.yaml", INFRA / "docker" / "compose.yaml"]
-DOCKERFILES = [*sorted((INFRA / "docker").glob("*.Dockerfile")), INFRA / "mlflow" / "Dockerfile"]
-SCRIPTS = [*sorted((INFRA / "slurm").glob("*.sbatch")), INFRA / "install" / "install.sh"]
+DEPLOY = ROOT / "infra" / "deploy"
+CLUSTERS = sorted((DEPLOY / "ray").glob("[ago]*.yaml"))
+KUBERNETES = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+STAGES = [DEPLOY / "kubernetes" / f"{stage}.yaml" for stage in ("teacher", "student", "evaluation")]
+COMPOSE = [DEPLOY / "mlflow" / "compose.yaml", DEPLOY / "docker" / "compose.yaml"]
+DOCKERFILES = [*sorted((DEPLOY / "docker").glob("*.Dockerfile")), DEPLOY / "mlflow" / "Dockerfile"]
+SCRIPTS = [*sorted((DEPLOY / "slurm").glob("*.sbatch")), DEPLOY / "install" / "install.sh"]
 
 
 def named(path: Path) -> str:
-    return str(path.relative_to(INFRA))
+    return str(path.relative_to(DEPLOY))
 
 
 def documents(path: Path) -> list[Any]:
@@ -67,7 +67,7 @@ def test_cluster_keeps_the_token_and_the_dashboard_private(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["aws", "gcp"])
 def test_only_workers_are_spot(name: str) -> None:
-    (cluster,) = documents(INFRA / "ray" / f"{name}.yaml")
+    (cluster,) = documents(DEPLOY / "ray" / f"{name}.yaml")
     nodes = cluster["available_node_types"]
     assert re.search("spot", str(nodes["gpu_spot"]), re.IGNORECASE)
     assert not re.search("spot|preemptible", str(nodes[cluster["head_node_type"]]), re.IGNORECASE)
@@ -75,7 +75,7 @@ def test_only_workers_are_spot(name: str) -> None:
 
 def test_google_cloud_takes_the_scheduling_as_one_object() -> None:
     """As compute.v1's ``Scheduling`` has it; of a list of objects the first would be lost."""
-    (cluster,) = documents(INFRA / "ray" / "gcp.yaml")
+    (cluster,) = documents(DEPLOY / "ray" / "gcp.yaml")
     scheduling = cluster["available_node_types"]["gpu_spot"]["node_config"]["scheduling"]
     assert scheduling == {"provisioningModel": "SPOT", "onHostMaintenance": "TERMINATE"}
 
@@ -83,7 +83,7 @@ def test_google_cloud_takes_the_scheduling_as_one_object() -> None:
 def test_runtime_environment_is_valid_and_leaves_outputs_behind() -> None:
     from ray.runtime_env import RuntimeEnv
 
-    (environment,) = documents(INFRA / "ray" / "runtime_env.yaml")
+    (environment,) = documents(DEPLOY / "ray" / "runtime_env.yaml")
     assert {".venv", "runs", ".git"} <= set(RuntimeEnv(**environment)["excludes"])
 
 
@@ -98,7 +98,7 @@ WORKER_GROUP = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStart
 
 def test_ray_job_uses_fields_of_kuberays_definition() -> None:
     """The names are of KubeRay 1.7's ray.io_rayjobs.yaml, with which the whole file was compared once."""
-    (job,) = documents(INFRA / "kubernetes" / "teacher.yaml")
+    (job,) = documents(DEPLOY / "kubernetes" / "teacher.yaml")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     assert set(job["spec"]) <= RAY_JOB
     cluster = job["spec"]["rayClusterSpec"]
@@ -161,7 +161,7 @@ def test_what_manifests_refer_to_exists() -> None:
         assert ("PersistentVolumeClaim", claim) in made
     for account in _all(everything, "serviceAccountName"):
         assert ("ServiceAccount", account) in made
-    readme = (INFRA / "kubernetes" / "README.md").read_text()
+    readme = (DEPLOY / "kubernetes" / "README.md").read_text()
     for reference in _all(everything, "secretKeyRef"):
         assert f"`{reference['name']}`" in readme
         assert f"`{reference['key']}`" in readme
@@ -181,7 +181,7 @@ def test_stages_share_one_store_and_track_on_the_server(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [INFRA / "mlflow" / "compose.yaml", INFRA / "kubernetes" / "mlflow.yaml"], ids=named
+    "path", [DEPLOY / "mlflow" / "compose.yaml", DEPLOY / "kubernetes" / "mlflow.yaml"], ids=named
 )
 def test_tracking_server_keeps_its_database_in_postgres_on_a_volume_of_its_own(path: Path) -> None:
     text = path.read_text()
@@ -225,13 +225,13 @@ def test_compose_publishes_on_loopback_only_and_holds_no_secret(path: Path) -> N
             assert re.search(r":[\w.-]*\d", service["image"]), f"{name}: no version"
         for other in service.get("depends_on", {}):
             assert other in compose["services"] or other == "mlflow"
-    for line in (INFRA / "mlflow" / "env.example").read_text().splitlines():
+    for line in (DEPLOY / "mlflow" / "env.example").read_text().splitlines():
         assert line.startswith("#") or line.endswith("=")
 
 
 def test_compose_asks_for_exactly_the_variables_of_the_example() -> None:
-    asked = set(re.findall(r"\$\{(\w+)", (INFRA / "mlflow" / "compose.yaml").read_text()))
-    given = set(re.findall(r"^(\w+)=", (INFRA / "mlflow" / "env.example").read_text(), re.MULTILINE))
+    asked = set(re.findall(r"\$\{(\w+)", (DEPLOY / "mlflow" / "compose.yaml").read_text()))
+    given = set(re.findall(r"^(\w+)=", (DEPLOY / "mlflow" / "env.example").read_text(), re.MULTILINE))
     assert asked == given
 
 
@@ -253,7 +253,7 @@ def test_image_runs_as_a_user_on_a_base_of_a_named_version(path: Path) -> None:
 def test_hadolint(path: Path) -> None:
     if shutil.which("hadolint") is None:
         pytest.skip("hadolint is not installed")
-    config = INFRA / "docker" / ".hadolint.yaml"
+    config = DEPLOY / "docker" / ".hadolint.yaml"
     done = subprocess.run(["hadolint", "-c", config, path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
@@ -269,7 +269,7 @@ def test_scripts_parse_and_pass_shellcheck(path: Path) -> None:
 
 def test_slurm_signals_the_ranks_and_not_srun() -> None:
     """srun answers SIGTERM by killing its tasks, before they have written a checkpoint."""
-    text = (INFRA / "slurm" / "student.sbatch").read_text()
+    text = (DEPLOY / "slurm" / "student.sbatch").read_text()
     (trap,) = re.findall(r"^trap '(.*)' TERM$", text, re.MULTILINE)
     assert 'scancel --signal=TERM "$SLURM_JOB_ID.0"' in trap
     assert "kill" not in trap

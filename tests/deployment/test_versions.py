@@ -14,23 +14,23 @@ from packaging.specifiers import SpecifierSet
 
 from tests.conftest import ROOT
 
-INFRA = ROOT / "infra"
-INSTALL = "infra/install/install.sh"
-PIN = (INFRA / "install" / "python-version").read_text().strip()
+DEPLOY = ROOT / "infra" / "deploy"
+INSTALL = "infra/deploy/install/install.sh"
+PIN = (DEPLOY / "install" / "python-version").read_text().strip()
 MINOR = PIN.rpartition(".")[0]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SUPPORTED = SpecifierSet(PROJECT["project"]["requires-python"])
 MINORS = [f"3.{minor}" for minor in range(30) if f"3.{minor}" in SUPPORTED]
-IMAGES = [*sorted((INFRA / "docker").glob("*.Dockerfile")), INFRA / "mlflow" / "Dockerfile"]
-CLUSTERS = [INFRA / "ray" / f"{name}.yaml" for name in ("aws", "gcp", "on_premise")]
+IMAGES = [*sorted((DEPLOY / "docker").glob("*.Dockerfile")), DEPLOY / "mlflow" / "Dockerfile"]
+CLUSTERS = [DEPLOY / "ray" / f"{name}.yaml" for name in ("aws", "gcp", "on_premise")]
 DEPLOYED = [
-    *IMAGES, *CLUSTERS, INFRA / "install" / "install.sh", *sorted(INFRA.glob("*/compose.yaml")),
-    *sorted((INFRA / "kubernetes").glob("*.yaml")), *sorted((INFRA / "slurm").iterdir()),
+    *IMAGES, *CLUSTERS, DEPLOY / "install" / "install.sh", *sorted(DEPLOY.glob("*/compose.yaml")),
+    *sorted((DEPLOY / "kubernetes").glob("*.yaml")), *sorted((DEPLOY / "slurm").iterdir()),
 ]  # fmt: skip
 
 
 def named(path: Path) -> str:
-    return str(path.relative_to(INFRA))
+    return str(path.relative_to(DEPLOY))
 
 
 def workflow() -> dict[str, dict[str, object]]:
@@ -63,7 +63,7 @@ def test_what_is_declared_supported_is_what_is_checked() -> None:
 @pytest.mark.parametrize("path", DEPLOYED, ids=named)
 def test_no_deployment_file_chooses_a_python_of_its_own(path: Path) -> None:
     found = re.findall(r"python[:=-]*\d\.\d[\w.-]*|\bpy3\d+\b|deadsnakes", path.read_text(), re.IGNORECASE)
-    assert not found, f"{named(path)} names {found}; infra/install/python-version is the one place"
+    assert not found, f"{named(path)} names {found}; infra/deploy/install/python-version is the one place"
 
 
 FAKE_PYTHON = """#!/bin/sh
@@ -133,7 +133,7 @@ def test_an_edited_source_file_reinstalls_no_package(path: Path) -> None:
     """Before the packages are installed, an image holds the files that decide about them and no other."""
     before, _, after = path.read_text().partition("install.sh dependencies")
     assert re.findall(r"^COPY (.*)$", before, re.M) == [
-        "infra/install/ infra/install/",
+        "infra/deploy/install/ infra/deploy/install/",
         "constraints.txt pyproject.toml ./",
     ]
     assert after.index("COPY . .") < after.index(f"RUN {INSTALL} project /opt/venv")
@@ -154,7 +154,7 @@ def test_cluster_nodes_install_with_the_script_and_nothing_else(path: Path) -> N
 
 def test_ray_is_the_pinned_one_wherever_it_is_named() -> None:
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
-    job = yaml.safe_load((INFRA / "kubernetes" / "teacher.yaml").read_text())
+    job = yaml.safe_load((DEPLOY / "kubernetes" / "teacher.yaml").read_text())
     assert job["spec"]["rayClusterSpec"]["rayVersion"] == pins["ray"]
     for path in DEPLOYED:
         named_versions = re.findall(r"ray(?:\[\w+\])?==([\d.]+)", path.read_text())
@@ -166,4 +166,4 @@ def test_ci_builds_every_image_and_asks_each_for_its_python() -> None:
     built = workflow()["images"]["strategy"]["matrix"]["dockerfile"]  # type: ignore[index]
     assert {ROOT / name for name in built} == set(IMAGES)
     assert 'docker build -f "${{ matrix.dockerfile }}"' in text
-    assert "infra/install/python-version" in text
+    assert "infra/deploy/install/python-version" in text

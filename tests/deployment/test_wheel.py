@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGES = ("evaluation", "infra", "offline_teacher", "student_train")
-DATA = ("*.py", "*.cpp", "*.hpp", "store/FORMAT.md", "recipes/*.yaml", "deepspeed/*.json")
+DATA = ("*.py", "*.cpp", "*.hpp", "store/FORMAT.md", "recipes/*.yaml", "deploy/deepspeed/*.json")
 """What a package needs at run time."""
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from infra import storage
-from infra.recipe import Recipe
-from infra.sections import Evaluation, Store, Student, Tracking, Train, Variant
+from infra.files import storage
+from infra.settings.recipe import Recipe
+from infra.settings.sections import Evaluation, Store, Student, Tracking, Train, Variant
 from offline_teacher.store.numbering import SplitPlan
 from offline_teacher.store.writer import begin_store, finish_store
 from tests.evaluation.conftest import WORDS

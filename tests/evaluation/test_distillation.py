@@ -17,7 +17,7 @@ from evaluation.finetuning.scores import complete, prepare
 from evaluation.models import Candidate
 from evaluation.tasks.catalogue import find_task
 from infra.errors import UserError
-from infra.sections import Evaluation
+from infra.settings.sections import Evaluation
 
 SETTINGS = Evaluation(tasks=("SST-2",), epochs=3, batch_size=16, learning_rate=3e-3, max_length=16)
 

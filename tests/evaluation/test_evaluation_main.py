@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from evaluation.main import main
-from infra import storage
 from infra.errors import EXIT_INCOMPLETE, UserError
-from infra.recipe import Recipe
-from infra.recipe_file import load_recipe
-from infra.sections import Corpus, Evaluation, Teacher, Tracking
+from infra.files import storage
+from infra.settings.recipe import Recipe
+from infra.settings.recipe_file import load_recipe
+from infra.settings.sections import Corpus, Evaluation, Teacher, Tracking
 from tests.evaluation.families import family_recipe, save_store
 from tests.starts import COMMANDS, HEAVY, loaded, start
 

@@ -22,7 +22,7 @@ from evaluation.main import main
 from evaluation.models import Candidate, load_model, load_tokenizer
 from evaluation.tasks.catalogue import find_task
 from infra.errors import UserError
-from infra.sections import Evaluation
+from infra.settings.sections import Evaluation
 from tests.evaluation.conftest import FILLER, WORDS, save_encoder, save_roberta, write_pairs, write_task
 from tests.offline_teacher.families.tiny_models import FAMILIES, masked_lm
 

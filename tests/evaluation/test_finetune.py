@@ -19,10 +19,10 @@ from evaluation.finetuning.training import Encoded, Schedule, bucketed_batches
 from evaluation.measures import predictions
 from evaluation.models import Candidate, load_model, load_tokenizer
 from evaluation.tasks.catalogue import find_task
-from infra import storage
-from infra.cpu_dropout import use_cheap_dropout
+from infra.cpu.cpu_dropout import use_cheap_dropout
 from infra.errors import UserError
-from infra.sections import Evaluation
+from infra.files import storage
+from infra.settings.sections import Evaluation
 from tests.offline_teacher.tiny_teacher import save_roberta
 
 SETTINGS = Evaluation(tasks=("SST-2",), epochs=3, batch_size=16, learning_rate=3e-3, max_length=16)

@@ -13,7 +13,7 @@ from evaluation.finetuning import parallel
 from evaluation.finetuning.scores import complete, prepare
 from evaluation.models import Candidate
 from infra.errors import EXIT_INCOMPLETE, UserError
-from infra.sections import Evaluation
+from infra.settings.sections import Evaluation
 
 SETTINGS = Evaluation(
     tasks=("SST-2",), seeds=(0, 1, 2), epochs=0.2, batch_size=16, learning_rate=3e-3, max_length=16, workers=2

@@ -13,8 +13,8 @@ from evaluation.measures.metrics import task_score
 from evaluation.measures.predictions import Answers, Predictions
 from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.task import Task
-from infra import storage
 from infra.errors import UserError
+from infra.files import storage
 
 
 def random_classes(parts: list[str], classes: int, seed: int = 0) -> Predictions:

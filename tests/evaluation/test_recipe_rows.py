@@ -14,10 +14,10 @@ import pytest
 from evaluation.models import load_model, load_tokenizer, local_directory
 from evaluation.recipe_rows import Rows, rows_of
 from evaluation.tasks.catalogue import find_task
-from infra import storage
 from infra.errors import UserError
-from infra.recipe import Recipe
-from infra.sections import Teacher
+from infra.files import storage
+from infra.settings.recipe import Recipe
+from infra.settings.sections import Teacher
 from tests.evaluation.families import family_recipe, save_store
 
 

@@ -13,7 +13,7 @@ from evaluation.finetuning.scores import complete, prepare
 from evaluation.models import Candidate, load_tokenizer
 from evaluation.tasks import squad
 from evaluation.tasks.squad import Question
-from infra.sections import Evaluation
+from infra.settings.sections import Evaluation
 
 LONG = " ".join(["the", "film", "is", "very"] * 30)
 

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.loading import load
 from evaluation.tasks.squad import read_questions
-from infra import storage
-from infra.recipe_file import load_recipe
-from infra.sections import Corpus
+from infra.files import storage
+from infra.settings.recipe_file import load_recipe
+from infra.settings.sections import Corpus
 from offline_teacher.corpus.documents import documents, parts
 from offline_teacher.corpus.problems import Problems
 from offline_teacher.store.block_reader import BlockReader

@@ -14,7 +14,7 @@ import pytest
 
 from evaluation.tasks.squad import read_questions
 from infra.errors import LONGEST_MESSAGE, UserError
-from infra.sections import Corpus
+from infra.settings.sections import Corpus
 from offline_teacher.corpus.documents import documents, parts
 from offline_teacher.corpus.problems import Problems
 from tests.fuzz.readers import READERS

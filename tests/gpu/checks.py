@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from infra.sections import Student, Train
+from infra.settings.sections import Student, Train
 from offline_teacher.families.replay import Replay
 from offline_teacher.families.weights import top_weights
 from offline_teacher.inference.columns import Inference

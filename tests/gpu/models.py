@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from infra.sections import Student, Train
+from infra.settings.sections import Student, Train
 from offline_teacher.families import family_of
 from offline_teacher.families.replay import Replay
 from offline_teacher.families.split import lower

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import BertConfig
 
-from infra.sections import Store, Student, Train
+from infra.settings.sections import Store, Student, Train
 from offline_teacher.inference.columns import Inference, Pending
 from offline_teacher.store.schema import Layout
 from tests.gpu import stores

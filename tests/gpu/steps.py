@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from infra.sections import Train
+from infra.settings.sections import Train
 from student_train.data.collate import Batch
 from student_train.objectives.objective import Objective
 from student_train.student.model import StudentModel

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from transformers import BertForMaskedLM, BertTokenizerFast
 
-from infra.recipe import Recipe
-from infra.sections import Corpus, Masking, Sequences, Store, Teacher
+from infra.settings.recipe import Recipe
+from infra.settings.sections import Corpus, Masking, Sequences, Store, Teacher
 from offline_teacher.cluster.task_work import TaskWorker
 from offline_teacher.source import find_source, publish_files, spec_of
 from offline_teacher.store.numbering import SplitPlan, Task

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from infra.recipe import Recipe
-from infra.sections import Store, Train
+from infra.settings.recipe import Recipe
+from infra.settings.sections import Store, Train
 from offline_teacher.store.reader import open_store
 from tests.gpu import stores
 from tests.gpu.models import Size, random_teacher, student_and_loss, tiny_config

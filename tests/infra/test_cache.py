@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from infra import storage
-from infra.cache import Cache
 from infra.errors import WrongContent
+from infra.files import storage
+from infra.files.cache import Cache
 
 
 def write_in_place(path: str) -> None:

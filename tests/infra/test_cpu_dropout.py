@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import DistilBertConfig, DistilBertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
-from infra import cpu_dropout
-from infra.cpu_dropout import CheapDropout, dropped, kept, use_cheap_dropout
+from infra.cpu import cpu_dropout
+from infra.cpu.cpu_dropout import CheapDropout, dropped, kept, use_cheap_dropout
 
 CONFIGS = {
     "distilbert": (

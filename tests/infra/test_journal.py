@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infra.journal import Journal
+from infra.tracking.journal import Journal
 
 
 def entries(path: Path) -> list[dict[str, object]]:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from infra import storage
 from infra.errors import UserError
-from infra.locks import exclusive, locked
+from infra.files import storage
+from infra.files.locks import exclusive, locked
 
 HOLD = """
 import sys
-from infra import locks
+from infra.files import locks
 print("ready", flush=True)
 with getattr(locks, sys.argv[1])(sys.argv[2]):
     print("held", flush=True)

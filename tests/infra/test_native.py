@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from infra import cpu_dropout, native
+from infra.cpu import cpu_dropout, native
 from offline_teacher.inference import reduction_kernel
 from student_train.objectives import native_exact
 
@@ -83,7 +83,7 @@ def test_the_width_of_registers_does_not_change_a_bit(
 
 def _build_all(root: Path, home: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "HOME": home}
-    command = [sys.executable, "-m", "infra.native"]
+    command = [sys.executable, "-m", "infra.cpu.native"]
     return subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from infra.cpu.processor import computes_bfloat16, warn_if_slow
 from infra.demo.__main__ import RECIPE, precision
-from infra.processor import computes_bfloat16, warn_if_slow
-from infra.recipe_file import load_recipe
+from infra.settings.recipe_file import load_recipe
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra import sections
 from infra.errors import UserError
-from infra.recipe import Recipe
-from infra.recipe_file import MAX_BYTES, load_recipe
+from infra.settings import sections
+from infra.settings.recipe import Recipe
+from infra.settings.recipe_file import MAX_BYTES, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIMAL = "name: x\ncorpus: {path: a.txt}\nteacher: {model: m}\n"

@@ -11,9 +11,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from infra import paths, remote, storage
-from infra.cache import Cache
 from infra.errors import UserError, WrongContent
+from infra.files import paths, remote, storage
+from infra.files.cache import Cache
 from tests.conftest import ROOT
 from tests.s3_server import FaultyProxy
 
@@ -271,8 +271,8 @@ def test_the_least_recently_used_goes_first(bucket: str, tmp_path: Path) -> None
 
 READER = """
 import sys
-from infra import paths, storage
-from infra.cache import Cache
+from infra.files import paths, storage
+from infra.files.cache import Cache
 directory, bucket, seed = sys.argv[1:]
 import random
 order = random.Random(int(seed)).choices(range(6), k=25)

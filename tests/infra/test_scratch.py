@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from infra.cache import Cache
 from infra.errors import UserError
-from infra.scratch import PREFIX, Scratch
+from infra.files.cache import Cache
+from infra.files.scratch import PREFIX, Scratch
 
 HOLDER = """
 import sys
-from infra.cache import Cache
+from infra.files.cache import Cache
 cache = Cache(None, 1)
 print(cache.directory, flush=True)
 sys.stdin.read()

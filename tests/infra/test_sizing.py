@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from infra.sections import Sequences, Store
+from infra.settings.sections import Sequences, Store
 from infra.sizing.__main__ import main
 from infra.sizing.simulation import PART_BYTES, SHARD_BYTES, Pass, simulate
 from offline_teacher.cluster.work_queue import ITEMS_IN_FLIGHT

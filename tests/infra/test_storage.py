@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra import paths, storage
-from infra.cache import Cache
 from infra.errors import DamagedFile, UserError, WrongContent
+from infra.files import paths, storage
+from infra.files.cache import Cache
 
 
 def test_published_bytes_are_there_with_ordinary_rights(tmp_path: Path) -> None:

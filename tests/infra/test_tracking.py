@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from infra import sections
-from infra.recipe import Recipe
-from infra.redaction import redact
-from infra.tracking import start_run
+from infra.settings import sections
+from infra.settings.recipe import Recipe
+from infra.tracking.redaction import redact
+from infra.tracking.run import start_run
 
 pytest.importorskip("mlflow")
 

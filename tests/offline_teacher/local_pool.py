@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from infra.recipe import Recipe
-from infra.recipe_file import load_recipe
+from infra.settings.recipe import Recipe
+from infra.settings.recipe_file import load_recipe
 from offline_teacher.cluster.crews import Crew, teacher_crew, text_crew
 from offline_teacher.cluster.pool import Cluster, Item
 from offline_teacher.source import find_source, spec_of

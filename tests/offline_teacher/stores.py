@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from infra import storage
+from infra.files import storage
 from tests.conftest import ROOT
 
 SECONDS = 280.0

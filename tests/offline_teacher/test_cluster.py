@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from infra import scratch
 from infra.console import EXIT_TERMINATED
 from infra.errors import EXIT_INCOMPLETE, EXIT_USER_ERROR
+from infra.files import scratch
 from tests.offline_teacher.stores import contents, finish, indices, start, wait_until, workers
 from tests.offline_teacher.tiny_teacher import WORDS, save_bert, write_recipe, write_text
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, BertForMaskedLM
 
-from infra import storage
-from infra.recipe_file import load_recipe
+from infra.files import storage
+from infra.settings.recipe_file import load_recipe
 from offline_teacher.main import main
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.manifest import WEIGHTS

@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from infra.errors import UserError
-from infra.recipe_file import load_recipe
+from infra.settings.recipe_file import load_recipe
 from offline_teacher import pass_record
 from offline_teacher.main import _parser, main
 from offline_teacher.store.block_reader import BlockReader

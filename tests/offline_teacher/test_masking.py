@@ -15,7 +15,7 @@ from scipy import stats
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from infra.errors import UserError
-from infra.sections import Masking
+from infra.settings.sections import Masking
 from offline_teacher.sequences.masking import (
     MaskVocab,
     continuation_flags,

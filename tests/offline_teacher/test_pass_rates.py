@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from infra import storage
-from infra.recipe_file import load_recipe
+from infra.files import storage
+from infra.settings.recipe_file import load_recipe
 from offline_teacher import pass_rates, teacher_pass
 from offline_teacher.pass_rates import Environments, Rates
 from offline_teacher.source import find_source, spec_of

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from infra.errors import EXIT_INCOMPLETE, UserError
-from infra.recipe import Recipe
-from infra.recipe_file import load_recipe
+from infra.settings.recipe import Recipe
+from infra.settings.recipe_file import load_recipe
 from offline_teacher.cluster import pool as pool_module
 from offline_teacher.cluster.pool import ROUNDS, Cluster, Item
 from tests.offline_teacher.tiny_teacher import write_recipe

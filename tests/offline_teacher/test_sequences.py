@@ -12,9 +12,9 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
-from infra.cache import Cache
 from infra.errors import UserError
-from infra.sections import Corpus, Sequences
+from infra.files.cache import Cache
+from infra.settings.sections import Corpus, Sequences
 from offline_teacher.corpus.documents import parts
 from offline_teacher.sequences.building import (
     Tokenising,

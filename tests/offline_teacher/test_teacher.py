@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from scipy.special import logsumexp
 from transformers import AutoModelForMaskedLM
 
-from infra import native
+from infra.cpu import native
 from infra.errors import UserError
-from infra.sections import Teacher
+from infra.settings.sections import Teacher
 from offline_teacher.families.head import MaskedLmHead, masked_lm_head
 from offline_teacher.families.loading import load_model
 from offline_teacher.families.weights import named_weights

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from infra import storage
-from infra.cache import Cache
 from infra.errors import UserError
-from infra.recipe_file import load_recipe
-from infra.redaction import redact
-from infra.remote import shown
+from infra.files import storage
+from infra.files.cache import Cache
+from infra.files.remote import shown
+from infra.settings.recipe_file import load_recipe
+from infra.tracking.redaction import redact
 from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import CONFIG, POOLING, WEIGHTS, Manifest
 from offline_teacher.store.pending import read_spec
@@ -171,7 +171,7 @@ def test_code_that_a_store_names_is_not_run(tmp_path: Path) -> None:
 
 def _load(model: Path) -> None:
     """Everything that a pass reads of a teacher's directory."""
-    from infra.sections import Teacher
+    from infra.settings.sections import Teacher
     from offline_teacher.inference.teacher import load_teacher
     from offline_teacher.teacher_directory import load_tokenizer
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from infra import sections
-from infra.recipe import Recipe
-from infra.tracking import start_run
+from infra.settings import sections
+from infra.settings.recipe import Recipe
+from infra.tracking.run import start_run
 from tests.s3_server import free_port, s3_server, wait_for_port
 from tests.services.postgres import Postgres, available
 

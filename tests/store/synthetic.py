@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from infra import storage
+from infra.files import storage
 from offline_teacher.store.manifest import CONFIG, POOLING, WEIGHTS, Spec
 from offline_teacher.store.numbering import SplitPlan, Task
 from offline_teacher.store.parts import publish_part

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra import storage
+from infra.files import storage
 from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import Spec, shard_path, task_path
 from offline_teacher.store.numbering import SplitPlan

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra import storage
-from infra.cache import Cache
 from infra.errors import UserError
+from infra.files import storage
+from infra.files.cache import Cache
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.manifest import shard_path
 from offline_teacher.store.numbering import SplitPlan
@@ -133,7 +133,7 @@ def test_a_wrong_download_is_made_again(remote_store: Store, proxy: FaultyProxy)
 def test_a_damaged_remote_shard_is_named(
     remote_store: Store, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.remote.ATTEMPTS", 2)
+    monkeypatch.setattr("infra.files.remote.ATTEMPTS", 2)
     index = remote_store.task_index("train", 0)
     path = shard_path(remote_store.root, "train", index.task, index.shards[1].file)
     data = bytearray(storage.read_bytes(path))
@@ -151,7 +151,7 @@ def test_a_damaged_remote_shard_is_named(
 def test_a_store_that_answers_no_more_is_no_damage(
     remote_store: Store, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.remote.ATTEMPTS", 2)
+    monkeypatch.setattr("infra.files.remote.ATTEMPTS", 2)
     remote_store.task_index("train", 0)
     proxy.choose = lambda method, path: "reset" if ".arrow" in path and method == "GET" else None
     with pytest.raises(UserError, match="attempts") as caught:
@@ -205,7 +205,7 @@ def test_a_long_listing_comes_in_pages(
     bucket: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """25 indices of tasks: three pages, each repeated by itself when it fails."""
-    monkeypatch.setattr("infra.remote.PAGE_NAMES", 10)
+    monkeypatch.setattr("infra.files.remote.PAGE_NAMES", 10)
     names = {f"e000-p{number:05d}-0000" for number in range(25)}
     for task in sorted(names):
         storage.publish_bytes(storage.join(bucket, f"store/tasks/train/{task}.json"), b"")

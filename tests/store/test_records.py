@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra import storage
+from infra.files import storage
 from offline_teacher.store.reader import DamagedStore, Store, open_store
 from offline_teacher.store.records import canonical, decode, encode
 from offline_teacher.store.verify import verify

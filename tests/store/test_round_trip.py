@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra import storage
 from infra.errors import UserError
+from infra.files import storage
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.blocks import BLOCK_FRAMING, SHARD_FRAMING
 from offline_teacher.store.manifest import shard_path

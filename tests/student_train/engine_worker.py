@@ -11,7 +11,7 @@ import sys
 import torch
 from torch import nn
 
-from infra.sections import Train
+from infra.settings.sections import Train
 from student_train.engine import checkpoint
 from student_train.engine.engine import Engine
 from student_train.engine.world import World, start_world

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from infra.errors import UserError
-from infra.sections import Train
+from infra.settings.sections import Train
 from student_train.engine.deepspeed_config import build_config
 from student_train.engine.schedule import learning_rate
 from tests.student_train.engine_worker import data, toy

@@ -59,7 +59,7 @@ def test_a_gpu_tells_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.1])  # attention by torch's kernel, and by ours
 def test_what_a_step_computes(alone: World, run_dir: Path, dropout: float) -> None:
     """The triple loss of a student of one layer: products of the encoder, both heads and both decoders."""
-    from infra.recipe_file import load_recipe
+    from infra.settings.recipe_file import load_recipe
     from offline_teacher.store.reader import open_store
 
     recipe = load_recipe(str(run_dir / "recipe.yaml"), [f"student.dropout={dropout}"])

@@ -20,8 +20,8 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from infra import sections
 from infra.errors import UserError
+from infra.settings import sections
 from offline_teacher.families.loading import load_model
 from offline_teacher.families.weights import named_weights
 from student_train.student.model import StudentModel, build_student

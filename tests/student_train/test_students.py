@@ -10,9 +10,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from infra import storage
 from infra.errors import UserError
-from infra.recipe_file import load_recipe
+from infra.files import storage
+from infra.settings.recipe_file import load_recipe
 from offline_teacher.store.reader import open_store
 from student_train.engine import world as worlds
 from student_train.engine.world import World

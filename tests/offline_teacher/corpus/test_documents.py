@@ -13,8 +13,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra import storage
-from infra.sections import Corpus
+from infra.files import storage
+from infra.settings.sections import Corpus
 from offline_teacher.corpus import documents as module
 from offline_teacher.corpus.documents import Part, documents, parts
 from offline_teacher.corpus.problems import Problems

@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from infra.errors import UserError
-from infra.sections import Corpus
+from infra.settings.sections import Corpus
 from offline_teacher.corpus.documents import parts
 from tests.offline_teacher.corpus.reading import WORDS, flat, parquet_bytes, read
 

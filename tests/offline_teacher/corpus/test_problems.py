@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from infra.errors import UserError
-from infra.sections import Corpus
+from infra.settings.sections import Corpus
 from offline_teacher.corpus.documents import documents, parts
 from offline_teacher.corpus.problems import EXAMPLES_PER_KIND, Problems, line_number
 from tests.offline_teacher.corpus.reading import flat, parquet_bytes, read

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from infra import paths
 from infra.errors import UserError
-from infra.recipe import fingerprinted
-from infra.sections import Corpus
+from infra.files import paths
+from infra.settings.recipe import fingerprinted
+from infra.settings.sections import Corpus
 from offline_teacher.corpus.documents import documents, parts
 from offline_teacher.corpus.problems import Problems
 from tests.offline_teacher.corpus.reading import flat, parquet_bytes, read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infra.recipe_file import load_recipe
+from infra.settings.recipe_file import load_recipe
 from offline_teacher.planning.recommendation import recommend
 from offline_teacher.planning.soft_targets import (
     as_run,

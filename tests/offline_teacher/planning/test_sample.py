@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.errors import UserError
-from infra.sections import Corpus, Sequences
+from infra.settings.sections import Corpus, Sequences
 from offline_teacher.corpus.documents import documents, parts
 from offline_teacher.corpus.problems import Problems
 from offline_teacher.corpus.sample import sample_corpus

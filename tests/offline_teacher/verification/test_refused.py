@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import UserError
-from infra.locks import exclusive
+from infra.files.locks import exclusive
 from offline_teacher.main import main
 from tests.offline_teacher.stores import contents
 from tests.offline_teacher.verification.damage import (

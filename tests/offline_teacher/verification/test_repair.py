@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infra import storage
 from infra.errors import UserError
+from infra.files import storage
 from offline_teacher.main import main
 from offline_teacher.store.damage import move_damaged
 from offline_teacher.store.manifest import Manifest

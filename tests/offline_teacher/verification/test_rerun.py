@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra import storage
 from infra.errors import UserError
+from infra.files import storage
 from offline_teacher.cluster.task_work import TaskWorker
 from offline_teacher.main import main
 from offline_teacher.store.index import TaskIndex

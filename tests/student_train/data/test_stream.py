@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from infra import storage
 from infra.errors import UserError
-from infra.sections import Train
+from infra.files import storage
+from infra.settings.sections import Train
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.numbering import SplitPlan
 from offline_teacher.store.reader import DamagedStore, Store, open_store

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from infra.sections import Student, Train
+from infra.settings.sections import Student, Train
 from offline_teacher.families.recording import QueriesKeysValues
 from offline_teacher.families.replay import Replay
 from offline_teacher.families.split import lower

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from infra import native
+from infra.cpu import native
 from student_train.objectives import native_exact, vocabulary_kernels
 from student_train.objectives import triple_loss as losses
 from student_train.objectives.soft_targets import ExactTarget, SoftTarget, TopkTarget

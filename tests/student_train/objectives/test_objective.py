@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertForMaskedLM
 
 from infra.errors import UserError
-from infra.sections import SOFT_TARGETS, Student, Train
+from infra.settings.sections import SOFT_TARGETS, Student, Train
 from offline_teacher.families.recording import QueriesKeysValues
 from offline_teacher.families.replay import Replay
 from offline_teacher.store.reader import Store

@@ -1,0 +1,144 @@
+"""Fast dropout on a CPU, where torch's own draws a random number for every element on one thread.
+
+A C++ kernel draws random numbers and applies dropout in one pass, and draws the same numbers again in the
+backward pass, so that no mask is kept. The probability is rounded to a multiple of 2^-16, and the scale
+factor fits the rounded value. The seed comes from torch's global generator, so ``torch.manual_seed`` controls
+it. Without a C++ compiler, tensor operations do the same. On other devices and in evaluation, torch's own
+dropout is used.
+
+Axes: B batch, H heads, L length, E size of a head.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from infra.cpu import native
+
+NAME = "sdpa_cpu_dropout"
+SOURCE = Path(__file__).with_suffix(".cpp")
+FUNCTIONS = {torch.float32: "dropout_float32", torch.bfloat16: "dropout_bfloat16"}
+_LEVELS = 1 << 16
+
+
+def use_cheap_dropout(model: PreTrainedModel) -> None:
+    """Replaces the dropout of ``model``, in attention (where it is torch's) and elsewhere; the model is saved
+    as it was."""
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Dropout:
+            model.set_submodule(name, CheapDropout(module.p))
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(NAME)
+
+
+def dropped(x: Tensor, p: float) -> Tensor:
+    """``x`` scaled, or 0 with probability ``p``, independently for every number."""
+    if x.dtype in FUNCTIONS and _library() is not None:
+        return _Dropped.apply(x, p)
+    keep, scale = kept(x.shape, p)
+    return torch.where(keep, x * scale, 0.0)
+
+
+def kept(shape: torch.Size, p: float) -> tuple[Tensor, float]:
+    """bool of ``shape``, false with probability ``p``, and the factor that keeps the mean."""
+    level, scale = _rounded(p)
+    draws = torch.empty(-(-math.prod(shape) // 4), dtype=torch.int64).random_(-(1 << 63), None)
+    levels = draws.view(torch.int16)[: math.prod(shape)].view(shape)
+    return levels >= level - _LEVELS // 2, scale
+
+
+def _rounded(p: float) -> tuple[int, float]:
+    """2^16 times the probability, and the factor."""
+    level = min(round(p * _LEVELS), _LEVELS - 1)
+    return level, _LEVELS / (_LEVELS - level)
+
+
+class _Dropped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+        ctx.p, ctx.seed = p, int(torch.randint(1 << 62, ()))
+        return _native(x, p, ctx.seed)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _native(gradient, ctx.p, ctx.seed), None
+
+
+def _native(x: Tensor, p: float, seed: int) -> Tensor:
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    level, scale = _rounded(p)
+    library = _library()
+    assert library is not None
+    function, block = getattr(library, FUNCTIONS[x.dtype]), library.dropout_block()
+
+    def work(blocks: slice) -> None:
+        end = min(x.numel(), blocks.stop * block)
+        function(x.data_ptr(), y.data_ptr(), blocks.start, end, seed, level, scale)
+
+    native.in_threads(work, -(-x.numel() // block), torch.get_num_threads())
+    return y
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    library = native.library(SOURCE, "dropout runs uncompiled, slower")
+    if library is not None:
+        library.dropout_block.restype = ctypes.c_int64
+    for name in FUNCTIONS.values() if library is not None else ():
+        function = getattr(library, name)
+        function.restype = None
+        function.argtypes = [
+            ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint64,
+            ctypes.c_uint32, ctypes.c_float,
+        ]  # fmt: skip
+    return library
+
+
+class CheapDropout(nn.Dropout):
+    """``nn.Dropout`` for tensors of any shape."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or not self.p or input.device.type != "cpu":
+            return super().forward(input)
+        return dropped(input, self.p)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """[B, L, H, E] of query, key, value [B, H, L, E] and a bool mask, true for visible positions.
+
+    torch's fused attention has no dropout on a CPU: it falls back to these operations, and a few more.
+    """
+    if not dropout or query.device.type != "cpu":
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
+        )
+    scores = torch.matmul(query * (scaling or query.shape[-1] ** -0.5), key.transpose(2, 3))
+    if attention_mask is not None:
+        assert attention_mask.dtype == torch.bool
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = dropped(torch.softmax(scores, dim=-1), dropout)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,144 @@
+"""C++ sources beside a module, built for this processor when they are first needed and called through ctypes.
+
+The machine's own compiler builds a library in seconds. It is kept in the user's cache, under a name derived
+from its source, compiler and processor. If the build fails, there is one warning, and the caller uses slower
+code. ``python -m infra.cpu.native`` builds all libraries beforehand: at the end of an installation, say.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+from infra.files.locks import locked
+
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
+HEADERS = Path(__file__).parent
+PACKAGES = ("infra", "offline_teacher", "student_train", "evaluation")
+"""Where sources lie, beside each other."""
+COMPILERS = ("g++", "c++", "clang++")
+BUILD_SECONDS = 120.0
+
+
+def build_all() -> int:
+    """Builds every library that is not built yet; the exit code, 1 where one cannot be had."""
+    sources = sorted(path for name in PACKAGES for path in (HEADERS.parents[1] / name).rglob("*.cpp"))
+    found = [library(source, f"{source.name} is not built") for source in sources]
+    return 1 if None in found else 0
+
+
+def library(source: Path, without_it: str) -> ctypes.CDLL | None:
+    """The built library of ``source``. If it cannot be built: None, after a warning that begins with
+    ``without_it``."""
+    try:
+        return ctypes.CDLL(str(_built(source)))
+    except (OSError, subprocess.SubprocessError) as error:
+        warnings.warn(
+            f"{without_it}: {_reason(error)}; install a C++ compiler, for example apt-get install g++",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def in_threads(work: Callable[[slice], None], count: int, threads: int) -> None:
+    """Runs ``work`` on slices of ``range(count)`` in threads; ctypes releases the interpreter's lock."""
+    if threads == 1 or count < threads:
+        work(slice(0, count))
+        return
+    cuts = [count * part // threads for part in range(threads + 1)]
+    list(_pool(threads).map(work, (slice(*pair) for pair in zip(cuts, cuts[1:], strict=False))))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"the compiler failed ({error.stderr.strip().splitlines()[:1]})"
+    return str(error)
+
+
+def _built(source: Path) -> Path:
+    """The shared library, built if it is not there: by one process, for which the others wait."""
+    compiler = next((path for path in map(shutil.which, COMPILERS) if path), None)
+    if compiler is None:
+        raise FileNotFoundError("no C++ compiler was found")
+    sources = [source, *sorted(HEADERS.glob("*.hpp"))]
+    made_from = [*(path.read_text("utf-8") for path in sources), compiler, *FLAGS, _processor()]
+    digest = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:32]
+    target = _directory() / f"{source.stem}-{digest}.so"
+    if not target.exists():
+        with locked(str(target.parent / f".{source.stem}.lock")):
+            if not target.exists():  # another process may have built it meanwhile
+                _build(compiler, source, target)
+    return target
+
+
+def _build(compiler: str, source: Path, target: Path) -> None:
+    print(f"building {source.name} for this processor, a few seconds", file=sys.stderr, flush=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".unfinished")
+    os.close(handle)
+    try:
+        command = [compiler, *FLAGS, f"-I{HEADERS}", "-o", temporary, str(source)]
+        subprocess.run(
+            command,
+            check=True,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=BUILD_SECONDS,
+        )
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _processor() -> str:
+    """What -march=native depends on: homes are shared by machines of several kinds."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    kept = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return "\n".join([platform.machine(), *dict.fromkeys(kept or lines[:1])])
+
+
+def _directory() -> Path:
+    """The user's cache, private; where it cannot be written, a directory of this process's own."""
+    home = Path(os.path.expanduser("~"), ".cache", "offline-encoder-distillation")
+    try:
+        if not home.is_absolute():  # a user without a home directory
+            raise FileNotFoundError(home)
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(home, os.W_OK) and home.stat().st_uid == os.getuid():
+            return home
+    except OSError:
+        pass
+    own = tempfile.mkdtemp(prefix="offline-encoder-distillation-")
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    return Path(own)
+
+
+@cache
+def triton_there() -> bool:
+    """Whether Triton can be imported; it comes with torch for GPUs."""
+    return importlib.util.find_spec("triton") is not None
+
+
+if __name__ == "__main__":
+    sys.exit(build_all())

@@ -1,0 +1,16 @@
+# docker build -f infra/deploy/docker/cuda.Dockerfile -t distillation:cuda .
+# The same CUDA as torch's own wheels; devel, because DeepSpeed looks for nvcc.
+FROM nvidia/cuda:13.0.1-devel-ubuntu24.04
+WORKDIR /app
+ENV UV_PYTHON_INSTALL_DIR=/opt/python UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1
+# The packages are a layer of their own: an edited source file reinstalls nothing.
+COPY infra/deploy/install/ infra/deploy/install/
+COPY constraints.txt pyproject.toml ./
+RUN infra/deploy/install/install.sh system && EXTRAS=s3 infra/deploy/install/install.sh dependencies /opt/venv
+COPY . .
+RUN infra/deploy/install/install.sh project /opt/venv \
+    && userdel --remove ubuntu && useradd --uid 1000 --create-home user && install -d -o user /app/runs
+USER 1000
+ENV PATH=/opt/venv/bin:$PATH RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true
+VOLUME /app/runs
+CMD ["python", "-m", "offline_teacher.main", "--help"]

@@ -1,0 +1,93 @@
+"""Paths as users write them: the home directory, file URLs, globs."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from infra.errors import UserError
+from infra.files import remote, storage
+
+
+def expand_home(path: str) -> str:
+    """The path with a leading ``~`` replaced by the home directory, and without ``file://``.
+
+    Any other URL is returned as it is. It is the ``type`` of every path on a command line, and it is applied
+    to every path in a recipe (``SETTINGS``), so that no other code has to do it.
+    """
+    if remote.scheme(path) == "file":
+        path = path.partition("://")[2]
+    return path if storage.is_remote(path) else os.path.expanduser(path)
+
+
+def expand_home_in_uri(uri: str) -> str:
+    """The same for a tracking URI, whose ``file://`` or ``sqlite:///`` stays."""
+    head, tilde, rest = uri.partition("~")
+    return head + os.path.expanduser(tilde + rest) if head in ("", "file://", "sqlite:///") else uri
+
+
+SETTINGS: dict[str, Callable[[str], str]] = {
+    "output": expand_home,
+    "corpus.path": expand_home,
+    "corpus.validation_path": expand_home,
+    "teacher.model": expand_home,
+    "train.deepspeed_config": expand_home,
+    "train.cache_dir": expand_home,
+    "evaluation.data": expand_home,
+    "tracking.uri": expand_home_in_uri,
+}
+"""The settings that name files or directories, and the function that expands each of them."""
+
+
+def expand_settings(tree: dict[str, Any]) -> None:
+    """Applies ``SETTINGS`` to the tree of a recipe; what is no text is left for the checks of its type."""
+    for setting, expand in SETTINGS.items():
+        section, dot, name = setting.rpartition(".")
+        values = tree.get(section) if dot else tree
+        if not isinstance(values, dict):
+            continue
+        value = values.get(name)
+        if isinstance(value, str):
+            values[name] = expand(value)
+        elif isinstance(value, list):
+            values[name] = [expand(item) if isinstance(item, str) else item for item in value]
+
+
+def find_files(globs: Sequence[str]) -> list[str]:
+    """The files that match, sorted. A file that matches several times appears once.
+
+    A path is first tried as it is written, because ``[``, ``?`` and ``*`` may be part of a name: it then
+    matches the file of that name, or what its remainder matches below the directory of that name. Raises
+    UserError for a directory, and for a glob that matches no file.
+    """
+    found: set[str] = set()
+    for pattern in map(expand_home, globs):
+        matches = _matches(pattern)
+        if not matches:
+            raise UserError(f"{remote.shown(pattern)}: matches no file")
+        found.update(matches)
+    first: dict[str, str] = {}
+    for path in sorted(found):
+        first.setdefault(path if storage.is_remote(path) else os.path.realpath(path), path)
+    return list(first.values())
+
+
+def _matches(pattern: str) -> list[str]:
+    kind = storage.kind(pattern)
+    if kind == "file":
+        return [pattern]
+    if kind == "directory":
+        example = storage.join(remote.shown(pattern), "*.txt")
+        raise UserError(f"{remote.shown(pattern)}: is a directory; name its files, for example {example}")
+    head = pattern
+    while glob.has_magic(head := head.rpartition("/")[0]):
+        if storage.kind(head) == "directory":
+            pattern = glob.escape(head) + pattern[len(head) :]
+            break
+    if not storage.is_remote(pattern):
+        return [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
+    found = remote.call(pattern, "glob", remote.key_of(pattern), detail=True)
+    bucket = "/".join(pattern.split("/", 3)[:3])  # with the account, where it names one
+    return [f"{bucket}/{key.partition('/')[2]}" for key, info in found.items() if info["type"] == "file"]

@@ -1,0 +1,398 @@
+"""Files by path or URL: atomic writes, and reads whose failure is a one-line error.
+
+Local: a private temporary file in the same directory, fsync, rename, fsync of the directory.
+Object stores (``s3://``, ``gs://``, ``abfs://``): one whole upload. Every path is a str.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import io
+import json
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import IO, Any, BinaryIO
+
+import xxhash
+
+from infra.errors import UserError, WrongContent
+from infra.files import remote
+from infra.files.os_errors import NO_ROOM, naming
+from infra.files.streams import Decompressed, RemoteFile, compression, remote_range
+
+CHUNK = 8 << 20
+"""Bytes read at once."""
+FETCH_ATTEMPTS = 3
+"""Downloads of a file before its content is called wrong."""
+UNFINISHED = ".tmp-"
+"""Prefix of the name of an unpublished file."""
+LOCK = ".lock"
+"""The name of the empty file that `locks` locks. Listings leave it out."""
+
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+
+
+# --- names ------------------------------------------------------------------------------------------------
+
+
+def is_remote(path: str) -> bool:
+    return remote.scheme(path) is not None
+
+
+def join(root: str, *names: str) -> str:
+    """``root/name/...``; refuses a name that would leave ``root`` (names may come from an untrusted file)."""
+    for name in names:
+        parts = name.split("/")
+        if any(part in ("", ".", "..") for part in parts) or any(c in "\\\0" or ord(c) < 32 for c in name):
+            raise UserError(f"{remote.shown(root)}: {name!r} is not the name of a file inside it")
+    base = root.rstrip("/")
+    if not base:  # "" or "/"
+        return root[:1] + "/".join(names)
+    return "/".join([base, *names])
+
+
+def exists(path: str) -> bool:
+    if not is_remote(path):
+        return os.path.exists(path)
+    return _info(path) is not None
+
+
+def kind(path: str) -> str | None:
+    """``file`` or ``directory``; None where there is neither."""
+    if is_remote(path):
+        return (_info(path) or {}).get("type")
+    return "file" if os.path.isfile(path) else "directory" if os.path.isdir(path) else None
+
+
+def size(path: str) -> int:
+    """Bytes of a file."""
+    if not is_remote(path):
+        with naming(path):
+            return os.stat(path).st_size
+    info = _info(path)
+    if info is None:
+        raise UserError(f"{remote.shown(path)}: no such file")
+    return int(info["size"] or 0)
+
+
+def list_names(directory: str) -> list[str]:
+    """Sorted plain names of the files and directories in it, but unfinished ones and lock; [] if absent."""
+    if is_remote(directory):
+        names = {item["name"].rpartition("/")[2] for item in _listed(directory)}
+    else:
+        try:
+            with naming(directory, FileNotFoundError, NotADirectoryError):
+                names = set(os.listdir(directory))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+    return sorted(name for name in names if not (name.startswith(UNFINISHED) or name == LOCK))
+
+
+def list_sizes(directory: str) -> dict[str, int]:
+    """Bytes of each file in it by its plain name, unfinished ones left out; {} if absent. One listing."""
+    if is_remote(directory):
+        files = [item for item in _listed(directory) if item["type"] == "file"]
+        return {item["name"].rpartition("/")[2]: int(item["size"]) for item in files}
+    sizes = {}
+    for name in list_names(directory):
+        with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+            status = os.stat(os.path.join(directory, name))
+            if stat.S_ISREG(status.st_mode):
+                sizes[name] = status.st_size
+    return sizes
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+def read_bytes(path: str, digest: str | None = None) -> bytes:
+    """The whole file. A remote file is downloaded up to three times until its digest is right. The caller
+    must check the digest of the result."""
+    with naming(path):
+        if not is_remote(path):
+            with open(path, "rb") as file:
+                return file.read()
+        for _ in range(FETCH_ATTEMPTS):
+            data = _download(path)
+            if digest is None or digest_bytes(data) == digest:
+                break
+        return data
+
+
+def read_small(path: str, limit: int, is_right: Callable[[bytes], bool] | None = None) -> bytes | None:
+    """A whole file in one request; None if it is absent. ValueError if it has more than ``limit`` bytes.
+
+    A remote file that is not right is downloaded up to three times, since the fault may be the download's.
+    """
+    for _ in range(FETCH_ATTEMPTS):
+        data = _small(path, limit)
+        if data is None or is_right is None or not is_remote(path) or is_right(data):
+            break
+    return data
+
+
+def _small(path: str, limit: int) -> bytes | None:
+    try:
+        with naming(path, FileNotFoundError):
+            if is_remote(path):
+                data = remote.beginning(path, limit + 1)
+            else:
+                with open(path, "rb") as file:
+                    size = os.fstat(file.fileno()).st_size  # a read takes the memory it may need at once
+                    data = file.read(min(size, limit) + 1)
+    except FileNotFoundError:
+        return None
+    if len(data) > limit:
+        raise ValueError(f"is larger than {limit} bytes")
+    return data
+
+
+def read_range(path: str, start: int, stop: int) -> bytes:
+    """Bytes ``start`` to ``stop`` of a file, one request of an object store. UserError if it ends before."""
+    with naming(path):
+        if is_remote(path):
+            return remote_range(path, start, stop)
+        with open(path, "rb", buffering=0) as file:
+            file.seek(start)
+            data = file.read(stop - start)
+        if len(data) != stop - start:
+            raise UserError(f"{path}: ends before byte {stop}")
+        return data
+
+
+def fetch(path: str, target: str, digest: str) -> None:
+    """Publishes the content of a (remote) file as the local file ``target``.
+
+    Raises ``WrongContent``, and publishes nothing, when none of three downloads has the digest.
+    """
+    for _ in range(FETCH_ATTEMPTS):
+        with contextlib.suppress(WrongContent):
+            with publishing(target) as draft:
+                with _raw(path) as source, open(draft, "wb") as file:
+                    shutil.copyfileobj(source, file, CHUNK)
+                if digest_file(draft) != digest:
+                    raise WrongContent(path)
+            return
+    raise WrongContent(
+        f"{remote.shown(path)}: damaged content (digest is not {digest}, {FETCH_ATTEMPTS} downloads)"
+    )
+
+
+def read_json(path: str) -> Any:
+    try:
+        return json.loads(read_bytes(path).decode())
+    except (ValueError, RecursionError) as problem:
+        raise UserError(f"{remote.shown(path)}: is not JSON: {problem}") from None
+
+
+def open_binary(path: str) -> BinaryIO:
+    """A file as a stream of bytes; .gz and .zst decompressed, damage there raises ``DamagedFile``."""
+    with naming(path):
+        source = io.BufferedReader(_raw(path), CHUNK if is_remote(path) else io.DEFAULT_BUFFER_SIZE)
+    if compression(path) is not None:
+        return io.BufferedReader(Decompressed(source, path), 1 << 20)
+    return source
+
+
+def open_text(path: str, errors: str = "strict") -> IO[str]:
+    """The same as UTF-8 text; ``errors`` as in ``bytes.decode``."""
+    return io.TextIOWrapper(open_binary(path), encoding="utf-8", errors=errors)
+
+
+def digest_bytes(data: bytes | memoryview) -> str:
+    return f"xxh3-128:{xxhash.xxh3_128_hexdigest(data)}"
+
+
+def digest_file(path: str) -> str:
+    with naming(path), _raw(path) as source:
+        return _digest_stream(source)
+
+
+def has_digest(path: str, digest: str) -> bool:
+    """Whether the content is that one; a remote file is downloaded up to three times where it is not."""
+    return any(digest_file(path) == digest for _ in range(FETCH_ATTEMPTS if is_remote(path) else 1))
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def publishing(path: str) -> Iterator[str]:
+    """Yields the path of an empty private local file to fill; on clean exit it is published as ``path``.
+
+    The temporary name keeps the extension of ``path``, for libraries that look at it.
+    """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as directory:
+            draft = os.path.join(directory, path.rpartition("/")[2])
+            with naming(directory, only=NO_ROOM):
+                yield draft
+            with naming(path):
+                remote.call(path, "put_file", draft, remote.key_of(path), size=os.stat(draft).st_size)
+        return
+    directory, name = os.path.split(os.path.abspath(path))
+    draft = os.path.join(directory, f"{UNFINISHED}{secrets.token_hex(6)}-{name[-200:]}")
+    with naming(path):
+        os.makedirs(directory, exist_ok=True)
+        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    try:
+        with naming(path, only=NO_ROOM):
+            yield draft
+        with naming(path):
+            _sync(draft)
+            os.chmod(draft, 0o666 & ~_UMASK)
+            os.replace(draft, path)
+            _sync(directory)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
+
+
+def publish_bytes(path: str, data: bytes | memoryview) -> None:
+    if is_remote(path):
+        with naming(path):
+            remote.call(path, "pipe_file", remote.key_of(path), bytes(data), size=len(data))
+        return
+    with publishing(path) as draft, open(draft, "wb") as file:
+        file.write(data)
+
+
+def publish_if_absent(path: str, data: bytes) -> bool:
+    """Publishes a file, whole and durable, unless there is one; of several at once, exactly one gets True.
+
+    Local: a hard link, which never replaces a file. Object stores: a conditional write; there False may also
+    mean that an earlier try of this call, whose answer was lost, has made it.
+    """
+    if is_remote(path):
+        with naming(path):
+            return remote.create(path, data)
+    directory, name = os.path.split(os.path.abspath(path))
+    draft = os.path.join(directory, f"{UNFINISHED}{secrets.token_hex(6)}-{name[-200:]}")
+    publish_bytes(draft, data)
+    try:
+        with naming(path, FileExistsError, only=NO_ROOM):
+            os.link(draft, path)
+            _sync(directory)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as problem:
+        raise UserError(
+            f"{path}: its file system makes no hard links ({problem.strerror}), which keep two writers of "
+            "one file apart; choose another file system or an object store"
+        ) from problem
+    finally:
+        remove(draft)
+
+
+def keep_bytes(path: str, data: bytes) -> None:
+    """Publishes ``data`` unless it is there already, so that what is complete can be read-only."""
+    if not exists(path) or read_bytes(path) != data:
+        publish_bytes(path, data)
+
+
+def publish_json(path: str, value: Any) -> None:
+    """Canonical: the same value always gives the same bytes. NaN and infinity raise ``ValueError``."""
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    publish_bytes(path, (text + "\n").encode())
+
+
+def require_writable(directory: str) -> None:
+    """Raises UserError if no file can be published in ``directory``, so that this is known before the
+    work."""
+    probe = join(directory, "writable")
+    publish_bytes(probe, b"")
+    remove(probe)
+
+
+def remove(path: str) -> None:
+    """Removes one file; an absent one is no error."""
+    with naming(path, FileNotFoundError), contextlib.suppress(FileNotFoundError):
+        if is_remote(path):
+            remote.call(path, "rm_file", remote.key_of(path))
+        else:
+            os.unlink(path)
+
+
+def move(path: str, target: str) -> bool:
+    """One file to another place, over what is there. False, and nothing is done, where there is none."""
+    if is_remote(path):
+        if not exists(path):
+            return False
+        publish_bytes(target, read_bytes(path))
+        remove(path)
+        return True
+    if not os.path.lexists(path):
+        return False
+    with naming(path):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        shutil.move(path, target)  # a store may be a mount of its own: its neighbour is another file system
+    return True
+
+
+def remove_tree(path: str) -> None:
+    """Removes a directory and all in it; an absent one is no error."""
+    with naming(path, FileNotFoundError), contextlib.suppress(FileNotFoundError):
+        if is_remote(path):
+            remote.call(path, "rm", glob.escape(remote.key_of(path)), recursive=True)  # rm takes globs
+        else:
+            shutil.rmtree(path)
+
+
+def remove_unfinished(directory: str) -> None:
+    """Removes temporary files of killed writers, at any depth. No writer may be active in the directory."""
+    if not is_remote(directory):
+        for folder, _, names in os.walk(directory):
+            for name in names:
+                if name.startswith(UNFINISHED):
+                    remove(os.path.join(folder, name))
+
+
+# --- inside -------------------------------------------------------------------------------------------------
+
+
+def _info(path: str) -> dict[str, Any] | None:
+    try:
+        return dict(remote.call(path, "info", remote.key_of(path)))
+    except FileNotFoundError:
+        return None
+
+
+def _listed(directory: str) -> Iterator[dict[str, Any]]:
+    """What fsspec knows of each file and directory in it; names without a slash at the end."""
+    here = remote.key_of(directory)
+    for page in remote.pages(directory):
+        named = ({**item, "name": str(item["name"]).rstrip("/")} for item in page)
+        yield from (item for item in named if item["name"] != here)
+
+
+def _download(path: str) -> bytes:
+    whole = bytearray(size(path))
+    with RemoteFile(path, len(whole)) as source:
+        source.readinto(whole)
+    return bytes(whole)
+
+
+def _raw(path: str) -> Any:
+    return RemoteFile(path, size(path)) if is_remote(path) else open(path, "rb", buffering=0)  # noqa: SIM115
+
+
+def _digest_stream(source: Any) -> str:
+    state, buffer = xxhash.xxh3_128(), memoryview(bytearray(CHUNK))
+    while count := source.readinto(buffer):
+        state.update(buffer[:count])
+    return f"xxh3-128:{state.hexdigest()}"
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,216 @@
+"""The recipe: all settings of a run, in one YAML file. `recipe_file` reads and checks the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
+
+from infra.errors import UserError
+from infra.files import storage
+from infra.settings import sections
+from infra.settings.recipe_words import nearest
+from infra.settings.sections import SOFT_TARGETS, require
+from infra.settings.yaml_text import dump_yaml
+from infra.trees import plain
+
+DEFAULT_STUDENT = "student"
+"""Name of the only student of a recipe without ``students``."""
+ROWS = ("teacher", "undistilled")
+"""Rows of every report, which no student can be called."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Name, place and the nine sections of ``infra.settings.sections``; valid by construction."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: str
+    output: str = "runs"
+    corpus: sections.Corpus | None = None
+    """Only the teacher pass reads it, and needs it."""
+    sequences: sections.Sequences = field(default_factory=sections.Sequences)
+    masking: sections.Masking = field(default_factory=sections.Masking)
+    teacher: sections.Teacher | None = None
+    """Only the teacher pass reads it, and needs it."""
+    store: sections.Store = field(default_factory=sections.Store)
+    student: sections.Student = field(default_factory=sections.Student)
+    train: sections.Train = field(default_factory=sections.Train)
+    students: dict[str, sections.Variant] = field(default_factory=dict)
+    """Name -> settings of one of several students; what one leaves out is as in ``student`` and ``train``."""
+    evaluation: sections.Evaluation = field(default_factory=sections.Evaluation)
+    tracking: sections.Tracking = field(default_factory=sections.Tracking)
+
+    def __post_init__(self) -> None:
+        for field_name, value in (("name", self.name), *(("students", name) for name in self.students)):
+            require(
+                re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value) is not None,
+                f"{field_name}: must be letters, digits, dots, dashes and underscores, at most 100,"
+                f" not {value!r}",
+            )
+        alike = {name.lower() for name in self.students}
+        require(
+            len(alike) == len(self.students),
+            f"students: two of {', '.join(self.students)} differ only in upper and lower case",
+        )
+        taken = alike & set(ROWS)
+        require(
+            not taken,
+            f"students: {', '.join(taken)} is the name of another row of the report; choose another",
+        )
+        require(self.output != "", "output: names no directory")
+        _check_across_sections(self)
+
+    @property
+    def root(self) -> str:
+        """The directory of everything this recipe makes."""
+        return storage.join(self.output, self.name)
+
+    @property
+    def store_path(self) -> str:
+        """Directory or URL of the store."""
+        return self.store.path or storage.join(self.root, "store")
+
+    def refuse_outputs_in_store(self) -> None:
+        """UserError where the store is around what the recipe makes: ``verify`` would call that foreign, and
+        ``--repair`` would move it away."""
+        places = (self.store_path, self.root)
+        store, own = (path if storage.is_remote(path) else os.path.realpath(path) for path in places)
+        if f"{own}/".startswith(store.rstrip("/") + "/"):
+            raise UserError(
+                f"store.path: {self.store_path} would hold {self.root}, where students and evaluation go;"
+                " give the store a directory of its own"
+            )
+
+    def runs(self) -> dict[str, StudentRun]:
+        """Every student of the recipe, by name, in the order of the file."""
+        variants = self.students or {
+            DEFAULT_STUDENT: sections.Variant(student=self.student, train=self.train)
+        }
+        return {
+            name: StudentRun(self, name, variant.student, variant.train) for name, variant in variants.items()
+        }
+
+    def run(self, name: str) -> StudentRun:
+        """The student of this name. UserError, with the nearest name, where the recipe has none."""
+        runs = self.runs()
+        if name not in runs:
+            raise UserError(nearest(f"the recipe has no student {name!r}", name, list(runs)))
+        return runs[name]
+
+    @property
+    def evaluation_dir(self) -> str:
+        return storage.join(self.root, "evaluation")
+
+    def outcome(self, *names: str) -> dict[str, dict[str, Any]]:
+        """The fields of these sections that change the outcome, JSON-able: its part of a fingerprint."""
+        return {name: fingerprinted(getattr(self, name)) for name in names}
+
+    def to_yaml(self) -> str:
+        """Every field, defaults included; ``load_recipe`` of it gives an equal recipe."""
+        return dump_yaml(plain(dataclasses.asdict(self)))
+
+    def save(self, directory: str) -> None:
+        """Publishes ``directory/recipe.yaml``."""
+        storage.keep_bytes(storage.join(directory, "recipe.yaml"), self.to_yaml().encode())
+
+
+@dataclass(frozen=True)
+class StudentRun:
+    """One student of a recipe: its settings, and where it is made."""
+
+    recipe: Recipe
+    name: str
+    student: sections.Student
+    train: sections.Train
+
+    @property
+    def directory(self) -> str:
+        return storage.join(self.recipe.root, "students", self.name)
+
+    @property
+    def registered_name(self) -> str:
+        """Its name in the model registry; several students have the recipe's with their own behind it."""
+        name = self.recipe.tracking.model_name or self.recipe.name
+        return f"{name}-{self.name}" if self.recipe.students else name
+
+    @property
+    def title(self) -> str:
+        """What a progress bar calls it: a recipe's only student has no name of its own."""
+        return self.name if self.name == DEFAULT_STUDENT else f"student {self.name}"
+
+    def fingerprinted(self) -> dict[str, dict[str, Any]]:
+        """The settings that decide what the student becomes, JSON-able."""
+        return {"student": fingerprinted(self.student), "train": fingerprinted(self.train)}
+
+
+def fingerprinted(section: Any) -> dict[str, Any]:
+    """The fields of a section that change the result, JSON-able."""
+    return {
+        item.name: plain(getattr(section, item.name))
+        for item in dataclasses.fields(section)
+        if item.metadata["outcome"]
+    }
+
+
+def _check_across_sections(recipe: Recipe) -> None:
+    corpus, store = recipe.corpus, recipe.store
+    if corpus is None:
+        return
+    require(
+        corpus.source == "hub" or (corpus.config is None and corpus.validation_split is None),
+        f"corpus.config and corpus.validation_split are for source: hub, not {corpus.source}",
+    )
+    require(
+        corpus.source != "hub" or not corpus.validation_path,
+        "corpus.validation_path: a hub corpus takes its held-out text from corpus.validation_split",
+    )
+    require(
+        corpus.source == "text" or corpus.document == "line",
+        f"corpus.document: {corpus.document} is for source: text; a row of {corpus.source} is one document",
+    )
+    require(
+        store.positions != "pooled" or recipe.sequences.packing == "document",
+        "store.positions: pooled keeps one vector a document; set sequences.packing: document",
+    )
+    require(
+        store.positions != "masked" or recipe.masking.probability != 0,
+        "store.positions: masked keeps nothing where masking.probability is 0",
+    )
+
+
+def unmet_needs(train: sections.Train, store: sections.Store) -> list[str]:
+    """What the loss needs and a store with these settings lacks; each starts with a field of ``train``."""
+    if train.teacher == "live":
+        withheld = "teacher: live runs the whole teacher, and needs a store with store.teacher_weights: true"
+        return [] if store.teacher_weights else [withheld]
+    if store.positions == "pooled":
+        return []
+    problems = []
+    if train.alpha_cos and store.hidden_states == "none":
+        problems.append(
+            "alpha_cos: the cosine term needs hidden states; set alpha_cos: 0 or store.hidden_states: float16"
+        )
+    if train.alpha_relation and store.replay_layers == 0:
+        problems.append("alpha_relation: relations need a store with store.replay_layers: 1 or more")
+    if train.alpha_ce and train.kl_positions == "all" and store.positions == "masked":
+        problems.append("kl_positions: all, but the store keeps masked positions only; set it to masked")
+    kind = train.soft_target_kind(store.hidden_states)
+    if kind is None:
+        return problems
+    needs = SOFT_TARGETS[kind]
+    if needs.hidden_states and store.hidden_states == "none":
+        problems.append(f"soft_targets: {kind} needs store.hidden_states: float16 or int8, not none")
+    if needs.top_k and store.top_k == 0:
+        problems.append(f"soft_targets: {kind} needs store.top_k > 0")
+    if needs.top_k and train.temperature not in store.temperatures:
+        problems.append(
+            f"temperature: {train.temperature:g} is not among the store's temperatures"
+            f" {list(store.temperatures)}, which {kind} soft targets need"
+        )
+    return problems

@@ -1,0 +1,243 @@
+"""Reads a YAML file and the command line's overrides into a ``Recipe``; a mistake becomes a one-sentence
+error."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import TypeAdapter, ValidationError
+
+from infra.errors import UserError
+from infra.files import storage
+from infra.files.paths import expand_settings
+from infra.settings import sections
+from infra.settings.recipe import Recipe, unmet_needs
+from infra.settings.recipe_words import alternatives, expected, nearest
+from infra.settings.sections import require
+from infra.settings.yaml_text import NotYaml, parse_yaml
+from infra.trees import leaves, shown
+
+OPTIONAL = ("corpus", "teacher")
+"""Sections that only the teacher pass needs."""
+VARIANT_SECTIONS = ("student", "train")
+"""What each of several students may set for itself."""
+MAX_BYTES = 1 << 16
+"""Largest size of a recipe; a larger file is not a recipe."""
+_ADAPTER = TypeAdapter(Recipe)
+_TYPES: dict[str, Any] = {
+    name: kind for name, kind in typing.get_type_hints(Recipe).items() if not name.startswith("_")
+}
+SECTIONS: dict[str, dict[str, Any]] = {
+    name: typing.get_type_hints(member)
+    for name, kind in _TYPES.items()
+    for member in (kind, *typing.get_args(kind))
+    if dataclasses.is_dataclass(member) and member is not sections.Variant
+}
+"""Section name -> field name -> type."""
+
+
+def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and checks a recipe; ``overrides`` are ``section.key=value`` (or ``name=``, ``output=``).
+
+    Raises ``UserError``, one sentence naming the file or override, the field and what it should be.
+    """
+    if storage.exists(path) and storage.size(path) > MAX_BYTES:
+        raise UserError(f"{path}: a recipe is at most {MAX_BYTES} bytes, this file is {storage.size(path)}")
+    try:
+        text = storage.read_bytes(path).decode()
+        tree = parse_yaml(text)
+    except (UnicodeDecodeError, NotYaml) as problem:
+        raise UserError(f"{path}: not a recipe in YAML: {problem}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections, this is {shown(tree)}")
+    for section in SECTIONS:
+        if section in tree and tree[section] is None and section not in OPTIONAL:
+            tree[section] = {}  # all its keys are commented out
+    for override in overrides:
+        _apply_override(tree, override)
+    given = tree.pop("students", None) or {}
+    recipe = _validated(tree, path)
+    if given:
+        recipe = _with_students(recipe, tree, given, path)
+    _check_students(recipe, path)
+    return recipe
+
+
+def _with_students(recipe: Recipe, tree: dict[str, Any], given: Any, path: str) -> Recipe:
+    """The recipe with its students, each checked as if it were the recipe's only one."""
+    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+        raise UserError(f"{path}: students: expected a mapping of names, not {shown(given)}")
+    variants = {}
+    for name, own in given.items():
+        where = f"{path}: students.{name}"
+        own = {} if own is None else own
+        if not isinstance(own, dict):
+            raise UserError(f"{where}: expected a mapping of settings, not {shown(own)}")
+        for section, values in own.items():
+            if section not in VARIANT_SECTIONS:
+                raise UserError(_unknown(f"{where}: unknown key {section}", section, list(VARIANT_SECTIONS)))
+            if not isinstance(values, dict):
+                raise UserError(f"{where}.{section}: expected a mapping of settings, not {shown(values)}")
+        merged = {section: {**tree.get(section, {}), **own.get(section, {})} for section in VARIANT_SECTIONS}
+        alone = _validated({**tree, **merged}, where)
+        variants[name] = sections.Variant(student=alone.student, train=alone.train)
+    try:
+        return dataclasses.replace(recipe, students=variants)
+    except ValueError as problem:
+        raise UserError(f"{path}: {problem}") from None
+
+
+def _check_students(recipe: Recipe, path: str) -> None:
+    """UserError where a student needs what the recipe's store will not hold."""
+    if recipe.corpus is None:  # the store is there already, and is asked itself
+        return
+    for name, run in recipe.runs().items():
+        where = f"students.{name}.train" if recipe.students else "train"
+        for problem in unmet_needs(run.train, recipe.store):
+            raise UserError(f"{path}: {where}.{problem}")
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.partition(".")
+    where = f"override {key}"
+    if not equals or not key.strip() or (key in SECTIONS):
+        raise UserError(f"override {override!r}: write section.key=value, for example train.seed=1")
+    if not dot:
+        if key not in _TYPES:
+            raise UserError(_unknown(where, key, ["name", "output"]))
+        tree[key] = _override_value(text, _TYPES[key])
+        return
+    if section == "students":
+        tree = _student_tree(tree, name, where)
+        section, _, name = name.partition(".")[2].partition(".")
+    if section not in SECTIONS:
+        raise UserError(_unknown(f"{where}: unknown section {section}", section, list(SECTIONS)))
+    if name not in SECTIONS[section]:
+        raise UserError(_unknown(f"{where}: unknown key", name, list(SECTIONS[section])))
+    values = tree.setdefault(section, {})
+    if not isinstance(values, dict):
+        raise UserError(f"{section}: expected a mapping of settings, not {shown(values)}")
+    values[name] = _override_value(text, SECTIONS[section][name])
+
+
+def _student_tree(tree: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    """The sections of one student of ``students``, for an override students.NAME.section.key."""
+    students, student = tree.get("students"), name.partition(".")[0]
+    if not isinstance(students, dict) or student not in students:
+        raise UserError(_unknown(f"{where}: unknown student {student}", student, list(students or {})))
+    students[student] = own = students[student] if isinstance(students[student], dict) else {}
+    return own
+
+
+def _override_value(text: str, kind: Any) -> Any:
+    """YAML, except that what is not YAML (``*.txt``) and numbers meant for a text field stay text."""
+    try:
+        value = parse_yaml(text)
+    except NotYaml:
+        return text
+    takes_text_only = str in alternatives(kind) and not {int, float, bool} & set(alternatives(kind))
+    is_scalar = isinstance(value, int | float | bool)
+    return text if is_scalar and takes_text_only else value
+
+
+def _validated(tree: dict[str, Any], source: str) -> Recipe:
+    for section, name in (("corpus", "path"), ("corpus", "validation_path"), ("evaluation", "tasks")):
+        values = tree.get(section)
+        if isinstance(values, dict) and isinstance(values.get(name), str):
+            values[name] = [values[name]]
+    expand_settings(tree)
+    try:
+        _refuse_broken_text(tree)
+        _refuse_credentials(tree)
+        _refuse_near_literals(tree)
+        return _ADAPTER.validate_json(json.dumps(tree))  # JSON: strict, yet lists may become tuples
+    except ValidationError as problems:
+        errors = problems.errors(include_url=False)
+        errors.sort(
+            key=lambda error: "unexpected" not in error["type"]
+        )  # a misspelt key is also a missing one
+        others = len({error["loc"][:2] for error in errors}) - 1
+        rest = f" ({others} more to put right after it)" if others else ""
+        raise UserError(f"{source}: {_sentence(errors[0], tree)}{rest}") from None
+    except ValueError as problem:
+        raise UserError(f"{source}: {problem}") from None
+
+
+def _sentence(error: Any, tree: dict[str, Any]) -> str:
+    """What one pydantic error means, in our words and with the field's full name."""
+    place = [str(part) for part in error["loc"]]
+    outer, inner = (place + ["", ""])[:2]
+    full = ".".join(place[:2])
+    if error["type"] == "value_error":  # from a __post_init__: the sentence is ours already
+        reason = str(error["ctx"]["error"])
+        starts_with_field = reason.partition(":")[0] in SECTIONS.get(outer, {})
+        return f"{outer}{'.' if starts_with_field else ': '}{reason}" if outer else reason
+    if "unexpected" in error["type"]:
+        return _unknown(f"unknown key {full}", place[-1], list(SECTIONS[outer]) if inner else list(_TYPES))
+    if "missing" in error["type"] and len(place) <= 2:
+        return f"{full}: is required, for example {_EXAMPLES[outer]}"
+    if inner and isinstance(tree[outer], dict):
+        return f"{full}: expected {expected(SECTIONS[outer][inner])}, not {shown(tree[outer][inner])}"
+    kind = "a mapping of settings" if outer in SECTIONS else expected(_TYPES[outer])
+    return f"{outer}: expected {kind}, not {shown(tree[outer])}"
+
+
+_EXAMPLES = {
+    "name": "name: my-run",
+    "corpus": "corpus: {path: 'texts/*.txt'}",
+    "teacher": "teacher: {model: bert-base-uncased}",
+}
+
+
+def _unknown(where: str, name: str, known: list[str]) -> str:
+    """``where`` and the nearest known name, else the setting of that name in another section."""
+    return nearest(where, name, known, [f"{one}.{name}" for one, names in SECTIONS.items() if name in names])
+
+
+def _refuse_near_literals(tree: Mapping[str, Any]) -> None:
+    """``true`` and ``1.0`` equal 1, but are not written 1."""
+    for section, kinds in SECTIONS.items():
+        values = tree.get(section)
+        if not isinstance(values, dict):
+            continue
+        for name, value in values.items():
+            kind = kinds.get(name)
+            if typing.get_origin(kind) is Literal:
+                near = any(
+                    value == choice and type(value) is not type(choice) for choice in typing.get_args(kind)
+                )
+                require(not near, f"{section}.{name}: expected {expected(kind)}, not {shown(value)}")
+
+
+def _refuse_broken_text(tree: Mapping[str, Any]) -> None:
+    """A name on the command line that is not UTF-8 comes as lone surrogates, which no file can hold."""
+    for key, value in leaves(tree):
+        told = f"{key}: {json.dumps(value, ensure_ascii=False)}"
+        readable = told.encode(errors="backslashreplace").decode()
+        require(told == readable, f"{readable} is not valid Unicode; rename what it names")
+
+
+def _refuse_credentials(tree: Mapping[str, Any]) -> None:
+    """The resolved recipe is written beside every output and into the tracking run."""
+    for key, value in leaves(tree):
+        for text in value if isinstance(value, list) else [value]:
+            require(
+                not _holds_password(text),
+                f"{key}: holds a password; recipes are copied beside every output, so give credentials "
+                "through the environment (AWS_*, MLFLOW_TRACKING_*, PGPASSWORD)",
+            )
+
+
+def _holds_password(text: Any) -> bool:
+    if not isinstance(text, str) or "://" not in text:
+        return False
+    try:
+        return bool(urlsplit(text).password)
+    except ValueError:
+        return False

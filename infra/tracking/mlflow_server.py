@@ -1,0 +1,300 @@
+"""The MLflow side of tracking, the only place that imports it: sends the entries of a stage's journal."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from infra.errors import UserError
+from infra.files import storage
+from infra.files.locks import locked
+from infra.tracking.journal import Entry
+from infra.tracking.redaction import flat, redact, short
+from infra.tracking.tracked_runs import TrackedRun, parent_params, tracked_runs
+
+if TYPE_CHECKING:
+    from infra.settings.recipe import Recipe
+
+IDS = "tracking.json"
+"""Key of a run -> MLflow's id."""
+POINTS, _PARAMS = 1000, 100
+"""MLflow's limits: metric points and params a request."""
+_HOPELESS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "PERMISSION_DENIED")
+"""Error codes that sending the same again cannot change."""
+
+
+class Server:
+    """The MLflow side of one nested run. Methods raise when the server cannot be reached."""
+
+    def __init__(self, recipe: Recipe, run: TrackedRun) -> None:
+        # Not first in the thread that sends: two threads that import one package can see it half made.
+        import mlflow.tracking  # noqa: F401
+
+        self._run, self._recipe = run, recipe
+        self.ids: dict[str, str] = {}
+        self.refused: list[str] = []
+        self._client: Any = None
+        self._params: dict[str, str] = {}
+        self._last: dict[str, tuple[int, float]] = {}
+        """Metric -> step and value of its newest point on the server."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server has answered."""
+        return self._client is not None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a database of a file system, which is never away, but may be slow to be created."""
+        return (self._recipe.tracking.uri or "sqlite:").startswith("sqlite:")
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the nested run; None where the server has not answered yet."""
+        return self.ids.get(self._run.key)
+
+    @property
+    def _run_id(self) -> str:
+        return self.ids[self._run.key]
+
+    def send(self, entries: list[Entry]) -> int:
+        """Sends the first entry, or the run of metrics it begins; returns how many were dealt with."""
+        from mlflow.exceptions import MlflowException
+
+        if self._client is None:
+            self._connect()
+        first, count = entries[0], 1
+        try:
+            if "metrics" in first:
+                count = self._send_metrics(entries)
+            elif "params" in first:
+                self._send_params(first["params"])
+            elif "status" in first:
+                self._send_status(first["status"])
+            elif "artifact" in first:
+                self._send_files(first["artifact"], first["folder"])
+            elif "store" in first:
+                self._send_store(first["store"], first["digest"])
+            elif "model" in first:
+                self._send_model(first)
+        except (MlflowException, FileNotFoundError) as problem:
+            if isinstance(problem, MlflowException) and problem.error_code not in _HOPELESS:
+                raise
+            self.refused.append(f"{next(iter(first))} was refused: {short(problem)}")
+        return count
+
+    def _connect(self) -> None:
+        for noisy in ("alembic", "mlflow", "urllib3"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        from mlflow.tracking import MlflowClient
+
+        recipe = self._recipe
+        uri = recipe.tracking.uri or sqlite_uri(storage.join(recipe.output, "mlflow.db"))
+        # Two processes migrating a fresh sqlite database break it; and tracking.json is read, then written.
+        with _connecting(uri, recipe):
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            experiment = self._experiment(client, uri)
+            self._find_runs(client, experiment, redact(uri))
+        self._params = dict(client.get_run(self._run_id).data.params)
+        self._client = client
+
+    def _experiment(self, client: Any, uri: str) -> str:
+        name = self._recipe.tracking.experiment
+        known = client.get_experiment_by_name(name)
+        if known is not None:
+            return str(known.experiment_id)
+        local = uri.startswith("sqlite:") and not storage.is_remote(self._recipe.output)
+        place = Path(storage.join(self._recipe.output, "mlartifacts")).absolute().as_uri() if local else None
+        return str(client.create_experiment(name, artifact_location=place))
+
+    def _find_runs(self, client: Any, experiment: str, uri: str) -> None:
+        """Fills ``ids`` from tracking.json as far as the server knows them, and creates what is missing."""
+        saved = self._saved_ids()
+        ids = {"uri": uri, **saved} if saved.get("uri", uri) == uri else {"uri": uri}
+        parent, created = _known_or_new(client, ids.get("parent"), experiment, self._recipe.name, {})
+        ids["parent"] = parent
+        if created:
+            _log_params(client, parent, flat(parent_params(self._recipe)))
+            client.log_text(parent, redact(self._recipe.to_yaml()), "recipe.yaml")
+        key, tags = self._run.key, {"mlflow.parentRunId": parent, **self._run.tags}
+        ids[key], _ = _known_or_new(client, ids.get(key), experiment, key, tags)
+        if ids != saved:
+            storage.publish_json(storage.join(self._recipe.root, IDS), ids)
+        self.ids = ids
+
+    def _saved_ids(self) -> dict[str, str]:
+        """What any process of the recipe noted of its runs; {} where that is absent or damaged."""
+        path = storage.join(self._recipe.root, IDS)
+        with contextlib.suppress(UserError):
+            return dict(storage.read_json(path)) if storage.exists(path) else {}
+        return {}
+
+    def _send_metrics(self, entries: list[Entry]) -> int:
+        from mlflow.entities import Metric
+
+        points: list[Any] = []
+        count = 0
+        for entry in entries:
+            if "metrics" not in entry or len(points) + len(entry["metrics"]) > POINTS:
+                break
+            count += 1
+            for name, value in entry["metrics"].items():
+                step = entry["step"]
+                if self._is_new(name, step, value):
+                    points.append(Metric(name, value, entry["time"], step or 0))
+                    self._last[name] = (step or 0, value)
+        if points:
+            try:
+                self._client.log_batch(self._run_id, metrics=points)
+            except Exception:
+                self._last.clear()  # ask again what arrived
+                raise
+        return max(1, count)
+
+    def _is_new(self, name: str, step: int | None, value: float) -> bool:
+        if name not in self._last:
+            history = self._client.get_metric_history(self._run_id, name)
+            newest = max(history, key=lambda point: (point.step, point.timestamp), default=None)
+            if newest is None:
+                return True
+            self._last[name] = (newest.step, newest.value)
+        last_step, last_value = self._last[name]
+        # Without a step (a score), the same value again is the same point and another value a new one.
+        return step > last_step if step is not None else value != last_value
+
+    def _send_params(self, params: dict[str, str]) -> None:
+        for name, value in params.items():
+            if self._params.get(name, value) != value:
+                self._client.set_tag(self._run_id, f"resumed.{name}", value)
+        fresh = {name: value for name, value in params.items() if name not in self._params}
+        _log_params(self._client, self._run_id, fresh)
+        self._params.update(fresh)
+
+    def _send_status(self, status: str) -> None:
+        parent = self.ids["parent"]
+        if status == "RUNNING":
+            self._client.update_run(self._run_id, status=status)
+            self._client.update_run(parent, status=status)
+            return
+        self._client.set_terminated(self._run_id, status)
+        saved = self._saved_ids()
+        known = self.ids | (saved if saved.get("uri") == self.ids["uri"] else {})
+        keys = [one.key for one in tracked_runs(self._recipe)]
+        found = {self._client.get_run(known[key]).info.status for key in keys if key in known}
+        if status == "FAILED" or (set(keys) <= set(known) and found <= {"FINISHED", "FAILED"}):
+            self._client.set_terminated(parent, "FINISHED" if found == {"FINISHED"} else "FAILED")
+
+    def _send_files(self, path: str, folder: str | None) -> None:
+        send = self._client.log_artifacts if os.path.isdir(path) else self._client.log_artifact
+        send(self._run_id, path, folder)
+
+    def _send_store(self, source: str, digest: str) -> None:
+        from mlflow.data.dataset_source_registry import resolve_dataset_source
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag
+
+        with warnings.catch_warnings():  # two of MLflow's kinds of local directory fit, it says
+            warnings.simplefilter("ignore")
+            origin = resolve_dataset_source(source)
+        # MLflow keeps 36 characters of a digest: the 32 of xxh3-128 without its name.
+        dataset = MetaDataset(origin, name="store", digest=digest.rpartition(":")[2][:36])  # type: ignore[abstract]
+        tag = InputTag("mlflow.data.context", "produced" if self._run.stage == "teacher" else "training")
+        self._client.log_inputs(self._run_id, [DatasetInput(dataset._to_mlflow_entity(), [tag])])
+        self._client.set_tag(self._run_id, "store.digest", digest)
+
+    def _send_model(self, entry: Entry) -> None:
+        name, client = entry["name"], self._client
+        if not os.path.isdir(entry["model"]):
+            raise FileNotFoundError(f"{entry['model']}: no such directory")
+        folder = entry.get("folder", "model")
+        client.log_artifacts(self._run_id, entry["model"], folder)
+        _register(client, name)
+        of_run = client.search_model_versions(f"run_id = '{self._run_id}'")
+        versions = [version for version in of_run if version.name == name]
+        if versions:
+            version = max(versions, key=lambda known: int(known.version)).version
+            for key, value in entry["tags"].items():
+                client.set_model_version_tag(name, version, key, value)
+        else:
+            source = f"{client.get_run(self._run_id).info.artifact_uri}/{folder}"
+            version = client.create_model_version(name, source, self._run_id, tags=entry["tags"]).version
+        if entry["alias"] and self._deserves(entry, version):
+            client.set_registered_model_alias(name, entry["alias"], version)
+
+    def _deserves(self, entry: Entry, version: str) -> bool:
+        """Whether ``version`` takes the alias from the version that holds it."""
+        score, tags = entry.get("score"), entry["tags"]
+        aliases = self._client.get_registered_model(entry["name"]).aliases
+        if score is None or entry["alias"] not in aliases:
+            return True
+        holder = self._client.get_model_version(entry["name"], aliases[entry["alias"]])
+        if holder.version == version or score not in holder.tags:
+            return True
+        comparable = holder.tags.get("tasks") == tags.get("tasks")
+        return comparable and float(tags[score]) >= float(holder.tags[score])
+
+
+def sqlite_uri(path: str) -> str:
+    """The URI of a database file as SQLAlchemy and MLflow read it.
+
+    ``?`` begins a query, and since SQLAlchemy 2.1 ``%41`` is an A: such a path is given as SQLite's own URI.
+    Its slashes are quoted too: MLflow takes the text as it stands for a path, and makes its directories.
+    """
+    if "?" not in path and "%" not in path:
+        return f"sqlite:///{path}"
+    from sqlalchemy.engine import URL
+
+    name = "file:" + quote(os.path.abspath(path), safe="")
+    return URL.create("sqlite", database=name, query={"uri": "true"}).render_as_string(hide_password=False)
+
+
+def _connecting(uri: str, recipe: Recipe) -> contextlib.AbstractContextManager[None]:
+    if recipe.tracking.uri is None:
+        return locked(storage.join(recipe.output, "mlflow.db.lock"))
+    if uri.startswith("sqlite:///"):
+        return locked(uri.removeprefix("sqlite:///").partition("?")[0] + ".lock")
+    if storage.is_remote(recipe.root):
+        return contextlib.nullcontext()
+    return locked(storage.join(recipe.root, ".tracking.lock"))
+
+
+def _register(client: Any, name: str) -> None:
+    """Makes the registered model, where there is none of that name. It is not searched for: a name with a
+    quote is no part of a filter."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(name)
+    except MlflowException as problem:
+        if problem.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        client.create_registered_model(name)
+
+
+def _known_or_new(
+    client: Any, run_id: str | None, experiment: str, name: str, tags: dict[str, str]
+) -> tuple[str, bool]:
+    """(id, whether it was created): the run where the server has it, undeleted, else a new one."""
+    from mlflow.exceptions import MlflowException
+
+    if run_id:
+        try:
+            if client.get_run(run_id).info.lifecycle_stage == "active":
+                return run_id, False
+        except MlflowException as problem:
+            if problem.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    return str(client.create_run(experiment, run_name=name, tags=tags).info.run_id), True
+
+
+def _log_params(client: Any, run_id: str, params: dict[str, str]) -> None:
+    from mlflow.entities import Param
+
+    items = [Param(name, value) for name, value in params.items()]
+    for start in range(0, len(items), _PARAMS):
+        client.log_batch(run_id, params=items[start : start + _PARAMS])

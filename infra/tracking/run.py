@@ -1,0 +1,261 @@
+"""Tracked runs in MLflow: a parent run for each recipe, nested runs for its stages and its students.
+
+Everything logged goes into a journal first and is sent by a background thread, so a step never waits. If the
+server or database does not answer, a stage loses some seconds at its start and end and prints one line. The
+next start of any stage of the recipe sends the rest. Only rank 0 logs. Nothing here raises an error in a
+stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from infra.files import storage
+from infra.tracking.journal import Journal
+from infra.tracking.mlflow_server import POINTS, Server
+from infra.tracking.redaction import flat, redact, short
+from infra.tracking.tracked_runs import TrackedRun, tracked_run, tracked_runs
+
+if TYPE_CHECKING:
+    from infra.settings.recipe import Recipe
+
+_START_SECONDS = 5.0
+"""Seconds to wait for the server's first answer, so that most runs know their id from the start."""
+_PATIENCE_SECONDS, _AWAY_SECONDS = 120.0, 10.0
+"""At the end, for the next record to be taken: by a file or a server that has answered, and by others."""
+_RETRY_SECONDS = 15.0
+_SYSTEM_SECONDS = 10.0
+
+
+class Run:
+    """A run that records nothing: other ranks, and ``tracking.enabled: false``. Also the interface."""
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id; None where nothing is tracked or the server has not answered yet."""
+        return None
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Logged once; one that differs on a resumed run becomes the tag ``resumed.<name>``."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """A point of each metric; a step that is not after the last one recorded is not recorded again."""
+
+    def log_artifact(self, path: str, folder: str | None = None) -> None:
+        """A local file or directory, as it is when it is sent."""
+
+    def log_store(self, store_dir: str, digest: str) -> None:
+        """The store as a dataset of the run, with its manifest's digest."""
+
+    def register_model(
+        self,
+        model_dir: str,
+        name: str,
+        alias: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        score: str | None = None,
+        folder: str = "model",
+    ) -> None:
+        """Logs a model directory as artifact ``folder``, file by file, and makes it a version of ``name``.
+
+        The version takes ``alias``. With ``score``, a tag that holds a number, only where that is at least
+        the number of the version that has the alias now, and both have the same tag ``tasks``.
+        """
+
+    def finish(self, ok: bool) -> None:
+        """Sends what is left and ends the run; the parent run ends with its last stage."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self.finish(kind is None)
+
+
+def start_run(recipe: Recipe, stage: str, rank: int = 0, student: str | None = None) -> Run:
+    """The run of ``stage`` ("teacher", "student", "evaluation"), resumed where ``tracking.json`` knows it.
+
+    ``student``: which of several students, each of which has a run of its own.
+    """
+    nested = tracked_run(recipe, stage, student)
+    if rank != 0 or not recipe.tracking.enabled:
+        return Run()
+    if recipe.tracking.uri is None and storage.is_remote(recipe.output):
+        _say("tracking: off; set tracking.uri, a remote output holds no sqlite database")
+        return Run()
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("PGCONNECT_TIMEOUT", "5")
+    try:
+        return _LiveRun(recipe, nested)
+    except Exception as problem:
+        _say(f"tracking: off; {short(problem)}")
+        return Run()
+
+
+class _LiveRun(Run):
+    """Writes to the journal; a thread delivers from it."""
+
+    def __init__(self, recipe: Recipe, nested: TrackedRun) -> None:
+        self._recipe, self._nested = recipe, nested
+        self._journal = Journal(_journal_path(recipe, nested))
+        self._server = Server(recipe, nested)
+        self._answered, self._wake, self._stopping = threading.Event(), threading.Event(), False
+        self._retry_at, self._problem = 0.0, ""
+        self._sample = _system_metrics() if recipe.tracking.system_metrics else None
+        self._sample_at = time.monotonic()
+        self._journal.append({"status": "RUNNING"})
+        self.log_params(nested.params)
+        # A daemon: where a database is away, a call to it can take minutes, and the process ends without it.
+        self._thread = threading.Thread(target=self._run, name=f"tracking-{nested.key}", daemon=True)
+        self._thread.start()
+        self._answered.wait(_START_SECONDS)
+
+    @property
+    def run_id(self) -> str | None:
+        return self._server.run_id
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        self._journal.append({"params": flat(params)})
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        values = {name: float(value) for name, value in metrics.items()}
+        self._journal.append({"metrics": values, "step": step, "time": int(time.time() * 1000)})
+
+    def log_artifact(self, path: str, folder: str | None = None) -> None:
+        self._journal.append({"artifact": os.path.abspath(path), "folder": folder})
+        self._wake.set()
+
+    def log_store(self, store_dir: str, digest: str) -> None:
+        source = store_dir if storage.is_remote(store_dir) else os.path.abspath(store_dir)
+        self._journal.append({"store": redact(source), "digest": digest})
+
+    def register_model(
+        self,
+        model_dir: str,
+        name: str,
+        alias: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        score: str | None = None,
+        folder: str = "model",
+    ) -> None:
+        clean = {key: redact(str(value)) for key, value in (tags or {}).items()}
+        path = os.path.abspath(model_dir)
+        self._journal.append(
+            {"model": path, "name": name, "alias": alias, "tags": clean, "score": score, "folder": folder}
+        )
+        self._wake.set()
+
+    def finish(self, ok: bool) -> None:
+        if self._stopping:
+            return
+        self._journal.append({"status": "FINISHED" if ok else "FAILED"})
+        self._stopping = True
+        self._wake.set()
+        self._wait_for_delivery()
+        if len(self._journal) or self._server.refused:
+            kept = f"kept in {self._journal.path}, sent by the next start" if self._journal.kept else "lost"
+            left = (
+                f"{len(self._journal)} records were not sent ({self._problem or 'no answer'}), {kept}"
+                if len(self._journal)
+                else ""
+            )
+            _say("tracking: " + "; ".join(part for part in (left, *self._server.refused[:1]) if part))
+        self._journal.close()
+
+    def _wait_for_delivery(self) -> None:
+        """Until the thread has sent all or failed, or nothing was taken from it for too long."""
+        left, since = len(self._journal), time.monotonic()
+        while self._thread.is_alive():
+            self._thread.join(0.5)
+            if len(self._journal) < left:
+                left, since = len(self._journal), time.monotonic()
+            near = self._server.is_file or (self._server.connected and not self._problem)
+            if time.monotonic() - since > (_PATIENCE_SECONDS if near else _AWAY_SECONDS):
+                return
+
+    def _run(self) -> None:
+        self._run_once()
+        self._answered.set()
+        if self._server.connected:
+            _catch_up(self._recipe, self._nested)
+        while not self._stopping:
+            self._wake.wait(1.0)
+            self._wake.clear()
+            self._run_once()
+        self._deliver()
+
+    def _run_once(self) -> None:
+        if time.monotonic() >= self._retry_at:
+            self._deliver()
+        if self._sample and time.monotonic() >= self._sample_at:
+            self._sample_at = time.monotonic() + _SYSTEM_SECONDS
+            with contextlib.suppress(Exception):
+                # Seconds as steps: they grow over resumes, whatever the server knows.
+                self.log_metrics(self._sample(), step=int(time.time()))
+
+    def _deliver(self) -> None:
+        try:
+            deliver(self._journal, self._server)
+            self._problem = ""
+        except Exception as problem:
+            self._problem = short(problem)
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
+
+
+def deliver(journal: Journal, server: Server) -> None:
+    """Sends all that the journal holds, or raises where the server is away."""
+    while entries := journal.head(POINTS):
+        journal.done(server.send(entries))
+
+
+def _catch_up(recipe: Recipe, nested: TrackedRun) -> None:
+    """Sends what the recipe's other runs could not, unless one of them is being made now."""
+    for other in tracked_runs(recipe):
+        path = _journal_path(recipe, other)
+        if other == nested or path is None or not os.path.exists(path):
+            continue
+        journal = Journal(path)
+        with contextlib.suppress(Exception):
+            if journal.kept:
+                deliver(journal, Server(recipe, other))
+        journal.close()
+
+
+def _system_metrics() -> Any:
+    """A function that samples the machine as MLflow's own monitor names it; None without psutil."""
+    try:
+        import psutil
+    except ImportError:
+        return None
+    process = psutil.Process()
+    psutil.cpu_percent()
+
+    def sample() -> dict[str, float]:
+        memory = psutil.virtual_memory()
+        return {
+            "system/cpu_utilization_percentage": psutil.cpu_percent(),
+            "system/system_memory_usage_megabytes": memory.used / 1e6,
+            "system/system_memory_usage_percentage": memory.percent,
+            "system/process_memory_megabytes": process.memory_info().rss / 1e6,
+        }
+
+    return sample
+
+
+def _journal_path(recipe: Recipe, nested: TrackedRun) -> str | None:
+    if storage.is_remote(recipe.root):
+        return None
+    return storage.join(recipe.root, f"tracking-{nested.key}.jsonl")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
