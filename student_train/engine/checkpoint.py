@@ -4,7 +4,7 @@
       weights.safetensors    float32 master weights by parameter name
       exp_avg.safetensors    Adam's moments, float32
       exp_avg_sq.safetensors
-      state.json             everything else, sealed with its own digest and the digests of the others
+      state.json             everything else, with its own digest and the digests of the others
 
 A checkpoint is written into a directory of another name, synced, and renamed; ``state.json`` is written last.
 So what lies under a final name was once complete, and anything amiss with it is damage: such a directory is
