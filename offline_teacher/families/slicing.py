@@ -9,6 +9,10 @@ It is 1.46 if sums over fewer inputs are scaled by the root of their share, 1.83
 dimensions, and 2.53 with random weights. After 200 steps of 256 tokens the KL is 0.29 from slices and 0.97
 from random weights. If students train by relations alone, the relation loss is then 0.331 and 0.354.
 
+ModernBERT, measured with a teacher of 4 x 128 trained for 300 steps on characters of novels, and students of
+2 x 64: the KL (T = 2) on other novels is 0.294 at first, 0.143 after 25 steps of 16 x 64 and 0.094 after 100.
+From random weights it is 0.482, 0.284 and 0.146.
+
 Axes: D hidden size, I feed-forward width, H heads, d = D / H.
 """
 
