@@ -99,7 +99,7 @@ def _fingerprint(run: StudentRun, store: Store) -> dict[str, Any]:
 
 def _check(runs: list[StudentRun], store: Store, world: World) -> None:
     """Raises UserError, before any training, if a student of the recipe is impossible."""
-    from offline_teacher.families.stored import stored_config, teacher_of
+    from offline_teacher.stored_teacher import stored_config, teacher_of
     from student_train.data.order import check_world
     from student_train.engine.deepspeed_config import build_config
     from student_train.objectives.needs import check_store
@@ -219,7 +219,7 @@ def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[An
 
     from infra.files.cache import Cache
     from offline_teacher.families.replay import Replay
-    from offline_teacher.families.stored import stored_config, stored_pooling, stored_weights, teacher_of
+    from offline_teacher.stored_teacher import stored_config, stored_pooling, stored_weights, teacher_of
     from student_train.objectives.live import LiveTeacher
     from student_train.objectives.needs import taught_layout
     from student_train.objectives.objective import Objective

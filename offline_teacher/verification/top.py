@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from offline_teacher.families import family_of
-from offline_teacher.families.stored import stored_config, stored_weights, teacher_of
 from offline_teacher.store.reader import Store
+from offline_teacher.stored_teacher import stored_config, stored_weights, teacher_of
 
 if TYPE_CHECKING:
     from offline_teacher.families.replay import Replay

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from infra.errors import UserError
 from infra.settings.sections import SOFT_TARGETS, StoreNeeds, Train
 from infra.settings.sections import TERMS as LOSS_WEIGHTS
-from offline_teacher.families.stored import stored_pooling
+from offline_teacher.stored_teacher import stored_pooling
 
 if TYPE_CHECKING:
     from offline_teacher.store.reader import Store

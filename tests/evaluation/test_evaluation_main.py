@@ -91,7 +91,7 @@ def test_another_teacher_needs_another_output(
     score(pooler_free_encoder, toy_data, tmp_path / "out", "--teacher", encoder)
     shutil.copytree(encoder, tmp_path / "teacher")
     with pytest.raises(
-        UserError, match=rf"teacher are of {encoder}, not of {tmp_path}/teacher; give another"
+        UserError, match=rf"teacher belong to {encoder}, not to {tmp_path}/teacher; give another"
     ):
         score(pooler_free_encoder, toy_data, tmp_path / "out", "--teacher", str(tmp_path / "teacher"))
     score(tmp_path / "teacher", toy_data, tmp_path / "other", "--teacher", encoder)

@@ -36,11 +36,12 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
 
 
 def workers(driver: int) -> list[psutil.Process]:
-    """The worker processes under a driver."""
+    """The worker processes under a driver that hold a teacher; Ray titles a busy one by its item."""
     found = []
     for child in psutil.Process(driver).children(recursive=True):
         try:
-            if any("TaskWorker" in word for word in child.cmdline()):
+            title = " ".join(child.cmdline())
+            if "TaskWorker" in title or title.startswith("ray::infer "):
                 found.append(child)
         except psutil.Error:
             continue

@@ -44,10 +44,8 @@ def test_another_run_with_another_number_of_workers(
     """One of the workers is killed over its task; the store lies elsewhere."""
     store = tmp_path / "elsewhere"
     process = start(recipe, f"output={tmp_path}", f"store.path={store}", "teacher.workers=3")
-    wait_until(lambda: len(indices(store)) > 0, process)
-    victims = workers(process.pid)
-    assert victims
-    victims[0].kill()
+    wait_until(lambda: len(indices(store)) > 0 and len(workers(process.pid)) > 0, process)
+    workers(process.pid)[0].kill()
     assert not (store / "manifest.json").exists()
     code, output = finish(process)
     assert code == 0, output

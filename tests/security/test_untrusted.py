@@ -9,6 +9,7 @@ import os
 import pickle
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -155,8 +156,8 @@ def test_code_that_a_store_names_is_not_run(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     store = make_store(str(tmp_path / "store"))
     (Path(store.root, "teacher") / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
-    config = {"model_type": "bert", "auto_map": {"AutoModel": "evil.Evil"}, "hidden_size": 8}
-    config["vocab_size"] = 40
+    config: dict[str, Any] = {"model_type": "bert", "auto_map": {"AutoModel": "evil.Evil"}, "hidden_size": 8}
+    config |= {"vocab_size": 40, "num_attention_heads": 2, "num_hidden_layers": 1}
     hostile_files = {CONFIG: json.dumps(config).encode(), POOLING: b'["evil"]'}
     digests = dict(store.manifest.files)
     for name, data in hostile_files.items():
