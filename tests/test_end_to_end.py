@@ -261,6 +261,8 @@ def kill_when(command: list[str], condition: Callable[[], bool]) -> None:
                 assert process.stdout is not None
                 pytest.fail("it ended before it could be killed:\n" + process.stdout.read().decode())
             assert time.monotonic() < deadline
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.02)  # leaves the processor to the command
         family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
         for pid in family:
             with contextlib.suppress(ProcessLookupError):
