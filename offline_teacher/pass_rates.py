@@ -1,4 +1,4 @@
-"""What a running pass tells of itself: its rates, and in which environments they compute."""
+"""What a running pass reports: its speed, and warnings about workers in another environment."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import TASKS
 
 REPORTS = 100
-"""Times that a pass reports its rates to the tracking server."""
+"""How many times a pass reports its rates to the tracking server."""
 
 
 class Rates:
-    """Tokens a second, of all workers and of each place (host and device). Constant work for each task."""
+    """Tokens per second of all workers together and of each place (host and device)."""
 
     def __init__(self, items: int, retries: int) -> None:
         self.left, self.tokens = items, 0
         self._every = max(1, items // REPORTS)
         self._done, self._retries, self._begin = 0, retries, time.monotonic()
         self._places: dict[str, list[float]] = {}
-        """Place -> tokens, and when they began to be counted."""
+        """Place -> its tokens, and the time since which they are counted."""
         self._spread = ""
 
     def count(self, place: str, tokens: int) -> bool:
-        """Counts a task; whether a report is due."""
+        """Counts a finished task. Returns whether a report is due."""
         self._done, self.left, self.tokens = self._done + 1, self.left - 1, self.tokens + tokens
         self._places.setdefault(place, [0.0, self._begin])[0] += tokens
         due = self._done % self._every == 0 or self.left == 0
@@ -63,9 +63,9 @@ class Rates:
 
 
 class Environments:
-    """Says once for each environment how it differs from the one in which the store was begun.
+    """Warns once about each environment that differs from that of the store's first task.
 
-    Both are right: each task records its own, and `verify --rerun` compares accordingly.
+    A store may mix environments: each task records its own, and `verify --rerun` takes it into account.
     """
 
     def __init__(self, root: str, splits: Sequence[str]) -> None:
@@ -74,7 +74,7 @@ class Environments:
         self._told: set[str] = set()
 
     def seen(self, place: str, facts: dict[str, Any]) -> None:
-        """A worker is ready. ``facts``: what its ``prepare`` returned."""
+        """Called when a worker is ready. ``facts``: the result of its ``prepare``."""
         own = facts["environment"]
         if self._first is None:
             self._first = self._recorded() or own
@@ -88,7 +88,7 @@ class Environments:
             )
 
     def _recorded(self) -> dict[str, Any] | None:
-        """The environment of a task that is there."""
+        """The environment of a task that is already in the store; None if there is none."""
         for split in self._splits:
             directory = storage.join(self._root, TASKS, split)
             for name in storage.list_names(directory)[:1]:

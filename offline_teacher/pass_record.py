@@ -1,8 +1,8 @@
-"""The record of a finished pass, by which the same command recognises at once that nothing is left to do.
+"""The record of a finished pass. It lets the same command see at once that nothing is left to do.
 
-``pass.json`` holds a digest of the inputs (settings, corpus, teacher) and the digest of the manifest. As in
-make, a local file counts as unchanged if its size and modification time are unchanged. If anything differs,
-the pass runs and compares contents. This module imports no torch, Ray or MLflow.
+``pass.json`` holds a digest of the inputs (settings, corpus, teacher) and the digest of the manifest. A
+local file counts as unchanged if its size and change time are the same, much as in make. If anything
+differs, the pass runs and compares contents. This module imports no torch, Ray or MLflow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SECTIONS = ("corpus", "sequences", "masking", "teacher", "store")
 
 
 def inputs_digest(recipe: Recipe, parts: dict[str, list[Part]]) -> str:
-    """Digest of everything that the content of a store depends on. A hub dataset counts by its name only.
+    """Digest of everything that determines a store's content. Of a hub dataset only the name counts.
 
     ``parts``: the text of each split. Raises UserError if the teacher does not exist.
     """
@@ -48,7 +48,7 @@ def inputs_digest(recipe: Recipe, parts: dict[str, list[Part]]) -> str:
             recipe.outcome(*SECTIONS),
             dataclasses.asdict(recipe.corpus),
             dataclasses.asdict(recipe.tracking),
-            [FORMAT_VERSION, version("transformers"), version("tokenizers")],  # these make ids of text
+            [FORMAT_VERSION, version("transformers"), version("tokenizers")],  # they turn text into ids
             [[name, *_stamp(storage.join(teacher, name))] for name in names],
             {split: [dataclasses.astuple(span) for span in found] for split, found in spans.items()},
             [[path, *_stamp(path)] for path in sorted(local)],
@@ -61,7 +61,7 @@ def is_recorded(recipe: Recipe, inputs: str) -> bool:
     path = storage.join(recipe.root, NAME)
     if _unsent(recipe) or not storage.exists(path):
         return False
-    with contextlib.suppress(UserError):  # it is damaged
+    with contextlib.suppress(UserError):  # a damaged record counts as none
         record = _record(recipe, inputs)
         return record["manifest"] is not None and bool(storage.read_json(path) == record)
     return False
@@ -92,6 +92,6 @@ def _unsent(recipe: Recipe) -> bool:
 
 
 def _stamp(path: str) -> list[int]:
-    """Bytes of a local file, and when its content, name or access was last changed (ns)."""
+    """Size of a local file in bytes, and the time of its last change (ctime, ns)."""
     status = os.stat(path)
     return [status.st_size, status.st_ctime_ns]

@@ -1,7 +1,6 @@
-"""The teacher of a store. Its files may come from anybody, so they are checked before a model is built from
-them.
+"""Reads a store's teacher. Its files are not trusted, so they are checked before a model is built from them.
 
-Digests show that a file is as the store's writer wrote it; they do not show that it holds a valid teacher.
+A digest shows that a file is as it was written. It does not show that the file holds a valid teacher.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_LAYERS = 256
-"""Largest number of layers. No encoder is deeper, and a hostile file could ask for a model that is never
-built."""
+"""Largest number of layers accepted. A hostile file could ask for more than can ever be built."""
 AGAIN = "make the store again from a sound teacher"
 
 
@@ -45,7 +43,7 @@ def teacher_of(store: Store) -> Iterator[None]:
 
 
 def stored_config(store: Store) -> dict[str, Any]:
-    """The teacher's configuration. UserError where its sizes are not those of the store."""
+    """The teacher's configuration. Raises UserError if its sizes differ from those of the store."""
     config = store.teacher_config()
     with teacher_of(store):
         _check_sizes(store, config)
@@ -55,8 +53,7 @@ def stored_config(store: Store) -> dict[str, Any]:
 def stored_weights(
     store: Store, config: dict[str, Any], cache: Cache | None = None, complete: bool = False
 ) -> dict[str, Tensor]:
-    """The teacher's tensors by name. Raises UserError if one is not finite or has not the shape of
-    ``config``.
+    """The teacher's tensors by name. UserError if one is not finite or its shape contradicts ``config``.
 
     ``cache``: used for a remote store. ``complete``: also require all tensors of the model; otherwise the
     caller checks that those it needs exist.
@@ -118,9 +115,9 @@ def _check_sizes(store: Store, config: dict[str, Any]) -> None:
 
 
 def _misfits(store: Store, config: dict[str, Any], weights: dict[str, Tensor]) -> list[str]:
-    """Names of tensors that a model of ``config`` has and ``weights`` lack. UserError where shapes differ.
+    """Names of tensors that a model of ``config`` needs and ``weights`` lack. UserError if shapes differ.
 
-    The model takes no memory, whatever sizes a configuration asks for.
+    The model is built on torch's meta device, so it takes no memory whatever its size.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""One pass of the teacher over a corpus: sequences, then tasks, then the manifest; each step resumable."""
+"""One pass of the teacher over a corpus: it makes sequences, then tasks, then the manifest. It can resume."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def parts_of(recipe: Recipe) -> dict[str, list[Part]]:
 
 
 def is_finished(recipe: Recipe, spec: Spec, parts: dict[str, list[Part]]) -> bool:
-    """Whether the store of this spec is finished, and no file of its text was modified since.
+    """Whether the store of this spec is finished, and its text files are unmodified since then.
 
     Raises UserError if the directory holds another store.
     """
@@ -74,12 +74,12 @@ def run_pass(
     cluster: Cluster,
     report: Report | None = None,
 ) -> list[Outcome]:
-    """Makes the store of the recipe, or the missing tasks of it.
+    """Makes the recipe's store, or the tasks that it lacks.
 
     Text is tokenised first, by workers that hold no GPU; then the teacher runs.
 
-    Raises UserError where it was started with another recipe, teacher, tokenizer or corpus, or another
-    process is at work on it.
+    Raises UserError if the store was started with another recipe, teacher, tokenizer or corpus, or if another
+    process is writing it.
     """
     root = recipe.store_path
     assert recipe.teacher is not None
@@ -100,8 +100,8 @@ def finish_tasks(
 ) -> list[Outcome]:
     """Makes the missing tasks, held-out text first, and publishes the manifest if no task is quarantined.
 
-    ``parts``: the number of parts of each split, whose sequences are there. No worker is held any more while
-    the manifest is made.
+    ``parts``: number of parts of each split; their sequences must exist. All workers have ended before the
+    manifest is made.
     """
     environments = Environments(root, list(parts))
     with cluster.teachers(root, environments.seen) as pool:
@@ -112,7 +112,7 @@ def finish_tasks(
 
 
 def build_sequences(recipe: Recipe, parts: dict[str, list[Part]], cluster: Cluster) -> None:
-    """Tokenises the parts that are missing. UserError where one cannot be built."""
+    """Tokenises the missing parts. Raises UserError if one cannot be built."""
     with cluster.text_workers(recipe.store_path) as pool:
         for split, found in parts.items():
             _build_split(recipe, split, found, pool)

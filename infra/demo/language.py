@@ -61,7 +61,7 @@ def inflected(word: str) -> str:
 
 
 def _story(author: Author) -> list[str]:
-    """Two events, and a third that is told twice: with the word of a thing, and with the word of its kind."""
+    """Two events, then a third in two sentences: one names a thing, the other only the kind of thing."""
     kind = author.rng.choice(list(KINDS))
     person, deed = author.pick(WORDS["person"]), author.pick(WORDS["deed"])
     own = {"person": [person], "deed": [deed], "kind": [kind], "word": KINDS[kind]["word"]}

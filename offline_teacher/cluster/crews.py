@@ -1,4 +1,4 @@
-"""The two kinds of workers of a pass: what they are, how many, and what each takes of a machine."""
+"""The two kinds of workers in a pass: their class, their number, and the CPUs and GPUs of each."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ class Crew:
 
     kind: type[Guarded]
     arguments: tuple[Any, ...]
-    """Of its constructor."""
+    """Arguments of the constructor of ``kind``."""
     prepare: tuple[Any, ...]
-    """Of its first call, ``prepare``: only then is it given items."""
+    """Arguments of ``prepare``. Every worker runs ``prepare`` before it gets items."""
     count: int | None
-    """At most; None: as many as the cluster has CPUs."""
+    """Largest number of workers; None: one for each CPU of the cluster."""
     least: int
-    """Items are handed out while so many are ready."""
+    """Items are handed out only while at least this many workers are ready."""
     cpus: int
     gpus: float = 0.0
 
 
 def text_crew(recipe: Recipe, root: str) -> Crew:
-    """Tokenise on all CPUs, and hold no GPU. ``recipe``: with ``masking.probability`` decided."""
+    """Workers that tokenise on all CPUs and hold no GPU. ``recipe`` must have ``masking.probability`` set."""
     return Crew(TextWorker, (recipe,), (root,), count=None, least=1, cpus=1)
 
 
 def teacher_crew(recipe: Recipe, root: str) -> Crew:
-    """Hold the teacher, as ``recipe.teacher`` says."""
+    """Workers that run the teacher, with the resources that ``recipe.teacher`` asks for."""
     settings = recipe.teacher
     assert settings is not None
     return Crew(

@@ -1,4 +1,4 @@
-"""What every worker process does around its work: an error becomes plain data, and temporary files go."""
+"""The base class of workers: it returns errors as plain data and removes temporary files."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from infra.files.os_errors import naming
 from infra.files.scratch import Scratch
 
 USER, NODE, ITEM = "user", "node", "item"
-"""Whose fault an error is: the recipe's, corpus's or model's; one machine's; one item's."""
+"""The cause of an error: the recipe, corpus or model (``user``); one machine (``node``); one item."""
 LONGEST_REASON = 500
 LONGEST_TRACEBACK = 20_000
-"""Characters."""
+"""Both limits are in characters."""
 ACCELERATOR_ERRORS = {"OutOfMemoryError", "AcceleratorError", "CudaError", "DeferredCudaCallError"}
-"""Exceptions of torch, by name, since this module does not load it."""
+"""Names of torch's exceptions; by name, because this module does not import torch."""
 
 
 class Guarded:
     """Base of a worker's class: ``call`` runs one of its methods and never raises.
 
-    All its temporary files lie in one directory, which the next worker on the machine removes if this one is
-    killed.
+    All its temporary files are in one directory. If the worker is killed, the next worker on the machine
+    removes that directory.
     """
 
     device = "cpu"
@@ -34,12 +34,12 @@ class Guarded:
     _lock = threading.Lock()
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
-        """``{result, place}``, or ``{error, reason, traceback, exit_code, place}``."""
+        """``{result, host, device}``, or ``{error, reason, traceback, exit_code, host, device}``."""
         place = {"host": socket.gethostname(), "device": self._device()}
         try:
             self._own_scratch()
             return {"result": getattr(self, method)(*arguments), **place}
-        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+        except Exception as error:  # noqa: BLE001 - no error may stop the other workers
             return {**described(error), **place}
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class Guarded:
 
 
 def described(error: Exception) -> dict[str, Any]:
-    """An error as plain data, for the driver and the log."""
+    """Converts an error to plain data for the driver and the log."""
     error = _in_words(error)
     own_words = isinstance(error, UserError)
     reason = " ".join(str(error).split())[:LONGEST_REASON]
@@ -71,7 +71,7 @@ def described(error: Exception) -> dict[str, Any]:
 
 
 def _in_words(error: Exception) -> Exception:
-    """An ``OSError`` as a sentence that names the file."""
+    """Converts an ``OSError`` to a NodeError whose message names the file."""
     if not isinstance(error, OSError):
         return error
     try:
@@ -84,7 +84,8 @@ def _in_words(error: Exception) -> Exception:
 def fault_of(error: Exception) -> str:
     """``user``, ``node`` or ``item``.
 
-    An exhausted or failing accelerator is the node's: after such an error its process computes nothing more.
+    A failing accelerator, or one without free memory, counts as the node's fault. After such an error the
+    process cannot compute any more.
     """
     if isinstance(error, NodeError | OSError | MemoryError):
         return NODE

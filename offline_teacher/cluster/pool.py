@@ -1,9 +1,9 @@
-"""Ray: a cluster, and pools of worker actors in it that are given items of work.
+"""A Ray cluster, and pools of worker actors in it that do items of work.
 
-An item is a method of a worker with arguments, and idempotent: it publishes files under names that follow
-from it, so that it may be done twice, and by two workers at once. The driver keeps a bounded number of items
-on each worker, replaces workers that die, fail or hang, and only counts what is done. `work_queue` says who
-gets what. Only small metadata goes through the object store.
+An item is a method of a worker with arguments. It is idempotent: it publishes files under deterministic
+names, so it may run twice, even on two workers at once. The driver gives each worker a few items and replaces
+workers that die, fail or hang. `work_queue` decides which worker gets which item. Only small metadata goes
+through Ray's object store.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from offline_teacher.cluster.work_queue import ITEMS_IN_FLIGHT, Worker, WorkQueu
 from offline_teacher.cluster.work_queue import Item as Item
 
 PACKAGES = ("offline_teacher", "infra")
-"""What a worker imports of us."""
+"""The packages of this repository that a worker imports."""
 ROUNDS = 7
-"""So many times in a row every worker may be lost while nothing is finished."""
+"""How many times in a row all workers may be lost while no item is finished."""
 WAIT_SECONDS = 2.0
 CHECK_SECONDS = 1.0
-"""Between looks for late workers."""
+"""Seconds between two checks for late workers."""
 PATIENCE_SECONDS = 30.0
-"""After so many seconds with too few workers, the pass says what it waits for."""
+"""After this many seconds with too few workers, the pass prints what it waits for."""
 REMIND_SECONDS = 60.0
-"""Then again, while it lasts."""
+"""It repeats that message at this interval, in seconds."""
 CLOSE_SECONDS = 5.0
-"""Seconds that workers have to remove their files at the end."""
+"""Seconds that workers get at the end to remove their temporary files."""
 
 Done = Callable[[Item, dict[str, Any]], None]
 Started = Callable[[str, dict[str, Any]], None]
-"""(place, what the worker's ``prepare`` returned)"""
+"""Called with the place of a new worker and the result of its ``prepare``."""
 
 
 class Cluster:
-    """A running Ray, or a local one, joined or started when a pool first needs it.
+    """A Ray cluster. It is joined, or started on this machine, when a pool first needs it.
 
-    A context manager: leaving it ends a Ray that was started here.
+    A context manager: on exit it stops Ray if it started Ray itself.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -82,7 +82,7 @@ class Cluster:
 
 
 class Pool:
-    """Workers of one crew. A context manager: leaving it ends them, and frees what they hold."""
+    """The workers of one crew. A context manager: on exit it ends them and frees their CPUs and GPUs."""
 
     def __init__(self, cluster: Cluster, crew: Crew, started: Started | None = None) -> None:
         self.cluster, self.crew = cluster, crew
@@ -92,7 +92,7 @@ class Pool:
         self._starting: dict[Any, Worker] = {}
         self._backoff = Backoff()
         self._pauses: list[float] = []
-        """Ends of the pauses of places whose worker is not replaced yet."""
+        """One entry for each worker that waits for its replacement: the time at which that may start."""
         self._say: Callable[[str], None] = print
         self._log = TroubleLog(cluster.recipe.root)
 
@@ -124,11 +124,11 @@ class Pool:
         say: Callable[[str], None],
         quarantine: Callable[[Item], None] = lambda item: None,
     ) -> list[Item]:
-        """Does all items; returns those that are quarantined, each with its reason.
+        """Does all items and returns the quarantined ones, each with its reason.
 
-        ``done(item, result)`` is called once for each item, in any order; ``say(text)`` tells of trouble;
-        ``quarantine(item)`` is called at once, since this may not return. It raises UserError where an item
-        meets a user's mistake (nothing is half written), or where workers only fail.
+        ``done(item, result)`` is called once for each finished item, in any order; ``say(text)`` reports
+        problems; ``quarantine(item)`` is called at once. Raises UserError if an item fails by a user's
+        mistake (no file is half written), or if workers fail again and again and finish nothing.
         """
         work, self._say = self._work, say
         work.begin(items, quarantine)
@@ -200,14 +200,14 @@ class Pool:
         self.workers.append(worker)
 
     def _hand_out(self, ready: Sequence[Worker], now: float) -> None:
-        """Breadth first, so that the last items are spread."""
+        """Gives every worker one item before any gets a second, which spreads the last items."""
         for room in range(ITEMS_IN_FLIGHT):
             for worker in ready:
                 item = self._work.take(worker, ready, now) if len(worker.items) <= room else None
                 if item is not None:
                     call = worker.actor.call.options(
                         name=f"{item.method} {item.name}"
-                    )  # as a dashboard has it
+                    )  # the name that Ray's dashboard shows
                     worker.items[call.remote(item.method, item.arguments)] = item
 
     def _end(self, worker: Worker, pause: bool = True) -> None:
@@ -227,7 +227,7 @@ class Pool:
 
         owners = {reference: worker for worker in self.workers for reference in worker.items} | self._starting
         if not owners:
-            time.sleep(WAIT_SECONDS)  # every place rests
+            time.sleep(WAIT_SECONDS)  # every place is in its pause
             return
         finished, _ = ray.wait(list(owners), num_returns=len(owners), timeout=0)
         if not finished:

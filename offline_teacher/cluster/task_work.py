@@ -1,7 +1,7 @@
-"""What a worker of the teacher does: run it over a task. No Ray in here.
+"""The work of a teacher worker: it runs the teacher over tasks. This module does not import Ray.
 
 The content of a task depends only on the store's spec, its sequences and the teacher's weights. So every
-worker in the same environment makes the same bytes, however often it repeats a task.
+worker in the same environment writes the same bytes, also when a task is repeated.
 """
 
 from __future__ import annotations
@@ -42,19 +42,20 @@ class TaskWorker(Guarded):
     third thread does all computing, so that torch keeps using one set of threads and one heap."""
 
     def __init__(self, recipe: Recipe, device: str) -> None:
-        """``recipe``: with ``masking.probability`` decided."""
+        """``recipe`` must have ``masking.probability`` set."""
         assert recipe.teacher is not None
         self.recipe, self.settings, self.device = recipe, recipe.teacher, device
         self._texts: dict[str, _Text] = {}
         self._inferences: dict[str, Any] = {}
         self._heap, self._memory = Heap(), Memory()
         self._computing = ThreadPoolExecutor(1, "compute", self._set_threads)
-        self._compute(bool)  # starts the thread: the next one has the heap's main arena
+        self._compute(bool)  # starts the thread: the next thread to start uses the heap's main arena
 
     def prepare(self, root: str) -> dict[str, Any]:
-        """Loads the teacher, so that a node that cannot is known before it is given a task.
+        """Loads the teacher, so that a node where this fails is found before it gets a task.
 
-        Returns ``{environment}``. NodeError where the teacher cannot be had here: the driver has found it.
+        Returns ``{environment}``. Raises NodeError if loading fails: the driver loaded the same teacher, so
+        the cause is this node.
         """
         try:
             return {"environment": self.environment(root)}
@@ -62,7 +63,7 @@ class TaskWorker(Guarded):
             raise NodeError(str(error)) from error
 
     def infer(self, root: str, split: str, task: Task, train_parts: int) -> dict[str, Any]:
-        """Publishes one task; returns ``{tokens, bytes}`` of it. ValueError where the teacher gives NaN.
+        """Publishes one task and returns its ``{tokens, bytes}``. Raises ValueError if the teacher gives NaN.
 
         ``train_parts``: how many parts the training text has.
         """
@@ -76,7 +77,7 @@ class TaskWorker(Guarded):
         return {"tokens": index.tokens, "bytes": sum(shard.bytes for shard in index.shards)}
 
     def columns(self, root: str, split: str, task: Task, train_parts: int) -> Iterator[Columns]:
-        """Computes all columns of a task, shard by shard; publishes nothing."""
+        """Yields all columns of a task, shard by shard, and publishes nothing."""
         return self._chunks(root, split, task, train_parts, self._compute(self._inference, root))
 
     def environment(self, root: str) -> dict[str, Any]:
@@ -86,7 +87,7 @@ class TaskWorker(Guarded):
     def _chunks(
         self, root: str, split: str, task: Task, train_parts: int, inference: Any
     ) -> Iterator[Columns]:
-        """The columns of as many samples as a shard has, one after the other."""
+        """Yields the columns of one shard after the other."""
         text, plan = self._text(root), self._spec(root).plan
         size = plan.block_samples * plan.shard_blocks
         for start in range(0, task.samples, size):
@@ -101,7 +102,7 @@ class TaskWorker(Guarded):
     def _set_threads(self) -> None:
         import torch
 
-        torch.set_num_threads(self.settings.cpu_threads)  # of this thread: OpenMP counts them apart
+        torch.set_num_threads(self.settings.cpu_threads)  # OpenMP keeps this setting for each thread
 
     @lru_cache(maxsize=4)  # noqa: B019 - a worker lives as long as its process
     def _spec(self, root: str) -> Spec:
@@ -139,7 +140,7 @@ class _Text:
         self._part = lru_cache(maxsize=4)(self._read_part)
 
     def masked(self, split: str, task: Task, rows: range, train_parts: int) -> Columns:
-        """The columns [n, ...] of some rows of a task that need no teacher."""
+        """The columns [n, ...] of some rows of a task that are known without the teacher."""
         layout, part = self._spec.layout, self._part(split, task.part)
         here = slice(rows.start, rows.stop)
         ids = task.sequence_ids()[rows.start - task.rows.start :][: len(rows)]

@@ -1,4 +1,4 @@
-"""What a worker on CPUs does: text to numbered sequences. It loads no torch and holds no GPU."""
+"""The work of a text worker: it turns text into numbered sequences, without torch and without a GPU."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class TextWorker(Guarded):
     """Builds parts of the sequences, one at a time."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """``recipe``: with ``masking.probability`` decided."""
+        """``recipe`` must have ``masking.probability`` set."""
         self.recipe = recipe
 
     def prepare(self, root: str) -> dict[str, Any]:
-        """Reads what every part needs, so that a node that cannot is known before it is given one."""
+        """Loads what every part needs, so that a node where this fails is found before it gets a part."""
         load_encoder(storage.join(root, "tokenizer"))
         self._layout, self._how = read_spec(root).layout, self._tokenising(root)
         return {}
 
     def build_part(self, root: str, split: str, number: int, part: Part) -> dict[str, Any]:
-        """Publishes one part of the sequences; returns ``{tokens}`` of it."""
+        """Publishes one part of the sequences and returns its ``{tokens}``."""
         index = build_part(root, self._layout, split, number, part, self._how)
         return {"tokens": index.tokens}
 
@@ -39,7 +39,7 @@ class TextWorker(Guarded):
         return Tokenising(recipe.corpus, recipe.sequences, self._prompt(layout.positions), counted)
 
     def _prompt(self, positions: str) -> str:
-        """The text that the encoder's own users put before every text."""
+        """The prefix that a sentence encoder expects before every text; empty if it expects none."""
         from offline_teacher.teacher_directory import find_teacher, read_pooling_of
 
         if positions != "pooled":
@@ -47,6 +47,6 @@ class TextWorker(Guarded):
         assert self.recipe.teacher is not None
         try:
             pooling = read_pooling_of(find_teacher(self.recipe.teacher))
-        except UserError as error:  # the driver has found the same model: it is this node that cannot
+        except UserError as error:  # the driver found the same model, so the cause is this node
             raise NodeError(str(error)) from error
         return pooling.prompt if pooling is not None else ""

@@ -1,4 +1,4 @@
-"""What went wrong: one log file for each item, and a line on the driver's terminal now and then."""
+"""Logs of failures: one file for each item that failed, and short lines on the driver's terminal."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from infra.files import storage
 from offline_teacher.cluster.work_queue import Item
 
 LOGS = "logs"
-"""Below a recipe's output."""
+"""Subdirectory of a recipe's output."""
 REMIND_SECONDS = 60.0
-"""The same trouble of the same place is told this often."""
+"""The same failure at the same place is printed at most once in this many seconds."""
 SAME = 40
-"""Troubles whose first characters agree are the same."""
+"""Failures count as the same if this many first characters of their reasons agree."""
 
 
 class TroubleLog:
-    """``root``: of the recipe's output, which the driver writes: a worker's disk may be what is full."""
+    """``root``: the recipe's output. The driver writes the logs, because a worker's disk may be full."""
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -29,13 +29,13 @@ class TroubleLog:
     def tell(
         self, say: Callable[[str], None], place: str, item: Item | None, reason: str, trace: str = ""
     ) -> None:
-        """Adds to the item's file, if there is an item, and ``say``s one line."""
+        """Adds the failure to the item's file, if there is an item, and passes one line to ``say``."""
         line = f"{place}: {item.name if item else 'start'}: {reason}"
         kept = ""
         if item is not None:
             item.log.append(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC {line}\n{trace}".rstrip())
             path = storage.join(self._root, LOGS, f"{item.name.replace('/', '-')}.log")
-            with contextlib.suppress(UserError):  # a log that cannot be written ends nothing
+            with contextlib.suppress(UserError):  # the pass continues if the log cannot be written
                 storage.publish_bytes(path, "\n\n".join([*item.log, ""]).encode())
                 kept = f" (log: {path})"
         now, key = time.monotonic(), (place, reason[:SAME])

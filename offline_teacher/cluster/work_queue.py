@@ -1,7 +1,7 @@
-"""Which worker is given which item of work, who is to blame when one fails, and what is late. No Ray in here.
+"""Assigns items to workers, decides what caused a failure, and finds late items. Does not import Ray.
 
-An error is the user's (it ends the run), a node's (it costs its worker) or the item's (it counts against the
-item). Times are seconds of a clock that the caller reads.
+An error is caused by the user (the run ends), by a node (its worker is replaced) or by the item (the item
+loses an attempt). Times are seconds of a clock that the caller reads.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from offline_teacher.cluster.patience import Deadlines
 ITEMS_IN_FLIGHT = 2
 """Items on one worker: it computes one while it writes the other."""
 ITEM_DEATHS = 8
-"""An item in whose hands this many workers died is quarantined."""
+"""An item that was on this many workers when they died is quarantined."""
 ITEM_DELAYS = 4
 """An item that this many workers did not finish in time is quarantined."""
 WORKER_FAILURES = 2
-"""In a row: a worker that fails so many items, none of which failed elsewhere, is broken itself."""
+"""A worker is broken if it fails this many items in a row that failed at no other place."""
 
 
 @dataclass(eq=False)
@@ -32,40 +32,40 @@ class Worker:
     number: int
     actor: Any
     place: str = "a node"
-    """Host and device, once it has answered."""
+    """Host and device, known after its first answer."""
     ready: bool = False
     items: dict[Any, Item] = field(default_factory=dict)
     """Result reference -> item."""
     proven: bool = False
     """Its last item succeeded."""
     failures: int = 0
-    """In a row, of items that failed nowhere else."""
+    """Failures in a row of items that failed at no other place."""
 
     @property
     def in_time(self) -> bool:
-        """Whether it is at work on an item that it may yet finish in time."""
+        """Whether it holds an item that is not late yet."""
         return any(self not in item.late for item in self.items.values())
 
 
 @dataclass(eq=False)
 class Item:
-    """One unit of work: a worker's ``<method>(*arguments)``, and what happened to it so far."""
+    """One unit of work, ``<method>(*arguments)`` of a worker, and what happened to it so far."""
 
     name: str
     method: str
     arguments: tuple[Any, ...]
     size: float = 1.0
-    """How much work it is, compared with others of its kind."""
+    """Amount of work relative to other items of its kind."""
     attempts: int = 0
     deaths: int = 0
     delays: int = 0
     reason: str = ""
     failed_on: set[str] = field(default_factory=set)
-    """Places that failed it, or were late."""
+    """Places where it failed or was late."""
     holders: dict[Worker, float] = field(default_factory=dict)
-    """Worker -> since when."""
+    """Worker -> time at which it got this item."""
     late: set[Worker] = field(default_factory=set)
-    """Holders that are late."""
+    """Holders that passed the deadline."""
     queued: bool = True
     ended: bool = False
     """Done or quarantined."""
@@ -75,8 +75,8 @@ class Item:
 class WorkQueue:
     """The remaining items, and the failures of items and workers.
 
-    ``attempts``: an item that fails so often is quarantined. ``bound``: of workers lost or replaced one after
-    the other while nothing is finished.
+    ``attempts``: failures after which an item is quarantined. ``bound``: how many workers may be lost in a
+    row, and how many replaced, while no item is finished.
     """
 
     def __init__(self, attempts: int, bound: int) -> None:
@@ -85,7 +85,7 @@ class WorkQueue:
         self.begin([], lambda item: None)
 
     def begin(self, items: Iterable[Item], quarantine: Callable[[Item], None]) -> None:
-        """Starts anew with these items; ``quarantine(item)`` is called for each that is given up."""
+        """Starts anew with these items; ``quarantine(item)`` is called for each one that is quarantined."""
         self.todo, self.quarantined, self._quarantine = deque(items), list[Item](), quarantine
         self.left = len(self.todo)
         """Items that are neither done nor quarantined."""
@@ -96,13 +96,13 @@ class WorkQueue:
     # --- giving ---
 
     def take(self, worker: Worker, ready: Sequence[Worker], now: float) -> Item | None:
-        """The first item that ``worker``, one of those ``ready``, should have; None where there is none."""
+        """The next item for ``worker``, which is one of those ``ready``; None if there is none for it."""
         if any(held.deaths for held in worker.items.values()):
             return None
         while self.todo and self.todo[0].ended:
             self.todo.popleft()
         for position, item in enumerate(self.todo):
-            # One that had a worker die is alone on its next, so that no other is blamed with it.
+            # An item on which a worker died runs alone next, so that no other item is blamed with it.
             if item.ended or worker in item.holders or (item.deaths and worker.items):
                 continue
             if worker in self._fit(item, ready):
@@ -112,11 +112,10 @@ class WorkQueue:
         return None
 
     def _fit(self, item: Item, ready: Sequence[Worker]) -> Sequence[Worker]:
-        """The workers that should have the item.
+        """The workers that may get ``item``.
 
-        One that went wrong goes to a place that did not fail it, and to a worker that works: broken workers
-        are the first to ask for more. Its last attempt waits for a worker that works, as long as one may be
-        found.
+        An item that failed goes to another place, to a worker whose last item succeeded: broken workers are
+        the first to ask for more items. Its last attempt waits for such a worker as long as there may be one.
         """
         if not (item.attempts or item.deaths or item.delays):
             return ready
@@ -131,7 +130,7 @@ class WorkQueue:
     # --- what came of it ---
 
     def finished(self, worker: Worker, item: Item, now: float) -> bool:
-        """Whether the item is done now; False where another worker was first."""
+        """Records a finished item. Returns False if it had ended before, for example on another worker."""
         self._deadlines.took(now - item.holders.pop(worker), item.size)
         worker.proven, worker.failures = True, 0
         self._lost = self._replaced = 0
@@ -142,7 +141,7 @@ class WorkQueue:
         return first
 
     def failed(self, worker: Worker, item: Item, reason: str) -> None:
-        """By an error of the item's. What failed elsewhere too is held against the item alone."""
+        """Records an item's own error. If it failed at another place too, the worker is not blamed."""
         del item.holders[worker]
         worker.proven = False
         if not item.failed_on - {worker.place}:
@@ -157,13 +156,15 @@ class WorkQueue:
         return worker.failures >= WORKER_FAILURES and self._replaced < self.bound
 
     def replaced(self, worker: Worker) -> None:
-        """The worker is gone. What it held is not to blame."""
+        """Records that a worker was replaced. Its items are queued again without blame."""
         self._replaced += 1
         self._give_back(worker)
 
     def lost(self, worker: Worker, reason: str, busy: bool, died: bool) -> None:
-        """The worker ``died``, or its node failed it. UserError where workers are only lost, and nothing is
-        finished; while others are ``busy`` they may yet finish."""
+        """Records that a worker ``died`` or its node failed; not counted as lost while others are ``busy``.
+
+        Raises UserError if too many workers are lost in a row and no item is finished.
+        """
         self._lost += not busy
         for item in worker.items.values() if died else ():
             item.deaths += 1
@@ -174,10 +175,10 @@ class WorkQueue:
             self._drop_suspects(f"{worker.place}: {last_line(reason)}")
 
     def delayed(self, workers: Iterable[Worker], now: float) -> Iterator[tuple[Worker, Item, bool]]:
-        """(worker, item, replace) for each worker that is late with an item.
+        """Yields (worker, item, replace) for each worker that is late with an item.
 
-        Late the first time, the item is queued for another worker as well. ``replace``: the worker is late by
-        the doubled deadline, or another one has finished its item.
+        At the first deadline the item is also queued for another worker. ``replace`` is true if the worker
+        passed the doubled deadline too, or if another worker has finished its item.
         """
         for worker in workers:
             for item in list(worker.items.values()):
@@ -203,7 +204,7 @@ class WorkQueue:
                 self._again_or_quarantine(item, died and item.deaths >= ITEM_DEATHS)
 
     def _drop_suspects(self, reason: str) -> None:
-        """The items over which workers died may be why nothing gets done: once, it goes on without them."""
+        """Quarantines the items on which workers died, as a likely cause. UserError if that did not help."""
         suspects = [item for item in self.todo if item.deaths and not item.ended]
         for item in suspects:
             self._again_or_quarantine(item, give_up=True)

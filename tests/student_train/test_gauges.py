@@ -1,4 +1,4 @@
-"""What is told of a GPU and of a step, a trace, and the switch to deterministic algorithms."""
+"""Metrics of the GPU and of a step, the profiler's trace, and the switch to deterministic algorithms."""
 
 from __future__ import annotations
 

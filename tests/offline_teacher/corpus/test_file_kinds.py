@@ -1,4 +1,4 @@
-"""Text is told from every other kind of file by its content."""
+"""The reader recognises by its content whether a file is text or of another kind."""
 
 from __future__ import annotations
 
