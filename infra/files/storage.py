@@ -245,10 +245,10 @@ def publishing(path: str) -> Iterator[str]:
         with naming(path, only=NO_ROOM):
             yield draft
         with naming(path):
-            _sync(draft)
+            sync(draft)
             os.chmod(draft, 0o666 & ~_UMASK)
             os.replace(draft, path)
-            _sync(directory)
+            sync(directory)
     finally:
         with contextlib.suppress(OSError):
             os.unlink(draft)
@@ -278,7 +278,7 @@ def publish_if_absent(path: str, data: bytes) -> bool:
     try:
         with naming(path, FileExistsError, only=NO_ROOM):
             os.link(draft, path)
-            _sync(directory)
+            sync(directory)
         return True
     except FileExistsError:
         return False
@@ -390,7 +390,8 @@ def _digest_stream(source: Any) -> str:
     return f"xxh3-128:{state.hexdigest()}"
 
 
-def _sync(path: str) -> None:
+def sync(path: str) -> None:
+    """Returns once a local file, or the names in a directory, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

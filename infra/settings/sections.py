@@ -183,8 +183,9 @@ class Store:
     that may not be redistributed; students can then not start from the teacher's layers."""
     task_sequences: int = outcome(4096)
     """Sequences of a task, the unit of work, retry and commit."""
-    block_bytes: int = outcome(4 << 20)
-    """Bytes of a block, the unit of range requests and of shuffling."""
+    block_bytes: int | None = outcome(None)
+    """Bytes of a block, the unit of range requests and of shuffling. None: 4 MiB, or more where a request for
+    the smaller of top-k and hidden states would otherwise have less than 1 MiB."""
     shard_bytes: int = outcome(256 << 20)
     """At most this many bytes in one file."""
 
@@ -205,9 +206,10 @@ class Store:
         require(
             1 <= self.task_sequences <= 1 << 24, f"task_sequences: must be >= 1, not {self.task_sequences}"
         )
-        require(self.block_bytes >= 1, f"block_bytes: must be >= 1, not {self.block_bytes}")
+        least = 1 if self.block_bytes is None else self.block_bytes
+        require(least >= 1, f"block_bytes: must be >= 1, not {self.block_bytes}")
         require(
-            self.shard_bytes >= self.block_bytes,
+            self.shard_bytes >= least,
             f"shard_bytes: {self.shard_bytes} is less than block_bytes = {self.block_bytes}",
         )
         self._check_positions()

@@ -20,6 +20,8 @@ MAX_COUNT = 2**53
 """No count in a store is larger: beyond it JSON readers disagree about integers."""
 
 BLOCK_BYTES = 4 << 20
+READ_BYTES = 1 << 20
+"""Least size of a range request: an object store's latency weighs more in smaller ones."""
 SHARD_BYTES = 256 << 20
 
 
@@ -199,6 +201,12 @@ class Layout:
         """Bytes of one sample over all columns, by FORMAT.md, "Bytes"; framing comes on top."""
         return sum(column.bytes for column in self.columns().values())
 
+    def smallest_read(self) -> int:
+        """Least bytes that a student reads of one sample: text and either top-k or hidden states."""
+        kinds = [kind for kind in (self._vocabulary_columns(), self._hidden_columns()) if kind]
+        sizes = [sum(column.bytes for column in kind.values()) for kind in kinds]
+        return sum(column.bytes for column in self._text_columns().values()) + min(sizes, default=0)
+
     def bytes_per_token(self) -> float:
         """Bytes of a full sequence over its L tokens."""
         return self.bytes_per_sample() / self.length
@@ -240,14 +248,19 @@ class Plan:
         layout: Layout,
         masking_epochs: int,
         task_sequences: int,
-        block_bytes: int = BLOCK_BYTES,
+        block_bytes: int | None = None,
         shard_bytes: int = SHARD_BYTES,
     ) -> Plan:
         """The plan whose blocks and shards come closest to these sizes from below.
 
         A block has at least one sample and no more than a task; a shard has at least one block.
+        ``block_bytes`` None: ``BLOCK_BYTES``, or more where the smallest read of a block would otherwise have
+        less than ``READ_BYTES``.
         """
-        block_samples = max(1, min(block_bytes // layout.bytes_per_sample(), task_sequences))
+        samples = (block_bytes or BLOCK_BYTES) // layout.bytes_per_sample()
+        if block_bytes is None:
+            samples = max(samples, -(-READ_BYTES // layout.smallest_read()))
+        block_samples = max(1, min(samples, task_sequences, shard_bytes // layout.bytes_per_sample()))
         shard_blocks = max(1, shard_bytes // (block_samples * layout.bytes_per_sample()))
         return cls(masking_epochs, task_sequences, block_samples, min(shard_blocks, 2**24))
 

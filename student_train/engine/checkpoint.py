@@ -78,12 +78,12 @@ def save(directory: str, facts: Facts, tensors: Mapping[str, Mapping[str, Tensor
         for name in TENSORS:
             file = os.path.join(draft, f"{name}.safetensors")
             save_file(dict(tensors[name]), file)
-            _sync(file)
+            storage.sync(file)
             digests[os.path.basename(file)] = storage.digest_file(file)
         storage.publish_bytes(os.path.join(draft, STATE_NAME), encode({**asdict(facts), "files": digests}))
-        _sync(draft)
+        storage.sync(draft)
         os.rename(draft, final)
-        _sync(directory)
+        storage.sync(directory)
     except (OSError, SafetensorError) as problem:
         raise UserError(
             f"{final}: the checkpoint could not be written ({problem}); free space or fix access"
@@ -223,11 +223,3 @@ def _discard(path: str) -> None:
     doomed = os.path.join(os.path.dirname(path), f"{storage.UNFINISHED}{secrets.token_hex(6)}")
     os.rename(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

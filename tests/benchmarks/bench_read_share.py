@@ -31,7 +31,7 @@ from tests.s3_server import FaultyProxy, s3_server
 from tests.store.synthetic import make_store
 
 LAYOUT = Layout(**SHAPE, **TARGETS, hidden_states="float16", positions="all")
-SEQUENCES, TASK_SEQUENCES, BATCH = 8192, 1024, 128
+SEQUENCES, TASK_SEQUENCES, BATCH = 16_384, 1024, 256
 SHARD_BYTES = 16 << 20
 """The server here reads a whole shard for every range of it."""
 RANKS = (1, 2, 8, 32)
@@ -73,7 +73,7 @@ def _on_server(store: Store, proxy: FaultyProxy, name: str, used: Sequence[str])
 def _where(name: str, world: int) -> str:
     return (
         f"{name} of a store of top-64 and float16 hidden states, L=128 D=768, {SEQUENCES:,} sequences in "
-        f"blocks of 4 MiB, batches of {BATCH}, {world} simulated ranks, all that is read for an epoch"
+        f"blocks of the default size, batches of {BATCH}, {world} simulated ranks, one epoch"
     )
 
 

@@ -37,6 +37,9 @@ SECONDS = 900.0
 S3_PORT, HUB_PORT, REFUSING_PORT, PROXY_PORT = 5555, 8000, 8001, 5556
 MODEL = "somebody/tiny-bert"
 BUCKET = "faults"
+HUB_CACHE = str(Path(tempfile.gettempdir(), "hub"))
+SCRATCH = str(Path(tempfile.gettempdir(), "scratch"))
+"""For temporary files; on the machine whose disk fills up it is a disk of its own."""
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 PATIENT = {
     "RAY_health_check_period_ms": "5000",
@@ -130,8 +133,15 @@ def _environment(name: str) -> dict[str, str]:
     sick = name == SICK
     s3 = f"http://127.0.0.1:{PROXY_PORT}" if sick else f"http://{HEAD}:{S3_PORT}"
     hub = f"http://{HEAD}:{REFUSING_PORT if sick else HUB_PORT}"
-    own = {"AWS_ENDPOINT_URL": s3, "HF_ENDPOINT": hub, "HF_HOME": "/tmp/hub", "HF_HUB_OFFLINE": "0"}
-    return {**KEYS, **own, **PATIENT, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": "/tmp", "TMPDIR": "/tmp/scratch"}
+    own = {"AWS_ENDPOINT_URL": s3, "HF_ENDPOINT": hub, "HF_HOME": HUB_CACHE, "HF_HUB_OFFLINE": "0"}
+    return {
+        **KEYS,
+        **own,
+        **PATIENT,
+        "PYTHONPATH": str(ROOT),
+        "RAY_TMPDIR": tempfile.gettempdir(),
+        "TMPDIR": SCRATCH,
+    }
 
 
 def _services(bench: Bench) -> None:
@@ -144,7 +154,7 @@ def _services(bench: Bench) -> None:
     proxy = [python, "-m", "tests.chaos.services", "proxy", str(PROXY_PORT), f"http://{HEAD}:{S3_PORT}"]
     bench.sick.start([*proxy, _flag(bench, "503")], log)
     for name in (HEAD, WELL, SICK):
-        bench.machines[name].must(["mkdir", "-p", "/tmp/scratch"])
+        bench.machines[name].must(["mkdir", "-p", SCRATCH])
     make = f"import boto3; boto3.client('s3').create_bucket(Bucket='{BUCKET}')"
     _until(lambda: bench.head.run([python, "-c", make], **_environment(HEAD))[0] == 0)
 
@@ -231,10 +241,10 @@ def poisoned(bench: Bench) -> list[Row]:
 
 def disk_full(bench: Bench) -> list[Row]:
     """The sick node's disk for temporary files has one page; the store is on the object store."""
-    bench.sick.must(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", "/tmp/scratch"])
+    bench.sick.must(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", SCRATCH])
     made = bench.begin("full", f"store.path=s3://{BUCKET}/full")
     code, output = made.end()
-    bench.sick.must(["umount", "-l", "/tmp/scratch"])
+    bench.sick.must(["umount", "-l", SCRATCH])
     line = _line(output, SICK, "disk is full")
     holds = code == 0 and bool(line) and _same(bench, _remote_contents(bench, "full"))
     return [

@@ -172,7 +172,7 @@ def test_a_ray_of_our_own_needs_no_home_and_a_place_for_its_sockets(
         monkeypatch.setenv("RAY_TMPDIR", directory)
         monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
         assert not connect("local", SETTING, ())
-        assert started[-1]["_temp_dir"] == "/tmp/ray"
+        assert started[-1]["_temp_dir"] == f"{ray_cluster.SYSTEM_DIRECTORIES[0]}/ray"
         assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
     monkeypatch.setattr(ray_cluster, "SYSTEM_DIRECTORIES", ())
     with pytest.raises(UserError, match="RAY_TMPDIR: Ray needs a writable directory"):

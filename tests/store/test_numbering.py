@@ -122,3 +122,22 @@ def test_blocks_and_shards_by_bytes() -> None:
     assert (tiny.block_samples, tiny.shard_blocks) == (1, 1)
     assert plan.epochs("train") == 4
     assert plan.epochs("validation") == 1
+
+
+def test_blocks_are_large_enough_for_either_kind_of_columns() -> None:
+    """Top-k of K = 64 and hidden states of D = 768, and each of them alone."""
+    shape = {"length": 128, "masked": 20, "vocab_size": 30_522, "hidden_size": 768}
+    for kinds in ({"top_k": 64}, {"top_k": 0}, {"top_k": 64, "hidden_states": "none"}):
+        layout = small_layout(**shape, **kinds)
+        samples = Plan.from_bytes(layout, 1, 65_536).block_samples
+        text = 8 + 2 + 2 * 128 + 2 * 2 * 20
+        hidden = 2 * 128 * 768 if "hidden_states" not in kinds else np.inf
+        top_k = 128 * (64 * 4 + 4 * len(layout.temperatures)) if kinds["top_k"] else np.inf
+        assert samples * (text + min(hidden, top_k)) >= 1 << 20
+        assert samples * layout.bytes_per_sample() > (4 << 20) - layout.bytes_per_sample()
+    both = small_layout(**shape, top_k=64)
+    assert Plan.from_bytes(both, 1, 65_536).block_samples > (4 << 20) // both.bytes_per_sample()
+    assert (
+        Plan.from_bytes(both, 1, 65_536, shard_bytes=1 << 20).block_samples * both.bytes_per_sample()
+        <= 1 << 20
+    )
