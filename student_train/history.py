@@ -1,4 +1,4 @@
-"""Logging of a training run: sums between two logged steps, history.jsonl, and MLflow."""
+"""Logging of a training run: sums between two logged steps, written to history.jsonl and MLflow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from student_train.objectives.objective import TERMS
 
 
 class Tracker(Protocol):
-    """What the loop needs of ``infra.tracking.run.Run``."""
+    """The part of ``infra.tracking.run.Run`` that the training loop uses."""
 
     @property
     def run_id(self) -> str | None: ...
@@ -32,27 +32,27 @@ class Window:
     seconds: float = 0.0
     """Seconds spent on steps, without checkpoints and validation."""
     waited: float = 0.0
-    """Seconds of them spent waiting for the stream."""
+    """Seconds of these that were spent waiting for the stream."""
     tokens: int = 0
-    """Of all ranks."""
+    """Real tokens over all ranks."""
     steps: int = 0
     sums: torch.Tensor = field(default_factory=lambda: torch.zeros(len(TERMS), dtype=torch.float64))
-    """This rank's share of each term, added up over the steps; where the loss was computed."""
+    """This rank's share of each of TERMS, summed over the steps, on the loss's device."""
 
     gradient_norm: float = math.nan
-    """Of the last step that the host has looked at."""
+    """Gradient norm of the last step whose norm the host has read."""
     norms: list[torch.Tensor] = field(default_factory=list)
-    """Of the steps after it."""
+    """Gradient norms of the steps since then, not read yet."""
 
     def add(self, terms: torch.Tensor, tokens: int, norm: torch.Tensor) -> None:
-        """One step: its share of each of TERMS, the real tokens of all ranks, and its gradient's norm."""
+        """Adds one step: its share of each of TERMS, real tokens over all ranks, and gradient norm."""
         self.sums = self.sums.to(terms.device) + terms
         self.tokens += tokens
         self.steps += 1
         self.norms.append(norm)
 
     def first_not_finite(self, step: int) -> int | None:
-        """Looks at the norms of the steps before ``step``: the first step whose norm is not finite."""
+        """Reads the new norms, which end before ``step``. Returns the first step with one not finite."""
         if not self.norms:
             return None
         values, self.norms = torch.stack(self.norms).tolist(), []
@@ -65,7 +65,7 @@ class History:
     """The lines of history.jsonl, one JSON object with a ``step`` each; MLflow gets the same numbers."""
 
     def __init__(self, path: str, tracker: Tracker, first: bool) -> None:
-        """``first``: whether this rank writes; on the others nothing happens."""
+        """``first``: whether this rank writes; on other ranks the methods do nothing."""
         self.path, self._tracker, self._first = path, tracker, first
 
     def record(self, step: int, values: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ class History:
         self._tracker.log_metrics(numbers, step)
 
     def last_losses(self) -> dict[str, float]:
-        """Each of TERMS at the last logged step, also where an earlier process logged it."""
+        """Each of TERMS at the last logged step, even if an earlier process logged it."""
         if not os.path.exists(self.path):
             return {}
         lines = [json.loads(line) for line in storage.read_bytes(self.path).decode().splitlines()]
@@ -85,7 +85,7 @@ class History:
         return {name: logged[-1][name] for name in TERMS if logged and name in logged[-1]}
 
     def trim(self, step: int) -> None:
-        """Drops what a run wrote after its last checkpoint, and a line cut short by its death."""
+        """Removes lines after ``step``, the last checkpoint's, and a line that a crash left incomplete."""
         if not self._first or not os.path.exists(self.path):
             return
         kept = []
@@ -100,7 +100,7 @@ class History:
 
 @contextmanager
 def progress(first: bool, total: int, unit: str, description: str, done: int = 0) -> Iterator[Any]:
-    """A progress bar on the first rank; on the others one that shows nothing."""
+    """A progress bar on the first rank; other ranks get one that shows nothing."""
     if first:
         with console.progress(total, unit, description, done) as bar:
             yield bar

@@ -1,6 +1,6 @@
 """The training loop: step, log, validate, checkpoint.
 
-recipe, store -> Trainer.train() -> history.jsonl, checkpoints/, the trained student in the engine
+``Trainer.train`` trains the student in the engine and writes history.jsonl and checkpoints/.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from student_train.student.model import StudentModel
 from student_train.student.published import require_same
 
 SHOWN_IDS = 32
-"""Sequence ids a message about a failed step lists."""
+"""Number of sequence ids that the message about a failed step lists."""
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM: the current step was finished and saved."""
+    """Raised after Ctrl-C or SIGTERM, when the current step is finished and saved."""
 
 
 class Trainer:
@@ -79,10 +79,10 @@ class Trainer:
         return self.order.steps
 
     def train(self) -> dict[str, float]:
-        """Trains to the end from where the newest checkpoint is; validation metrics of the final student.
+        """Trains from the newest checkpoint to the end. Returns the final student's validation metrics.
 
-        Raises Stopped after a signal, and UserError where a sample is damaged or the loss is not finite; the
-        latter is raised alike on every rank.
+        Raises Stopped after a signal. Raises UserError, the same on every rank, if a sample is damaged or a
+        loss or gradient is not finite.
         """
         self.resume()
         section = self.train_section
@@ -120,9 +120,9 @@ class Trainer:
     # --- one step -------------------------------------------------------------------------------------------
 
     def _next_step(self, stream: Stream) -> tuple[Step, float, float] | None:
-        """The next step, and its real and masked tokens over all ranks; None at the end or after a signal.
+        """The next step with its real and masked tokens over all ranks; None at the end or after a signal.
 
-        What one rank's stream raised is raised on all of them.
+        If one rank's stream raises a UserError, all ranks raise it.
         """
         if self.step >= self.total_steps:
             return None
@@ -146,7 +146,7 @@ class Trainer:
         return step, tokens, masked
 
     def _forward_backward(self, step: Step, tokens: float, masked: float) -> torch.Tensor:
-        """Adds the gradient of this rank's micro-batches; its share of each of TERMS, float64 [6]."""
+        """Adds this rank's gradients. Returns its share of each of TERMS, float64 [6]."""
         torch.manual_seed(dropout_seed(self.train_section.seed, step.step, self.world.rank))
         sums = torch.zeros(len(TERMS), dtype=torch.float64, device=self.world.device)
         for number, batch in enumerate(step.micro_batches):
@@ -158,15 +158,15 @@ class Trainer:
         return sums
 
     def _looks(self) -> bool:
-        """Whether the host looks at this step's numbers: always on a CPU; else where something follows."""
+        """Whether the host reads the norms now: always on a CPU, else before a log, validation or save."""
         section = self.train_section
         every = section.log_every, section.validate_every, section.checkpoint_every
         return self.world.device.type == "cpu" or self.save_due or any(map(self._due, every))
 
     def _require_finite(self) -> None:
-        """UserError where a gradient since the last call is not finite and the loss scaler will not help.
+        """Raises UserError if a gradient since the last call is not finite and no loss scaler can lower it.
 
-        A step with such a gradient changed nothing, so nothing is lost where this is called some steps later.
+        A step with such a gradient changed nothing, so this check may come some steps later.
         """
         bad = self.window.first_not_finite(self.step)
         if bad is not None and not (self.train_section.dtype == "float16" and self.engine.loss_scale > 1):
@@ -202,7 +202,7 @@ class Trainer:
     # --- what is logged -------------------------------------------------------------------------------------
 
     def _log(self, rate: float) -> str:
-        """Means over the steps since the last log, in history.jsonl and MLflow; a short text to show."""
+        """Logs means over the steps since the last log to history.jsonl and MLflow. Returns a short text."""
         window, self.window = self.window, Window()
         reduced = self.world.sum([*window.sums.tolist(), window.waited / window.seconds])
         metrics = {name: value / window.steps for name, value in zip(TERMS, reduced, strict=False)}
@@ -236,7 +236,7 @@ class Trainer:
     # --- stop and go on -------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Starts a checkpoint of this step, unless there is one. All ranks call it."""
+        """Starts to write a checkpoint of this step, unless it has one. All ranks call it."""
         self.save_due, self.saved_at = False, time.monotonic()
         if self.saved_step == self.step:
             return
@@ -256,7 +256,7 @@ class Trainer:
         self.saved_step = self.step
 
     def saved(self) -> None:
-        """Returns once the checkpoint that was started is on disk. All ranks call it."""
+        """Waits until the started checkpoint is on disk. All ranks call it."""
 
         def wait() -> str:
             self.writer.wait()
@@ -265,7 +265,7 @@ class Trainer:
         self.world.first_does(wait)
 
     def resume(self) -> None:
-        """Puts the newest valid checkpoint into the engine, if there is one. All ranks call it."""
+        """Loads the newest valid checkpoint, if any, into the engine. All ranks call it."""
         found: list[checkpoint.Checkpoint] = []
 
         def load() -> str:

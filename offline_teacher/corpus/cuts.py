@@ -15,17 +15,17 @@ from offline_teacher.corpus.problems import Problems
 LONGEST_DOCUMENT = 4 << 20
 """Largest document in bytes. Longer ones are cut, so that an endless line cannot fill the memory."""
 LONGEST_ROW = 256 << 20
-"""Largest row of JSON lines in bytes; a longer row is left out."""
+"""Largest row of a JSON lines file, in bytes; a longer row is skipped."""
 
 Piece = tuple[int, bytes, bool]
-"""Byte offset in the file; the bytes; whether they begin a document, or go on with one that was cut."""
+"""Byte offset in the file; the bytes; True if they begin a document, False if they continue a cut one."""
 
 
 def cut(document: str, path: str, start: int, stop: int | None, problems: Problems) -> Iterator[Piece]:
-    """Documents by ``line``, ``block`` or ``file`` that start in bytes [start, stop), decompressed.
+    """Yields the documents that start in bytes [start, stop) of the decompressed file.
 
-    A compressed file is decompressed from its start: that is some hundred times as fast as tokenising. A
-    damaged one ends where it is damaged, which is counted in the range in which it is.
+    ``document`` is ``line``, ``block`` or ``file``. A compressed file is decompressed from its start, some
+    hundred times as fast as tokenising. A damaged file ends at the damage, which is counted in its range.
     """
     pieces = {"line": _lines, "block": _blocks, "file": _file}[document]
     end = math.inf if stop is None else stop
@@ -40,9 +40,9 @@ def cut(document: str, path: str, start: int, stop: int | None, problems: Proble
 
 
 def rows(path: str, start: int, stop: int | None, problems: Problems) -> Iterator[tuple[int, bytes]]:
-    """Byte offset and bytes of the lines that start in [start, stop), whole.
+    """Yields byte offset and bytes of each whole line that starts in [start, stop).
 
-    A line longer than LONGEST_ROW is counted and skipped; a line that is cut by damage is dropped.
+    A line longer than LONGEST_ROW is counted and skipped. A line cut off by damage is dropped.
     """
     row: list[bytes] = []
     first = size = 0
@@ -69,9 +69,9 @@ def rows(path: str, start: int, stop: int | None, problems: Problems) -> Iterato
 
 
 class _UntilDamage(io.RawIOBase):
-    """A file of which a damage is no error but the end; then it is ``damaged``.
+    """A file that ends where its data is damaged, instead of raising; ``damaged`` is true from then on.
 
-    The damage is counted if it lies in bytes [start, stop): other ranges of the file meet it too.
+    The damage is counted only if it lies in [start, stop), since readers of later ranges meet it too.
     """
 
     def __init__(self, source: Any, path: str, problems: Problems, start: int, stop: float) -> None:
@@ -129,7 +129,7 @@ def _lines(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
 
 
 def _skip(stream: IO[bytes], offset: int) -> None:
-    """To this offset, from the start of the stream."""
+    """Moves from the start of the stream to this offset."""
     if stream.seekable():
         stream.seek(offset)
         return
@@ -141,7 +141,7 @@ def _blocks(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
     """Runs of non-blank lines. A block belongs to the range in which the blank line before it starts.
 
     So a range needs no bytes before it: it skips to its first blank line, and reads past its end to the next
-    blank line. A blank line has only ASCII white space. A line of one no-break or ideographic space is text;
+    one. A blank line has only ASCII white space. A line with a no-break or ideographic space counts as text;
     a block of only such lines is an empty document.
     """
     owned = start == 0
@@ -185,7 +185,7 @@ def _file(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
 
 
 def _last_character(raw: bytes) -> int:
-    """Length of ``raw`` without a UTF-8 character that its end cuts in two."""
+    """Length of ``raw`` without an incomplete UTF-8 character at its end."""
     for back in range(1, min(4, len(raw)) + 1):
         byte = raw[-back]
         if byte >= 0xC0:  # the first byte of a character of 2, 3 or 4

@@ -1,9 +1,9 @@
 """Documents of a corpus: text, JSON lines, Parquet files or a hub dataset, split into units of work.
 
-``parts`` lists, ``documents`` reads. A part is a deterministic piece of about ``part_bytes``: byte ranges
-of text and JSON lines (of their text, where they are compressed), row groups of Parquet, rows of a hub data
-set; small neighbours share a part. A document belongs to the part in which it starts, and ends there: packing
-never crosses parts, so that parts can be built in any order by any worker.
+``parts`` lists units of work, ``documents`` reads one. A part is a deterministic piece of about
+``part_bytes``: byte ranges of (decompressed) text or JSON lines, row groups of Parquet, or rows of a hub
+dataset. Small neighbouring files share a part. A document belongs to the part in which it starts. Sequences
+never cross parts, so any worker can build any part in any order.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from offline_teacher.corpus.problems import Problems
 JUNK_SHARE = 0.1
 """A document with more replaced or NUL characters than this is not text and is left out."""
 MOST_PIECES = 64
-"""Of a compressed file: each is decompressed from the file's start, half of it on average."""
+"""Most pieces of one compressed file. For each piece, half of the file is decompressed on average."""
 SAMPLED_BYTES = 1 << 20
-"""Of a compressed file, from which it is estimated how much text it holds."""
+"""Bytes of a compressed file from which the size of its text is estimated."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -46,8 +46,7 @@ class Span:
     stop: int | None
     """None: to the end."""
     stamp: str
-    """Size of the file (for a hub dataset, rows and bytes), by which most changes are detected without
-    reading."""
+    """Size of the file (for a hub dataset, rows and bytes); shows most changes without reading the file."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +79,11 @@ def parts(corpus: Corpus, part_bytes: int, validation: bool = False) -> list[Par
     paths = find_files(globs)
     grouped: list[list[Span]] = []
     room = 0
-    with ThreadPoolExecutor(16) as pool:  # what is asked of a remote file is a round trip each
+    with ThreadPoolExecutor(16) as pool:  # each question about a remote file is a round trip
         listed = list(pool.map(lambda path: _file_spans(corpus, path, part_bytes), paths))
     if not any(size for _, size in chain.from_iterable(listed)):
         for path in paths if corpus.source == "parquet" else ():
-            with open_parquet(path):  # says what is wrong with a damaged one
+            with open_parquet(path):  # raises an error that says what is damaged
                 pass
         raise UserError(f"corpus.{name}: no usable document, the files are empty: {', '.join(paths[:3])}")
     for span, size in chain.from_iterable(listed):
@@ -97,9 +96,9 @@ def parts(corpus: Corpus, part_bytes: int, validation: bool = False) -> list[Par
 
 
 def size_of(part: Part, part_bytes: int) -> float:
-    """How much work a part is, in parts of the usual size; too much where only a bound is known."""
+    """The part's work relative to a part of usual size; an upper bound where the size is unknown."""
     sizes = [
-        4 * int(span.stamp) - span.start  # text is seldom packed better
+        4 * int(span.stamp) - span.start  # text is seldom compressed better than 4 to 1
         for span in part.spans
         if span.stop is None and compression(span.path) is not None
     ]
@@ -121,14 +120,14 @@ def _file_spans(corpus: Corpus, path: str, part_bytes: int) -> list[tuple[Span, 
 
 
 def is_whole(corpus: Corpus, path: str) -> bool:
-    """Whether a file of text or JSON lines can only be read from its start."""
+    """Whether a text or JSON lines file can only be read from its start."""
     return compression(path) is not None or (corpus.source == "text" and corpus.document == "file")
 
 
 def _text_spans(corpus: Corpus, path: str, size: int, part_bytes: int) -> Iterator[tuple[Span, int]]:
     stamp, text, pieces = str(size), size, 1
     if corpus.source != "text" or corpus.document != "file":
-        if compression(path) is not None and size > part_bytes // 8:  # else it is small in any case
+        if compression(path) is not None and size > part_bytes // 8:  # else its text is small anyway
             text = round(size * expansion(path, size, SAMPLED_BYTES))
         pieces = max(1, round(text / part_bytes))
         if compression(path) is not None:
@@ -139,7 +138,7 @@ def _text_spans(corpus: Corpus, path: str, size: int, part_bytes: int) -> Iterat
 
 
 def _parquet_spans(corpus: Corpus, path: str, size: int, part_bytes: int) -> Iterator[tuple[Span, int]]:
-    """A damaged file is a span of no row groups, which its reader counts."""
+    """A damaged file gives a span without row groups; whoever reads the span counts the damage."""
     stamp = str(size)
     try:
         with open_parquet(path) as table:
@@ -153,13 +152,13 @@ def _parquet_spans(corpus: Corpus, path: str, size: int, part_bytes: int) -> Ite
     for group, group_size in enumerate(sizes):
         filled += group_size
         last = group + 1 == len(sizes)
-        if last or (filled >= part_bytes and compression(path) is None):  # or each part decompresses it all
+        if last or (filled >= part_bytes and compression(path) is None):  # or each part decompresses all
             yield Span(path, start, group + 1, stamp), filled
             start, filled = group + 1, 0
 
 
 def parquet_rows(path: str, start: int = 0, stop: int | None = None) -> int:
-    """Rows of these row groups of a Parquet file, from its footer; 0 of a damaged one."""
+    """Number of rows in these row groups of a Parquet file, from its footer; 0 if it is damaged."""
     with contextlib.suppress(DamagedFile), open_parquet(path) as table:
         return sum(table.group_rows[start:stop])
     return 0
@@ -169,15 +168,14 @@ def parquet_rows(path: str, start: int = 0, stop: int | None = None) -> int:
 
 
 def documents(part: Part, corpus: Corpus, problems: Problems) -> Iterator[str]:
-    """The part's documents in order, never empty, valid Unicode. Holds one document (or batch) at a time."""
+    """Yields the part's documents in order, not empty and valid Unicode. Holds one (or a batch) at a time."""
     for text in row_texts(part, corpus, problems):
         if text is not None:
             yield from cut_text(text) if _is_long(text) else (text,)
 
 
 def row_texts(part: Part, corpus: Corpus, problems: Problems) -> Iterator[str | None]:
-    """The texts of ``documents`` before cutting. Parquet and hub give one item per row, None without a
-    text."""
+    """The texts of ``documents`` before cutting. Each Parquet or hub row gives its text, or None."""
     for span in part.spans:
         yield from _READERS[corpus.source](span, corpus, part.split, problems)
 
@@ -192,7 +190,7 @@ def _read_text(span: Span, corpus: Corpus, split: str | None, problems: Problems
     for offset, raw, begins in cuts.cut(corpus.document, span.path, span.start, span.stop, problems):
         if begins:
             first, told = offset, False
-        elif not raw.strip():  # of a document that was cut, only its last newline is left
+        elif not raw.strip():  # only the last newline of a cut document is left
             continue
         text = _decode(raw, span.path, offset, problems)
         if not told and (not begins or _is_long(text)):
@@ -204,7 +202,7 @@ def _read_text(span: Span, corpus: Corpus, split: str | None, problems: Problems
 def _read_jsonl(span: Span, corpus: Corpus, split: str | None, problems: Problems) -> Iterator[str | None]:
     for offset, raw in cuts.rows(span.path, span.start, span.stop, problems):
         raw = raw.removeprefix(BYTE_ORDER_MARK)
-        if not raw.strip():  # no row: a file may end with such lines
+        if not raw.strip():  # not a row: a file may end with blank lines
             continue
         try:
             row = json.loads(raw)

@@ -1,4 +1,4 @@
-"""Problems of a corpus, counted by kind; the first of each kind with its file and line or row."""
+"""Counts the problems of a corpus by kind, and keeps file and line or row of the first of each kind."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ EXAMPLES_PER_KIND = 20
 
 @dataclass(frozen=True)
 class Example:
-    """Where a problem is: a line of text (counted from the byte ``offset`` when needed) or a row."""
+    """Location of a problem: a row, or a line of text. Its number is computed from ``offset`` when needed."""
 
     kind: str
     file: str
-    """Bytes of its name that are not UTF-8 are spelled ``\\xe9``, so that it can be stored and printed."""
+    """Name of the file. Bytes that are not UTF-8 are written as ``\\xe9``, to be stored and printed."""
     offset: int | None = None
     row: int | None = None
 
@@ -39,13 +39,13 @@ class Problems:
     counts: dict[str, int] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
     cut_documents: int = 0
-    """Longer than a sequence, with ``packing: document``: the recipe asks for that, so it is no mistake."""
+    """Documents cut to one sequence by ``packing: document``; no mistake, because the recipe asks for it."""
     cut_tokens: int = 0
 
     def add(
         self, kind: str, file: str, *, offset: int | None = None, row: int | None = None, count: int = 1
     ) -> None:
-        """Count one, or ``count`` of which this is the first; under ``strict``, raises UserError instead."""
+        """Adds ``count`` problems, of which this is the first. Raises UserError instead if ``strict``."""
         example = Example(kind, os.fsencode(file).decode(errors="backslashreplace"), offset, row)
         if self.strict:
             raise UserError(
@@ -77,7 +77,7 @@ class Problems:
         return total
 
     def summary(self) -> str:
-        """One clause, e.g. ``2 x invalid UTF-8 (first: a.txt, line 7)``; empty where there are none."""
+        """One clause, e.g. ``2 x invalid UTF-8 (first: a.txt, line 7)``; empty if there are no problems."""
         first = {example.kind: example for example in reversed(self.examples)}
         clauses = [
             f"{count} x {kind} (first: {first[kind].place()})" for kind, count in sorted(self.counts.items())

@@ -1,1 +1,1 @@
-"""A batch of text through the teacher to the columns of a store."""
+"""Runs batches of text through the teacher and makes the columns of a store."""

@@ -1,7 +1,7 @@
-"""What a store keeps of a batch: hidden states where the teacher is cut, pooled vectors, top-k and logsumexp.
+"""Computes a store's columns: hidden states at the cut, pooled vectors, top-k logits and logsumexp.
 
-Nothing here waits for the device. All columns of a shard are filled there, in the store's dtypes, and copied
-to the host at once, on a stream of their own, while the next shard is computed.
+The host waits for the device only in ``Pending.wait``. A shard's columns are filled on the device in the
+store's dtypes. They are copied to the host together, on their own stream, while the next shard is computed.
 
 Axes: n samples of a shard, B batch, L length, M masked positions a sequence, P recorded positions a sequence
 (L or M), N recorded positions of a batch (padding left out), K top-k, T temperatures, V vocabulary, D hidden.
@@ -27,16 +27,16 @@ from offline_teacher.store.schema import Column, Layout
 
 LARGEST_FLOAT16 = 65504.0
 TEXT = ("sequence_id", "token_count", "input_ids", "masked_positions", "masked_labels")
-"""The columns that are not the teacher's."""
+"""The columns that do not come from the teacher."""
 HELD = {"u2": torch.int16, "u4": torch.int32, "f2": torch.float16, "f4": torch.float32, "i1": torch.int8}
-"""A tensor's dtype for a column's; of unsigned integers the bits."""
+"""Column dtype -> tensor dtype. Unsigned integers are held as signed ones with the same bits."""
 
 
 def matmul_positions(device_type: str, dtype: torch.dtype) -> int:
-    """Positions whose logits exist at once: enough for the matrix product to be efficient."""
+    """Number of positions whose logits exist at once: enough for an efficient matrix product."""
     if device_type == "cuda":
         return 8192
-    return 512 if dtype == torch.float32 else 256  # a float32 product first arranges the weights, every time
+    return 512 if dtype == torch.float32 else 256  # each float32 product first rearranges the weights
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,17 @@ class Pending:
     tensors: Mapping[str, Tensor]
     described: Mapping[str, Column]
     largest: Tensor
-    """Of the magnitudes that had to fit into float16."""
+    """Largest magnitude among the values that were converted to float16."""
     copied: torch.cuda.Event | None
-    """Tells when everything has arrived; None: it is there."""
+    """Event that ends the copy; None if there is nothing to wait for."""
     kept: object = None
-    """Keeps what is being copied from."""
+    """Keeps the source of the copy alive."""
 
     def wait(self) -> dict[str, np.ndarray]:
-        """Arrays [n, ...] in the store's dtypes. UserError where float16 cannot hold a hidden state."""
+        """Arrays [n, ...] in the store's dtypes. Raises UserError if a hidden state exceeds float16."""
         if self.copied is not None:
             self.copied.synchronize()
-        if float(self.largest) > LARGEST_FLOAT16:  # not so for NaN: the store's own check names it
+        if float(self.largest) > LARGEST_FLOAT16:  # false for NaN, which the store's own check reports
             raise UserError(
                 "store.hidden_states: float16 cannot hold this teacher's hidden states, the largest of which"
                 f" is {float(self.largest):.3g}; set store.hidden_states: bfloat16, or int8"
@@ -67,10 +67,10 @@ class Pending:
 
 
 class Inference:
-    """Runs text through the teacher and keeps what ``layout`` holds of it, nothing else.
+    """Runs text through the teacher and keeps only the columns of ``layout``.
 
-    Without top-k neither the top layers nor the head run. Logits are what the head gives in the teacher's
-    dtype; logsumexp is accumulated in float32 from them. One thread at a time may use it.
+    Without top-k, neither the top layers nor the head run. Logits have the teacher's dtype; logsumexp is
+    accumulated from them in float32. Only one thread may use an instance at a time.
     """
 
     def __init__(self, teacher: LoadedTeacher, layout: Layout) -> None:
@@ -94,9 +94,9 @@ class Inference:
 
     @torch.inference_mode()
     def columns(self, text: Mapping[str, np.ndarray], batch_size: int) -> Pending:
-        """The teacher's columns of a shard, from its ``TEXT``; positions that are not recorded are zero.
+        """The teacher's columns of a shard from its ``TEXT`` columns. Positions not recorded are zero.
 
-        Batches are of like lengths and depend on the samples alone.
+        A batch has sequences of similar lengths. The batches depend only on the samples.
         """
         count = text["token_count"].astype(np.int64)
         filled = _Filled.of(self._described, len(count), self.teacher.device)
@@ -108,8 +108,8 @@ class Inference:
     def _add(
         self, filled: _Filled, text: Mapping[str, np.ndarray], count: np.ndarray, rows: np.ndarray
     ) -> None:
-        """Computes one batch: these rows of the shard, the longest first."""
-        # Padding after the longest row is not computed, but for what makes shapes few.
+        """Computes one batch: the shard's ``rows``, longest first."""
+        # The longest row's length, rounded up to a multiple of _step so that there are few shapes.
         length = min(-(-int(count[rows[0]]) // self._step) * self._step, self.layout.length)
         ids = self._sent(text["input_ids"][rows, :length].astype(np.int64))
         counts = self._sent(count[rows])
@@ -133,7 +133,7 @@ class Inference:
     def _recorded(
         self, text: Mapping[str, np.ndarray], count: np.ndarray, rows: np.ndarray, length: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Of every recorded position, int64 [N]: where it is in the batch's [B length], where in [n P]."""
+        """Flat indices, int64 [N], of recorded positions: in the batch [B, length], in the shard [n, P]."""
         if self.layout.positions == "masked":
             masked = text["masked_positions"][rows]
             row, slot = np.nonzero(masked >= 0)
@@ -142,7 +142,7 @@ class Inference:
         return row * length + position, rows[row] * self.layout.recorded + position
 
     def _stored(self, filled: _Filled, states: Tensor) -> dict[str, Tensor]:
-        """Hidden states [N, D] as the store keeps them."""
+        """Hidden states [N, D] converted to the store's columns."""
         if self.layout.hidden_states == "int8":
             steps, scale = quantise(states)
             return {"hidden_states": steps, "hidden_scale": scale}
@@ -156,7 +156,7 @@ class Inference:
         assert top is not None
         if self._decoder is None or self._logits is None:
             self._decoder = weight, bias = aligned_decoder(top.decoder_weight, top.decoder_bias)
-            # Written again and again: new memory costs as much as a forward.
+            # One buffer is reused, because allocating it anew costs as much as a forward.
             positions = matmul_positions(self.teacher.device.type, self.teacher.dtype)
             self._logits = bias.new_empty(positions, len(weight))
         weight, bias = self._decoder
@@ -170,7 +170,7 @@ class Inference:
         return {name: torch.cat(parts) for name, parts in zip(names, zip(*pieces, strict=True), strict=True)}
 
     def _sent(self, values: np.ndarray) -> Tensor:
-        """On the teacher's device; the copy is from pinned memory and is not waited for."""
+        """Copies to the teacher's device, from pinned memory, without waiting."""
         tensor = torch.from_numpy(values)
         return (
             tensor
@@ -191,14 +191,14 @@ class Inference:
 
 @dataclass
 class _Filled:
-    """The columns of a shard on the device, as they fill up."""
+    """The columns of a shard on the device, filled batch by batch."""
 
     tensors: dict[str, Tensor]
     largest: Tensor
 
     @classmethod
     def of(cls, described: Mapping[str, Column], count: int, device: torch.device) -> _Filled:
-        """Zeros."""
+        """Allocates the columns, all zero."""
         tensors = {
             name: torch.zeros((count, *c.shape), dtype=HELD[c.dtype.str[1:]], device=device)
             for name, c in described.items()
@@ -206,13 +206,13 @@ class _Filled:
         return cls(tensors, torch.zeros((), device=device))
 
     def float16(self, states: Tensor) -> Tensor:
-        """The states in float16; ``largest`` tells later whether they fit."""
+        """Converts to float16 and updates ``largest``, from which overflow is detected later."""
         if states.numel():
             self.largest = torch.maximum(self.largest, states.abs().amax().float())
         return states.to(torch.float16)
 
     def put(self, values: Mapping[str, Tensor], target: Tensor) -> None:
-        """Values [N, ...] to the positions ``target`` [N] of [n P]."""
+        """Writes values [N, ...] to the flat positions ``target`` [N] of the columns [n, P, ...]."""
         for name, value in values.items():
             column = self.tensors[name]
             wide = value.to(torch.int32) if value.dtype == torch.int64 else value
@@ -220,7 +220,7 @@ class _Filled:
 
 
 def _picked(states: Tensor, at: Tensor | None) -> Tensor:
-    """[B, L, D] -> [N, D]; None: every position."""
+    """[B, L, D] -> [N, D] at the flat positions ``at``; None: all positions."""
     flat = states.flatten(0, 1)
     return flat if at is None else flat[at]
 

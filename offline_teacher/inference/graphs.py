@@ -1,7 +1,7 @@
-"""The encoder below the cut as CUDA graphs: one launch a batch instead of some hundred, the same kernels.
+"""Runs the encoder below the cut as CUDA graphs: one launch per batch instead of hundreds, same kernels.
 
-A graph belongs to one shape. There are few: rows come sorted by length, lengths are rounded up to a multiple
-of ``STEP``, and all batches of a shard but its last have the same number of rows.
+Each graph has one shape. There are few shapes: rows are sorted by length, lengths are rounded up to a
+multiple of ``STEP``, and all batches of a shard except the last have the same number of rows.
 
 Axes: B batch, L length, D hidden.
 """
@@ -23,11 +23,11 @@ from offline_teacher.families import family_of
 from offline_teacher.families.split import Lower
 
 STEP = 64
-"""Positions that a batch's length is rounded up to a multiple of."""
+"""The length of a batch is rounded up to a multiple of this."""
 MOST_GRAPHS = 8
-"""Graphs kept; other shapes run operation by operation."""
+"""Largest number of graphs; batches of further shapes run without a graph."""
 NO_MASK = "sdpa_without_mask"
-"""transformers' name, once registered, for its own attention where every position is visible."""
+"""Name under which transformers' own SDPA attention is registered without a mask."""
 
 AttentionInterface.register(NO_MASK, sdpa_attention_forward)
 AttentionMaskInterface.register(NO_MASK, lambda *_, **__: None)
@@ -38,7 +38,7 @@ Capture = Callable[[Callable[[], Tensor]], tuple[Tensor, Replay]]
 
 @dataclass(frozen=True)
 class _Graph:
-    """What was captured, with the memory that it reads and writes."""
+    """A captured graph and the tensors that it reads and writes."""
 
     input_ids: Tensor
     token_count: Tensor | None
@@ -47,16 +47,16 @@ class _Graph:
 
 
 def cuda_graph(function: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
-    """The tensor that ``function`` returns, and what computes it again in the same memory."""
+    """Captures ``function``. Returns its result and a call that recomputes it in the same memory."""
     graph = torch.cuda.CUDAGraph()
-    # Meanwhile other threads write shards and allocate pinned memory.
+    # Thread-local, because other threads write shards and allocate pinned memory meanwhile.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = function()
     return result, graph.replay
 
 
 class GraphedLower:
-    """Calls as `Lower` does. What it returns is overwritten by its next call."""
+    """Has the interface of `Lower`, but each call overwrites the result of the one before."""
 
     def __init__(self, lower: Lower, capture: Capture = cuda_graph) -> None:
         self._lower, self._capture = lower, capture
@@ -69,7 +69,7 @@ class GraphedLower:
         B, L = input_ids.shape  # noqa: N806 - the field's axis letters
         shape = (B, L, token_count is None)
         if shape not in self._graphs:
-            again = shape in self._seen  # a shape that comes once is not worth a graph
+            again = shape in self._seen  # a shape that occurs once is not worth a graph
             self._seen.add(shape)
             if not (again and self._room and self._add(shape, input_ids, token_count)):
                 return self._run(input_ids, token_count)
@@ -90,7 +90,7 @@ class GraphedLower:
         ids, count = input_ids.clone(), None if token_count is None else token_count.clone()
         try:
             hidden, replay = self._capture(lambda: self._run(ids, count))
-        except RuntimeError as error:  # an operation that no graph can hold
+        except RuntimeError as error:  # an operation that cannot be captured
             self._room = 0
             reason = "".join(str(error).strip().splitlines()[:1])
             warnings.warn(
@@ -104,10 +104,10 @@ class GraphedLower:
 
 @contextmanager
 def _no_mask(encoder: Any, input_ids: Tensor, token_count: Tensor | None) -> Iterator[None]:
-    """Within, transformers makes no attention mask where no row is padded.
+    """Context in which transformers makes no attention mask if no row is padded.
 
-    It makes none by itself, but before version 5.23 not while a graph is captured: there it makes one, and
-    attention with a mask has slower kernels. Masks of a family's own are left alone.
+    Before version 5.23 it always makes one while a graph is captured, and attention with a mask has slower
+    kernels. A family that defines its own mask keeps it.
     """
     config, attention = encoder.config, encoder.config._attn_implementation
     length, device = input_ids.shape[1], input_ids.device

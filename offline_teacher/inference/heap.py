@@ -1,7 +1,7 @@
-"""A worker's memory from shard to shard: what is given back to the system and faulted in again costs time.
+"""Keeps a worker's memory from shard to shard, because returning and faulting in pages costs time.
 
-Measured with an encoder of 384 dimensions that takes 30 us a token, storing its hidden states alone: new
-arrays for every shard and glibc's settings make a pass 3 to 15 % slower (two runs of each in turn).
+With new arrays for every shard and glibc's defaults, a pass was 3 to 15 % slower. This was measured with two
+alternating runs each of a 384-dimensional encoder that takes 30 us per token and stores hidden states only.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ import ctypes
 import os
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-"""Numbers of glibc's malloc.h."""
+"""Constants from glibc's malloc.h."""
 MMAP_THRESHOLD = 32 << 20
-"""Bytes from which memory is mapped and unmapped each time; the most that glibc takes."""
+"""Blocks of at least this many bytes are mapped and unmapped each time. glibc allows no larger value."""
 TRIM_THRESHOLD = (1 << 31) - 1
-"""Free bytes at the heap's end from which it is given back: the largest int."""
+"""Free bytes at the heap's end above which glibc returns them to the system: the largest int."""
 GROWTH = 1.05
-"""Resident memory over what was left by the last shrinking, from which shrinking is due again."""
+"""``shrink`` acts once resident memory exceeds this multiple of what the last ``shrink`` left."""
 
 
 class Heap:
-    """The C library's heap, set to keep what a forward frees for the next one.
+    """Sets the C library's heap to keep the memory that a forward frees for the next one.
 
-    Left to itself glibc gives every freed activation back to the system and faults it in again at the next
-    layer; and it lets a thread started now have an arena of its own, of pieces of 64 MiB, each of which is
-    given back when it is free, whatever the settings. The next thread to start has the main arena instead.
-    What is kept has holes, as batches have many shapes, and more of them with every shard: hence ``shrink``.
+    By default glibc returns every freed activation to the system and faults it in again at the next layer.
+    It also gives each new thread an arena of 64 MiB pieces, which it returns when free, whatever the
+    settings. Here the next thread to start uses the main arena. Batches of many shapes leave holes in the
+    heap, more with every shard; ``shrink`` returns them.
     """
 
     def __init__(self) -> None:
         library = ctypes.CDLL(None)
-        self._glibc = library if hasattr(library, "malloc_trim") else None  # another's heap is left alone
+        self._glibc = library if hasattr(library, "malloc_trim") else None  # other C libraries are left alone
         self._least = 0.0
         if self._glibc is not None:
             self._glibc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
@@ -38,7 +38,7 @@ class Heap:
             self._glibc.mallopt(M_ARENA_MAX, 1)
 
     def shrink(self) -> None:
-        """Gives free memory back to the system where the process has grown by ``GROWTH`` since last time."""
+        """Returns free memory to the system if the process has grown by ``GROWTH`` since the last time."""
         if self._glibc is not None and _resident_bytes() > GROWTH * self._least:
             self._glibc.malloc_trim(0)
             self._least = _resident_bytes()

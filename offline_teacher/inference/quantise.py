@@ -1,4 +1,4 @@
-"""Symmetric int8 with one scale a position: value = int8 * scale, scale = max|x| / 127; on any device."""
+"""Symmetric int8 with one scale per position: value = int8 * scale, scale = max|x| / 127; on any device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def quantise(hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 [..., D] and float32 scale [...] of hidden [..., D]; half rounds to even, zeros keep scale 0."""
+    """hidden [..., D] -> int8 [..., D], float32 scale [...]. Rounds half to even; all zeros have scale 0."""
     hidden = hidden.float()
     scale = hidden.abs().amax(dim=-1) / 127
     safe = torch.where(scale > 0, scale, 1.0)
@@ -16,5 +16,5 @@ def quantise(hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantise(values: Tensor, scale: Tensor) -> Tensor:
-    """float32 [..., D] of int8 [..., D] and scale [...]."""
+    """int8 [..., D] and scale [...] -> float32 [..., D]."""
     return values.float() * scale[..., None]

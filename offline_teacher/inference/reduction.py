@@ -1,15 +1,14 @@
 """Top-k and logsumexp over the vocabulary of a chunk of logits, exact and deterministic.
 
-A teacher pass must cost what the bare forward costs, and a naive ``topk`` with one ``logsumexp`` a
-temperature costs as much as a small teacher's whole forward. So on a CPU the rows go to a compiled kernel
-(`reduction_kernel`) that reads each of them twice, and on a GPU to one of Triton (`reduction_triton`) that
-keeps a row in registers. Where there is no C++ compiler, no Triton, or a larger vocabulary, the same is done
-with tensor operations:
+A naive ``topk`` with one ``logsumexp`` per temperature costs as much as a small teacher's whole forward. So a
+CPU uses a compiled kernel (`reduction_kernel`) that reads each row twice. A GPU uses a Triton kernel
+(`reduction_triton`) that keeps a row in registers. Without a C++ compiler or Triton, or with a vocabulary too
+large for Triton, tensor operations do the same:
 
-* a row is exponentiated once: exp(x / t) = exp(x / T) ** (T / t), which is a square where T = 2t;
-* the largest k entries lie in the k blocks of 32 ids with the largest maxima, so only those are searched;
+* a row is exponentiated once: exp(x / t) = exp(x / T) ** (T / t), which is a square if T = 2t;
+* the k largest entries lie in the k blocks of 32 ids with the largest maxima, so only those are searched;
 * entries are compared by one integer key (logit, then lower id first), so that ties, frequent among
-  bfloat16 logits, come out the same everywhere.
+  bfloat16 logits, have the same result everywhere.
 
 Axes: N positions, V vocabulary, K top-k, T temperatures.
 """
@@ -26,9 +25,9 @@ from offline_teacher.inference import reduction_kernel
 
 BLOCK = 32
 REDUCE_POSITIONS = {"cpu": 32}
-"""Positions the tensor arithmetic works on at once: on a CPU their float32 logits stay in the cache."""
+"""Positions that the tensor operations process at once; on a CPU their float32 logits fit the cache."""
 TRITON_VOCABULARY = 1 << 16
-"""Longer rows do not fit into the registers of a program."""
+"""Largest vocabulary for Triton: longer rows do not fit into the registers of a program."""
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _POSITION_BITS = 16
 _POSITION_MASK = (1 << _POSITION_BITS) - 1
@@ -71,8 +70,8 @@ def _reduce(logits: Tensor, top_k: int, temperatures: tuple[float, ...]) -> Redu
 
 
 def _top_k(blocked: Tensor, block_max: Tensor, wanted_blocks: int, top_k: int) -> tuple[Tensor, Tensor]:
-    # Among blocks with equal maxima the lower one holds the lower ids, so the block keys order blocks
-    # as their best entries are ordered, and k better blocks mean k better entries.
+    # Block keys order blocks as their best entries are ordered: of equal maxima, the lower block has the
+    # lower ids. So if k blocks rank above a block, k entries rank above all of its entries.
     chosen = _POSITION_MASK - (_largest(_keys(block_max), wanted_blocks) & _POSITION_MASK)
     chosen = chosen.sort(-1).values
     candidates = blocked.gather(1, chosen[:, :, None].expand(-1, -1, BLOCK)).flatten(1)  # ascending ids
@@ -83,7 +82,7 @@ def _top_k(blocked: Tensor, block_max: Tensor, wanted_blocks: int, top_k: int) -
 
 
 def _keys(values: Tensor) -> Tensor:
-    """float32 [N, n] -> int64 keys that order by value, then by lower position; n <= 65,536."""
+    """float32 [N, n] -> int64 keys: a larger value has a larger key, then a lower position; n <= 65,536."""
     bits = (values + 0.0).view(torch.int32)  # + 0.0: a negative zero equals zero
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # sign-magnitude to two's complement
     position = torch.arange(values.shape[-1], device=values.device)
@@ -96,7 +95,7 @@ def _largest(keys: Tensor, count: int) -> Tensor:
 
 
 def _logsumexp_(logits: Tensor, maximum: Tensor, temperatures: tuple[float, ...]) -> Tensor:
-    """logsumexp(x / t) = max / t + log(sum(exp((x - max) / t))), hottest temperature first; overwrites x."""
+    """logsumexp(x / t) = max / t + log(sum(exp((x - max) / t))), highest temperature first; overwrites x."""
     out = torch.empty(len(logits), len(temperatures), device=logits.device)
     if not temperatures:
         return out

@@ -1,6 +1,6 @@
 """The compiled reduction of logits on a CPU: ``reduction_kernel.cpp``.
 
-Where it cannot be built, the callers' tensor arithmetic does the same work more slowly.
+If it cannot be built, `reduction` does the same with slower tensor operations.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def available() -> bool:
 def reduce_logits(
     logits: Tensor, top_k: int, temperatures: tuple[float, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reduction.reduce_logits`; rows are shared among torch's threads."""
+    """See `reduction.reduce_logits`. The rows are divided among torch's threads."""
     if logits.dtype not in FUNCTIONS:
         logits = logits.float()
     count, vocab_size = logits.shape

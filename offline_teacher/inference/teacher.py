@@ -1,4 +1,4 @@
-"""The teacher as a worker holds it: cut below its top, on its device, in the recipe's dtype."""
+"""Loads the teacher for a worker: cut below its top layers, on the worker's device, in the recipe's dtype."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ class LoadedTeacher:
     """A teacher ready to run."""
 
     lower: Lower
-    """Gives the hidden states that enter its top ``replay_layers`` layers."""
+    """Computes the hidden states that enter the top ``replay_layers`` layers."""
     top: Replay | None
-    """Its top layers and head; None where nothing asks for them."""
+    """The top layers and the head; None if they are not needed."""
     pooling: Pooling | None
     config: Any
     weight_digest: str
     device: torch.device
     dtype: torch.dtype
     environment: dict[str, str | int | float | bool | None]
-    """What decides the last bits of its numbers."""
+    """The facts on which the last bits of its results depend."""
 
 
 def load_teacher(teacher: Teacher, replay_layers: int, with_top: bool, device: str) -> LoadedTeacher:
     """Loads the model that ``teacher.model`` names.
 
-    Raises UserError where the directory has no weights, another family, or fewer layers. Float32 products are
-    accumulated in float32: reductions in less precision are switched off.
+    Raises UserError if the directory has no weights, an unknown family, or too few layers. Switches off
+    reductions in reduced precision, so that 16-bit matrix products are accumulated in float32.
     """
     directory = find_teacher(teacher)
     config = load_config(directory)
@@ -64,7 +64,7 @@ def load_teacher(teacher: Teacher, replay_layers: int, with_top: bool, device: s
 
 
 def environment(teacher: Teacher, device: str) -> dict[str, str | int | float | bool | None]:
-    """What a task records of the machine and the libraries that computed its numbers; no host, no time."""
+    """What a task records about its machine and libraries; neither host name nor time."""
     import transformers
 
     on_cpu = device == "cpu"
@@ -82,7 +82,7 @@ def environment(teacher: Teacher, device: str) -> dict[str, str | int | float | 
 
 
 def _kernel(on_cpu: bool) -> str:
-    """What reduces logits."""
+    """The implementation that reduces logits."""
     if on_cpu:
         return "C++" if reduction_kernel.available() else "torch"
     return "Triton" if triton_there() else "torch"

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: full tensors, no pickle, free of the number of ranks.
+"""Checkpoints of a training run: full tensors without pickle, independent of the number of ranks.
 
     checkpoints/step-00000200/
       weights.safetensors    float32 master weights by parameter name
@@ -6,9 +6,9 @@
       exp_avg_sq.safetensors
       state.json             everything else, with its own digest and the digests of the others
 
-A checkpoint is written into a directory of another name, synced, and renamed; ``state.json`` is written last.
-So what lies under a final name was once complete, and anything amiss with it is damage: such a directory is
-renamed and the one before it is used.
+A checkpoint is written into a temporary directory, synced, and renamed; ``state.json`` is written last. So a
+directory with a final name was complete once. If it is invalid, it was damaged later: it is renamed, and the
+checkpoint before it is used.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a run must know, beside its tensors, to go on as if it had never stopped."""
+    """What a run needs besides its tensors to continue as if it had never stopped."""
 
     step: int
     """Optimiser steps done; the next one has this number."""
     samples_seen: int
     optimizer_step: int
-    """Steps AdamW applied: fewer than ``step`` where float16 overflowed."""
+    """Steps that AdamW applied: fewer than ``step`` if float16 overflowed."""
     loss_scaler: dict[str, float]
     samples_digest: str
     """Chained digest of the ids of all samples consumed so far."""
     fingerprint: dict[str, Any]
-    """Outcome fields of the recipe and the digest of the store."""
+    """The recipe's settings that affect the result, and the digest of the store."""
     tracking_run: str | None
     format_version: int = FORMAT_VERSION
 
@@ -69,7 +69,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def save(directory: str, facts: Facts, tensors: Mapping[str, Mapping[str, Tensor]], keep: int) -> str:
-    """Publishes the checkpoint of ``facts.step`` and removes all but the newest ``keep``; its path."""
+    """Publishes the checkpoint of ``facts.step``, keeps only the newest ``keep``, and returns its path."""
     final = os.path.join(directory, checkpoint_name(facts.step))
     draft = os.path.join(directory, f"{storage.UNFINISHED}{secrets.token_hex(6)}")
     try:
@@ -96,7 +96,7 @@ def save(directory: str, facts: Facts, tensors: Mapping[str, Mapping[str, Tensor
 
 
 class Writer:
-    """Writes checkpoints in a thread, one after the other, while the training goes on."""
+    """Writes checkpoints in a thread, one at a time, while training continues."""
 
     def __init__(self, directory: str, keep: int, written: Callable[[], None] = lambda: None) -> None:
         """``written`` is called in the thread after every checkpoint."""
@@ -105,12 +105,12 @@ class Writer:
         self._pending: Future[None] | None = None
 
     def start(self, facts: Facts, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """``tensors`` are the writer's from now on. The one before must have been waited for."""
+        """The caller must not change ``tensors`` afterwards, and must have waited for the last checkpoint."""
         assert self._pending is None
         self._pending = self._thread.submit(self._write, facts, tensors)
 
     def wait(self) -> None:
-        """Returns once what was started is on disk. Raises what went wrong with it."""
+        """Returns when the started checkpoint is on disk. Raises the error if writing it failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -121,9 +121,9 @@ class Writer:
 
 
 def load_newest(directory: str) -> Checkpoint | None:
-    """The newest valid checkpoint; None where there never was one. Damaged ones are renamed, with a warning.
+    """The newest valid checkpoint; None if there never was one. Renames damaged ones, with a warning.
 
-    UserError where checkpoints exist and none is valid: a run never starts afresh on its own.
+    Raises UserError if checkpoints exist but none is valid, so that a run never silently starts over.
     """
     if not os.path.isdir(directory):
         return None
@@ -150,7 +150,7 @@ def load_newest(directory: str) -> Checkpoint | None:
 
 
 def newest_step(directory: str) -> int | None:
-    """The step of the newest checkpoint, by name alone."""
+    """The step of the newest checkpoint according to its name; its content is not checked."""
     listed = _listed(directory) if os.path.isdir(directory) else []
     return listed[0][0] if listed else None
 
@@ -162,7 +162,7 @@ def _listed(directory: str) -> list[tuple[int, str]]:
 
 
 def _read(path: str) -> Checkpoint:
-    """ValueError says what is damaged."""
+    """Reads and checks a checkpoint. Raises ValueError that says what is damaged."""
     state_path = os.path.join(path, STATE_NAME)
     if not os.path.isfile(state_path):
         raise ValueError(f"has no {STATE_NAME}" if os.path.isdir(path) else "is not a directory")
@@ -207,7 +207,7 @@ def _read_tensors(path: str, name: str, files: Mapping[str, str]) -> dict[str, T
 
 
 def _set_aside(path: str) -> str:
-    """Renames a damaged checkpoint; the new plain name."""
+    """Renames a damaged checkpoint and returns the new name without its directory."""
     number = 1
     while os.path.exists(f"{path}.damaged-{number}"):
         number += 1
@@ -219,7 +219,7 @@ def _set_aside(path: str) -> str:
 
 
 def _discard(path: str) -> None:
-    """Removes a checkpoint so that a death half-way leaves no half of it under its name."""
+    """Removes a checkpoint. It is renamed first, so a crash leaves no partial one under its name."""
     doomed = os.path.join(os.path.dirname(path), f"{storage.UNFINISHED}{secrets.token_hex(6)}")
     os.rename(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)

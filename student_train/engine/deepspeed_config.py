@@ -1,4 +1,4 @@
-"""The DeepSpeed configuration of a recipe, with a user's own JSON merged under it. Imports no DeepSpeed."""
+"""Builds DeepSpeed's configuration from a recipe and a user's JSON; the recipe wins. No DeepSpeed import."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ NEVER_PRINT = 1 << 62
 
 
 def build_config(train: Train, world: int) -> dict[str, Any]:
-    """What ``deepspeed.initialize`` gets for ``world`` ranks. UserError where the user's JSON contradicts."""
+    """DeepSpeed's ``config`` for ``world`` ranks. UserError if the user's JSON contradicts the recipe."""
     accumulation = math.ceil(train.batch_size / (train.micro_batch_size * world))
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
-        # DeepSpeed's own bookkeeping; the batches come from the stream, whose last parts may be smaller.
+        # For DeepSpeed's bookkeeping; the stream makes the batches, and a step's last may be smaller.
         "train_batch_size": train.micro_batch_size * accumulation * world,
         "gradient_clipping": train.max_grad_norm,
         "zero_optimization": {"stage": train.zero_stage},
@@ -31,7 +31,7 @@ def build_config(train: Train, world: int) -> dict[str, Any]:
     if train.zero_stage > 0 and train.dtype != "float32":
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     if train.dtype == "bfloat16":
-        # Without it DeepSpeed 0.19.8 at stage 1 adds every micro-batch's running sum, not its gradient.
+        # Without it, DeepSpeed 0.19.8 at stage 1 adds each micro-batch's running sum, not its gradient.
         config["bf16"]["immediate_grad_update"] = True
     if train.deepspeed_config is not None:
         user = storage.read_json(train.deepspeed_config)
@@ -43,7 +43,7 @@ def build_config(train: Train, world: int) -> dict[str, Any]:
 
 
 def _check(user: Mapping[str, Any], train: Train, accumulation: int, path: str) -> None:
-    """UserError at the first key whose value is neither "auto" nor what the recipe says."""
+    """Raises UserError at the first key whose value is neither "auto" nor the recipe's value."""
     recipe_says = {
         "train_batch_size": ("train.batch_size", train.batch_size),
         "train_micro_batch_size_per_gpu": ("train.micro_batch_size", train.micro_batch_size),

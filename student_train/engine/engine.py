@@ -1,14 +1,14 @@
-"""DeepSpeed behind one narrow interface: backward, step, and the full state in and out.
+"""Wraps DeepSpeed in a small interface: backward, step, and saving and restoring the full state.
 
-Gradients are exact sums: the caller's losses are divided by counts of the whole optimiser step, DeepSpeed
-averages over ranks, so a loss is multiplied by the number of ranks and never by 1 / accumulation steps.
+Gradients are exact sums. The caller divides its losses by counts over the whole optimiser step. DeepSpeed
+averages over ranks, so a loss is multiplied by the number of ranks, and never divided by accumulation steps.
 
-Measured with DeepSpeed 0.19.8 on CPU, and worked around here:
-- at stage 0 with float16 ``engine.backward`` forgets the loss scale that ``step`` divides by;
-- at stage 0 with float16 or bfloat16 the optimiser's step counter starts at 1, which weakens Adam's bias
-  correction: it is put back to 0;
-- ``safe_get_full_*`` return None at stage 0, and cannot set moments before the first step at stages 1 and 2:
-  there the flat partitions are addressed through the same mapping.
+Faults of DeepSpeed 0.19.8, seen on CPU and worked around here:
+- at stage 0 with float16, ``engine.backward`` omits the loss scale by which ``step`` divides;
+- at stage 0 with float16 or bfloat16, the optimiser's step counter starts at 1, which weakens Adam's bias
+  correction; it is reset to 0;
+- its functions for full state return None at stage 0, and cannot set moments before the first step at stages
+  1 and 2; this module uses their mapping to address the flat partitions itself.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis
 @dataclass(frozen=True)
 class StepResult:
     gradient_norm: Tensor
-    """2-norm of the whole gradient before clipping, without loss scale, a scalar that may still be computed;
-    where it is not finite, the step changed nothing."""
+    """2-norm of the whole gradient before clipping, without the loss scale; the device may still compute it.
+    If it is not finite, the step changed nothing."""
 
 
 class Engine:
     """A student, its optimiser, and DeepSpeed around them."""
 
     def __init__(self, model: nn.Module, train: Train, world: World) -> None:
-        """``model`` (float32) is moved, cast and broadcast from rank 0 in place."""
+        """Moves ``model`` (float32) to the device, casts it, and broadcasts rank 0's weights, in place."""
         import deepspeed
         from deepspeed.accelerator import get_accelerator
 
@@ -62,7 +62,7 @@ class Engine:
         self._adamw: torch.optim.AdamW = self._engine.basic_optimizer
         self._stage = train.zero_stage
         if self._stage == 0 and world.size == 1:
-            # It would flatten all gradients, reduce them over one rank, and copy them back.
+            # With one rank, the all-reduce would only flatten all gradients and copy them back.
             self._engine.enable_backward_allreduce = False
         self._master_step: MasterStep | None = None
         if self._stage == 0 and train.dtype != "float32":
@@ -70,13 +70,13 @@ class Engine:
             waits = on_cpu or train.dtype == "float16"
             self._master_step = MasterStep(self._engine.optimizer, waits, sliced=on_cpu)
             self._engine.optimizer.step = self._master_step
-        # DeepSpeed's master weights are copies of the already rounded ones; start from what was given.
+        # DeepSpeed copied its master weights from rounded ones; the given weights replace them.
         zeros = {name: torch.zeros_like(p) for name, p in initial.items()}
         state = {"weights": initial, **dict.fromkeys(MOMENTS, zeros)}
         self.restore(state if world.first else None, optimizer_step=0)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Adds the gradient of one micro-batch's share of the step's loss; ``last`` of this rank's step."""
+        """Adds the gradient of ``loss``, a micro-batch's share; ``last``: it ends this rank's step."""
         scale = float(self.world.size)
         if self._stage == 0 and self.train.dtype == "float16":
             scale *= self.loss_scale
@@ -84,7 +84,7 @@ class Engine:
         self._engine.backward(loss * scale, scale_wrt_gas=False)
 
     def step(self, rate: float) -> StepResult:
-        """Clips and applies the gradient at learning rate ``rate``; nothing where it is not finite."""
+        """Clips and applies the gradient at learning rate ``rate``. Does nothing if it is not finite."""
         for group in self._adamw.param_groups:
             group["lr"] = rate
         if self._stage == 0 and self.train.dtype == "float32":
@@ -109,7 +109,7 @@ class Engine:
     # --- full state, whatever the stage ---------------------------------------------------------------------
 
     def gather(self) -> dict[str, dict[str, Tensor]]:
-        """float32 on the CPU: ``weights``, ``exp_avg``, ``exp_avg_sq`` by parameter. All ranks call it."""
+        """Float32 state on the CPU, kind -> parameter name -> tensor, on rank 0 only. All ranks call it."""
         state: dict[str, dict[str, Tensor]] = {"weights": {}, **{moment: {} for moment in MOMENTS}}
         for name, parameter in trained(self.model):
             for kind in state:
@@ -119,7 +119,7 @@ class Engine:
         return state
 
     def restore(self, state: Mapping[str, Mapping[str, Tensor]] | None, optimizer_step: int) -> None:
-        """The inverse of ``gather``: rank 0 gives the state, the others None. All ranks call it."""
+        """The inverse of ``gather``: rank 0 passes the state, others pass None. All ranks call it."""
         for name, parameter in trained(self.model):
             for kind in ("weights", *MOMENTS):
                 full = torch.empty(parameter.shape, dtype=torch.float32, device=self.world.device)
@@ -152,7 +152,7 @@ class Engine:
             state["step"] = torch.as_tensor(float(count), device=parameter.device)
 
     def _moments(self, optimized: Tensor) -> dict[str, Tensor]:
-        """AdamW's state of one of its own tensors, made (zero) where no step has made it yet."""
+        """AdamW's state for one of its tensors; created with zeros if no step has created it yet."""
         state = self._adamw.state[optimized]
         if "exp_avg" not in state:
             state["step"] = torch.zeros((), device=optimized.device)
@@ -183,13 +183,13 @@ class Engine:
                 self._fragment(mapping, kind).copy_(full.flatten().narrow(0, where.start, where.numel))
 
     def _fragment(self, mapping: Any, kind: str) -> Tensor:
-        """This rank's part of a parameter within the flat tensor AdamW works on (stages 1 and 2)."""
+        """This rank's part of a parameter in the flat tensor that AdamW updates (stages 1 and 2)."""
         flat = self._adamw.param_groups[mapping.param_group_index]["params"][0]
         where = mapping.hp_fragment_address
         return (flat if kind == "weights" else self._moments(flat)[kind]).narrow(0, where.start, where.numel)
 
     def _master(self, parameter: nn.Parameter) -> Tensor:
-        """The float32 tensor AdamW works on (stage 0)."""
+        """The float32 tensor that AdamW updates (stage 0)."""
         if self.train.dtype == "float32":
             return parameter
         if not hasattr(self, "_masters"):
@@ -208,17 +208,17 @@ class Engine:
 
 
 def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters that some term of the loss reaches; the others are frozen and stay as they began."""
+    """The parameters that get a gradient; the others are frozen."""
     return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
 
 def _mapping(parameter: nn.Parameter) -> Any:
-    """Where DeepSpeed keeps this rank's part of a parameter; None where it is all on other ranks."""
+    """Where DeepSpeed keeps this rank's part of a parameter; None if other ranks hold all of it."""
     return parameter._hp_mapping  # type: ignore[attr-defined]
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Biases and layer norms (all vectors) are not decayed, as in BERT."""
+    """Weight decay applies to matrices only, not to biases and layer norms, as in BERT."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},

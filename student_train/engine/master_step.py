@@ -1,10 +1,9 @@
-"""Stage 0's optimiser step with 16-bit weights: DeepSpeed's, in fewer passes over memory and without waits.
+"""DeepSpeed's stage-0 optimiser step for 16-bit weights, with fewer memory passes and without waiting.
 
-``FP16_UnfusedOptimizer.step`` asks the device for the norm of every gradient, reads every gradient twice in
-search of overflow, which the norm shows as well, and converts and clips them in passes of their own.
-Here a GPU does everything in a dozen operations and its host waits for none of them. A CPU converts, clips
-and applies a gradient slice by slice, in its cache: a third of the memory traffic. Loss scale, clipping and
-what happens to a step that is not finite stay DeepSpeed's.
+``FP16_UnfusedOptimizer.step`` waits for the norm of every gradient, reads every gradient twice to find an
+overflow that the norm shows too, and converts and clips in separate passes. Here a GPU does all of it in a
+dozen operations, and the host waits for none. A CPU converts, clips and applies a gradient slice by slice in
+its cache, with a third of the memory traffic. Loss scaling, clipping and skipped steps work as in DeepSpeed.
 """
 
 from __future__ import annotations
@@ -18,29 +17,29 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 SLICE = 1 << 18
-"""Numbers that a CPU converts and applies at once: with weight and moments 4 MB, a core's cache."""
+"""Numbers that a CPU processes at once; with weight and moments 4 MB, which fits a core's cache."""
 TINY = 1e-6
-"""DeepSpeed adds it to the norm before it clips."""
+"""Added to the norm before clipping, as in DeepSpeed."""
 
 
 class MasterStep:
-    """Takes the place of ``step`` of a stage-0 optimiser around ``torch.optim.AdamW(fused=True)``.
+    """Replaces ``step`` of a stage-0 optimiser around ``torch.optim.AdamW(fused=True)``.
 
-    ``waits``: the host reads the norm in every step, as a loss scaler must and a CPU may. Otherwise a step
-    whose gradient is not finite changes nothing, and only ``norm`` tells.
+    ``waits``: the host reads the norm in every step. A loss scaler needs this; a CPU has nothing to wait for.
+    Otherwise a step with a gradient that is not finite changes nothing, and only ``norm`` shows it.
     """
 
     def __init__(self, wrapper: Any, waits: bool, sliced: bool) -> None:
-        """``sliced``: slice by slice, for a CPU; otherwise all parameters of a group at once."""
+        """``sliced``: works slice by slice, for a CPU; otherwise on all parameters of a group at once."""
         self._wrapper, self._waits, self._sliced = wrapper, waits, sliced
         largest = SLICE if sliced else max(sum(low.numel() for low in lows) for lows in wrapper.fp16_groups)
         self._buffer = torch.empty(largest, device=wrapper.fp16_groups[0][0].device)
         self.norm = torch.zeros((), device=self._buffer.device)
-        """2-norm of the last gradient, float32, with the loss scale in it."""
+        """2-norm of the last gradient, float32, still multiplied by the loss scale."""
 
     @torch.no_grad()
     def __call__(self, closure: None = None) -> bool:
-        """Whether the step was skipped because the gradient is not finite, as far as the host knows."""
+        """Does the step. Returns whether the host saw a gradient that is not finite and skipped the step."""
         wrapper = self._wrapper
         self.norm = wrapper._global_grad_norm = self._norm()
         wrapper.overflow = self._waits and not math.isfinite(float(self.norm))
@@ -60,7 +59,7 @@ class MasterStep:
         return False
 
     def _norm(self) -> Tensor:
-        """float32 within a piece, float64 over them."""
+        """The gradient's 2-norm, accumulated in float32 within a piece and in float64 over pieces."""
         parts = []
         for lows in self._wrapper.fp16_groups:
             gradients = [low.grad for low in lows if low.grad is not None]
@@ -72,14 +71,14 @@ class MasterStep:
         return torch.stack(parts).double().norm().float()
 
     def _divisor(self) -> Tensor:
-        """What gradients are divided by: the loss scale, and more where the norm is above the limit."""
+        """Divisor of gradients: the loss scale, times norm / limit if the norm exceeds the limit."""
         scale, limit = float(self._wrapper.loss_scale_config.cur_scale), float(self._wrapper.clip_grad)
         if not limit:
             return torch.full_like(self.norm, scale)
         return ((self.norm / scale + TINY) / limit).clamp_min(1.0) * scale
 
     def _converted(self, gradients: list[Tensor]) -> list[Tensor]:
-        """The same in float32, in memory that the next call uses again."""
+        """The gradients in float32, in a buffer that the next call overwrites."""
         sizes = [gradient.numel() for gradient in gradients]
         parts = self._buffer[: sum(sizes)].split(sizes)
         wide = [part.view(gradient.shape) for part, gradient in zip(parts, gradients, strict=True)]
@@ -87,9 +86,9 @@ class MasterStep:
         return wide
 
     def _pieces(self, weights: list[Tensor], lows: list[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
-        """16-bit weights, gradients, weights, both moments and step counters of what is applied together.
+        """Yields 16-bit weights, gradients, weights, moments and step counters to update together.
 
-        A parameter without a gradient has a gradient of 0, as in DeepSpeed.
+        A parameter without a gradient counts as having gradient 0, as in DeepSpeed.
         """
         gradients = [torch.zeros_like(low) if low.grad is None else low.grad for low in lows]
         states = [self._wrapper.optimizer.state[weight] for weight in weights]

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to restore."""
+"""The learning rate as a pure function of the step, so that a checkpoint need not hold a schedule."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from infra.settings.sections import Train
 def learning_rate(train: Train, step: int, total: int) -> float:
     """The rate of optimiser step ``step`` (0-based) of ``total``.
 
-    Linear warm-up over ``warmup_ratio * total`` steps, then linear to 0 at ``total``, half a cosine to 0,
-    or constant, as ``get_{linear,cosine,constant}_schedule_with_warmup`` of transformers; but the first
-    step already moves: the warm-up counts from 1.
+    It rises linearly over ``warmup_ratio * total`` steps. Then it falls to 0 linearly or by half a cosine, or
+    is constant, as in transformers' ``get_{linear,cosine,constant}_schedule_with_warmup``. Here the warm-up
+    counts from 1, so the first step already has a rate above 0.
     """
     warmup = math.ceil(train.warmup_ratio * total)
     if step < warmup:

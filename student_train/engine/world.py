@@ -1,4 +1,4 @@
-"""The processes that train together: how they start, and what they tell each other between host and host."""
+"""The processes that train together: how they start, and the messages that they exchange on CPUs."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ T = TypeVar("T")
 class World:
     """This process among those that train together.
 
-    Ranks talk through the memory of their hosts, also where they compute on GPUs: a word between them never
-    waits for what a GPU is still at.
+    Ranks exchange messages from CPU memory even if they compute on GPUs. So a message never waits for a GPU
+    to finish its queue.
     """
 
     rank: int
@@ -34,14 +34,14 @@ class World:
     device: torch.device
     """Where this rank computes."""
     host: dist.ProcessGroup | None = None
-    """The group over which hosts talk; None: torch's default one."""
+    """The process group for messages in CPU memory; None: torch's default group."""
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
     def max(self, values: list[float]) -> list[float]:
-        """The largest of every rank's values, element by element."""
+        """The elementwise maximum over all ranks."""
         return self._reduced(values, dist.ReduceOp.MAX)
 
     def sum(self, values: list[float]) -> list[float]:
@@ -53,7 +53,7 @@ class World:
         return tensor.tolist()
 
     def text_from(self, rank: int, text: str) -> str:
-        """``text`` of one rank, on all of them."""
+        """Sends ``text`` of one rank to all ranks."""
         data = text.encode()
         size = torch.tensor([len(data)])
         dist.broadcast(size, rank, group=self.host)
@@ -66,7 +66,7 @@ class World:
         return bytes(buffer.tolist()).decode()
 
     def first_does(self, function: Callable[[], str]) -> str:
-        """The text that ``function`` returns on rank 0, on all ranks; so is a UserError it raises there."""
+        """Runs ``function`` on rank 0. All ranks return its text, or raise its UserError."""
         text, problem = "", ""
         if self.first:
             try:
@@ -79,13 +79,13 @@ class World:
         return self.text_from(0, text)
 
     def raise_first(self, problem: str) -> None:
-        """Raises the problem of the first rank that has one as a UserError on all; all ranks call it."""
+        """Raises UserError on all ranks if any has a ``problem``, with the first one. All ranks call it."""
         failed = int(self.max([float(self.size - self.rank) if problem else 0.0])[0])
         if failed:
             raise UserError(self.text_from(self.size - failed, problem))
 
     def all_do(self, function: Callable[[], T]) -> T:
-        """What ``function`` returns on this rank; a UserError it raises on any rank is raised on all."""
+        """Runs ``function`` on every rank. Returns its result; a UserError of any rank is raised on all."""
         result: list[T] = []
         problem = ""
         try:
@@ -104,9 +104,9 @@ class World:
 
 
 def start_world() -> World:
-    """Joins the processes of the launcher (deepspeed, torchrun), or is alone where there is none.
+    """Joins the processes of the launcher (deepspeed, torchrun). Without a launcher, this process is alone.
 
-    UserError where another program has the launcher's port.
+    Raises UserError if another program uses the launcher's port.
     """
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
@@ -121,8 +121,8 @@ def start_world() -> World:
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    # Its shared-memory operator serves `inference_all_reduce` alone, which no training calls. Building it
-    # takes a silent minute, and does not end behind the lock file of a build that was killed.
+    # Only `inference_all_reduce` needs its shared-memory operator, and training does not call it. Building it
+    # takes a silent minute, and hangs if a killed build left its lock file.
     deepspeed.ops.__compatible_ops__ = {}
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
     if on_gpu:
@@ -147,15 +147,15 @@ def free_port() -> int:
 
 
 def _require_free_port(port: int) -> None:
-    """Torch takes another program's server for its own, and may wait there for the other ranks for ever."""
+    """Raises UserError if the port is in use. Torch would join the other program's server and could hang."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             with socket.socket(family) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one just left is free
-                probe.bind(("", port))  # on every address, as torch does; nothing listens
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # just closed counts as free
+                probe.bind(("", port))  # on every address, as torch does, without listening
         except OSError as problem:
             if problem.errno != errno.EADDRINUSE:
-                continue  # a machine without this family
+                continue  # this machine lacks the address family
             raise UserError(
                 f"--master_port: another program has port {port}; name a free one, for example"
                 f" deepspeed --master_port {port + 1} ... (without a launcher: MASTER_PORT={port + 1})"

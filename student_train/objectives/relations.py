@@ -1,9 +1,9 @@
-"""Attention relations of MiniLMv2 (Wang et al., arXiv 2012.15828, section 3.1): value and gradient in chunks.
+"""The attention-relation loss of MiniLMv2 (Wang et al., arXiv 2012.15828, section 3.1), in chunks.
 
 A relation is softmax(x x^T / sqrt(d_r)) over the real positions of a sequence, where x are the queries,
 keys or values of one layer, regrouped into A relation heads of d_r = D / A numbers. Teacher and student
-need the same A, so neither width nor number of attention heads has to agree. The loss is the
-Kullback-Leibler divergence of every row of the teacher's relation from the student's.
+need the same A; their widths and numbers of attention heads may differ. The loss is
+KL(teacher's row || student's row), averaged over the rows of the relations.
 
 Axes: B sequences, L length, D width of the teacher or the student, A relation heads, d = D / A.
 """
@@ -25,17 +25,17 @@ RELATIONS = ("queries", "keys", "values")
 """The relations of a layer: QQ, KK and VV."""
 MAX_RELATION_HEADS = 64
 _CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
-"""Of one float32 buffer [heads of a chunk, L, L]: what stays in a core's cache; what fills a GPU."""
+"""Bytes of a chunk's float32 buffer [heads, L, L]: it fits a CPU core's cache, or fills a GPU."""
 _COMPILED = ("cuda",)
-"""Devices on which the arithmetic on scores is one compiled kernel; a CPU works in place, in its cache."""
+"""Devices on which one compiled kernel processes the scores; a CPU works in place, in its cache."""
 _ALIGNED = {"cuda": 8}
-"""Relation vectors get zeros up to a multiple of so many numbers, as tensor cores want; products stay."""
+"""Vectors are zero-padded to a multiple of this for tensor cores, which does not change their products."""
 
 
 def relation_heads(teacher_width: int, student_width: int, wanted: int | None = None) -> int:
     """A: ``wanted``, or the largest common divisor of both widths that is at most 64.
 
-    UserError where ``wanted`` does not divide both widths.
+    Raises UserError if ``wanted`` does not divide both widths.
     """
     common = math.gcd(teacher_width, student_width)
     if wanted is None:
@@ -64,9 +64,9 @@ def relation_loss(
     int64 [B]: positions from there on are padding. ``tokens``: real positions of the whole optimiser step,
     over all ranks and micro-batches, so that shares add up to the mean. ``weights``: relation -> weight,
     1 each by default; 0 leaves a relation out. ``full``: no sequence has padding, so no mask is needed.
-    ``compile``: by torch.compile where the device gains from it.
+    ``compile``: use torch.compile on devices that benefit.
 
-    float32 scalar in nats. Only ``student`` gets gradients. No tensor [B, A, L, L] exists.
+    Returns a float32 scalar in nats. Only ``student`` gets gradients. No tensor [B, A, L, L] exists.
     """
     weights = dict.fromkeys(RELATIONS, 1.0) if weights is None else weights
     used = [name for name in RELATIONS if weights.get(name, 0.0) > 0]
@@ -99,7 +99,7 @@ class _SummedKL(torch.autograd.Function):
         for start in range(0, B, size):
             rows = slice(start, start + size)
             counts = None if token_count is None else token_count[rows]
-            # Only whole chunks are compiled, so that there are few shapes.
+            # A smaller last chunk is not compiled, so that there are few shapes.
             chunk = _compiled_chunk if compile and min(size, B) == min(size, B - start) else _chunk
             value, part = chunk(student[rows], teacher[rows], counts, heads, gradient is not None)
             total += value
@@ -117,7 +117,7 @@ class _SummedKL(torch.autograd.Function):
 def _chunk(
     student: Tensor, teacher: Tensor, token_count: Tensor | None, heads: int, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Summed KL (float64 scalar) and its gradient [b, L, D] for some sequences."""
+    """Summed KL (float64 scalar) of a chunk of b sequences, and its gradient [b, L, D]."""
     x = _regrouped(student, heads)  # [b A, L, d]
     scale = _scale(student, heads)
     s = _scores(x, scale)  # [b A, L, L] float32
@@ -146,7 +146,7 @@ def _chunk(
 def _compiled_chunk(
     student: Tensor, teacher: Tensor, token_count: Tensor | None, heads: int, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """As `_chunk`; between the matrix products is one kernel."""
+    """Like `_chunk`, with one compiled kernel between the matrix products."""
     x, t_rows = _regrouped(student, heads), _regrouped(teacher, heads)
     s, t = torch.bmm(x, x.transpose(1, 2)), torch.bmm(t_rows, t_rows.transpose(1, 2))
     scale, real = _scale(student, heads), _real_rows(student, token_count, heads)
@@ -160,9 +160,9 @@ def _compiled_chunk(
 def scores_kernel(
     s: Tensor, t: Tensor, s_scale: float, t_scale: float, real: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """KL [n, L] float32 of each row of the products s, t [n, L, L], and scale * dKL/dS in their dtype.
+    """KL [n, L] float32 of each row of the products s, t [n, L, L], and scale * dKL/dS in the dtype of s.
 
-    ``real`` bool [n, L]; None: every position is.
+    ``real``: bool [n, L], False for padding; None: no padding.
     """
     log_q, log_p = s.float() * s_scale, t.float() * t_scale
     if real is not None:
@@ -172,7 +172,7 @@ def scores_kernel(
     log_q, log_p = torch.log_softmax(log_q, -1), torch.log_softmax(log_p, -1)
     p = log_p.exp()
     difference = log_p - log_q
-    if real is not None:  # both lie at the lowest number there, less their sums
+    if real is not None:  # masked: both are the lowest number less their sums
         difference = torch.where(real[:, None, :], difference, 0.0)
     kl, gradient = (p * difference).sum(-1), (log_q.exp() - p) * s_scale
     if real is not None:
@@ -186,7 +186,7 @@ def _scale(x: Tensor, heads: int) -> float:
 
 
 def _real_rows(x: Tensor, token_count: Tensor | None, heads: int) -> Tensor | None:
-    """bool [b A, L] of [b, L, D]; None where every position is real."""
+    """bool [b A, L], False for padding; None if there is no padding. ``x``: [b, L, D]."""
     if token_count is None:
         return None
     real = torch.arange(x.shape[1], device=x.device) < token_count[:, None]
@@ -199,7 +199,7 @@ def _scores(x: Tensor, scale: float) -> Tensor:
 
 
 def _regrouped(x: Tensor, heads: int) -> Tensor:
-    """[b, L, D] -> [b A, L, d], contiguous; d = D / A, and zeros up to a multiple of ``_ALIGNED``."""
+    """[b, L, D] -> [b A, L, d], contiguous; d = D / A, zero-padded to a multiple of ``_ALIGNED``."""
     b, length, width = x.shape
     grouped = x.view(b, length, heads, width // heads).transpose(1, 2)
     extra = -(width // heads) % _ALIGNED.get(x.device.type, 1)
@@ -217,9 +217,9 @@ def _ungrouped(x: Tensor, heads: int, d: int) -> Tensor:
 def dense_relation_loss(
     student: Sequence[Tensor], teacher: Sequence[Tensor], token_count: Tensor, heads: int
 ) -> Tensor:
-    """The formula as the paper writes it, for tests and benchmarks: keeps every [B, A, L, L] tensor.
+    """The paper's formula, for tests and benchmarks; it keeps every [B, A, L, L] tensor in memory.
 
-    Sequences of [B, L, D]; the mean over relations, heads and real rows.
+    ``student``, ``teacher``: [B, L, D] per relation. The mean is over relations, heads and real rows.
     """
     real = torch.arange(student[0].shape[1], device=student[0].device) < token_count[:, None]
 

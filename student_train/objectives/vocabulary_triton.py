@@ -1,9 +1,8 @@
-"""``vocabulary_kernels.exact_kernel`` on a GPU, as one Triton kernel: one program a row.
+"""``vocabulary_kernels.exact_kernel`` on a GPU as one Triton kernel, with one program per row.
 
-A program reads its row of both logits once for all sums, with maxima that grow as it goes (Milakov and
-Gimelshein, arXiv 1805.02867), and once more, out of the cache, for the gradient. Compiled tensor arithmetic
-reads them four times. Import this module only if Triton is installed. Axes: C positions of a chunk, V
-vocabulary.
+A program reads its row of both logits once for all sums, with running maxima (Milakov and Gimelshein, arXiv
+1805.02867). It reads them again for the gradient, from the cache. Compiled tensor operations read them four
+times. Import this module only if Triton is installed. Axes: C positions of a chunk, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 def exact_kernel(
     s: Tensor, t: Tensor, label: Tensor, kl_scale: Tensor, mlm_scale: Tensor, temperature: float, mlm: bool
 ) -> tuple[Tensor, Tensor]:
-    """See `vocabulary_kernels.exact_kernel`; ``s`` and ``t`` [C, V] have one of ``DTYPES``, sums are float32.
+    """See `vocabulary_kernels.exact_kernel`. ``s`` and ``t`` [C, V] have one of ``DTYPES``; sums are float32.
 
-    Rows need not be contiguous with each other.
+    Each row must be contiguous; the rows may have any stride.
     """
     count, vocab_size = s.shape
     assert s.stride(1) == t.stride(1) == 1
@@ -47,7 +46,7 @@ def _exact_row(  # type: ignore[no-untyped-def]
     mlm_scales,
     kl,
     ce,
-    inverse,  # of the temperature
+    inverse,  # 1 / temperature
     V: tl.constexpr,
     MLM: tl.constexpr,
     TEMPERATURE: tl.constexpr,
@@ -66,7 +65,7 @@ def _exact_row(  # type: ignore[no-untyped-def]
         x = tl.load(s_row + column, mask=inside, other=lowest).to(tl.float32)
         y = tl.load(t_row + column, mask=inside, other=lowest).to(tl.float32)
         higher_m, higher_n = tl.maximum(m, tl.max(x, 0)), tl.maximum(n, tl.max(y, 0))
-        # cross = sum over v of exp((y - n) / T) ((y - n) - (x - m)) / T, whose centres have moved
+        # cross = sum over v of exp((y - n) / T) ((y - n) - (x - m)) / T, corrected for the new maxima
         moved = tl.where(z_p > 0, ((n - higher_n) - (m - higher_m)) * inverse, 0.0)
         shrunk = tl.exp((n - higher_n) * inverse)
         cross, z_p = shrunk * (cross + z_p * moved), z_p * shrunk
@@ -101,7 +100,7 @@ def _exact_row(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _exponential(x, e_q, TEMPERATURE: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: N803
-    """exp(x) from exp(x / T) where T is 1 or 2."""
+    """exp(x), computed from ``e_q`` = exp(x / T) if T is 1 or 2."""
     if TEMPERATURE == 1.0:
         return e_q
     if TEMPERATURE == 2.0:
