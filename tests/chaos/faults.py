@@ -1,11 +1,11 @@
-"""``python -m tests.chaos.faults [ROW ...]``: one fault after the other on a Ray cluster. Needs root.
+"""``python -m tests.chaos.faults [ROW ...]``: causes faults, one at a time, on a Ray cluster. Needs root.
 
-Three machines in network namespaces (`tests.chaos.hosts`): node-0 is Ray's head and an S3 server, the driver
-runs there too; node-1 and node-2 have a worker each. node-2 is the sick one: its own way to the object store
-and to the hub, and a small disk. After every fault the store must be, byte for byte, that of one process that
-nothing happened to, unless the row says that the pass must not finish.
+It starts three machines in network namespaces (`tests.chaos.hosts`). node-0 runs Ray's head, an S3 server and
+the driver; node-1 and node-2 have one worker each. Faults hit node-2: it has its own proxy to the object
+store, its own hub, and a small disk. After each fault the store must equal, byte for byte, that of one
+undisturbed process, unless the row says that the pass must not finish.
 
-Prints the table of docs/faults.md; exits 1 where a row does not hold. About 20 minutes on an idle machine.
+Prints the table of docs/faults.md; exits 1 if a row does not hold. About 20 minutes on an idle machine.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PATIENT = {
     "RAY_health_check_timeout_ms": "20000",
     "RAY_health_check_failure_threshold": "4",
 }
-"""On a busy machine Ray would take a node for dead that only waits for a processor."""
+"""Longer timeouts: otherwise, on a busy machine, Ray declares a node dead that only waits for a CPU."""
 OTHER_PYTHON = Path("/usr/bin/python3.11")
 
 Row = list[object]
@@ -54,7 +54,7 @@ Row = list[object]
 
 @dataclass
 class Bench:
-    """The cluster, and the store that every pass must end with."""
+    """The cluster, and the contents that every pass's store must have at the end."""
 
     machines: Machines
     directory: Path
@@ -70,7 +70,7 @@ class Bench:
         return self.machines[SICK]
 
     def begin(self, name: str, *overrides: str, on: str = HEAD) -> Pass:
-        """A pass of the recipe in the cluster, with output ``name`` unless an override says otherwise."""
+        """Starts a pass of the recipe on the cluster; its output is ``name`` unless overridden."""
         output = self.directory / name
         log = self.directory / f"{name}.log"
         words = ["python", "-m", "offline_teacher.main", "run", "--recipe", str(self.recipe)]
@@ -90,7 +90,7 @@ class Pass:
         return self.output / "tiny/store"
 
     def end(self) -> tuple[int, str]:
-        """Exit code and output."""
+        """Waits for the end. Returns exit code and output."""
         code = self.process.wait(SECONDS)
         print(f"{self.log.stem}: exit {code}\n{self.log.read_text()}", flush=True)
         return code, self.log.read_text()
@@ -99,7 +99,7 @@ class Pass:
         wait_until(lambda: len(indices(self.store)) >= count, self.process)
 
     def logged(self, *words: str) -> bool:
-        """Whether one of its log files has all of these words."""
+        """Whether one of the pass's log files has all of these words."""
         logs = [path.read_text() for path in (self.output / "tiny/logs").glob("*.log")]
         return any(all(word in text for word in words) for text in logs)
 
@@ -129,7 +129,7 @@ def main() -> int:
 
 
 def _environment(name: str) -> dict[str, str]:
-    """Of Ray and of drivers on a machine."""
+    """Environment variables of Ray and of drivers on a machine."""
     sick = name == SICK
     s3 = f"http://127.0.0.1:{PROXY_PORT}" if sick else f"http://{HEAD}:{S3_PORT}"
     hub = f"http://{HEAD}:{REFUSING_PORT if sick else HUB_PORT}"
@@ -145,7 +145,7 @@ def _environment(name: str) -> dict[str, str]:
 
 
 def _services(bench: Bench) -> None:
-    """The object store, the sick node's way to it, and the two hubs."""
+    """Starts the object store, the sick node's proxy to it, and two hubs."""
     python, log = sys.executable, bench.directory / "services.log"
     bench.head.start([python, "-m", "moto.server", "-H", "0.0.0.0", "-p", str(S3_PORT)], log)
     hub = [python, "-m", "tests.chaos.services", "hub"]
@@ -160,7 +160,7 @@ def _services(bench: Bench) -> None:
 
 
 def _flag(bench: Bench, name: str) -> str:
-    """A file: while it is there, a service answers with this."""
+    """Path of a file. While it exists, a service answers with the HTTP status ``name``."""
     return str(bench.directory / name)
 
 
@@ -203,7 +203,7 @@ def _remote_contents(bench: Bench, prefix: str) -> dict[str, bytes]:
 
 
 def _same(bench: Bench, found: dict[str, bytes]) -> bool:
-    """The same store; its own path and teacher's name are in no file of it but the recipe."""
+    """Whether the files equal those of the undisturbed store. Only the recipe, left out here, has paths."""
     return found == bench.reference
 
 
@@ -211,7 +211,7 @@ def _same(bench: Bench, found: dict[str, bytes]) -> bool:
 
 
 def other_python(bench: Bench) -> list[Row]:
-    """Another patch version of Python: Ray refuses it when it joins, and says both versions."""
+    """A node with another patch version of Python joins; Ray refuses it and prints both versions."""
     packages = next(path for path in sys.path if path.endswith("site-packages"))
     words = [OTHER_PYTHON, "-m", "ray.scripts.scripts", "start", f"--address={HEAD}:6379", "--num-cpus=1"]
     environment = _environment(WELL) | {"PYTHONPATH": f"{packages}:{ROOT}"}
@@ -223,7 +223,7 @@ def other_python(bench: Bench) -> list[Row]:
 
 
 def poisoned(bench: Bench) -> list[Row]:
-    """One word's embedding is NaN, and it stands in one line of the text."""
+    """The embedding of one word is NaN, and one line of the text has that word."""
     model = save_bert(bench.directory / "poisoned-model")
     weights = load_file(model / "model.safetensors")
     weights["bert.embeddings.word_embeddings.weight"][5 + WORDS.index("bab")] = torch.nan
@@ -240,7 +240,7 @@ def poisoned(bench: Bench) -> list[Row]:
 
 
 def disk_full(bench: Bench) -> list[Row]:
-    """The sick node's disk for temporary files has one page; the store is on the object store."""
+    """The sick node's disk for temporary files holds one page; the store is in the object store."""
     bench.sick.must(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", SCRATCH])
     made = bench.begin("full", f"store.path=s3://{BUCKET}/full")
     code, output = made.end()
@@ -253,7 +253,7 @@ def disk_full(bench: Bench) -> list[Row]:
 
 
 def object_store_503(bench: Bench) -> list[Row]:
-    """From the first task on, the sick node hears 503 from the object store for a minute."""
+    """From the first task on, the object store answers the sick node 503 for a minute."""
     made = bench.begin("refused", f"store.path=s3://{BUCKET}/refused")
     _until(lambda: "tasks" in made.log.read_text() or made.process.poll() is not None)
     flag = Path(_flag(bench, "503"))
@@ -283,7 +283,7 @@ def hub_refuses(bench: Bench) -> list[Row]:
 
 
 def hung(bench: Bench) -> list[Row]:
-    """SIGSTOP to the sick node's worker, once three tasks of it are there to say how long one takes."""
+    """The sick node's worker gets SIGSTOP after ten tasks, from whose durations deadlines are known."""
     made = bench.begin("hung")
     made.until_tasks(10)
     bench.sick.must(["pkill", "--signal", "STOP", "--full", "ray::TaskWorker"])
@@ -307,7 +307,7 @@ def node_lost(bench: Bench) -> list[Row]:
 
 
 def head_lost(bench: Bench) -> list[Row]:
-    """The head's Ray dies; the driver is on another machine. Then a new head, and the same command."""
+    """Ray's head dies while the driver is on another machine. The command is repeated with a new head."""
     made = bench.begin("headless", on=WELL)
     made.until_tasks(10)
     bench.head.run(["pkill", "--signal", "KILL", "--full", "raylet|gcs_server"])

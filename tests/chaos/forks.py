@@ -1,9 +1,9 @@
 """``python -m tests.chaos.forks [KILLS]``: hundreds of SIGKILLs a minute must not change a byte of a store.
 
-Ray starts a worker in seconds, so that ``python -m tests.chaos`` kills a few a minute. Here the workers of a
-pass, one, two or four at once, are forked from a process that has imported everything. Each does one item,
-most are killed at a random moment, and now and then two workers are at one item. Sometimes the whole pass,
-driver and workers, is killed. Prints a table; exits 1 where a store differs from the undisturbed one.
+Ray needs seconds to start a worker, so ``python -m tests.chaos`` kills only a few a minute. Here the workers,
+one, two or four at once, are forked from a process that has imported everything. Each does one item. Most are
+killed at a random moment, and now and then two workers do the same item. Often the whole pass, driver and
+workers, is killed. Prints a table; exits 1 if a store differs from the undisturbed one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_te
 
 WORKERS = (1, 2, 4)
 DOOMED, TWICE, WHOLE = 0.6, 0.1, 0.8
-"""Shares of workers that are killed, of items given to two at once, of passes that are killed whole."""
+"""Shares of workers that are killed, of items given to two workers, and of passes killed as a whole."""
 
 
 def main(kills: int) -> int:
@@ -63,7 +63,7 @@ def main(kills: int) -> int:
 
 
 def _under_fire(recipe: Path, directory: Path, reference: dict[str, bytes], workers: int, kills: int) -> list:
-    """Stores made one after the other until so many workers and passes were killed."""
+    """Makes stores, one at a time, until ``kills`` workers and passes were killed; returns a table row."""
     luck, tally, passes, stores, same = random.Random(workers), directory / "tally", 0, 0, True
     tally.write_bytes(b"")
     while tally.stat().st_size + passes < kills:
@@ -87,7 +87,7 @@ def _under_fire(recipe: Path, directory: Path, reference: dict[str, bytes], work
 
 
 def _drive(recipe: Path, output: Path, workers: int, seed: int, tally: Path) -> None:
-    """A pass with workers that are killed."""
+    """Runs a pass whose workers are killed at random."""
     tempfile.tempdir = str(recipe.parent)
     source, decided = find_source(load_recipe(str(recipe), [f"output={output}"]))
     parts = parts_of(decided)
@@ -96,7 +96,7 @@ def _drive(recipe: Path, output: Path, workers: int, seed: int, tally: Path) -> 
 
 
 class ForkedCluster(LocalCluster):
-    """Its workers are forked from this process."""
+    """A cluster whose workers are forked from this process."""
 
     def __init__(self, recipe: Recipe, workers: int, luck: random.Random, tally: Path) -> None:
         super().__init__(recipe)
@@ -110,18 +110,18 @@ class ForkedCluster(LocalCluster):
 
 
 class ForkedPool(LocalPool):
-    """Each item is done by a process of its own, or by two; what a killed one held is done again."""
+    """Runs each item in one or two processes of its own, and again if they were killed."""
 
     def __init__(self, crew: Crew, workers: int, luck: random.Random, tally: Path) -> None:
         super().__init__(crew)
         self._count, self._luck, self._tally = workers, luck, tally
         self._seconds = 0.2
-        """That the last item took."""
+        """Duration of the last item in seconds."""
 
     def run(self, items: Any, done: Any, waiting: Any, quarantine: Any = None) -> list[Item]:
         left = {item.name: item for item in items}
         todo = deque(left.values())
-        running: dict[int, tuple[Item, float, float]] = {}  # process -> item, its start, when it is killed
+        running: dict[int, tuple[Item, float, float]] = {}  # process id -> item, start time, time of its kill
         while left:
             while len(running) < self._count and todo:
                 item = todo[0] if self._luck.random() < TWICE and self._count > 1 else todo.popleft()
@@ -137,7 +137,7 @@ class ForkedPool(LocalPool):
                     self._settle_fork(item, status, left, todo, done)
                     self._seconds = time.monotonic() - begin if status == 0 else self._seconds
             time.sleep(0.002)
-        for process in running:  # the second of two at one item
+        for process in running:  # the slower of two processes of one item
             os.waitpid(process, 0)
         return []
 
@@ -163,7 +163,7 @@ class ForkedPool(LocalPool):
 
 
 def _fork(function: Callable[[], object], apart: bool = False) -> int:
-    """A child, which a pass is ``apart``, in a process group of its own; returns its process id."""
+    """Forks a child and returns its id. ``apart``: in its own process group, so a pass is killed whole."""
     process = os.fork()
     if apart:
         os.setpgid(process, process)  # in parent and child: whichever comes first
@@ -181,13 +181,13 @@ def _fork(function: Callable[[], object], apart: bool = False) -> int:
 
 
 def _in_child(function: Callable[[], Any]) -> None:
-    """Runs it in a child, so that this process, which forks, has no threads of torch."""
+    """Runs ``function`` in a child, so that this process, which forks, never has torch's threads."""
     _, status = os.waitpid(_fork(function), 0)
     assert status == 0
 
 
 def _wait_until_free(store: Path) -> None:
-    """Until the workers of a killed pass are gone, threads and all: they hold its lock."""
+    """Waits until a killed pass's workers and their threads are gone, since they hold the store's lock."""
     while store.exists():
         try:
             with exclusive(str(store)):

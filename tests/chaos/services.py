@@ -1,7 +1,7 @@
-"""``python -m tests.chaos.services proxy PORT UPSTREAM FLAG`` and ``hub PORT MODEL [FLAG]``: for `faults`.
+"""``python -m tests.chaos.services proxy PORT UPSTREAM FLAG`` or ``hub PORT MODEL [FLAG]``: for `faults`.
 
-proxy: an object store that answers 503 while the file FLAG is there. hub: a Hugging Face hub of one model
-directory, that answers 429 while FLAG is there.
+``proxy`` forwards to an object store, but answers 503 while the file FLAG exists. ``hub`` is a Hugging Face
+hub with one model directory, which answers 429 while FLAG exists.
 """
 
 from __future__ import annotations

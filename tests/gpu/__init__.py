@@ -1,1 +1,1 @@
-"""What only a machine with a GPU can show: see ``python -m tests.gpu --help``."""
+"""Checks and speed measurements for a machine with a GPU: see ``python -m tests.gpu --help``."""

@@ -1,10 +1,10 @@
-"""``python -m tests.gpu``: is the code right on a GPU, and how fast is it there?
+"""``python -m tests.gpu``: checks results on a GPU and measures speed there.
 
-It needs torch, transformers and pydantic, and nothing from a network; without DeepSpeed the parts that
-need the trainer's engine are skipped. Parts named ``check_*`` compare this device with
-the CPU or with float64 and fail if they differ; parts named ``speed_*`` measure tokens per second and the
-share of the device's peak (model FLOP utilisation). Without a GPU, or with ``--device cpu``, the same parts
-run on tiny models, so that the program itself is tested everywhere.
+It needs torch, transformers and pydantic, and no network. Without DeepSpeed, the parts that need the
+trainer's engine are skipped. Parts named ``check_*`` compare this device with the CPU or with float64 and
+fail if they differ. Parts named ``speed_*`` measure tokens per second and the share of the device's peak
+(model FLOP utilisation). Without a GPU, or with ``--device cpu``, the same parts run on tiny models, so
+that the program itself is tested everywhere.
 
 Results go to a JSON file. The exit code is 1 if a check failed. On one H100 everything takes some minutes;
 ``--skip NAME`` leaves a part out.
@@ -91,11 +91,11 @@ def _outcome(found: dict[str, Any]) -> str:
 
 
 def _run(part: Part, device: torch.device, size: Size) -> dict[str, Any]:
-    """The part's figures, whether it passed, its seconds, and the traceback where it did not."""
+    """Runs a part. Returns its figures, whether it passed, its seconds, and the traceback if it failed."""
     started = time.perf_counter()
     try:
         found = {"ok": True, **part(device, size)}
-    except Exception as error:  # one part that fails leaves the others their turn
+    except Exception as error:  # the other parts run even if one fails
         found = {
             "ok": False,
             "error": f"{type(error).__name__}: {error}",

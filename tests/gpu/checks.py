@@ -1,4 +1,4 @@
-"""Is the arithmetic right on this device? Each check raises AssertionError, with figures, if it is not."""
+"""Checks the arithmetic on this device. A failed check raises AssertionError with its figures."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def reduction(device: torch.device, size: Size) -> dict[str, Any]:
 
 
 def quantisation(device: torch.device, size: Size) -> dict[str, Any]:
-    """int8 of random states: no number is off by more than half a step of its position's scale."""
+    """int8 of random states: no number is off by more than half of its position's scale."""
     torch.manual_seed(0)
     states = torch.randn(500, 384) * torch.logspace(-6, 4, 500)[:, None]
     states[3] = 0
@@ -170,7 +170,7 @@ def _relation_error(device: torch.device, dtype: torch.dtype, padded: bool, comp
 
 
 def columns(device: torch.device, size: Size) -> dict[str, Any]:
-    """The columns that a pass keeps of a padded batch: this device in float32 against the CPU in float64."""
+    """A pass's columns of a padded batch: this device in float32 against the CPU in float64."""
     model, worst, same = random_teacher(tiny_config()), {}, 1.0
     for replay_layers in (0, 1):
         for hidden_states in ("float16", "int8"):
@@ -192,7 +192,7 @@ def columns(device: torch.device, size: Size) -> dict[str, Any]:
 
 
 def graphs(device: torch.device, size: Size) -> dict[str, Any]:
-    """Shards whose encoder runs as CUDA graphs, are those of single operations, bit by bit."""
+    """Shards computed with CUDA graphs equal those computed without them, bit by bit."""
     model, worst = random_teacher(tiny_config()), 0.0
     for padded in (False, True):
         layout = layout_for(model.config, 64, 0)
@@ -201,7 +201,7 @@ def graphs(device: torch.device, size: Size) -> dict[str, Any]:
         first, *others = [inference.columns(text, 4).wait()["hidden_states"] for _ in range(3)]
         for other in others:
             worst = max(worst, float(np.abs(other.astype(np.float64) - first.astype(np.float64)).max()))
-        for at in range(0, 16, 4) if not padded else ():  # the first batch of a shape is no graph
+        for at in range(0, 16, 4) if not padded else ():  # the first batch of a shape runs without a graph
             single = Inference(loaded(model, 0, device, torch.bfloat16), layout)
             rows = single.columns({name: values[at : at + 4] for name, values in text.items()}, 4).wait()
             assert (rows["hidden_states"] == first[at : at + 4]).all(), "a graph gives other bits"
@@ -210,7 +210,7 @@ def graphs(device: torch.device, size: Size) -> dict[str, Any]:
 
 
 def replay(device: torch.device, size: Size) -> dict[str, Any]:
-    """What the replayed top gives of stored states, padded too: float32 here against float64 on the CPU."""
+    """Replayed top layers on stored states, with padding too: float32 here against float64 on the CPU."""
     model = random_teacher(tiny_config())
     layout = layout_for(model.config, 32, 0, replay_layers=1)
     text = random_text(layout, 12, padded=True)
@@ -236,7 +236,7 @@ def replay(device: torch.device, size: Size) -> dict[str, Any]:
 
 
 def training(device: torch.device, size: Size) -> dict[str, Any]:
-    """Ten steps of the same student: this device in float32 against the CPU, and in bfloat16 by itself."""
+    """Ten steps of one student: float32 here against the CPU; in bfloat16 the student only has to learn."""
     found: dict[str, Any] = {}
     for name, train in (
         ("triple", {}),

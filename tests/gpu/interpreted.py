@@ -1,6 +1,6 @@
 """``TRITON_INTERPRET=1 python -m tests.gpu.interpreted``: our Triton kernels on a CPU, against float64.
 
-Triton reads the variable when it is imported, so this is a program of its own. `test_program` runs it where
+Triton reads the variable when it is imported, so this runs in its own process. `test_program` runs it if
 Triton is installed.
 """
 
@@ -17,7 +17,7 @@ from student_train.objectives import vocabulary_kernels
 
 
 def reduction() -> None:
-    """Top-k and logsumexp, ties and both zeros included."""
+    """Checks top-k and logsumexp, including ties and negative zero."""
     from offline_teacher.inference.reduction_triton import reduce_logits
 
     cases = [(3, 37, torch.float32, 5), (4, 2001, torch.bfloat16, 16), (2, 3000, torch.float16, 64)]
@@ -35,7 +35,7 @@ def reduction() -> None:
 
 
 def exact_loss() -> None:
-    """Values and gradients of the exact soft target; what lies beside the rows is left alone."""
+    """Checks values and gradients of the exact soft target, and that memory beside the rows is unchanged."""
     from student_train.objectives.vocabulary_triton import exact_kernel
 
     label = torch.tensor([0, NO_LABEL, 36, NO_LABEL, 5])

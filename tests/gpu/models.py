@@ -1,4 +1,4 @@
-"""Models with random weights and batches of random text, small on a CPU and of BERT-base's size on a GPU."""
+"""Random models and batches of random text: tiny on a CPU, of BERT-base size on a GPU."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ Columns = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Size:
-    """What the speed parts measure on a kind of device."""
+    """Sizes that the speed parts use on one kind of device."""
 
     config: BertConfig
     lengths: tuple[int, ...]
     batch_sizes: tuple[int, ...]
-    """Of the teacher's forward; the last is also that of the student's step."""
+    """Batch sizes of the teacher's forward; the student's step uses the last one."""
     rounds: int
     tasks: int
-    """That the pass writes: of 262,144 tokens each, on a CPU of two batches."""
+    """Tasks that the pass writes: 262,144 tokens each on a GPU, two batches each on a CPU."""
     profile: bool = False
-    """Also say which operations take the time."""
+    """Also list the most expensive operations."""
 
     @property
     def batch_size(self) -> int:
@@ -68,7 +68,7 @@ def tiny_config(vocab_size: int = 203) -> BertConfig:
 
 
 def random_teacher(config: BertConfig, seed: int = 0) -> BertForMaskedLM:
-    """Random weights, biases too, in float32 on the CPU; logits spread as a trained model's are."""
+    """Random weights and biases in float32 on the CPU; logits spread like a trained model's."""
     torch.manual_seed(seed)
     model = BertForMaskedLM(family_of(config).config(config)).eval()
     with torch.no_grad():
@@ -82,7 +82,7 @@ def random_teacher(config: BertConfig, seed: int = 0) -> BertForMaskedLM:
 def loaded(
     model: BertForMaskedLM, replay_layers: int, device: torch.device, dtype: torch.dtype
 ) -> LoadedTeacher:
-    """The teacher as a worker of the pass holds it."""
+    """The teacher, loaded as in a worker of the pass."""
     own = copy.deepcopy(model)
     top = Replay(own.config, top_weights(own, replay_layers), replay_layers, dtype).to(device)
     below = lower(own, replay_layers).to(device=device, dtype=dtype)
@@ -106,7 +106,7 @@ def layout_for(
 
 
 def random_text(layout: Layout, count: int, padded: bool, seed: int = 0) -> Columns:
-    """The text columns of random sequences; with ``padded`` every second one is half as long."""
+    """Text columns of random sequences; if ``padded``, every second one has half the length."""
     generator = np.random.default_rng(seed)
     token_count = np.full(count, layout.length, np.uint16)
     token_count[1::2] -= layout.length // 2 if padded else 0
@@ -132,14 +132,14 @@ def columns_of(teacher: LoadedTeacher, layout: Layout, text: Columns) -> Columns
 
 
 def batch_of(layout: Layout, text: Columns, columns: Columns) -> Batch:
-    """The batch that a stream makes of it."""
+    """The batch that a training stream makes of these columns."""
     return collate({**text, **columns}, layout.positions == "masked", layout.hidden_states == "bfloat16", 1.0)
 
 
 def student_and_loss(
     teacher: BertForMaskedLM, layout: Layout, student: Student, train: Train, device: torch.device
 ) -> tuple[StudentModel, Objective]:
-    """A student and its loss on ``device``, the loss in ``train.dtype``, the student in float32."""
+    """A float32 student and its loss in ``train.dtype``, both on ``device``."""
     config, weights = teacher.config.to_dict(), named_weights(teacher)
     model = build_student(student, train, config, weights)
     replay = Replay(config, weights, layout.replay_layers)

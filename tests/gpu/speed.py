@@ -1,4 +1,4 @@
-"""Tokens per second, and the share of the device's peak that the model's own arithmetic is."""
+"""Measures tokens per second, and the model's FLOP/s as a share of the device's peak."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from tests.gpu.models import (
 from tests.gpu.steps import NO_DEEPSPEED, EngineStep, PlainStep, deepspeed_there
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "A10": 125e12}
-"""bfloat16 without sparsity, by a part of the GPU's name; from the vendor's data sheets."""
+"""Part of a GPU's name -> peak FLOP/s in dense bfloat16, from the vendor's data sheets."""
 SHARD_BYTES = 256 << 20
 TOP_OPERATIONS = 15
 RELATIONS_ALONE = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0, "alpha_relation": 1.0}
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """FLOP/s of bfloat16 products; None for a device that is not listed."""
+    """Peak FLOP/s in bfloat16; None if the device is not listed."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -46,18 +46,18 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def encoder_flops(config: BertConfig, length: int, layers: int) -> int:
-    """FLOP of a token's forward through the layers: products of weights, and attention's two."""
+    """FLOP of one token's forward through the layers: weight products and attention's two products."""
     D, F = config.hidden_size, config.intermediate_size  # noqa: N806
     return layers * (2 * (4 * D * D + 2 * D * F) + 4 * length * D)
 
 
 def head_flops(config: BertConfig) -> int:
-    """FLOP of a token's forward through the masked-LM head."""
+    """FLOP of one token's forward through the masked-LM head."""
     return 2 * config.hidden_size * (config.hidden_size + config.vocab_size)
 
 
 def teacher_pass(device: torch.device, size: Size) -> dict[str, Any]:
-    """The pass's worker in steady state, from ids on the host to columns on the host, and to a store."""
+    """Measures a warm worker of the pass, from ids on the host to columns in memory and to a store."""
     found: dict[str, Any] = {"rows": [], "host_waits_in_a_shard": {}}
     model, top_k = random_teacher(size.config), min(64, size.config.vocab_size)
     short, long = size.lengths[0], size.lengths[-1]
@@ -82,12 +82,12 @@ def _what(layout: Layout) -> str:
 
 
 def _batch_size(layout: Layout, size: Size) -> int:
-    """Of as many tokens at every length."""
+    """Batch size at this length, so that batches of all lengths have as many tokens."""
     return size.batch_size * size.lengths[0] // layout.length
 
 
 def _columns_row(found: dict[str, Any], model: Any, layout: Layout, device: torch.device, size: Size) -> None:
-    """Shards from ids to columns in the host's memory, two in flight; the host's waits; a profile."""
+    """Measures shards from ids to columns in host memory, two in flight; counts host waits; profiles."""
     batch_size, what = _batch_size(layout, size), _what(layout)
     fits = SHARD_BYTES // layout.bytes_per_sample() // batch_size * batch_size
     count = fits if device.type == "cuda" else 2 * batch_size
@@ -128,7 +128,7 @@ def _store_row(
     size: Size,
     in_flight: int,
 ) -> None:
-    """The real worker, with so many tasks at once, into a store on the local disk."""
+    """Measures the real worker that writes ``in_flight`` tasks at once to a store on the local disk."""
     batch_size = _batch_size(layout, size)
     per_task = (1 << 18) // layout.length if device.type == "cuda" else 2 * batch_size
     store = Store(top_k=layout.top_k, hidden_states=layout.hidden_states, task_sequences=per_task)  # type: ignore[arg-type]
@@ -149,12 +149,12 @@ def _pass_flops(config: BertConfig, layout: Layout) -> int:
 
 
 def plain_step(device: torch.device, size: Size) -> dict[str, Any]:
-    """A step, batch on the host to updated weights, of three students and losses, by torch's AdamW."""
+    """Measures steps of several students and losses with torch's AdamW, from batch on host to new weights."""
     return _steps(PlainStep, device, size)
 
 
 def engine_step(device: torch.device, size: Size) -> dict[str, Any]:
-    """The same by the trainer's engine."""
+    """Measures the same steps with the trainer's engine."""
     return _steps(EngineStep, device, size) if deepspeed_there() else {"skipped": NO_DEEPSPEED}
 
 
@@ -201,21 +201,21 @@ def _step_row(
 def _step_flops(
     teacher: BertConfig, student: Any, length: int, replay_layers: int, weights: dict[str, float]
 ) -> int:
-    """FLOP of a token: student forward and backward (twice the forward), and what is replayed forward."""
+    """FLOP per token: the student's forward, its backward (twice the forward), and the replayed forward."""
     own = BertConfig(
         hidden_size=student.hidden_size,
         intermediate_size=getattr(student, "hidden_dim", None) or student.intermediate_size,
         vocab_size=teacher.vocab_size,
     )
     flops = 3 * encoder_flops(own, length, student.num_hidden_layers)
-    if weights:  # relations alone: three projections, and x x^T of three relations
+    if weights:  # relations only: three projections, and x x^T of three relations
         D = teacher.hidden_size  # noqa: N806
         return flops + 6 * D * D + 3 * (2 * length * D + 3 * 2 * length * own.hidden_size)
     return flops + 3 * head_flops(own) + head_flops(teacher) + encoder_flops(teacher, length, replay_layers)
 
 
 def median_seconds(function: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """The median of ``rounds`` calls after three that warm up; the device is waited for every few calls."""
+    """Median seconds of a call over ``rounds``, after three warm-up calls; syncs every few calls."""
     for _ in range(3):
         function()
     times, calls = [], 4
@@ -235,7 +235,7 @@ def wait(device: torch.device) -> None:
 
 
 def host_waits(function: Callable[[], object], device: torch.device) -> dict[str, int] | None:
-    """Where the host waits for the device in one call, and how often, as torch's own debug mode says."""
+    """Source line -> how often the host waits there for the device in one call, by torch's debug mode."""
     if device.type != "cuda":
         return None
     wait(device)
@@ -255,7 +255,7 @@ def host_waits(function: Callable[[], object], device: torch.device) -> dict[str
 
 
 def profile(function: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:
-    """The operations that take most of one call's time on the device, the longest first."""
+    """The most expensive operations of one call on the device, longest first."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
@@ -267,7 +267,7 @@ def profile(function: Callable[[], object], device: torch.device) -> list[dict[s
         with profiler(activities=activities) as recorded:
             function()
             wait(device)
-    except RuntimeError as error:  # a machine may not let its users profile
+    except RuntimeError as error:  # some machines forbid profiling
         return [{"operation": f"not measured: {error}", "calls": 0, "microseconds": 0, "share": 0.0}]
     events = [
         (event.key, event.count, event.self_device_time_total if on_gpu else event.self_cpu_time_total)

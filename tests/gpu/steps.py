@@ -1,4 +1,4 @@
-"""A whole optimiser step, by torch's AdamW alone and by the trainer's own engine."""
+"""A whole optimiser step, with torch's AdamW or with the trainer's engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def deepspeed_there() -> bool:
 
 
 class PlainStep:
-    """Forward, backward and torch's own AdamW on weights in the loss's dtype: the least that a step costs."""
+    """Forward, backward and torch's AdamW on weights in the loss's dtype: a lower bound for a step's cost."""
 
     def __init__(self, model: StudentModel, objective: Objective, train: Train, device: torch.device) -> None:
         self._model, self._objective, self._device = model.to(getattr(torch, train.dtype)), objective, device
@@ -35,7 +35,7 @@ class PlainStep:
 
 
 class EngineStep:
-    """The trainer's own engine, with DeepSpeed."""
+    """The same step with the trainer's engine, which uses DeepSpeed."""
 
     def __init__(self, model: StudentModel, objective: Objective, train: Train, device: torch.device) -> None:
         from student_train.engine.engine import Engine
@@ -54,7 +54,7 @@ _WORLD: list[Any] = []
 
 
 def world() -> Any:
-    """This process alone, as DeepSpeed sees it; started once."""
+    """A `World` of this process alone; it is started once."""
     from student_train.engine.world import start_world
 
     if not _WORLD:

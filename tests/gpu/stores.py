@@ -1,4 +1,4 @@
-"""A real store without Ray, corpus or tokenizing: random sequences through the pass's own worker."""
+"""Makes real stores without Ray, corpus or tokenising: the pass's worker reads random sequences."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FACTS: dict[str, Any] = {
 
 
 def save_teacher(model: BertForMaskedLM, directory: Path) -> Path:
-    """A model directory whose tokenizer has one invented word for every id."""
+    """Saves a model directory whose tokenizer has one invented word for each id."""
     size = model.config.vocab_size
     directory.mkdir(parents=True)
     words = directory / "vocab.txt"
@@ -43,7 +43,7 @@ def save_teacher(model: BertForMaskedLM, directory: Path) -> Path:
 
 @dataclass(frozen=True)
 class Making:
-    """A store that is being made."""
+    """A store whose tasks are not all made yet."""
 
     recipe: Recipe
     worker: TaskWorker
@@ -54,7 +54,7 @@ class Making:
         return self.recipe.store_path
 
     def run(self, split: str, in_flight: int) -> tuple[int, float]:
-        """Makes all tasks of a split, so many at once; tokens and seconds, once everything is warm."""
+        """Makes all tasks of a split, ``in_flight`` at once. Returns tokens and seconds after the warm-up."""
         tasks = self.tasks[split]
         with ThreadPoolExecutor(in_flight) as threads:
             list(threads.map(lambda task: next(self._columns(split, task)), tasks[:in_flight]))
@@ -66,7 +66,7 @@ class Making:
         return self.worker.columns(self.root, split, task, 1)
 
     def finish(self) -> str:
-        """Makes what is left, and the manifest; the store's directory."""
+        """Makes all tasks and the manifest. Returns the store's directory."""
         for split in self.tasks:
             self.run(split, 1)
         finish_store(self.root, dict.fromkeys(self.tasks, 1))
@@ -84,7 +84,7 @@ def begin(
     sequences: dict[str, int],
     batch_size: int,
 ) -> Making:
-    """A store in ``directory`` of so many random sequences of each split, all full."""
+    """Starts a store in ``directory``. ``sequences``: split -> number of random, full-length sequences."""
     recipe = Recipe(
         name="gpu",
         output=str(directory),

@@ -1,4 +1,4 @@
-"""The GPU program's own CPU half: every part runs, a wrong kernel fails its check, figures are right."""
+"""Tests the GPU program on a CPU: all parts run, a wrong kernel fails its check, figures are right."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.gpu import checks, models, speed
 CPU = torch.device("cpu")
 SIZE = models.size_for(CPU)
 TRAINER = "check_resume"
-"""The part that starts torch's process group, as `speed_engine_step` does: they run in another process."""
+"""This part and `speed_engine_step` start torch's process group, so both run in another process."""
 
 
 def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
 
 
 def test_it_needs_no_more_than_a_gpu_machine_has(tmp_path: Path) -> None:
-    """torch, transformers, pyarrow, xxhash and pydantic are there; these are not. What needs them says so."""
+    """Without these packages the program still runs, and the parts that need them say so."""
     absent = ("deepspeed", "ray", "mlflow", "datasets", "hjson")
     arguments = ["tests.gpu", "--device", "cpu", "--out", str(tmp_path / "gpu.json")]
     arguments += [word for name in ("check_loss", "check_training") for word in ("--skip", name)]
@@ -108,7 +108,7 @@ def test_a_wrong_rounding_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_appended_to_the_decoder_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU does for its tensor cores: the loss is the same, in value and gradient."""
+    """Rows added for a GPU's tensor cores change neither value nor gradient of the loss."""
     monkeypatch.setitem(head.ALIGNED_ROWS, "cpu", 64)
     monkeypatch.setattr(head, "ALIGNED_FROM", 0)
     weight, bias = head.aligned_decoder(torch.ones(1003, 8), torch.ones(1003))
@@ -118,7 +118,7 @@ def test_rows_appended_to_the_decoder_change_nothing(monkeypatch: pytest.MonkeyP
 
 
 def test_the_relation_kernel_of_a_gpu_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its arithmetic, uncompiled, on padded relation vectors."""
+    """Runs the kernel's arithmetic uncompiled, on padded relation vectors."""
     monkeypatch.setattr(relations, "_COMPILED", ("cpu",))
     monkeypatch.setitem(relations._ALIGNED, "cpu", 8)
     called = []

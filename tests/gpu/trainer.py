@@ -1,4 +1,4 @@
-"""The trainer itself on this device, with its engine and a store that the pass's worker made here."""
+"""Checks the trainer with its engine on this device, on a store that the pass's worker made here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEPS = 6
 
 
 class Stops:
-    """Stands where MLflow does; asks for a stop at one step."""
+    """Takes the place of the MLflow tracker and asks the trainer to stop at one step."""
 
     run_id = None
 
@@ -37,9 +37,9 @@ class Stops:
 
 
 def resume(device: torch.device, size: Size) -> dict[str, Any]:
-    """Six steps at once, and six with a stop and a new process's start in between: equal bit by bit.
+    """Six steps in one run equal, bit by bit, six steps with a stop and a fresh trainer in between.
 
-    With dropout, in bfloat16 and float32, by the triple loss and relations together.
+    The runs use dropout, bfloat16 and float32, and the triple loss together with relations.
     """
     if not deepspeed_there():
         return {"skipped": NO_DEEPSPEED}
@@ -72,7 +72,7 @@ def resume(device: torch.device, size: Size) -> dict[str, Any]:
 def _trained(
     recipe: Recipe, directory: Path, teacher: Any, device: torch.device, stop: int | None
 ) -> dict[str, Any]:
-    """A new student, engine and trainer, until ``stop`` or the end."""
+    """Trains with a new student, engine and trainer until ``stop`` or the end."""
     from student_train.engine.engine import Engine
     from student_train.trainer import Stopped, Trainer
 
@@ -98,7 +98,7 @@ def _trained(
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Torch's deterministic kernels, as far as there are such."""
+    """Turns on torch's deterministic kernels; operations without one only warn."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
