@@ -210,14 +210,13 @@ class Pool:
                     )  # the name that Ray's dashboard shows
                     worker.items[call.remote(item.method, item.arguments)] = item
 
-    def _end(self, worker: Worker, pause: bool = True) -> None:
+    def _end(self, worker: Worker) -> None:
         import ray
 
         ray.kill(worker.actor)
         self.workers.remove(worker)
         self._starting = {ref: other for ref, other in self._starting.items() if other is not worker}
-        if pause:
-            self._pauses.append(self._backoff.trouble(worker.place, time.monotonic()))
+        self._pauses.append(self._backoff.trouble(worker.place, time.monotonic()))
 
     # --- answers ---
 

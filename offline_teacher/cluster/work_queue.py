@@ -170,7 +170,7 @@ class WorkQueue:
             item.deaths += 1
             times = f"{item.deaths} times" if item.deaths > 1 else "once"
             item.reason = f"{worker.place}: its worker died {times} (the last: {last_line(reason)})"
-        self._give_back(worker, died)
+        self._give_back(worker)
         if self._lost > self.bound:
             self._drop_suspects(f"{worker.place}: {last_line(reason)}")
 
@@ -196,12 +196,11 @@ class WorkQueue:
 
     # --- inside ---
 
-    def _give_back(self, worker: Worker, died: bool = False) -> None:
+    def _give_back(self, worker: Worker) -> None:
         for item in worker.items.values():
             item.holders.pop(worker, None)
-            item.late.discard(worker)
             if not item.ended:
-                self._again_or_quarantine(item, died and item.deaths >= ITEM_DEATHS)
+                self._again_or_quarantine(item, item.deaths >= ITEM_DEATHS)
 
     def _drop_suspects(self, reason: str) -> None:
         """Quarantines the items on which workers died, as a likely cause. UserError if that did not help."""

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import errno
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from infra.errors import NodeError, UserError
-from offline_teacher.cluster.guarded import ITEM, NODE, USER, Guarded, fault_of
+from infra.errors import EXIT_INCOMPLETE, NodeError, UserError
+from offline_teacher.cluster.guarded import (
+    ITEM,
+    LONGEST_REASON,
+    LONGEST_TRACEBACK,
+    NODE,
+    USER,
+    Guarded,
+    fault_of,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +46,7 @@ class Fails(Guarded):
         (NodeError("s3://b/x: 503"), NODE),
         (OSError(errno.ENOSPC, "No space left on device"), NODE),
         (MemoryError(), NODE),
-        (OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), NODE),
+        (OutOfMemoryError("HIP out of memory. Tried to allocate 20 GiB"), NODE),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), NODE),
         (ValueError("column hidden_states, sample 3: is NaN"), ITEM),
         (RuntimeError("shape '[2, 3]' is invalid"), ITEM),
@@ -49,6 +58,35 @@ def test_whose_fault_an_error_is(error: Exception, fault: str) -> None:
     assert answer["error"] == fault
     assert answer["host"] == socket.gethostname()
     assert "in work" in answer["traceback"]
+
+
+def test_an_error_is_one_short_line_with_the_end_of_its_traceback() -> None:
+    answer = Fails(ValueError("a\nb " + "long " * 10_000)).call("work", ())
+    assert answer["reason"].startswith("ValueError: a b long long")
+    assert len(answer["reason"]) <= len("ValueError: ") + LONGEST_REASON
+    assert len(answer["traceback"]) == LONGEST_TRACEBACK
+    assert answer["traceback"].endswith("long \n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(UserError("x"), 2), (UserError("x", EXIT_INCOMPLETE), EXIT_INCOMPLETE), (KeyError(), None)],
+)
+def test_a_users_mistake_keeps_its_exit_code(error: Exception, code: int | None) -> None:
+    assert Fails(error).call("work", ())["exit_code"] == code
+
+
+def test_temporary_files_are_in_one_directory_that_goes_with_the_worker() -> None:
+    class Writes(Guarded):
+        def work(self) -> str:
+            return tempfile.mkdtemp()
+
+    worker = Writes()
+    made = [Path(worker.call("work", ())["result"]) for _ in range(2)]
+    assert made[0].parent == made[1].parent
+    assert made[0].is_dir()
+    worker.close()
+    assert not made[0].parent.exists()
 
 
 def test_a_full_disk_is_said_in_words_that_name_the_file() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from infra.errors import UserError
 from offline_teacher.cluster import pool as pool_module
-from offline_teacher.cluster.pool import Cluster, Item
+from offline_teacher.cluster.pool import ROUNDS, WAIT_SECONDS, Cluster, Item
 from offline_teacher.cluster.trouble_log import TroubleLog
 from tests.offline_teacher.simulated_ray import SimulatedRay
 
@@ -167,3 +167,13 @@ def test_a_minute_of_errors_of_everybody_ends_nothing() -> None:
     )
     done, quarantined, mistake = simulate(ray, 12, 3)
     assert (len(done), quarantined, mistake) == (12, [], None)
+
+
+def test_a_place_where_everything_fails_is_tried_after_growing_pauses() -> None:
+    ray = SimulatedRay(lambda number: (5.0, False), lambda number, item: (1.0, "node"))
+    ray.place = lambda number: "node-0"
+    _, _, mistake = simulate(ray, 3, 1)
+    assert mistake is not None
+    assert ray.started == ROUNDS + 1
+    pauses = 0 + 2 + 4 + 8 + 16 + 32 + 60
+    assert 0 <= ray.now - pauses - 6 * ray.started < ROUNDS * WAIT_SECONDS

@@ -126,6 +126,15 @@ def test_an_item_that_failed_goes_to_a_worker_that_works() -> None:
     assert give(work, workers[2], workers).name == "a"
 
 
+def test_what_failed_goes_to_a_worker_that_has_failed_nothing() -> None:
+    work, workers = queue("a", "b"), at(*range(3))
+    for worker in workers[:2]:
+        work.failed(worker, give(work, worker, workers), "ValueError: x")
+        worker.items.clear()
+    assert take(work, workers[0], workers) is take(work, workers[1], workers) is None
+    assert [give(work, workers[2], workers).name for _ in range(2)] == ["a", "b"]
+
+
 def test_two_failures_in_a_row_are_the_workers() -> None:
     work, worker = queue("a", "b", "c"), Worker(0, None, "node-0")
     work.failed(worker, give(work, worker, [worker]), "x")
@@ -176,7 +185,21 @@ def test_a_suspect_is_alone_on_its_next_worker() -> None:
     assert take(work, second, [second]) is None
     second.items.clear()
     assert give(work, second, [second]).name == "a"
-    assert take(work, second, [second]) is None
+    work.todo.append(Item("c", "infer", ()))
+    assert take(work, second, [second]) is None, "it holds the suspect"
+
+
+def test_an_item_goes_back_to_no_place_that_failed_it_while_there_is_another() -> None:
+    """Though the worker there has succeeded since, and the other one has not shown that it works."""
+    work, workers = queue("a"), at(0, 1)
+    neighbour = Worker(2, None, workers[0].place)
+    ready = [*workers, neighbour]
+    work.failed(workers[0], give(work, workers[0], ready), "ValueError: x")
+    workers[0].items.clear()
+    finish(work, workers[0])
+    finish(work, neighbour)
+    assert take(work, workers[0], ready) is take(work, neighbour, ready) is None
+    assert give(work, workers[1], ready).name == "a"
 
 
 def test_an_item_with_too_many_deaths_is_quarantined_and_told_at_once() -> None:
@@ -208,6 +231,18 @@ def test_suspects_are_dropped_before_it_gives_up() -> None:
     assert [item.name for item in work.todo if not item.ended] == [str(BOUND + 1)]
 
 
+def test_what_was_lost_before_a_success_is_forgotten() -> None:
+    work, good = queue(*map(str, range(1000))), Worker(0, None, "node-0")
+    for _ in range(2):
+        kill(work, BOUND)
+        finish(work, good)
+    assert work.quarantined == []
+    for _ in range(2):
+        kill(work, BOUND + 1)
+        finish(work, good)
+    assert len(work.quarantined) == 2 * BOUND + 2 * (BOUND + 1)
+
+
 def test_where_workers_only_die_it_ends_in_one_line_and_the_suspects_are_named() -> None:
     work = queue(*map(str, range(1000)))
     kill(work, BOUND + 1)
@@ -236,9 +271,13 @@ def test_a_late_item_is_given_to_another_place_and_the_first_answer_counts() -> 
     workers[1].items.clear()
     late = give(work, workers[0], workers)
     assert list(work.delayed(workers, LEAST_SECONDS)) == []
+    assert workers[0].in_time
     assert take(work, workers[1], workers) is None
     assert list(work.delayed(workers, LEAST_SECONDS + 1)) == [(workers[0], late, False)]
-    assert take(work, workers[0], workers) is None, "it has it"
+    assert not workers[0].in_time
+    neighbour = Worker(2, None, workers[0].place, proven=True)
+    for other, why in ((workers[0], "it has it"), (neighbour, "it is at the same place")):
+        assert take(work, other, [*workers, neighbour]) is None, why
     assert give(work, workers[1], workers) is late
     assert work.finished(workers[1], late, 70.0)
     workers[1].items.clear()
@@ -246,6 +285,18 @@ def test_a_late_item_is_given_to_another_place_and_the_first_answer_counts() -> 
     assert list(work.delayed(workers, 71.0)) == [(workers[0], late, True)], "it is replaced"
     assert not work.finished(workers[0], late, 72.0), "its answer comes too late"
     assert work.left == 0
+
+
+def test_an_item_that_another_worker_holds_in_time_is_not_queued_again() -> None:
+    work, workers = queue("a"), at(0, 1)
+    late = give(work, workers[0], workers)
+    assert list(work.delayed(workers, FIRST_SECONDS + 1)) == [(workers[0], late, False)]
+    assert take(work, workers[1], workers, FIRST_SECONDS + 1) is late
+    workers[1].items[object()] = late
+    work.lost(workers[0], "killed", busy=True, died=True)
+    assert list(work.todo) == []
+    work.lost(workers[1], "killed", busy=True, died=True)
+    assert list(work.todo) == [late]
 
 
 def test_deadlines_grow_with_the_size_of_an_item_and_with_its_delays() -> None:
@@ -256,6 +307,13 @@ def test_deadlines_grow_with_the_size_of_an_item_and_with_its_delays() -> None:
     assert deadlines.limit(1.0, 0) == FACTOR * 100.0
     assert deadlines.limit(3.0, 0) == 3 * FACTOR * 100.0
     assert deadlines.limit(1.0, 2) == 4 * FACTOR * 100.0
+
+
+def test_a_deadline_is_that_of_the_median_item() -> None:
+    deadlines = Deadlines()
+    for seconds in (900.0, 50.0, 100.0):
+        deadlines.took(seconds, 1.0)
+    assert deadlines.limit(1.0, 0) == FACTOR * 100.0
 
 
 def test_an_item_that_nobody_finishes_in_time_is_quarantined() -> None:
