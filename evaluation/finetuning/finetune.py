@@ -144,10 +144,10 @@ def answers(
         windows = squad.encode(tokenizer, split.questions, length)
         logits = predict(model, windows.encoded, 32, dtype, tokenizer.pad_token_id, span_logits)
         texts = squad.best_answers(windows, logits, split.questions)
-        return Answers([question.answers for question in split.questions], texts)
+        return Answers([question.answers for question in split.questions], texts, split.ids)
     data = encode(tokenizer, task, split, length)
     outputs = np.stack(predict(model, data, 64, dtype, tokenizer.pad_token_id))
-    return Answers(split.labels, outputs[:, 0] if task.kind == "regression" else outputs)
+    return Answers(split.labels, outputs[:, 0] if task.kind == "regression" else outputs, split.ids)
 
 
 def score(

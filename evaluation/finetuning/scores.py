@@ -36,6 +36,11 @@ class Plan:
     results: dict[Job, dict[str, Any] | None]
 
     @property
+    def chosen(self) -> list[Job]:
+        """The jobs that count, one a candidate, task and seed."""
+        return self.jobs
+
+    @property
     def left(self) -> list[Work]:
         return [(job, self.splits[job.task_name]) for job in self.jobs if self.results[job] is None]
 
@@ -202,7 +207,7 @@ def estimates(plan: Plan) -> tuple[dict[str, intervals.Estimates], intervals.Est
     The models are in the plan's order.
     """
     tasks: dict[str, dict[str, list[predictions.Predictions]]] = {}
-    for job in plan.jobs:
+    for job in plan.chosen:
         found = predictions.read(job.predictions_path, job.task, _done(plan, job)["predictions"])
         tasks.setdefault(job.task_name, {}).setdefault(job.candidate.name, []).append(found)
     by_task = {name: _estimate(find_task(name), list(models.values())) for name, models in tasks.items()}

@@ -1,16 +1,30 @@
-"""A fine-tuned model's answers on the dev sets, example by example: every score is computed from them.
+"""A fine-tuned model's answers, example by example: every score is computed from them.
 
 One file a fine-tuning run, ``seed-<n>.predictions.parquet`` beside its score file; one row an example:
 
-    split     string                  dev, dev_matched, ...
-    example   int64                   the example's row in its split as it was read, from 0
-    label     int64                   class id; of a regression float32; of answer spans list<string>
-    output    list<float32>           logits [classes]; of a regression float32; of answer spans string
+    split     string     dev, dev_matched, test, ...
+    example   string     the example's id (``Split.ids``)
+    label     by kind    the gold value; null in a test set without labels
+    output    by kind    what the model answers
+
+    kind             label                                    output
+    classification   int64, class id                          list<float32>, logits [classes]
+    multilabel       list<int8>, 0 or 1 for each class        list<float32>, logits [classes]; > 0: predicted
+    regression       float32                                  float32
+    similarity       float32                                  float32, the cosine
+    tokens           list<int64>, a class id for each word    list<list<float32>>, logits [words][classes]
+    spans            list<string>, all right answers;         string; empty: no answer
+                     empty: the text has no answer
+    retrieval        list<struct<id: string, grade: float>>   list<struct<id: string, score: float>>, the
+                     of the relevant documents                best documents first, at most 100
+
+``decide`` turns outputs into decisions: class ids, 0 and 1 for each class, numbers, class ids of words,
+texts, or ids of documents. ``score`` and ``resampled_score`` give the task's metrics and their resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,6 +48,12 @@ class Answers:
     """int64 [n] class ids, float32 [n] scores, or the n lists of right answers; None: a test set."""
     outputs: Any
     """float32 [n, classes] logits, float32 [n] scores, or n answers as text."""
+    ids: Sequence[str] = ()
+    """The examples' ids; their rows from 0 if none are given."""
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            object.__setattr__(self, "ids", [str(row) for row in range(len(self.outputs))])
 
     def __len__(self) -> int:
         return len(self.outputs)
@@ -55,9 +75,9 @@ def publish(path: str, task: Task, predictions: Predictions) -> str:
     if task.kind != "spans" and not all(np.isfinite(one.outputs).all() for one in predictions.values()):
         raise UserError(f"{path}: the model's outputs are not finite; lower evaluation.learning_rate")
     names = ("split", "example", "label", "output")
-    schema = pa.schema(list(zip(names, (pa.string(), pa.int64(), *_TYPES[task.kind]), strict=True)))
+    schema = pa.schema(list(zip(names, (pa.string(), pa.string(), *_TYPES[task.kind]), strict=True)))
     tables = [
-        pa.table([[part] * len(one), np.arange(len(one)), list(one.labels), list(one.outputs)], schema=schema)
+        pa.table([[part] * len(one), one.ids, list(one.labels), list(one.outputs)], schema=schema)
         for part, one in predictions.items()
     ]
     with storage.publishing(path) as draft:
@@ -80,7 +100,7 @@ def read(path: str, task: Task, digest: str) -> Predictions:
         if task.kind != "spans":
             labels = np.asarray(labels, np.int64 if task.kind == "classification" else np.float32)
             outputs = np.asarray(outputs, np.float32)
-        found[part] = Answers(labels, outputs)
+        found[part] = Answers(labels, outputs, rows["example"].to_pylist())
     return found
 
 

@@ -1,4 +1,27 @@
-"""What a task is, and the rows of one of its parts."""
+"""A task is data and a kind; this is what the rest of the evaluation may ask of one.
+
+``Task``, the same for built-in tasks and a user's own:
+
+    name            str, the name of its row in reports and of its folder of scores
+    kind            classification, multilabel, regression, tokens, spans, similarity or retrieval
+    labels          texts of the classes, by class id (classification, multilabel, tokens: IOB2 tags)
+    texts           names of the text columns
+    metrics         names of every metric that is computed
+    main            those whose mean is the task's score; GLUE: all, a user's task: the first
+    dev_parts       splits on which hyper-parameters are chosen
+    scored_parts    splits on which the reported score is computed: a labelled test set, else the dev sets
+    metric_keys     metrics, with the split's suffix where there are two (MNLI): keys of ``result["metrics"]``
+
+``Split``, the examples of one part, in the order in which they were read:
+
+    ids             str for each example: the data's own id column, or its row from 0
+    labels          gold values, in the form of ``evaluation.measures.predictions``
+    shown(row)      the example's text, for people to read
+    notes           what was left out or corrected
+
+A model's answers to these examples are in ``evaluation.measures.predictions``. Which of several runs counts
+(``grid`` settings) is decided in ``evaluation.finetuning.scores``: ``Plan.chosen`` has one job a seed.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +34,8 @@ import numpy as np
 from evaluation.tasks.official import Table
 from evaluation.tasks.squad import Question
 from infra.files import storage
+
+Kind = Literal["classification", "multilabel", "regression", "tokens", "spans", "similarity", "retrieval"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +51,7 @@ class Part:
 @dataclass(frozen=True, kw_only=True)
 class Task:
     name: str
-    kind: Literal["classification", "regression", "spans"] = "classification"
+    kind: Kind = "classification"
     hub: tuple[str, ...]
     """Arguments of ``datasets.load_dataset``."""
     texts: tuple[str, ...]
@@ -37,6 +62,8 @@ class Task:
     labels: tuple[str, ...] = ("0", "1")
     """The labels as written in the file; the position is the class id. Regression: lower and upper bound."""
     metrics: tuple[str, ...]
+    own_main: tuple[str, ...] = ()
+    """The metrics whose mean is the score, if not all."""
     parts: dict[str, Part]
     headerless: tuple[str, ...] = ()
     """Column names of train and dev files that have no header (CoLA)."""
@@ -46,6 +73,16 @@ class Task:
     """Raises UserError where another column of the official file contradicts the label."""
     max_length: int | None = None
     """Tokens, for tasks whose texts are long; None: ``evaluation.max_length``."""
+
+    @property
+    def main(self) -> tuple[str, ...]:
+        """The metrics whose mean is the task's score."""
+        return self.own_main or self.metrics
+
+    @property
+    def scored_parts(self) -> list[str]:
+        """The splits on which the reported score is computed."""
+        return self.dev_parts
 
     @property
     def dev_parts(self) -> list[str]:
@@ -82,6 +119,19 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.questions) or len(self.texts)
+
+    @property
+    def ids(self) -> list[str]:
+        """One for each example: the data's own, or its row from 0."""
+        if self.questions:
+            return [question.id for question in self.questions]
+        return self.index or [str(row) for row in range(len(self))]
+
+    def shown(self, row: int) -> str:
+        """The example's text, for people to read."""
+        if self.questions:
+            return f"{self.questions[row].question} / {self.questions[row].context}"
+        return " / ".join(self.texts[row])
 
     def digest(self) -> str:
         """Of everything a score depends on."""

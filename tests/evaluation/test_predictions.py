@@ -96,13 +96,13 @@ def test_the_file_is_one_that_any_program_reads(tmp_path: Path) -> None:
     first = CASES["MNLI"]["dev_mismatched"]
     assert rows[30] == {
         "split": "dev_mismatched",
-        "example": 0,
+        "example": "0",
         "label": first.labels[0],
         "output": first.outputs[0].tolist(),
     }
     predictions.publish(str(path), find_task("SQuAD"), SPANS)
     assert parquet.read_table(path).to_pylist()[1] == {
-        "split": "dev", "example": 1, "label": ["house"], "output": "a red house"
+        "split": "dev", "example": "1", "label": ["house"], "output": "a red house"
     }  # fmt: skip
 
 
