@@ -3,8 +3,8 @@
 A score is the median over S fine-tuning seeds of a metric on n dev examples. Two things make it uncertain:
 which examples the dev set happens to hold, and which seeds were run.
 
-* Examples: the dev set is resampled with replacement ``RESAMPLES`` times, the same examples for every seed
-  and model, so that models are compared in pairs. The covariance of the medians over resamples is the
+* Examples: the dev set is resampled with replacement (``resampling``), the same examples for every seed and
+  model, so that models are compared in pairs. The covariance of the medians over resamples is the
   bootstrap's (Efron and Tibshirani 1993, chapter 6). It has n - 1 degrees of freedom.
 * Seeds: the variance between a model's seeds, minus the part that resampling the examples explains, is
   divided by S and multiplied by ``MEDIAN_VARIANCE``. Without the subtraction it has S - 1 degrees of freedom.
@@ -21,27 +21,23 @@ dev set alone. It does not cover another pre-training or distillation run, other
 another kind. It is too short where a score is within a few examples of its bound: that of a model without a
 mistake has width 0.
 
-Letters: M models, S seeds, R resamples, n examples of a dev set. Weights [n, R] say how often each example
-occurs in each resample; a column of ones is the dev set itself.
+Letters: M models, S seeds, R resamples, n examples of a dev set.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 1000
+from evaluation.measures.resampling import Weights, resamples
+
 CONFIDENCE = 0.95
 MEDIAN_VARIANCE = {1: 1.0, 2: 1.0, 3: 1.346, 4: 1.193, 5: 1.434}
 """S x the variance of the median of S standard normal numbers; pi / 2, its limit, is used beyond."""
-CELLS = 1 << 21
-"""Weights held in memory at a time."""
 
-Weights = Mapping[str, np.ndarray]
-"""Dev set -> float64 [n, R]."""
 Scorer = Callable[[Weights], np.ndarray]
 """One model and seed: the task's score [R] of every resample."""
 
@@ -83,12 +79,19 @@ class Estimates:
 def _error(components: Sequence[Component], contrast: np.ndarray) -> tuple[float, float]:
     from scipy.special import stdtrit
 
+    variance, freedom = _variance(components, contrast)
+    return variance, float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) if variance else 0.0
+
+
+def _variance(components: Sequence[Component], contrast: np.ndarray) -> tuple[float, float]:
+    """Of ``contrast`` . scores, and its degrees of freedom; zeros without an error."""
     parts = [float(contrast @ part.covariance @ contrast) for part in components]
     variance = sum(parts)
     if variance <= 0:
         return 0.0, 0.0
-    squares = sum(part**2 / one.freedom for part, one in zip(parts, components, strict=True))
-    return variance, float(stdtrit(variance**2 / squares, (1 + CONFIDENCE) / 2))
+    return variance, variance**2 / sum(
+        part**2 / one.freedom for part, one in zip(parts, components, strict=True)
+    )
 
 
 def _half_width(components: Sequence[Component], contrast: np.ndarray) -> float:
@@ -156,6 +159,22 @@ def interval(estimates: Estimates, contrast: np.ndarray) -> tuple[float, float]:
     return value - half, value + half
 
 
+def p_value(estimates: Estimates, contrast: np.ndarray) -> float:
+    """Two-sided p of the hypothesis that ``contrast`` [M] . scores is 0: below 0.05 if its interval lacks 0.
+
+    For a difference of two models it is a paired test, because both are resampled together. It is 1 where
+    the models do not differ at all, and 0 where they differ and no resample shows an error.
+    """
+    from scipy.special import stdtr
+
+    value = float(contrast @ estimates.scores)
+    components = estimates.narrowest(contrast)
+    variance, freedom = _variance(components, contrast)
+    if variance <= 0:
+        return float(value == 0)
+    return float(2 * stdtr(freedom, -abs(value) / math.sqrt(variance)))
+
+
 @dataclass(frozen=True)
 class Ratio:
     """``interval``: ends of the 95 % interval; None where any ratio, however large, is possible."""
@@ -195,88 +214,3 @@ def ratio(estimates: Estimates, numerator: np.ndarray, denominator: np.ndarray) 
         return Ratio(value, None)
     half = math.sqrt(max(0.0, middle**2 - last * first))
     return Ratio(value, (float((middle - half) / last), float((middle + half) / last)))
-
-
-def resamples(sizes: Mapping[str, int], count: int = RESAMPLES, seed: int = 0) -> Iterator[Weights]:
-    """Weights of ``count`` resamples, some at a time. Each dev set is resampled on its own."""
-    generator = np.random.default_rng(seed)
-    most = max(1, CELLS // max(sizes.values()))
-    for start in range(0, count, most):
-        number = min(most, count - start)
-        yield {part: _occurrences(generator, number, size) for part, size in sizes.items()}
-
-
-def _occurrences(generator: np.random.Generator, count: int, size: int) -> np.ndarray:
-    drawn = generator.integers(0, size, (count, size)) + size * np.arange(count)[:, None]
-    found = np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size)
-    return np.ascontiguousarray(found.T, dtype=np.float64)
-
-
-# --- metrics of resamples: (predicted [n], expected [n], weights [n, R]) -> [R] -----------------------------
-
-
-def accuracy(predicted: np.ndarray, expected: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return average(predicted == expected, weights)
-
-
-def average(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Means [R] of one number per example, [n]."""
-    return values.astype(np.float64) @ weights / weights.sum(axis=0)
-
-
-def f1(predicted: np.ndarray, expected: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """F1 of class 1 from the counts of a resample."""
-    found, there = predicted == 1, expected == 1
-    both, sizes = (found & there).astype(np.float64) @ weights, (0.0 + found + there) @ weights
-    return _divide(2 * both, sizes)
-
-
-def matthews(predicted: np.ndarray, expected: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """From a resample's counts, for any number of classes (Gorodkin 2004, Comput. Biol. Chem. 28:367)."""
-    classes = np.union1d(predicted, expected)[:, None]
-    found, there = ((vector == classes).astype(np.float64) @ weights for vector in (predicted, expected))
-    right, total = (predicted == expected).astype(np.float64) @ weights, weights.sum(axis=0)
-    spreads = (total**2 - (counts**2).sum(axis=0) for counts in (found, there))
-    return _divide(right * total - (found * there).sum(axis=0), np.sqrt(math.prod(spreads)))
-
-
-def pearson(predicted: np.ndarray, expected: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """From a resample's sums of x, y, x^2, y^2 and x y, each vector centred first."""
-    x, y = (vector.astype(np.float64) - vector.mean(dtype=np.float64) for vector in (predicted, expected))
-    sums, squares, total = np.stack([x, y]) @ weights, np.stack([x * x, y * y]) @ weights, weights.sum(axis=0)
-    spreads = squares - sums**2 / total
-    spreads[spreads < 1e-12 * squares] = 0  # a constant vector but for rounding
-    return _divide((x * y) @ weights - sums[0] * sums[1] / total, np.sqrt(spreads[0] * spreads[1]))
-
-
-def spearman(predicted: np.ndarray, expected: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Pearson's of the ranks within the resample itself, not of the ranks in the dev set."""
-    x, y = _centred_ranks(predicted, weights), _centred_ranks(expected, weights)
-    covariance, *spreads = (
-        np.einsum("nr,nr,nr->r", weights, one, other) for one, other in ((x, y), (x, x), (y, y))
-    )
-    return _divide(covariance, np.sqrt(spreads[0] * spreads[1]))
-
-
-def _centred_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[n, R]: each example's rank within a resample, ties and repeats at their mean rank, less the mean."""
-    distinct, group = np.unique(values, return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    starts = np.searchsorted(group[order], np.arange(len(distinct)))
-    sizes = np.add.reduceat(weights[order], starts, axis=0)  # [distinct values, R]
-    return (np.cumsum(sizes, axis=0) - (sizes + weights.sum(axis=0)) / 2)[group]
-
-
-def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """0 where the denominator is 0, as a degenerate vector scores."""
-    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
-
-
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "matthews": matthews,
-    "pearson": pearson,
-    "spearman": spearman,
-}
-"""By the names of ``evaluation.measures.metrics.METRICS``."""

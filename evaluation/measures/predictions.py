@@ -33,7 +33,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute, parquet
 
-from evaluation.measures import intervals
+from evaluation.measures import intervals, resampling
 from evaluation.measures.metrics import METRICS, answer_exact, answer_f1, squad_scores
 from evaluation.tasks.task import Task
 from infra.errors import UserError
@@ -137,8 +137,8 @@ def _metrics(task: Task, answers: Answers) -> list[partial[np.ndarray]]:
     if task.kind == "spans":
         pairs = list(zip(answers.outputs, answers.labels, strict=True))
         return [
-            partial(intervals.average, np.asarray([metric(*pair) for pair in pairs]))
+            partial(resampling.average, np.asarray([metric(*pair) for pair in pairs]))
             for metric in (answer_exact, answer_f1)
         ]
     predicted = decide(task, answers)
-    return [partial(intervals.METRICS[name], predicted, answers.labels) for name in task.metrics]
+    return [partial(resampling.METRICS[name], predicted, answers.labels) for name in task.metrics]

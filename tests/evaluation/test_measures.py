@@ -9,12 +9,12 @@ import pytest
 from scipy.special import ndtr
 from scipy.stats import t
 
-from evaluation.measures import intervals, metrics
+from evaluation.measures import intervals, metrics, resampling
 from evaluation.measures.intervals import Component, Estimates, Scorer
 
 
 def test_every_metric_has_its_form_for_resamples() -> None:
-    assert intervals.METRICS.keys() == metrics.METRICS.keys()
+    assert resampling.METRICS.keys() == metrics.METRICS.keys()
 
 
 def random_vectors(name: str, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -32,8 +32,8 @@ def test_a_resample_scores_as_its_repeated_examples_do(name: str) -> None:
     generator = np.random.default_rng(0)
     for _ in range(200):
         predicted, expected = random_vectors(name, generator)
-        weights = intervals._occurrences(generator, 3, len(predicted))
-        found = intervals.METRICS[name](predicted, expected, weights)
+        weights = resampling._occurrences(generator, 3, len(predicted))
+        found = resampling.METRICS[name](predicted, expected, weights)
         for column, value in zip(weights.T.astype(int), found, strict=True):
             resample = np.repeat(predicted, column), np.repeat(expected, column)
             assert value == pytest.approx(metrics.METRICS[name](*resample), abs=1e-9)
@@ -44,7 +44,7 @@ def test_constant_vectors_score_zero(name: str) -> None:
     constant, other = np.full(30, 0.1, np.float32), np.arange(30) % 2
     if name not in ("pearson", "spearman"):
         constant, other = np.zeros(30, int), np.ones(30, int)
-    found = intervals.METRICS[name](constant, other, np.ones((30, 1)))
+    found = resampling.METRICS[name](constant, other, np.ones((30, 1)))
     assert found.tolist() == [0.0]
 
 
@@ -54,12 +54,12 @@ def test_a_resample_of_one_example_again_and_again_scores_zero(name: str) -> Non
     first, second = np.random.default_rng(0).normal(3, 1, (2, 49)).astype(np.float32)
     if name not in ("pearson", "spearman"):
         first, second = np.zeros(49, int), np.ones(49, int)
-    assert intervals.METRICS[name](first, second, 49 * np.eye(49)).tolist() == [0.0] * 49
+    assert resampling.METRICS[name](first, second, 49 * np.eye(49)).tolist() == [0.0] * 49
 
 
 def test_resamples_hold_as_many_examples_as_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intervals, "CELLS", 70)
-    chunks = list(intervals.resamples({"dev_matched": 10, "dev_mismatched": 4}, count=20))
+    monkeypatch.setattr(resampling, "CELLS", 70)
+    chunks = list(resampling.resamples({"dev_matched": 10, "dev_mismatched": 4}, count=20))
     assert [chunk["dev_matched"].shape for chunk in chunks] == [(10, 7), (10, 7), (10, 6)]
     assert all((chunk["dev_mismatched"].sum(axis=0) == 4).all() for chunk in chunks)
     together = np.concatenate([chunk["dev_matched"] for chunk in chunks], axis=1)
@@ -83,7 +83,7 @@ def estimate(*models: list[np.ndarray], expected: np.ndarray, metric: str = "acc
     """Of the class ids that the seeds of each model predicted."""
 
     def scorer(predicted: np.ndarray) -> Scorer:
-        return lambda weights: intervals.METRICS[metric](predicted, expected, weights["dev"])
+        return lambda weights: resampling.METRICS[metric](predicted, expected, weights["dev"])
 
     return intervals.estimate(
         [[scorer(predicted) for predicted in seeds] for seeds in models], {"dev": len(expected)}
@@ -184,10 +184,21 @@ def predictions(
 def truth(metric: str, skill: float) -> float:
     """Of unlimited examples, 0.4 of them of class 1, and the median seed."""
     p = float(ndtr(skill))
+    tp, fn, fp, tn = 0.4 * p, 0.4 * (1 - p), 0.6 * (1 - p), 0.6 * p
     if metric == "accuracy":
         return p
-    tp, fn, fp, tn = 0.4 * p, 0.4 * (1 - p), 0.6 * (1 - p), 0.6 * p
+    if metric == "f1":
+        return 2 * tp / (2 * tp + fp + fn)
     return (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+
+
+def graded(generator: np.random.Generator, labels: np.ndarray, spread: float) -> list[np.ndarray]:
+    """Three seeds' scores of texts: the label and noise, half of which the seeds share. Seeds have more or
+    less of it."""
+    common = generator.standard_normal(len(labels))
+    own = generator.standard_normal((3, len(labels)))
+    noise = 0.8 * np.exp(spread * generator.standard_normal((3, 1)))
+    return list(labels + noise * (common + own) / np.sqrt(2))
 
 
 @pytest.fixture
@@ -196,14 +207,21 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intervals, "resamples", partial(intervals.resamples, count=200))
 
 
+REPEATS = 600
+CASES = [
+    (metric, size, spread)
+    for metric in ("accuracy", "matthews", "f1")
+    for size, spread in ((100, 0.1), (200, 0.0), (200, 0.1), (400, 0.05), (400, 0.3))
+]
+
+
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("metric", ["accuracy", "matthews"])
-@pytest.mark.parametrize(("size", "spread"), [(200, 0.0), (200, 0.1), (400, 0.05), (400, 0.3)])
+@pytest.mark.parametrize(("metric", "size", "spread"), CASES)
 def test_intervals_hold_the_truth(metric: str, size: int, spread: float) -> None:
     """Spread 0.3 are seeds some 8 points of accuracy apart, 0.05 between one and two."""
     generator = np.random.default_rng(size)
-    held, repeats = 0, 600
-    for _ in range(repeats):
+    held = 0
+    for _ in range(REPEATS):
         labels = (generator.random(size) < 0.4).astype(int)
         hardness = generator.standard_normal(size) * np.sqrt(0.6)
         found = estimate(
@@ -211,7 +229,58 @@ def test_intervals_hold_the_truth(metric: str, size: int, spread: float) -> None
         )
         low, high = intervals.interval(found, ONE)
         held += low <= truth(metric, 0.8) <= high
-    assert 0.92 <= held / repeats <= 0.98
+    assert 0.92 <= held / REPEATS <= 0.98
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("size", "spread"), [(100, 0.0), (100, 0.2), (200, 0.1), (400, 0.3)])
+def test_intervals_of_a_rank_correlation_hold_the_truth(size: int, spread: float) -> None:
+    """Of normal variables it is 6 / pi arcsin(r / 2) (Pearson 1907)."""
+    generator = np.random.default_rng(size)
+    expected = 6 / np.pi * np.arcsin(1 / np.sqrt(1 + 0.8**2) / 2)
+    held = 0
+    for _ in range(REPEATS):
+        labels = generator.standard_normal(size)
+        found = estimate(graded(generator, labels, spread), expected=labels, metric="spearman")
+        low, high = intervals.interval(found, ONE)
+        held += low <= expected <= high
+    assert 0.92 <= held / REPEATS <= 0.98
+
+
+@pytest.mark.usefixtures("quick")
+def test_models_of_the_same_skill_rarely_seem_to_differ() -> None:
+    """A test at 5 % is wrong about as often; and it finds a difference that is there."""
+    generator = np.random.default_rng(0)
+    contrast = np.asarray([1.0, -1.0])
+    wrong = right = 0
+    for _ in range(REPEATS):
+        labels = (generator.random(300) < 0.4).astype(int)
+        hardness = generator.standard_normal(300) * np.sqrt(0.6)
+        one, same, better = (
+            predictions(generator, labels, skill, 0.05, hardness) for skill in (0.5, 0.5, 0.9)
+        )
+        wrong += intervals.p_value(estimate(one, same, expected=labels), contrast) < 0.05
+        right += intervals.p_value(estimate(one, better, expected=labels), contrast) < 0.05
+    assert wrong / REPEATS <= 0.07
+    assert right / REPEATS >= 0.75
+
+
+def test_p_and_interval_say_the_same() -> None:
+    for difference in np.linspace(0.01, 0.4, 40):
+        found = Estimates(np.asarray([0.5 + difference, 0.5]), (Component(np.eye(2) * 0.01, 7.0),))
+        contrast = np.asarray([1.0, -1.0])
+        low, _ = intervals.interval(found, contrast)
+        p = intervals.p_value(found, contrast)
+        assert (low > 0) == (p < 0.05)
+        assert p == pytest.approx(2 * t.sf(difference / np.sqrt(0.02), 7))
+        assert intervals.p_value(found, -contrast) == pytest.approx(p)
+
+
+def test_p_of_models_without_errors() -> None:
+    same = Estimates(np.asarray([0.5, 0.5]), (Component(np.zeros((2, 2)), 9.0),))
+    assert intervals.p_value(same, np.asarray([1.0, -1.0])) == 1.0
+    apart = Estimates(np.asarray([0.6, 0.5]), same.components)
+    assert intervals.p_value(apart, np.asarray([1.0, -1.0])) == 0.0
 
 
 # --- ratios -------------------------------------------------------------------------------------------------
