@@ -1,0 +1,97 @@
+"""``make compare``: trains a student in every way of ``arms.yaml``, and measures each of them alike.
+
+    python -m tests.benchmarks.compare --size smoke                  # a quarter of an hour
+    python -m tests.benchmarks.compare --size real --data ../shared  # tens of hours on two cores
+    python -m tests.benchmarks.compare --size real --arms "relations" "both" --seeds 1
+    python -m tests.benchmarks.compare --report                      # docs/results.md from the files alone
+
+Every run is one small JSON file, docs/results/SIZE/ARM-SEED.json, written when the run has ended. The same
+command continues where it was stopped: a student that was being trained continues from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from infra.demo.material import make_material
+from infra.files.locks import exclusive
+from tests.benchmarks.compare.arms import CHARACTERS_PER_TOKEN, Plan, cut_text
+from tests.benchmarks.compare.report import write_report
+from tests.benchmarks.compare.runs import ROOT, Runs
+
+RESULTS = ROOT / "docs" / "results"
+HELD_OUT_CHARACTERS = 240_000
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--size", choices=("smoke", "real"), default="smoke")
+    parser.add_argument(
+        "--data", type=Path, default=ROOT.parent / "shared", help="has teacher/ and data/ (real)"
+    )
+    parser.add_argument(
+        "--directory", type=Path, default=ROOT / "runs" / "compare", help="stores and students"
+    )
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these, in this order")
+    parser.add_argument("--seeds", type=int, help="at most this many of each")
+    parser.add_argument("--no-scores", action="store_true", help="train and measure; fine-tune later")
+    parser.add_argument("--report", action="store_true", help="write docs/results.md, and run nothing")
+    options = parser.parse_args()
+    if not options.report:
+        runs = prepare(options)
+        names = options.arms or list(runs.plan.arms)
+        unknown = [name for name in names if name not in runs.plan.arms]
+        if unknown:
+            parser.error(f"no arm is called {unknown[0]!r}; there are: {', '.join(runs.plan.arms)}")
+        with exclusive(str(options.directory)):
+            run_all(runs, names, options.seeds, scored=not options.no_scores)
+    print(write_report(RESULTS))
+    return 0
+
+
+def prepare(options: argparse.Namespace) -> Runs:
+    """Text, teacher and tasks of the size; what is there already is kept."""
+    directory = options.directory / options.size
+    text = {split: directory / f"{split}.txt" for split in ("train", "validation")}
+    if options.size == "smoke":
+        make_material(directory / "input")
+        text = {split: directory / "input" / "corpus" / f"{split}.txt" for split in text}
+        teacher, tasks = directory / "input" / "teacher", directory / "input" / "glue"
+    else:
+        teacher, tasks = options.data / "teacher", options.data / "data" / "glue"
+    plan = Plan(options.size, text, teacher, directory)
+    if options.size == "real":
+        corpus = options.data / "data" / "corpus"
+        for split, characters in (
+            ("train", plan.tokens * CHARACTERS_PER_TOKEN),
+            ("validation", HELD_OUT_CHARACTERS),
+        ):
+            cut_text(sorted((corpus / split).glob("*.txt")), text[split], characters)
+    return Runs(plan, RESULTS / options.size, tasks)
+
+
+def run_all(runs: Runs, names: list[str], most: int | None, scored: bool) -> None:
+    """Seed after seed, so that every arm has a result before any has two; scores after all measures."""
+    todo = [
+        (arm, seed)
+        for seed in range(max(runs.plan.arms[name].seeds for name in names))
+        for arm in (runs.plan.arms[name] for name in names)
+        if seed < min(arm.seeds, most or arm.seeds)
+    ]
+    for step in [runs.train] + [runs.score] * scored:
+        for number, (arm, seed) in enumerate(todo, 1):
+            result = step(arm, seed)
+            print(
+                f"{step.__name__} {number}/{len(todo)}  {arm.name}, seed {seed}: {shown(result)}", flush=True
+            )
+
+
+def shown(result: dict) -> str:
+    scores = {task: sum(values) / len(values) for task, values in result.get("scores", {}).items()}
+    return "  ".join(f"{name} {value:.4f}" for name, value in {**result["validation"], **scores}.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

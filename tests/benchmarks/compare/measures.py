@@ -1,0 +1,76 @@
+"""What a student predicts of held-out text, against its teacher: every measure of the trainer's validation.
+
+    python -m tests.benchmarks.compare.measures --recipe RECIPE --model DIR --store STORE --output FILE
+    python -m tests.benchmarks.compare.measures --recipe RECIPE --save DIR
+
+``--recipe`` gives the student's shape. The measures do not depend on the loss of its training: KL at T = 1
+and 2, masked-LM loss, agreement and cosine if it has a masked-LM head, and always the relations. ``--save``
+writes the student's first weights as a model directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoModelForMaskedLM
+
+from infra.files import storage
+from infra.settings.recipe import StudentRun
+from infra.settings.recipe_file import load_recipe
+from offline_teacher.store.reader import Store, open_store
+from student_train.engine.world import World
+from student_train.main import model_and_objective
+from student_train.objectives.validation import validate
+
+ALL = {"alpha_ce": 5.0, "alpha_mlm": 2.0, "alpha_cos": 1.0, "alpha_relation": 1.0, "soft_targets": "auto"}
+WITHOUT_HEAD = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--model")
+    parser.add_argument("--store")
+    parser.add_argument("--output")
+    parser.add_argument("--save")
+    options = parser.parse_args()
+    run = load_recipe(options.recipe).run("student")
+    if options.save:
+        save_start(run, open_store(run.recipe.store_path), options.save)
+    else:
+        storage.publish_json(options.output, measures(run, open_store(options.store), options.model))
+    return 0
+
+
+def measures(run: StudentRun, store: Store, directory: str) -> dict[str, float]:
+    """Of a model directory, in the student's training dtype."""
+    head = "ForMaskedLM" in storage.read_json(f"{directory}/config.json")["architectures"][0]
+    train = replace(run.train, teacher="store", **{**ALL, **({} if head else WITHOUT_HEAD)})
+    model, objective, world = _student(replace(run, train=train), store)
+    of_kind: Any = AutoModelForMaskedLM if head else AutoModel
+    trained = of_kind.from_pretrained(directory, dtype=torch.float32)
+    model.model.load_state_dict(trained.state_dict())
+    return validate(model.to(getattr(torch, train.dtype)), objective, store, world, train)
+
+
+def save_start(run: StudentRun, store: Store, directory: str) -> None:
+    """The student before its first step."""
+    model, _, _ = _student(run, store)
+    model.save(directory)
+    for name, data in store.tokenizer_files().items():
+        storage.publish_bytes(str(Path(directory, name)), data)
+
+
+def _student(run: StudentRun, store: Store) -> tuple[Any, Any, World]:
+    world = World(0, 1, torch.device("cpu"))
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    return *model_and_objective(run, store, world), world
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""docs/results.md and its pictures, from the files of the runs alone."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from infra.files import storage
+from tests.benchmarks.compare.arms import FILE
+
+LIVE = "live"
+MEASURES = {
+    "kl_t1": "KL, T = 1",
+    "kl_t2": "KL, T = 2",
+    "mlm_loss": "masked-LM loss",
+    "agreement": "agreement",
+    "cosine": "cosine",
+    "relation": "relations",
+}
+"""Measures on held-out text -> their names in a table."""
+COSTS = {"tokens_per_second": "tokens/s", "peak_bytes": "peak GB", "bytes_per_token": "bytes/token"}
+SIZES = {
+    "real": "A masked LM of 6 x 384 and its student of three layers, English novels, two CPU cores.",
+    "smoke": "The demo's language and teacher, a few steps: this shows only that the program works.",
+}
+HEAD = """# What a stored teacher is worth
+
+`make compare` trains the same student in many ways and measures all of them alike; the ways are in
+[arms.yaml](../tests/benchmarks/compare/arms.yaml). It makes this page from the files in [results](results),
+one per training run. A number in brackets is the standard deviation over training seeds; a row without
+brackets has one seed. KL is between teacher and student, in nats per token, on held-out text. *Relations* is
+MiniLMv2's distance on that text. *Agreement* is the share of masked tokens for which teacher and student name
+the same word. Scores are those of GLUE's dev sets after fine-tuning, times 100.
+"""
+
+Result = dict[str, Any]
+
+
+def write_report(results: Path) -> Path:
+    """Returns the path of the page. Runs that are not finished are left out."""
+    sections = [HEAD]
+    for size, what in SIZES.items():
+        found = [json.loads(path.read_text()) for path in sorted((results / size).glob("*.json"))]
+        if found:
+            sections.append(f"## Size `{size}`\n\n{what}\n")
+            sections += _tables(_by_arm(found), results / size)
+    path = results.with_suffix(".md")
+    storage.publish_bytes(str(path), "\n".join(sections).encode())
+    return path
+
+
+def _by_arm(found: list[Result]) -> dict[str, list[Result]]:
+    arms: dict[str, list[Result]] = {}
+    for result in sorted(found, key=lambda one: one["seed"]):
+        arms.setdefault(result["arm"], []).append(result)
+    return arms
+
+
+def _tables(arms: dict[str, list[Result]], pictures: Path) -> list[str]:
+    sections = []
+    for title, names in yaml.safe_load(FILE.read_text())["tables"].items():
+        present = {name: arms[name] for name in names if name in arms}
+        if present:
+            sections.append(f"### {title}\n\n{table(present)}")
+            picture = pictures / f"{title.split(',')[0].lower().replace(' ', '-')}.png"
+            if draw(present, picture):
+                sections.append(f"![KL of {title.lower()}](results/{pictures.name}/{picture.name})\n")
+            if LIVE in present and len(present[LIVE]) > 1:
+                sections.append(differences(present))
+    return sections
+
+
+def table(arms: dict[str, list[Result]]) -> str:
+    """One row an arm, in Markdown."""
+    tasks = sorted({task for runs in arms.values() for run in runs for task in run.get("scores", {})})
+    header = ["arm", "tokens", *MEASURES.values(), *tasks, *COSTS.values()]
+    rows = [header, ["---"] * len(header)]
+    for name, runs in arms.items():
+        measures = [_cell([run["validation"].get(key) for run in runs], 4) for key in MEASURES]
+        scores = [
+            _cell(
+                [
+                    100 * statistics.median(run["scores"][task])
+                    for run in runs
+                    if task in run.get("scores", {})
+                ],
+                1,
+            )
+            for task in tasks
+        ]
+        costs = [
+            _cell([run.get("tokens_per_second") for run in runs], 0),
+            _cell([run["peak_bytes"] / 1e9 for run in runs if "peak_bytes" in run], 2),
+            _cell([run["bytes_per_token"] for run in runs][:1], 0),
+        ]
+        rows.append([name, f"{runs[0]['tokens']:,}", *measures, *scores, *costs])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def _cell(values: Sequence[float | None], digits: int) -> str:
+    """Mean (standard deviation); nothing where a run has no such measure."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    spread = f" ({statistics.stdev(known):.{digits}f})" if len(known) > 1 else ""
+    return f"{statistics.mean(known):,.{digits}f}{spread}"
+
+
+def differences(arms: dict[str, list[Result]]) -> str:
+    """How far arms are from the live one with the same seeds, in its own standard deviations over seeds."""
+    live = {run["seed"]: run["validation"] for run in arms[LIVE]}
+    rows = [["arm", "seeds", *MEASURES.values()], ["---"] * (2 + len(MEASURES))]
+    for name, runs in arms.items():
+        pairs = [(run["validation"], live[run["seed"]]) for run in runs if run["seed"] in live]
+        if name == LIVE or not pairs:
+            continue
+        cells = []
+        for key in MEASURES:
+            spread = statistics.stdev(values[key] for values in live.values())
+            cells.append(
+                f"{statistics.mean(abs(own[key] - other[key]) for own, other in pairs) / spread:.2f}"
+            )
+        rows.append([name, str(len(pairs)), *cells])
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return (
+        "Mean absolute difference from the live arm with the same seed, divided by the standard deviation\n"
+        f"of the live arm's own seeds:\n\n{lines}\n"
+    )
+
+
+def draw(arms: dict[str, list[Result]], path: Path) -> bool:
+    """A point for each run: KL at T = 2 against the arm. False where no run has it."""
+    points = {
+        name: [run["validation"]["kl_t2"] for run in runs if "kl_t2" in run["validation"]]
+        for name, runs in arms.items()
+    }
+    points = {name: values for name, values in points.items() if values}
+    if len(points) < 2:
+        return False
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.6 + 0.34 * len(points)), layout="constrained")
+    axes = figure.subplots()
+    for place, values in enumerate(points.values()):
+        axes.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.6)
+    axes.set_yticks(range(len(points)), list(points))
+    axes.invert_yaxis()
+    axes.set_xlabel("KL between teacher and student at T = 2, nats per token (smaller is better)")
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    return True

@@ -1,0 +1,152 @@
+"""One run: store, student, its measures on held-out text, and its scores, in one JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from infra.files import storage
+from infra.settings.recipe import StudentRun
+from infra.settings.recipe_file import load_recipe
+from offline_teacher.store.reader import open_store
+from tests.benchmarks.compare.arms import REFERENCE, Arm, Plan, slug
+
+ROOT = Path(__file__).resolve().parents[3]
+TRAINER, PEER = ("student_train/main.py",), ("-m", "tests.benchmarks.compare.renormalised")
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of a plan. ``results``: where their JSON files are; ``tasks``: official task files."""
+
+    plan: Plan
+    results: Path
+    tasks: Path
+
+    def path(self, arm: Arm, seed: int) -> Path:
+        return self.results / f"{slug(arm.name)}-{seed}.json"
+
+    def result(self, arm: Arm, seed: int) -> Result | None:
+        path = self.path(arm, seed)
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def train(self, arm: Arm, seed: int) -> Result:
+        """Trains and measures, after the store if it is missing."""
+        found = self.result(arm, seed)
+        if found is not None:
+            return found
+        steps = self._steps(arm, seed)
+        recipe = self.plan.recipe(arm, seed, steps)
+        one = load_recipe(recipe).run("student")
+        store = command("-m", "offline_teacher.main", "run", "--recipe", recipe)
+        result: Result = {"arm": arm.name, "seed": seed, "steps": steps, "tokens": self._tokens(steps)}
+        result |= {"bytes_per_token": _bytes_per_token(one), "store_seconds": store["seconds"]}
+        if steps:
+            usage = command(*(PEER if arm.renormalised else TRAINER), "--recipe", recipe)
+            result |= training_of(Path(one.directory, "history.jsonl"), self._tokens(1), usage)
+            model = f"{one.directory}/model"
+        else:
+            model = self._untrained(one, recipe)
+        result |= {"validation": self._measures(arm, seed, steps, model)}
+        return self._publish(arm, seed, result)
+
+    def score(self, arm: Arm, seed: int) -> Result:
+        """Fine-tunes the trained student on every task, with the same settings for all arms."""
+        result = self.train(arm, seed)
+        if "scores" in result:
+            return result
+        steps = self._steps(arm, seed)
+        one = load_recipe(self.plan.recipe(arm, seed, steps)).run("student")
+        return self._publish(arm, seed, result | {"scores": self.scores_of(f"{one.directory}/model")})
+
+    def scores_of(self, model: str) -> dict[str, list[float]]:
+        """Task -> a score for each fine-tuning seed."""
+        settings = self.plan.size["fine_tuning"]
+        output = f"{model}-scores"
+        words = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if name != "seeds"]
+        command(
+            *("-m", "evaluation.main", "--model", model, "--data", str(self.tasks), "--output", output),
+            *("--tasks", ",".join(self.plan.size["tasks"]), "--seeds", str(len(settings["seeds"])), *words),
+        )
+        found: dict[str, list[float]] = {}
+        for path in sorted(Path(output).glob("scores/*/*/seed-*.json")):
+            found.setdefault(path.parent.name, []).append(json.loads(path.read_text())["score"])
+        return found
+
+    def _steps(self, arm: Arm, seed: int) -> int:
+        if arm.time_of is None:
+            return int(self.plan.size["steps"] if arm.steps is None else arm.steps)
+        same = self.train(self._with_equal_tokens(arm), 0)
+        like = self.train(self.plan.arms[arm.time_of], 0)
+        return round(like["train_seconds"] / same["train_seconds"] * same["steps"])
+
+    def _with_equal_tokens(self, arm: Arm) -> Arm:
+        """The arm that differs only in its number of steps."""
+        others = (other for other in self.plan.arms.values() if other.time_of is None)
+        return next(
+            other
+            for other in others
+            if replace(arm, name=other.name, time_of=None) == replace(other, seeds=arm.seeds)
+        )
+
+    def _tokens(self, steps: int) -> int:
+        return int(steps * self.plan.size["batch_size"] * self.plan.size["length"])
+
+    def _untrained(self, one: StudentRun, recipe: str) -> str:
+        """The student's first weights as a model directory."""
+        path = f"{one.directory}/model"
+        if not Path(path).exists():
+            command("-m", "tests.benchmarks.compare.measures", "--recipe", recipe, "--save", path)
+        return path
+
+    def _measures(self, arm: Arm, seed: int, steps: int, model: str) -> dict[str, float]:
+        """On held-out text of the reference store, whatever store the student learnt from."""
+        reference = self.plan.recipe(self.plan.arms[REFERENCE], 0, self.plan.size["steps"])
+        command("-m", "offline_teacher.main", "run", "--recipe", reference)
+        path = Path(model).with_name("measures.json")
+        command(
+            *("-m", "tests.benchmarks.compare.measures", "--model", model, "--output", str(path)),
+            *("--recipe", self.plan.recipe(arm, seed, steps)),
+            *("--store", load_recipe(reference).store_path),
+        )
+        return dict(json.loads(path.read_text()))
+
+    def _publish(self, arm: Arm, seed: int, result: Result) -> Result:
+        storage.publish_json(str(self.path(arm, seed)), result)
+        return result
+
+
+def command(*words: str) -> dict[str, float]:
+    """Runs a Python command of the project; its seconds and its processes' peak memory in bytes.
+
+    Raises SystemExit with the end of its output where it fails.
+    """
+    begin = time.monotonic()
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        if os.waitstatus_to_exitcode(status):
+            log.seek(0)
+            sys.exit(f"error: {' '.join(words)}:\n{log.read()[-3000:]}")
+    return {"seconds": time.monotonic() - begin, "peak_bytes": usage.ru_maxrss * 1024}
+
+
+def training_of(history: Path, tokens: int, usage: dict[str, float]) -> Result:
+    """Seconds of the steps alone, tokens a second, and peak memory. ``tokens``: of a step."""
+    lines = [json.loads(line) for line in history.read_text().splitlines()]
+    windows = {line["step"]: line for line in lines if "tokens_per_second" in line}.values()
+    seconds = sum(line["steps"] * tokens / line["tokens_per_second"] for line in windows)
+    rate = sum(line["steps"] for line in windows) * tokens / seconds
+    return {"train_seconds": seconds, "tokens_per_second": rate, "peak_bytes": usage["peak_bytes"]}
+
+
+def _bytes_per_token(one: StudentRun) -> float:
+    return open_store(one.recipe.store_path).layout.bytes_per_token()
