@@ -2,13 +2,14 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench chaos gpu ui constraints
+.PHONY: help demo test bench compare chaos gpu ui constraints
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 PORT ?= 5000
 RUNS ?= runs
 GIGABYTES ?= 5
+SIZE ?= smoke
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
 help:
@@ -16,6 +17,7 @@ help:
 	@echo "make test         set up .venv, check formatting, lint and types, run the tests"
 	@echo "make ui           MLflow UI on 127.0.0.1:$(PORT) (PORT=..., RUNS=directory with mlflow.db)"
 	@echo "make bench        measure the hot paths"
+	@echo "make compare      train students in many ways, measure all alike: docs/results.md (SIZE=smoke or real)"
 	@echo "make gpu          correctness and speed on a GPU; needs torch and transformers alone"
 	@echo "make chaos        stop and damage every stage, and see it recover (an hour)"
 
@@ -30,6 +32,9 @@ test: .venv/installed
 
 bench: .venv/installed
 	@$(IN_VENV) python -m tests.benchmarks
+
+compare: .venv/installed
+	@$(IN_VENV) python -m tests.benchmarks.compare --size $(SIZE)
 
 chaos: .venv/installed
 	@$(IN_VENV) python -m tests.chaos.forks

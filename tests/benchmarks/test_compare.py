@@ -1,0 +1,143 @@
+"""``make compare``: its arms, its page, and the soft targets of other programs."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from infra.demo.material import TEACHER
+from infra.settings.recipe_file import load_recipe
+from offline_teacher.sequences.masking import masked_count
+from offline_teacher.store import schema
+from student_train.objectives.soft_targets import TopkTarget
+from tests.benchmarks.compare import __main__ as compare
+from tests.benchmarks.compare import renormalised
+from tests.benchmarks.compare.arms import FILE, Plan, cut_text, slug
+from tests.benchmarks.compare.report import write_report
+from tests.benchmarks.compare.runs import Runs
+
+
+def plan(size: str, directory: Path) -> Plan:
+    text = {split: directory / f"{split}.txt" for split in ("train", "validation")}
+    return Plan(size, text, TEACHER, directory)
+
+
+@pytest.mark.parametrize("size", ["smoke", "real"])
+def test_every_arm_is_a_recipe_and_all_stores_are_read_in_one_order(size: str, tmp_path: Path) -> None:
+    """The order of samples depends on the number of samples in a block, not on their bytes."""
+    made = plan(size, tmp_path)
+    samples = {}
+    for arm in made.arms.values():
+        recipe = load_recipe(made.recipe(arm, 0, 7))
+        assert recipe.run("student").train.max_steps == 7
+        store, length = recipe.store, recipe.sequences.length
+        layout = schema.Layout(
+            length=length,
+            masked=masked_count(length, 0.15),
+            vocab_size=json.loads((TEACHER / "config.json").read_text())["vocab_size"],
+            hidden_size=json.loads((TEACHER / "config.json").read_text())["hidden_size"],
+            top_k=store.top_k,
+            temperatures=store.temperatures if store.top_k else (),
+            hidden_states=store.hidden_states,
+            positions=store.positions,
+            replay_layers=store.replay_layers,
+            teacher_weights=True,
+        )
+        cut = schema.Plan.from_bytes(layout, 1, store.task_sequences, store.block_bytes, store.shard_bytes)
+        samples[arm.store] = cut.block_samples
+    assert set(samples) == set(yaml.safe_load(FILE.read_text())["stores"])
+    assert set(samples.values()) == {made.size["block_samples"]}
+
+
+def test_names_of_files_are_distinct() -> None:
+    names = list(yaml.safe_load(FILE.read_text())["arms"])
+    assert len({slug(name) for name in names}) == len(names)
+
+
+def test_equal_time_is_the_time_of_the_other_arm(tmp_path: Path) -> None:
+    """Twice as fast: twice as many steps."""
+    runs = Runs(plan("smoke", tmp_path), tmp_path / "results", tmp_path)
+    (tmp_path / "results").mkdir()
+    for name, seconds in (("relations", 5.0), ("replay 1", 10.0)):
+        path = runs.path(runs.plan.arms[name], 0)
+        path.write_text(json.dumps({"train_seconds": seconds, "steps": 12}))
+    assert runs._steps(runs.plan.arms["relations, equal time"], 0) == 24
+
+
+def result(arm: str, seed: int, **others: Any) -> dict[str, Any]:
+    shift = seed / 10
+    validation = {
+        "kl_t1": 0.4 + shift, "kl_t2": 0.2 + shift, "mlm_loss": 4.0 + seed,
+        "agreement": 0.5 - shift, "cosine": 0.7 + shift, "relation": 0.1 + shift,
+    }  # fmt: skip
+    return {
+        "arm": arm, "seed": seed, "steps": 512, "tokens": 2_097_152, "bytes_per_token": 786.4,
+        "tokens_per_second": 1000.0, "peak_bytes": 2e9, "validation": validation, **others,
+    }  # fmt: skip
+
+
+def write(results: Path, *found: dict[str, Any]) -> None:
+    (results / "real").mkdir(parents=True, exist_ok=True)
+    for one in found:
+        path = results / "real" / f"{slug(one['arm'])}-{one['seed']}.json"
+        path.write_text(json.dumps(one))
+
+
+def test_a_page_has_means_spreads_and_scores(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    runs = [result("replay 1", seed, scores={"MRPC": [0.7, 0.9, 0.8 + seed / 100]}) for seed in range(3)]
+    write(results, *runs, result("start", 0, tokens=0))
+    page = write_report(results).read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| replay 1 |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    spread = statistics.stdev([0.2, 0.3, 0.4])
+    assert cells[3] == f"0.3000 ({spread:.4f})"
+    assert cells[8] == "81.0 (1.0)"  # the median of each student's fine-tuning seeds, then their mean
+    assert cells[-3:] == ["1,000 (0)", "2.00 (0.00)", "786"]
+    assert (results / "real" / "objectives.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_distance_from_live_is_in_its_own_standard_deviations(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    live = [result("live", seed) for seed in range(3)]
+    near = result("replay 1", 1)
+    near["validation"]["kl_t2"] += 0.05
+    write(results, *live, near)
+    page = write_report(results).read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| replay 1 | 1 |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2:4] == ["0.00", f"{0.05 / statistics.stdev([0.2, 0.3, 0.4]):.2f}"]
+
+
+def test_an_unknown_arm_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare", "--directory", str(tmp_path), "--arms", "liv"])
+    with pytest.raises(SystemExit) as ended:
+        compare.main()
+    assert ended.value.code == 2
+    assert "no arm is called 'liv'" in capsys.readouterr().err
+
+
+def test_text_is_cut_by_whole_lines_of_every_source(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_text("".join(f"{name}{number}\n" for number in range(100)))
+    cut_text([tmp_path / "a", tmp_path / "b"], tmp_path / "cut", 12)
+    assert (tmp_path / "cut").read_text() == "a0\na1\nb0\nb1\n"
+
+
+def test_renormalised_targets_have_no_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(5, 3).half()
+    target = TopkTarget(torch.tensor([[4, 2, 9]] * 5), logits, torch.full((5,), 7.0), 2.0)
+    monkeypatch.setattr(renormalised, "exact_tail", lambda *_: target)
+    _, p, tail = renormalised.renormalised(SimpleNamespace(), None, 2.0).rows(slice(None))
+    torch.testing.assert_close(p, torch.softmax(logits.float() / 2.0, 1))
+    torch.testing.assert_close(tail, torch.zeros(5), atol=1e-6, rtol=0)
