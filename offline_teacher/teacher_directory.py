@@ -61,9 +61,11 @@ def _download(teacher: Teacher) -> str:
     try:
         return snapshot_download(teacher.model, revision=teacher.revision, allow_patterns=list(HUB_FILES))
     except Exception as error:  # the hub client raises a dozen unrelated types
+        cause = error.__cause__ or error  # of "not in the cache" it is the hub's answer
+        answer = str(cause).strip().partition("\n")[0][:200]
         raise UserError(
             f"teacher.model: {teacher.model} is neither a local directory nor a model of the hub"
-            f" ({type(error).__name__}); give a directory, or a hub name and network access"
+            f" ({type(cause).__name__}: {answer}); give a directory, or a hub name and network access"
         ) from None
 
 

@@ -155,8 +155,10 @@ class FaultyProxy:
                 return None
 
             def refuse(self, status: int) -> None:
-                code = "SlowDown" if status == 503 else "InternalError"
-                data = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
+                code, text = "InternalError", "We encountered an internal error."
+                if status == 503:
+                    code, text = "SlowDown", "Please reduce your request rate."
+                data = f"<Error><Code>{code}</Code><Message>{text}</Message></Error>".encode()
                 self.send_response_only(status)
                 self.send_header("Content-Type", "application/xml")
                 self.send_header("Content-Length", str(len(data)))

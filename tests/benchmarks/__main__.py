@@ -7,6 +7,7 @@ One without ``run`` needs arguments of its own (models, data) and is left out, w
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 from pathlib import Path
@@ -16,8 +17,13 @@ from tests.benchmarks.results import RESULTS, Row, record, shown
 HERE = Path(__file__).resolve().parent
 
 
-def main(wanted: str) -> int:
+def main() -> int:
     """Exit code 1 where a goal is missed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("filter", nargs="?", default="", help="part of a name, for example 'teacher'")
+    wanted = parser.parse_args().filter
     modules = [path.stem for path in sorted(HERE.glob("bench_*.py")) if wanted in path.stem]
     if not modules:
         print(f"error: no benchmark matches {wanted!r}", file=sys.stderr)
@@ -37,4 +43,4 @@ def main(wanted: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else ""))
+    sys.exit(main())

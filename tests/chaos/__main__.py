@@ -31,6 +31,7 @@ from offline_teacher.main import main as teacher
 from offline_teacher.store.damage import damaged_directory
 from offline_teacher.store.manifest import RECIPE
 from offline_teacher.store.verify import verify
+from tests.chaos.arguments import described
 from tests.offline_teacher.stores import contents, finish, indices, start, wait_until, workers
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 
@@ -46,7 +47,10 @@ Row = list[object]
 Bytes = dict[str, bytes]
 
 
-def main(kills: int) -> int:
+def main() -> int:
+    parser = described(__doc__)
+    parser.add_argument("kills", nargs="?", type=int, default=100, metavar="KILLS")
+    kills = parser.parse_args().kills
     luck = random.Random(0)
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
@@ -210,4 +214,4 @@ def _flip(path: Path, luck: random.Random) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if sys.argv[1:] else 100))
+    sys.exit(main())

@@ -15,6 +15,7 @@ from typing import Any
 
 from infra.files import paths, storage
 from infra.files.cache import Cache
+from tests.chaos.arguments import described
 
 DATA = random.Random(0).randbytes(20 << 20)
 
@@ -50,9 +51,11 @@ def actions(root: str, cache: Cache) -> Iterator[Any]:
     yield storage.list_names(root), storage.exists(other)
 
 
-def main(urls: list[str]) -> int:
+def main() -> int:
+    parser = described(__doc__)
+    parser.add_argument("urls", nargs="+", metavar="URL")
     wrong = 0
-    for url in urls:
+    for url in parser.parse_args().urls:
         with tempfile.TemporaryDirectory() as directory:
             cache = Cache(None, 1 << 30)
             here = actions(storage.join(directory, "storage-check"), cache)
@@ -64,4 +67,4 @@ def main(urls: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -24,6 +24,7 @@ from typing import Any
 
 from infra.console import command, table
 from infra.errors import UserError
+from tests.chaos.arguments import described
 from tests.chaos.hosts import Machine, Machines
 from tests.chaos.student import history
 from tests.offline_teacher.stores import wait_until
@@ -41,6 +42,7 @@ Log = list[dict[str, Any]]
 
 
 def main() -> int:
+    described(__doc__).parse_args()
     if shutil.which("pdsh") is None:
         raise UserError("the deepspeed launcher starts its nodes with pdsh; apt-get install pdsh")
     with tempfile.TemporaryDirectory() as scratch:

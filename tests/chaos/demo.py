@@ -13,7 +13,6 @@ Prints a table; exits 1 where anything differs. About 10 minutes on two cores, h
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -25,6 +24,7 @@ import time
 from pathlib import Path
 
 from infra.console import table
+from tests.chaos.arguments import described
 from tests.chaos.student import kill_tree
 from tests.offline_teacher.stores import contents
 
@@ -122,7 +122,7 @@ def scores(directory: Path) -> dict[str, object]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("--reference", type=Path, help="where `python -m infra.demo` has run to its end")
     parser.add_argument("--directory", type=Path, help="kept afterwards; default: a temporary one")
     options = parser.parse_args()

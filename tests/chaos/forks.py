@@ -35,6 +35,7 @@ from offline_teacher.inference import columns, teacher  # noqa: F401 - imported 
 from offline_teacher.source import find_source, spec_of
 from offline_teacher.store.verify import verify
 from offline_teacher.teacher_pass import parts_of, run_pass
+from tests.chaos.arguments import described
 from tests.offline_teacher.local_pool import LocalCluster, LocalPool, make
 from tests.offline_teacher.stores import contents
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
@@ -44,7 +45,10 @@ DOOMED, TWICE, WHOLE = 0.6, 0.1, 0.8
 """Shares of workers that are killed, of items given to two workers, and of passes killed as a whole."""
 
 
-def main(kills: int) -> int:
+def main() -> int:
+    parser = described(__doc__)
+    parser.add_argument("kills", nargs="?", type=int, default=100, metavar="KILLS")
+    kills = parser.parse_args().kills
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         text = write_text(directory / "text.txt", 300)
@@ -197,4 +201,4 @@ def _wait_until_free(store: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if sys.argv[1:] else 100))
+    sys.exit(main())

@@ -22,7 +22,6 @@ up after half a minute.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import json
 import os
@@ -42,6 +41,7 @@ import tests.conftest  # noqa: F401 - the machine's settings, for the commands s
 from infra.console import table
 from infra.files import storage
 from tests.chaos.__main__ import OVERLOADED
+from tests.chaos.arguments import described
 from tests.conftest import ROOT
 from tests.s3_server import FAULTS, Chooser, FaultyProxy, s3_server
 from tests.tiny_project import (
@@ -126,7 +126,7 @@ def _figures(counts: collections.Counter[str]) -> list[object]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("--share", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

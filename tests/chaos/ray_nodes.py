@@ -27,6 +27,7 @@ import yaml
 from infra.console import command, table
 from offline_teacher.store.numbering import SplitPlan
 from offline_teacher.store.pending import finished_parts, read_parts, read_spec
+from tests.chaos.arguments import described
 from tests.chaos.hosts import Machine, Machines
 from tests.conftest import ROOT
 from tests.offline_teacher.stores import contents, finish, indices, start, wait_until
@@ -44,6 +45,7 @@ Bytes = dict[str, bytes]
 
 
 def main() -> int:
+    described(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch, "machines")
         with Machines([LAPTOP, HEAD, *WORKERS], directory) as machines:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from tests.chaos.arguments import described
 from tests.s3_server import FaultyProxy
 
 COMMIT = "0" * 40
@@ -62,5 +62,18 @@ def _handler(model: Path, flag: str) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+def main() -> None:
+    parser = described(__doc__)
+    services = parser.add_subparsers(required=True)
+    for function, names in ((proxy, ("port", "upstream", "flag")), (hub, ("port", "model"))):
+        service = services.add_parser(function.__name__)
+        service.set_defaults(start=function)
+        for name in names:
+            service.add_argument(name)
+    services.choices["hub"].add_argument("flag", nargs="?", default="")
+    arguments = vars(parser.parse_args())
+    arguments.pop("start")(**arguments)
+
+
 if __name__ == "__main__":
-    {"proxy": proxy, "hub": hub}[sys.argv[1]](*sys.argv[2:])
+    main()

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from infra.console import command, table
 from infra.errors import UserError
+from tests.chaos.arguments import described
 from tests.chaos.hosts import Machine, Machines
 from tests.chaos.student import history
 from tests.offline_teacher.stores import contents, finish, start
@@ -65,6 +66,7 @@ Row = list[object]
 
 
 def main() -> int:
+    described(__doc__).parse_args()
     missing = [tool for tool in ("slurmctld", "slurmd", "sbatch", "munged") if shutil.which(tool) is None]
     if missing:
         raise UserError(f"no {', '.join(missing)} here; apt-get install slurmctld slurmd slurm-client munge")

@@ -14,7 +14,6 @@ Prints one JSON line; exits 1 where anything differs.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -31,6 +30,7 @@ import psutil
 
 from student_train.engine.world import free_port
 from student_train.objectives.objective import TERMS
+from tests.chaos.arguments import described
 from tests.student_train.tiny_run import make_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,7 +158,7 @@ def compare(directory: Path, kills: int, same_world_kills: int, seed: int, epoch
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("--kills", type=int, default=30, help="at changing world sizes")
     parser.add_argument("--same-world-kills", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=100, help="of 64 sequences in batches of 12")

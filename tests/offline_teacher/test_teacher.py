@@ -464,3 +464,15 @@ def test_a_missing_teacher_is_named() -> None:
         find_teacher(Teacher(model="./nowhere"))
     with pytest.raises(UserError, match="neither a local directory nor a model"):
         find_teacher(Teacher(model="someone/nothing"))
+
+
+def test_the_answer_of_a_hub_that_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object, **options: object) -> str:
+        try:
+            raise ConnectionError("429 Client Error: Too Many Requests\nRequest ID: 1")
+        except ConnectionError as answer:
+            raise FileNotFoundError("not in the cache") from answer
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refused)
+    with pytest.raises(UserError, match=r"ConnectionError: 429 Client Error: Too Many Requests\);"):
+        find_teacher(Teacher(model="someone/throttled"))

@@ -1,0 +1,9 @@
+"""The command line of each program here: ``--help`` prints its module's docstring."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def described(text: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
