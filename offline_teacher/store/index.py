@@ -126,8 +126,9 @@ class TaskIndex:
         for rows, frame in self.frames.items():
             frame.check(layout, rows)
         require(len(self.shards) == len(expected), f"shards: lists {len(self.shards)}, not {len(expected)}")
+        bytes_of = {rows: frame.bytes for rows, frame in self.frames.items()}
         for shard, counts in zip(self.shards, expected, strict=True):
-            blocks = sum(self.frames[count].bytes for count in counts)
+            blocks = sum(map(bytes_of.__getitem__, counts))
             require(shard.samples == sum(counts), f"shards: {shard.file} must have {sum(counts)} samples")
             require(len(shard.blocks) == 16 * len(counts), f"shards: {shard.file} has {len(counts)} blocks")
             require(shard.start % 8 == 0, f"shards: start of {shard.file} must be a multiple of 8")
@@ -150,8 +151,9 @@ class TaskIndex:
             require(re.fullmatch(r"[1-9]\d{0,9}", rows) is not None, "frames: must be by numbers of rows")
             check_keys(frame, {"bytes", "offsets"}, "frames")
             frames[int(rows)] = Frame(**frame)
+        names = {field.name for field in fields(ShardIndex)}
         for shard in value["shards"]:
-            check_keys(shard, {field.name for field in fields(ShardIndex)}, "shards")
+            check_keys(shard, names, "shards")
         shards = tuple(ShardIndex(**shard) for shard in value["shards"])
         return cls(**{**value, "frames": frames, "shards": shards})
 
