@@ -4,9 +4,11 @@
     python -m evaluation.main --model DIR --tasks RTE,SST-2 --data GLUE_DIR --seeds 3 --epochs 3 --output DIR
     python -m evaluation.main --model STUDENT_DIR --teacher DIR --tasks SST-2 --data GLUE_DIR --output DIR
     python -m evaluation.main export --model DIR --output DIR
+    python -m evaluation.main export --web --model DIR --task SQuAD --output DIR
 
-With --teacher the model is also fine-tuned on the outputs of the fine-tuned teacher (row "(D)"). The last
-command exports a (fine-tuned) model directory to ONNX, int8 ONNX and ORT format for devices.
+With --teacher the model is also fine-tuned on the outputs of the fine-tuned teacher (row "(D)"). "export"
+writes a (fine-tuned) model directory as ONNX, int8 ONNX and ORT files for devices, or with --web as a page
+that runs the model in a browser.
 A command that was stopped resumes when it is run again; a finished one does nothing.
 """
 
@@ -20,7 +22,6 @@ from typing import NoReturn
 
 from infra import console
 from infra.errors import UserError
-from infra.files import storage
 from infra.files.paths import expand_home
 from infra.settings.recipe_file import load_recipe
 
@@ -95,40 +96,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _export_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.main export", description="Write a model directory as files for devices."
-    )
-    parser.add_argument(
-        "--model", type=expand_home, required=True, help="directory or hub name, fine-tuned or an encoder"
-    )
-    parser.add_argument(
-        "--output", type=expand_home, required=True, help="directory of the ONNX and ORT files"
-    )
-    return parser
-
-
 def _export(arguments: Sequence[str]) -> int:
-    options = _export_parser().parse_args(arguments)
-    from evaluation.devices.exported import finished
-    from evaluation.models import local_directory, require_model
+    from evaluation.devices.command import export_command
 
-    with local_directory(options.model) as model:
-        require_model(model)
-        summary = finished(model, options.output)
-        if summary is None:
-            storage.require_writable(options.output)
-            from evaluation.devices.export import export
-
-            summary = export(model, options.output)
-    lines = [[name, f"{size / 1e6:.2f} MB"] for name, size in summary["bytes"].items()]
-    print(console.table(lines, ("file", "size")))
-    difference = summary["difference"]
-    print(
-        f"largest difference from torch: float32 {difference['float32']:.1e}, int8 {difference['int8']:.1e}"
-    )
-    print(storage.join(options.output, "export.json"))
-    return 0
+    return export_command(arguments)
 
 
 def cli() -> NoReturn:

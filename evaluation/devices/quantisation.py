@@ -26,7 +26,7 @@ def quantise(source: str, target: str) -> None:
     quantise_embeddings(graph)
     with quiet():
         quantize_dynamic(
-            graph, target, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8
+            graph, target, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QUInt8
         )
 
 

@@ -82,7 +82,7 @@ def _built(source: Path) -> Path:
     sources = [source, *sorted(HEADERS.glob("*.hpp"))]
     made_from = [*(path.read_text("utf-8") for path in sources), compiler, *FLAGS, _processor()]
     digest = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:32]
-    target = _directory() / f"{source.stem}-{digest}.so"
+    target = user_cache() / f"{source.stem}-{digest}.so"
     if not target.exists():
         with locked(str(target.parent / f".{source.stem}.lock")):
             if not target.exists():  # another process may have built it meanwhile
@@ -118,7 +118,7 @@ def _processor() -> str:
     return "\n".join([platform.machine(), *dict.fromkeys(kept or lines[:1])])
 
 
-def _directory() -> Path:
+def user_cache() -> Path:
     """The user's cache, private; where it cannot be written, a directory of this process's own."""
     home = Path(os.path.expanduser("~"), ".cache", "offline-encoder-distillation")
     try:

@@ -1,0 +1,87 @@
+"""Builds the browser page from its TypeScript sources with Node, once for each version of the sources.
+
+The page is built where it is needed, because its runtime comes from the npm registry and is several
+megabytes. ``npm ci`` installs exactly the packages of package-lock.json, without running their scripts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from infra.cpu.native import user_cache
+from infra.errors import UserError
+from infra.files.locks import locked
+
+SOURCES = Path(__file__).parent / "web"
+BUILD_SECONDS = 600.0
+NODE = 20
+"""Oldest major version of Node that the page was built with."""
+
+
+def built_page() -> Path:
+    """The directory of the page's files, built if it is not there; one process builds, others wait.
+
+    Raises UserError where Node is missing or too old, or the build fails, for example without network.
+    """
+    files = source_files()
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(SOURCES)}\0".encode() + path.read_bytes())
+    cache = user_cache()
+    target = cache / f"page-{digest.hexdigest()[:32]}"
+    if not target.exists():
+        npm = _require_node()
+        with locked(str(cache / ".page.lock")):
+            if not target.exists():  # another process may have built it meanwhile
+                _build(npm, files, target)
+    return target
+
+
+def source_files() -> list[Path]:
+    """The files that a build reads."""
+    found = [*SOURCES.glob("*.json"), *SOURCES.glob("*.mjs"), *(SOURCES / "src").iterdir()]
+    return sorted(path for path in found if path.is_file())
+
+
+def _require_node() -> str:
+    """The path of npm."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        raise UserError(
+            f"export --web: Node is not installed; the page is built with Node {NODE} or newer and its npm, "
+            "for example from https://nodejs.org"
+        )
+    version = subprocess.run([node, "--version"], capture_output=True, text=True).stdout.strip()
+    if not version.lstrip("v").partition(".")[0].isdigit() or int(version[1:].partition(".")[0]) < NODE:
+        raise UserError(f"export --web: Node is {version or 'broken'}; the page needs Node {NODE} or newer")
+    return npm
+
+
+def _build(npm: str, files: list[Path], target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".page-") as draft:
+        for path in files:
+            copy = Path(draft) / path.relative_to(SOURCES)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy(path, copy)
+        install = [npm, "ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund"]
+        for command in (install, [npm, "run", "build"]):
+            _run(command, draft)
+        os.replace(Path(draft) / "build" / "site", target)
+
+
+def _run(command: list[str], directory: str) -> None:
+    try:
+        done = subprocess.run(
+            command, cwd=directory, capture_output=True, text=True, errors="replace", timeout=BUILD_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"export --web: {' '.join(command[1:3])} took over {BUILD_SECONDS:.0f} s") from None
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        said = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "no message")
+        raise UserError(f"export --web: {' '.join(command[1:3])} failed: {said.strip()[:200]}")

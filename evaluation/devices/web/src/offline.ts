@@ -1,0 +1,50 @@
+// The service worker: keeps the page's small files. The large ones are kept by site.ts.
+// Python writes SITE before this file: the version and the names of the small files.
+declare const SITE: { version: string; files: string[] };
+
+const worker = self as unknown as {
+  addEventListener(type: string, listener: (event: never) => void): void;
+  skipWaiting(): Promise<void>;
+  clients: { claim(): Promise<void> };
+  registration: { scope: string };
+};
+interface Waiting {
+  waitUntil(work: Promise<unknown>): void;
+}
+interface Fetch {
+  request: globalThis.Request;
+  respondWith(response: Promise<Response>): void;
+}
+
+/** Of this folder: several sites of one host share the browser's storage. */
+const OURS = `${new URL(worker.registration.scope).pathname} `;
+const SHELL = OURS + SITE.version;
+const KEPT = [SHELL, `${OURS}models`];
+
+worker.addEventListener("install", (event: Waiting) => {
+  const files = SITE.files.map((file) => new Request(file, { cache: "reload" }));
+  event.waitUntil(caches.open(SHELL).then((cache) => cache.addAll(files)).then(() => worker.skipWaiting()));
+});
+
+worker.addEventListener("activate", (event: Waiting) => {
+  const remove = async () => {
+    for (const name of await caches.keys()) {
+      if (name.startsWith(OURS) && !KEPT.includes(name)) await caches.delete(name);
+    }
+    await worker.clients.claim();
+  };
+  event.waitUntil(remove());
+});
+
+worker.addEventListener("fetch", (event: Fetch) => {
+  const { request } = event;
+  const address = new URL(request.url);
+  if (request.method !== "GET" || address.origin !== location.origin) return;
+  if (request.mode === "navigate") address.pathname = new URL("index.html", worker.registration.scope).pathname;
+  address.search = "";
+  const kept = async () => {
+    const cache = await caches.open(SHELL);
+    return (await cache.match(address)) ?? fetch(request);
+  };
+  event.respondWith(kept());
+});

@@ -1,0 +1,90 @@
+// A text as word pieces with their places. The library gives ids without places, so it is asked word by word.
+import { Tokenizer } from "@huggingface/tokenizers";
+
+/** A token: its id and the part of the text that it stands for, in UTF-16 units. */
+export interface Piece {
+  id: number;
+  start: number;
+  end: number;
+}
+
+/** Chinese characters beyond 16 bits, which the library does not separate from their neighbours. */
+const RARE_CHINESE = /^[\u{20000}-\u{2B81F}\u{2B920}-\u{2CEAF}\u{2F800}-\u{2FA1F}]$/u;
+const REMEMBERED = 50_000;
+
+/** Splits texts as the model's BERT tokenizer does; names of control tokens in a text are ordinary text. */
+export class Splitter {
+  readonly first: number;
+  readonly separator: number;
+  private readonly tokenizer: Tokenizer;
+  private readonly characters = new Map<string, string>();
+  private readonly words = new Map<string, { id: number; units: number }[]>();
+
+  constructor(json: object) {
+    this.tokenizer = new Tokenizer(json, {});
+    const { normalizer, pre_tokenizer, model } = this.tokenizer;
+    if (!normalizer || !pre_tokenizer || !model) throw new Error("the tokenizer is not a BERT tokenizer");
+    this.first = this.control("[CLS]");
+    this.separator = this.control("[SEP]");
+  }
+
+  private control(token: string): number {
+    const id = this.tokenizer.token_to_id(token);
+    if (id === undefined) throw new Error(`the tokenizer has no ${token}`);
+    return id;
+  }
+
+  /** The pieces of a text, without control tokens. */
+  split(text: string): Piece[] {
+    const { normal, starts, ends } = this.normalise(text);
+    const pieces: Piece[] = [];
+    let place = 0;
+    for (const word of this.tokenizer.pre_tokenizer!(normal)) {
+      place = normal.indexOf(word, place);
+      for (const { id, units } of this.piecesOf(word)) {
+        pieces.push({ id, start: starts[place]!, end: ends[place + units - 1]! });
+        place += units;
+      }
+    }
+    return pieces;
+  }
+
+  /** The normalised text and, for each of its units, the part of the text that it comes from. */
+  private normalise(text: string): { normal: string; starts: number[]; ends: number[] } {
+    const parts: string[] = [];
+    const starts: number[] = [];
+    const ends: number[] = [];
+    let place = 0;
+    for (const character of text) {
+      const normal = this.normalised(character);
+      parts.push(normal);
+      for (let unit = 0; unit < normal.length; unit++) {
+        starts.push(place);
+        ends.push(place + character.length);
+      }
+      place += character.length;
+    }
+    return { normal: parts.join(""), starts, ends };
+  }
+
+  private normalised(character: string): string {
+    let normal = this.characters.get(character);
+    if (normal === undefined) {
+      normal = RARE_CHINESE.test(character) ? ` ${character} ` : this.tokenizer.normalizer!(character);
+      this.characters.set(character, normal);
+    }
+    return normal;
+  }
+
+  private piecesOf(word: string): { id: number; units: number }[] {
+    const known = this.words.get(word);
+    if (known) return known;
+    const model = this.tokenizer.model!;
+    const found = model([word]).map((token, position) => ({
+      id: model.tokens_to_ids.get(token)!,
+      units: token === model.unk_token ? word.length : token.length - (position > 0 ? "##".length : 0),
+    }));
+    if (this.words.size < REMEMBERED) this.words.set(word, found);
+    return found;
+  }
+}

@@ -1,0 +1,77 @@
+// Answers from the logits of windows, searched as evaluation/tasks/squad.py does.
+import type { Row } from "./windows";
+
+const N_BEST = 20;
+const MAX_TOKENS = 30;
+
+/** An answer candidate. `score` is start + end logit in float32; `window`, `first`, `last` say which tokens. */
+export interface Span {
+  score: number;
+  window: number;
+  first: number;
+  last: number;
+  start: number;
+  end: number;
+}
+
+/** Collects the best spans of windows, and what is needed for their probabilities. */
+export class Search {
+  private spans: Span[] = [];
+  private window = 0;
+  private readonly starts: number[] = [];
+  private readonly ends: number[] = [];
+  /** The lowest score of "no answer" ([CLS] as start and end) of all windows. */
+  noAnswer = Infinity;
+
+  add(row: Row, start: Float32Array, end: Float32Array): void {
+    const inside = row.places.flatMap((piece, token) => (piece ? [token] : []));
+    const firsts = best(inside, start);
+    const lasts = best(inside, end);
+    for (const first of firsts) {
+      for (const last of lasts) {
+        if (last < first || last - first >= MAX_TOKENS) continue;
+        const score = Math.fround(start[first]! + end[last]!);
+        const from = row.places[first]!.start;
+        this.spans.push({ score, window: this.window, first, last, start: from, end: row.places[last]!.end });
+      }
+    }
+    this.spans = this.spans.sort((one, two) => two.score - one.score).slice(0, N_BEST * MAX_TOKENS);
+    this.starts.push(logSumExp(start));
+    this.ends.push(logSumExp(end));
+    this.noAnswer = Math.min(this.noAnswer, start[0]! + end[0]!);
+    this.window++;
+  }
+
+  /** The best spans, each part of the text once, with their probabilities over all windows. */
+  answers(count: number): (Span & { probability: number })[] {
+    const whole = logSumExp(this.starts) + logSumExp(this.ends);
+    const seen = new Set<string>();
+    const found = [];
+    for (const span of this.spans) {
+      const place = `${span.start}-${span.end}`;
+      if (found.length === count) break;
+      if (seen.has(place)) continue;
+      seen.add(place);
+      found.push({ ...span, probability: Math.exp(span.score - whole) });
+    }
+    return found;
+  }
+}
+
+/** Up to N_BEST tokens with the largest logits, equal ones in their order. */
+function best(tokens: number[], logits: Float32Array): number[] {
+  return [...tokens].sort((one, two) => logits[two]! - logits[one]!).slice(0, N_BEST);
+}
+
+export function logSumExp(values: ArrayLike<number>): number {
+  let largest = -Infinity;
+  for (let i = 0; i < values.length; i++) largest = Math.max(largest, values[i]!);
+  let sum = 0;
+  for (let i = 0; i < values.length; i++) sum += Math.exp(values[i]! - largest);
+  return largest + Math.log(sum);
+}
+
+export function softmax(logits: ArrayLike<number>): number[] {
+  const whole = logSumExp(logits);
+  return Array.from(logits, (logit) => Math.exp(logit - whole));
+}

@@ -1,0 +1,65 @@
+// Rows of a model: one text, a pair, or a question with overlapping windows of a long text.
+import type { Piece, Splitter } from "./pieces";
+
+/** The input of a model. `places[i]` is the piece of the context at token i, undefined elsewhere. */
+export interface Row {
+  ids: number[];
+  types: number[];
+  places: (Piece | undefined)[];
+}
+
+export function row(splitter: Splitter, first: Piece[], second?: Piece[]): Row {
+  const { first: begin, separator } = splitter;
+  const ids = [begin, ...first.map((piece) => piece.id), separator];
+  const types = ids.map(() => 0);
+  const places: (Piece | undefined)[] = ids.map(() => undefined);
+  if (second) {
+    for (const piece of second) {
+      ids.push(piece.id);
+      types.push(1);
+      places.push(piece);
+    }
+    ids.push(separator);
+    types.push(1);
+    places.push(undefined);
+  }
+  return { ids, types, places };
+}
+
+/** One or two texts cut to `length` tokens, the longer one first, token by token. */
+export function cutRow(splitter: Splitter, length: number, first: Piece[], second?: Piece[]): Row {
+  if (!second) return row(splitter, first.slice(0, Math.max(0, length - 2)));
+  const room = length - 3;
+  const [one, two] = shares(first.length, second.length, room);
+  return row(splitter, first.slice(0, one), second.slice(0, two));
+}
+
+/** How many pieces of each text are kept: those of `longest_first` of the Python library. */
+export function shares(one: number, two: number, room: number): [number, number] {
+  if (one + two <= room) return [one, two];
+  const shorter = Math.min(one, two);
+  const [small, large] = shorter > room - shorter ? [Math.floor(room / 2), room - Math.floor(room / 2)] : [shorter, room - shorter];
+  return one > two ? [large, small] : [small, large];
+}
+
+/** Windows of at most `length` tokens over a context; neighbours share `stride` of its pieces. */
+export function* windows(splitter: Splitter, question: Piece[], context: Piece[], length: number, stride: number): Generator<Row> {
+  const room = length - question.length - 3;
+  for (let start = 0; ; start += room - stride) {
+    yield row(splitter, question, context.slice(start, start + room));
+    if (start + room >= context.length) return;
+  }
+}
+
+export function windowCount(question: Piece[], context: Piece[], length: number, stride: number): number {
+  const room = length - question.length - 3;
+  return context.length <= room ? 1 : 1 + Math.ceil((context.length - room) / (room - stride));
+}
+
+/** The question's pieces, at most a quarter of a row and 64, so that the context always has room. */
+export function shortened(splitter: Splitter, question: string, length: number): Piece[] {
+  const limit = Math.min(64, Math.floor(length / 4));
+  const text = question.replace(/^[\s\u001c-\u001f\u0085]+/, "");
+  const pieces = splitter.split(text);
+  return pieces.length <= limit ? pieces : splitter.split(text.slice(0, pieces[limit - 1]!.end));
+}

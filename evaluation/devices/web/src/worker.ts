@@ -1,0 +1,84 @@
+// The thread that computes. One request at a time; a newer one stops the one before it.
+import { type Answers, type Scores, type Similarity, answer, compare, score } from "./answer";
+import { Engine } from "./engine";
+import { type Difference, selftest } from "./selftest";
+import type { Model, Site } from "./site";
+
+export type Request =
+  | { kind: "load"; id: number; site: Site; model: Model }
+  | { kind: "answer"; id: number; question: string; context: string }
+  | { kind: "score"; id: number; first: string; second?: string }
+  | { kind: "compare"; id: number; texts: string[] }
+  | { kind: "selftest"; id: number }
+  | { kind: "stop"; id: number };
+
+export type Result = Answers | Scores | Similarity | Loaded | { examples: number; differences: Difference[] } | undefined;
+
+export interface Loaded {
+  milliseconds: number;
+}
+
+export type Reply =
+  | { kind: "progress"; id: number; done: number; all: number }
+  | { kind: "result"; id: number; result: Result; milliseconds: number; perRow: number }
+  | { kind: "error"; id: number; message: string }
+  | { kind: "stopped"; id: number };
+
+class Stopped extends Error {}
+
+let engine: Engine | undefined;
+let newest = 0;
+let queue: Promise<void> = Promise.resolve();
+
+const say = (reply: Reply) => postMessage(reply);
+
+/** Lets messages in, and stops the request if a newer one is among them. */
+function pace(id: number): (done: number, all: number) => Promise<void> {
+  return async (done, all) => {
+    say({ kind: "progress", id, done, all });
+    const channel = new MessageChannel();
+    await new Promise((resolve) => {
+      channel.port1.onmessage = resolve;
+      channel.port2.postMessage(0);
+    });
+    if (newest !== id) throw new Stopped();
+  };
+}
+
+async function load(request: Request & { kind: "load" }): Promise<Loaded> {
+  const begun = performance.now();
+  await engine?.release();
+  engine = undefined;
+  engine = await Engine.load(request.site, request.model, (done, all) => say({ kind: "progress", id: request.id, done, all }));
+  return { milliseconds: performance.now() - begun };
+}
+
+async function work(request: Request): Promise<Result> {
+  if (request.kind === "load") return load(request);
+  if (request.kind === "stop") return undefined;
+  if (!engine) throw new Error("no model is loaded");
+  const steps = pace(request.id);
+  if (request.kind === "answer") return answer(engine, request.question, request.context, steps);
+  if (request.kind === "score") return score(engine, request.first, request.second);
+  if (request.kind === "compare") return compare(engine, request.texts, steps);
+  return selftest(engine, steps);
+}
+
+async function serve(request: Request): Promise<void> {
+  const begun = performance.now();
+  try {
+    if (engine) engine.times.length = 0;
+    const result = await work(request);
+    const times = engine?.times ?? [];
+    const perRow = times.length ? times.toSorted((one, two) => one - two)[times.length >> 1]! : 0;
+    say({ kind: "result", id: request.id, result, milliseconds: performance.now() - begun, perRow });
+  } catch (error) {
+    if (error instanceof Stopped) say({ kind: "stopped", id: request.id });
+    else say({ kind: "error", id: request.id, message: error instanceof Error ? error.message : String(error) });
+  }
+}
+
+onmessage = ({ data }: MessageEvent<Request>) => {
+  newest = data.id;
+  queue = queue.then(() => serve(data));
+};
