@@ -13,7 +13,8 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.files.locks import exclusive
 from infra.settings.recipe import Recipe
-from offline_teacher.cluster.pool import Cluster, Item, Pool
+from offline_teacher.cluster.pool import Cluster, Pool
+from offline_teacher.cluster.work_queue import Item
 from offline_teacher.corpus.documents import Part, parts, size_of
 from offline_teacher.pass_rates import Environments, Rates
 from offline_teacher.sequences.building import Tokenising, outstanding, problems_of, rows_of

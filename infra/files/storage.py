@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import xxhash
 
@@ -198,11 +198,6 @@ def open_binary(path: str) -> BinaryIO:
     if compression(path) is not None:
         return io.BufferedReader(Decompressed(source, path), 1 << 20)
     return source
-
-
-def open_text(path: str, errors: str = "strict") -> IO[str]:
-    """The same as UTF-8 text; ``errors`` as in ``bytes.decode``."""
-    return io.TextIOWrapper(open_binary(path), encoding="utf-8", errors=errors)
 
 
 def digest_bytes(data: bytes | memoryview) -> str:

@@ -21,8 +21,7 @@ from offline_teacher.cluster.crews import Crew, teacher_crew, text_crew
 from offline_teacher.cluster.guarded import NODE, USER
 from offline_teacher.cluster.patience import Backoff
 from offline_teacher.cluster.trouble_log import TroubleLog
-from offline_teacher.cluster.work_queue import ITEMS_IN_FLIGHT, Worker, WorkQueue, last_line
-from offline_teacher.cluster.work_queue import Item as Item
+from offline_teacher.cluster.work_queue import ITEMS_IN_FLIGHT, Item, Worker, WorkQueue, last_line
 
 PACKAGES = ("offline_teacher", "infra")
 """The packages of this repository that a worker imports."""
@@ -93,7 +92,6 @@ class Pool:
         self._backoff = Backoff()
         self._pauses: list[float] = []
         """One entry for each worker that waits for its replacement: the time at which that may start."""
-        self._say: Callable[[str], None] = print
         self._log = TroubleLog(cluster.recipe.root)
 
     @property
@@ -130,7 +128,7 @@ class Pool:
         problems; ``quarantine(item)`` is called at once. Raises UserError if an item fails by a user's
         mistake (no file is half written), or if workers fail again and again and finish nothing.
         """
-        work, self._say = self._work, say
+        work, self._log.say = self._work, say
         work.begin(items, quarantine)
         if work.left:
             self.cluster.connect()
@@ -182,8 +180,7 @@ class Pool:
     def _start_worker(self) -> None:
         import ray
 
-        threads = str(self.crew.cpus)
-        variables = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+        variables = {"OMP_NUM_THREADS": str(self.crew.cpus), "TOKENIZERS_PARALLELISM": "false"}
         if not self.cluster.joined:
             variables["PYTHONPATH"] = python_path()
         remote: Any = ray.remote(self.crew.kind).options(
@@ -205,9 +202,7 @@ class Pool:
             for worker in ready:
                 item = self._work.take(worker, ready, now) if len(worker.items) <= room else None
                 if item is not None:
-                    call = worker.actor.call.options(
-                        name=f"{item.method} {item.name}"
-                    )  # the name that Ray's dashboard shows
+                    call = worker.actor.call.options(name=f"{item.method} {item.name}")  # for Ray's dashboard
                     worker.items[call.remote(item.method, item.arguments)] = item
 
     def _end(self, worker: Worker) -> None:
@@ -242,13 +237,8 @@ class Pool:
                 continue
             worker.place = f"{answer['host']} ({answer['device']})"
             if "error" in answer:
-                self._log.tell(
-                    self._say,
-                    worker.place,
-                    worker.items.get(reference),
-                    answer["reason"],
-                    answer["traceback"],
-                )
+                item = worker.items.get(reference)
+                self._log.tell(worker.place, item, answer["reason"], answer["traceback"])
             if answer.get("error") == USER:
                 mistakes.append(UserError(answer["reason"], answer["exit_code"]))
             elif answer.get("error") == NODE or ("error" in answer and reference in self._starting):
@@ -276,11 +266,9 @@ class Pool:
         for worker, (reason, died) in lost.items():
             self._end(worker)
             busy = any(other.in_time for other in self.workers if other not in lost)
-            if died:
-                for item in (*worker.items.values(), *(() if worker.items else (None,))):
-                    self._log.tell(
-                        self._say, worker.place, item, f"the worker died: {last_line(reason)}", reason
-                    )
+            death = f"the worker died: {last_line(reason)}"
+            for item in (*worker.items.values(),) or (None,) if died else ():
+                self._log.tell(worker.place, item, death, reason)
             self._work.lost(worker, reason, busy, died)
         for worker in [worker for worker in self.workers if self._work.is_broken(worker)]:
             self._end(worker)
@@ -289,7 +277,7 @@ class Pool:
     def _look_for_late(self) -> None:
         for worker, item, replace in [*self._work.delayed(self.workers, time.monotonic())]:
             what = "the worker is replaced" if replace else "another worker is given the same"
-            self._log.tell(self._say, worker.place, item, f"no answer in time: {what}")
+            self._log.tell(worker.place, item, f"no answer in time: {what}")
             if replace and worker in self.workers:
                 self._end(worker)
                 self._work.replaced(worker)

@@ -24,11 +24,10 @@ class TroubleLog:
 
     def __init__(self, root: str) -> None:
         self._root = root
+        self.say: Callable[[str], None] = print
         self._told: dict[tuple[str, str], float] = {}
 
-    def tell(
-        self, say: Callable[[str], None], place: str, item: Item | None, reason: str, trace: str = ""
-    ) -> None:
+    def tell(self, place: str, item: Item | None, reason: str, trace: str = "") -> None:
         """Adds the failure to the item's file, if there is an item, and passes one line to ``say``."""
         line = f"{place}: {item.name if item else 'start'}: {reason}"
         kept = ""
@@ -41,4 +40,4 @@ class TroubleLog:
         now, key = time.monotonic(), (place, reason[:SAME])
         if now >= self._told.get(key, now):
             self._told[key] = now + REMIND_SECONDS
-            say(f"{line}{kept}")
+            self.say(f"{line}{kept}")

@@ -43,14 +43,21 @@ def refuse_format_1(root: str) -> None:
 def read_spec(root: str) -> Spec:
     """UserError if it is absent or damaged."""
     path = storage.join(root, SPEC)
+    if not storage.exists(path):
+        refuse_format_1(root)
+        raise UserError(f"{root} is not a store: it has no {SPEC}")
+    return read_parsed(root, path, Spec.from_bytes)[0]
+
+
+def read_parsed(root: str, path: str, parse: Callable[[bytes], T]) -> tuple[T, str]:
+    """A JSON file of a store, parsed, and its digest. UserError if it is absent or damaged."""
     try:
         data = read(path)
-        if data is not None:
-            return Spec.from_bytes(data)
+        if data is None:
+            raise ValueError("it is missing")
+        return parse(data), storage.digest_bytes(data)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): run `{repair_command(root)}`") from None
-    refuse_format_1(root)
-    raise UserError(f"{root} is not a store: it has no {SPEC}")
 
 
 def finished_tasks(root: str, split: str) -> set[str]:
@@ -78,17 +85,14 @@ def _json_names(directory: str) -> set[str]:
 
 def read_part_index(root: str, split: str, part: int) -> tuple[PartIndex, str]:
     """The index of a part and its file digest. UserError if it is absent, damaged or another's."""
-    path = part_path(root, split, part, ".json")
-    try:
-        data = read(path)
-        if data is None:
-            raise ValueError("it is missing")
+
+    def parse(data: bytes) -> PartIndex:
         index = PartIndex.from_bytes(data)
         if (index.split, index.part) != (split, part):
             raise ValueError("it is the index of another part")
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): run `{repair_command(root)}`") from None
-    return index, storage.digest_bytes(data)
+        return index
+
+    return read_parsed(root, part_path(root, split, part, ".json"), parse)
 
 
 def read_parts(root: str, split: str, count: int) -> Iterator[tuple[PartIndex, str]]:

@@ -31,13 +31,19 @@ from offline_teacher.store.manifest import (
     Spec,
     SplitRecord,
     failed_path,
-    repair_command,
     shard_path,
     task_path,
 )
 from offline_teacher.store.numbering import SplitPlan, Task, shards_of
-from offline_teacher.store.pending import finished_tasks, in_order, read_parts, read_spec, refuse_format_1
-from offline_teacher.store.records import encode, read
+from offline_teacher.store.pending import (
+    finished_tasks,
+    in_order,
+    read_parsed,
+    read_parts,
+    read_spec,
+    refuse_format_1,
+)
+from offline_teacher.store.records import encode
 
 SHARDS_IN_FLIGHT = 2
 """Shards that a writer publishes while it fills the next: this many are in memory on top of it."""
@@ -202,16 +208,13 @@ def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def read_index(root: str, spec: Spec, split: str, task: Task) -> tuple[TaskIndex, str]:
     """The published index of a task and its file digest. UserError if it is absent or damaged."""
-    path = task_path(root, split, task.name)
-    try:
-        data = read(path)
-        if data is None:
-            raise ValueError("it is missing")
+
+    def parse(data: bytes) -> TaskIndex:
         index = TaskIndex.from_bytes(data)
         index.check(spec.layout, spec.plan, split, task, spec.digest)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): run `{repair_command(root)}`") from None
-    return index, storage.digest_bytes(data)
+        return index
+
+    return read_parsed(root, task_path(root, split, task.name), parse)
 
 
 def quarantine_task(root: str, split: str, task: str, record: Mapping[str, Any]) -> None:

@@ -35,8 +35,8 @@ def actions(root: str, cache: Cache) -> Iterator[Any]:
     yield storage.digest_file(path)
     yield [name.rpartition("/run/")[2] for name in paths.find_files([storage.join(root, "run", "*.*")])]
     yield [storage.size(name) for name in paths.find_files([storage.join(root, "run", "*.*")])]
-    with storage.open_text(storage.join(root, "run", "deep", "c.txt")) as text:
-        yield list(text)
+    with storage.open_binary(storage.join(root, "run", "deep", "c.txt")) as stream:
+        yield list(stream)
     with storage.open_binary(path) as stream:
         stream.seek(len(DATA) - 5)
         yield stream.read(9)

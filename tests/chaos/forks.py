@@ -30,7 +30,7 @@ from infra.files.locks import exclusive
 from infra.settings.recipe import Recipe
 from infra.settings.recipe_file import load_recipe
 from offline_teacher.cluster.crews import Crew, teacher_crew, text_crew
-from offline_teacher.cluster.pool import Item
+from offline_teacher.cluster.work_queue import Item
 from offline_teacher.inference import columns, teacher  # noqa: F401 - imported once, before the forks
 from offline_teacher.source import find_source, spec_of
 from offline_teacher.store.verify import verify

@@ -84,8 +84,8 @@ def test_streams_read_in_ranges_and_decompress(bucket: str, monkeypatch: pytest.
         assert stream.read(5) == DATA[:5]
         stream.seek(100_001)
         assert stream.read() == DATA[100_001:]
-    with storage.open_text(storage.join(bucket, "a.txt.gz")) as text:
-        assert sum(line == "two\n" for line in text) == 9999
+    with storage.open_binary(storage.join(bucket, "a.txt.gz")) as stream:
+        assert sum(line == b"two\n" for line in stream) == 9999
 
 
 @pytest.mark.parametrize(

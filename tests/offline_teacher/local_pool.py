@@ -8,7 +8,8 @@ from typing import Any
 from infra.settings.recipe import Recipe
 from infra.settings.recipe_file import load_recipe
 from offline_teacher.cluster.crews import Crew, teacher_crew, text_crew
-from offline_teacher.cluster.pool import Cluster, Item
+from offline_teacher.cluster.pool import Cluster
+from offline_teacher.cluster.work_queue import Item
 from offline_teacher.source import find_source, spec_of
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.teacher_pass import parts_of, run_pass

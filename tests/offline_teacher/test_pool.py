@@ -14,7 +14,8 @@ from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.settings.recipe import Recipe
 from infra.settings.recipe_file import load_recipe
 from offline_teacher.cluster import pool as pool_module
-from offline_teacher.cluster.pool import ROUNDS, Cluster, Item
+from offline_teacher.cluster.pool import ROUNDS, Cluster
+from offline_teacher.cluster.work_queue import Item
 from tests.offline_teacher.tiny_teacher import write_recipe
 
 FAILURE = {"error": "item", "reason": "ValueError: NaN", "traceback": "", "exit_code": None}
