@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench compare chaos gpu ui constraints
+.PHONY: help demo test docs bench compare chaos gpu ui constraints
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
@@ -15,6 +15,7 @@ IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 help:
 	@echo "make demo         set up .venv, run the whole pipeline on the embedded data"
 	@echo "make test         set up .venv, check formatting, lint and types, run the tests"
+	@echo "make docs         build the documentation as a site, strictly: site/index.html"
 	@echo "make ui           MLflow UI on 127.0.0.1:$(PORT) (PORT=..., RUNS=directory with mlflow.db)"
 	@echo "make bench        measure the hot paths"
 	@echo "make compare      train students in many ways, measure all alike: docs/results.md (SIZE=smoke or real)"
@@ -29,6 +30,17 @@ test: .venv/installed
 	@$(IN_VENV) ruff check .
 	@$(IN_VENV) mypy
 	@$(IN_VENV) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+
+# An environment of its own: the site needs none of the packages that the program needs.
+docs: .venv-docs/installed
+	@.venv-docs/bin/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+.venv-docs/installed: pyproject.toml docs/constraints.txt
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/pip install --quiet 'pip>=25.1'   # --group
+	@.venv-docs/bin/pip install --quiet -c docs/constraints.txt --group docs
+	@touch $@
 
 bench: .venv/installed
 	@$(IN_VENV) python -m tests.benchmarks

@@ -1,0 +1,25 @@
+"""The reference pages that are generated from the code are up to date."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from docs.reference import FOLDER, pages
+
+STALE = "is not up to date: run python -m docs.reference"
+
+
+@pytest.fixture(scope="module")
+def written() -> dict[str, str]:
+    return pages()
+
+
+def test_settings(written: dict[str, str]) -> None:
+    assert (FOLDER / "settings.md").read_text() == written["settings.md"], f"settings.md {STALE}"
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="argparse words its help differently there")
+def test_commands(written: dict[str, str]) -> None:
+    assert (FOLDER / "commands.md").read_text() == written["commands.md"], f"commands.md {STALE}"
