@@ -1,7 +1,7 @@
 """Hooks of MkDocs: pages of the site that live outside ``docs``, and links to files of the repository.
 
-On GitHub a link such as ``../infra/recipes/demo.yaml`` leads to that file. On the site the same link leads to a
-copy of the file, so every page reads alike in both places.
+On GitHub a link such as ``../infra/recipes/demo.yaml`` leads to that file. On the site the same link leads to
+a copy of the file, so every page reads alike in both places.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ def on_files(files: Any, config: Any) -> Any:
     for page in list(files.documentation_pages()):
         for target in _LINK.findall(Path(page.abs_src_path).read_text()):
             path = _inside(page.abs_src_path, target)
-            if path and not _is_page(path) and not path.startswith("docs/") and (ROOT / path).is_file():
-                if files.get_file_from_path(_copy(path)) is None:
-                    files.append(File.generated(config, _copy(path), abs_src_path=str(ROOT / path)))
+            if path is None or path in PAGES or path.startswith("docs/") or not (ROOT / path).is_file():
+                continue
+            if files.get_file_from_path(_copy(path)) is None:
+                files.append(File.generated(config, _copy(path), abs_src_path=str(ROOT / path)))
     return files
 
 
@@ -53,10 +54,6 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         return os.path.relpath(place, os.path.dirname(page.file.src_uri) or ".")
 
     return _LINK.sub(link, markdown)
-
-
-def _is_page(path: str) -> bool:
-    return path in PAGES or (path.startswith("docs/") and path.endswith(".md"))
 
 
 def _copy(path: str) -> str:
