@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import traceback
 import typing
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertForMaskedLM
 
 from infra.errors import UserError
@@ -33,6 +31,7 @@ from student_train.objectives.vocabulary_kernels import exact_kernel, mlm_kernel
 from student_train.student.model import StudentModel, build_student
 from tests.benchmarks.live_reference import dense_inputs, live_loss
 from tests.student_train.tiny_run import make_store, make_teacher
+from tests.waits import Waits
 
 SEQUENCES = 20
 RELATIONS = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0, "alpha_relation": 1.0}
@@ -326,28 +325,6 @@ def test_no_more_is_replayed_than_the_loss_needs(
     )
     terms, _ = from_store(objective_of(store, model, train), model, whole_step(store, train))
     assert terms["loss"] > 0
-
-
-WAITS = {"aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.masked_select", "aten.equal"}
-"""Operators whose result a host waits for, or whose size it must know."""
-
-
-class Waits(TorchDispatchMode):
-    """Collects what is dispatched of WAITS, and boolean indices."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func).rpartition(".")[0]
-        indices = args[1] if name == "aten.index" else []
-        if name in WAITS or any(index is not None and index.dtype == torch.bool for index in indices):
-            frames = traceback.extract_stack()
-            # Counts on a CPU are looked at there: it costs nothing, and on another device nobody does.
-            if not any(frame.name == "visible_positions" for frame in frames):
-                self.seen.append(f"{name} at {[(frame.name, frame.lineno) for frame in frames[-5:-1]]}")
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("full", [True, False])
