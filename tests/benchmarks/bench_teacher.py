@@ -30,14 +30,13 @@ import numpy as np
 import torch
 import yaml
 
-from offline_teacher.cluster.work_queue import ITEMS_IN_FLIGHT, Item
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from infra.cpu.processor import computes_bfloat16
 from infra.settings.recipe import Recipe
 from infra.settings.recipe_file import load_recipe
 from offline_teacher.cluster.crews import teacher_crew
+from offline_teacher.cluster.work_queue import ITEMS_IN_FLIGHT, Item
 from offline_teacher.source import find_source
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.reader import Store
