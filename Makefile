@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs bench compare chaos gpu ui constraints
+.PHONY: help demo test test-all coverage docs bench compare chaos gpu ui constraints
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
@@ -15,6 +15,8 @@ IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 help:
 	@echo "make demo         set up .venv, run the whole pipeline on the embedded data"
 	@echo "make test         set up .venv, check formatting, lint and types, run the tests"
+	@echo "make test-all     the same, and the tests that take longer than half a minute"
+	@echo "make coverage     run the tests and say which lines they reach"
 	@echo "make docs         build the documentation as a site, strictly: site/index.html"
 	@echo "make ui           MLflow UI on 127.0.0.1:$(PORT) (PORT=..., RUNS=directory with mlflow.db)"
 	@echo "make bench        measure the hot paths"
@@ -30,6 +32,16 @@ test: .venv/installed
 	@$(IN_VENV) ruff check .
 	@$(IN_VENV) mypy
 	@$(IN_VENV) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+
+test-all: test
+	@$(IN_VENV) python -m pytest -m slow --durations=10
+
+coverage: .venv/installed
+	@.venv/bin/pip install --quiet 'coverage==7.17.5'   # [tool.coverage] says what is measured
+	@$(IN_VENV) coverage erase
+	@$(IN_VENV) coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder --timeout 900
+	@$(IN_VENV) coverage combine --quiet
+	@$(IN_VENV) coverage report
 
 # An environment of its own: the site needs none of the packages that the program needs.
 docs: .venv-docs/installed

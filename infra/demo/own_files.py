@@ -1,0 +1,57 @@
+"""``python -m infra.demo.own_files``: the tutorial's files, for readers who have none of their own at hand.
+
+Writes ``texts.txt`` (lines of text), ``reviews.csv`` (columns ``text`` and ``label``) and ``teacher/`` (a
+model directory) into the working directory. They are the demo's language, sentiment task and teacher.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from pathlib import Path
+from typing import NoReturn
+
+from infra import console
+from infra.demo.language import documents
+from infra.demo.material import CORPUS, TEACHER
+from infra.demo.tasks import TASKS, task_files
+from infra.files.storage import keep_bytes
+
+LABELS = ("bad", "good")
+
+
+def write_own_files(root: Path) -> list[str]:
+    """Writes the files below ``root``, and leaves alone those that have these bytes; returns their names."""
+    files = {f"teacher/{path.name}": path.read_bytes() for path in TEACHER.iterdir()}
+    files["texts.txt"] = "".join(f"{text}\n" for text in documents(*CORPUS["train"])).encode()
+    files["reviews.csv"] = _reviews().encode()
+    for name, data in files.items():
+        keep_bytes(str(root / name), data)
+    return sorted(files)
+
+
+def _reviews() -> str:
+    """The demo's sentiment task, training and dev rows in one CSV file."""
+    (task,) = (one for one in TASKS if one.name == "SST-2")
+    output = io.StringIO(newline="")
+    writer = csv.writer(output, lineterminator="\n")
+    writer.writerow(("text", "label"))
+    for content in task_files(task, 0).values():
+        rows = (line.split("\t") for line in content.splitlines()[1:])
+        writer.writerows((text, LABELS[int(label)]) for text, label in rows)
+    return output.getvalue()
+
+
+def main() -> None:
+    argparse.ArgumentParser(prog="python -m infra.demo.own_files", description=__doc__).parse_args()
+    print("\n".join(write_own_files(Path.cwd())))
+
+
+def cli() -> NoReturn:
+    """The command, with its mistakes in one line and its exit codes."""
+    console.command(main)
+
+
+if __name__ == "__main__":
+    cli()
