@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -55,15 +55,16 @@ def run(options: argparse.Namespace) -> int:
     recipe.refuse_outputs_in_store()
     runs = recipe.runs() if options.student is None else {options.student: recipe.run(options.student)}
     store = open_store(recipe.store_path)
-    left = [one for one in runs.values() if not _is_finished(one, store)]
+    stores = {name: [store, *_stores_of_phases(one)] for name, one in runs.items()}
+    left = [one for one in runs.values() if not _is_finished(one, stores[one.name])]
     if not left:
         return 0
     from student_train.engine.world import start_world
 
     world = start_world()
     try:
-        _check(left, store, world)
-        code = _train_all(left, store, world, alone=len(runs) == 1)
+        _check(left, stores, world)
+        code = _train_all(left, stores, world, alone=len(runs) == 1)
         world.wait()
         return code
     except UserError as problem:
@@ -79,7 +80,11 @@ def run(options: argparse.Namespace) -> int:
         world.close()
 
 
-def _is_finished(run: StudentRun, store: Store) -> bool:
+def _stores_of_phases(run: StudentRun) -> list[Store]:
+    return [open_store(expand_home(phase.store)) for phase in run.train.phases]
+
+
+def _is_finished(run: StudentRun, stores: list[Store]) -> bool:
     """Prints a line if the student is finished. Raises UserError if it was trained with other settings."""
     from student_train.student.published import finished, require_same
 
@@ -87,29 +92,40 @@ def _is_finished(run: StudentRun, store: Store) -> bool:
         done = finished(mirror.local if mirror else run.directory)
     if done is None:
         return False
-    require_same(done["fingerprint"], _fingerprint(run, store), run.directory)
+    require_same(done["fingerprint"], _fingerprint(run, stores), run.directory)
     if rank_of_environment() == 0:
         _say(run, done["results"], "complete, nothing to do")
     return True
 
 
-def _fingerprint(run: StudentRun, store: Store) -> dict[str, Any]:
-    return {"recipe": run.fingerprinted(), "store": store.digest}
+def _fingerprint(run: StudentRun, stores: list[Store]) -> dict[str, Any]:
+    phases = {
+        str(number): {"store": store.digest, "steps": phase.steps}
+        for number, (store, phase) in enumerate(zip(stores[1:], run.train.phases, strict=True), 1)
+    }
+    told = {"recipe": run.fingerprinted(), "store": stores[0].digest}
+    return {**told, "phases": phases} if phases else told
 
 
-def _check(runs: list[StudentRun], store: Store, world: World) -> None:
+def _check(runs: list[StudentRun], stores: Mapping[str, list[Store]], world: World) -> None:
     """Raises UserError, before any training, if a student of the recipe is impossible."""
     from offline_teacher.stored_teacher import stored_config, teacher_of
     from student_train.data.order import check_world
     from student_train.engine.deepspeed_config import build_config
-    from student_train.objectives.needs import check_store
+    from student_train.objectives.needs import check_phases, check_store
     from student_train.student.model import architecture
 
-    samples, config = store.splits["train"].plan.samples_per_epoch, stored_config(store)
     for run in runs:
+        store = stores[run.name][0]
+        config = stored_config(store)
         try:
-            check_world(run.train.batch_size, world.size, samples)
+            for one in stores[run.name]:
+                samples = one.splits["train"].plan.samples_per_epoch
+                check_world(
+                    run.train.batch_size, world.size, samples, "the store" if one is store else one.root
+                )
             check_store(run.train, store)
+            check_phases(run.train, stores[run.name])
             build_config(run.train, world.size)
             with teacher_of(store):
                 architecture(run.student, run.train, config, store.layout.teacher_weights)
@@ -117,12 +133,12 @@ def _check(runs: list[StudentRun], store: Store, world: World) -> None:
             raise UserError(f"student {run.name}: {problem}" if len(runs) > 1 else str(problem)) from None
 
 
-def _train_all(runs: list[StudentRun], store: Store, world: World, alone: bool) -> int:
+def _train_all(runs: list[StudentRun], stores: Mapping[str, list[Store]], world: World, alone: bool) -> int:
     """0, or EXIT_INCOMPLETE if a student failed. With ``alone``, its error is raised instead."""
     failed = []
     for run in runs:
         try:
-            results = _train_one(run, store, world)
+            results = _train_one(run, stores[run.name], world)
         except UserError as problem:
             if alone:
                 raise
@@ -138,11 +154,11 @@ def _train_all(runs: list[StudentRun], store: Store, world: World, alone: bool) 
     return EXIT_INCOMPLETE if failed else 0
 
 
-def _train_one(run: StudentRun, store: Store, world: World) -> dict[str, Any]:
+def _train_one(run: StudentRun, stores: list[Store], world: World) -> dict[str, Any]:
     with contextlib.ExitStack() as held:
         mirror = world.all_do(lambda: held.enter_context(mirrored(run.directory, run.train.cache_dir)))
         held.enter_context(_only_trainer(mirror.local if mirror else run.directory, world))
-        return _train(run, store, world, mirror)
+        return _train(run, stores, world, mirror)
 
 
 @contextlib.contextmanager
@@ -159,8 +175,9 @@ def _only_trainer(directory: str, world: World) -> Iterator[None]:
         yield
 
 
-def _train(run: StudentRun, store: Store, world: World, mirror: Mirror | None) -> dict[str, Any]:
+def _train(run: StudentRun, stores: list[Store], world: World, mirror: Mirror | None) -> dict[str, Any]:
     """Trains, publishes, registers; what the model card and the last table say."""
+    store = stores[0]
     import transformers
 
     from infra.cpu.processor import warn_if_slow
@@ -179,14 +196,14 @@ def _train(run: StudentRun, store: Store, world: World, mirror: Mirror | None) -
     world.first_does(lambda: _save_recipe(run, directory))
     model, objective = world.all_do(lambda: model_and_objective(run, store, world))
     frozen = frozen_parameters(model)  # before they are rounded to train.dtype
-    fingerprint = _fingerprint(run, store)
+    fingerprint = _fingerprint(run, stores)
     with (
         deterministic(run.train.deterministic),
         tracking.start_run(run.recipe, "student", world.rank, run.name) as tracked,
     ):
         tracked.log_store(run.recipe.store_path, store.digest)
         engine = world.all_do(lambda: Engine(model, run.train, world))
-        trainer = Trainer(run, world, store, model, objective, engine, tracked, fingerprint, mirror)
+        trainer = Trainer(run, world, stores, model, objective, engine, tracked, fingerprint, mirror)
         validated = trainer.train()
         results = {
             "steps": trainer.total_steps,
@@ -197,7 +214,7 @@ def _train(run: StudentRun, store: Store, world: World, mirror: Mirror | None) -
         weights = {**engine.gather()["weights"], **frozen}
 
         def publish() -> str:
-            path = publish_model(run, directory, model, weights, store, fingerprint, results)
+            path = publish_model(run, directory, model, weights, stores, fingerprint, results)
             if mirror:
                 mirror.push()
             tracked.register_model(path, run.registered_name, tags={"store": store.digest})

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,17 +19,17 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.settings.recipe import StudentRun
 from offline_teacher.store.reader import Store
-from student_train.data.order import chained_digest, dropout_seed, run_order
-from student_train.data.reading import open_stream, sequence_names
-from student_train.data.stream import Step, Stream
-from student_train.engine import checkpoint
+from student_train.data.order import chained_digest, dropout_seed
+from student_train.data.phases import Phases
+from student_train.data.stream import Step
 from student_train.engine.engine import Engine
+from student_train.engine.saving import Saving
 from student_train.engine.schedule import learning_rate
 from student_train.engine.world import World
 from student_train.gauges import gpu_metrics, traced
 from student_train.history import History, Tracker, Window, progress
 from student_train.mirror import Mirror
-from student_train.objectives.needs import columns_needed
+from student_train.objectives.needs import taught_layout
 from student_train.objectives.objective import TERMS, Objective
 from student_train.objectives.validation import validate
 from student_train.ranks import signals_noted
@@ -43,13 +45,16 @@ class Stopped(KeyboardInterrupt):
 
 
 class Trainer:
-    """One student of a recipe on one rank. ``model`` is trained in place."""
+    """One student of a recipe on one rank. ``model`` is trained in place.
+
+    ``stores``: the recipe's own, then those of ``train.phases``.
+    """
 
     def __init__(
         self,
         run: StudentRun,
         world: World,
-        store: Store,
+        stores: Sequence[Store],
         model: StudentModel,
         objective: Objective,
         engine: Engine,
@@ -57,26 +62,24 @@ class Trainer:
         fingerprint: dict[str, Any],
         mirror: Mirror | None = None,
     ) -> None:
-        self.run, self.train_section, self.world, self.store = run, run.train, world, store
+        self.run, self.train_section, self.world, self.store = run, run.train, world, stores[0]
         self.model, self.objective, self.engine, self.tracker = model, objective, engine, tracker
         self.fingerprint = fingerprint
-        section, self.split = run.train, store.splits["train"]
-        self.order = run_order(self.split.plan, section)
+        self.phases = Phases(stores, run.train)
         directory = mirror.local if mirror else run.directory
-        self.checkpoints = storage.join(directory, "checkpoints")
         self.trace = storage.join(directory, "trace.json")
-        self.writer = checkpoint.Writer(
-            self.checkpoints, section.keep_checkpoints, mirror.push if mirror else lambda: None
-        )
+        self.saving = Saving(
+            storage.join(directory, "checkpoints"), run.train, world, engine, fingerprint,
+            mirror.push if mirror else lambda: None,
+        )  # fmt: skip
         self.history = History(storage.join(directory, "history.jsonl"), tracker, world.first)
         self.step, self.samples_digest = 0, ""
-        self.saved_step, self.saved_at, self.save_due = -1, time.monotonic(), False
-        self.stop_requested = False
+        self.save_due = self.stop_requested = False
         self.window = Window()
 
     @property
     def total_steps(self) -> int:
-        return self.order.steps
+        return self.phases.steps
 
     def train(self) -> dict[str, float]:
         """Trains from the newest checkpoint to the end. Returns the final student's validation metrics.
@@ -88,7 +91,7 @@ class Trainer:
         section = self.train_section
         with (
             signals_noted(self._stop),
-            self._stream() as stream,
+            closing(self.phases.read(self.world, self.step)) as stream,
             progress(self.world.first, self.total_steps, "steps", self.run.title, self.step) as bar,
             traced(section.profile_steps if self.world.first else 0, self.trace) as step_traced,
         ):
@@ -112,14 +115,14 @@ class Trainer:
                     self.save()
         self._require_finite()
         self.save()
-        self.saved()
+        self.saving.wait()
         if self.step < self.total_steps:
             raise Stopped
         return self._validate()
 
     # --- one step -------------------------------------------------------------------------------------------
 
-    def _next_step(self, stream: Stream) -> tuple[Step, float, float] | None:
+    def _next_step(self, stream: Iterator[Step]) -> tuple[Step, float, float] | None:
         """The next step with its real and masked tokens over all ranks; None at the end or after a signal.
 
         If one rank's stream raises a UserError, all ranks raise it.
@@ -133,7 +136,7 @@ class Trainer:
             problem = str(error)
         self.window.waited += time.perf_counter() - started
         counts = [step.tokens, step.masked] if step else [0, 0]
-        flags = [self.stop_requested, bool(problem), self.world.first and self._is_time_to_save()]
+        flags = [self.stop_requested, bool(problem), self.world.first and self.saving.is_time()]
         tokens, masked, stop, failed, due = self.world.sum([float(x) for x in (*counts, *flags)])
         self.window.seconds += time.perf_counter() - started
         self.save_due = bool(due)
@@ -149,9 +152,11 @@ class Trainer:
         """Adds this rank's gradients. Returns its share of each of TERMS, float64 [6]."""
         torch.manual_seed(dropout_seed(self.train_section.seed, step.step, self.world.rank))
         sums = torch.zeros(len(TERMS), dtype=torch.float64, device=self.world.device)
+        layout = taught_layout(self.train_section, self.phases.at(step.step).store.layout)
+        objective = replace(self.objective, layout=layout)
         for number, batch in enumerate(step.micro_batches):
             batch = batch.to(self.world.device)
-            terms = self.objective(self.model, batch, tokens, masked, len(step.places))
+            terms = objective(self.model, batch, tokens, masked, len(step.places))
             last = number == len(step.micro_batches) - 1
             self.engine.backward(terms.total * batch.weight, last)
             sums += torch.stack([value.detach().double() for value in terms.values()]) * batch.weight
@@ -173,28 +178,21 @@ class Trainer:
             self._fail(bad, "gradient")
 
     def _fail(self, step: int, what: str) -> None:
-        self.saved()
-        places = self.order.batch(step)
-        good = checkpoint.newest_step(self.checkpoints) if self.world.first else None
-        kept = "no checkpoint was written yet"
-        if good is not None:
-            kept = f"the last good checkpoint is {self.checkpoints}/{checkpoint.checkpoint_name(good)}"
-        listed = ", ".join(sequence_names(self.split, places, SHOWN_IDS))
+        self.saving.wait()
+        phase = self.phases.at(step)
+        places = phase.places(step)
+        listed = ", ".join(phase.names(places, SHOWN_IDS))
         listed += ", ..." if len(places) > SHOWN_IDS else ""
         raise UserError(
             f"step {step}: the {what} is not a finite number; the {len(places)} samples of this step are"
-            f" (part/row) {listed} of masking epoch {sorted(set(places.masking_epoch.tolist()))}; {kept}; "
-            "lower train.learning_rate or check the store"
+            f" (part/row) {listed} of masking epoch {sorted(set(places.masking_epoch.tolist()))} of"
+            f" {phase.store.root}; {self.saving.last_good()}; lower train.learning_rate or check the store"
         )
 
     def _count(self, step: Step, terms: torch.Tensor, tokens: float, norm: torch.Tensor) -> None:
         self.step = step.step + 1
         self.samples_digest = chained_digest(self.samples_digest, step.places)
         self.window.add(terms, int(tokens), norm)
-
-    def _is_time_to_save(self) -> bool:
-        minutes = self.train_section.checkpoint_minutes
-        return minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.total_steps)
@@ -237,64 +235,16 @@ class Trainer:
 
     def save(self) -> None:
         """Starts to write a checkpoint of this step, unless it has one. All ranks call it."""
-        self.save_due, self.saved_at = False, time.monotonic()
-        if self.saved_step == self.step:
-            return
-        self.saved()
-        tensors = self.engine.gather()
-        facts = checkpoint.Facts(
-            step=self.step,
-            samples_seen=min(self.step * self.train_section.batch_size, self.order.samples),
-            optimizer_step=self.engine.optimizer_step(),
-            loss_scaler=self.engine.scaler_state(),
-            samples_digest=self.samples_digest,
-            fingerprint=self.fingerprint,
-            tracking_run=self.tracker.run_id if self.world.first else None,
-        )
-        if self.world.first:
-            self.writer.start(facts, tensors)
-        self.saved_step = self.step
-
-    def saved(self) -> None:
-        """Waits until the started checkpoint is on disk. All ranks call it."""
-
-        def wait() -> str:
-            self.writer.wait()
-            return ""
-
-        self.world.first_does(wait)
+        self.save_due = False
+        samples = self.phases.samples_before(self.step)
+        self.saving.save(self.step, samples, self.samples_digest, self.tracker.run_id)
 
     def resume(self) -> None:
         """Loads the newest valid checkpoint, if any, into the engine. All ranks call it."""
-        found: list[checkpoint.Checkpoint] = []
-
-        def load() -> str:
-            newest = checkpoint.load_newest(self.checkpoints)
-            if newest is None:
-                return ""
-            require_same(newest.facts.fingerprint, self.fingerprint, self.run.directory)
-            found.append(newest)
-            facts = newest.facts
-            rest = {
-                "step": facts.step,
-                "optimizer_step": facts.optimizer_step,
-                "digest": facts.samples_digest,
-            }
-            return json.dumps({**rest, "scaler": facts.loss_scaler})
-
-        text = self.world.first_does(load)
-        if text:
-            facts = json.loads(text)
-            self.engine.restore(found[0].tensors if found else None, facts["optimizer_step"])
-            self.engine.restore_scaler(facts["scaler"])
-            self.step = self.saved_step = facts["step"]
-            self.samples_digest = facts["digest"]
+        self.step, self.samples_digest = self.saving.resume(
+            lambda old: require_same(old, self.fingerprint, self.run.directory)
+        )
         self.history.trim(self.step)
-
-    def _stream(self) -> Stream:
-        section, store = self.train_section, self.store
-        columns = columns_needed(section, store.layout)
-        return open_stream(store, "train", columns, self.order, section, self.world, start=self.step)
 
     def _stop(self, signal_number: int) -> None:
         console.remember(signal_number)

@@ -178,7 +178,7 @@ def _sentence(error: Any, tree: dict[str, Any]) -> str:
         reason = str(error["ctx"]["error"])
         starts_with_field = reason.partition(":")[0] in SECTIONS.get(outer, {})
         return f"{outer}{'.' if starts_with_field else ': '}{reason}" if outer else reason
-    if "unexpected" in error["type"]:
+    if "unexpected" in error["type"] and len(place) <= 2:
         return _unknown(f"unknown key {full}", place[-1], list(SECTIONS[outer]) if inner else list(_TYPES))
     if "missing" in error["type"] and len(place) <= 2:
         return f"{full}: is required, for example {_EXAMPLES[outer]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import types
 import typing
@@ -41,5 +42,12 @@ def expected(kind: Any) -> str:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(str(value) for value in arguments)
     if origin is tuple:
         count = "" if arguments[-1] is ... else f"{len(arguments)} "
-        return f"a list of {count}{_PLURALS[arguments[0]]}"
+        return f"a list of {count}{_plural(arguments[0])}"
     return _WORDS[kind]
+
+
+def _plural(kind: Any) -> str:
+    """What the items of a list are; mappings by their keys, for example ``{store: ..., steps: ...}``."""
+    if not dataclasses.is_dataclass(kind):
+        return _PLURALS[kind]
+    return "{" + ", ".join(f"{item.name}: ..." for item in dataclasses.fields(kind)) + "}"

@@ -287,13 +287,30 @@ SOFT_TARGETS = {"exact": StoreNeeds(hidden_states=True), "topk": StoreNeeds(top_
 
 
 @dataclass(frozen=True, kw_only=True)
+class Phase:
+    """More steps after those on the recipe's own store, for example with longer sequences."""
+
+    store: str = speed()
+    """Directory or URL of a store of the same teacher, with the teacher's outputs in the same form."""
+    steps: int = outcome()
+    """Number of its optimiser steps, each of ``batch_size`` sequences."""
+
+    def __post_init__(self) -> None:
+        require(self.store != "", "phases: a phase's store names no directory")
+        require(self.steps >= 1, f"phases: a phase's steps must be >= 1, not {self.steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """How the student learns from the store. Weights of the loss are DistilBERT's (arXiv 1910.01108)."""
 
     epochs: float = outcome(3.0)
     """Passes over the corpus; epoch e reads masking epoch e mod R."""
     max_steps: int | None = outcome(None)
-    """Ends the schedule earlier, at this many optimiser steps."""
+    """Ends the training on the recipe's own store earlier, at this many optimiser steps."""
+    phases: tuple[Phase, ...] = speed(())
+    """Phases that follow, one after the other; one schedule of the learning rate spans all of them. Steps and
+    content of the stores are fingerprinted, their places are not."""
     batch_size: int = outcome(256)
     """Sequences of one optimiser step, over all ranks and accumulation steps."""
     micro_batch_size: int = speed(32)

@@ -166,9 +166,12 @@ def run_samples(sequences: int, epochs: float, max_steps: int | None, batch_size
     return samples if max_steps is None else min(samples, max_steps * batch_size)
 
 
-def run_order(plan: Blocks, train: Train) -> SampleOrder:
-    """The samples of a run with these settings."""
-    samples = run_samples(plan.samples_per_epoch, train.epochs, train.max_steps, train.batch_size)
+def run_order(plan: Blocks, train: Train, steps: int | None = None) -> SampleOrder:
+    """The samples of a run with these settings; ``steps``: of a phase of so many full batches."""
+    if steps is None:
+        samples = run_samples(plan.samples_per_epoch, train.epochs, train.max_steps, train.batch_size)
+    else:
+        samples = steps * train.batch_size
     return SampleOrder(plan, train.seed, train.batch_size, samples, train.window_batches)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from infra.errors import UserError
 from infra.settings.sections import SOFT_TARGETS, StoreNeeds, Train
 from infra.settings.sections import TERMS as LOSS_WEIGHTS
+from infra.trees import difference
 from offline_teacher.stored_teacher import stored_pooling
 
 if TYPE_CHECKING:
@@ -40,6 +42,40 @@ def check_store(train: Train, store: Store) -> None:
     soft_target_kind(train, taught_layout(train, layout))
     if train.alpha_embedding:
         _check_texts(store)
+
+
+def check_phases(train: Train, stores: Sequence[Store]) -> None:
+    """Raises UserError if a store of ``train.phases`` cannot continue what the first store taught."""
+    first = stores[0]
+    for store in stores[1:]:
+        where = f"train.phases: {store.root}"
+        for name in ("teacher", "tokenizer", "architecture"):
+            if store.fingerprint.get(name) != first.fingerprint.get(name):
+                raise UserError(
+                    f"{where} was made with another {name} than {first.root};"
+                    " run its teacher pass with the same teacher"
+                )
+        try:
+            check_store(train, store)
+        except UserError as problem:
+            raise UserError(f"{where}: {problem}") from None
+        changed = difference(_form(train, first.layout), _form(train, store.layout))
+        if changed:
+            raise UserError(
+                f"{where} holds the teacher's outputs in another form than {first.root}"
+                f" ({'; '.join(changed)}); run its teacher pass with the same settings of the store"
+            )
+
+
+def _form(train: Train, layout: Layout) -> dict[str, Any]:
+    """What the layouts of all phases must agree in, so that every phase has the same loss."""
+    return {
+        "vocabulary": layout.vocab_size,
+        "hidden size": layout.hidden_size,
+        "positions": layout.positions,
+        "replay_layers": layout.replay_layers,
+        "soft targets": soft_target_kind(train, taught_layout(train, layout)),
+    }
 
 
 def _check_texts(store: Store) -> None:

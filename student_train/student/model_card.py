@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infra.settings.recipe import StudentRun
@@ -14,9 +14,12 @@ from offline_teacher.store.reader import Store
 from student_train.student.model import StudentModel, needs_head
 
 
-def model_card(run: StudentRun, store: Store, model: StudentModel, results: Mapping[str, Any]) -> str:
-    """README.md of the model directory."""
-    train, fingerprint = run.train, store.spec.fingerprint
+def model_card(
+    run: StudentRun, stores: Sequence[Store], model: StudentModel, results: Mapping[str, Any]
+) -> str:
+    """README.md of the model directory. ``stores``: the recipe's own, then those of ``train.phases``."""
+    train, store = run.train, stores[0]
+    fingerprint = store.spec.fingerprint
     task, library = "fill-mask" if needs_head(train) else "feature-extraction", "transformers"
     use = f'from transformers import pipeline\n\npipeline("{task}", model="path/to/this/directory")'
     if model.pooling is not None:
@@ -31,6 +34,7 @@ def model_card(run: StudentRun, store: Store, model: StudentModel, results: Mapp
         ("tokenizer", fingerprint.get("tokenizer")),
         ("sequences x masking epochs", f"{split.samples_per_epoch:,} x {split.masking_epochs}"),
         ("sequence length", store.layout.length),
+        *((f"store of phase {number}", one.digest) for number, one in enumerate(stores[1:], 1)),
     ]
     kind = "masked language model" if needs_head(train) else "text encoder (no masked-LM head was trained)"
     parts = [
@@ -43,7 +47,7 @@ def model_card(run: StudentRun, store: Store, model: StudentModel, results: Mapp
         " sequences.\n",
         _table(("at the last logged step", "value"), sorted(results["training"].items())),
         _frozen(model),
-        _lengths(store.layout.length, model, run.student.init),
+        _lengths([one.layout.length for one in stores], run, model),
         "\n## Held-out text\n",
         _table(("measure", "value"), sorted(results["validation"].items()))
         if results["validation"]
@@ -78,18 +82,26 @@ def _frozen(model: StudentModel) -> str:
     )
 
 
-def _lengths(length: int, model: StudentModel, init: str) -> str:
-    """What is to be known of texts longer than the training sequences."""
-    config = model.model.config
-    longest = usable_length(config)
-    if longest <= length:
+def _lengths(lengths: Sequence[int], run: StudentRun, model: StudentModel) -> str:
+    """The lengths of the training sequences, by phase, and what the student has not seen beyond them."""
+    config, trained = model.model.config, max(lengths)
+    longest, rotary = usable_length(config), family_of(config).rotary
+    phases = list(zip(run.train.phases, lengths[1:], strict=True))
+    if longest <= trained and not phases:
         return ""
-    text = f"\nIt was trained on sequences of {length} tokens, and takes up to {longest}. "
-    if family_of(config).rotary:
-        text += "It has no embeddings of positions, but it has never seen tokens that are further apart."
+    text = f"\nIt was trained on sequences of {lengths[0]} tokens"
+    text += "".join(f", then for {phase.steps:,} steps on sequences of {length}" for phase, length in phases)
+    text += f", and takes up to {longest}."
+    if trained > lengths[0] and not rotary:
+        steps = sum(phase.steps for phase, length in phases if length > lengths[0])
+        text += f" Only {steps:,} steps reached its embeddings of positions from {lengths[0]} on."
+    if longest <= trained:
+        return f"{text}\n"
+    if rotary:
+        text += " It has no embeddings of positions, but it has never seen tokens that are further apart."
     else:
-        began = "the teacher's" if init == "teacher" else "random numbers"
-        text += f"Its embeddings of positions {length} to {longest - 1} are {began}, as they began: no step"
+        began = "the teacher's" if run.student.init == "teacher" else "random numbers"
+        text += f" Its embeddings of positions {trained} to {longest - 1} are {began}, as they began: no step"
         text += " reached them."
     return f"{text} Measure it on longer texts before you rely on it there.\n"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from infra.errors import UserError
@@ -30,12 +30,14 @@ def publish_model(
     root: str,
     model: StudentModel,
     weights: Mapping[str, Tensor],
-    store: Store,
+    stores: Sequence[Store],
     fingerprint: Mapping[str, Any],
     results: Mapping[str, Any],
 ) -> str:
-    """Writes ``root/model`` with float32 ``weights`` (by parameter name), then model.json. Returns the
-    path."""
+    """Writes ``root/model`` with float32 ``weights`` (by parameter name), then model.json. Returns the path.
+
+    ``stores``: the recipe's own, then those of ``train.phases``.
+    """
     final, draft = (
         os.path.join(root, MODEL),
         os.path.join(root, f"{storage.UNFINISHED}{secrets.token_hex(6)}"),
@@ -51,11 +53,11 @@ def publish_model(
         os.makedirs(draft)
         model.save(draft)
         if model.pooling is not None:
-            width, length = model.model.config.hidden_size, store.layout.length
+            width, length = model.model.config.hidden_size, max(s.layout.length for s in stores)
             write_sentence_files(draft, model.pooling, model.projection, width, length)
-        for name, data in store.tokenizer_files().items():
+        for name, data in stores[0].tokenizer_files().items():
             storage.publish_bytes(storage.join(draft, name), data)
-        card = model_card(run, store, model, results)
+        card = model_card(run, stores, model, results)
         storage.publish_bytes(os.path.join(draft, "README.md"), card.encode())
         files = {name: storage.digest_file(os.path.join(draft, name)) for name in _files(draft)}
         storage.remove(os.path.join(root, SEAL))

@@ -98,7 +98,7 @@ class Training:
         self.model, objective = model_and_objective(recipe.run("student"), self.store, world)
         self.engine = Engine(self.model, self.train, world)
         self.trainer = Trainer(
-            recipe.run("student"), world, self.store, self.model, objective, self.engine, Run(), {}
+            recipe.run("student"), world, [self.store], self.model, objective, self.engine, Run(), {}
         )
 
     def stream(self, start: int) -> Stream:

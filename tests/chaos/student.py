@@ -2,7 +2,8 @@
 
     python -m tests.chaos.student --kills 30 [--epochs N] [--directory DIR] [--seed N]
 
-The loss is the triple loss with relations, from a store whose top layer is replayed.
+The loss is the triple loss with relations, from a store whose top layer is replayed. The last fifth of the
+steps is a phase on a second store, whose sequences are twice as long.
 
 1. One rank, never killed: the reference log of sample digests and losses.
 2. World sizes 1, 2, 1, 3, ... with SIGKILL of all processes at random moments: every step's digest of all
@@ -31,7 +32,7 @@ import psutil
 from student_train.engine.world import free_port
 from student_train.objectives.objective import TERMS
 from tests.chaos.arguments import described
-from tests.student_train.tiny_run import make_run
+from tests.student_train.tiny_run import make_phased_run
 
 ROOT = Path(__file__).resolve().parents[2]
 WORLDS = (1, 2, 1, 3)
@@ -124,12 +125,14 @@ def killed(
 
 def compare(directory: Path, kills: int, same_world_kills: int, seed: int, epochs: int) -> dict[str, Any]:
     dice = random.Random(seed)
-    recipe = make_run(
+    steps = epochs * 64 // TRAIN["batch_size"]
+    recipe = make_phased_run(
         directory,
-        sequences=64,
-        held_out=0,
-        replay_layers=1,
-        recipe={"train": {**TRAIN, "epochs": epochs}},
+        steps=steps - steps // 5,
+        more=steps // 5,
+        store={"sequences": 64, "held_out": 0, "replay_layers": 1},
+        **TRAIN,
+        epochs=epochs,
     )
     for name in ("alone", "changing", "two", "two_killed"):
         shutil.copytree(directory / "runs" / "tiny", directory / "runs" / name)

@@ -82,7 +82,7 @@ def _trained(
     engine, tracker = Engine(model, run.train, world()), Stops(stop)
     directory = Path(run.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(run, world(), store, model, objective, engine, tracker, {})
+    trainer = Trainer(run, world(), [store], model, objective, engine, tracker, {})
     tracker.trainer = trainer  # type: ignore[assignment]
     validation = {}
     try:

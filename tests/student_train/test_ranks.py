@@ -20,7 +20,7 @@ from student_train.engine.world import World, free_port
 from student_train.trainer import Trainer
 from tests.chaos.student import kill_tree
 from tests.conftest import ROOT
-from tests.student_train.tiny_run import command, logged, make_run, student, validated
+from tests.student_train.tiny_run import command, logged, make_phased_run, make_run, student, validated
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
@@ -38,7 +38,9 @@ def launched() -> Iterator[list[subprocess.Popen]]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def start(launched: list[subprocess.Popen], root: Path, count: int, *words: str) -> list[subprocess.Popen]:
+def start(
+    launched: list[subprocess.Popen], root: Path, count: int, *words: str, script: tuple[str, ...] = (SCRIPT,)
+) -> list[subprocess.Popen]:
     """So many ranks, which no launcher ends."""
     port = str(free_port())
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -46,7 +48,7 @@ def start(launched: list[subprocess.Popen], root: Path, count: int, *words: str)
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_SIZE": str(count)}
         launched.append(
             subprocess.Popen(
-                [sys.executable, SCRIPT, "--recipe", str(root / "recipe.yaml"), *words],
+                [sys.executable, *script, "--recipe", str(root / "recipe.yaml"), *words],
                 env={**os.environ, **shared, **own},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -64,9 +66,9 @@ def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
 
 
 def ranks(
-    launched: list[subprocess.Popen], root: Path, count: int, *words: str
+    launched: list[subprocess.Popen], root: Path, count: int, *words: str, script: tuple[str, ...] = (SCRIPT,)
 ) -> list[tuple[int, str, str]]:
-    return finish(start(launched, root, count, *words))
+    return finish(start(launched, root, count, *words, script=script))
 
 
 def errors(text: str) -> list[str]:
@@ -166,6 +168,38 @@ def dies(trainer: Trainer) -> None:
     trainer.validations = getattr(trainer, "validations", 0) + 1  # type: ignore[attr-defined]
     if trainer.validations == 3:  # type: ignore[attr-defined]
         raise RuntimeError("killed")
+
+
+DIES = (
+    "import os, signal\n"
+    "from student_train import main\n"
+    "from student_train.trainer import Trainer\n"
+    "save = Trainer.save\n"
+    "def dies(self):\n"
+    "    save(self)\n"
+    "    self.saving.wait()\n"
+    "    if self.step == int(os.environ['DIES_AT']):\n"
+    "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    "Trainer.save = dies\n"
+    "main.main()\n"
+)
+"""A rank that kills itself as soon as the checkpoint of a step is on disk."""
+
+
+def test_killed_in_and_between_phases(
+    alone: World, tmp_path: Path, launched: list[subprocess.Popen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL in the first phase, at the border and in the second phase, each time with other ranks: the
+    samples are those of a run left alone."""
+    make_phased_run(tmp_path, steps=4, more=3, checkpoint_every=1)
+    command(tmp_path)
+    reference = [(line["step"], line["samples"]) for line in logged(tmp_path)]
+    shutil.rmtree(student(tmp_path))
+    for step, count in ((2, 2), (4, 1), (5, 2), (0, 1)):
+        monkeypatch.setenv("DIES_AT", str(step))
+        codes = [code for code, *_ in ranks(launched, tmp_path, count, script=("-c", DIES))]
+        assert codes == [-signal.SIGKILL if step else 0] * count
+    assert [(line["step"], line["samples"]) for line in logged(tmp_path)] == reference
 
 
 def deepspeed(launched: list[subprocess.Popen], root: Path, *words: str) -> subprocess.Popen:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,13 @@ def make_store(
     block_samples: int = 2,
     seed: int = 0,
     documents: bool = False,
+    fingerprint: Mapping[str, Any] | None = None,
     **layout: Any,
 ) -> Store:
     """A finished store of what ``teacher`` says of random text; ``layout`` are fields of ``Layout``.
 
     ``documents``: every sequence is one text, of which the teacher makes a vector as `synthetic.POOLED` says.
+    ``fingerprint``: members that are told of it in place of the usual ones.
     """
     sizes = {"length": L, "masked": M, "vocab_size": V, "hidden_size": D, "top_k": K}
     made = synthetic.small_layout(**{**sizes, **layout})
@@ -71,7 +73,11 @@ def make_store(
     kept = named_weights(teacher) if made.teacher_weights else top_weights(teacher, made.replay_layers)
     if documents:
         storage.keep_bytes(str(directory / POOLING), json.dumps(synthetic.POOLED).encode())
-    with mock.patch.object(synthetic, "make_spec", _document_spec if documents else synthetic.make_spec):
+    told = {
+        **({"recipe": {"sequences": {"packing": "document"}}} if documents else {}),
+        **(fingerprint or {}),
+    }
+    with mock.patch.object(synthetic, "make_spec", _spec_with(told)):
         return synthetic.make_store(
             str(directory),
             made,
@@ -85,11 +91,15 @@ def make_store(
         )
 
 
-def _document_spec(*arguments: Any, make_spec: Callable[..., Spec] = synthetic.make_spec) -> Spec:
-    """The spec of a store whose sequences are one text each."""
-    spec = make_spec(*arguments)
-    recipe = {**spec.fingerprint["recipe"], "sequences": {"packing": "document"}}
-    return replace(spec, fingerprint={**spec.fingerprint, "recipe": recipe})
+def _spec_with(told: Mapping[str, Any]) -> Callable[..., Spec]:
+    """``synthetic.make_spec`` with these members in the fingerprint."""
+    make_spec = synthetic.make_spec
+
+    def spec(*arguments: Any) -> Spec:
+        made = make_spec(*arguments)
+        return replace(made, fingerprint={**made.fingerprint, **told})
+
+    return spec
 
 
 def _tokenizer(size: int) -> dict[str, bytes]:
@@ -107,7 +117,7 @@ def live(teacher: BertForMaskedLM) -> Teacher:
 
     @torch.no_grad()
     def fill(layout: Layout, columns: Columns, random: np.random.Generator) -> None:
-        real = torch.arange(L) < torch.tensor(columns["token_count"].astype(np.int64))[:, None]
+        real = torch.arange(layout.length) < torch.tensor(columns["token_count"].astype(np.int64))[:, None]
         ids = torch.tensor(columns["input_ids"].astype(np.int64))
         out = teacher(ids, attention_mask=real.long(), output_hidden_states=True)
         hidden, logits = out.hidden_states[LAYERS - layout.replay_layers], out.logits
@@ -141,9 +151,11 @@ def _fill(
         columns["hidden_states"][:], columns["hidden_scale"][:] = synthetic.quantise(hidden.numpy())
 
 
-def make_run(root: Path, *, recipe: dict | None = None, **store: Any) -> Path:
+def make_run(
+    root: Path, *, recipe: dict | None = None, teacher: BertForMaskedLM | None = None, **store: Any
+) -> Path:
     """A store at ``root/runs/tiny/store`` and its recipe, without corpus or teacher; the recipe's path."""
-    make_store(root / "runs" / "tiny" / "store", make_teacher(), **store)
+    make_store(root / "runs" / "tiny" / "store", teacher or make_teacher(), **store)
     sections: dict = {
         "name": "tiny",
         "output": str(root / "runs"),
@@ -166,6 +178,21 @@ def make_run(root: Path, *, recipe: dict | None = None, **store: Any) -> Path:
     path = root / "recipe.yaml"
     path.write_text(yaml.safe_dump(sections))
     return path
+
+
+def make_phased_run(
+    root: Path, *, steps: int, more: int, store: Mapping[str, Any] | None = None, **train: Any
+) -> Path:
+    """A run of so many ``steps``, then ``more`` of them on a store of 20 sequences twice as long, at
+    ``root/longer``. ``store``: how both stores are made."""
+    teacher, same = make_teacher(max_position_embeddings=2 * L + 4), dict(store or {})
+    longer = root / "longer"
+    make_store(
+        longer, teacher,
+        **{**same, "sequences": 20, "held_out": 0, "masking_epochs": 1, "seed": 1, "length": 2 * L},
+    )  # fmt: skip
+    phased = {"max_steps": steps, "phases": [{"store": str(longer), "steps": more}], **train}
+    return make_run(root, teacher=teacher, recipe={"train": phased}, **same)
 
 
 def command(root: Path, *words: str) -> int:
