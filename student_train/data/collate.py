@@ -7,7 +7,7 @@ that count, K top-k, T temperatures, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,8 @@ TEXT = ("token_count", "input_ids", "masked_positions", "masked_labels")
 """Columns that every batch is made from, as far as the store has them."""
 TEACHER = ("hidden_states", "hidden_scale", "embedding", "topk_ids", "topk_logits", "logsumexp")
 """Columns that a loss may ask for, in the store's dtypes but for int64 ids and bfloat16 hidden states."""
+UNCHANGED = frozenset(TEACHER) - {"topk_ids"}
+"""Columns whose bytes a batch keeps as they are in the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,8 @@ class Batch:
     weight: float = 1.0
     """0.0 marks a dummy that only keeps this rank in step: one sample of the global batch, computed by
     another rank, whose loss must be multiplied by 0."""
+    copied: Any = None
+    """Event at the end of the copy that brings the tensors to their device, if they may not be there yet."""
 
     def __len__(self) -> int:
         return len(self.token_count)
@@ -58,15 +62,25 @@ class Batch:
         return self.positions if self.slots is None else self.slots
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on ``device``; copies of pinned tensors do not wait."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """The same batch on ``device``. If its copy is under way, what the device does next waits for it; the
+        host does not."""
+        if self.copied is None:
+            return self.moved({name: tensor.to(device) for name, tensor in self.tensors().items()}, None)
+        stream = torch.get_device_module(device).current_stream()
+        stream.wait_event(self.copied)
+        for tensor in self.tensors().values():
+            if tensor.is_cuda:
+                tensor.record_stream(stream)  # its memory is not reused before that stream is done with it
+        return replace(self, copied=None)
 
-    def pinned(self) -> Batch:
-        return self._map(torch.Tensor.pin_memory)
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by field."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        changed: dict[str, Any] = {k: function(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **changed)
+    def moved(self, tensors: Mapping[str, Tensor], copied: Any) -> Batch:
+        """The same batch with these tensors in place of its own; ``copied``: the field of that name."""
+        fields: dict[str, Any] = dict(tensors)
+        return replace(self, copied=copied, **fields)
 
 
 def collate(columns: Mapping[str, np.ndarray], masked_only: bool, bfloat16: bool, weight: float) -> Batch:

@@ -15,7 +15,8 @@ from offline_teacher.store.numbering import PART_SHIFT
 from offline_teacher.store.reader import DamagedStore, Split, Store
 from student_train.data.collate import TEXT
 from student_train.data.order import Places, SampleOrder
-from student_train.data.stream import Share, Stream
+from student_train.data.ring import Ring
+from student_train.data.stream import Empty, Share, Stream, new_array
 
 if TYPE_CHECKING:
     from student_train.engine.world import World
@@ -32,8 +33,12 @@ class Samples:
         self._bounds = dict.fromkeys(("input_ids", "masked_labels", "topk_ids"), (0, last))
         self._bounds |= {"token_count": (1, length), "masked_positions": (-1, length - 1)}
 
-    def gather(self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray) -> Mapping[str, np.ndarray]:
+    def gather(
+        self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray, empty: Empty = new_array
+    ) -> Mapping[str, np.ndarray]:
         """Samples [n] by masking epoch, block and row: new arrays [n, *shape] of the columns, all checked.
+
+        ``empty`` makes the arrays.
 
         Raises DamagedStore if bytes differ from those written, or if an index is out of range, because the
         kernels do not check indices.
@@ -44,7 +49,7 @@ class Samples:
             here = np.flatnonzero((keys == key).all(axis=1))
             for name, values in self._reader.rows(int(key[0]), int(key[1]), row[here]).items():
                 if name not in out:
-                    out[name] = np.empty((len(row), *values.shape[1:]), values.dtype.newbyteorder("="))
+                    out[name] = empty(name, (len(row), *values.shape[1:]), values.dtype.newbyteorder("="))
                 out[name][here] = values
         for name, (low, high) in self._bounds.items():
             if name in out and not ((out[name] >= low) & (out[name] <= high)).all():
@@ -70,9 +75,8 @@ def open_stream(
     names = [*(name for name in TEXT if name in store.layout.columns()), *columns]
     remote = storage.is_remote(store.root)
     cache = Cache(train.cache_dir, train.cache_bytes) if remote else None
-    share = Share(
-        world.rank, world.size, train.micro_batch_size, train.prefetch, pin=world.device.type == "cuda"
-    )
+    share = Share(world.rank, world.size, train.micro_batch_size, train.prefetch)
+    ring = Ring(world.device, share.threads + 2) if world.device.type == "cuda" else None
     return Stream(
         Samples(store, split, names, cache),
         order,
@@ -82,6 +86,7 @@ def open_stream(
         masked_only=store.layout.positions == "masked" and train.teacher == "store",
         bfloat16=store.layout.hidden_states == "bfloat16",
         remote=remote,
+        ring=ring,
     )
 
 

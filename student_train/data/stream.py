@@ -7,7 +7,7 @@ batches.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,9 +16,19 @@ import numpy as np
 
 from student_train.data.collate import Batch, collate
 from student_train.data.order import Places, SampleOrder, micro_batch_rows
+from student_train.data.ring import Ring
 
 FETCHES = 8
 """Blocks of a remote store that are brought at once: each is a round trip."""
+
+
+Empty = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
+"""Makes the array of a column, by name, shape and dtype; its values are not set."""
+
+
+def new_array(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An ``Empty`` in new memory."""
+    return np.empty(shape, dtype)
 
 
 class Reader(Protocol):
@@ -29,8 +39,11 @@ class Reader(Protocol):
         """The columns that it reads."""
         ...
 
-    def gather(self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray) -> Mapping[str, np.ndarray]:
-        """Samples [n] by masking epoch, block and row: new arrays [n, *shape] of the columns, all checked."""
+    def gather(
+        self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray, empty: Empty = new_array
+    ) -> Mapping[str, np.ndarray]:
+        """Samples [n] by masking epoch, block and row: arrays [n, *shape] made by ``empty`` of the columns,
+        all checked."""
         ...
 
     def fetch(self, epoch: int, block: int) -> None:
@@ -69,8 +82,6 @@ class Share:
     prefetch: int = 4
     """Micro-batches read ahead; at least one whole step."""
     threads: int = 2
-    pin: bool = False
-    """Put batches into pinned memory, from which a GPU copies without waiting."""
 
 
 class Stream:
@@ -91,11 +102,14 @@ class Stream:
         masked_only: bool = False,
         bfloat16: bool = False,
         remote: bool = False,
+        ring: Ring | None = None,
     ) -> None:
+        """``ring``: brings the batches to a GPU; without one they stay in the host's memory."""
         assert start >= 0
         assert stop <= order.steps
         self._reader, self._order, self._share = reader, order, share
         self._masked_only, self._bfloat16, self._remote = masked_only, bfloat16, remote
+        self._ring = ring
         self._next, self._stop = start, stop
         micro_steps = len(self._rows(order.batch_size))
         self._steps_ahead = max(1, -(-share.prefetch // micro_steps))
@@ -154,9 +168,12 @@ class Stream:
         return self._pool.submit(self._collate, own, 1.0 if rows else 0.0)
 
     def _collate(self, places: Places, weight: float) -> Batch:
-        columns = self._reader.gather(places.masking_epoch, places.block, places.row)
-        batch = collate(columns, self._masked_only, self._bfloat16, weight)
-        return batch.pinned() if self._share.pin else batch
+        where = places.masking_epoch, places.block, places.row
+        if self._ring is None:
+            return collate(self._reader.gather(*where), self._masked_only, self._bfloat16, weight)
+        with self._ring.slot() as slot:
+            columns = self._reader.gather(*where, slot.empty)
+            return slot.send(collate(columns, self._masked_only, self._bfloat16, weight))
 
     def _fetch_window(self, window: int) -> None:
         """Downloads this rank's blocks of the next window step by step, so that no step waits for all of

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from tests.gpu import checks, speed, trainer
+from tests.gpu import checks, copies, speed, trainer
 from tests.gpu.models import Size, size_for
 from tests.gpu.steps import close_world
 
@@ -40,6 +40,7 @@ PARTS: dict[str, Part] = {
     "check_columns": checks.columns,
     "check_graphs": checks.graphs,
     "check_replay": checks.replay,
+    "check_ring": copies.ring,
     "check_training": checks.training,
     "check_resume": trainer.resume,
     "speed_pass": speed.teacher_pass,

@@ -185,7 +185,7 @@ def _step_row(
     text = random_text(layout, batch_size, padded=False)
     columns = columns_of(loaded(teacher, replay_layers, device, torch.bfloat16), layout, text)
     batch = batch_of(layout, text, columns)
-    batch = batch.pinned() if device.type == "cuda" else batch
+    batch = batch.to(device)  # the trainer copies a batch while the one before is computed
     train = Train(batch_size=batch_size, micro_batch_size=batch_size, **weights)  # type: ignore[arg-type]
     model, objective = student_and_loss(teacher, layout, shape, train, device)
     step = make(model, objective, train, device)

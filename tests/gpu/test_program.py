@@ -14,9 +14,11 @@ from transformers import BertConfig
 
 from offline_teacher.families import head
 from offline_teacher.inference import reduction
+from student_train.data import ring
+from student_train.data.collate import Batch
 from student_train.objectives import relations, triple_loss
 from tests.gpu import __main__ as program
-from tests.gpu import checks, models, speed
+from tests.gpu import checks, copies, models, speed
 
 CPU = torch.device("cpu")
 SIZE = models.size_for(CPU)
@@ -149,3 +151,16 @@ def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.skip("there is a GPU")
     assert program.main(["--device", "cuda"]) == 2
     assert "torch sees no GPU" in capsys.readouterr().err
+
+
+def test_a_buffer_that_is_filled_too_early_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device whose copies end late reads numbers of another batch."""
+    real, late = ring.Slot.send, []
+
+    def send(self: ring.Slot, batch: Batch) -> Batch:
+        late.append(real(self, batch))
+        return late[-2] if len(late) % 5 == 0 else late[-1]
+
+    monkeypatch.setattr(ring.Slot, "send", send)
+    with pytest.raises(AssertionError, match=r"batch \d+: "):
+        copies.ring(CPU, SIZE)

@@ -22,7 +22,7 @@ from offline_teacher.store.reader import DamagedStore, Store, open_store
 from offline_teacher.store.schema import Layout
 from student_train.data.order import SampleOrder, run_samples
 from student_train.data.reading import open_stream
-from student_train.data.stream import Share, Step, Stream
+from student_train.data.stream import Empty, Share, Step, Stream, new_array
 from student_train.engine.world import World
 from tests.store.synthetic import make_store, small_layout, small_plan
 
@@ -43,7 +43,9 @@ class MemoryReader:
     read: Counter = field(default_factory=Counter)
     gate: threading.Event | None = None
 
-    def gather(self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray) -> Mapping[str, np.ndarray]:
+    def gather(
+        self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray, empty: Empty = new_array
+    ) -> Mapping[str, np.ndarray]:
         if self.gate is not None:
             self.gate.wait()
         places = list(zip(epoch.tolist(), block.tolist(), row.tolist(), strict=True))
@@ -52,7 +54,11 @@ class MemoryReader:
             if place[:2] in self.damaged:
                 raise UserError(f"block {place[1]} of masking epoch {place[0]} is damaged")
         samples = [(e, int(self.plan.sequence_ids(b)[r])) for e, b, r in places]
-        return sample_columns(self.layout, samples)
+        columns = {}
+        for name, values in sample_columns(self.layout, samples).items():
+            columns[name] = empty(name, values.shape, values.dtype)
+            columns[name][:] = values
+        return columns
 
     def fetch(self, epoch: int, block: int) -> None: ...
 

@@ -1,0 +1,63 @@
+"""Checks that batches reach this device through pinned buffers unchanged, while it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from student_train.data.collate import Batch
+from student_train.data.ring import Ring
+from tests.gpu.models import Size, batch_of, layout_for, random_text, tiny_config
+
+BATCHES, SLOTS, THREADS = 24, 3, 2
+PRODUCTS = 8
+"""Matrix products of the device between two batches, so that copies and computation overlap."""
+
+
+def ring(device: torch.device, size: Size) -> dict[str, Any]:
+    """Batches sent through a ring by two threads equal the batches that were collated, and the thread that
+    takes them does not wait for their copies."""
+    layout = layout_for(tiny_config(), 32, 0, 1)
+    torch.manual_seed(0)
+    plain = [_batch(layout, rows) for rows in range(1, BATCHES + 1)]
+    sender, square = Ring(device, SLOTS), torch.randn(1024, 1024, device=device)
+
+    def send(batch: Batch) -> Batch:
+        with sender.slot() as slot:
+            return slot.send(batch)
+
+    arrived = []
+    with ThreadPoolExecutor(THREADS) as threads:
+        for sent in threads.map(send, plain):
+            for _ in range(PRODUCTS):
+                square = square @ square / 32
+            with waits_are_errors(device):
+                here = sent.to(device)
+                arrived.append({name: tensor + 0 for name, tensor in here.tensors().items()})
+    for number, (ours, batch) in enumerate(zip(arrived, plain, strict=True)):
+        for name, tensor in batch.tensors().items():
+            assert torch.equal(ours[name].cpu(), tensor), f"batch {number}: {name} differs"
+    return {"batches": BATCHES, "slots": SLOTS}
+
+
+@contextmanager
+def waits_are_errors(device: torch.device) -> Iterator[None]:
+    """On a GPU, an operation for which the host waits raises RuntimeError, by torch's debug mode."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def _batch(layout: Any, rows: int) -> Batch:
+    text = random_text(layout, rows, padded=True)
+    states = torch.randn(rows, layout.length, layout.hidden_size).half().numpy()
+    return batch_of(layout, text, {"hidden_states": states})

@@ -1,0 +1,162 @@
+"""Batches go to their device through a few buffers: unchanged, and no buffer is filled or read too early."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from infra.errors import UserError
+from student_train.data.collate import Batch, collate
+from student_train.data.order import SampleOrder
+from student_train.data.ring import ALIGNMENT, Ring, Slot
+from student_train.data.stream import Share, Stream
+from tests.student_train.data.test_stream import LAYOUT, MemoryReader, plan_of, sample_columns
+
+CPU = torch.device("cpu")
+
+
+class Backend:
+    """Takes the place of torch.cuda: streams that only write down what happens on them."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+        self.main = self.Stream("main")
+
+    def Stream(self, name: str = "side") -> Any:  # noqa: N802
+        log = self.log
+
+        class Recorded:
+            def wait_event(self, event: Any) -> None:
+                log.append(f"{name} waits for copy {event.number}")
+
+        return Recorded()
+
+    def Event(self) -> Any:  # noqa: N802
+        log = self.log
+
+        class Recorded:
+            number = sum(line.startswith("copied") for line in log) + 1
+
+            def record(self, stream: Any) -> None:
+                log.append(f"copied {self.number}")
+
+            def synchronize(self) -> None:
+                log.append(f"host waits for copy {self.number}")
+
+        return Recorded()
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        self.log.append("side: on")
+        yield
+        self.log.append("side: off")
+
+    def current_stream(self) -> Any:
+        return self.main
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    backend = Backend(lines)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: backend)
+    return lines
+
+
+def batch_of(*sequences: int) -> Batch:
+    return collate(sample_columns(LAYOUT, [(0, number) for number in sequences]), False, False, 1.0)
+
+
+def same(ours: Batch, theirs: Batch) -> None:
+    assert ours.tensors().keys() == theirs.tensors().keys()
+    for name, tensor in theirs.tensors().items():
+        assert ours.tensors()[name].dtype == tensor.dtype
+        assert torch.equal(ours.tensors()[name], tensor), name
+    assert (ours.full, ours.tokens, ours.masked, ours.weight) == (
+        theirs.full, theirs.tokens, theirs.masked, theirs.weight,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_stream_through_a_ring_gives_the_same_batches(slots: int) -> None:
+    """Two threads, micro-batches of several sizes, dummies among them, and every slot many times."""
+    plan = plan_of(23, 18)
+    order = SampleOrder(plan, 0, 7, 12 * 7 + 1, 4)
+    found = []
+    for ring in (None, Ring(CPU, slots)):
+        with Stream(MemoryReader(plan), order, Share(1, 3, 2), 0, order.steps, ring=ring) as stream:
+            found.append([[batch.to(CPU) for batch in step.micro_batches] for step in stream])
+    plain, sent = found
+    assert len(plain) == order.steps
+    assert {batch.weight for step in plain for batch in step} == {0.0, 1.0}
+    for ours, theirs in zip(sent, plain, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            same(one, other)
+
+
+def test_who_waits_for_a_copy(log: list[str]) -> None:
+    """The copy runs on the side stream; the step's stream waits for it, and the host only before it fills the
+    same buffer again."""
+    ring = Ring(CPU, 2)
+    sent = []
+    for number in range(3):
+        with ring.slot() as slot:
+            sent.append(slot.send(batch_of(number)))
+    copies = [["side: on", f"copied {number}", "side: off"] for number in (1, 2, 3)]
+    assert log == [*copies[0], *copies[1], "host waits for copy 1", *copies[2]]
+    log.clear()
+    arrived = sent[1].to(CPU)
+    assert log == ["main waits for copy 2"]
+    assert arrived.to(CPU).copied is None
+    assert log == ["main waits for copy 2"]
+    for number, batch in enumerate(sent):
+        same(batch, batch_of(number))
+
+
+def test_columns_are_gathered_into_the_buffer() -> None:
+    """After the first batch, whose size was not known, the large columns are not copied on the host."""
+    slot = Slot(CPU, torch.cpu.Stream())
+    slot.send(batch_of(1, 2))
+    slot.start()
+    columns = {}
+    for name, values in sample_columns(LAYOUT, [(0, 3), (0, 4)]).items():
+        columns[name] = slot.empty(name, values.shape, values.dtype)
+        columns[name][:] = values
+    inside = {name for name in columns if _is_inside(slot, columns[name])}
+    assert inside == {"hidden_states", "hidden_scale", "topk_logits", "logsumexp"}
+    before = slot._buffer
+    same(slot.send(collate(columns, False, False, 1.0)), batch_of(3, 4))
+    assert slot._buffer is before
+
+
+def _is_inside(slot: Slot, array: np.ndarray) -> bool:
+    start = array.__array_interface__["data"][0] - slot._buffer.data_ptr()
+    assert start % ALIGNMENT == 0 or not 0 <= start < len(slot._buffer)
+    return 0 <= start < len(slot._buffer)
+
+
+def test_a_batch_that_does_not_fit_grows_the_buffer() -> None:
+    """Part of it was gathered into the old buffer, part of it beside it."""
+    slot = Slot(CPU, torch.cpu.Stream())
+    for sequences in ((1,), (1, 2, 3, 4, 5, 6, 7), (8, 9)):
+        slot.start()
+        columns = {}
+        for name, values in sample_columns(LAYOUT, [(0, number) for number in sequences]).items():
+            columns[name] = slot.empty(name, values.shape, values.dtype)
+            columns[name][:] = values
+        same(slot.send(collate(columns, False, False, 1.0)), batch_of(*sequences))
+
+
+def test_an_error_gives_the_slot_back() -> None:
+    ring = Ring(CPU, 1)
+    with pytest.raises(UserError, match="damaged"), ring.slot():
+        raise UserError("damaged")
+    with ThreadPoolExecutor(1) as thread:
+        taken = thread.submit(lambda: ring.slot().__enter__()).result(timeout=5)
+    assert isinstance(taken, Slot)
