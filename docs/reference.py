@@ -105,7 +105,7 @@ def _type(kind: Any) -> str:
     if options:
         return " or ".join(_type(option) for option in options)
     return {str: "text", int: "whole number", float: "number", bool: "`true` or `false`"}.get(
-        kind, kind.__name__
+        kind, kind.__name__.lower()
     )
 
 

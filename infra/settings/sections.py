@@ -309,8 +309,9 @@ class Train:
     max_steps: int | None = outcome(None)
     """Ends the training on the recipe's own store earlier, at this many optimiser steps."""
     phases: tuple[Phase, ...] = speed(())
-    """Phases that follow, one after the other; one schedule of the learning rate spans all of them. Steps and
-    content of the stores are fingerprinted, their places are not."""
+    """Phases that follow, each ``{store: PATH, steps: N}``: N steps on another store of the same teacher, for
+    example with longer sequences. One schedule of the learning rate spans all of them. Steps and content of
+    the stores are fingerprinted, their places are not."""
     batch_size: int = outcome(256)
     """Sequences of one optimiser step, over all ranks and accumulation steps."""
     micro_batch_size: int = speed(32)
