@@ -51,7 +51,7 @@ def check(recipe: Recipe, source: Source, parts: dict[str, list[Part]]) -> None:
 
 def check_students(recipe: Recipe, source: Source) -> None:
     """Raises UserError if a student of the recipe cannot be built from this teacher."""
-    from offline_teacher.families.students import Shape, choose_layers, student_config
+    from offline_teacher.models.students import Shape, choose_layers, student_config
 
     for run in recipe.runs().values():
         layers = choose_layers(run.student.layers, source.config)

@@ -12,7 +12,7 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.settings.recipe import Recipe
 from offline_teacher.corpus.documents import Part
-from offline_teacher.families.pooling import Pooling
+from offline_teacher.models.pooling import Pooling
 from offline_teacher.sequences.building import text_digest
 from offline_teacher.sequences.masking import continuation_flags, masked_count
 from offline_teacher.store.manifest import CONFIG, POOLING, WEIGHTS, Spec
@@ -67,8 +67,8 @@ class Source:
         """The content of the store's ``teacher/model.safetensors``: all weights, or what replay needs."""
         from safetensors.torch import save
 
-        from offline_teacher.families.loading import load_model, pooler_weights, stored_dtype
-        from offline_teacher.families.weights import named_weights, top_weights
+        from offline_teacher.models.loading import load_model, pooler_weights, stored_dtype
+        from offline_teacher.models.weights import named_weights, top_weights
 
         model = load_model(self.directory, self.config)
         if layout.teacher_weights:
@@ -115,7 +115,7 @@ def _with_masking(recipe: Recipe, source: Source) -> Recipe:
 
 def _check_store(recipe: Recipe, source: Source) -> None:
     """Raises UserError if the teacher cannot compute what the store is to hold."""
-    from offline_teacher.families.weights import check_depth  # torch
+    from offline_teacher.models.weights import check_depth  # torch
 
     store, masking, config = recipe.store, recipe.masking, source.config
     check_depth(config, store.replay_layers)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from infra.errors import UserError
 from infra.files.cache import Cache
 from offline_teacher.families import family_of
-from offline_teacher.families.pooling import MODES, Pooling
+from offline_teacher.models.pooling import MODES, Pooling
 from offline_teacher.store.manifest import CONFIG, POOLING, WEIGHTS
 from offline_teacher.store.reader import Store
 
@@ -121,7 +121,7 @@ def _misfits(store: Store, config: dict[str, Any], weights: dict[str, Tensor]) -
     """
     import torch
 
-    from offline_teacher.families.weights import load_named
+    from offline_teacher.models.weights import load_named
 
     family = family_of(config)
     head = f"{family.head.dense}.weight" in weights

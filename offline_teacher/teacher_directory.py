@@ -16,7 +16,7 @@ from infra.settings.sections import Teacher
 from offline_teacher.families.positions import usable_length
 
 if TYPE_CHECKING:
-    from offline_teacher.families.pooling import Pooling
+    from offline_teacher.models.pooling import Pooling
 
 SIZES = (
     "vocab_size",
@@ -134,7 +134,7 @@ def load_config(directory: str) -> Any:
     """The configuration. For an unsupported family it raises UserError, which names the supported ones."""
     from transformers.activations import ACT2FN
 
-    from offline_teacher.families.loading import read_config
+    from offline_teacher.models.loading import read_config
 
     config = read_config(directory)
     file = f"teacher.model: {directory}/config.json"
@@ -153,14 +153,14 @@ def load_config(directory: str) -> Any:
 
 def has_masked_lm_head(directory: str, config: Any) -> bool:
     """Whether the weights have a masked-LM head; they are not loaded."""
-    from offline_teacher.families.loading import has_head
+    from offline_teacher.models.loading import has_head
 
     return has_head(directory, config)
 
 
 def read_pooling_of(directory: str) -> Pooling | None:
     """How a sentence encoder makes one vector of a text; None for other models."""
-    from offline_teacher.families.pooling import read_pooling
+    from offline_teacher.models.pooling import read_pooling
 
     if not os.path.isfile(os.path.join(directory, "modules.json")):
         return None

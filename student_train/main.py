@@ -235,7 +235,7 @@ def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[An
     import torch
 
     from infra.files.cache import Cache
-    from offline_teacher.families.replay import Replay
+    from offline_teacher.models.replay import Replay
     from offline_teacher.stored_teacher import stored_config, stored_pooling, stored_weights, teacher_of
     from student_train.objectives.live import LiveTeacher
     from student_train.objectives.needs import taught_layout

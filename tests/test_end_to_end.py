@@ -81,7 +81,7 @@ def output(recipe: Path) -> Path:
 
 def test_the_store_is_sound(output: Path) -> None:
     from offline_teacher.store.reader import open_store
-    from offline_teacher.store.verify import verify
+    from offline_teacher.verification.verify import verify
 
     assert verify(str(output / "store")) == []
     store = open_store(str(output / "store"))

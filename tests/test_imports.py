@@ -12,7 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("offline_teacher", "student_train", "evaluation")
 PACKAGES = (*STAGES, "infra")
 STORE = "offline_teacher/store/"
-SHARED = ("offline_teacher.store", "offline_teacher.stored_teacher", "offline_teacher.families")
+SHARED = (
+    *("offline_teacher.store", "offline_teacher.stored_teacher"),
+    *("offline_teacher.families", "offline_teacher.models"),
+)
 """What other stages may import of the teacher's."""
 
 ONLY_IN = {

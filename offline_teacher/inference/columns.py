@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from infra.errors import UserError
-from offline_teacher.families.head import aligned_decoder
-from offline_teacher.families.pooling import pool
 from offline_teacher.inference.graphs import STEP, GraphedLower
 from offline_teacher.inference.quantise import quantise
 from offline_teacher.inference.reduction import reduce_logits
 from offline_teacher.inference.teacher import LoadedTeacher
+from offline_teacher.models.head import aligned_decoder
+from offline_teacher.models.pooling import pool
 from offline_teacher.store.schema import Column, Layout
 
 LARGEST_FLOAT16 = 65504.0

@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from offline_teacher.families import family_of
-from offline_teacher.families.split import Lower
+from offline_teacher.models.split import Lower
 
 STEP = 64
 """The length of a batch is rounded up to a multiple of this."""

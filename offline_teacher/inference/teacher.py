@@ -10,12 +10,12 @@ import torch
 
 from infra.cpu.native import triton_there
 from infra.settings.sections import Teacher
-from offline_teacher.families.loading import load_model
-from offline_teacher.families.pooling import Pooling
-from offline_teacher.families.replay import Replay
-from offline_teacher.families.split import Lower, lower
-from offline_teacher.families.weights import has_masked_lm_head, top_weights
 from offline_teacher.inference import reduction_kernel
+from offline_teacher.models.loading import load_model
+from offline_teacher.models.pooling import Pooling
+from offline_teacher.models.replay import Replay
+from offline_teacher.models.split import Lower, lower
+from offline_teacher.models.weights import has_masked_lm_head, top_weights
 from offline_teacher.teacher_directory import find_teacher, load_config, read_pooling_of, weight_digest
 
 

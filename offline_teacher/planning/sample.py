@@ -17,12 +17,12 @@ from torch import Tensor
 from infra.settings.recipe import Recipe
 from offline_teacher import preflight
 from offline_teacher.corpus.sample import CorpusSample
-from offline_teacher.families.loading import load_model
-from offline_teacher.families.recording import QueriesKeysValues
-from offline_teacher.families.replay import Replay
-from offline_teacher.families.split import Lower, lower
-from offline_teacher.families.students import choose_layers, new_student, student_config, student_weights
-from offline_teacher.families.weights import named_weights, top_weights
+from offline_teacher.models.loading import load_model
+from offline_teacher.models.recording import QueriesKeysValues
+from offline_teacher.models.replay import Replay
+from offline_teacher.models.split import Lower, lower
+from offline_teacher.models.students import choose_layers, new_student, student_config, student_weights
+from offline_teacher.models.weights import named_weights, top_weights
 from offline_teacher.planning.relations import relation_gradient
 from offline_teacher.planning.soft_targets import DenseHead, as_stored, hidden_name
 from offline_teacher.sequences.masking import MaskVocab, mask_sequences, mask_vocab

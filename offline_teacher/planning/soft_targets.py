@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offline_teacher.families.head import masked_lm_head
 from offline_teacher.inference.quantise import dequantise, quantise
+from offline_teacher.models.head import masked_lm_head
 
 if TYPE_CHECKING:
     from offline_teacher.planning.sample import Knowledge

@@ -11,7 +11,7 @@ from typing import Any
 
 from infra.settings.recipe import Recipe, StudentRun
 from offline_teacher.families import family_of
-from offline_teacher.families.students import Shape, choose_layers, student_config
+from offline_teacher.models.students import Shape, choose_layers, student_config
 from offline_teacher.store.schema import Layout
 
 

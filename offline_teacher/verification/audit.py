@@ -15,8 +15,8 @@ from offline_teacher.store.manifest import MANIFEST, RECIPE, SPEC
 from offline_teacher.store.pending import finished_tasks, refuse_format_1
 from offline_teacher.store.reader import open_store
 from offline_teacher.store.schema import SPLITS
-from offline_teacher.store.verify import verify
-from offline_teacher.store.verify_task import Finding
+from offline_teacher.verification.verify import verify
+from offline_teacher.verification.verify_task import Finding
 
 SHOWN = 20
 ROUNDS = 2

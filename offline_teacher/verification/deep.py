@@ -32,12 +32,12 @@ from offline_teacher.store.manifest import SHARDS
 from offline_teacher.store.quantise import hidden_values
 from offline_teacher.store.reader import Store
 from offline_teacher.store.schema import Layout
-from offline_teacher.store.verify_task import Finding
 from offline_teacher.verification.tasks import Columns, all_tasks, read_rows, task_of
 from offline_teacher.verification.top import stored_top
+from offline_teacher.verification.verify_task import Finding
 
 if TYPE_CHECKING:
-    from offline_teacher.families.replay import Replay
+    from offline_teacher.models.replay import Replay
 
 SAFETY = 8.0
 LAYER = 2.0

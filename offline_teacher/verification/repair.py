@@ -18,7 +18,6 @@ from offline_teacher.cluster.pool import Cluster
 from offline_teacher.corpus.documents import Part
 from offline_teacher.sequences.building import Tokenising, refuse_other_text
 from offline_teacher.source import Source, find_source, publish_files, spec_of, spec_with
-from offline_teacher.store.damage import damaged_directory, move_damaged
 from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import (
     MANIFEST,
@@ -36,9 +35,10 @@ from offline_teacher.store.pending import finished_parts, finished_tasks, read_p
 from offline_teacher.store.reader import open_store
 from offline_teacher.store.records import read
 from offline_teacher.store.schema import SPLITS
-from offline_teacher.store.verify_task import Finding
 from offline_teacher.store.writer import refuse_other
 from offline_teacher.teacher_pass import build_sequences, finish_tasks, parts_of
+from offline_teacher.verification.damage import damaged_directory, move_damaged
+from offline_teacher.verification.verify_task import Finding
 
 OTHER_RECIPE = "give the recipe that the store was made of (--recipe)"
 

@@ -28,9 +28,9 @@ from offline_teacher.store.numbering import Task
 from offline_teacher.store.quantise import hidden_values
 from offline_teacher.store.reader import Store
 from offline_teacher.store.schema import Layout
-from offline_teacher.store.verify_task import Finding
 from offline_teacher.store.writer import refuse_other
 from offline_teacher.verification.tasks import Columns, random_tasks, read_rows
+from offline_teacher.verification.verify_task import Finding
 
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 6e-2}
 """By the teacher's dtype."""

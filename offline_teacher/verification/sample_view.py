@@ -24,7 +24,7 @@ from offline_teacher.verification.tasks import Columns, read_rows
 from offline_teacher.verification.top import stored_top
 
 if TYPE_CHECKING:
-    from offline_teacher.families.replay import Replay
+    from offline_teacher.models.replay import Replay
 
 SHOWN = 5
 POSITIONS = 8

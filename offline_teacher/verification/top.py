@@ -9,7 +9,7 @@ from offline_teacher.store.reader import Store
 from offline_teacher.stored_teacher import stored_config, stored_weights, teacher_of
 
 if TYPE_CHECKING:
-    from offline_teacher.families.replay import Replay
+    from offline_teacher.models.replay import Replay
 
 
 def stored_top(store: Store) -> Replay | None:
@@ -17,7 +17,7 @@ def stored_top(store: Store) -> Replay | None:
 
     UserError where configuration and weights, though their digests are right, make no teacher.
     """
-    from offline_teacher.families.replay import Replay
+    from offline_teacher.models.replay import Replay
 
     config = stored_config(store)
     weights = stored_weights(store, config)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from infra.errors import UserError
 from offline_teacher.families import family_of
-from offline_teacher.families.split import lower
-from offline_teacher.families.weights import load_named
+from offline_teacher.models.split import lower
+from offline_teacher.models.weights import load_named
 
 
 class LiveTeacher:
@@ -21,7 +21,7 @@ class LiveTeacher:
         """
         Args:
             config: the teacher's.
-            weights: all of the teacher's, as `offline_teacher.families.weights.named_weights` names them.
+            weights: all of the teacher's, as `offline_teacher.models.weights.named_weights` names them.
             replay_layers: how many of the top layers are left to the replay.
 
         Raises:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from infra.settings.sections import Train
-from offline_teacher.families.pooling import Pooling, pool
+from offline_teacher.models.pooling import Pooling, pool
 from student_train.data.collate import Batch
 from student_train.objectives.embedding import embedding_distance
 from student_train.objectives.needs import soft_target_kind
@@ -26,8 +26,8 @@ from student_train.objectives.triple_loss import LossTerms, triple_loss
 from student_train.student.model import needs_head
 
 if TYPE_CHECKING:
-    from offline_teacher.families.recording import QueriesKeysValues
-    from offline_teacher.families.replay import Replay
+    from offline_teacher.models.recording import QueriesKeysValues
+    from offline_teacher.models.replay import Replay
     from offline_teacher.store.schema import Layout
     from student_train.objectives.live import LiveTeacher
     from student_train.student.model import StudentModel

@@ -15,12 +15,12 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from offline_teacher.families.head import aligned_decoder
+from offline_teacher.models.head import aligned_decoder
 from student_train.objectives.vocabulary_kernels import Kernel, exact_kernel, topk_kernel
 
 
 class Decoder(Protocol):
-    """The teacher's frozen masked-LM head: an interface of `offline_teacher.families.replay.Replay`."""
+    """The teacher's frozen masked-LM head: an interface of `offline_teacher.models.replay.Replay`."""
 
     def decoder_input(self, last_hidden: Tensor) -> Tensor:
         """[n, D] -> [n, D] in the head's dtype."""

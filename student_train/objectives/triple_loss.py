@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from infra.cpu.native import triton_there
-from offline_teacher.families.head import aligned_decoder
+from offline_teacher.models.head import aligned_decoder
 from student_train.objectives import native_exact
 from student_train.objectives.soft_targets import ExactTarget, SoftTarget, aligned
 from student_train.objectives.vocabulary_kernels import NO_LABEL, Kernel, exact_kernel, fused, mlm_kernel

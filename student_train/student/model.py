@@ -22,23 +22,23 @@ from infra.errors import UserError
 from infra.settings import sections
 from offline_teacher.families import family_of
 from offline_teacher.families.family import no_head
-from offline_teacher.families.head import masked_lm_head
-from offline_teacher.families.masks import encoder_mask
-from offline_teacher.families.pooling import Pooling, pool
-from offline_teacher.families.recording import QueriesKeysValues
-from offline_teacher.families.slicing import sliced_weights
-from offline_teacher.families.students import (
+from offline_teacher.models.head import masked_lm_head
+from offline_teacher.models.masks import encoder_mask
+from offline_teacher.models.pooling import Pooling, pool
+from offline_teacher.models.recording import QueriesKeysValues
+from offline_teacher.models.slicing import sliced_weights
+from offline_teacher.models.students import (
     Shape,
     choose_layers,
     new_student,
     student_config,
     student_weights,
 )
-from offline_teacher.families.weights import has_masked_lm_head
+from offline_teacher.models.weights import has_masked_lm_head
 from student_train.objectives.relations import relation_heads
 
 TeacherWeights = Mapping[str, Tensor]
-"""Of the teacher, as `offline_teacher.families.weights.named_weights` names them."""
+"""Of the teacher, as `offline_teacher.models.weights.named_weights` names them."""
 
 
 class StudentModel(nn.Module):

@@ -6,7 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from offline_teacher.families.pooling import Pooling
+from offline_teacher.models.pooling import Pooling
 
 if TYPE_CHECKING:
     from torch import nn

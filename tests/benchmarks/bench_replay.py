@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from infra.cpu.processor import computes_bfloat16
 from offline_teacher.families import family_of
-from offline_teacher.families.replay import Replay
-from offline_teacher.families.split import lower
-from offline_teacher.families.weights import top_weights
+from offline_teacher.models.replay import Replay
+from offline_teacher.models.split import lower
+from offline_teacher.models.weights import top_weights
 from tests.benchmarks.results import Row, row
 from tests.benchmarks.timing import interleave
 

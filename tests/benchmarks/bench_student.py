@@ -31,7 +31,7 @@ from infra.cpu.processor import computes_bfloat16
 from infra.settings.recipe import Recipe
 from infra.settings.sections import Student, Train
 from infra.tracking.run import Run
-from offline_teacher.families.weights import named_weights, top_weights
+from offline_teacher.models.weights import named_weights, top_weights
 from offline_teacher.store.schema import Layout
 from student_train.data.order import SampleOrder
 from student_train.data.reading import open_stream

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from offline_teacher.families.recording import QueriesKeysValues
+from offline_teacher.models.recording import QueriesKeysValues
 from student_train.data.collate import NO_LABEL, Batch
 from student_train.objectives.relations import dense_relation_loss, relation_heads
 

@@ -33,8 +33,8 @@ from offline_teacher.cluster.crews import Crew, teacher_crew, text_crew
 from offline_teacher.cluster.work_queue import Item
 from offline_teacher.inference import columns, teacher  # noqa: F401 - imported once, before the forks
 from offline_teacher.source import find_source, spec_of
-from offline_teacher.store.verify import verify
 from offline_teacher.teacher_pass import parts_of, run_pass
+from offline_teacher.verification.verify import verify
 from tests.chaos.arguments import described
 from tests.offline_teacher.local_pool import LocalCluster, LocalPool, make
 from tests.offline_teacher.stores import contents

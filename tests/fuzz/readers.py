@@ -31,7 +31,7 @@ from offline_teacher.store.manifest import CONFIG, MANIFEST, SPEC, WEIGHTS
 from offline_teacher.store.pending import read_part_index, read_spec
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.records import encode
-from offline_teacher.store.verify import verify
+from offline_teacher.verification.verify import verify
 from tests.fuzz.mutations import mutate_bytes, mutate_json
 from tests.store.synthetic import make_store, small_plan
 

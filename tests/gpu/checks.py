@@ -11,11 +11,11 @@ import torch
 from torch.nn import functional
 
 from infra.settings.sections import Student, Train
-from offline_teacher.families.replay import Replay
-from offline_teacher.families.weights import top_weights
 from offline_teacher.inference.columns import Inference
 from offline_teacher.inference.quantise import dequantise, quantise
 from offline_teacher.inference.reduction import reduce_logits
+from offline_teacher.models.replay import Replay
+from offline_teacher.models.weights import top_weights
 from student_train.objectives.relations import RELATIONS, dense_relation_loss, relation_loss
 from student_train.objectives.soft_targets import ExactTarget
 from student_train.objectives.triple_loss import triple_loss

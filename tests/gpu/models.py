@@ -11,11 +11,11 @@ from transformers import BertConfig, BertForMaskedLM
 
 from infra.settings.sections import Student, Train
 from offline_teacher.families import family_of
-from offline_teacher.families.replay import Replay
-from offline_teacher.families.split import lower
-from offline_teacher.families.weights import named_weights, top_weights
 from offline_teacher.inference.columns import Inference
 from offline_teacher.inference.teacher import LoadedTeacher
+from offline_teacher.models.replay import Replay
+from offline_teacher.models.split import lower
+from offline_teacher.models.weights import named_weights, top_weights
 from offline_teacher.store.schema import Layout
 from student_train.data.collate import Batch, collate
 from student_train.objectives.objective import Objective

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from offline_teacher.families import head
 from offline_teacher.inference import reduction
+from offline_teacher.models import head
 from student_train.data import ring
 from student_train.data.collate import Batch
 from student_train.objectives import relations, triple_loss

@@ -18,9 +18,9 @@ from offline_teacher.main import main
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.manifest import WEIGHTS
 from offline_teacher.store.reader import Store
-from offline_teacher.store.verify import verify
 from offline_teacher.verification import deep
 from offline_teacher.verification.rerun import rerun
+from offline_teacher.verification.verify import verify
 from tests.offline_teacher.local_pool import make
 from tests.offline_teacher.stores import contents
 from tests.offline_teacher.tiny_teacher import save_bert, save_roberta, write_recipe, write_text

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
-from offline_teacher.families.split import Lower, lower
 from offline_teacher.inference.graphs import MOST_GRAPHS, GraphedLower
+from offline_teacher.models.split import Lower, lower
 
 SIZE = {
     "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

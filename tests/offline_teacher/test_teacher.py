@@ -19,14 +19,14 @@ from transformers import AutoModelForMaskedLM
 from infra.cpu import native
 from infra.errors import UserError
 from infra.settings.sections import Teacher
-from offline_teacher.families.head import MaskedLmHead, masked_lm_head
-from offline_teacher.families.loading import load_model
-from offline_teacher.families.weights import named_weights
 from offline_teacher.inference import columns as inference
 from offline_teacher.inference import reduction, reduction_kernel
 from offline_teacher.inference.columns import Inference
 from offline_teacher.inference.reduction import reduce_logits
 from offline_teacher.inference.teacher import LoadedTeacher, load_teacher
+from offline_teacher.models.head import MaskedLmHead, masked_lm_head
+from offline_teacher.models.loading import load_model
+from offline_teacher.models.weights import named_weights
 from offline_teacher.store.quantise import dequantise
 from offline_teacher.store.schema import Layout
 from offline_teacher.teacher_directory import (
@@ -159,7 +159,7 @@ def test_without_topk_neither_head_nor_top_layers_run(
 
     loaded = load(directory, replay_layers=replay_layers)
     monkeypatch.setattr(MaskedLmHead, "decoder_input", refuse)
-    monkeypatch.setattr("offline_teacher.families.replay.Replay.last_hidden", refuse)
+    monkeypatch.setattr("offline_teacher.models.replay.Replay.last_hidden", refuse)
     monkeypatch.setattr(inference, "reduce_logits", refuse)
     layout = layout_of(loaded, top_k=0, replay_layers=replay_layers)
     assert set(Inference(loaded, layout).batch(*batch())) == {"hidden_states"}

@@ -24,8 +24,8 @@ from offline_teacher.store.manifest import CONFIG, POOLING, WEIGHTS, Manifest
 from offline_teacher.store.pending import read_spec
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.records import decode, encode
-from offline_teacher.store.verify import verify
 from offline_teacher.verification.top import stored_top
+from offline_teacher.verification.verify import verify
 from student_train.mirror import mirrored
 from tests.store.synthetic import make_store
 
@@ -137,7 +137,7 @@ def test_code_in_a_model_directory_is_not_run(tmp_path: Path) -> None:
 
 def test_code_that_a_sentence_encoder_names_is_not_run(tmp_path: Path) -> None:
     """modules.json names classes; only three are known, and none is imported by its name."""
-    from offline_teacher.families.pooling import read_pooling
+    from offline_teacher.models.pooling import read_pooling
 
     mark = tmp_path / "ran"
     (tmp_path / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nclass Pooling: pass\n")

@@ -14,8 +14,8 @@ from infra.files import storage
 from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import Spec, shard_path, task_path
 from offline_teacher.store.numbering import SplitPlan
-from offline_teacher.store.verify import verify
 from offline_teacher.store.writer import TaskWriter, begin_store, finish_store
+from offline_teacher.verification.verify import verify
 from tests.s3_server import FaultyProxy
 from tests.store.synthetic import (
     Columns,

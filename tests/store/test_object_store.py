@@ -17,7 +17,7 @@ from offline_teacher.store.numbering import SplitPlan
 from offline_teacher.store.parts import part_columns, read_part
 from offline_teacher.store.pending import finished_tasks, read_part_index
 from offline_teacher.store.reader import DamagedStore, Store, open_store
-from offline_teacher.store.verify import verify
+from offline_teacher.verification.verify import verify
 from tests.s3_server import FaultyProxy
 from tests.store.synthetic import make_store, make_text, small_layout, small_plan
 from tests.store.test_round_trip import assert_same, columns_of_split, read_split

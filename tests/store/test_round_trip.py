@@ -23,8 +23,8 @@ from offline_teacher.store.blocks import BLOCK_FRAMING, SHARD_FRAMING
 from offline_teacher.store.manifest import shard_path
 from offline_teacher.store.quantise import dequantise, quantise
 from offline_teacher.store.reader import Store, open_store
-from offline_teacher.store.verify import verify
 from offline_teacher.store.writer import TaskWriter, begin_store, finish_store
+from offline_teacher.verification.verify import verify
 from tests.store.synthetic import (
     ENVIRONMENT,
     make_columns,

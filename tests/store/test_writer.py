@@ -19,8 +19,8 @@ from offline_teacher.store.numbering import SplitPlan, Task
 from offline_teacher.store.pending import finished_tasks, quarantined_tasks
 from offline_teacher.store.reader import open_store
 from offline_teacher.store.schema import Layout, Plan
-from offline_teacher.store.verify import verify
 from offline_teacher.store.writer import TaskWriter, begin_store, finish_store, quarantine_task
+from offline_teacher.verification.verify import verify
 from tests.store.synthetic import (
     ENVIRONMENT,
     Columns,

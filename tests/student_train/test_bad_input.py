@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from infra.errors import UserError
-from offline_teacher.families.weights import named_weights
+from offline_teacher.models.weights import named_weights
 from offline_teacher.store import writer
 from offline_teacher.store.manifest import CONFIG, WEIGHTS
 from student_train.engine import world as worlds

@@ -22,8 +22,8 @@ from transformers import (
 
 from infra.errors import UserError
 from infra.settings import sections
-from offline_teacher.families.loading import load_model
-from offline_teacher.families.weights import named_weights
+from offline_teacher.models.loading import load_model
+from offline_teacher.models.weights import named_weights
 from student_train.student.model import StudentModel, build_student
 
 SMALL = {

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
 from infra.files import storage
-from offline_teacher.families.weights import named_weights, top_weights
+from offline_teacher.models.weights import named_weights, top_weights
 from offline_teacher.store.manifest import POOLING, Spec
 from offline_teacher.store.reader import Store
 from offline_teacher.store.schema import Layout

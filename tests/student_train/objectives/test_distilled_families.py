@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from infra.settings.sections import Student, Train
-from offline_teacher.families.recording import QueriesKeysValues
-from offline_teacher.families.replay import Replay
-from offline_teacher.families.split import lower
-from offline_teacher.families.weights import top_weights
+from offline_teacher.models.recording import QueriesKeysValues
+from offline_teacher.models.replay import Replay
+from offline_teacher.models.split import lower
+from offline_teacher.models.weights import top_weights
 from offline_teacher.store.schema import Layout
 from student_train.data.collate import Batch, collate
 from student_train.objectives.objective import Objective

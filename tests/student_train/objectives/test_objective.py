@@ -14,8 +14,8 @@ from transformers import BertForMaskedLM
 
 from infra.errors import UserError
 from infra.settings.sections import SOFT_TARGETS, Student, Train
-from offline_teacher.families.recording import QueriesKeysValues
-from offline_teacher.families.replay import Replay
+from offline_teacher.models.recording import QueriesKeysValues
+from offline_teacher.models.replay import Replay
 from offline_teacher.store.reader import Store
 from student_train.data.order import SampleOrder, dropout_seed
 from student_train.data.reading import open_stream

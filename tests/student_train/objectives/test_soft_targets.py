@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from offline_teacher.families.replay import Replay
-from offline_teacher.families.weights import named_weights
+from offline_teacher.models.replay import Replay
+from offline_teacher.models.weights import named_weights
 from student_train.objectives.soft_targets import Decoder, ExactTarget, SoftTarget, TopkTarget
 from student_train.objectives.triple_loss import triple_loss
 from tests.student_train.heads import random_head

@@ -10,16 +10,16 @@ import torch
 import transformers
 
 from infra.errors import UserError
-from offline_teacher.families.head import masked_lm_head
-from offline_teacher.families.masks import encoder_mask
-from offline_teacher.families.students import (
+from offline_teacher.models.head import masked_lm_head
+from offline_teacher.models.masks import encoder_mask
+from offline_teacher.models.students import (
     Shape,
     choose_layers,
     new_student,
     student_config,
     student_weights,
 )
-from offline_teacher.families.weights import named_weights
+from offline_teacher.models.weights import named_weights
 from tests.offline_teacher.families.tiny_models import FAMILIES, batch, layers, masked_lm, oracle
 
 STUDENT_CLASSES = {"bert": transformers.DistilBertForMaskedLM}

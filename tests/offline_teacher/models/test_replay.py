@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from infra.errors import UserError
-from offline_teacher.families.replay import Replay
-from offline_teacher.families.split import lower
-from offline_teacher.families.weights import named_weights, rest_weights, top_weights
+from offline_teacher.models.replay import Replay
+from offline_teacher.models.split import lower
+from offline_teacher.models.weights import named_weights, rest_weights, top_weights
 from tests.offline_teacher.families.tiny_models import FAMILIES, MODELS, Oracle, batch, masked_lm, oracle
 
 EXACT = {"rtol": 0, "atol": 1e-10}

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from infra.errors import UserError
 from offline_teacher.families import family_of
 from offline_teacher.families.family import no_head
-from offline_teacher.families.head import MaskedLmHead, masked_lm_head
-from offline_teacher.families.masks import encoder_mask
-from offline_teacher.families.recording import QueriesKeysValues, separate
-from offline_teacher.families.split import cut
-from offline_teacher.families.weights import check_depth, has_masked_lm_head, is_above, load_named
+from offline_teacher.models.head import MaskedLmHead, masked_lm_head
+from offline_teacher.models.masks import encoder_mask
+from offline_teacher.models.recording import QueriesKeysValues, separate
+from offline_teacher.models.split import cut
+from offline_teacher.models.weights import check_depth, has_masked_lm_head, is_above, load_named
 
 
 class Replay(nn.Module):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from offline_teacher.families.loading import load_model
-from offline_teacher.families.pooling import Pooling, pool, read_pooling
-from offline_teacher.families.replay import Replay
-from offline_teacher.families.split import lower
-from offline_teacher.families.weights import top_weights
+from offline_teacher.models.loading import load_model
+from offline_teacher.models.pooling import Pooling, pool, read_pooling
+from offline_teacher.models.replay import Replay
+from offline_teacher.models.split import lower
+from offline_teacher.models.weights import top_weights
 
 LENGTH, ROWS, TEMPERATURE = 128, 16, 2.0
 

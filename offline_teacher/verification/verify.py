@@ -34,7 +34,7 @@ from offline_teacher.store.pending import finished_parts, finished_tasks, in_ord
 from offline_teacher.store.reader import read_root
 from offline_teacher.store.records import read
 from offline_teacher.store.schema import SPLITS
-from offline_teacher.store.verify_task import Expected, Finding, check_task
+from offline_teacher.verification.verify_task import Expected, Finding, check_task
 
 Progress = Callable[[int, int], None]
 

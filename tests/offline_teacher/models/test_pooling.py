@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from infra.errors import UserError
-from offline_teacher.families.pooling import Pooling, pool, read_pooling
+from offline_teacher.models.pooling import Pooling, pool, read_pooling
 
 MODULES = ["Transformer", "Pooling", "Normalize"]
 PATHS = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize", "Dense": "2_Dense"}

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from infra.errors import UserError
 from infra.files import storage
 from offline_teacher.store.manifest import MANIFEST, TASKS
-from offline_teacher.store.verify_task import Finding
+from offline_teacher.verification.verify_task import Finding
 
 
 def damaged_directory(root: str) -> str:

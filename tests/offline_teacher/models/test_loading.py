@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from infra.errors import UserError
-from offline_teacher.families.loading import load_model, pooler_weights
-from offline_teacher.families.weights import named_weights
+from offline_teacher.models.loading import load_model, pooler_weights
+from offline_teacher.models.weights import named_weights
 from tests.offline_teacher.families.tiny_models import FAMILIES, batch, masked_lm, oracle
 
 

@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from offline_teacher.families import family_of
-from offline_teacher.families.masks import visible_positions
-from offline_teacher.families.weights import check_depth
+from offline_teacher.models.masks import visible_positions
+from offline_teacher.models.weights import check_depth
 
 
 class Lower(nn.Module):

@@ -9,9 +9,9 @@ import torch
 
 from infra.errors import UserError
 from offline_teacher.families import family_of
-from offline_teacher.families.slicing import _rotary_dimensions, sliced_weights
-from offline_teacher.families.students import Shape, new_student, student_config, student_weights
-from offline_teacher.families.weights import named_weights
+from offline_teacher.models.slicing import _rotary_dimensions, sliced_weights
+from offline_teacher.models.students import Shape, new_student, student_config, student_weights
+from offline_teacher.models.weights import named_weights
 from tests.offline_teacher.families.tiny_models import FAMILIES, batch, masked_lm
 
 SEPARATE = [family for family in FAMILIES if family != "modernbert"]

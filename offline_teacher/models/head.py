@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from offline_teacher.families import family_of
 from offline_teacher.families.family import no_head
-from offline_teacher.families.weights import has_masked_lm_head
+from offline_teacher.models.weights import has_masked_lm_head
 
 ALIGNED_ROWS = {"cuda": 64}
 """The decoder's rows are padded to a multiple of this number for fast matrix products: tensor cores read 16

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 
 from infra.errors import UserError
 from offline_teacher.families import family_of
-from offline_teacher.families.weights import load_named
+from offline_teacher.models.weights import load_named
 
 DISTILBERT_LAYERS = (0, 2, 4, 7, 9, 11)
 """The layers of BERT-base that DistilBERT's authors chose (transformers-research-projects,
