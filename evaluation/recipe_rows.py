@@ -12,15 +12,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from evaluation.models import Candidate, local_directory
+from evaluation.starts import shape_of, start_of
 from infra.errors import UserError
 from infra.files import storage
 from infra.files.cache import Cache
 from infra.settings.recipe import Recipe, StudentRun
+from infra.settings.sections import TERMS
 from offline_teacher.store.manifest import MANIFEST
 from offline_teacher.store.reader import CACHE_BYTES, Store, open_store
 
-TEACHER, UNDISTILLED = "teacher", "undistilled"
-"""Names of rows. If the recipe has ``students``, the student's name follows ``undistilled``."""
+TEACHER, UNDISTILLED, START = "teacher", "undistilled", "start"
+"""Names of rows. If the recipe has ``students``, the student's name follows ``undistilled`` and ``start``."""
+RANDOM, MASKED_LM = "random", "masked LM alone"
+"""Kinds of references, beside ``START``."""
 _NO_ARCHITECTURE = ("architectures", "dtype", "torch_dtype", "transformers_version")
 """Entries of a config.json that do not affect the encoder's shape."""
 
@@ -30,13 +34,13 @@ class Rows:
     """What a recipe's evaluation compares."""
 
     candidates: list[Candidate]
-    """In the order of the report: teacher, students, taught students, undistilled ones."""
+    """In the order of the report: teacher, students, taught students, references, other models."""
     students: dict[str, StudentRun]
     """The trained ones, by the names of their rows."""
     untrained: list[str]
     """Names of the recipe's students that are not there yet."""
-    undistilled: dict[str, str] = field(default_factory=dict)
-    """Student -> the row of its architecture with random weights."""
+    references: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Student -> kind of reference -> its row."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -60,9 +64,7 @@ def rows_of(recipe: Recipe, stack: ExitStack) -> Rows:
     if teacher is not None:
         rows.candidates.append(Candidate(TEACHER, teacher))
     else:
-        without = (
-            f"the store {recipe.store_path} holds no weights of its teacher (store.teacher_weights: false)"
-        )
+        without = _without_weights(recipe)
         if settings.second_distillation:
             raise UserError(
                 f"evaluation.second_distillation: {without}; set it to false, or give teacher.model"
@@ -73,16 +75,30 @@ def rows_of(recipe: Recipe, stack: ExitStack) -> Rows:
         Candidate(name, stack.enter_context(local_directory(_path_not_name(_model(run)))), student=name)
         for name, run in trained.items()
     ]
-    undistilled = _undistilled(recipe, students) if settings.undistilled else {}
     rows.candidates += students
     if settings.second_distillation:
         rows.candidates += [
             Candidate(f"{one.name} (D)", one.directory, taught_by=TEACHER, student=one.name)
             for one in students
         ]
-    rows.candidates += {one.name: one for one in undistilled.values()}.values()
-    rows.undistilled = {name: one.name for name, one in undistilled.items()}
+    rows.references = {one.name: {} for one in students}
+    if RANDOM in settings.references:
+        _add_references(rows, RANDOM, _undistilled(recipe, students))
+    if START in settings.references:
+        _add_references(rows, START, _starts(recipe, rows, stack))
+    _name_masked_lm_alone(rows)
+    rows.candidates += [
+        Candidate(name, stack.enter_context(local_directory(model)))
+        for name, model in settings.models.items()
+    ]
     return rows
+
+
+def _add_references(rows: Rows, kind: str, found: dict[str, Candidate]) -> None:
+    """Add the rows that students are compared with, each once."""
+    rows.candidates += {one.name: one for one in found.values()}.values()
+    for student, one in found.items():
+        rows.references[student][kind] = one.name
 
 
 def _undistilled(recipe: Recipe, students: list[Candidate]) -> dict[str, Candidate]:
@@ -96,10 +112,54 @@ def _undistilled(recipe: Recipe, students: list[Candidate]) -> dict[str, Candida
     return found
 
 
+def _starts(recipe: Recipe, rows: Rows, stack: ExitStack) -> dict[str, Candidate]:
+    """Student -> the row of what it was before its training, one row for students that start alike."""
+    store = open_store(recipe.store_path)
+    if not store.layout.teacher_weights:
+        rows.notes.append(f"no row {START}: {_without_weights(recipe)}")
+        return {}
+    by_shape: dict[str, Candidate] = {}
+    found = {}
+    for name, run in rows.students.items():
+        if run.student.init != "teacher":
+            rows.notes.append(f"no row {START} for {name}: it starts from random weights (student.init)")
+            continue
+        key, title = shape_of(run), f"{START} {name}" if recipe.students else START
+        if key not in by_shape:
+            directory = storage.join(recipe.evaluation_dir, "start", name)
+            by_shape[key] = Candidate(title, start_of(run, store, directory, stack), student=name)
+        found[name] = by_shape[key]
+    return found
+
+
+def _name_masked_lm_alone(rows: Rows) -> None:
+    """A student of masked LM alone is a reference for every student of its shape and number of steps."""
+    shapes = {one.name: _shape(one.directory) for one in rows.candidates if one.name in rows.students}
+    for name, run in rows.students.items():
+        if not _is_masked_lm_alone(run):
+            continue
+        for other, another in rows.students.items():
+            alike = shapes[other] == shapes[name] and _steps(another) == _steps(run)
+            if alike and not _is_masked_lm_alone(another):
+                rows.references[other][MASKED_LM] = name
+
+
+def _is_masked_lm_alone(run: StudentRun) -> bool:
+    return {term for term in TERMS if getattr(run.train, term)} == {"alpha_mlm"}
+
+
+def _steps(run: StudentRun) -> tuple[float, int | None, int]:
+    return run.train.epochs, run.train.max_steps, run.train.batch_size
+
+
 def _shape(directory: str) -> str:
     """A key that is equal for students of the same encoder shape, with or without a masked-LM head."""
     config = storage.read_json(storage.join(directory, "config.json"))
     return json.dumps({key: config[key] for key in sorted(config) if key not in _NO_ARCHITECTURE})
+
+
+def _without_weights(recipe: Recipe) -> str:
+    return f"the store {recipe.store_path} holds no weights of its teacher (store.teacher_weights: false)"
 
 
 def _is_trained(run: StudentRun) -> bool:

@@ -9,34 +9,27 @@ import contextlib
 import json
 from typing import Any
 
-from evaluation.devices.timed_rows import as_json, latency_part, latency_texts, measure_latency
-from evaluation.finetuning.scores import (
-    Plan,
-    Results,
-    complete,
-    estimates,
-    macro,
-    medians,
-    prepare,
-    write_submission,
-)
-from evaluation.models import body_parameters, weight_bytes
+from evaluation.finetuning.scores import Plan, Results, complete, prepare, write_submission
 from evaluation.recipe_rows import TEACHER, Rows, rows_of
-from evaluation.report import tables
-from infra.errors import EXIT_INCOMPLETE, UserError
+from evaluation.report import content as report
+from evaluation.report import gates, tables, tracked
+from infra.errors import EXIT_INCOMPLETE, EXIT_UNMET, UserError
 from infra.files import storage
 from infra.settings.recipe import Recipe
 from infra.tracking import run as tracking
 
 EXPORT = "export"
 """Folder of the exported fine-tuned students, one folder a student in it."""
+FILES = {"report.json", "report.md", "report.html"}
+"""Without one of them the evaluation is not complete."""
 
 
 def run_recipe(recipe: Recipe, predict_test: bool = False) -> int:
     """Evaluates the recipe's teacher and students and writes ``evaluation/``, without repeating finished
     work.
 
-    Returns the exit code: EXIT_INCOMPLETE if a student is not trained yet; the report then lacks it.
+    Returns the exit code: EXIT_INCOMPLETE if a student is not trained yet; the report then lacks it. Raises
+    UserError with EXIT_UNMET if a student does not meet what the recipe requires.
     """
     directory = recipe.evaluation_dir
     with contextlib.ExitStack() as stack:
@@ -58,6 +51,9 @@ def run_recipe(recipe: Recipe, predict_test: bool = False) -> int:
     for note in content["notes"]:
         print(f"note: {note}")
     print(storage.join(directory, "report.md"))
+    missed = gates.unmet(content, recipe.evaluation.require) if recipe.evaluation.require else []
+    if missed:
+        raise UserError(f"evaluation.require: {'; '.join(missed)}", EXIT_UNMET)
     return EXIT_INCOMPLETE if rows.untrained else 0
 
 
@@ -67,8 +63,11 @@ def _evaluate(recipe: Recipe, rows: Rows, plan: Plan, key: str, run: tracking.Ru
 
     directory = recipe.evaluation_dir
     results = complete(plan, recipe.evaluation.workers)
-    content = build_report(recipe, rows, results, key)
-    tables.add_comparisons(content["rows"], *estimates(plan))
+    histories = {
+        name: read_history(storage.join(student.directory, "history.jsonl"))
+        for name, student in rows.students.items()
+    }
+    content = {"key": key, **report.build(recipe.name, recipe.evaluation, rows, plan, results, histories)}
     content["devices"] = {
         name: exports.export_all(
             [job for job in plan.jobs if job.candidate.name == name],
@@ -78,13 +77,10 @@ def _evaluate(recipe: Recipe, rows: Rows, plan: Plan, key: str, run: tracking.Ru
         )
         for name in rows.students
     }
-    files = [*write_files(rows, content, directory), *_write_submissions(rows, plan, results, directory)]
-    track(run, rows, content)
+    files = [*write_files(content, directory), *_write_submissions(rows, plan, results, directory)]
     report_path = storage.join(directory, "report.json")
     storage.publish_json(report_path, content)
-    for file in (*files, report_path):
-        if not storage.is_remote(file):
-            run.log_artifact(file, "evaluation")
+    tracked.track(run, rows, content, [*files, report_path])
     return content
 
 
@@ -105,12 +101,9 @@ def _key(plan: Plan, rows: Rows, recipe: Recipe) -> str:
         "runs": [[job.path, job.key(plan.splits[job.task_name])] for job in plan.jobs],
         "weights": {candidate.name: candidate.digest() for candidate in rows.candidates},
         "notes": rows.notes,
-        "latency": [
-            recipe.evaluation.latency_sentences,
-            recipe.evaluation.latency_threads,
-            recipe.evaluation.elmo_reference,
-            latency_part(recipe.evaluation)[0].name,
-        ],
+        "references": rows.references,
+        "timings": report.timing_key(recipe.evaluation),
+        "form": report.FORM,
     }
     return storage.digest_bytes(json.dumps(content, sort_keys=True).encode())
 
@@ -118,7 +111,7 @@ def _key(plan: Plan, rows: Rows, recipe: Recipe) -> str:
 def _complete_report(plan: Plan, directory: str, key: str) -> dict[str, Any] | None:
     """The content of report.json if its key is the same and all other files exist; else None."""
     names = storage.list_names(directory)
-    if not {"report.json", "report.md"} <= set(names):
+    if not set(names) >= FILES:
         return None
     try:
         content = storage.read_json(storage.join(directory, "report.json"))
@@ -134,63 +127,21 @@ def _complete_report(plan: Plan, directory: str, key: str) -> dict[str, Any] | N
     return content
 
 
-def build_report(recipe: Recipe, rows: Rows, results: Results, key: str) -> dict[str, Any]:
-    """The content of report.json, but for comparisons and devices."""
-    settings = recipe.evaluation
-    timed = [one for one in rows.candidates if one.name == TEACHER or one.name in rows.students]
-    texts, label = latency_texts(settings)
-    times, references = measure_latency(timed, settings, texts)
-    found: dict[str, dict[str, Any]] = {}
-    for one in rows.candidates:
-        scores = {task: medians(seeds) for task, seeds in results[one.name].items()}
-        found[one.name] = {
-            "student": one.student,
-            "undistilled": rows.undistilled.get(one.student or "") if not one.random_weights else None,
-            "scores": scores,
-            "seed_scores": {
-                task: {str(run["seed"]): run["score"] for run in seeds}
-                for task, seeds in results[one.name].items()
-            },
-            "macro": macro({task: values["score"] for task, values in scores.items()}),
-            "parameters": body_parameters(one.directory),
-            "bytes": weight_bytes(one.directory),
-            "latency": as_json(times[one.student or one.name]),  # one architecture, one latency
-        }
-    runs = (run for tasks in results.values() for seeds in tasks.values() for run in seeds)
-    return {
-        "key": key,
-        "recipe": recipe.name,
-        "students": list(rows.students),
-        "seeds": list(settings.seeds),
-        "settings": recipe.outcome("evaluation")["evaluation"],
-        "latency_setting": {
-            "texts": label,
-            "sentences": len(texts),
-            "threads": settings.latency_threads,
-            "device": "cpu",
-        },
-        "rows": found,
-        "latency_rows": references,
-        "notes": list(dict.fromkeys([*rows.notes, *(note for run in runs for note in run["notes"])])),
-        "paper": tables.PAPER,
-    }
-
-
-def write_files(rows: Rows, content: dict[str, Any], directory: str) -> list[str]:
-    """Plots and report.md; the paths written."""
-    from evaluation.report import plots
+def write_files(content: dict[str, Any], directory: str) -> list[str]:
+    """Plots, report.md and report.html; the paths written."""
+    from evaluation.report import page, plots
 
     images = {"score_latency.png": plots.score_against_latency(content)}
     if TEACHER in content["rows"]:
         images = {"retention.png": plots.retention(content), **images}
-    histories = {
-        name: read_history(storage.join(run.directory, "history.jsonl"))
-        for name, run in rows.students.items()
-    }
-    curves = plots.loss_curves(histories)
+    curves = plots.loss_curves(content["curves"])
     if curves is not None:
         images["loss_curves.png"] = curves
-    files = {**images, "report.md": tables.to_markdown(content, list(images)).encode()}
+    files = {
+        **images,
+        "report.md": tables.to_markdown(content, list(images)).encode(),
+        "report.html": page.to_html(content).encode(),
+    }
     for name, data in files.items():
         storage.publish_bytes(storage.join(directory, name), data)
     return [storage.join(directory, name) for name in files]
@@ -205,39 +156,3 @@ def read_history(path: str) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             lines.append(json.loads(line))
     return [line for line in lines if isinstance(line, dict)]
-
-
-def track(run: tracking.Run, rows: Rows, content: dict[str, Any]) -> None:
-    """Every number of the report, and each student as a registered version with its score."""
-    run.log_metrics(numbers(content))
-    for one in rows.candidates:
-        if one.name not in rows.students:
-            continue
-        student, row = rows.students[one.name], content["rows"][one.name]
-        folder = f"models/{one.name}" if student.recipe.students else "model"
-        tags = {"macro": f"{row['macro']:.6f}", "tasks": ",".join(sorted(row["scores"]))}
-        run.register_model(
-            one.directory, student.registered_name, alias="best", tags=tags, score="macro", folder=folder
-        )
-
-
-def numbers(content: dict[str, Any]) -> dict[str, float]:
-    """``student/CoLA/matthews``, ``teacher/latency/p50_ms``, ... of the report's rows."""
-    from evaluation.devices.exports import NUMBERS
-
-    found: dict[str, float] = {}
-
-    def collect(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                collect(f"{prefix}/{key}" if key != "scores" else prefix, inner)
-        elif value is not None:
-            found[prefix] = float(value)
-
-    for name, row in (content["rows"] | content["latency_rows"]).items():
-        values = {key: value for key, value in row.items() if key not in ("student", "undistilled")}
-        collect(name.replace("(", "").replace(")", ""), values)  # MLflow takes no brackets
-    for student, tasks in content["devices"].items():
-        for task, row in tasks.items():
-            collect(f"export/{student}/{task}", {key: row[key] for key in NUMBERS})
-    return found

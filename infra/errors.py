@@ -5,6 +5,8 @@ from __future__ import annotations
 EXIT_USER_ERROR = 2
 EXIT_INCOMPLETE = 3
 """The work that could be done is done, but something is missing (quarantined tasks, unscored tasks)."""
+EXIT_UNMET = 4
+"""The work is done, but a result is worse than the recipe requires."""
 
 
 LONGEST_MESSAGE = 2000

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from evaluation.devices import elmo, latency
 from evaluation.devices.export import export, export_model
@@ -16,15 +19,12 @@ from evaluation.devices.onnx_model import OnnxModel, open_session, session_runne
 from evaluation.finetuning import finetune
 from evaluation.finetuning.jobs import MODEL, Job, median_seed
 from evaluation.measures.metrics import task_score
-from evaluation.models import Candidate, load_model, load_tokenizer, parameters
+from evaluation.models import Candidate, load_model, load_tokenizer, parameters, weight_bytes
 from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.task import Split
 from infra import console
 from infra.files import storage
 from infra.settings.sections import Evaluation
-
-NUMBERS = ("score", "int8_score", "int8_lost", "bytes", "int8_size_ratio", "difference")
-"""Of a task's row in report.json that are numbers or tables of numbers."""
 
 
 def export_all(
@@ -107,6 +107,15 @@ def onnx_rows(
             runner = session_runner(session)
             rows[f"{student.name} ONNX {name}"] = TimedRow(runner, inputs, count, sizes[file])
     return rows
+
+
+def gpu_row(candidate: Candidate, model: Any, inputs: dict[int, list[Inputs]]) -> dict[str, TimedRow]:
+    """A copy of the model on the GPU; {} without one."""
+    if not torch.cuda.is_available():
+        return {}
+    runner = latency.torch_runner(copy.deepcopy(model), "cuda")
+    size = weight_bytes(candidate.directory)
+    return {f"{candidate.name} GPU": TimedRow(runner, inputs, parameters(model), size)}
 
 
 def elmo_row(settings: Evaluation, texts: Sequence[tuple[str, ...]]) -> TimedRow:

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from evaluation.models import Candidate, load_config, load_model, load_tokenizer
-from evaluation.recipe_rows import TEACHER
 from evaluation.tasks.catalogue import find_task, find_tasks
 from evaluation.tasks.loading import has_part, load
 from evaluation.tasks.task import Task
@@ -26,24 +25,30 @@ if TYPE_CHECKING:
 
 def measure_latency(
     candidates: Sequence[Candidate], settings: Evaluation, texts: list[tuple[str, ...]]
-) -> tuple[dict[str, Latency], dict[str, dict[str, Any]]]:
-    """Latency of each candidate with an STS-B head, and the rows of ``report.json: latency_rows``.
+) -> tuple[dict[str, Latency], dict[str, int], dict[str, dict[str, Any]]]:
+    """Of each candidate with an STS-B head its latency and, at the largest batch size, its peak memory in
+    bytes; and the rows of ``report.json: latency_rows``.
 
-    The latter are only timed: every candidate but the teacher in ONNX, and a network of ELMo's size.
+    The latter are only timed: every student in ONNX, every candidate on a GPU where there is one, and a
+    network of ELMo's size.
     """
     from evaluation.devices import elmo, exports, latency
+    from evaluation.devices.memory import peak_memory
 
     task = find_task("STS-B")
-    runners, inputs = {}, {}
+    runners, inputs, memory = {}, {}, {}
     extra: dict[str, exports.TimedRow] = {}
     for one in candidates:
         tokenizer = load_tokenizer(one.directory)
         length = min(settings.max_length, usable_length(load_config(one.directory)))
-        runners[one.name] = latency.torch_runner(load_model(one, task, seed=0))
+        model = load_model(one, task, seed=0).eval()
+        runners[one.name] = latency.torch_runner(model)
         sizes = (1, *latency.BATCH_SIZES)
         inputs[one.name] = {size: latency.batches(tokenizer, texts, size, length) for size in sizes}
-        if one.name != TEACHER:
+        memory[one.name] = peak_memory(model, inputs[one.name][sizes[-1]][0])
+        if one.student is not None:
             extra |= exports.onnx_rows(one, settings, inputs[one.name])
+        extra |= exports.gpu_row(one, model, inputs[one.name])
     if settings.elmo_reference:
         extra[elmo.LABEL] = exports.elmo_row(settings, texts)
     runners |= {name: row.runner for name, row in extra.items()}
@@ -55,7 +60,7 @@ def measure_latency(
         name: {"parameters": row.parameters, "bytes": row.bytes, "latency": as_json(times[name])}
         for name, row in extra.items()
     }
-    return {one.name: times[one.name] for one in candidates}, rows
+    return {one.name: times[one.name] for one in candidates}, memory, rows
 
 
 def as_json(measured: Latency) -> dict[str, Any]:

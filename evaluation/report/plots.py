@@ -113,23 +113,19 @@ def _megabytes(row: Mapping[str, Any]) -> float:
     return float(row["parameters"]) * 4 / 1e6
 
 
-def loss_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes | None:
-    """Each loss term over steps, a curve a student, from the lines of its ``history.jsonl``.
-
-    None where there are none; a term that is always 0 is left out.
-    """
-    lines = [line for history in histories.values() for line in history]
-    terms = {key: title for key, title in LOSS_TERMS.items() if any(line.get(key) for line in lines)}
+def loss_curves(histories: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> bytes | None:
+    """Each loss term over steps, a curve a student, from ``curves`` of the report; None without any."""
+    found = [term for curves in histories.values() for term in curves]
+    terms = {key: title for key, title in LOSS_TERMS.items() if key in found}
     if not terms:
         return None
     figure, panels = pyplot.subplots(
         1, len(terms), figsize=(3.4 * len(terms), 3.2), squeeze=False, layout="constrained"
     )
     for axes, (key, title) in zip(panels[0], terms.items(), strict=True):
-        for position, (name, history) in enumerate(histories.items()):
-            points = {line["step"]: line[key] for line in history if key in line and "step" in line}
-            if any(points.values()):
-                steps, values = zip(*sorted(points.items()), strict=True)
+        for position, (name, curves) in enumerate(histories.items()):
+            if key in curves:
+                steps, values = zip(*curves[key], strict=True)
                 axes.plot(steps, values, color=colour(name, position), linewidth=1.4, label=name)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")

@@ -20,7 +20,7 @@ from infra.trees import plain
 
 DEFAULT_STUDENT = "student"
 """Name of the only student of a recipe without ``students``."""
-ROWS = ("teacher", "undistilled")
+ROWS = ("teacher", "undistilled", "start")
 """Rows of every report, which no student can be called."""
 
 
@@ -64,6 +64,7 @@ class Recipe:
             f"students: {', '.join(taken)} is the name of another row of the report; choose another",
         )
         require(self.output != "", "output: names no directory")
+        _check_models(self)
         _check_across_sections(self)
 
     @property
@@ -156,6 +157,16 @@ def fingerprinted(section: Any) -> dict[str, Any]:
         for item in dataclasses.fields(section)
         if item.metadata["outcome"]
     }
+
+
+def _check_models(recipe: Recipe) -> None:
+    """The recipe's other models have names that no other row of the report has."""
+    taken = {name.lower() for name in (*ROWS, *(recipe.students or (DEFAULT_STUDENT,)))}
+    for name in recipe.evaluation.models:
+        require(
+            name.lower() not in taken,
+            f"evaluation.models: {name} is the name of another row of the report; choose another",
+        )
 
 
 def _check_across_sections(recipe: Recipe) -> None:

@@ -178,6 +178,13 @@ def _sentence(error: Any, tree: dict[str, Any]) -> str:
         reason = str(error["ctx"]["error"])
         starts_with_field = reason.partition(":")[0] in SECTIONS.get(outer, {})
         return f"{outer}{'.' if starts_with_field else ': '}{reason}" if outer else reason
+    in_mapping = len(place) > 2 and isinstance(error["loc"][2], str)
+    nested = _nested_fields(outer, inner) if in_mapping else {}
+    if nested:
+        full = ".".join(place)
+        if "unexpected" in error["type"]:
+            return nearest(f"unknown key {full}", place[2], list(nested))
+        return f"{full}: expected {expected(nested[place[2]])}, not {shown(tree[outer][inner][place[2]])}"
     if "unexpected" in error["type"] and len(place) <= 2:
         return _unknown(f"unknown key {full}", place[-1], list(SECTIONS[outer]) if inner else list(_TYPES))
     if "missing" in error["type"] and len(place) <= 2:
@@ -186,6 +193,17 @@ def _sentence(error: Any, tree: dict[str, Any]) -> str:
         return f"{full}: expected {expected(SECTIONS[outer][inner])}, not {shown(tree[outer][inner])}"
     kind = "a mapping of settings" if outer in SECTIONS else expected(_TYPES[outer])
     return f"{outer}: expected {kind}, not {shown(tree[outer])}"
+
+
+def _nested_fields(section: str, name: str) -> dict[str, Any]:
+    """The fields of a setting that is a mapping of settings itself; {} for other settings."""
+    kinds = alternatives(SECTIONS[section][name])
+    return {
+        key: of
+        for kind in kinds
+        if dataclasses.is_dataclass(kind)
+        for key, of in typing.get_type_hints(kind).items()
+    }
 
 
 _EXAMPLES = {

@@ -40,10 +40,14 @@ def expected(kind: Any) -> str:
         return " or ".join(expected(member) for member in arguments)
     if origin is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(str(value) for value in arguments)
+    if origin is tuple and typing.get_origin(arguments[0]) is Literal:
+        return f"a list of {expected(arguments[0])}"
     if origin is tuple:
         count = "" if arguments[-1] is ... else f"{len(arguments)} "
         return f"a list of {count}{_plural(arguments[0])}"
-    return _WORDS[kind]
+    if origin is dict:
+        return "a mapping of names to texts"
+    return "a mapping of settings" if dataclasses.is_dataclass(kind) else _WORDS[kind]
 
 
 def _plural(kind: Any) -> str:

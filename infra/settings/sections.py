@@ -9,6 +9,7 @@ A field made with ``outcome`` changes the result and is part of the fingerprint.
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal
 
@@ -28,9 +29,9 @@ def outcome(default: Any = MISSING) -> Any:
     return field(default=default, metadata={"outcome": True})
 
 
-def speed(default: Any = MISSING) -> Any:
+def speed(default: Any = MISSING, factory: Any = MISSING) -> Any:
     """A field that changes only speed, place or appearance: free to differ on resume."""
-    return field(default=default, metadata={"outcome": False})
+    return field(default=default, default_factory=factory, metadata={"outcome": False})
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -435,6 +436,31 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Require:
+    """What every student must reach, or the command ends with exit code 4. None: not required.
+
+    Shares are fractions: ``retention: 0.97`` asks for at least 97 % of the teacher's macro score.
+    """
+
+    macro: float | None = speed(None)
+    retention: float | None = speed(None)
+    gap_closed: float | None = speed(None)
+    gap_closed_best: float | None = speed(None)
+    agreement: float | None = speed(None)
+    """Least mean over tasks of the share of examples on which student and teacher give the same answer."""
+    int8_loss: float | None = speed(None)
+    """Most points of score that a task may lose in int8."""
+    calibration_error: float | None = speed(None)
+    """Largest expected calibration error of a task, a fraction."""
+    p50_ms: float | None = speed(None)
+    """Largest median latency at batch size 1, milliseconds."""
+    megabytes: float | None = speed(None)
+    """Largest size of the weights."""
+    beats: Literal["random", "start"] | None = speed(None)
+    """A reference than which the macro score must be higher, by a paired test at 5 %."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The tasks on which teacher and students are fine-tuned and scored, and how."""
 
@@ -449,8 +475,11 @@ class Evaluation:
     learning_rate: float = outcome(3e-5)
     max_length: int = outcome(128)
     dtype: Literal["bfloat16", "float32"] = outcome("float32")
-    undistilled: bool = outcome(True)
-    """Also fine-tune the student's architecture from random weights, as the reference row."""
+    references: tuple[Literal["random", "start"], ...] = outcome(("random",))
+    """What students are compared with, beside the teacher. ``random``: the student's shape with random
+    weights (row ``undistilled``). ``start``: the student before its training, of the teacher's layers."""
+    models: dict[str, str] = speed(factory=dict)
+    """Further rows: name -> directory, URL or hub name of any other model."""
     second_distillation: bool = outcome(False)
     """Also fine-tune each student on labels and on the outputs of a fine-tuned teacher, on every task. These
     are the rows "<student> (D)"."""
@@ -461,10 +490,21 @@ class Evaluation:
     latency_threads: int = speed(1)
     elmo_reference: bool = speed(True)
     """Also time a network of ELMo's size (random weights), the slowest row of the latency table."""
+    price_per_hour: float | None = speed(None)
+    """Price of an hour of the processor on which latency is measured, in any currency; the report then gives
+    the money for a million sentences."""
+    watts: float | None = speed(None)
+    """Power that it draws; the report then gives the energy for a million sentences."""
+    require: Require | None = speed(None)
+    """What every student must reach."""
     workers: int = speed(1)
     """Number of parallel fine-tuning runs; more than one run as Ray tasks."""
 
     def __post_init__(self) -> None:
+        self._check_rows()
+        for name in ("price_per_hour", "watts"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name}: must be > 0, not {value}")
         require(len(self.tasks) > 0, "tasks: names no task")
         require(len(self.seeds) > 0, "seeds: names no seed")
         for name in ("batch_size", "latency_threads", "workers"):
@@ -476,6 +516,22 @@ class Evaluation:
         for name in ("epochs", "learning_rate", "distillation_temperature"):
             require(getattr(self, name) > 0, f"{name}: must be > 0, not {getattr(self, name)}")
         require(8 <= self.max_length <= 512, f"max_length: must be 8 to 512, not {self.max_length}")
+
+    def _check_rows(self) -> None:
+        require(
+            len(set(self.references)) == len(self.references),
+            f"references: {', '.join(self.references)} names one twice",
+        )
+        for name in self.models:
+            require(
+                re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is not None,
+                f"models: a name is letters, digits, dots, dashes and underscores, not {name!r}",
+            )
+        asked = self.require.beats if self.require else None
+        require(
+            asked is None or asked in self.references,
+            f"require: beats {asked} needs it among evaluation.references",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,9 +29,33 @@ from torch import Tensor
 from infra.errors import UserError
 from offline_teacher.families import family_of
 from offline_teacher.families.family import Family
+from offline_teacher.families.students import student_weights
 
 Index = Tensor
 """int64: which rows or columns are kept, ascending."""
+
+
+def starting_weights(
+    student: Any, teacher: Any, weights: Mapping[str, Tensor], layers: Sequence[int]
+) -> dict[str, Tensor]:
+    """A student's first weights: the teacher's ``layers``, cut to the student's widths where they are less.
+
+    Args:
+        student, teacher: their configurations.
+        weights: of the teacher, as `weights.named_weights` names them.
+
+    Raises:
+        UserError: the heads do not fit.
+    """
+    start = student_weights(teacher, weights, layers)
+    full = family_of(teacher).config(teacher)
+    return start if widths(student) == widths(full) else sliced_weights(student, start, widths(full)[2])
+
+
+def widths(config: Any) -> tuple[int, int, int]:
+    """Hidden size, feed-forward width, attention heads."""
+    wide = getattr(config, family_of(config).own_name("intermediate_size"))
+    return config.hidden_size, wide, config.num_attention_heads
 
 
 def sliced_weights(student: Any, weights: Mapping[str, Tensor], teacher_heads: int) -> dict[str, Tensor]:

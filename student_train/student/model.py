@@ -26,13 +26,12 @@ from offline_teacher.models.head import masked_lm_head
 from offline_teacher.models.masks import encoder_mask
 from offline_teacher.models.pooling import Pooling, pool
 from offline_teacher.models.recording import QueriesKeysValues
-from offline_teacher.models.slicing import sliced_weights
+from offline_teacher.models.slicing import starting_weights, widths
 from offline_teacher.models.students import (
     Shape,
     choose_layers,
     new_student,
     student_config,
-    student_weights,
 )
 from offline_teacher.models.weights import has_masked_lm_head
 from student_train.objectives.relations import relation_heads
@@ -160,9 +159,7 @@ def build_student(
         assert teacher_weights is not None
         if needs_head(train) and f"{family_of(teacher_config).head.dense}.weight" not in teacher_weights:
             raise no_head("the store's teacher")
-        start = student_weights(teacher_config, teacher_weights, layers)
-        if _widths(config) != (teacher := _widths(family_of(teacher_config).config(teacher_config))):
-            start = sliced_weights(config, start, teacher[2])
+        start = starting_weights(config, teacher_config, teacher_weights, layers)
     model = new_student(config, start, head=needs_head(train), seed=train.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train.seed)
@@ -173,15 +170,9 @@ def build_student(
     return built.train()
 
 
-def _widths(config: Any) -> tuple[int, int, int]:
-    """Hidden size, feed-forward width, attention heads."""
-    wide = getattr(config, family_of(config).own_name("intermediate_size"))
-    return config.hidden_size, wide, config.num_attention_heads
-
-
 def _require_no_wider(student: Any, teacher: Any) -> None:
     names = ("hidden_size", "intermediate_size", "attention_heads")
-    for name, own, most in zip(names, _widths(student), _widths(teacher), strict=True):
+    for name, own, most in zip(names, widths(student), widths(teacher), strict=True):
         if own > most:
             raise UserError(
                 f"student.{name}: {own} is more than the teacher's {most}, and the student starts from the"

@@ -210,8 +210,8 @@ def test_a_recipe_gives_three_rows_once(recipe_file: str, capsys: pytest.Capture
     assert device["int8_lost"] == pytest.approx(device["score"] - device["int8_score"])
     assert (directory / "export/student/SST-2/model.int8.ort").exists()
     names = {path.name for path in directory.iterdir()}
-    assert names == {"recipe.yaml", "report.json", "report.md", "retention.png", "score_latency.png",
-                     "loss_curves.png", "scores", "export"}  # fmt: skip
+    assert names == {"recipe.yaml", "report.json", "report.md", "report.html", "retention.png",
+                     "score_latency.png", "loss_curves.png", "scores", "export"}  # fmt: skip
     table = capsys.readouterr().out
     assert table.index("teacher") < table.index("student")
 
@@ -228,7 +228,7 @@ def test_a_recipe_gives_three_rows_once(recipe_file: str, capsys: pytest.Capture
 
 
 def test_overrides_reach_the_run(recipe_file: str) -> None:
-    changes = ["undistilled=false", "latency_sentences=7", "second_distillation=true"]
+    changes = ["references=[]", "latency_sentences=7", "second_distillation=true"]
     changes = [f"evaluation.{change}" for change in changes]
     assert main(["--recipe", recipe_file, *changes]) == 0
     content = json.loads((Path(load_recipe(recipe_file).evaluation_dir) / "report.json").read_text())
@@ -260,7 +260,7 @@ def test_a_family_is_evaluated_whole_from_its_store(
     for name in students:
         sizes = {content["rows"][row]["parameters"] for row in content["rows"] if row.endswith(name)}
         assert sizes == {content["rows"][f"{name} (D)"]["parameters"]}
-        assert content["rows"][name]["undistilled"] == f"undistilled {name}"
+        assert content["rows"][name]["references"] == {"random": f"undistilled {name}"}
         assert (directory / f"export/{name}/SST-2/model.int8.ort").exists()
         assert content["devices"][name]["SST-2"]["score"] == content["rows"][name]["scores"]["SST-2"]["score"]
         assert (directory / f"submission-{name}.zip").exists()
@@ -279,7 +279,7 @@ def test_a_student_that_is_not_trained_is_named_and_the_others_are_scored(
     encoder: str, headless_encoder: str, toy_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = save_store(tmp_path / "store", encoder)
-    recipe = family_recipe(tmp_path, store, data=toy_data, undistilled=False)
+    recipe = family_recipe(tmp_path, store, data=toy_data, references=())
     path = tmp_path / "family.yaml"
     path.write_text(recipe.to_yaml())
     shutil.copytree(headless_encoder, os.path.join(recipe.run("tiny").directory, "model"))

@@ -115,8 +115,10 @@ def test_two_segment_types_are_told_apart(encoder: str) -> None:
 def test_latency_cuts_texts_to_the_positions(roberta: str) -> None:
     """It takes STS-B's texts at evaluation.max_length, which no task need use."""
     settings = Evaluation(max_length=LENGTH + 1, elmo_reference=False)
-    times, references = measure_latency([Candidate("student", roberta)], settings, [(long_text(), "a day")])
+    student = Candidate("student", roberta, student="student")
+    times, memory, references = measure_latency([student], settings, [(long_text(), "a day")])
     assert times["student"].total_seconds > 0
+    assert memory["student"] > Path(roberta, "model.safetensors").stat().st_size
     assert len(references) == 2
 
 

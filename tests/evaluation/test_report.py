@@ -8,15 +8,18 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection
 
 from evaluation.measures.intervals import Component, Estimates, mean
-from evaluation.recipe_run import numbers
-from evaluation.report import plots, tables
+from evaluation.report import comparisons, plots, tables
+from evaluation.report import content as report_content
+from evaluation.report.tracked import numbers
+from evaluation.tasks.catalogue import TASKS
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def row(cola: float, sst: float, parameters: int, undistilled: str | None = None) -> dict[str, Any]:
     return {
-        "undistilled": undistilled,
+        "student": None if undistilled is None else undistilled.partition(" ")[2] or "student",
+        "references": {} if undistilled is None else {"random": undistilled},
         "scores": {"CoLA": {"matthews": cola, "score": cola}, "SST-2": {"accuracy": sst, "score": sst}},
         "seed_scores": {"CoLA": {"0": cola}, "SST-2": {"0": sst}},
         "macro": (cola + sst) / 2,
@@ -26,6 +29,8 @@ def row(cola: float, sst: float, parameters: int, undistilled: str | None = None
             "total_seconds": 3.0, "p50_ms": 2.0, "p95_ms": 3.0, "p99_ms": 4.0,
             "throughput": {"8": 9.0, "32": 11.0},
         },
+        "peak_memory": 90_000_000,
+        "cost": {"seconds": 90_909.1, "money": 2.5, "kwh": None},
     }  # fmt: skip
 
 
@@ -40,7 +45,7 @@ def estimates(rows: dict[str, dict[str, Any]], error: float = 0.02) -> dict[str,
 
 def compare(rows: dict[str, dict[str, Any]], error: float = 0.02) -> None:
     tasks = estimates(rows, error)
-    tables.add_comparisons(rows, tasks, mean(list(tasks.values())))
+    comparisons.add_comparisons(rows, tasks, mean(list(tasks.values())), TASKS)
 
 
 def three_rows() -> dict[str, dict[str, Any]]:
@@ -51,11 +56,27 @@ def three_rows() -> dict[str, dict[str, Any]]:
     }
 
 
+def details(name: str) -> dict[str, Any]:
+    labels = {label: {"precision": 0.9, "recall": 0.9, "f1": 0.91, "support": 444.0} for label in "01"}
+    sst = {
+        "agreement": 0.8, "calibration": {"error": 0.04, "brier": 0.12}, "labels": labels,
+        "confusion": [[400, 44], [30, 398]],
+    }  # fmt: skip
+    return {"CoLA": {"agreement": 0.9}, "SST-2": sst}
+
+
+def disagreement() -> dict[str, Any]:
+    return {
+        "example": "7", "text": "not | a <b> film", "label": "1", "teacher": "1 (99 %)",
+        "student": "0 (98 %)", "distance": 0.97, "split": "dev",
+    }  # fmt: skip
+
+
 @pytest.fixture
 def content() -> dict[str, Any]:
     rows = three_rows()
     compare(rows)
-    timed = {key: rows["student"][key] for key in ("parameters", "bytes", "latency")}
+    timed = {key: rows["student"][key] for key in ("parameters", "bytes", "latency", "cost")}
     return {
         "latency_rows": {"student ONNX int8": timed},
         "devices": {
@@ -69,7 +90,13 @@ def content() -> dict[str, Any]:
         },
         "students": ["student"],
         "recipe": "tiny", "seeds": [0, 1, 2], "rows": rows, "notes": ["SST-2 dev: 2 rows"],
-        "latency_setting": {"texts": "SST-2 dev", "sentences": 872, "threads": 1, "device": "cpu"},
+        "latency_setting": {
+            "texts": "SST-2 dev", "sentences": 872, "threads": 1, "processor": "Abacus 9", "gpus": [],
+            "price_per_hour": 0.1, "watts": None,
+        },
+        "details": {name: details(name) for name in rows},
+        "disagreements": {"student": {"SST-2": [disagreement()]}},
+        "curves": {"student": {"loss": [[1, 3.0], [2, 2.0]]}},
     }  # fmt: skip
 
 
@@ -104,7 +131,7 @@ def test_gap_closed(content: dict[str, Any]) -> None:
     assert 0.55 < ends["CoLA"]["low"] < 0.65 < 0.85 < ends["CoLA"]["high"] < 1
     assert teacher["gap_closed"] is None
     assert undistilled["gap_closed_by_task"] == {"CoLA": None, "SST-2": None}
-    without = {"teacher": teacher, "student": student | {"undistilled": None}}
+    without = {"teacher": teacher, "student": student | {"references": {}}}
     compare(without)
     assert without["student"]["gap_closed"] is None
 
@@ -146,7 +173,14 @@ def test_markdown_shows_every_number(content: dict[str, Any]) -> None:
         "| student | CoLA | 30.00 | 29.00 | 1.00 | 90.0 MB | 23.0 MB | 0.253 | 2.0e-06 |",
         "![retention](retention.png)",
         "- SST-2 dev: 2 rows",
-        "Latency: SST-2 dev, 872 rows at batch size 1, 1 thread(s)",
+        "Latency: SST-2 dev, 872 rows at batch size 1, 1 thread(s) of Abacus 9, the models taking turns",
+        "| student | teacher | -5.0 [-8.9, -1.1] | 0.012 | 0 | 1 |",
+        "| student | 90.0 | 80.0 |",
+        "| teacher | SST-2 | 4.0 | 0.120 |",
+        "| SST-2 | 0 | 444 | 91.0 | 91.0 | 91.0 |",
+        "| student | 11.0 | 25.25 | 2.50 | 90 MB |",
+        "| student ONNX int8 | 11.0 | 25.25 | 2.50 |  |",
+        "| student | SST-2 | 7 | not \\| a &lt;b> film | 1 | 1 (99 %) | 0 (98 %) |",
         "| DistilBERT | 77 | 51.3 |",
     ]
     for line in expected:
@@ -295,8 +329,10 @@ def test_rows_of_one_student_have_one_colour(content: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("drawn")
 def test_every_student_has_a_curve_of_each_term(content: dict[str, Any]) -> None:
     histories = {
-        "half": [{"step": 1, "loss": 3.0, "relation": 0.0}, {"step": 2, "loss": 2.0, "relation": 0.0}],
-        "tiny": [{"step": 1, "loss": 1.0, "relation": 1.0, "kl": 0.0}],
+        "half": report_content.curve(
+            [{"step": 1, "loss": 3.0, "relation": 0.0}, {"step": 2, "loss": 2.0, "relation": 0.0}]
+        ),
+        "tiny": report_content.curve([{"step": 1, "loss": 1.0, "relation": 1.0, "kl": 0.0}]),
     }
     panels = plots.loss_curves(histories).axes  # type: ignore[union-attr]
     assert [axes.get_title() for axes in panels] == ["total", "relations"]  # a term at 0 is not drawn
@@ -310,12 +346,12 @@ def test_plots_are_images(content: dict[str, Any]) -> None:
         {"step": 20, "loss": 1.0, "kl": 0.5},
         {"event": "resumed"},
     ]
-    curves = plots.loss_curves({"student": history})
+    curves = plots.loss_curves({"student": report_content.curve(history)})
     images = [plots.retention(content), plots.score_against_latency(content), curves]
     for image in images:
         assert image is not None
         assert image.startswith(PNG)
-    assert plots.loss_curves({"student": []}) is None
+    assert plots.loss_curves({"student": report_content.curve([])}) is None
 
 
 def test_every_number_has_a_name(content: dict[str, Any]) -> None:

@@ -1,0 +1,63 @@
+"""Peak memory of a forward, counted from the tensors that it makes.
+
+Unlike the memory of a process, it does not depend on what else the process holds. Scratch space inside one
+operation is not counted.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from evaluation.devices.latency import Inputs
+from evaluation.finetuning.model_inputs import inputs_of
+
+
+@torch.inference_mode()
+def peak_memory(model: torch.nn.Module, inputs: Inputs) -> int:
+    """Bytes of the weights and, at their peak, of the tensors of one forward."""
+    tensors = {name: torch.from_numpy(array) for name, array in inputs_of(model)(inputs).items()}
+    weights = [*model.parameters(), *model.buffers()]
+    with _LiveTensors([*tensors.values(), *weights]) as live:
+        model(**tensors)
+    return live.peak + sum(tensor.numel() * tensor.element_size() for tensor in weights)
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Counts the bytes of new tensors until they are gone; views of one storage count once."""
+
+    def __init__(self, known: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.peak = self._held = 0
+        self._users: Counter[int] = Counter()
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: Any = None
+    ) -> Any:
+        result = function(*arguments, **(options or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor)
+        return result
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        place, size = storage.data_ptr(), storage.nbytes()
+        if place in self._known:
+            return
+        if not self._users[place]:
+            self._held += size
+            self.peak = max(self.peak, self._held)
+        self._users[place] += 1
+        weakref.finalize(tensor, self._release, place, size)
+
+    def _release(self, place: int, size: int) -> None:
+        self._users[place] -= 1
+        if not self._users[place]:
+            self._held -= size

@@ -1,0 +1,187 @@
+"""Builds the content of ``report.json``, from which every page, table, plot and tracked number is made.
+
+Keys (scores are fractions, times seconds unless the name says otherwise):
+
+    recipe               name of the recipe
+    students             names of the trained students, in the recipe's order
+    seeds                seeds of which every score is the median
+    settings             the evaluation section's outcome fields
+    latency_setting      texts (their name), sentences, threads, processor, gpus and versions of the timings;
+                         price_per_hour and watts as the recipe states them
+    rows.<name>          teacher, if its weights were found; every student by its name
+                         ("student" where the recipe has one); "<student> (D)" after a second distillation;
+                         references: undistilled, start (with the student's name behind it in a recipe of
+                         several, one row for students alike); other models by the recipe's names for them
+      student            the student that the row is, or has the architecture of; null for other rows
+      references         kind -> row with which the student is compared: random, start, masked LM alone
+      best_reference     the one of highest macro score; null without any
+      scores.<task>      the task's metrics by name, and "score", the mean of those that count
+      seed_scores.<task> the score of each seed
+      macro              mean of the task scores (of the GLUE tasks, where there are any)
+      retention          macro / the teacher's macro; null for the teacher, without one, or where its macro is
+                         not positive
+      gap_closed         (macro - random) / (teacher - random), random being the row of random weights; null
+                         without such rows, or where the teacher is not the better one
+      gap_closed_best    the same with best_reference in place of random
+      <ratio>_by_task    each of these three ratios a task
+      differences.<row>  from the teacher and each reference: difference of the macro scores, interval, p of
+                         the paired test; by_task.<task> the same
+      intervals          low and high end of the 95 % interval (evaluation/measures/intervals.py) of the value
+                         of the same name: scores.<task>, macro, and every ratio; null where the data do not
+                         bound a ratio
+      parameters         number of them, without a task head
+      bytes              of the directory's safetensors files; null where there is no such directory
+      latency            total_seconds, p50_ms, p95_ms, p99_ms, throughput.<batch size> (sentences/s)
+      peak_memory        bytes of the weights and of the largest batch's forward at its peak
+      cost               of a million sentences at the best throughput: seconds, money and kwh (null without
+                         a stated price or wattage)
+    latency_rows.<name>  rows that are only timed: <student> ONNX fp32 and int8, <row> GPU, ELMo-size (random
+                         weights); parameters, bytes, latency, cost as above
+    devices.<student>.<task>  the student's fine-tuned model of the median seed, in export/<student>/<task>/
+      seed, score        of that model in torch
+      int8_score         the same model in int8, on the dev sets; int8_metrics: metric by metric
+      int8_lost          score - int8_score
+      kind, bytes, int8_size_ratio, difference   as in export.json, see evaluation/devices/export.py
+    details.<row>.<task> see evaluation/report/analysis.py
+      agreement          with the teacher: share of equal answers (of numbers, their correlation); the
+                         teacher's is that between its own seeds
+      calibration        error (expected calibration error) and brier; of classifications
+      reliability        [examples, confidence, accuracy] of every bin that holds an example
+      labels.<label>     precision, recall, f1, support
+      confusion          [label][predicted] counts of the median seed
+    disagreements.<student>.<task>   examples on which student and teacher are furthest apart
+    curves.<student>     step -> each term of the training loss
+    notes                differences from the official data sets
+    paper                the reference rows of arXiv 1910.01108 (percent)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from evaluation.devices.timed_rows import as_json, latency_part, latency_texts, measure_latency
+from evaluation.finetuning.scores import Plan, Results, estimates, macro, medians
+from evaluation.models import body_parameters, weight_bytes
+from evaluation.recipe_rows import RANDOM, TEACHER, Rows
+from evaluation.report.analysis import analyse
+from evaluation.report.comparisons import add_comparisons
+from evaluation.report.paper import PAPER
+from infra.cpu.processor import cpu_name, gpu_names
+from infra.settings.recipe import fingerprinted
+from infra.settings.sections import Evaluation
+
+FORM = 2
+"""Of the content; a report of another one is made again from the score files."""
+MILLION = 1_000_000
+CURVES = ("loss", "kl", "mlm", "cosine", "relation", "embedding")
+"""Columns of a student's history that are terms of its loss."""
+MOST_POINTS = 200
+"""Of one curve in the report."""
+
+
+def machine() -> dict[str, Any]:
+    """What the timings of this process depend on, beside the settings."""
+    return {
+        "processor": cpu_name(),
+        "gpus": gpu_names(),
+        "versions": {name: version(name) for name in ("torch", "onnxruntime", "transformers")},
+    }
+
+
+def timing_key(settings: Evaluation) -> list[Any]:
+    """What the timings in a report depend on."""
+    asked = (settings.latency_sentences, settings.latency_threads, settings.elmo_reference)
+    money = (settings.price_per_hour, settings.watts)
+    return [*asked, *money, latency_part(settings)[0].name, machine()]
+
+
+def build(
+    title: str,
+    settings: Evaluation,
+    rows: Rows,
+    plan: Plan,
+    results: Results,
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> dict[str, Any]:
+    """The content of report.json, but for devices and key."""
+    timed = [one for one in rows.candidates if one.student is None or one.name in rows.students]
+    texts, label = latency_texts(settings)
+    times, memory, only_timed = measure_latency(timed, settings, texts)
+    found: dict[str, dict[str, Any]] = {}
+    for one in rows.candidates:
+        scores = {task: medians(seeds) for task, seeds in results[one.name].items()}
+        own = one.student or one.name  # one architecture, one latency
+        is_student = one.student is not None and one.name in (one.student, f"{one.student} (D)")
+        found[one.name] = {
+            "student": one.student,
+            "references": rows.references.get(one.student or "", {}) if is_student else {},
+            "scores": scores,
+            "seed_scores": {
+                task: {str(run["seed"]): run["score"] for run in seeds}
+                for task, seeds in results[one.name].items()
+            },
+            "macro": macro({task: values["score"] for task, values in scores.items()}),
+            "parameters": body_parameters(one.directory),
+            "bytes": weight_bytes(one.directory),
+            "latency": as_json(times[own]),
+            "peak_memory": memory[own],
+            "cost": cost(times[own].throughput.values(), settings),
+        }
+    tasks, mean = estimates(plan)
+    add_comparisons(found, tasks, mean, {job.task_name: job.task for job in plan.jobs})
+    details, disagreements = analyse(plan, TEACHER, list(rows.students))
+    runs = (run for tasks in results.values() for seeds in tasks.values() for run in seeds)
+    return {
+        "recipe": title,
+        "students": list(rows.students),
+        "seeds": list(settings.seeds),
+        "settings": fingerprinted(settings),
+        "latency_setting": {
+            "texts": label,
+            "sentences": len(texts),
+            "threads": settings.latency_threads,
+            "price_per_hour": settings.price_per_hour,
+            "watts": settings.watts,
+            **machine(),
+        },
+        "rows": found,
+        "latency_rows": {
+            name: row | {"cost": cost(row["latency"]["throughput"].values(), settings)}
+            for name, row in only_timed.items()
+        },
+        "details": details,
+        "disagreements": disagreements,
+        "curves": {name: curve(lines) for name, lines in histories.items()},
+        "notes": list(dict.fromkeys([*rows.notes, *(note for run in runs for note in run["notes"])])),
+        "paper": PAPER,
+    }
+
+
+def cost(rates: Any, settings: Evaluation) -> dict[str, float | None]:
+    """Of a million sentences. rates: sentences a second at each batch size, of which the best counts."""
+    seconds = MILLION / max(rates)
+    price, watts = settings.price_per_hour, settings.watts
+    return {
+        "seconds": seconds,
+        "money": None if price is None else price * seconds / 3600,
+        "kwh": None if watts is None else watts * seconds / 3.6e6,
+    }
+
+
+def curve(history: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
+    """Term of the loss -> [step, value] points, at most ``MOST_POINTS``; terms that are always 0 are left
+    out."""
+    found = {}
+    for term in CURVES:
+        points = {line["step"]: line[term] for line in history if "step" in line and term in line}
+        if any(points.values()):
+            ordered = [[step, value] for step, value in sorted(points.items())]
+            found[term] = ordered[:: -(-len(ordered) // MOST_POINTS)]
+    return found
+
+
+def has_gap(report: Mapping[str, Any], name: str) -> bool:
+    """Whether the row can be compared with the teacher and with random weights of its shape."""
+    return TEACHER in report["rows"] and RANDOM in report["rows"][name]["references"]

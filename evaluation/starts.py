@@ -1,0 +1,60 @@
+"""The reference ``start``: a student before its training, made of the teacher's layers."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from contextlib import ExitStack
+
+from evaluation.models import local_directory
+from infra.files import storage
+from infra.settings.recipe import StudentRun, fingerprinted
+from offline_teacher.store.reader import Store
+
+SOURCE = "start.json"
+"""What a start was made of; written last, so that it marks a complete directory."""
+
+
+def shape_of(run: StudentRun) -> str:
+    """A key that is equal for students that start from the same weights."""
+    return json.dumps(fingerprinted(run.student), sort_keys=True)
+
+
+def start_of(run: StudentRun, store: Store, directory: str, stack: ExitStack) -> str:
+    """A local directory with the student's first weights; made in ``directory`` if they are not there.
+
+    The store holds all of the teacher's weights, and ``student.init`` is ``teacher``. Raises UserError if the
+    store's teacher is damaged or cannot have this student.
+    """
+    source = {"store": store.digest, "student": fingerprinted(run.student)}
+    marker = storage.join(directory, SOURCE)
+    if not storage.exists(marker) or storage.read_json(marker) != source:
+        _build(run, store, directory)
+        storage.publish_json(marker, source)
+    is_name = not storage.is_remote(directory) and not directory.startswith(("/", "."))
+    return stack.enter_context(local_directory(f"./{directory}" if is_name else directory))
+
+
+def _build(run: StudentRun, store: Store, directory: str) -> None:
+    from infra.files.cache import Cache
+    from offline_teacher.families.slicing import starting_weights
+    from offline_teacher.families.students import Shape, choose_layers, new_student, student_config
+    from offline_teacher.store.reader import CACHE_BYTES
+    from offline_teacher.stored_teacher import stored_config, stored_weights, teacher_of
+
+    student, teacher = run.student, stored_config(store)
+    with tempfile.TemporaryDirectory() as draft, teacher_of(store):
+        cache = Cache(storage.join(draft, ".cache"), CACHE_BYTES)
+        weights = stored_weights(store, teacher, cache, complete=True)
+        layers = choose_layers(student.layers, teacher)
+        shape = Shape(student.hidden_size, student.attention_heads, student.intermediate_size)
+        config = student_config(teacher, layers, shape)
+        start = starting_weights(config, teacher, weights, layers)
+        model = new_student(config, start, head=False)
+        model.save_pretrained(storage.join(draft, "model"))
+        for name, data in store.tokenizer_files().items():
+            storage.publish_bytes(storage.join(draft, "model", name), data)
+        storage.remove_tree(directory)
+        for name in storage.list_names(storage.join(draft, "model")):
+            data = storage.read_bytes(storage.join(draft, "model", name))
+            storage.publish_bytes(storage.join(directory, name), data)
