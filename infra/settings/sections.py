@@ -30,8 +30,12 @@ def outcome(default: Any = MISSING) -> Any:
 
 
 def speed(default: Any = MISSING, factory: Any = MISSING) -> Any:
-    """A field that changes only speed, place or appearance: free to differ on resume."""
-    return field(default=default, default_factory=factory, metadata={"outcome": False})
+    """A field that changes only speed, place or appearance: free to differ on resume.
+
+    ``factory`` is of a mapping, which cannot be hashed.
+    """
+    hashed = None if factory is MISSING else False
+    return field(default=default, default_factory=factory, hash=hashed, metadata={"outcome": False})
 
 
 def require(condition: bool, sentence: str) -> None:
