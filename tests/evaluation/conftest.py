@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,3 +156,33 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def make_task() -> Callable[[Path, int], str]:
     return write_task
+
+
+@pytest.fixture
+def recipe_file(
+    encoder: str, pooler_free_encoder: str, tmp_path: Path, make_task: Callable[[Path, int], str]
+) -> str:
+    from infra.settings.recipe import Recipe
+    from infra.settings.sections import Corpus, Evaluation, Teacher, Tracking
+
+    recipe = Recipe(
+        name="tiny",
+        output=str(tmp_path / "runs"),
+        corpus=Corpus(path=("none.txt",)),
+        teacher=Teacher(model=encoder),
+        evaluation=Evaluation(
+            tasks=("SST-2",),
+            data=make_task(tmp_path / "data", 64),
+            epochs=1,
+            max_length=16,
+            learning_rate=3e-3,
+            elmo_reference=False,
+        ),
+        tracking=Tracking(enabled=False),
+    )
+    path = tmp_path / "tiny.yaml"
+    path.write_text(recipe.to_yaml())
+    student = recipe.run("student").directory
+    shutil.copytree(pooler_free_encoder, os.path.join(student, "model"))
+    Path(student, "history.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"ste')
+    return str(path)

@@ -15,9 +15,7 @@ import pytest
 from evaluation.main import main
 from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.files import storage
-from infra.settings.recipe import Recipe
 from infra.settings.recipe_file import load_recipe
-from infra.settings.sections import Corpus, Evaluation, Teacher, Tracking
 from tests.evaluation.families import family_recipe, save_store
 from tests.starts import COMMANDS, HEAVY, loaded, start
 
@@ -164,33 +162,6 @@ def test_a_cluster_that_is_gone_is_one_line(
         command = ["--model", encoder, "--tasks", "SST-2", "--data", toy_data, "--output", str(tmp_path)]
         with pytest.raises(UserError, match=f"^RAY_ADDRESS: no Ray cluster answers at {address}"):
             main([*command, "--seeds", "2", "--max-length", "16", "--workers", "2"])
-
-
-@pytest.fixture
-def recipe_file(
-    encoder: str, pooler_free_encoder: str, tmp_path: Path, make_task: Callable[[Path, int], str]
-) -> str:
-    recipe = Recipe(
-        name="tiny",
-        output=str(tmp_path / "runs"),
-        corpus=Corpus(path=("none.txt",)),
-        teacher=Teacher(model=encoder),
-        evaluation=Evaluation(
-            tasks=("SST-2",),
-            data=make_task(tmp_path / "data", 64),
-            epochs=1,
-            max_length=16,
-            learning_rate=3e-3,
-            elmo_reference=False,
-        ),
-        tracking=Tracking(enabled=False),
-    )
-    path = tmp_path / "tiny.yaml"
-    path.write_text(recipe.to_yaml())
-    student = recipe.run("student").directory
-    shutil.copytree(pooler_free_encoder, os.path.join(student, "model"))
-    Path(student, "history.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"ste')
-    return str(path)
 
 
 def test_a_recipe_gives_three_rows_once(recipe_file: str, capsys: pytest.CaptureFixture[str]) -> None:
