@@ -50,7 +50,7 @@ def run_recipe(recipe: Recipe, predict_test: bool = False) -> int:
     print(tables.summary_table(content))
     for note in content["notes"]:
         print(f"note: {note}")
-    print(storage.join(directory, "report.md"))
+    print(storage.join(directory, "report.html"))
     missed = gates.unmet(content, recipe.evaluation.require) if recipe.evaluation.require else []
     if missed:
         raise UserError(f"evaluation.require: {'; '.join(missed)}", EXIT_UNMET)

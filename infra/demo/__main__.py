@@ -23,7 +23,7 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 RANKS = 2
 say = partial(print, flush=True)
 NEXT = """Look at {recipe.evaluation_dir}/retention.png, then at
-  {recipe.evaluation_dir}/report.md                     every metric, latency, int8 exports
+  {recipe.evaluation_dir}/report.html                   every metric, latency, int8 exports
   python -m offline_teacher.main inspect {recipe.store_path}   what the teacher predicted for one sequence
   make ui                                               the tracked runs"""
 

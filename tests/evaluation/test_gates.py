@@ -103,7 +103,7 @@ def test_the_command_ends_with_4(recipe_file: str, capsys: pytest.CaptureFixture
             main(["--recipe", recipe_file, limit])
         assert caught.value.exit_code == EXIT_UNMET == 4
         printed = capsys.readouterr()
-        assert "report.md" in printed.out
+        assert "report.html" in printed.out
     assert "rows/s" not in printed.err
     assert main(["--recipe", recipe_file]) == 0
     directory = Path(load_recipe(recipe_file).evaluation_dir)
