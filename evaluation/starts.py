@@ -37,8 +37,8 @@ def start_of(run: StudentRun, store: Store, directory: str, stack: ExitStack) ->
 
 def _build(run: StudentRun, store: Store, directory: str) -> None:
     from infra.files.cache import Cache
-    from offline_teacher.families.slicing import starting_weights
-    from offline_teacher.families.students import Shape, choose_layers, new_student, student_config
+    from offline_teacher.models.slicing import starting_weights
+    from offline_teacher.models.students import Shape, choose_layers, new_student, student_config
     from offline_teacher.store.reader import CACHE_BYTES
     from offline_teacher.stored_teacher import stored_config, stored_weights, teacher_of
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from infra.errors import UserError
 from offline_teacher.families import family_of
 from offline_teacher.families.family import Family
-from offline_teacher.families.students import student_weights
+from offline_teacher.models.students import student_weights
 
 Index = Tensor
 """int64: which rows or columns are kept, ascending."""
