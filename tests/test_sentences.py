@@ -18,12 +18,15 @@ LIMIT = 35
 
 
 def sentences(text: str) -> Iterator[str]:
-    """Sentences of paragraphs, list items and table cells; code blocks are left out, links are their text."""
+    """Sentences of paragraphs, list items and table cells (whose entries end at a semicolon too).
+
+    Code blocks are left out, and a link is its text.
+    """
     text = re.sub(r"```.*?```|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r"^#+ .*$", r"\g<0>\n", text, flags=re.MULTILINE)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
     for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-*#|]|\d+\.) ?)", text):
-        for cell in re.split(r"(?<!\\)\|", block) if block.lstrip().startswith("|") else [block]:
+        for cell in re.split(r"(?<!\\)\||; ", block) if block.lstrip().startswith("|") else [block]:
             yield from re.split(r"(?<=[.!?])[*_]*\s+(?=[\"*_(`'A-Z0-9])", " ".join(cell.split()))
 
 

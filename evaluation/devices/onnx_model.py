@@ -43,7 +43,7 @@ class OnnxModel(torch.nn.Module):
     def __init__(self, session: Any) -> None:
         super().__init__()
         self.session = session
-        self.place = torch.nn.Parameter(torch.empty(0), requires_grad=False)  # tells the device: CPU
+        self.place = torch.nn.Parameter(torch.empty(0), requires_grad=False)  # is on the CPU
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor

@@ -22,7 +22,7 @@ _REASONS = {
 }
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG})
-"""What an ``OSError`` in the body of ``publishing`` must be for the file published to be to blame."""
+"""Errors inside ``publishing`` whose message names the file that is written; others name another file."""
 
 
 @contextlib.contextmanager

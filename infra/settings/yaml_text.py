@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 raise NotYaml(f"a key must be a word (line {line})")
             if key.value in seen:
-                raise NotYaml(f"key {key.value!r} stands there twice (line {line})")
+                raise NotYaml(f"key {key.value!r} occurs twice (line {line})")
             seen.add(key.value)
         return {key.value: self.construct_object(value, deep=True) for key, value in node.value}
 

@@ -34,7 +34,8 @@ _SYSTEM_SECONDS = 10.0
 
 
 class Run:
-    """A run that records nothing: other ranks, and ``tracking.enabled: false``. Also the interface."""
+    """The interface of a run. This class records nothing: it serves all ranks but rank 0, and every rank with
+    ``tracking.enabled: false``."""
 
     @property
     def run_id(self) -> str | None:

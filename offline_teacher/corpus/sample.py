@@ -99,7 +99,7 @@ def sample_corpus(corpus: Corpus, settings: Sequences, encoder: Encoder) -> Corp
     rate, error = _rate(tokens, np.array(units), np.array([place.weight for place in places]))
     mean = float(tokens.sum()) / sum(map(len, counts))  # tokens a sequence
     if settings.packing == "packed" and sum(units) < size:
-        mean = settings.length  # a place's last, short sequence is the sample's affair, not the corpus's
+        mean = settings.length  # the short last sequence of each place comes from sampling
     return CorpusSample(
         input_ids=np.concatenate(inputs),
         token_count=np.concatenate(counts),

@@ -80,7 +80,7 @@ void maxima(const Logits<Kind>& s, const Logits<Kind>& t, int64_t V, Floats s_re
     t_max = largest(larger(t_rest, t_most[0]));
 }
 
-enum Needed { KL_ONLY, SAME, SQUARE, OTHER };  // what exp(s) is of exp(s / T), where the cross-entropy is needed
+enum Needed { KL_ONLY, SAME, SQUARE, OTHER };  // how the kernel gets exp(s) from exp(s / T)
 
 struct Row {
     int64_t V, label;

@@ -26,8 +26,8 @@ from student_train.objectives.soft_targets import ExactTarget, SoftTarget, align
 from student_train.objectives.vocabulary_kernels import NO_LABEL, Kernel, exact_kernel, fused, mlm_kernel
 
 CHUNK_SIZE = {"cpu": 2048, "cuda": 4096}
-"""Positions a chunk of the matrix products. Fewer make them slow, and every chunk after the first adds its
-gradient of the decoder to the others'; more only cost memory."""
+"""Positions in a chunk of the matrix products. Smaller chunks make the products slow, and each further chunk
+adds its gradient to the decoder's. Larger chunks only cost memory."""
 TURN = {"cpu": 1024}
 """Tokens of the decoder's gradient that are transposed at once: on a CPU they stay in the cache."""
 BIAS_ROWS = 8
