@@ -1,197 +1,35 @@
-"""What is wrong with a recipe, a store or a place: one clear line, nothing trained, nothing half-written."""
+"""What is wrong with a recipe, a loss or a place: one clear line, nothing trained, nothing half-written."""
 
 from __future__ import annotations
 
-import shutil
 import socket
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
-import numpy as np
 import pytest
 import torch
-import yaml
 
 from infra.errors import UserError
-from offline_teacher.models.weights import named_weights
-from offline_teacher.store import writer
-from offline_teacher.store.manifest import CONFIG, WEIGHTS
 from student_train.engine import world as worlds
 from student_train.engine.world import World
-from tests.store import synthetic
-from tests.student_train import tiny_run
-from tests.student_train.tiny_run import V, command, make_store, make_teacher, student
+from tests.student_train import test_bad_store, test_phases
+from tests.student_train.bad_stores import (
+    RELATIONS,
+    Cases,
+    all_checkpoints_damaged,
+    deepspeed_json,
+    file_in_the_way,
+    hostile_pooling,
+    no_recipe,
+    nothing,
+    packed_texts,
+    recipe_with,
+    refuses,
+    started,
+    store_of,
+)
+from tests.student_train.tiny_run import command
 
-POOLED = {"positions": "pooled", "top_k": 0, "hidden_states": "none", "masked": 0}
-QUERY = "bert.encoder.layer.0.attention.self.query.weight"
-WORDS = "bert.embeddings.word_embeddings.weight"
-DENSE = "cls.predictions.transform.dense.weight"
-RELATIONS = ["train.alpha_ce=0", "train.alpha_mlm=0", "train.alpha_cos=0", "train.alpha_relation=1"]
-
-
-def store(root: Path) -> Path:
-    return root / "runs" / "tiny" / "store"
-
-
-def nothing(root: Path) -> None: ...
-
-
-def no_recipe(root: Path) -> None:
-    (root / "recipe.yaml").unlink()
-
-
-def recipe_with(**sections: Any) -> Callable[[Path], None]:
-    def change(root: Path) -> None:
-        path = root / "recipe.yaml"
-        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | sections))
-
-    return change
-
-
-def no_store(root: Path) -> None:
-    shutil.rmtree(store(root))
-
-
-def store_of(**layout: Any) -> Callable[[Path], None]:
-    def rebuild(root: Path) -> None:
-        no_store(root)
-        make_store(store(root), make_teacher(), **layout)
-
-    return rebuild
-
-
-def format_1(root: Path) -> None:
-    no_store(root)
-    store(root).mkdir()
-    (store(root) / "declaration.json").write_text("{}")
-
-
-def incomplete(root: Path) -> None:
-    (store(root) / "manifest.json").unlink()
-    next((store(root) / "tasks" / "train").iterdir()).unlink()
-
-
-def half_a_manifest(root: Path) -> None:
-    path = store(root) / "manifest.json"
-    path.write_bytes(path.read_bytes()[:-30])
-
-
-def flipped(pattern: str) -> Callable[[Path], None]:
-    """A bit in the middle of every file of the store whose path matches."""
-
-    def flip(root: Path) -> None:
-        paths = sorted(store(root).glob(pattern))
-        assert paths
-        for path in paths:
-            data = bytearray(path.read_bytes())
-            data[len(data) // 2] ^= 1
-            path.write_bytes(bytes(data))
-
-    return flip
-
-
-def shards_gone(root: Path) -> None:
-    shutil.rmtree(store(root) / "shards" / "train")
-
-
-def impossible(column: str, value: int) -> Callable[[Path], None]:
-    """A store whose digests are right and whose numbers are not: its writer did not look at them."""
-
-    def rebuild(root: Path) -> None:
-        real = writer.TaskWriter.write
-
-        def write(self: Any, columns: dict[str, np.ndarray]) -> None:
-            columns[column].flat[0] = value
-            real(self, columns)
-
-        with (
-            mock.patch.object(writer.TaskWriter, "write", write),
-            mock.patch.object(writer, "check_block", return_value=()),
-        ):
-            store_of()(root)
-
-    return rebuild
-
-
-def packed_texts(root: Path) -> None:
-    """A sentence encoder's store of tokens, whose sequences are cut out of running text."""
-    with mock.patch.object(tiny_run, "_document_spec", synthetic.make_spec):
-        store_of(documents=True)(root)
-
-
-def teacher_without_a_head(root: Path) -> None:
-    kept = named_weights(make_teacher().bert)
-    no_store(root)
-    with mock.patch.object(tiny_run, "named_weights", return_value=kept):
-        make_store(store(root), make_teacher())
-
-
-def hostile(
-    change: Callable[[dict[str, torch.Tensor]], object] = lambda tensors: None, **config: Any
-) -> Callable[[Path], None]:
-    """A store whose digests are right and whose teacher is none: other tensors, or another configuration."""
-
-    def rebuild(root: Path) -> None:
-        teacher = make_teacher()
-        tensors = {name: tensor.detach().clone() for name, tensor in named_weights(teacher).items()}
-        change(tensors)
-        told = {**teacher.config.to_dict(), **config}
-        no_store(root)
-        with (
-            mock.patch.object(tiny_run, "named_weights", return_value=tensors),
-            mock.patch.object(type(teacher.config), "to_dict", return_value=told),
-        ):
-            make_store(store(root), teacher)
-
-    return rebuild
-
-
-def hostile_file(data: bytes) -> Callable[[Path], None]:
-    """In the place of the teacher's weights."""
-
-    def rebuild(root: Path) -> None:
-        no_store(root)
-        with mock.patch.object(synthetic, "save", return_value=data):
-            make_store(store(root), make_teacher())
-
-    return rebuild
-
-
-def hostile_pooling(**told: Any) -> Callable[[Path], None]:
-    def rebuild(root: Path) -> None:
-        with mock.patch.object(synthetic, "POOLED", told):
-            store_of(**POOLED)(root)
-
-    return rebuild
-
-
-def file_in_the_way(root: Path) -> None:
-    student(root).parent.mkdir()
-    student(root).write_text("in the way")
-
-
-def deepspeed_json(text: str) -> Callable[[Path], None]:
-    return lambda root: (root / "ds.json").write_text(text) and None
-
-
-def started(*overrides: str, then: Callable[[Path], None] = nothing) -> Callable[[Path], None]:
-    def train(root: Path) -> None:
-        command(root, "train.epochs=1", *overrides)
-        then(root)
-
-    return train
-
-
-def all_checkpoints_damaged(root: Path) -> None:
-    shutil.rmtree(student(root) / "model")
-    for path in (student(root) / "checkpoints").glob("*/weights.safetensors"):
-        path.write_bytes(b"")
-
-
-BAD: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
-    # The recipe
+RECIPE: Cases = {
     "no recipe": (no_recipe, [], ["recipe.yaml"]),
     "unknown key": (nothing, ["train.lerning_rate=1"], ["lerning_rate", "learning_rate"]),
     "wrong type": (nothing, ["train.batch_size=many"], ["train.batch_size"]),
@@ -215,34 +53,9 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
     "an override of no student": (
         recipe_with(students={"half": {}}), ["students.haf.train.seed=1"], ["haf", "did you mean half?"],
     ),
-    # The store
-    "no store": (no_store, [], ["tiny/store"]),
-    "no store at a path": (nothing, ["store.path={root}/absent"], ["{root}/absent"]),
-    "a store of format 1": (format_1, [], ["tiny/store", "format 1", "make it again"]),
-    "store incomplete": (incomplete, [], ["tiny/store", "incomplete", "1 of"]),
-    "manifest damaged": (half_a_manifest, [], ["manifest.json", "verify"]),
-    "spec damaged": (flipped("spec.json"), [], ["spec.json", "verify"]),
-    "index damaged": (flipped("tasks/train/*.json"), [], ["tasks/train/e000", "verify"]),
-    "shards damaged": (flipped("shards/train/*/*.arrow"), [], ["shards/train/e000", "sample", "verify"]),
-    "held-out shards damaged": (
-        flipped("shards/validation/*/*.arrow"), ["train.epochs=1"], ["shards/validation/e000", "verify"],
-    ),
-    "teacher's configuration damaged": (flipped(CONFIG), [], [CONFIG, "verify"]),
-    "teacher's weights damaged": (flipped(WEIGHTS), [], [WEIGHTS, "verify"]),
-    "tokenizer damaged": (flipped("tokenizer/tokenizer.json"), ["train.epochs=1"], ["tokenizer/", "verify"]),
-    "shards gone": (shards_gone, [], ["shards/train/e000", "missing"]),
-    "a label beyond the vocabulary": (
-        impossible("masked_labels", V), [], ["masked_labels", "outside 0 to 95", "verify"],
-    ),
-    "a token beyond the vocabulary": (impossible("input_ids", V + 7), [], ["input_ids", "outside 0 to 95"]),
-    "a top-k id beyond the vocabulary": (
-        impossible("topk_ids", V), ["train.soft_targets=topk", "train.alpha_cos=0"], ["topk_ids", "outside"],
-    ),
-    "no token in a sample": (impossible("token_count", 0), [], ["token_count", "outside 1 to 12"]),
-    "a masked position beyond the length": (
-        impossible("masked_positions", 12), [], ["masked_positions", "outside -1 to 11"],
-    ),
-    # What a loss needs of it
+}  # fmt: skip
+
+LOSS: Cases = {
     "teacher's weights withheld": (
         store_of(teacher_weights=False), [], ["student.init: teacher", "teacher_weights: false", "random"],
     ),
@@ -294,7 +107,10 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
     "vectors of which nothing is said": (
         hostile_pooling(mode="mean"), [*RELATIONS[:3], "train.alpha_embedding=1"], ["pooling.json"],
     ),
-    # A live teacher
+}  # fmt: skip
+"""What a loss needs of the store."""
+
+LIVE: Cases = {
     "an unknown teacher": (nothing, ["train.teacher=both"], ["train.teacher", "store", "live"]),
     "a live teacher's top-k": (
         nothing, ["train.teacher=live", "train.soft_targets=topk"], ["soft_targets: topk", "exact"],
@@ -307,52 +123,10 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
     "a live teacher of text that is not masked": (
         store_of(masked=0), ["train.teacher=live"], ["train.alpha_mlm", "not masked"],
     ),
-    # A teacher that is none, with the right digests
-    "weights of another shape": (
-        hostile(lambda x: x.update({QUERY: x[QUERY][:, 1:]})), [], ["model.safetensors", "size mismatch"],
-    ),
-    "another vocabulary's words": (
-        hostile(lambda x: x.update({WORDS: x[WORDS][1:]})), [], ["model.safetensors", "size mismatch"],
-    ),
-    "a weight missing": (hostile(lambda x: x.pop(QUERY)), [], ["model.safetensors lacks", QUERY]),
-    "words missing": (hostile(lambda x: x.pop(WORDS)), [], ["model.safetensors lacks", WORDS]),
-    "a live teacher's weight missing": (
-        hostile(lambda x: x.pop(QUERY)), ["train.teacher=live", "student.layers=[1]"], ["lacks", QUERY],
-    ),
-    "hardly a weight": (
-        hostile(lambda x: [x.pop(name) for name in list(x)[1:]]), [], ["model.safetensors lacks", "more"],
-    ),
-    "a weight that is no number": (
-        hostile(lambda x: x[QUERY].view(-1)[3:4].fill_(torch.nan)), [], [QUERY, "not finite"],
-    ),
-    "an infinite weight": (
-        hostile(lambda x: x[DENSE].view(-1)[3:4].fill_(torch.inf)), [], [DENSE, "not finite"],
-    ),
-    "weights that are integers": (
-        hostile(lambda x: x.update({QUERY: x[QUERY].int()})), [], ["tiny/store", "model.safetensors"],
-    ),
-    "weights that are no safetensors": (hostile_file(b"\x80\x04pickled"), [], ["tiny/store", "safetensors"]),
-    "an empty file of weights": (hostile_file(b""), [], ["tiny/store", "safetensors"]),
-    "weights cut short": (hostile_file(b"\xff" * 64), [], ["tiny/store", "safetensors"]),
-    "a configuration of another width": (hostile(hidden_size=32), [], ["config.json", "hidden_size is 32"]),
-    "a configuration of other words": (hostile(vocab_size=97), [], ["config.json", "vocab_size is 97"]),
-    "a configuration without end": (hostile(num_hidden_layers=10**9), [], ["num_hidden_layers is 100"]),
-    "a depth that is no number": (hostile(num_hidden_layers="two"), [], ["num_hidden_layers is two"]),
-    "deeper than its weights": (
-        hostile(num_hidden_layers=4), ["student.layers=last:1"], ["lacks", "bert.encoder.layer.2"],
-    ),
-    "heads that do not divide": (hostile(num_attention_heads=3), [], ["config.json", "3 attention heads"]),
-    "an unknown activation": (hostile(hidden_act="evil"), [], ["config.json", "evil"]),
-    "a family of decoders": (hostile(model_type="llama"), [], ["llama"]),
-    "more neurons than any memory holds": (
-        hostile(intermediate_size=10**12), [], ["model.safetensors", "size mismatch"],
-    ),
-    "fewer positions than a sequence": (
-        hostile(max_position_embeddings=4), [], ["config.json", "4 tokens", "12"],
-    ),
-    "an epsilon that is no number": (hostile(layer_norm_eps="x"), [], ["tiny/store", "config.json"]),
-    "vocabulary of a teacher without a head": (teacher_without_a_head, [], ["masked-LM head"]),
-    # The student
+}  # fmt: skip
+"""A live teacher."""
+
+STUDENT: Cases = {
     "deeper than its teacher": (nothing, ["student.layers=last:5"], ["last:5", "2 layers"]),
     "no such layer": (nothing, ["student.layers=[0, 7]"], ["layer 7"]),
     "width and heads": (nothing, ["student.hidden_size=9", "student.init=random"], ["hidden_size", "heads"]),
@@ -374,7 +148,10 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
     "no such layer of relations from the end": (
         store_of(replay_layers=1), [*RELATIONS, "train.relation_layer=-2"], ["train.relation_layer", "-2"],
     ),
-    # The run
+}  # fmt: skip
+"""Its shape."""
+
+RUN: Cases = {
     "loss not finite": (
         nothing,
         ["train.learning_rate=1e30", "train.warmup_ratio=0", "train.checkpoint_every=1"],
@@ -407,9 +184,14 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
     ),
 }  # fmt: skip
 
+BAD = {**RECIPE, **LOSS, **LIVE, **STUDENT, **RUN}
+
 
 def test_there_are_enough_kinds_of_bad_input() -> None:
-    assert len(BAD) >= 80
+    """Losses, shapes, live teachers, phases and stores of hostile teachers alone are more than 30."""
+    assert len(LOSS) + len(LIVE) + len(STUDENT) + len(test_phases.BAD) >= 35
+    assert len(test_bad_store.HOSTILE) >= 20
+    assert len(BAD) + len(test_bad_store.BAD) + len(test_phases.BAD) >= 100
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -419,15 +201,7 @@ def test_bad_input_is_one_clear_line(
     from deepspeed.accelerator import get_accelerator
 
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)
-    prepare, words, named = BAD[name]
-    prepare(run_dir)
-    with pytest.raises(UserError) as raised:
-        command(run_dir, *(word.replace("{root}", str(run_dir)) for word in words))
-    line = str(raised.value)
-    assert "\n" not in line
-    for part in named:
-        assert part.replace("{root}", str(run_dir)) in line
-    assert not (student(run_dir) / "model").exists() or "at its start" in name
+    refuses(run_dir, BAD[name])
 
 
 def test_more_ranks_than_samples(
