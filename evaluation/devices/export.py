@@ -1,13 +1,13 @@
 """A model directory as files for devices: ONNX, ONNX in int8, and the latter in ONNX Runtime's own format.
 
     model.onnx       float32, variable batch size and length; must agree with torch within ``TOLERANCE``
-    model.int8.onnx  int8 weights, dynamic quantisation of activations
+    model.int8.onnx  the same with int8 weights (or 4-bit word embeddings); activations stay float32
     model.int8.ort   the same with an optimised graph, for the mobile builds of ONNX Runtime
     tokenizer.json
     export.json      written last; keys below
 
 Keys of export.json: kind (classification, regression, spans or encoder), labels, max_length, inputs, outputs
-(names), opset, versions of torch and onnxruntime, bytes.<file>, int8_size_ratio (int8 over float32 ONNX),
+(names), embedding_bits, opset, versions of torch and onnxruntime, bytes.<file>, int8_size_ratio (int8 over float32 ONNX),
 difference.float32 and difference.int8 (largest absolute one from torch), source (digest of the model).
 
 A fine-tuned directory gives its logits, any other one the encoder's last hidden states. torch's TorchScript
@@ -39,14 +39,14 @@ SHAPES = ((1, 4), (1, 17), (3, 33), (2, 64))
 """[B, L] of the inputs on which torch and ONNX are compared; L at most the model's positions."""
 
 
-def export(directory: str, output: str) -> dict[str, Any]:
+def export(directory: str, output: str, embedding_bits: int = 8) -> dict[str, Any]:
     """Write all files of the module's docstring into ``output``; the content of export.json.
 
     Does nothing if an export of the same model exists. Raises UserError if ``directory`` is not a model
     directory, if the model gives neither logits nor hidden states, or if the ONNX graph differs from torch.
     """
     require_model(directory)
-    found = finished(directory, output)
+    found = finished(directory, output, embedding_bits)
     if found is not None:
         return found
     tokenizer = load_tokenizer(directory)
@@ -60,12 +60,12 @@ def export(directory: str, output: str) -> dict[str, Any]:
     storage.publish_bytes(
         storage.join(output, "tokenizer.json"), tokenizer.backend_tokenizer.to_str().encode()
     )
-    summary |= export_model(model, output, directory)
+    summary |= export_model(model, output, directory, embedding_bits)
     storage.publish_json(storage.join(output, SUMMARY), summary)
     return summary
 
 
-def export_model(model: Any, output: str, name: str) -> dict[str, Any]:
+def export_model(model: Any, output: str, name: str, embedding_bits: int = 8) -> dict[str, Any]:
     """Writes the three model files; returns their entries for export.json. Error messages use ``name``."""
     from importlib.metadata import version
 
@@ -73,7 +73,7 @@ def export_model(model: Any, output: str, name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as draft:
         paths = {file: os.path.join(draft, file) for file in (FLOAT32, INT8, INT8_ORT)}
         to_onnx(model, inputs, outputs, paths[FLOAT32])
-        quantise(paths[FLOAT32], paths[INT8])
+        quantise(paths[FLOAT32], paths[INT8], embedding_bits)
         to_ort(paths[INT8], paths[INT8_ORT])
         difference = {
             "float32": largest_difference(model, paths[FLOAT32], outputs),
@@ -91,6 +91,7 @@ def export_model(model: Any, output: str, name: str) -> dict[str, Any]:
     return {
         "inputs": inputs,
         "outputs": outputs,
+        "embedding_bits": embedding_bits,
         "opset": OPSET,
         "versions": {package: version(package) for package in ("torch", "onnxruntime")},
         "bytes": sizes,

@@ -12,7 +12,7 @@ FLOAT32, INT8, INT8_ORT = "model.onnx", "model.int8.onnx", "model.int8.ort"
 SUMMARY = "export.json"
 
 
-def finished(directory: str, output: str) -> dict[str, Any] | None:
+def finished(directory: str, output: str, embedding_bits: int = 8) -> dict[str, Any] | None:
     """Content of export.json if ``output`` holds a complete export of the model ``directory``, else None."""
     path = storage.join(output, SUMMARY)
     if not storage.exists(path):
@@ -22,6 +22,8 @@ def finished(directory: str, output: str) -> dict[str, Any] | None:
     except UserError:  # damaged: export again
         return None
     if not isinstance(summary, dict) or summary.get("source") != source_digest(directory):
+        return None
+    if summary.get("embedding_bits") != embedding_bits:
         return None
     sizes = summary.get("bytes", {})
     there = all(

@@ -108,7 +108,7 @@ def test_weights_are_int8_embeddings_too(exported: Path) -> None:
 
     tensors = onnx.load(str(exported / INT8)).graph.initializer
     matrices = [tensor for tensor in tensors if len(tensor.dims) == 2 and 1 not in tensor.dims]
-    assert {tensor.data_type for tensor in matrices} == {TensorProto.INT8, TensorProto.UINT8}
+    assert {tensor.data_type for tensor in matrices} == {TensorProto.INT8}
     scales = [tensor for tensor in tensors if tensor.name.endswith("_scales")]
     assert len(scales) == 3  # words, positions, token types
     assert all(len(np.unique(numpy_helper.to_array(tensor))) > 1 for tensor in scales)  # a scale a row

@@ -1,0 +1,92 @@
+"""A model with only the tokens that texts of its task need: word embeddings are most of a small model's bytes.
+
+Kept are the control tokens, every piece of one character, and the most frequent tokens of the texts. A word
+whose token is left out is spelled with shorter pieces; no word that was known becomes unknown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from evaluation.devices.export import load_finished
+from evaluation.models import load_tokenizer
+from infra.control_tokens import CONTROL
+from infra.errors import UserError
+
+CHUNK = 1000
+
+
+def trim(directory: str, texts: Iterable[str], tokens: int, target: str) -> None:
+    """Saves the model ``directory`` with a vocabulary of ``tokens`` entries as the model directory ``target``.
+
+    Raises UserError if the tokenizer is not WordPiece, or if ``tokens`` is too few or more than there are.
+    """
+    import torch
+
+    tokenizer, model = load_tokenizer(directory), load_finished(directory)
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    if content["model"]["type"] != "WordPiece":
+        raise UserError(f"{directory}: only a WordPiece vocabulary can be trimmed")
+    kept = kept_ids(tokenizer, content, counts(tokenizer, texts), tokens)
+    table = model.get_input_embeddings().weight.detach()
+    model.set_input_embeddings(torch.nn.Embedding.from_pretrained(table[torch.from_numpy(kept)].clone()))
+    model.config.vocab_size = len(kept)
+    new = {int(old): place for place, old in enumerate(kept)}
+    for name in CONTROL:
+        if getattr(model.config, f"{name}_id", None) is not None:
+            setattr(model.config, f"{name}_id", new[getattr(tokenizer, f"{name}_id")])
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    vocabulary = content["model"]["vocab"]
+    content["model"]["vocab"] = {token: new[old] for token, old in vocabulary.items() if old in new}
+    _renumber(content, new)
+    with open(os.path.join(target, "tokenizer.json"), "w", encoding="utf-8") as file:
+        json.dump(content, file, ensure_ascii=False)
+
+
+def counts(tokenizer: Any, texts: Iterable[str]) -> Counter[int]:
+    """How often each id occurs in the texts."""
+    found: Counter[int] = Counter()
+    chunk: list[str] = []
+    for text in [*texts, None]:
+        if text is not None:
+            chunk.append(text)
+        if chunk and (text is None or len(chunk) == CHUNK):
+            for ids in tokenizer(chunk, add_special_tokens=False)["input_ids"]:
+                found.update(ids)
+            chunk = []
+    return found
+
+
+def kept_ids(tokenizer: Any, content: dict[str, Any], found: Counter[int], tokens: int) -> np.ndarray:
+    """The ids that stay, int64 [tokens], ascending."""
+    vocabulary, prefix = content["model"]["vocab"], content["model"]["continuing_subword_prefix"]
+    needed = {token["id"] for token in content["added_tokens"]}
+    needed |= {id for token, id in vocabulary.items() if len(token.removeprefix(prefix)) == 1}
+    if not len(needed) < tokens <= len(vocabulary):
+        raise UserError(
+            f"--vocabulary: must be {len(needed) + 1:,} (control tokens and characters) to "
+            f"{len(vocabulary):,} (all), not {tokens:,}"
+        )
+    frequent = sorted(set(vocabulary.values()) - needed, key=lambda id: (-found[id], id))
+    return np.sort(np.array([*needed, *frequent[: tokens - len(needed)]], np.int64))
+
+
+def _renumber(content: dict[str, Any], new: dict[int, int]) -> None:
+    """In place: the new ids of control tokens in all parts of tokenizer.json."""
+    for token in content["added_tokens"]:
+        token["id"] = new[token["id"]]
+    processor = content["post_processor"] or {}
+    for token in processor.get("special_tokens", {}).values():  # of a template
+        token["ids"] = [new[id] for id in token["ids"]]
+    for name in ("sep", "cls"):  # of BertProcessing: [token, id]
+        if name in processor:
+            processor[name] = [processor[name][0], new[processor[name][1]]]
+    if content.get("padding"):
+        content["padding"]["pad_id"] = new[content["padding"]["pad_id"]]
