@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from evaluation.devices.site import SiteModel
     from evaluation.tasks.task import Task
 
-_WEB = ("teacher", "task", "labels", "data", "compared")
+_WEB = ("recipe", "teacher", "task", "labels", "compared")
 """Options that go with --web."""
 COMPARED = 100
 """Examples of a dev set on which the page can be compared with Python."""
@@ -24,9 +25,13 @@ COMPARED = 100
 
 def export_command(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
+    if bool(options.model) == bool(options.recipe):
+        raise UserError("export: give either --model DIR or, with --web, --recipe FILE")
     loose = next((name for name in _WEB if getattr(options, name) and not options.web), None)
     if loose:
         raise UserError(f"--{loose}: goes with --web")
+    if options.vocabulary and not options.data:
+        raise UserError("--vocabulary: give --task and --data, whose training texts say which tokens to keep")
     return _export_page(options) if options.web else _export_files(options)
 
 
@@ -34,19 +39,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.main export", description="Write a model directory as files for devices."
     )
-    parser.add_argument(
-        "--model", type=expand_home, required=True, help="directory or hub name, fine-tuned or an encoder"
+    add = parser.add_argument
+    add("--model", type=expand_home, help="directory or hub name, fine-tuned or an encoder")
+    add("--output", type=expand_home, required=True, help="directory of the files")
+    add("--task", help="name of the task, for example SQuAD")
+    add("--data", type=expand_home, help="directory of official task files")
+    add("--vocabulary", type=int, help="with --data: keep this many tokens, the most frequent of its texts")
+    add("--embedding-bits", type=int, choices=(8, 4), default=8, help="of word embeddings (default 8)")
+    add("--web", action="store_true", help="write a page that runs the model in a browser")
+    add("--teacher", type=expand_home, help="with --web: also this fine-tuned teacher, unchanged")
+    add(
+        "--recipe", type=expand_home, help="with --web: every task of an evaluated recipe, instead of --model"
     )
-    parser.add_argument("--output", type=expand_home, required=True, help="directory of the files")
-    parser.add_argument("--web", action="store_true", help="write a page that runs the model in a browser")
-    parser.add_argument("--teacher", type=expand_home, help="with --web: the same for the fine-tuned teacher")
-    parser.add_argument("--task", help="with --web: name of the task, for example SQuAD")
-    parser.add_argument("--labels", help="with --web: names of the classes, comma-separated")
-    parser.add_argument(
-        "--data", type=expand_home, help="with --web: official task files, to compare the page with Python"
-    )
-    parser.add_argument(
-        "--compared", type=int, help=f"with --data: this many examples of the dev set (default {COMPARED})"
+    add("--labels", help="with --web: names of the classes, comma-separated")
+    add(
+        "--compared", type=int, help=f"with --web and --data: examples for the self-test (default {COMPARED})"
     )
     return parser
 
@@ -55,14 +62,17 @@ def _export_files(options: argparse.Namespace) -> int:
     from evaluation.devices.exported import finished
     from evaluation.models import local_directory, require_model
 
-    with local_directory(options.model) as model:
+    with contextlib.ExitStack() as stack:
+        model = stack.enter_context(local_directory(options.model))
         require_model(model)
-        summary = finished(model, options.output)
+        if options.vocabulary:
+            model = _trimmed(options, model, stack)
+        summary = finished(model, options.output, options.embedding_bits)
         if summary is None:
             storage.require_writable(options.output)
             from evaluation.devices.export import export
 
-            summary = export(model, options.output)
+            summary = export(model, options.output, options.embedding_bits)
     lines = [[name, f"{size / 1e6:.2f} MB"] for name, size in summary["bytes"].items()]
     print(console.table(lines, ("file", "size")))
     difference = summary["difference"]
@@ -76,51 +86,95 @@ def _export_files(options: argparse.Namespace) -> int:
 def _export_page(options: argparse.Namespace) -> int:
     from evaluation.devices.page_bundle import built_page
     from evaluation.devices.site import add_to_site
-    from evaluation.models import local_directory, require_model
 
     with contextlib.ExitStack() as stack:
-        roles = {"student": options.model, "teacher": options.teacher}
-        found = {role: stack.enter_context(local_directory(name)) for role, name in roles.items() if name}
-        for directory in found.values():
-            require_model(directory)
-        models = [_site_model(options, role, directory) for role, directory in found.items()]
+        models = _of_recipe(options) if options.recipe else _of_directories(options, stack)
         storage.require_writable(options.output)
         site = add_to_site(options.output, built_page(), models)
     rows = [
-        [task["name"], model["role"], f"{model['graph']['bytes'] / 1e6:.2f} MB"]
+        [task["name"], model["role"], model["name"], f"{model['graph']['bytes'] / 1e6:.2f} MB"]
         for task in site["tasks"]
         for model in task["models"]
     ]
-    print(console.table(rows, ("task", "model", "size")))
+    print(console.table(rows, ("task", "model", "shape", "size")))
     print(f"{options.output}: serve it with any host, for example python -m http.server -d {options.output}")
     return 0
 
 
-def _site_model(options: argparse.Namespace, role: str, directory: str) -> SiteModel:
-    from evaluation import names
+def _of_directories(options: argparse.Namespace, stack: contextlib.ExitStack) -> list[SiteModel]:
     from evaluation.devices.site import SiteModel
+    from evaluation.models import local_directory, require_model
+
+    task = _known(options.task)
+    directories = {
+        role: stack.enter_context(local_directory(source))
+        for role, source in (("student", options.model), ("teacher", options.teacher))
+        if source
+    }
+    for directory in directories.values():
+        require_model(directory)
+    examples = _texts(task, "dev", options.data)[: options.compared or COMPARED] if options.data else []
+    if options.vocabulary:
+        directories["student"] = _trimmed(options, directories["student"], stack)
+    return [
+        SiteModel(
+            directory=directory,
+            role=role,
+            task=task.name if task else options.task or "Model",
+            length=task.max_length if task else None,
+            labels=tuple(options.labels.split(",")) if options.labels else (),
+            golden=tuple(examples),
+            embedding_bits=options.embedding_bits if role == "student" else 8,
+        )
+        for role, directory in directories.items()
+    ]
+
+
+def _of_recipe(options: argparse.Namespace) -> list[SiteModel]:
+    """The fine-tuned students, and the teacher, of every task that the recipe's evaluation has finished."""
+    from evaluation.devices.site import SiteModel
+    from evaluation.tasks.catalogue import find_tasks
+    from infra.settings.recipe_file import load_recipe
+
+    recipe = load_recipe(options.recipe)
+    settings, found = recipe.evaluation, []
+    for task in find_tasks(settings.tasks):
+        examples = _texts(task, "dev", settings.data)[: options.compared or COMPARED]
+        for role in (*recipe.runs(), "teacher"):
+            directory = storage.join(recipe.evaluation_dir, "scores", role, task.name, "model")
+            if storage.exists(storage.join(directory, "config.json")):
+                length = task.max_length or settings.max_length
+                bits = options.embedding_bits if role != "teacher" else 8
+                found.append(
+                    SiteModel(directory, role, task.name, length, golden=tuple(examples), embedding_bits=bits)
+                )
+    if not found:
+        raise UserError(f"{options.recipe}: no fine-tuned models yet; evaluate the recipe first")
+    return found
+
+
+def _trimmed(options: argparse.Namespace, directory: str, stack: contextlib.ExitStack) -> str:
+    """A copy of the model whose vocabulary is that of the task's training texts."""
+    from evaluation.devices.trimming import trim
+
+    target = stack.enter_context(tempfile.TemporaryDirectory())
+    texts = (text for row in _texts(_known(options.task), "train", options.data) for text in row)
+    trim(directory, dict.fromkeys(texts), options.vocabulary, target)
+    return target
+
+
+def _known(name: str | None) -> Task | None:
+    """The task of the catalogue, or None for a name of the user's own."""
     from evaluation.tasks.catalogue import TASKS, find_task
 
-    source = options.teacher if role == "teacher" else options.model
-    known = options.task and options.task.lower() in map(str.lower, TASKS)
-    task = find_task(options.task) if known else None
-    return SiteModel(
-        directory=directory,
-        role=role,
-        name=names.names_of(names.source_of(source))[0],
-        task=task.name if task else options.task or "Model",
-        length=task.max_length if task else None,
-        labels=tuple(options.labels.split(",")) if options.labels else (),
-        golden=_texts(options, task) if options.data else (),
-    )
+    return find_task(name) if name and name.lower() in map(str.lower, TASKS) else None
 
 
-def _texts(options: argparse.Namespace, task: Task | None) -> tuple[tuple[str, ...], ...]:
-    """Texts of the first rows of the task's dev set; questions with their contexts for SQuAD."""
+def _texts(task: Task | None, part: str, data: str | None) -> list[tuple[str, ...]]:
+    """The texts of a part of a task; for SQuAD questions with their contexts."""
     from evaluation.tasks.loading import load
 
     if task is None:
-        raise UserError("--data: give --task, the name of a known task, whose dev set is read")
-    split = load(task, task.dev_parts[0], options.data)
-    texts = [(item.question, item.context) for item in split.questions] or split.texts
-    return tuple(texts[: options.compared or COMPARED])
+        raise UserError("--data: give --task, the name of a known task, whose files are read")
+    split = load(task, part if part == "train" else task.dev_parts[0], data)
+    return [(item.question, item.context) for item in split.questions] or list(split.texts)

@@ -7,8 +7,9 @@
     export.json      written last; keys below
 
 Keys of export.json: kind (classification, regression, spans or encoder), labels, max_length, inputs, outputs
-(names), embedding_bits, opset, versions of torch and onnxruntime, bytes.<file>, int8_size_ratio (int8 over float32 ONNX),
-difference.float32 and difference.int8 (largest absolute one from torch), source (digest of the model).
+(names), embedding_bits, opset, versions of torch and onnxruntime, bytes.<file>, int8_size_ratio (int8 over
+float32 ONNX), difference.float32 and difference.int8 (largest absolute one from torch), source (digest of the
+model).
 
 A fine-tuned directory gives its logits, any other one the encoder's last hidden states. torch's TorchScript
 exporter is used: it needs no further package and keeps both axes free (tested on BERT and DistilBERT).

@@ -38,7 +38,10 @@ def session_runner(session: Any) -> Runner:
 
 
 class OnnxModel(torch.nn.Module):
-    """Answers like the torch model, so that ``training.predict`` and ``finetune.score`` take it."""
+    """Answers like the torch model, so that ``training.predict`` and ``finetune.score`` take it.
+
+    Every row is run alone and without its padding, as a device runs it.
+    """
 
     def __init__(self, session: Any) -> None:
         super().__init__()
@@ -48,8 +51,24 @@ class OnnxModel(torch.nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
     ) -> Any:
-        tensors = {
+        arrays = {
             "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids
         }  # fmt: skip
-        outputs = run_session(self.session, {name: tensor.numpy() for name, tensor in tensors.items()})
-        return SimpleNamespace(**{name: torch.from_numpy(array) for name, array in outputs.items()})
+        rows = []
+        for row, count in enumerate(attention_mask.sum(dim=1).tolist()):
+            alone = {name: array[row : row + 1, :count].numpy() for name, array in arrays.items()}
+            rows.append(run_session(self.session, alone))
+        length = input_ids.shape[1]
+        return SimpleNamespace(
+            **{name: _batch(name, [row[name][0] for row in rows], length) for name in rows[0]}
+        )
+
+
+def _batch(name: str, rows: list[np.ndarray], length: int) -> torch.Tensor:
+    """Outputs of rows together: logits [B, C]; others, [L, ...] a row, filled up to [B, length, ...]."""
+    if name == "logits":
+        return torch.from_numpy(np.stack(rows))
+    batch = np.zeros((len(rows), length, *rows[0].shape[1:]), np.float32)
+    for slot, row in enumerate(rows):
+        batch[slot, : len(row)] = row
+    return torch.from_numpy(batch)

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 BITS = (8, 4)
+NORMAL_HALF = (2.0**-14, 65504.0)
+"""Numbers that float16 has with all its digits."""
 CLIPPING = np.linspace(0.6, 1.0, 9)
 """With 4 bits, a row's largest value is cut to the one of these fractions that has the smallest error."""
 
@@ -44,6 +46,8 @@ def quantise_embeddings(model: Any, bits: int = 8) -> None:
     for name in names:
         four = bits == 4 and name == largest and tables[name].shape[1] % 2 == 0
         values, scales = pack_rows(tables[name]) if four else quantise_rows(tables[name])
+        if NORMAL_HALF[0] <= scales.min() and scales.max() <= NORMAL_HALF[1]:
+            scales = scales.astype(np.float16)  # a 2,000th at most is lost, less than a tenth of a step
         _keep(model.graph, {f"{name}_quantised": values, f"{name}_scales": scales})
         for node in gathers:
             if node.input[0] == name:
@@ -52,22 +56,26 @@ def quantise_embeddings(model: Any, bits: int = 8) -> None:
 
 
 def quantise_products(model: Any) -> None:
-    """In place: ``MatMul(x, matrix)`` becomes ``MatMul(x, Cast(int8 matrix) * scales)``."""
+    """In place: the matrix of every ``MatMul`` and ``Gemm`` becomes ``Cast(int8 matrix) * scales``."""
     from onnx import TensorProto, helper
 
-    tables = _tables(model.graph)
-    for node in [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in tables]:
+    graph, tables = model.graph, _tables(model.graph)
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in tables]
+    for node in products:
         name = node.input[1]
-        values, scales = quantise_rows(tables[name].T)
-        _keep(model.graph, {f"{name}_quantised": values.T.copy(), f"{name}_scales": scales.T.copy()})
-        place = list(model.graph.node).index(node)
-        cast = helper.make_node("Cast", [f"{name}_quantised"], [f"{name}_float"], to=TensorProto.FLOAT)
-        scale = helper.make_node("Mul", [f"{name}_float", f"{name}_scales"], [f"{name}_scaled"])
+        turned = any(item.name == "transB" and item.i for item in node.attribute)  # a row an output
+        values, scales = quantise_rows(tables[name] if turned else tables[name].T)
+        if not turned:
+            values, scales = values.T.copy(), scales.T.copy()
+        _keep(graph, {f"{name}_quantised": values, f"{name}_scales": scales})
+        place = list(graph.node).index(node)
         node.input[1] = f"{name}_scaled"
-        model.graph.node.insert(place, scale)
-        model.graph.node.insert(place, cast)
-        tables.pop(name)
-    _remove_unused(model.graph, _tables(model.graph))
+        if not any(node.input[1] in other.output for other in graph.node):  # it may serve two products
+            cast = helper.make_node("Cast", [f"{name}_quantised"], [f"{name}_float"], to=TensorProto.FLOAT)
+            scale = helper.make_node("Mul", [f"{name}_float", f"{name}_scales"], [f"{name}_scaled"])
+            graph.node.insert(place, scale)
+            graph.node.insert(place, cast)
+    _remove_unused(graph, tables)
 
 
 def quantise_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +108,16 @@ def _eight_bit_rows(name: str, ids: str, out: str) -> list[Any]:
     return [
         helper.make_node("Gather", [f"{name}_quantised", ids], [f"{out}_rows"], axis=0),
         helper.make_node("Cast", [f"{out}_rows"], [f"{out}_float"], to=TensorProto.FLOAT),
-        helper.make_node("Gather", [f"{name}_scales", ids], [f"{out}_scales"], axis=0),
+        *_times_scales(name, ids, out),
+    ]
+
+
+def _times_scales(name: str, ids: str, out: str) -> list[Any]:
+    from onnx import TensorProto, helper
+
+    return [
+        helper.make_node("Gather", [f"{name}_scales", ids], [f"{out}_half"], axis=0),
+        helper.make_node("Cast", [f"{out}_half"], [f"{out}_scales"], to=TensorProto.FLOAT),
         helper.make_node("Mul", [f"{out}_float", f"{out}_scales"], [out]),
     ]
 
@@ -126,8 +143,7 @@ def _four_bit_rows(name: str, ids: str, out: str) -> list[Any]:
         helper.make_node("Sub", [f"{out}_bytes", f"{out}_upper"], [f"{out}_low"]),
         helper.make_node("Concat", [f"{out}_low", f"{out}_high"], [f"{out}_halves"], axis=-1),
         helper.make_node("Sub", [f"{out}_halves", f"{out}_eight"], [f"{out}_float"]),
-        helper.make_node("Gather", [f"{name}_scales", ids], [f"{out}_scales"], axis=0),
-        helper.make_node("Mul", [f"{out}_float", f"{out}_scales"], [out]),
+        *_times_scales(name, ids, out),
     ]
 
 

@@ -38,8 +38,7 @@ class SiteModel:
 
     directory: str
     role: str
-    """student or teacher."""
-    name: str
+    """student, teacher, or the name of one of several students."""
     task: str
     """Title of the page's entry."""
     length: int | None = None
@@ -48,6 +47,7 @@ class SiteModel:
     """Names of the classes, where the model's own are not to be shown."""
     golden: tuple[Texts, ...] = ()
     """Texts on which the page can be compared with Python, beside those of ``golden.py``."""
+    embedding_bits: int = 8
 
 
 def add_to_site(output: str, page: Path, models: Sequence[SiteModel]) -> dict[str, Any]:
@@ -62,7 +62,9 @@ def add_to_site(output: str, page: Path, models: Sequence[SiteModel]) -> dict[st
             task = {"name": model.task, "models": []}
             tasks.append(task)
         others = [entry for entry in task["models"] if entry["role"] != model.role]
-        task["models"] = sorted([*others, _write_model(output, model)], key=lambda entry: entry["role"])
+        task["models"] = sorted(
+            [*others, _write_model(output, model)], key=lambda entry: entry["role"] == "teacher"
+        )
     _write_page(output, page, {"runtime": _described(RUNTIME, (page / RUNTIME).read_bytes()), "tasks": tasks})
     site: dict[str, Any] = storage.read_json(storage.join(output, SITE))
     return site
@@ -99,7 +101,7 @@ def _write_model(output: str, model: SiteModel) -> dict[str, Any]:
     tokenizer = load_tokenizer(model.directory)
     packed = _tokenizer_of(tokenizer, model.directory)
     with tempfile.TemporaryDirectory() as draft:
-        summary = export(model.directory, draft)
+        summary = export(model.directory, draft, model.embedding_bits)
         kind, path = summary["kind"], os.path.join(draft, INT8)
         length = min(summary["max_length"], model.length or (WINDOW if kind == "spans" else 512))
         stride = min(128, length // 3)
@@ -111,7 +113,8 @@ def _write_model(output: str, model: SiteModel) -> dict[str, Any]:
             "golden": ("golden.json.gz", _packed(expected)),
         }
     entry: dict[str, Any] = {
-        "role": model.role, "name": model.name, "kind": kind, "inputs": summary["inputs"], "length": length,
+        "role": model.role, "name": _shape(model.directory), "kind": kind, "inputs": summary["inputs"],
+        "length": length,
         "stride": stride, "labels": list(model.labels) or summary["labels"],
         "source": source_digest(model.directory),
     }  # fmt: skip
@@ -120,6 +123,13 @@ def _write_model(output: str, model: SiteModel) -> dict[str, Any]:
         storage.keep_bytes(storage.join(output, place), data)
         entry[key] = _described(place, data)
     return entry
+
+
+def _shape(directory: str) -> str:
+    from evaluation.models import load_config
+
+    config = load_config(directory)
+    return f"{config.num_hidden_layers} layers of {config.hidden_size}"
 
 
 def _folder(task: str) -> str:

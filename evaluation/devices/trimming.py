@@ -1,4 +1,4 @@
-"""A model with only the tokens that texts of its task need: word embeddings are most of a small model's bytes.
+"""A model with only the tokens that its task needs: word embeddings are most of a small model's bytes.
 
 Kept are the control tokens, every piece of one character, and the most frequent tokens of the texts. A word
 whose token is left out is spelled with shorter pieces; no word that was known becomes unknown.
@@ -23,7 +23,7 @@ CHUNK = 1000
 
 
 def trim(directory: str, texts: Iterable[str], tokens: int, target: str) -> None:
-    """Saves the model ``directory`` with a vocabulary of ``tokens`` entries as the model directory ``target``.
+    """Saves the model ``directory`` with a vocabulary of ``tokens`` entries as the directory ``target``.
 
     Raises UserError if the tokenizer is not WordPiece, or if ``tokens`` is too few or more than there are.
     """

@@ -1,25 +1,149 @@
-// Visits a served page in headless Chromium and prints what it saw as JSON.
-// node tests/visit.mjs ADDRESS CHROMIUM [selftest|...]
+// Visits a served page in headless Chromium, takes one of the steps below and prints what it saw as JSON.
+// node tests/visit.mjs ADDRESS CHROMIUM STEP [QUERY]
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import { chromium } from "playwright-core";
 
-const [address, executablePath, step = "selftest", extra] = process.argv.slice(2);
+const [address, executablePath, step, query = ""] = process.argv.slice(2);
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
-const context = await browser.newContext();
+const context = await browser.newContext({ viewport: { width: 1200, height: 900 } });
 const page = await context.newPage();
-const seen = { requests: [], errors: [] };
+const seen = { requests: [], errors: [], bytes: {} };
 context.on("request", (request) => seen.requests.push(request.url()));
 page.on("pageerror", (error) => seen.errors.push(String(error)));
-page.on("console", (message) => message.type() === "error" && seen.errors.push(message.text()));
-const settled = () => page.waitForFunction(() => ["ready", "error"].includes(document.body.dataset.state), null, { timeout: 900_000 });
+
+const settled = (target = page) =>
+  target.waitForFunction(() => ["ready", "error"].includes(document.body.dataset.state), null, { timeout: 600_000 });
+const status = () => page.textContent("#status");
+async function open(extra = query) {
+  await page.goto(`${address}?${extra}`);
+  await settled();
+}
+async function submit() {
+  await page.click("form button");
+  await page.waitForFunction(() => document.body.dataset.state === "busy" || !document.getElementById("result").hidden);
+  await settled();
+  return page.textContent(".answer, #result h2");
+}
+/** Milliseconds of the longest time in which the page's thread did nothing else, while `work` ran. */
+async function longestTask(work) {
+  await page.evaluate(() => {
+    window.longest = 0;
+    new PerformanceObserver((list) => {
+      for (const entry of list.getEntries()) window.longest = Math.max(window.longest, entry.duration);
+    }).observe({ entryTypes: ["longtask"] });
+  });
+  await work();
+  return page.evaluate(() => window.longest);
+}
+
+const HOSTILE = {
+  emoji: "👩‍👩‍👧 🚢 🏴‍☠️ ".repeat(200),
+  rightToLeft: "\u202eبني البرج سنة 1874 שלום\u202c ".repeat(50),
+  nul: "a\u0000b\ufffd\ud800 c".repeat(100),
+  oneWord: "x".repeat(20_000),
+  html: "<img src=x onerror=alert(1)> </textarea><script>alert(1)</script>",
+};
 
 const steps = {
+  /** Compares the page with Python. */
   async selftest() {
-    await page.goto(`${address}?selftest&${extra ?? ""}`);
+    await page.goto(`${address}?selftest&${query}`);
     await page.waitForSelector("#report, [data-state=error]", { timeout: 900_000 });
     await settled();
-    return { status: await page.textContent("#status"), report: await page.evaluate(() => document.getElementById("report")?.textContent) };
+    const report = await page.evaluate(() => document.getElementById("report")?.textContent ?? "null");
+    return { status: await status(), report: JSON.parse(report) };
+  },
+  /** A first visit up to the first answer, and what it cost. */
+  async first() {
+    const session = await context.newCDPSession(page);
+    await session.send("Network.enable");
+    const begun = performance.now();
+    await open();
+    const loaded = performance.now() - begun;
+    const answer = await submit();
+    const total = performance.now() - begun;
+    const figures = await page.evaluate(() => [...document.querySelectorAll("dl div")].map((item) => item.innerText.replace("\n", ": ")));
+    return { answer, loaded, total, figures, status: await status() };
+  },
+  /** A second visit without a network gives the same answer. */
+  async offline() {
+    await open();
+    const online = await submit();
+    await page.waitForFunction(() => navigator.serviceWorker.ready.then((one) => one.active?.state === "activated"));
+    await context.setOffline(true);
+    await open();
+    const offline = await submit();
+    const refused = await page.evaluate(() => fetch("never-there").then(() => false, () => true));
+    return { online, offline, refused };
+  },
+  /** Rules of axe-core that the page breaks, before and after an answer, light and dark, wide and narrow. */
+  async accessibility() {
+    const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+    const violations = [];
+    for (const colorScheme of ["light", "dark"]) {
+      for (const width of [375, 1200]) {
+        await page.emulateMedia({ colorScheme });
+        await page.setViewportSize({ width, height: 800 });
+        await open();
+        for (const moment of ["before", "after"]) {
+          if (moment === "after") await submit();
+          await page.evaluate(axe);
+          const found = await page.evaluate(() => window.axe.run(document));
+          violations.push(...found.violations.map(({ id, nodes }) => `${colorScheme} ${width} ${moment}: ${id}: ${nodes[0].html}`));
+        }
+        const wide = await page.evaluate(() => document.documentElement.scrollWidth > innerWidth);
+        if (wide) violations.push(`${colorScheme} ${width}: wider than the screen`);
+      }
+    }
+    return { violations };
+  },
+  /** Texts that break programs, for the first text field of the form. */
+  async hostile() {
+    await open();
+    const found = {};
+    for (const [name, text] of Object.entries(HOSTILE)) {
+      await page.fill("form textarea", text);
+      found[name] = { answer: await submit(), state: await page.evaluate(() => document.body.dataset.state) };
+    }
+    await page.fill("form textarea", "   ");
+    await page.click("form button");
+    found.empty = { answer: await status(), state: await page.evaluate(() => document.body.dataset.state) };
+    return { found };
+  },
+  /** A megabyte of text: the page answers to the visitor all the time, and can be stopped. */
+  async large() {
+    await open();
+    const text = "The lighthouse on the northern cape was built by two sisters in 1874, they say. ".repeat(12_500);
+    const longest = await longestTask(async () => {
+      await page.evaluate((value) => {
+        document.querySelector("form textarea").value = value;
+      }, text);
+      await page.click("form button");
+      await page.waitForFunction(() => /part [1-9]/.test(document.getElementById("status").textContent), null, { timeout: 300_000 });
+    });
+    const during = await status();
+    await page.click("#stop");
+    await settled();
+    return { longest, during, stopped: await status(), characters: text.length };
+  },
+  /** What the page says of a damaged folder. */
+  async message() {
+    await open();
+    return { state: await page.evaluate(() => document.body.dataset.state), status: await status() };
+  },
+  /** screenshot.png files at the width of a phone and of a desktop; the query names the folder. */
+  async screenshots() {
+    for (const [name, width, height] of [["phone", 390, 844], ["desktop", 1200, 900]]) {
+      await page.setViewportSize({ width, height });
+      await open("");
+      await submit();
+      await page.screenshot({ path: `${query}/${name}.png`, fullPage: true });
+    }
+    return {};
   },
 };
 const found = await steps[step]();
-console.log(JSON.stringify({ ...found, errors: seen.errors, foreign: seen.requests.filter((url) => !url.startsWith(address)) }));
+const foreign = seen.requests.filter((url) => !url.startsWith(address));
+console.log(JSON.stringify({ ...found, errors: seen.errors, foreign, requests: seen.requests.length }));
 await browser.close();

@@ -1,0 +1,60 @@
+"""A model whose vocabulary is that of its task's texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from evaluation.devices.export import load_finished
+from evaluation.devices.trimming import trim
+from evaluation.models import load_tokenizer
+from infra.errors import UserError
+from tests.conftest import ROOT
+
+TEACHER = str(ROOT / "infra" / "demo" / "teacher")
+
+
+def texts() -> list[str]:
+    """Words of the demo's vocabulary, the later ones more often."""
+    words = [word for word in load_tokenizer(TEACHER).get_vocab() if len(word) > 3 and word.isalpha()]
+    words.sort()
+    return [" ".join(words[:80]), " ".join(words[40:80]), " ".join(words[60:80])]
+
+
+def test_frequent_tokens_keep_their_embeddings_and_answers(tmp_path: Path) -> None:
+    before, model = load_tokenizer(TEACHER), load_finished(TEACHER)
+    single = sum(len(token.removeprefix("##")) == 1 for token in before.get_vocab())
+    size = single + 5 + 40
+    trim(TEACHER, texts(), size, str(tmp_path))
+    after, trimmed = load_tokenizer(str(tmp_path)), load_finished(str(tmp_path))
+    assert trimmed.config.vocab_size == size == len(after.get_vocab())
+    assert len(trimmed.get_input_embeddings().weight) == size
+    assert trimmed.config.pad_token_id == after.pad_token_id == after.get_vocab()["[PAD]"]
+    frequent = texts()[2]
+    old, new = before(frequent), after(frequent)
+    assert before.convert_ids_to_tokens(old["input_ids"]) == after.convert_ids_to_tokens(new["input_ids"])
+    with torch.inference_mode():
+        outputs = [one(torch.tensor([row["input_ids"]]))[0] for one, row in ((model, old), (trimmed, new))]
+    torch.testing.assert_close(*outputs)
+
+
+def test_rare_words_are_spelled_and_never_unknown(tmp_path: Path) -> None:
+    before = load_tokenizer(TEACHER)
+    single = sum(len(token.removeprefix("##")) == 1 for token in before.get_vocab())
+    trim(TEACHER, [], single + 6, str(tmp_path))
+    after = load_tokenizer(str(tmp_path))
+    words = texts()[0].split()
+    assert before.unk_token_id not in before(" ".join(words))["input_ids"]
+    for word in words:
+        pieces = after.tokenize(word)
+        assert "[UNK]" not in pieces
+        assert "".join(piece.removeprefix("##") for piece in pieces) == word
+
+
+@pytest.mark.parametrize("size", [3, 10**6])
+def test_a_size_that_cannot_be(size: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--vocabulary: must be"):
+        trim(TEACHER, [], size, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
