@@ -135,7 +135,7 @@ def jobs(laptop: Machine, cluster: Path, recipe: Path, reference: Bytes) -> list
         [
             "its log: progress, and the farewell of a stopped pass",
             "",
-            _log_holds(log, "teacher:", "continues"),
+            _log_holds(log, "teacher, train:", "continues"),
         ],
     ]
     _say(laptop.must(_job("pass-2", recipe, output), MINUTES, **API))
