@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,132 +12,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from infra.cpu import native
-from student_train.objectives import native_exact, vocabulary_kernels
 from student_train.objectives import triple_loss as losses
-from student_train.objectives.soft_targets import ExactTarget, SoftTarget, TopkTarget
-from student_train.objectives.triple_loss import LossTerms, triple_loss
-from tests.student_train.heads import Head, random_head
-
-LEAVES = ("z", "weight", "bias", "student_hidden")
-
-
-@dataclass
-class Case:
-    """Random inputs; ``teacher`` are logits [N, V]."""
-
-    z: Tensor
-    weight: Tensor
-    bias: Tensor
-    student_hidden: Tensor
-    teacher_hidden: Tensor
-    head: Head
-    labels: Tensor
-
-    def to(self, dtype: torch.dtype) -> Case:
-        """Inputs rounded to ``dtype``; labels as they are."""
-        leaves = {name: getattr(self, name).detach().to(dtype).requires_grad_() for name in LEAVES}
-        return replace(self, **leaves, head=self.head.to(dtype), teacher_hidden=self.teacher_hidden.to(dtype))
-
-    @property
-    def leaves(self) -> list[Tensor]:
-        return [getattr(self, name) for name in LEAVES]
-
-
-def make_case(seed: int, n: int = 11, v: int = 37, d: int = 6, dt: int = 5, mask: float = 0.4) -> Case:
-    torch.manual_seed(seed)
-    r = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
-    head = random_head(dt, v, seed).to(torch.float32)
-    labels = torch.where(torch.rand(n) < mask, torch.randint(v, (n,)), -100)
-    # Multiples of 1/256 are exact in float32, so both precisions see the same problem.
-    exact = [(t * 256).round() / 256 for t in (r(n, d), 0.5 * r(v, d), r(v), r(n, dt), r(n, dt))]
-    return Case(*exact, head, labels).to(torch.float64)
-
-
-def teacher_logits(case: Case) -> Tensor:
-    return ExactTarget(case.head, case.teacher_hidden).rows(slice(None))
-
-
-def topk_of(logits: Tensor, k: int, temperature: float) -> TopkTarget:
-    values, ids = logits.topk(k, dim=1)
-    return TopkTarget(ids, values, torch.logsumexp(logits / temperature, 1), temperature)
-
-
-def dense_loss(case: Case, k: int | None, options: dict[str, Any]) -> Tensor:
-    """The formula of triple_loss.py written out over [N, V]."""
-    t = options["temperature"]
-    s, teacher = case.z @ case.weight.T + case.bias, teacher_logits(case)
-    q, p = functional.softmax(s / t, 1), functional.softmax(teacher / t, 1)
-    if k is not None and k < s.shape[1]:
-        ids = teacher.topk(k, 1).indices
-        outside = torch.ones_like(s).scatter(1, ids, 0.0)
-        p = torch.cat([p.gather(1, ids), (p * outside).sum(1, keepdim=True)], 1)
-        q = torch.cat([q.gather(1, ids), (q * outside).sum(1, keepdim=True)], 1)
-    kl = (p * (p.log() - q.log())).sum(1)
-    ce = functional.cross_entropy(s, case.labels, ignore_index=-100, reduction="sum")
-    cos = (1 - functional.cosine_similarity(case.student_hidden, case.teacher_hidden)).sum()
-    return (
-        options["alpha_ce"] * t**2 * kl.sum() / options["kl_tokens"]
-        + options["alpha_mlm"] * ce / options["masked"]
-        + options["alpha_cos"] * cos / options["tokens"]
-    )
-
-
-OPTIONS = {
-    "temperature": 2.0, "alpha_ce": 5.0, "alpha_mlm": 2.0, "alpha_cos": 1.0,
-    "tokens": 19.0, "masked": 7.0, "kl_tokens": 17.0, "chunk_size": 4, "compile": False,
-}  # fmt: skip
-
-
-def fused_loss(case: Case, target: SoftTarget | None, **changes: Any) -> LossTerms:
-    return triple_loss(
-        case.z, case.weight, case.bias, target, case.labels, case.student_hidden, case.teacher_hidden,
-        **{**OPTIONS, **changes},
-    )  # fmt: skip
-
-
-def target_of(case: Case, k: int | None, temperature: float = 2.0) -> SoftTarget:
-    if k is None:
-        return ExactTarget(case.head, case.teacher_hidden)
-    return topk_of(teacher_logits(case), k, temperature)
-
-
-def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    if not loss.requires_grad:  # all terms off
-        return [torch.zeros_like(leaf) for leaf in leaves]
-    found = torch.autograd.grad(loss, leaves, allow_unused=True)
-    return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]
-
-
-def relative_error(value: Tensor, oracle: Tensor, floor: float = 1e-9) -> float:
-    """Distance over the oracle's norm, or over ``floor`` where the oracle is smaller than that."""
-    distance = (value.detach().double() - oracle.detach()).norm()
-    return float(distance / oracle.detach().norm().clamp_min(floor))
-
-
-def cancellation_floor(case: Case, options: dict[str, Any]) -> float:
-    """A hundredth of the terms before they cancel.
-
-    Where the student nearly is the teacher, the loss is a difference of numbers many thousand times as large,
-    and no float32 result can be relatively good; 1e-5 of this floor is one float32 rounding of the terms.
-    """
-    kl = options["alpha_ce"] * options["temperature"] * max(options["temperature"], 1) / options["kl_tokens"]
-    others = options["alpha_mlm"] / options["masked"] + options["alpha_cos"] / options["tokens"]
-    return 0.01 * len(case.labels) * (kl + others)
-
-
-def assert_matches(case: Case, k: int | None, dtype: torch.dtype, tolerance: float, **changes: Any) -> None:
-    options = {**OPTIONS, **changes}
-    oracle = dense_loss(case, k, options)
-    narrow = case.to(dtype)
-    fused = fused_loss(narrow, target_of(narrow, k, options["temperature"]), **changes).total
-    floor = max(cancellation_floor(case, options), 1e-9)
-    assert relative_error(fused, oracle, floor) <= tolerance
-    pairs = zip(gradients(fused, narrow.leaves), gradients(oracle, case.leaves), LEAVES, strict=True)
-    for found, expected, name in pairs:
-        assert found.dtype == dtype
-        assert relative_error(found, expected, floor) <= tolerance, name
-
+from student_train.objectives import vocabulary_kernels
+from student_train.objectives.soft_targets import ExactTarget
+from tests.student_train.objectives.loss_cases import (
+    LEAVES,
+    OPTIONS,
+    assert_matches,
+    dense_loss,
+    fused_loss,
+    gradients,
+    make_case,
+    relative_error,
+    target_of,
+)
 
 weights = st.sampled_from([0.0, 0.5, 5.0])
 
@@ -358,101 +243,3 @@ def test_no_term_at_all_is_zero_even_with_zero_denominators() -> None:
     case = make_case(17)
     terms = fused_loss(case, None, alpha_ce=0.0, masked=0.0, tokens=0.0)
     assert float(terms.total) == 0.0
-
-
-def test_the_native_kernel_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Vocabularies that end within a vector of 16, labels at both ends, rows without a scale, two threads."""
-    generator = torch.Generator().manual_seed(0)
-    for v, threads in itertools.product((2, 15, 16, 17, 64, 67, 1000), (1, 2)):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        s, t = (3 * torch.randn(9, v, generator=generator) for _ in range(2))
-        labels = torch.tensor([0, v - 1, -100, 1, -100, v // 2, 0, v - 1, -100])
-        kl_scale, mlm_scale = torch.rand(9, generator=generator), (labels >= 0) * torch.rand(9)
-        kl_scale[3] = 0.0
-        biases = torch.randn(2, v, generator=generator)
-        wide = s.double() + biases[0]
-        expected = vocabulary_kernels.exact_kernel(
-            wide, t.double() + biases[1], labels, kl_scale.double(), mlm_scale.double(), 2.0, True
-        )
-        assert native_exact.usable(s, t)
-        found = native_exact.exact_loss(s, biases[0], t, biases[1], labels, kl_scale, mlm_scale, 2.0, True)
-        for one, oracle in zip((s, *found), (wide, *expected), strict=True):
-            torch.testing.assert_close(one.double(), oracle, rtol=2e-6, atol=1e-6)
-
-
-def test_without_a_cpp_compiler_the_exact_target_is_compiled_by_torch(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(native, "COMPILERS", ())
-    with pytest.warns(RuntimeWarning, match="no C\\+\\+ compiler was found"):
-        assert native_exact._library.__wrapped__() is None
-    monkeypatch.setattr(native_exact, "_library", lambda: None)
-    kernels: list[vocabulary_kernels.Kernel] = []
-    monkeypatch.setattr(losses, "fused", lambda kernel: kernels.append(kernel) or kernel)
-    case = make_case(19).to(torch.float32)
-    assert torch.isfinite(fused_loss(case, target_of(case, None), compile=True).total)
-    assert set(kernels) == {vocabulary_kernels.exact_kernel}
-
-
-@pytest.mark.parametrize("k", [None, 6])
-def test_compiled_equals_eager(k: int | None) -> None:
-    case = make_case(18, n=13).to(torch.float32)
-    eager, compiled = (
-        fused_loss(case, target_of(case, k), compile=on, chunk_size=8).total for on in (False, True)
-    )
-    assert float(compiled) == pytest.approx(float(eager), rel=1e-5)
-    for a, b in zip(gradients(compiled, case.leaves), gradients(eager, case.leaves), strict=True):
-        assert relative_error(a, b.double()) <= 1e-5
-
-
-@pytest.fixture
-def compiled_to(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[vocabulary_kernels.Kernel], None]]:
-    """Sets what torch.compile makes of a kernel."""
-    vocabulary_kernels.fused.cache_clear()
-    yield lambda kernel: monkeypatch.setattr(torch, "compile", lambda *_, **__: kernel)
-    vocabulary_kernels.fused.cache_clear()
-
-
-def test_falls_back_to_eager_with_one_warning(compiled_to: Callable[..., None]) -> None:
-    """Also where the compiled kernel fails after it has overwritten logits."""
-    calls = itertools.count()
-
-    def broken(s: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-        next(calls)
-        s.fill_(7.0)
-        raise RuntimeError("no working C++ compiler found")
-
-    compiled_to(broken)
-    case = make_case(19)
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        found = fused_loss(case, target_of(case, 6), compile=True)
-        assert float(found.total.detach()) == float(fused_loss(case, target_of(case, 6)).total.detach())
-        fused_loss(make_case(19, v=41), target_of(make_case(19, v=41), 6), compile=True)
-    assert next(calls) == 2  # once for each shape
-    assert [str(w.message) for w in seen if "uncompiled" in str(w.message)] != []
-    assert len(seen) == 1
-
-
-def test_an_error_of_a_kernel_that_worked_is_raised(compiled_to: Callable[..., None]) -> None:
-    calls = itertools.count()
-
-    def breaks_later(*arguments: Any) -> tuple[Tensor, Tensor]:
-        if next(calls) > 1:
-            raise RuntimeError("an illegal memory access")
-        return vocabulary_kernels.topk_kernel(*arguments)
-
-    compiled_to(breaks_later)
-    case = make_case(19)
-    with pytest.raises(RuntimeError, match="illegal memory access"):
-        fused_loss(case, target_of(case, 6), compile=True)
-
-
-def test_no_memory_is_no_failure_of_the_compiler(compiled_to: Callable[..., None]) -> None:
-    def too_large(*_: object) -> tuple[Tensor, Tensor]:
-        raise torch.OutOfMemoryError
-
-    compiled_to(too_large)
-    case = make_case(19)
-    with pytest.raises(torch.OutOfMemoryError):
-        fused_loss(case, target_of(case, 6), compile=True)

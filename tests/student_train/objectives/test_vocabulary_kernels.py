@@ -1,0 +1,121 @@
+"""The kernels of the triple loss: in C++, compiled by torch, and what happens when a compiler fails."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from infra.cpu import native
+from student_train.objectives import native_exact, vocabulary_kernels
+from student_train.objectives import triple_loss as losses
+from tests.student_train.objectives.loss_cases import (
+    fused_loss,
+    gradients,
+    make_case,
+    relative_error,
+    target_of,
+)
+
+
+def test_the_native_kernel_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vocabularies that end within a vector of 16, labels at both ends, rows without a scale, two threads."""
+    generator = torch.Generator().manual_seed(0)
+    for v, threads in itertools.product((2, 15, 16, 17, 64, 67, 1000), (1, 2)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        s, t = (3 * torch.randn(9, v, generator=generator) for _ in range(2))
+        labels = torch.tensor([0, v - 1, -100, 1, -100, v // 2, 0, v - 1, -100])
+        kl_scale, mlm_scale = torch.rand(9, generator=generator), (labels >= 0) * torch.rand(9)
+        kl_scale[3] = 0.0
+        biases = torch.randn(2, v, generator=generator)
+        wide = s.double() + biases[0]
+        expected = vocabulary_kernels.exact_kernel(
+            wide, t.double() + biases[1], labels, kl_scale.double(), mlm_scale.double(), 2.0, True
+        )
+        assert native_exact.usable(s, t)
+        found = native_exact.exact_loss(s, biases[0], t, biases[1], labels, kl_scale, mlm_scale, 2.0, True)
+        for one, oracle in zip((s, *found), (wide, *expected), strict=True):
+            torch.testing.assert_close(one.double(), oracle, rtol=2e-6, atol=1e-6)
+
+
+def test_without_a_cpp_compiler_the_exact_target_is_compiled_by_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native, "COMPILERS", ())
+    with pytest.warns(RuntimeWarning, match="no C\\+\\+ compiler was found"):
+        assert native_exact._library.__wrapped__() is None
+    monkeypatch.setattr(native_exact, "_library", lambda: None)
+    kernels: list[vocabulary_kernels.Kernel] = []
+    monkeypatch.setattr(losses, "fused", lambda kernel: kernels.append(kernel) or kernel)
+    case = make_case(19).to(torch.float32)
+    assert torch.isfinite(fused_loss(case, target_of(case, None), compile=True).total)
+    assert set(kernels) == {vocabulary_kernels.exact_kernel}
+
+
+@pytest.mark.parametrize("k", [None, 6])
+def test_compiled_equals_eager(k: int | None) -> None:
+    case = make_case(18, n=13).to(torch.float32)
+    eager, compiled = (
+        fused_loss(case, target_of(case, k), compile=on, chunk_size=8).total for on in (False, True)
+    )
+    assert float(compiled.detach()) == pytest.approx(float(eager.detach()), rel=1e-5)
+    for a, b in zip(gradients(compiled, case.leaves), gradients(eager, case.leaves), strict=True):
+        assert relative_error(a, b.double()) <= 1e-5
+
+
+@pytest.fixture
+def compiled_to(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[vocabulary_kernels.Kernel], None]]:
+    """Sets what torch.compile makes of a kernel."""
+    vocabulary_kernels.fused.cache_clear()
+    yield lambda kernel: monkeypatch.setattr(torch, "compile", lambda *_, **__: kernel)
+    vocabulary_kernels.fused.cache_clear()
+
+
+def test_falls_back_to_eager_with_one_warning(compiled_to: Callable[..., None]) -> None:
+    """Also where the compiled kernel fails after it has overwritten logits."""
+    calls = itertools.count()
+
+    def broken(s: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+        next(calls)
+        s.fill_(7.0)
+        raise RuntimeError("no working C++ compiler found")
+
+    compiled_to(broken)
+    case = make_case(19)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        found = fused_loss(case, target_of(case, 6), compile=True)
+        assert float(found.total.detach()) == float(fused_loss(case, target_of(case, 6)).total.detach())
+        fused_loss(make_case(19, v=41), target_of(make_case(19, v=41), 6), compile=True)
+    assert next(calls) == 2  # once for each shape
+    assert [str(w.message) for w in seen if "uncompiled" in str(w.message)] != []
+    assert len(seen) == 1
+
+
+def test_an_error_of_a_kernel_that_worked_is_raised(compiled_to: Callable[..., None]) -> None:
+    calls = itertools.count()
+
+    def breaks_later(*arguments: Any) -> tuple[Tensor, Tensor]:
+        if next(calls) > 1:
+            raise RuntimeError("an illegal memory access")
+        return vocabulary_kernels.topk_kernel(*arguments)
+
+    compiled_to(breaks_later)
+    case = make_case(19)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        fused_loss(case, target_of(case, 6), compile=True)
+
+
+def test_no_memory_is_no_failure_of_the_compiler(compiled_to: Callable[..., None]) -> None:
+    def too_large(*_: object) -> tuple[Tensor, Tensor]:
+        raise torch.OutOfMemoryError
+
+    compiled_to(too_large)
+    case = make_case(19)
+    with pytest.raises(torch.OutOfMemoryError):
+        fused_loss(case, target_of(case, 6), compile=True)
