@@ -45,7 +45,7 @@ coverage: .venv/installed
 
 # An environment of its own: the site needs none of the packages that the program needs.
 docs: .venv-docs/installed
-	@.venv-docs/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
 .venv-docs/installed: pyproject.toml docs/constraints.txt
