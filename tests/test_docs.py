@@ -70,6 +70,17 @@ def test_recipes_and_settings_named_exist(path: Path) -> None:
         load_recipe(recipe, overrides)
 
 
+def test_recipes_in_the_text_are_valid(tmp_path: Path) -> None:
+    found = 0
+    for path in DOCUMENTS:
+        for block in re.findall(r"```yaml\n(name: .*?)```", path.read_text(), re.DOTALL):
+            if re.search(r"^(corpus|store):", block, re.MULTILINE):
+                (tmp_path / "recipe.yaml").write_text(block)
+                load_recipe(str(tmp_path / "recipe.yaml"))
+                found += 1
+    assert found
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=named)
 def test_make_targets_exist(path: Path) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
