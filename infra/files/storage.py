@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import xxhash
 
@@ -25,6 +25,7 @@ from infra.files import remote
 from infra.files.os_errors import NO_ROOM, naming
 from infra.files.streams import Decompressed, RemoteFile, compression, remote_range
 
+T = TypeVar("T")
 CHUNK = 8 << 20
 """Bytes read at once."""
 FETCH_ATTEMPTS = 3
@@ -125,19 +126,24 @@ def read_bytes(path: str, digest: str | None = None) -> bytes:
         return data
 
 
-def read_small(path: str, limit: int, is_right: Callable[[bytes], bool] | None = None) -> bytes | None:
-    """A whole file in one request; None if it is absent. ValueError if it has more than ``limit`` bytes.
+def read_checked(path: str, limit: int, check: Callable[[bytes], T]) -> T | None:
+    """``check`` of what `read_small` reads; None if the file is absent.
 
-    A remote file that is not right is downloaded up to three times, since the fault may be the download's.
+    If ``check`` raises ValueError, a remote file is downloaded up to three times, since the fault may be the
+    download's.
     """
-    for _ in range(FETCH_ATTEMPTS):
-        data = _small(path, limit)
-        if data is None or is_right is None or not is_remote(path) or is_right(data):
-            break
-    return data
+    for attempt in range(1, FETCH_ATTEMPTS + 1):
+        data = read_small(path, limit)
+        try:
+            return None if data is None else check(data)
+        except ValueError:
+            if attempt == FETCH_ATTEMPTS or not is_remote(path):
+                raise
+    raise AssertionError("not reached")
 
 
-def _small(path: str, limit: int) -> bytes | None:
+def read_small(path: str, limit: int) -> bytes | None:
+    """A whole file in one request; None if it is absent. ValueError if it has more than ``limit`` bytes."""
     try:
         with naming(path, FileNotFoundError):
             if is_remote(path):

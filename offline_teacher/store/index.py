@@ -73,8 +73,8 @@ class ShardIndex:
     def __post_init__(self) -> None:
         name = self.file
         require(isinstance(name, str) and _SHARD_FILE.fullmatch(name) is not None, "shards: file")
-        for field in ("bytes", "samples", "start"):
-            require(is_count(getattr(self, field)), f"shards: {field} must be a whole number")
+        counts = all(map(is_count, (self.bytes, self.samples, self.start)))
+        require(counts, "shards: bytes, samples and start must be whole numbers")
         good = isinstance(self.blocks, str) and _HEX.fullmatch(self.blocks) is not None
         require(good, "shards: blocks must be 16 hexadecimal digits a block")
 

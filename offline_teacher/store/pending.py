@@ -20,7 +20,7 @@ from offline_teacher.store.manifest import (
     part_path,
     repair_command,
 )
-from offline_teacher.store.records import read
+from offline_teacher.store.records import MAX_BYTES
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,10 +52,10 @@ def read_spec(root: str) -> Spec:
 def read_parsed(root: str, path: str, parse: Callable[[bytes], T]) -> tuple[T, str]:
     """A JSON file of a store, parsed, and its digest. UserError if it is absent or damaged."""
     try:
-        data = read(path)
-        if data is None:
+        found = storage.read_checked(path, MAX_BYTES, lambda data: (parse(data), storage.digest_bytes(data)))
+        if found is None:
             raise ValueError("it is missing")
-        return parse(data), storage.digest_bytes(data)
+        return found
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): run `{repair_command(root)}`") from None
 

@@ -56,25 +56,18 @@ def decode(data: bytes) -> dict[str, Any]:
     return content
 
 
-def _is_whole(data: bytes) -> bool:
-    try:
-        decode(data)
-    except ValueError:
-        return False
-    return True
-
-
 def read(path: str, digest: str | None = None) -> bytes | None:
     """The bytes of a JSON file in one request; None if it is absent.
 
-    A remote one that does not match its digest is downloaded again. ValueError if it is too large to be one,
-    or if its file digest is not ``digest``.
+    A remote one that does not match its digest is downloaded again. ValueError if it is damaged, too large to
+    be one, or if its file digest is not ``digest``.
     """
 
-    def is_right(data: bytes) -> bool:
-        return _is_whole(data) if digest is None else storage.digest_bytes(data) == digest
+    def check(data: bytes) -> bytes:
+        if digest is None:
+            decode(data)
+        elif storage.digest_bytes(data) != digest:
+            raise ValueError("has another digest than the manifest says")
+        return data
 
-    data = storage.read_small(path, MAX_BYTES, is_right)
-    if data is not None and digest is not None and storage.digest_bytes(data) != digest:
-        raise ValueError("has another digest than the manifest says")
-    return data
+    return storage.read_checked(path, MAX_BYTES, check)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import subprocess
 import sys
@@ -195,11 +196,17 @@ def absent() -> bytes:
 def test_what_can_be_checked_is_downloaded_again_only_when_wrong(bucket: str, proxy: FaultyProxy) -> None:
     path, data = storage.join(bucket, "a.json"), b'{"a": 1}'
     storage.publish_bytes(path, data)
+
+    def right(found: bytes) -> bytes:
+        if found != data:
+            raise ValueError("wrong")
+        return found
+
     for wrong, downloads in (0, 1), (1, 2), (2, 3), (3, 3):
         proxy.seen.clear()
         proxy.once(*["wrong"] * wrong)
-        found = storage.read_small(path, 100, lambda found: found == data)
-        assert (found == data) == (wrong < 3)
+        with pytest.raises(ValueError, match="wrong") if wrong == 3 else contextlib.nullcontext():
+            assert storage.read_checked(path, 100, right) == data
         assert [method for method, _, _ in proxy.seen].count("GET") == downloads
     proxy.once("wrong")
     assert storage.read_small(path, 100) != data
