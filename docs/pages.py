@@ -35,11 +35,11 @@ def on_files(files: Any, config: Any) -> Any:
             files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
     for page in list(files.documentation_pages()):
         for target in _LINK.findall(Path(page.abs_src_path).read_text()):
-            path = _inside(page.abs_src_path, target)
-            if path is None or path in PAGES or path.startswith("docs/") or not (ROOT / path).is_file():
+            linked = _inside(page.abs_src_path, target)
+            if linked is None or linked in PAGES or linked.startswith("docs/"):
                 continue
-            if files.get_file_from_path(_copy(path)) is None:
-                files.append(File.generated(config, _copy(path), abs_src_path=str(ROOT / path)))
+            if (ROOT / linked).is_file() and files.get_file_from_path(_copy(linked)) is None:
+                files.append(File.generated(config, _copy(linked), abs_src_path=str(ROOT / linked)))
     return files
 
 
