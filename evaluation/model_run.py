@@ -8,9 +8,9 @@ import dataclasses
 from typing import Any
 
 from evaluation import names
+from evaluation.finetuning.jobs import GRID
 from evaluation.finetuning.scores import Results, complete, macro, medians, prepare, write_submission
 from evaluation.models import Candidate, local_directory
-from evaluation.tasks.catalogue import find_tasks
 from infra import console
 from infra.errors import UserError
 from infra.files import storage
@@ -42,11 +42,16 @@ def run_model(options: argparse.Namespace) -> int:
         ):
             print(f"note: {note}", flush=True)
         results = complete(plan, settings.workers)
+    for model, tasks in plan.choices().items():
+        for task, points in tasks.items():
+            columns = (*GRID, "dev_score")
+            print(f"{model} {task}: settings by their score on dev, the best first")
+            print(console.table([[f"{point[name]:g}" for name in columns] for point in points], columns))
     lines = _metric_lines(results)
     print(console.table(lines, ("model", "task", "metric", f"median of {len(settings.seeds)}", "all seeds")))
     if options.submission:
         target = storage.join(options.output, f"submission-{candidate.name}.zip")
-        files = write_submission(candidate, results, directory, target)
+        files = write_submission(plan, candidate.name, target)
         print(f"{target}: {', '.join(files)}" if files else "no test files: no submission")
     print(_add_scores(options.output, _summary(results)))
     return 0
@@ -92,9 +97,7 @@ def model_settings(options: argparse.Namespace) -> Evaluation:
     """``Evaluation`` of the command line; UserError for a value that the section refuses."""
     fields = {field.name for field in dataclasses.fields(Evaluation)}  # options have the names of settings
     values = {name: value for name, value in vars(options).items() if name in fields and value is not None}
-    values["tasks"] = tuple(
-        task.name for task in find_tasks([name for name in options.tasks.split(",") if name])
-    )
+    values["tasks"] = tuple(name for name in options.tasks.split(",") if name)
     if options.temperature is not None:
         values["distillation_temperature"] = options.temperature
     if options.seeds is not None:

@@ -132,20 +132,20 @@ def load_model(candidate: Candidate, task: Task, seed: int) -> Any:
     UserError: damaged weights, weights of another architecture, code in the directory.
     """
     import torch
-    from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, logging
+    import transformers
+    from transformers import logging
+
+    from evaluation.kinds.table import kind_of
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    family = AutoModelForQuestionAnswering if task.kind == "spans" else AutoModelForSequenceClassification
+    kind = kind_of(task)
+    family = getattr(transformers, kind.family)
     config = load_config(candidate.directory)
     torch.manual_seed(seed)
     try:
-        if task.kind != "spans":
-            config.num_labels = task.outputs
-            if task.kind == "classification":
-                config.id2label = dict(enumerate(task.labels))
-                config.label2id = {label: number for number, label in enumerate(task.labels)}
-            config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
+        for name, value in kind.head(task).items():
+            setattr(config, name, value)
         if candidate.random_weights:
             model, missing = family.from_config(config, dtype=torch.float32), set()
         else:

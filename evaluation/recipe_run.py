@@ -68,29 +68,30 @@ def _evaluate(recipe: Recipe, rows: Rows, plan: Plan, key: str, run: tracking.Ru
         for name, student in rows.students.items()
     }
     content = {"key": key, **report.build(recipe.name, recipe.evaluation, rows, plan, results, histories)}
+    content["choices"] = plan.choices()
     content["devices"] = {
         name: exports.export_all(
-            [job for job in plan.jobs if job.candidate.name == name],
+            [job for job in plan.chosen if job.candidate.name == name],
             plan.splits,
             results[name],
             storage.join(directory, EXPORT, name),
         )
         for name in rows.students
     }
-    files = [*write_files(content, directory), *_write_submissions(rows, plan, results, directory)]
+    files = [*write_files(content, directory), *_write_submissions(rows, plan, directory)]
     report_path = storage.join(directory, "report.json")
     storage.publish_json(report_path, content)
     tracked.track(run, rows, content, [*files, report_path])
     return content
 
 
-def _write_submissions(rows: Rows, plan: Plan, results: Results, directory: str) -> list[str]:
+def _write_submissions(rows: Rows, plan: Plan, directory: str) -> list[str]:
     """GLUE's test predictions of every student where they were asked for; the zip files written."""
     written = []
     for one in rows.candidates:
         target = storage.join(directory, f"submission-{one.name}.zip")
         asked = one.name in rows.students and any(job.predict_test for job in plan.jobs)
-        if asked and write_submission(one, results, plan.jobs[0].scores, target):
+        if asked and write_submission(plan, one.name, target):
             written.append(target)
     return written
 
@@ -123,7 +124,7 @@ def _complete_report(plan: Plan, directory: str, key: str) -> dict[str, Any] | N
     tasks = list(dict.fromkeys(job.task_name for job in plan.jobs))
     content["rows"] = {name: content["rows"][name] for name in names_in_order}
     for row in content["rows"].values():
-        row["scores"] = {task: row["scores"][task] for task in tasks}
+        row["scores"] = {task: row["scores"][task] for task in tasks if task in row["scores"]}
     return content
 
 

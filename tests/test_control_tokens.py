@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from evaluation.devices import latency
-from evaluation.finetuning import finetune
+from evaluation.kinds.table import kind_of
 from evaluation.models import load_tokenizer
 from evaluation.tasks import squad
 from evaluation.tasks.catalogue import find_task
@@ -78,7 +78,8 @@ def test_pass_and_evaluation_agree(directory: str) -> None:
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     expected = [[cls, *ids, sep] for ids in passed]
     rows = Split([(text,) for text in TEXTS], None)
-    assert finetune.encode(tokenizer, find_task("SST-2"), rows, 512).input_ids == expected
+    task = find_task("SST-2")
+    assert kind_of(task).encode(tokenizer, task, rows, 512).input_ids == expected
     timed = latency.batches(tokenizer, rows.texts, 1, 512)
     assert [batch["input_ids"][0].tolist() for batch in timed] == expected
     for text, ids in zip(TEXTS, passed, strict=True):

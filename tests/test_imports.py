@@ -22,7 +22,7 @@ ONLY_IN = {
     "ray": {"infra/ray_cluster.py", "offline_teacher/cluster/pool.py", "evaluation/finetuning/parallel.py"},
     "deepspeed": {"student_train/engine/engine.py", "student_train/engine/world.py"},
     "mlflow": {"infra/tracking/mlflow_server.py"},
-    "datasets": {"offline_teacher/corpus/hub.py", "evaluation/tasks/loading.py"},
+    "datasets": {"offline_teacher/corpus/hub.py", "evaluation/tasks/rows.py"},
 }
 STORE_MAY = {
     "numpy",

@@ -18,13 +18,17 @@ from evaluation.devices.latency import Inputs, Runner
 from evaluation.devices.onnx_model import OnnxModel, open_session, session_runner
 from evaluation.finetuning import finetune
 from evaluation.finetuning.jobs import MODEL, Job, median_seed
-from evaluation.measures.metrics import task_score
+from evaluation.kinds.table import kind_of
+from evaluation.measures import predictions
 from evaluation.models import Candidate, load_model, load_tokenizer, parameters, weight_bytes
 from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.task import Split
 from infra import console
 from infra.files import storage
 from infra.settings.sections import Evaluation
+
+PREDICTIONS = "int8.predictions.parquet"
+"""The int8 model's answers, from which its score is computed."""
 
 
 def export_all(
@@ -38,9 +42,10 @@ def export_all(
     ``int8_lost`` is the difference between the model's dev scores in torch and in int8.
     """
     rows = {}
-    with console.progress(len(results), "tasks", "export") as shown:
-        for task_name in results:
-            job = next(job for job in jobs if job.task_name == task_name)
+    first = {job.task_name: job for job in reversed(jobs) if kind_of(job.task).device}
+    with console.progress(len(first), "tasks", "export") as shown:
+        for task_name in (name for name in results if name in first):
+            job = first[task_name]
             rows[task_name] = export_task(job, splits[task_name], results[task_name], directory)
             shown.advance(1)
     return rows
@@ -49,7 +54,7 @@ def export_all(
 def export_task(
     job: Job, splits: Mapping[str, Split], results: list[dict[str, Any]], directory: str
 ) -> dict[str, Any]:
-    source, target = storage.join(job.directory, MODEL), storage.join(directory, job.task_name)
+    source, target = storage.join(job.task_directory, MODEL), storage.join(directory, job.task_name)
     seed = median_seed(results)
     score = next(float(result["score"]) for result in results if result["seed"] == seed)
     with tempfile.TemporaryDirectory() as draft:
@@ -57,12 +62,14 @@ def export_task(
         summary = export(local, target)
         graph = _local(target, os.path.join(draft, "export"))
         model = OnnxModel(open_session(os.path.join(graph, INT8), job.settings.latency_threads))
-        tokenizer, length = load_tokenizer(local), job.task.max_length or job.settings.max_length
-        metrics: dict[str, float] = {}
-        for part in job.task.dev_parts:
-            values = finetune.score(model, tokenizer, job.task, splits[part], length, "float32")
-            metrics |= {name + part.removeprefix("dev"): value for name, value in values.items()}
-    int8_score = task_score(metrics)
+        tokenizer, length = load_tokenizer(local), job.setting.max_length
+        answers = {
+            part: finetune.answers(model, tokenizer, job.task, splits[part], length, "float32")
+            for part in job.task.scored_parts
+        }
+    predictions.publish(storage.join(target, PREDICTIONS), job.task, answers)
+    metrics = predictions.score(job.task, answers)
+    int8_score = predictions.task_score(job.task, metrics)
     kept = {key: summary[key] for key in ("kind", "bytes", "int8_size_ratio", "difference")}
     return kept | {
         "seed": seed,

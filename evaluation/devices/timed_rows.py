@@ -72,19 +72,23 @@ def as_json(measured: Latency) -> dict[str, Any]:
 def latency_texts(settings: Evaluation) -> tuple[list[tuple[str, ...]], str]:
     """The texts on which the models are timed, and their name in the report."""
     task, part = latency_part(settings)
-    texts = load(task, part, settings.data).texts
+    split = load(task, part, settings.data)
+    texts = split.texts
+    if task.kind == "tokens":
+        texts = [(" ".join(words),) for words in texts]
     timed = texts[: settings.latency_sentences or None]
-    label = f"{task.name} dev"
+    label = f"{task.name} {part.partition('_')[0]}"
     return timed, label if len(timed) == len(texts) else f"first {len(timed):,} of {label}"
 
 
 def latency_part(settings: Evaluation) -> tuple[Task, str]:
-    """STS-B dev; where its file is not there, the dev set of the first task that has texts."""
-    tasks: list[Task] = [
-        find_task("STS-B"),
-        *(task for task in find_tasks(settings.tasks) if task.kind != "spans"),
-    ]
-    for task in tasks:
-        if has_part(task, task.dev_parts[0], settings.data):
-            return task, task.dev_parts[0]
+    """STS-B dev; where its file is not there, the dev set of the first task that has texts.
+
+    Without a directory of official files, a user's own task comes first: STS-B would have to be downloaded.
+    """
+    tasks = [task for task in find_tasks(settings.tasks) if task.kind != "spans"]
+    own = [task for task in tasks if task.own is not None and settings.data is None]
+    for task in (*own, find_task("STS-B"), *tasks):
+        if has_part(task, task.scored_parts[0], settings.data):
+            return task, task.scored_parts[0]
     raise UserError(f"latency: {settings.data} has no STS-B/dev.tsv to time the models on")

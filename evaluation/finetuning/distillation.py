@@ -10,7 +10,9 @@ transformers-research-projects: 0.5 and 0.5 at T = 2). The factor T^2 keeps thei
 et al. 2015, arXiv 1503.02531, section 2). The regression's term is the KL between two Gaussians of the same
 fixed width, up to a factor.
 
-Axes: B batch, C classes, L tokens of the longest row of a batch.
+The other kinds' terms are beside their losses on labels, in ``evaluation.kinds``.
+
+Axes: B batch, C classes.
 """
 
 from __future__ import annotations
@@ -22,69 +24,29 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from evaluation.finetuning.outputs_store import OutputsSpec, read_outputs
+from evaluation.finetuning.jobs import Lesson
+from evaluation.finetuning.teacher_outputs import read_outputs
 from evaluation.finetuning.training import Encoded, Loss, Targets
+from evaluation.kinds.kind import TEACHER, TOKENS
+from evaluation.kinds.table import kind_of
 from evaluation.tasks.task import Split, Task
-from infra.files import storage
-
-TEACHER, TOKENS = "teacher", "tokens"
-"""Names of the targets: logits float32 [B, *shape]; number of real tokens int64 [B]."""
 
 
-def outputs_spec(task: Task, train: Split, data: Encoded, teacher: str, dtype: str) -> OutputsSpec:
-    """The spec of stored outputs of the teacher with digest ``teacher`` for a training set.
-
-    Start and end logits belong to tokens, so for them the windows ``data`` must be the same ones.
-    """
-    width = int(data.lengths().max())
-    windows = repr((data.input_ids, data.token_type_ids)).encode() if task.kind == "spans" else b""
-    return OutputsSpec(
-        shape=(2, width) if task.kind == "spans" else (task.outputs,),
-        rows=len(data),
-        fingerprint={
-            "task": task.name,
-            "teacher": teacher,
-            "data": train.digest(),
-            "windows": storage.digest_bytes(windows),
-            "dtype": dtype,
-        },
-    )
-
-
-def add_outputs(data: Encoded, task: Task, train: Split, root: str, teacher: str, dtype: str) -> Encoded:
+def add_outputs(data: Encoded, task: Task, train: Split, lesson: Lesson, dtype: str) -> Encoded:
     """``data`` with the stored outputs as targets. UserError where they are damaged or of other rows."""
-    logits = read_outputs(root, outputs_spec(task, train, data, teacher, dtype))
-    assert len(logits) == len(data)
-    targets = data.targets | {TEACHER: logits}
-    if task.kind == "spans":
-        targets[TOKENS] = data.lengths().astype(np.int64)
+    logits = read_outputs(task, train, data, lesson, dtype)
+    targets = data.targets | {TEACHER: logits, TOKENS: data.lengths().astype(np.int64)}
     return dataclasses.replace(data, targets=targets)
 
 
-def distilled(task: Task, labels_loss: Loss, temperature: float) -> Loss:
+def distilled(task: Task, temperature: float) -> Loss:
     """The loss of the module's docstring, a mean over rows."""
+    kind = kind_of(task)
 
-    def classes(output: Any, targets: Targets) -> torch.Tensor:
-        return kl(output.logits.float(), targets[TEACHER], temperature)
+    def loss(output: Any, targets: Targets) -> torch.Tensor:
+        return kind.loss(output, targets) + kind.soft_loss(output, targets, temperature)
 
-    def value(output: Any, targets: Targets) -> torch.Tensor:
-        return functional.mse_loss(output.logits.float(), targets[TEACHER])
-
-    def spans(output: Any, targets: Targets) -> torch.Tensor:
-        width = output.start_logits.shape[1]
-        padding = torch.arange(width, device=output.start_logits.device) >= targets[TOKENS][:, None]
-        found = [
-            kl(
-                student.float().masked_fill(padding, -1e4),
-                targets[TEACHER][:, side, :width].masked_fill(padding, -1e4),
-                temperature,
-            )
-            for side, student in enumerate((output.start_logits, output.end_logits))
-        ]
-        return (found[0] + found[1]) / 2
-
-    term = {"classification": classes, "regression": value, "spans": spans}[task.kind]
-    return lambda output, targets: labels_loss(output, targets) + term(output, targets)
+    return loss
 
 
 def kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -1,23 +1,27 @@
-"""The jobs of an evaluation: one for each candidate, task and seed. A score file marks a job as done.
+"""The jobs of an evaluation: one for each candidate, task, setting and seed. A score file marks it as done.
 
-A score file ``<scores>/<candidate>/<task>/seed-<n>.json`` holds under ``key`` everything on which its numbers
-depend, so a job runs again after a change of settings, dataset or model. ``predictions`` is the digest of the
-file from which its numbers are computed (``evaluation.measures.predictions``). Without that file the job runs
-again. Imports no torch, so that a finished evaluation is recognised in a fraction of a second.
+A score file ``<scores>/<candidate>/<task>/seed-<n>.json`` (of a grid ``<task>/<setting>/seed-<n>.json``)
+holds under ``key`` everything on which its numbers depend, so a job runs again after a change of settings,
+dataset or model. ``predictions`` is the digest of the file from which its numbers are computed
+(``evaluation.measures.predictions``). Without that file the job runs again. Imports no torch, so that a
+finished evaluation is recognised in a fraction of a second.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
+from evaluation.kinds.table import kind_of
+from evaluation.measures import predictions
 from evaluation.models import Candidate
-from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.loading import load
 from evaluation.tasks.task import Split, Task
 from infra.errors import UserError
 from infra.files import storage
-from infra.settings.sections import Evaluation
+from infra.settings.sections import Evaluation, in_a_grid
 
 MODEL = "model"
 """Folder of the fine-tuned model beside its score files, where it is kept."""
@@ -25,40 +29,98 @@ MODEL = "model"
 
 @dataclass(frozen=True)
 class Lesson:
-    """A fine-tuned teacher's outputs on the task's training set, see ``outputs_store``."""
+    """A fine-tuned teacher's outputs on the task's training set, see ``teacher_pass``."""
 
     model: str
     """Directory of the fine-tuned teacher."""
     outputs: str
-    """Directory of its outputs."""
+    """Path of its outputs, without an ending."""
     digest: str
     """Of everything that the outputs depend on."""
 
 
 @dataclass(frozen=True)
+class Setting:
+    """The hyper-parameters of a run."""
+
+    epochs: float
+    learning_rate: float
+    batch_size: int
+    max_steps: int | None
+    max_length: int
+
+
+GRID = ("epochs", "learning_rate", "batch_size")
+
+
+def settings_of(task: Task, settings: Evaluation) -> list[Setting]:
+    """Every setting of the task's grid, one where nothing is a list. The task's own come before the recipe's.
+
+    The grid does not depend on the model, so that no model is searched longer than another.
+    """
+
+    def value(name: str) -> Any:
+        own = getattr(task.settings, name, None)
+        return getattr(settings, name) if own is None else own
+
+    points = product(*(in_a_grid(value(name)) for name in GRID))
+    found = [
+        Setting(
+            **dict(zip(GRID, point, strict=True)),
+            max_steps=value("max_steps"),
+            max_length=task.max_length or settings.max_length,
+        )
+        for point in points
+    ]
+    return found if kind_of(task).trained else found[:1]
+
+
+def seeds_of(task: Task, settings: Evaluation) -> tuple[int, ...]:
+    """All seeds; the first one where nothing is trained."""
+    return settings.seeds if kind_of(task).trained else settings.seeds[:1]
+
+
+def setting_names(points: Sequence[Setting]) -> list[str]:
+    """Folder names of a grid's settings: what differs between them; "" for the only one."""
+    varied = [name for name in GRID if len({getattr(point, name) for point in points}) > 1]
+    return ["_".join(f"{name}-{getattr(point, name):g}" for name in varied) for point in points]
+
+
+@dataclass(frozen=True, eq=False)
 class Job:
     """One run. Everything in it can be sent to another process."""
 
     candidate: Candidate
     digest: str
     """``candidate.digest()``, taken once for all jobs of a candidate."""
-    task_name: str
+    task: Task
     seed: int
     settings: Evaluation
+    setting: Setting
     scores: str
     """Directory of all score files."""
     keep_model: bool = False
     predict_test: bool = False
     lesson: Lesson | None = None
     """The teacher's outputs of a second distillation; None for plain fine-tuning."""
+    folder: str = ""
+    """Of the setting, in a grid."""
 
     @property
-    def task(self) -> Task:
-        return find_task(self.task_name)
+    def task_name(self) -> str:
+        return self.task.name
+
+    @property
+    def title(self) -> str:
+        return " ".join(filter(None, (self.candidate.name, self.task_name, self.folder, f"seed {self.seed}")))
+
+    @property
+    def task_directory(self) -> str:
+        return storage.join(self.scores, self.candidate.name, self.task_name)
 
     @property
     def directory(self) -> str:
-        return storage.join(self.scores, self.candidate.name, self.task_name)
+        return storage.join(self.task_directory, self.folder) if self.folder else self.task_directory
 
     @property
     def path(self) -> str:
@@ -80,17 +142,21 @@ class Job:
             more["temperature"] = settings.distillation_temperature
         if self.task.kind == "regression":
             more["head_bias"] = "mean label"  # scores from before it began there are not these
-        return more | {
-            "model": self.digest,
-            "random_weights": self.candidate.random_weights,
-            "data": {part: split.digest() for part, split in splits.items()},
-            "epochs": settings.epochs,
-            "max_steps": settings.max_steps,
-            "batch_size": settings.batch_size,
-            "learning_rate": settings.learning_rate,
-            "max_length": self.task.max_length or settings.max_length,
-            "dtype": settings.dtype,
-        }
+        if self.task.own is not None:
+            more["task"] = [self.task.kind, *self.task.labels]
+        setting = asdict(self.setting)
+        if not kind_of(self.task).trained:
+            setting = {"max_length": self.setting.max_length, "pooling": self.task.pooling}
+        return (
+            more
+            | setting
+            | {
+                "model": self.digest,
+                "random_weights": self.candidate.random_weights,
+                "data": {part: split.digest() for part, split in splits.items()},
+                "dtype": settings.dtype,
+            }
+        )
 
 
 Work = tuple[Job, dict[str, Split]]
@@ -98,8 +164,14 @@ Work = tuple[Job, dict[str, Split]]
 
 
 def load_splits(task: Task, data: str | None) -> dict[str, Split]:
-    """The training and dev parts of a task."""
-    return {part: load(task, part, data) for part in ("train", *task.dev_parts)}
+    """The parts of a task on which a model is trained, chosen and scored."""
+    train = ["train"] if kind_of(task).trained else []
+    return {part: load(task, part, data) for part in dict.fromkeys([*train, *answered(task)])}
+
+
+def answered(task: Task) -> list[str]:
+    """The labelled parts for which a model's answers are kept: those of the choice and of the score."""
+    return list(dict.fromkeys([*(task.dev_parts if kind_of(task).trained else []), *task.scored_parts]))
 
 
 def finished(job: Job, splits: dict[str, Split]) -> dict[str, Any] | None:
@@ -115,12 +187,33 @@ def finished(job: Job, splits: dict[str, Split]) -> dict[str, Any] | None:
     predicted = job.predictions_path
     if not storage.exists(predicted) or storage.digest_file(predicted) != result.get("predictions"):
         return None
-    folders = (job.model_directory, storage.join(job.directory, MODEL))
+    folders = (job.model_directory, storage.join(job.task_directory, MODEL))
     if job.keep_model and not any(storage.list_names(folder) for folder in folders):
         return None
-    if job.predict_test and "test_files" not in result:
+    if job.predict_test and "test_splits" not in result:
         return None
-    return result
+    return _with_metrics(job, result)
+
+
+def _with_metrics(job: Job, result: dict[str, Any]) -> dict[str, Any]:
+    """The result with the metrics that the task has now: they are functions of the predictions."""
+    if list(result["metrics"]) == job.task.metric_keys:
+        return result
+    parts = answered(job.task)
+    found = predictions.read(job.predictions_path, job.task, result["predictions"], parts)
+    scores = scores_of(job.task, found)
+    storage.publish_json(job.path, result | scores)
+    return result | scores
+
+
+def scores_of(task: Task, found: predictions.Predictions) -> dict[str, Any]:
+    """Of a score file: metrics and score of the scored parts, and the score on dev."""
+    metrics = predictions.score(task, {part: found[part] for part in task.scored_parts})
+    scores = {"metrics": metrics, "score": predictions.task_score(task, metrics)}
+    if all(part in task.scored_parts for part in found):
+        return scores | {"dev_score": scores["score"]}
+    on_dev = predictions.score(task, {part: found[part] for part in task.dev_parts})
+    return scores | {"dev_score": predictions.task_score(task, on_dev)}
 
 
 def median_seed(results: list[dict[str, Any]]) -> int:

@@ -33,7 +33,7 @@ def run_all(work: list[Work], workers: int, done: Callable[[Job, Result], None])
 
 def _in_process(work: list[Work], done: Callable[[Job, Result], None]) -> None:
     for number, (job, splits) in enumerate(work, start=1):
-        title = f"{job.candidate.name} {job.task_name} seed {job.seed} ({number}/{len(work)})"
+        title = f"{job.title} ({number}/{len(work)})"
         with console.progress(_training_rows(job, splits), "rows", title) as shown:
             result = run(job, splits, shown.advance)
         done(job, result)
@@ -41,8 +41,10 @@ def _in_process(work: list[Work], done: Callable[[Job, Result], None]) -> None:
 
 def _training_rows(job: Job, splits: dict[str, Split]) -> int:
     """Number of training rows over all epochs. For SQuAD it counts questions, which may have several
-    windows."""
-    rows, planned = len(splits["train"]), schedule(job.settings)
+    windows. Without training there is one."""
+    if "train" not in splits:
+        return 1
+    rows, planned = len(splits["train"]), schedule(job)
     return min(round(rows * planned.epochs), planned.steps(rows) * planned.batch_size)
 
 
@@ -76,7 +78,7 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
                     raise error.cause from None
                 except RayError as error:
                     raise UserError(
-                        f"{job.candidate.name} {job.task_name} seed {job.seed}: its worker died "
+                        f"{job.title}: its worker died "
                         f"{REPEATS + 1} times ({type(error).__name__}); is there enough memory? "
                         "The same command continues",
                         EXIT_INCOMPLETE,

@@ -1,27 +1,44 @@
-"""All fine-tuning runs of an evaluation: finding and running the missing ones, and medians over seeds."""
+"""All fine-tuning runs of an evaluation: finding and running the missing ones, the choice of settings, and
+medians over seeds.
+
+Where a task has a grid of settings, every model runs all of it with all seeds. The setting whose median score
+on dev is the highest counts (of equal ones the first); the reported score is that of its runs.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from evaluation.finetuning.jobs import MODEL, Job, Lesson, Work, finished, load_splits, median_seed
+from evaluation.finetuning.jobs import (
+    MODEL,
+    Job,
+    Lesson,
+    Work,
+    finished,
+    load_splits,
+    median_seed,
+    seeds_of,
+    setting_names,
+    settings_of,
+)
+from evaluation.kinds.table import kind_of
 from evaluation.measures import intervals, predictions
 from evaluation.measures.metrics import macro_score
 from evaluation.models import Candidate, load_config, load_model, load_tokenizer, require_fit, require_model
 from evaluation.tasks import submission
-from evaluation.tasks.catalogue import GLUE, find_task, find_tasks
+from evaluation.tasks.catalogue import GLUE, find_tasks
 from evaluation.tasks.task import Split, Task
 from infra.errors import UserError
 from infra.files import storage
 from infra.settings.sections import Evaluation
 
-OUTPUTS = "outputs"
-"""Folder of a fine-tuned teacher's stored outputs beside its score files."""
+OUTPUTS = "train"
+"""First part of the names of a fine-tuned teacher's stored outputs, beside its score files."""
 
 Results = dict[str, dict[str, list[dict[str, Any]]]]
 """candidate -> task -> the score files of its seeds, in the order of ``evaluation.seeds``."""
@@ -36,9 +53,47 @@ class Plan:
     results: dict[Job, dict[str, Any] | None]
 
     @property
+    def tasks(self) -> dict[str, Task]:
+        return {job.task_name: job.task for job in self.jobs}
+
+    @property
     def chosen(self) -> list[Job]:
-        """The jobs that count, one a candidate, task and seed."""
-        return self.jobs
+        """The jobs that count, one a candidate, task and seed; all of them must be done."""
+        return [job for group in self.groups() for job in self.best(group)]
+
+    def groups(self) -> list[dict[str, list[Job]]]:
+        """For each candidate and task: a setting's folder -> the jobs of its seeds."""
+        found: dict[tuple[str, str], dict[str, list[Job]]] = {}
+        for job in self.jobs:
+            grid = found.setdefault((job.candidate.name, job.task_name), {})
+            grid.setdefault(job.folder, []).append(job)
+        return list(found.values())
+
+    def best(self, grid: dict[str, list[Job]]) -> list[Job]:
+        return max(grid.values(), key=self._dev_score) if len(grid) > 1 else next(iter(grid.values()))
+
+    def _dev_score(self, jobs: Sequence[Job]) -> float:
+        return float(np.median([self.done(job)["dev_score"] for job in jobs]))
+
+    def choices(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
+        """candidate -> task -> each setting of its grid with its median score on dev, the chosen first."""
+        found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        for grid in self.groups():
+            if len(grid) == 1:
+                continue
+            best = self.best(grid)
+            rows = [
+                {**asdict(jobs[0].setting), "dev_score": self._dev_score(jobs)}
+                for jobs in sorted(grid.values(), key=lambda jobs: jobs is not best)
+            ]
+            found.setdefault(best[0].candidate.name, {})[best[0].task_name] = rows
+        return found
+
+    def done(self, job: Job) -> dict[str, Any]:
+        """The score file of a job that is done."""
+        result = self.results[job]
+        assert result is not None
+        return result
 
     @property
     def left(self) -> list[Work]:
@@ -67,17 +122,19 @@ def prepare(
     teachers = {candidate.taught_by for candidate in candidates}
     jobs: list[Job] = []
     for candidate in sorted(candidates, key=lambda candidate: candidate.taught_by is not None):
-        digest = candidate.digest()
+        first = Job(
+            candidate, candidate.digest(), tasks[0], 0, settings, settings_of(tasks[0], settings)[0],
+            directory,
+            keep_model=candidate.name in keep_models or candidate.name in teachers,
+            predict_test=predict_test,
+        )  # fmt: skip
         for task in tasks:
-            lesson = None
-            if candidate.taught_by is not None:
-                taught = [job for job in jobs if job.candidate.name == candidate.taught_by]
-                lesson = _lesson([job for job in taught if job.task_name == task.name], splits[task.name])
-            keep = candidate.name in keep_models or candidate.name in teachers
-            jobs += [
-                Job(candidate, digest, task.name, seed, settings, directory, keep, predict_test, lesson)
-                for seed in settings.seeds
-            ]
+            if candidate.taught_by is not None and not kind_of(task).trained:
+                continue
+            taught = [job for job in jobs if job.candidate.name == candidate.taught_by]
+            taught = [job for job in taught if job.task_name == task.name]
+            lesson = _lesson(taught, splits[task.name]) if taught else None
+            jobs += _grid(replace(first, task=task, lesson=lesson))
     order = [candidate.name for candidate in candidates]
     jobs.sort(key=lambda job: order.index(job.candidate.name))
     plan = Plan(jobs, splits, {job: finished(job, splits[job.task_name]) for job in jobs})
@@ -87,10 +144,20 @@ def prepare(
     return plan
 
 
+def _grid(job: Job) -> list[Job]:
+    """The job with every setting and seed of its task."""
+    points = settings_of(job.task, job.settings)
+    return [
+        replace(job, setting=setting, folder=name, seed=seed)
+        for setting, name in zip(points, setting_names(points), strict=True)
+        for seed in seeds_of(job.task, job.settings)
+    ]
+
+
 def _lesson(teacher: list[Job], splits: dict[str, Split]) -> Lesson:
     """The lesson from the teacher's runs of one task. Its digest is known before they run."""
     keys = json.dumps([job.key(splits) for job in teacher], sort_keys=True)
-    directory = teacher[0].directory
+    directory = teacher[0].task_directory
     model, outputs = storage.join(directory, MODEL), storage.join(directory, OUTPUTS)
     return Lesson(model, outputs, storage.digest_bytes(keys.encode()))
 
@@ -102,8 +169,8 @@ def complete(plan: Plan, workers: int) -> Results:
         _run(jobs, plan, workers)
         _keep_medians(jobs, plan)
     results: Results = {}
-    for job in plan.jobs:
-        results.setdefault(job.candidate.name, {}).setdefault(job.task_name, []).append(_done(plan, job))
+    for job in plan.chosen:
+        results.setdefault(job.candidate.name, {}).setdefault(job.task_name, []).append(plan.done(job))
     return results
 
 
@@ -113,36 +180,29 @@ def _run(jobs: Sequence[Job], plan: Plan, workers: int) -> None:
     if not left:  # no torch is needed
         return
     from evaluation.finetuning.parallel import run_all
-    from evaluation.finetuning.teacher_pass import store_lesson
+    from evaluation.finetuning.teacher_outputs import store_outputs
 
     def record(job: Job, result: dict[str, Any]) -> None:
         plan.results[job] = result
         values = "  ".join(f"{name} {100 * value:.1f}" for name, value in result["metrics"].items())
-        rate = result["train"]["rows_per_second"]
-        print(
-            f"{job.candidate.name}  {job.task_name}  seed {job.seed}  {values}  ({rate:,.0f} rows/s)",
-            flush=True,
-        )
+        train = result["train"]
+        rate = f"  ({train['rows_per_second']:,.0f} rows/s)" if train else ""
+        names = filter(None, (job.candidate.name, job.task_name, job.folder, f"seed {job.seed}"))
+        print(f"{'  '.join(names)}  {values}{rate}", flush=True)
 
     lessons = {job.task_name: (job, splits) for job, splits in left if job.lesson is not None}
     for job, splits in lessons.values():
-        store_lesson(job, splits["train"])
+        store_outputs(job, splits["train"])
     run_all(left, workers, record)
 
 
-def _done(plan: Plan, job: Job) -> dict[str, Any]:
-    result = plan.results[job]
-    assert result is not None
-    return result
-
-
 def _keep_medians(jobs: Sequence[Job], plan: Plan) -> None:
-    seeds: dict[str, list[Job]] = {}
-    for job in jobs:
-        if job.keep_model:
-            seeds.setdefault(job.directory, []).append(job)
-    for group in seeds.values():
-        _keep_median(group[0], [_done(plan, job) for job in group])
+    """Of each candidate and task keeps the model of the chosen setting's median seed alone."""
+    names = {job.candidate.name for job in jobs if job.keep_model and kind_of(job.task).trained}
+    for grid in plan.groups():
+        group = next(iter(grid.values()))
+        if group[0].candidate.name in names and group[0] in jobs:
+            _keep_median(plan, grid)
 
 
 def _check(candidates: Sequence[Candidate], tasks: Sequence[Task], settings: Evaluation) -> None:
@@ -154,33 +214,31 @@ def _check(candidates: Sequence[Candidate], tasks: Sequence[Task], settings: Eva
         load_model(candidate, tasks[0], seed=0)  # damaged weights are found now, not after hours
     teachers = {candidate.name: candidate for candidate in candidates}
     for candidate in candidates:
-        spans = [task.name for task in tasks if task.kind == "spans"]
+        spans = [task.name for task in tasks if kind_of(task).of_tokens]
         if candidate.taught_by is not None and spans:
             teacher = teachers[candidate.taught_by]
             vocabularies = [load_tokenizer(one.directory).get_vocab() for one in (candidate, teacher)]
             if vocabularies[0] != vocabularies[1]:
                 raise UserError(
-                    f"second distillation on {spans[0]}: start and end belong to tokens, but "
+                    f"second distillation on {spans[0]}: the teacher's outputs belong to tokens, but "
                     f"{candidate.directory} and {teacher.directory} have different vocabularies"
                 )
 
 
-def _keep_median(job: Job, results: list[dict[str, Any]]) -> None:
-    """Keeps only the median seed's model, as ``<task>/model``; does nothing if that is done already."""
-    folders = [
-        name
-        for name in storage.list_names(job.directory)
-        if name.startswith("seed-") and name.endswith(MODEL)
-    ]
-    chosen = f"seed-{median_seed(results)}-{MODEL}"
-    if chosen in folders:
-        final = storage.join(job.directory, MODEL)
+def _keep_median(plan: Plan, grid: dict[str, list[Job]]) -> None:
+    """Keeps only one model, as ``<task>/model``; does nothing if that is done already."""
+    best = plan.best(grid)
+    seed = median_seed([plan.done(job) for job in best])
+    source = next(job.model_directory for job in best if job.seed == seed)
+    names = storage.list_names(source)
+    if names:
+        final = storage.join(best[0].task_directory, MODEL)
         storage.remove_tree(final)
-        source = storage.join(job.directory, chosen)
-        for name in sorted(storage.list_names(source), key=lambda name: (name == "config.json", name)):
+        for name in sorted(names, key=lambda name: (name == "config.json", name)):
             storage.publish_bytes(storage.join(final, name), storage.read_bytes(storage.join(source, name)))
-    for name in folders:
-        storage.remove_tree(storage.join(job.directory, name))
+    for job in (job for jobs in grid.values() for job in jobs):
+        if storage.list_names(job.model_directory):
+            storage.remove_tree(job.model_directory)
 
 
 def medians(results: list[dict[str, Any]]) -> dict[str, float]:
@@ -208,9 +266,9 @@ def estimates(plan: Plan) -> tuple[dict[str, intervals.Estimates], intervals.Est
     """
     tasks: dict[str, dict[str, list[predictions.Predictions]]] = {}
     for job in plan.chosen:
-        found = predictions.read(job.predictions_path, job.task, _done(plan, job)["predictions"])
+        found = predictions.read(job.predictions_path, job.task, plan.done(job)["predictions"])
         tasks.setdefault(job.task_name, {}).setdefault(job.candidate.name, []).append(found)
-    by_task = {name: _estimate(find_task(name), list(models.values())) for name, models in tasks.items()}
+    by_task = {name: _estimate(plan.tasks[name], list(models.values())) for name, models in tasks.items()}
     return by_task, intervals.mean([by_task[name] for name in macro_tasks(by_task)])
 
 
@@ -220,15 +278,19 @@ def _estimate(task: Task, models: list[list[predictions.Predictions]]) -> interv
     return intervals.estimate(scorers, sizes)
 
 
-def write_submission(candidate: Candidate, results: Results, directory: str, target: str) -> list[str]:
+def write_submission(plan: Plan, candidate: str, target: str) -> list[str]:
     """Zip the median seeds' test predictions of one candidate into ``target``; names of the files in it."""
     files = {}
-    for task, seeds in results[candidate.name].items():
-        seed = median_seed(seeds)
-        chosen = next(result for result in seeds if result["seed"] == seed)
-        for name in chosen.get("test_files", []):
-            path = storage.join(directory, candidate.name, task, name)
-            files[name.partition(".")[2]] = storage.read_bytes(path)
+    for task in plan.tasks.values():
+        jobs = [job for job in plan.chosen if (job.candidate.name, job.task_name) == (candidate, task.name)]
+        seed = median_seed([plan.done(job) for job in jobs])
+        job = next(job for job in jobs if job.seed == seed)
+        result = plan.done(job)
+        parts = result.get("test_splits", [])
+        found = predictions.read(job.predictions_path, task, result["predictions"], parts)
+        for part, answers in found.items():
+            text = submission.prediction_file(task, answers.ids, predictions.decide(task, answers))
+            files[f"{task.parts[part].submission}.tsv"] = text.encode()
     if files:
         storage.publish_bytes(target, submission.zip_bytes(files))
     return sorted(files)

@@ -193,11 +193,12 @@ def predict(
     batch_size: int,
     dtype: str,
     pad_id: int,
-    read: Callable[[Any], torch.Tensor] = lambda output: output.logits,
+    read: Callable[[Any, torch.Tensor], torch.Tensor] = lambda output, mask: output.logits,
 ) -> list[np.ndarray]:
     """The model's output row by row, float32, in the order of ``data``.
 
-    ``read`` takes [B, ...] from the model's output; an axis as wide as the batch's L keeps its padding.
+    ``read`` takes [B, ...] from the model's output and the mask [B, L] of its real tokens; an axis as wide as
+    the batch's L keeps its padding.
     """
     collator = Collator(model, pad_id)
     order = np.argsort(data.lengths(), kind="stable")
@@ -206,7 +207,8 @@ def predict(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         with _precision(collator.device, dtype):
-            output = read(model(**collator.inputs(data, rows)))
+            inputs = collator.inputs(data, rows)
+            output = read(model(**inputs), inputs["attention_mask"])
         for row, values in zip(rows, output.float().cpu().numpy(), strict=True):
             results[row] = values
     return results

@@ -24,69 +24,43 @@ texts, or ids of documents. ``score`` and ``resampled_score`` give the task's me
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import compute, parquet
 
-from evaluation.measures import intervals, resampling
-from evaluation.measures.metrics import METRICS, answer_exact, answer_f1, squad_scores
+from evaluation.kinds.table import kind_of
+from evaluation.measures import intervals
+from evaluation.measures.answers import Answers, Predictions
 from evaluation.tasks.task import Task
 from infra.errors import UserError
 from infra.files import storage
 
-
-@dataclass(frozen=True)
-class Answers:
-    """A model's outputs on one split, in the order of its rows."""
-
-    labels: Any
-    """int64 [n] class ids, float32 [n] scores, or the n lists of right answers; None: a test set."""
-    outputs: Any
-    """float32 [n, classes] logits, float32 [n] scores, or n answers as text."""
-    ids: Sequence[str] = ()
-    """The examples' ids; their rows from 0 if none are given."""
-
-    def __post_init__(self) -> None:
-        if not self.ids:
-            object.__setattr__(self, "ids", [str(row) for row in range(len(self.outputs))])
-
-    def __len__(self) -> int:
-        return len(self.outputs)
-
-
-Predictions = Mapping[str, Answers]
-"""Dev set -> answers."""
-
-_TYPES = {
-    "classification": (pa.int64(), pa.list_(pa.float32())),
-    "regression": (pa.float32(), pa.float32()),
-    "spans": (pa.list_(pa.string()), pa.string()),
-}
-"""Of the columns ``label`` and ``output``."""
+__all__ = ["Answers", "Predictions"]
 
 
 def publish(path: str, task: Task, predictions: Predictions) -> str:
     """Write the file, whole or not at all; its digest. UserError where an output is not finite."""
-    if task.kind != "spans" and not all(np.isfinite(one.outputs).all() for one in predictions.values()):
+    kind = kind_of(task)
+    if not all(kind.require_finite(one.outputs) for one in predictions.values()):
         raise UserError(f"{path}: the model's outputs are not finite; lower evaluation.learning_rate")
     names = ("split", "example", "label", "output")
-    schema = pa.schema(list(zip(names, (pa.string(), pa.string(), *_TYPES[task.kind]), strict=True)))
-    tables = [
-        pa.table([[part] * len(one), one.ids, list(one.labels), list(one.outputs)], schema=schema)
-        for part, one in predictions.items()
-    ]
+    types = (pa.string(), pa.string(), kind.label_type, kind.output_type)
+    schema = pa.schema(list(zip(names, types, strict=True)))
+    tables = []
+    for part, one in predictions.items():
+        labels = [None] * len(one) if one.labels is None else kind.to_arrow(one.labels)
+        columns = [[part] * len(one), list(one.ids), labels, kind.to_arrow(one.outputs)]
+        tables.append(pa.table(columns, schema=schema))
     with storage.publishing(path) as draft:
         parquet.write_table(pa.concat_tables(tables), draft)
         return storage.digest_file(draft)
 
 
-def read(path: str, task: Task, digest: str) -> Predictions:
-    """The predictions in a file; UserError where its bytes do not have the digest."""
+def read(path: str, task: Task, digest: str, parts: list[str] | None = None) -> Predictions:
+    """The predictions of the scored splits, or of ``parts``; UserError where the file has another digest."""
+    kind = kind_of(task)
     data = storage.read_bytes(path)
     if storage.digest_bytes(data) != digest:
         raise UserError(
@@ -94,25 +68,26 @@ def read(path: str, task: Task, digest: str) -> Predictions:
         )
     table = parquet.read_table(pa.BufferReader(data))
     found = {}
-    for part in task.dev_parts:
+    for part in task.scored_parts if parts is None else parts:
         rows = table.filter(compute.equal(table["split"], part))
-        labels, outputs = rows["label"].to_pylist(), rows["output"].to_pylist()
-        if task.kind != "spans":
-            labels = np.asarray(labels, np.int64 if task.kind == "classification" else np.float32)
-            outputs = np.asarray(outputs, np.float32)
-        found[part] = Answers(labels, outputs, rows["example"].to_pylist())
+        labels = rows["label"]
+        found[part] = Answers(
+            None if labels.null_count else kind.labels_of(labels.to_pylist()),
+            kind.outputs_of(rows["output"].to_pylist()),
+            rows["example"].to_pylist(),
+        )
     return found
 
 
-def decide(task: Task, answers: Answers) -> np.ndarray:
-    """Class ids int64 [n], or scores float32 [n]."""
-    return answers.outputs if task.kind == "regression" else answers.outputs.argmax(axis=1)
+def decide(task: Task, answers: Answers) -> Any:
+    """What the outputs mean: class ids int64 [n], scores float32 [n], ... (the module's docstring)."""
+    return kind_of(task).decide(answers.outputs)
 
 
 def score(task: Task, predictions: Predictions) -> dict[str, float]:
-    """The task's metrics, named with the dev set's suffix where there are two (MNLI)."""
+    """The task's metrics, named with the split's suffix where there are two (MNLI)."""
     return {
-        name + part.removeprefix("dev"): value
+        name + task.suffix(part): value
         for part, answers in predictions.items()
         for name, value in score_split(task, answers).items()
     }
@@ -120,25 +95,20 @@ def score(task: Task, predictions: Predictions) -> dict[str, float]:
 
 def score_split(task: Task, answers: Answers) -> dict[str, float]:
     """The task's metrics of one labelled split, as fractions."""
-    if task.kind == "spans":
-        return squad_scores(answers.outputs, answers.labels)
-    predicted = decide(task, answers)
-    return {name: METRICS[name](predicted, answers.labels) for name in task.metrics}
+    return kind_of(task).score(task, answers)
+
+
+def task_score(task: Task, metrics: dict[str, float]) -> float:
+    """The one number of a task: the mean of its main metrics, of what ``score`` gives."""
+    return float(np.mean([metrics[key] for key in task.keys_of(task.main)]))
 
 
 def resampled_score(task: Task, predictions: Predictions) -> intervals.Scorer:
-    """The task's score, the mean of what ``score`` gives, as a function of resamples of the examples."""
-    metrics = [(part, metric) for part, answers in predictions.items() for metric in _metrics(task, answers)]
+    """The task's score as a function of resamples of the examples."""
+    metrics = [
+        (part, metric)
+        for part, answers in predictions.items()
+        for name, metric in kind_of(task).resampled(task, answers).items()
+        if name in task.main
+    ]
     return lambda weights: np.mean([metric(weights[part]) for part, metric in metrics], axis=0)
-
-
-def _metrics(task: Task, answers: Answers) -> list[partial[np.ndarray]]:
-    """The task's metrics of one dev set, each a function of weights [n, R]."""
-    if task.kind == "spans":
-        pairs = list(zip(answers.outputs, answers.labels, strict=True))
-        return [
-            partial(resampling.average, np.asarray([metric(*pair) for pair in pairs]))
-            for metric in (answer_exact, answer_f1)
-        ]
-    predicted = decide(task, answers)
-    return [partial(resampling.METRICS[name], predicted, answers.labels) for name in task.metrics]

@@ -1,14 +1,16 @@
-"""The tasks as a table: GLUE (arXiv 1804.07461), IMDb (Maas et al. 2011), SQuAD v1.1."""
+"""The built-in tasks as a table: GLUE (arXiv 1804.07461), IMDb (Maas et al. 2011), SQuAD 1.1 and 2.0."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Sequence
 from typing import Any
 
-from evaluation.tasks import official
+from evaluation.tasks import official, own
 from evaluation.tasks.task import Part, Task
 from infra.errors import UserError
+from infra.settings.task_settings import TaskSettings, is_file, read_file
 
 _GLUE_ON_THE_HUB = "nyu-mll/glue"
 
@@ -116,6 +118,20 @@ TASKS: dict[str, Task] = {
             },
             max_length=384,
         ),
+        Task(
+            name="SQuAD2",
+            kind="spans",
+            hub=("rajpurkar/squad_v2",),
+            texts=("question", "context"),
+            labels=("start", "end"),
+            metrics=("exact_match", "f1"),
+            parts={
+                "train": Part("train-v2.0.json", 130_319, "train"),
+                "dev": Part("dev-v2.0.json", 11_873, "validation"),
+            },
+            max_length=384,
+            no_answer=True,
+        ),
     )
 }
 GLUE = tuple(name for name, task in TASKS.items() if task.hub[0] == _GLUE_ON_THE_HUB)
@@ -132,10 +148,33 @@ def find_task(name: str) -> Task:
     raise UserError(f"evaluation.tasks: no task is called {name!r}; {hint}")
 
 
-def find_tasks(names: Sequence[str]) -> list[Task]:
-    """Tasks in the order given; UserError for an unknown or repeated name."""
-    tasks = [find_task(name) for name in names]
+def find_tasks(entries: Sequence[str | TaskSettings]) -> list[Task]:
+    """Tasks in the order given: names, task files, or settings; UserError for a wrong or repeated one."""
+    tasks = [_find(entry) for entry in entries]
     for position, task in enumerate(tasks):
-        if task in tasks[:position]:
+        if task.name.lower() in [one.name.lower() for one in tasks[:position]]:
             raise UserError(f"evaluation.tasks: {task.name} is named twice")
     return tasks
+
+
+def _find(entry: str | TaskSettings) -> Task:
+    if isinstance(entry, str) and not is_file(entry):
+        return find_task(entry)
+    where = entry if isinstance(entry, str) else f"evaluation.tasks: {entry.name}"
+    settings = read_file(entry) if isinstance(entry, str) else entry
+    own.require_name(settings, where)
+    own.require_numbers(settings, where)
+    if settings.kind is not None:
+        if settings.name.lower() in (name.lower() for name in TASKS):
+            raise UserError(f"{where}: name: {settings.name} is a built-in task; choose another name")
+        return own.own_task(settings, where)
+    given = own.data_fields(settings)
+    if given:
+        raise UserError(
+            f"{where}: {given[0]}: goes with a kind, for example kind: classification; without one, the entry"
+            " sets numbers of a built-in task"
+        )
+    built_in = find_task(settings.name)
+    return dataclasses.replace(
+        built_in, settings=settings, max_length=settings.max_length or built_in.max_length
+    )

@@ -13,6 +13,8 @@ import numpy as np
 
 from evaluation.tasks import hub_rows, official
 from evaluation.tasks.official import Table
+from evaluation.tasks.own import load_own
+from evaluation.tasks.rows import load_hub
 from evaluation.tasks.squad import Question, place_answers, read_questions
 from evaluation.tasks.task import Split, Task
 from infra.errors import UserError
@@ -21,10 +23,15 @@ from infra.errors import UserError
 def load(task: Task, part: str, data: str | None) -> Split:
     """Rows of one part from the directory ``data`` of official files, or from the hub where it is None.
 
+    The rows of a user's own task come from the files or the hub data set that its settings name.
+
     UserError: missing file, wrong column count or label (with the line number), a label that contradicts its
     own row, no rows. The split's notes list rows that were left out or corrected.
     """
-    split = _from_files(task, part, data) if data is not None else _from_hub(task, part)
+    if task.own is not None:
+        split = load_own(task, part)
+    else:
+        split = _from_files(task, part, data) if data is not None else _from_hub(task, part)
     official_rows = task.parts[part].rows
     if len(split) == 0:
         raise UserError(f"{task.name} {part}: {task.parts[part].file} has no rows")
@@ -33,7 +40,7 @@ def load(task: Task, part: str, data: str | None) -> Split:
         raise UserError(f"{task.name} {part}: every row has an empty text")
     if empty:
         split.notes.append(f"rows with an empty text: {len(empty):,} (first: row {empty[0] + 1})")
-    if len(split) != official_rows:
+    if official_rows is not None and len(split) != official_rows:
         split.notes.append(f"{len(split):,} rows, the official set has {official_rows:,}")
     split.notes[:] = [f"{task.name} {part}: {note}" for note in split.notes]
     return split
@@ -41,13 +48,15 @@ def load(task: Task, part: str, data: str | None) -> Split:
 
 def has_part(task: Task, part: str, data: str | None) -> bool:
     """Whether the official file of a part is there (the hub has them all)."""
+    if task.own is not None:
+        return part in task.parts
     return data is None or official.find(task.name, task.parts[part].file, data) is not None
 
 
 def _from_files(task: Task, part: str, data: str) -> Split:
     path = official.require_file(task.name, task.parts[part].file, data)
     if task.kind == "spans":
-        return _answered(read_questions(path), path)
+        return _answered(read_questions(path, task.no_answer), path, task.no_answer)
     if task.name == "IMDb":
         texts, ids = official.read_reviews(path, task.labels)
         return Split(texts, np.asarray(ids, dtype=np.int64))
@@ -63,8 +72,8 @@ def _from_files(task: Task, part: str, data: str) -> Split:
     return split
 
 
-def _answered(questions: Sequence[Question], where: str) -> Split:
-    kept, notes = place_answers(questions, where)
+def _answered(questions: Sequence[Question], where: str, no_answer: bool) -> Split:
+    kept, notes = place_answers(questions, where, no_answer)
     return Split([], None, questions=kept, notes=notes)
 
 
@@ -87,20 +96,11 @@ def _columns(table: Table, names: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _from_hub(task: Task, part: str) -> Split:
-    import datasets
-
-    name = "/".join(task.hub)
-    try:
-        rows = datasets.load_dataset(*task.hub, split=task.parts[part].hub)
-    except Exception as error:  # the library raises many unrelated types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{task.name}: cannot load {name} from the hub ({reason}); "
-            "name a directory of official files with evaluation.data or --data"
-        ) from error
+    name, revision = "/".join(task.hub), None if task.settings is None else task.settings.revision
+    rows = load_hub(task.name, task.hub, task.parts[part].hub, revision)
     where = f"{name} {task.parts[part].hub}"
     if task.kind == "spans":
-        return _answered(hub_rows.questions(rows, where), where)
+        return _answered(hub_rows.questions(rows, where), where, task.no_answer)
     texts = task.hub_texts or task.texts
     if task.parts[part].submission is not None:
         table = hub_rows.table(rows, texts, "idx", where)

@@ -1,8 +1,9 @@
-"""SQuAD v1.1: questions, overlapping windows over long contexts, answer spans.
+"""SQuAD 1.1 and 2.0: questions, overlapping windows over long contexts, answer spans.
 
 Windows and n-best search follow BERT's published recipe (arXiv 1810.04805, section 4.2): windows overlap
 so that every answer is whole in one of them, a window without the answer points at [CLS], and the
-predicted span is the best start + end logit over all windows of the question.
+predicted span is the best start + end logit over all windows of the question. In 2.0 (section 4.3) the answer
+is "none" where the smallest start + end logit of [CLS] over the windows is above that of the best span.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluation.measures.metrics import squad_scores
 from infra.control_tokens import tokenize
 from infra.errors import UserError
 from infra.files import storage
@@ -35,8 +35,11 @@ class Question:
     """Character offset of each answer in the context, as the file says; right after `place_answers`."""
 
 
-def read_questions(path: str) -> list[Question]:
-    """Questions of an official v1.1 file; UserError names the place of anything that is not in its form."""
+def read_questions(path: str, no_answer: bool = False) -> list[Question]:
+    """Questions of an official file; UserError names the place of anything that is not in its form.
+
+    no_answer: a v2.0 file, whose impossible questions have no answers.
+    """
     content = storage.read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):
         raise UserError(f"{path}: no list 'data'; this is not a SQuAD v1.1 file")
@@ -48,13 +51,13 @@ def read_questions(path: str) -> list[Question]:
             where = f"data[{article_number}].paragraphs[{paragraph_number}]"
             context = _field(paragraph, "context", str, path, where)
             for number, row in enumerate(_field(paragraph, "qas", list, path, where)):
-                questions.append(_question(row, context, path, f"{where}.qas[{number}]"))
+                questions.append(_question(row, context, path, f"{where}.qas[{number}]", no_answer))
     return questions
 
 
-def _question(row: Any, context: str, path: str, where: str) -> Question:
+def _question(row: Any, context: str, path: str, where: str, no_answer: bool) -> Question:
     answers = _field(row, "answers", list, path, where)
-    if not answers:
+    if not answers and not no_answer:
         raise UserError(f"{path}: {where}: no answers; v1.1 has at least one (is this a v2.0 file?)")
     texts = tuple(_field(answer, "text", str, path, where) for answer in answers)
     starts = tuple(_field(answer, "answer_start", int, path, where) for answer in answers)
@@ -74,16 +77,22 @@ def _field(value: Any, name: str, kind: type, path: str, where: str) -> Any:
 _JSON = {str: "text", int: "whole number", list: "list"}
 
 
-def place_answers(questions: Sequence[Question], where: str) -> tuple[list[Question], list[str]]:
+def place_answers(
+    questions: Sequence[Question], where: str, no_answer: bool = False
+) -> tuple[list[Question], list[str]]:
     """The questions with corrected answer positions, and notes on the corrections.
 
     If the context does not have the answer at ``answer_start``, its nearest occurrence is used. An answer
     that does not occur in the context is left out, and so is a question without another answer. Raises
-    UserError, which names ``where``, for a question without answers, or if no question is left.
+    UserError, which names ``where``, for a question without answers (unless ``no_answer``), or if no question
+    is left.
     """
     kept: list[Question] = []
     moved, absent = [], []
     for item in questions:
+        if not item.answers and no_answer:
+            kept.append(item)
+            continue
         if not item.answers:
             raise UserError(f"{where}: question {item.id}: no answers; v1.1 has at least one (is this v2.0?)")
         found = []
@@ -177,6 +186,8 @@ def _shorten(tokenizer: Any, text: str, tokens: int) -> str:
 
 def _answer_tokens(spans: np.ndarray, question: Question) -> tuple[int, int]:
     """First and last token of the first answer; (0, 0), the [CLS], where the window does not hold it."""
+    if not question.answers:
+        return 0, 0
     first = question.starts[0]
     last = first + len(question.answers[0])
     inside = np.flatnonzero((spans[:, 0] >= 0) & (spans[:, 1] > first) & (spans[:, 0] < last))
@@ -185,15 +196,21 @@ def _answer_tokens(spans: np.ndarray, question: Question) -> tuple[int, int]:
     return int(inside[0]), int(inside[-1])
 
 
-def best_answers(windows: Windows, logits: Sequence[np.ndarray], questions: Sequence[Question]) -> list[str]:
-    """The answer text of every question. logits: one float [2, L] (start, end) a window."""
+def best_answers(
+    windows: Windows, logits: Sequence[np.ndarray], questions: Sequence[Question], no_answer: bool = False
+) -> list[str]:
+    """The answer text of every question; empty for none. logits: one float [2, L] (start, end) a window."""
     best: list[tuple[float, str]] = [(-np.inf, "")] * len(questions)
+    none = np.full(len(questions), np.inf)
     for owner, spans, scores in zip(windows.question, windows.offsets, logits, strict=True):
+        none[owner] = min(none[owner], scores[0][0] + scores[1][0])
         found = best_span(scores[0], scores[1], spans[:, 0] >= 0)
         if found is not None and found[0] > best[owner][0]:
             score, start, end = found
             best[owner] = (score, questions[owner].context[spans[start, 0] : spans[end, 1]])
-    return [text for _, text in best]
+    return [
+        "" if no_answer and other > value else text for (value, text), other in zip(best, none, strict=True)
+    ]
 
 
 def best_span(start: np.ndarray, end: np.ndarray, allowed: np.ndarray) -> tuple[float, int, int] | None:
@@ -214,8 +231,3 @@ def best_span(start: np.ndarray, end: np.ndarray, allowed: np.ndarray) -> tuple[
     if not np.isfinite(scores[row, column]):
         return None
     return float(scores[row, column]), int(starts[row]), int(ends[column])
-
-
-def score(windows: Windows, logits: Sequence[np.ndarray], questions: Sequence[Question]) -> dict[str, float]:
-    """Exact match and F1 of the predicted answers, as fractions."""
-    return squad_scores(best_answers(windows, logits, questions), [item.answers for item in questions])

@@ -27,23 +27,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
 from evaluation.tasks.official import Table
 from evaluation.tasks.squad import Question
 from infra.files import storage
-
-Kind = Literal["classification", "multilabel", "regression", "tokens", "spans", "similarity", "retrieval"]
+from infra.settings.task_settings import Kind, TaskSettings
 
 
 @dataclass(frozen=True)
 class Part:
-    """One split of a task: its official file, official row count, hub split and GLUE test file."""
+    """One split of a task: its file, official row count (None: any), hub split and GLUE test file."""
 
     file: str
-    rows: int
+    rows: int | None
     hub: str
     submission: str | None = None
 
@@ -52,9 +51,9 @@ class Part:
 class Task:
     name: str
     kind: Kind = "classification"
-    hub: tuple[str, ...]
+    hub: tuple[str, ...] = ()
     """Arguments of ``datasets.load_dataset``."""
-    texts: tuple[str, ...]
+    texts: tuple[str, ...] = ()
     """Text columns of the official file, found by name whatever the case; the hub's in ``hub_texts``."""
     hub_texts: tuple[str, ...] = ()
     label: str = "label"
@@ -73,6 +72,19 @@ class Task:
     """Raises UserError where another column of the official file contradicts the label."""
     max_length: int | None = None
     """Tokens, for tasks whose texts are long; None: ``evaluation.max_length``."""
+    no_answer: bool = False
+    """Of spans: questions may have no answer, as in SQuAD 2.0."""
+    settings: TaskSettings | None = None
+    """What the user set; with a ``kind`` in it, the task is the user's own."""
+
+    @property
+    def own(self) -> TaskSettings | None:
+        """The settings of a task of the user's own; None for a built-in one."""
+        return self.settings if self.settings is not None and self.settings.kind is not None else None
+
+    @property
+    def pooling(self) -> str:
+        return self.settings.pooling if self.settings is not None else "mean"
 
     @property
     def main(self) -> tuple[str, ...]:
@@ -82,7 +94,7 @@ class Task:
     @property
     def scored_parts(self) -> list[str]:
         """The splits on which the reported score is computed."""
-        return self.dev_parts
+        return ["test"] if self.own is not None and "test" in self.parts else self.dev_parts
 
     @property
     def dev_parts(self) -> list[str]:
@@ -93,28 +105,31 @@ class Task:
         return [name for name, part in self.parts.items() if part.submission]
 
     @property
-    def outputs(self) -> int:
-        """Width of the model's output: classes, or one number."""
-        return 1 if self.kind == "regression" else len(self.labels)
-
-    @property
     def metric_keys(self) -> list[str]:
         """Metric names; with the part's suffix where a task has two dev sets (MNLI)."""
-        if len(self.dev_parts) == 1:
-            return list(self.metrics)
-        return [f"{metric}{part.removeprefix('dev')}" for part in self.dev_parts for metric in self.metrics]
+        return self.keys_of(self.metrics)
+
+    def keys_of(self, metrics: tuple[str, ...]) -> list[str]:
+        return [f"{metric}{self.suffix(part)}" for part in self.scored_parts for metric in metrics]
+
+    def suffix(self, part: str) -> str:
+        """What tells the metrics of two dev sets apart."""
+        return part.removeprefix("dev") if len(self.dev_parts) > 1 else ""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of one part. ``labels``: int64 [n] classes or float32 [n] scores; None for a test part."""
+    """Examples of one part. ``texts`` of ``tokens``: the words; of ``retrieval``: the queries."""
 
     texts: list[tuple[str, ...]]
-    labels: np.ndarray | None
+    labels: Any
+    """In the form of the task's kind (``evaluation.measures.predictions``); None for a test part of GLUE."""
     index: list[str] = field(default_factory=list)
-    """The id column of a test file."""
+    """The id column, if there is one."""
     questions: list[Question] = field(default_factory=list)
-    """SQuAD instead of texts and labels."""
+    """Of ``spans``, instead of texts and labels."""
+    corpus: dict[str, str] = field(default_factory=dict)
+    """Of ``retrieval``: id -> document."""
     notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -135,6 +150,13 @@ class Split:
 
     def digest(self) -> str:
         """Of everything a score depends on."""
-        labels = [] if self.labels is None else self.labels.tolist()
+        labels = [] if self.labels is None else _listed(self.labels)
         content = "\x1e".join("\x1f".join(row) for row in self.texts) + repr(labels) + repr(self.questions)
+        content += repr(self.corpus) if self.corpus else ""
         return storage.digest_bytes(content.encode("utf-8", "surrogatepass"))
+
+
+def _listed(labels: Any) -> list[Any]:
+    if isinstance(labels, np.ndarray):
+        return labels.tolist()
+    return [row.tolist() if isinstance(row, np.ndarray) else row for row in labels]

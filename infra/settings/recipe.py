@@ -152,8 +152,9 @@ class StudentRun:
 
 def fingerprinted(section: Any) -> dict[str, Any]:
     """The fields of a section that change the result, JSON-able."""
+    values = dataclasses.asdict(section)
     return {
-        item.name: plain(getattr(section, item.name))
+        item.name: plain(values[item.name])
         for item in dataclasses.fields(section)
         if item.metadata["outcome"]
     }

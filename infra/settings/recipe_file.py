@@ -19,6 +19,7 @@ from infra.settings import sections
 from infra.settings.recipe import Recipe, unmet_needs
 from infra.settings.recipe_words import alternatives, expected, nearest
 from infra.settings.sections import require
+from infra.settings.task_settings import validated
 from infra.settings.yaml_text import NotYaml, parse_yaml
 from infra.trees import leaves, shown
 
@@ -152,6 +153,7 @@ def _validated(tree: dict[str, Any], source: str) -> Recipe:
         if isinstance(values, dict) and isinstance(values.get(name), str):
             values[name] = [values[name]]
     expand_settings(tree)
+    _read_tasks(tree, source)
     try:
         _refuse_broken_text(tree)
         _refuse_credentials(tree)
@@ -167,6 +169,20 @@ def _validated(tree: dict[str, Any], source: str) -> Recipe:
         raise UserError(f"{source}: {_sentence(errors[0], tree)}{rest}") from None
     except ValueError as problem:
         raise UserError(f"{source}: {problem}") from None
+
+
+def _read_tasks(tree: dict[str, Any], source: str) -> None:
+    """Checks the tasks that are given in place; each is replaced by all of its settings."""
+    section = tree.get("evaluation")
+    tasks = section.get("tasks") if isinstance(section, dict) else None
+    tasks = [tasks] if isinstance(tasks, dict) else tasks
+    if isinstance(section, dict) and isinstance(tasks, list):
+        section["tasks"] = [
+            dataclasses.asdict(validated(entry, f"{source}: evaluation.tasks[{number}]"))
+            if isinstance(entry, dict)
+            else entry
+            for number, entry in enumerate(tasks)
+        ]
 
 
 def _sentence(error: Any, tree: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ def alternatives(kind: Any) -> tuple[Any, ...]:
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return tuple(part for member in typing.get_args(kind) for part in alternatives(member))
     if typing.get_origin(kind) is tuple:
-        return typing.get_args(kind)[:1]
+        return alternatives(typing.get_args(kind)[0])
     return (kind,)
 
 
@@ -44,7 +44,7 @@ def expected(kind: Any) -> str:
         return f"a list of {expected(arguments[0])}"
     if origin is tuple:
         count = "" if arguments[-1] is ... else f"{len(arguments)} "
-        return f"a list of {count}{_plural(arguments[0])}"
+        return f"a list of {count}{_plural(alternatives(arguments[0])[0])}"
     if origin is dict:
         return "a mapping of names to texts"
     return "a mapping of settings" if dataclasses.is_dataclass(kind) else _WORDS[kind]

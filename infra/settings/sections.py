@@ -13,6 +13,8 @@ import re
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal
 
+from infra.settings.task_settings import TaskSettings
+
 TEMPERATURES = (0.1, 1000.0)
 """Smallest and largest temperature that the number formats allow. Logits have a relative error of 2^-9 for a
 bfloat16 teacher (0.03 near 16) and of 2^-11 for a float32 teacher stored in float16 (0.008). Below T = 0.1
@@ -41,6 +43,11 @@ def speed(default: Any = MISSING, factory: Any = MISSING) -> Any:
 def require(condition: bool, sentence: str) -> None:
     if not condition:
         raise ValueError(sentence)
+
+
+def in_a_grid(value: Any) -> tuple[Any, ...]:
+    """The values that a setting takes: those of a list, or the one."""
+    return value if isinstance(value, tuple) else (value,)
 
 
 _RANGE = "{:g} to {:g}".format(*TEMPERATURES)
@@ -468,15 +475,17 @@ class Require:
 class Evaluation:
     """The tasks on which teacher and students are fine-tuned and scored, and how."""
 
-    tasks: tuple[str, ...] = outcome(("CoLA", "SST-2", "MRPC", "STS-B", "RTE"))
+    tasks: tuple[str | TaskSettings, ...] = outcome(("CoLA", "SST-2", "MRPC", "STS-B", "RTE"))
+    """Names of built-in tasks, task files, or their settings in place (docs/tasks.md)."""
     data: str | None = speed(None)
     """Directory of official task files; None: the hub's ``glue``, ``imdb``, ``squad``."""
     seeds: tuple[int, ...] = outcome((0,))
-    epochs: float = outcome(3.0)
+    epochs: float | tuple[float, ...] = outcome(3.0)
+    """A list is a grid: all its values are tried, and dev chooses. So it is of the next two settings."""
+    batch_size: int | tuple[int, ...] = outcome(32)
+    learning_rate: float | tuple[float, ...] = outcome(3e-5)
     max_steps: int | None = outcome(None)
     """Largest number of steps of a fine-tuning run; for large tasks on few cores."""
-    batch_size: int = outcome(32)
-    learning_rate: float = outcome(3e-5)
     max_length: int = outcome(128)
     dtype: Literal["bfloat16", "float32"] = outcome("float32")
     references: tuple[Literal["random", "start"], ...] = outcome(("random",))
@@ -511,14 +520,20 @@ class Evaluation:
             require(value is None or value > 0, f"{name}: must be > 0, not {value}")
         require(len(self.tasks) > 0, "tasks: names no task")
         require(len(self.seeds) > 0, "seeds: names no seed")
-        for name in ("batch_size", "latency_threads", "workers"):
+        for name in ("epochs", "learning_rate", "batch_size"):
+            require(getattr(self, name) != (), f"{name}: the list is empty")
+            for value in in_a_grid(getattr(self, name)):
+                require(
+                    value > 0, f"{name}: must be {'>= 1' if name == 'batch_size' else '> 0'}, not {value}"
+                )
+        for name in ("latency_threads", "workers"):
             require(getattr(self, name) >= 1, f"{name}: must be >= 1, not {getattr(self, name)}")
         require(
             self.max_steps is None or self.max_steps >= 1, f"max_steps: must be >= 1, not {self.max_steps}"
         )
         require(self.latency_sentences >= 0, f"latency_sentences: must be >= 0, not {self.latency_sentences}")
-        for name in ("epochs", "learning_rate", "distillation_temperature"):
-            require(getattr(self, name) > 0, f"{name}: must be > 0, not {getattr(self, name)}")
+        temperature = self.distillation_temperature
+        require(temperature > 0, f"distillation_temperature: must be > 0, not {temperature}")
         require(8 <= self.max_length <= 512, f"max_length: must be 8 to 512, not {self.max_length}")
 
     def _check_rows(self) -> None:

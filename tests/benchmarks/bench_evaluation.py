@@ -23,10 +23,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from evaluation.finetuning.finetune import device, encode, loss_for, score
+from evaluation.finetuning.finetune import device, score
 from evaluation.finetuning.training import Schedule, fit
-from evaluation.measures.metrics import task_score
-from evaluation.measures.predictions import Answers, score_split
+from evaluation.kinds.table import kind_of
+from evaluation.measures.predictions import Answers, score_split, task_score
 from evaluation.models import Candidate, load_model, load_tokenizer
 from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.loading import load
@@ -41,10 +41,10 @@ def ours(
 ) -> tuple[float, float]:
     """(examples/s of training, score)."""
     tokenizer, model = load_tokenizer(candidate.directory), load_model(candidate, task, seed).to(device())
-    data = encode(tokenizer, task, train, 128)
-    fitted = fit(model, data, loss_for(task), schedule, seed, tokenizer.pad_token_id)
+    data = kind_of(task).encode(tokenizer, task, train, 128)
+    fitted = fit(model, data, kind_of(task).loss, schedule, seed, tokenizer.pad_token_id)
     values = score(model, tokenizer, task, dev, 128, schedule.dtype)
-    return fitted.rows / fitted.seconds, task_score(values)
+    return fitted.rows / fitted.seconds, task_score(task, values)
 
 
 def trainer(

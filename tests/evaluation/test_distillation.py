@@ -8,14 +8,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from pyarrow import parquet
 
-from evaluation.finetuning import distillation, outputs_store
-from evaluation.finetuning.distillation import TEACHER, TOKENS, distilled
-from evaluation.finetuning.finetune import loss_for
-from evaluation.finetuning.outputs_store import OutputsSpec, read_outputs, store_outputs
+from evaluation.finetuning import distillation, finetune, teacher_outputs
+from evaluation.finetuning.distillation import distilled
+from evaluation.finetuning.jobs import Job, Lesson, settings_of
 from evaluation.finetuning.scores import complete, prepare
-from evaluation.models import Candidate
+from evaluation.finetuning.training import Encoded
+from evaluation.kinds.kind import TEACHER, TOKENS
+from evaluation.kinds.table import kind_of
+from evaluation.models import Candidate, load_model, load_tokenizer
 from evaluation.tasks.catalogue import find_task
+from evaluation.tasks.loading import load
+from evaluation.tasks.task import Split
 from infra.errors import UserError
 from infra.settings.sections import Evaluation
 
@@ -36,7 +41,7 @@ def test_classification_loss_against_float64(temperature: float) -> None:
     kl = (p * (np.log(p) - np.log(q))).sum(axis=-1).mean()
     ce = -np.log(softmax64(student))[np.arange(7), labels].mean()
     task = find_task("MNLI")
-    loss = distilled(task, loss_for(task), temperature)(
+    loss = distilled(task, temperature)(
         SimpleNamespace(logits=torch.tensor(student)),
         {"label": torch.tensor(labels), TEACHER: torch.tensor(teacher, dtype=torch.float32)},
     )
@@ -49,7 +54,7 @@ def test_regression_loss_by_hand() -> None:
     output = SimpleNamespace(logits=torch.tensor([[3.0], [2.0]]))
     # labels: (4 + 0) / 2, teacher: (1 + 0) / 2, at any temperature
     for temperature in (1.0, 4.0):
-        assert float(distilled(task, loss_for(task), temperature)(output, targets)) == 2.5
+        assert float(distilled(task, temperature)(output, targets)) == 2.5
 
 
 def test_span_loss_leaves_padding_out() -> None:
@@ -72,95 +77,95 @@ def test_span_loss_leaves_padding_out() -> None:
         TEACHER: torch.tensor(teacher, dtype=torch.float32),
         TOKENS: torch.tensor(lengths),
     }
-    assert float(distilled(task, loss_for(task), temperature)(output, targets)) == pytest.approx(
-        expected, rel=1e-5
+    assert float(distilled(task, temperature)(output, targets)) == pytest.approx(expected, rel=1e-5)
+
+
+TASK = "SST-2"
+
+
+def taught(encoder: str, root: Path, data: str, digest: str = "a") -> tuple[Job, Split]:
+    """A job that learns from ``encoder`` as it is, and the task's training set."""
+    task, settings = find_task(TASK), dataclasses.replace(SETTINGS, data=data)
+    lesson = Lesson(encoder, str(root / "train"), digest)
+    job = Job(
+        Candidate("s", encoder),
+        "x",
+        task,
+        0,
+        settings,
+        settings_of(task, settings)[0],
+        str(root),
+        lesson=lesson,
     )
+    return job, load(task, "train", data)
 
 
-def spec(rows: int = 2500, shape: tuple[int, ...] = (3,), teacher: str = "a") -> OutputsSpec:
-    return OutputsSpec(shape, rows, {"teacher": teacher})
+def encoded(job: Job, train: Split) -> Encoded:
+    tokenizer = load_tokenizer(job.candidate.directory)
+    return kind_of(job.task).encode(tokenizer, job.task, train, job.setting.max_length)
 
 
-def numbers(wanted: OutputsSpec) -> np.ndarray:
-    return np.random.default_rng(3).standard_normal((wanted.rows, *wanted.shape)).astype(np.float32)
+def read(job: Job, train: Split) -> np.ndarray:
+    assert job.lesson is not None
+    return teacher_outputs.read_outputs(job.task, train, encoded(job, train), job.lesson, "float32")
 
 
-def fill(root: Path, wanted: OutputsSpec) -> list[range]:
-    """Store ``numbers``; the ranges that had to be computed."""
-    asked: list[range] = []
-
-    def predict(rows: range) -> np.ndarray:
-        asked.append(rows)
-        return numbers(wanted)[rows.start : rows.stop]
-
-    store_outputs(str(root), wanted, lambda: predict)
-    return asked
+def forbid_computing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher_outputs, "_predict", lambda *_: pytest.fail("computed twice"))
 
 
-@pytest.mark.parametrize("shape", [(3,), (1,), (2, 5)])
-def test_stored_outputs_come_back(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    wanted = spec(shape=shape)
-    assert fill(tmp_path, wanted) == [range(1024), range(1024, 2048), range(2048, 2500)]
-    np.testing.assert_array_equal(read_outputs(str(tmp_path), wanted), numbers(wanted))
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert fill(tmp_path, wanted) == []
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+def test_stored_outputs_are_the_teachers(
+    encoder: str, toy_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, train = taught(encoder, tmp_path, toy_data)
+    teacher_outputs.store_outputs(job, train)
+    model = load_model(Candidate("t", encoder), job.task, seed=0)
+    expected = finetune.answers(model, load_tokenizer(encoder), job.task, train, 16, "float32").outputs
+    np.testing.assert_allclose(read(job, train), expected, atol=1e-5)
+    rows = parquet.read_table(tmp_path / "train.predictions.parquet").to_pylist()
+    assert [rows[3]["split"], rows[3]["row"], len(rows)] == ["train", 3, len(train)]
+    forbid_computing(monkeypatch)
+    teacher_outputs.store_outputs(job, train)
 
 
-def test_storing_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    wanted = spec()
-
-    def stops(rows: range) -> np.ndarray:
-        if rows.start == 1024:
-            raise KeyboardInterrupt
-        return numbers(wanted)[rows.start : rows.stop]
-
-    with pytest.raises(KeyboardInterrupt):
-        store_outputs(str(tmp_path), wanted, lambda: stops)
-    with pytest.raises(UserError, match="missing"):
-        read_outputs(str(tmp_path), wanted)
-    assert fill(tmp_path, wanted) == [range(1024, 2048), range(2048, 2500)]
-    np.testing.assert_array_equal(read_outputs(str(tmp_path), wanted), numbers(wanted))
-
-
-def test_a_flipped_bit_anywhere_is_noticed_and_put_right(tmp_path: Path) -> None:
-    wanted = spec(rows=40)
-    fill(tmp_path, wanted)
-    files = sorted(path for path in tmp_path.rglob("*") if path.is_file() and path.suffix == ".npy")
-    files.append(tmp_path / "manifest.json")
-    for path in files:
-        whole = path.read_bytes()
-        for place in range(0, len(whole), max(1, len(whole) // 20)):
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-            with pytest.raises(UserError, match="run the same command again"):
-                read_outputs(str(tmp_path), wanted)
-        fill(tmp_path, wanted)
-        np.testing.assert_array_equal(read_outputs(str(tmp_path), wanted), numbers(wanted))
+@pytest.mark.parametrize("name", ["train.predictions.parquet", "train.json"])
+def test_damage_anywhere_is_noticed_and_put_right(
+    name: str, encoder: str, toy_data: str, tmp_path: Path
+) -> None:
+    job, train = taught(encoder, tmp_path, toy_data)
+    teacher_outputs.store_outputs(job, train)
+    path, values = tmp_path / name, read(job, train)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 20)):
+        if whole[place : place + 1].isspace():
+            continue
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError, match="run the same command again"):
+            read(job, train)
+    teacher_outputs.store_outputs(job, train)
+    np.testing.assert_array_equal(read(job, train), values)
 
 
-def test_only_a_damaged_file_is_stored_anew(tmp_path: Path) -> None:
-    wanted = spec()
-    fill(tmp_path, wanted)
-    (damaged,) = tmp_path.glob("rows-00001024-*.npy")
-    damaged.write_bytes(damaged.read_bytes()[:-4])
-    assert fill(tmp_path, wanted) == [range(1024, 2048)]
-    np.testing.assert_array_equal(read_outputs(str(tmp_path), wanted), numbers(wanted))
-
-
-def test_outputs_of_another_teacher_are_replaced_and_never_read(tmp_path: Path) -> None:
-    fill(tmp_path, spec(teacher="a"))
+def test_outputs_of_another_teacher_are_replaced_and_never_read(
+    encoder: str, toy_data: str, tmp_path: Path
+) -> None:
+    first, train = taught(encoder, tmp_path, toy_data)
+    other, _ = taught(encoder, tmp_path, toy_data, digest="b")
+    teacher_outputs.store_outputs(first, train)
     with pytest.raises(UserError, match="another teacher"):
-        read_outputs(str(tmp_path), spec(teacher="b"))
-    assert len(fill(tmp_path, spec(teacher="b"))) == 3
+        read(other, train)
+    teacher_outputs.store_outputs(other, train)
+    assert len(read(other, train)) == len(train)
 
 
-def test_outputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    def predict(rows: range) -> np.ndarray:
-        return np.full((len(rows), 3), np.nan, np.float32)
-
+def test_outputs_that_are_not_finite_are_refused(
+    encoder: str, toy_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, train = taught(encoder, tmp_path, toy_data)
+    monkeypatch.setattr(teacher_outputs, "_predict", lambda *_: [np.full(2, np.nan, np.float32)])
     with pytest.raises(UserError, match="not finite"):
-        store_outputs(str(tmp_path), spec(), lambda: predict)
-    assert not list(tmp_path.rglob("*.npy"))
+        teacher_outputs.store_outputs(job, train)
+    assert list(tmp_path.iterdir()) == []
 
 
 def candidates(teacher: str, student: str) -> list[Candidate]:
@@ -174,7 +179,7 @@ def test_a_taught_student_learns_a_toy_task_and_resumes(
     both, scores = candidates(encoder, pooler_free_encoder), str(tmp_path)
     results = complete(prepare(both, settings, scores), 1)
     assert results["s (D)"]["SST-2"][0]["metrics"]["accuracy"] > 0.95
-    assert (tmp_path / "t/SST-2/outputs/manifest.json").exists()
+    assert (tmp_path / "t/SST-2/train.predictions.parquet").exists()
     assert (tmp_path / "t/SST-2/model/config.json").exists()
     assert prepare(both, settings, scores).left == []
 
@@ -182,7 +187,7 @@ def test_a_taught_student_learns_a_toy_task_and_resumes(
     path = tmp_path / "s (D)/SST-2/seed-0.json"
     first = json.loads(path.read_text())
     path.unlink()
-    monkeypatch.setattr(outputs_store, "_write", lambda *_: pytest.fail("stored twice"))
+    forbid_computing(monkeypatch)
     plan = prepare(both, settings, scores)
     assert [job.candidate.name for job, _ in plan.left] == ["s (D)"]
     again = complete(plan, 1)["s (D)"]["SST-2"][0]
@@ -232,11 +237,14 @@ def test_spans_and_values_are_taught_too(encoder: str, pooler_free_encoder: str,
     scores = str(tmp_path / "scores")
     results = complete(prepare(candidates(encoder, pooler_free_encoder), settings, scores), 1)
     assert results["s (D)"].keys() == {"SQuAD", "STS-B"}
-    shapes = [
-        json.loads((tmp_path / f"scores/t/{task}/outputs/spec.json").read_text())["shape"]
+    stored = {
+        task: parquet.read_table(tmp_path / f"scores/t/{task}/train.predictions.parquet")[
+            "output"
+        ].to_pylist()
         for task in ("SQuAD", "STS-B")
-    ]
-    assert shapes == [[2, 41], [1]]
+    }
+    assert {len(row) for row in stored["STS-B"]} == {1}
+    assert {len(row) for row in stored["SQuAD"]} == {2 * 41}  # start and end of 41 tokens
 
 
 def test_spans_need_one_vocabulary(encoder: str, tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.finetuning import finetune, training
-from evaluation.finetuning.jobs import Job, load_splits, median_seed
+from evaluation.finetuning.jobs import Job, load_splits, median_seed, settings_of
 from evaluation.finetuning.scores import complete, medians, prepare
 from evaluation.finetuning.training import Encoded, Schedule, bucketed_batches
+from evaluation.kinds.table import kind_of
 from evaluation.measures import predictions
 from evaluation.models import Candidate, load_model, load_tokenizer
 from evaluation.tasks.catalogue import find_task
@@ -125,7 +126,7 @@ def test_tokens_that_do_not_occur_change_nothing(
     data = Encoded(rows, [[0] * len(row) for row in rows], {"label": np.arange(24) % 2})
     models = [load_model(Candidate("m", directory), task, seed=0) for _ in range(2)]
     before = models[0].get_input_embeddings().weight.detach().clone()
-    arguments = finetune.loss_for(task), Schedule(3, 8, 1e-3), 0, pad
+    arguments = kind_of(task).loss, Schedule(3, 8, 1e-3), 0, pad
     training.fit(models[0], data, *arguments)
     use_cheap_dropout(models[1])
     training._fit(models[1], data, *arguments, lambda rows: None)
@@ -301,9 +302,10 @@ def test_test_predictions_make_a_submission(
     (tmp_path / "data/SST-2/test.tsv").write_text("index\tsentence\n0\tthe fine film\n1\tdull\n")
     settings = dataclasses.replace(SETTINGS, data=data, epochs=1)
     candidate, scores = Candidate("m", encoder), str(tmp_path / "scores")
-    results = complete(prepare([candidate], settings, scores, predict_test=True), 1)
+    plan = prepare([candidate], settings, scores, predict_test=True)
+    complete(plan, 1)
     target = str(tmp_path / "submission.zip")
-    assert write_submission(candidate, results, scores, target) == ["SST-2.tsv"]
+    assert write_submission(plan, "m", target) == ["SST-2.tsv"]
     text = zipfile.ZipFile(io.BytesIO(storage.read_bytes(target))).read("SST-2.tsv").decode()
     header, *rows = text.splitlines()
     assert header == "index\tprediction"
@@ -312,5 +314,6 @@ def test_test_predictions_make_a_submission(
 
 
 def test_a_job_knows_its_place() -> None:
-    job = Job(Candidate("m", "d"), "x", "SST-2", 3, SETTINGS, "scores")
+    task = find_task("SST-2")
+    job = Job(Candidate("m", "d"), "x", task, 3, SETTINGS, settings_of(task, SETTINGS)[0], "scores")
     assert job.path == "scores/m/SST-2/seed-3.json"

@@ -331,8 +331,8 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
     asked = []
 
-    def give(*names: str, split: str) -> datasets.Dataset:
-        asked.append((*names, split))
+    def give(*names: str, split: str, revision: str | None) -> datasets.Dataset:
+        asked.append((*names, split, revision))
         return datasets.Dataset.from_dict({"premise": ["A."], "hypothesis": ["B."], "label": [2], "idx": [0]})
 
     monkeypatch.setattr(datasets, "load_dataset", give)
@@ -340,8 +340,8 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (split.texts, split.labels.tolist()) == ([("A.", "B.")], [2])
     assert load(find_task("MNLI"), "test_matched", None).labels is None
     assert asked == [
-        ("nyu-mll/glue", "mnli", "validation_mismatched"),
-        ("nyu-mll/glue", "mnli", "test_matched"),
+        ("nyu-mll/glue", "mnli", "validation_mismatched", None),
+        ("nyu-mll/glue", "mnli", "test_matched", None),
     ]
 
 
@@ -357,7 +357,7 @@ def hub_split(monkeypatch: pytest.MonkeyPatch, task: str, **columns: list[Any]) 
     data = datasets.Dataset.from_dict(columns)
     if task == "RTE":
         data = data.cast_column("label", HUB_CLASSES)
-    monkeypatch.setattr(datasets, "load_dataset", lambda *names, split: data)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, split, revision: data)
     return load(find_task(task), "train", None)
 
 

@@ -9,8 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from evaluation.measures import predictions
-from evaluation.measures.metrics import task_score
-from evaluation.measures.predictions import Answers, Predictions
+from evaluation.measures.predictions import Answers, Predictions, task_score
 from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.task import Task
 from infra.errors import UserError
@@ -70,14 +69,14 @@ def test_what_is_read_is_what_was_predicted(case: tuple[Task, Predictions], tmp_
 def test_the_dev_set_itself_is_a_resample_of_the_tasks_score(case: tuple[Task, Predictions]) -> None:
     task, made = case
     weights = {part: np.ones((len(answers), 2)) for part, answers in made.items()}
-    expected = task_score(predictions.score(task, made))
+    expected = task_score(task, predictions.score(task, made))
     assert predictions.resampled_score(task, made)(weights) == pytest.approx([expected, expected], abs=1e-12)
     weights[task.dev_parts[-1]][:7] = 0  # without the first examples of the last dev set
     if task.kind != "spans":
         cut = dict(made)
         last = made[task.dev_parts[-1]]
         cut[task.dev_parts[-1]] = Answers(last.labels[7:], last.outputs[7:])
-        expected = task_score(predictions.score(task, cut))
+        expected = task_score(task, predictions.score(task, cut))
         assert predictions.resampled_score(task, made)(weights)[0] == pytest.approx(expected, abs=1e-12)
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.finetuning.scores import complete, prepare
+from evaluation.measures.metrics import answer_f1
 from evaluation.models import Candidate, load_tokenizer
 from evaluation.tasks import squad
 from evaluation.tasks.squad import Question
@@ -53,7 +54,7 @@ def test_best_answer_over_windows(encoder: str) -> None:
         scores[1, windows.encoded.targets["end"][window]] = 5
         logits.append(scores)
     assert squad.best_answers(windows, logits, asked) == ["red car", "house"]
-    assert squad.score(windows, logits, asked) == {"exact_match": 1.0, "f1": 1.0}
+    assert squad.best_answers(windows, logits, asked) == [one.answers[0] for one in asked]
 
 
 @given(st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9), st.booleans()), min_size=1, max_size=18))
@@ -120,4 +121,6 @@ def test_shared_answers_are_whole_in_some_window(shared_dir: Path) -> None:
         scores[1, windows.encoded.targets["end"][window]] = 5
         logits.append(scores)
     # Word pieces cannot end inside a piece, so a few gold spans gain characters.
-    assert squad.score(windows, logits, questions)["f1"] > 0.98
+    found = squad.best_answers(windows, logits, questions)
+    scores = [answer_f1(text, item.answers) for text, item in zip(found, questions, strict=True)]
+    assert np.mean(scores) > 0.98

@@ -1,0 +1,1 @@
+"""What tasks of one form share: how to encode examples, train on them, decide and score. See ``kind``."""

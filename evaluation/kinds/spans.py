@@ -1,0 +1,87 @@
+"""Answer spans: SQuAD 1.1, and 2.0, in which a text need not have an answer (``evaluation.tasks.squad``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from evaluation.kinds.kind import TEACHER, TOKENS, Kind, Metric, Predict
+from evaluation.measures import resampling
+from evaluation.measures.answers import Answers
+from evaluation.measures.metrics import answer_exact, answer_f1
+from evaluation.tasks import squad
+from evaluation.tasks.task import Split, Task
+
+if TYPE_CHECKING:
+    import torch
+
+    from evaluation.finetuning.training import Encoded, Targets
+
+
+class Spans(Kind):
+    name = "spans"
+    of_tokens = True
+    family = "AutoModelForQuestionAnswering"
+    label_type, output_type = pa.list_(pa.string()), pa.string()
+    metrics = ("exact_match", "f1")
+
+    def encode(self, tokenizer: Any, task: Task, split: Split, length: int) -> Encoded:
+        return squad.encode(tokenizer, split.questions, length).encoded
+
+    def loss(self, output: Any, targets: Targets) -> torch.Tensor:
+        """The mean of the cross-entropies of start and end."""
+        from torch.nn import functional
+
+        start = functional.cross_entropy(output.start_logits.float(), targets["start"])
+        return (start + functional.cross_entropy(output.end_logits.float(), targets["end"])) / 2
+
+    def soft_loss(self, output: Any, targets: Targets, temperature: float) -> torch.Tensor:
+        """The mean of the KLs of start and end, without the padding."""
+        import torch
+
+        from evaluation.finetuning.distillation import kl
+
+        width = output.start_logits.shape[1]
+        padding = torch.arange(width, device=output.start_logits.device) >= targets[TOKENS][:, None]
+        found = [
+            kl(
+                student.float().masked_fill(padding, -1e4),
+                targets[TEACHER][:, side, :width].masked_fill(padding, -1e4),
+                temperature,
+            )
+            for side, student in enumerate((output.start_logits, output.end_logits))
+        ]
+        return (found[0] + found[1]) / 2
+
+    def read(self, output: Any, mask: torch.Tensor) -> torch.Tensor:
+        """[B, 2, L]."""
+        import torch
+
+        return torch.stack([output.start_logits, output.end_logits], dim=1)
+
+    def shape(self, task: Task, length: int) -> tuple[int, ...]:
+        return (2, length)
+
+    def answers(self, predict: Predict, tokenizer: Any, task: Task, split: Split, length: int) -> Answers:
+        windows = squad.encode(tokenizer, split.questions, length)
+        texts = squad.best_answers(windows, predict(windows.encoded), split.questions, task.no_answer)
+        return Answers([question.answers for question in split.questions], texts, split.ids)
+
+    def decide(self, outputs: Sequence[str]) -> Sequence[str]:
+        return outputs
+
+    def resampled(self, task: Task, answers: Answers) -> Mapping[str, Metric]:
+        pairs = list(zip(answers.outputs, answers.labels, strict=True))
+        every = {"exact_match": answer_exact, "f1": answer_f1}
+        values = {
+            name: [every[name](found, right, task.no_answer) for found, right in pairs]
+            for name in task.metrics
+        }
+        return {name: partial(resampling.average, np.asarray(found)) for name, found in values.items()}
+
+    def require_finite(self, outputs: Sequence[str]) -> bool:
+        return True

@@ -1,0 +1,21 @@
+"""All kinds of task, by name."""
+
+from __future__ import annotations
+
+from evaluation.kinds.embeddings import Retrieval, Similarity
+from evaluation.kinds.kind import Kind
+from evaluation.kinds.spans import Spans
+from evaluation.kinds.texts import Classification, MultiLabel, Regression
+from evaluation.kinds.tokens import Tokens
+from evaluation.tasks.task import Task
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Classification(), MultiLabel(), Regression(), Tokens(), Spans(), Similarity(), Retrieval(),
+    )
+}  # fmt: skip
+
+
+def kind_of(task: Task) -> Kind:
+    return KINDS[task.kind]

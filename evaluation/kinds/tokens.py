@@ -1,0 +1,132 @@
+"""Token classification: a tag for every word, scored by whole entities.
+
+A word has the tag of its first token. Words beyond the model's length get the tag ``O``, so truncation costs
+score. Both the loss and the predictions leave the other tokens out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from evaluation.kinds.kind import TEACHER, Kind, Metric, Predict
+from evaluation.kinds.texts import classes_of
+from evaluation.measures.answers import Answers
+from evaluation.measures.entities import entity_counts
+from evaluation.measures.metrics import f1_of, of_sums, precision_of, recall_of
+from evaluation.tasks.task import Split, Task
+from infra.control_tokens import tokenize
+
+if TYPE_CHECKING:
+    import torch
+
+    from evaluation.finetuning.training import Encoded, Targets
+
+NO_LABEL = -100
+OUTSIDE = "O"
+
+
+class Tokens(Kind):
+    name = "tokens"
+    device = False
+    of_tokens = True
+    family = "AutoModelForTokenClassification"
+    label_type, output_type = pa.list_(pa.int64()), pa.list_(pa.list_(pa.float32()))
+    metrics = ("entity_f1", "entity_precision", "entity_recall")
+
+    def head(self, task: Task) -> dict[str, Any]:
+        return classes_of(task)
+
+    def encode(self, tokenizer: Any, task: Task, split: Split, length: int) -> Encoded:
+        from evaluation.finetuning.training import Encoded
+
+        output = self._tokenize(tokenizer, split, length)
+        rows = [_first_tokens(words, offsets) for words, offsets in self._offsets(split, output)]
+        targets = {}
+        if split.labels is not None:
+            width = max(map(len, output["input_ids"]))
+            targets["label"] = np.full((len(rows), width), NO_LABEL, np.int64)
+            for row, (firsts, tags) in enumerate(zip(rows, split.labels, strict=True)):
+                kept = firsts >= 0
+                targets["label"][row, firsts[kept]] = tags[kept]
+        return Encoded(output["input_ids"], output["token_type_ids"], targets)
+
+    def _tokenize(self, tokenizer: Any, split: Split, length: int) -> Any:
+        texts = [" ".join(words) for words in split.texts]
+        return tokenize(tokenizer, texts, truncation=True, max_length=length, return_offsets_mapping=True)
+
+    def _offsets(self, split: Split, output: Any) -> list[tuple[Sequence[str], np.ndarray]]:
+        offsets = [np.asarray(row, np.int64).reshape(-1, 2) for row in output["offset_mapping"]]
+        return list(zip(split.texts, offsets, strict=True))
+
+    def loss(self, output: Any, targets: Targets) -> torch.Tensor:
+        from torch.nn import functional
+
+        labels = targets["label"][:, : output.logits.shape[1]]
+        return functional.cross_entropy(
+            output.logits.float().flatten(0, 1), labels.flatten(), ignore_index=NO_LABEL
+        )
+
+    def soft_loss(self, output: Any, targets: Targets, temperature: float) -> torch.Tensor:
+        from evaluation.finetuning.distillation import kl
+
+        width = output.logits.shape[1]
+        labelled = targets["label"][:, :width] != NO_LABEL
+        return kl(output.logits.float()[labelled], targets[TEACHER][:, :width][labelled], temperature)
+
+    def shape(self, task: Task, length: int) -> tuple[int, ...]:
+        return (length, len(task.labels))
+
+    def answers(self, predict: Predict, tokenizer: Any, task: Task, split: Split, length: int) -> Answers:
+        logits = predict(self.encode(tokenizer, task, split, length))
+        output = self._tokenize(tokenizer, split, length)
+        outside = task.labels.index(OUTSIDE)
+        found = []
+        for (words, offsets), row in zip(self._offsets(split, output), logits, strict=True):
+            firsts = _first_tokens(words, offsets)
+            values = row[np.maximum(firsts, 0)].astype(np.float32)
+            values[firsts < 0] = np.arange(len(task.labels)) == outside
+            found.append(values)
+        return Answers(split.labels, found, split.ids)
+
+    def decide(self, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [row.argmax(axis=1) for row in outputs]
+
+    def resampled(self, task: Task, answers: Answers) -> Mapping[str, Metric]:
+        names = np.asarray(task.labels)
+        pairs = zip(self.decide(answers.outputs), answers.labels, strict=True)
+        counts = np.asarray([entity_counts(names[found], names[right]) for found, right in pairs], np.float64)
+        every = {"entity_f1": f1_of, "entity_precision": precision_of, "entity_recall": recall_of}
+        return {name: partial(of_sums, every[name], counts) for name in task.metrics}
+
+    def require_finite(self, outputs: Sequence[np.ndarray]) -> bool:
+        return all(np.isfinite(row).all() for row in outputs)
+
+    def to_arrow(self, values: Sequence[np.ndarray]) -> list[Any]:
+        return [list(row) for row in values]
+
+    def labels_of(self, column: list[Any]) -> list[np.ndarray]:
+        return [np.asarray(row, np.int64) for row in column]
+
+    def outputs_of(self, column: list[Any]) -> list[np.ndarray]:
+        return [np.asarray(row, np.float32) for row in column]
+
+
+def _first_tokens(words: Sequence[str], offsets: np.ndarray) -> np.ndarray:
+    """The first token of each word, int64 [words]; -1 for a word that was cut off.
+
+    offsets: int64 [L, 2], the characters of each token in the words joined by spaces; (0, 0): special.
+    """
+    lengths = np.asarray([len(word) for word in words], np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
+    found = np.full(len(words), -1, np.int64)
+    real = np.flatnonzero(offsets[:, 1] > offsets[:, 0])
+    owners = np.searchsorted(starts, offsets[real, 1] - 1, side="right") - 1
+    for token, owner in zip(real[::-1], owners[::-1], strict=True):
+        if offsets[token, 0] < starts[owner] + lengths[owner]:
+            found[owner] = token
+    return found

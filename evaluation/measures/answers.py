@@ -1,0 +1,32 @@
+"""A model's answers to the examples of one split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Labels and outputs in the order of the split's rows, in the form of the task's kind.
+
+    ``evaluation.measures.predictions`` describes them. For classification, for example, labels are int64 [n]
+    and outputs float32 [n, classes]. Labels are None in a test set without any.
+    """
+
+    labels: Any
+    outputs: Any
+    ids: Sequence[str] = ()
+    """The examples' ids; their rows from 0 if none are given."""
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            object.__setattr__(self, "ids", [str(row) for row in range(len(self.outputs))])
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+
+Predictions = Mapping[str, Answers]
+"""Split -> answers."""

@@ -1,0 +1,240 @@
+"""A user's own task: from its settings to a ``Task``, and from its files to examples."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from evaluation.kinds.table import KINDS
+from evaluation.tasks import examples
+from evaluation.tasks.beir import read_corpus, read_queries
+from evaluation.tasks.rows import TAGS, WORDS, Rows, format_of, hub_rows, read_rows
+from evaluation.tasks.squad import Question, place_answers, read_questions
+from evaluation.tasks.task import Part, Split, Task
+from infra.errors import UserError
+from infra.files.paths import expand_home
+from infra.settings.recipe_words import nearest
+from infra.settings.task_settings import PATHS, TaskSettings
+
+_COLUMNS = {"tokens": (1,), "similarity": (2,), "spans": (0, 2), "retrieval": (0,)}
+"""Kind -> numbers of text columns that it takes; other kinds: 1 or 2."""
+_CLASSES = ("classification", "multilabel", "tokens")
+_UNLABELLED = ("spans", "retrieval")
+"""Kinds without a label column."""
+
+
+def own_task(settings: TaskSettings, where: str) -> Task:
+    """The task of these settings. Reads the training examples if the labels are not given.
+
+    UserError, which names ``where``, for settings that do not go together.
+    """
+    _require_consistent(settings, where)
+    kind = KINDS[settings.kind or ""]
+    conll = settings.kind == "tokens" and not settings.text and _is_conll(settings)
+    texts = (WORDS,) if conll else settings.text
+    if settings.kind == "spans" and not texts:
+        texts = ("question", "context")
+    metrics = settings.metrics or kind.metrics
+    task = Task(
+        name=settings.name,
+        kind=settings.kind or "classification",
+        texts=texts,
+        label=TAGS if conll and settings.label is None else settings.label or "",
+        labels=settings.labels,
+        metrics=metrics if settings.metrics or settings.kind != "classification" else metrics[:1],
+        own_main=metrics[:1],
+        parts={name: Part("", None, "") for name in _parts(settings)},
+        max_length=settings.max_length,
+        settings=settings,
+    )
+    if settings.kind in _CLASSES and not settings.labels:
+        task = _with_labels(task)
+    if settings.kind == "classification":
+        _require_two_classes(task, where)
+    if settings.kind == "spans":
+        questions = [one for part in task.parts for one in _questions(settings, part)]
+        task = Task(**{**vars(task), "no_answer": any(not one.answers for one in questions)})
+    return task
+
+
+def _parts(settings: TaskSettings) -> list[str]:
+    """The splits; without a file of its own, dev is a part of train."""
+    if not KINDS[settings.kind or ""].trained:
+        return ["test" if settings.test else "dev"]
+    return ["train", "dev", *(["test"] if settings.test else [])]
+
+
+def _is_conll(settings: TaskSettings) -> bool:
+    path = settings.train or settings.test or settings.dev or ""
+    return settings.hub is None and format_of(path, settings.format) == "conll"
+
+
+def _with_labels(task: Task) -> Task:
+    return Task(**{**vars(task), "labels": examples.labels_in(task, _rows_of(task, "train"))})
+
+
+def _require_consistent(settings: TaskSettings, where: str) -> None:
+    """UserError for the first setting that is missing, out of range, or not for this kind."""
+
+    def require(condition: bool, sentence: str) -> None:
+        if not condition:
+            raise UserError(f"{where}: {sentence}")
+
+    kind, count = settings.kind, len(settings.text)
+    assert kind is not None
+    data = (settings.train, settings.dev, settings.test)
+    allowed = _COLUMNS.get(kind, (1, 2))
+    if not (kind == "tokens" and count == 0 and any(data) and _is_conll(settings)):
+        numbers = " or ".join(map(str, allowed))
+        require(count in allowed, f"text: {kind} takes {numbers} columns of text, not {count}")
+        needs_label = kind not in _UNLABELLED
+        example = "tags" if kind == "tokens" else "label"
+        require(not needs_label or settings.label is not None, f"label: is required, for example {example}")
+    require(kind not in _UNLABELLED or settings.label is None, f"label: {kind} has no column of labels")
+    if KINDS[kind].trained:
+        require(settings.train is not None, "train: is required, for example train: train.csv")
+    else:
+        require(settings.train is None, f"train: {kind} scores a model without training; give dev or test")
+        require(bool(settings.dev or settings.test), "test: is required, for example test: test.tsv")
+    for name in ("corpus", "queries"):
+        given = getattr(settings, name) is not None
+        require(given or kind != "retrieval", f"{name}: is required, for example {name}: {name}.jsonl")
+        require(not given or kind == "retrieval", f"{name}: is for kind: retrieval, not {kind}")
+    require(not settings.labels or kind in _CLASSES, f"labels: {kind} has no classes")
+    require(len(settings.labels) != 1, "labels: names one class; there must be two or more")
+    twice = next((label for label in settings.labels if settings.labels.count(label) > 1), None)
+    require(twice is None, f"labels: {twice!r} is named twice")
+    require(
+        0 < settings.dev_fraction <= 0.5, f"dev_fraction: must be > 0 and <= 0.5, not {settings.dev_fraction}"
+    )
+    require(settings.hub is None or settings.format is None, "format: the hub's data sets have their own")
+    for name in ("config", "revision"):
+        require(settings.hub is not None or getattr(settings, name) is None, f"{name}: is for a hub data set")
+    known = list(KINDS[kind].metrics)
+    for metric in settings.metrics:
+        require(metric in known, nearest(f"metrics: {kind} has no metric {metric!r}", metric, known))
+
+
+def _require_two_classes(task: Task, where: str) -> None:
+    if "f1" in task.metrics and len(task.labels) != 2:
+        raise UserError(
+            f"{where}: metrics: f1 is that of the second of two labels, and there are {len(task.labels)};"
+            " write macro_f1"
+        )
+
+
+def load_own(task: Task, part: str) -> Split:
+    """The examples of a split; UserError, with the line, for a missing column or a wrong value."""
+    settings = task.own
+    assert settings is not None
+    if settings.kind == "spans":
+        kept, notes = place_answers(_questions(settings, part), _source(settings, part), task.no_answer)
+        return _required(
+            Split([], None, questions=_picked(settings, part, kept), notes=notes), settings, part
+        )
+    if settings.kind == "retrieval":
+        corpus = read_corpus(expand_home(settings.corpus or ""))
+        return read_queries(expand_home(settings.queries or ""), _source(settings, part), corpus)
+    return _required(examples.split_of(task, _rows_of(task, part)), settings, part)
+
+
+def _required(split: Split, settings: TaskSettings, part: str) -> Split:
+    if len(split) == 0:
+        raise UserError(f"{_source(settings, part)}: no examples for {part} of {settings.name}")
+    return split
+
+
+def _source(settings: TaskSettings, part: str) -> str:
+    path = str(getattr(settings, part) or settings.train)
+    return path if settings.hub is not None else expand_home(path)
+
+
+def _rows_of(task: Task, part: str) -> Rows:
+    settings = task.own
+    assert settings is not None
+    rows = _read(settings, getattr(settings, part) or settings.train or "")
+    if part == "test" or settings.dev is not None or not KINDS[task.kind].trained:
+        return rows
+    groups = rows.column(task.label) if task.kind == "classification" else [None] * len(rows)
+    return rows.select(divide([str(group) for group in groups], settings)[part])
+
+
+@lru_cache(maxsize=4)
+def _read(settings: TaskSettings, name: str) -> Rows:
+    if settings.hub is not None:
+        return hub_rows(settings.hub, settings.config, name, settings.revision)
+    return read_rows(expand_home(name), settings.format)
+
+
+def divide(groups: Sequence[str], settings: TaskSettings) -> dict[str, list[int]]:
+    """Rows of train and dev, cut from one set: of each group the same share, chosen by ``split_seed``.
+
+    UserError if nothing is left for one of them.
+    """
+    generator = np.random.default_rng(settings.split_seed)
+    dev: list[int] = []
+    for group in sorted(set(groups)):
+        rows = np.flatnonzero(np.asarray(groups, object) == group)
+        count = max(1, round(settings.dev_fraction * len(rows))) if len(rows) > 1 else 0
+        dev += generator.permutation(rows)[:count].tolist()
+    chosen = set(dev)
+    train = [row for row in range(len(groups)) if row not in chosen]
+    if not chosen or not train:
+        raise UserError(
+            f"{settings.name}: too few examples for a validation split; give dev: a file of its own"
+        )
+    return {"train": train, "dev": sorted(chosen)}
+
+
+@lru_cache(maxsize=4)
+def _all_questions(settings: TaskSettings, name: str) -> tuple[Question, ...]:
+    if settings.hub is None and format_of(name, settings.format) == "squad":
+        return tuple(read_questions(expand_home(name), no_answer=True))
+    return tuple(
+        examples.questions_in(_read(settings, name), settings.text or ("question", "context"), settings.id)
+    )
+
+
+def _questions(settings: TaskSettings, part: str) -> Sequence[Question]:
+    return _all_questions(settings, getattr(settings, part) or settings.train or "")
+
+
+def _picked(settings: TaskSettings, part: str, questions: list[Question]) -> list[Question]:
+    """The part's own of the questions; a context and all its questions are in one part."""
+    if part == "test" or settings.dev is not None:
+        return questions
+    contexts = list(dict.fromkeys(one.context for one in questions))
+    chosen = divide([""] * len(contexts), settings)[part]
+    kept = {contexts[place] for place in chosen}
+    return [one for one in questions if one.context in kept]
+
+
+def require_name(settings: TaskSettings, where: str) -> None:
+    """UserError for a name that cannot be that of a folder."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", settings.name) is None:
+        raise UserError(
+            f"{where}: name: must be letters, digits, dots, dashes and underscores, not {settings.name!r}"
+        )
+
+
+def require_numbers(settings: TaskSettings, where: str) -> None:
+    """UserError for a hyper-parameter out of range."""
+    for name in ("epochs", "learning_rate", "batch_size", "max_steps"):
+        value = getattr(settings, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if not values:
+            raise UserError(f"{where}: {name}: the list is empty")
+        wrong = next((one for one in values if one is not None and one <= 0), None)
+        if wrong is not None:
+            raise UserError(f"{where}: {name}: must be > 0, not {wrong}")
+    if settings.max_length is not None and settings.max_length < 8:
+        raise UserError(f"{where}: max_length: must be >= 8, not {settings.max_length}")
+
+
+def data_fields(settings: TaskSettings) -> list[str]:
+    """The fields that only a task of the user's own has, and that are given."""
+    names = (*PATHS, "hub", "config", "format", "text", "label", "labels", "id", "metrics")
+    return [name for name in names if getattr(settings, name)]

@@ -1,0 +1,240 @@
+"""Rows of a user's data: columns of a CSV, TSV, JSON-lines, Parquet or CoNLL file, or of a hub data set.
+
+Files are read as they are written: no type is guessed, so ``NA`` and ``007`` stay texts, and a mistake is
+named with its line. A file may be a URL; ``.gz`` and ``.zst`` are decompressed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from infra.errors import UserError
+from infra.files import storage
+from infra.files.content import BLOCK, content_of
+from infra.settings.recipe_words import nearest
+
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
+    ".json": "squad",
+}
+"""Ending of a file's name, without that of its compression -> format."""
+WORDS, TAGS = "words", "tags"
+"""Columns of a CoNLL file: the first and the last of its columns, one list a sentence."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Columns of equal length, and where they come from."""
+
+    where: str
+    columns: dict[str, list[Any]]
+    lines: Sequence[int]
+    """Of every row, for messages: 1-based."""
+    unit: str = "line"
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def place(self, row: int) -> str:
+        return f"{self.where}: {self.unit} {self.lines[row]}"
+
+    def column(self, name: str) -> list[Any]:
+        """Values of a column; UserError with the nearest name where there is none."""
+        if name not in self.columns:
+            raise UserError(nearest(f"{self.where}: no column {name!r}", name, list(self.columns)))
+        return self.columns[name]
+
+    def texts(self, name: str) -> list[str]:
+        """The same of texts; UserError, with the line, for a value that is none."""
+        values = self.column(name)
+        for row, value in enumerate(values):
+            if not isinstance(value, str):
+                raise UserError(f"{self.place(row)}: column {name!r}: {value!r} is not a text")
+        return values
+
+    def select(self, chosen: Sequence[int]) -> Rows:
+        columns = {name: [values[row] for row in chosen] for name, values in self.columns.items()}
+        return Rows(self.where, columns, [self.lines[row] for row in chosen], self.unit)
+
+
+def format_of(path: str, given: str | None) -> str:
+    """The format of a file, by the ending of its name if none is given; UserError for an unknown ending."""
+    if given is not None:
+        return given
+    name = path.removesuffix(".gz").removesuffix(".zst")
+    for ending, found in FORMATS.items():
+        if name.endswith(ending):
+            return found
+    raise UserError(
+        f"{path}: the ending tells no format; known are {', '.join(FORMATS)}; or give one, as format: csv"
+    )
+
+
+def read_rows(path: str, given: str | None = None) -> Rows:
+    """The rows of a file; UserError where it is missing, empty, damaged or not in its format."""
+    if not storage.exists(path):
+        raise UserError(f"{path}: there is no such file")
+    kind = format_of(path, given)
+    if kind == "squad":
+        raise UserError(f"{path}: a .json file is read as SQuAD's, for kind: spans; is it format: jsonl?")
+    rows = _parquet(path) if kind == "parquet" else _TEXTS[kind](path, _text(path))
+    if len(rows) == 0:
+        raise UserError(f"{path}: has no rows")
+    return rows
+
+
+def _text(path: str) -> str:
+    with storage.open_binary(path) as file:
+        data = file.read()
+    if not data.strip():
+        raise UserError(f"{path}: is empty")
+    content = content_of(data[:BLOCK])
+    if content is not None:
+        raise UserError(f"{path}: is {content}, not UTF-8 text; convert the file or give its format")
+    try:
+        return data.removeprefix(b"\xef\xbb\xbf").decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: line {line}: not valid UTF-8; convert the file") from None
+
+
+def _parquet(path: str) -> Rows:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(pa.BufferReader(storage.read_bytes(path)))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from None
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    return Rows(path, columns, range(1, table.num_rows + 1), "row")
+
+
+def _separated(separator: str, quoting: int, path: str, text: str) -> Rows:
+    csv.field_size_limit(1 << 27)
+    lines_of = io.StringIO(text, newline="")
+    reader = csv.reader(lines_of, delimiter=separator, quoting=quoting, strict=True)  # type: ignore[arg-type]
+    found: list[list[str]] = []
+    lines: list[int] = []
+    try:
+        header = next(reader)
+        _require_header(path, header)
+        line = reader.line_num + 1
+        for row in reader:
+            if row and len(row) != len(header):
+                raise UserError(f"{path}: line {line}: {len(row)} columns instead of {len(header)}")
+            if row:
+                found.append(row)
+                lines.append(line)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}: line {reader.line_num}: {error}") from None
+    columns = {name: [row[place] for row in found] for place, name in enumerate(header)}
+    return Rows(path, columns, lines)
+
+
+def _require_header(path: str, header: Sequence[str]) -> None:
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path}: line 1: column {twice!r} is there twice; the first line names the columns")
+
+
+def _json_lines(path: str, text: str) -> Rows:
+    found: list[dict[str, Any]] = []
+    lines = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}: line {number}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: line {number}: not an object with named fields")
+        if found and row.keys() != found[0].keys():
+            missing = sorted(row.keys() ^ found[0].keys())
+            raise UserError(f"{path}: line {number}: field {missing[0]!r} is not in every line")
+        found.append(row)
+        lines.append(number)
+    names = list(found[0]) if found else []
+    return Rows(path, {name: [row[name] for row in found] for name in names}, lines)
+
+
+def _conll(path: str, text: str) -> Rows:
+    """Sentences of words and tags; lines of comments and of document starts are left out."""
+    sentences = list(_sentences(path, text))
+    columns = {
+        WORDS: [[word for _, word, _ in sentence] for sentence in sentences],
+        TAGS: [[tag for _, _, tag in sentence] for sentence in sentences],
+    }
+    return Rows(path, columns, [sentence[0][0] for sentence in sentences])
+
+
+def _sentences(path: str, text: str) -> Iterator[list[tuple[int, str, str]]]:
+    sentence: list[tuple[int, str, str]] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        fields = line.split("\t") if "\t" in line else line.split()
+        if not line.strip() or fields[0] == "-DOCSTART-" or line.startswith("# "):
+            if sentence:
+                yield sentence
+            sentence = []
+        elif len(fields) < 2:
+            raise UserError(f"{path}: line {number}: a word without a tag; write both, with a space between")
+        else:
+            sentence.append((number, fields[0], fields[-1].strip()))
+    if sentence:
+        yield sentence
+
+
+_TEXTS: dict[str, Callable[[str, str], Rows]] = {
+    "csv": partial(_separated, ",", csv.QUOTE_MINIMAL),
+    "tsv": partial(_separated, "\t", csv.QUOTE_NONE),  # a quote is text, as in GLUE's files
+    "jsonl": _json_lines,
+    "conll": _conll,
+}
+
+
+def hub_rows(name: str, config: str | None, split: str, revision: str | None) -> Rows:
+    """Rows of a hub data set, with the names of its classes in place of their numbers."""
+    rows = load_hub(name, (name, config) if config else (name,), split, revision)
+    columns = {}
+    for column in rows.column_names:
+        feature = rows.features[column]
+        names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
+        columns[column] = [_named(value, names) for value in rows[column]]
+    return Rows(f"{name} {split}", columns, range(1, len(rows) + 1), "row")
+
+
+def _named(value: Any, names: Sequence[str] | None) -> Any:
+    if names is None or value is None:
+        return value
+    if isinstance(value, list):
+        return [names[item] for item in value]
+    return names[value] if value >= 0 else None
+
+
+def load_hub(title: str, arguments: Sequence[str], split: str, revision: str | None) -> Any:
+    """A split of a hub data set; UserError in one line where it cannot be had."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(*arguments, split=split, revision=revision)
+    except Exception as error:  # the library raises many unrelated types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{title}: cannot load {'/'.join(arguments)} from the hub ({reason}); "
+            "name a directory of official files with evaluation.data or --data, or files of your own"
+        ) from error

@@ -1,0 +1,267 @@
+"""Tasks of a user's own: the three of docs/tasks.md from the command line, grids, splits."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from evaluation.finetuning.jobs import setting_names, settings_of
+from evaluation.main import main
+from evaluation.tasks.catalogue import find_task, find_tasks
+from evaluation.tasks.loading import load
+from evaluation.tasks.own import divide
+from infra.settings.sections import Evaluation
+from infra.settings.task_settings import TaskSettings
+from tests.evaluation.own_data import doc_tasks, write_all
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return write_all(tmp_path_factory.mktemp("own"))
+
+
+@pytest.fixture(scope="module")
+def scored(written: dict[str, str], encoder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of scores after one command for all three tasks."""
+    output = tmp_path_factory.mktemp("scores")
+    arguments = ["--model", encoder, "--tasks", ",".join(written.values()), "--max-length", "16"]
+    assert main([*arguments, "--batch-size", "16", "--keep-model", "--output", str(output)]) == 0
+    return output
+
+
+def scores_of(output: Path) -> dict[str, Any]:
+    (rows,) = json.loads((output / "scores.json").read_text()).values()
+    return rows
+
+
+def test_a_task_file_is_short() -> None:
+    assert doc_tasks().keys() == {"tickets", "entities", "search"}
+    assert all(len(text.splitlines()) < 12 for text in doc_tasks().values())
+
+
+def test_three_tasks_are_learnt_from_the_command_line(scored: Path) -> None:
+    rows = scores_of(scored)
+    assert rows["tickets"].keys() == {"macro_f1", "accuracy", "score"}
+    assert rows["tickets"]["score"] == rows["tickets"]["macro_f1"] > 0.95
+    assert rows["entities"]["score"] == rows["entities"]["entity_f1"] > 0.85
+    assert rows["search"].keys() == {"ndcg_10", "recall_100", "score"}
+    assert rows["search"]["recall_100"] == 1.0
+
+
+def test_a_second_command_has_nothing_to_do(
+    scored: Path, written: dict[str, str], encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evaluation.finetuning import parallel
+
+    monkeypatch.setattr(parallel, "run_all", lambda *_: pytest.fail("ran again"))
+    arguments = ["--model", encoder, "--tasks", ",".join(written.values()), "--max-length", "16"]
+    assert main([*arguments, "--batch-size", "16", "--keep-model", "--output", str(scored)]) == 0
+
+
+def test_a_change_of_metrics_needs_no_new_run(
+    scored: Path, written: dict[str, str], encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evaluation.finetuning import parallel
+
+    monkeypatch.setattr(parallel, "run_all", lambda *_: pytest.fail("ran again"))
+    changed = Path(written["entities"]).with_name("changed.yaml")
+    changed.write_text(doc_tasks()["entities"] + "metrics: entity_recall\n")
+    arguments = ["--model", encoder, "--tasks", str(changed), "--max-length", "16", "--batch-size", "16"]
+    assert main([*arguments, "--output", str(scored)]) == 0
+    assert scores_of(scored)["entities"].keys() == {"entity_recall", "score"}
+
+
+def test_the_grid_is_run_by_every_setting_and_dev_chooses(scored: Path) -> None:
+    (model,) = (path for path in (scored / "scores").iterdir())
+    folders = sorted(path.name for path in (model / "tickets").iterdir())
+    assert folders == ["learning_rate-0.001", "learning_rate-0.003", "model"]
+    runs = [json.loads((model / "tickets" / name / "seed-0.json").read_text()) for name in folders[:2]]
+    assert [run["setting"]["learning_rate"] for run in runs] == [1e-3, 3e-3]
+    best = max(runs, key=lambda run: run["dev_score"])
+    assert scores_of(scored)["tickets"]["score"] == best["score"]
+    assert not list((model / "tickets").glob("*/seed-*-model"))
+
+
+def test_predictions_of_words_and_rankings(scored: Path) -> None:
+    (model,) = (path for path in (scored / "scores").iterdir())
+    words = parquet.read_table(model / "entities/seed-0.predictions.parquet").to_pylist()
+    assert [row["split"] for row in words] == ["dev"] * 40 + ["test"] * 40
+    assert all(len(row["label"]) == len(row["output"]) for row in words)
+    ranked = parquet.read_table(model / "search/seed-0.predictions.parquet").to_pylist()
+    assert [row["example"] for row in ranked] == ["q1", "q2"]  # q3 has no relevant document
+    assert ranked[1]["label"] == [{"id": "d2", "grade": 1.0}, {"id": "d1", "grade": 0.0}]
+    scores = [entry["score"] for entry in ranked[0]["output"]]
+    assert scores == sorted(scores, reverse=True)
+    assert len(scores) == 4
+
+
+def test_a_task_in_place_is_that_of_the_file(written: dict[str, str]) -> None:
+    from infra.settings.task_settings import read_file
+
+    (from_file,) = find_tasks([written["tickets"]])
+    (in_place,) = find_tasks([read_file(written["tickets"])])
+    assert from_file == in_place
+    assert from_file.labels == ("complaint", "praise", "question")
+    assert os.path.isabs(from_file.own.train if from_file.own and from_file.own.train else "")
+
+
+def test_validation_rows_are_a_share_of_every_label(written: dict[str, str]) -> None:
+    (task,) = find_tasks([written["tickets"]])
+    train, dev = (load(task, part, None) for part in ("train", "dev"))
+    assert len(train) + len(dev) == 400
+    for label in range(3):
+        whole = (train.labels == label).sum() + (dev.labels == label).sum()
+        assert (dev.labels == label).sum() == round(0.1 * whole)
+
+
+def test_the_split_depends_on_its_seed_alone() -> None:
+    settings = TaskSettings(name="t", split_seed=0)
+    groups = ["a"] * 50 + ["b"] * 30
+    first, again = divide(groups, settings), divide(groups, settings)
+    other = divide(groups, TaskSettings(name="t", split_seed=1))
+    assert first == again != other
+    assert sorted(first["train"] + first["dev"]) == list(range(80))
+    assert [sum(groups[row] == name for row in first["dev"]) for name in "ab"] == [5, 3]
+
+
+def test_a_rare_label_has_an_example_in_training() -> None:
+    found = divide(["common"] * 20 + ["rare"], TaskSettings(name="t"))
+    assert 20 in found["train"]
+    found = divide(["common"] * 20 + ["rare"] * 2, TaskSettings(name="t"))
+    assert len({20, 21} & set(found["dev"])) == 1
+
+
+def test_a_tasks_numbers_come_before_the_recipes() -> None:
+    settings = Evaluation(epochs=(2.0, 3.0), learning_rate=1e-4, max_steps=9)
+    (rte,) = find_tasks([TaskSettings(name="RTE", learning_rate=(2e-5, 5e-5), batch_size=8, max_length=64)])
+    points = settings_of(rte, settings)
+    assert [(one.epochs, one.learning_rate) for one in points] == [
+        (2, 2e-5), (2, 5e-5), (3, 2e-5), (3, 5e-5)
+    ]  # fmt: skip
+    assert {(one.batch_size, one.max_steps, one.max_length) for one in points} == {(8, 9, 64)}
+    assert setting_names(points)[1] == "epochs-2_learning_rate-5e-05"
+    assert setting_names(settings_of(find_task("SST-2"), Evaluation())) == [""]
+
+
+def test_numbers_and_empty_cells_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text,label\nNA,007\nnull,7\n1.0,007\ntrue,7\n")
+    settings = TaskSettings(
+        name="t", kind="classification", train=str(tmp_path / "t.csv"), text=("text",), label="label",
+        dev=str(tmp_path / "t.csv"),
+    )  # fmt: skip
+    (task,) = find_tasks([settings])
+    split = load(task, "train", None)
+    assert split.texts == [("NA",), ("null",), ("1.0",), ("true",)]
+    assert set(task.labels) == {"007", "7"}
+    assert [task.labels[label] for label in split.labels] == ["007", "7", "007", "7"]
+
+
+def test_character_spans_become_tags(tmp_path: Path) -> None:
+    people = [{"start": 0, "end": 3, "label": "PER"}, {"start": 8, "end": 15, "label": "PER"}]
+    places = [{"start": 3, "end": 6, "label": "LOC"}]
+    rows = [{"text": "Ann met Bob-Lee.", "spans": people}, {"text": "in Oslo", "spans": places}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = TaskSettings(
+        name="t", kind="tokens", train=str(tmp_path / "t.jsonl"), dev=str(tmp_path / "t.jsonl"),
+        text=("text",), label="spans",
+    )  # fmt: skip
+    (task,) = find_tasks([settings])
+    split = load(task, "train", None)
+    assert split.texts == [("Ann", "met", "Bob", "-", "Lee", "."), ("in", "Oslo")]
+    tags = [[task.labels[label] for label in row] for row in split.labels]
+    assert tags == [["B-PER", "O", "B-PER", "I-PER", "I-PER", "O"], ["O", "B-LOC"]]
+    assert "widened to it: 1" in split.notes[0]
+
+
+def test_hub_rows_come_with_the_revision_and_the_names_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[Any] = []
+    data = datasets.Dataset.from_dict({"words": [["Ann", "ran"], ["no"]], "tags": [[1, 0], [0]]}).cast_column(
+        "tags", datasets.List(datasets.ClassLabel(names=["O", "B-PER"]))
+    )
+
+    def give(*names: str, split: str, revision: str | None) -> datasets.Dataset:
+        asked.append((*names, split, revision))
+        return data
+
+    monkeypatch.setattr(datasets, "load_dataset", give)
+    settings = TaskSettings(
+        name="ner", kind="tokens", hub="some/ner", config="en", revision="abc", train="train",
+        dev="validation", text=("words",), label="tags",
+    )  # fmt: skip
+    (task,) = find_tasks([settings])
+    split = load(task, "dev", None)
+    assert task.labels == ("O", "B-PER")
+    assert [row.tolist() for row in split.labels] == [[1, 0], [0]]
+    assert asked == [("some/ner", "en", "train", "abc"), ("some/ner", "en", "validation", "abc")]
+    del asked[:]
+    with pytest.raises(Exception, match="."):
+        load(find_tasks([TaskSettings(name="RTE", revision="v1")])[0], "dev", None)
+    assert asked == [("nyu-mll/glue", "rte", "validation", "v1")]
+
+
+def test_many_labels_at_once(encoder: str, tmp_path: Path) -> None:
+    lines = ["text,tags", *["the red car,red|car", "a house,", "red day,red", "fine car,car"] * 8]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    (tmp_path / "t.yaml").write_text(
+        "name: many\nkind: multilabel\ntrain: t.csv\ndev: t.csv\ntext: text\nlabel: tags\n"
+        "metrics: [macro_f1, exact_match, micro_f1]\nepochs: 40\nlearning_rate: 5.0e-3\nbatch_size: 8\n"
+    )
+    arguments = ["--model", encoder, "--tasks", str(tmp_path / "t.yaml"), "--max-length", "16"]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    scores = scores_of(tmp_path / "out")["many"]
+    assert scores["macro_f1"] == scores["exact_match"] == scores["micro_f1"] == 1.0
+
+
+def test_similarity_orders_pairs(encoder: str, tmp_path: Path) -> None:
+    lines = ["a\tb\tscore", "red car\tred car\t5", "red car\ta house\t1", "fine day\twarm day\t3"]
+    (tmp_path / "t.tsv").write_text("\n".join(lines))
+    (tmp_path / "t.yaml").write_text("name: sim\nkind: similarity\ntest: t.tsv\ntext: [a, b]\nlabel: score\n")
+    arguments = [
+        "--model",
+        encoder,
+        "--tasks",
+        str(tmp_path / "t.yaml"),
+        "--max-length",
+        "16",
+        "--seeds",
+        "3",
+    ]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    assert len(list((tmp_path / "out/scores").glob("*/sim/seed-*.json"))) == 1  # no seed has an effect
+    (path,) = (tmp_path / "out/scores").glob("*/sim/*.parquet")
+    cosines = [row["output"] for row in parquet.read_table(path).to_pylist()]
+    assert cosines[0] == pytest.approx(1, abs=1e-5)
+    assert np.argmax(cosines) == 0
+
+
+def test_questions_without_an_answer(encoder: str, tmp_path: Path) -> None:
+    """SQuAD 2.0's definition is taken where a question has no answer, and a model learns to give none."""
+
+    def question(number: int, text: str, answer: str | None) -> dict[str, Any]:
+        context = "the red car is very bright"
+        answers = [] if answer is None else [{"text": answer, "answer_start": context.index(answer)}]
+        return {"context": context, "qas": [{"id": str(number), "question": text, "answers": answers}]}
+
+    rows = [question(n, *(("who ?", "red car") if n % 2 else ("house ?", None))) for n in range(32)]
+    (tmp_path / "t.json").write_text(json.dumps({"data": [{"paragraphs": rows}]}))
+    (tmp_path / "t.yaml").write_text(
+        "name: asked\nkind: spans\ntrain: t.json\ndev: t.json\nepochs: 40\nlearning_rate: 5.0e-3\n"
+        "batch_size: 8\n"
+    )
+    (task,) = find_tasks([str(tmp_path / "t.yaml")])
+    assert task.no_answer
+    arguments = ["--model", encoder, "--tasks", str(tmp_path / "t.yaml"), "--max-length", "24"]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    assert scores_of(tmp_path / "out")["asked"]["exact_match"] == 1.0
+    (path,) = (tmp_path / "out/scores").glob("*/asked/*.parquet")
+    found = parquet.read_table(path).to_pylist()
+    assert [row["output"] for row in found[:2]] == ["", "red car"]
+    assert [row["label"] for row in found[:2]] == [[], ["red car"]]
