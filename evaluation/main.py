@@ -17,8 +17,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from infra import console
 from infra.errors import UserError
@@ -50,6 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_model(options)
 
 
+def _grid(number: type) -> Callable[[str], Any]:
+    """The type of an option that is a number, or several with commas between them."""
+
+    def read(text: str) -> Any:
+        values = tuple(number(value) for value in text.split(","))
+        return values if len(values) > 1 else values[0]
+
+    read.__name__ = number.__name__  # for argparse's message
+    return read
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.main",
@@ -65,15 +76,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--teacher", type=expand_home, help="directory or hub name: second distillation from it, fine-tuned"
     )
     parser.add_argument("--temperature", type=float, help="of the second distillation (default 2)")
-    parser.add_argument("--tasks", help="comma-separated, for example RTE,SST-2")
+    parser.add_argument("--tasks", help="comma-separated names and task files: RTE,my/task.yaml")
     parser.add_argument(
         "--data", type=expand_home, help="directory of official task files; without it the hub's are read"
     )
     parser.add_argument("--seeds", type=int, help="this many seeds: 0, 1, ... (default 1)")
-    parser.add_argument("--epochs", type=float)
+    parser.add_argument("--epochs", type=_grid(float), help="a list like 3,5 is a grid; dev chooses")
     parser.add_argument("--max-steps", type=int, help="stop a run after this many steps")
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--batch-size", type=_grid(int), help="or a list")
+    parser.add_argument("--learning-rate", type=_grid(float), help="or a list")
     parser.add_argument("--max-length", type=int, help="tokens; IMDb and SQuAD have their own")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--workers", type=int, help="fine-tuning runs side by side")

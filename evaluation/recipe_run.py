@@ -9,7 +9,7 @@ import contextlib
 import json
 from typing import Any
 
-from evaluation.finetuning.scores import Plan, Results, complete, prepare, write_submission
+from evaluation.finetuning.scores import Plan, complete, prepare, write_submission
 from evaluation.recipe_rows import TEACHER, Rows, rows_of
 from evaluation.report import content as report
 from evaluation.report import gates, tables, tracked

@@ -44,7 +44,7 @@ def run(
         part: answers(model, tokenizer, task, split, length, settings.dtype) for part, split in parts.items()
     }
     result = _result(job, splits, fitted, found)
-    if job.keep_model and kind_of(task).trained:
+    if job.keep_model:
         save(model, tokenizer, job.model_directory)
     storage.publish_json(job.path, result)
     return result

@@ -129,12 +129,11 @@ def prepare(
             predict_test=predict_test,
         )  # fmt: skip
         for task in tasks:
-            if candidate.taught_by is not None and not kind_of(task).trained:
-                continue
-            taught = [job for job in jobs if job.candidate.name == candidate.taught_by]
-            taught = [job for job in taught if job.task_name == task.name]
-            lesson = _lesson(taught, splits[task.name]) if taught else None
-            jobs += _grid(replace(first, task=task, lesson=lesson))
+            teacher = (candidate.taught_by, task.name)
+            taught = [job for job in jobs if (job.candidate.name, job.task_name) == teacher]
+            trained = kind_of(task).trained  # without training there is nothing to teach and no model to keep
+            lesson = _lesson(taught, splits[task.name]) if taught and trained else None
+            jobs += _grid(replace(first, task=task, lesson=lesson, keep_model=first.keep_model and trained))
     order = [candidate.name for candidate in candidates]
     jobs.sort(key=lambda job: order.index(job.candidate.name))
     plan = Plan(jobs, splits, {job: finished(job, splits[job.task_name]) for job in jobs})
@@ -198,10 +197,9 @@ def _run(jobs: Sequence[Job], plan: Plan, workers: int) -> None:
 
 def _keep_medians(jobs: Sequence[Job], plan: Plan) -> None:
     """Of each candidate and task keeps the model of the chosen setting's median seed alone."""
-    names = {job.candidate.name for job in jobs if job.keep_model and kind_of(job.task).trained}
+    kept = {job for job in jobs if job.keep_model}
     for grid in plan.groups():
-        group = next(iter(grid.values()))
-        if group[0].candidate.name in names and group[0] in jobs:
+        if next(iter(grid.values()))[0] in kept:
             _keep_median(plan, grid)
 
 

@@ -74,7 +74,7 @@ def read(path: str, task: Task, digest: str, parts: list[str] | None = None) -> 
         found[part] = Answers(
             None if labels.null_count else kind.labels_of(labels.to_pylist()),
             kind.outputs_of(rows["output"].to_pylist()),
-            rows["example"].to_pylist(),
+            [str(example) for example in rows["example"].to_pylist()],
         )
     return found
 
