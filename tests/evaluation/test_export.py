@@ -19,6 +19,7 @@ from evaluation.devices.quantisation import pack_rows, quantise_rows
 from evaluation.finetuning import finetune
 from evaluation.finetuning.finetune import save
 from evaluation.finetuning.training import predict
+from evaluation.kinds.table import KINDS
 from evaluation.main import main
 from evaluation.models import Candidate, load_model, load_tokenizer
 from evaluation.tasks import squad
@@ -246,7 +247,7 @@ def test_a_device_without_torch_answers_as_evaluation_does(
         asked = squad.Question("", question, context, ("",), (0,))
         windows = squad.encode(tokenizer, [asked], 384)
         assert (len(windows.question) > 1) == (context is long)
-        logits = predict(model, windows.encoded, 1, "float32", tokenizer.pad_token_id, finetune.span_logits)
+        logits = predict(model, windows.encoded, 1, "float32", tokenizer.pad_token_id, KINDS["spans"].read)
         (expected,) = squad.best_answers(windows, logits, [asked])
         lines = example(root_dir, "answer_on_device.py", out, question, context).splitlines()
         assert lines[0].partition("\t")[2] == expected
