@@ -44,7 +44,7 @@ class Pass:
     """Of one prefix, writing."""
     prefixes: int = 16
     """Into which the store has split its keys by load."""
-    driver_seconds: float = 500e-6
+    driver_seconds: float = 1e-3
     """The driver's work on one task; it does one at a time."""
     spread: tuple[float, ...] = (1.0,)
     """Measured seconds of tasks over their mean; the computing of every task draws one."""
