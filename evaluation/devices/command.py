@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from evaluation.devices.site import SiteModel
     from evaluation.tasks.task import Task
 
-_WEB = ("recipe", "teacher", "task", "labels", "compared")
+_WEB = ("recipe", "teacher", "labels", "compared")
 """Options that go with --web."""
 COMPARED = 100
 """Examples of a dev set on which the page can be compared with Python."""

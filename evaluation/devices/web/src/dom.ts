@@ -25,4 +25,4 @@ export const megabytes = (bytes: number): string => `${(bytes / 1e6).toFixed(1)}
 export const duration = (milliseconds: number): string =>
   milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
 
-export const percent = (share: number): string => `${(100 * share).toFixed(share < 0.01 || share > 0.99 ? 1 : 0)} %`;
+export const percent = (share: number): string => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;

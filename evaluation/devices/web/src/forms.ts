@@ -15,6 +15,9 @@ export interface Form {
 /** Characters of the text on each side of an answer in a long text. */
 const AROUND = 600;
 
+/** A text whose first letter is of a script that is written from right to left. */
+const RIGHT_TO_LEFT = /^\P{L}*[\p{Script=Arabic}\p{Script=Hebrew}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/u;
+
 const SAMPLE =
   "The lighthouse on the northern cape was built in 1874 by two sisters, Ada and Ruth Marlow. It is 31 metres high, " +
   "and its lamp could be seen from 18 miles away. In the winter of 1912 the keeper, Tom Hale, kept the lamp burning " +
@@ -25,8 +28,10 @@ export function formOf(model: Model): Form {
 }
 
 function area(id: string, label: string, rows: number, value = ""): [HTMLElement, HTMLTextAreaElement] {
-  const input = make("textarea", { id, rows: String(rows), dir: "auto", spellcheck: "false" });
+  const input = make("textarea", { id, rows: String(rows), spellcheck: "false" });
   input.value = value;
+  // dir="auto" does this too, but lays a megabyte of text out for ten seconds
+  input.addEventListener("input", () => (input.dir = RIGHT_TO_LEFT.test(input.value.slice(0, 1000)) ? "rtl" : "ltr"));
   return [make("div", {}, make("label", { for: id }, label), input), input];
 }
 
@@ -35,7 +40,7 @@ function meter(label: string, value: number, lowest = 0): HTMLElement {
 }
 
 function spans(): Form {
-  const [text, context] = area("context", "Text", 9, SAMPLE);
+  const [text, context] = area("context", "Text", 7, SAMPLE);
   const [ask, question] = area("question", "Question", 2, "Who kept the lamp burning?");
   const threshold = make("input", { id: "threshold", type: "number", step: "0.5", value: "0" });
   const label = make("label", { for: "threshold" }, "Say “no answer” if it scores higher than the best answer by more than");

@@ -57,8 +57,10 @@ async function run(form: Form, model: Model, result: HTMLElement): Promise<void>
   const done: Done<never> | string = await form.run(client, model, result);
   if (typeof done === "string") return say(done, "ready");
   result.hidden = false;
-  figures({ "An answer here takes": duration(done.milliseconds), "A row of tokens": duration(done.perRow) });
+  figures({ "An answer here takes": duration(done.milliseconds), "A window of text": duration(done.perRow) });
   say(`Done in ${duration(done.milliseconds)} on this device.`, "ready");
+  document.body.dataset.perRow = String(done.perRow); // for measurements
+  document.body.dataset.answers = String(Number(document.body.dataset.answers ?? 0) + 1);
 }
 
 /** Runs it and shows its error; a request that a newer one replaced is silent. */

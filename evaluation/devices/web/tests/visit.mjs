@@ -8,7 +8,7 @@ const [address, executablePath, step, query = ""] = process.argv.slice(2);
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 const context = await browser.newContext({ viewport: { width: 1200, height: 900 } });
 const page = await context.newPage();
-const seen = { requests: [], errors: [], bytes: {} };
+const seen = { requests: [], errors: [] };
 context.on("request", (request) => seen.requests.push(request.url()));
 page.on("pageerror", (error) => seen.errors.push(String(error)));
 
@@ -20,21 +20,23 @@ async function open(extra = query) {
   await settled();
 }
 async function submit() {
+  const before = await page.evaluate(() => Number(document.body.dataset.answers ?? 0));
   await page.click("form button");
-  await page.waitForFunction(() => document.body.dataset.state === "busy" || !document.getElementById("result").hidden);
-  await settled();
+  await page.waitForFunction((count) => Number(document.body.dataset.answers) > count, before, { timeout: 600_000 });
   return page.textContent(".answer, #result h2");
 }
-/** Milliseconds of the longest time in which the page's thread did nothing else, while `work` ran. */
-async function longestTask(work) {
+/** Milliseconds of the longest time in which the page's thread could not run anything else, while `work` ran. */
+async function longestPause(work) {
   await page.evaluate(() => {
-    window.longest = 0;
-    new PerformanceObserver((list) => {
-      for (const entry of list.getEntries()) window.longest = Math.max(window.longest, entry.duration);
-    }).observe({ entryTypes: ["longtask"] });
+    window.pause = 0;
+    let last = performance.now();
+    window.beat = setInterval(() => {
+      window.pause = Math.max(window.pause, performance.now() - last);
+      last = performance.now();
+    }, 10);
   });
   await work();
-  return page.evaluate(() => window.longest);
+  return page.evaluate(() => new Promise((resolve) => setTimeout(() => resolve(window.pause), 50)));
 }
 
 const HOSTILE = {
@@ -56,8 +58,6 @@ const steps = {
   },
   /** A first visit up to the first answer, and what it cost. */
   async first() {
-    const session = await context.newCDPSession(page);
-    await session.send("Network.enable");
     const begun = performance.now();
     await open();
     const loaded = performance.now() - begun;
@@ -65,6 +65,18 @@ const steps = {
     const total = performance.now() - begun;
     const figures = await page.evaluate(() => [...document.querySelectorAll("dl div")].map((item) => item.innerText.replace("\n", ": ")));
     return { answer, loaded, total, figures, status: await status() };
+  },
+  /** Milliseconds of a window for the questions of a file, [question, context] each. */
+  async latency() {
+    await open("");
+    const milliseconds = [];
+    for (const [question, context] of JSON.parse(readFileSync(query, "utf8"))) {
+      await page.fill("#context", context);
+      await page.fill("#question", question);
+      await submit();
+      milliseconds.push(Number(await page.evaluate(() => document.body.dataset.perRow)));
+    }
+    return { milliseconds };
   },
   /** A second visit without a network gives the same answer. */
   async offline() {
@@ -115,12 +127,14 @@ const steps = {
   async large() {
     await open();
     const text = "The lighthouse on the northern cape was built by two sisters in 1874, they say. ".repeat(12_500);
-    const longest = await longestTask(async () => {
+    const longest = await longestPause(async () => {
       await page.evaluate((value) => {
-        document.querySelector("form textarea").value = value;
+        const field = document.querySelector("form textarea");
+        field.value = value;
+        field.dispatchEvent(new Event("input"));
       }, text);
       await page.click("form button");
-      await page.waitForFunction(() => /part [1-9]/.test(document.getElementById("status").textContent), null, { timeout: 300_000 });
+      await page.waitForFunction(() => /part [2-9]/.test(document.getElementById("status").textContent), null, { timeout: 300_000 });
     });
     const during = await status();
     await page.click("#stop");

@@ -1,0 +1,167 @@
+"""What the browser page costs and keeps: bytes, scores, load time and milliseconds, beside Python's.
+
+    python -m tests.benchmarks.bench_web --model DIR --data DIR [--vocabulary 11500] [--windows 40]
+
+``--model`` is a model fine-tuned on SQuAD; ``--data`` has SQuAD/train-v1.1.json and dev-v1.1.json.
+Needs Node, Chromium and the npm registry. The page and ONNX Runtime in Python compute the same windows one at
+a time with one thread, Python before and after the page, so that other load meets both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gzip
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from evaluation.devices.exported import FLOAT32, INT8
+from evaluation.devices.golden import rows_alone
+from evaluation.devices.onnx_model import open_session
+from evaluation.devices.page_bundle import SOURCES
+from evaluation.main import main as evaluate
+from evaluation.models import load_tokenizer
+from evaluation.tasks import squad
+from evaluation.tasks.squad import read_questions
+from infra import console
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--vocabulary", type=int, default=11_500)
+    parser.add_argument("--windows", type=int, default=40, help="questions whose windows are timed")
+    options = parser.parse_args()
+    questions = read_questions(os.path.join(options.data, "SQuAD", "dev-v1.1.json"))
+    with tempfile.TemporaryDirectory() as work:
+        print(console.table(score_rows(options, questions, work), ("file", "MB", "exact match", "F1")))
+        site = os.path.join(work, "site")
+        command = ["export", "--web", "--model", options.model, "--task", "SQuAD", "--output", site]
+        assert evaluate(command) == 0
+        print(console.table(byte_rows(site), ("transferred once", "bytes")))
+        print(console.table(time_rows(options, questions[: options.windows], site, work), ("what", "value")))
+
+
+def score_rows(options: argparse.Namespace, questions: list[squad.Question], work: str) -> list[list[Any]]:
+    """Sizes and scores of the files of each export; every window is run alone."""
+    base = ["export", "--model", options.model, "--task", "SQuAD", "--data", options.data]
+    fewer = ["--vocabulary", str(options.vocabulary)]
+    exports = {
+        "": [],
+        "4-bit word embeddings": ["--embedding-bits", "4"],
+        f"{options.vocabulary:,} tokens": fewer,
+        f"{options.vocabulary:,} tokens, 4-bit": [*fewer, "--embedding-bits", "4"],
+    }
+    found = []
+    for name, extra in exports.items():
+        output = os.path.join(work, name or "plain")
+        assert evaluate([*base, *extra, "--output", output]) == 0
+        for file in (INT8,) if name else (FLOAT32, INT8):
+            path = os.path.join(output, file)
+            scores = span_scores(path, output, options.model, questions)
+            size = f"{os.path.getsize(path) / 1e6:.2f}"
+            found.append(
+                [f"{file} {name}", size, *(f"{100 * scores[key]:.2f}" for key in ("exact_match", "f1"))]
+            )
+    return found
+
+
+def span_scores(path: str, output: str, model: str, questions: list[squad.Question]) -> dict[str, float]:
+    from tokenizers import Tokenizer
+
+    tokenizer = load_tokenizer(model)
+    tokenizer._tokenizer = Tokenizer.from_file(os.path.join(output, "tokenizer.json"))  # of a trimmed model
+    tokenizer.backend_tokenizer.encode_special_tokens = True
+    windows = squad.encode(tokenizer, questions, 384)
+    outputs = rows_alone(open_session(path), windows.encoded.input_ids, windows.encoded.token_type_ids)
+    logits = [np.stack([row["start_logits"], row["end_logits"]]) for row in outputs]
+    return squad.score(windows, logits, questions)
+
+
+def byte_rows(site: str) -> list[list[Any]]:
+    """Bytes of the page's files, as they lie there, and as a host that compresses sends them."""
+    rows = []
+    for folder, _, names in os.walk(site):
+        for name in sorted(names):
+            with open(os.path.join(folder, name), "rb") as file:
+                data = file.read()
+            place = os.path.relpath(os.path.join(folder, name), site)
+            rows.append([place, f"{len(data):,} ({len(gzip.compress(data)):,} in gzip)"])
+    return rows
+
+
+def time_rows(
+    options: argparse.Namespace, questions: list[squad.Question], site: str, work: str
+) -> list[list[Any]]:
+    with open(os.path.join(site, "site.json")) as file:
+        graph = os.path.join(site, json.load(file)["tasks"][0]["models"][0]["graph"]["path"])
+    asked = os.path.join(work, "questions.json")
+    with open(asked, "w") as file:
+        json.dump([[item.question, item.context] for item in questions], file)
+    before = native(graph, options.model, questions)
+    with served(site) as address:
+        cold = [visit(address, "first") for _ in range(3)]
+        page = visit(address, "latency", asked)["milliseconds"]
+    after = native(graph, options.model, questions)
+    python, browser = float(np.median([*before, *after])), float(np.median(page))
+    middle = sorted(cold, key=lambda one: one["total"])[1]
+    return [
+        ["first answer of a first visit, ms, median of 3", f"{middle['total']:.0f}"],
+        ["of these until the model is loaded", f"{middle['loaded']:.0f}"],
+        ["requests of the first visit, to other hosts", f"{middle['requests']}, {len(middle['foreign'])}"],
+        [f"a window in Python, ms, p50 of {len(before) + len(after)}", f"{python:.1f}"],
+        [f"a window in the page, ms, p50 of {len(page)}", f"{browser:.1f}"],
+        ["page / Python", f"{browser / python:.2f}"],
+    ]
+
+
+def native(graph: str, model: str, questions: list[squad.Question]) -> list[float]:
+    """Milliseconds of every window."""
+    session = open_session(graph)
+    encoded = squad.encode(load_tokenizer(model), questions, 384).encoded
+    times = []
+    for ids, types in zip(encoded.input_ids, encoded.token_type_ids, strict=True):
+        begun = time.perf_counter()
+        rows_alone(session, [ids], [types])
+        times.append(1000 * (time.perf_counter() - begun))
+    return times
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def served(site: str) -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/"
+    server.shutdown()
+
+
+def visit(address: str, step: str, query: str = "") -> dict[str, Any]:
+    """A step of the page's tests; ``npm ci`` in ``evaluation/devices/web`` installs what it needs."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
+    command = ["node", "tests/visit.mjs", address, chromium, step, query]
+    done = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+if __name__ == "__main__":
+    main()
