@@ -122,6 +122,7 @@ def _of_directories(options: argparse.Namespace, stack: contextlib.ExitStack) ->
             role=role,
             task=task.name if task else options.task or "Model",
             length=task.max_length if task else None,
+            texts=len(task.texts) if task else None,
             labels=tuple(options.labels.split(",")) if options.labels else (),
             golden=tuple(examples),
             embedding_bits=options.embedding_bits if role == "student" else 8,
@@ -143,10 +144,16 @@ def _of_recipe(options: argparse.Namespace) -> list[SiteModel]:
         for role in (*recipe.runs(), "teacher"):
             directory = storage.join(recipe.evaluation_dir, "scores", role, task.name, "model")
             if storage.exists(storage.join(directory, "config.json")):
-                length = task.max_length or settings.max_length
-                bits = options.embedding_bits if role != "teacher" else 8
                 found.append(
-                    SiteModel(directory, role, task.name, length, golden=tuple(examples), embedding_bits=bits)
+                    SiteModel(
+                        directory=directory,
+                        role=role,
+                        task=task.name,
+                        length=task.max_length or settings.max_length,
+                        texts=len(task.texts),
+                        golden=tuple(examples),
+                        embedding_bits=options.embedding_bits if role != "teacher" else 8,
+                    )
                 )
     if not found:
         raise UserError(f"{options.recipe}: no fine-tuned models yet; evaluate the recipe first")

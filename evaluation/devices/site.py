@@ -48,6 +48,8 @@ class SiteModel:
     golden: tuple[Texts, ...] = ()
     """Texts on which the page can be compared with Python, beside those of ``golden.py``."""
     embedding_bits: int = 8
+    texts: int | None = None
+    """Texts of a row, 1 or 2, of a classifier or regression; None: not known, so the second may stay empty."""
 
 
 def add_to_site(output: str, page: Path, models: Sequence[SiteModel]) -> dict[str, Any]:
@@ -114,7 +116,7 @@ def _write_model(output: str, model: SiteModel) -> dict[str, Any]:
         }
     entry: dict[str, Any] = {
         "role": model.role, "name": _shape(model.directory), "kind": kind, "inputs": summary["inputs"],
-        "length": length,
+        "length": length, "texts": model.texts,
         "stride": stride, "labels": list(model.labels) or summary["labels"],
         "source": source_digest(model.directory),
     }  # fmt: skip

@@ -197,6 +197,13 @@ def test_hostile_texts_get_an_answer_or_a_message(task: str, folder: Path, visit
     assert "first" in found["empty"]["answer"]
 
 
+def test_a_megabyte_of_text_can_be_stopped(folder: Path, visit: Any) -> None:
+    found = visit(folder, "large")
+    assert found["characters"] == 1_000_000
+    assert "Reading part" in found["during"]
+    assert found["stopped"] == "Stopped."
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [

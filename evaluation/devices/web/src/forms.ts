@@ -24,7 +24,8 @@ const SAMPLE =
   "for nine nights with fish oil, because the supply ship had not arrived. Since 1986 the lamp has worked without a keeper.";
 
 export function formOf(model: Model): Form {
-  return { spans, classification: scores, regression: scores, encoder: similarity }[model.kind]();
+  if (model.kind === "spans") return spans();
+  return model.kind === "encoder" ? similarity() : scores(model.texts);
 }
 
 function area(id: string, label: string, rows: number, value = ""): [HTMLElement, HTMLTextAreaElement] {
@@ -80,13 +81,14 @@ function highlighted(context: string, start: number, end: number): HTMLElement {
   );
 }
 
-function scores(): Form {
+function scores(texts: number | null): Form {
   const [one, first] = area("first", "Text", 4, "A warm and funny film that never loses its way.");
-  const [two, second] = area("second", "Second text, for tasks on pairs (may stay empty)", 3);
+  const [two, second] = area("second", texts === 2 ? "Second text" : "Second text, for tasks on pairs (may stay empty)", 3);
   return {
-    title: "Score a text", button: "Score", fields: [one, two],
+    title: texts === 2 ? "Score a pair of texts" : "Score a text", button: "Score", fields: texts === 1 ? [one] : [one, two],
     async run(client, model, result) {
       if (!first.value.trim()) return "Write a text first.";
+      if (texts === 2 && !second.value.trim()) return "Write the second text first.";
       const other = second.value.trim() ? { second: second.value } : {};
       const done = await client.ask<Scores>({ kind: "score", first: first.value, ...other });
       showScores(done.result, model.labels, result);

@@ -87,8 +87,8 @@ function showModels(task: Task, chosen: Model, choose: (model: Model) => void): 
   for (const model of task.models) {
     const input = make("input", { type: "radio", name: "model", value: model.role, checked: model === chosen });
     input.addEventListener("change", () => choose(model));
-    const about = `${model.role === "teacher" ? "Teacher" : "Student"} (${megabytes(model.graph.bytes)})`;
-    group.append(make("label", {}, input, ` ${about}`));
+    const name = model.role[0]!.toUpperCase() + model.role.slice(1);
+    group.append(make("label", {}, input, ` ${name} (${megabytes(model.graph.bytes)})`));
   }
 }
 

@@ -7,12 +7,15 @@ export interface StoredFile {
 }
 
 export interface Model {
-  role: "student" | "teacher";
+  /** student, teacher, or the name of one of several students. */
+  role: string;
   name: string;
   kind: "spans" | "classification" | "regression" | "encoder";
   /** One name a class; empty for the other kinds. */
   labels: string[];
   inputs: string[];
+  /** Texts of a row, 1 or 2; null: not known. */
+  texts: number | null;
   /** Tokens of a row, at most. */
   length: number;
   /** Tokens that neighbouring windows share. */
