@@ -49,7 +49,7 @@ class SiteModel:
     """Texts on which the page can be compared with Python, beside those of ``golden.py``."""
     embedding_bits: int = 8
     texts: int | None = None
-    """Texts of a row, 1 or 2, of a classifier or regression; None: not known, so the second may stay empty."""
+    """Texts of a row, 1 or 2; None: not known, so the second one may stay empty."""
 
 
 def add_to_site(output: str, page: Path, models: Sequence[SiteModel]) -> dict[str, Any]:
