@@ -20,6 +20,7 @@ from infra.settings.recipe import Recipe, StudentRun
 from infra.settings.sections import TERMS
 from offline_teacher.store.manifest import MANIFEST
 from offline_teacher.store.reader import CACHE_BYTES, Store, open_store
+from offline_teacher.store.records import decode
 
 TEACHER, UNDISTILLED, START = "teacher", "undistilled", "start"
 """Names of rows. If the recipe has ``students``, the student's name follows ``undistilled`` and ``start``."""
@@ -41,6 +42,8 @@ class Rows:
     """Names of the recipe's students that are not there yet."""
     references: dict[str, dict[str, str]] = field(default_factory=dict)
     """Student -> kind of reference -> its row."""
+    kl: dict[str, float] = field(default_factory=dict)
+    """Student -> KL to the teacher on held-out text, as its training measured it."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -82,6 +85,7 @@ def rows_of(recipe: Recipe, stack: ExitStack) -> Rows:
             for one in students
         ]
     rows.references = {one.name: {} for one in students}
+    rows.kl = {name: kl for name, run in trained.items() if (kl := _validation_kl(run)) is not None}
     if RANDOM in settings.references:
         _add_references(rows, RANDOM, _undistilled(recipe, students))
     if START in settings.references:
@@ -160,6 +164,18 @@ def _shape(directory: str) -> str:
 
 def _without_weights(recipe: Recipe) -> str:
     return f"the store {recipe.store_path} holds no weights of its teacher (store.teacher_weights: false)"
+
+
+def _validation_kl(run: StudentRun) -> float | None:
+    """From the file beside the model; None where there is none, or where no KL was measured."""
+    path = storage.join(run.directory, "model.json")
+    if not storage.exists(path):
+        return None
+    try:
+        value = decode(storage.read_bytes(path))["results"]["validation"].get("kl")
+    except (ValueError, KeyError, AttributeError):  # damaged: the model is what is evaluated
+        return None
+    return value if isinstance(value, float) else None
 
 
 def _is_trained(run: StudentRun) -> bool:

@@ -21,7 +21,10 @@ SHARED = (
 ONLY_IN = {
     "ray": {"infra/ray_cluster.py", "offline_teacher/cluster/pool.py", "evaluation/finetuning/parallel.py"},
     "deepspeed": {"student_train/engine/engine.py", "student_train/engine/world.py"},
-    "mlflow": {"infra/tracking/mlflow_server.py"},
+    "mlflow": {
+        f"infra/tracking/{name}.py"
+        for name in ("mlflow_server", "registered_model", "served_model", "system")
+    },
     "datasets": {"offline_teacher/corpus/hub.py", "evaluation/tasks/rows.py"},
 }
 STORE_MAY = {

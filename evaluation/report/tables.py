@@ -39,30 +39,30 @@ def to_markdown(report: Mapping[str, Any], plots: list[str]) -> str:
     latency = report["latency_setting"]
     parts = [
         f"# {report['recipe']}",
-        *([_markdown_table(*overview_rows(report))] if len(report["students"]) > 1 else []),
-        _markdown_table(*summary_rows(report)),
+        *([markdown_table(*overview_rows(report))] if len(report["students"]) > 1 else []),
+        markdown_table(*summary_rows(report)),
         legend(report),
         f"Latency: {latency['texts']}, {latency['sentences']:,} rows at batch size 1, "
         f"{detail_tables.processor_note(report)}, the models taking turns; only the forward is timed.",
         "## Every metric",
-        _markdown_table(*metric_rows(report)),
+        markdown_table(*metric_rows(report)),
         *_details(report),
         "## Latency",
-        _markdown_table(*latency_rows(report)),
+        markdown_table(*latency_rows(report)),
         "Rows without scores above are only timed; a network of ELMo's size has random weights.",
         "## A million sentences",
         detail_tables.cost_note(report),
-        _markdown_table(*detail_tables.costs(report)),
+        markdown_table(*detail_tables.costs(report)),
         "## On devices",
         "The student's fine-tuned model of the median seed, exported to `export/<student>/<task>/`; the int8 "
         "score is that model's own, on the same development set.",
-        _markdown_table(*device_rows(report)),
+        markdown_table(*device_rows(report)),
     ]
     parts += [f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in plots]
     parts += [
         "## For reference: the DistilBERT paper",
         "arXiv 1910.01108, tables 1 to 3: other and larger models than these rows, on their machine.",
-        _markdown_table(*paper_rows()),
+        markdown_table(*paper_rows()),
     ]
     if report["notes"]:
         parts += ["## Notes", "\n".join(f"- {note}" for note in report["notes"])]
@@ -102,7 +102,7 @@ def _details(report: Mapping[str, Any]) -> list[str]:
     for title, text, make in DETAILS:
         header, lines = make(report)
         if lines:
-            parts += [f"## {title}", text, _markdown_table(header, lines)]
+            parts += [f"## {title}", text, markdown_table(header, lines)]
     return parts
 
 
@@ -234,7 +234,7 @@ def paper_rows() -> tuple[list[str], list[list[str]]]:
     return ["model", *columns, "parameters", "STS-B dev pass"], lines
 
 
-def _markdown_table(header: list[str], lines: list[list[str]]) -> str:
+def markdown_table(header: list[str], lines: list[list[str]]) -> str:
     divider = ["---", *("---:" for _ in header[1:])]
     return "\n".join("| " + " | ".join(map(_cell, cells)) + " |" for cells in (header, divider, *lines))
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.recipe_rows import Rows
+from evaluation.report import tables
 from infra.tracking.run import Run
 
 DEVICE_NUMBERS = ("score", "int8_score", "int8_lost", "bytes", "int8_size_ratio", "difference")
@@ -18,15 +19,46 @@ def track(run: Run, rows: Rows, content: dict[str, Any], files: Sequence[str]) -
     run.log_metrics(numbers(content))
     for file in files:
         run.log_artifact(file, "evaluation")
+    note = description(content, files[-1])
     for one in rows.candidates:
         if one.name not in rows.students:
             continue
-        student, row = rows.students[one.name], content["rows"][one.name]
-        folder = f"models/{one.name}" if student.recipe.students else "model"
+        row = content["rows"][one.name]
         tags = {"macro": f"{row['macro']:.6f}", "tasks": ",".join(sorted(row["scores"]))}
+        values = headline_of(content, one.name, rows.kl.get(one.name))
+        values |= {f"score/{task}": found["score"] for task, found in row["scores"].items()}
         run.register_model(
-            one.directory, student.registered_name, alias="best", tags=tags, score="macro", folder=folder
-        )
+            one.directory, rows.students[one.name].registered_name, alias="best", tags=tags, score="macro",
+            scores=values, note=note,
+        )  # fmt: skip
+    run.log_headline(headline(content, rows.kl), note)
+
+
+def headline(content: Mapping[str, Any], kl: Mapping[str, float]) -> dict[str, float]:
+    """The numbers by which recipes are compared: of the best student, and of each of several by name."""
+    students = content["students"]
+    best = max(students, key=lambda name: content["rows"][name]["macro"])
+    found = headline_of(content, best, kl.get(best))
+    if len(students) > 1:
+        for name in students:
+            found |= {
+                f"{name}/{key}": value for key, value in headline_of(content, name, kl.get(name)).items()
+            }
+    return found
+
+
+def headline_of(content: Mapping[str, Any], name: str, kl: float | None) -> dict[str, float]:
+    """One student's; what is not known is left out."""
+    row = content["rows"][name]
+    found = {key: row[key] for key in ("macro", "retention", "gap_closed", "gap_closed_best")}
+    found |= {"kl": kl, "megabytes": row["bytes"] / 1e6, "p50_ms": row["latency"]["p50_ms"]}
+    return {key: float(value) for key, value in found.items() if value is not None}
+
+
+def description(content: Mapping[str, Any], report: str) -> str:
+    """Of the recipe's run and of each version, in Markdown: the table of models, and where the report is."""
+    table = tables.markdown_table(*tables.overview_rows(content))
+    return f"{table}\n\nReport: artifact `evaluation/report.html` of the run `evaluation`, or {report}"
 
 
 def numbers(content: Mapping[str, Any]) -> dict[str, float]:

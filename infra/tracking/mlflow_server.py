@@ -1,11 +1,12 @@
-"""The MLflow side of tracking, the only place that imports it: sends the entries of a stage's journal."""
+"""The MLflow side of tracking: sends the entries of a stage's journal as calls of MLflow's public API."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
-import warnings
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -15,6 +16,7 @@ from infra.files import storage
 from infra.files.locks import locked
 from infra.tracking.journal import Entry
 from infra.tracking.redaction import flat, redact, short
+from infra.tracking.registered_model import register
 from infra.tracking.tracked_runs import TrackedRun, parent_params, tracked_runs
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class Server:
         self.refused: list[str] = []
         self._client: Any = None
         self._params: dict[str, str] = {}
+        self._experiment_id, self._started = "", 0
         self._last: dict[str, tuple[int, float]] = {}
         """Metric -> step and value of its newest point on the server."""
 
@@ -78,10 +81,14 @@ class Server:
                 self._send_status(first["status"])
             elif "artifact" in first:
                 self._send_files(first["artifact"], first["folder"])
-            elif "store" in first:
-                self._send_store(first["store"], first["digest"])
+            elif "dataset" in first:
+                self._send_dataset(first)
+            elif "headline" in first:
+                self._send_headline(first)
+            elif "child" in first:
+                self._send_child(first)
             elif "model" in first:
-                self._send_model(first)
+                register(self._client, self._experiment_id, self._run_id, first)
         except (MlflowException, FileNotFoundError) as problem:
             if isinstance(problem, MlflowException) and problem.error_code not in _HOPELESS:
                 raise
@@ -91,16 +98,20 @@ class Server:
     def _connect(self) -> None:
         for noisy in ("alembic", "mlflow", "urllib3"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
+        import mlflow
         from mlflow.tracking import MlflowClient
 
         recipe = self._recipe
         uri = recipe.tracking.uri or sqlite_uri(storage.join(recipe.output, "mlflow.db"))
         # Two processes migrating a fresh sqlite database break it; and tracking.json is read, then written.
+        mlflow.set_tracking_uri(uri)  # where MLflow itself looks for the source of a version
         with _connecting(uri, recipe):
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             experiment = self._experiment(client, uri)
             self._find_runs(client, experiment, redact(uri))
-        self._params = dict(client.get_run(self._run_id).data.params)
+        known = client.get_run(self._run_id)
+        self._params = dict(known.data.params)
+        self._experiment_id, self._started = known.info.experiment_id, known.info.start_time
         self._client = client
 
     def _experiment(self, client: Any, uri: str) -> str:
@@ -145,6 +156,8 @@ class Server:
             count += 1
             for name, value in entry["metrics"].items():
                 step = entry["step"]
+                if entry.get("clock"):  # seconds of the run, which grow over resumes
+                    step = max(0, entry["time"] - self._started) // 1000
                 if self._is_new(name, step, value):
                     points.append(Metric(name, value, entry["time"], step or 0))
                     self._last[name] = (step or 0, value)
@@ -186,57 +199,58 @@ class Server:
         known = self.ids | (saved if saved.get("uri") == self.ids["uri"] else {})
         keys = [one.key for one in tracked_runs(self._recipe)]
         found = {self._client.get_run(known[key]).info.status for key in keys if key in known}
-        if status == "FAILED" or (set(keys) <= set(known) and found <= {"FINISHED", "FAILED"}):
-            self._client.set_terminated(parent, "FINISHED" if found == {"FINISHED"} else "FAILED")
+        # A stage that ran elsewhere is not waited for: the recipe's run ends when none of its runs goes on.
+        if "RUNNING" not in found:
+            self._client.set_terminated(parent, "FAILED" if "FAILED" in found else "FINISHED")
+
+    def _send_dataset(self, entry: Entry) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        # MLflow keeps 36 characters of a digest: the 32 of xxh3-128 without its name.
+        digest = entry["digest"].rpartition(":")[2][:36]
+        kind = entry["source"].partition("://")[0] if "://" in entry["source"] else "local"
+        source = json.dumps({"uri": entry["source"]})
+        tag = InputTag("mlflow.data.context", entry["context"])
+        dataset = Dataset(entry["dataset"], digest, kind, source)
+        self._client.log_inputs(self._run_id, [DatasetInput(dataset, [tag])])
+
+    def _send_headline(self, entry: Entry) -> None:
+        """The numbers by which recipes are compared, and a description, of the recipe's own run."""
+        from mlflow.entities import Metric, RunTag
+
+        points = [Metric(name, value, entry["time"], 0) for name, value in entry["headline"].items()]
+        self._client.log_batch(
+            self.ids["parent"], metrics=points, tags=[RunTag("mlflow.note.content", entry["note"])]
+        )
+
+    def _send_child(self, entry: Entry) -> None:
+        """A point of a run below this one, which is made by its first point and has ended with every one."""
+        from mlflow.entities import Metric
+
+        key = f"{self._run.key}/{entry['child']}"
+        if key not in self.ids:
+            tags = {"mlflow.parentRunId": self._run_id, **self._run.tags, **entry["tags"]}
+            self.ids[key], _ = _known_or_new(
+                self._client, self._saved_ids().get(key), self._experiment_id, entry["child"], tags
+            )
+            known = {**self._saved_ids(), **self.ids}
+            storage.publish_json(storage.join(self._recipe.root, IDS), known)
+        points = [
+            Metric(name, value, entry["time"], entry["step"]) for name, value in entry["values"].items()
+        ]
+        self._client.log_batch(self.ids[key], metrics=points)
+        self._client.set_terminated(self.ids[key])
 
     def _send_files(self, path: str, folder: str | None) -> None:
+        """A file or directory; a remote file is fetched first."""
+        if storage.is_remote(path):
+            with tempfile.TemporaryDirectory() as draft:
+                copy = os.path.join(draft, path.rstrip("/").rpartition("/")[2])
+                storage.publish_bytes(copy, storage.read_bytes(path))
+                self._client.log_artifact(self._run_id, copy, folder)
+            return
         send = self._client.log_artifacts if os.path.isdir(path) else self._client.log_artifact
         send(self._run_id, path, folder)
-
-    def _send_store(self, source: str, digest: str) -> None:
-        from mlflow.data.dataset_source_registry import resolve_dataset_source
-        from mlflow.data.meta_dataset import MetaDataset
-        from mlflow.entities import DatasetInput, InputTag
-
-        with warnings.catch_warnings():  # two of MLflow's kinds of local directory fit, it says
-            warnings.simplefilter("ignore")
-            origin = resolve_dataset_source(source)
-        # MLflow keeps 36 characters of a digest: the 32 of xxh3-128 without its name.
-        dataset = MetaDataset(origin, name="store", digest=digest.rpartition(":")[2][:36])  # type: ignore[abstract]
-        tag = InputTag("mlflow.data.context", "produced" if self._run.stage == "teacher" else "training")
-        self._client.log_inputs(self._run_id, [DatasetInput(dataset._to_mlflow_entity(), [tag])])
-        self._client.set_tag(self._run_id, "store.digest", digest)
-
-    def _send_model(self, entry: Entry) -> None:
-        name, client = entry["name"], self._client
-        if not os.path.isdir(entry["model"]):
-            raise FileNotFoundError(f"{entry['model']}: no such directory")
-        folder = entry.get("folder", "model")
-        client.log_artifacts(self._run_id, entry["model"], folder)
-        _register(client, name)
-        of_run = client.search_model_versions(f"run_id = '{self._run_id}'")
-        versions = [version for version in of_run if version.name == name]
-        if versions:
-            version = max(versions, key=lambda known: int(known.version)).version
-            for key, value in entry["tags"].items():
-                client.set_model_version_tag(name, version, key, value)
-        else:
-            source = f"{client.get_run(self._run_id).info.artifact_uri}/{folder}"
-            version = client.create_model_version(name, source, self._run_id, tags=entry["tags"]).version
-        if entry["alias"] and self._deserves(entry, version):
-            client.set_registered_model_alias(name, entry["alias"], version)
-
-    def _deserves(self, entry: Entry, version: str) -> bool:
-        """Whether ``version`` takes the alias from the version that holds it."""
-        score, tags = entry.get("score"), entry["tags"]
-        aliases = self._client.get_registered_model(entry["name"]).aliases
-        if score is None or entry["alias"] not in aliases:
-            return True
-        holder = self._client.get_model_version(entry["name"], aliases[entry["alias"]])
-        if holder.version == version or score not in holder.tags:
-            return True
-        comparable = holder.tags.get("tasks") == tags.get("tasks")
-        return comparable and float(tags[score]) >= float(holder.tags[score])
 
 
 def sqlite_uri(path: str) -> str:
@@ -261,19 +275,6 @@ def _connecting(uri: str, recipe: Recipe) -> contextlib.AbstractContextManager[N
     if storage.is_remote(recipe.root):
         return contextlib.nullcontext()
     return locked(storage.join(recipe.root, ".tracking.lock"))
-
-
-def _register(client: Any, name: str) -> None:
-    """Makes the registered model, where there is none of that name. It is not searched for: a name with a
-    quote is no part of a filter."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.get_registered_model(name)
-    except MlflowException as problem:
-        if problem.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        client.create_registered_model(name)
 
 
 def _known_or_new(

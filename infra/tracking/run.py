@@ -20,6 +20,7 @@ from infra.files import storage
 from infra.tracking.journal import Journal
 from infra.tracking.mlflow_server import POINTS, Server
 from infra.tracking.redaction import flat, redact, short
+from infra.tracking.system import sampler
 from infra.tracking.tracked_runs import TrackedRun, tracked_run, tracked_runs
 
 if TYPE_CHECKING:
@@ -54,16 +55,28 @@ class Run:
     def log_store(self, store_dir: str, digest: str) -> None:
         """The store as a dataset of the run, with its manifest's digest."""
 
+    def log_dataset(self, name: str, source: str, digest: str, context: str = "evaluation") -> None:
+        """Data that the run read: its name, directory, URL or hub name, and a digest of its content."""
+
+    def log_child(self, name: str, metrics: Mapping[str, float], step: int, tags: Mapping[str, str]) -> None:
+        """A point in a run of its own below this one, for example of a model and a task; step: the seed."""
+
+    def log_headline(self, metrics: Mapping[str, float], note: str) -> None:
+        """Numbers of the recipe's own run, by which recipes are compared, and its description (Markdown)."""
+
     def register_model(
         self,
         model_dir: str,
         name: str,
+        *,
         alias: str | None = None,
         tags: Mapping[str, str] | None = None,
         score: str | None = None,
-        folder: str = "model",
+        scores: Mapping[str, float] | None = None,
+        note: str | None = None,
     ) -> None:
-        """Logs a model directory as artifact ``folder``, file by file, and makes it a version of ``name``.
+        """Makes a model directory a version of ``name`` that MLflow can load, unless there is one of the same
+        weights; ``scores`` become metrics of its LoggedModel, ``note`` its description.
 
         The version takes ``alias``. With ``score``, a tag that holds a number, only where that is at least
         the number of the version that has the alias now, and both have the same tag ``tasks``.
@@ -91,6 +104,7 @@ def start_run(recipe: Recipe, stage: str, rank: int = 0, student: str | None = N
         _say("tracking: off; set tracking.uri, a remote output holds no sqlite database")
         return Run()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -111,7 +125,7 @@ class _LiveRun(Run):
         self._server = Server(recipe, nested)
         self._answered, self._wake, self._stopping = threading.Event(), threading.Event(), False
         self._retry_at, self._problem = 0.0, ""
-        self._sample = _system_metrics() if recipe.tracking.system_metrics else None
+        self._sample = sampler() if recipe.tracking.system_metrics else None
         self._sample_at = time.monotonic()
         self._journal.append({"status": "RUNNING"})
         self.log_params(nested.params)
@@ -132,27 +146,40 @@ class _LiveRun(Run):
         self._journal.append({"metrics": values, "step": step, "time": int(time.time() * 1000)})
 
     def log_artifact(self, path: str, folder: str | None = None) -> None:
-        self._journal.append({"artifact": os.path.abspath(path), "folder": folder})
+        self._journal.append({"artifact": _absolute(path), "folder": folder})
         self._wake.set()
 
     def log_store(self, store_dir: str, digest: str) -> None:
-        source = store_dir if storage.is_remote(store_dir) else os.path.abspath(store_dir)
-        self._journal.append({"store": redact(source), "digest": digest})
+        context = "produced" if self._nested.stage == "teacher" else "training"
+        self.log_dataset("store", store_dir, digest, context)
+
+    def log_dataset(self, name: str, source: str, digest: str, context: str = "evaluation") -> None:
+        place = redact(_absolute(source) if os.path.exists(source) else source)
+        self._journal.append({"dataset": name, "source": place, "digest": digest, "context": context})
+
+    def log_child(self, name: str, metrics: Mapping[str, float], step: int, tags: Mapping[str, str]) -> None:
+        entry = {"child": name, "values": dict(metrics), "step": step, "tags": dict(tags)}
+        self._journal.append({**entry, "time": int(time.time() * 1000)})
+        self._wake.set()
+
+    def log_headline(self, metrics: Mapping[str, float], note: str) -> None:
+        entry = {"headline": dict(metrics), "note": redact(note)}
+        self._journal.append({**entry, "time": int(time.time() * 1000)})
 
     def register_model(
         self,
         model_dir: str,
         name: str,
+        *,
         alias: str | None = None,
         tags: Mapping[str, str] | None = None,
         score: str | None = None,
-        folder: str = "model",
+        scores: Mapping[str, float] | None = None,
+        note: str | None = None,
     ) -> None:
         clean = {key: redact(str(value)) for key, value in (tags or {}).items()}
-        path = os.path.abspath(model_dir)
-        self._journal.append(
-            {"model": path, "name": name, "alias": alias, "tags": clean, "score": score, "folder": folder}
-        )
+        entry = {"model": os.path.abspath(model_dir), "name": name, "alias": alias, "tags": clean}
+        self._journal.append({**entry, "score": score, "scores": dict(scores or {}), "note": note})
         self._wake.set()
 
     def finish(self, ok: bool) -> None:
@@ -200,8 +227,8 @@ class _LiveRun(Run):
         if self._sample and time.monotonic() >= self._sample_at:
             self._sample_at = time.monotonic() + _SYSTEM_SECONDS
             with contextlib.suppress(Exception):
-                # Seconds as steps: they grow over resumes, whatever the server knows.
-                self.log_metrics(self._sample(), step=int(time.time()))
+                entry = {"metrics": self._sample(), "step": None, "clock": True}
+                self._journal.append({**entry, "time": int(time.time() * 1000)})
 
     def _deliver(self) -> None:
         try:
@@ -231,25 +258,8 @@ def _catch_up(recipe: Recipe, nested: TrackedRun) -> None:
         journal.close()
 
 
-def _system_metrics() -> Any:
-    """A function that samples the machine as MLflow's own monitor names it; None without psutil."""
-    try:
-        import psutil
-    except ImportError:
-        return None
-    process = psutil.Process()
-    psutil.cpu_percent()
-
-    def sample() -> dict[str, float]:
-        memory = psutil.virtual_memory()
-        return {
-            "system/cpu_utilization_percentage": psutil.cpu_percent(),
-            "system/system_memory_usage_megabytes": memory.used / 1e6,
-            "system/system_memory_usage_percentage": memory.percent,
-            "system/process_memory_megabytes": process.memory_info().rss / 1e6,
-        }
-
-    return sample
+def _absolute(path: str) -> str:
+    return path if storage.is_remote(path) else os.path.abspath(path)
 
 
 def _journal_path(recipe: Recipe, nested: TrackedRun) -> str | None:

@@ -1,0 +1,146 @@
+"""Registers a model directory as a version that MLflow can load and serve, once for the same weights."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+import warnings
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+from infra.files import storage
+from infra.tracking.journal import Entry
+
+CODE = Path(__file__).with_name("served_model.py")
+PACKAGES = ("mlflow", "numpy", "pandas", "safetensors", "torch", "transformers")
+"""What ``served_model`` imports, and what it needs to read safetensors."""
+EXAMPLE = "The weather was fine."
+SOURCE = "models:/"
+"""Of a version's source, which is a LoggedModel; its id follows."""
+WEIGHTS = "weights"
+"""Tag of a version: the digest of its weights."""
+
+
+def register(client: Any, experiment: str, run_id: str, entry: Entry) -> None:
+    """Makes a version of the directory ``entry["model"]`` unless there is one of the same weights.
+
+    Tags, description, scores and alias are then those of the entry. Raises FileNotFoundError if the directory
+    is gone.
+    """
+    if not os.path.isdir(entry["model"]):
+        raise FileNotFoundError(f"{entry['model']}: no such directory")
+    name, tags = entry["name"], {**entry["tags"], WEIGHTS: _digest(entry["model"])}
+    _ensure_name(client, name)
+    version = _known_version(client, name, run_id, tags[WEIGHTS])
+    if version is None:
+        model = _logged_model(client, experiment, run_id, entry)
+        version = client.create_model_version(
+            name, f"{SOURCE}{model.model_id}", run_id, tags=tags, model_id=model.model_id,
+            description=entry.get("note"),
+        )  # fmt: skip
+    else:
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version.version, key, value)
+        if entry.get("note"):
+            client.update_model_version(name, version.version, entry["note"])
+    _log_scores(client, run_id, version.source.removeprefix(SOURCE), entry)
+    if entry["alias"] and _deserves(client, entry, version.version):
+        client.set_registered_model_alias(name, entry["alias"], version.version)
+
+
+def save(directory: str, target: str) -> None:
+    """Writes the directory in MLflow's form (models from code, no pickle), with signature and example."""
+    import mlflow.pyfunc
+    import pandas
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "text")]),
+        outputs=Schema([ColSpec(Array(DataType.double), "vector")]),
+    )
+    with warnings.catch_warnings():  # MLflow would infer a signature from type hints; it is given one
+        warnings.simplefilter("ignore", UserWarning)
+        mlflow.pyfunc.save_model(
+            target,
+            python_model=str(CODE),
+            artifacts={"model": Path(directory).absolute().as_uri()},
+            signature=signature,
+            input_example=pandas.DataFrame({"text": [EXAMPLE]}),
+            pip_requirements=[f"{package}=={installed(package)}" for package in PACKAGES],
+        )
+
+
+def _logged_model(client: Any, experiment: str, run_id: str, entry: Entry) -> Any:
+    """A new LoggedModel with the files of the directory."""
+    title = re.sub(r"[/:.%\"']", "-", entry["name"])
+    model = client.create_logged_model(
+        experiment, name=title, source_run_id=run_id, tags=entry["tags"], model_type="encoder"
+    )
+    with tempfile.TemporaryDirectory() as draft:
+        target = os.path.join(draft, "model")
+        save(entry["model"], target)
+        client.log_model_artifacts(model.model_id, target)
+    return client.finalize_logged_model(model.model_id, "READY")
+
+
+def _digest(directory: str) -> str:
+    """Of the weights, and of all files where there are none."""
+    files = sorted(name for name in os.listdir(directory) if os.path.isfile(os.path.join(directory, name)))
+    weights = [name for name in files if name.endswith(".safetensors")] or files
+    digests = [storage.digest_file(os.path.join(directory, name)) for name in weights]
+    return storage.digest_bytes(" ".join(digests).encode())
+
+
+def _known_version(client: Any, name: str, run_id: str, weights: str) -> Any:
+    """The newest version of these weights. A run that is repeated may have made one without a tag yet."""
+    found = [one for one in _versions(client, name) if one.tags.get(WEIGHTS) == weights]
+    return max(found, key=lambda one: int(one.version), default=None)
+
+
+def _versions(client: Any, name: str) -> list[Any]:
+    """All versions. The name is quoted for the filter: one with a quote is compared here instead."""
+    query = f"name = '{name}'" if "'" not in name else ""
+    return [one for one in client.search_model_versions(query) if one.name == name]
+
+
+def _log_scores(client: Any, run_id: str, model: str, entry: Entry) -> None:
+    """The entry's scores as metrics of the LoggedModel."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    points = [
+        Metric(key, value, now, 0, model_id=model, run_id=run_id)
+        for key, value in entry.get("scores", {}).items()
+    ]
+    if points:
+        client.log_batch(run_id, metrics=points)
+
+
+def _ensure_name(client: Any, name: str) -> None:
+    """Makes the registered model, where there is none of that name."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(name)
+    except MlflowException as problem:
+        if problem.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        client.create_registered_model(name)
+
+
+def _deserves(client: Any, entry: Entry, version: str) -> bool:
+    """Whether ``version`` takes the alias from the version that holds it."""
+    score, tags = entry.get("score"), entry["tags"]
+    aliases = client.get_registered_model(entry["name"]).aliases
+    if score is None or entry["alias"] not in aliases:
+        return True
+    holder = client.get_model_version(entry["name"], aliases[entry["alias"]])
+    if holder.version == version or score not in holder.tags:
+        return True
+    comparable = holder.tags.get("tasks") == tags.get("tasks")
+    return comparable and float(tags[score]) >= float(holder.tags[score])
