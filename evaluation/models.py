@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from evaluation.tasks.task import Task
 
+HUB = "hub:"
+"""Before the name of a model of the hub that could be taken for a path."""
 WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"
 _HEADS = ("classifier", "pre_classifier", "pooler", "head", "score", "qa_outputs", "regressor")
@@ -56,7 +59,9 @@ def require_model(directory: str, random_weights: bool = False) -> None:
     """UserError unless ``directory`` holds config.json, a tokenizer and (unless random) weights."""
     names = storage.list_names(directory)
     if not names:
-        raise UserError(f"{directory}: no such model directory")
+        raise UserError(
+            f"{directory}: no such model directory; a model of the hub is written owner/name or {HUB}name"
+        )
     if "config.json" not in names:
         raise UserError(f"{directory}: no config.json; this is not a model directory")
     if not random_weights and WEIGHTS not in names and SHARDED_WEIGHTS not in names:
@@ -72,7 +77,10 @@ def require_model(directory: str, random_weights: bool = False) -> None:
 
 @contextmanager
 def local_directory(source: str, revision: str | None = None) -> Iterator[str]:
-    """A local copy of a model: a directory as it is, a remote one or a hub name fetched first."""
+    """A local copy of a model: a directory as it is, a remote one or one of the hub fetched first.
+
+    The hub's are ``owner/name`` or ``hub:name``; a revision may follow after ``@``.
+    """
     import tempfile
 
     if storage.is_remote(source):
@@ -82,10 +90,22 @@ def local_directory(source: str, revision: str | None = None) -> Iterator[str]:
                     storage.join(copy, name), storage.read_bytes(storage.join(source, name))
                 )
             yield copy
-    elif os.path.isdir(source) or os.path.isabs(source) or source.startswith("."):
+    elif os.path.isdir(source) or not _is_hub_name(source):
         yield source
     else:
-        yield _from_hub(source, revision)
+        name, _, pinned = source.removeprefix(HUB).partition("@")
+        yield _from_hub(name, pinned or revision)
+
+
+def _is_hub_name(source: str) -> bool:
+    """``owner/name`` or ``hub:name``, with ``@revision`` behind it or not.
+
+    A path that is not there is none: a typo or a missing mount must not fetch a stranger's model.
+    """
+    if source.startswith(HUB):
+        return True
+    owner = re.fullmatch(r"([A-Za-z0-9][\w.-]*)/[\w.-]+(@[\w.-]+)?", source)
+    return owner is not None and not os.path.exists(owner.group(1))
 
 
 def _from_hub(name: str, revision: str | None) -> str:
@@ -97,7 +117,7 @@ def _from_hub(name: str, revision: str | None) -> str:
         )
     except Exception as error:  # the library raises many unrelated types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name}: no such directory, and the hub has no such model: {reason}") from error
+        raise UserError(f"{name}: no such directory, and the hub gives no such model: {reason}") from error
 
 
 def load_tokenizer(directory: str) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -29,6 +30,8 @@ VARIANT_SECTIONS = ("student", "train")
 """What each of several students may set for itself."""
 MAX_BYTES = 1 << 16
 """Largest size of a recipe; a larger file is not a recipe."""
+SECRET_NAME = re.compile(r"token|secret|passw|key|sig|credential", re.IGNORECASE)
+"""Of a parameter of a URL."""
 _ADAPTER = TypeAdapter(Recipe)
 _TYPES: dict[str, Any] = {
     name: kind for name, kind in typing.get_type_hints(Recipe).items() if not name.startswith("_")
@@ -261,17 +264,29 @@ def _refuse_credentials(tree: Mapping[str, Any]) -> None:
     """The resolved recipe is written beside every output and into the tracking run."""
     for key, value in leaves(tree):
         for text in value if isinstance(value, list) else [value]:
+            found = _secret_in(text)
             require(
-                not _holds_password(text),
-                f"{key}: holds a password; recipes are copied beside every output, so give credentials "
-                "through the environment (AWS_*, MLFLOW_TRACKING_*, PGPASSWORD)",
+                found is None,
+                f"{key}: holds {found}; recipes are copied beside every output, so give credentials "
+                "through the environment (AWS_*, AZURE_*, MLFLOW_TRACKING_*, PGPASSWORD)",
             )
 
 
-def _holds_password(text: Any) -> bool:
+def _secret_in(text: Any) -> str | None:
+    """What of a URL is a secret: a password, a token as its user, a token or signature among its parameters.
+
+    A user alone is none where it is a database's (postgresql://user@host) or a container (abfs://name@account).
+    """
     if not isinstance(text, str) or "://" not in text:
-        return False
+        return None
     try:
-        return bool(urlsplit(text).password)
+        parts = urlsplit(text)
+        if parts.password:
+            return "a password"
+        names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
     except ValueError:
-        return False
+        return None
+    if parts.username and parts.scheme.lower() in ("http", "https"):
+        return "a user name or token before the host"
+    secret = next((name for name in names if SECRET_NAME.search(name)), None)
+    return secret and f"a token or signature, its parameter {secret}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 import time
 import warnings
@@ -63,12 +64,14 @@ def save(directory: str, target: str) -> None:
         inputs=Schema([ColSpec(DataType.string, "text")]),
         outputs=Schema([ColSpec(Array(DataType.double), "vector")]),
     )
-    with warnings.catch_warnings():  # MLflow would infer a signature from type hints; it is given one
-        warnings.simplefilter("ignore", UserWarning)
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as draft:
+        warnings.simplefilter("ignore", UserWarning)  # of type hints: the signature is given
+        copy = os.path.join(draft, "model")  # MLflow takes some characters of a path for a URL's
+        shutil.copytree(directory, copy)
         mlflow.pyfunc.save_model(
             target,
             python_model=str(CODE),
-            artifacts={"model": Path(directory).absolute().as_uri()},
+            artifacts={"model": copy},
             signature=signature,
             input_example=pandas.DataFrame({"text": [EXAMPLE]}),
             pip_requirements=[f"{package}=={installed(package)}" for package in PACKAGES],

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import mlflow
+import mlflow.models
+import mlflow.pyfunc
 import numpy as np
 import pandas
 import torch

@@ -184,6 +184,23 @@ BAD = [
     ("name: ../x\ncorpus: {path: a}\nteacher: {model: m}", "name: must be letters, digits"),
     (MINIMAL + "output: ''", "output: names no directory"),
     (MINIMAL + "tracking: {uri: 'http://me:secret@host'}", "tracking.uri: holds a password"),
+    (MINIMAL + "tracking: {uri: 'https://TOKEN@host/'}", "tracking.uri: holds a user name or token"),
+    (
+        MINIMAL + "tracking: {uri: 'https://host/?token=S'}",
+        "tracking.uri: holds a token or signature, its parameter token",
+    ),
+    (
+        MINIMAL + "output: 'abfs://c@a.dfs.core.windows.net/x?sv=1&sig=S'",
+        "output: holds a token or signature, its parameter sig",
+    ),
+    (
+        MINIMAL + "evaluation: {data: 's3://b/x?X-Amz-Signature=S'}",
+        "holds a token or signature, its parameter X-Amz-Signature",
+    ),
+    (
+        MINIMAL + "store: {path: 'https://host/s?AccessKeyId='}",
+        "holds a token or signature, its parameter AccessKeyId",
+    ),
     (MINIMAL + "store: {hidden_states: none}", "train.alpha_cos: the cosine term needs hidden states"),
     (
         MINIMAL + "store: {hidden_states: none}\ntrain: {alpha_cos: 0, soft_targets: exact}",

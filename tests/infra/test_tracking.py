@@ -63,7 +63,7 @@ def test_nested_runs_params_files_store_and_model(tmp_path):
         run.log_params({"hardware": "cpu"})
         run.register_model(str(model), "small", alias="best", tags={"kept": "0.97"})
     parent = client(tmp_path).get_run(ids(tmp_path)["parent"])
-    assert parent.info.status == "RUNNING"
+    assert parent.info.status == "FINISHED"  # no run of it goes on
     with start_run(recipe(tmp_path), "evaluation") as run:
         run.log_metrics({"CoLA": 0.5})
         run.log_artifact(str(model / "config.json"), "report")
@@ -177,7 +177,7 @@ def test_models_of_one_run_are_versions_of_their_own(tmp_path):
         logged = server.get_logged_model(version.source.removeprefix("models:/"))
         assert [(metric.key, metric.value) for metric in logged.metrics] == [("macro", 0.5)]
         files = Path(logged.artifact_location.removeprefix("file://"))
-        assert (files / "artifacts" / name / "config.json").read_text() == name
+        assert (files / "artifacts/model/config.json").read_text() == name
 
 
 def test_the_alias_is_kept_by_the_better_model(tmp_path):
@@ -264,17 +264,19 @@ def test_all_files_lie_below_the_output(tmp_path, monkeypatch, name):
     home, model = tmp_path / "home", tmp_path / "model"
     home.mkdir()
     model.mkdir()
-    (model / "weights #1?.txt").write_text("w")
+    (model / "weights.txt").write_text("w")
+    (home / name).mkdir()
+    (home / name / "page #1?.txt").write_text("w")
     monkeypatch.chdir(home)
     for _ in range(2):
         with start_run(recipe(home / name), "student") as run:
-            run.log_artifact(str(model / "weights #1?.txt"), "report")
+            run.log_artifact(str(home / name / "page #1?.txt"), "report")
             run.register_model(str(model), "it's")
     assert {path.name for path in home.iterdir()} == {name}
     runs = home / name / "runs"
     assert {path.name for path in runs.iterdir()} == {"demo", "mlartifacts", "mlflow.db", "mlflow.db.lock"}
-    assert len(list(runs.glob("mlartifacts/*/artifacts/report/weights*"))) == 1
-    assert len(list(runs.glob("mlartifacts/*/artifacts/model/weights*"))) == 1
+    assert len(list(runs.glob("mlartifacts/*/artifacts/report/page*"))) == 1
+    assert len(list(runs.glob("mlartifacts/*/models/*/artifacts/artifacts/model/weights*"))) == 1
     with contextlib.closing(sqlite3.connect(runs / "mlflow.db")) as database:
         assert database.execute("select name, version from model_versions").fetchall() == [("it's", 1)]
 
