@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import mlflow.models
-import mlflow.pyfunc
 import numpy as np
 import pandas
 import torch
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 from transformers import AutoModel, AutoTokenizer
 
 BATCH = 32
@@ -19,7 +19,7 @@ LONGEST = 512
 """Tokens of a text, if the model has positions for them."""
 
 
-class StudentModel(mlflow.pyfunc.PythonModel):
+class StudentModel(PythonModel):
     """The mean of the encoder's last hidden states over a text's tokens."""
 
     def load_context(self, context: Any) -> None:
@@ -50,4 +50,4 @@ class StudentModel(mlflow.pyfunc.PythonModel):
         return pandas.DataFrame({"vector": [vector.tolist() for vector in vectors]})
 
 
-mlflow.models.set_model(StudentModel())
+set_model(StudentModel())

@@ -276,7 +276,7 @@ def test_all_files_lie_below_the_output(tmp_path, monkeypatch, name):
     runs = home / name / "runs"
     assert {path.name for path in runs.iterdir()} == {"demo", "mlartifacts", "mlflow.db", "mlflow.db.lock"}
     assert len(list(runs.glob("mlartifacts/*/artifacts/report/page*"))) == 1
-    assert len(list(runs.glob("mlartifacts/*/models/*/artifacts/artifacts/model/weights*"))) == 1
+    assert len(list(runs.glob("mlartifacts/models/*/artifacts/artifacts/model/weights*"))) == 1
     with contextlib.closing(sqlite3.connect(runs / "mlflow.db")) as database:
         assert database.execute("select name, version from model_versions").fetchall() == [("it's", 1)]
 
