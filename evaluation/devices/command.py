@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _WEB = ("recipe", "teacher", "labels", "compared")
 """Options that go with --web."""
+PAGE_KINDS = ("spans", "classification", "regression")
+"""Kinds of tasks that the page has a form for; it also compares sentences with a model of no task."""
 COMPARED = 100
 """Examples of a dev set on which the page can be compared with Python."""
 
@@ -106,6 +108,8 @@ def _of_directories(options: argparse.Namespace, stack: contextlib.ExitStack) ->
     from evaluation.models import local_directory, require_model
 
     task = _known(options.task)
+    if task and task.kind not in PAGE_KINDS:
+        raise UserError(f"--task {task.name}: the page has no form for tasks of kind {task.kind!r}")
     directories = {
         role: stack.enter_context(local_directory(source))
         for role, source in (("student", options.model), ("teacher", options.teacher))
@@ -139,7 +143,7 @@ def _of_recipe(options: argparse.Namespace) -> list[SiteModel]:
 
     recipe = load_recipe(options.recipe)
     settings, found = recipe.evaluation, []
-    for task in find_tasks(settings.tasks):
+    for task in [task for task in find_tasks(settings.tasks) if task.kind in PAGE_KINDS]:
         examples = _texts(task, "dev", settings.data)[: options.compared or COMPARED]
         for role in (*recipe.runs(), "teacher"):
             directory = storage.join(recipe.evaluation_dir, "scores", role, task.name, "model")
@@ -156,7 +160,7 @@ def _of_recipe(options: argparse.Namespace) -> list[SiteModel]:
                     )
                 )
     if not found:
-        raise UserError(f"{options.recipe}: no fine-tuned models yet; evaluate the recipe first")
+        raise UserError(f"{options.recipe}: no fine-tuned models for the page yet; evaluate the recipe first")
     return found
 
 

@@ -31,6 +31,7 @@ from evaluation.devices.golden import rows_alone
 from evaluation.devices.onnx_model import open_session
 from evaluation.devices.page_bundle import SOURCES
 from evaluation.main import main as evaluate
+from evaluation.measures.metrics import squad_scores
 from evaluation.models import load_tokenizer
 from evaluation.tasks import squad
 from evaluation.tasks.squad import read_questions
@@ -89,7 +90,8 @@ def span_scores(path: str, output: str, model: str, questions: list[squad.Questi
     windows = squad.encode(tokenizer, questions, 384)
     outputs = rows_alone(open_session(path), windows.encoded.input_ids, windows.encoded.token_type_ids)
     logits = [np.stack([row["start_logits"], row["end_logits"]]) for row in outputs]
-    return squad.score(windows, logits, questions)
+    answers = squad.best_answers(windows, logits, questions)
+    return squad_scores(answers, [item.answers for item in questions])
 
 
 def byte_rows(site: str) -> list[list[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
 import http.server
 import json
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from evaluation.devices import page_bundle
+from evaluation.devices.golden import SENTENCES
 from evaluation.devices.site import SITE
 from evaluation.main import main
 from infra.cpu.native import user_cache
@@ -157,8 +159,6 @@ def test_the_page_computes_what_python_does(task: str, folder: Path, visit: Any)
 
 def test_the_self_test_finds_what_is_different(folder: Path, visit: Any, tmp_path: Path) -> None:
     """Each kind of expected value is changed in one example."""
-    import gzip
-
     copy = tmp_path / "site"
     shutil.copytree(folder, copy)
     site = json.loads((copy / SITE).read_text())
@@ -251,6 +251,44 @@ def test_the_folder_says_what_it_holds(folder: Path) -> None:
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file["bytes"], file["sha256"])
     policy = (folder / "index.html").read_text()
     assert "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'" in policy
+
+
+def test_a_recipe_brings_all_its_fine_tuned_models(
+    encoder_of_pieces: str, page: Path, toy_data: str, tmp_path: Path
+) -> None:
+    recipe, scores = tmp_path / "recipe.yaml", tmp_path / "runs" / "small" / "evaluation" / "scores"
+    recipe.write_text(
+        json.dumps(
+            {
+                "name": "small",
+                "output": str(tmp_path / "runs"),
+                "store": {"path": str(tmp_path / "store")},
+                "evaluation": {"tasks": ["SST-2"], "data": toy_data, "max_length": 40},
+            }
+        )
+    )
+    command = [
+        "export",
+        "--web",
+        "--recipe",
+        str(recipe),
+        "--output",
+        str(tmp_path / "out"),
+        "--compared",
+        "2",
+    ]
+    with pytest.raises(UserError, match="no fine-tuned models for the page yet"):
+        main(command)
+    for role in ("student", "teacher"):
+        fine_tuned(encoder_of_pieces, "SST-2", scores / role / "SST-2" / "model")
+    assert main(command) == 0
+    (task,) = json.loads((tmp_path / "out" / SITE).read_text())["tasks"]
+    assert [(model["role"], model["length"], model["texts"]) for model in task["models"]] == [
+        ("student", 40, 1),
+        ("teacher", 40, 1),
+    ]
+    golden = (tmp_path / "out" / task["models"][0]["golden"]["path"]).read_bytes()
+    assert len(json.loads(gzip.decompress(golden))["examples"]) == len(SENTENCES) + 2
 
 
 def test_node_is_named_where_it_is_missing(
