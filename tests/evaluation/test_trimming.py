@@ -53,6 +53,33 @@ def test_rare_words_are_spelled_and_never_unknown(tmp_path: Path) -> None:
         assert "".join(piece.removeprefix("##") for piece in pieces) == word
 
 
+def test_control_tokens_get_their_new_ids_everywhere(tmp_path: Path) -> None:
+    """In this vocabulary they come last, so every one moves."""
+    from tokenizers import Tokenizer
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+
+    letters = "abc"
+    vocabulary = [*letters, *(f"##{letter}" for letter in letters), "cab", "##bab", "bba"]
+    vocabulary += ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
+    source, target = str(tmp_path / "model"), str(tmp_path / "trimmed")
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(source)
+    BertForMaskedLM(
+        BertConfig(vocab_size=len(vocabulary), hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+                   intermediate_size=8, pad_token_id=vocabulary.index("[PAD]"))
+    ).save_pretrained(source)  # fmt: skip
+    trim(source, ["cab"], len(vocabulary) - 2, target)
+    after, config = load_tokenizer(target), load_finished(target).config
+    row = after("cab", "bba ?", padding="max_length", max_length=9)["input_ids"]
+    words = ["[CLS]", "cab", "[SEP]", "b", "##b", "##a", "[UNK]", "[SEP]", "[PAD]"]
+    assert after.convert_ids_to_tokens(row) == words
+    plain = Tokenizer.from_file(f"{target}/tokenizer.json").encode("cab", "bba ?").ids  # as the file says
+    assert plain == row[:-1]
+    assert max(row) < config.vocab_size == len(vocabulary) - 2
+    assert config.pad_token_id == after.get_vocab()["[PAD]"]
+    assert after.mask_token_id == after.get_vocab()["[MASK]"]
+
+
 @pytest.mark.parametrize("size", [3, 10**6])
 def test_a_size_that_cannot_be(size: int, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--vocabulary: must be"):
