@@ -123,7 +123,7 @@ def validated(tree: Any, where: str) -> TaskSettings:
     for name, value in tree.items():
         if name not in FIELDS:
             raise UserError(nearest(f"{where}: unknown key {name}", str(name), list(FIELDS)))
-        if name in ("text", "labels", "metrics") and not isinstance(value, list | type(None)):
+        if name in ("text", "labels", "metrics") and not isinstance(value, list | tuple | type(None)):
             tree[name] = [value]
     if "labels" in tree and isinstance(tree["labels"], list):
         tree["labels"] = [value if isinstance(value, bool) else _written(value) for value in tree["labels"]]
