@@ -58,6 +58,15 @@ students:
 """
 
 
+def test_several_students_have_a_task_of_the_recipe_itself(tmp_path: Path) -> None:
+    task = "{name: tickets, kind: classification, train: t.csv, text: text, label: label, metrics: accuracy}"
+    recipe = load(tmp_path, f"{FAMILY}evaluation: {{tasks: [{task}]}}\n")
+    (tickets,) = recipe.evaluation.tasks
+    assert not isinstance(tickets, str)
+    assert (tickets.text, tickets.metrics) == (("text",), ("accuracy",))
+    assert list(recipe.runs()) == ["half", "tiny"]
+
+
 def test_students_set_what_they_have_of_their_own(tmp_path: Path) -> None:
     recipe = load(tmp_path, FAMILY, "students.half.train.seed=6", "train.learning_rate=1e-3")
     half, tiny = recipe.runs().values()
