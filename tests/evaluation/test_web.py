@@ -253,6 +253,12 @@ def test_the_folder_says_what_it_holds(folder: Path) -> None:
     assert "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'" in policy
 
 
+@pytest.mark.parametrize("script", ["test", "check"])
+def test_the_page_passes_its_own_tests_and_types(script: str, browser: Path) -> None:
+    done = subprocess.run(["npm", "run", script], cwd=browser, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_recipe_brings_all_its_fine_tuned_models(
     encoder_of_pieces: str, page: Path, toy_data: str, tmp_path: Path
 ) -> None:
