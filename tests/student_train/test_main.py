@@ -163,7 +163,7 @@ def test_checkpoints_by_time(alone: World, run_dir: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Trainer, "save", noted)
     minutes = itertools.count()
     clock = SimpleNamespace(perf_counter=time.perf_counter, monotonic=lambda: 60.0 * next(minutes))
-    monkeypatch.setattr("student_train.trainer.time", clock)
+    monkeypatch.setattr("student_train.engine.saving.time", clock)
     command(run_dir, "train.checkpoint_every=0", "train.checkpoint_minutes=3")
     # Every step reads the clock once, and so does a checkpoint.
     assert saved == [3, 6, 9, 12, 13]
