@@ -79,7 +79,8 @@ def _candidates(
 
 
 def _add_scores(output: str, scores: dict[str, Any]) -> str:
-    """Publishes scores.json with these rows, and with those of other models that are there; its path."""
+    """Publishes scores.json with these scores, and with those of other models and tasks that are there; its
+    path."""
     path = storage.join(output, "scores.json")
     alone = (
         contextlib.nullcontext() if storage.is_remote(output) else locked(storage.join(output, storage.LOCK))
@@ -89,7 +90,9 @@ def _add_scores(output: str, scores: dict[str, Any]) -> str:
         if storage.exists(path):
             with contextlib.suppress(UserError):  # damaged: the score files are what counts
                 before = storage.read_json(path)
-        storage.publish_json(path, {**(before if isinstance(before, dict) else {}), **scores})
+        before = before if isinstance(before, dict) else {}
+        merged = {name: {**before.get(name, {}), **tasks} for name, tasks in scores.items()}
+        storage.publish_json(path, {**before, **merged})
     return path
 
 

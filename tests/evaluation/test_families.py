@@ -84,7 +84,10 @@ def test_a_device_takes_pairs_and_long_texts(
     command = [sys.executable, str(script), str(output), text, "the car is red"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() in ("entailment", "not_entailment")
+    answers = [line.split("\t") for line in done.stdout.splitlines()]
+    assert {label for _, label in answers} == {"entailment", "not_entailment"}
+    assert float(answers[0][0]) >= float(answers[1][0])
+    assert abs(sum(float(probability) for probability, _ in answers) - 1) <= 1e-3
 
 
 def test_segment_ids_reach_latency_and_the_graph_as_zeros(pair_classifier: str, tmp_path: Path) -> None:
