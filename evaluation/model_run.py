@@ -89,10 +89,11 @@ def _add_scores(output: str, scores: dict[str, Any]) -> str:
         before = {}
         if storage.exists(path):
             with contextlib.suppress(UserError):  # damaged: the score files are what counts
-                before = storage.read_json(path)
-        before = before if isinstance(before, dict) else {}
-        merged = {name: {**before.get(name, {}), **tasks} for name, tasks in scores.items()}
-        storage.publish_json(path, {**before, **merged})
+                found = storage.read_json(path)
+                before = found if isinstance(found, dict) else {}
+        rows = {name: row for name, row in before.items() if isinstance(row, dict)}
+        merged = {name: {**rows.get(name, {}), **tasks} for name, tasks in scores.items()}
+        storage.publish_json(path, {**rows, **merged})
     return path
 
 

@@ -42,7 +42,7 @@ from tests.offline_teacher.tiny_teacher import WORDS, save_bert, write_text
 
 REDUCE_RATE = "Please reduce your request rate"
 """S3's message with the status 503."""
-MODEL = "somebody/tiny-bert"
+MODEL = "example/tiny-bert"
 OTHER_PYTHON = Path("/usr/bin/python3.11")
 
 Row = list[object]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
+from evaluation import model_run
 from evaluation.finetuning.jobs import setting_names, settings_of
 from evaluation.main import main
 from evaluation.tasks.catalogue import find_task, find_tasks
@@ -265,3 +266,13 @@ def test_questions_without_an_answer(encoder: str, tmp_path: Path) -> None:
     found = parquet.read_table(path).to_pylist()
     assert [row["output"] for row in found[:2]] == ["", "red car"]
     assert [row["label"] for row in found[:2]] == [[], ["red car"]]
+
+
+@pytest.mark.parametrize("damaged", ["", "[1]", '{"m": 5}'])
+def test_scores_are_published_over_a_damaged_summary(tmp_path: Path, damaged: str) -> None:
+    (tmp_path / "scores.json").write_text(damaged)
+    for task in ("tickets", "entities"):
+        model_run._add_scores(str(tmp_path), {"m": {task: {"score": 0.5}}})
+    assert json.loads((tmp_path / "scores.json").read_text()) == {
+        "m": {"tickets": {"score": 0.5}, "entities": {"score": 0.5}}
+    }
