@@ -111,3 +111,20 @@ def test_glue_macro_is_a_mean_of_task_means() -> None:
         (0.85 + 0.75 + 0.5) / 3
     )
     assert metrics.macro_score({}) == 0.0
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=20))
+def test_precision_recall_and_f1_of_sums(pairs: list[tuple[bool, bool]]) -> None:
+    predicted, expected = (np.asarray(column)[:, None] for column in zip(*pairs, strict=True))
+    right = sum(p and e for p, e in pairs)
+    named, wanted = sum(p for p, _ in pairs), sum(e for _, e in pairs)
+    of = metrics.class_counts(predicted, expected)
+    each = np.ones((len(pairs), 1))
+    assert metrics.of_sums(metrics.precision_of, of, each) == [right / named if named else 0.0]
+    assert metrics.of_sums(metrics.recall_of, of, each) == [right / wanted if wanted else 0.0]
+    both = named + wanted
+    assert metrics.of_sums(metrics.f1_of, of, each) == [2 * right / both if both else 0.0]
+
+
+def test_a_question_without_any_answer_has_no_f1() -> None:
+    assert metrics.answer_f1("red", []) == 0.0
