@@ -108,3 +108,38 @@ def test_names_and_cells_are_text() -> None:
 def test_a_section_without_content_is_left_out() -> None:
     assert page._section("Latency", "<p>a note</p>", "") == ""
     assert page._table(["model"], []) == ""
+
+
+@given(COSTS)
+def test_everything_is_drawn_inside_the_axes(pairs: list[tuple[int, int]]) -> None:
+    every = points(pairs)
+    drawn = ElementTree.fromstring(charts.scatter(every, {one.name: "red" for one in every}, "ms"))
+    marks = [mark for group in drawn.findall("g") for mark in (group.find("circle"), group.find("line"))]
+    for mark in marks:
+        assert mark is not None
+        for key in ("cx", "x1"):
+            assert charts._LEFT < float(mark.get(key, 300.0)) < charts.WIDTH - charts._RIGHT
+        for key in ("cy", "y1", "y2"):
+            assert charts._TOP < float(mark.get(key, 100.0)) < charts.HEIGHT - charts._BOTTOM
+    lines = drawn.findall("line")
+    assert 2 <= len(lines) <= 6
+    assert all(charts._TOP <= float(line.get("y1", "0")) <= charts.HEIGHT - charts._BOTTOM for line in lines)
+    assert {line.get("x2") for line in lines} == {str(charts.WIDTH - charts._RIGHT)}
+
+
+def test_lines_of_the_axis_stand_at_their_numbers() -> None:
+    every = points([(1, 20), (2, 80)])
+    drawn = ElementTree.fromstring(charts.scatter(every, {"0": "red", "1": "red"}, "ms"))
+    dots = [float(dot.get("cy", "nan")) for dot in drawn.iter("circle")]
+    numbers = [
+        float(text.text or "nan") for text in drawn.findall("text") if text.get("text-anchor") == "end"
+    ]
+    places = [float(line.get("y1", "nan")) for line in drawn.findall("line")]
+    assert numbers == [20.0, 40.0, 60.0, 80.0]
+    assert [places[0], places[-1]] == pytest.approx(dots, abs=0.2)
+
+
+def test_ticks_of_costs_are_enough_and_round() -> None:
+    assert charts._nice_costs(1.0, 100.0) == [1.0, 10.0, 100.0]
+    assert charts._nice_costs(1.1, 2.2) == [1.0, 2.0]
+    assert charts._nice_costs(42.0, 42.0) == [42.0]  # no two round numbers are near: the end itself
