@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _WEB = ("recipe", "teacher", "labels", "compared")
 """Options that go with --web."""
 PAGE_KINDS = ("spans", "classification", "regression")
-"""Kinds of tasks that the page has a form for; it also compares sentences with a model of no task."""
+"""Kinds of tasks that the page has a form for. For an encoder without a task, it compares sentences."""
 COMPARED = 100
 """Examples of a dev set on which the page can be compared with Python."""
 
@@ -90,7 +90,7 @@ def _export_page(options: argparse.Namespace) -> int:
     from evaluation.devices.site import add_to_site
 
     with contextlib.ExitStack() as stack:
-        models = _of_recipe(options) if options.recipe else _of_directories(options, stack)
+        models = _models_of_recipe(options) if options.recipe else _models_of_directories(options, stack)
         storage.require_writable(options.output)
         site = add_to_site(options.output, built_page(), models)
     rows = [
@@ -103,11 +103,11 @@ def _export_page(options: argparse.Namespace) -> int:
     return 0
 
 
-def _of_directories(options: argparse.Namespace, stack: contextlib.ExitStack) -> list[SiteModel]:
+def _models_of_directories(options: argparse.Namespace, stack: contextlib.ExitStack) -> list[SiteModel]:
     from evaluation.devices.site import SiteModel
     from evaluation.models import local_directory, require_model
 
-    task = _known(options.task)
+    task = _catalogue_task(options.task)
     if task and task.kind not in PAGE_KINDS:
         raise UserError(f"--task {task.name}: the page has no form for tasks of kind {task.kind!r}")
     directories = {
@@ -135,7 +135,7 @@ def _of_directories(options: argparse.Namespace, stack: contextlib.ExitStack) ->
     ]
 
 
-def _of_recipe(options: argparse.Namespace) -> list[SiteModel]:
+def _models_of_recipe(options: argparse.Namespace) -> list[SiteModel]:
     """The fine-tuned students, and the teacher, of every task that the recipe's evaluation has finished."""
     from evaluation.devices.site import SiteModel
     from evaluation.tasks.catalogue import find_tasks
@@ -169,12 +169,12 @@ def _trimmed(options: argparse.Namespace, directory: str, stack: contextlib.Exit
     from evaluation.devices.trimming import trim
 
     target = stack.enter_context(tempfile.TemporaryDirectory())
-    texts = (text for row in _texts(_known(options.task), "train", options.data) for text in row)
+    texts = (text for row in _texts(_catalogue_task(options.task), "train", options.data) for text in row)
     trim(directory, dict.fromkeys(texts), options.vocabulary, target)
     return target
 
 
-def _known(name: str | None) -> Task | None:
+def _catalogue_task(name: str | None) -> Task | None:
     """The task of the catalogue, or None for a name of the user's own."""
     from evaluation.tasks.catalogue import TASKS, find_task
 

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 def measure_latency(
     candidates: Sequence[Candidate], settings: Evaluation, texts: list[tuple[str, ...]]
 ) -> tuple[dict[str, Latency], dict[str, int], dict[str, dict[str, Any]]]:
-    """Of each candidate with an STS-B head its latency and, at the largest batch size, its peak memory in
+    """Each candidate's latency (with an STS-B head) and its peak memory at the largest batch size, in
     bytes; and the rows of ``report.json: latency_rows``.
 
-    The latter are only timed: every student in ONNX, every candidate on a GPU where there is one, and a
+    Those rows are only timed: every student in ONNX, every candidate on a GPU if there is one, and a
     network of ELMo's size.
     """
     from evaluation.devices import elmo, exports, latency

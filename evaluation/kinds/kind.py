@@ -33,7 +33,7 @@ class Kind:
 
     name: ClassVar[str]
     trained: ClassVar[bool] = True
-    """Whether a model is fine-tuned; without, one run is enough, because no seed has an effect."""
+    """Whether a model is fine-tuned. If not, one run is enough, because the seed changes nothing."""
     device: ClassVar[bool] = True
     """Whether fine-tuned models are exported for devices."""
     of_tokens: ClassVar[bool] = False
@@ -42,9 +42,9 @@ class Kind:
     """The class of ``transformers`` that has the head."""
     label_type: ClassVar[pa.DataType]
     output_type: ClassVar[pa.DataType]
-    """Of the columns of a file of predictions."""
+    """Types of the columns ``label`` and ``output`` in a file of predictions."""
     metrics: ClassVar[tuple[str, ...]]
-    """Those that a task can choose; the first one is the default score."""
+    """The metrics that a task can choose; the first one is the default score."""
 
     def head(self, task: Task) -> dict[str, Any]:
         """Entries of the model's configuration that its head needs."""
@@ -67,7 +67,7 @@ class Kind:
         return output.logits
 
     def shape(self, task: Task, length: int) -> tuple[int, ...]:
-        """Of the logits of a row of ``length`` tokens, without padding."""
+        """The shape of the logits of one row of ``length`` tokens, without padding."""
         return (max(1, len(task.labels)),)
 
     def answers(self, predict: Predict, tokenizer: Any, task: Task, split: Split, length: int) -> Answers:

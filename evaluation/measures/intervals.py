@@ -84,7 +84,7 @@ def _error(components: Sequence[Component], contrast: np.ndarray) -> tuple[float
 
 
 def _variance(components: Sequence[Component], contrast: np.ndarray) -> tuple[float, float]:
-    """Of ``contrast`` . scores, and its degrees of freedom; zeros without an error."""
+    """The variance of ``contrast`` . scores and its degrees of freedom; 0 and 0 if there is no variance."""
     parts = [float(contrast @ part.covariance @ contrast) for part in components]
     variance = sum(parts)
     if variance <= 0:

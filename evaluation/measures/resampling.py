@@ -81,7 +81,7 @@ def spearman(predicted: np.ndarray, expected: np.ndarray, weights: np.ndarray) -
 
 
 def _centred_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[n, R]: each example's rank within a resample, ties and repeats at their mean rank, less the mean."""
+    """Ranks within each resample minus their mean, [n, R]; ties and repeats share their mean rank."""
     distinct, group = np.unique(values, return_inverse=True)
     order = np.argsort(group, kind="stable")
     starts = np.searchsorted(group[order], np.arange(len(distinct)))
@@ -90,7 +90,7 @@ def _centred_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """0 where the denominator is 0, as a degenerate vector scores."""
+    """The quotient; 0 where the denominator is 0, so a constant vector scores 0."""
     return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
 
 

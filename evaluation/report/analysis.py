@@ -79,7 +79,7 @@ def joined(parts: Predictions) -> Answers:
 def comparable(task: Task, answers: Answers) -> np.ndarray:
     """Decisions as an array in which equal means the same answer; float for numbers.
 
-    Of tokens one for each word, of several labels one for each label, of retrieval the best document.
+    Tokens: one a word. Several labels: one a label. Retrieval: the best document.
     """
     if task.kind == "spans":
         return np.asarray([normalise_answer(text) for text in answers.outputs])
@@ -92,7 +92,7 @@ def comparable(task: Task, answers: Answers) -> np.ndarray:
 
 
 def _agreement(task: Task, found: Seeds, reference: Seeds) -> float | None:
-    """Median agreement of equal seeds; of the teacher with itself, of all pairs of its seeds."""
+    """Median agreement of runs with the same seed; for the teacher itself, of all pairs of its seeds."""
     answers = {seed: comparable(task, joined(parts)) for seed, parts in found.items()}
     if found is reference:
         pairs = list(combinations(answers.values(), 2))
@@ -161,8 +161,8 @@ def disagreements(
 def distance(task: Task, student: Answers, teacher: Answers) -> np.ndarray:
     """How far two models' answers are apart, float64 [n], 0 where they give the same answer.
 
-    Of classes the total variation between the probabilities; of numbers the difference; of answer spans
-    1 - token F1; of several labels or words the share that differs; of retrieval the share of the best ten
+    Classes: total variation between the probabilities. Numbers: the difference. Answer spans:
+    1 - token F1. Several labels or words: the share that differs. Retrieval: the share of the best ten
     documents that only one found.
     """
     if task.kind == "spans":

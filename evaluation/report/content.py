@@ -73,12 +73,12 @@ from infra.settings.recipe import fingerprinted
 from infra.settings.sections import Evaluation
 
 FORM = 2
-"""Of the content; a report of another one is made again from the score files."""
+"""Version of the content's form; a report of another version is made again from the score files."""
 MILLION = 1_000_000
 CURVES = ("loss", "kl", "mlm", "cosine", "relation", "embedding")
 """Columns of a student's history that are terms of its loss."""
 MOST_POINTS = 200
-"""Of one curve in the report."""
+"""The most points of one curve in the report."""
 
 
 def machine() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from evaluation.report import tables
 from infra.tracking.run import Run
 
 DEVICE_NUMBERS = ("score", "int8_score", "int8_lost", "bytes", "int8_size_ratio", "difference")
-"""Of a task's row on devices, those that are numbers or tables of numbers."""
+"""The keys of a task's row on devices whose values are numbers or tables of numbers."""
 _NO_NUMBERS = ("student", "references", "best_reference")
 
 
@@ -48,7 +48,7 @@ def headline(content: Mapping[str, Any], kl: Mapping[str, float]) -> dict[str, f
 
 
 def headline_of(content: Mapping[str, Any], name: str, kl: float | None) -> dict[str, float]:
-    """One student's; what is not known is left out."""
+    """The headline numbers of one student; numbers that are not known are left out."""
     row = content["rows"][name]
     found = {key: row[key] for key in ("macro", "retention", "gap_closed", "gap_closed_best")}
     found |= {"kl": kl, "megabytes": row["bytes"] / 1e6, "p50_ms": row["latency"]["p50_ms"]}
@@ -56,7 +56,7 @@ def headline_of(content: Mapping[str, Any], name: str, kl: float | None) -> dict
 
 
 def description(content: Mapping[str, Any], report: str) -> str:
-    """Of the recipe's run and of each version, in Markdown: the table of models, and where the report is."""
+    """Describes the recipe's run and each version, in Markdown: the models' table and the report's place."""
     table = tables.markdown_table(*tables.overview_rows(content))
     return f"{table}\n\nReport: artifact `evaluation/report.html` of the run `evaluation`, or {report}"
 

@@ -203,7 +203,7 @@ def _questions(settings: TaskSettings, part: str) -> Sequence[Question]:
 
 
 def _picked(settings: TaskSettings, part: str, questions: list[Question]) -> list[Question]:
-    """The part's own of the questions; a context and all its questions are in one part."""
+    """The questions of this part. A context and all its questions are always in the same part."""
     if part == "test" or settings.dev is not None:
         return questions
     contexts = list(dict.fromkeys(one.context for one in questions))

@@ -42,7 +42,7 @@ class Rows:
     where: str
     columns: dict[str, list[Any]]
     lines: Sequence[int]
-    """Of every row, for messages: 1-based."""
+    """The number of each row in its source, from 1, for messages."""
     unit: str = "line"
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class Rows:
         return self.columns[name]
 
     def texts(self, name: str) -> list[str]:
-        """The same of texts; UserError, with the line, for a value that is none."""
+        """A column whose values must be texts; UserError, with the line, for any other value."""
         values = self.column(name)
         for row, value in enumerate(values):
             if not isinstance(value, str):

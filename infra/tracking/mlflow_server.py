@@ -224,7 +224,7 @@ class Server:
         )
 
     def _send_child(self, entry: Entry) -> None:
-        """A point of a run below this one, which is made by its first point and has ended with every one."""
+        """Sends a point of a run below this one. The first point makes that run; each point ends it."""
         from mlflow.entities import Metric
 
         key = f"{self._run.key}/{entry['child']}"

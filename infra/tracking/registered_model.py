@@ -20,7 +20,7 @@ PACKAGES = ("mlflow", "numpy", "pandas", "safetensors", "torch", "transformers")
 """What ``served_model`` imports, and what it needs to read safetensors."""
 EXAMPLE = "The weather was fine."
 SOURCE = "models:/"
-"""Of a version's source, which is a LoggedModel; its id follows."""
+"""Start of a version's source; the id of its LoggedModel follows."""
 WEIGHTS = "weights"
 """Tag of a version: the digest of its weights."""
 
@@ -66,7 +66,7 @@ def save(directory: str, target: str) -> None:
     )
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as draft:
         warnings.simplefilter("ignore", UserWarning)  # of type hints: the signature is given
-        copy = os.path.join(draft, "model")  # MLflow takes some characters of a path for a URL's
+        copy = os.path.join(draft, "model")  # MLflow may read some characters of a path as those of a URL
         shutil.copytree(directory, copy)
         mlflow.pyfunc.save_model(
             target,
@@ -92,7 +92,7 @@ def _logged_model(client: Any, experiment: str, run_id: str, entry: Entry) -> An
 
 
 def _digest(directory: str) -> str:
-    """Of the weights, and of all files where there are none."""
+    """The digest of the safetensors files; of all files if there are none."""
     files = sorted(name for name in os.listdir(directory) if os.path.isfile(os.path.join(directory, name)))
     weights = [name for name in files if name.endswith(".safetensors")] or files
     digests = [storage.digest_file(os.path.join(directory, name)) for name in weights]

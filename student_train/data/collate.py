@@ -51,7 +51,7 @@ class Batch:
     """0.0 marks a dummy that only keeps this rank in step: one sample of the global batch, computed by
     another rank, whose loss must be multiplied by 0."""
     copied: Any = None
-    """Event at the end of the copy that brings the tensors to their device, if they may not be there yet."""
+    """Event after the copy of the tensors to their device; None if there is no copy to wait for."""
 
     def __len__(self) -> int:
         return len(self.token_count)

@@ -167,7 +167,7 @@ def run_samples(sequences: int, epochs: float, max_steps: int | None, batch_size
 
 
 def run_order(plan: Blocks, train: Train, steps: int | None = None) -> SampleOrder:
-    """The samples of a run with these settings; ``steps``: of a phase of so many full batches."""
+    """The samples of a run with these settings, or of a phase of ``steps`` full batches."""
     if steps is None:
         samples = run_samples(plan.samples_per_epoch, train.epochs, train.max_steps, train.batch_size)
     else:

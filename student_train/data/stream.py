@@ -42,7 +42,7 @@ class Reader(Protocol):
     def gather(
         self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray, empty: Empty = new_array
     ) -> Mapping[str, np.ndarray]:
-        """Samples [n] by masking epoch, block and row: arrays [n, *shape] made by ``empty`` of the columns,
+        """Columns of n samples, by masking epoch, block and row: arrays [n, *shape] made by ``empty``,
         all checked."""
         ...
 
