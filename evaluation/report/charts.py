@@ -57,7 +57,7 @@ def scatter(points: Sequence[Point], colours: Mapping[str, str], title: str) -> 
     for cost in _nice_costs(min(point.cost for point in points), max(point.cost for point in points)):
         place = x(math.log10(cost))
         parts.append(
-            f'<text class="tick" x="{place:.1f}" y="{HEIGHT - 26}" text-anchor="middle">{cost:g}</text>'
+            f'<text class="tick" x="{place:.1f}" y="{HEIGHT - 26}" text-anchor="middle">{cost:.3g}</text>'
         )
     for point, cost in zip(points, costs, strict=True):
         place, colour = x(cost), colours[point.name]

@@ -98,7 +98,7 @@ def score_against_latency(report: Mapping[str, Any]) -> bytes:
         )  # fmt: skip
     axes.set_xlabel("median latency a sentence pair, ms (batch size 1, CPU)")
     axes.set_ylabel("macro score, %")
-    axes.set_title("Score with 95 % interval against latency; area: size in float32")
+    axes.set_title("Score against latency; area: size in float32")
     axes.set_xlim(0, 1.35 * max(row["latency"]["p50_ms"] for row in rows.values()))
     ends = [100 * end for row in rows.values() for end in row["intervals"]["macro"].values()]
     room = max(2.0, 0.15 * (max(ends) - min(ends)))
