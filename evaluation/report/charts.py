@@ -142,7 +142,7 @@ def _nice_costs(low: float, high: float) -> list[float]:
         found = [one for one in found if 0.84 * low <= one <= 1.19 * high]
         if len(found) >= 2:
             return found[:8]
-    return [low]
+    return sorted({low, high})
 
 
 def _figure(content: str, title: str) -> str:

@@ -145,9 +145,8 @@ def test_ticks_of_costs_are_enough_and_round() -> None:
     assert charts._nice_costs(42.0, 42.0) == [42.0]  # no two round numbers are near: the end itself
 
 
-def test_a_cost_without_round_numbers_near_it_is_rounded() -> None:
-    odd = Point("0", 42.12345, 20.0, 19.0, 21.0)
-    drawn = ElementTree.fromstring(charts.scatter([odd], {"0": "red"}, "ms"))
-    assert [text.text for text in drawn.findall("text") if text.get("y") == str(charts.HEIGHT - 26)] == [
-        "42.1"
-    ]
+def test_ends_that_are_not_round_are_rounded() -> None:
+    ends = [Point(name, cost, 20.0, 19.0, 21.0) for name, cost in (("0", 1.20163), ("1", 2.24))]
+    drawn = ElementTree.fromstring(charts.scatter(ends, {"0": "red", "1": "red"}, "ms"))
+    ticks = [text.text for text in drawn.findall("text") if text.get("y") == str(charts.HEIGHT - 26)]
+    assert ticks == ["1.2", "2.24"]
