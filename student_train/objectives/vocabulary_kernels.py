@@ -147,6 +147,11 @@ def fused(kernel: Kernel) -> Kernel:
     from torch._dynamo import config
 
     config.recompile_limit = max(config.recompile_limit, MOST_SHAPES)
+    # Torch's cache on disk does not tell kernels for AVX2 from those for AVX-512. Exchanged, they compute
+    # wrong numbers, for example where nodes of two kinds share the cache.
+    tag, capability = torch.compiler.config.cache_key_tag, torch.backends.cpu.get_cpu_capability()
+    if not tag.endswith(capability):
+        torch.compiler.config.cache_key_tag = tag + capability
     compiled = torch.compile(kernel, dynamic=False, fullgraph=True)
     tried: dict[tuple[object, ...], bool] = {}
 
