@@ -29,7 +29,7 @@ from infra.settings.recipe import StudentRun
 from infra.settings.recipe_file import load_recipe
 from offline_teacher.store.reader import Store, open_store
 from student_train.mirror import Mirror, mirrored
-from student_train.ranks import rank_of_environment, share_cores
+from student_train.ranks import end_process, rank_of_environment, share_cores
 
 if TYPE_CHECKING:
     from student_train.engine.world import World
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         if world.first:
             print(f"error: {problem}", file=sys.stderr, flush=True)
         world.wait()
-        sys.exit(problem.exit_code)
+        return problem.exit_code
     finally:
         world.close()
 
@@ -286,4 +286,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as ended:
+        end_process(int(ended.code or 0))

@@ -15,6 +15,7 @@ from infra.settings.sections import Train
 from student_train.engine import checkpoint
 from student_train.engine.engine import Engine
 from student_train.engine.world import World, start_world
+from student_train.ranks import end_process
 
 BATCH, VOCABULARY, WIDTH = 8, 23, 7
 
@@ -104,6 +105,7 @@ def main() -> None:
     if world.first:
         print("RESULT" + json.dumps(results))
     world.close()
+    end_process(0)
 
 
 if __name__ == "__main__":

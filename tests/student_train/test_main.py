@@ -7,6 +7,9 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +25,7 @@ from student_train.engine import checkpoint
 from student_train.engine import world as worlds
 from student_train.engine.world import World
 from student_train.trainer import Stopped, Trainer
+from tests.conftest import ROOT
 from tests.student_train import tiny_run
 from tests.student_train.tiny_run import command, history, logged, make_run, make_teacher, student, validated
 
@@ -265,3 +269,25 @@ def test_the_card_tells_of_longer_texts(alone: World, tmp_path: Path, init: str,
     command(tmp_path, "train.max_steps=1", f"student.init={init}")
     card = (student(tmp_path) / "model" / "README.md").read_text()
     assert f"embeddings of positions 12 to 19 are {began}, as they began" in card
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [(["--help"], 0, "--student NAME"), (["--recipe", "none.yaml"], 2, "error: none.yaml: no such file")],
+)
+def test_a_process_ends_without_the_interpreters_clean_up(
+    words: list[str], code: int, told: str, tmp_path: Path
+) -> None:
+    """A thread of Gloo can abort the clean-up, and a finished training would exit with SIGABRT."""
+    script = f"""
+        import atexit, runpy, sys
+        atexit.register(print, "cleaned up")
+        sys.argv = ["main.py", *{words!r}]
+        runpy.run_path({str(ROOT / "student_train" / "main.py")!r}, run_name="__main__")
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert ended.returncode == code, ended.stderr
+    assert told in ended.stdout + ended.stderr
+    assert "cleaned up" not in ended.stdout
