@@ -9,8 +9,9 @@ from typing import Any
 
 from evaluation import names
 from evaluation.finetuning.jobs import GRID
-from evaluation.finetuning.scores import Results, complete, macro, medians, prepare, write_submission
+from evaluation.finetuning.scores import Results, complete, macro, medians, prepare
 from evaluation.models import Candidate, local_directory
+from evaluation.submission import write_submission
 from infra import console
 from infra.errors import UserError
 from infra.files import storage

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+from functools import partial
 from typing import Any
 
-from evaluation.finetuning.scores import Plan, complete, prepare, write_submission
+from evaluation.finetuning.scores import Plan, complete, prepare
 from evaluation.recipe_rows import TEACHER, Rows, rows_of
 from evaluation.report import content as report
 from evaluation.report import gates, tables, tracked
+from evaluation.submission import write_submission
 from infra.errors import EXIT_INCOMPLETE, EXIT_UNMET, UserError
 from infra.files import storage
 from infra.settings.recipe import Recipe
@@ -62,7 +64,8 @@ def _evaluate(recipe: Recipe, rows: Rows, plan: Plan, key: str, run: tracking.Ru
     from evaluation.devices import exports
 
     directory = recipe.evaluation_dir
-    results = complete(plan, recipe.evaluation.workers)
+    tracked.log_data(run, plan, recipe.evaluation.data)
+    results = complete(plan, recipe.evaluation.workers, partial(tracked.log_score, run))
     histories = {
         name: read_history(storage.join(student.directory, "history.jsonl"))
         for name, student in rows.students.items()

@@ -8,7 +8,7 @@ on dev is the highest counts (of equal ones the first); the reported score is th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -30,7 +30,6 @@ from evaluation.kinds.table import kind_of
 from evaluation.measures import intervals, predictions
 from evaluation.measures.metrics import macro_score
 from evaluation.models import Candidate, load_config, load_model, load_tokenizer, require_fit, require_model
-from evaluation.tasks import submission
 from evaluation.tasks.catalogue import GLUE, find_tasks
 from evaluation.tasks.task import Split, Task
 from infra.errors import UserError
@@ -40,6 +39,8 @@ from infra.settings.sections import Evaluation
 OUTPUTS = "train"
 """First part of the names of a fine-tuned teacher's stored outputs, beside its score files."""
 
+Tell = Callable[[Job, dict[str, Any]], None]
+"""Is told the score file of a job."""
 Results = dict[str, dict[str, list[dict[str, Any]]]]
 """candidate -> task -> the score files of its seeds, in the order of ``evaluation.seeds``."""
 
@@ -161,11 +162,17 @@ def _lesson(teacher: list[Job], splits: dict[str, Split]) -> Lesson:
     return Lesson(model, outputs, storage.digest_bytes(keys.encode()))
 
 
-def complete(plan: Plan, workers: int) -> Results:
-    """Run what is left, second distillations after the teachers they need; the score files of all."""
+def complete(plan: Plan, workers: int, tell: Tell = lambda job, result: None) -> Results:
+    """Run what is left, second distillations after the teachers they need; the score files of all.
+
+    ``tell`` gets every score file: those that are there first, the others as they are published.
+    """
+    for job, result in plan.results.items():
+        if result is not None:
+            tell(job, result)
     alone = [job for job in plan.jobs if job.lesson is None]
     for jobs in (alone, [job for job in plan.jobs if job.lesson is not None]):
-        _run(jobs, plan, workers)
+        _run(jobs, plan, workers, tell)
         _keep_medians(jobs, plan)
     results: Results = {}
     for job in plan.chosen:
@@ -173,7 +180,7 @@ def complete(plan: Plan, workers: int) -> Results:
     return results
 
 
-def _run(jobs: Sequence[Job], plan: Plan, workers: int) -> None:
+def _run(jobs: Sequence[Job], plan: Plan, workers: int, tell: Tell) -> None:
     """Run those of the jobs that are not done."""
     left = [(job, plan.splits[job.task_name]) for job in jobs if plan.results[job] is None]
     if not left:  # no torch is needed
@@ -188,6 +195,7 @@ def _run(jobs: Sequence[Job], plan: Plan, workers: int) -> None:
         rate = f"  ({train['rows_per_second']:,.0f} rows/s)" if train else ""
         names = filter(None, (job.candidate.name, job.task_name, job.folder, f"seed {job.seed}"))
         print(f"{'  '.join(names)}  {values}{rate}", flush=True)
+        tell(job, result)
 
     lessons = {job.task_name: (job, splits) for job, splits in left if job.lesson is not None}
     for job, splits in lessons.values():
@@ -274,21 +282,3 @@ def _estimate(task: Task, models: list[list[predictions.Predictions]]) -> interv
     sizes = {part: len(answers) for part, answers in models[0][0].items()}
     scorers = [[predictions.resampled_score(task, found) for found in seeds] for seeds in models]
     return intervals.estimate(scorers, sizes)
-
-
-def write_submission(plan: Plan, candidate: str, target: str) -> list[str]:
-    """Zip the median seeds' test predictions of one candidate into ``target``; names of the files in it."""
-    files = {}
-    for task in plan.tasks.values():
-        jobs = [job for job in plan.chosen if (job.candidate.name, job.task_name) == (candidate, task.name)]
-        seed = median_seed([plan.done(job) for job in jobs])
-        job = next(job for job in jobs if job.seed == seed)
-        result = plan.done(job)
-        parts = result.get("test_splits", [])
-        found = predictions.read(job.predictions_path, task, result["predictions"], parts)
-        for part, answers in found.items():
-            text = submission.prediction_file(task, answers.ids, predictions.decide(task, answers))
-            files[f"{task.parts[part].submission}.tsv"] = text.encode()
-    if files:
-        storage.publish_bytes(target, submission.zip_bytes(files))
-    return sorted(files)

@@ -1,17 +1,38 @@
-"""What the tracking run gets of a report: every number, the headline, files, students with their scores."""
+"""What the tracking run gets: the data, the scores of seeds while they finish, and then all of the report:
+every number, the headline, files, students with their scores."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evaluation.finetuning.jobs import Job
+from evaluation.finetuning.scores import Plan
 from evaluation.recipe_rows import Rows
 from evaluation.report import tables
+from evaluation.tasks.loading import place_of
 from infra.tracking.run import Run
 
 DEVICE_NUMBERS = ("score", "int8_score", "int8_lost", "bytes", "int8_size_ratio", "difference")
 """The keys of a task's row on devices whose values are numbers or tables of numbers."""
 _NO_NUMBERS = ("student", "references", "best_reference")
+
+
+def log_data(run: Run, plan: Plan, data: str | None) -> None:
+    """Every part of every task, as a data set with the digest that is part of a score's key."""
+    for name, parts in plan.splits.items():
+        for part, split in parts.items():
+            context = "training" if part == "train" else "evaluation"
+            run.log_dataset(f"{name} {part}", place_of(plan.tasks[name], part, data), split.digest(), context)
+
+
+def log_score(run: Run, job: Job, result: Mapping[str, Any]) -> None:
+    """The score of one seed, in the run of its model, task and setting."""
+    name = "/".join(filter(None, (job.candidate.name, job.task_name, job.folder)))
+    values = {key: result[key] for key in ("score", "dev_score")} | result["metrics"]
+    if result["train"]:
+        values |= {f"train/{key}": result["train"][key] for key in ("loss", "rows_per_second")}
+    run.log_child(name, values, job.seed, {"model": job.candidate.name, "task": job.task_name})
 
 
 def track(run: Run, rows: Rows, content: dict[str, Any], files: Sequence[str]) -> None:

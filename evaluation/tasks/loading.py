@@ -13,8 +13,8 @@ import numpy as np
 
 from evaluation.tasks import hub_rows, official
 from evaluation.tasks.official import Table
-from evaluation.tasks.own import load_own
-from evaluation.tasks.rows import load_hub
+from evaluation.tasks.own import load_own, own_place
+from evaluation.tasks.rows import hub_place, load_hub
 from evaluation.tasks.squad import Question, place_answers, read_questions
 from evaluation.tasks.task import Split, Task
 from infra.errors import UserError
@@ -51,6 +51,15 @@ def has_part(task: Task, part: str, data: str | None) -> bool:
     if task.own is not None:
         return part in task.parts
     return data is None or official.find(task.name, task.parts[part].file, data) is not None
+
+
+def place_of(task: Task, part: str, data: str | None) -> str:
+    """Where ``load`` finds the rows of a part: a path, a URL, or ``hf://datasets/`` and the hub's name."""
+    if task.own is not None:
+        return own_place(task.own, part)
+    if data is None:
+        return hub_place(task.hub[0], None if task.settings is None else task.settings.revision)
+    return official.require_file(task.name, task.parts[part].file, data)
 
 
 def _from_files(task: Task, part: str, data: str) -> Split:

@@ -11,7 +11,7 @@ import numpy as np
 from evaluation.kinds.table import KINDS
 from evaluation.tasks import examples
 from evaluation.tasks.beir import read_corpus, read_queries
-from evaluation.tasks.rows import TAGS, WORDS, Rows, format_of, hub_rows, read_rows
+from evaluation.tasks.rows import TAGS, WORDS, Rows, format_of, hub_place, hub_rows, read_rows
 from evaluation.tasks.squad import Question, place_answers, read_questions
 from evaluation.tasks.task import Part, Split, Task
 from infra.errors import UserError
@@ -150,6 +150,13 @@ def _required(split: Split, settings: TaskSettings, part: str) -> Split:
 def _source(settings: TaskSettings, part: str) -> str:
     path = str(getattr(settings, part) or settings.train)
     return path if settings.hub is not None else expand_home(path)
+
+
+def own_place(settings: TaskSettings, part: str) -> str:
+    """Where the examples of a part are: a path, a URL, or ``hf://datasets/`` and the hub's name."""
+    if settings.hub is not None:
+        return hub_place(settings.hub, settings.revision)
+    return _source(settings, part)
 
 
 def _rows_of(task: Task, part: str) -> Rows:

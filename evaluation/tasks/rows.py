@@ -226,6 +226,11 @@ def _named(value: Any, names: Sequence[str] | None) -> Any:
     return names[value] if value >= 0 else None
 
 
+def hub_place(name: str, revision: str | None) -> str:
+    """The URL by which the hub's own library calls a data set."""
+    return f"hf://datasets/{name}" + (f"@{revision}" if revision else "")
+
+
 def load_hub(title: str, arguments: Sequence[str], split: str, revision: str | None) -> Any:
     """A split of a hub data set; UserError in one line where it cannot be had."""
     import datasets

@@ -9,11 +9,10 @@ import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from infra.errors import UserError
 from infra.files import storage
-from infra.files.locks import locked
+from infra.tracking.database import connecting, sqlite_uri
 from infra.tracking.journal import Entry
 from infra.tracking.redaction import flat, redact, short
 from infra.tracking.registered_model import register
@@ -105,7 +104,7 @@ class Server:
         uri = recipe.tracking.uri or sqlite_uri(storage.join(recipe.output, "mlflow.db"))
         # Two processes migrating a fresh sqlite database break it; and tracking.json is read, then written.
         mlflow.set_tracking_uri(uri)  # where MLflow itself looks for the source of a version
-        with _connecting(uri, recipe):
+        with connecting(uri, recipe):
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             experiment = self._experiment(client, uri)
             self._find_runs(client, experiment, redact(uri))
@@ -224,7 +223,10 @@ class Server:
         )
 
     def _send_child(self, entry: Entry) -> None:
-        """Sends a point of a run below this one. The first point makes that run; each point ends it."""
+        """Sends a point of a run below this one. The first point makes that run; each point ends it.
+
+        A point that is there already is left out, so that every start of a stage may tell all of them.
+        """
         from mlflow.entities import Metric
 
         key = f"{self._run.key}/{entry['child']}"
@@ -236,10 +238,16 @@ class Server:
             known = {**self._saved_ids(), **self.ids}
             storage.publish_json(storage.join(self._recipe.root, IDS), known)
         points = [
-            Metric(name, value, entry["time"], entry["step"]) for name, value in entry["values"].items()
+            Metric(name, value, entry["time"], entry["step"])
+            for name, value in entry["values"].items()
+            if (entry["step"], value) not in self._points(self.ids[key], name)
         ]
-        self._client.log_batch(self.ids[key], metrics=points)
-        self._client.set_terminated(self.ids[key])
+        if points:
+            self._client.log_batch(self.ids[key], metrics=points)
+            self._client.set_terminated(self.ids[key])
+
+    def _points(self, run_id: str, name: str) -> set[tuple[int, float]]:
+        return {(point.step, point.value) for point in self._client.get_metric_history(run_id, name)}
 
     def _send_files(self, path: str, folder: str | None) -> None:
         """A file or directory; a remote file is fetched first."""
@@ -251,30 +259,6 @@ class Server:
             return
         send = self._client.log_artifacts if os.path.isdir(path) else self._client.log_artifact
         send(self._run_id, path, folder)
-
-
-def sqlite_uri(path: str) -> str:
-    """The URI of a database file as SQLAlchemy and MLflow read it.
-
-    ``?`` begins a query, and since SQLAlchemy 2.1 ``%41`` is an A: such a path is given as SQLite's own URI.
-    Its slashes are quoted too: MLflow takes the text as it stands for a path, and makes its directories.
-    """
-    if "?" not in path and "%" not in path:
-        return f"sqlite:///{path}"
-    from sqlalchemy.engine import URL
-
-    name = "file:" + quote(os.path.abspath(path), safe="")
-    return URL.create("sqlite", database=name, query={"uri": "true"}).render_as_string(hide_password=False)
-
-
-def _connecting(uri: str, recipe: Recipe) -> contextlib.AbstractContextManager[None]:
-    if recipe.tracking.uri is None:
-        return locked(storage.join(recipe.output, "mlflow.db.lock"))
-    if uri.startswith("sqlite:///"):
-        return locked(uri.removeprefix("sqlite:///").partition("?")[0] + ".lock")
-    if storage.is_remote(recipe.root):
-        return contextlib.nullcontext()
-    return locked(storage.join(recipe.root, ".tracking.lock"))
 
 
 def _known_or_new(

@@ -296,7 +296,7 @@ def test_test_predictions_make_a_submission(
     import io
     import zipfile
 
-    from evaluation.finetuning.scores import write_submission
+    from evaluation.submission import write_submission
 
     data = make_task(tmp_path / "data", 32)
     (tmp_path / "data/SST-2/test.tsv").write_text("index\tsentence\n0\tthe fine film\n1\tdull\n")

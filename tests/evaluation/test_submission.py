@@ -8,8 +8,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from evaluation.submission import prediction_file, zip_bytes
 from evaluation.tasks.catalogue import GLUE, TASKS
-from evaluation.tasks.submission import prediction_file, zip_bytes
 
 CLASSES = {
     "CoLA": ("1", "0"), "SST-2": ("1", "0"), "MRPC": ("1", "0"), "QQP": ("1", "0"), "WNLI": ("1", "0"),

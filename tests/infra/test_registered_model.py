@@ -10,7 +10,7 @@ import pandas
 import pytest
 import torch
 
-from infra.tracking.mlflow_server import sqlite_uri
+from infra.tracking.database import sqlite_uri
 from infra.tracking.registered_model import EXAMPLE
 from infra.tracking.run import start_run
 from tests.evaluation.conftest import save_encoder, save_roberta

@@ -8,7 +8,29 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from evaluation.finetuning.jobs import median_seed
+from evaluation.finetuning.scores import Plan
+from evaluation.measures import predictions
 from evaluation.tasks.task import Task
+from infra.files import storage
+
+
+def write_submission(plan: Plan, candidate: str, target: str) -> list[str]:
+    """Zip the median seeds' test predictions of one candidate into ``target``; names of the files in it."""
+    files = {}
+    for task in plan.tasks.values():
+        jobs = [job for job in plan.chosen if (job.candidate.name, job.task_name) == (candidate, task.name)]
+        seed = median_seed([plan.done(job) for job in jobs])
+        job = next(job for job in jobs if job.seed == seed)
+        result = plan.done(job)
+        parts = result.get("test_splits", [])
+        found = predictions.read(job.predictions_path, task, result["predictions"], parts)
+        for part, answers in found.items():
+            text = prediction_file(task, answers.ids, predictions.decide(task, answers))
+            files[f"{task.parts[part].submission}.tsv"] = text.encode()
+    if files:
+        storage.publish_bytes(target, zip_bytes(files))
+    return sorted(files)
 
 
 def prediction_file(task: Task, index: Sequence[str], predicted: np.ndarray) -> str:
