@@ -1,4 +1,4 @@
-"""The attention-relation loss of MiniLMv2 (Wang et al., arXiv 2012.15828, section 3.1), in chunks.
+"""The attention-relation loss of MiniLMv2 (Wang et al., arXiv 2012.15828, section 3.1), in parts.
 
 A relation is softmax(x x^T / sqrt(d_r)) over the real positions of a sequence, where x are the queries,
 keys or values of one layer, regrouped into A relation heads of d_r = D / A numbers. Teacher and student
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from infra.errors import UserError
+from student_train.objectives import native_relations
 from student_train.objectives.vocabulary_kernels import fused
 
 RELATIONS = ("queries", "keys", "values")
@@ -27,7 +28,7 @@ MAX_RELATION_HEADS = 64
 _CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
 """Bytes of a chunk's float32 buffer [heads, L, L]: it fits a CPU core's cache, or fills a GPU."""
 _COMPILED = ("cuda",)
-"""Devices on which one compiled kernel processes the scores; a CPU works in place, in its cache."""
+"""Devices on which torch compiles one kernel for the scores; a CPU has `native_relations`, or its cache."""
 _ALIGNED = {"cuda": 8}
 """Vectors are zero-padded to a multiple of this for tensor cores, which does not change their products."""
 
@@ -91,20 +92,11 @@ class _SummedKL(torch.autograd.Function):
         ctx: Any, student: Tensor, teacher: Tensor, token_count: Tensor | None, heads: int, compile: bool
     ) -> Tensor:
         student, teacher = student.detach(), teacher.detach()
-        B, L, _ = student.shape  # noqa: N806 - the field's axis letters
-        size = max(1, _CHUNK_BYTES[student.device.type] // (4 * heads * L * L))
-        gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
-        total = torch.zeros((), dtype=torch.float64, device=student.device)
-        compile = compile and student.device.type in _COMPILED
-        for start in range(0, B, size):
-            rows = slice(start, start + size)
-            counts = None if token_count is None else token_count[rows]
-            # A smaller last chunk is not compiled, so that there are few shapes.
-            chunk = _compiled_chunk if compile and min(size, B) == min(size, B - start) else _chunk
-            value, part = chunk(student[rows], teacher[rows], counts, heads, gradient is not None)
-            total += value
-            if gradient is not None and part is not None:
-                gradient[rows] = part
+        wanted = ctx.needs_input_grad[0]
+        if native_relations.usable(student, teacher, heads):
+            total, gradient = native_relations.summed_kl(student, teacher, token_count, heads, wanted)
+        else:
+            total, gradient = _in_chunks(student, teacher, token_count, heads, wanted, compile)
         ctx.save_for_backward(*([gradient] if gradient is not None else []))
         return total.float()
 
@@ -112,6 +104,32 @@ class _SummedKL(torch.autograd.Function):
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * outputs[0].to(gradient.dtype), None, None, None, None
+
+
+def _in_chunks(
+    student: Tensor,
+    teacher: Tensor,
+    token_count: Tensor | None,
+    heads: int,
+    with_gradient: bool,
+    compile: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Summed KL (float64 scalar) of B sequences, and its gradient [B, L, D]; torch's operations on chunks."""
+    B, L, _ = student.shape  # noqa: N806 - the field's axis letters
+    size = max(1, _CHUNK_BYTES[student.device.type] // (4 * heads * L * L))
+    gradient = torch.empty_like(student) if with_gradient else None
+    total = torch.zeros((), dtype=torch.float64, device=student.device)
+    compile = compile and student.device.type in _COMPILED
+    for start in range(0, B, size):
+        rows = slice(start, start + size)
+        counts = None if token_count is None else token_count[rows]
+        # A smaller last chunk is not compiled, so that there are few shapes.
+        chunk = _compiled_chunk if compile and min(size, B) == min(size, B - start) else _chunk
+        value, part = chunk(student[rows], teacher[rows], counts, heads, with_gradient)
+        total += value
+        if gradient is not None and part is not None:
+            gradient[rows] = part
+    return total, gradient
 
 
 def _chunk(

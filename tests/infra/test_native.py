@@ -15,7 +15,7 @@ from torch import Tensor
 
 from infra.cpu import cpu_dropout, native
 from offline_teacher.inference import reduction_kernel
-from student_train.objectives import native_exact
+from student_train.objectives import native_exact, native_relations
 
 WIDTHS = (4, 8, 16)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -53,6 +53,15 @@ def _exact_losses() -> list[Tensor]:
     return found
 
 
+def _relations() -> list[Tensor]:
+    generator, counts = torch.Generator().manual_seed(5), torch.tensor([37, 21])
+    found: list[Tensor] = []
+    for dtype in DTYPES:
+        student, teacher = (torch.randn(2, 37, d * 3, generator=generator).to(dtype) for d in (6, 20))
+        found += native_relations.summed_kl(student, teacher, counts, 3, True)
+    return found
+
+
 def _dropped() -> list[Tensor]:
     torch.manual_seed(0)
     return [cpu_dropout.dropped(_logits(dtype, 4), p) for dtype in DTYPES for p in (0.1, 0.5)]
@@ -60,8 +69,13 @@ def _dropped() -> list[Tensor]:
 
 @pytest.mark.parametrize(
     ("module", "work"),
-    [(reduction_kernel, _reduced), (native_exact, _exact_losses), (cpu_dropout, _dropped)],
-    ids=["reduction", "exact_loss", "dropout"],
+    [
+        (reduction_kernel, _reduced),
+        (native_exact, _exact_losses),
+        (native_relations, _relations),
+        (cpu_dropout, _dropped),
+    ],
+    ids=["reduction", "exact_loss", "relations", "dropout"],
 )
 def test_the_width_of_registers_does_not_change_a_bit(
     module: Any, work: Callable[[], list[Tensor]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -94,18 +108,18 @@ def _finished(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
 
 def test_two_processes_build_everything_once_and_say_what(root_dir: Path, tmp_path: Path) -> None:
     sources = {path.name for name in native.PACKAGES for path in (root_dir / name).rglob("*.cpp")}
-    assert len(sources) == 3
+    assert len(sources) == 4
     found = [_finished(process) for process in [_build_all(root_dir, str(tmp_path)) for _ in range(2)]]
     assert [code for code, _ in found] == [0, 0]
     said = sorted(line for _, lines in found for line in lines)
     assert said == sorted(f"building {name} for this processor, a few seconds" for name in sources)
-    assert len(list(tmp_path.rglob("*.so"))) == 3
+    assert len(list(tmp_path.rglob("*.so"))) == 4
     assert _finished(_build_all(root_dir, str(tmp_path))) == (0, [])
 
 
 def test_a_home_that_cannot_be_written_is_no_mistake(root_dir: Path) -> None:
     code, said = _finished(_build_all(root_dir, "/dev/null/home"))
-    assert (code, len(said)) == (0, 3)
+    assert (code, len(said)) == (0, 4)
 
 
 def test_without_a_compiler_it_is_said_what_to_install(

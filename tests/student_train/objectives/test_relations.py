@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from infra.cpu import native
 from infra.errors import UserError
-from student_train.objectives import relations
+from student_train.objectives import native_relations, relations
 from student_train.objectives.relations import RELATIONS, dense_relation_loss, relation_heads, relation_loss
 
 
@@ -27,16 +28,30 @@ CASES = [
 ]
 
 
+def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_relations, "_library", lambda: None)
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 6e-2), (torch.float16, 8e-3)]
+    ("dtype", "in_cpp", "tolerance"),
+    [
+        (torch.float32, True, 5e-6),
+        (torch.float32, False, 2e-5),
+        (torch.bfloat16, True, 1e-2),
+        (torch.bfloat16, False, 6e-2),
+        (torch.float16, False, 8e-3),
+    ],
 )
-def test_value_and_gradient_are_the_dense_formula(case, dtype, tolerance, monkeypatch) -> None:
+def test_value_and_gradient_are_the_dense_formula(case, dtype, in_cpp, tolerance, monkeypatch) -> None:
+    if not in_cpp:
+        without_native(monkeypatch)
     B, L, teacher_width, student_width, heads, counts = case  # noqa: N806
     monkeypatch.setitem(relations._CHUNK_BYTES, "cpu", 4 * heads * L * L * 2)  # chunks of two sequences
     count = torch.tensor(counts)
     student = {name: x.requires_grad_() for name, x in draw(B, L, student_width, 1, dtype).items()}
     teacher = draw(B, L, teacher_width, 2, dtype)
+    assert native_relations.usable(student["keys"], teacher["keys"], heads) == in_cpp
     exact = {name: x.detach().double().requires_grad_() for name, x in student.items()}
     expected = dense_relation_loss(list(exact.values()), [x.double() for x in teacher.values()], count, heads)
     (3 * expected).backward()
@@ -49,6 +64,58 @@ def test_value_and_gradient_are_the_dense_formula(case, dtype, tolerance, monkey
         assert error <= tolerance * exact[name].grad.norm() + 1e-9, name
         for row, n in enumerate(counts):
             assert not student[name].grad[row, n:].any(), "padding gets no gradient"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_cpp_kernel_is_the_chunk_of_torch(dtype: torch.dtype) -> None:
+    """Lengths and heads that end within a vector of 16, padding, sequences without a token."""
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(40):
+        length, heads, d, teacher_d = (
+            int(torch.randint(low, high, (), generator=generator))
+            for low, high in ((1, 70), (1, 6), (1, 40), (1, 65))
+        )
+        student = draw(3, length, heads * d, seed, dtype)["keys"]
+        teacher = draw(3, length, heads * teacher_d, seed + 99, dtype)["keys"]
+        count = torch.randint(0, length + 1, (3,), generator=generator)
+        for counts in (count, None):
+            value, gradient = native_relations.summed_kl(student, teacher, counts, heads, True)
+            again, nothing = native_relations.summed_kl(student, teacher, counts, heads, False)
+            expected, wanted = relations._chunk(student.double(), teacher.double(), counts, heads, True)
+            rounding = 2e-6 if dtype == torch.float32 else 4e-3  # of the gradient, when it is stored
+            assert (again, nothing) == (value, None)
+            assert value.item() == pytest.approx(expected.item(), rel=2e-5, abs=2e-5)
+            torch.testing.assert_close(gradient.double(), wanted, rtol=rounding, atol=2e-6)
+            for row, n in enumerate(count if counts is not None else ()):
+                assert not gradient[row, n:].any()
+
+
+def test_threads_of_the_cpp_kernel_do_not_change_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = draw(3, 20, 30, 1, torch.float32)["keys"], draw(3, 20, 60, 2, torch.float32)["keys"]
+    found = []
+    for threads in (1, 2, 4):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found.append(native_relations.summed_kl(student, teacher, torch.tensor([20, 3, 17]), 5, True))
+    for value, gradient in found[1:]:
+        torch.testing.assert_close((value, gradient), found[0], rtol=0, atol=0)
+
+
+def test_a_number_that_is_none_is_seen() -> None:
+    """Also by the compiled kernel: a step that is not finite has to be noticed."""
+    student, teacher = draw(2, 6, 8, 1, torch.float32), draw(2, 6, 8, 2, torch.float32)
+    for broken in (float("nan"), float("inf")):
+        student["keys"][1, 2, 3] = broken
+        assert not relation_loss(student, teacher, torch.tensor([6, 6]), 2, 12).isfinite()
+        assert relation_loss(student, teacher, torch.tensor([6, 2]), 2, 8).isfinite(), "padding is not read"
+
+
+def test_without_a_cpp_compiler_or_with_wide_heads_torch_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = draw(2, 6, 65, 1, torch.float32)["keys"], draw(2, 6, 8, 2, torch.float32)["keys"]
+    assert not native_relations.usable(student, teacher, 1)
+    assert native_relations.usable(student[..., :64], teacher, 1)
+    monkeypatch.setattr(native, "COMPILERS", ())
+    with pytest.warns(RuntimeWarning, match="relation loss runs uncompiled, slower: no C\\+\\+ compiler"):
+        assert native_relations._library.__wrapped__() is None
 
 
 def test_shares_of_micro_batches_add_up() -> None:
