@@ -23,13 +23,13 @@ SYSTEM_DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm")
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-def connect(address: str | None, setting: str, packages: Sequence[str], **local: Any) -> bool:
+def connect(address: str | None, setting: str, packages: Sequence[str], **local: Any) -> str | None:
     """Joins the cluster at ``address`` or the one this process belongs to; else starts a local Ray.
 
     ``setting``: the name of the address in a recipe. ``packages``: the packages of this repository that are
     sent to the nodes of a cluster if they are not installed there. ``local``: arguments of ``ray.init`` for a
-    local Ray. Returns True if it joined a cluster. Raises UserError if a named cluster does not answer, or if
-    no local one can be started.
+    local Ray. Returns the address of the joined cluster; None: a local Ray. Raises UserError if a named
+    cluster does not answer, or if no local one can be started.
     """
     import ray
 
@@ -61,7 +61,7 @@ def connect(address: str | None, setting: str, packages: Sequence[str], **local:
             raise UserError(
                 "Ray did not start within 30 seconds; the machine may be overloaded: run the command again"
             ) from None
-    return found is not None
+    return found
 
 
 def python_path() -> str:
@@ -79,11 +79,11 @@ def _cluster_at(address: str | None, setting: str) -> str | None:
 
     try:
         if address not in (None, "auto", "local"):
-            _host_and_port(str(address))
+            host_and_port(str(address))
         url = address if address and "://" in address else canonicalize_bootstrap_address(address)  # type: ignore[arg-type]
         if url is None:
             return None
-        host, port = _host_and_port(url)
+        host, port = host_and_port(url)
         socket.create_connection((host, port), CONNECT_SECONDS).close()
     except ValueError:
         raise UserError(f"{setting}: {address} is not host:port, ray://host:port, auto or local") from None
@@ -157,7 +157,8 @@ def _take_token(where: str) -> None:
         )
 
 
-def _host_and_port(address: str) -> tuple[str, int]:
+def host_and_port(address: str) -> tuple[str, int]:
+    """Of host:port or ray://host:port. Raises ValueError."""
     url = urlsplit(address if "://" in address else f"ray://{address}")
     if url.scheme != "ray" or not url.hostname or not url.port:
         raise ValueError(address)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from infra.errors import UserError
 from infra.settings.recipe import Recipe
+from infra.settings.sections import Teacher
 from offline_teacher.cluster.guarded import Guarded
 from offline_teacher.cluster.task_work import TaskWorker
 from offline_teacher.cluster.text_work import TextWorker
@@ -46,3 +48,22 @@ def teacher_crew(recipe: Recipe, root: str) -> Crew:
         cpus=settings.cpu_threads,
         gpus=settings.gpus_per_worker,
     )
+
+
+def refuse_too_few_gpus(settings: Teacher) -> None:
+    """Raises UserError if the local Ray, which cannot grow, has too few GPUs for ``min_workers``.
+
+    CPUs are not checked, because the local Ray is started with as many as needed.
+    """
+    import ray
+
+    share, there = settings.gpus_per_worker, int(ray.cluster_resources().get("GPU", 0))
+    if not share:
+        return
+    workers = there * int(1 / share + 1e-9)
+    if workers < settings.min_workers:
+        raise UserError(
+            f"teacher.gpus_per_worker: {share:g} for each of teacher.min_workers = {settings.min_workers}"
+            f" workers, but Ray finds {there} GPUs on this machine; ask for less, or join a cluster"
+            " (teacher.ray_address)"
+        )

@@ -16,9 +16,9 @@ from typing import Any
 from infra.errors import UserError
 from infra.ray_cluster import connect, python_path
 from infra.settings.recipe import Recipe
-from infra.settings.sections import Teacher
-from offline_teacher.cluster.crews import Crew, teacher_crew, text_crew
+from offline_teacher.cluster.crews import Crew, refuse_too_few_gpus, teacher_crew, text_crew
 from offline_teacher.cluster.guarded import NODE, USER
+from offline_teacher.cluster.head import Head, HeadLost
 from offline_teacher.cluster.patience import Backoff
 from offline_teacher.cluster.trouble_log import TroubleLog
 from offline_teacher.cluster.work_queue import ITEMS_IN_FLIGHT, Item, Worker, WorkQueue, last_line
@@ -29,7 +29,7 @@ ROUNDS = 7
 """How many times in a row all workers may be lost while no item is finished."""
 WAIT_SECONDS = 2.0
 CHECK_SECONDS = 1.0
-"""Seconds between two checks for late workers."""
+"""Seconds between two checks for late workers and for the cluster's head."""
 PATIENCE_SECONDS = 30.0
 """After this many seconds with too few workers, the pass prints what it waits for."""
 REMIND_SECONDS = 60.0
@@ -52,13 +52,15 @@ class Cluster:
         assert recipe.teacher is not None
         self.recipe, self.settings = recipe, recipe.teacher
         self.numbers = itertools.count()
-        self.joined = self._started = False
+        self._started = False
+        self.head: Head | None = None
+        """Of the cluster that was joined; None: a Ray of our own."""
 
     def __enter__(self) -> Cluster:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._started:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if self._started and kind is not HeadLost:
             import ray
 
             ray.shutdown()
@@ -68,10 +70,12 @@ class Cluster:
             cpus = self.settings.workers * self.settings.cpu_threads
             memory = 100 << 20  # bytes of the object store, through which only small metadata goes
             local = {"num_cpus": cpus, "object_store_memory": memory}
-            self.joined = connect(self.settings.ray_address, "teacher.ray_address", PACKAGES, **local)
+            address = connect(self.settings.ray_address, "teacher.ray_address", PACKAGES, **local)
             self._started = True
-            if not self.joined:
-                _refuse_too_few_gpus(self.settings)
+            if address:
+                self.head = Head(address, time.monotonic())
+            else:
+                refuse_too_few_gpus(self.settings)
 
     def text_workers(self, root: str) -> Pool:
         return Pool(self, text_crew(self.recipe, root))
@@ -101,8 +105,8 @@ class Pool:
     def __enter__(self) -> Pool:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if not self.workers:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if not self.workers or kind is HeadLost:
             return
         import ray
 
@@ -149,6 +153,8 @@ class Pool:
             self._collect(done)
             if now >= check_at:
                 self._look_for_late()
+                if self.cluster.head:
+                    self.cluster.head.require(now)
                 check_at = now + CHECK_SECONDS
         return work.quarantined
 
@@ -169,7 +175,7 @@ class Pool:
         return (
             f"waiting for {needed} workers with {self.crew.cpus} CPU{gpus} each, {ready} ready;"
             f" the cluster has {has.get('CPU', 0):g} CPU and {has.get('GPU', 0):g} GPU"
-            f"{' now, more may join' if self.cluster.joined else ''}"
+            f"{' now, more may join' if self.cluster.head else ''}"
         )
 
     def _start_workers(self, wanted: int, now: float) -> None:
@@ -181,7 +187,7 @@ class Pool:
         import ray
 
         variables = {"OMP_NUM_THREADS": str(self.crew.cpus), "TOKENIZERS_PARALLELISM": "false"}
-        if not self.cluster.joined:
+        if not self.cluster.head:
             variables["PYTHONPATH"] = python_path()
         remote: Any = ray.remote(self.crew.kind).options(
             num_cpus=self.crew.cpus,
@@ -281,22 +287,3 @@ class Pool:
             if replace and worker in self.workers:
                 self._end(worker)
                 self._work.replaced(worker)
-
-
-def _refuse_too_few_gpus(settings: Teacher) -> None:
-    """Raises UserError if the local Ray, which cannot grow, has too few GPUs for ``min_workers``.
-
-    CPUs are not checked, because the local Ray is started with as many as needed.
-    """
-    import ray
-
-    share, there = settings.gpus_per_worker, int(ray.cluster_resources().get("GPU", 0))
-    if not share:
-        return
-    workers = there * int(1 / share + 1e-9)
-    if workers < settings.min_workers:
-        raise UserError(
-            f"teacher.gpus_per_worker: {share:g} for each of teacher.min_workers = {settings.min_workers}"
-            f" workers, but Ray finds {there} GPUs on this machine; ask for less, or join a cluster"
-            " (teacher.ray_address)"
-        )

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from infra.console import command, table
-from infra.errors import EXIT_INCOMPLETE
+from infra.errors import EXIT_INCOMPLETE, EXIT_USER_ERROR
 from tests.chaos.arguments import described
 from tests.chaos.fault_bench import (
     BUCKET,
@@ -175,12 +175,15 @@ def node_lost(bench: Bench) -> list[Row]:
 
 
 def head_lost(bench: Bench) -> list[Row]:
-    """Ray's head dies while the driver is on another machine. One worker needs longer for the
-    rest than the minute after which Ray ends the driver. The command is repeated with a new head."""
-    made = bench.begin("headless", "teacher.workers=1", on=WELL)
+    """Ray's head dies while the driver is on another machine. The workers are stopped, so that the pass
+    cannot finish without a head. The command is repeated with a new one."""
+    made = bench.begin("headless", on=WELL)
     made.until_tasks(10)
+    for number in (WELL, SICK):
+        bench.machines[number].run(["pkill", "--signal", "STOP", "--full", "ray::"])
     bench.head.run(["pkill", "--signal", "KILL", "--full", "raylet|gcs_server"])
     code, output = made.end()
+    bench.sick.run(["pkill", "--signal", "CONT", "--full", "ray::"])  # it ends, without a head
     last = (output.strip().splitlines() or [""])[-1]
     kept = {path: path.stat().st_mtime_ns for path in indices(made.store)}
     bench.machines[WELL].run(["ray", "stop", "--force"], SECONDS)
@@ -190,7 +193,8 @@ def head_lost(bench: Bench) -> list[Row]:
     again = bench.begin("headless")
     second, _ = again.end()
     same = {path: path.stat().st_mtime_ns for path in kept} == kept
-    holds = code not in (0, None) and second == 0 and same and contents(made.store) == bench.reference
+    told = code == EXIT_USER_ERROR and last.startswith("error: the head of the Ray cluster at ")
+    holds = told and second == 0 and same and contents(made.store) == bench.reference
     seen = f"exit {code}: {last}; the same command: exit {second}, {len(kept)} tasks kept, same store"
     return [["the head is lost", seen, holds]]
 

@@ -69,6 +69,7 @@ class SimulatedRay:
         self.now, self.started, self.waits = 0.0, 0, 0
         self.held: dict[str, dict[SimulatedWorker, float]] = {}
         self.place: Callable[[int], str] = lambda number: f"node-{number}"
+        self.head_dies = float("inf")
 
     def remote(self, kind: type) -> Any:
         return SimpleNamespace(options=lambda **options: SimpleNamespace(remote=self._make))
@@ -100,7 +101,14 @@ class SimulatedRay:
             return {"result": {}, **place}
         return {"error": error, "reason": "it failed", "traceback": "", "exit_code": None, **place}
 
+    def connect_to_head(self, address: tuple[str, int], timeout: float) -> Any:
+        """In place of socket.create_connection."""
+        if self.now >= self.head_dies:
+            raise ConnectionRefusedError(111, "Connection refused")
+        return SimpleNamespace(close=lambda: None)
+
     def kill(self, worker: SimulatedWorker) -> None:
+        assert self.now < self.head_dies, "without a head, this call does not return"
         worker.death = min(worker.death, self.now)
         for holders in self.held.values():
             holders.pop(worker, None)
@@ -112,7 +120,7 @@ class SimulatedRay:
         self.now += seconds
 
     def shutdown(self) -> None:
-        pass
+        assert self.now < self.head_dies, "without a head, this call does not return"
 
     def cluster_resources(self) -> dict[str, float]:
         return {}

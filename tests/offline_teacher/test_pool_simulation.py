@@ -36,20 +36,21 @@ def simulate(ray: SimulatedRay, items: int, workers: int, min_workers: int = 1) 
     todo = [Item(str(number), "infer", (str(number),)) for number in range(items)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "ray", ray)
-        patch.setattr(pool_module, "connect", lambda *address, **local: True)
+        patch.setattr(pool_module, "connect", lambda *address, **local: "head:6379")
+        patch.setattr("socket.create_connection", ray.connect_to_head)
         patch.setattr(pool_module, "time", ray)
         patch.setattr(TroubleLog, "tell", lambda *words: None)
         recipe = SimpleNamespace(teacher=settings, root="runs")
-        with Cluster(recipe) as cluster, cluster.teachers("store") as pool:  # type: ignore[arg-type]
-            try:
+        try:
+            with Cluster(recipe) as cluster, cluster.teachers("store") as pool:  # type: ignore[arg-type]
                 quarantined = pool.run(
                     todo,
                     lambda item, answer: done.append(item.name),
                     lambda text: None,
                     lambda item: told.append(item.name),
                 )
-            except UserError as error:
-                return done, told, str(error)
+        except UserError as error:
+            return done, told, str(error)
     assert told == [item.name for item in quarantined]
     assert sorted(done + told, key=int) == [item.name for item in todo]
     return done, told, None
@@ -168,6 +169,18 @@ def test_a_minute_of_errors_of_everybody_ends_nothing() -> None:
     )
     done, quarantined, mistake = simulate(ray, 12, 3)
     assert (len(done), quarantined, mistake) == (12, [], None)
+
+
+@pytest.mark.parametrize("worker", ["ok", "hang"])
+def test_a_lost_head_ends_it_before_ray_does(worker: str) -> None:
+    """Ray ends the driver 60 seconds after it has lost the head."""
+    ray = SimulatedRay(lambda number: (1.0, False), lambda number, item: (10.0, worker))
+    ray.head_dies = 25.0
+    done, _, mistake = simulate(ray, 1000, 2)
+    assert len(done) < 20
+    assert mistake
+    assert "the head of the Ray cluster at head:6379 is lost" in mistake
+    assert ray.head_dies + 20 < ray.now < ray.head_dies + 40
 
 
 def test_a_place_where_everything_fails_is_tried_after_growing_pauses() -> None:
