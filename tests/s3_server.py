@@ -85,10 +85,26 @@ class FaultyProxy:
         self._server.shutdown()
         self._server.server_close()
 
-    def once(self, *faults: str, method: str = "GET") -> None:
-        """The next requests of this method meet these faults, one each."""
+    def once(self, *faults: str | None, method: str = "GET", words: str = "") -> list[str | None]:
+        """The next requests of this method whose path has these words meet these faults, one each; the faults
+        not met yet."""
         left = list(faults)
-        self.choose = lambda seen, path: left.pop(0) if seen == method and left else None
+        self.choose = lambda seen, path: left.pop(0) if seen == method and words in path and left else None
+        return left
+
+    def first_downloads(self, fault: str) -> set[str]:
+        """From now on, the first download of every object meets this fault; the paths that met it."""
+        met: set[str] = set()
+
+        def choose(method: str, path: str) -> str | None:
+            if method != "GET" or "?" in path or path in met:
+                return None
+            met.add(path)
+            return fault
+
+        self.seen.clear()
+        self.choose = choose
+        return met
 
     def often(self, share: float, seed: int, faults: tuple[str, ...]) -> None:
         """This share of all requests meets one of these faults."""

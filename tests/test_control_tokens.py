@@ -100,7 +100,7 @@ def test_other_special_tokens_keep_the_teachers_ids(directory: str) -> None:
     encoder, tokenizer = load_encoder(directory), AutoTokenizer.from_pretrained(directory)
     texts = ["see [URL] by [USER]", "x[URL]y", "[emo] plain b"]
     assert encoder.encode(texts) == tokenizer(texts, add_special_tokens=False)["input_ids"]
-    url, user = tokenizer.convert_tokens_to_ids(ADDED)
+    url, user = map(tokenizer.convert_tokens_to_ids, ADDED)
     assert [token for token in encoder.encode(texts[:1])[0] if token in (url, user)] == [url, user]
     assert {url, user} <= set(encoder.special_ids)  # never masked, as transformers' collator does
 

@@ -22,6 +22,10 @@ these errors change a probability by a third, or by 8 %. Above T = 1000 teacher 
 uniform, and the gradient, their difference, is not much larger than float32's rounding error."""
 
 
+CorpusSource = Literal["text", "jsonl", "parquet", "hub"]
+DocumentUnit = Literal["file", "line", "block"]
+Precision = Literal["bfloat16", "float16", "float32"]
+
 MAX_LENGTH = 1024
 """Largest number of tokens in a sequence; the teacher's position embeddings may allow fewer."""
 
@@ -61,13 +65,13 @@ def _is_temperature(value: float) -> bool:
 class Corpus:
     """Where the documents come from."""
 
-    source: Literal["text", "jsonl", "parquet", "hub"] = outcome("text")
+    source: CorpusSource = outcome("text")
     path: tuple[str, ...] = speed()
     """Globs of files (local or URL; .gz and .zst are decompressed), or the hub name of a dataset.
     Content, not path, is fingerprinted."""
     validation_path: tuple[str, ...] = speed(())
     """The same for held-out text; empty: no validation store (hub: see ``validation_split``)."""
-    document: Literal["file", "line", "block"] = outcome("line")
+    document: DocumentUnit = outcome("line")
     """The unit of a text file that is one document. Blank lines separate blocks."""
     text_column: str = outcome("text")
     config: str | None = outcome(None)
@@ -142,7 +146,7 @@ class Teacher:
     model: str = speed()
     """Hub name or local directory; its weights, not its name, are fingerprinted."""
     revision: str | None = speed(None)
-    dtype: Literal["bfloat16", "float16", "float32"] = outcome("bfloat16")
+    dtype: Precision = outcome("bfloat16")
     batch_size: int = outcome(32)
     """Sequences a forward. An outcome field: the blocking of matrix products changes last bits."""
     cpu_threads: int = outcome(1)
@@ -358,7 +362,7 @@ class Train:
     teacher: Literal["store", "live"] = outcome("store")
     """``store``: the loss uses the stored outputs of the teacher. ``live``: every step runs the whole teacher
     on the store's text, which needs ``store.teacher_weights: true``."""
-    dtype: Literal["bfloat16", "float16", "float32"] = outcome("bfloat16")
+    dtype: Precision = outcome("bfloat16")
     zero_stage: Literal[0, 1, 2] = speed(0)
     deepspeed_config: str | None = speed(None)
     """A DeepSpeed JSON merged under the recipe; a key set in both to different values is an error."""

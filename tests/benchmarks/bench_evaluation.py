@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -67,12 +67,12 @@ def trainer(
         run.train()
         seconds = time.perf_counter() - started
         logits = run.predict(rows["dev"]).predictions
-    return len(train) * epochs / seconds, task_score(
-        score_split(task, Answers(dev.labels, np.asarray(logits)))
-    )
+    values = score_split(task, Answers(dev.labels, np.asarray(logits)))
+    return len(train) * epochs / seconds, task_score(task, values)
 
 
-def _rows(tokenizer: Any, split: Split) -> list[dict[str, Any]]:
+def _rows(tokenizer: Any, split: Split) -> Any:
+    """A list of encoded rows, which is all that a Trainer asks of a data set."""
     assert split.labels is not None
     columns = [list(column) for column in zip(*split.texts, strict=True)]
     encoded = tokenizer(*columns, truncation=True, max_length=128)
@@ -84,7 +84,8 @@ def _rows(tokenizer: Any, split: Split) -> list[dict[str, Any]]:
 
 def measure(
     model: str, data: str, task_name: str = "SST-2", rows: int = 2_000, seeds: int = 3, epochs: float = 1.0,
-    batch_size: int = 16, learning_rate: float = 2e-4, dtypes: tuple[str, ...] = ("bfloat16",),
+    batch_size: int = 16, learning_rate: float = 2e-4,
+    dtypes: tuple[Literal["bfloat16", "float32"], ...] = ("bfloat16",),
 ) -> list[Row]:  # fmt: skip
     """A row a dtype: the ratio of the median rates, with both sides' median scores among its conditions."""
     task, candidate = find_task(task_name), Candidate("model", model)

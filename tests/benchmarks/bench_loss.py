@@ -225,5 +225,5 @@ if __name__ == "__main__":
         for measured in run():
             print(json.dumps(measured))
     else:
-        measure = {"time": _measure_time, "memory": _measure_memory}[sys.argv[1]]
-        print(json.dumps(measure(*sys.argv[2:])))
+        measure: dict[str, Callable[..., Any]] = {"time": _measure_time, "memory": _measure_memory}
+        print(json.dumps(measure[sys.argv[1]](*sys.argv[2:])))

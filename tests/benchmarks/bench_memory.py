@@ -68,7 +68,8 @@ def run(lines: int = LINES) -> list[Row]:
 def pass_peaks(recipe: Path) -> Peaks:
     """Runs a pass to its end and watches its processes."""
     process = start(recipe)
-    driver, watched = psutil.Process(process.pid), []
+    driver = psutil.Process(process.pid)
+    watched: list[psutil.Process] = []
     peaks = {"driver": 0, "worker": 0}
     while process.poll() is None:
         watched = watched or workers(process.pid)

@@ -29,7 +29,7 @@ from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBe
 
 from infra.cpu.processor import computes_bfloat16
 from infra.settings.recipe import Recipe
-from infra.settings.sections import Student, Train
+from infra.settings.sections import Precision, Student, Train
 from infra.tracking.run import Run
 from offline_teacher.models.weights import named_weights, top_weights
 from offline_teacher.store.schema import Layout
@@ -61,11 +61,11 @@ class Case:
     """A teacher, a student and a loss."""
 
     told: str
-    teacher: Mapping[str, int] = field(default_factory=dict)
+    teacher: Mapping[str, Any] = field(default_factory=dict)
     """BERT-base but for these sizes."""
     layers: tuple[int, ...] = (0, 2, 4, 7, 9, 11)
     width: int | None = None
-    train: Mapping[str, float] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
     replay_layers: int = 0
 
 
@@ -91,8 +91,8 @@ class Training:
         )  # fmt: skip
         sequences = BATCH * (STEPS + 1) * (REPEATS + 1)
         self.store = full_store(directory, layout, sequences, config.to_dict(), kept)
-        dtype = "bfloat16" if computes_bfloat16() else "float32"
-        self.train = Train(batch_size=BATCH, micro_batch_size=BATCH, dtype=dtype, **case.train)  # type: ignore[arg-type]
+        dtype: Precision = "bfloat16" if computes_bfloat16() else "float32"
+        self.train = Train(batch_size=BATCH, micro_batch_size=BATCH, dtype=dtype, **case.train)
         student = Student(layers=case.layers, hidden_size=case.width, init="random")
         recipe = Recipe(name="bench", output=directory, student=student, train=self.train)
         self.model, objective = model_and_objective(recipe.run("student"), self.store, world)

@@ -31,9 +31,10 @@ from evaluation.devices.golden import rows_alone
 from evaluation.devices.onnx_model import open_session
 from evaluation.devices.page_bundle import SOURCES
 from evaluation.main import main as evaluate
-from evaluation.measures.metrics import squad_scores
+from evaluation.measures.predictions import Answers, score_split
 from evaluation.models import load_tokenizer
 from evaluation.tasks import squad
+from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.squad import read_questions
 from infra import console
 
@@ -91,7 +92,7 @@ def span_scores(path: str, output: str, model: str, questions: list[squad.Questi
     outputs = rows_alone(open_session(path), windows.encoded.input_ids, windows.encoded.token_type_ids)
     logits = [np.stack([row["start_logits"], row["end_logits"]]) for row in outputs]
     answers = squad.best_answers(windows, logits, questions)
-    return squad_scores(answers, [item.answers for item in questions])
+    return score_split(find_task("SQuAD"), Answers([item.answers for item in questions], answers))
 
 
 def byte_rows(site: str) -> list[list[Any]]:

@@ -36,5 +36,6 @@ def full_teacher(layout: Layout, columns: Columns, random: np.random.Generator) 
     columns["token_count"][:] = layout.length
     slots[:] = np.sort(random.random((len(ids), layout.length - 2)).argsort(1)[:, : layout.masked], 1) + 1
     columns["masked_labels"][:] = np.take_along_axis(ids, slots.astype(np.int64), 1)
+    assert SPECIAL.mask is not None
     np.put_along_axis(ids, slots.astype(np.int64), SPECIAL.mask, 1)
     plausible_teacher(layout, columns, random)

@@ -80,7 +80,14 @@ def _line(output: str, *words: str) -> str:
 def other_python(bench: Bench) -> list[Row]:
     """A node with another patch version of Python joins; Ray refuses it and prints both versions."""
     packages = next(path for path in sys.path if path.endswith("site-packages"))
-    words = [OTHER_PYTHON, "-m", "ray.scripts.scripts", "start", f"--address={HEAD}:6379", "--num-cpus=1"]
+    words = [
+        str(OTHER_PYTHON),
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        f"--address={HEAD}:6379",
+        "--num-cpus=1",
+    ]
     environment = environment_of(WELL) | {"PYTHONPATH": f"{packages}:{ROOT}"}
     code, output = bench.machines[WELL].run(words, SECONDS, **environment)
     print(output, flush=True)

@@ -78,7 +78,7 @@ class Machine:
             )  # fmt: skip
 
     def run(
-        self, command: Sequence[str | Path], seconds: float = SECONDS, **environment: str
+        self, command: Sequence[str | Path], seconds: float = SECONDS, /, **environment: str
     ) -> tuple[int, str]:
         """Exit code and output of a command that ends by itself."""
         done = subprocess.run(
@@ -88,7 +88,7 @@ class Machine:
         )  # fmt: skip
         return done.returncode, done.stdout
 
-    def must(self, command: Sequence[str | Path], seconds: float = SECONDS, **environment: str) -> str:
+    def must(self, command: Sequence[str | Path], seconds: float = SECONDS, /, **environment: str) -> str:
         code, output = self.run(command, seconds, **environment)
         assert code == 0, f"{self.name}: {command} exited with {code}:\n{output[-3000:]}"
         return output
@@ -116,7 +116,8 @@ class Machines:
     def __init__(self, names: Sequence[str], directory: Path) -> None:
         _check()
         self.directory = directory
-        self._names, self._machines, self._bridge = names, dict[str, Machine](), None
+        self._names, self._machines = names, dict[str, Machine]()
+        self._bridge: subprocess.Popen[bytes] | None = None
 
     def __getitem__(self, name: str) -> Machine:
         return self._machines[name]
@@ -130,12 +131,13 @@ class Machines:
         (self.directory / "resolv.conf").write_text("nameserver 127.0.0.1\n")  # nobody there: fails at once
         _write_ssh(self.directory)
         try:
-            self._bridge = subprocess.Popen([*_dies_with_us(), "unshare", "--net", "sleep", "infinity"])
-            _wait_for_namespace(self._bridge.pid)
-            _ip(self._bridge.pid, "link", "add", "bridge", "type", "bridge")
-            _ip(self._bridge.pid, "link", "set", "bridge", "up")
+            bridge = subprocess.Popen([*_dies_with_us(), "unshare", "--net", "sleep", "infinity"])
+            self._bridge = bridge
+            _wait_for_namespace(bridge.pid)
+            _ip(bridge.pid, "link", "add", "bridge", "type", "bridge")
+            _ip(bridge.pid, "link", "set", "bridge", "up")
             for name, address in addresses.items():
-                self._machines[name] = _boot(name, address, self.directory, self._bridge.pid)
+                self._machines[name] = _boot(name, address, self.directory, bridge.pid)
         except BaseException:
             self.__exit__(None, None, None)
             raise

@@ -170,8 +170,7 @@ def reference(directory: Path) -> Path:
     """The recipe; all three stages have gone through on the local disk."""
     recipe = directory / "recipe.yaml"
     if not recipe.exists():
-        settings = {"store": {"top_k": 4, "task_sequences": 32}, "tracking": {"enabled": False}}
-        make_project(directory, **settings)
+        make_project(directory, store={"top_k": 4, "task_sequences": 32}, tracking={"enabled": False})
     for command in (teacher_command(recipe), student_command(recipe), evaluation_command(recipe)):
         ended = run(command)
         while OVERLOADED in ended.stdout + ended.stderr:
@@ -232,10 +231,7 @@ def parts(bench: Bench, directory: Path) -> None:
     died = [(fault, "PUT", "partNumber=2", "a part meets") for fault in ("torn", "reset", "500", "503")]
     for fault, method, words, what in [*died, ("cut", "POST", "uploadId=", "the end is answered by")]:
         bench.faults_on()
-        left = [fault]
-        bench.proxy.choose = lambda verb, url, left=left, method=method, words=words: (
-            left.pop() if left and verb == method and words in url else None
-        )
+        left = bench.proxy.once(fault, method=method, words=words)
         with storage.publishing(f"{REMOTE}/large/{fault}.bin") as draft:
             os.link(path, f"{draft}.link")
             os.replace(f"{draft}.link", draft)

@@ -106,8 +106,17 @@ def submit(laptop: Machine, cluster: Path, recipe: Path, reference: Bytes) -> Ro
     output = recipe.parent / "submitted"
     _say(
         laptop.must(
-            ["ray", "submit", cluster, "offline_teacher/main.py", "run", "--recipe", recipe]
-            + [f"output={output}", "teacher.workers=3"],
+            [
+                "ray",
+                "submit",
+                cluster,
+                "offline_teacher/main.py",
+                "run",
+                "--recipe",
+                recipe,
+                f"output={output}",
+                "teacher.workers=3",
+            ],
             MINUTES,
         )
     )
@@ -228,8 +237,17 @@ def node_lost(machines: Machines, recipe: Path, reference: Bytes) -> list[Row]:
     lost, output = machines[WORKERS[-1]], recipe.parent / "lost"
     store, log = output / "tiny/store", machines[HEAD].own / "lost.log"
     process = machines[HEAD].start(
-        ["python", "-m", "offline_teacher.main", "run", "--recipe", recipe, f"output={output}"]
-        + ["teacher.workers=6", "teacher.ray_address=auto"],
+        [
+            "python",
+            "-m",
+            "offline_teacher.main",
+            "run",
+            "--recipe",
+            recipe,
+            f"output={output}",
+            "teacher.workers=6",
+            "teacher.ray_address=auto",
+        ],
         log,
         **TOKEN_MODE,
     )

@@ -36,7 +36,13 @@ from tests.student_train.tiny_run import make_phased_run
 
 ROOT = Path(__file__).resolve().parents[2]
 WORLDS = (1, 2, 1, 3)
-TRAIN = {"batch_size": 12, "micro_batch_size": 2, "checkpoint_every": 3, "alpha_relation": 1.0}
+BATCH = 12
+TRAIN: dict[str, float] = {
+    "batch_size": BATCH,
+    "micro_batch_size": 2,
+    "checkpoint_every": 3,
+    "alpha_relation": 1.0,
+}
 SECONDS_TO_FIRST_STEP = 120.0
 
 
@@ -125,7 +131,7 @@ def killed(
 
 def compare(directory: Path, kills: int, same_world_kills: int, seed: int, epochs: int) -> dict[str, Any]:
     dice = random.Random(seed)
-    steps = epochs * 64 // TRAIN["batch_size"]
+    steps = epochs * 64 // BATCH
     recipe = make_phased_run(
         directory,
         steps=steps - steps // 5,
@@ -145,13 +151,13 @@ def compare(directory: Path, kills: int, same_world_kills: int, seed: int, epoch
     values = {line["step"]: [line[name] for name in exact] for line in two}
     different = [line["step"] for line in ever if line["samples"] != samples[line["step"]]]
     unequal = [line["step"] for line in two_ever if [line[name] for name in exact] != values[line["step"]]]
-    steps = [line["step"] for line in reference]
+    logged = [line["step"] for line in reference]
     return {
         "kills": changing_kills + two_kills,
         "kills_at_changing_world_sizes": changing_kills,
-        "steps": len(steps),
-        "epochs": len(steps) * TRAIN["batch_size"] / 64,
-        "log_complete": steps == [line["step"] for line in final] == [line["step"] for line in two_final],
+        "steps": len(logged),
+        "epochs": len(logged) * BATCH / 64,
+        "log_complete": logged == [line["step"] for line in final] == [line["step"] for line in two_final],
         "steps_with_other_samples": different,
         "steps_with_other_losses": unequal,
         "largest_loss_difference_across_worlds": max(

@@ -41,6 +41,7 @@ def save_encoder(directory: Path, family: str = "bert") -> str:
         BertForMaskedLM,
         DistilBertConfig,
         DistilBertForMaskedLM,
+        PreTrainedModel,
         PreTrainedTokenizerFast,
     )
 
@@ -57,7 +58,7 @@ def save_encoder(directory: Path, family: str = "bert") -> str:
     )  # fmt: skip
     torch.manual_seed(0)
     size = len(WORDS)
-    model: torch.nn.Module
+    model: PreTrainedModel
     if family == "bert":
         model = BertForMaskedLM(
             BertConfig(vocab_size=size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
@@ -69,7 +70,7 @@ def save_encoder(directory: Path, family: str = "bert") -> str:
                 vocab_size=size, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=512
             )
         )
-    model.save_pretrained(directory)  # type: ignore[operator]
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return str(directory)
 

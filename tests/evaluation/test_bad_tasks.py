@@ -21,7 +21,10 @@ MANY = TASK.replace("classification", "multilabel")
 SCORES = TASK.replace("classification", "regression")
 ASKED = "name: t\nkind: spans\ntrain: t.jsonl\ndev: t.jsonl\n"
 SEARCH = "name: t\nkind: retrieval\ncorpus: corpus.jsonl\nqueries: queries.jsonl\ntest: t.tsv\n"
-CORPUS = {"corpus.jsonl": '{"_id": "d", "text": "red"}\n', "queries.jsonl": '{"_id": "q", "text": "red"}\n'}
+CORPUS: dict[str, str | bytes] = {
+    "corpus.jsonl": '{"_id": "d", "text": "red"}\n',
+    "queries.jsonl": '{"_id": "q", "text": "red"}\n',
+}
 QRELS = "query-id\tcorpus-id\tscore\n"
 
 

@@ -200,8 +200,7 @@ def test_temperature_and_teacher_have_an_effect(
     settings = dataclasses.replace(SETTINGS, data=toy_data, epochs=0.3)
     both, scores = candidates(encoder, pooler_free_encoder), str(tmp_path)
     losses = []
-    for changed in ({}, {"distillation_temperature": 5.0}):
-        now = dataclasses.replace(settings, **changed)
+    for now in (settings, dataclasses.replace(settings, distillation_temperature=5.0)):
         plan = prepare(both, now, scores)
         assert "s (D)" in {job.candidate.name for job, _ in plan.left}
         losses.append(complete(plan, 1)["s (D)"]["SST-2"][0]["train"]["loss"])

@@ -19,7 +19,7 @@ def test_size_as_published() -> None:
     with torch.device("meta"):
         model = elmo.Elmo()
     assert round(elmo.parameters(model) / 1e6, 1) == 93.6
-    lstm = model.directions[0][1]
+    lstm = model.directions.get_submodule("0.1")
     assert (lstm.hidden_size, lstm.proj_size) == (4096, 512)
 
 

@@ -163,8 +163,9 @@ def test_resume_runs_only_what_changed(encoder: str, toy_data: str, tmp_path: Pa
     settings = dataclasses.replace(SETTINGS, data=toy_data, epochs=0.2, seeds=(0, 1))
     scores = str(tmp_path)
 
-    def left(candidate: Candidate, settings: Evaluation, **more: bool) -> list[int]:
-        return [job.seed for job, _ in prepare([candidate], settings, scores, **more).left]
+    def left(candidate: Candidate, settings: Evaluation, predict_test: bool = False) -> list[int]:
+        plan = prepare([candidate], settings, scores, predict_test=predict_test)
+        return [job.seed for job, _ in plan.left]
 
     candidate = Candidate("m", encoder)
     assert left(candidate, settings) == [0, 1]

@@ -420,7 +420,7 @@ def test_an_answer_is_looked_for_where_it_stands(
 ) -> None:
     """Nearest to its answer_start; one that the context does not have is left out, and counted."""
     rows = [*WRONG_STARTS, ("It is red.", "blue", 6, None), ("It is red.", "red", 6, 6)]
-    columns = {
+    columns: dict[str, list[Any]] = {
         "id": [f"q{number}" for number in range(len(rows))],
         "question": ["What?"] * len(rows),
         "context": [context for context, *_ in rows],

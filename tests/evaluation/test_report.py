@@ -291,7 +291,11 @@ def test_a_retention_without_interval_is_drawn_alone(content: dict[str, Any]) ->
 @pytest.mark.usefixtures("drawn")
 def test_scores_are_drawn_with_their_intervals(content: dict[str, Any]) -> None:
     axes = plots.score_against_latency(content).axes[0]  # type: ignore[attr-defined]
-    discs = [one.get_offsets().tolist()[0] for one in axes.collections if isinstance(one, PathCollection)]
+    discs = [
+        np.asarray(one.get_offsets())[0].tolist()
+        for one in axes.collections
+        if isinstance(one, PathCollection)
+    ]
     assert discs == [[2.0, pytest.approx(100 * value)] for value in (0.65, 0.6, 0.44)]
     for (low, high), one in zip(whiskers(axes), content["rows"].values(), strict=True):
         ends = one["intervals"]["macro"]
@@ -341,7 +345,7 @@ def test_every_student_has_a_curve_of_each_term(content: dict[str, Any]) -> None
 
 
 def test_plots_are_images(content: dict[str, Any]) -> None:
-    history = [
+    history: list[dict[str, Any]] = [
         {"step": 10, "loss": 2.0, "kl": 1.0},
         {"step": 20, "loss": 1.0, "kl": 0.5},
         {"event": "resumed"},

@@ -122,5 +122,5 @@ def test_shared_answers_are_whole_in_some_window(shared_dir: Path) -> None:
         logits.append(scores)
     # Word pieces cannot end inside a piece, so a few gold spans gain characters.
     found = squad.best_answers(windows, logits, questions)
-    scores = [answer_f1(text, item.answers) for text, item in zip(found, questions, strict=True)]
-    assert np.mean(scores) > 0.98
+    f1 = [answer_f1(text, item.answers) for text, item in zip(found, questions, strict=True)]
+    assert np.mean(f1) > 0.98

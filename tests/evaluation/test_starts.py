@@ -63,6 +63,7 @@ def test_a_start_is_the_teachers_layers(recipe: Recipe, encoder: str) -> None:
         assert all(tuple(column) in columns for column in words.T.tolist())
         for one in rows.candidates:
             if one.name.startswith("start"):
+                assert one.student is not None
                 assert one.student in one.name
                 load_model(one, find_task("SST-2"), seed=0)
 

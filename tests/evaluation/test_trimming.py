@@ -56,14 +56,14 @@ def test_rare_words_are_spelled_and_never_unknown(tmp_path: Path) -> None:
 def test_control_tokens_get_their_new_ids_everywhere(tmp_path: Path) -> None:
     """In this vocabulary they come last, so every one moves."""
     from tokenizers import Tokenizer
-    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
     letters = "abc"
     vocabulary = [*letters, *(f"##{letter}" for letter in letters), "cab", "##bab", "bba"]
     vocabulary += ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
     source, target = str(tmp_path / "model"), str(tmp_path / "trimmed")
-    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(source)
+    BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(source)
     BertForMaskedLM(
         BertConfig(vocab_size=len(vocabulary), hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
                    intermediate_size=8, pad_token_id=vocabulary.index("[PAD]"))

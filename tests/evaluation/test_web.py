@@ -46,14 +46,14 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 def encoder_of_pieces(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A small BERT with a tokenizer of BERT's kind."""
     import torch
-    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
     directory = tmp_path_factory.mktemp("pieces")
     letters = "abcdefghijklmnopqrstuvwxyz0123456789?.,[]"
     pieces = [*letters, *(f"##{letter}" for letter in letters)]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces, *WORDS]
     (directory / "vocab.txt").write_text("\n".join(vocabulary))
-    BertTokenizerFast(str(directory / "vocab.txt")).save_pretrained(directory)
+    BertTokenizer(str(directory / "vocab.txt")).save_pretrained(directory)
     torch.manual_seed(0)
     BertForMaskedLM(
         BertConfig(vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,

@@ -22,7 +22,7 @@ from evaluation.tasks.loading import load
 from evaluation.tasks.squad import read_questions
 from infra.files import storage
 from infra.settings.recipe_file import load_recipe
-from infra.settings.sections import Corpus
+from infra.settings.sections import Corpus, CorpusSource
 from offline_teacher.corpus.documents import documents, parts
 from offline_teacher.corpus.problems import Problems
 from offline_teacher.store.block_reader import BlockReader
@@ -245,7 +245,7 @@ _LINES = "One line.\nAnother, with ümläuts.\n\nA block\nof two lines.\n\n"
 _ROWS = [{"text": "One row.", "n": 1}, {"text": "Another, with \u00fc.", "n": None}, {"text": ""}]
 
 
-def _corpus(source: str, wholes: dict[str, bytes]) -> Callable[[Path], tuple[list[bytes], Read]]:
+def _corpus(source: CorpusSource, wholes: dict[str, bytes]) -> Callable[[Path], tuple[list[bytes], Read]]:
     """Listing and reading a corpus file; ``wholes``: what a file of each ending holds."""
 
     def prepare(directory: Path) -> tuple[list[bytes], Read]:

@@ -106,7 +106,8 @@ def _loss_error(
     masked = int((labels >= 0).sum())
     inputs = [tensor.requires_grad_() for tensor in (z, weight, bias)]
     terms = triple_loss(
-        *inputs, ExactTarget(head.to(device, dtype), teacher), labels, hidden, teacher,
+        inputs[0], inputs[1], inputs[2],
+        ExactTarget(head.to(device, dtype), teacher), labels, hidden, teacher,
         temperature=TEMPERATURE, alpha_ce=5.0, alpha_mlm=2.0, alpha_cos=1.0,
         tokens=count, masked=masked, kl_tokens=count, chunk_size=chunk, compile=compiled,
     )  # fmt: skip
@@ -118,7 +119,9 @@ def _loss_error(
     return max(_relative(own, right) for own, right in pairs)
 
 
-def _relative(own: torch.Tensor, right: torch.Tensor) -> float:
+def _relative(own: torch.Tensor | None, right: torch.Tensor | None) -> float:
+    assert own is not None, "no gradient"
+    assert right is not None
     return float((own.detach().double().cpu() - right.detach()).norm() / right.detach().norm())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,8 @@ def tiny_config(vocab_size: int = 203) -> BertConfig:
 def random_teacher(config: BertConfig, seed: int = 0) -> BertForMaskedLM:
     """Random weights and biases in float32 on the CPU; logits spread like a trained model's."""
     torch.manual_seed(seed)
-    model = BertForMaskedLM(family_of(config).config(config)).eval()
+    whole: Any = family_of(config).config(config)
+    model = BertForMaskedLM(whole).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:

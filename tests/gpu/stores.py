@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import BertForMaskedLM, BertTokenizerFast
+from transformers import BertForMaskedLM, BertTokenizer
 
 from infra.settings.recipe import Recipe
 from infra.settings.sections import Corpus, Masking, Sequences, Store, Teacher
@@ -36,7 +36,7 @@ def save_teacher(model: BertForMaskedLM, directory: Path) -> Path:
     directory.mkdir(parents=True)
     words = directory / "vocab.txt"
     words.write_text("\n".join([*SPECIAL, *(f"word{number}" for number in range(len(SPECIAL), size))]))
-    BertTokenizerFast(vocab=str(words)).save_pretrained(directory)
+    BertTokenizer(vocab=str(words)).save_pretrained(directory)
     model.save_pretrained(directory)
     return directory
 

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +85,7 @@ def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def wrong(ctx: object, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dz, dweight, dbias, nothing = real(ctx, *gradients)
+        assert dweight is not None
         return dz, dweight * 1.01, dbias, nothing
 
     monkeypatch.setattr(triple_loss.VocabularyLoss, "backward", staticmethod(wrong))
@@ -124,7 +127,12 @@ def test_the_relation_kernel_of_a_gpu_gives_the_same(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(relations, "_COMPILED", ("cpu",))
     monkeypatch.setitem(relations._ALIGNED, "cpu", 8)
     called = []
-    monkeypatch.setattr(relations, "fused", lambda kernel: called.append(kernel) or kernel)
+
+    def fused(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        called.append(kernel)
+        return kernel
+
+    monkeypatch.setattr(relations, "fused", fused)
     checks.relations(CPU, SIZE)
     assert called
 

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from infra.settings.recipe import Recipe
-from infra.settings.sections import Store, Train
+from infra.settings.sections import Precision, Store, Train
 from offline_teacher.store.reader import open_store
 from tests.gpu import stores
 from tests.gpu.models import Size, random_teacher, student_and_loss, tiny_config
 from tests.gpu.steps import NO_DEEPSPEED, deepspeed_there, world
 
 STEPS = 6
+PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float32")
 
 
 class Stops:
@@ -43,7 +44,7 @@ def resume(device: torch.device, size: Size) -> dict[str, Any]:
     """
     if not deepspeed_there():
         return {"skipped": NO_DEEPSPEED}
-    found = {}
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch, deterministic():
         teacher = random_teacher(tiny_config())
         saved = stores.save_teacher(teacher, Path(scratch, "teacher"))
@@ -52,9 +53,9 @@ def resume(device: torch.device, size: Size) -> dict[str, Any]:
             store=Store(top_k=0, replay_layers=1), sequences={"train": 64, "validation": 16},
         )  # fmt: skip
         making.finish()
-        for dtype in ("bfloat16", "float32"):
+        for dtype in PRECISIONS:
             train = Train(
-                dtype=dtype,  # type: ignore[arg-type]
+                dtype=dtype,
                 alpha_relation=1.0, epochs=2.0, max_steps=STEPS, batch_size=16, micro_batch_size=8,
                 log_every=1, checkpoint_every=1000,
             )  # fmt: skip

@@ -9,12 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import DistilBertConfig, DistilBertForMaskedLM, RobertaConfig, RobertaForMaskedLM
+from transformers import (
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from infra.cpu import cpu_dropout
 from infra.cpu.cpu_dropout import CheapDropout, dropped, kept, use_cheap_dropout
 
-CONFIGS = {
+CONFIGS: dict[str, tuple[type[PreTrainedModel], PreTrainedConfig]] = {
     "distilbert": (
         DistilBertForMaskedLM,
         DistilBertConfig(
@@ -36,7 +43,7 @@ MASK = (torch.arange(12) < torch.tensor([[12], [7]])).long()
 
 
 @pytest.fixture(params=CONFIGS)
-def models(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module]:
+def models(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, PreTrainedModel]:
     """A model as transformers makes it, and the same with our dropout; in training mode."""
     kind, config = CONFIGS[request.param]
     torch.manual_seed(0)
@@ -99,7 +106,7 @@ def test_threads_do_not_change_what_is_dropped() -> None:
 
 
 def test_same_masks_give_torchs_loss_and_gradients(
-    models: tuple[nn.Module, nn.Module], monkeypatch: pytest.MonkeyPatch
+    models: tuple[PreTrainedModel, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With every mask drawn from one sequence by both, nothing else differs."""
     theirs, ours = models
@@ -130,13 +137,13 @@ def test_same_masks_give_torchs_loss_and_gradients(
             torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_nothing_changes_in_evaluation(models: tuple[nn.Module, nn.Module]) -> None:
+def test_nothing_changes_in_evaluation(models: tuple[PreTrainedModel, PreTrainedModel]) -> None:
     theirs, ours = (model.eval() for model in models)
     inputs = {"input_ids": IDS, "attention_mask": MASK}
     torch.testing.assert_close(ours(**inputs).logits, theirs(**inputs).logits, rtol=0, atol=0)
 
 
-def test_nothing_of_it_is_saved(models: tuple[nn.Module, nn.Module], tmp_path: Path) -> None:
+def test_nothing_of_it_is_saved(models: tuple[PreTrainedModel, PreTrainedModel], tmp_path: Path) -> None:
     for model, name in zip(models, ("theirs", "ours"), strict=True):
         model.save_pretrained(tmp_path / name)
     files = {name: (tmp_path / name / "config.json").read_text() for name in ("theirs", "ours")}

@@ -27,4 +27,5 @@ def test_emulated_bfloat16_is_told(
 def test_demo_is_float32_throughout_where_bfloat16_is_slow() -> None:
     assert precision(has_bfloat16=True) == []
     recipe = load_recipe(str(RECIPE), precision(has_bfloat16=False))
+    assert recipe.teacher is not None
     assert (recipe.teacher.dtype, recipe.train.dtype) == ("float32", "float32")

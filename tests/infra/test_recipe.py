@@ -110,6 +110,8 @@ def test_values_and_overrides_arrive(tmp_path: Path) -> None:
     )
     assert (recipe.train.learning_rate, recipe.train.betas, recipe.train.alpha_ce) == (1e-4, (0.8, 0.9), 3.0)
     assert (recipe.train.seed, recipe.train.max_steps) == (7, None)
+    assert recipe.corpus is not None
+    assert recipe.teacher is not None
     assert (recipe.corpus.path, recipe.corpus.validation_path) == (("*.txt",), ("a", "b"))
     assert (recipe.student.layers, recipe.teacher.revision) == ((0, 2), "1234567")
     assert recipe.tracking.uri == "http://127.0.0.1:5000"
@@ -373,6 +375,8 @@ def test_the_home_directory_is_meant_by_a_tilde_in_every_path(
     ]
     recipe = load_recipe(str(tmp_path / "r.yaml"), overrides)
     assert recipe.store_path == "/home/me/x/x/store"
+    assert recipe.corpus is not None
+    assert recipe.teacher is not None
     assert recipe.corpus.path == ("/home/me/a/*.txt", "s3://b/~/c")
     assert recipe.corpus.validation_path == ("/home/me/v.txt",)
     assert recipe.teacher.model == "/home/me/t"

@@ -69,8 +69,9 @@ def test_training_and_evaluation_make_one_version(tmp_path: Path) -> None:
     (version,) = server.search_model_versions("name = 'small'")
     assert version.tags.items() >= {"store": "xxh3:1", "macro": "0.5"}.items()
     assert version.description == "evaluated"
+    assert version.run_id is not None
     (logged,) = server.search_logged_models([server.get_run(version.run_id).info.experiment_id])
-    assert {metric.key: metric.value for metric in logged.metrics} == {"macro": 0.5, "score/RTE": 0.5}
+    assert {metric.key: metric.value for metric in logged.metrics or ()} == {"macro": 0.5, "score/RTE": 0.5}
     save_roberta(tmp_path / "model", positions=34)  # trained again: other weights
     with start_run(of, "student", student="tiny") as run:
         run.register_model(model, "small")
@@ -89,6 +90,7 @@ def test_the_recipes_run_has_the_headline(tmp_path: Path) -> None:
     parent, evaluation = server.get_run(known["parent"]), server.get_run(known["evaluation"])
     assert parent.data.metrics == {"macro": 0.5, "tiny/macro": 0.4}
     assert parent.data.tags["mlflow.note.content"] == "see http://host/report.html"
+    assert evaluation.inputs is not None
     (given,) = evaluation.inputs.dataset_inputs
     assert (given.dataset.name, given.dataset.digest) == ("RTE dev", "0" * 32)
     child = server.get_run(known["evaluation/student/RTE"])

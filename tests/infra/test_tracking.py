@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,20 +17,29 @@ from infra.settings.recipe import Recipe
 from infra.tracking.redaction import redact
 from infra.tracking.run import start_run
 
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
 pytest.importorskip("mlflow")
 
 
-def recipe(tmp_path: Path, name: str = "demo", **tracking: object) -> Recipe:
+def recipe(
+    tmp_path: Path,
+    name: str = "demo",
+    uri: str | None = None,
+    enabled: bool = True,
+    system_metrics: bool = False,
+) -> Recipe:
     return Recipe(
         name=name,
         output=str(tmp_path / "runs"),
         corpus=sections.Corpus(path=("texts/*.txt",)),
         teacher=sections.Teacher(model="teacher"),
-        tracking=sections.Tracking(**{"system_metrics": False, **tracking}),
+        tracking=sections.Tracking(uri=uri, enabled=enabled, system_metrics=system_metrics),
     )
 
 
-def client(tmp_path: Path):
+def client(tmp_path: Path) -> MlflowClient:
     from mlflow.tracking import MlflowClient
 
     uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
@@ -50,7 +60,7 @@ def points(tmp_path: Path, key: str, stage: str = "student") -> list[tuple[int, 
     return [(p.step, p.value) for p in client(tmp_path).get_metric_history(ids(tmp_path)[stage], key)]
 
 
-def test_nested_runs_params_files_store_and_model(tmp_path):
+def test_nested_runs_params_files_store_and_model(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
@@ -83,12 +93,15 @@ def test_nested_runs_params_files_store_and_model(tmp_path):
     assert student.data.params["train.learning_rate"] == "0.0005"
     assert student.data.params["hardware"] == "cpu"
     assert student.data.metrics == {"loss": 2.5, "learning_rate": 1e-4}
-    dataset = server.get_run(ids(tmp_path)["teacher"]).inputs.dataset_inputs[0].dataset
+    inputs = server.get_run(ids(tmp_path)["teacher"]).inputs
+    assert inputs is not None
+    dataset = inputs.dataset_inputs[0].dataset
     assert dataset.digest == "ab" * 16
     assert str(store) in dataset.source
     version = server.get_model_version_by_alias("small", "best")
     assert version.run_id == student.info.run_id
     assert version.tags.items() >= {"kept": "0.97"}.items()
+    assert version.run_id is not None
     version_run = server.get_run(version.run_id)
     (logged,) = server.search_logged_models([version_run.info.experiment_id])
     assert version.source == f"models:/{logged.model_id}"
@@ -98,11 +111,11 @@ def test_nested_runs_params_files_store_and_model(tmp_path):
     assert not list((tmp_path / "runs" / "demo").glob("*.jsonl"))
 
 
-def family(tmp_path: Path, **tracking: object) -> Recipe:
+def family(tmp_path: Path, uri: str | None = None) -> Recipe:
     """Two students of a store that is there already: no teacher pass is part of the recipe."""
     train = sections.Train()
     return dataclasses.replace(
-        recipe(tmp_path, **tracking),
+        recipe(tmp_path, uri=uri),
         corpus=None,
         teacher=None,
         students={
@@ -114,7 +127,7 @@ def family(tmp_path: Path, **tracking: object) -> Recipe:
     )
 
 
-def test_every_student_has_a_run_of_its_own(tmp_path):
+def test_every_student_has_a_run_of_its_own(tmp_path: Path) -> None:
     of = family(tmp_path)
     for name in ("half", "tiny"):
         with start_run(of, "student", student=name) as run:
@@ -136,7 +149,7 @@ def test_every_student_has_a_run_of_its_own(tmp_path):
     assert server.get_run(parent.info.run_id).info.status == "FINISHED"
 
 
-def test_one_student_is_resumed_and_its_failure_is_the_recipes(tmp_path):
+def test_one_student_is_resumed_and_its_failure_is_the_recipes(tmp_path: Path) -> None:
     of = family(tmp_path)
     with pytest.raises(KeyboardInterrupt), start_run(of, "student", student="tiny") as run:  # noqa: PT012
         run.log_metrics({"loss": 2.0}, 1)
@@ -153,7 +166,7 @@ def test_one_student_is_resumed_and_its_failure_is_the_recipes(tmp_path):
     assert client(tmp_path).get_run(first["parent"]).info.status == "FINISHED"
 
 
-def test_a_student_catches_up_for_another(tmp_path):
+def test_a_student_catches_up_for_another(tmp_path: Path) -> None:
     away = family(tmp_path, uri=f"http://127.0.0.1:{closed_port()}")
     with start_run(away, "student", student="half") as run:
         run.log_metrics({"loss": 3.0}, 1)
@@ -164,7 +177,7 @@ def test_a_student_catches_up_for_another(tmp_path):
     assert not list((tmp_path / "runs/demo").glob("*.jsonl"))
 
 
-def test_models_of_one_run_are_versions_of_their_own(tmp_path):
+def test_models_of_one_run_are_versions_of_their_own(tmp_path: Path) -> None:
     """The evaluation registers every student."""
     with start_run(family(tmp_path), "evaluation") as run:
         for name in ("half", "tiny"):
@@ -174,13 +187,14 @@ def test_models_of_one_run_are_versions_of_their_own(tmp_path):
     server = client(tmp_path)
     for name in ("half", "tiny"):
         (version,) = server.search_model_versions(f"name = 'demo-{name}'")
+        assert version.source is not None
         logged = server.get_logged_model(version.source.removeprefix("models:/"))
-        assert [(metric.key, metric.value) for metric in logged.metrics] == [("macro", 0.5)]
+        assert [(metric.key, metric.value) for metric in logged.metrics or ()] == [("macro", 0.5)]
         files = Path(logged.artifact_location.removeprefix("file://"))
         assert (files / "artifacts/model/config.json").read_text() == name
 
 
-def test_the_alias_is_kept_by_the_better_model(tmp_path):
+def test_the_alias_is_kept_by_the_better_model(tmp_path: Path) -> None:
     """Five students of five recipes; a score on other tasks, or a lower one, takes nothing."""
     model = tmp_path / "model"
     model.mkdir()
@@ -208,7 +222,7 @@ def test_the_alias_is_kept_by_the_better_model(tmp_path):
     assert (int(holder.version), holder.tags["macro"]) == (5, "0.6")
 
 
-def test_a_resumed_run_repeats_no_point_and_changes_no_param(tmp_path):
+def test_a_resumed_run_repeats_no_point_and_changes_no_param(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), start_run(recipe(tmp_path), "student") as run:  # noqa: PT012
         run.log_params({"prefetch": 4, "world": 1})
         for step in range(1, 6):
@@ -232,7 +246,9 @@ def test_a_resumed_run_repeats_no_point_and_changes_no_param(tmp_path):
     assert client(tmp_path).get_run(first).info.status == "FINISHED"
 
 
-def test_a_server_that_is_away_costs_one_line_and_is_caught_up(tmp_path, capsys):
+def test_a_server_that_is_away_costs_one_line_and_is_caught_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     away = f"http://bob:hunter2@127.0.0.1:{closed_port()}"
     with start_run(recipe(tmp_path, uri=away), "student") as run:
         assert run.run_id is None
@@ -260,7 +276,7 @@ def test_a_server_that_is_away_costs_one_line_and_is_caught_up(tmp_path, capsys)
 
 
 @pytest.mark.parametrize("name", ["exp#2 b'c\"d ü[1];::&=x", "what? #%41"])
-def test_all_files_lie_below_the_output(tmp_path, monkeypatch, name):
+def test_all_files_lie_below_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     home, model = tmp_path / "home", tmp_path / "model"
     home.mkdir()
     model.mkdir()
@@ -281,12 +297,13 @@ def test_all_files_lie_below_the_output(tmp_path, monkeypatch, name):
         assert database.execute("select name, version from model_versions").fetchall() == [("it's", 1)]
 
 
-def test_a_database_that_does_not_answer_is_not_waited_for(tmp_path):
+def test_a_database_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
     """It takes the connection and is silent, in a process that has to end. MLflow alone tries for minutes."""
     pytest.importorskip("psycopg2")
     text = """
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 sys.path.insert(0, sys.argv[3])
 import test_tracking
 recipe = test_tracking.recipe(Path(sys.argv[1]), uri=sys.argv[2])
@@ -312,7 +329,7 @@ print("ended", run.run_id)
     assert [next(iter(json.loads(line))) for line in kept] == ["status", "params", "metrics", "status"]
 
 
-def test_points_that_arrived_unnoticed_are_not_sent_twice(tmp_path):
+def test_points_that_arrived_unnoticed_are_not_sent_twice(tmp_path: Path) -> None:
     """A kill between the answer of the server and the emptying of the journal."""
     with start_run(recipe(tmp_path), "student") as run:
         run.log_metrics({"loss": 1.0}, 1)
@@ -324,7 +341,9 @@ def test_points_that_arrived_unnoticed_are_not_sent_twice(tmp_path):
     assert sorted(points(tmp_path, "loss")) == [(1, 1.0), (2, 2.0)]
 
 
-def test_what_the_server_refuses_is_said_and_passed_over(tmp_path, capsys):
+def test_what_the_server_refuses_is_said_and_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with start_run(recipe(tmp_path), "student") as run:
         run.log_metrics({"bad\nname": 1.0}, 1)
         run.log_artifact(str(tmp_path / "missing.png"))
@@ -333,7 +352,7 @@ def test_what_the_server_refuses_is_said_and_passed_over(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_other_ranks_and_disabled_touch_nothing(tmp_path):
+def test_other_ranks_and_disabled_touch_nothing(tmp_path: Path) -> None:
     for run in (
         start_run(recipe(tmp_path), "student", rank=1),
         start_run(recipe(tmp_path, enabled=False), "student"),
@@ -357,27 +376,28 @@ def test_other_ranks_and_disabled_touch_nothing(tmp_path):
         ("plain text, a@b.c", "plain text, a@b.c"),
     ],
 )
-def test_secrets_are_stripped(text, clean):
+def test_secrets_are_stripped(text: str, clean: str) -> None:
     assert redact(text) == clean
 
 
-def test_secret_params_are_stripped(tmp_path):
+def test_secret_params_are_stripped(tmp_path: Path) -> None:
     with start_run(recipe(tmp_path), "student") as run:
         run.log_params({"remote": {"password": "x", "url": "ftp://u:p@h/d"}, "tokens": 7})
     data = client(tmp_path).get_run(ids(tmp_path)["student"]).data.params
     assert (data["remote.password"], data["remote.url"], data["tokens"]) == ("***", "ftp://h/d", "7")
 
 
-def test_system_metrics(tmp_path):
+def test_system_metrics(tmp_path: Path) -> None:
     with start_run(recipe(tmp_path, system_metrics=True), "student"):
         pass
     assert points(tmp_path, "system/cpu_utilization_percentage")
 
 
-def test_processes_starting_at_once_on_a_fresh_database(tmp_path):
+def test_processes_starting_at_once_on_a_fresh_database(tmp_path: Path) -> None:
     text = """
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 sys.path.insert(0, sys.argv[3])
 import test_tracking
 with test_tracking.start_run(test_tracking.recipe(Path(sys.argv[1]), sys.argv[2]), "student") as run:

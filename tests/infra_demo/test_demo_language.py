@@ -74,7 +74,7 @@ def test_a_sentence_inflects_and_has_its_articles() -> None:
 
 def test_the_tokenizer_knows_every_word_and_its_endings(text: str) -> None:
     tokenizer = build_tokenizer()
-    assert tokenizer.convert_ids_to_tokens(range(5)) == SPECIAL
+    assert tokenizer.convert_ids_to_tokens(list(range(5))) == SPECIAL
     whole, endings = set(vocabulary()), {"##s", "##es"}
     for word in set(re.findall("[a-z]+", text)):
         first, *rest = tokenizer.tokenize(word)

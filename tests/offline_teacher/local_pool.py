@@ -21,7 +21,8 @@ class LocalPool:
     retries = 0
 
     def __init__(self, crew: Crew, started: Any = None) -> None:
-        self.crew, self._started, self._worker = crew, started, None
+        self.crew, self._started = crew, started
+        self._worker: Any = None
 
     def __enter__(self) -> LocalPool:
         return self
@@ -34,7 +35,7 @@ class LocalPool:
         """Ready for items."""
         if self._worker is None:
             self._worker = self.crew.kind(*self.crew.arguments)
-            facts = self._worker.prepare(*self.crew.prepare)  # type: ignore[attr-defined]
+            facts = self._worker.prepare(*self.crew.prepare)
             if self._started is not None:
                 self._started("this process", facts)
         return self._worker

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBe
 from offline_teacher.inference.graphs import MOST_GRAPHS, GraphedLower
 from offline_teacher.models.split import Lower, lower
 
-SIZE = {
+SIZE: dict[str, Any] = {
     "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 24, "pad_token_id": 0,
 }  # fmt: skip
@@ -46,7 +46,11 @@ class Capturing:
         else:
             result = function()
         result = result.clone()
-        return result, lambda: result.copy_(function())
+
+        def replay() -> None:
+            result.copy_(function())
+
+        return result, replay
 
 
 def text(seed: int, rows: int = 3, length: int = 8) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,9 @@ def full(count: int, length: int, token: int = 7) -> tuple[np.ndarray, np.ndarra
         ),
     ],
 )
-def test_philox_gives_the_published_vectors(word, key, expected):
+def test_philox_gives_the_published_vectors(
+    word: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]
+) -> None:
     got = philox([np.array([w], np.uint64) for w in word], key)
     assert tuple(int(w[0]) for w in got) == expected
 
@@ -80,8 +82,8 @@ def test_philox_gives_the_published_vectors(word, key, expected):
     epoch=st.integers(0, 999),
 )
 def test_exact_counts_and_no_special_token_for_any_shape(
-    count, length, probability, whole_word, frequency, seed, epoch
-):
+    count: int, length: int, probability: float, whole_word: bool, frequency: bool, seed: int, epoch: int
+) -> None:
     input_ids, token_count, ids = batch(count, length, seed % 1000)
     masking = Masking(
         probability=probability,
@@ -111,13 +113,13 @@ def test_exact_counts_and_no_special_token_for_any_shape(
         np.testing.assert_array_equal(got.input_ids[row][untouched], before[row][untouched])
 
 
-def test_a_probability_means_its_decimal():
+def test_a_probability_means_its_decimal() -> None:
     # In floating point 0.07 * 100 is above 7, and its ceil 8.
     assert masked_count(102, 0.07) == 7
     assert masked_count(128, 0.15) == 19
 
 
-def test_the_mask_is_the_same_in_any_batch_and_order():
+def test_the_mask_is_the_same_in_any_batch_and_order() -> None:
     input_ids, token_count, ids = batch(300, 64)
     masking = Masking(probability=0.15, seed=5)
     whole = mask_sequences(input_ids, token_count, ids, 3, masking, PLAIN)
@@ -129,7 +131,7 @@ def test_the_mask_is_the_same_in_any_batch_and_order():
         np.testing.assert_array_equal(some.labels, whole.labels[rows])
 
 
-def test_uniform_masks_are_these_on_every_platform():
+def test_uniform_masks_are_these_on_every_platform() -> None:
     """A change here changes every store: raise the format version with it."""
     sequence, epoch, seed = 2**40 + 3, 1, 2**40 + 1
     input_ids, token_count, _ = full(1, 16)
@@ -155,7 +157,7 @@ def plain_philox(counter: list[int], key: list[int]) -> list[int]:
     return counter
 
 
-def test_eighty_ten_ten():
+def test_eighty_ten_ten() -> None:
     input_ids, token_count, ids = full(4000, 128)
     got = mask_sequences(input_ids, token_count, ids, 0, Masking(probability=0.15), PLAIN)
     masked = np.take_along_axis(got.input_ids, got.positions.astype(np.int64), axis=1).ravel()
@@ -171,7 +173,7 @@ def test_eighty_ten_ten():
 
 
 @pytest.mark.parametrize("step", ["sequence", "epoch", "seed"])
-def test_positions_are_uniform_and_neighbours_independent(step):
+def test_positions_are_uniform_and_neighbours_independent(step: str) -> None:
     count, length = 4000, 66
     input_ids, token_count, ids = full(count, length)
     first = mask_sequences(input_ids, token_count, ids, 0, Masking(probability=0.15), PLAIN)
@@ -198,7 +200,7 @@ def test_positions_are_uniform_and_neighbours_independent(step):
     assert abs(both - expected) < 4 * variance**0.5
 
 
-def test_frequency_sampling_agrees_with_successive_draws_in_float64():
+def test_frequency_sampling_agrees_with_successive_draws_in_float64() -> None:
     length, count = 8, 20000
     input_ids = np.tile(np.array([2, 10, 11, 12, 13, 14, 15, 3], np.uint16), (count, 1))
     counts = np.zeros(V, np.int64)
@@ -221,7 +223,7 @@ def test_frequency_sampling_agrees_with_successive_draws_in_float64():
     assert stats.chisquare(observed, np.array(list(expected.values())) * count).pvalue > 1e-3
 
 
-def test_whole_words_are_masked_whole_but_for_the_last():
+def test_whole_words_are_masked_whole_but_for_the_last() -> None:
     # Words of 1, 2, 3 and 4 tokens: a | b ##b | c ##c ##c | d ##d ##d ##d
     tokens = [*(f"[{n}]" for n in range(5)), "a", "b", "##b", "c", "##c", "d", "##d"]
     row = [2, 5, 6, 7, 8, 9, 9, 10, 11, 11, 11, 3]
@@ -249,7 +251,7 @@ def test_whole_words_are_masked_whole_but_for_the_last():
     assert len(seen) > 3
 
 
-def test_continuations_of_wordpiece():
+def test_continuations_of_wordpiece() -> None:
     """A letter is not taken for another kind's mark of a space: Maltese begins words with this one."""
     assert continuation_flags(wordpiece(["un", "##able", "\u0121", "\u0120", "!"]), 6).tolist() == [
         False, True, False, False, False, False,
@@ -269,7 +271,7 @@ def _tokenizer(model: Any, pre_tokenizer: Any) -> dict[str, Any]:
     return content
 
 
-def test_continuations_of_marked_spaces():
+def test_continuations_of_marked_spaces() -> None:
     byte_level = models.BPE({"\u0120un": 0, "able": 1, "\u0120the": 2, "!": 3}, [])
     content = _tokenizer(byte_level, pre_tokenizers.ByteLevel(add_prefix_space=False))
     assert continuation_flags(content, 4).tolist() == [False, True, False, True]
@@ -280,7 +282,7 @@ def test_continuations_of_marked_spaces():
         assert flags[1:] == [False, True, False]
 
 
-def test_a_tokenizer_that_does_not_tell_words_is_refused():
+def test_a_tokenizer_that_does_not_tell_words_is_refused() -> None:
     for pre_tokenizer in (None, pre_tokenizers.Whitespace()):
         content = _tokenizer(models.WordLevel({"a": 0}, unk_token="a"), pre_tokenizer)
         with pytest.raises(UserError, match=r"masking\.whole_word: the teacher's tokenizer \(WordLevel\)"):
@@ -290,7 +292,7 @@ def test_a_tokenizer_that_does_not_tell_words_is_refused():
 @pytest.mark.parametrize(
     "change", [{"seed": 1}, {"probability": 0.3}, {"sampling": "frequency"}, {"whole_word": True}]
 )
-def test_every_setting_has_an_effect(change):
+def test_every_setting_has_an_effect(change: dict[str, Any]) -> None:
     input_ids, token_count, ids = batch(20, 64)
     tokens = wordpiece([f"##{token}" if token % 2 else str(token) for token in range(V)])
 

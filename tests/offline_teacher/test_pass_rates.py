@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -104,9 +105,8 @@ def test_a_corpus_is_listed_once(recipe: Path, tmp_path: Path, monkeypatch: pyte
     from offline_teacher import main
     from offline_teacher.cluster import pool
 
-    calls = []
-    original = teacher_pass.parts
-    monkeypatch.setattr(teacher_pass, "parts", lambda *a, **k: calls.append(a) or original(*a, **k))
+    listed = mock.Mock(wraps=teacher_pass.parts)
+    monkeypatch.setattr(teacher_pass, "parts", listed)
     monkeypatch.setattr(pool, "Cluster", LocalCluster)
     assert main.run(load_recipe(str(recipe), [f"output={tmp_path}"])) == 0
-    assert len(calls) == 1
+    assert listed.call_count == 1

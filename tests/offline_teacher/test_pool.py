@@ -187,7 +187,7 @@ def test_what_is_quarantined_is_told_before_a_users_mistake_ends_the_run(
     recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mistake = {"error": "user", "reason": "text.txt, line 3: invalid UTF-8", "traceback": "", "exit_code": 2}
-    answers = {"0": FAILURE, "1": mistake}
+    answers: dict[str, dict[str, Any]] = {"0": FAILURE, "1": mistake}
     fake(monkeypatch, lambda worker, item: answers[item])
     told: list[str] = []
     with Cluster(recipe("teacher.task_attempts=1")) as cluster, cluster.teachers("store") as pool:  # noqa: SIM117
@@ -210,7 +210,12 @@ def test_a_dead_workers_good_answer_counts(
 
     ray = fake(monkeypatch, behave)
     get = ray.get
-    monkeypatch.setattr(ray, "get", lambda r: (ray.dead.clear(), get(r))[1])
+
+    def late(reference: Reference) -> dict[str, Any]:
+        ray.dead.clear()
+        return get(reference)
+
+    monkeypatch.setattr(ray, "get", late)
     done, _ = run(recipe(), 2)
     assert done == ["1", "0"]
     assert calls == ["0", "1", "0"]
@@ -364,13 +369,12 @@ def test_text_is_tokenised_on_all_cpus_without_a_gpu(
     ray = fake(monkeypatch, lambda worker, item: {}, joins=True)
     ray.resources = {"CPU": 5.0, "GPU": 1.0}
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(
-        ray,
-        "remote",
-        lambda kind: SimpleNamespace(
-            options=lambda **o: asked.append(o) or SimpleNamespace(remote=ray._actor)
-        ),
-    )
+
+    def with_options(**options: Any) -> SimpleNamespace:
+        asked.append(options)
+        return SimpleNamespace(remote=ray._actor)
+
+    monkeypatch.setattr(ray, "remote", lambda kind: SimpleNamespace(options=with_options))
     with Cluster(recipe("teacher.gpus_per_worker=1")) as cluster:
         with cluster.text_workers("store") as pool:
             pool.run(items(50), lambda item, result: None, print)

@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -108,7 +109,12 @@ def on_slots(workers: int, broken: int, seconds: float) -> SimulatedRay:
     ray.place = place
     alive: list = []
     make: Callable = ray._make
-    ray._make = lambda *arguments: alive.append(made := make(*arguments)) or made  # type: ignore[method-assign]
+
+    def noted(*arguments: Any) -> Any:
+        alive.append(made := make(*arguments))
+        return made
+
+    ray._make = noted  # type: ignore[method-assign]
     return ray
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoConfig, AutoModel
 from infra.errors import UserError
 from offline_teacher.families.positions import FROM_PADDING, usable_length
 
-SIZE = {
+SIZE: dict[str, Any] = {
     "vocab_size": 30,
     "hidden_size": 16,
     "num_hidden_layers": 1,
@@ -19,7 +20,10 @@ SIZE = {
     "intermediate_size": 16,
     "pad_token_id": 1,
 }
-EXTRA = {"longformer": {"attention_window": [4]}, "xmod": {"languages": ["en"], "default_language": "en"}}
+EXTRA: dict[str, dict[str, Any]] = {
+    "longformer": {"attention_window": [4]},
+    "xmod": {"languages": ["en"], "default_language": "en"},
+}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -145,8 +146,11 @@ def test_the_plot_has_the_k_of_the_store(
 ) -> None:
     store, drawn = request.getfixturevalue(kind), []
     plot = Axes.plot
-    monkeypatch.setattr(
-        Axes, "plot", lambda axes, x, *rest, **more: drawn.append(x) or plot(axes, x, *rest, **more)
-    )
+
+    def noted(axes: Axes, x: list[int], *rest: Any, **more: Any) -> Any:
+        drawn.append(x)
+        return plot(axes, x, *rest, **more)
+
+    monkeypatch.setattr(Axes, "plot", noted)
     assert kept_mass(view(store)).startswith(b"\x89PNG")
     assert drawn == [[1, 2, 4, 5, 8, 16, 32, 64] if kind == "whole" else [1, 2, 4, 5]]

@@ -107,30 +107,32 @@ def files(store: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(Path(store, "sequences/train").iterdir())}
 
 
-def test_packed(tmp_path, bert):
+def test_packed(tmp_path: Path, bert: str) -> None:
     build(bert, corpus_of(tmp_path / "c", "a b c d\ne f\ng h a\n"), Sequences(length=8))
     a, b, c, d, e, f, g, h = range(5, 13)
     assert rows(bert) == [[CLS, a, b, c, d, SEP, e, SEP], [CLS, f, SEP, g, h, a, SEP]]
 
 
-def test_the_last_separator_is_not_doubled_where_the_text_fills_its_sequence(tmp_path, bert):
+def test_the_last_separator_is_not_doubled_where_the_text_fills_its_sequence(
+    tmp_path: Path, bert: str
+) -> None:
     build(bert, corpus_of(tmp_path / "c", "a b c d e f\n"), Sequences(length=8))
     assert rows(bert) == [[CLS, 5, 6, 7, 8, 9, 10, SEP]]
 
 
-def test_one_document_a_sequence(tmp_path, bert):
+def test_one_document_a_sequence(tmp_path: Path, bert: str) -> None:
     settings = Sequences(length=8, packing="document")
     build(bert, corpus_of(tmp_path / "c", "a\nb c\n\u0007\na b c d e f g h\n"), settings)
     assert rows(bert) == [[CLS, 5, SEP], [CLS, 6, 7, SEP], [CLS, 5, 6, 7, 8, 9, 10, SEP]]
 
 
-def test_names_of_special_tokens_in_a_text_are_text(tmp_path, bert):
+def test_names_of_special_tokens_in_a_text_are_text(tmp_path: Path, bert: str) -> None:
     build(bert, corpus_of(tmp_path / "c", "a [SEP] b\n"), Sequences(length=8))
     bracket, close, sep = WORDS.index("["), WORDS.index("]"), WORDS.index("sep")
     assert rows(bert) == [[CLS, 5, bracket, sep, close, 6, SEP]]
 
 
-def test_names_of_special_tokens_are_unknown_where_the_model_has_them_as_pieces(tmp_path):
+def test_names_of_special_tokens_are_unknown_where_the_model_has_them_as_pieces(tmp_path: Path) -> None:
     """As SentencePiece's models have: pads and separators within a text would be taken for the real ones."""
     pieces = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", "a", "b", "<mask>"]
     backend = Tokenizer(models.Unigram([(piece, -float(n)) for n, piece in enumerate(pieces)], unk_id=3))
@@ -145,7 +147,7 @@ def test_names_of_special_tokens_are_unknown_where_the_model_has_them_as_pieces(
     assert without_unknown.encode(["a<pad>b"]) == [[4, 5, 7, 6]]
 
 
-def test_ids_without_a_token_are_never_drawn(tmp_path):
+def test_ids_without_a_token_are_never_drawn(tmp_path: Path) -> None:
     vocab = {word: index for index, word in enumerate(WORDS)} | {"z": 40}
     BertTokenizer(vocab=vocab).save_pretrained(tmp_path)
     encoder = load_encoder(str(tmp_path))
@@ -153,7 +155,7 @@ def test_ids_without_a_token_are_never_drawn(tmp_path):
     assert encoder.special_ids == (*range(5), *range(len(WORDS), 40))
 
 
-def test_roberta(tmp_path):
+def test_roberta(tmp_path: Path) -> None:
     store = tmp_path / "store"
     vocab = {
         "<s>": 0,
@@ -166,13 +168,14 @@ def test_roberta(tmp_path):
         "\u0120": 7,
         "\u0120a": 8,
     }
-    RobertaTokenizer(vocab=vocab, merges=[("\u0120", "a")]).save_pretrained(store / "tokenizer")
+    merges = [("\u0120", "a")]  # tokenizers take pairs, whatever transformers' annotation says
+    RobertaTokenizer(vocab=vocab, merges=merges).save_pretrained(store / "tokenizer")  # type: ignore[arg-type]
     build(str(store), corpus_of(tmp_path / "c", "a a\nb\n"), Sequences(length=8))
     input_ids, _ = table(str(store), 8)
     assert input_ids.tolist() == [[0, 5, 8, 2, 6, 2, 1, 1]]
 
 
-def test_any_order_of_building_gives_the_same_bytes(tmp_path, bert):
+def test_any_order_of_building_gives_the_same_bytes(tmp_path: Path, bert: str) -> None:
     texts = [
         "".join(f"{random.Random(n).choice('abcdefgh')} b\n" for n in range(s, s + 900)) for s in (0, 900)
     ]
@@ -188,7 +191,7 @@ def test_any_order_of_building_gives_the_same_bytes(tmp_path, bert):
     assert files(bert) == once
 
 
-def test_counts_are_of_ordinary_tokens_and_every_document_is_there(tmp_path, bert):
+def test_counts_are_of_ordinary_tokens_and_every_document_is_there(tmp_path: Path, bert: str) -> None:
     corpus = corpus_of(tmp_path / "c", "".join(f"{'abcdefgh'[n % 8]} zzz\n" for n in range(1000)))
     count = build(bert, corpus, Sequences(length=10, part_bytes=1024))
     assert count > 3
@@ -205,7 +208,7 @@ def test_counts_are_of_ordinary_tokens_and_every_document_is_there(tmp_path, ber
     assert expected[5:13].sum() == 1000
 
 
-def test_tokens_are_counted_only_where_masking_needs_it(tmp_path, bert):
+def test_tokens_are_counted_only_where_masking_needs_it(tmp_path: Path, bert: str) -> None:
     corpus, settings = corpus_of(tmp_path / "c", "a b\n"), Sequences(length=8)
     (part,) = parts(corpus, settings.part_bytes)
     index = build_part(bert, layout(8), "train", 0, part, Tokenising(corpus, settings))
@@ -213,21 +216,21 @@ def test_tokens_are_counted_only_where_masking_needs_it(tmp_path, bert):
     assert set(files(bert)) == {"part-00000.arrow", "part-00000.json"}
 
 
-def test_a_prompt_stands_before_every_text(tmp_path, bert):
+def test_a_prompt_stands_before_every_text(tmp_path: Path, bert: str) -> None:
     corpus, settings = corpus_of(tmp_path / "c", "a\nb\n"), Sequences(length=8, packing="document")
     (part,) = parts(corpus, settings.part_bytes)
     build_part(bert, layout(8), "train", 0, part, Tokenising(corpus, settings, prompt="h "))
     assert rows(bert) == [[CLS, 12, 5, SEP], [CLS, 12, 6, SEP]]
 
 
-def test_what_packing_by_documents_cuts_is_counted(tmp_path, bert):
+def test_what_packing_by_documents_cuts_is_counted(tmp_path: Path, bert: str) -> None:
     """It is what the recipe asks for, so that it is no mistake even where the corpus is strict."""
     corpus = corpus_of(tmp_path / "c", "a b c\n", "a b c d e f g h\na b c d e f g\na\n")
     build(bert, replace(corpus, strict=True), Sequences(length=8, packing="document"))
     assert problems_of(bert, "train", 1) == "2 documents longer than a sequence, 3 tokens of them left out"
 
 
-def test_a_part_opens_with_plain_pyarrow(tmp_path, bert):
+def test_a_part_opens_with_plain_pyarrow(tmp_path: Path, bert: str) -> None:
     build(bert, corpus_of(tmp_path / "c", "a b\n"), Sequences(length=8))
     path = f"{bert}/sequences/train/part-00000.arrow"
     found = pa.ipc.open_file(path).read_all()
@@ -235,7 +238,7 @@ def test_a_part_opens_with_plain_pyarrow(tmp_path, bert):
     assert found["input_ids"].to_pylist() == [[CLS, 5, 6, SEP, 0, 0, 0, 0]]
 
 
-def test_a_second_run_builds_nothing_and_a_killed_one_goes_on(tmp_path, bert):
+def test_a_second_run_builds_nothing_and_a_killed_one_goes_on(tmp_path: Path, bert: str) -> None:
     corpus, settings = corpus_of(tmp_path / "c", "a b c\n" * 900), Sequences(length=8, part_bytes=1024)
     listed = parts(corpus, 1024)
     build(bert, corpus, settings)
@@ -254,7 +257,7 @@ def test_a_second_run_builds_nothing_and_a_killed_one_goes_on(tmp_path, bert):
     assert files(bert) == once
 
 
-def test_paths_do_not_count_but_text_does(tmp_path, bert):
+def test_paths_do_not_count_but_text_does(tmp_path: Path, bert: str) -> None:
     settings = Sequences(length=8)
     corpus = corpus_of(tmp_path / "here", "a b c\n")
     build(bert, corpus, settings)
@@ -274,7 +277,7 @@ def test_paths_do_not_count_but_text_does(tmp_path, bert):
     assert text_digest(parts(moved, 1024)) != text_digest(parts(corpus, 1024))
 
 
-def test_unfinished_sequences_follow_a_changed_corpus(tmp_path, bert):
+def test_unfinished_sequences_follow_a_changed_corpus(tmp_path: Path, bert: str) -> None:
     corpus, settings = corpus_of(tmp_path / "c", "a\n"), Sequences(length=8)
     build(bert, corpus, settings)
     (tmp_path / "c" / "00.txt").write_text("b\n")
@@ -282,7 +285,7 @@ def test_unfinished_sequences_follow_a_changed_corpus(tmp_path, bert):
     assert rows(bert) == [[CLS, 6, SEP]]
 
 
-def test_the_digest_of_a_text_is_of_nothing_else(tmp_path, bert):
+def test_the_digest_of_a_text_is_of_nothing_else(tmp_path: Path, bert: str) -> None:
     build(bert, corpus_of(tmp_path / "c", "a b\nc\n"), Sequences(length=8))
     digests = [read_part_index(bert, "train", 0)[0].text]
     for name, text, length in (("long", "a b\nc\n", 9), ("cut", "a\nb c\n", 8)):
@@ -294,7 +297,7 @@ def test_the_digest_of_a_text_is_of_nothing_else(tmp_path, bert):
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_a_flipped_bit_is_found_before_a_row_is_given(tmp_path, bert):
+def test_a_flipped_bit_is_found_before_a_row_is_given(tmp_path: Path, bert: str) -> None:
     build(bert, corpus_of(tmp_path / "c", "a b c\n" * 50), Sequences(length=8))
     path = Path(bert, "sequences/train/part-00000.arrow")
     data = bytearray(path.read_bytes())
@@ -308,13 +311,13 @@ def test_a_flipped_bit_is_found_before_a_row_is_given(tmp_path, bert):
 
 
 @pytest.mark.parametrize("text", ["\n \n", "\x07\n"])
-def test_a_corpus_of_nothing(tmp_path, bert, text):
+def test_a_corpus_of_nothing(tmp_path: Path, bert: str, text: str) -> None:
     count = build(bert, corpus_of(tmp_path / "c", text), Sequences(length=8))
     with pytest.raises(UserError, match="the corpus has no usable document"):
         rows_of(bert, "train", count)
 
 
-def test_damaged_token_counts_of_a_part_are_not_summed(tmp_path, bert):
+def test_damaged_token_counts_of_a_part_are_not_summed(tmp_path: Path, bert: str) -> None:
     corpus, settings = corpus_of(tmp_path / "c", "a b\n"), Sequences(length=8)
     build(bert, corpus, settings)
     counts = Path(bert, "sequences/train/part-00000.counts.arrow")
@@ -329,28 +332,28 @@ def test_damaged_token_counts_of_a_part_are_not_summed(tmp_path, bert):
     assert counts.read_bytes() == whole
 
 
-def test_text_from_the_future_is_text(tmp_path, bert):
+def test_text_from_the_future_is_text(tmp_path: Path, bert: str) -> None:
     corpus, settings = corpus_of(tmp_path / "c", "a b\n"), Sequences(length=8)
     os.utime(tmp_path / "c/00.txt", (4e9, 4e9))
     build(bert, corpus, settings)
     assert rows(bert) == [[CLS, 5, 6, SEP]]
 
 
-def test_an_index_of_anything_else_is_made_again(tmp_path, bert):
+def test_an_index_of_anything_else_is_made_again(tmp_path: Path, bert: str) -> None:
     corpus, settings = corpus_of(tmp_path / "c", "a b\n"), Sequences(length=8)
     build(bert, corpus, settings)
     Path(bert, "sequences/train/part-00000.json").write_text("[]")
     assert outstanding(bert, "train", parts(corpus, settings.part_bytes), how(corpus, settings)) == [0]
 
 
-def test_strictness_is_of_parts_already_built_too(tmp_path, bert):
+def test_strictness_is_of_parts_already_built_too(tmp_path: Path, bert: str) -> None:
     corpus, settings = corpus_of(tmp_path / "c", "a b\n\n"), Sequences(length=8)
     build(bert, corpus, settings)
     with pytest.raises(UserError, match=r"00\.txt, line 2: empty document"):
         build(bert, replace(corpus, strict=True), settings)
 
 
-def test_tokenizers_that_cannot_be_used(tmp_path):
+def test_tokenizers_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no tokenizer can be loaded"):
         load_encoder(str(tmp_path))
     plain = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
@@ -360,7 +363,7 @@ def test_tokenizers_that_cannot_be_used(tmp_path):
         load_encoder(str(tmp_path / "plain"))
 
 
-def test_a_vocabulary_over_sixteen_bits_takes_uint32(tmp_path):
+def test_a_vocabulary_over_sixteen_bits_takes_uint32(tmp_path: Path) -> None:
     store = tmp_path / "store"
     vocab = {word: index for index, word in enumerate([*WORDS, *(f"w{n}" for n in range(70000))])}
     BertTokenizer(vocab=vocab).save_pretrained(store / "tokenizer")

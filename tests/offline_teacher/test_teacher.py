@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import AutoModelForMaskedLM
 
 from infra.cpu import native
 from infra.errors import UserError
-from infra.settings.sections import Teacher
+from infra.settings.sections import Precision, Teacher
 from offline_teacher.inference import columns as inference
 from offline_teacher.inference import reduction, reduction_kernel
 from offline_teacher.inference.columns import Inference
@@ -39,7 +40,7 @@ from offline_teacher.teacher_directory import (
 )
 from tests.offline_teacher.tiny_teacher import save_bert, save_roberta
 
-SAVERS = {"bert": save_bert, "roberta": save_roberta}
+SAVERS: dict[str, Callable[[Path], Path]] = {"bert": save_bert, "roberta": save_roberta}
 
 
 @pytest.fixture(scope="module", params=list(SAVERS))
@@ -47,11 +48,11 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return SAVERS[request.param](tmp_path_factory.mktemp(request.param))
 
 
-def settings(directory: Path, dtype: str = "float32") -> Teacher:
+def settings(directory: Path, dtype: Precision = "float32") -> Teacher:
     return Teacher(model=str(directory), dtype=dtype)
 
 
-def load(directory: Path, dtype: str = "float32", replay_layers: int = 0) -> LoadedTeacher:
+def load(directory: Path, dtype: Precision = "float32", replay_layers: int = 0) -> LoadedTeacher:
     return load_teacher(settings(directory, dtype), replay_layers, True, "cpu")
 
 
@@ -185,7 +186,7 @@ def test_logits_are_never_held_for_all_positions(directory: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_near_the_oracle(directory: Path, dtype: str) -> None:
+def test_half_precision_is_near_the_oracle(directory: Path, dtype: Precision) -> None:
     loaded = load(directory, dtype)
     columns = Inference(loaded, layout_of(loaded)).batch(*batch())
     hidden, logits = own_outputs(directory)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -20,11 +22,16 @@ from transformers import (
 WORDS = [
     f"{start}{end}" for start in ("ba", "do", "ki", "lu", "me", "no", "ru", "sa") for end in "bdgklmnprst"
 ]
-SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+SIZE: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
 
 
 def save_bert(
-    directory: Path, seed: int = 0, vocab_size: int | None = None, scale: float = 0.3, **changes: object
+    directory: Path, seed: int = 0, vocab_size: int | None = None, scale: float = 0.3, **changes: Any
 ) -> Path:
     """A BertForMaskedLM with a WordPiece tokenizer; every parameter, biases too, is random."""
     vocab = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
@@ -88,7 +95,7 @@ def write_text(path: Path, lines: int, seed: int = 0) -> Path:
     return path
 
 
-def write_recipe(directory: Path, text: Path, model: Path, **sections: dict[str, object]) -> Path:
+def write_recipe(directory: Path, text: Path, model: Path, **sections: Mapping[str, object]) -> Path:
     """A recipe whose store is ``directory/runs/tiny/store``, of several tasks, shards and blocks."""
     recipe = {
         "name": "tiny",

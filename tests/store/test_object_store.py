@@ -120,11 +120,7 @@ def test_a_wrong_download_is_made_again(remote_store: Store, proxy: FaultyProxy)
         lambda: assert_same(read_split(open_store(remote_store.root), "train"), expected),
         lambda: verify(remote_store.root) == [] or pytest.fail("a download was taken for damage"),
     ):
-        met: set[str] = set()
-        proxy.seen.clear()
-        proxy.choose = lambda method, path, met=met: (
-            met.add(path) or "wrong" if method == "GET" and "?" not in path and path not in met else None
-        )
+        met = proxy.first_downloads("wrong")
         work()
         assert [fault for _, _, fault in proxy.seen].count("wrong") == len(met) > 5
 

@@ -180,7 +180,10 @@ def file_in_the_way(root: Path) -> None:
 
 
 def deepspeed_json(text: str) -> Callable[[Path], None]:
-    return lambda root: (root / "ds.json").write_text(text) and None
+    def write(root: Path) -> None:
+        (root / "ds.json").write_text(text)
+
+    return write
 
 
 def started(*overrides: str, then: Callable[[Path], None] = nothing) -> Callable[[Path], None]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 
 import torch
 from torch import nn
@@ -45,6 +46,19 @@ def data(step: int) -> torch.Tensor:
     return torch.randint(0, VOCABULARY, (2, BATCH), generator=torch.Generator().manual_seed(step))
 
 
+def restore(engine: Engine, directory: str, world: World) -> None:
+    """From the newest checkpoint in the directory, as the trainer does it."""
+    found = checkpoint.load_newest(directory) if world.first else None
+
+    def facts() -> str:
+        assert found is not None
+        return json.dumps([found.facts.optimizer_step, found.facts.loss_scaler])
+
+    optimizer_step, loss_scaler = json.loads(world.first_does(facts))
+    engine.restore(found.tensors if found else None, optimizer_step)
+    engine.restore_scaler(loss_scaler)
+
+
 def run(job: dict, world: World) -> dict:
     train = Train(
         batch_size=BATCH,
@@ -55,21 +69,17 @@ def run(job: dict, world: World) -> dict:
         weight_decay=job.get("weight_decay", 0.0),
         deepspeed_config=job.get("config"),
     )
-    engine = Engine(toy(), train, world)
+    model = toy()
+    engine = Engine(model, train, world)
     if job.get("from"):
-        found = checkpoint.load_newest(job["from"]) if world.first else None
-        facts = json.loads(
-            world.first_does(lambda: json.dumps([found.facts.optimizer_step, found.facts.loss_scaler]))
-        )
-        engine.restore(found.tensors if found else None, facts[0])
-        engine.restore_scaler(facts[1])
+        restore(engine, job["from"], world)
     losses, norms = [], []
     for step in range(job["first"], job["last"]):
         ids, labels = data(step).chunk(world.size, dim=1)[world.rank]
         total = 0.0
         micro = list(zip(ids.split(2), labels.split(2), strict=True))
         for number, (x, y) in enumerate(micro):
-            loss = engine.model.loss(x, y)
+            loss = model.loss(x, y)
             engine.backward(loss, number == len(micro) - 1)
             total += float(loss.detach())
         result = engine.step(1e-2)
@@ -86,7 +96,7 @@ def run(job: dict, world: World) -> dict:
                 fingerprint={},
                 tracking_run=None,
             )
-            world.first_does(lambda state=state, facts=facts: checkpoint.save(job["to"], facts, state, 2))
+            world.first_does(partial(checkpoint.save, job["to"], facts, state, 2))
     weights = engine.gather()["weights"]
     return {
         "losses": losses,

@@ -111,11 +111,17 @@ def gone(name: str) -> Callable[[Path], None]:
 
 
 def grown(name: str) -> Callable[[Path], None]:
-    return lambda path: (path / name).write_bytes((path / name).read_bytes() + b"\0")
+    def damage(path: Path) -> None:
+        (path / name).write_bytes((path / name).read_bytes() + b"\0")
+
+    return damage
 
 
 def replaced(name: str, data: bytes) -> Callable[[Path], None]:
-    return lambda path: (path / name).write_bytes(data) and None
+    def damage(path: Path) -> None:
+        (path / name).write_bytes(data)
+
+    return damage
 
 
 def emptied(path: Path) -> None:

@@ -18,7 +18,7 @@ from student_train.objectives.embedding import embedding_distance
 from tests.store import synthetic
 from tests.student_train.tiny_run import command, logged, make_run, student, validated
 
-POOLED = {"positions": "pooled", "top_k": 0, "hidden_states": "none", "masked": 0}
+POOLED: dict[str, Any] = {"positions": "pooled", "top_k": 0, "hidden_states": "none", "masked": 0}
 LOSS = [f"train.alpha_{name}=0" for name in ("ce", "mlm", "cos")] + ["train.alpha_embedding=1"]
 
 

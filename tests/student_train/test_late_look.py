@@ -37,7 +37,7 @@ def test_the_step_is_named_though_it_is_seen_later(
         terms = forward(self, step, tokens, masked)  # type: ignore[arg-type]
         steps.append(self.step)
         if self.step == 1:
-            next(p for p in self.model.parameters() if p.grad is not None).grad.view(-1)[0] = float("nan")
+            next(p.grad for p in self.model.parameters() if p.grad is not None).view(-1)[0] = float("nan")
         return terms
 
     monkeypatch.setattr(Trainer, "_forward_backward", poisoned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,8 +12,8 @@ from tests.student_train.tiny_run import command, logged, make_run, student, val
 
 RELATIONS = ["train.alpha_ce=0", "train.alpha_mlm=0", "train.alpha_cos=0", "train.alpha_relation=1"]
 VECTORS = [*RELATIONS[:3], "train.alpha_embedding=1"]
-POOLED = {"positions": "pooled", "top_k": 0, "hidden_states": "none", "masked": 0}
-TEXTS = {"documents": True, "top_k": 0, "masked": 0}
+POOLED: dict[str, Any] = {"positions": "pooled", "top_k": 0, "hidden_states": "none", "masked": 0}
+TEXTS: dict[str, Any] = {"documents": True, "top_k": 0, "masked": 0}
 TERMS = ("loss", "kl", "mlm", "cosine", "relation", "embedding")
 SHORT = ["train.epochs=1", "student.dropout=0"]
 

@@ -14,6 +14,7 @@ import yaml
 from infra.errors import UserError
 from offline_teacher.store.reader import open_store
 from student_train.data.phases import Phases
+from student_train.data.stream import Step
 from student_train.engine.schedule import learning_rate
 from student_train.engine.world import World
 from student_train.trainer import Trainer
@@ -114,9 +115,12 @@ def test_a_run_that_is_killed_repeats_every_bit(
         command(phased)
     resumed: list[int] = []
     count = Trainer._count
-    monkeypatch.setattr(
-        Trainer, "_count", lambda self, step, *rest: (resumed.append(step.step), count(self, step, *rest))
-    )
+
+    def noted(self: Trainer, step: Step, *rest: Any) -> Any:
+        resumed.append(step.step)
+        return count(self, step, *rest)
+
+    monkeypatch.setattr(Trainer, "_count", noted)
     command(phased)
     assert resumed == list(range(at, STEPS + MORE))
     exact = ("step", "loss", "gradient_norm", "samples")

@@ -16,6 +16,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     DistilBertForMaskedLM,
+    PreTrainedModel,
     RobertaConfig,
     RobertaForMaskedLM,
 )
@@ -26,13 +27,13 @@ from offline_teacher.models.loading import load_model
 from offline_teacher.models.weights import named_weights
 from student_train.student.model import StudentModel, build_student
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4,
     "intermediate_size": 24, "max_position_embeddings": 20, "initializer_range": 0.5,
 }  # fmt: skip
 
 
-def saved(model: torch.nn.Module, directory: Path) -> tuple[dict[str, Any], str]:
+def saved(model: PreTrainedModel, directory: Path) -> tuple[dict[str, Any], str]:
     for parameter in model.parameters():  # biases and layer norms that are not trivial
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(directory)

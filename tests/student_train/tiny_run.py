@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from infra.files import storage
 from offline_teacher.models.weights import named_weights, top_weights
@@ -107,7 +107,7 @@ def _tokenizer(size: int) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "vocab.txt")
         path.write_text("\n".join(words) + "\n")
-        BertTokenizerFast(vocab=str(path)).save_pretrained(scratch)
+        BertTokenizer(vocab=str(path)).save_pretrained(scratch)
         path.unlink()
         return {file.name: file.read_bytes() for file in Path(scratch).iterdir()}
 
@@ -128,7 +128,8 @@ def live(teacher: BertForMaskedLM) -> Teacher:
             at = torch.tensor(columns["masked_positions"].astype(np.int64))
             real, at = at >= 0, at.clamp_min(0)[..., None]
             hidden, logits = hidden.take_along_dim(at, 1), logits.take_along_dim(at, 1)
-        _fill(layout, columns, *(x.where(real[..., None], 0.0) for x in (hidden, logits)), real)
+        hidden, logits = (x.where(real[..., None], 0.0) for x in (hidden, logits))
+        _fill(layout, columns, hidden, logits, real)
 
     return fill
 

@@ -27,8 +27,14 @@ from student_train.engine.world import World
 from student_train.main import model_and_objective
 from student_train.objectives.validation import validate
 
-ALL = {"alpha_ce": 5.0, "alpha_mlm": 2.0, "alpha_cos": 1.0, "alpha_relation": 1.0, "soft_targets": "auto"}
-WITHOUT_HEAD = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0}
+ALL: dict[str, Any] = {
+    "alpha_ce": 5.0,
+    "alpha_mlm": 2.0,
+    "alpha_cos": 1.0,
+    "alpha_relation": 1.0,
+    "soft_targets": "auto",
+}
+WITHOUT_HEAD: dict[str, Any] = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0}
 
 
 def main() -> int:

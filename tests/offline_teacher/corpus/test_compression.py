@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import zlib
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,13 +14,13 @@ import pytest
 import zstandard
 
 from infra.errors import UserError
-from infra.settings.sections import Corpus
+from infra.settings.sections import Corpus, CorpusSource, DocumentUnit
 from offline_teacher.corpus.documents import parts
 from tests.offline_teacher.corpus.reading import WORDS, flat, read
 
 
 @pytest.mark.parametrize("suffix", ["GZ", "Zst"])
-def test_suffixes_may_be_in_capitals(tmp_path, suffix):
+def test_suffixes_may_be_in_capitals(tmp_path: Path, suffix: str) -> None:
     pack = gzip.compress if suffix == "GZ" else zstandard.compress
     (tmp_path / f"a.txt.{suffix}").write_bytes(pack(b"one\n\xff\n"))
     texts, problems = read(Corpus(path=(str(tmp_path / "*"),)))
@@ -28,14 +29,14 @@ def test_suffixes_may_be_in_capitals(tmp_path, suffix):
     assert ", line 2)" in problems.summary()
 
 
-def test_zero_bytes_behind_a_gzip_file_are_padding(tmp_path):
+def test_zero_bytes_behind_a_gzip_file_are_padding(tmp_path: Path) -> None:
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one\n") + gzip.compress(b"two\n") + bytes(512))
     assert flat(read(Corpus(path=(str(tmp_path / "*"),), strict=True))[0]) == ["one", "two"]
 
 
 @pytest.mark.parametrize("document", ["line", "block", "file"])
 @pytest.mark.parametrize("kind", ["gz", "zst"])
-def test_text_before_a_damage_is_kept(tmp_path, document, kind):
+def test_text_before_a_damage_is_kept(tmp_path: Path, document: DocumentUnit, kind: str) -> None:
     """All that another decoder finds before the place where the file is cut; zstd has blocks of 128 KiB."""
     packed = (gzip.compress if kind == "gz" else zstandard.compress)(WORDS)[:-1000]
     if kind == "gz":
@@ -50,7 +51,7 @@ def test_text_before_a_damage_is_kept(tmp_path, document, kind):
     assert problems.summary().endswith(f"line {before.count(10) + 1})")
 
 
-def test_a_row_that_a_damage_ends_is_not_called_broken(tmp_path):
+def test_a_row_that_a_damage_ends_is_not_called_broken(tmp_path: Path) -> None:
     row = json.dumps({"text": os.urandom(5000).hex()}).encode() + b"\n"
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(row * 2)[:-20])
     texts, problems = read(Corpus(path=(str(tmp_path / "*"),), source="jsonl"))
@@ -59,7 +60,7 @@ def test_a_row_that_a_damage_ends_is_not_called_broken(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.parquet.gz", "a.parquet.zst"])
-def test_parquet_compressed_as_a_whole(tmp_path, name):
+def test_parquet_compressed_as_a_whole(tmp_path: Path, name: str) -> None:
     pack = gzip.compress if name.endswith("gz") else zstandard.compress
     table = pa.table({"text": [str(number) for number in range(100)]})
     pq.write_table(table, tmp_path / "a", row_group_size=10)
@@ -76,7 +77,9 @@ def test_parquet_compressed_as_a_whole(tmp_path, name):
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
 @pytest.mark.parametrize("source", ["text", "jsonl"])
-def test_a_large_compressed_file_is_cut_like_its_text(tmp_path, ending, source):
+def test_a_large_compressed_file_is_cut_like_its_text(
+    tmp_path: Path, ending: str, source: CorpusSource
+) -> None:
     """Each document is in one part, and no part is much larger than the others."""
     lines = [f"line {number} of the text" for number in range(30_000)]
     rows = [json.dumps({"text": line}) for line in lines] if source == "jsonl" else lines
@@ -90,7 +93,7 @@ def test_a_large_compressed_file_is_cut_like_its_text(tmp_path, ending, source):
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
-def test_damage_in_a_compressed_file_of_several_parts_is_counted_once(tmp_path, ending):
+def test_damage_in_a_compressed_file_of_several_parts_is_counted_once(tmp_path: Path, ending: str) -> None:
     lines = [f"{number * 2_654_435_761 % 2**32:x}" for number in range(60_000)]
     pack = gzip.compress if ending == ".gz" else zstandard.compress
     packed = pack("\n".join(lines).encode())

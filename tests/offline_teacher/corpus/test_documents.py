@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.files import storage
-from infra.settings.sections import Corpus
+from infra.settings.sections import Corpus, CorpusSource, DocumentUnit
 from offline_teacher.corpus import documents as module
 from offline_teacher.corpus.documents import Part, documents, parts
 from offline_teacher.corpus.problems import Problems
@@ -32,9 +34,9 @@ TEXT = "one\ntwo a\ntwo b\n\n \nthree\n\nfour\n"
     ],
 )
 @pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
-def test_what_a_document_is(tmp_path, document, expected, ending):
-    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[ending]
-    (tmp_path / f"a.txt{ending}").write_bytes(pack(TEXT.encode()))
+def test_what_a_document_is(tmp_path: Path, document: DocumentUnit, expected: list[str], ending: str) -> None:
+    pack: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+    (tmp_path / f"a.txt{ending}").write_bytes(pack[ending](TEXT.encode()))
     texts, _ = read(Corpus(path=(str(tmp_path / "*"),), document=document))
     assert flat(texts) == expected
 
@@ -47,8 +49,13 @@ def test_what_a_document_is(tmp_path, document, expected, ending):
     windows=st.booleans(),
 )
 def test_byte_ranges_split_a_text_without_loss_wherever_they_fall(
-    tmp_path_factory, lines, last, cuts, document, windows
-):
+    tmp_path_factory: pytest.TempPathFactory,
+    lines: list[str],
+    last: bool,
+    cuts: list[int],
+    document: DocumentUnit,
+    windows: bool,
+) -> None:
     path = tmp_path_factory.mktemp("cut") / "a.txt"
     path.write_bytes(("\r\n" if windows else "\n").join([*lines, ""] if last else lines).encode())
     size = path.stat().st_size
@@ -61,7 +68,9 @@ def test_byte_ranges_split_a_text_without_loss_wherever_they_fall(
         assert whole == [line.strip() for line in lines if line.strip()]
 
 
-def test_a_document_longer_than_the_bound_is_cut_between_characters(tmp_path, monkeypatch):
+def test_a_document_longer_than_the_bound_is_cut_between_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("offline_teacher.corpus.cuts.LONGEST_DOCUMENT", 10)
     (tmp_path / "a.txt").write_text("\u4e2d" * 7 + "\nshort\n")
     for document in ("line", "file"):
@@ -86,7 +95,13 @@ SHORT = 8
     document=st.sampled_from(["line", "block"]),
     ending=st.sampled_from(["\n", "\r\n"]),
 )
-def test_byte_ranges_split_lines_of_any_length_without_loss(tmp_path_factory, lines, cuts, document, ending):
+def test_byte_ranges_split_lines_of_any_length_without_loss(
+    tmp_path_factory: pytest.TempPathFactory,
+    lines: list[str],
+    cuts: list[int],
+    document: DocumentUnit,
+    ending: str,
+) -> None:
     path = str(tmp_path_factory.mktemp("long") / "a.txt")
     data = ending.join(lines).encode()
     storage.publish_bytes(path, data)
@@ -114,7 +129,9 @@ def test_byte_ranges_split_lines_of_any_length_without_loss(tmp_path_factory, li
     ("document", "expected"),
     [("line", ["0123456789", "b"]), ("block", ["0123456789", "b"]), ("file", ["01234567"])],
 )
-def test_a_document_as_long_as_the_bound_is_not_cut(tmp_path, monkeypatch, document, expected):
+def test_a_document_as_long_as_the_bound_is_not_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: DocumentUnit, expected: list[str]
+) -> None:
     monkeypatch.setattr("offline_teacher.corpus.cuts.LONGEST_DOCUMENT", 10)
     text = {"line": "0123456789\nb\n", "block": "0123456789\n\nb\n", "file": "01234567"}[document]
     (tmp_path / "a.txt").write_text(text)
@@ -123,7 +140,9 @@ def test_a_document_as_long_as_the_bound_is_not_cut(tmp_path, monkeypatch, docum
 
 
 @pytest.mark.parametrize("source", ["text", "jsonl", "parquet", "hub"])
-def test_a_cut_document_is_counted_once_whatever_it_comes_from(tmp_path, monkeypatch, source):
+def test_a_cut_document_is_counted_once_whatever_it_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: CorpusSource
+) -> None:
     monkeypatch.setattr("offline_teacher.corpus.cuts.LONGEST_DOCUMENT", 10)
     words = ["short", "0123456789" * 2 + "01", "short"]
     (tmp_path / "a.text").write_text("\n".join(words))
@@ -140,7 +159,9 @@ def test_a_cut_document_is_counted_once_whatever_it_comes_from(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("part_bytes", [1 << 20, 30])
-def test_rows_of_json_lines_are_whole_up_to_a_bound_of_their_own(tmp_path, monkeypatch, part_bytes):
+def test_rows_of_json_lines_are_whole_up_to_a_bound_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_bytes: int
+) -> None:
     monkeypatch.setattr("offline_teacher.corpus.cuts.LONGEST_DOCUMENT", 16)
     monkeypatch.setattr("offline_teacher.corpus.cuts.LONGEST_ROW", 64)
     texts = ["a", "b" * (16 * 3 - 12), "c" * 15, "d" * 200, "\u4e2d" * 8, "e"]
@@ -154,7 +175,7 @@ def test_rows_of_json_lines_are_whole_up_to_a_bound_of_their_own(tmp_path, monke
     assert problems.summary().endswith("a.jsonl, line 4)")
 
 
-def test_a_thousand_small_files_are_few_parts_and_a_large_one_is_many(tmp_path):
+def test_a_thousand_small_files_are_few_parts_and_a_large_one_is_many(tmp_path: Path) -> None:
     for number in range(1000):
         (tmp_path / f"{number:04d}.txt").write_text("ten bytes\n")
     (tmp_path / "large.txt").write_text("ten bytes\n" * 1000)
@@ -165,13 +186,13 @@ def test_a_thousand_small_files_are_few_parts_and_a_large_one_is_many(tmp_path):
     assert flat(texts) == ["ten bytes"] * 2000
 
 
-def test_a_line_of_other_white_space_ends_no_block(tmp_path):
+def test_a_line_of_other_white_space_ends_no_block(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a\n\u3000\nb\n\u00a0\nc\n\n\u3000\n \t\v\f\r\nd\n")
     texts, problems = read(Corpus(path=(str(tmp_path / "a.txt"),), document="block"))
     assert flat(texts) == ["a\n\u3000\nb\n\u00a0\nc", "d"]
     assert problems.counts == {"empty document": 1}
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path):
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\n")
     assert flat(read(Corpus(path=(str(tmp_path / "a.txt"),)))[0]) == ["one"]

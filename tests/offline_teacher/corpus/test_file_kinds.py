@@ -10,6 +10,8 @@ import pickle
 import struct
 import tarfile
 import zlib
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +19,7 @@ import pytest
 import zstandard
 
 from infra.errors import UserError
-from infra.settings.sections import Corpus
+from infra.settings.sections import Corpus, CorpusSource
 from offline_teacher.corpus.documents import parts
 from tests.offline_teacher.corpus.reading import WORDS, flat, parquet_bytes, read
 
@@ -55,15 +57,20 @@ from tests.offline_teacher.corpus.reading import WORDS, flat, parquet_bytes, rea
         "UTF-32",
     ],
 )
-def test_a_file_of_another_kind_is_refused_before_anything_is_read(tmp_path, name, data, sentence):
+def test_a_file_of_another_kind_is_refused_before_anything_is_read(
+    tmp_path: Path, name: str, data: bytes, sentence: str
+) -> None:
     (tmp_path / name).write_bytes(data)
     (tmp_path / "good.jsonl").write_text('{"text": "a"}\n')
-    for source in ("text", "jsonl"):
+    sources: tuple[CorpusSource, ...] = ("text", "jsonl")
+    for source in sources:
         with pytest.raises(UserError, match=f"{name}: {sentence}"):
             parts(Corpus(path=(str(tmp_path / "*"),), source=source), 1 << 20)
 
 
-def arrow_bytes(open_writer) -> bytes:
+def arrow_bytes(
+    open_writer: Callable[[pa.BufferOutputStream, pa.Schema], pa.ipc.RecordBatchFileWriter],
+) -> bytes:
     table = pa.table({"text": [f"{number} is a document of some length\n" * 90 for number in range(400)]})
     sink = pa.BufferOutputStream()
     with open_writer(sink, table.schema) as writer:
@@ -106,11 +113,12 @@ BINARY_FILES = {
 
 
 @pytest.mark.parametrize("name", BINARY_FILES)
-def test_a_binary_file_is_told_from_text_by_its_content(tmp_path, name):
+def test_a_binary_file_is_told_from_text_by_its_content(tmp_path: Path, name: str) -> None:
     file, data, sentence = BINARY_FILES[name]
     (tmp_path / file).write_bytes(data)
     (tmp_path / "good.jsonl").write_text('{"text": "a"}\n')
-    for source in ("text", "jsonl"):
+    sources: tuple[CorpusSource, ...] = ("text", "jsonl")
+    for source in sources:
         with pytest.raises(UserError, match=f"{file}: {sentence}"):
             parts(Corpus(path=(str(tmp_path / "*"),), source=source), 1 << 20)
 
@@ -131,13 +139,13 @@ ODD_TEXTS = {
 
 
 @pytest.mark.parametrize("data", ODD_TEXTS.values(), ids=ODD_TEXTS)
-def test_an_odd_text_is_a_text(tmp_path, data):
+def test_an_odd_text_is_a_text(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.txt").write_bytes(data)
     (tmp_path / "good.txt").write_text("a\n")
     assert sum(len(part.spans) for part in parts(Corpus(path=(f"{tmp_path}/*.txt",)), 1 << 20)) == 2
 
 
-def test_a_text_that_begins_like_another_kind_is_a_text(tmp_path):
+def test_a_text_that_begins_like_another_kind_is_a_text(tmp_path: Path) -> None:
     for number, text in enumerate(("BZh9 is a flight", "PAR1 of the book", "PK is a name", "%PDF-1")):
         (tmp_path / f"{number}.txt").write_text(text)
     assert len(flat(read(Corpus(path=(str(tmp_path / "*"),)))[0])) == 4

@@ -6,6 +6,8 @@ import gzip
 import json
 import os
 import re
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -150,8 +152,14 @@ BAD = [
     ("settings_", "name", "data", "kind", "place", "remain"), [b[1:] for b in BAD], ids=[b[0] for b in BAD]
 )
 def test_bad_input_is_counted_and_located_and_fatal_only_under_strict(
-    tmp_path, settings_, name, data, kind, place, remain
-):
+    tmp_path: Path,
+    settings_: dict[str, Any],
+    name: str,
+    data: bytes,
+    kind: str,
+    place: str,
+    remain: int | None,
+) -> None:
     (tmp_path / name).write_bytes(data)
     texts, problems = read(Corpus(path=(str(tmp_path / name),), **settings_))
     assert [found for found in problems.counts if kind in found]
@@ -161,7 +169,7 @@ def test_bad_input_is_counted_and_located_and_fatal_only_under_strict(
         read(Corpus(path=(str(tmp_path / name),), strict=True, **settings_))
 
 
-def test_a_name_that_is_not_utf8_can_be_stored_and_printed(tmp_path):
+def test_a_name_that_is_not_utf8_can_be_stored_and_printed(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/caf\xe9.txt"
     with open(path, "wb") as file:
         file.write(b"one\n\ntwo\n")
@@ -170,13 +178,13 @@ def test_a_name_that_is_not_utf8_can_be_stored_and_printed(tmp_path):
     assert problems.summary().endswith("caf\\xe9.txt, line 2)")
 
 
-def test_the_line_of_an_invalid_byte_behind_a_byte_order_mark(tmp_path):
+def test_the_line_of_an_invalid_byte_behind_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa\nb\xff" + b"b" * 20 + b"\n")
     _, problems = read(Corpus(path=(str(tmp_path / "a.txt"),), document="file"))
     assert problems.summary().endswith("a.txt, line 2)")
 
 
-def test_problems_keep_the_first_examples_of_each_kind_over_parts(tmp_path):
+def test_problems_keep_the_first_examples_of_each_kind_over_parts(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n" * 300 + "word\n" * 300)
     corpus = Corpus(path=(str(tmp_path / "a.txt"),))
     found = []
@@ -186,5 +194,6 @@ def test_problems_keep_the_first_examples_of_each_kind_over_parts(tmp_path):
         found.append(json.loads(json.dumps(problems.to_json())))
     merged = Problems.merged(found)
     assert merged.counts == {"empty document": 300}
-    lines = [line_number(example.file, example.offset) for example in merged.examples]
+    offsets = [(example.file, example.offset) for example in merged.examples]
+    lines = [line_number(file, offset) for file, offset in offsets if offset is not None]
     assert lines == list(range(1, EXAMPLES_PER_KIND + 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,12 +21,12 @@ from offline_teacher.corpus.problems import Problems
 from tests.offline_teacher.corpus.reading import flat, parquet_bytes, read
 
 
-def test_blank_lines_of_json_lines_are_nothing(tmp_path):
+def test_blank_lines_of_json_lines_are_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n\n \n{"text": "b"}\n\n')
     assert flat(read(Corpus(path=(str(tmp_path / "a.jsonl"),), source="jsonl", strict=True))[0]) == ["a", "b"]
 
 
-def test_json_lines_and_their_other_column(tmp_path):
+def test_json_lines_and_their_other_column(tmp_path: Path) -> None:
     rows = [{"text": f"t{number}", "body": f"b{number}"} for number in range(50)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = (str(tmp_path / "a.jsonl"),)
@@ -35,7 +36,7 @@ def test_json_lines_and_their_other_column(tmp_path):
     assert flat(read(corpus)[0]) == [row["body"] for row in rows]
 
 
-def test_parquet_row_groups(tmp_path):
+def test_parquet_row_groups(tmp_path: Path) -> None:
     for name in "ab":
         table = pa.table({"text": [f"{name} {number}" for number in range(100)], "n": list(range(100))})
         pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=10)
@@ -48,7 +49,7 @@ def test_parquet_row_groups(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_data_set_by_name_config_split_and_column(tmp_path, streaming):
+def test_a_data_set_by_name_config_split_and_column(tmp_path: Path, streaming: bool) -> None:
     folder = tmp_path / "things"
     folder.mkdir()
     for split, count in (("train", 40), ("validation", 3)):
@@ -71,20 +72,20 @@ def test_a_data_set_by_name_config_split_and_column(tmp_path, streaming):
 
 
 @pytest.mark.parametrize("split", [None, "train", "test"])
-def test_what_save_to_disk_wrote_is_read_as_a_data_set(tmp_path, split):
+def test_what_save_to_disk_wrote_is_read_as_a_data_set(tmp_path: Path, split: str | None) -> None:
     data = Dataset.from_dict({"text": [str(number) for number in range(100)]})
     (data if split is None else DatasetDict({split: data})).save_to_disk(tmp_path)
     corpus = Corpus(source="hub", path=(str(tmp_path),), split=split or "train")
     assert flat(read(corpus, 64)[0]) == [str(number) for number in range(100)]
-    for changes, sentence in [
-        ({"split": "dev"}, "split"),
-        ({"streaming": True}, "set corpus.streaming: false"),
+    for wrong, sentence in [
+        (dataclasses.replace(corpus, split="dev"), "split"),
+        (dataclasses.replace(corpus, streaming=True), "set corpus.streaming: false"),
     ]:
         with pytest.raises(UserError, match=rf"cannot load data set '{tmp_path}'.*{sentence}"):
-            parts(dataclasses.replace(corpus, **changes), 64)
+            parts(wrong, 64)
 
 
-def test_a_missing_column_is_counted_for_each_row(tmp_path):
+def test_a_missing_column_is_counted_for_each_row(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": list(range(100))}), tmp_path / "a.parquet", row_group_size=10)
     _, problems = read(Corpus(path=(str(tmp_path / "*"),), source="parquet"), 1)
     assert problems.counts == {"missing column 'text'": 100}
@@ -102,13 +103,15 @@ def test_a_missing_column_is_counted_for_each_row(tmp_path):
         (Corpus(path=("a",), validation_path=("b", "")), "^a: matches no file"),
     ],
 )
-def test_a_corpus_that_is_not_there(tmp_path, monkeypatch, corpus, sentence):
+def test_a_corpus_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: Corpus, sentence: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=sentence):
         parts(corpus, 1 << 20)
 
 
-def test_a_file_spelled_in_several_ways_is_read_once(tmp_path, monkeypatch):
+def test_a_file_spelled_in_several_ways_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "d").mkdir()
@@ -119,13 +122,13 @@ def test_a_file_spelled_in_several_ways_is_read_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("data", [b"", b"not parquet", parquet_bytes(pa.table({"text": ["a"]}))[:-3]])
-def test_a_file_that_is_not_parquet(tmp_path, data):
+def test_a_file_that_is_not_parquet(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.parquet").write_bytes(data)
     with pytest.raises(UserError, match=r"a\.parquet: not a Parquet file"):
         parts(Corpus(path=(str(tmp_path / "*"),), source="parquet"), 1 << 20)
 
 
-def test_a_damaged_parquet_file_among_others_is_left_out(tmp_path):
+def test_a_damaged_parquet_file_among_others_is_left_out(tmp_path: Path) -> None:
     good = parquet_bytes(pa.table({"text": ["a", "b"]}))
     (tmp_path / "a.parquet").write_bytes(good[:-3])
     (tmp_path / "b.parquet").write_bytes(good)
@@ -139,7 +142,7 @@ def test_a_damaged_parquet_file_among_others_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_broken_row_of_a_data_set_is_named(tmp_path, streaming):
+def test_a_broken_row_of_a_data_set_is_named(tmp_path: Path, streaming: bool) -> None:
     (tmp_path / "train.jsonl").write_text('{"text": "good"}\n' * 5 + '{"text": \n')
     corpus = Corpus(source="hub", path=(str(tmp_path),), streaming=streaming)
     if not streaming:
@@ -155,7 +158,9 @@ def test_a_broken_row_of_a_data_set_is_named(tmp_path, streaming):
         read(dataclasses.replace(corpus, strict=True))
 
 
-def test_a_data_set_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
+def test_a_data_set_that_cannot_be_reached_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "train.jsonl").write_text('{"text": "good"}\n')
     corpus = Corpus(source="hub", path=(str(tmp_path),), streaming=True)
     listed = parts(corpus, 64)
@@ -169,7 +174,7 @@ def test_a_data_set_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
         list(documents(listed[0], corpus, Problems()))
 
 
-def test_a_downloaded_data_set_is_read_by_ranges(tmp_path, monkeypatch):
+def test_a_downloaded_data_set_is_read_by_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows one by one take ten times as long."""
     rows = [f"row {number}" for number in range(2_500)]
     Dataset.from_dict({"text": rows, "other": rows}).save_to_disk(tmp_path / "saved")
@@ -186,7 +191,7 @@ def test_a_downloaded_data_set_is_read_by_ranges(tmp_path, monkeypatch):
     assert len(asked) <= 3
 
 
-def test_a_stream_and_a_download_of_a_data_set_are_two_corpora():
+def test_a_stream_and_a_download_of_a_data_set_are_two_corpora() -> None:
     """They are cut at different places, and sequences do not cross a cut."""
     corpora = [Corpus(source="hub", path=("name",), streaming=streaming) for streaming in (False, True)]
     assert fingerprinted(corpora[0]) != fingerprinted(corpora[1])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 SIZES = {
     "hidden_size": 16,
@@ -23,7 +24,7 @@ SIZES = {
 }
 DISTILBERT_SIZES = {"dim": 16, "n_layers": 4, "n_heads": 4, "hidden_dim": 24}
 IDS = dict.fromkeys(("bos_token_id", "cls_token_id"), 2) | dict.fromkeys(("eos_token_id", "sep_token_id"), 3)
-MODELS: dict[str, tuple[type, type, dict[str, Any]]] = {
+MODELS: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel], dict[str, Any]]] = {
     "bert": (transformers.BertConfig, transformers.BertForMaskedLM, SIZES),
     "distilbert": (transformers.DistilBertConfig, transformers.DistilBertForMaskedLM, DISTILBERT_SIZES | {
         name: SIZES[name] for name in ("max_position_embeddings", "vocab_size", "pad_token_id")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from offline_teacher.models.split import lower
 from offline_teacher.models.weights import named_weights, rest_weights, top_weights
 from tests.offline_teacher.families.tiny_models import FAMILIES, MODELS, Oracle, batch, masked_lm, oracle
 
-EXACT = {"rtol": 0, "atol": 1e-10}
+EXACT: dict[str, Any] = {"rtol": 0, "atol": 1e-10}
 
 
 def replayed(model: object, n: int, dtype: torch.dtype = torch.float64) -> Replay:
@@ -36,7 +37,7 @@ def at(real: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor[real] for tensor in tensors)
 
 
-def compare(replay: Replay, h: Tensor, count: Tensor, expected: Oracle, n: int, **tolerance: float) -> None:
+def compare(replay: Replay, h: Tensor, count: Tensor, expected: Oracle, n: int, **tolerance: Any) -> None:
     """Last hidden states, logits and Q, K, V of every replayed layer, at real positions."""
     real = torch.arange(h.shape[1]) < count[:, None]
     last = replay.last_hidden(h, count)
@@ -87,11 +88,12 @@ def test_no_mask_is_made_where_nothing_is_padded(family: str, monkeypatch: pytes
     h, replay = stored(model, 1, ids, count), replayed(model, 1)
     masks = []
     attention = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(
-        torch.nn.functional,
-        "scaled_dot_product_attention",
-        lambda *given, **named: masks.append(named["attn_mask"]) or attention(*given, **named),
-    )
+
+    def watched(*given: Any, **named: Any) -> Tensor:
+        masks.append(named["attn_mask"])
+        return attention(*given, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     expected = replay.last_hidden(h, torch.tensor([14, 14]))
     torch.testing.assert_close(replay.last_hidden(h, None), expected, rtol=0, atol=0)
     assert masks == [None, None] or family == "mpnet"  # whose attention is not torch's
@@ -107,9 +109,12 @@ def test_deepest_projections_cost_no_attention(family: str, monkeypatch: pytest.
     h, replay = stored(model, 2, ids, count), replayed(model, 2)
     linears = []
     linear = torch.nn.functional.linear
-    monkeypatch.setattr(
-        torch.nn.functional, "linear", lambda *given: linears.append(given[1].shape) or linear(*given)
-    )
+
+    def watched(*given: Tensor) -> Tensor:
+        linears.append(given[1].shape)
+        return linear(*given)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
     replay.queries_keys_values(h, count)
     assert sum(shape[0] for shape in linears) == 3 * 16, "three projections and nothing else"
     linears.clear()
@@ -131,7 +136,8 @@ def test_top_and_rest_are_a_checkpoint(family: str, n: int, tmp_path: Path) -> N
         save_file(tensors, tmp_path / name, metadata={"format": "pt"})
     index = {"metadata": {}, "weight_map": {t: name for name, tensors in parts.items() for t in tensors}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    read, info = MODELS[family][1].from_pretrained(tmp_path, output_loading_info=True)
+    kind: Any = MODELS[family][1]
+    read, info = kind.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     for name, tensor in read.state_dict().items():

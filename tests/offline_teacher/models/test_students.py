@@ -49,6 +49,8 @@ def test_a_student_is_its_teacher_with_the_chosen_layers(family: str, chosen: tu
     real = torch.arange(ids.shape[1]) < count[:, None]
     for ours, theirs in zip(found.states, expected.states, strict=True):
         torch.testing.assert_close(ours[real], theirs[real], rtol=0, atol=1e-10)
+    assert found.logits is not None
+    assert expected.logits is not None
     torch.testing.assert_close(found.logits[real], expected.logits[real], rtol=0, atol=1e-10)
 
 
@@ -132,6 +134,8 @@ def test_distilbert_cannot_have_another_epsilon_so_the_student_is_a_bert() -> No
     ids, count = batch()
     real = torch.arange(ids.shape[1]) < count[:, None]
     found, expected = oracle(student, ids, count).logits, oracle(model, ids, count).logits
+    assert found is not None
+    assert expected is not None
     torch.testing.assert_close(found[real], expected[real], rtol=0, atol=1e-10)
 
 

@@ -157,7 +157,7 @@ def test_a_dtype_too_narrow_for_the_teacher_is_refused(
 ) -> None:
     teacher = save_bert(tmp_path / "model", num_hidden_layers=4)
     model = BertForMaskedLM.from_pretrained(teacher)
-    torch.nn.init.constant_(model.bert.encoder.layer[-1].output.LayerNorm.bias, 1e6)
+    torch.nn.init.constant_(model.get_parameter("bert.encoder.layer.3.output.LayerNorm.bias"), 1e6)
     model.save_pretrained(teacher)
     with pytest.raises(UserError, match=r"teacher\.dtype: .*float16 are not all finite"):
         main(["plan", "--recipe", planned[2], f"teacher.model={teacher}", "teacher.dtype=float16"])

@@ -38,8 +38,8 @@ def head() -> BertForMaskedLM:
     with torch.no_grad():
         for parameter in model.cls.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-        model.cls.predictions.transform.LayerNorm.weight += 1
-        model.cls.predictions.decoder.weight *= 0.4
+        model.get_parameter("cls.predictions.transform.LayerNorm.weight").add_(1)
+        model.get_parameter("cls.predictions.decoder.weight").mul_(0.4)
     return model
 
 
@@ -90,11 +90,11 @@ def test_a_tail_far_below_the_top_k_has_a_gradient() -> None:
     student = torch.tensor([[9.0, 1.0, 3.0, 2.0]], dtype=torch.float64)
     q = torch.softmax(student / 0.1, -1)
     found = SoftTarget("top", top_k=2, tail=True).gradient(
-        torch.nn.Identity(),
+        torch.nn.Identity(),  # type: ignore[arg-type]
         slice(0, 1),
         teacher,
         q,
-        0.1,  # type: ignore[arg-type]
+        0.1,
     )
     p = torch.softmax(teacher / 0.1, -1)
     share = torch.softmax(student[:, 2:] / 0.1, -1)

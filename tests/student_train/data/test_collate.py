@@ -74,5 +74,6 @@ def test_columns_of_the_teacher(bfloat16: bool) -> None:
     assert batch.topk_ids is not None
     assert batch.topk_ids.dtype == torch.int64
     moved = batch.to("cpu")
+    assert moved.hidden_states is not None
     assert torch.equal(moved.hidden_states, batch.hidden_states)
     assert moved.labels.tolist() == batch.labels.tolist()

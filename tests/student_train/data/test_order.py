@@ -74,7 +74,9 @@ splits = st.builds(
 
 @given(splits, st.integers(0, 5), st.integers(1, 9), st.integers(1, 4), st.data())
 @settings(max_examples=150, deadline=None)
-def test_a_run_reads_the_stream_and_nothing_twice(blocks, seed, batch_size, window, data) -> None:
+def test_a_run_reads_the_stream_and_nothing_twice(
+    blocks: TaskBlocks, seed: int, batch_size: int, window: int, data: st.DataObject
+) -> None:
     samples = data.draw(st.integers(1, 3 * blocks.samples_per_epoch))
     order = SampleOrder(blocks, seed, batch_size, samples, window)
     expected = stream(blocks, order, 3)[:samples]
@@ -88,7 +90,7 @@ def test_a_run_reads_the_stream_and_nothing_twice(blocks, seed, batch_size, wind
 
 @given(splits, st.integers(1, 4), st.data())
 @settings(max_examples=60, deadline=None)
-def test_ranks_share_the_global_batch(blocks, world, data) -> None:
+def test_ranks_share_the_global_batch(blocks: TaskBlocks, world: int, data: st.DataObject) -> None:
     batch_size = data.draw(st.integers(world, 12))
     order = SampleOrder(blocks, 1, batch_size, 2 * blocks.samples_per_epoch, 3)
     for step, whole in enumerate(all_batches(order)):

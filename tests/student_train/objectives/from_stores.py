@@ -88,7 +88,8 @@ def live(
     """The same by the dense formula on the whole batch at once."""
     model.zero_grad()
     parts = zip(*(dense_inputs(batch) for batch in step.micro_batches), strict=True)
-    terms = live_loss(teacher, model.model, *(torch.cat(part) for part in parts), alphas=alphas)
+    ids, mask, labels = (torch.cat(part) for part in parts)
+    terms = live_loss(teacher, model.model, ids, mask, labels, alphas=alphas)
     terms["loss"].backward()
     return {name: float(value.detach()) for name, value in terms.items()}, gradients(model)
 

@@ -44,8 +44,10 @@ def make_case(seed: int, n: int = 11, v: int = 37, d: int = 6, dt: int = 5, mask
     head = random_head(dt, v, seed).to(torch.float32)
     labels = torch.where(torch.rand(n) < mask, torch.randint(v, (n,)), -100)
     # Multiples of 1/256 are exact in float32, so both precisions see the same problem.
-    exact = [(t * 256).round() / 256 for t in (r(n, d), 0.5 * r(v, d), r(v), r(n, dt), r(n, dt))]
-    return Case(*exact, head, labels).to(torch.float64)
+    z, weight, bias, student, teacher = (
+        (t * 256).round() / 256 for t in (r(n, d), 0.5 * r(v, d), r(v), r(n, dt), r(n, dt))
+    )
+    return Case(z, weight, bias, student, teacher, head, labels).to(torch.float64)
 
 
 def teacher_logits(case: Case) -> Tensor:

@@ -55,7 +55,12 @@ def test_without_a_cpp_compiler_the_exact_target_is_compiled_by_torch(
         assert native_exact._library.__wrapped__() is None
     monkeypatch.setattr(native_exact, "_library", lambda: None)
     kernels: list[vocabulary_kernels.Kernel] = []
-    monkeypatch.setattr(losses, "fused", lambda kernel: kernels.append(kernel) or kernel)
+
+    def fused(kernel: vocabulary_kernels.Kernel) -> vocabulary_kernels.Kernel:
+        kernels.append(kernel)
+        return kernel
+
+    monkeypatch.setattr(losses, "fused", fused)
     case = make_case(19).to(torch.float32)
     assert torch.isfinite(fused_loss(case, target_of(case, None), compile=True).total)
     assert set(kernels) == {vocabulary_kernels.exact_kernel}
