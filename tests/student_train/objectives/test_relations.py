@@ -96,6 +96,8 @@ def test_the_cpp_kernel_is_the_chunk_of_torch(dtype: torch.dtype) -> None:
             rounding = 2e-6 if dtype == torch.float32 else 4e-3  # of the gradient, when it is stored
             assert (again, nothing) == (value, None)
             assert value.item() == pytest.approx(expected.item(), rel=2e-5, abs=2e-5)
+            assert gradient is not None
+            assert wanted is not None
             torch.testing.assert_close(gradient.double(), wanted, rtol=rounding, atol=2e-6)
             for row, n in enumerate(count if counts is not None else ()):
                 assert not gradient[row, n:].any()
