@@ -18,7 +18,7 @@ from offline_teacher.inference import reduction
 from offline_teacher.models import head
 from student_train.data import ring
 from student_train.data.collate import Batch
-from student_train.objectives import relations, triple_loss
+from student_train.objectives import native_relations, relations, triple_loss
 from tests.gpu import __main__ as program
 from tests.gpu import checks, copies, models, speed
 
@@ -94,6 +94,7 @@ def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_wrong_relation_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_relations, "_library", lambda: None)
     real = relations._scores
     monkeypatch.setattr(relations, "_scores", lambda x, scale: real(x, scale * 1.001))
     with pytest.raises(AssertionError, match="float32, full"):
@@ -124,6 +125,7 @@ def test_rows_appended_to_the_decoder_change_nothing(monkeypatch: pytest.MonkeyP
 
 def test_the_relation_kernel_of_a_gpu_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs the kernel's arithmetic uncompiled, on padded relation vectors."""
+    monkeypatch.setattr(native_relations, "_library", lambda: None)
     monkeypatch.setattr(relations, "_COMPILED", ("cpu",))
     monkeypatch.setitem(relations._ALIGNED, "cpu", 8)
     called = []
