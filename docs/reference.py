@@ -39,7 +39,7 @@ such as `train.epochs=2`. `name` is its name, and `output` (default `runs`) the 
 A *fingerprinted* setting changes the result, and must stay the same when a run is resumed. The other settings
 change only speed or place. `null` means that nothing is set.
 
-This page is generated from `infra/settings/sections.py` by `python -m docs.reference`.
+This page is generated from `infra/settings/sections/` by `python -m docs.reference`.
 """
 COMMANDS_INTRO = """# Commands
 

@@ -1,0 +1,45 @@
+"""Every setting of a recipe: one module and frozen dataclass a section, a docstring below each field.
+
+All sections are in this folder, not beside their stages, because every command validates the whole recipe (a
+typo in ``train`` must be found before the teacher pass, not after it) and no stage may import another.
+
+A field made with ``outcome`` changes the result and is part of the fingerprint. A field made with
+``speed`` changes only speed or place, and may differ when a run is resumed.
+"""
+
+from infra.settings.sections.corpus import Corpus, CorpusSource, DocumentUnit
+from infra.settings.sections.evaluation import Evaluation, Require
+from infra.settings.sections.fields import Precision, in_a_grid, outcome, require, speed
+from infra.settings.sections.masking import Masking
+from infra.settings.sections.sequences import MAX_LENGTH, Sequences
+from infra.settings.sections.store import Store
+from infra.settings.sections.student import Student
+from infra.settings.sections.teacher import Teacher
+from infra.settings.sections.tracking import Tracking
+from infra.settings.sections.train import SOFT_TARGETS, TERMS, Phase, StoreNeeds, Train, Variant
+
+__all__ = [
+    "MAX_LENGTH",
+    "SOFT_TARGETS",
+    "TERMS",
+    "Corpus",
+    "CorpusSource",
+    "DocumentUnit",
+    "Evaluation",
+    "Masking",
+    "Phase",
+    "Precision",
+    "Require",
+    "Sequences",
+    "Store",
+    "StoreNeeds",
+    "Student",
+    "Teacher",
+    "Tracking",
+    "Train",
+    "Variant",
+    "in_a_grid",
+    "outcome",
+    "require",
+    "speed",
+]

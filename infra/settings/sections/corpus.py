@@ -1,0 +1,42 @@
+"""``corpus``: where the text comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from infra.settings.sections.fields import outcome, require, speed
+
+CorpusSource = Literal["text", "jsonl", "parquet", "hub"]
+DocumentUnit = Literal["file", "line", "block"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Where the documents come from."""
+
+    source: CorpusSource = outcome("text")
+    path: tuple[str, ...] = speed()
+    """Globs of files (local or URL; .gz and .zst are decompressed), or the hub name of a dataset.
+    Content, not path, is fingerprinted."""
+    validation_path: tuple[str, ...] = speed(())
+    """The same for held-out text; empty: no validation store (hub: see ``validation_split``)."""
+    document: DocumentUnit = outcome("line")
+    """The unit of a text file that is one document. Blank lines separate blocks."""
+    text_column: str = outcome("text")
+    config: str | None = outcome(None)
+    """Hub configuration name, e.g. ``wikitext-103-raw-v1``."""
+    split: str = outcome("train")
+    validation_split: str | None = outcome(None)
+    streaming: bool = outcome(False)
+    """Read a hub dataset as a stream instead of downloading it whole. An outcome field: a stream is cut by
+    its files, a downloaded dataset by rows, and sequences do not cross a cut."""
+    strict: bool = speed(False)
+    """Stop at the first invalid byte, empty document or missing field instead of counting it."""
+
+    def __post_init__(self) -> None:
+        require(len(self.path) > 0, "path: names no files; give a glob or a hub dataset name")
+        require(
+            self.source != "hub" or len(self.path) == 1,
+            "path: a hub corpus is exactly one dataset name",
+        )

@@ -1,0 +1,37 @@
+"""``masking``: which tokens are hidden."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from infra.settings.sections.fields import outcome, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """Which tokens the teacher and the student must predict."""
+
+    probability: float | None = outcome(None)
+    """ceil(probability * maskable tokens) positions of every sequence are masked; 0: masking is off.
+    None: 0.15 for a teacher with a masked-LM head, else 0."""
+    sampling: Literal["uniform", "frequency"] = outcome("uniform")
+    """``frequency``: p proportional to count^-smoothing (DistilBERT, XLM)."""
+    smoothing: float = outcome(0.7)
+    whole_word: bool = outcome(False)
+    epochs: int = outcome(1)
+    """R: how many times the corpus is masked and passed through the teacher."""
+    seed: int = outcome(0)
+
+    def __post_init__(self) -> None:
+        require(
+            self.probability is None or 0 <= self.probability <= 0.5,
+            f"probability: must be 0 to 0.5, not {self.probability}",
+        )
+        require(1 <= self.epochs <= 1000, f"epochs: must be 1 to 1000, not {self.epochs}")
+        require(
+            self.probability != 0 or self.epochs == 1,
+            f"epochs: {self.epochs} passes over text that is not masked would all be the same; set epochs: 1",
+        )
+        require(self.smoothing >= 0, f"smoothing: must be >= 0, not {self.smoothing}")
+        require(0 <= self.seed < 2**63, f"seed: must be 0 to 2^63 - 1, not {self.seed}")

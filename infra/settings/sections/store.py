@@ -1,0 +1,89 @@
+"""``store``: what is kept of the teacher, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from infra.settings.sections.fields import (
+    TEMPERATURE_RANGE,
+    is_temperature,
+    outcome,
+    require,
+    speed,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """Where the store is, and what it keeps of every sample. Students and evaluation only read ``path``."""
+
+    path: str | None = speed(None)
+    """Directory or URL of the store; None: ``<output>/<name>/store``."""
+    replay_layers: int = outcome(0)
+    """n: the store keeps the input of the teacher's top n encoder layers; students run these layers on it. 0:
+    the store keeps the output of the last layer."""
+    hidden_states: Literal["float16", "bfloat16", "int8", "none"] = outcome("float16")
+    positions: Literal["all", "masked", "pooled"] = outcome("all")
+    """Which positions are kept. ``pooled``: only the sentence encoder's vector of each sequence."""
+    top_k: int = outcome(64)
+    """K: the number of largest logits kept for each position. 0: neither logits nor logsumexp are kept."""
+    temperatures: tuple[float, ...] = outcome((1.0, 2.0))
+    """The temperatures at which logsumexp(logits / T) is kept; ascending."""
+    teacher_weights: bool = outcome(True)
+    """true: the store holds all weights of the teacher. false: only those that replay needs, for teachers
+    that may not be redistributed; students can then not start from the teacher's layers."""
+    task_sequences: int = outcome(4096)
+    """Sequences of a task, the unit of work, retry and commit."""
+    block_bytes: int | None = outcome(None)
+    """Bytes of a block, the unit of range requests and of shuffling. None: 4 MiB, or more where a request for
+    the smaller of top-k and hidden states would otherwise have less than 1 MiB."""
+    shard_bytes: int = outcome(256 << 20)
+    """At most this many bytes in one file."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.top_k <= 1024, f"top_k: must be 0 to 1024, not {self.top_k}")
+        require(
+            0 <= self.replay_layers <= 1000, f"replay_layers: must be 0 or more, not {self.replay_layers}"
+        )
+        require(
+            all(is_temperature(t) for t in self.temperatures)
+            and list(self.temperatures) == sorted(set(self.temperatures)),
+            f"temperatures: must be {TEMPERATURE_RANGE}, ascending and distinct,"
+            f" not {list(self.temperatures)}",
+        )
+        require(
+            self.top_k == 0 or 1.0 in self.temperatures,
+            "temperatures: must contain 1.0 where top_k > 0",
+        )
+        require(
+            1 <= self.task_sequences <= 1 << 24, f"task_sequences: must be >= 1, not {self.task_sequences}"
+        )
+        least = 1 if self.block_bytes is None else self.block_bytes
+        require(least >= 1, f"block_bytes: must be >= 1, not {self.block_bytes}")
+        require(
+            self.shard_bytes >= least,
+            f"shard_bytes: {self.shard_bytes} is less than block_bytes = {self.block_bytes}",
+        )
+        self._check_positions()
+
+    def _check_positions(self) -> None:
+        if self.positions == "pooled":
+            require(
+                self.top_k == 0 and self.replay_layers == 0,
+                "positions: pooled keeps one vector a sequence; set top_k: 0 and replay_layers: 0",
+            )
+            require(
+                self.hidden_states in ("float16", "none"),
+                "hidden_states: a pooled vector is kept in float16; leave it out with positions: pooled",
+            )
+            return
+        require(
+            self.top_k > 0 or self.hidden_states != "none",
+            "top_k = 0 and hidden_states = none: the store would hold nothing of the teacher",
+        )
+        require(
+            self.replay_layers == 0 or (self.positions == "all" and self.hidden_states != "none"),
+            "replay_layers: the top layers can only be replayed from hidden states at all positions; set"
+            " positions: all and hidden_states: float16",
+        )

@@ -1,0 +1,44 @@
+"""``student``: the shape of a student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from infra.settings.sections.fields import outcome, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """The architecture and where its weights start."""
+
+    layers: str | tuple[int, ...] = outcome("every_second")
+    """Teacher layers the student starts from: a list, ``last:N``, or ``every_second``, which ends with the
+    teacher's last."""
+    init: Literal["teacher", "random"] = outcome("teacher")
+    hidden_size: int | None = outcome(None)
+    """None: the teacher's hidden size. A narrower student starts from slices of the teacher's layers unless
+    ``init`` is random; for the cosine loss it also learns a projection to the teacher's width."""
+    attention_heads: int | None = outcome(None)
+    """None: as many as the teacher has."""
+    intermediate_size: int | None = outcome(None)
+    """Width of the feed-forward layers. None: the teacher's, shrunk like ``hidden_size``."""
+    dropout: float = outcome(0.1)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, str):
+            name, _, count = self.layers.partition(":")
+            require(
+                self.layers == "every_second" or (name == "last" and count.isdigit() and int(count) > 0),
+                f"layers: must be a list of layer numbers, every_second or last:N, not {self.layers!r}",
+            )
+        else:
+            require(len(self.layers) > 0, "layers: names no layer")
+            require(
+                all(layer >= 0 for layer in self.layers) and list(self.layers) == sorted(set(self.layers)),
+                f"layers: must be ascending and distinct, counted from 0, not {list(self.layers)}",
+            )
+        require(0 <= self.dropout < 1, f"dropout: must be in [0, 1), not {self.dropout}")
+        for name in ("hidden_size", "attention_heads", "intermediate_size"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name}: must be >= 1, not {value}")

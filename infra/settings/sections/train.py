@@ -1,0 +1,182 @@
+"""``train``: how a student learns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from infra.settings.sections.fields import (
+    TEMPERATURE_RANGE,
+    Precision,
+    is_temperature,
+    outcome,
+    require,
+    speed,
+)
+from infra.settings.sections.student import Student
+
+TERMS = ("alpha_ce", "alpha_mlm", "alpha_cos", "alpha_relation", "alpha_embedding")
+"""The weights of the loss's terms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreNeeds:
+    """The columns that a kind of soft target reads from a store."""
+
+    hidden_states: bool = False
+    top_k: bool = False
+    """Top-k logits, and the logsumexp at the temperature of the loss."""
+
+
+SOFT_TARGETS = {"exact": StoreNeeds(hidden_states=True), "topk": StoreNeeds(top_k=True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """More steps after those on the recipe's own store, for example with longer sequences."""
+
+    store: str = speed()
+    """Directory or URL of a store of the same teacher, with the teacher's outputs in the same form."""
+    steps: int = outcome()
+    """Number of its optimiser steps, each of ``batch_size`` sequences."""
+
+    def __post_init__(self) -> None:
+        require(self.store != "", "phases: a phase's store names no directory")
+        require(self.steps >= 1, f"phases: a phase's steps must be >= 1, not {self.steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How the student learns from the store. Weights of the loss are DistilBERT's (arXiv 1910.01108)."""
+
+    epochs: float = outcome(3.0)
+    """Passes over the corpus; epoch e reads masking epoch e mod R."""
+    max_steps: int | None = outcome(None)
+    """Ends the training on the recipe's own store earlier, at this many optimiser steps."""
+    phases: tuple[Phase, ...] = speed(())
+    """Phases that follow, each ``{store: PATH, steps: N}``: N steps on another store of the same teacher, for
+    example with longer sequences. One schedule of the learning rate spans all of them. Steps and content of
+    the stores are fingerprinted, their places are not."""
+    batch_size: int = outcome(256)
+    """Sequences of one optimiser step, over all ranks and accumulation steps."""
+    micro_batch_size: int = speed(32)
+    """Sequences of one forward on one rank."""
+    learning_rate: float = outcome(5e-4)
+    betas: tuple[float, float] = outcome((0.9, 0.98))
+    eps: float = outcome(1e-6)
+    weight_decay: float = outcome(0.0)
+    schedule: Literal["linear", "cosine", "constant"] = outcome("linear")
+    warmup_ratio: float = outcome(0.05)
+    max_grad_norm: float = outcome(5.0)
+    temperature: float = outcome(2.0)
+    alpha_ce: float = outcome(5.0)
+    alpha_mlm: float = outcome(2.0)
+    alpha_cos: float = outcome(1.0)
+    alpha_relation: float = outcome(0.0)
+    """Weight of MiniLMv2's relations (arXiv 2012.15828); needs ``store.replay_layers`` of 1 or more."""
+    alpha_embedding: float = outcome(0.0)
+    """Weight of the distance between the student's and the teacher's vector of a text. It needs the store of
+    a sentence encoder, with ``positions: pooled`` (then no other term is possible) or ``sequences.packing:
+    document``."""
+    relation_heads: int | None = outcome(None)
+    """Number of relation heads, which must divide both widths. None: their largest common divisor up to
+    64."""
+    relation_weights: tuple[float, float, float] = outcome((1.0, 1.0, 1.0))
+    """Relative weights of the query, key and value relations; 0 leaves one out."""
+    relation_layer: int = outcome(-1)
+    """The student's layer whose queries, keys and values are compared; -1: its last."""
+    soft_targets: Literal["auto", "exact", "topk"] = outcome("auto")
+    """One of ``SOFT_TARGETS``; ``auto``: exact where the store holds hidden states, else topk."""
+    kl_positions: Literal["all", "masked"] = outcome("all")
+    teacher: Literal["store", "live"] = outcome("store")
+    """``store``: the loss uses the stored outputs of the teacher. ``live``: every step runs the whole teacher
+    on the store's text, which needs ``store.teacher_weights: true``."""
+    dtype: Precision = outcome("bfloat16")
+    zero_stage: Literal[0, 1, 2] = speed(0)
+    deepspeed_config: str | None = speed(None)
+    """A DeepSpeed JSON merged under the recipe; a key set in both to different values is an error."""
+    seed: int = outcome(0)
+    window_batches: int = outcome(64)
+    """Size of the shuffle window in batches. Each window takes random blocks from the whole corpus."""
+    prefetch: int = speed(4)
+    """Micro-batches decoded ahead of the step."""
+    compile: bool = speed(True)
+    """Fuse the elementwise part of the loss with torch.compile; falls back to eager with a warning."""
+    deterministic: bool = speed(False)
+    """Use torch's deterministic algorithms. With them, a resumed run on a GPU is bit-equal to an
+    uninterrupted one, but slower. On a CPU this holds without them."""
+    profile_steps: int = speed(0)
+    """Number of steps that rank 0 profiles, after the first ten; it writes ``trace.json`` beside the
+    history."""
+    log_every: int = speed(10)
+    """Steps between two lines of the history."""
+    validate_every: int = speed(0)
+    """Steps between two validations; 0: only at the end."""
+    checkpoint_every: int = speed(0)
+    """Steps between two checkpoints; 0: only ``checkpoint_minutes`` counts."""
+    checkpoint_minutes: float = speed(5.0)
+    """Minutes between two checkpoints; 0: only ``checkpoint_every`` counts."""
+    keep_checkpoints: int = speed(2)
+    cache_dir: str | None = speed(None)
+    """Directory that caches blocks of a remote store for all ranks of a node; None: a temporary directory."""
+    cache_bytes: int = speed(20 << 30)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "batch_size",
+            "micro_batch_size",
+            "window_batches",
+            "prefetch",
+            "log_every",
+        ):
+            require(getattr(self, name) >= 1, f"{name}: must be >= 1, not {getattr(self, name)}")
+        at_least_0 = ("weight_decay", "max_grad_norm", "validate_every", "checkpoint_every", "profile_steps")
+        for name in (*TERMS, *at_least_0, "checkpoint_minutes"):
+            require(getattr(self, name) >= 0, f"{name}: must be >= 0, not {getattr(self, name)}")
+        for name in ("epochs", "learning_rate", "eps"):
+            require(getattr(self, name) > 0, f"{name}: must be > 0, not {getattr(self, name)}")
+        require(
+            is_temperature(self.temperature),
+            f"temperature: must be {TEMPERATURE_RANGE}, not {self.temperature}",
+        )
+        require(
+            self.max_steps is None or self.max_steps >= 1, f"max_steps: must be >= 1, not {self.max_steps}"
+        )
+        require(0 <= self.warmup_ratio < 1, f"warmup_ratio: must be in [0, 1), not {self.warmup_ratio}")
+        require(
+            min(self.betas) >= 0 and max(self.betas) < 1, f"betas: must be in [0, 1), not {list(self.betas)}"
+        )
+        require(self.cache_bytes >= 0, f"cache_bytes: must be >= 0, not {self.cache_bytes}")
+        require(self.keep_checkpoints >= 1, f"keep_checkpoints: must be >= 1, not {self.keep_checkpoints}")
+        require(
+            any(getattr(self, name) > 0 for name in TERMS),
+            f"{', '.join(TERMS)} are all zero: there is no loss",
+        )
+        require(
+            min(self.relation_weights) >= 0 and max(self.relation_weights) > 0,
+            f"relation_weights: must be >= 0 and not all 0, not {list(self.relation_weights)}",
+        )
+        require(
+            self.teacher == "store" or self.soft_targets != "topk",
+            "soft_targets: topk is what a store holds; a live teacher gives exact ones, set it to exact",
+        )
+        require(
+            self.batch_size % self.micro_batch_size == 0,
+            f"batch_size: {self.batch_size} is not a multiple of micro_batch_size = {self.micro_batch_size}",
+        )
+
+    def soft_target_kind(self, hidden_states: str) -> str | None:
+        """The kind of soft target for a store with this ``hidden_states``; None if alpha_ce is 0."""
+        if not self.alpha_ce:
+            return None
+        if self.soft_targets == "auto":
+            return "exact" if hidden_states != "none" else "topk"
+        return self.soft_targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One of several students of a recipe."""
+
+    student: Student
+    train: Train
