@@ -37,6 +37,13 @@ REMIND_SECONDS = 60.0
 CLOSE_SECONDS = 5.0
 """Seconds that workers get at the end to remove their temporary files."""
 
+WORKER_VARIABLES = {
+    "TOKENIZERS_PARALLELISM": "false",
+    # oneDNN keeps compiled kernels of 1,024 shapes. Numbers of masked positions differ from batch to batch,
+    # so most are never used again, and a worker grew by 100 MB in its first hundreds of tasks.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
+}
+
 Done = Callable[[Item, dict[str, Any]], None]
 Started = Callable[[str, dict[str, Any]], None]
 """Called with the place of a new worker and the result of its ``prepare``."""
@@ -186,7 +193,7 @@ class Pool:
     def _start_worker(self) -> None:
         import ray
 
-        variables = {"OMP_NUM_THREADS": str(self.crew.cpus), "TOKENIZERS_PARALLELISM": "false"}
+        variables = WORKER_VARIABLES | {"OMP_NUM_THREADS": str(self.crew.cpus)}
         if not self.cluster.head:
             variables["PYTHONPATH"] = python_path()
         remote: Any = ray.remote(self.crew.kind).options(
