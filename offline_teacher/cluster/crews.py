@@ -50,14 +50,12 @@ def teacher_crew(recipe: Recipe, root: str) -> Crew:
     )
 
 
-def refuse_too_few_gpus(settings: Teacher) -> None:
-    """Raises UserError if the local Ray, which cannot grow, has too few GPUs for ``min_workers``.
+def refuse_too_few_gpus(settings: Teacher, there: int) -> None:
+    """Raises UserError if a local Ray, which cannot grow, has too few GPUs (``there``) for ``min_workers``.
 
     CPUs are not checked, because the local Ray is started with as many as needed.
     """
-    import ray
-
-    share, there = settings.gpus_per_worker, int(ray.cluster_resources().get("GPU", 0))
+    share = settings.gpus_per_worker
     if not share:
         return
     workers = there * int(1 / share + 1e-9)

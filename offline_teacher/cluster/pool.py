@@ -82,7 +82,9 @@ class Cluster:
             if address:
                 self.head = Head(address, time.monotonic())
             else:
-                refuse_too_few_gpus(self.settings)
+                import ray
+
+                refuse_too_few_gpus(self.settings, int(ray.cluster_resources().get("GPU", 0)))
 
     def text_workers(self, root: str) -> Pool:
         return Pool(self, text_crew(self.recipe, root))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -119,7 +120,8 @@ def fake(
 ) -> FakeRay:
     ray = FakeRay(behave)
     monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setattr(pool_module, "connect", lambda *_, **__: joins)
+    monkeypatch.setattr(pool_module, "connect", lambda *_, **__: "node-0:6379" if joins else None)
+    monkeypatch.setattr(pool_module, "Head", mock.Mock())  # of a cluster that always answers
     monkeypatch.setattr(pool_module, "time", Clock())
     return ray
 
