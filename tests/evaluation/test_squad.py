@@ -4,8 +4,10 @@ import dataclasses
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,8 +15,13 @@ from evaluation.finetuning.scores import complete, prepare
 from evaluation.measures.metrics import answer_f1
 from evaluation.models import Candidate, load_tokenizer
 from evaluation.tasks import squad
+from evaluation.tasks.catalogue import find_task
+from evaluation.tasks.loading import load
 from evaluation.tasks.squad import Question
 from infra.settings.sections import Evaluation
+from tests.evaluation.test_bad_official import SQUAD_START
+from tests.evaluation.test_hub_tasks import hub_split
+from tests.evaluation.test_official import write
 
 LONG = " ".join(["the", "film", "is", "very"] * 30)
 
@@ -124,3 +131,58 @@ def test_shared_answers_are_whole_in_some_window(shared_dir: Path) -> None:
     found = squad.best_answers(windows, logits, questions)
     f1 = [answer_f1(text, item.answers) for text, item in zip(found, questions, strict=True)]
     assert np.mean(f1) > 0.98
+
+
+WRONG_STARTS = [
+    # context, answer, answer_start, where it stands
+    ("It is red.", "red", 7, 6),
+    ("red, red and red", "red", 6, 5),
+    ("It is red.", "red", 60, 6),
+    ("It is red.", "red", -2, 6),
+    ("It is red.", " red", 5, 6),
+]
+
+
+@pytest.mark.parametrize("source", ["file", "hub"])
+def test_an_answer_is_looked_for_where_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """Nearest to its answer_start; one that the context does not have is left out, and counted."""
+    rows = [*WRONG_STARTS, ("It is red.", "blue", 6, None), ("It is red.", "red", 6, 6)]
+    columns: dict[str, list[Any]] = {
+        "id": [f"q{number}" for number in range(len(rows))],
+        "question": ["What?"] * len(rows),
+        "context": [context for context, *_ in rows],
+        "answers": [{"text": [answer], "answer_start": [start]} for _, answer, start, _ in rows],
+    }
+    if source == "hub":
+        split = hub_split(monkeypatch, "SQuAD", **columns)
+    else:
+        paragraphs = [
+            {
+                "context": context,
+                "qas": [
+                    {"id": id_, "question": question, "answers": [dict(zip(answers, cells, strict=True))]}
+                    for cells in zip(*answers.values(), strict=True)
+                ],
+            }
+            for id_, question, context, answers in zip(*columns.values(), strict=True)
+        ]
+        write(tmp_path, "train-v1.1.json", json.dumps({"data": [{"paragraphs": paragraphs}]}))
+        split = load(find_task("SQuAD"), "train", str(tmp_path))
+    kept = [row for row in rows if row[3] is not None]
+    assert [item.starts for item in split.questions] == [(place,) for *_, place in kept]
+    for item in split.questions:
+        assert item.context[item.starts[0] :].startswith(item.answers[0])
+    moved, absent = split.notes[:2]
+    assert moved.startswith(
+        "SQuAD train: answers that do not stand at their answer_start, looked for nearest to it: 4 (first: "
+    )
+    assert absent.startswith("SQuAD train: answers that do not occur in their context, left out: 1, ")
+    assert "left out: 1 (first: question q5 of " in absent
+
+
+def test_an_answer_that_does_not_occur_leaves_the_others(tmp_path: Path) -> None:
+    answers = '[{"text": "blue", "answer_start": 6}, {"text": "red", "answer_start": 6}]}]}]}]}'
+    split = load(find_task("SQuAD"), "dev", write(tmp_path, "dev-v1.1.json", SQUAD_START + answers))
+    assert [(item.answers, item.starts) for item in split.questions] == [(("red",), (6,))]
