@@ -1,14 +1,15 @@
-"""Scores a recipe's teacher and students, or any model directory; measures latency and writes a report.
+"""Scores a recipe's teacher and students, or any models; measures latency and writes a report.
 
     python -m evaluation.main --recipe infra/recipes/demo.yaml [section.key=value ...]
     python -m evaluation.main --model DIR --tasks RTE,SST-2 --data GLUE_DIR --seeds 3 --epochs 3 --output DIR
+    python -m evaluation.main --model tiny=DIR --model bert=OWNER/NAME --tasks RTE --output DIR
     python -m evaluation.main --model STUDENT_DIR --teacher DIR --tasks SST-2 --data GLUE_DIR --output DIR
     python -m evaluation.main export --model DIR --output DIR
     python -m evaluation.main export --web --model DIR --task SQuAD --output DIR
 
-With --teacher the model is also fine-tuned on the outputs of the fine-tuned teacher (row "(D)"). "export"
-writes a (fine-tuned) model directory as ONNX, int8 ONNX and ORT files for devices, or with --web as a page
-that runs the model in a browser.
+--model may be repeated: all models are rows of one report. With --teacher each of them is also fine-tuned
+on the outputs of the fine-tuned teacher (row "(D)"). "export" writes a (fine-tuned) model directory as ONNX,
+int8 ONNX and ORT files for devices, or with --web as a page that runs the model in a browser.
 A command that was stopped resumes when it is run again; a finished one does nothing.
 """
 
@@ -22,7 +23,7 @@ from typing import Any, NoReturn
 
 from infra import console
 from infra.errors import UserError
-from infra.files.paths import expand_home
+from infra.files.paths import expand_home, expand_home_in_uri
 from infra.settings.recipe_file import load_recipe
 
 _WITH_A_RECIPE = ("recipe", "overrides", "submission")
@@ -71,7 +72,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--recipe", type=expand_home, help="recipe file; overrides follow as section.key=value"
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument("--model", type=expand_home, help="model directory or hub name, instead of a recipe")
+    parser.add_argument(
+        "--model",
+        type=expand_home,
+        action="append",
+        metavar="[NAME=]MODEL",
+        help="directory, URL or hub name of a model, instead of a recipe; may be repeated",
+    )
     parser.add_argument(
         "--teacher", type=expand_home, help="directory or hub name: second distillation from it, fine-tuned"
     )
@@ -91,6 +98,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--keep-model", action="store_true", help="keep the fine-tuned model of the median seed"
     )
+    parser.add_argument(
+        "--latency-sentences",
+        type=int,
+        metavar="N",
+        help="time the models on this many (default 200; 0: all)",
+    )
+    parser.add_argument(
+        "--tracking",
+        type=expand_home_in_uri,
+        metavar="URI",
+        help="of MLflow (default: a database in the output directory), or off",
+    )
     parser.add_argument("--submission", action="store_true", help="also write GLUE test predictions as a zip")
     parser.add_argument("--output", type=expand_home, help="directory of the scores")
     options = parser.parse_args(arguments)
@@ -99,7 +118,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     loose = [name for name, value in vars(options).items() if value and name not in _WITH_A_RECIPE]
     if options.recipe and loose:
         flag = loose[0].replace("_", "-")
-        raise UserError(f"--{flag}: goes with --model; with a recipe write evaluation.{loose[0]}=...")
+        setting = "tracking.uri" if flag == "tracking" else f"evaluation.{loose[0]}"
+        raise UserError(f"--{flag}: goes with --model; with a recipe write {setting}=...")
     if options.model and options.overrides:
         raise UserError(f"{options.overrides[0]}: overrides go with --recipe")
     if options.temperature is not None and not options.teacher:

@@ -1,82 +1,162 @@
-"""Scores of any model directory on named tasks, without a recipe."""
+"""Scores of any model directories on named tasks, without a recipe."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import dataclasses
+import os
+import re
+from contextlib import ExitStack
 from typing import Any
 
 from evaluation import names
+from evaluation.evaluate import evaluated
 from evaluation.finetuning.jobs import GRID
-from evaluation.finetuning.scores import Results, complete, macro, medians, prepare
+from evaluation.finetuning.scores import prepare
 from evaluation.models import Candidate, local_directory
-from evaluation.submission import write_submission
+from evaluation.recipe_rows import TEACHER, Rows
+from evaluation.report import tables
 from infra import console
 from infra.errors import UserError
 from infra.files import storage
 from infra.files.locks import locked
-from infra.settings.sections import Evaluation
+from infra.files.paths import expand_home
+from infra.settings.recipe import Recipe, StudentRun
+from infra.settings.recipe_file import refuse_credentials
+from infra.settings.sections import Evaluation, Tracking
 
 SCORES = "scores"
-TEACHER = "teacher"
+OFF = "off"
+"""``--tracking off``: nothing is tracked."""
+TIMED = 200
+"""Sentences of the latency pass, unless the command says otherwise."""
+
+
+class Comparison(Recipe):
+    """The settings of a command without a recipe: no student is its own, and one directory holds all."""
+
+    @property
+    def root(self) -> str:
+        return self.output
+
+    @property
+    def evaluation_dir(self) -> str:
+        return self.output
+
+    def runs(self) -> dict[str, StudentRun]:
+        return {}
 
 
 def run_model(options: argparse.Namespace) -> int:
-    """Fine-tune and score what is missing, print a line for each metric, write scores.json; the exit code."""
-    settings = model_settings(options)
+    """Fine-tune and score what is missing, write scores.json and the report of all models; the exit code."""
+    comparison = comparison_of(options)
     directory = storage.join(options.output, SCORES)
     with contextlib.ExitStack() as stack:
-        candidates, sources = _candidates(options, directory, stack)
-        candidate = candidates[1 if options.teacher else 0]
+        sources = _named_sources(options, directory)
+        rows = Rows(_candidates(sources, bool(options.teacher), stack), {}, [])
+        models = [name for name in sources if not (options.teacher and name == TEACHER)]
         plan = prepare(
-            candidates,
-            settings,
+            rows.candidates,
+            comparison.evaluation,
             directory,
-            keep_models=(candidate.name,) if options.keep_model else (),
+            keep_models=models if options.keep_model else (),
             predict_test=options.submission,
         )
         for name, source in sources.items():
-            names.keep_name(directory, source, name)
-        for note in sorted(
-            {note for parts in plan.splits.values() for one in parts.values() for note in one.notes}
-        ):
+            names.keep_name(directory, names.source_of(source), name)
+        notes = {note for parts in plan.splits.values() for one in parts.values() for note in one.notes}
+        for note in sorted(notes):
             print(f"note: {note}", flush=True)
-        results = complete(plan, settings.workers)
-    for model, tasks in plan.choices().items():
+        content = evaluated(comparison, rows, plan, models if options.submission else ())
+    _show(content)
+    print(_add_scores(options.output, {name: row["scores"] for name, row in content["rows"].items()}))
+    print(storage.join(options.output, "report.html"))
+    return 0
+
+
+def comparison_of(options: argparse.Namespace) -> Comparison:
+    """The settings of the command line; UserError for a value that a section refuses, and for a secret."""
+    fields = {field.name for field in dataclasses.fields(Evaluation)}  # options have the names of settings
+    values = {name: value for name, value in vars(options).items() if name in fields and value is not None}
+    values["tasks"] = tuple(name for name in options.tasks.split(",") if name)
+    if options.temperature is not None:
+        values["distillation_temperature"] = options.temperature
+    if options.seeds is not None:
+        values["seeds"] = tuple(range(options.seeds))
+    models = [_name_and_source(text)[1] for text in options.model]
+    try:
+        refuse_credentials({**vars(options), "model": models})
+        settings = dataclasses.replace(Evaluation(latency_sentences=TIMED), **values)
+    except ValueError as error:
+        name, colon, rest = str(error).removeprefix("distillation_").partition(":")
+        raise UserError(f"--{name.replace('_', '-')}{colon}{rest}") from None
+    title = re.sub(r"[^A-Za-z0-9._-]", "", os.path.basename(os.path.abspath(options.output))).lstrip("._-")
+    tracking = Tracking(enabled=options.tracking != OFF, uri=options.tracking)
+    return Comparison(
+        name=title[:100] or SCORES, output=options.output, evaluation=settings, tracking=tracking
+    )
+
+
+def _named_sources(options: argparse.Namespace, directory: str) -> dict[str, str]:
+    """Name of a row -> path, URL or hub name of its model, in the order given, the teacher first.
+
+    A name that is not given comes from the command line too, because the local copy of a remote model has
+    another name each time. UserError for a name that is wrong, given twice or another model's.
+    """
+    given = [_name_and_source(text) for text in options.model]
+    if options.teacher:
+        given.insert(0, (TEACHER, options.teacher))
+    own = [name for name, _ in given if name]
+    twice = next((name for name in own if own.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"--model: {twice} is the name of two models; write another before the =")
+    found: dict[str, str] = {}
+    for name, source in given:
+        identity = names.source_of(source)
+        possible = [one for one in names.names_of(identity) if one not in {*own, *found, TEACHER}]
+        chosen = names.free_name(directory, identity, [name] if name else possible or [f"{TEACHER}-model"])
+        found[chosen] = source
+    return found
+
+
+def _name_and_source(given: str) -> tuple[str, str]:
+    """``NAME=MODEL``; the name is empty where only a model is given, whose path may hold a ``=``."""
+    name, equals, source = given.partition("=")
+    if not equals or "/" in name or os.path.exists(given):
+        return "", given
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is None:
+        raise UserError(
+            f"--model: a name is letters, digits, dots, dashes and underscores, not {name!r}; "
+            "write --model NAME=DIR"
+        )
+    if not source:
+        raise UserError(f"--model: {name}= names no model; write --model {name}=DIR")
+    return name, expand_home(source)
+
+
+def _candidates(sources: dict[str, str], taught: bool, stack: ExitStack) -> list[Candidate]:
+    """A row a model and, where they are taught, one more for each but the teacher."""
+    rows = [Candidate(name, stack.enter_context(local_directory(source))) for name, source in sources.items()]
+    if taught:
+        rows += [
+            Candidate(f"{one.name} (D)", one.directory, taught_by=TEACHER, student=one.name)
+            for one in rows
+            if one.name != TEACHER
+        ]
+    return rows
+
+
+def _show(content: dict[str, Any]) -> None:
+    """Prints grids with what dev chose, every metric, and the summary."""
+    for model, tasks in content["choices"].items():
         for task, points in tasks.items():
             columns = (*GRID, "dev_score")
             print(f"{model} {task}: settings by their score on dev, the best first")
             print(console.table([[f"{point[name]:g}" for name in columns] for point in points], columns))
-    lines = _metric_lines(results)
-    print(console.table(lines, ("model", "task", "metric", f"median of {len(settings.seeds)}", "all seeds")))
-    if options.submission:
-        target = storage.join(options.output, f"submission-{candidate.name}.zip")
-        files = write_submission(plan, candidate.name, target)
-        print(f"{target}: {', '.join(files)}" if files else "no test files: no submission")
-    print(_add_scores(options.output, _summary(results)))
-    return 0
-
-
-def _candidates(
-    options: argparse.Namespace, directory: str, stack: contextlib.ExitStack
-) -> tuple[list[Candidate], dict[str, str]]:
-    """The rows (the model, or teacher, model and taught model), and the sources of the first two by name.
-
-    Names come from the command line, because the local copy of a remote model has another name each time.
-    """
-    source = names.source_of(options.model)
-    own = [name for name in names.names_of(source) if not (options.teacher and name == TEACHER)]
-    name = names.free_name(directory, source, own or [f"{TEACHER}-model"])
-    model = stack.enter_context(local_directory(options.model))
-    candidate = Candidate(name, model)
-    if not options.teacher:
-        return [candidate], {name: source}
-    teacher_source = names.source_of(options.teacher)
-    names.free_name(directory, teacher_source, [TEACHER])
-    teacher = Candidate(TEACHER, stack.enter_context(local_directory(options.teacher)))
-    taught = Candidate(f"{name} (D)", model, taught_by=TEACHER)
-    return [teacher, candidate, taught], {TEACHER: teacher_source, name: source}
+    header, lines = tables.metric_rows(content)
+    print(console.table(lines, header), end="\n\n")
+    print(tables.summary_table(content))
 
 
 def _add_scores(output: str, scores: dict[str, Any]) -> str:
@@ -96,46 +176,3 @@ def _add_scores(output: str, scores: dict[str, Any]) -> str:
         merged = {name: {**rows.get(name, {}), **tasks} for name, tasks in scores.items()}
         storage.publish_json(path, {**rows, **merged})
     return path
-
-
-def model_settings(options: argparse.Namespace) -> Evaluation:
-    """``Evaluation`` of the command line; UserError for a value that the section refuses."""
-    fields = {field.name for field in dataclasses.fields(Evaluation)}  # options have the names of settings
-    values = {name: value for name, value in vars(options).items() if name in fields and value is not None}
-    values["tasks"] = tuple(name for name in options.tasks.split(",") if name)
-    if options.temperature is not None:
-        values["distillation_temperature"] = options.temperature
-    if options.seeds is not None:
-        values["seeds"] = tuple(range(options.seeds))
-    try:
-        return dataclasses.replace(Evaluation(), **values)
-    except ValueError as error:
-        name = str(error).removeprefix("distillation_").replace("_", "-", 1)
-        raise UserError(f"--{name}") from None
-
-
-def _metric_lines(results: Results) -> list[list[str]]:
-    """One line a task and metric, in percent as the papers print them, and the macro score."""
-    lines = []
-    for model, tasks in results.items():
-        for task, seeds in tasks.items():
-            values = medians(seeds)
-            for name in seeds[0]["metrics"]:
-                each = "  ".join(f"{100 * seed['metrics'][name]:.2f}" for seed in seeds)
-                lines.append([model, task, name, f"{100 * values[name]:.2f}", each])
-        if len(tasks) > 1:
-            lines.append(
-                [
-                    model,
-                    "macro",
-                    "",
-                    f"{100 * macro({task: medians(seeds)['score'] for task, seeds in tasks.items()}):.2f}",
-                    "",
-                ]
-            )
-    return lines
-
-
-def _summary(results: Results) -> dict[str, Any]:
-    """``<candidate>.<task>``: medians; fractions."""
-    return {name: {task: medians(seeds) for task, seeds in tasks.items()} for name, tasks in results.items()}

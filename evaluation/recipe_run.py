@@ -1,29 +1,16 @@
-"""Evaluation of a recipe: its rows (``recipe_rows``), their latency, the report, tracking.
-
-What needs torch, ONNX or matplotlib is imported where it is used: a finished evaluation needs none of it.
-"""
+"""Evaluation of a recipe: its rows (``recipe_rows``), the report (``evaluate``), and what it must reach."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-from functools import partial
-from typing import Any
 
-from evaluation.finetuning.scores import Plan, complete, prepare
-from evaluation.recipe_rows import TEACHER, Rows, rows_of
-from evaluation.report import content as report
-from evaluation.report import gates, tables, tracked
-from evaluation.submission import write_submission
+from evaluation.evaluate import evaluated
+from evaluation.finetuning.scores import prepare
+from evaluation.recipe_rows import TEACHER, rows_of
+from evaluation.report import gates, tables
 from infra.errors import EXIT_INCOMPLETE, EXIT_UNMET, UserError
 from infra.files import storage
 from infra.settings.recipe import Recipe
-from infra.tracking import run as tracking
-
-EXPORT = "export"
-"""Folder of the exported fine-tuned students, one folder a student in it."""
-FILES = {"report.json", "report.md", "report.html"}
-"""Without one of them the evaluation is not complete."""
 
 
 def run_recipe(recipe: Recipe, predict_test: bool = False) -> int:
@@ -33,130 +20,21 @@ def run_recipe(recipe: Recipe, predict_test: bool = False) -> int:
     Returns the exit code: EXIT_INCOMPLETE if a student is not trained yet; the report then lacks it. Raises
     UserError with EXIT_UNMET if a student does not meet what the recipe requires.
     """
-    directory = recipe.evaluation_dir
     with contextlib.ExitStack() as stack:
         rows = rows_of(recipe, stack)
         plan = prepare(
             rows.candidates,
             recipe.evaluation,
-            storage.join(directory, "scores"),
+            storage.join(recipe.evaluation_dir, "scores"),
             keep_models=(TEACHER, *rows.students),
             predict_test=predict_test,
         )
-        key = _key(plan, rows, recipe)
-        content = _complete_report(plan, directory, key)
-        if content is None or plan.left:
-            recipe.save(directory)
-            with tracking.start_run(recipe, "evaluation") as run:
-                content = _evaluate(recipe, rows, plan, key, run)
+        content = evaluated(recipe, rows, plan, list(rows.students) if predict_test else ())
     print(tables.summary_table(content))
     for note in content["notes"]:
         print(f"note: {note}")
-    print(storage.join(directory, "report.html"))
+    print(storage.join(recipe.evaluation_dir, "report.html"))
     missed = gates.unmet(content, recipe.evaluation.require) if recipe.evaluation.require else []
     if missed:
         raise UserError(f"evaluation.require: {'; '.join(missed)}", EXIT_UNMET)
     return EXIT_INCOMPLETE if rows.untrained else 0
-
-
-def _evaluate(recipe: Recipe, rows: Rows, plan: Plan, key: str, run: tracking.Run) -> dict[str, Any]:
-    """Runs, latency, files, tracking. report.json is written last and marks the evaluation as complete."""
-    from evaluation.devices import exports
-
-    directory = recipe.evaluation_dir
-    tracked.log_data(run, plan, recipe.evaluation.data)
-    results = complete(plan, recipe.evaluation.workers, partial(tracked.log_score, run))
-    histories = {
-        name: read_history(storage.join(student.directory, "history.jsonl"))
-        for name, student in rows.students.items()
-    }
-    content = {"key": key, **report.build(recipe.name, recipe.evaluation, rows, plan, results, histories)}
-    content["choices"] = plan.choices()
-    content["devices"] = {
-        name: exports.export_all(
-            [job for job in plan.chosen if job.candidate.name == name],
-            plan.splits,
-            results[name],
-            storage.join(directory, EXPORT, name),
-        )
-        for name in rows.students
-    }
-    files = [*write_files(content, directory), *_write_submissions(rows, plan, directory)]
-    report_path = storage.join(directory, "report.json")
-    storage.publish_json(report_path, content)
-    tracked.track(run, rows, content, [*files, report_path])
-    return content
-
-
-def _write_submissions(rows: Rows, plan: Plan, directory: str) -> list[str]:
-    """GLUE's test predictions of every student where they were asked for; the zip files written."""
-    written = []
-    for one in rows.candidates:
-        target = storage.join(directory, f"submission-{one.name}.zip")
-        asked = one.name in rows.students and any(job.predict_test for job in plan.jobs)
-        if asked and write_submission(plan, one.name, target):
-            written.append(target)
-    return written
-
-
-def _key(plan: Plan, rows: Rows, recipe: Recipe) -> str:
-    """Digest of everything the report's numbers depend on."""
-    content = {
-        "runs": [[job.path, job.key(plan.splits[job.task_name])] for job in plan.jobs],
-        "weights": {candidate.name: candidate.digest() for candidate in rows.candidates},
-        "notes": rows.notes,
-        "references": rows.references,
-        "timings": report.timing_key(recipe.evaluation),
-        "form": report.FORM,
-    }
-    return storage.digest_bytes(json.dumps(content, sort_keys=True).encode())
-
-
-def _complete_report(plan: Plan, directory: str, key: str) -> dict[str, Any] | None:
-    """The content of report.json if its key is the same and all other files exist; else None."""
-    names = storage.list_names(directory)
-    if not set(names) >= FILES:
-        return None
-    try:
-        content = storage.read_json(storage.join(directory, "report.json"))
-    except UserError:
-        return None
-    if not isinstance(content, dict) or content.get("key") != key:
-        return None
-    names_in_order = list(dict.fromkeys(job.candidate.name for job in plan.jobs))  # the file is sorted
-    tasks = list(dict.fromkeys(job.task_name for job in plan.jobs))
-    content["rows"] = {name: content["rows"][name] for name in names_in_order}
-    for row in content["rows"].values():
-        row["scores"] = {task: row["scores"][task] for task in tasks if task in row["scores"]}
-    return content
-
-
-def write_files(content: dict[str, Any], directory: str) -> list[str]:
-    """Plots, report.md and report.html; the paths written."""
-    from evaluation.report import page, plots
-
-    images = {"score_latency.png": plots.score_against_latency(content)}
-    if TEACHER in content["rows"]:
-        images = {"retention.png": plots.retention(content), **images}
-    curves = plots.loss_curves(content["curves"])
-    if curves is not None:
-        images["loss_curves.png"] = curves
-    files = {
-        **images,
-        "report.md": tables.to_markdown(content, list(images)).encode(),
-        "report.html": page.to_html(content).encode(),
-    }
-    for name, data in files.items():
-        storage.publish_bytes(storage.join(directory, name), data)
-    return [storage.join(directory, name) for name in files]
-
-
-def read_history(path: str) -> list[dict[str, Any]]:
-    """The lines of history.jsonl that can be read; [] without the file."""
-    if not storage.exists(path):
-        return []
-    lines = []
-    for line in storage.read_bytes(path).decode("utf-8", "replace").splitlines():
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(line))
-    return [line for line in lines if isinstance(line, dict)]

@@ -15,7 +15,6 @@ from evaluation.tasks.catalogue import find_task, find_tasks
 from evaluation.tasks.loading import has_part, load
 from evaluation.tasks.task import Task
 from infra import console
-from infra.errors import UserError
 from infra.settings.sections import Evaluation
 from offline_teacher.families.positions import usable_length
 
@@ -73,7 +72,7 @@ def latency_texts(settings: Evaluation) -> tuple[list[tuple[str, ...]], str]:
     """The texts on which the models are timed, and their name in the report."""
     task, part = latency_part(settings)
     split = load(task, part, settings.data)
-    texts = split.texts
+    texts: list[tuple[str, ...]] = [(one.question, one.context) for one in split.questions] or split.texts
     if task.kind == "tokens":
         texts = [(" ".join(words),) for words in texts]
     timed = texts[: settings.latency_sentences or None]
@@ -82,13 +81,10 @@ def latency_texts(settings: Evaluation) -> tuple[list[tuple[str, ...]], str]:
 
 
 def latency_part(settings: Evaluation) -> tuple[Task, str]:
-    """STS-B dev; where its file is not there, the dev set of the first task that has texts.
-
-    Without a directory of official files, a user's own task comes first: STS-B would have to be downloaded.
-    """
-    tasks = [task for task in find_tasks(settings.tasks) if task.kind != "spans"]
-    own = [task for task in tasks if task.own is not None and settings.data is None]
-    for task in (*own, find_task("STS-B"), *tasks):
-        if has_part(task, task.scored_parts[0], settings.data):
-            return task, task.scored_parts[0]
-    raise UserError(f"latency: {settings.data} has no STS-B/dev.tsv to time the models on")
+    """STS-B dev, if its file is there or it is one of the tasks; else the scored part of the first task."""
+    tasks = find_tasks(settings.tasks)
+    known = find_task("STS-B")
+    wanted = settings.data is not None or known.name in [task.name for task in tasks]
+    if wanted and has_part(known, "dev", settings.data):
+        return known, "dev"
+    return tasks[0], tasks[0].scored_parts[0]

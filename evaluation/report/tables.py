@@ -53,11 +53,9 @@ def to_markdown(report: Mapping[str, Any], plots: list[str]) -> str:
         "## A million sentences",
         detail_tables.cost_note(report),
         markdown_table(*detail_tables.costs(report)),
-        "## On devices",
-        "The student's fine-tuned model of the median seed, exported to `export/<student>/<task>/`; the int8 "
-        "score is that model's own, on the same development set.",
-        markdown_table(*device_rows(report)),
     ]
+    header, lines = device_rows(report)
+    parts += [ON_DEVICES, markdown_table(header, lines)] if lines else []
     parts += [f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in plots]
     parts += [
         "## For reference: the DistilBERT paper",
@@ -69,6 +67,10 @@ def to_markdown(report: Mapping[str, Any], plots: list[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+ON_DEVICES = (
+    "## On devices\n\nThe student's fine-tuned model of the median seed, exported to "
+    "`export/<student>/<task>/`; the int8 score is that model's own, on the same development set."
+)
 DETAILS = (
     (
         "Paired differences",

@@ -8,7 +8,7 @@ from typing import Any
 
 from evaluation.finetuning.jobs import Job
 from evaluation.finetuning.scores import Plan
-from evaluation.recipe_rows import Rows
+from evaluation.recipe_rows import TEACHER, Rows
 from evaluation.report import tables
 from evaluation.tasks.loading import place_of
 from infra.tracking.run import Run
@@ -56,12 +56,15 @@ def track(run: Run, rows: Rows, content: dict[str, Any], files: Sequence[str]) -
 
 
 def headline(content: Mapping[str, Any], kl: Mapping[str, float]) -> dict[str, float]:
-    """The numbers by which recipes are compared: of the best student, and of each of several by name."""
-    students = content["students"]
-    best = max(students, key=lambda name: content["rows"][name]["macro"])
+    """The numbers by which recipes are compared: of the best student, and of each of several by name.
+
+    Where no row is a student, all rows but the teacher are compared.
+    """
+    names = content["students"] or [name for name in content["rows"] if name != TEACHER] or [TEACHER]
+    best = max(names, key=lambda name: content["rows"][name]["macro"])
     found = headline_of(content, best, kl.get(best))
-    if len(students) > 1:
-        for name in students:
+    if len(names) > 1:
+        for name in names:
             found |= {
                 f"{name}/{key}": value for key, value in headline_of(content, name, kl.get(name)).items()
             }

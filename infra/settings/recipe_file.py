@@ -159,7 +159,7 @@ def _validated(tree: dict[str, Any], source: str) -> Recipe:
     _read_tasks(tree, source)
     try:
         _refuse_broken_text(tree)
-        _refuse_credentials(tree)
+        refuse_credentials(tree)
         _refuse_near_literals(tree)
         return _ADAPTER.validate_json(json.dumps(tree))  # JSON: strict, yet lists may become tuples
     except ValidationError as problems:
@@ -260,14 +260,14 @@ def _refuse_broken_text(tree: Mapping[str, Any]) -> None:
         require(told == readable, f"{readable} is not valid Unicode; rename what it names")
 
 
-def _refuse_credentials(tree: Mapping[str, Any]) -> None:
-    """The resolved recipe is written beside every output and into the tracking run."""
+def refuse_credentials(tree: Mapping[str, Any]) -> None:
+    """UserError for a secret in a URL: settings are written beside every output and into the tracking run."""
     for key, value in leaves(tree):
         for text in value if isinstance(value, list) else [value]:
             found = _secret_in(text)
             require(
                 found is None,
-                f"{key}: holds {found}; recipes are copied beside every output, so give credentials "
+                f"{key}: holds {found}; settings are copied beside every output, so give credentials "
                 "through the environment (AWS_*, AZURE_*, MLFLOW_TRACKING_*, PGPASSWORD)",
             )
 

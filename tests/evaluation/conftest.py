@@ -15,6 +15,8 @@ GOOD, BAD, FILLER = (
     ("dull", "cold", "grey"),
     ("the", "film", "is", "very", "a", "day"),
 )
+QUICK = ["--max-length", "16", "--tracking", "off", "--latency-sentences", "4"]
+"""Options of a command whose report nobody reads."""
 WORDS = (
     "[PAD]",
     "[UNK]",

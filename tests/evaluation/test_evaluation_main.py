@@ -16,6 +16,7 @@ from evaluation.main import main
 from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.files import storage
 from infra.settings.recipe_file import load_recipe
+from tests.evaluation.conftest import QUICK
 from tests.evaluation.families import family_recipe, save_store
 from tests.starts import COMMANDS, HEAVY, loaded, start
 
@@ -32,7 +33,7 @@ def test_any_model_directory(
     encoder: str, toy_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["--model", encoder, "--tasks", "SST-2", "--data", toy_data, "--output", str(tmp_path)]
-    command += ["--seeds", "2", "--epochs", "0.2", "--learning-rate", "0.003", "--max-length", "16"]
+    command += ["--seeds", "2", "--epochs", "0.2", "--learning-rate", "0.003", *QUICK]
     assert main(command) == 0
     first = capsys.readouterr()
     assert "SST-2   accuracy" in first.out
@@ -49,7 +50,7 @@ def test_a_teacher_adds_a_second_distillation(
     encoder: str, pooler_free_encoder: str, toy_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["--model", pooler_free_encoder, "--teacher", encoder, "--temperature", "3", "--tasks", "SST-2"]
-    command += ["--data", toy_data, "--output", str(tmp_path), "--epochs", "0.2", "--max-length", "16"]
+    command += ["--data", toy_data, "--output", str(tmp_path), "--epochs", "0.2", *QUICK]
     assert main(command) == 0
     name = os.path.basename(pooler_free_encoder)
     assert f"{name} (D)" in capsys.readouterr().out
@@ -61,7 +62,7 @@ def test_a_teacher_adds_a_second_distillation(
 
 def score(model: str | Path, data: str, output: Path, *more: str) -> None:
     arguments = ["--model", str(model), "--tasks", "SST-2", "--data", data, "--output", str(output)]
-    assert main([*arguments, "--max-steps", "1", "--batch-size", "4", "--max-length", "16", *more]) == 0
+    assert main([*arguments, "--max-steps", "1", "--batch-size", "4", *QUICK, *more]) == 0
 
 
 def test_students_of_the_same_last_name_keep_their_own_scores(
@@ -161,7 +162,7 @@ def test_a_cluster_that_is_gone_is_one_line(
         monkeypatch.setenv("RAY_ADDRESS", address)
         command = ["--model", encoder, "--tasks", "SST-2", "--data", toy_data, "--output", str(tmp_path)]
         with pytest.raises(UserError, match=f"^RAY_ADDRESS: no Ray cluster answers at {address}"):
-            main([*command, "--seeds", "2", "--max-length", "16", "--workers", "2"])
+            main([*command, "--seeds", "2", *QUICK, "--workers", "2"])
 
 
 def test_a_recipe_gives_three_rows_once(recipe_file: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,6 +279,7 @@ def model_arguments(encoder: str, data: str, output: Path) -> dict[str, str]:
         "--data": data,
         "--output": str(output),
         "--epochs": "0.1",
+        "--tracking": "off",
     }
 
 

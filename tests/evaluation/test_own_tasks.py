@@ -19,6 +19,7 @@ from evaluation.tasks.loading import load
 from evaluation.tasks.own import divide
 from infra.settings.sections import Evaluation
 from infra.settings.task_settings import TaskSettings
+from tests.evaluation.conftest import QUICK
 from tests.evaluation.own_data import doc_tasks, write_all
 
 
@@ -31,7 +32,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def scored(written: dict[str, str], encoder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of scores after one command for all three tasks."""
     output = tmp_path_factory.mktemp("scores")
-    arguments = ["--model", encoder, "--tasks", ",".join(written.values()), "--max-length", "16"]
+    arguments = ["--model", encoder, "--tasks", ",".join(written.values()), *QUICK]
     assert main([*arguments, "--batch-size", "16", "--keep-model", "--output", str(output)]) == 0
     return output
 
@@ -61,7 +62,7 @@ def test_a_second_command_has_nothing_to_do(
     from evaluation.finetuning import parallel
 
     monkeypatch.setattr(parallel, "run_all", lambda *_: pytest.fail("ran again"))
-    arguments = ["--model", encoder, "--tasks", ",".join(written.values()), "--max-length", "16"]
+    arguments = ["--model", encoder, "--tasks", ",".join(written.values()), *QUICK]
     assert main([*arguments, "--batch-size", "16", "--keep-model", "--output", str(scored)]) == 0
 
 
@@ -73,7 +74,7 @@ def test_a_change_of_metrics_needs_no_new_run(
     monkeypatch.setattr(parallel, "run_all", lambda *_: pytest.fail("ran again"))
     changed = Path(written["entities"]).with_name("changed.yaml")
     changed.write_text(Path(written["entities"]).read_text() + "metrics: entity_recall\n")
-    arguments = ["--model", encoder, "--tasks", str(changed), "--max-length", "16", "--batch-size", "16"]
+    arguments = ["--model", encoder, "--tasks", str(changed), *QUICK, "--batch-size", "16"]
     assert main([*arguments, "--output", str(scored)]) == 0
     assert scores_of(scored)["entities"].keys() == {"entity_recall", "score"}
 
@@ -215,7 +216,7 @@ def test_many_labels_at_once(encoder: str, tmp_path: Path) -> None:
         "name: many\nkind: multilabel\ntrain: t.csv\ndev: t.csv\ntext: text\nlabel: tags\n"
         "metrics: [macro_f1, exact_match, micro_f1]\nepochs: 40\nlearning_rate: 5.0e-3\nbatch_size: 8\n"
     )
-    arguments = ["--model", encoder, "--tasks", str(tmp_path / "t.yaml"), "--max-length", "16"]
+    arguments = ["--model", encoder, "--tasks", str(tmp_path / "t.yaml"), *QUICK]
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
     scores = scores_of(tmp_path / "out")["many"]
     assert scores["macro_f1"] == scores["exact_match"] == scores["micro_f1"] == 1.0
@@ -230,8 +231,7 @@ def test_similarity_orders_pairs(encoder: str, tmp_path: Path) -> None:
         encoder,
         "--tasks",
         str(tmp_path / "t.yaml"),
-        "--max-length",
-        "16",
+        *QUICK,
         "--seeds",
         "3",
     ]
@@ -259,7 +259,7 @@ def test_questions_without_an_answer(encoder: str, tmp_path: Path) -> None:
     )
     (task,) = find_tasks([str(tmp_path / "t.yaml")])
     assert task.no_answer
-    arguments = ["--model", encoder, "--tasks", str(tmp_path / "t.yaml"), "--max-length", "24"]
+    arguments = ["--model", encoder, "--tasks", str(tmp_path / "t.yaml"), *QUICK, "--max-length", "24"]
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
     assert scores_of(tmp_path / "out")["asked"]["exact_match"] == 1.0
     (path,) = (tmp_path / "out/scores").glob("*/asked/*.parquet")

@@ -65,7 +65,7 @@ class Evaluation:
     latency_sentences: int = speed(0)
     """Sentences of the latency pass; 0: all of STS-B dev."""
     latency_threads: int = speed(1)
-    elmo_reference: bool = speed(True)
+    elmo_reference: bool = speed(False)
     """Also time a network of ELMo's size (random weights), the slowest row of the latency table."""
     price_per_hour: float | None = speed(None)
     """Price of an hour of the processor on which latency is measured, in any currency; the report then gives

@@ -1,0 +1,142 @@
+"""From rows to a report: their runs, their latency, the files, tracking.
+
+What needs torch, ONNX or matplotlib is imported where it is used: a finished evaluation needs none of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from evaluation.finetuning.scores import Plan, complete
+from evaluation.recipe_rows import TEACHER, Rows
+from evaluation.report import content as report
+from evaluation.report import tables, tracked
+from evaluation.submission import write_submission
+from infra.errors import UserError
+from infra.files import storage
+from infra.settings.recipe import Recipe
+from infra.tracking import run as tracking
+
+EXPORT = "export"
+"""Folder of the exported fine-tuned students, one folder a student in it."""
+FILES = {"report.json", "report.md", "report.html"}
+"""Without one of them the evaluation is not complete."""
+
+
+def evaluated(recipe: Recipe, rows: Rows, plan: Plan, submitted: Sequence[str] = ()) -> dict[str, Any]:
+    """The content of report.json, made in ``recipe.evaluation_dir`` unless it is there already.
+
+    ``submitted``: the rows of which GLUE's test predictions are zipped.
+    """
+    directory = recipe.evaluation_dir
+    key = _key(plan, rows, recipe)
+    content = _complete_report(plan, directory, key)
+    if content is None or plan.left:
+        recipe.save(directory)
+        with tracking.start_run(recipe, "evaluation") as run:
+            content = _evaluate(recipe, rows, plan, key, submitted, run)
+    return content
+
+
+def _evaluate(
+    recipe: Recipe, rows: Rows, plan: Plan, key: str, submitted: Sequence[str], run: tracking.Run
+) -> dict[str, Any]:
+    """Runs, latency, files, tracking. report.json is written last and marks the evaluation as complete."""
+    from evaluation.devices import exports
+
+    directory = recipe.evaluation_dir
+    tracked.log_data(run, plan, recipe.evaluation.data)
+    results = complete(plan, recipe.evaluation.workers, partial(tracked.log_score, run))
+    histories = {
+        name: read_history(storage.join(student.directory, "history.jsonl"))
+        for name, student in rows.students.items()
+    }
+    content = {"key": key, **report.build(recipe.name, recipe.evaluation, rows, plan, results, histories)}
+    content["choices"] = plan.choices()
+    content["devices"] = {
+        name: exports.export_all(
+            [job for job in plan.chosen if job.candidate.name == name],
+            plan.splits,
+            results[name],
+            storage.join(directory, EXPORT, name),
+        )
+        for name in rows.students
+    }
+    files = [*write_files(content, directory), *_write_submissions(plan, submitted, directory)]
+    report_path = storage.join(directory, "report.json")
+    storage.publish_json(report_path, content)
+    tracked.track(run, rows, content, [*files, report_path])
+    return content
+
+
+def _write_submissions(plan: Plan, names: Sequence[str], directory: str) -> list[str]:
+    """GLUE's test predictions of these rows; the zip files written."""
+    targets = {name: storage.join(directory, f"submission-{name}.zip") for name in names}
+    return [target for name, target in targets.items() if write_submission(plan, name, target)]
+
+
+def _key(plan: Plan, rows: Rows, recipe: Recipe) -> str:
+    """Digest of everything the report's numbers depend on."""
+    content = {
+        "runs": [[job.path, job.key(plan.splits[job.task_name])] for job in plan.jobs],
+        "weights": {candidate.name: candidate.digest() for candidate in rows.candidates},
+        "notes": rows.notes,
+        "references": rows.references,
+        "timings": report.timing_key(recipe.evaluation),
+        "form": report.FORM,
+    }
+    return storage.digest_bytes(json.dumps(content, sort_keys=True).encode())
+
+
+def _complete_report(plan: Plan, directory: str, key: str) -> dict[str, Any] | None:
+    """The content of report.json if its key is the same and all other files exist; else None."""
+    names = storage.list_names(directory)
+    if not set(names) >= FILES:
+        return None
+    try:
+        content = storage.read_json(storage.join(directory, "report.json"))
+    except UserError:
+        return None
+    if not isinstance(content, dict) or content.get("key") != key:
+        return None
+    names_in_order = list(dict.fromkeys(job.candidate.name for job in plan.jobs))  # the file is sorted
+    tasks = list(dict.fromkeys(job.task_name for job in plan.jobs))
+    content["rows"] = {name: content["rows"][name] for name in names_in_order}
+    for row in content["rows"].values():
+        row["scores"] = {task: row["scores"][task] for task in tasks if task in row["scores"]}
+    return content
+
+
+def write_files(content: dict[str, Any], directory: str) -> list[str]:
+    """Plots, report.md and report.html; the paths written."""
+    from evaluation.report import page, plots
+
+    images = {"score_latency.png": plots.score_against_latency(content)}
+    if TEACHER in content["rows"]:
+        images = {"retention.png": plots.retention(content), **images}
+    curves = plots.loss_curves(content["curves"])
+    if curves is not None:
+        images["loss_curves.png"] = curves
+    files = {
+        **images,
+        "report.md": tables.to_markdown(content, list(images)).encode(),
+        "report.html": page.to_html(content).encode(),
+    }
+    for name, data in files.items():
+        storage.publish_bytes(storage.join(directory, name), data)
+    return [storage.join(directory, name) for name in files]
+
+
+def read_history(path: str) -> list[dict[str, Any]]:
+    """The lines of history.jsonl that can be read; [] without the file."""
+    if not storage.exists(path):
+        return []
+    lines = []
+    for line in storage.read_bytes(path).decode("utf-8", "replace").splitlines():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(line))
+    return [line for line in lines if isinstance(line, dict)]
