@@ -13,8 +13,8 @@ which examples the dev set happens to hold, and which seeds were run.
 
 The variances are added. The interval is score +- t sqrt(variance) with the degrees of freedom of Welch and
 Satterthwaite (Satterthwaite 1946, Biometrics Bulletin 2:110). Percentiles of a bootstrap that also resamples
-three seeds would be too narrow where seeds differ: they end at the worst and the best seed, which hold the
-true median in three of four cases.
+three seeds would be too narrow where seeds differ. They cannot reach beyond the worst and the best seed, and
+the true median is between these two in three of four cases only.
 
 An interval covers another dev set from the same source and other fine-tuning seeds; with one seed, another
 dev set alone. It does not cover another pre-training or distillation run, other hyper-parameters, or text of
@@ -67,7 +67,7 @@ class Estimates:
         return _error(self.narrowest(contrast), contrast)
 
     def narrowest(self, contrast: np.ndarray) -> tuple[Component, ...]:
-        """The components, or the wider ones: those which give the shorter interval.
+        """The components with or without the subtraction: those that give the shorter interval.
 
         A small difference of two large variances has almost no degrees of freedom, so its interval is
         uselessly wide. The variance without the subtraction is too large, but its interval is valid.
@@ -125,7 +125,7 @@ def estimate(scorers: Sequence[Sequence[Scorer]], sizes: Mapping[str, int]) -> E
 
 
 def seed_variance(scores: np.ndarray, resampled: np.ndarray) -> tuple[float, float]:
-    """The variance of a median of scores [S] between seeds, and before it the share that is the seeds' alone.
+    """(share, variance): the variance of a median of scores [S] over seeds, and how much of it is the seeds' own.
 
     resampled: [S, R]. Scores of two seeds also differ because each seed errs on other examples. The variance
     over examples already contains that part. It is estimated by the variance, over resamples, of the seeds'

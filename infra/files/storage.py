@@ -1,4 +1,4 @@
-"""Files by path or URL: atomic writes, and reads whose failure is a one-line error.
+"""Files by path or URL: atomic writes, and reads that report a failure as one line.
 
 Local: a private temporary file in the same directory, fsync, rename, fsync of the directory.
 Object stores (``s3://``, ``gs://``, ``abfs://``): one whole upload. Every path is a str.
@@ -29,7 +29,7 @@ T = TypeVar("T")
 CHUNK = 8 << 20
 """Bytes read at once."""
 FETCH_ATTEMPTS = 3
-"""Downloads of a file before its content is called wrong."""
+"""How often a file is downloaded before its content counts as damaged."""
 UNFINISHED = ".tmp-"
 """Prefix of the name of an unpublished file."""
 LOCK = ".lock"
@@ -83,7 +83,7 @@ def size(path: str) -> int:
 
 
 def list_names(directory: str) -> list[str]:
-    """Sorted plain names of the files and directories in it, but unfinished ones and lock; [] if absent."""
+    """Sorted plain names in a directory, without temporary files and the lock file; [] if it is absent."""
     if is_remote(directory):
         names = {item["name"].rpartition("/")[2] for item in _listed(directory)}
     else:
@@ -113,8 +113,8 @@ def list_sizes(directory: str) -> dict[str, int]:
 
 
 def read_bytes(path: str, digest: str | None = None) -> bytes:
-    """The whole file. A remote file is downloaded up to three times until its digest is right. The caller
-    must check the digest of the result."""
+    """The whole file. A remote file is downloaded up to three times until its digest is right. The last
+    download is returned even if its digest is wrong, so the caller must check it."""
     with naming(path):
         if not is_remote(path):
             with open(path, "rb") as file:
@@ -150,7 +150,7 @@ def read_small(path: str, limit: int) -> bytes | None:
                 data = remote.beginning(path, limit + 1)
             else:
                 with open(path, "rb") as file:
-                    size = os.fstat(file.fileno()).st_size  # a read takes the memory it may need at once
+                    size = os.fstat(file.fileno()).st_size  # read(n) allocates n bytes at once
                     data = file.read(min(size, limit) + 1)
     except FileNotFoundError:
         return None
@@ -160,7 +160,7 @@ def read_small(path: str, limit: int) -> bytes | None:
 
 
 def read_range(path: str, start: int, stop: int) -> bytes:
-    """Bytes ``start`` to ``stop`` of a file, one request of an object store. UserError if it ends before."""
+    """Bytes ``start`` to ``stop`` of a file, by one request. UserError if the file ends before ``stop``."""
     with naming(path):
         if is_remote(path):
             return remote_range(path, start, stop)
@@ -216,7 +216,7 @@ def digest_file(path: str) -> str:
 
 
 def has_digest(path: str, digest: str) -> bool:
-    """Whether the content is that one; a remote file is downloaded up to three times where it is not."""
+    """Whether the file has this digest; a remote file that has another is downloaded up to three times."""
     return any(digest_file(path) == digest for _ in range(FETCH_ATTEMPTS if is_remote(path) else 1))
 
 
@@ -265,10 +265,10 @@ def publish_bytes(path: str, data: bytes | memoryview) -> None:
 
 
 def publish_if_absent(path: str, data: bytes) -> bool:
-    """Publishes a file, whole and durable, unless there is one; of several at once, exactly one gets True.
+    """Publishes a file, whole and durable, unless it exists. Of several processes, exactly one gets True.
 
-    Local: a hard link, which never replaces a file. Object stores: a conditional write; there False may also
-    mean that an earlier try of this call, whose answer was lost, has made it.
+    Local: a hard link, which never replaces a file. Object stores: a conditional write. There False may also
+    mean that this call wrote the file: the first try succeeded, its answer was lost, and the next try found it.
     """
     if is_remote(path):
         with naming(path):
@@ -285,15 +285,15 @@ def publish_if_absent(path: str, data: bytes) -> bool:
         return False
     except OSError as problem:
         raise UserError(
-            f"{path}: its file system makes no hard links ({problem.strerror}), which keep two writers of "
-            "one file apart; choose another file system or an object store"
+            f"{path}: its file system has no hard links ({problem.strerror}), without which two writers "
+            "could overwrite each other; choose another file system or an object store"
         ) from problem
     finally:
         remove(draft)
 
 
 def keep_bytes(path: str, data: bytes) -> None:
-    """Publishes ``data`` unless it is there already, so that what is complete can be read-only."""
+    """Publishes ``data`` unless the file has this content already: a complete directory may be read-only."""
     if not exists(path) or read_bytes(path) != data:
         publish_bytes(path, data)
 
@@ -322,7 +322,7 @@ def remove(path: str) -> None:
 
 
 def move(path: str, target: str) -> bool:
-    """One file to another place, over what is there. False, and nothing is done, where there is none."""
+    """Moves a file and overwrites ``target``. Returns False, and does nothing, if ``path`` is absent."""
     if is_remote(path):
         if not exists(path):
             return False
@@ -333,7 +333,7 @@ def move(path: str, target: str) -> bool:
         return False
     with naming(path):
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        shutil.move(path, target)  # a store may be a mount of its own: its neighbour is another file system
+        shutil.move(path, target)  # the target may be on another file system
     return True
 
 
@@ -341,7 +341,7 @@ def remove_tree(path: str) -> None:
     """Removes a directory and all in it; an absent one is no error."""
     with naming(path, FileNotFoundError), contextlib.suppress(FileNotFoundError):
         if is_remote(path):
-            remote.call(path, "rm", glob.escape(remote.key_of(path)), recursive=True)  # rm takes globs
+            remote.call(path, "rm", glob.escape(remote.key_of(path)), recursive=True)  # rm expands wildcards
         else:
             shutil.rmtree(path)
 
@@ -366,7 +366,7 @@ def _info(path: str) -> dict[str, Any] | None:
 
 
 def _listed(directory: str) -> Iterator[dict[str, Any]]:
-    """What fsspec knows of each file and directory in it; names without a slash at the end."""
+    """What fsspec knows of each file and directory in it; a slash at the end of a name is removed."""
     here = remote.key_of(directory)
     for page in remote.pages(directory):
         named = ({**item, "name": str(item["name"]).rstrip("/")} for item in page)

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 _START_SECONDS = 5.0
 """Seconds to wait for the server's first answer, so that most runs know their id from the start."""
 _PATIENCE_SECONDS, _AWAY_SECONDS = 120.0, 10.0
-"""At the end, for the next record to be taken: by a file or a server that has answered, and by others."""
+"""How long a run waits at its end while no record is accepted: the first if tracking goes to a file or to a
+server that has answered, else the second."""
 _RETRY_SECONDS = 15.0
 _SYSTEM_SECONDS = 10.0
 
@@ -44,13 +45,13 @@ class Run:
         return None
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Logged once; one that differs on a resumed run becomes the tag ``resumed.<name>``."""
+        """Logs each parameter once. Another value in a resumed run becomes the tag ``resumed.<name>``."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """A point of each metric; a step that is not after the last one recorded is not recorded again."""
+        """Adds a point to each metric. Points at or before the last recorded step are ignored."""
 
     def log_artifact(self, path: str, folder: str | None = None) -> None:
-        """A local file or directory, as it is when it is sent."""
+        """Uploads a local file or directory later, with the content that it has then."""
 
     def log_store(self, store_dir: str, digest: str) -> None:
         """The store as a dataset of the run, with its manifest's digest."""
@@ -59,10 +60,10 @@ class Run:
         """Data that the run read: its name, directory, URL or hub name, and a digest of its content."""
 
     def log_child(self, name: str, metrics: Mapping[str, float], step: int, tags: Mapping[str, str]) -> None:
-        """A point in a run of its own below this one, for example of a model and a task; step: the seed."""
+        """Adds a point to a nested run, for example of a model and a task; ``step`` is the seed."""
 
     def log_headline(self, metrics: Mapping[str, float], note: str) -> None:
-        """Numbers of the recipe's own run, by which recipes are compared, and its description (Markdown)."""
+        """Writes metrics and a description (Markdown) to the recipe's parent run, to compare recipes."""
 
     def register_model(
         self,
@@ -75,11 +76,11 @@ class Run:
         scores: Mapping[str, float] | None = None,
         note: str | None = None,
     ) -> None:
-        """Makes a model directory a version of ``name`` that MLflow can load, unless there is one of the same
-        weights; ``scores`` become metrics of its LoggedModel, ``note`` its description.
+        """Registers a model directory as a version of ``name`` that MLflow can load, unless a version has the
+        same weights. ``scores`` become metrics of its LoggedModel, ``note`` its description.
 
-        The version takes ``alias``. With ``score``, a tag that holds a number, only where that is at least
-        the number of the version that has the alias now, and both have the same tag ``tasks``.
+        The version takes ``alias``. If ``score`` names a tag with a number, it takes the alias only if this
+        number is at least that of the present holder, and the two have equal tags ``tasks``.
         """
 
     def finish(self, ok: bool) -> None:
@@ -93,7 +94,7 @@ class Run:
 
 
 def start_run(recipe: Recipe, stage: str, rank: int = 0, student: str | None = None) -> Run:
-    """The run of ``stage`` ("teacher", "student", "evaluation"), resumed where ``tracking.json`` knows it.
+    """The run of ``stage`` ("teacher", "student", "evaluation"), resumed if its id is in ``tracking.json``.
 
     ``student``: which of several students, each of which has a run of its own.
     """
@@ -101,7 +102,7 @@ def start_run(recipe: Recipe, stage: str, rank: int = 0, student: str | None = N
     if rank != 0 or not recipe.tracking.enabled:
         return Run()
     if recipe.tracking.uri is None and storage.is_remote(recipe.output):
-        _say("tracking: off; set tracking.uri, a remote output holds no sqlite database")
+        _say("tracking: off, because a remote output cannot hold an SQLite database; set tracking.uri")
         return Run()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -129,7 +130,7 @@ class _LiveRun(Run):
         self._sample_at = time.monotonic()
         self._journal.append({"status": "RUNNING"})
         self.log_params(nested.params)
-        # A daemon: where a database is away, a call to it can take minutes, and the process ends without it.
+        # A daemon, so that the process can end while a call to an unreachable database still waits.
         self._thread = threading.Thread(target=self._run, name=f"tracking-{nested.key}", daemon=True)
         self._thread.start()
         self._answered.wait(_START_SECONDS)
@@ -190,7 +191,11 @@ class _LiveRun(Run):
         self._wake.set()
         self._wait_for_delivery()
         if len(self._journal) or self._server.refused:
-            kept = f"kept in {self._journal.path}, sent by the next start" if self._journal.kept else "lost"
+            kept = (
+                f"kept in {self._journal.path}, sent when a stage starts again"
+                if self._journal.kept
+                else "lost"
+            )
             left = (
                 f"{len(self._journal)} records were not sent ({self._problem or 'no answer'}), {kept}"
                 if len(self._journal)
@@ -200,14 +205,14 @@ class _LiveRun(Run):
         self._journal.close()
 
     def _wait_for_delivery(self) -> None:
-        """Until the thread has sent all or failed, or nothing was taken from it for too long."""
+        """Returns when the thread has ended, or when no record has been accepted for too long."""
         left, since = len(self._journal), time.monotonic()
         while self._thread.is_alive():
             self._thread.join(0.5)
             if len(self._journal) < left:
                 left, since = len(self._journal), time.monotonic()
-            near = self._server.is_file or (self._server.connected and not self._problem)
-            if time.monotonic() - since > (_PATIENCE_SECONDS if near else _AWAY_SECONDS):
+            answers = self._server.is_file or (self._server.connected and not self._problem)
+            if time.monotonic() - since > (_PATIENCE_SECONDS if answers else _AWAY_SECONDS):
                 return
 
     def _run(self) -> None:
@@ -246,7 +251,7 @@ def deliver(journal: Journal, server: Server) -> None:
 
 
 def _catch_up(recipe: Recipe, nested: TrackedRun) -> None:
-    """Sends what the recipe's other runs could not, unless one of them is being made now."""
+    """Sends the records that the recipe's other runs left; skips a run that another process makes now."""
     for other in tracked_runs(recipe):
         path = _journal_path(recipe, other)
         if other == nested or path is None or not os.path.exists(path):

@@ -22,7 +22,7 @@ ITEM_DEATHS = 8
 ITEM_DELAYS = 4
 """An item that this many workers did not finish in time is quarantined."""
 WORKER_FAILURES = 2
-"""A worker is broken if it fails this many items in a row that failed at no other place."""
+"""A worker is broken after this many failures in a row. Items that also failed elsewhere do not count."""
 
 
 @dataclass(eq=False)
@@ -39,7 +39,7 @@ class Worker:
     proven: bool = False
     """Its last item succeeded."""
     failures: int = 0
-    """Failures in a row of items that failed at no other place."""
+    """Failures in a row; items that also failed at another place do not count."""
 
     @property
     def in_time(self) -> bool:
@@ -75,8 +75,8 @@ class Item:
 class WorkQueue:
     """The remaining items, and the failures of items and workers.
 
-    ``attempts``: failures after which an item is quarantined. ``bound``: how many workers may be lost in a
-    row, and how many replaced, while no item is finished.
+    ``attempts``: failures after which an item is quarantined. ``bound``: how many workers
+    may be lost since the last finished item, and how many may be replaced.
     """
 
     def __init__(self, attempts: int, bound: int) -> None:
@@ -102,7 +102,8 @@ class WorkQueue:
         while self.todo and self.todo[0].ended:
             self.todo.popleft()
         for position, item in enumerate(self.todo):
-            # An item on which a worker died runs alone next, so that no other item is blamed with it.
+            # An item that a worker had when it died runs next on a worker with no other item: if that dies too,
+            # no other item is blamed.
             if item.ended or worker in item.holders or (item.deaths and worker.items):
                 continue
             if worker in self._fit(item, ready):
@@ -114,17 +115,18 @@ class WorkQueue:
     def _fit(self, item: Item, ready: Sequence[Worker]) -> Sequence[Worker]:
         """The workers that may get ``item``.
 
-        An item that failed goes to another place, to a worker whose last item succeeded: broken workers are
-        the first to ask for more items. Its last attempt waits for such a worker as long as there may be one.
+        A failed item goes to another place, and there to a worker whose last item succeeded. Otherwise broken
+        workers would get it, because they fail fast and so ask first. Before its last attempt, an item waits
+        while there is, or may soon be, a worker that has succeeded.
         """
         if not (item.attempts or item.deaths or item.delays):
             return ready
         others = [worker for worker in ready if worker.place not in item.failed_on] or ready
         proven = [worker for worker in others if worker.proven]
-        room = [worker for worker in proven if len(worker.items) < (1 if item.deaths else ITEMS_IN_FLIGHT)]
-        hopeful = [worker for worker in others if worker.proven or (worker.items and not worker.failures)]
-        if room or (hopeful and item.attempts == self.attempts - 1):
-            return room
+        free = [worker for worker in proven if len(worker.items) < (1 if item.deaths else ITEMS_IN_FLIGHT)]
+        promising = [worker for worker in others if worker.proven or (worker.items and not worker.failures)]
+        if free or (promising and item.attempts == self.attempts - 1):
+            return free
         return [worker for worker in others if not worker.failures] or others
 
     # --- what came of it ---
@@ -141,7 +143,7 @@ class WorkQueue:
         return first
 
     def failed(self, worker: Worker, item: Item, reason: str) -> None:
-        """Records an item's own error. If it failed at another place too, the worker is not blamed."""
+        """Records an error raised by an item. The worker is not blamed if the item failed elsewhere too."""
         del item.holders[worker]
         worker.proven = False
         if not item.failed_on - {worker.place}:
@@ -149,10 +151,11 @@ class WorkQueue:
         item.failed_on.add(worker.place)
         if not item.ended:
             item.attempts, item.reason = item.attempts + 1, f"{worker.place}: {reason}"
-            self._again_or_quarantine(item, item.attempts >= self.attempts)
+            self._requeue_or_quarantine(item, item.attempts >= self.attempts)
 
     def is_broken(self, worker: Worker) -> bool:
-        """Whether a new worker should replace it; False after too many replacements without success."""
+        """Whether a new worker should replace it. False after too many replacements since the last finished
+        item."""
         return worker.failures >= WORKER_FAILURES and self._replaced < self.bound
 
     def replaced(self, worker: Worker) -> None:
@@ -161,15 +164,17 @@ class WorkQueue:
         self._give_back(worker)
 
     def lost(self, worker: Worker, reason: str, busy: bool, died: bool) -> None:
-        """Records that a worker ``died`` or its node failed; not counted as lost while others are ``busy``.
+        """Records that a worker ``died``, or else that its node failed.
 
-        Raises UserError if too many workers are lost in a row and no item is finished.
+        While another worker still holds an item that is not late (``busy``), the loss does not count. Raises UserError if too many workers are lost in a row and no item is finished.
         """
         self._lost += not busy
         for item in worker.items.values() if died else ():
             item.deaths += 1
             times = f"{item.deaths} times" if item.deaths > 1 else "once"
-            item.reason = f"{worker.place}: its worker died {times} (the last: {last_line(reason)})"
+            item.reason = (
+                f"workers died {times} with this item, the last at {worker.place} ({last_line(reason)})"
+            )
         self._give_back(worker)
         if self._lost > self.bound:
             self._drop_suspects(f"{worker.place}: {last_line(reason)}")
@@ -178,7 +183,7 @@ class WorkQueue:
         """Yields (worker, item, replace) for each worker that is late with an item.
 
         At the first deadline the item is also queued for another worker. ``replace`` is true if the worker
-        passed the doubled deadline too, or if another worker has finished its item.
+        also passed the second deadline, which is twice as long, or if the item has ended meanwhile.
         """
         for worker in workers:
             for item in list(worker.items.values()):
@@ -191,7 +196,7 @@ class WorkQueue:
                     item.failed_on.add(worker.place)
                     item.delays += 1
                     item.reason = f"{worker.place}: no answer for {now - item.holders[worker]:.0f} s"
-                    self._again_or_quarantine(item, item.delays >= ITEM_DELAYS)
+                    self._requeue_or_quarantine(item, item.delays >= ITEM_DELAYS)
                     yield worker, item, False
 
     # --- inside ---
@@ -200,22 +205,24 @@ class WorkQueue:
         for item in worker.items.values():
             item.holders.pop(worker, None)
             if not item.ended:
-                self._again_or_quarantine(item, item.deaths >= ITEM_DEATHS)
+                self._requeue_or_quarantine(item, item.deaths >= ITEM_DEATHS)
 
     def _drop_suspects(self, reason: str) -> None:
-        """Quarantines the items on which workers died, as a likely cause. UserError if that did not help."""
+        """Quarantines the items with which workers died, since they may be the cause.
+
+        Raises UserError if there are none, or if workers still die after that was done before."""
         suspects = [item for item in self.todo if item.deaths and not item.ended]
         for item in suspects:
-            self._again_or_quarantine(item, give_up=True)
+            self._requeue_or_quarantine(item, give_up=True)
         if not suspects or (self._suspects_dropped and self.left):
             raise UserError(
                 f"{self._lost} workers failed or died one after the other and finished nothing (the last:"
-                f" {reason}); the same command continues",
+                f" {reason}); run the same command again to continue",
                 EXIT_INCOMPLETE,
             )
         self._lost, self._suspects_dropped = 0, True
 
-    def _again_or_quarantine(self, item: Item, give_up: bool) -> None:
+    def _requeue_or_quarantine(self, item: Item, give_up: bool) -> None:
         if give_up:
             self.quarantined.append(item)
             self._end(item)

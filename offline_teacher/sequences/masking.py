@@ -4,12 +4,12 @@ Axes: B batch, L length, M masked slots a sequence, V vocabulary.
 
 Random numbers are counter-based: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as
 1, 2, 3", SC 2011) of the counter (position, masking epoch, sequence id) under the key seed. So there is no
-state, and a mask does not depend on the batch, the order or the worker. A position's four 32-bit words
-serve: 0 and 1 the draw of positions, 2 the 80/10/10 choice, 3 the replacement token.
+state, and a mask does not depend on the batch, the order or the worker. Each position gets four random 32-bit
+numbers: 0 and 1 decide whether it is masked, 2 makes the 80/10/10 choice, 3 draws the replacement token.
 
 Uniform sampling is integer arithmetic throughout: the same bits on every platform. Frequency sampling takes a
-float64 ``log`` and a power, whose last bit may differ between platforms. Keys are therefore cut to 42 bits of
-mantissa. A different last bit changes a mask only if two keys of one sequence are equal in those bits.
+float64 ``log`` and a power, whose last bit may differ between platforms. Only the first 42 bits of a key's
+mantissa are used, so a different last bit changes a mask only if two keys of one sequence nearly tie.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from infra.errors import UserError
 from infra.settings.sections import Masking
 
 WORD_STARTS = {"ByteLevel": "\u0120", "Metaspace": "\u2581"}
-"""Pre-tokenizers that write the space before a word (of GPT-2 and RoBERTa; of SentencePiece), and how."""
+"""Pre-tokenizer (ByteLevel: GPT-2, RoBERTa; Metaspace: SentencePiece) -> its character for the space before
+a word."""
 
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
@@ -37,10 +38,11 @@ _ROUNDS = 10
 
 _POSITION_BITS = np.uint64(10)
 _POSITION = np.uint64(1023)
-"""L <= 1024: a key's low 10 bits hold its position, so that sorting keys sorts positions and no two tie."""
+"""L <= 1024: the low 10 bits of a key are its position. So a sorted key tells its position, and no two keys
+are equal."""
 _NEVER = np.uint64(0xFFFFFFFFFFFFFFFF)
 _BLOCK_POSITIONS = 1 << 13
-"""Positions drawn at once: what stays in the cache."""
+"""Positions masked at a time: few enough to stay in the processor's cache."""
 
 _MASKED_BELOW = np.uint64(2**32 * 8 // 10)
 _RANDOM_BELOW = np.uint64(2**32 * 9 // 10)
@@ -54,7 +56,7 @@ class MaskVocab:
     special_ids: tuple[int, ...]
     vocab_size: int
     weights: np.ndarray | None = None
-    """float64 [V], positive; None: every token is as likely."""
+    """float64 [V], positive; None: all tokens are equally likely."""
     is_continuation: np.ndarray | None = None
     """bool [V]: the token goes on with the word before it; None: no whole-word masking."""
 
@@ -128,7 +130,7 @@ def continuation_flags(tokenizer: Mapping[str, Any], vocab_size: int) -> np.ndar
 
 
 def _components(part: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """The parts of a sequence of pre-tokenizers, or the one itself."""
+    """The members of a pre-tokenizer of type Sequence; any other pre-tokenizer alone."""
     if part is None:
         return []
     return list(part["pretokenizers"]) if part["type"] == "Sequence" else [part]
@@ -137,7 +139,7 @@ def _components(part: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
 @dataclass(frozen=True)
 class Masked:
     input_ids: np.ndarray
-    """[B, L] as given, masked."""
+    """[B, L]: the given ids with the masking applied."""
     positions: np.ndarray
     """int16 [B, M] ascending; unused slots -1."""
     labels: np.ndarray
@@ -145,13 +147,13 @@ class Masked:
 
 
 def masked_count(length: int, probability: float) -> int:
-    """M: the slots of a full sequence, ceil(probability * (L - 2)); 0 where masking is off."""
+    """M, the masked tokens of a sequence without padding: ceil(probability * (L - 2)); 0 if masking is off."""
     return int(_budgets(length, probability)[length - 2])
 
 
 @lru_cache(maxsize=16)
 def _budgets(length: int, probability: float) -> np.ndarray:
-    """ceil(probability * n) for n = 0 .. L, exact for the decimal the user wrote: int64 [L + 1]."""
+    """ceil(probability * n) for n = 0 .. L, with the recipe's decimal instead of its float: int64 [L + 1]."""
     exact = Fraction(repr(probability))
     return np.array([ceil(exact * count) for count in range(length + 1)], np.int64)
 
@@ -170,9 +172,9 @@ def mask_sequences(
     masked. Of the masked tokens 80 % become [MASK], 10 % a uniformly drawn ordinary token, 10 % stay
     (BERT, arXiv 1810.04805, section 3.1).
 
-    Whole words: words are drawn, by the weight of their first token where sampling is by frequency, and
-    taken whole until the count is reached; the last one is cut to its first tokens, so that the count
-    stays fixed. A word cut by the start of a sequence counts as a word.
+    Whole words: words are drawn until the count is reached. Of the last one, only as many first tokens are
+    masked as still fit. With frequency sampling, a word has the weight of its first token. If a sequence
+    begins within a word, the rest of that word counts as a word.
     """
     count, length = input_ids.shape
     assert masking.probability, "masking is off, or was not decided yet"
@@ -199,8 +201,8 @@ def _draw(
 ) -> np.ndarray:
     """Ascending positions [b, M] int64 to mask; L where a slot is unused.
 
-    Taking the smallest of independent keys draws without replacement: uniform keys uniformly, keys
-    -log(u) / w with probability proportional to w at each draw (Efraimidis & Spirakis, 2006).
+    Each token gets a random key, and the smallest keys are taken, which draws without replacement. Uniform
+    keys draw uniformly; keys -log(u) / w draw in proportion to w (Efraimidis & Spirakis, 2006).
     """
     length = input_ids.shape[1]
     position = np.arange(length, dtype=np.uint64)
@@ -224,7 +226,7 @@ def _draw(
 
 
 def _word_starts(input_ids: np.ndarray, maskable: np.ndarray, is_continuation: np.ndarray) -> np.ndarray:
-    """[b, L] int64: where the word of each token starts. Tokens of a word share that key's high bits."""
+    """[b, L] int64: where the word of each token starts; all tokens of a word take the key of its start."""
     starts = ~is_continuation[input_ids]
     starts[:, 1:] |= ~maskable[:, :-1]
     starts[:, 0] = True
@@ -247,14 +249,14 @@ def _apply(
     positions[row, slot] = at
     labels[row, slot] = original
     choice, draw = words[2][row, at], words[3][row, at]
-    # Multiply and shift (Lemire, arXiv 1805.10941) without rejection: off uniform by at most V / 2^32.
+    # Multiply and shift (Lemire, arXiv 1805.10941) without rejection: probabilities err by at most V / 2^32.
     random = vocab.ordinary[((draw * np.uint64(len(vocab.ordinary))) >> _HALF).astype(np.int64)]
     kept_or_random = np.where(choice < _RANDOM_BELOW, random, original)
     output[row, at] = np.where(choice < _MASKED_BELOW, vocab.mask_id, kept_or_random)
 
 
 def _random_words(sequence_ids: np.ndarray, length: int, epoch: int, seed: int) -> tuple[np.ndarray, ...]:
-    """Four independent 32-bit words for each position of each sequence: uint64 [b, L] each."""
+    """Four independent random 32-bit numbers for each position of each sequence: uint64 [b, L] each."""
     shape = (len(sequence_ids), length)
     ids = sequence_ids.astype(np.uint64)[:, None]
     counter = [

@@ -1,6 +1,6 @@
-"""Where every sample of a split is: pure arithmetic on the numbers of rows of its parts.
+"""Where every sample of a split is: computed only from how many rows each part has.
 
-Memory is O(parts + tasks of one masking epoch): nothing here is as long as the blocks or the samples.
+Memory is O(parts + tasks of one masking epoch): no array has an entry for each block or each sample.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Task:
     epoch: int
     part: int
     piece: int
+    """Number of the task in its part."""
     rows: range
     """Rows of the part."""
 
@@ -63,22 +64,22 @@ class Places(NamedTuple):
     task: np.ndarray
     """Numbers of tasks in the split."""
     shard: np.ndarray
-    """Shard of the task."""
+    """Number of the shard in its task."""
     block: np.ndarray
-    """Block of the shard."""
+    """Number of the block in its shard."""
 
 
 def task_name(epoch: int, part: int, piece: int) -> str:
-    """``e000-p00000-0000``; longer numbers simply grow."""
+    """``e000-p00000-0000``; numbers with more digits make the name longer."""
     return f"e{epoch:03d}-p{part:05d}-{piece:04d}"
 
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """The tasks, shards and blocks of one split. ValueError if the numbers of rows are not possible."""
+    """The tasks, shards and blocks of one split. ValueError if a number of rows is out of range."""
 
     rows: tuple[int, ...]
-    """r_p: rows of each part."""
+    """Number of rows of each part."""
     masking_epochs: int
     plan: Plan
 
@@ -91,14 +92,14 @@ class SplitPlan:
 
     @classmethod
     def of(cls, split: str, rows: tuple[int, ...], plan: Plan) -> SplitPlan:
-        """The plan of the split ``train`` or ``validation``, which has one masking epoch."""
+        """The plan of a split: ``train``, or ``validation``, which always has one masking epoch."""
         return cls(rows, plan.epochs(split), plan)
 
     # --- tasks ---
 
     @cached_property
     def _first_task(self) -> np.ndarray:
-        """int64 [parts + 1]: tasks of one masking epoch before each part."""
+        """int64 [parts + 1]: the number, within a masking epoch, of each part's first task."""
         rows = np.array(self.rows, np.int64)
         return _before(-(-rows // self.plan.task_sequences))
 
@@ -112,7 +113,7 @@ class SplitPlan:
 
     @cached_property
     def _first_block(self) -> np.ndarray:
-        """int64 [tasks of one masking epoch + 1]: blocks of the epoch before each task."""
+        """int64 [tasks of one masking epoch + 1]: the number, within a masking epoch, of each task's first block."""
         return _before(-(-self._task_samples // self.plan.block_samples))
 
     @property
@@ -125,12 +126,12 @@ class SplitPlan:
         return self.tasks_per_epoch * self.masking_epochs
 
     def task(self, number: int) -> Task:
-        """The task of this number. IndexError if the split has none."""
+        """The task of this number. IndexError if the split has no such task."""
         if not 0 <= number < self.task_count:
             raise IndexError(f"task {number} is not below {self.task_count}")
-        epoch, place = divmod(number, self.tasks_per_epoch)
-        part = int(np.searchsorted(self._first_task, place, side="right")) - 1
-        piece = place - int(self._first_task[part])
+        epoch, in_epoch = divmod(number, self.tasks_per_epoch)
+        part = int(np.searchsorted(self._first_task, in_epoch, side="right")) - 1
+        piece = in_epoch - int(self._first_task[part])
         start = piece * self.plan.task_sequences
         rows = range(start, min(start + self.plan.task_sequences, self.rows[part]))
         return Task(number, epoch, part, piece, rows)
@@ -147,8 +148,8 @@ class SplitPlan:
         epoch, part, piece = map(int, found.groups())
         if name != task_name(epoch, part, piece) or epoch >= self.masking_epochs or part >= len(self.rows):
             return None
-        place = int(self._first_task[part]) + piece
-        return epoch * self.tasks_per_epoch + place if place < self._first_task[part + 1] else None
+        in_epoch = int(self._first_task[part]) + piece
+        return epoch * self.tasks_per_epoch + in_epoch if in_epoch < self._first_task[part + 1] else None
 
     # --- samples and blocks ---
 
@@ -168,11 +169,11 @@ class SplitPlan:
 
     @property
     def block_samples(self) -> int:
-        """Samples of every block that is not the short last one of its task."""
+        """Samples of a full block; only the last block of a task may have fewer."""
         return self.plan.block_samples
 
     def short_blocks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers within a masking epoch, and samples, of the blocks that are short: int64 [s] each."""
+        """For each short block: its number within a masking epoch, and its samples; int64 [s] each."""
         last = self._first_block[1:] - 1
         samples = self.sizes(last)
         short = samples < self.plan.block_samples
@@ -191,15 +192,15 @@ class SplitPlan:
         if not (0 <= epoch < self.masking_epochs and 0 <= block < self.blocks_per_epoch):
             raise IndexError(f"no block {block} of masking epoch {epoch}")
         task = int(np.searchsorted(self._first_block, block, side="right")) - 1
-        number, size = block - int(self._first_block[task]), self.plan.block_samples
-        samples = min(size, int(self._task_samples[task]) - number * size)
-        shard, within = divmod(number, self.plan.shard_blocks)
-        return Place(task + epoch * self.tasks_per_epoch, shard, within, samples)
+        within, size = block - int(self._first_block[task]), self.plan.block_samples
+        samples = min(size, int(self._task_samples[task]) - within * size)
+        shard, in_shard = divmod(within, self.plan.shard_blocks)
+        return Place(task + epoch * self.tasks_per_epoch, shard, in_shard, samples)
 
     def blocks(self, task: Task) -> range:
         """The numbers, within its masking epoch, of the blocks of a task."""
-        place = task.number % self.tasks_per_epoch
-        return range(int(self._first_block[place]), int(self._first_block[place + 1]))
+        in_epoch = task.number % self.tasks_per_epoch
+        return range(int(self._first_block[in_epoch]), int(self._first_block[in_epoch + 1]))
 
     def sizes(self, blocks: np.ndarray) -> np.ndarray:
         """int64 [n]: samples of the blocks [n], the same in every masking epoch."""
@@ -215,7 +216,7 @@ class SplitPlan:
         return task.sequence_ids()[start : start + self.plan.block_samples]
 
     def _within(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The task of each block, in the first masking epoch, and the block's number in its task."""
+        """For each block: the number of its task within a masking epoch, and its own number in that task."""
         blocks = np.asarray(blocks, np.int64)
         if blocks.size and (blocks.min() < 0 or blocks.max() >= self.blocks_per_epoch):
             raise IndexError(f"blocks must be 0 to {self.blocks_per_epoch - 1}")
@@ -224,7 +225,7 @@ class SplitPlan:
 
 
 def shards_of(task: Task, plan: Plan) -> list[list[int]]:
-    """For each shard of a task: the numbers of samples of its blocks."""
+    """For each shard of a task, how many samples each of its blocks has."""
     size, blocks = plan.block_samples, -(-task.samples // plan.block_samples)
     counts = [size] * (blocks - 1) + [task.samples - (blocks - 1) * size]
     return [counts[start : start + plan.shard_blocks] for start in range(0, blocks, plan.shard_blocks)]

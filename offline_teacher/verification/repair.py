@@ -126,7 +126,7 @@ def _foreign(root: str, source: Source) -> Iterator[Finding]:
     for directory in (TOKENIZER, TEACHER):
         for name in storage.list_names(storage.join(root, directory)):
             if f"{directory}/{name}" not in own:
-                yield Finding(f"{directory}/{name}", "is foreign: no file of this store has this name")
+                yield Finding(f"{directory}/{name}", "is foreign: a store has no file of this name")
 
 
 def _is_foreign(name: str, manifest: Manifest | None) -> bool:

@@ -54,9 +54,9 @@ class _Split:
 def verify(root: str, workers: int = 1, progress: Progress | None = None) -> list[Finding]:
     """Everything that is wrong with a store; [] if all is right.
 
-    Checks every file, digest, range and number, and names foreign files. Of a store without manifest, which
-    is a finding, it checks what is there. ``workers``: processes that check tasks. ``progress(done, total)``
-    is called after every task.
+    Checks every file, digest, range and number, and names foreign files. A missing manifest is a
+    finding; the files that exist are checked all the same. ``workers``: processes that check tasks.
+    ``progress(done, total)`` is called after every task.
     """
     findings: list[Finding] = []
     manifest, spec = _root(root, findings)
@@ -95,7 +95,7 @@ def _root(root: str, findings: list[Finding]) -> tuple[Manifest | None, Spec | N
 
 
 def _splits(root: str, spec: Spec, manifest: Manifest | None, findings: list[Finding]) -> list[_Split]:
-    """The splits by the manifest, or else by the parts that are there."""
+    """The splits that the manifest lists; without a manifest, those of the parts that exist."""
     found = []
     for name in SPLITS:
         try:
@@ -109,7 +109,7 @@ def _splits(root: str, spec: Spec, manifest: Manifest | None, findings: list[Fin
                 if plan.task_count != len(record.tasks):
                     raise ValueError(f"{name}: {len(record.tasks)} tasks instead of {plan.task_count}")
                 found.append(_Split(name, plan, record.parts, record.tasks))
-        except UserError as error:  # without a manifest, the text says what the tasks are
+        except UserError as error:  # without a manifest, tasks follow from the sequences
             findings.append(Finding(f"{SEQUENCES}/{name}", str(error), missing=True))
         except ValueError as error:
             findings.append(Finding(MANIFEST, str(error)))
@@ -123,11 +123,11 @@ def _check_files(root: str, manifest: Manifest | None) -> Iterator[Finding]:
         if not storage.exists(path):
             yield Finding(name, "is missing", missing=True)
         elif not storage.has_digest(path, digest):
-            yield Finding(name, "its digest is not the manifest's")
+            yield Finding(name, "its digest differs from the one in the manifest")
 
 
 def _check_names(root: str, splits: list[_Split], manifest: Manifest | None) -> Iterator[Finding]:
-    """Files that nothing of the store accounts for; those of ``shards/SPLIT/TASK`` belong to the task."""
+    """Unexpected files. Those in the directory of a task's shards are left to the check of that task."""
     top = {SPEC, MANIFEST, RECIPE, TOKENIZER, TEACHER, SEQUENCES, SHARDS, TASKS}
     top |= {FAILED} if manifest is None else set()
     names = [split.name for split in splits]
@@ -155,7 +155,7 @@ def _foreign(root: str, directory: str, own: set[str]) -> Iterator[Finding]:
 
 
 def _foreign_file(name: str) -> Finding:
-    return Finding(name, "is foreign: no file of this store has this name")
+    return Finding(name, "is foreign: a store has no file of this name")
 
 
 def _check_parts(root: str, spec: Spec, split: _Split) -> Iterator[Finding]:
@@ -169,7 +169,7 @@ def _check_parts(root: str, spec: Spec, split: _Split) -> Iterator[Finding]:
 
 
 def _check_part(root: str, split: _Split, part: int) -> tuple[set[str], list[Finding]]:
-    """The plain names that part has, and what is wrong with its files."""
+    """The plain names of the files that this part should have, and what is wrong with them."""
     directory, name = f"{SEQUENCES}/{split.name}", part_name(part)
     file, names = f"{directory}/{name}.json", {f"{name}.json", f"{name}.arrow", f"{name}.counts.arrow"}
     try:
@@ -190,12 +190,12 @@ def _check_part(root: str, split: _Split, part: int) -> tuple[set[str], list[Fin
         if not storage.exists(path):
             findings.append(Finding(f"{directory}/{plain}", "is missing", missing=True))
         elif not storage.has_digest(path, digest):
-            findings.append(Finding(f"{directory}/{plain}", "its digest is not that of its index"))
+            findings.append(Finding(f"{directory}/{plain}", "its digest differs from the one in its index"))
     return {f"{name}.json", *digests}, findings
 
 
 def _tasks_to_check(root: str, split: _Split, findings: list[Finding]) -> Iterator[int]:
-    """With a manifest all tasks; without one, those that have an index, and a finding for the others."""
+    """Numbers of tasks: with a manifest all; without, those with an index, and one finding for the rest."""
     finished = finished_tasks(root, split.name)
     absent = 0
     for task in split.plan.tasks():
@@ -209,7 +209,7 @@ def _tasks_to_check(root: str, split: _Split, findings: list[Finding]) -> Iterat
 
 
 def _checked(root: str, spec: Spec, jobs: list[tuple[_Split, int]], workers: int) -> Iterator[list[Finding]]:
-    """What is wrong with each task, in order; processes run only a little ahead."""
+    """What is wrong with each task, in order. Only a few tasks are checked ahead of the one handed out."""
     expected = (
         Expected(split.name, split.plan.task(number), split.tasks[number] if split.tasks else None)
         for split, number in jobs

@@ -3,8 +3,11 @@
     loss = alpha_ce T^2 KL(p_T || q_T) + alpha_mlm CE + alpha_cos (1 - cos) + alpha_relation R
            + alpha_embedding E
 
-Axes: B batch, L length, P recorded positions (L or M), N positions that count, K top-k, T temperatures,
-D hidden size.
+p_T, q_T: distributions of teacher and student at temperature T. R: the relation loss. E: the distance
+of embeddings.
+
+Axes: B batch, L length, M masked, P recorded positions (L or M), N positions without padding, K top-k,
+T temperatures, D hidden size.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ def picked(values: Tensor, index: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Taught:
-    """Outputs of the teacher's frozen top for a micro-batch; None if not requested."""
+    """What the student learns from in a micro-batch; a field is None if the loss does not need it."""
 
     last_hidden: Tensor | None = None  # [N, D] of the teacher
     relations: dict[str, Tensor] | None = None  # queries, keys, values, each [B, L, D] of the teacher
@@ -66,20 +69,21 @@ class Objective:
     layout: Layout
     """Layout of the teacher's outputs; see `needs.taught_layout`."""
     replay: Replay | None
-    """Needed for all but top-k and pooled vectors; in the dtype the student computes in."""
+    """Runs the teacher's top layers, in the dtype of the student's computation. None: the loss reads only
+    stored top-k logits or stored vectors."""
     recorder: QueriesKeysValues | None = None
-    """Of the student's layer whose relations are compared."""
+    """Records queries, keys and values of the student's layer whose relations are compared."""
     live: LiveTeacher | None = None
-    """Gives the hidden states that the store would hold, where they are not read from it."""
+    """Computes the hidden states during training; None: they are read from the store."""
     pooling: Pooling | None = None
     """How the teacher makes one vector of a text, where the loss compares such vectors."""
 
     def __call__(
         self, model: StudentModel, batch: Batch, tokens: float, masked: float, sequences: float = 1.0
     ) -> LossTerms:
-        """This micro-batch's share of the loss. ``tokens``, ``masked`` and ``sequences`` are counts of the
-        whole step; only vectors of texts need the last."""
-        train, batch = self.train, self.heard(batch)
+        """This micro-batch's share of the loss. ``tokens``, ``masked`` and ``sequences`` are the
+        denominators: totals over the whole step. Only the embedding term uses ``sequences``."""
+        train, batch = self.train, self.with_live_states(batch)
         hidden = model.body(batch.input_ids, None if batch.full else batch.token_count)
         kind = soft_target_kind(train, self.layout)
         taught = self.taught(batch, hidden.dtype, bool(kind == "exact" or train.alpha_cos))
@@ -94,7 +98,7 @@ class Objective:
             terms = replace(terms, total=total, embedding=distance.detach())
         return terms
 
-    def heard(self, batch: Batch) -> Batch:
+    def with_live_states(self, batch: Batch) -> Batch:
         """The batch with the hidden states of a live teacher; unchanged without one."""
         if self.live is None:
             return batch
@@ -107,7 +111,8 @@ class Objective:
         return embedding_distance(model.vectors(hidden, batch.token_count), taught.vectors)
 
     def taught(self, batch: Batch, dtype: torch.dtype, last_hidden: bool) -> Taught:
-        """Replays only what the loss needs: the last hidden states, the relations, or both at once."""
+        """Replays only what the loss needs: last hidden states, relations, vectors of texts. With pooled positions
+        nothing is replayed: the store holds the vectors."""
         if self.layout.positions == "pooled":
             return Taught(vectors=batch.embedding)
         relations, vectors = self.train.alpha_relation > 0, self.train.alpha_embedding > 0
@@ -150,7 +155,8 @@ class Objective:
         masked_only = self.layout.positions == "masked"
         kl_masked = train.kl_positions == "masked" or masked_only
         student = picked(hidden, batch.positions)
-        # KL and CE are computed at the same rows: the masked ones only, unless KL needs all positions.
+        # If KL needs all positions, KL and CE are computed at all of them, otherwise at the masked ones alone.
+        # None means all rows. A store of masked positions has no others.
         rows = None if masked_only or (kind and not kl_masked) else batch.masked_at
         vocabulary = needs_head(train)
         at = student if rows is None else student[rows]
@@ -180,7 +186,7 @@ class Objective:
         kind: str | None,
         rows: Tensor | None = None,
     ) -> SoftTarget | None:
-        """The soft target at ``temperature`` of the N positions, or of those at ``rows`` [n] of them."""
+        """The soft target at ``temperature`` for all N positions, or for those that ``rows`` [n] selects."""
         if kind == "exact":
             assert self.replay is not None
             assert last_hidden is not None
@@ -188,7 +194,7 @@ class Objective:
         return topk_target(self.layout, batch, temperature, rows) if kind == "topk" else None
 
     def relation(self, batch: Batch, taught: Taught, tokens: float) -> Tensor:
-        """The share of R of a micro-batch whose student has just run; see `relation_loss`."""
+        """This micro-batch's share of R, right after the student's forward; see `relation_loss`."""
         assert self.recorder is not None
         assert taught.relations is not None
         student = _named(self.recorder.take())

@@ -114,7 +114,7 @@ class _Measures:
     def add(self, sums: dict[str, float], batch: Batch) -> None:
         """Adds the sums of one micro-batch."""
         objective, model = self.objective, self.model
-        batch = objective.heard(batch)
+        batch = objective.with_live_states(batch)
         hidden = model.body(batch.input_ids, None if batch.full else batch.token_count)
         taught = objective.taught(batch, hidden.dtype, self.exact and (self.vocabulary or self.cosine))
         sums["tokens"] += batch.tokens

@@ -333,7 +333,7 @@ def test_a_file_system_without_hard_links_is_one_line(
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refused)
-    with pytest.raises(UserError, match=r"a.json: its file system makes no hard links .*choose another"):
+    with pytest.raises(UserError, match=r"a.json: its file system has no hard links .*choose another"):
         storage.publish_if_absent(str(tmp_path / "a.json"), b"x")
     assert os.listdir(tmp_path) == []
 

@@ -182,7 +182,7 @@ def test_many_items_that_kill_their_workers_are_named_and_the_others_are_done(
     done, quarantined = run(recipe(), 20)
     assert len(done) == 15
     assert {item.name for item in quarantined} == killers
-    assert all("its worker died" in item.reason for item in quarantined)
+    assert all("workers died" in item.reason for item in quarantined)
 
 
 def test_what_is_quarantined_is_told_before_a_users_mistake_ends_the_run(
