@@ -113,11 +113,12 @@ def _eight_bit_rows(name: str, ids: str, out: str) -> list[Any]:
 
 
 def _times_scales(name: str, ids: str, out: str) -> list[Any]:
+    """The scales become float32 before the rows are picked: not every graphics processor knows float16."""
     from onnx import TensorProto, helper
 
     return [
-        helper.make_node("Gather", [f"{name}_scales", ids], [f"{out}_half"], axis=0),
-        helper.make_node("Cast", [f"{out}_half"], [f"{out}_scales"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", [f"{name}_scales"], [f"{out}_all_scales"], to=TensorProto.FLOAT),
+        helper.make_node("Gather", [f"{out}_all_scales", ids], [f"{out}_scales"], axis=0),
         helper.make_node("Mul", [f"{out}_float", f"{out}_scales"], [out]),
     ]
 

@@ -1,6 +1,6 @@
 """A folder that any static host can serve: the browser page with exported models (see docs/web.md).
 
-    index.html page.js worker.js offline.js style.css icon.svg runtime.wasm.gz
+    index.html page.js worker.js ort.*.js offline.js style.css icon.svg runtime.wasm.gz runtime-gpu.wasm.gz
     models/<task>/<role>/model.int8.onnx tokenizer.json.gz golden.json.gz
     site.json      written last: tasks and models, with the size and SHA-256 of each large file
 
@@ -25,7 +25,8 @@ from infra.errors import UserError
 from infra.files import storage
 
 SITE = "site.json"
-RUNTIME = "runtime.wasm.gz"
+RUNTIMES = {"cpu": "runtime.wasm.gz", "gpu": "runtime-gpu.wasm.gz"}
+"""ONNX Runtime's WebAssembly: a visitor fetches the one of the processor that computes."""
 OFFLINE = "offline.js"
 WINDOW = 384
 """Tokens of a window of a model that answers questions, as in fine-tuning."""
@@ -67,7 +68,8 @@ def add_to_site(output: str, page: Path, models: Sequence[SiteModel]) -> dict[st
         task["models"] = sorted(
             [*others, _write_model(output, model)], key=lambda entry: entry["role"] == "teacher"
         )
-    _write_page(output, page, {"runtime": _described(RUNTIME, (page / RUNTIME).read_bytes()), "tasks": tasks})
+    runtimes = {key: _described(name, (page / name).read_bytes()) for key, name in RUNTIMES.items()}
+    _write_page(output, page, {"runtimes": runtimes, "tasks": tasks})
     site: dict[str, Any] = storage.read_json(storage.join(output, SITE))
     return site
 
@@ -85,7 +87,7 @@ def _write_page(output: str, page: Path, site: dict[str, Any]) -> None:
     files = {path.name: path.read_bytes() for path in sorted(page.iterdir())}
     content = json.dumps(site, indent=1).encode()
     digest = hashlib.sha256(b"".join([*files.values(), content])).hexdigest()
-    kept = [name for name in files if name not in (RUNTIME, OFFLINE)]
+    kept = [name for name in files if name not in (*RUNTIMES.values(), OFFLINE)]
     known = json.dumps({"version": digest[:16], "files": ["./", *kept, SITE]})
     files[OFFLINE] = f"const SITE = {known};\n".encode() + files[OFFLINE]
     for name, data in files.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -18,7 +19,7 @@ import pytest
 
 from evaluation.devices import page_bundle
 from evaluation.devices.golden import SENTENCES
-from evaluation.devices.site import SITE
+from evaluation.devices.site import RUNTIMES, SITE
 from evaluation.main import main
 from infra.cpu.native import user_cache
 from infra.errors import UserError
@@ -155,25 +156,82 @@ def test_the_page_computes_what_python_does(task: str, folder: Path, visit: Any)
     found = visit(folder, "selftest", f"task={task}")
     assert found["report"]["examples"] >= 3
     assert found["report"]["differences"] == []
+    assert found["processor"] == "cpu"
+    assert [name for name in found["asked"] if "gpu" in name] == []
+
+
+@pytest.mark.parametrize("task", ["SQuAD", "STS-B", "Similar"])
+def test_a_graphics_processor_computes_what_python_does(task: str, folder: Path, visit: Any) -> None:
+    found = _with_graphics(visit, folder, "selftest", task)
+    assert found["processor"] == "gpu"
+    assert found["report"]["differences"] == []
+    assert "Computed by: the graphics processor (WebGPU)" in found["figures"]
+    assert [name for name in found["asked"] if name.startswith(RUNTIMES["cpu"])] == []
+
+
+def test_without_a_graphics_processor_the_processor_computes(folder: Path, visit: Any) -> None:
+    found = visit(folder, "first", "task=SQuAD&processor=cpu")
+    assert "Computed by: the processor (WebAssembly)" in found["figures"]
+
+
+def test_a_graphics_processor_that_answers_otherwise_is_not_used(
+    folder: Path, visit: Any, tmp_path: Path
+) -> None:
+    copy = tmp_path / "site"
+    shutil.copytree(folder, copy)
+    with changed_golden(copy) as examples:
+        examples[0]["span"]["score"] += 0.01
+    found = _with_graphics(visit, copy, "first", "SQuAD")
+    assert found["processor"] == "cpu"
+    assert found["answer"]
+    assert "Done in" in found["status"]
+    assert any("failed: its answers are not Python's" in line for line in found["figures"])
+
+
+def test_a_graphics_processor_whose_runtime_fails_is_not_used(
+    folder: Path, visit: Any, tmp_path: Path
+) -> None:
+    copy = tmp_path / "site"
+    shutil.copytree(folder, copy)
+    _cut(copy / RUNTIMES["gpu"])
+    found = _with_graphics(visit, copy, "first", "SQuAD")
+    assert found["processor"] == "cpu"
+    assert found["answer"]
+    assert "Done in" in found["status"]
+    assert any("failed: runtime-gpu.wasm.gz is damaged" in line for line in found["figures"])
+
+
+def _with_graphics(visit: Any, directory: Path, step: str, task: str) -> dict[str, Any]:
+    """A visit with Chromium's emulated graphics processor; skips the test if this Chromium has none."""
+    found: dict[str, Any] = visit(directory, step, f"task={task}&processor=gpu")
+    if not found["adapter"]:
+        pytest.skip("this Chromium emulates no graphics processor")
+    return found
+
+
+@contextlib.contextmanager
+def changed_golden(site: Path) -> Iterator[list[dict[str, Any]]]:
+    """The expected examples of the first model, to be changed in place; the folder stays consistent."""
+    content = json.loads((site / SITE).read_text())
+    about = content["tasks"][0]["models"][0]["golden"]
+    golden = json.loads(gzip.decompress((site / about["path"]).read_bytes()))
+    yield golden["examples"]
+    data = gzip.compress(json.dumps(golden).encode())
+    (site / about["path"]).write_bytes(data)
+    about |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (site / SITE).write_text(json.dumps(content))
 
 
 def test_the_self_test_finds_what_is_different(folder: Path, visit: Any, tmp_path: Path) -> None:
     """Each kind of expected value is changed in one example."""
     copy = tmp_path / "site"
     shutil.copytree(folder, copy)
-    site = json.loads((copy / SITE).read_text())
-    about = site["tasks"][0]["models"][0]["golden"]
-    golden = json.loads(gzip.decompress((copy / about["path"]).read_bytes()))
-    first, second, third, fourth, fifth = golden["examples"][:5]
-    first["ids"][0][1] += 1
-    second["span"]["first"] += 1
-    third["span"]["text"] += "."
-    fourth["span"]["score"] += 0.01
-    fifth["span"]["noAnswer"] -= 0.01
-    data = gzip.compress(json.dumps(golden).encode())
-    (copy / about["path"]).write_bytes(data)
-    about |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (copy / SITE).write_text(json.dumps(site))
+    with changed_golden(copy) as (first, second, third, fourth, fifth, *_):
+        first["ids"][0][1] += 1
+        second["span"]["first"] += 1
+        third["span"]["text"] += "."
+        fourth["span"]["score"] += 0.01
+        fifth["span"]["noAnswer"] -= 0.01
     found = visit(copy, "selftest")["report"]["differences"]
     expected = [[0, "ids"], [1, "span"], [2, "answer"], [3, "score"], [4, "no answer"]]
     assert [[one["example"], one["what"]] for one in found] == expected
@@ -246,7 +304,7 @@ def test_the_folder_says_what_it_holds(folder: Path) -> None:
         for model in task["models"]
         for key in ("graph", "tokenizer", "golden")
     ]
-    for file in [site["runtime"], *stored]:
+    for file in [*site["runtimes"].values(), *stored]:
         data = (folder / file["path"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file["bytes"], file["sha256"])
     policy = (folder / "index.html").read_text()

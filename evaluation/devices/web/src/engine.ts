@@ -1,21 +1,31 @@
 // A loaded model: rows to outputs, one row at a time.
-import * as ort from "onnxruntime-web/wasm";
+import type * as Ort from "onnxruntime-web/wasm";
 import { Splitter } from "./pieces";
+import type { Processor } from "./processor";
 import { type Model, type Progress, type Site, read, unpack } from "./site";
 import type { Row } from "./windows";
 
 export type Outputs = Record<string, { data: Float32Array; dims: readonly number[] }>;
 
-/** Starts the runtime once. It uses one thread, so a static host needs no special headers. */
-let started: Promise<void> | undefined;
+/** The runtime of each processor, fetched where it is used. */
+const SCRIPTS: Record<Processor, () => Promise<typeof Ort>> = {
+  cpu: () => import("onnxruntime-web/wasm"),
+  gpu: () => import("onnxruntime-web/jspi"),
+};
+const PROVIDERS = { cpu: "wasm", gpu: "webgpu" };
+const started: Partial<Record<Processor, Promise<typeof Ort>>> = {};
 
-function start(site: Site, progress: Progress): Promise<void> {
-  started ??= read(site.runtime, progress).then(unpack).then((binary) => {
-    ort.env.wasm.wasmBinary = binary;
-    ort.env.wasm.numThreads = 1;
-    ort.env.logLevel = "error";
-  });
-  return started;
+/** Starts a runtime once. It uses one thread, so a static host needs no special headers. */
+function start(site: Site, processor: Processor, progress: Progress): Promise<typeof Ort> {
+  started[processor] ??= Promise.all([SCRIPTS[processor](), read(site.runtimes[processor], progress).then(unpack)]).then(
+    ([ort, binary]) => {
+      ort.env.wasm.wasmBinary = binary;
+      ort.env.wasm.numThreads = 1;
+      ort.env.logLevel = "error";
+      return ort;
+    },
+  );
+  return started[processor];
 }
 
 export class Engine {
@@ -24,38 +34,39 @@ export class Engine {
 
   private constructor(
     readonly model: Model,
+    readonly processor: Processor,
     readonly splitter: Splitter,
-    private readonly session: ort.InferenceSession,
+    private readonly ort: typeof Ort,
+    private readonly session: Ort.InferenceSession,
   ) {}
 
   /** Loads runtime, tokenizer and graph; `progress` is told bytes of all three together. */
-  static async load(site: Site, model: Model, progress: Progress): Promise<Engine> {
-    const files = [site.runtime, model.tokenizer, model.graph];
+  static async load(site: Site, model: Model, processor: Processor, progress: Progress): Promise<Engine> {
+    const files = [site.runtimes[processor], model.tokenizer, model.graph];
     const received = files.map(() => 0);
     const total = files.reduce((sum, file) => sum + file.bytes, 0);
     const tell = (place: number): Progress => (bytes) => {
       received[place] = bytes;
       progress(received.reduce((sum, count) => sum + count, 0), total);
     };
-    const [, tokenizer, graph] = await Promise.all([
-      start(site, tell(0)), read(model.tokenizer, tell(1)).then(unpack), read(model.graph, tell(2)),
+    const [ort, tokenizer, graph] = await Promise.all([
+      start(site, processor, tell(0)), read(model.tokenizer, tell(1)).then(unpack), read(model.graph, tell(2)),
     ]);
     const splitter = named(model.tokenizer.path, () => new Splitter(JSON.parse(new TextDecoder().decode(tokenizer))));
-    const session = await ort.InferenceSession.create(new Uint8Array(graph), { executionProviders: ["wasm"] }).catch(
-      (error) => {
-        throw new Error(`${model.graph.path} cannot be used: ${firstLine(error)}`);
-      },
-    );
-    return new Engine(model, splitter, session);
+    const options = { executionProviders: [PROVIDERS[processor]] };
+    const session = await ort.InferenceSession.create(new Uint8Array(graph), options).catch((error) => {
+      throw new Error(`${model.graph.path} cannot be used: ${firstLine(error)}`);
+    });
+    return new Engine(model, processor, splitter, ort, session);
   }
 
   async run(row: Row): Promise<Outputs> {
     const columns: Record<string, number[]> = {
       input_ids: row.ids, token_type_ids: row.types, attention_mask: row.ids.map(() => 1),
     };
-    const feeds: Record<string, ort.Tensor> = {};
+    const feeds: Record<string, Ort.Tensor> = {};
     for (const name of this.model.inputs) {
-      feeds[name] = new ort.Tensor("int64", BigInt64Array.from(columns[name]!, BigInt), [1, row.ids.length]);
+      feeds[name] = new this.ort.Tensor("int64", BigInt64Array.from(columns[name]!, BigInt), [1, row.ids.length]);
     }
     const begun = performance.now();
     const outputs = await this.session.run(feeds);
@@ -76,6 +87,6 @@ function named<T>(path: string, make: () => T): T {
   }
 }
 
-function firstLine(error: unknown): string {
+export function firstLine(error: unknown): string {
   return String(error instanceof Error ? error.message : error).split("\n")[0]!.slice(0, 200);
 }

@@ -42,13 +42,21 @@ async function load(site: Site, model: Model): Promise<void> {
   unit = "byte";
   say(`Loading ${megabytes(model.graph.bytes)} …`, "busy");
   const begun = performance.now();
-  await client.ask<Loaded>({ kind: "load", site, model });
+  const processor = new URLSearchParams(location.search).get("processor");
+  const { result: loaded } = await client.ask<Loaded>({ kind: "load", site, model, processor });
+  document.body.dataset.processor = loaded.processor;
   figures({
     "Model": `${model.name}, ${megabytes(model.graph.bytes)}`,
     "Loaded in": duration(performance.now() - begun),
+    "Computed by": processorText(loaded),
     "An answer here takes": "–",
   });
   say("Ready. Everything runs on this device.", "ready");
+}
+
+function processorText({ processor, problem }: Loaded): string {
+  if (processor === "gpu") return "the graphics processor (WebGPU)";
+  return `the processor (WebAssembly)${problem ? `, because the graphics processor failed: ${problem}` : ""}`;
 }
 
 async function run(form: Form, model: Model, result: HTMLElement): Promise<void> {

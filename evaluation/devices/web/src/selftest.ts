@@ -1,5 +1,5 @@
 // Compares the page with what Python computed from the same files (golden.json).
-import { answer, compare, score } from "./answer";
+import { type Pace, answer, compare, score } from "./answer";
 import type { Engine } from "./engine";
 import { read, unpack } from "./site";
 
@@ -31,18 +31,20 @@ type Report = (what: string, expected: unknown, found: unknown) => void;
 
 export async function selftest(
   engine: Engine,
-  pace: (done: number, all: number) => Promise<void>,
+  pace: Pace,
+  count = Infinity,
 ): Promise<{ examples: number; differences: Difference[] }> {
   const golden: Golden = JSON.parse(new TextDecoder().decode(await unpack(await read(engine.model.golden))));
+  const examples = golden.examples.slice(0, count);
   const differences: Difference[] = [];
-  for (const [example, content] of golden.examples.entries()) {
-    await pace(example, golden.examples.length);
+  for (const [example, content] of examples.entries()) {
+    await pace(example, examples.length);
     const report: Report = (what, expected, found) => {
       if (!same(expected, found)) differences.push({ example, what, expected, found });
     };
     await (engine.model.kind === "spans" ? spans : engine.model.kind === "encoder" ? cosines : logits)(engine, content, report);
   }
-  return { examples: golden.examples.length, differences };
+  return { examples: examples.length, differences };
 }
 
 async function spans(engine: Engine, { texts, ids, span }: Example, report: Report): Promise<void> {

@@ -1,4 +1,5 @@
 // What a folder holds (site.json), and its large files: fetched once, checked, kept for offline use.
+import type { Processor } from "./processor";
 
 export interface StoredFile {
   path: string;
@@ -31,7 +32,7 @@ export interface Task {
 }
 
 export interface Site {
-  runtime: StoredFile;
+  runtimes: Record<Processor, StoredFile>;
   tasks: Task[];
 }
 
@@ -42,7 +43,7 @@ const KEPT = `${new URL(".", location.href).pathname} models`;
 
 export async function readSite(): Promise<Site> {
   const site = await readJson<Site>("site.json");
-  if (!site.runtime || !Array.isArray(site.tasks) || site.tasks.length === 0) {
+  if (!site.runtimes || !Array.isArray(site.tasks) || site.tasks.length === 0) {
     throw new Error("site.json is damaged. Export the page again.");
   }
   return site;
@@ -80,7 +81,7 @@ function addressOf(file: StoredFile): string {
 export async function prune(site: Site): Promise<void> {
   if (typeof caches === "undefined") return;
   const files = site.tasks.flatMap(({ models }) => models.flatMap((model) => [model.graph, model.tokenizer, model.golden]));
-  const wanted = new Set([site.runtime, ...files].map((file) => new URL(addressOf(file), location.href).href));
+  const wanted = new Set([...Object.values(site.runtimes), ...files].map((file) => new URL(addressOf(file), location.href).href));
   const kept = await caches.open(KEPT);
   for (const request of await kept.keys()) if (!wanted.has(request.url)) await kept.delete(request);
 }

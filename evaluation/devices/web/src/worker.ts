@@ -1,11 +1,12 @@
 // The thread that computes. One request at a time; a newer one stops the one before it.
 import { type Answers, type Scores, type Similarity, answer, compare, score } from "./answer";
-import { Engine } from "./engine";
+import type { Engine } from "./engine";
+import { type Processor, load } from "./processor";
 import { type Difference, selftest } from "./selftest";
 import type { Model, Site } from "./site";
 
 export type Request =
-  | { kind: "load"; id: number; site: Site; model: Model }
+  | { kind: "load"; id: number; site: Site; model: Model; processor: string | null }
   | { kind: "answer"; id: number; question: string; context: string }
   | { kind: "score"; id: number; first: string; second?: string }
   | { kind: "compare"; id: number; texts: string[] }
@@ -15,7 +16,9 @@ export type Request =
 export type Result = Answers | Scores | Similarity | Loaded | { examples: number; differences: Difference[] } | undefined;
 
 export interface Loaded {
-  milliseconds: number;
+  processor: Processor;
+  /** Why the graphics processor does not compute although it is there. */
+  problem?: string;
 }
 
 export type Reply =
@@ -45,16 +48,16 @@ function pace(id: number): (done: number, all: number) => Promise<void> {
   };
 }
 
-async function load(request: Request & { kind: "load" }): Promise<Loaded> {
-  const begun = performance.now();
+async function replace({ id, site, model, processor }: Request & { kind: "load" }): Promise<Loaded> {
   await engine?.release();
   engine = undefined;
-  engine = await Engine.load(request.site, request.model, (done, all) => say({ kind: "progress", id: request.id, done, all }));
-  return { milliseconds: performance.now() - begun };
+  const started = await load(site, model, processor, (done, all) => say({ kind: "progress", id, done, all }));
+  engine = started.engine;
+  return { processor: engine.processor, problem: started.problem };
 }
 
 async function work(request: Request): Promise<Result> {
-  if (request.kind === "load") return load(request);
+  if (request.kind === "load") return replace(request);
   if (request.kind === "stop") return undefined;
   if (!engine) throw new Error("no model is loaded");
   const steps = pace(request.id);

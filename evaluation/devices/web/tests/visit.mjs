@@ -5,7 +5,9 @@ import { createRequire } from "node:module";
 import { chromium } from "playwright-core";
 
 const [address, executablePath, step, query = ""] = process.argv.slice(2);
-const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
+const graphics = query.includes("processor=gpu"); // emulated by Chromium's SwiftShader
+const flags = graphics ? ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"] : [];
+const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", ...flags] });
 const context = await browser.newContext({ viewport: { width: 1200, height: 900 } });
 const page = await context.newPage();
 const seen = { requests: [], errors: [] };
@@ -15,6 +17,12 @@ page.on("pageerror", (error) => seen.errors.push(String(error)));
 const settled = (target = page) =>
   target.waitForFunction(() => ["ready", "error"].includes(document.body.dataset.state), null, { timeout: 600_000 });
 const status = () => page.textContent("#status");
+/** The processor that computed, and what the page says of it. */
+const processor = () => page.evaluate(async () => ({
+  processor: document.body.dataset.processor,
+  adapter: Boolean(await navigator.gpu?.requestAdapter()),
+  figures: [...document.querySelectorAll("dl div")].map((item) => item.innerText.replace("\n", ": ")),
+}));
 async function open(extra = query) {
   await page.goto(`${address}?${extra}`);
   await settled();
@@ -55,7 +63,7 @@ const steps = {
     await page.waitForSelector("#report, [data-state=error]", { timeout: 900_000 });
     await settled();
     const report = await page.evaluate(() => document.getElementById("report")?.textContent ?? "null");
-    return { status: await status(), report: JSON.parse(report) };
+    return { status: await status(), report: JSON.parse(report), ...(await processor()) };
   },
   /** A first visit up to the first answer, and what it cost. */
   async first() {
@@ -64,8 +72,7 @@ const steps = {
     const loaded = performance.now() - begun;
     const answer = await submit();
     const total = performance.now() - begun;
-    const figures = await page.evaluate(() => [...document.querySelectorAll("dl div")].map((item) => item.innerText.replace("\n", ": ")));
-    return { answer, loaded, total, figures, status: await status() };
+    return { answer, loaded, total, status: await status(), ...(await processor()) };
   },
   /** Milliseconds of a window for the questions of a file, [question, context] each. */
   async latency() {
@@ -160,5 +167,6 @@ const steps = {
 };
 const found = await steps[step]();
 const foreign = seen.requests.filter((url) => !url.startsWith(address));
-console.log(JSON.stringify({ ...found, errors: seen.errors, foreign, requests: seen.requests.length }));
+const asked = seen.requests.map((url) => url.slice(address.length));
+console.log(JSON.stringify({ ...found, errors: seen.errors, foreign, asked, requests: asked.length }));
 await browser.close();
