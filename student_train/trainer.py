@@ -206,13 +206,15 @@ class Trainer:
         metrics = {name: value / window.steps for name, value in zip(TERMS, reduced, strict=False)}
         if not all(map(math.isfinite, metrics.values())):
             self._fail(self.step - 1, "loss")
+        speed = window.tokens / window.seconds
         metrics |= {
             "learning_rate": rate,
             "gradient_norm": window.gradient_norm,
-            "tokens_per_second": window.tokens / window.seconds,
+            "tokens_per_second": speed,
+            "tokens_per_second_per_rank": speed / self.world.size,
             "input_wait": reduced[-1] / self.world.size,
         }
-        flops = self.model.flops_per_token * metrics["tokens_per_second"] / self.world.size
+        flops = self.model.flops_per_token * metrics["tokens_per_second_per_rank"]
         metrics |= gpu_metrics(self.world.device, flops, self.train_section.dtype)
         if self.train_section.dtype == "float16":
             metrics["loss_scale"] = self.engine.loss_scale

@@ -9,7 +9,6 @@ Axes: B batch, L length, N positions, V vocabulary, D student's hidden size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -74,8 +73,7 @@ class StudentModel(nn.Module):
     def vectors(self, hidden: Tensor, token_count: Tensor) -> Tensor:
         """A vector of each text, float32 [B, D_t], of hidden states [B, L, D], made as the teacher's is."""
         assert self.pooling is not None
-        pooled = pool(hidden, token_count, replace(self.pooling, normalise=False))
-        projected = self.project(pooled.to(hidden.dtype)).float()
+        projected = self.project(pool(hidden, token_count, self.pooling).to(hidden.dtype)).float()
         return functional.normalize(projected, dim=-1) if self.pooling.normalise else projected
 
     @property

@@ -61,6 +61,16 @@ def test_a_student_of_vectors(alone: World, tmp_path: Path, mode: str, normalise
     assert validated(tmp_path)["embedding"] == pytest.approx(found, rel=1e-4)
 
 
+def test_the_loss_is_the_mean_over_the_texts_of_a_step(alone: World, tmp_path: Path) -> None:
+    """A student that hardly moves, over all texts: six steps of eight, in micro-batches of two."""
+    make_run(tmp_path, **POOLED, sequences=48, masking_epochs=1)
+    command(tmp_path, *LOSS, "student.dropout=0", "train.epochs=1", "train.learning_rate=1e-12")
+    found = [line["embedding"] for line in logged(tmp_path)]
+    assert len(found) == 6
+    expected = measured(tmp_path, student(tmp_path) / "model", "train")
+    assert sum(found) / 6 == pytest.approx(expected, rel=1e-4)
+
+
 def read(model_dir: Path, name: str) -> Any:
     return json.loads((model_dir / name).read_text())
 
@@ -86,15 +96,15 @@ def vectors(model_dir: Path, ids: torch.Tensor, mask: torch.Tensor) -> torch.Ten
     return x
 
 
-def measured(root: Path, model_dir: Path) -> float:
-    """The mean distance on held-out text, of the published directory."""
+def measured(root: Path, model_dir: Path, split: str = "validation") -> float:
+    """The mean distance on the texts of a split, of the published directory."""
     from offline_teacher.store.block_reader import BlockReader
     from offline_teacher.store.reader import open_store
 
     store = open_store(str(root / "runs" / "tiny" / "store"))
-    reader = BlockReader(store, "validation", ["input_ids", "token_count", "embedding"])
+    reader = BlockReader(store, split, ["input_ids", "token_count", "embedding"])
     total = count = 0.0
-    for block in range(store.splits["validation"].plan.blocks_per_epoch):
+    for block in range(store.splits[split].plan.blocks_per_epoch):
         columns = {name: torch.tensor(values.astype("f8")) for name, values in reader.rows(0, block).items()}
         mask = (torch.arange(12) < columns["token_count"][:, None]).long()
         found = vectors(model_dir, columns["input_ids"].long(), mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from infra.errors import UserError
 from student_train.engine.world import World
-from student_train.gauges import deterministic, gpu_metrics, peak_flops
+from student_train.gauges import SKIPPED_STEPS, deterministic, gpu_metrics, peak_flops
 from student_train.main import model_and_objective
 from student_train.trainer import Trainer
 from tests.student_train.tiny_run import D, L, V, command, logged, student
@@ -35,12 +36,14 @@ def test_what_devices_can_do(name: str, dtype: str, expected: float | None) -> N
 
 def test_a_gpu_tells_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, Any] = {
-        "max_memory_allocated": 3 << 30, "reset_peak_memory_stats": None, "utilization": 40,
-        "get_device_name": "NVIDIA H100 80GB HBM3",
+        "max_memory_allocated": 3 << 30, "utilization": 40, "get_device_name": "NVIDIA H100 80GB HBM3",
     }  # fmt: skip
     for name, value in told.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    begun_anew: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", begun_anew.append)
     metrics = gpu_metrics(GPU, 454.1e6 * 0.9e6, "bfloat16")
+    assert begun_anew == [GPU], "the next peak is of the steps that follow"
     assert metrics == {
         "gpu_memory": 3.0,
         "gpu_utilisation": 0.4,
@@ -77,7 +80,7 @@ def test_a_trace_of_some_steps(alone: World, run_dir: Path) -> None:
     command(run_dir, "train.profile_steps=2")
     events = json.loads((student(run_dir) / "trace.json").read_text())["traceEvents"]
     steps = {event["name"] for event in events if event.get("name", "").startswith("ProfilerStep#")}
-    assert len(steps) == 2
+    assert steps == {f"ProfilerStep#{SKIPPED_STEPS}", f"ProfilerStep#{SKIPPED_STEPS + 1}"}, "steady ones"
     assert any(event.get("name") == "aten::addmm" for event in events)
     assert set(logged(run_dir)[-1]).isdisjoint({"gpu_memory", "model_flops_utilisation"})
 
@@ -93,6 +96,23 @@ def test_deterministic_algorithms(alone: World, run_dir: Path, monkeypatch: pyte
     command(run_dir, "train.deterministic=true")
     assert set(seen) == {True}
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_deterministic_mode_asks_cublas_and_puts_back_what_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The products of a GPU repeat their bits only in a workspace that this variable fixes."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with deterministic(True):
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    with deterministic(True):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8", "a user's own choice stays"
 
 
 def test_what_has_no_deterministic_algorithm_is_one_line() -> None:

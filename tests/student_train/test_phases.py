@@ -89,6 +89,25 @@ def test_each_phase_reads_its_own_store(alone: World, phased: Path, shapes: list
     assert state["samples_seen"] == (STEPS + MORE) * 8
 
 
+def test_each_phase_is_read_by_its_own_layout(alone: World, phased: Path) -> None:
+    """The loss finds the logsumexp of its temperature, wherever a store has it."""
+    found = []
+    for temperatures in ((1.0, 2.0), (0.5, 1.0, 2.0)):
+        shutil.rmtree(phased / "longer")
+        shutil.rmtree(student(phased), ignore_errors=True)
+        sizes: dict[str, Any] = {
+            "length": 2 * L,
+            "sequences": 20,
+            "held_out": 0,
+            "masking_epochs": 1,
+            "seed": 1,
+        }
+        make_store(phased / "longer", make_teacher(**TEACHER), **sizes, temperatures=temperatures)
+        command(phased, "train.soft_targets=topk", "student.dropout=0")
+        found.append([line["kl"] for line in logged(phased)])
+    assert found[0] == found[1]
+
+
 def command_train(root: Path) -> Any:
     from infra.settings.recipe_file import load_recipe
 

@@ -96,7 +96,8 @@ def test_fewer_held_out_sequences_than_ranks(
     """Nobody waits for ever, and the measures are those of one rank."""
     make_run(tmp_path, held_out=2, recipe={"train": {"max_steps": 1}, "student": {"dropout": 0.0}})
     assert [code for code, *_ in ranks(launched, tmp_path, 3)] == [0, 0, 0]
-    three = validated(tmp_path)
+    three, (line,) = validated(tmp_path), logged(tmp_path)
+    assert 3 * line["tokens_per_second_per_rank"] == pytest.approx(line["tokens_per_second"])
     shutil.rmtree(student(tmp_path))
     command(tmp_path)
     assert three == pytest.approx(validated(tmp_path), rel=1e-5)
