@@ -92,14 +92,15 @@ inline ALWAYS_INLINE void maxima(const float* scores, int64_t column, int64_t n,
     }
 }
 
-// Adds the KL of the first `rows` of a block to `kl`. The student's scores become the gradient with respect to them,
-// times `s_scale`. All rows take a step before the next one, so that no row waits for the sums of another.
-void compared(float* s, float* t, int64_t column, int rows, int64_t n, float s_scale, float t_scale, double& kl) {
+// Adds the KL of a block's rows to `kl`. The student's scores become the gradient with respect to them, times
+// `s_scale`. All rows take a step before the next one, so that no row waits for the sums of another. Rows beyond the
+// last position are zero on both sides, and so are their KL and gradient.
+void compared(float* s, float* t, int64_t column, int64_t n, float s_scale, float t_scale, double& kl) {
     float s_max[ROWS], t_max[ROWS], s_sum[ROWS], t_sum[ROWS], difference[ROWS];
     maxima(s, column, n, s_max);
     maxima(t, column, n, t_max);
     const float s_factor = s_scale / float(M_LN2), t_factor = t_scale / float(M_LN2);
-    for (int r = 0; r < rows; ++r) {
+    for (int r = 0; r < ROWS; ++r) {
         Floats s_sums = {}, t_sums = {}, cross = {};  // cross: the teacher's times the difference of centred scores
         for (int64_t j = r * column; j < r * column + n; j += LANES) {
             const Floats x = (Floats::load(s + j) - s_max[r]) * s_factor;
@@ -116,10 +117,10 @@ void compared(float* s, float* t, int64_t column, int rows, int64_t n, float s_s
         difference[r] = total(cross);
     }
     for (int r = 0; r < ROWS; ++r) {
-        const float q = r < rows ? s_scale / s_sum[r] : 0.0f, p = r < rows ? s_scale / t_sum[r] : 0.0f;
+        const float q = s_scale / s_sum[r], p = s_scale / t_sum[r];
         for (int64_t j = r * column; j < r * column + n; j += LANES)
             (Floats::load(s + j) * q - Floats::load(t + j) * p).store(s + j);
-        if (r < rows) kl += double(difference[r]) * M_LN2 / t_sum[r] + std::log(double(s_sum[r]) / t_sum[r]);
+        kl += double(difference[r]) * M_LN2 / t_sum[r] + std::log(double(s_sum[r]) / t_sum[r]);
     }
 }
 
@@ -176,8 +177,7 @@ struct Relation {
         for (int64_t first = 0; first < n; first += ROWS) {
             x.scores(first, n, s_scores.data());
             t.scores(first, n, t_scores.data());
-            const int rows = int(std::min<int64_t>(ROWS, n - first));
-            compared(s_scores.data(), t_scores.data(), x.column, rows, n, s_scale, t_scale, sum);
+            compared(s_scores.data(), t_scores.data(), x.column, n, s_scale, t_scale, sum);
             if (gradient) add_gradient(s_scores.data(), x, first, n, by_row.data(), by_column.data());
         }
         if (gradient) write(gradient + s_at, n);

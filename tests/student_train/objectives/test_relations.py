@@ -103,6 +103,15 @@ def test_the_cpp_kernel_is_the_chunk_of_torch(dtype: torch.dtype) -> None:
                 assert not gradient[row, n:].any()
 
 
+def test_the_cpp_kernel_takes_a_part_of_a_larger_tensor() -> None:
+    """As where one matrix product makes queries, keys and values."""
+    joint, teacher = draw(2, 9, 24, 1, torch.float32)["keys"], draw(2, 9, 24, 2, torch.float32)["keys"]
+    for part, other in zip(joint.split(8, dim=2), teacher.split(8, dim=2), strict=True):
+        found = native_relations.summed_kl(part, other, None, 2, True)
+        expected = native_relations.summed_kl(part.clone(), other.clone(), None, 2, True)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_threads_of_the_cpp_kernel_do_not_change_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher = draw(3, 20, 30, 1, torch.float32)["keys"], draw(3, 20, 60, 2, torch.float32)["keys"]
     found = []
@@ -126,6 +135,7 @@ def test_without_a_cpp_compiler_or_with_wide_heads_torch_computes_it(monkeypatch
     student, teacher = draw(2, 6, 65, 1, torch.float32)["keys"], draw(2, 6, 8, 2, torch.float32)["keys"]
     assert not native_relations.usable(student, teacher, 1)
     assert native_relations.usable(student[..., :64], teacher, 1)
+    assert not native_relations.usable(student[..., :64], teacher.bfloat16(), 1), "of one dtype only"
     monkeypatch.setattr(native, "COMPILERS", ())
     with pytest.warns(RuntimeWarning, match="relation loss runs uncompiled, slower: no C\\+\\+ compiler"):
         assert native_relations._library.__wrapped__() is None
@@ -174,11 +184,11 @@ def test_a_student_like_its_teacher_has_no_loss() -> None:
 
 
 def test_large_scores_stay_finite() -> None:
-    student = {name: 100 * x.float() for name, x in draw(2, 6, 8, 8).items()}
-    teacher = {name: 100 * x.float() for name, x in draw(2, 6, 8, 9).items()}
+    student = {name: 100 * x.float() for name, x in draw(2, 40, 8, 8).items()}
+    teacher = {name: 100 * x.float() for name, x in draw(2, 40, 8, 9).items()}
     for x in student.values():
         x.requires_grad_()
-    loss = relation_loss(student, teacher, torch.tensor([6, 2]), 2, 8)
+    loss = relation_loss(student, teacher, torch.tensor([40, 2]), 2, 42)
     loss.backward()
     assert torch.isfinite(loss)
     assert all(torch.isfinite(gradient_of(x)).all() for x in student.values())
