@@ -111,8 +111,8 @@ class Objective:
         return embedding_distance(model.vectors(hidden, batch.token_count), taught.vectors)
 
     def taught(self, batch: Batch, dtype: torch.dtype, last_hidden: bool) -> Taught:
-        """Replays only what the loss needs: last hidden states, relations, vectors of texts. With pooled positions
-        nothing is replayed: the store holds the vectors."""
+        """Replays only what the loss needs: last hidden states, relations, vectors of texts. With pooled
+        positions nothing is replayed: the store holds the vectors."""
         if self.layout.positions == "pooled":
             return Taught(vectors=batch.embedding)
         relations, vectors = self.train.alpha_relation > 0, self.train.alpha_embedding > 0
@@ -155,7 +155,7 @@ class Objective:
         masked_only = self.layout.positions == "masked"
         kl_masked = train.kl_positions == "masked" or masked_only
         student = picked(hidden, batch.positions)
-        # If KL needs all positions, KL and CE are computed at all of them, otherwise at the masked ones alone.
+        # If KL needs all positions, KL and CE are computed at all of them, otherwise at the masked ones.
         # None means all rows. A store of masked positions has no others.
         rows = None if masked_only or (kind and not kl_masked) else batch.masked_at
         vocabulary = needs_head(train)
