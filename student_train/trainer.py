@@ -102,7 +102,7 @@ class Trainer:
                 rate = learning_rate(section, step.step, self.total_steps)
                 norm = self.engine.step(rate).gradient_norm
                 self._count(step, terms, tokens, norm)
-                if self._looks():
+                if self._checks_norms_now():
                     self._require_finite()
                 self.window.seconds += time.perf_counter() - started
                 bar.advance(1)
@@ -149,7 +149,7 @@ class Trainer:
         return step, tokens, masked
 
     def _forward_backward(self, step: Step, tokens: float, masked: float) -> torch.Tensor:
-        """Adds this rank's gradients. Returns its share of each of TERMS, float64 [6]."""
+        """Accumulates this rank's gradients. Returns the rank's share of each of TERMS, float64 [6]."""
         torch.manual_seed(dropout_seed(self.train_section.seed, step.step, self.world.rank))
         sums = torch.zeros(len(TERMS), dtype=torch.float64, device=self.world.device)
         layout = taught_layout(self.train_section, self.phases.at(step.step).store.layout)
@@ -162,16 +162,17 @@ class Trainer:
             sums += torch.stack([value.detach().double() for value in terms.values()]) * batch.weight
         return sums
 
-    def _looks(self) -> bool:
-        """Whether the host reads the norms now: always on a CPU, else before a log, validation or save."""
+    def _checks_norms_now(self) -> bool:
+        """Whether the host checks the gradient norms now: always on a CPU, else before a log, validation or
+        save."""
         section = self.train_section
         every = section.log_every, section.validate_every, section.checkpoint_every
         return self.world.device.type == "cpu" or self.save_due or any(map(self._due, every))
 
     def _require_finite(self) -> None:
-        """Raises UserError if a gradient since the last call is not finite and no loss scaler can lower it.
+        """Raises UserError if a gradient was not finite and the loss scale cannot be lowered any further.
 
-        A step with such a gradient changed nothing, so this check may come some steps later.
+        The optimiser skips a step with such a gradient, so this check may come some steps later.
         """
         bad = self.window.first_not_finite(self.step)
         if bad is not None and not (self.train_section.dtype == "float16" and self.engine.loss_scale > 1):
@@ -184,9 +185,9 @@ class Trainer:
         listed = ", ".join(phase.names(places, SHOWN_IDS))
         listed += ", ..." if len(places) > SHOWN_IDS else ""
         raise UserError(
-            f"step {step}: the {what} is not a finite number; the {len(places)} samples of this step are"
-            f" (part/row) {listed} of masking epoch {sorted(set(places.masking_epoch.tolist()))} of"
-            f" {phase.store.root}; {self.saving.last_good()}; lower train.learning_rate or check the store"
+            f"step {step}: the {what} is not a finite number. Its {len(places)} samples (part/row):"
+            f" {listed}; masking epoch {sorted(set(places.masking_epoch.tolist()))}; store"
+            f" {phase.store.root}. {self.saving.last_good()}; lower train.learning_rate or check the store"
         )
 
     def _count(self, step: Step, terms: torch.Tensor, tokens: float, norm: torch.Tensor) -> None:
@@ -200,10 +201,13 @@ class Trainer:
     # --- what is logged -------------------------------------------------------------------------------------
 
     def _log(self, rate: float) -> str:
-        """Logs means over the steps since the last log to history.jsonl and MLflow. Returns a short text."""
+        """Writes averages of the steps since the last log to history.jsonl and MLflow. Returns a short
+        text."""
         window, self.window = self.window, Window()
         reduced = self.world.sum([*window.sums.tolist(), window.waited / window.seconds])
-        metrics = {name: value / window.steps for name, value in zip(TERMS, reduced, strict=False)}
+        metrics = {
+            name: value / window.steps for name, value in zip(TERMS, reduced, strict=False)
+        }  # the last entry is the wait
         if not all(map(math.isfinite, metrics.values())):
             self._fail(self.step - 1, "loss")
         speed = window.tokens / window.seconds
@@ -233,7 +237,7 @@ class Trainer:
         self.history.record(self.step, {f"validation_{name}": value for name, value in metrics.items()})
         return metrics
 
-    # --- stop and go on -------------------------------------------------------------------------------------
+    # --- stop and resume ------------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Starts to write a checkpoint of this step, unless it has one. All ranks call it."""

@@ -1,4 +1,5 @@
-"""Fine-tuning runs, one after the other or side by side as Ray tasks (the only import of ray here)."""
+"""Fine-tuning runs, one after the other or side by side as Ray tasks. No other module of `evaluation` imports
+Ray."""
 
 from __future__ import annotations
 
@@ -18,13 +19,14 @@ from infra.ray_cluster import connect
 PACKAGES = ("evaluation", "offline_teacher", "infra")
 """The packages of this repository that a worker imports."""
 REPEATS = 2
-"""How often a run is repeated whose worker died."""
+"""How many times a run is tried again after its worker died."""
 
 Result = dict[str, Any]
 
 
 def run_all(work: list[Work], workers: int, done: Callable[[Job, Result], None]) -> None:
-    """Run every job; ``done`` is told each result as it is published. The first UserError stops the rest."""
+    """Runs every job and calls ``done`` with each result. After the first UserError no other job is
+    started."""
     if workers == 1 or len(work) < 2:
         _in_process(work, done)
     else:
@@ -40,8 +42,8 @@ def _in_process(work: list[Work], done: Callable[[Job, Result], None]) -> None:
 
 
 def _training_rows(job: Job, splits: dict[str, Split]) -> int:
-    """Number of training rows over all epochs. For SQuAD it counts questions, which may have several
-    windows. Without training there is one."""
+    """Number of training rows over all epochs. For SQuAD it counts questions, although
+    one may give several rows. 1 for a job without training, so that its progress bar has a length."""
     if "train" not in splits:
         return 1
     rows, planned = len(splits["train"]), schedule(job)
@@ -59,8 +61,10 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
         gpus = 1.0 / workers if device().type == "cuda" else 0.0
         threads = max(1, (os.cpu_count() or 1) // workers)
         remote_run = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=REPEATS)(_run_with_threads)
-        shared = {id(splits): ray.put(splits) for _, splits in work}  # one copy a task, not one a run
-        waiting: Iterator[Work] = iter(work)
+        shared = {
+            id(splits): ray.put(splits) for _, splits in work
+        }  # one copy for a task, not for each of its runs
+        waiting: Iterator[Work] = iter(work)  # the inner loop goes on where it stopped
         running: dict[Any, Job] = {}
         with console.progress(len(work), "runs", "fine-tuning") as shown:
             while True:
@@ -80,7 +84,7 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
                     raise UserError(
                         f"{job.title}: its worker died "
                         f"{REPEATS + 1} times ({type(error).__name__}); is there enough memory? "
-                        "The same command continues",
+                        "Run the same command again to continue",
                         EXIT_INCOMPLETE,
                     ) from None
                 shown.advance(1)
@@ -92,7 +96,8 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
 
 
 def start_ray(workers: int) -> None:
-    """Join the cluster this process was submitted to, else start a local one that fits the workers."""
+    """Joins the Ray cluster in which this process was started; without one, starts one with a CPU per
+    worker."""
     connect(None, "RAY_ADDRESS", PACKAGES, num_cpus=workers)
 
 

@@ -1,8 +1,8 @@
 """All fine-tuning runs of an evaluation: finding and running the missing ones, the choice of settings, and
 medians over seeds.
 
-Where a task has a grid of settings, every model runs all of it with all seeds. The setting whose median score
-on dev is the highest counts (of equal ones the first); the reported score is that of its runs.
+Where a task has a grid of settings, every model runs all of it with all seeds. The setting with the
+highest median score on dev is used, the first of several equal ones. Its runs give the reported score.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from infra.files import storage
 from infra.settings.sections import Evaluation
 
 OUTPUTS = "train"
-"""First part of the names of a fine-tuned teacher's stored outputs, beside its score files."""
+"""Prefix of the file names of a fine-tuned teacher's stored outputs, which lie beside its score files."""
 
 Tell = Callable[[Job, dict[str, Any]], None]
-"""Is told the score file of a job."""
+"""Called with a job and the content of its score file."""
 Results = dict[str, dict[str, list[dict[str, Any]]]]
 """candidate -> task -> the score files of its seeds, in the order of ``evaluation.seeds``."""
 
@@ -59,7 +59,7 @@ class Plan:
 
     @property
     def chosen(self) -> list[Job]:
-        """The jobs that count, one a candidate, task and seed; all of them must be done."""
+        """The jobs of the chosen settings: one for each candidate, task and seed. All jobs must be done."""
         return [job for group in self.groups() for job in self.best(group)]
 
     def groups(self) -> list[dict[str, list[Job]]]:
@@ -113,7 +113,7 @@ def prepare(
 
     ``keep_models``: names of the candidates whose fine-tuned model of the median seed is kept.
     Tasks, files, models and vocabularies are checked before the first run. If every run is done, no model is
-    loaded. A candidate with ``taught_by`` learns from the outputs of the fine-tuned models of that candidate,
+    loaded. A candidate with ``taught_by`` learns from the outputs of that other candidate's fine-tuned models,
     which are kept too.
     """
     tasks = find_tasks(settings.tasks)
@@ -155,7 +155,8 @@ def _grid(job: Job) -> list[Job]:
 
 
 def _lesson(teacher: list[Job], splits: dict[str, Split]) -> Lesson:
-    """The lesson from the teacher's runs of one task. Its digest is known before they run."""
+    """Where the outputs of the teacher's runs of one task will be. The digest follows from the runs' keys, so
+    it is known before they run."""
     keys = json.dumps([job.key(splits) for job in teacher], sort_keys=True)
     directory = teacher[0].task_directory
     model, outputs = storage.join(directory, MODEL), storage.join(directory, OUTPUTS)
@@ -163,15 +164,16 @@ def _lesson(teacher: list[Job], splits: dict[str, Split]) -> Lesson:
 
 
 def complete(plan: Plan, workers: int, tell: Tell = lambda job, result: None) -> Results:
-    """Run what is left, second distillations after the teachers they need; the score files of all.
+    """Runs the jobs that are left: first those without a teacher, then second distillations. Returns the
+    content of the chosen jobs' score files.
 
     ``tell`` gets every score file: those that are there first, the others as they are published.
     """
     for job, result in plan.results.items():
         if result is not None:
             tell(job, result)
-    alone = [job for job in plan.jobs if job.lesson is None]
-    for jobs in (alone, [job for job in plan.jobs if job.lesson is not None]):
+    untaught = [job for job in plan.jobs if job.lesson is None]
+    for jobs in (untaught, [job for job in plan.jobs if job.lesson is not None]):
         _run(jobs, plan, workers, tell)
         _keep_medians(jobs, plan)
     results: Results = {}
@@ -204,7 +206,7 @@ def _run(jobs: Sequence[Job], plan: Plan, workers: int, tell: Tell) -> None:
 
 
 def _keep_medians(jobs: Sequence[Job], plan: Plan) -> None:
-    """Of each candidate and task keeps the model of the chosen setting's median seed alone."""
+    """Keeps one model for each candidate and task: that of the chosen setting's median seed."""
     kept = {job for job in jobs if job.keep_model}
     for grid in plan.groups():
         if next(iter(grid.values()))[0] in kept:
@@ -255,7 +257,7 @@ def medians(results: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def macro_tasks(tasks: Iterable[str]) -> list[str]:
-    """The tasks of which the macro score is the mean: those of GLUE (all, where none is GLUE's)."""
+    """The tasks of which the macro score is the mean: those of GLUE, or all if none belongs to GLUE."""
     names = list(tasks)
     return [name for name in names if name in GLUE] or names
 

@@ -125,8 +125,7 @@ def estimate(scorers: Sequence[Sequence[Scorer]], sizes: Mapping[str, int]) -> E
 
 
 def seed_variance(scores: np.ndarray, resampled: np.ndarray) -> tuple[float, float]:
-    """(share, variance): the variance of a median of scores [S] over seeds, and how much of it is the seeds'
-    own.
+    """(share, variance): the variance of a median of scores [S] over seeds, and the seeds' own share of it.
 
     resampled: [S, R]. Scores of two seeds also differ because each seed errs on other examples. The variance
     over examples already contains that part. It is estimated by the variance, over resamples, of the seeds'

@@ -1,18 +1,19 @@
 """Builds the content of ``report.json``, from which every page, table, plot and tracked number is made.
 
-Keys (scores are fractions, times seconds unless the name says otherwise):
+Keys (scores are 0 to 1; times are in seconds, or in ms where the key ends in _ms):
 
     recipe               name of the recipe
     students             names of the trained students, in the recipe's order
     seeds                seeds of which every score is the median
     settings             the evaluation section's outcome fields
-    latency_setting      texts (their name), sentences, threads, processor, gpus and versions of the timings;
-                         price_per_hour and watts as the recipe states them
+    latency_setting      texts (name of the data set), sentences (number), threads, processor, gpus and
+                         versions of the timings; price_per_hour and watts as the recipe states them
     rows.<name>          teacher, if its weights were found; every student by its name
                          ("student" where the recipe has one); "<student> (D)" after a second distillation;
-                         references: undistilled, start (with the student's name behind it in a recipe of
-                         several, one row for students alike); other models by the recipe's names for them
-      student            the student that the row is, or has the architecture of; null for other rows
+                         references: undistilled, start (followed by the student's name in a recipe of
+                         several; students of one shape share a row); other models by their names in
+                         the recipe
+      student            the row's student, or the student whose architecture it has; null for other rows
       references         kind -> row with which the student is compared: random, start, masked LM alone
       best_reference     the one of highest macro score; null without any
       scores.<task>      the task's metrics by name, and "score", the mean of those that count
@@ -23,7 +24,7 @@ Keys (scores are fractions, times seconds unless the name says otherwise):
       gap_closed         (macro - random) / (teacher - random), random being the row of random weights; null
                          without such rows, or where the teacher is not the better one
       gap_closed_best    the same with best_reference in place of random
-      <ratio>_by_task    each of these three ratios a task
+      <ratio>_by_task    retention, gap_closed and gap_closed_best, once for each task
       differences.<row>  from the teacher and each reference: difference of the macro scores, interval, p of
                          the paired test; by_task.<task> the same
       intervals          low and high end of the 95 % interval (evaluation/measures/intervals.py) of the value
@@ -43,8 +44,8 @@ Keys (scores are fractions, times seconds unless the name says otherwise):
       int8_lost          score - int8_score
       kind, bytes, int8_size_ratio, difference   as in export.json, see evaluation/devices/export.py
     details.<row>.<task> see evaluation/report/analysis.py
-      agreement          with the teacher: share of equal answers (of numbers, their correlation); the
-                         teacher's is that between its own seeds
+      agreement          with the teacher: share of equal answers (of numbers, their correlation); in the
+                         teacher's row, of its own fine-tuning seeds with each other
       calibration        error (expected calibration error) and brier; of classifications
       reliability        [examples, confidence, accuracy] of every bin that holds an example
       labels.<label>     precision, recall, f1, support
@@ -73,7 +74,7 @@ from infra.settings.recipe import fingerprinted
 from infra.settings.sections import Evaluation
 
 FORM = 2
-"""Version of the content's form; a report of another version is made again from the score files."""
+"""Version of the report's keys; a report of another version is made again from the saved scores."""
 MILLION = 1_000_000
 CURVES = ("loss", "kl", "mlm", "cosine", "relation", "embedding")
 """Columns of a student's history that are terms of its loss."""
@@ -82,7 +83,7 @@ MOST_POINTS = 200
 
 
 def machine() -> dict[str, Any]:
-    """What the timings of this process depend on, beside the settings."""
+    """Hardware and versions on which timings depend."""
     return {
         "processor": cpu_name(),
         "gpus": gpu_names(),
@@ -91,7 +92,7 @@ def machine() -> dict[str, Any]:
 
 
 def timing_key(settings: Evaluation) -> list[Any]:
-    """What the timings in a report depend on."""
+    """Settings and hardware on which the timings in a report depend."""
     asked = (settings.latency_sentences, settings.latency_threads, settings.elmo_reference)
     money = (settings.price_per_hour, settings.watts)
     return [*asked, *money, latency_part(settings)[0].name, machine()]
@@ -160,7 +161,10 @@ def build(
 
 
 def cost(rates: Any, settings: Evaluation) -> dict[str, float | None]:
-    """Of a million sentences. rates: sentences a second at each batch size, of which the best counts."""
+    """Time, money and energy for a million sentences at the fastest batch size.
+
+    ``rates``: sentences a second at each batch size.
+    """
     seconds = MILLION / max(rates)
     price, watts = settings.price_per_hour, settings.watts
     return {

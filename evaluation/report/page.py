@@ -45,8 +45,8 @@ def to_html(report: Mapping[str, Any]) -> str:
         _section("For reference: the DistilBERT paper", _table(*tables.paper_rows())),
         _section("Notes", "".join(f"<p>{escape(note)}</p>" for note in report["notes"])),
     ]
-    room = files("evaluation.report")
-    style, script = (room.joinpath(name).read_text() for name in ("page.css", "page.js"))
+    folder = files("evaluation.report")
+    style, script = (folder.joinpath(name).read_text() for name in ("page.css", "page.js"))
     title = escape(report["recipe"])
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -59,14 +59,14 @@ def to_html(report: Mapping[str, Any]) -> str:
 
 
 def _section(title: str, *content: str) -> str:
-    """Nothing where there is no content."""
+    """Empty if the last piece of content is empty."""
     if not content[-1]:
         return ""
     return f"<section><h2>{escape(title)}</h2>{''.join(content)}</section>"
 
 
 def _table(header: Sequence[str], lines: Sequence[Sequence[str]], drawn: Sequence[int] = ()) -> str:
-    """A table whose columns can be sorted. drawn: columns that hold markup already."""
+    """A table whose columns can be sorted. drawn: numbers of the columns that hold markup already."""
     if not lines:
         return ""
     heads = "".join(f'<th scope="col"><button>{escape(name) or "&nbsp;"}</button></th>' for name in header)
@@ -111,13 +111,14 @@ def _fronts(report: Mapping[str, Any], colours: Mapping[str, str]) -> str:
         ]
         figures.append(charts.scatter(points, colours, title))
     note = (
-        "Macro score in percent, with 95 % intervals. The line is the front: no model left of it scores more."
+        "Macro score in percent, with 95 % intervals. The line joins the models that no cheaper model beats."
     )
     return f"<p>{note}</p>{charts.legend(colours)}<div class='figures'>{''.join(figures)}</div>"
 
 
 def _tasks(report: Mapping[str, Any]) -> str:
-    """A line a task and model, its interval drawn on the task's own scale, and what it keeps."""
+    """One line for each task and model: its interval, drawn on the task's scale, and its share of the
+    teacher's score."""
     lines = []
     rows = report["rows"]
     for task in next(iter(rows.values()))["scores"]:
@@ -146,7 +147,7 @@ def _curves(report: Mapping[str, Any], colours: Mapping[str, str]) -> str:
 
 
 def _confusions(report: Mapping[str, Any]) -> str:
-    """Counts of the teacher and of each student, a task after the other."""
+    """Confusion matrices of the teacher and of each student, by task."""
     parts = []
     for task in next(iter(report["rows"].values()))["scores"]:
         shown = [name for name in (TEACHER, *report["students"]) if name in report["details"]]

@@ -29,12 +29,13 @@ NEXT = """Look at {recipe.evaluation_dir}/retention.png, then at
 
 
 def precision(has_bfloat16: bool) -> list[str]:
-    """Overrides of the recipe: its bfloat16 makes the demo several times longer where it is emulated."""
+    """Overrides of the recipe: float32 on processors without bfloat16, where the demo would take far
+    longer."""
     return [] if has_bfloat16 else ["teacher.dtype=float32", "train.dtype=float32"]
 
 
 def commands(overrides: list[str]) -> dict[str, tuple[list[str], str]]:
-    """The stages' commands as a user types them, and about how long each takes on two cores."""
+    """Stage -> its command as a user types it, and about how long it takes on two cores."""
     path = RECIPE if not RECIPE.is_relative_to(Path.cwd()) else RECIPE.relative_to(Path.cwd())
     student = str(path.parents[2] / "student_train" / "main.py")
     tail = ["--recipe", str(path), *overrides]
@@ -54,8 +55,8 @@ def main() -> None:
     make_material(Path(recipe.root) / "input")
     binaries = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
-    for name, (words, seconds) in commands(overrides).items():
-        say(f"$ {shlex.join(words)}  (about {seconds})")
+    for name, (words, duration) in commands(overrides).items():
+        say(f"$ {shlex.join(words)}  (about {duration})")
         run_stage(words, environment, Path(recipe.root) / "logs" / f"{name}.log")
     report = storage.read_json(f"{recipe.evaluation_dir}/report.json")
     student = storage.read_json(storage.join(recipe.run("student").directory, "model.json"))
@@ -87,7 +88,7 @@ def _score(row: Mapping[str, Any], name: str, task: str | None) -> str:
 
 
 def cli() -> NoReturn:
-    """The command: ``main`` with its mistakes in one line and its exit codes."""
+    """Runs ``main``. A user's mistake is printed as one line and sets the exit code."""
     console.command(main)
 
 

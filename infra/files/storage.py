@@ -268,8 +268,7 @@ def publish_if_absent(path: str, data: bytes) -> bool:
     """Publishes a file, whole and durable, unless it exists. Of several processes, exactly one gets True.
 
     Local: a hard link, which never replaces a file. Object stores: a conditional write. There False may also
-    mean that this call wrote the file: the first try succeeded, its answer was lost, and the next try found
-    it.
+    mean that this call wrote the file: the first try succeeded, its answer was lost, and the next found it.
     """
     if is_remote(path):
         with naming(path):

@@ -103,7 +103,8 @@ class WorkQueue:
             self.todo.popleft()
         for position, item in enumerate(self.todo):
             # An item that a worker had when it died runs next on a worker with no other item: if that dies
-            # too, no other item is blamed.
+            # too,
+            # no other item is blamed.
             if item.ended or worker in item.holders or (item.deaths and worker.items):
                 continue
             if worker in self._fit(item, ready):
@@ -166,8 +167,8 @@ class WorkQueue:
     def lost(self, worker: Worker, reason: str, busy: bool, died: bool) -> None:
         """Records that a worker ``died``, or else that its node failed.
 
-        While another worker still holds an item that is not late (``busy``), the loss does not count. Raises
-        UserError if too many workers are lost in a row and no item is finished.
+        While another worker still holds an item that is not late (``busy``), the loss does not count.
+        Raises UserError if too many workers are lost in a row and no item is finished.
         """
         self._lost += not busy
         for item in worker.items.values() if died else ():

@@ -1,10 +1,11 @@
 """Computes a store's columns: hidden states at the cut, pooled vectors, top-k logits and logsumexp.
 
 The host waits for the device only in ``Pending.wait``. A shard's columns are filled on the device in the
-store's dtypes. They are copied to the host together, on their own stream, while the next shard is computed.
+store's dtypes, then copied to the host together, on a CUDA stream of their own, while the next is computed.
 
-Axes: n samples of a shard, B batch, L length, M masked positions a sequence, P recorded positions a sequence
-(L or M), N recorded positions of a batch (padding left out), K top-k, T temperatures, V vocabulary, D hidden.
+Axes: n samples of a shard, B batch, L length, M masked positions a sequence, P positions kept of a sequence
+(L: all, or M: the masked ones), N of these that are filled in a batch, K top-k, T temperatures,
+V vocabulary, D hidden.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ LARGEST_FLOAT16 = 65504.0
 TEXT = ("sequence_id", "token_count", "input_ids", "masked_positions", "masked_labels")
 """The columns that do not come from the teacher."""
 HELD = {"u2": torch.int16, "u4": torch.int32, "f2": torch.float16, "f4": torch.float32, "i1": torch.int8}
-"""Column dtype -> tensor dtype. Unsigned integers are held as signed ones with the same bits."""
+"""Column dtype -> dtype on the device: for unsigned integers, signed ones of the same size."""
 
 
 def matmul_positions(device_type: str, dtype: torch.dtype) -> int:
-    """Number of positions whose logits exist at once: enough for an efficient matrix product."""
+    """How many positions go through the output layer at a time: enough for an efficient product."""
     if device_type == "cuda":
         return 8192
-    return 512 if dtype == torch.float32 else 256  # each float32 product first rearranges the weights
+    return 512 if dtype == torch.float32 else 256  # every float32 product repacks the weights
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,16 @@ class Pending:
     described: Mapping[str, Column]
     largest: Tensor
     """Largest magnitude among the values that were converted to float16."""
-    copied: torch.cuda.Event | None
+    copy_done: torch.cuda.Event | None
     """Event that ends the copy; None if there is nothing to wait for."""
     kept: object = None
     """Keeps the source of the copy alive."""
 
     def wait(self) -> dict[str, np.ndarray]:
         """Arrays [n, ...] in the store's dtypes. Raises UserError if a hidden state exceeds float16."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        if float(self.largest) > LARGEST_FLOAT16:  # false for NaN, which the store's own check reports
+        if self.copy_done is not None:
+            self.copy_done.synchronize()
+        if float(self.largest) > LARGEST_FLOAT16:  # NaN passes; the store's checks find it
             raise UserError(
                 "store.hidden_states: float16 cannot hold this teacher's hidden states, the largest of which"
                 f" is {float(self.largest):.3g}; set store.hidden_states: bfloat16, or int8"
@@ -86,7 +87,8 @@ class Inference:
     def batch(
         self, input_ids: np.ndarray, token_count: np.ndarray, masked_positions: np.ndarray | None
     ) -> dict[str, np.ndarray]:
-        """``columns`` of one batch: input_ids [B, L], token_count [B], masked_positions [B, M], -1 unused."""
+        """``columns`` of one batch, on the host; input_ids [B, L], token_count [B], masked_positions [B, M]
+        with -1 in unused slots."""
         text = {"input_ids": input_ids, "token_count": token_count}
         if masked_positions is not None:
             text["masked_positions"] = masked_positions
@@ -94,9 +96,9 @@ class Inference:
 
     @torch.inference_mode()
     def columns(self, text: Mapping[str, np.ndarray], batch_size: int) -> Pending:
-        """The teacher's columns of a shard from its ``TEXT`` columns. Positions not recorded are zero.
+        """The teacher's columns of a shard from its ``TEXT`` columns. Slots that are not filled stay 0.
 
-        A batch has sequences of similar lengths. The batches depend only on the samples.
+        A batch has sequences of similar lengths. The same samples always give the same batches.
         """
         count = text["token_count"].astype(np.int64)
         filled = _Filled.of(self._described, len(count), self.teacher.device)
@@ -156,7 +158,8 @@ class Inference:
         assert top is not None
         if self._decoder is None or self._logits is None:
             self._decoder = weight, bias = aligned_decoder(top.decoder_weight, top.decoder_bias)
-            # One buffer is reused, because allocating it anew costs as much as a forward.
+            # One buffer is reused: allocating it for every chunk would take as long as a forward of the
+            # teacher.
             positions = matmul_positions(self.teacher.device.type, self.teacher.dtype)
             self._logits = bias.new_empty(positions, len(weight))
         weight, bias = self._decoder
@@ -215,8 +218,7 @@ class _Filled:
         """Writes values [N, ...] to the flat positions ``target`` [N] of the columns [n, P, ...]."""
         for name, value in values.items():
             column = self.tensors[name]
-            wide = value.to(torch.int32) if value.dtype == torch.int64 else value
-            column.flatten(0, 1).index_copy_(0, target, wide.to(column.dtype))
+            column.flatten(0, 1).index_copy_(0, target, value.to(column.dtype))
 
 
 def _picked(states: Tensor, at: Tensor | None) -> Tensor:

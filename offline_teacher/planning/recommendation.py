@@ -9,16 +9,16 @@ from offline_teacher.planning.report import NOTHING, amount, counted, figure, ho
 from offline_teacher.planning.soft_targets import as_run, exact, renormalised, tail_bucket
 
 Errors = dict[str, tuple[float, float]]
-"""Soft target -> relative error of the gradient: at initialisation, and close to the teacher."""
+"""Soft target -> relative error of the gradient for a new student, and for one close to the teacher."""
 
 GOOD = 0.05
 """A soft target whose gradient is off by no more than this is as good as the dense teacher for training."""
 
 
 def recommend(report: dict[str, Any], recipe: Recipe) -> list[str]:
-    """Sentences on what to store, the recipe's own choice, the value of top-k, and the time of the pass.
+    """Sentences on what to store, the recipe's own choice, replay, dtype, top-k, and the time of the pass.
 
-    Forms without hidden states are left out where a student trains with the cosine term or by relations.
+    If a student's loss needs hidden states, only forms that store them are considered.
     """
     replay, time = _replay_sentence(report, recipe), _time_sentence(report["time"])
     if recipe.store.positions == "pooled":
@@ -49,7 +49,8 @@ def recommend(report: dict[str, Any], recipe: Recipe) -> list[str]:
 
 
 def wants_replay(recipe: Recipe) -> bool:
-    """Whether a student of the recipe uses relations, which need replayed layers."""
+    """Whether a student of the recipe uses relations, which need replayed layers, or is narrow, which is best
+    taught by relations."""
     runs = recipe.runs().values()
     return any(run.train.alpha_relation > 0 or run.student.hidden_size is not None for run in runs)
 
@@ -62,20 +63,20 @@ def _replay_sentence(report: dict[str, Any], recipe: Recipe) -> list[str]:
         cost["replay"] / (cost["student"] + cost["vocabulary"]) for cost in report["step"].values()
     )
     same = "takes the same bytes and also serves relations (MiniLMv2)"
-    off = f"Their gradient is then off by {_relation_errors(report)}" if report["relation_error"] else ""
+    errors = f" Their gradient then errs by {_relation_errors(report)}." if report["relation_error"] else ""
     if not wants_replay(recipe):
         return [
-            f"Leave store.replay_layers=0 for these students: 1 {same}, but each step then replays a layer,"
-            f" which adds up to {share:.0f} % to its arithmetic."
+            f"Leave store.replay_layers=0 for these students. The value 1 {same}, but each step then replays a"
+            f" layer, which adds up to {share:.0f} % to its arithmetic."
         ]
     if recipe.store.replay_layers:
-        return [f"store.replay_layers={recipe.store.replay_layers} pays here: it {same}. {off}."]
+        return [f"store.replay_layers={recipe.store.replay_layers} pays here: it {same}.{errors}"]
     why = (
         "which a student here is trained by"
         if _has_relations(recipe)
         else "from which narrow students learn best"
     )
-    return [f"Set store.replay_layers=1: it {same}, {why}. {off}."]
+    return [f"Set store.replay_layers=1: it {same}, {why}.{errors}"]
 
 
 def _has_relations(recipe: Recipe) -> bool:
@@ -94,8 +95,8 @@ def _errors_of(report: dict[str, Any]) -> Errors:
 
 
 def _judged(report: dict[str, Any]) -> Errors:
-    """The errors by which forms of store are compared: those with the teacher in the recipe's dtype, or in
-    float32 if the recipe's dtype alone causes too large errors in every form."""
+    """The errors by which forms of store are compared: those of a teacher in the recipe's dtype. If the dtype
+    alone causes too large errors, they are those of a teacher in float32."""
     errors = _errors_of(report)
     if not _dtype_is_too_much(report):
         errors |= {target: errors[name] for target, name in report["gradient_error"]["as_run"].items()}
@@ -113,7 +114,7 @@ def _hidden(form: str, report: dict[str, Any]) -> str:
 
 
 def _target_of(form: str, report: dict[str, Any], replay_layers: int) -> str:
-    """The name of the soft target that training takes from this form of store."""
+    """The name of the soft target on which a student trains if the store has this form."""
     kind = _hidden(form, report)
     if kind != "none":
         return exact("float16" if kind == "bfloat16" else kind, replay_layers)
@@ -146,7 +147,7 @@ def _own_sentence(best: str, best_target: str, errors: Errors, report: dict[str,
     target = _target_of("this recipe", report, recipe.store.replay_layers)
     words = f"This recipe stores {own['per_token'] / form['per_token']:.2f} times that"
     if target == best_target:
-        return f"{words} for the same soft target: its top-{own['top_k']} is not needed beside hidden states."
+        return f"{words} for the same soft target: leave out top-{own['top_k']}, which hidden states replace."
     return (
         f"{words} ({amount(own['total'], 'bytes')}) for an error of at most {figure(max(errors[target]))},"
         f" against {figure(max(errors[best_target]))}."
@@ -158,14 +159,14 @@ def _dtype_sentence(recipe: Recipe, report: dict[str, Any]) -> str:
     dtype, errors = recipe.teacher.dtype, _errors_of(report)
     int8, float16 = (max(errors[as_run(kind, dtype)]) for kind in ("int8", "float16"))
     words = (
-        f"With the teacher in {dtype}, as this recipe runs it, an exact target is off by up to"
-        f" {figure(float16)} from float16 hidden states and {figure(int8)} from int8"
+        f"With the teacher in {dtype}, as this recipe runs it, the gradient of an exact target"
+        f" errs by up to {figure(float16)} with float16 hidden states and {figure(int8)} with int8"
     )
     if not _dtype_is_too_much(report):
-        return f"{words}: these are the errors above."
+        return f"{words}; the errors above include this."
     return (
-        f"{words}: more than {100 * GOOD:g} %, whatever is stored. The errors above are of a teacher in"
-        " float32; only teacher.dtype=float32 has them."
+        f"{words}: more than {100 * GOOD:g} %, whatever is stored. The errors above are those of a"
+        " teacher in float32; set teacher.dtype=float32 to have them."
     )
 
 
@@ -174,12 +175,12 @@ def _topk_sentence(report: dict[str, Any]) -> str:
     first, close = errors["at_initialisation"], errors["close_to_teacher"]
     k, at = errors["top_k"], mass["temperatures"].index(errors["temperature"])
     kept = mass["masked"][at][mass["ks"].index(k)]
-    worse, least = (max(first[name], close[name]) for name in (renormalised(k), tail_bucket(k)))
-    verdict = "do not train on it" if worse > 1 else "poor" if worse > GOOD else "good enough here"
+    scaled, bucketed = (max(first[name], close[name]) for name in (renormalised(k), tail_bucket(k)))
+    verdict = "do not train on it" if scaled > 1 else "poor" if scaled > GOOD else "good enough here"
     return (
         f"The top {k} keep {100 * kept:.0f} % of the probability at masked positions at"
-        f" T = {errors['temperature']:g}: renormalised, their gradient is off by up to {figure(worse)}"
-        f" ({verdict}); with the exact tail bucket by up to {figure(least)}."
+        f" T = {errors['temperature']:g}: if these are scaled to sum to 1, the gradient errs by up to"
+        f" {figure(scaled)} ({verdict}); with the rest as one bucket, by up to {figure(bucketed)}."
     )
 
 
@@ -187,7 +188,7 @@ def _time_sentence(time: dict[str, Any]) -> str:
     count = time["workers"]
     took = f"With {counted(count, 'worker')} like this one the pass takes {hours(time['hours'][str(count)])}"
     if count * time["cpu_threads"] > time["cpus"]:
-        took += ", if each has processors of its own"
+        took += ", if each runs on processors of its own"
     if without_gpu(time):
-        took += "; on the GPUs that the recipe asks for it was not measured"
+        took += "; this was timed on a CPU, not on the GPUs that the recipe asks for"
     return f"{took}."

@@ -147,7 +147,8 @@ class Masked:
 
 
 def masked_count(length: int, probability: float) -> int:
-    """M, masked tokens of a sequence without padding: ceil(probability * (L - 2)); 0 if masking is off."""
+    """M, the masked tokens of a sequence without padding: ceil(probability * (L - 2)); 0 if masking is
+    off."""
     return int(_budgets(length, probability)[length - 2])
 
 

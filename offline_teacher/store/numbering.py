@@ -113,7 +113,8 @@ class SplitPlan:
 
     @cached_property
     def _first_block(self) -> np.ndarray:
-        """int64 [tasks of one masking epoch + 1]: the number of each task's first block within the epoch."""
+        """int64 [tasks of one masking epoch + 1]: the number, within a masking epoch, of each task's first
+        block."""
         return _before(-(-self._task_samples // self.plan.block_samples))
 
     @property

@@ -19,11 +19,11 @@ from student_train.data.order import Places, SampleOrder, micro_batch_rows
 from student_train.data.ring import Ring
 
 FETCHES = 8
-"""Blocks of a remote store that are brought at once: each is a round trip."""
+"""Blocks of a remote store that are downloaded at once; each costs a round trip."""
 
 
 Empty = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
-"""Makes the array of a column, by name, shape and dtype; its values are not set."""
+"""Allocates the array of a column, by name, shape and dtype, without setting its values."""
 
 
 def new_array(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -32,7 +32,7 @@ def new_array(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 class Reader(Protocol):
-    """What the stream needs of ``offline_teacher.store.reader.BlockReader``; called by several threads."""
+    """What the stream needs of ``student_train.data.reading.Samples``. Several threads call it."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -42,8 +42,8 @@ class Reader(Protocol):
     def gather(
         self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray, empty: Empty = new_array
     ) -> Mapping[str, np.ndarray]:
-        """Columns of n samples, by masking epoch, block and row: arrays [n, *shape] made by ``empty``,
-        all checked."""
+        """Reads and checks n samples, given by masking epoch, block and row: arrays [n, *shape], which
+        ``empty`` allocates."""
         ...
 
     def fetch(self, epoch: int, block: int) -> None:
@@ -59,7 +59,7 @@ class Step:
     micro_batches: list[Batch]
     """This rank's micro-batches; every rank has the same number."""
     places: Places
-    """Where the samples of the whole global batch are."""
+    """Where the samples of the global batch are, that is, of all ranks."""
 
     @property
     def tokens(self) -> int:
@@ -74,21 +74,21 @@ class Step:
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of every global batch this process computes, and how."""
+    """This rank's part of every global batch, and how it is read."""
 
     rank: int
     world: int
     micro_batch_size: int
     prefetch: int = 4
-    """Micro-batches read ahead; at least one whole step."""
+    """Micro-batches prepared in advance, rounded up to whole steps."""
     threads: int = 2
 
 
 class Stream:
     """Iterates the steps [start, stop) of a run for one rank.
 
-    Iterating raises ``UserError`` at the step that needs a damaged sample. Use it as a context manager, or
-    ``close`` it: its threads end after their current micro-batch.
+    A damaged sample raises ``UserError`` at the step that needs it, even if it was read before. Use the stream as
+    a context manager, or ``close`` it: its threads end after their current micro-batch.
     """
 
     def __init__(
@@ -163,6 +163,7 @@ class Stream:
             self._pending.append((step, places, batches))
 
     def _submit(self, places: Places, rows: range) -> Future[Batch]:
+        # A rank without samples takes one of weight 0, so that all ranks run the same micro-batches.
         part = slice(rows.start, rows.stop) if rows else slice(0, 1)
         own = Places(places.masking_epoch[part], places.block[part], places.row[part])
         return self._pool.submit(self._collate, own, 1.0 if rows else 0.0)
@@ -176,8 +177,7 @@ class Stream:
             return slot.send(collate(columns, self._masked_only, self._bfloat16, weight))
 
     def _fetch_window(self, window: int) -> None:
-        """Downloads this rank's blocks of the next window step by step, so that no step waits for all of
-        them."""
+        """Queues the download of this rank's blocks of the next window, so that no step waits for them."""
         first_of_window = window * self._order.window_batches
         if window <= self._fetched_window or first_of_window >= self._stop:
             return
@@ -192,4 +192,4 @@ class Stream:
             try:
                 self._reader.fetch(epoch, block)
             except Exception:
-                return  # the step that needs the block reports what is wrong with it
+                return  # the step that needs the block will read it again and report the error

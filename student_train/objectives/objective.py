@@ -155,7 +155,8 @@ class Objective:
         masked_only = self.layout.positions == "masked"
         kl_masked = train.kl_positions == "masked" or masked_only
         student = picked(hidden, batch.positions)
-        # If KL needs all positions, KL and CE are computed at all of them, otherwise at the masked ones.
+        # If KL needs all positions, KL and CE are computed at all of them, otherwise at the masked ones
+        # alone.
         # None means all rows. A store of masked positions has no others.
         rows = None if masked_only or (kind and not kl_masked) else batch.masked_at
         vocabulary = needs_head(train)

@@ -212,8 +212,8 @@ def test_an_item_with_too_many_deaths_is_quarantined_and_told_at_once() -> None:
         give(work, worker, [worker])
         work.lost(worker, "The actor died.\n\x1b[31mkilled by signal 11\x1b[0m\n", busy=False, died=True)
     assert told == [
-        f"workers died {ITEM_DEATHS} times with this item, the last at node-{ITEM_DEATHS - 1}"
-        " (killed by signal 11)"
+        f"workers died {ITEM_DEATHS} times with this item,"
+        f" the last at node-{ITEM_DEATHS - 1} (killed by signal 11)"
     ]
 
 

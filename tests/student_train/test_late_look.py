@@ -25,7 +25,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
     """The optimiser's step and the loop as on a GPU."""
     step = partial(MasterStep, sliced=False)
     monkeypatch.setattr(engine, "MasterStep", lambda wrapper, waits, sliced: step(wrapper, waits=False))
-    monkeypatch.setattr(Trainer, "_looks", lambda self: self._due(self.train_section.log_every))
+    monkeypatch.setattr(Trainer, "_checks_norms_now", lambda self: self._due(self.train_section.log_every))
 
 
 def test_the_step_is_named_though_it_is_seen_later(
