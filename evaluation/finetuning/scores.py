@@ -113,7 +113,7 @@ def prepare(
 
     ``keep_models``: names of the candidates whose fine-tuned model of the median seed is kept.
     Tasks, files, models and vocabularies are checked before the first run. If every run is done, no model is
-    loaded. A candidate with ``taught_by`` learns from the outputs of that other candidate's fine-tuned models,
+    loaded. A candidate with ``taught_by`` learns from the outputs of the other candidate's fine-tuned models,
     which are kept too.
     """
     tasks = find_tasks(settings.tasks)

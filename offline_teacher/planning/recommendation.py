@@ -66,8 +66,8 @@ def _replay_sentence(report: dict[str, Any], recipe: Recipe) -> list[str]:
     errors = f" Their gradient then errs by {_relation_errors(report)}." if report["relation_error"] else ""
     if not wants_replay(recipe):
         return [
-            f"Leave store.replay_layers=0 for these students. The value 1 {same}, but each step then replays a"
-            f" layer, which adds up to {share:.0f} % to its arithmetic."
+            f"Leave store.replay_layers=0 for these students. The value 1 {same}, but each step then replays"
+            f" a layer, which adds up to {share:.0f} % to its arithmetic."
         ]
     if recipe.store.replay_layers:
         return [f"store.replay_layers={recipe.store.replay_layers} pays here: it {same}.{errors}"]

@@ -87,8 +87,8 @@ class Share:
 class Stream:
     """Iterates the steps [start, stop) of a run for one rank.
 
-    A damaged sample raises ``UserError`` at the step that needs it, even if it was read before. Use the stream as
-    a context manager, or ``close`` it: its threads end after their current micro-batch.
+    A damaged sample raises ``UserError`` at the step that needs it, even if it was read before. Use the
+    stream as a context manager, or ``close`` it: its threads end after their current micro-batch.
     """
 
     def __init__(
