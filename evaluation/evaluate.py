@@ -15,7 +15,7 @@ from evaluation.finetuning.scores import Plan, complete
 from evaluation.recipe_rows import TEACHER, Rows
 from evaluation.report import content as report
 from evaluation.report import tables, tracked
-from evaluation.submission import write_submission
+from evaluation.submission import wanted_line, write_submission
 from infra.errors import UserError
 from infra.files import storage
 from infra.settings.recipe import Recipe
@@ -75,8 +75,13 @@ def _evaluate(
 
 def _write_submissions(plan: Plan, names: Sequence[str], directory: str) -> list[str]:
     """GLUE's test predictions of these rows; the zip files written."""
-    targets = {name: storage.join(directory, f"submission-{name}.zip") for name in names}
-    return [target for name, target in targets.items() if write_submission(plan, name, target)]
+    written = []
+    for name in names:
+        target = storage.join(directory, f"submission-{name}.zip")
+        files = write_submission(plan, name, target)
+        print(wanted_line(target, files), flush=True)
+        written += [target] if files else []
+    return written
 
 
 def _key(plan: Plan, rows: Rows, recipe: Recipe) -> str:

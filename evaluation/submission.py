@@ -11,6 +11,7 @@ import numpy as np
 from evaluation.finetuning.jobs import median_seed
 from evaluation.finetuning.scores import Plan
 from evaluation.measures import predictions
+from evaluation.tasks.catalogue import TEST_FILES
 from evaluation.tasks.task import Task
 from infra.files import storage
 
@@ -31,6 +32,13 @@ def write_submission(plan: Plan, candidate: str, target: str) -> list[str]:
     if files:
         storage.publish_bytes(target, zip_bytes(files))
     return sorted(files)
+
+
+def wanted_line(target: str, files: Sequence[str]) -> str:
+    """Which files are in the zip, and which the server still wants: it takes no incomplete one."""
+    missing = [name for name in TEST_FILES if name not in files]
+    still = f"; gluebenchmark.com still wants {', '.join(missing)}" if missing else ""
+    return f"{target}: {', '.join(files)}{still}" if files else f"{target}: not written, no test files"
 
 
 def prediction_file(task: Task, index: Sequence[str], predicted: np.ndarray) -> str:

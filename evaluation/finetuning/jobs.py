@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from itertools import product
 from typing import Any
 
@@ -23,6 +24,12 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.settings.sections import Evaluation, in_a_grid
 
+CODE = 1
+"""Version of the code that decides predictions. A change of them raises it, so that scores are made again."""
+WARM_UP = 0.06
+"""Share of a run's steps in which the learning rate grows."""
+LIBRARIES = ("torch", "transformers", "tokenizers")
+"""Packages whose versions decide predictions."""
 MODEL = "model"
 """Folder of the fine-tuned model beside its score files, where it is kept."""
 
@@ -140,8 +147,6 @@ class Job:
         if self.lesson is not None:
             more["teacher"] = self.lesson.digest
             more["temperature"] = settings.distillation_temperature
-        if self.task.kind == "regression":
-            more["head_bias"] = "mean label"  # scores from before it began there are not these
         if self.task.own is not None:
             more["task"] = [self.task.kind, *self.task.labels]
         setting = asdict(self.setting)
@@ -155,6 +160,9 @@ class Job:
                 "random_weights": self.candidate.random_weights,
                 "data": {part: split.digest() for part, split in splits.items()},
                 "dtype": settings.dtype,
+                "warm_up": WARM_UP,
+                "versions": {name: version(name) for name in LIBRARIES},
+                "code": CODE,
             }
         )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from evaluation.finetuning.jobs import WARM_UP
 from evaluation.finetuning.model_inputs import inputs_of
 from evaluation.finetuning.vocabulary import only_tokens_of
 from infra.cpu.cpu_dropout import use_cheap_dropout
@@ -56,7 +57,6 @@ class Schedule:
     batch_size: int
     learning_rate: float
     dtype: Literal["bfloat16", "float32"] = "float32"
-    warmup_ratio: float = 0.06
     max_grad_norm: float = 1.0
     max_steps: int | None = None
 
@@ -66,7 +66,7 @@ class Schedule:
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of step 0, 1, ...: rises over the first 6 %, then falls towards zero."""
-        warmup = math.ceil(self.warmup_ratio * steps)
+        warmup = math.ceil(WARM_UP * steps)
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
         return self.learning_rate * (steps - step) / max(1, steps - warmup)

@@ -83,6 +83,9 @@ TASKS: dict[str, Task] = {
                 "test_mismatched": Part(
                     "test_mismatched.tsv", 9_847, "test_mismatched", submission="MNLI-mm"
                 ),
+                "test_diagnostic": Part(  # GLUE's diagnostic set, which the server takes as AX
+                    "diagnostic.tsv", 1_104, "test", submission="AX", folder="diagnostic", config="ax"
+                ),
             },
         ),
         _glue(
@@ -136,6 +139,12 @@ TASKS: dict[str, Task] = {
 }
 GLUE = tuple(name for name, task in TASKS.items() if task.hub[0] == _GLUE_ON_THE_HUB)
 """The benchmark's own tasks, whose mean is the macro score."""
+
+
+TEST_FILES = tuple(
+    f"{part.submission}.tsv" for name in GLUE for part in TASKS[name].parts.values() if part.submission
+)
+"""What the benchmark's server takes, all in one zip."""
 
 
 def find_task(name: str) -> Task:

@@ -50,7 +50,8 @@ def has_part(task: Task, part: str, data: str | None) -> bool:
     """Whether the official file of a part is there (the hub has them all)."""
     if task.own is not None:
         return part in task.parts
-    return data is None or official.find(task.name, task.parts[part].file, data) is not None
+    found = task.parts[part]
+    return data is None or official.find(found.folder or task.name, found.file, data) is not None
 
 
 def place_of(task: Task, part: str, data: str | None) -> str:
@@ -59,11 +60,11 @@ def place_of(task: Task, part: str, data: str | None) -> str:
         return own_place(task.own, part)
     if data is None:
         return hub_place(task.hub[0], None if task.settings is None else task.settings.revision)
-    return official.require_file(task.name, task.parts[part].file, data)
+    return official.require_file(task.parts[part].folder or task.name, task.parts[part].file, data)
 
 
 def _from_files(task: Task, part: str, data: str) -> Split:
-    path = official.require_file(task.name, task.parts[part].file, data)
+    path = official.require_file(task.parts[part].folder or task.name, task.parts[part].file, data)
     if task.kind == "spans":
         return _answered(read_questions(path, task.no_answer), path, task.no_answer)
     if task.name == "IMDb":
@@ -106,7 +107,9 @@ def _columns(table: Table, names: Sequence[str]) -> list[tuple[str, ...]]:
 
 def _from_hub(task: Task, part: str) -> Split:
     name, revision = "/".join(task.hub), None if task.settings is None else task.settings.revision
-    rows = load_hub(task.name, task.hub, task.parts[part].hub, revision)
+    config = task.parts[part].config
+    source = (task.hub[0], config) if config else task.hub
+    rows = load_hub(task.name, source, task.parts[part].hub, revision)
     where = f"{name} {task.parts[part].hub}"
     if task.kind == "spans":
         return _answered(hub_rows.questions(rows, where), where, task.no_answer)

@@ -45,6 +45,10 @@ class Part:
     rows: int | None
     hub: str
     submission: str | None = None
+    folder: str | None = None
+    """Of its file, where that is not the task's name."""
+    config: str | None = None
+    """Of the hub's data set, where that is not the task's."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -318,3 +319,18 @@ def test_a_job_knows_its_place() -> None:
     task = find_task("SST-2")
     job = Job(Candidate("m", "d"), "x", task, 3, SETTINGS, settings_of(task, SETTINGS)[0], "scores")
     assert job.path == "scores/m/SST-2/seed-3.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("CODE", 99), ("WARM_UP", 0.1), ("version", lambda library: "0" if library == "torch" else "1")],
+)
+def test_what_decides_scores_besides_the_settings_makes_them_again(
+    encoder: str, toy_data: str, tmp_path: Path, name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(SETTINGS, data=toy_data, max_steps=1)
+    candidate, scores = Candidate("m", encoder), str(tmp_path / "scores")
+    complete(prepare([candidate], settings, scores), 1)
+    assert not prepare([candidate], settings, scores).left
+    monkeypatch.setattr(f"evaluation.finetuning.jobs.{name}", value)
+    assert len(prepare([candidate], settings, scores).left) == len(settings.seeds)

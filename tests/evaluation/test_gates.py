@@ -108,3 +108,42 @@ def test_the_command_ends_with_4(recipe_file: str, capsys: pytest.CaptureFixture
     assert main(["--recipe", recipe_file]) == 0
     directory = Path(load_recipe(recipe_file).evaluation_dir)
     assert (directory / "report.html").exists()
+
+
+# what is changed of a right recipe, what the one line must say
+WRONG = [
+    ("require={retention: high}", "evaluation.require.retention: expected a number"),
+    ("require={retension: 0.9}", "did you mean retention?"),
+    ("require={beats: bert}", "evaluation.require.beats: expected"),
+    ("require={beats: start}", "beats start needs it among evaluation.references"),
+    ("require={megabytes: .inf}", "evaluation.require.megabytes"),
+    ("require={p50_ms: true}", "evaluation.require.p50_ms: expected a number"),
+    ("require=0.9", "evaluation.require: expected"),
+    ("require=[retention]", "evaluation.require: expected"),
+    ("references=random", "evaluation.references"),
+    ("references=[teacher]", "evaluation.references"),
+    ("references=[random,random]", "names one twice"),
+    ("references={random: true}", "evaluation.references"),
+    ("watts=0", "evaluation.watts: must be > 0, not 0"),
+    ("watts=-40", "evaluation.watts: must be > 0, not -40"),
+    ("watts=.nan", "evaluation.watts"),
+    ("watts=40W", "evaluation.watts: expected a number"),
+    ("price_per_hour=0", "evaluation.price_per_hour: must be > 0, not 0"),
+    ("price_per_hour=$3", "evaluation.price_per_hour: expected a number"),
+    ("price_per_hours=3", "did you mean price_per_hour?"),
+    ("price_per_hour=[1,2]", "evaluation.price_per_hour: expected a number"),
+    ("models={teacher: a/b}", "teacher is the name of another row of the report"),
+    ("models={a b: a/b}", "models: a name is letters, digits, dots, dashes and underscores, not 'a b'"),
+    ("models={a: ./nowhere}", "./nowhere: no such model directory"),
+    ("models={a: https://me:secret@host/m}", "holds a password"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), WRONG, ids=[change for change, _ in WRONG])
+def test_a_wrong_requirement_is_one_line(recipe_file: str, change: str, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        main(["--recipe", recipe_file, f"evaluation.{change}"])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert not Path(load_recipe(recipe_file).evaluation_dir).exists()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from evaluation.submission import prediction_file, zip_bytes
+from evaluation.submission import prediction_file, wanted_line, zip_bytes
 from evaluation.tasks.catalogue import GLUE, TASKS
+from evaluation.tasks.loading import has_part, load
 
 CLASSES = {
     "CoLA": ("1", "0"), "SST-2": ("1", "0"), "MRPC": ("1", "0"), "QQP": ("1", "0"), "WNLI": ("1", "0"),
@@ -38,10 +40,10 @@ def test_scores_are_cut_to_the_range_of_the_task() -> None:
 def test_every_test_set_has_the_servers_file_name() -> None:
     names = {part.submission for name in GLUE for part in TASKS[name].parts.values() if part.submission}
     assert names == {
-        "CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI-m", "MNLI-mm", "QNLI", "RTE", "WNLI"
+        "CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI-m", "MNLI-mm", "QNLI", "RTE", "WNLI", "AX"
     }  # fmt: skip
     parts = {name: part.submission for name, part in TASKS["MNLI"].parts.items() if part.submission}
-    assert parts == {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm"}
+    assert parts == {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm", "test_diagnostic": "AX"}
 
 
 def test_the_same_predictions_are_the_same_zip() -> None:
@@ -52,3 +54,41 @@ def test_the_same_predictions_are_the_same_zip() -> None:
     assert archive.namelist() == ["CoLA.tsv", "SST-2.tsv"]
     assert {name: archive.read(name) for name in files} == files
     assert len(data) < 700  # compressed
+
+
+def test_an_incomplete_zip_says_what_the_server_wants() -> None:
+    files = ["CoLA.tsv", "SST-2.tsv", "MRPC.tsv", "STS-B.tsv", "QQP.tsv", "QNLI.tsv", "RTE.tsv", "WNLI.tsv"]
+    mnli = ["MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv"]
+    assert wanted_line("s.zip", files).endswith("WNLI.tsv; gluebenchmark.com still wants " + ", ".join(mnli))
+    assert wanted_line("s.zip", files + mnli) == f"s.zip: {', '.join(files + mnli)}"
+    assert wanted_line("s.zip", []) == "s.zip: not written, no test files"
+
+
+def test_the_diagnostic_set_is_read_beside_the_tasks(tmp_path: Path) -> None:
+    (tmp_path / "diagnostic").mkdir()
+    (tmp_path / "diagnostic/diagnostic.tsv").write_text(
+        "index\tsentence1\tsentence2\n0\tThe cat sat.\tA cat sat.\n7\tIt rains.\tIt is dry.\n"
+    )
+    task = TASKS["MNLI"]
+    assert has_part(task, "test_diagnostic", str(tmp_path))
+    assert not has_part(task, "test_matched", str(tmp_path))
+    split = load(task, "test_diagnostic", str(tmp_path))
+    assert split.texts == [("The cat sat.", "A cat sat."), ("It rains.", "It is dry.")]
+    assert split.index == ["0", "7"]
+    assert split.labels is None
+
+
+def test_the_hub_has_the_diagnostic_set_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[tuple[str, ...]] = []
+    rows = {"premise": ["a"], "hypothesis": ["b"], "label": [-1], "idx": [4]}
+
+    def load_dataset(*names: str, split: str, revision: str | None) -> datasets.Dataset:
+        asked.append((*names, split))
+        return datasets.Dataset.from_dict(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load(TASKS["MNLI"], "test_diagnostic", None).ids == ["4"]
+    load(TASKS["MNLI"], "test_matched", None)
+    assert asked == [("nyu-mll/glue", "ax", "test"), ("nyu-mll/glue", "mnli", "test_matched")]
