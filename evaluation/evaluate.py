@@ -14,7 +14,7 @@ from typing import Any
 from evaluation.finetuning.scores import Plan, complete
 from evaluation.recipe_rows import TEACHER, Rows
 from evaluation.report import content as report
-from evaluation.report import tables, tracked
+from evaluation.report import mteb, tables, tracked
 from evaluation.submission import wanted_line, write_submission
 from infra.errors import UserError
 from infra.files import storage
@@ -67,6 +67,8 @@ def _evaluate(
         for name in rows.students
     }
     files = [*write_files(content, directory), *_write_submissions(plan, submitted, directory)]
+    for name, one in mteb.results(plan).items():
+        storage.publish_json(storage.join(directory, "mteb", name), one)
     report_path = storage.join(directory, "report.json")
     storage.publish_json(report_path, content)
     tracked.track(run, rows, content, [*files, report_path])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -31,6 +32,7 @@ def run(
     job: Job, splits: dict[str, Split], advance: Callable[[int], None] = lambda rows: None
 ) -> dict[str, Any]:
     """Fine-tune, publish predictions, then the score file. ``advance`` gets the rows of every step."""
+    started = time.perf_counter()
     task, settings = job.task, job.settings
     tokenizer = load_tokenizer(job.candidate.directory)
     model = load_model(job.candidate, task, job.seed).to(device())
@@ -43,7 +45,7 @@ def run(
     found = {
         part: answers(model, tokenizer, task, split, length, settings.dtype) for part, split in parts.items()
     }
-    result = _result(job, splits, fitted, found)
+    result = _result(job, splits, fitted, found) | {"seconds": round(time.perf_counter() - started, 3)}
     if job.keep_model:
         save(model, tokenizer, job.model_directory)
     storage.publish_json(job.path, result)

@@ -24,7 +24,7 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.settings.sections import Evaluation, in_a_grid
 
-CODE = 1
+CODE = 2
 """Version of the code that decides predictions. A change of them raises it, so that scores are made again."""
 WARM_UP = 0.06
 """Share of a run's steps in which the learning rate grows."""

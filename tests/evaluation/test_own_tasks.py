@@ -241,6 +241,15 @@ def test_similarity_orders_pairs(encoder: str, tmp_path: Path) -> None:
     cosines = [row["output"] for row in parquet.read_table(path).to_pylist()]
     assert cosines[0] == pytest.approx(1, abs=1e-5)
     assert np.argmax(cosines) == 0
+    (path,) = (tmp_path / "out/mteb").glob("*/sim.json")
+    found = json.loads(path.read_text())
+    (entry,) = found["scores"]["test"]
+    assert entry["main_score"] == entry["cosine_spearman"] == scores_of(tmp_path / "out")["sim"]["spearman"]
+    assert entry["cosine_pearson"] == scores_of(tmp_path / "out")["sim"]["pearson"]
+    assert (entry["hf_subset"], entry["languages"]) == ("default", [])
+    assert found["task_name"] == "sim"
+    assert found["evaluation_time"] > 0
+    assert found["dataset_revision"].startswith("xxh3-128:")
 
 
 def test_questions_without_an_answer(encoder: str, tmp_path: Path) -> None:
