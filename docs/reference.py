@@ -122,8 +122,8 @@ def _default(item: Field[Any]) -> str:
 
 def _helps() -> list[tuple[str, str]]:
     """Command -> its help, in the order in which a user needs them."""
+    from evaluation import export_run as export
     from evaluation import main as evaluation
-    from evaluation.devices import command as export
     from infra.sizing import __main__ as sizing
     from offline_teacher import main as teacher
     from student_train import main as student

@@ -128,7 +128,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _export(arguments: Sequence[str]) -> int:
-    from evaluation.devices.command import export_command
+    from evaluation.export_run import export_command
 
     return export_command(arguments)
 

@@ -106,7 +106,7 @@ def test_commands_are_understood(path: Path) -> None:
 
 
 def _parsers() -> dict[str, Callable[[list[str]], object]]:
-    from evaluation.devices.command import _parser as _export_parser
+    from evaluation.export_run import _parser as _export_parser
     from evaluation.main import _parse
     from infra.sizing.__main__ import _parser as _sizing_parser
     from offline_teacher.main import _parser

@@ -27,15 +27,15 @@ from typing import Any
 import numpy as np
 
 from evaluation.devices.exported import FLOAT32, INT8
-from evaluation.devices.golden import rows_alone
 from evaluation.devices.onnx_model import open_session
-from evaluation.devices.page_bundle import SOURCES
 from evaluation.main import main as evaluate
 from evaluation.measures.predictions import Answers, score_split
 from evaluation.models import load_tokenizer
 from evaluation.tasks import squad
 from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.squad import read_questions
+from evaluation.web.golden import rows_alone
+from evaluation.web.page_bundle import SOURCES
 from infra import console
 
 
@@ -158,7 +158,7 @@ def served(site: str) -> Iterator[str]:
 
 
 def visit(address: str, step: str, query: str = "") -> dict[str, Any]:
-    """A step of the page's tests; ``npm ci`` in ``evaluation/devices/web`` installs what it needs."""
+    """A step of the page's tests; ``npm ci`` in ``evaluation/web/page`` installs what it needs."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
     command = ["node", "tests/visit.mjs", address, chromium, step, query]
     done = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True, check=True)

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from evaluation.devices import page_bundle
-from evaluation.devices.golden import SENTENCES
-from evaluation.devices.site import RUNTIMES, SITE
 from evaluation.main import main
+from evaluation.web import page_bundle
+from evaluation.web.golden import SENTENCES
+from evaluation.web.site import RUNTIMES, SITE
 from infra.cpu.native import user_cache
 from infra.errors import UserError
 from tests.evaluation.test_export import fine_tuned

@@ -98,8 +98,8 @@ def _write_page(output: str, page: Path, site: dict[str, Any]) -> None:
 def _write_model(output: str, model: SiteModel) -> dict[str, Any]:
     """Exports the model into the folder; its entry of site.json."""
     from evaluation.devices.export import export
-    from evaluation.devices.golden import QUESTIONS, SENTENCES, golden
     from evaluation.models import load_tokenizer, require_model
+    from evaluation.web.golden import QUESTIONS, SENTENCES, golden
 
     require_model(model.directory)
     tokenizer = load_tokenizer(model.directory)

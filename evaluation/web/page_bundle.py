@@ -17,7 +17,7 @@ from infra.cpu.native import user_cache
 from infra.errors import UserError
 from infra.files.locks import locked
 
-SOURCES = Path(__file__).parent / "web"
+SOURCES = Path(__file__).parent / "page"
 BUILD_SECONDS = 600.0
 NODE = 20
 """Oldest major version of Node that the page was built with."""

@@ -14,8 +14,8 @@ from infra.files import storage
 from infra.files.paths import expand_home
 
 if TYPE_CHECKING:
-    from evaluation.devices.site import SiteModel
     from evaluation.tasks.task import Task
+    from evaluation.web.site import SiteModel
 
 _WEB = ("recipe", "teacher", "labels", "compared")
 """Options that go with --web."""
@@ -86,8 +86,8 @@ def _export_files(options: argparse.Namespace) -> int:
 
 
 def _export_page(options: argparse.Namespace) -> int:
-    from evaluation.devices.page_bundle import built_page
-    from evaluation.devices.site import add_to_site
+    from evaluation.web.page_bundle import built_page
+    from evaluation.web.site import add_to_site
 
     with contextlib.ExitStack() as stack:
         models = _models_of_recipe(options) if options.recipe else _models_of_directories(options, stack)
@@ -104,8 +104,8 @@ def _export_page(options: argparse.Namespace) -> int:
 
 
 def _models_of_directories(options: argparse.Namespace, stack: contextlib.ExitStack) -> list[SiteModel]:
-    from evaluation.devices.site import SiteModel
     from evaluation.models import local_directory, require_model
+    from evaluation.web.site import SiteModel
 
     task = _catalogue_task(options.task)
     if task and task.kind not in PAGE_KINDS:
@@ -137,8 +137,8 @@ def _models_of_directories(options: argparse.Namespace, stack: contextlib.ExitSt
 
 def _models_of_recipe(options: argparse.Namespace) -> list[SiteModel]:
     """The fine-tuned students, and the teacher, of every task that the recipe's evaluation has finished."""
-    from evaluation.devices.site import SiteModel
     from evaluation.tasks.catalogue import find_tasks
+    from evaluation.web.site import SiteModel
     from infra.settings.recipe_file import load_recipe
 
     recipe = load_recipe(options.recipe)
