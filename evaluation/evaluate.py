@@ -23,6 +23,8 @@ from infra.tracking import run as tracking
 
 EXPORT = "export"
 """Folder of the exported fine-tuned students, one folder a student in it."""
+WEB = "web"
+"""Folder of the page that runs them in a browser."""
 FILES = {"report.json", "report.md", "report.html"}
 """Without one of them the evaluation is not complete."""
 
@@ -66,6 +68,8 @@ def _evaluate(
         )
         for name in rows.students
     }
+    if recipe.evaluation.export_web:
+        content["page"] = _write_page(recipe, content["notes"])
     files = [*write_files(content, directory), *_write_submissions(plan, submitted, directory)]
     for name, one in mteb.results(plan).items():
         storage.publish_json(storage.join(directory, "mteb", name), one)
@@ -73,6 +77,23 @@ def _evaluate(
     storage.publish_json(report_path, content)
     tracked.track(run, rows, content, [*files, report_path])
     return content
+
+
+def _write_page(recipe: Recipe, notes: list[str]) -> str | None:
+    """The page that runs the fine-tuned models in a browser: its place in ``evaluation/``.
+
+    None if it cannot be written, for example without Node; a note says why, and all else goes on.
+    """
+    from evaluation.export_run import models_of_recipe
+    from evaluation.web.page_bundle import built_page
+    from evaluation.web.site import add_to_site
+
+    try:
+        add_to_site(storage.join(recipe.evaluation_dir, WEB), built_page(), models_of_recipe(recipe))
+    except UserError as problem:
+        notes.append(f"no page for browsers: {problem}")
+        return None
+    return f"{WEB}/index.html"
 
 
 def _write_submissions(plan: Plan, names: Sequence[str], directory: str) -> list[str]:
@@ -95,6 +116,7 @@ def _key(plan: Plan, rows: Rows, recipe: Recipe) -> str:
         "references": rows.references,
         "timings": report.timing_key(recipe.evaluation),
         "form": report.FORM,
+        **({"web": True} if recipe.evaluation.export_web else {}),
     }
     return storage.digest_bytes(json.dumps(content, sort_keys=True).encode())
 

@@ -16,6 +16,7 @@ from infra.files.paths import expand_home
 if TYPE_CHECKING:
     from evaluation.tasks.task import Task
     from evaluation.web.site import SiteModel
+    from infra.settings.recipe import Recipe
 
 _WEB = ("recipe", "teacher", "labels", "compared")
 """Options that go with --web."""
@@ -90,7 +91,7 @@ def _export_page(options: argparse.Namespace) -> int:
     from evaluation.web.site import add_to_site
 
     with contextlib.ExitStack() as stack:
-        models = _models_of_recipe(options) if options.recipe else _models_of_directories(options, stack)
+        models = _recipe_models(options) if options.recipe else _models_of_directories(options, stack)
         storage.require_writable(options.output)
         site = add_to_site(options.output, built_page(), models)
     rows = [
@@ -135,16 +136,25 @@ def _models_of_directories(options: argparse.Namespace, stack: contextlib.ExitSt
     ]
 
 
-def _models_of_recipe(options: argparse.Namespace) -> list[SiteModel]:
-    """The fine-tuned students, and the teacher, of every task that the recipe's evaluation has finished."""
-    from evaluation.tasks.catalogue import find_tasks
-    from evaluation.web.site import SiteModel
+def _recipe_models(options: argparse.Namespace) -> list[SiteModel]:
     from infra.settings.recipe_file import load_recipe
 
     recipe = load_recipe(options.recipe)
+    return models_of_recipe(recipe, options.embedding_bits, options.compared or COMPARED)
+
+
+def models_of_recipe(recipe: Recipe, embedding_bits: int = 8, compared: int = COMPARED) -> list[SiteModel]:
+    """The fine-tuned students, and the teacher, of every task that the recipe's evaluation has finished.
+
+    ``embedding_bits`` of students; ``compared`` examples of a task for the self-test. Raises UserError where
+    nothing is finished.
+    """
+    from evaluation.tasks.catalogue import find_tasks
+    from evaluation.web.site import SiteModel
+
     settings, found = recipe.evaluation, []
     for task in [task for task in find_tasks(settings.tasks) if task.kind in PAGE_KINDS]:
-        examples = _texts(task, "dev", settings.data)[: options.compared or COMPARED]
+        examples = _texts(task, "dev", settings.data)[:compared]
         for role in (*recipe.runs(), "teacher"):
             directory = storage.join(recipe.evaluation_dir, "scores", role, task.name, "model")
             if storage.exists(storage.join(directory, "config.json")):
@@ -156,11 +166,11 @@ def _models_of_recipe(options: argparse.Namespace) -> list[SiteModel]:
                         length=task.max_length or settings.max_length,
                         texts=len(task.texts),
                         golden=tuple(examples),
-                        embedding_bits=options.embedding_bits if role != "teacher" else 8,
+                        embedding_bits=embedding_bits if role != "teacher" else 8,
                     )
                 )
     if not found:
-        raise UserError(f"{options.recipe}: no fine-tuned models for the page yet; evaluate the recipe first")
+        raise UserError(f"{recipe.name}: no fine-tuned models for the page yet; evaluate the recipe first")
     return found
 
 

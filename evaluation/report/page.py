@@ -41,7 +41,7 @@ def to_html(report: Mapping[str, Any]) -> str:
             f"<p>{escape(detail_tables.cost_note(report))}</p>",
             _table(*detail_tables.costs(report)),
         ),
-        _section("On devices", _table(*tables.device_rows(report))),
+        _section("On devices", _page_link(report), _table(*tables.device_rows(report))),
         _section("For reference: the DistilBERT paper", _table(*tables.paper_rows())),
         _section("Notes", "".join(f"<p>{escape(note)}</p>" for note in report["notes"])),
     ]
@@ -63,6 +63,16 @@ def _section(title: str, *content: str) -> str:
     if not content[-1]:
         return ""
     return f"<section><h2>{escape(title)}</h2>{''.join(content)}</section>"
+
+
+def _page_link(report: Mapping[str, Any]) -> str:
+    """A page with models runs only from a host, for example a local one."""
+    if not report.get("page"):
+        return ""
+    return (
+        f'<p><a href="{escape(report["page"])}">These models in a browser</a>. Serve this folder, for '
+        "example with <code>python -m http.server</code>, and open the link there.</p>"
+    )
 
 
 def _table(header: Sequence[str], lines: Sequence[Sequence[str]], drawn: Sequence[int] = ()) -> str:

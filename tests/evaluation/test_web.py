@@ -13,6 +13,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from evaluation.web.golden import SENTENCES
 from evaluation.web.site import RUNTIMES, SITE
 from infra.cpu.native import user_cache
 from infra.errors import UserError
+from tests.evaluation.families import family_recipe, save_store
 from tests.evaluation.test_export import fine_tuned
 
 WORDS = (
@@ -353,6 +355,32 @@ def test_a_recipe_brings_all_its_fine_tuned_models(
     ]
     golden = (tmp_path / "out" / task["models"][0]["golden"]["path"]).read_bytes()
     assert len(json.loads(gzip.decompress(golden))["examples"]) == len(SENTENCES) + 2
+
+
+def test_an_evaluation_brings_its_page(
+    encoder_of_pieces: str, page: Path, toy_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """First without Node, then with it."""
+    recipe = family_recipe(
+        tmp_path, save_store(tmp_path / "store", encoder_of_pieces), data=toy_data, references=(),
+        max_steps=1, export_web=True,
+    )  # fmt: skip
+    path, directory = tmp_path / "recipe.yaml", Path(recipe.evaluation_dir)
+    path.write_text(recipe.to_yaml())
+    for name in ("half", "tiny"):
+        shutil.copytree(encoder_of_pieces, Path(recipe.run(name).directory) / "model")
+    with monkeypatch.context() as without:
+        without.setattr(page_bundle, "user_cache", lambda: tmp_path)
+        without.setattr(page_bundle, "shutil", SimpleNamespace(which=lambda name: None))
+        assert main(["--recipe", str(path)]) == 0
+    assert "note: no page for browsers: export --web: Node is not installed" in capsys.readouterr().out
+    assert "web/index.html" not in (directory / "report.html").read_text()
+    (directory / "report.json").unlink()
+    assert main(["--recipe", str(path)]) == 0
+    assert 'href="web/index.html"' in (directory / "report.html").read_text()
+    (task,) = json.loads((directory / "web" / SITE).read_text())["tasks"]
+    assert [model["role"] for model in task["models"]] == ["half", "tiny", "teacher"]
 
 
 def test_node_is_named_where_it_is_missing(

@@ -72,6 +72,8 @@ class Evaluation:
     the money for a million sentences."""
     watts: float | None = speed(None)
     """Power that it draws; the report then gives the energy for a million sentences."""
+    export_web: bool = speed(False)
+    """Also write the page that runs the fine-tuned models in a browser, ``evaluation/web`` (docs/web.md)."""
     require: Require | None = speed(None)
     """What every student must reach."""
     workers: int = speed(1)
