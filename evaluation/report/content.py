@@ -38,8 +38,8 @@ Keys (scores are 0 to 1; times are in seconds, or in ms where the key ends in _m
                          a stated price or wattage)
     latency_rows.<name>  rows that are only timed: <student> ONNX fp32 and int8, <row> GPU, ELMo-size (random
                          weights); parameters, bytes, latency, cost as above
-    page                 place of the browser page with these models; null if it could not be written; absent if
-                         it was not asked for
+    page                 place of the browser page with these models; null if it could not be written; absent
+                         if it was not asked for
     devices.<student>.<task>  the student's fine-tuned model of the median seed, in export/<student>/<task>/
       seed, score        of that model in torch
       int8_score         the same model in int8, on the dev sets; int8_metrics: metric by metric
