@@ -9,7 +9,7 @@
 
 --model may be repeated: all models are rows of one report. With --teacher each of them is also fine-tuned
 on the outputs of the fine-tuned teacher (row "(D)"). "export" writes a (fine-tuned) model directory as ONNX,
-int8 ONNX and ORT files for devices, or with --web as a page that runs the model in a browser.
+and int8 ONNX for devices, or with --web as a page that runs the model in a browser.
 A command that was stopped resumes when it is run again; a finished one does nothing.
 """
 

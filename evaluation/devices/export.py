@@ -1,8 +1,7 @@
-"""A model directory as files for devices: ONNX, ONNX in int8, and the latter in ONNX Runtime's own format.
+"""A model directory as files for devices: ONNX, and ONNX in int8.
 
     model.onnx       float32, variable batch size and length; must agree with torch within ``TOLERANCE``
     model.int8.onnx  the same with int8 weights (or 4-bit word embeddings); activations stay float32
-    model.int8.ort   the same with an optimised graph, for the mobile builds of ONNX Runtime
     tokenizer.json
     export.json      written last; keys below
 
@@ -24,10 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.devices.exported import FLOAT32, INT8, INT8_ORT, SUMMARY, finished, source_digest
+from evaluation.devices.exported import FLOAT32, INT8, SUMMARY, finished, source_digest
 from evaluation.devices.latency import Inputs
 from evaluation.devices.onnx_model import open_session, run_session
-from evaluation.devices.quantisation import quantise, quiet, to_ort
+from evaluation.devices.quantisation import quantise, quiet
 from evaluation.finetuning.model_inputs import input_names, inputs_of
 from evaluation.models import load_config, load_tokenizer, require_model
 from infra.errors import UserError
@@ -67,15 +66,14 @@ def export(directory: str, output: str, embedding_bits: int = 8) -> dict[str, An
 
 
 def export_model(model: Any, output: str, name: str, embedding_bits: int = 8) -> dict[str, Any]:
-    """Writes the three model files; returns their entries for export.json. Error messages use ``name``."""
+    """Writes both model files; returns their entries for export.json. Error messages use ``name``."""
     from importlib.metadata import version
 
     inputs, outputs = input_names(model), output_names(_kind_of(model))
     with tempfile.TemporaryDirectory() as draft:
-        paths = {file: os.path.join(draft, file) for file in (FLOAT32, INT8, INT8_ORT)}
+        paths = {file: os.path.join(draft, file) for file in (FLOAT32, INT8)}
         to_onnx(model, inputs, outputs, paths[FLOAT32])
         quantise(paths[FLOAT32], paths[INT8], embedding_bits)
-        to_ort(paths[INT8], paths[INT8_ORT])
         difference = {
             "float32": largest_difference(model, paths[FLOAT32], outputs),
             "int8": largest_difference(model, paths[INT8], outputs),

@@ -8,7 +8,7 @@ from evaluation.models import Candidate
 from infra.errors import UserError
 from infra.files import storage
 
-FLOAT32, INT8, INT8_ORT = "model.onnx", "model.int8.onnx", "model.int8.ort"
+FLOAT32, INT8 = "model.onnx", "model.int8.onnx"
 SUMMARY = "export.json"
 
 

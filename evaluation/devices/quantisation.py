@@ -180,23 +180,6 @@ def _remove_unused(graph: Any, tables: dict[str, np.ndarray]) -> None:
         graph.initializer.remove(item)
 
 
-def to_ort(source: str, target: str) -> None:
-    """ONNX Runtime's own format, with the fusions that hold on every processor applied.
-
-    Constants are not folded, because the file would then hold float32 weights.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = target
-    options.add_session_config_entry("session.save_model_format", "ORT")
-    options.log_severity_level = 3
-    onnxruntime.InferenceSession(
-        source, options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantFolding"]
-    )
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without the libraries' advice and deprecation warnings, which a user can do nothing about."""

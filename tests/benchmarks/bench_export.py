@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from evaluation.devices.export import TOLERANCE, export_model, sample_inputs
-from evaluation.devices.exported import FLOAT32, INT8, INT8_ORT
+from evaluation.devices.exported import FLOAT32, INT8
 from evaluation.devices.onnx_model import open_session, session_runner
 
 LENGTH, SENTENCES, REPEATS = 32, 10, 7
@@ -60,7 +60,7 @@ def run() -> list[dict[str, Any]]:
         inputs = sample_inputs(model.config, (1, LENGTH))
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         functions: dict[str, Any] = {"torch": lambda: [model(**tensors) for _ in range(SENTENCES)]}
-        for file in (FLOAT32, INT8, INT8_ORT):
+        for file in (FLOAT32, INT8):
             runner = session_runner(open_session(os.path.join(output, file)))
             functions[file] = lambda runner=runner: [runner(inputs) for _ in range(SENTENCES)]
         seconds = cpu_seconds(functions)
@@ -83,7 +83,6 @@ def run() -> list[dict[str, Any]]:
         row("onnx_fp32_difference", difference, "absolute", f"<= {TOLERANCE:g}", difference <= TOLERANCE),
         row("int8_size_ratio", ratio, "of fp32 bytes", "< 1/3", ratio < 1 / 3),
         row("int8_over_fp32_onnx", speed, "times", "> 0.9", speed > 0.9),
-        row("int8_ort_over_fp32_onnx", seconds[FLOAT32] / seconds[INT8_ORT], "times", None, None),
         row("fp32_onnx_over_torch", seconds["torch"] / seconds[FLOAT32], "times", None, None),
     ]
 

@@ -180,7 +180,7 @@ def test_a_recipe_gives_three_rows_once(recipe_file: str, capsys: pytest.Capture
     device = content["devices"]["student"]["SST-2"]
     assert device["score"] == student["scores"]["SST-2"]["score"]
     assert device["int8_lost"] == pytest.approx(device["score"] - device["int8_score"])
-    assert (directory / "export/student/SST-2/model.int8.ort").exists()
+    assert (directory / "export/student/SST-2/model.int8.onnx").exists()
     names = {path.name for path in directory.iterdir()}
     assert names == {"recipe.yaml", "report.json", "report.md", "report.html", "retention.png",
                      "score_latency.png", "loss_curves.png", "scores", "export"}  # fmt: skip
@@ -233,7 +233,7 @@ def test_a_family_is_evaluated_whole_from_its_store(
         sizes = {content["rows"][row]["parameters"] for row in content["rows"] if row.endswith(name)}
         assert sizes == {content["rows"][f"{name} (D)"]["parameters"]}
         assert content["rows"][name]["references"] == {"random": f"undistilled {name}"}
-        assert (directory / f"export/{name}/SST-2/model.int8.ort").exists()
+        assert (directory / f"export/{name}/SST-2/model.int8.onnx").exists()
         assert content["devices"][name]["SST-2"]["score"] == content["rows"][name]["scores"]["SST-2"]["score"]
         assert (directory / f"submission-{name}.zip").exists()
     assert content["latency_rows"].keys() == {

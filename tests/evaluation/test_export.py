@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.devices import export
-from evaluation.devices.exported import FLOAT32, INT8, INT8_ORT
+from evaluation.devices.exported import FLOAT32, INT8
 from evaluation.devices.onnx_model import OnnxModel, open_session, run_session
 from evaluation.devices.quantisation import pack_rows, quantise_rows
 from evaluation.finetuning import finetune
@@ -87,23 +87,14 @@ def test_onnx_equals_torch(
 
 def test_files_and_summary(exported: Path, classifier: str) -> None:
     summary = json.loads((exported / "export.json").read_text())
-    names = {"export.json", "tokenizer.json", FLOAT32, INT8, INT8_ORT}
+    names = {"export.json", "tokenizer.json", FLOAT32, INT8}
     assert {path.name for path in exported.iterdir()} == names
-    assert summary["bytes"] == {name: (exported / name).stat().st_size for name in (FLOAT32, INT8, INT8_ORT)}
+    assert summary["bytes"] == {name: (exported / name).stat().st_size for name in (FLOAT32, INT8)}
     assert summary["labels"] == ["0", "1"]
     assert summary["int8_size_ratio"] == pytest.approx(
         (exported / INT8).stat().st_size / (exported / FLOAT32).stat().st_size, abs=1e-4
     )
     assert summary["source"] == Candidate("m", classifier).digest()
-
-
-def test_the_mobile_file_computes_what_the_int8_one_does(exported: Path) -> None:
-    ids = np.asarray([[2, 5, 11, 3]], np.int64)
-    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    first, second = (
-        run_session(open_session(str(exported / name)), inputs)["logits"] for name in (INT8, INT8_ORT)
-    )
-    np.testing.assert_allclose(first, second, atol=1e-2)
 
 
 def test_weights_are_int8_embeddings_too(exported: Path) -> None:
@@ -180,7 +171,7 @@ def test_rows_are_kept_to_half_a_step(rows: int, width: int, seed: int) -> None:
 
 
 def test_size_ratio() -> None:
-    assert export.size_ratio({FLOAT32: 400, INT8: 101, INT8_ORT: 7}) == 0.2525
+    assert export.size_ratio({FLOAT32: 400, INT8: 101}) == 0.2525
 
 
 def test_nothing_is_exported_twice_until_the_model_changes(classifier: str, tmp_path: Path) -> None:
