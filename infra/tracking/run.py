@@ -125,6 +125,7 @@ class _LiveRun(Run):
         self._journal = Journal(_journal_path(recipe, nested))
         self._server = Server(recipe, nested)
         self._answered, self._wake, self._stopping = threading.Event(), threading.Event(), False
+        self._loaded = threading.Event()
         self._retry_at, self._problem = 0.0, ""
         self._sample = sampler() if recipe.tracking.system_metrics else None
         self._sample_at = time.monotonic()
@@ -206,6 +207,7 @@ class _LiveRun(Run):
 
     def _wait_for_delivery(self) -> None:
         """Returns when the thread has ended, or when no record has been accepted for too long."""
+        self._loaded.wait()
         left, since = len(self._journal), time.monotonic()
         while self._thread.is_alive():
             self._thread.join(0.5)
@@ -216,6 +218,9 @@ class _LiveRun(Run):
                 return
 
     def _run(self) -> None:
+        with contextlib.suppress(Exception):  # `_deliver` will meet the same error and tell it
+            import mlflow  # noqa: F401 - on a busy machine this takes longer than a server that is away may
+        self._loaded.set()
         self._run_once()
         self._answered.set()
         if self._server.connected:
