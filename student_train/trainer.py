@@ -187,7 +187,7 @@ class Trainer:
         raise UserError(
             f"step {step}: the {what} is not a finite number. Its {len(places)} samples (part/row):"
             f" {listed}; masking epoch {sorted(set(places.masking_epoch.tolist()))}; store"
-            f" {phase.store.root}. {self.saving.last_good()}; lower train.learning_rate or check the store"
+            f" {phase.store.root}; {self.saving.last_good()}; lower train.learning_rate or check the store"
         )
 
     def _count(self, step: Step, terms: torch.Tensor, tokens: float, norm: torch.Tensor) -> None:

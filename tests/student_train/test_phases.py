@@ -200,7 +200,7 @@ def test_a_loss_that_is_not_finite_in_a_later_phase(
 
     monkeypatch.setattr(Trainer, "_forward_backward", poisoned)
     with pytest.raises(
-        UserError, match=rf"step {STEPS + 1}: the loss is not .* of {phased}/longer; the last"
+        UserError, match=rf"step {STEPS + 1}: the loss is not .* store {phased}/longer; the last"
     ):
         command(phased)
 

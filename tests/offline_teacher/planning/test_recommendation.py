@@ -70,4 +70,4 @@ def test_replayed_layers_are_recommended_where_they_pay(planned: tuple[Path, dic
     assert "narrow students learn best" in narrow
     relations = advice("store.replay_layers=1", "train.alpha_relation=1")
     assert "store.replay_layers=1 pays here" in relations
-    assert "Their gradient is then off by" in relations
+    assert "Their gradient then errs by" in relations
