@@ -1,4 +1,4 @@
-"""From rows to a report: their runs, their latency, the files, tracking.
+"""Makes a report from rows: runs fine-tuning, measures latency, writes the files and tracks them.
 
 What needs torch, ONNX or matplotlib is imported where it is used: a finished evaluation needs none of it.
 """
@@ -30,9 +30,9 @@ FILES = {"report.json", "report.md", "report.html"}
 
 
 def evaluated(recipe: Recipe, rows: Rows, plan: Plan, submitted: Sequence[str] = ()) -> dict[str, Any]:
-    """The content of report.json, made in ``recipe.evaluation_dir`` unless it is there already.
+    """The content of report.json. It is made in ``recipe.evaluation_dir`` unless a complete one is there.
 
-    ``submitted``: the rows of which GLUE's test predictions are zipped.
+    ``submitted``: rows whose GLUE test predictions are zipped when a report is made.
     """
     directory = recipe.evaluation_dir
     key = _key(plan, rows, recipe)
@@ -108,7 +108,7 @@ def _write_submissions(plan: Plan, names: Sequence[str], directory: str) -> list
 
 
 def _key(plan: Plan, rows: Rows, recipe: Recipe) -> str:
-    """Digest of everything the report's numbers depend on."""
+    """Digest of everything that decides the report's content: if it changes, the report is made again."""
     content = {
         "runs": [[job.path, job.key(plan.splits[job.task_name])] for job in plan.jobs],
         "weights": {candidate.name: candidate.digest() for candidate in rows.candidates},
@@ -122,7 +122,7 @@ def _key(plan: Plan, rows: Rows, recipe: Recipe) -> str:
 
 
 def _complete_report(plan: Plan, directory: str, key: str) -> dict[str, Any] | None:
-    """The content of report.json if its key is the same and all other files exist; else None."""
+    """The content of report.json if its key is the same and the other two of FILES exist; else None."""
     names = storage.list_names(directory)
     if not set(names) >= FILES:
         return None
@@ -132,7 +132,9 @@ def _complete_report(plan: Plan, directory: str, key: str) -> dict[str, Any] | N
         return None
     if not isinstance(content, dict) or content.get("key") != key:
         return None
-    names_in_order = list(dict.fromkeys(job.candidate.name for job in plan.jobs))  # the file is sorted
+    names_in_order = list(
+        dict.fromkeys(job.candidate.name for job in plan.jobs)
+    )  # JSON keys were sorted on writing
     tasks = list(dict.fromkeys(job.task_name for job in plan.jobs))
     content["rows"] = {name: content["rows"][name] for name in names_in_order}
     for row in content["rows"].values():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _WEB = ("recipe", "teacher", "labels", "compared")
 """Options that go with --web."""
 PAGE_KINDS = ("spans", "classification", "regression")
-"""Kinds of tasks that the page has a form for. For an encoder without a task, it compares sentences."""
+"""Kinds of tasks that the page has a form for. A model without a task gets a form that compares sentences."""
 COMPARED = 100
 """Examples of a dev set on which the page can be compared with Python."""
 
@@ -47,12 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", type=expand_home, required=True, help="directory of the files")
     add("--task", help="name of the task, for example SQuAD")
     add("--data", type=expand_home, help="directory of official task files")
-    add("--vocabulary", type=int, help="with --data: keep this many tokens, the most frequent of its texts")
+    add("--vocabulary", type=int, help="with --data: leave this many tokens, the most frequent of its texts")
     add("--embedding-bits", type=int, choices=(8, 4), default=8, help="of word embeddings (default 8)")
     add("--web", action="store_true", help="write a page that runs the model in a browser")
-    add("--teacher", type=expand_home, help="with --web: also this fine-tuned teacher, unchanged")
+    add("--teacher", type=expand_home, help="with --web: also this fine-tuned teacher, in int8")
     add(
-        "--recipe", type=expand_home, help="with --web: every task of an evaluated recipe, instead of --model"
+        "--recipe", type=expand_home, help="with --web: the fine-tuned models of a recipe, instead of --model"
     )
     add("--labels", help="with --web: names of the classes, comma-separated")
     add(

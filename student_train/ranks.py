@@ -19,7 +19,7 @@ def rank_of_environment() -> int:
 
 
 def share_cores() -> None:
-    """One rank's share of the cores for its threads; call it before torch is imported.
+    """Gives a rank its share of the cores, unless OMP_NUM_THREADS is set. Call it before torch is imported.
 
     torchrun sets one thread, the deepspeed launcher sets none. Without a setting every rank would start a
     thread on every core, and ranks would wait for each other's spinning threads.
@@ -43,9 +43,9 @@ def signals_noted(note: Callable[[int], None]) -> Iterator[None]:
 def end_process(code: int) -> NoReturn:
     """Ends this process with ``code``, its output flushed, without the interpreter's own clean-up.
 
-    Gloo's threads live longer than their process group. A thread that frees its last tensor during the
-    clean-up asks for the interpreter's lock, and that aborts the process: a finished training would end with
-    SIGABRT (pytorch/pytorch pull request 179291).
+    Gloo's threads live longer than their process group. If one of them frees a tensor while Python shuts
+    down, the process aborts, so a finished training would end with SIGABRT (pytorch/pytorch pull request
+    179291).
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # nobody reads it any more

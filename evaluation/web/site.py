@@ -4,7 +4,7 @@
     models/<task>/<role>/model.int8.onnx tokenizer.json.gz golden.json.gz
     site.json      written last: tasks and models, with the size and SHA-256 of each large file
 
-Adding a model keeps the tasks and models that the folder has.
+Adding a model keeps the others; one of the same task and role is replaced.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class SiteModel:
     task: str
     """Title of the page's entry."""
     length: int | None = None
-    """Tokens of a row; None: ``WINDOW`` for questions, else what the model can take."""
+    """Most tokens of a row; None: ``WINDOW`` for questions, else 512. Never more than the model can take."""
     labels: tuple[str, ...] = ()
     """Names of the classes, where the model's own are not to be shown."""
     golden: tuple[Texts, ...] = ()
     """Texts on which the page can be compared with Python, beside those of ``golden.py``."""
     embedding_bits: int = 8
     texts: int | None = None
-    """Texts of a row, 1 or 2; None: not known, so the second one may stay empty."""
+    """How many texts a row has, 1 or 2; None: unknown, so the page has a second field that may be empty."""
 
 
 def add_to_site(output: str, page: Path, models: Sequence[SiteModel]) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def _tasks(output: str) -> list[dict[str, Any]]:
 
 
 def _write_page(output: str, page: Path, site: dict[str, Any]) -> None:
-    """The page's files; the service worker knows their names and a version that changes with any file."""
+    """Writes the page's files. The service worker gets their names, and a version that any change changes."""
     files = {path.name: path.read_bytes() for path in sorted(page.iterdir())}
     content = json.dumps(site, indent=1).encode()
     digest = hashlib.sha256(b"".join([*files.values(), content])).hexdigest()

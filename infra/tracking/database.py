@@ -1,4 +1,4 @@
-"""The database of a recipe that names no server: a file of SQLite beside its outputs."""
+"""SQLite databases of MLflow: their URIs, and the lock under which a process connects to a tracking store."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 def sqlite_uri(path: str) -> str:
     """The URI of a database file as SQLAlchemy and MLflow read it.
 
-    ``?`` begins a query, and since SQLAlchemy 2.1 ``%41`` is an A: such a path is given as SQLite's own URI.
-    Its slashes are quoted too: MLflow takes the text as it stands for a path, and makes its directories.
+    SQLAlchemy reads ``?`` as the start of a query and, since 2.1, ``%`` as an escape. So a path with one of
+    them becomes a ``file:`` URI. Its slashes are quoted too, because MLflow would read it as a path and
+    create its directories.
     """
     if "?" not in path and "%" not in path:
         return f"sqlite:///{path}"
@@ -28,8 +29,8 @@ def sqlite_uri(path: str) -> str:
     return URL.create("sqlite", database=name, query={"uri": "true"}).render_as_string(hide_password=False)
 
 
-def connecting(uri: str, recipe: Recipe) -> contextlib.AbstractContextManager[None]:
-    """The lock under which a process makes the database and the recipe's runs, where a file can be locked."""
+def connection_lock(uri: str, recipe: Recipe) -> contextlib.AbstractContextManager[None]:
+    """Held while the database and the recipe's runs are created; no lock for a server with remote outputs."""
     if recipe.tracking.uri is None:
         return locked(storage.join(recipe.output, "mlflow.db.lock"))
     if uri.startswith("sqlite:///"):

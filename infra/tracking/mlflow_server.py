@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.errors import UserError
 from infra.files import storage
-from infra.tracking.database import connecting, sqlite_uri
+from infra.tracking.database import connection_lock, sqlite_uri
 from infra.tracking.journal import Entry
 from infra.tracking.redaction import flat, redact, short
 from infra.tracking.registered_model import register
@@ -39,6 +39,8 @@ class Server:
         self._run, self._recipe = run, recipe
         self.ids: dict[str, str] = {}
         self.refused: list[str] = []
+        self.answered = False
+        """Whether the server has answered at all; connecting takes a dozen calls more."""
         self._client: Any = None
         self._params: dict[str, str] = {}
         self._experiment_id, self._started = "", 0
@@ -47,7 +49,7 @@ class Server:
 
     @property
     def connected(self) -> bool:
-        """Whether the server has answered."""
+        """Whether the server knows the run, so that records can be sent."""
         return self._client is not None
 
     @property
@@ -104,9 +106,10 @@ class Server:
         uri = recipe.tracking.uri or sqlite_uri(storage.join(recipe.output, "mlflow.db"))
         # Two processes migrating a fresh sqlite database break it; and tracking.json is read, then written.
         mlflow.set_tracking_uri(uri)  # where MLflow itself looks for the source of a version
-        with connecting(uri, recipe):
+        with connection_lock(uri, recipe):
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             experiment = self._experiment(client, uri)
+            self.answered = True
             self._find_runs(client, experiment, redact(uri))
         known = client.get_run(self._run_id)
         self._params = dict(known.data.params)

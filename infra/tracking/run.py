@@ -125,7 +125,6 @@ class _LiveRun(Run):
         self._journal = Journal(_journal_path(recipe, nested))
         self._server = Server(recipe, nested)
         self._answered, self._wake, self._stopping = threading.Event(), threading.Event(), False
-        self._loaded = threading.Event()
         self._retry_at, self._problem = 0.0, ""
         self._sample = sampler() if recipe.tracking.system_metrics else None
         self._sample_at = time.monotonic()
@@ -207,20 +206,16 @@ class _LiveRun(Run):
 
     def _wait_for_delivery(self) -> None:
         """Returns when the thread has ended, or when no record has been accepted for too long."""
-        self._loaded.wait()
         left, since = len(self._journal), time.monotonic()
         while self._thread.is_alive():
             self._thread.join(0.5)
             if len(self._journal) < left:
                 left, since = len(self._journal), time.monotonic()
-            answers = self._server.is_file or (self._server.connected and not self._problem)
+            answers = self._server.is_file or (self._server.answered and not self._problem)
             if time.monotonic() - since > (_PATIENCE_SECONDS if answers else _AWAY_SECONDS):
                 return
 
     def _run(self) -> None:
-        with contextlib.suppress(Exception):  # `_deliver` will meet the same error and tell it
-            import mlflow  # noqa: F401 - on a busy machine this takes longer than a server that is away may
-        self._loaded.set()
         self._run_once()
         self._answered.set()
         if self._server.connected:

@@ -1,4 +1,4 @@
-"""Notices that Ray's head is gone, before Ray itself ends the process with a line of its own."""
+"""Detects a lost Ray head before Ray itself ends the process with a line of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONNECT_SECONDS = 2.0
 
 
 class HeadLost(UserError):
-    """No call to Ray can succeed any more; some would not return."""
+    """The head is gone. Ray must not be called any more, even to clean up: calls fail or do not return."""
 
 
 class Head:
@@ -22,7 +22,7 @@ class Head:
     def __init__(self, address: str, now: float) -> None:
         self.address, self._answered = address, now
 
-    def require(self, now: float) -> None:
+    def raise_if_lost(self, now: float) -> None:
         """Raises HeadLost if the head has not answered for LOST_SECONDS. ``now``: seconds, monotonic."""
         try:
             socket.create_connection(host_and_port(self.address), CONNECT_SECONDS).close()

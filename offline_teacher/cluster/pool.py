@@ -163,7 +163,7 @@ class Pool:
             if now >= check_at:
                 self._look_for_late()
                 if self.cluster.head:
-                    self.cluster.head.require(now)
+                    self.cluster.head.raise_if_lost(now)
                 check_at = now + CHECK_SECONDS
         return work.quarantined
 

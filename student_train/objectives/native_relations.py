@@ -1,7 +1,7 @@
 """The compiled relation loss on a CPU: ``native_relations.cpp``.
 
-The arithmetic is that of `relations._chunk`, in float32 for all dtypes. Tests compare the two. `_chunk` runs
-on other devices, in other dtypes, for wide heads, and without a C++ compiler.
+The arithmetic is that of `relations._chunk`, in float32 for all dtypes. Tests compare the two. Torch computes
+the loss on other devices, in other or mixed dtypes, for wide heads, and without a C++ compiler.
 
 Axes: B sequences, L length, D width of the student, A relation heads.
 """
@@ -22,16 +22,15 @@ FUNCTIONS = {torch.float32: "relation_float32", torch.bfloat16: "relation_bfloat
 
 
 MAX_HEAD_WIDTH = 64
-"""Numbers of a vector in one head; torch is faster for more, because its matrix products are.
+"""Widest head, in numbers. Above it torch is faster, because its matrix products are.
 
 Measured at [16, 128] with widths 384 and 768 on an AVX-512 core. `relations._chunk` takes 5 times as long
-with 64 heads, 1.5 times with 12 heads (of 64 numbers), 0.9 times with 6.
+as the compiled loss with 64 heads, 1.5 times with 12, and 0.9 times with 6.
 """
 
 
 def usable(student: Tensor, teacher: Tensor, heads: int) -> bool:
-    """Whether ``summed_kl`` is the best for vectors of these devices, dtypes and widths; builds it when first
-    asked."""
+    """Whether to use ``summed_kl`` for these vectors. The first call that could use it builds the library."""
     alike = student.device.type == teacher.device.type == "cpu" and student.dtype == teacher.dtype
     narrow = max(student.shape[2], teacher.shape[2]) <= MAX_HEAD_WIDTH * heads
     return alike and narrow and student.dtype in FUNCTIONS and _library() is not None
@@ -42,8 +41,9 @@ def summed_kl(
 ) -> tuple[Tensor, Tensor | None]:
     """Summed KL of one relation (float64 scalar), and its gradient [B, L, D] in the student's dtype.
 
-    The arguments are those of `relations._SummedKL`, on a CPU. Torch's threads share the pairs of a sequence
-    and a head. Every pair is summed alone, so that the number of threads does not change the result.
+    The arguments are those of `relations._SummedKL`, on a CPU. The pairs of a sequence and a head are shared
+    by as many threads as torch uses. Every pair is summed alone, so that the number of threads does not change
+    the result.
     """
     b, length, width = student.shape
     student, teacher = student.contiguous(), teacher.contiguous()

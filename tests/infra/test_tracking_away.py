@@ -6,10 +6,14 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from infra.tracking import run as tracking_run
+from infra.tracking.mlflow_server import Server
 from infra.tracking.run import start_run
 from tests.infra.test_tracking import client, family, ids, points, recipe
 
@@ -49,6 +53,26 @@ def test_a_server_that_is_away_costs_one_line_and_is_caught_up(
     with start_run(recipe(tmp_path), "student") as run:
         run.log_metrics({"loss": 4}, 4)
     assert points(tmp_path, "loss")[3:] == [(4, 4.0)]
+
+
+def test_a_server_that_has_answered_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows the experiment, and then takes longer for the runs than a server that is away may take."""
+    with start_run(recipe(tmp_path), "teacher"):
+        pass
+    find_runs, never = Server._find_runs, threading.Event()
+
+    def slowly(self: Server, *arguments: Any) -> None:
+        never.wait(1.5 * away)
+        find_runs(self, *arguments)
+
+    away = 3.0
+    monkeypatch.setattr(tracking_run, "_AWAY_SECONDS", away)
+    monkeypatch.setattr(tracking_run, "_START_SECONDS", 0.0)
+    monkeypatch.setattr(Server, "is_file", False)
+    monkeypatch.setattr(Server, "_find_runs", slowly)
+    with start_run(recipe(tmp_path), "student") as run:
+        run.log_metrics({"loss": 1.0}, 1)
+    assert points(tmp_path, "loss") == [(1, 1.0)]
 
 
 def test_a_student_catches_up_for_another(tmp_path: Path) -> None:

@@ -22,20 +22,20 @@ def test_a_head_is_lost_once_it_has_not_answered_for_long_enough(
 ) -> None:
     port = listening.getsockname()[1]
     head = Head(f"{scheme}127.0.0.1:{port}", now=0.0)
-    head.require(10 * LOST_SECONDS)
+    head.raise_if_lost(10 * LOST_SECONDS)
     listening.close()
-    head.require(11 * LOST_SECONDS - 0.1)
+    head.raise_if_lost(11 * LOST_SECONDS - 0.1)
     with pytest.raises(HeadLost, match=f"127.0.0.1:{port} is lost .Connection refused.; start a new one"):
-        head.require(11 * LOST_SECONDS)
+        head.raise_if_lost(11 * LOST_SECONDS)
 
 
 def test_a_head_that_answers_again_is_given_its_whole_time_anew(listening: socket.socket) -> None:
     port = listening.getsockname()[1]
     head = Head(f"127.0.0.1:{port}", now=0.0)
     listening.close()
-    head.require(LOST_SECONDS - 1)
+    head.raise_if_lost(LOST_SECONDS - 1)
     with socket.create_server(("127.0.0.1", port)):
-        head.require(LOST_SECONDS)
-    head.require(2 * LOST_SECONDS - 1)
+        head.raise_if_lost(LOST_SECONDS)
+    head.raise_if_lost(2 * LOST_SECONDS - 1)
     with pytest.raises(HeadLost):
-        head.require(2 * LOST_SECONDS)
+        head.raise_if_lost(2 * LOST_SECONDS)

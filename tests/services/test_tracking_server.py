@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,10 @@ class Server:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, start_new_session=True)
         wait_for_port(self.port, self.process, 300)
+        with urllib.request.urlopen(
+            f"{self.uri}/health", timeout=300
+        ) as answer:  # it listens before it is ready
+            assert answer.status == 200
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
