@@ -42,8 +42,8 @@ def summed_kl(
     """Summed KL of one relation (float64 scalar), and its gradient [B, L, D] in the student's dtype.
 
     The arguments are those of `relations._SummedKL`, on a CPU. The pairs of a sequence and a head are shared
-    by as many threads as torch uses. Every pair is summed alone, so that the number of threads does not change
-    the result.
+    by as many threads as torch uses. Every pair is summed alone, so that the number of threads changes
+    nothing.
     """
     b, length, width = student.shape
     student, teacher = student.contiguous(), teacher.contiguous()
