@@ -38,6 +38,7 @@ def reference(recipe: Path) -> dict[str, bytes]:
     return contents(recipe.parent / "runs/tiny/store")
 
 
+@pytest.mark.slow
 def test_another_run_with_another_number_of_workers(
     recipe: Path, reference: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -70,6 +71,7 @@ def test_sigterm_ends_it_with_its_own_code_and_the_workers_clean_up(
     assert list(temporary.glob(f"{scratch.PREFIX}*")) == []
 
 
+@pytest.mark.slow
 def test_a_driver_killed_again_and_again_resumes(
     recipe: Path, reference: dict[str, bytes], tmp_path: Path
 ) -> None:

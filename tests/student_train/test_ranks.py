@@ -187,6 +187,7 @@ DIES = (
 """A rank that kills itself as soon as the checkpoint of a step is on disk."""
 
 
+@pytest.mark.slow
 def test_killed_in_and_between_phases(
     alone: World, tmp_path: Path, launched: list[subprocess.Popen], monkeypatch: pytest.MonkeyPatch
 ) -> None:

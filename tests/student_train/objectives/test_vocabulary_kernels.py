@@ -90,6 +90,7 @@ torch.testing.assert_close(*results)
 """
 
 
+@pytest.mark.slow
 def test_two_kinds_of_processor_can_share_the_cache_of_kernels(root_dir: Path, tmp_path: Path) -> None:
     """Torch's own key of that cache is the same for both; wrong numbers come where this one has AVX-512."""
     for capability in ({}, {"ATEN_CPU_CAPABILITY": "avx2"}):
