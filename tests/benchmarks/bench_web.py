@@ -10,18 +10,11 @@ a time with one thread, Python before and after the page, so that other load mee
 from __future__ import annotations
 
 import argparse
-import functools
 import gzip
-import http.server
 import json
 import os
-import shutil
-import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -35,8 +28,8 @@ from evaluation.tasks import squad
 from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.squad import read_questions
 from evaluation.web.golden import rows_alone
-from evaluation.web.page_bundle import SOURCES
 from infra import console
+from tests.evaluation.web.browser import page_tests, served, visit
 
 
 def main() -> None:
@@ -116,9 +109,10 @@ def time_rows(
     with open(asked, "w") as file:
         json.dump([[item.question, item.context] for item in questions], file)
     before = native(graph, options.model, questions)
+    tests = page_tests()
     with served(site) as address:
-        cold = [visit(address, "first") for _ in range(3)]
-        page = visit(address, "latency", asked)["milliseconds"]
+        cold = [visit(tests, address, "first") for _ in range(3)]
+        page = visit(tests, address, "latency", asked)["milliseconds"]
     after = native(graph, options.model, questions)
     python, browser = float(np.median([*before, *after])), float(np.median(page))
     middle = sorted(cold, key=lambda one: one["total"])[1]
@@ -142,28 +136,6 @@ def native(graph: str, model: str, questions: list[squad.Question]) -> list[floa
         rows_alone(session, [ids], [types])
         times.append(1000 * (time.perf_counter() - begun))
     return times
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@contextmanager
-def served(site: str) -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=site))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/"
-    server.shutdown()
-
-
-def visit(address: str, step: str, query: str = "") -> dict[str, Any]:
-    """A step of the page's tests; ``npm ci`` in ``evaluation/web/page`` installs what it needs."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
-    command = ["node", "tests/visit.mjs", address, chromium, step, query]
-    done = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 if __name__ == "__main__":

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import http.server
-import json
-import shutil
-import subprocess
-import threading
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +11,10 @@ import pytest
 
 from evaluation.main import main
 from evaluation.web import page_bundle
-from infra.cpu.native import user_cache
 from infra.errors import UserError
 from tests.evaluation.test_export import fine_tuned
+from tests.evaluation.web.browser import Missing, page_tests, served
+from tests.evaluation.web.browser import visit as visited_by
 
 WORDS = (
     "the",
@@ -36,7 +31,6 @@ WORDS = (
     "lamp",
     "film",
 )
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -93,55 +87,20 @@ def folder(encoder_of_pieces: str, page: Path, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="module")
 def browser() -> Path:
     """The page's sources with the packages of its own tests."""
-    npm = shutil.which("npm")
-    if npm is None or CHROMIUM is None:
-        pytest.skip("Node or Chromium is not installed")
-    sources = [*page_bundle.source_files(), *sorted((page_bundle.SOURCES / "tests").iterdir())]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:32]
-    target = user_cache() / f"page-tests-{digest}"
-    if not (target / "ready").exists():
-        for path in sources:
-            copy = target / path.relative_to(page_bundle.SOURCES)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, copy)
-        command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        if subprocess.run(command, cwd=target, capture_output=True).returncode:
-            pytest.skip("the page's packages cannot be installed here")
-        (target / "ready").touch()
-    return target
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        pass
+    try:
+        return page_tests()
+    except Missing as problem:
+        pytest.skip(str(problem))
 
 
 @pytest.fixture
-def serve() -> Iterator[Any]:
-    servers = []
+def visit(browser: Path) -> Iterator[Any]:
+    with contextlib.ExitStack() as servers:
 
-    def start(directory: Path) -> str:
-        handler = functools.partial(_Quiet, directory=str(directory))
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_address[1]}/"
+        def visited(directory: Path, step: str, query: str = "") -> dict[str, Any]:
+            found = visited_by(browser, servers.enter_context(served(directory)), step, query)
+            assert found["foreign"] == []
+            assert found["errors"] == []
+            return found
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-@pytest.fixture
-def visit(browser: Path, serve: Any) -> Any:
-    def visited(directory: Path, step: str, query: str = "") -> dict[str, Any]:
-        command = ["node", "tests/visit.mjs", serve(directory), str(CHROMIUM), step, query]
-        done = subprocess.run(command, cwd=browser, capture_output=True, text=True, timeout=250)
-        assert done.returncode == 0, done.stderr
-        found: dict[str, Any] = json.loads(done.stdout)
-        assert found["foreign"] == []
-        assert found["errors"] == []
-        return found
-
-    return visited
+        yield visited
