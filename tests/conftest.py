@@ -6,11 +6,15 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from tests.s3_server import FaultyProxy, s3_server
+
+if TYPE_CHECKING:
+    from student_train.engine.world import World
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -59,6 +63,30 @@ def shared_dir() -> Path:
     if not (found / "data").is_dir():
         pytest.skip("no ../shared/data beside the repository")
     return found
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    """This process as the only rank; what a launcher would have set is not left behind for others."""
+    from student_train.engine.world import start_world
+
+    before = dict(os.environ)
+    started = start_world()
+    os.environ.clear()
+    os.environ.update(before)
+    return started
+
+
+@pytest.fixture
+def alone(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Lets the student command run within this process. Torch's process group is that of all such tests, so
+    the command neither starts nor ends it."""
+    from student_train.engine import world as worlds
+
+    monkeypatch.setattr(worlds, "start_world", lambda: world)
+    monkeypatch.setattr(worlds.World, "close", lambda self: None)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    return world
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, BertForMaskedLM
 
+from student_train.engine.world import World
 from tests.bad_stores.spoiling import POOLED
 from tests.offline_teacher.local_pool import make
 from tests.offline_teacher.tiny_teacher import save_bert, save_roberta, write_recipe, write_text
@@ -51,7 +52,7 @@ def project(good: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_ray(alone: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("ray.init", lambda **options: pytest.fail("Ray was started"))
     monkeypatch.setattr("student_train.main._train_all", lambda *_, **__: pytest.fail("training was started"))
     before = signal.getsignal(signal.SIGTERM)

@@ -1,34 +1,13 @@
-"""The student command within this process, as the only rank, on a store made once."""
+"""Stores made once for the tests of the student."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from student_train.engine import world as worlds
-from student_train.engine.world import World
 from tests.student_train.tiny_run import make_run
-
-
-@pytest.fixture(scope="session")
-def world() -> World:
-    """This process as the only rank; what a launcher would have set is not left behind for others."""
-    before = dict(os.environ)
-    started = worlds.start_world()
-    os.environ.clear()
-    os.environ.update(before)
-    return started
-
-
-@pytest.fixture
-def alone(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(worlds, "start_world", lambda: world)
-    monkeypatch.setattr(World, "close", lambda self: None)
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    return world
 
 
 @pytest.fixture(scope="session")
