@@ -253,8 +253,7 @@ def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[An
         )
         replay = Replay(config, weights, layout.replay_layers) if layout.hidden_states != "none" else None
         live = LiveTeacher(config, weights, layout.replay_layers) if train.teacher == "live" else None
-        recorder = model.recorder(train.relation_layer) if train.alpha_relation else None
-        objective = Objective(train, layout, replay, recorder, live, pooling)
+        objective = Objective(train, layout, replay, live, pooling)
         model.flops_per_token = freeze_unreached(model, objective)
     for part in (replay, live):
         if part is not None:

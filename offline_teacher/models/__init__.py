@@ -23,7 +23,7 @@ is a teacher's configuration, as a transformers object or as the mapping in its 
 ``students``   ``Shape``, ``choose_layers``, ``student_config``, ``student_weights``, ``new_student``
                (torch, transformers)
 ``slicing``    ``sliced_weights``: first weights of a narrower student  (torch)
-``recording``  ``QueriesKeysValues(model, layer)``: records Q, K, V during the model's own forward  (torch)
+``recording``  ``QueriesKeysValues(model, layer)``: records Q, K, V in a forward; ``projected``  (torch)
 ``pooling``    ``Pooling``, ``read_pooling(directory)``; ``pool(hidden, token_count, pooling)`` (torch)
 =============  ===========================================================================================
 

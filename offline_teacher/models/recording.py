@@ -1,4 +1,4 @@
-"""Records queries, keys and values during a model's own forward, so no projection is computed twice.
+"""Queries, keys and values of a layer: recorded during a model's own forward, or computed alone.
 
 In families with rotary positions they are taken before the rotation, in teacher and student alike; see
 `replay`. Axes: B batch, L length, D hidden size.
@@ -55,6 +55,15 @@ class QueriesKeysValues:
             self._outputs[number] = output
 
         return hook
+
+
+def projected(encoder: Any, layer: int, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Q, K, V of a layer, each [B, L, D], from the states [B, L, D] that enter it, and no more."""
+    family = family_of(encoder.config)
+    block = encoder.get_submodule(family.layers)[layer]
+    if family.attention_norm is not None:
+        states = block.get_submodule(family.attention_norm)(states)
+    return separate([block.get_submodule(path)(states) for path in family.projections])
 
 
 def separate(outputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

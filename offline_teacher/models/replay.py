@@ -23,7 +23,7 @@ from offline_teacher.families import family_of
 from offline_teacher.families.family import no_head
 from offline_teacher.models.head import MaskedLmHead, masked_lm_head
 from offline_teacher.models.masks import encoder_mask
-from offline_teacher.models.recording import QueriesKeysValues, separate
+from offline_teacher.models.recording import QueriesKeysValues, projected
 from offline_teacher.models.split import cut
 from offline_teacher.models.weights import check_depth, has_masked_lm_head, is_above, load_named
 
@@ -84,11 +84,7 @@ class Replay(nn.Module):
         h = self._cast(h)
         if layer:
             h = self._run(self._below[layer - 1], h, token_count)
-        family = family_of(self.config)
-        block = encoder.get_submodule(family.layers)[layer]
-        if family.attention_norm is not None:
-            h = block.get_submodule(family.attention_norm)(h)
-        return separate([block.get_submodule(path)(h) for path in family.projections])
+        return projected(encoder, layer, h)
 
     @torch.no_grad()
     def last_hidden(self, h: Tensor, token_count: Tensor | None = None) -> Tensor:

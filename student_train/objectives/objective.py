@@ -29,7 +29,6 @@ from student_train.objectives.triple_loss import LossTerms, triple_loss
 from student_train.student.model import needs_head
 
 if TYPE_CHECKING:
-    from offline_teacher.models.recording import QueriesKeysValues
     from offline_teacher.models.replay import Replay
     from offline_teacher.store.schema import Layout
     from student_train.objectives.live import LiveTeacher
@@ -71,8 +70,6 @@ class Objective:
     replay: Replay | None
     """Runs the teacher's top layers, in the dtype of the student's computation. None: the loss reads only
     stored top-k logits or stored vectors."""
-    recorder: QueriesKeysValues | None = None
-    """Records queries, keys and values of the student's layer whose relations are compared."""
     live: LiveTeacher | None = None
     """Computes the hidden states during training; None: they are read from the store."""
     pooling: Pooling | None = None
@@ -84,19 +81,32 @@ class Objective:
         """This micro-batch's share of the loss. ``tokens``, ``masked`` and ``sequences`` are the
         denominators: totals over the whole step. Only the embedding term uses ``sequences``."""
         train, batch = self.train, self.with_live_states(batch)
-        hidden = model.body(batch.input_ids, None if batch.full else batch.token_count)
+        hidden, related = self.student(model, batch)
         kind = soft_target_kind(train, self.layout)
-        taught = self.taught(batch, hidden.dtype, bool(kind == "exact" or train.alpha_cos))
-        terms = self._positions_terms(model, hidden, batch, taught, kind, tokens, masked)
-        if train.alpha_relation:
-            relation = self.relation(batch, taught, tokens)
+        taught = self.taught(batch, model.dtype, bool(kind == "exact" or train.alpha_cos))
+        terms = LossTerms.zero(batch.input_ids.device)
+        if hidden is not None and (needs_head(train) or train.alpha_cos):
+            terms = self._positions_terms(model, hidden, batch, taught, kind, tokens, masked)
+        if related is not None:
+            relation = self.relation(batch, related, taught, tokens)
             total = terms.total + train.alpha_relation * relation
             terms = replace(terms, total=total, relation=relation.detach())
-        if train.alpha_embedding:
+        if hidden is not None and train.alpha_embedding:
             distance = self.embedding(model, hidden, batch, taught) / sequences
             total = terms.total + train.alpha_embedding * distance
             terms = replace(terms, total=total, embedding=distance.detach())
         return terms
+
+    def student(self, model: StudentModel, batch: Batch) -> tuple[Tensor | None, dict[str, Tensor] | None]:
+        """The student's last hidden states, and what its relations are made of, each [B, L, D]; None where
+        the loss does not need it."""
+        train, ids, count = self.train, batch.input_ids, None if batch.full else batch.token_count
+        if not train.alpha_relation:
+            return model.body(ids, count), None
+        if not (needs_head(train) or train.alpha_cos or train.alpha_embedding):
+            return None, _named(model.queries_keys_values(ids, count, train.relation_layer))
+        hidden, related = model.body_and_queries_keys_values(ids, count, train.relation_layer)
+        return hidden, _named(related)
 
     def with_live_states(self, batch: Batch) -> Batch:
         """The batch with the hidden states of a live teacher; unchanged without one."""
@@ -150,8 +160,6 @@ class Objective:
     ) -> LossTerms:
         """The terms over single positions: soft targets, masked LM, cosine."""
         train = self.train
-        if not (train.alpha_ce or train.alpha_mlm or train.alpha_cos):
-            return LossTerms.zero(hidden.device)
         masked_only = self.layout.positions == "masked"
         kl_masked = train.kl_positions == "masked" or masked_only
         student = picked(hidden, batch.positions)
@@ -194,11 +202,9 @@ class Objective:
             return ExactTarget(self.replay, last_hidden if rows is None else last_hidden[rows])
         return topk_target(self.layout, batch, temperature, rows) if kind == "topk" else None
 
-    def relation(self, batch: Batch, taught: Taught, tokens: float) -> Tensor:
-        """This micro-batch's share of R, right after the student's forward; see `relation_loss`."""
-        assert self.recorder is not None
+    def relation(self, batch: Batch, student: dict[str, Tensor], taught: Taught, tokens: float) -> Tensor:
+        """This micro-batch's share of R; see `relation_loss`."""
         assert taught.relations is not None
-        student = _named(self.recorder.take())
         heads = relation_heads(
             taught.relations["queries"].shape[-1], student["queries"].shape[-1], self.train.relation_heads
         )

@@ -115,14 +115,16 @@ class _Measures:
         """Adds the sums of one micro-batch."""
         objective, model = self.objective, self.model
         batch = objective.with_live_states(batch)
-        hidden = model.body(batch.input_ids, None if batch.full else batch.token_count)
-        taught = objective.taught(batch, hidden.dtype, self.exact and (self.vocabulary or self.cosine))
+        hidden, related = objective.student(model, batch)
+        taught = objective.taught(batch, model.dtype, self.exact and (self.vocabulary or self.cosine))
         sums["tokens"] += batch.tokens
+        if related is not None:
+            sums["relation"] += float(objective.relation(batch, related, taught, tokens=1.0))
+        if hidden is None:
+            return
         if self.embedding:
             sums["sequences"] += len(batch)
             sums["embedding"] += float(objective.embedding(model, hidden, batch, taught))
-        if self.relation:
-            sums["relation"] += float(objective.relation(batch, taught, tokens=1.0))
         student = picked(hidden, batch.positions)
         sums["positions"] += len(student)
         if self.cosine:

@@ -24,8 +24,9 @@ from offline_teacher.families.family import no_head
 from offline_teacher.models.head import masked_lm_head
 from offline_teacher.models.masks import encoder_mask
 from offline_teacher.models.pooling import Pooling, pool
-from offline_teacher.models.recording import QueriesKeysValues
+from offline_teacher.models.recording import QueriesKeysValues, projected
 from offline_teacher.models.slicing import starting_weights, widths
+from offline_teacher.models.split import cut
 from offline_teacher.models.students import (
     Shape,
     choose_layers,
@@ -53,14 +54,32 @@ class StudentModel(nn.Module):
 
     def body(self, input_ids: Tensor, token_count: Tensor | None) -> Tensor:
         """Last hidden states [B, L, D] of int64 ids [B, L]; ``token_count`` None: no row is padded."""
-        dtype = next(self.model.parameters()).dtype
-        mask = encoder_mask(self.model.config, token_count, input_ids.shape[1], input_ids.device, dtype)
-        hidden: Tensor = self.model.base_model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        return self._run(self.model.base_model, input_ids, token_count)
+
+    def queries_keys_values(
+        self, input_ids: Tensor, token_count: Tensor | None, layer: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Q, K, V of a layer, each [B, L, D]. What comes after these projections is not computed."""
+        encoder, layer = self.model.base_model, layer % self.model.config.num_hidden_layers
+        below = cut(encoder, 0, layer, embeddings=True, final_norm=False)
+        return projected(encoder, layer, self._run(below, input_ids, token_count))
+
+    def body_and_queries_keys_values(
+        self, input_ids: Tensor, token_count: Tensor | None, layer: int
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """``body`` and ``queries_keys_values`` by one forward."""
+        with QueriesKeysValues(self.model, layer) as recorder:
+            return self.body(input_ids, token_count), recorder.take()
+
+    def _run(self, encoder: Any, input_ids: Tensor, token_count: Tensor | None) -> Tensor:
+        mask = encoder_mask(encoder.config, token_count, input_ids.shape[1], input_ids.device, self.dtype)
+        hidden: Tensor = encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
         return hidden
 
-    def recorder(self, layer: int) -> QueriesKeysValues:
-        """Keeps queries, keys and values of a layer in every ``body``."""
-        return QueriesKeysValues(self.model, layer)
+    @property
+    def dtype(self) -> torch.dtype:
+        """That the model computes in."""
+        return next(self.model.parameters()).dtype
 
     def head_transform(self, hidden: Tensor) -> Tensor:
         """The masked-LM head up to the decoder: [N, D] -> [N, D]."""

@@ -1,5 +1,7 @@
 """Training from a store over training with the teacher in the loop, and over a store already in memory.
 
+    python tests/benchmarks/bench_student.py half 6x384 3x384    # some of these; each a few minutes
+
 All sides do whole optimiser steps of the same shape and dtype, in turn, on torch's threads. The weights and
 the stored numbers are random: they do not change what is computed. Teachers in the loop:
 
@@ -10,11 +12,11 @@ the stored numbers are random: they do not change what is computed. Teachers in 
 
 from __future__ import annotations
 
-import json
+import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,10 +47,10 @@ from student_train.objectives.needs import columns_needed
 from student_train.trainer import Trainer
 from tests.benchmarks.full_sequences import full_store
 from tests.benchmarks.live_reference import dense_inputs, live_optimizer, live_step
-from tests.benchmarks.results import Row, row
+from tests.benchmarks.results import Row, record, row, shown
 from tests.benchmarks.timing import say_round
 
-BATCH, LENGTH, REPEATS = 16, 128, 4
+BATCH, LENGTH, ROUNDS = 16, 128, 4
 """Sequences of a step, tokens of a sequence, rounds that count; one more, first, warms up."""
 STEPS = 2
 """Steps from the store in one round, with one wait for the first batch less than a run has."""
@@ -89,7 +91,7 @@ class Training:
             hidden_size=config.hidden_size, hidden_states="float16", positions="all",
             replay_layers=case.replay_layers, teacher_weights=False,
         )  # fmt: skip
-        sequences = BATCH * (STEPS + 1) * (REPEATS + 1)
+        sequences = BATCH * (STEPS + 1) * (ROUNDS + 1)
         self.store = full_store(directory, layout, sequences, config.to_dict(), kept)
         dtype: Precision = "bfloat16" if computes_bfloat16() else "float32"
         self.train = Train(batch_size=BATCH, micro_batch_size=BATCH, dtype=dtype, **case.train)
@@ -125,12 +127,13 @@ class Training:
         return step
 
 
-def run() -> list[Row]:
+def run(names: Sequence[str] = ()) -> list[Row]:
+    """The rows of these cases; of all of them by default."""
     world = start_world()
     rows: list[Row] = []
-    for group in (half_rows, narrow_rows, tiny_rows):
+    for name in names or CASES:
         with tempfile.TemporaryDirectory() as directory:
-            rows += group(directory, world)
+            rows += CASES[name](directory, world)
     world.close()
     return rows
 
@@ -144,8 +147,8 @@ def half_rows(directory: str, world: World) -> list[Row]:
         inputs = [dense_inputs(batch) for batch in kept.micro_batches]
         live_step(training.teacher, plain, optimizer, inputs, bfloat16=bfloat16)
 
-    seconds = rounds("student, half", [training], {"plain": with_teacher})
-    seconds |= rounds("student, half", [training], {"same": training.with_live_teacher()})
+    others = {"plain": with_teacher, "same": training.with_live_teacher()}
+    seconds = rounds("student, half", [training], others)
     store, where = seconds["store0"], conditions(training, seconds)
     return [
         row(f"student.{name}", value, unit, goal, where)
@@ -178,6 +181,9 @@ def tiny_rows(directory: str, world: World) -> list[Row]:
     return [row("student.over_live_same_loss_3x384_of_large", ratio, "ratio", ">= 5", where)]
 
 
+CASES = {"half": half_rows, "6x384": narrow_rows, "3x384": tiny_rows}
+
+
 def plain_student(training: Training) -> DistilBertForMaskedLM:
     """The same architecture as transformers makes it, without anything of ours."""
     config = DistilBertConfig.from_dict(training.model.model.config.to_dict())
@@ -190,7 +196,7 @@ def rounds(
     """Medians of seconds of a step: by training ``store``, ``memory``, and ``wait`` and ``loss`` within one,
     with the training's number; and of the others, each given a step of the first training."""
     seconds: dict[str, list[float]] = {}
-    for number in range(REPEATS + 1):
+    for number in range(ROUNDS + 1):
         measured: dict[str, float] = {}
         kept: list[Step] = []
         for i, training in enumerate(trainings):
@@ -202,7 +208,7 @@ def rounds(
             measured[f"loss{i}"] = loss_seconds(training, kept[i])
         for name, other in others.items():
             measured[name] = timed(other, kept[0])
-        say_round(told, number, REPEATS, measured)
+        say_round(told, number, ROUNDS, measured)
         if number:
             for name, value in measured.items():
                 seconds.setdefault(name, []).append(value)
@@ -248,10 +254,16 @@ def conditions(training: Training, seconds: Mapping[str, float]) -> str:
     told = ", ".join(f"{name} {value:.2f}" for name, value in seconds.items() if "wait" not in name)
     return (
         f"{training.case.told}, {BATCH} x {LENGTH}, one rank, {torch.get_num_threads()} threads, "
-        f"{training.train.dtype} on all sides; medians of {REPEATS} in turn, seconds a step: {told}"
+        f"{training.train.dtype} on all sides; medians of {ROUNDS} in turn, seconds a step: {told}"
     )
 
 
 if __name__ == "__main__":
-    for measured in run():
-        print(json.dumps(measured))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
+    wanted = parser.parse_args().cases
+    if unknown := set(wanted) - CASES.keys():
+        parser.error(f"no case is called {min(unknown)}; there are: {', '.join(CASES)}")
+    measured = run(wanted)
+    record(measured)
+    print(shown(measured))

@@ -145,8 +145,7 @@ def student_and_loss(
     config, weights = teacher.config.to_dict(), named_weights(teacher)
     model = build_student(student, train, config, weights)
     replay = Replay(config, weights, layout.replay_layers)
-    recorder = model.recorder(train.relation_layer) if train.alpha_relation else None
-    objective = Objective(train, layout, replay, recorder)
+    objective = Objective(train, layout, replay)
     freeze_unreached(model, objective)
     replay.to(device, getattr(torch, train.dtype))
     return model.to(device), objective

@@ -53,8 +53,7 @@ def objective_of(store: Store, model: StudentModel, train: Train) -> Objective:
     layout, replay = store.layout, None
     if layout.hidden_states != "none":
         replay = Replay(store.teacher_config(), load_file(store.teacher_weights()), layout.replay_layers)
-    recorder = model.recorder(train.relation_layer) if train.alpha_relation else None
-    return Objective(train, layout, replay, recorder)
+    return Objective(train, layout, replay)
 
 
 def whole_step(store: Store, train: Train) -> Step:

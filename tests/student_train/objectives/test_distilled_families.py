@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from infra.settings.sections import Student, Train
+from offline_teacher.families import family_of
 from offline_teacher.models.recording import QueriesKeysValues
 from offline_teacher.models.replay import Replay
 from offline_teacher.models.split import lower
@@ -98,7 +99,7 @@ def check(teacher: Any, n: int, ids: Tensor, count: Tensor) -> None:
     length, masked = ids.shape[1], MASKED.shape[1]
     layout = Layout(length, masked, vocabulary, width, 0, (), "float16", "all", replay_layers=n)
     replay = Replay(teacher.config.to_dict(), top_weights(teacher, n), n)
-    objective = Objective(TRAIN, layout, replay, model.recorder(TRAIN.relation_layer))
+    objective = Objective(TRAIN, layout, replay)
     batch_of_store = stored(teacher, n, ids, count)
     terms = objective(model, batch_of_store, batch_of_store.tokens, batch_of_store.masked)
     terms.total.backward()
@@ -121,6 +122,19 @@ def check(teacher: Any, n: int, ids: Tensor, count: Tensor) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_distilled_as_with_its_live_teacher(family: str, n: int) -> None:
     check(masked_lm(family), n, *batch())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_relations_alone_need_no_more_than_the_projections_of_their_layer(family: str) -> None:
+    """The layer's own attention is not run, and what comes out is what a whole forward would have given."""
+    model, (ids, count) = StudentModel(masked_lm(family), teacher_width=16, project=False), batch()
+    layers = model.model.base_model.get_submodule(family_of(model.model.config).layers)
+    for number, layer in enumerate(layers):
+        _, expected = model.body_and_queries_keys_values(ids, count, number)
+        hook = layer.register_forward_hook(lambda *_: pytest.fail("the whole layer was run"))
+        for place in (number, number - len(layers)):
+            torch.testing.assert_close(model.queries_keys_values(ids, count, place), expected)
+        hook.remove()
 
 
 @pytest.mark.parametrize(("family", "vocabulary"), [("xlm-roberta", 250_002), ("modernbert", 50_368)])

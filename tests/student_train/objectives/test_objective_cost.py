@@ -14,6 +14,7 @@ from offline_teacher.store.reader import Store
 from student_train.objectives import triple_loss
 from student_train.objectives.soft_targets import ExactTarget
 from student_train.objectives.vocabulary_kernels import exact_kernel, mlm_kernel
+from student_train.student.model import StudentModel
 from tests.student_train.objectives.from_stores import (
     RELATIONS,
     from_store,
@@ -62,23 +63,25 @@ def test_positions_that_no_term_looks_at_cost_nothing(
 
 
 @pytest.mark.parametrize(
-    ("changes", "unused"),
+    ("changes", "unused", "unseen"),
     [
-        (RELATIONS, "last_hidden"),
-        ({}, "queries_keys_values"),
-        ({"soft_targets": "topk", "alpha_cos": 0.0}, "last_hidden"),
+        (RELATIONS, "last_hidden", "body"),
+        ({}, "queries_keys_values", "queries_keys_values"),
+        ({"soft_targets": "topk", "alpha_cos": 0.0}, "last_hidden", "queries_keys_values"),
     ],
 )
-def test_no_more_is_replayed_than_the_loss_needs(
+def test_no_more_is_run_than_the_loss_needs(
     teacher: BertForMaskedLM,
     stores: typing.Callable[..., Store],
     monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, Any],
     unused: str,
+    unseen: str,
 ) -> None:
     store, train = stores(replay_layers=1), train_of(**changes)
     model = student_of(teacher, train)
     monkeypatch.setattr(Replay, unused, lambda *_: pytest.fail(f"{unused} was replayed"))
+    monkeypatch.setattr(StudentModel, unseen, lambda *_: pytest.fail(f"the student's {unseen} was computed"))
     monkeypatch.setattr(
         Replay, "last_hidden_and_queries_keys_values", lambda *_: pytest.fail("both were replayed")
     )
