@@ -51,7 +51,7 @@ def _evaluate(
     from evaluation.devices import exports
 
     directory = recipe.evaluation_dir
-    tracked.log_data(run, plan, recipe.evaluation.data)
+    tracked.log_data(run, plan, recipe)
     results = complete(plan, recipe.evaluation.workers, partial(tracked.log_score, run))
     histories = {
         name: read_history(storage.join(student.directory, "history.jsonl"))

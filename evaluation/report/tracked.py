@@ -1,5 +1,5 @@
-"""What the tracking run gets: the data, the scores of seeds while they finish, and then all of the report:
-every number, the headline, files, students with their scores."""
+"""What the tracking run gets: the store and the data, the scores of seeds while they finish, and then the
+report: its numbers, the headline, files, students with their scores."""
 
 from __future__ import annotations
 
@@ -11,19 +11,30 @@ from evaluation.finetuning.scores import Plan
 from evaluation.recipe_rows import TEACHER, Rows
 from evaluation.report import tables
 from evaluation.tasks.loading import place_of
+from infra.files import storage
+from infra.settings.recipe import Recipe
+from infra.tracking.mlflow_server import ARTIFACTS
 from infra.tracking.run import Run
+from offline_teacher.store.manifest import MANIFEST
+from offline_teacher.store.reader import open_store
 
 DEVICE_NUMBERS = ("score", "int8_score", "int8_lost", "bytes", "int8_size_ratio", "difference")
 """The keys of a task's row on devices whose values are numbers or tables of numbers."""
-_NO_NUMBERS = ("student", "references", "best_reference")
+_LEFT_OUT = ("student", "references", "best_reference", "seed_scores", "differences")
+"""The keys of a row that are no numbers, or that MLflow would not be searched for: the seeds are points of
+nested runs, and the paired tests are in the report."""
 
 
-def log_data(run: Run, plan: Plan, data: str | None) -> None:
-    """Every part of every task, as a data set with the digest that is part of a score's key."""
+def log_data(run: Run, plan: Plan, recipe: Recipe) -> None:
+    """The recipe's store, where it is finished, and every part of every task with the digest of its score's
+    key."""
+    if storage.exists(storage.join(recipe.store_path, MANIFEST)):
+        run.log_store(recipe.store_path, open_store(recipe.store_path).digest)
     for name, parts in plan.splits.items():
         for part, split in parts.items():
             context = "training" if part == "train" else "evaluation"
-            run.log_dataset(f"{name} {part}", place_of(plan.tasks[name], part, data), split.digest(), context)
+            place = place_of(plan.tasks[name], part, recipe.evaluation.data)
+            run.log_dataset(f"{name} {part}", place, split.digest(), context)
 
 
 def log_score(run: Run, job: Job, result: Mapping[str, Any]) -> None:
@@ -40,7 +51,7 @@ def track(run: Run, rows: Rows, content: dict[str, Any], files: Sequence[str]) -
     run.log_metrics(numbers(content))
     for file in files:
         run.log_artifact(file, "evaluation")
-    note = description(content, files[-1])
+    note = description(content, next(file for file in files if file.endswith("report.html")))
     for one in rows.candidates:
         if one.name not in rows.students:
             continue
@@ -80,9 +91,9 @@ def headline_of(content: Mapping[str, Any], name: str, kl: float | None) -> dict
 
 
 def description(content: Mapping[str, Any], report: str) -> str:
-    """Describes the recipe's run and each version, in Markdown: the models' table and the report's place."""
+    """Describes the recipe's run and each version, in Markdown: the models' table, a link to the report."""
     table = tables.markdown_table(*tables.overview_rows(content))
-    return f"{table}\n\nReport: artifact `evaluation/report.html` of the run `evaluation`, or {report}"
+    return f"{table}\n\n[Report]({ARTIFACTS}evaluation/report.html), or the file `{report}`"
 
 
 def numbers(content: Mapping[str, Any]) -> dict[str, float]:
@@ -97,7 +108,7 @@ def numbers(content: Mapping[str, Any]) -> dict[str, float]:
             found[prefix] = float(value)
 
     for name, row in (content["rows"] | content["latency_rows"]).items():
-        values = {key: value for key, value in row.items() if key not in _NO_NUMBERS}
+        values = {key: value for key, value in row.items() if key not in _LEFT_OUT}
         collect(_taken(name), values)
     for name, tasks in content["details"].items():
         for task, one in tasks.items():

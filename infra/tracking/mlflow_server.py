@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 IDS = "tracking.json"
 """Key of a run -> MLflow's id."""
+ARTIFACTS = "artifacts:"
+"""Start of a link in a note to an artifact of the nested run; its page in MLflow replaces this word."""
 POINTS, _PARAMS = 1000, 100
 """MLflow's limits: metric points and params a request."""
 _HOPELESS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "PERMISSION_DENIED")
@@ -73,6 +75,9 @@ class Server:
         if self._client is None:
             self._connect()
         first, count = entries[0], 1
+        if first.get("note"):
+            page = f"#/experiments/{self._experiment_id}/runs/{self._run_id}/artifacts/"
+            first = {**first, "note": first["note"].replace(ARTIFACTS, page)}
         try:
             if "metrics" in first:
                 count = self._send_metrics(entries)
@@ -269,6 +274,7 @@ def _known_or_new(
 ) -> tuple[str, bool]:
     """(id, whether it was created): the run where the server has it, undeleted, else a new one."""
     from mlflow.exceptions import MlflowException
+    from mlflow.tracking.context.registry import resolve_tags
 
     if run_id:
         try:
@@ -277,6 +283,7 @@ def _known_or_new(
         except MlflowException as problem:
             if problem.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
+    tags = {**resolve_tags(), **tags}  # user, command and commit, as MLflow's own start_run notes them
     return str(client.create_run(experiment, run_name=name, tags=tags).info.run_id), True
 
 

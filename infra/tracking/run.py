@@ -63,7 +63,10 @@ class Run:
         """Adds a point to a nested run, for example of a model and a task; ``step`` is the seed."""
 
     def log_headline(self, metrics: Mapping[str, float], note: str) -> None:
-        """Writes metrics and a description (Markdown) to the recipe's parent run, to compare recipes."""
+        """Writes metrics and a description to the recipe's parent run, to compare recipes.
+
+        The description is Markdown. ``mlflow_server.ARTIFACTS`` begins a link to an artifact of this run.
+        """
 
     def register_model(
         self,
@@ -151,8 +154,8 @@ class _LiveRun(Run):
         self._wake.set()
 
     def log_store(self, store_dir: str, digest: str) -> None:
-        context = "produced" if self._nested.stage == "teacher" else "training"
-        self.log_dataset("store", store_dir, digest, context)
+        contexts = {"teacher": "produced", "student": "training"}
+        self.log_dataset("store", store_dir, digest, contexts.get(self._nested.stage, "evaluation"))
 
     def log_dataset(self, name: str, source: str, digest: str, context: str = "evaluation") -> None:
         place = redact(_absolute(source) if os.path.exists(source) else source)

@@ -12,6 +12,8 @@ from evaluation.finetuning import parallel
 from evaluation.main import main
 from infra.settings.recipe_file import load_recipe
 from infra.tracking.run import Run
+from offline_teacher.store.reader import open_store
+from tests.evaluation.families import save_store
 
 pytest.importorskip("mlflow")
 CHANGES = [
@@ -30,8 +32,9 @@ def points(server: Any, run: str, name: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in server.get_metric_history(run, name)]
 
 
-def test_every_model_and_task_has_a_run_with_a_point_a_seed(recipe_file: str) -> None:
+def test_every_model_and_task_has_a_run_with_a_point_a_seed(recipe_file: str, encoder: str) -> None:
     recipe = load_recipe(recipe_file, CHANGES)
+    store = save_store(recipe.store_path, encoder)
     assert main(["--recipe", recipe_file, *CHANGES]) == 0
     server, root = client(Path(recipe.output)), Path(recipe.root)
     ids = json.loads((root / "tracking.json").read_text())
@@ -52,12 +55,14 @@ def test_every_model_and_task_has_a_run_with_a_point_a_seed(recipe_file: str) ->
     inputs = server.get_run(ids["evaluation"]).inputs.dataset_inputs
     named = {one.dataset.name: (json.loads(one.dataset.source), one.tags[0].value) for one in inputs}
     assert named == {
+        "store": ({"uri": store}, "evaluation"),
         "SST-2 train": ({"uri": str(data / "SST-2/train.tsv")}, "training"),
         "SST-2 dev": ({"uri": str(data / "SST-2/dev.tsv")}, "evaluation"),
     }
-    digests = found[0]["key"]["data"]
+    digests = {f"SST-2 {part}": digest for part, digest in found[0]["key"]["data"].items()}
+    digests["store"] = open_store(store).digest
     assert {one.dataset.name: one.dataset.digest for one in inputs} == {
-        f"SST-2 {part}": digest.rpartition(":")[2] for part, digest in digests.items()
+        name: digest.rpartition(":")[2] for name, digest in digests.items()
     }
 
     (Path(recipe.evaluation_dir) / "report.json").unlink()

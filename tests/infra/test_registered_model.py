@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from infra.tracking.database import sqlite_uri
+from infra.tracking.mlflow_server import ARTIFACTS
 from infra.tracking.registered_model import EXAMPLE
 from infra.tracking.run import start_run
 from tests.evaluation.conftest import save_encoder, save_roberta
@@ -82,14 +83,17 @@ def test_the_recipes_run_has_the_headline(tmp_path: Path) -> None:
     from tests.infra.test_tracking import ids
 
     with start_run(recipe(tmp_path), "evaluation") as run:
-        run.log_headline({"macro": 0.5, "tiny/macro": 0.4}, "see http://bob:pw@host/report.html")
+        note = f"see http://bob:pw@host/report.html or [it]({ARTIFACTS}a.html)"
+        run.log_headline({"macro": 0.5, "tiny/macro": 0.4}, note)
         run.log_dataset("RTE dev", "nyu-mll/glue", "xxh3-128:" + "0" * 32)
         for seed in (0, 1):
             run.log_child("student/RTE", {"score": 0.5 + seed}, seed, {"task": "RTE"})
     server, known = client(tmp_path), ids(tmp_path)
     parent, evaluation = server.get_run(known["parent"]), server.get_run(known["evaluation"])
     assert parent.data.metrics == {"macro": 0.5, "tiny/macro": 0.4}
-    assert parent.data.tags["mlflow.note.content"] == "see http://host/report.html"
+    page = f"#/experiments/{parent.info.experiment_id}/runs/{known['evaluation']}/artifacts/a.html"
+    assert parent.data.tags["mlflow.note.content"] == f"see http://host/report.html or [it]({page})"
+    assert parent.data.tags.keys() >= {"mlflow.user", "mlflow.source.name"}
     assert evaluation.inputs is not None
     (given,) = evaluation.inputs.dataset_inputs
     assert (given.dataset.name, given.dataset.digest) == ("RTE dev", "0" * 32)
