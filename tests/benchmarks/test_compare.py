@@ -94,14 +94,15 @@ def write(results: Path, *found: dict[str, Any]) -> None:
 def test_a_page_has_means_spreads_and_scores(tmp_path: Path) -> None:
     results = tmp_path / "results"
     runs = [result("replay 1", seed, scores={"MRPC": [0.7, 0.9, 0.8 + seed / 100]}) for seed in range(3)]
-    write(results, *runs, result("start", 0, tokens=0))
-    page = write_report(results).read_text()
+    runs = [{**one, "train_seconds": 120.0} for one in runs]
+    write(results, *runs, result("start", 0, tokens=0, scores={"MRPC": [0.75]}))
+    page = write_report(results).read_text().split("### Objectives")[1]
     row = next(line for line in page.splitlines() if line.startswith("| replay 1 |"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     spread = statistics.stdev([0.2, 0.3, 0.4])
     assert cells[3] == f"0.3000 ({spread:.4f})"
     assert cells[8] == "81.0 (1.0)"  # the median of each student's fine-tuning seeds, then their mean
-    assert cells[-3:] == ["1,000 (0)", "2.00 (0.00)", "786"]
+    assert cells[9:] == ["81.0 (1.0)", "2.0 (0.0)", "3.00 (0.50)", "1,000 (0)", "2.00 (0.00)", "786"]
     assert (results / "real" / "objectives.png").read_bytes()[:4] == b"\x89PNG"
 
 

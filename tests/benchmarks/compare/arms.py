@@ -53,13 +53,15 @@ class Plan:
             assert name in self.arms, f"{FILE}: no arm is called {name!r}"
 
     def _arm(self, name: str, settings: dict[str, Any]) -> Arm:
-        fields = {
+        fields: dict[str, Any] = {
             "student": {}, "train": {}, "store": REFERENCE, "seeds": 1, "steps": None,
-            "renormalised": False, "time_of": None,
+            "renormalised": False, "time_of": None, "narrow": False,
         }  # fmt: skip
         assert settings.keys() <= fields.keys(), f"{FILE}: {name}: {settings.keys() - fields.keys()}"
-        seeds = min(settings.get("seeds", 1), self.size.get("seeds", 5))
-        return Arm(name, **{**fields, **settings, "seeds": seeds})
+        fields |= {**settings, "seeds": min(settings.get("seeds", 1), self.size.get("seeds", 5))}
+        if fields.pop("narrow"):
+            fields["student"] = {**self.size["narrow"], **fields["student"]}
+        return Arm(name, **fields)
 
     @property
     def tokens(self) -> int:

@@ -4,8 +4,9 @@
     python -m tests.benchmarks.compare.measures --recipe RECIPE --save DIR
 
 ``--recipe`` gives the student's shape. The measures do not depend on the loss of its training: KL at T = 1
-and 2, masked-LM loss, agreement and cosine if it has a masked-LM head, and always the relations. ``--save``
-writes the student's first weights as a model directory.
+and 2, masked-LM loss, agreement and cosine if it has a masked-LM head, and always the relations. A narrower
+student has no cosine, because its directory lacks the projection to the teacher's width. ``--save`` writes
+the student's first weights as a model directory.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ def main() -> int:
 def measures(run: StudentRun, store: Store, directory: str) -> dict[str, float]:
     """Of a model directory, in the student's training dtype."""
     head = "ForMaskedLM" in storage.read_json(f"{directory}/config.json")["architectures"][0]
-    train = replace(run.train, teacher="store", **{**ALL, **({} if head else WITHOUT_HEAD)})
+    weights = {**ALL, **({} if head else WITHOUT_HEAD)}
+    if run.student.hidden_size is not None:
+        weights["alpha_cos"] = 0.0
+    train = replace(run.train, teacher="store", **weights)
     model, objective, world = _student(replace(run, train=train), store)
     of_kind: Any = AutoModelForMaskedLM if head else AutoModel
     trained = of_kind.from_pretrained(directory, dtype=torch.float32)

@@ -23,7 +23,7 @@ MEASURES = {
     "relation": "relations",
 }
 """Measures on held-out text -> their names in a table."""
-COSTS = {"tokens_per_second": "tokens/s", "peak_bytes": "peak GB", "bytes_per_token": "bytes/token"}
+COSTS = ("minutes", "gain/min", "tokens/s", "peak GB", "bytes/token")
 SIZES = {
     "real": "A masked LM of 6 x 384 and its student of three layers, English novels, two CPU cores.",
     "smoke": "The demo's language and teacher, a few steps: this shows only that the program works.",
@@ -35,7 +35,8 @@ HEAD = """# What a stored teacher is worth
 one per training run. A number in brackets is the standard deviation over training seeds; a row without
 brackets has one seed. KL is between teacher and student, in nats per token, on held-out text. *Relations* is
 MiniLMv2's distance on that text. *Agreement* is the share of masked tokens for which teacher and student name
-the same word. Scores are those of GLUE's dev sets after fine-tuning, times 100.
+the same word. Scores are those of GLUE's dev sets after fine-tuning, times 100, and *mean* is that of the
+tasks. *Gain/min* is how much of it a minute of training adds to the untrained row above.
 """
 
 Result = dict[str, Any]
@@ -78,28 +79,43 @@ def _tables(arms: dict[str, list[Result]], pictures: Path) -> list[str]:
 def table(arms: dict[str, list[Result]]) -> str:
     """One row an arm, in Markdown."""
     tasks = sorted({task for runs in arms.values() for run in runs for task in run.get("scores", {})})
-    header = ["arm", "tokens", *MEASURES.values(), *tasks, *COSTS.values()]
-    rows = [header, ["---"] * len(header)]
+    header = ["arm", "tokens", *MEASURES.values(), *tasks, "mean", *COSTS]
+    rows, start = [header, ["---"] * len(header)], None
     for name, runs in arms.items():
         measures = [_cell([run["validation"].get(key) for run in runs], 4) for key in MEASURES]
-        scores = [
-            _cell(
-                [
-                    100 * statistics.median(run["scores"][task])
-                    for run in runs
-                    if task in run.get("scores", {})
-                ],
-                1,
+        scores = [_scores(run, tasks) for run in runs]
+        means = [_mean(one) for one in scores]
+        if not runs[0]["tokens"]:
+            start = (
+                statistics.mean(known) if (known := [mean for mean in means if mean is not None]) else None
             )
-            for task in tasks
-        ]
+        minutes = [run["train_seconds"] / 60 if "train_seconds" in run else None for run in runs]
         costs = [
+            _cell(minutes, 1),
+            _cell([_gain(mean, start, time) for mean, time in zip(means, minutes, strict=True)], 2),
             _cell([run.get("tokens_per_second") for run in runs], 0),
             _cell([run["peak_bytes"] / 1e9 for run in runs if "peak_bytes" in run], 2),
             _cell([run["bytes_per_token"] for run in runs][:1], 0),
         ]
-        rows.append([name, f"{runs[0]['tokens']:,}", *measures, *scores, *costs])
+        cells = [_cell(column, 1) for column in (*zip(*scores, strict=True), means)]
+        rows.append([name, f"{runs[0]['tokens']:,}", *measures, *cells, *costs])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def _scores(run: Result, tasks: Sequence[str]) -> list[float | None]:
+    """For each task the median of the run's fine-tuning seeds, times 100; None where it was not run."""
+    found = run.get("scores", {})
+    return [100 * statistics.median(found[task]) if task in found else None for task in tasks]
+
+
+def _mean(scores: Sequence[float | None]) -> float | None:
+    """Of all tasks; None if one is missing."""
+    known = [score for score in scores if score is not None]
+    return statistics.mean(known) if known and len(known) == len(scores) else None
+
+
+def _gain(mean: float | None, start: float | None, minutes: float | None) -> float | None:
+    return None if mean is None or start is None or minutes is None else (mean - start) / minutes
 
 
 def _cell(values: Sequence[float | None], digits: int) -> str:
