@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,4 +47,6 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     words = ["-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     ended = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert (tmp_path / "tutorial.html").exists()
+    page = (tmp_path / "tutorial.html").read_text()
+    assert 'src="assets/iframe-worker.js"' in page  # without it, pages of a folder have no search
+    assert not re.search(r'<(script|img|iframe)[^>]* src="(https?:)?//', page), "another host is asked"
