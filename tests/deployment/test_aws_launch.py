@@ -45,6 +45,7 @@ def launched(cluster: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return instances
 
 
+@pytest.mark.slow
 def test_a_head_on_demand_and_gpu_workers_on_spot_are_launched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
             assert 0.5 < sum(operation["share"] for operation in operations) <= 1.001
 
 
+@pytest.mark.slow
 def test_it_needs_no_more_than_a_gpu_machine_has(tmp_path: Path) -> None:
     """Without these packages the program still runs, and the parts that need them say so."""
     absent = ("deepspeed", "ray", "mlflow", "datasets", "hjson")

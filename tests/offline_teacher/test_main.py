@@ -203,6 +203,7 @@ def test_repair_needs_a_recipe_it_can_trust(made: Path, tmp_path: Path) -> None:
     assert main(["verify", str(store), "--repair", "--recipe", str(made)]) == 0
 
 
+@pytest.mark.slow
 def test_added_tokens_and_rows_without_a_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A teacher with [URL] among its tokens and a thousand rows of embeddings more than tokens."""
     model = save_bert(tmp_path / "model", vocab_size=1100)

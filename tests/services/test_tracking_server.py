@@ -125,6 +125,7 @@ def test_database_down_in_mid_run_loses_no_point(services: tuple[Postgres, Serve
     assert points(server, tmp_path, "database") == [(1, 3.0), (2, 2.0), (3, 1.0)]
 
 
+@pytest.mark.slow
 def test_server_restarted_in_mid_run_loses_no_point(
     services: tuple[Postgres, Server], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,7 +103,7 @@ def test_fewer_held_out_sequences_than_ranks(
     assert three == pytest.approx(validated(tmp_path), rel=1e-5)
 
 
-@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("split", ["train", pytest.param("validation", marks=pytest.mark.slow)])
 def test_an_error_that_one_rank_sees_ends_all(
     tmp_path: Path, launched: list[subprocess.Popen], split: str
 ) -> None:
@@ -120,6 +120,7 @@ def test_an_error_that_one_rank_sees_ends_all(
     assert not (student(tmp_path) / "model").exists()
 
 
+@pytest.mark.slow
 def test_one_student_of_several_fails_on_two_ranks(tmp_path: Path, launched: list[subprocess.Popen]) -> None:
     hot = {"train": {"learning_rate": 1e30, "warmup_ratio": 0.0}}
     make_run(tmp_path, recipe={"train": {"max_steps": 3}, "students": {"hot": hot, "good": {}}})

@@ -26,7 +26,9 @@ def test_the_page_computes_what_python_does(task: str, folder: Path, visit: Any)
     assert [name for name in found["asked"] if "gpu" in name] == []
 
 
-@pytest.mark.parametrize("task", ["SQuAD", "STS-B", "Similar"])
+@pytest.mark.parametrize(
+    "task", ["SQuAD", *(pytest.param(name, marks=pytest.mark.slow) for name in ("STS-B", "Similar"))]
+)
 def test_a_graphics_processor_computes_what_python_does(task: str, folder: Path, visit: Any) -> None:
     found = _with_graphics(visit, folder, "selftest", task)
     assert found["processor"] == "gpu"
