@@ -34,8 +34,8 @@ class StudentModel(PythonModel):
         self.length = min(LONGEST, positions)
 
     @torch.inference_mode()
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> pandas.DataFrame:
-        """model_input: a table with a column ``text``, or a list of texts."""
+    def predict(self, context: Any, model_input: pandas.DataFrame) -> pandas.DataFrame:
+        """model_input: a table with a column ``text``, or a list of texts. (MLflow warns of other hints.)"""
         column = model_input["text"] if hasattr(model_input, "columns") else model_input
         texts = [str(text) for text in column]
         vectors: list[np.ndarray] = []

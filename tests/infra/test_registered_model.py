@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import warnings
 from pathlib import Path
 
 import mlflow
@@ -10,6 +12,7 @@ import pandas
 import pytest
 import torch
 
+from infra.tracking import registered_model
 from infra.tracking.database import sqlite_uri
 from infra.tracking.mlflow_server import ARTIFACTS
 from infra.tracking.registered_model import EXAMPLE
@@ -128,3 +131,12 @@ def test_system_metrics_start_with_the_run(tmp_path: Path) -> None:
     for name in ("cpu_utilization_percentage", "disk_usage_percentage", "network_receive_megabytes"):
         ((step, _),) = points(tmp_path, f"system/{name}")
         assert 0 <= step < 60
+
+
+def test_mlflow_has_nothing_to_say_about_the_served_model() -> None:
+    """A thread sends the model while others work, and filters of warnings are not a thread's own."""
+    assert mlflow.pyfunc.FLAVOR_NAME  # imported: that has warnings of its own
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        runpy.run_path(str(registered_model.CODE))
+    assert [str(one.message) for one in caught] == []
