@@ -34,7 +34,9 @@ class StudentModel(PythonModel):
         self.length = min(LONGEST, positions)
 
     @torch.inference_mode()
-    def predict(self, context: Any, model_input: pandas.DataFrame) -> pandas.DataFrame:
+    def predict(
+        self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
+    ) -> pandas.DataFrame:
         """model_input: a table with a column ``text``, or a list of texts. (MLflow warns of other hints.)"""
         column = model_input["text"] if hasattr(model_input, "columns") else model_input
         texts = [str(text) for text in column]
