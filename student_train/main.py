@@ -236,8 +236,8 @@ def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[An
 
     from infra.files.cache import Cache
     from offline_teacher.models.replay import Replay
+    from offline_teacher.models.split import lower_of
     from offline_teacher.stored_teacher import stored_config, stored_pooling, stored_weights, teacher_of
-    from student_train.objectives.live import LiveTeacher
     from student_train.objectives.needs import taught_layout
     from student_train.objectives.objective import Objective
     from student_train.student.model import build_student
@@ -252,7 +252,7 @@ def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[An
             run.student, train, config, weights if layout.teacher_weights else None, pooling
         )
         replay = Replay(config, weights, layout.replay_layers) if layout.hidden_states != "none" else None
-        live = LiveTeacher(config, weights, layout.replay_layers) if train.teacher == "live" else None
+        live = lower_of(config, weights, layout.replay_layers) if train.teacher == "live" else None
         objective = Objective(train, layout, replay, live, pooling)
         model.flops_per_token = freeze_unreached(model, objective)
     for part in (replay, live):

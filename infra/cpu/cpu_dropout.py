@@ -92,16 +92,11 @@ def _native(x: Tensor, p: float, seed: int) -> Tensor:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    library = native.library(SOURCE, "dropout runs uncompiled, slower")
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    arguments = [pointer, pointer, integer, integer, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_float]
+    library = native.library(SOURCE, "dropout runs uncompiled, slower", FUNCTIONS.values(), arguments)
     if library is not None:
-        library.dropout_block.restype = ctypes.c_int64
-    for name in FUNCTIONS.values() if library is not None else ():
-        function = getattr(library, name)
-        function.restype = None
-        function.argtypes = [
-            ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint64,
-            ctypes.c_uint32, ctypes.c_float,
-        ]  # fmt: skip
+        library.dropout_block.restype = integer
     return library
 
 

@@ -18,10 +18,11 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from infra.files.locks import locked
 
@@ -40,11 +41,17 @@ def build_all() -> int:
     return 1 if None in found else 0
 
 
-def library(source: Path, without_it: str) -> ctypes.CDLL | None:
+def library(
+    source: Path, without_it: str, functions: Iterable[str] = (), arguments: Sequence[Any] = ()
+) -> ctypes.CDLL | None:
     """The built library of ``source``. If it cannot be built: None, after a warning that begins with
-    ``without_it``."""
+    ``without_it``. ``functions`` of it take ``arguments``, types of ctypes, and return nothing."""
     try:
-        return ctypes.CDLL(str(_built(source)))
+        loaded = ctypes.CDLL(str(_built(source)))
+        for name in functions:
+            function = getattr(loaded, name)
+            function.restype, function.argtypes = None, arguments
+        return loaded
     except (OSError, subprocess.SubprocessError) as error:
         warnings.warn(
             f"{without_it}: {_reason(error)}; install a C++ compiler, for example apt-get install g++",

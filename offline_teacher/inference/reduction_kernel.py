@@ -50,10 +50,7 @@ def reduce_logits(
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    library = native.library(SOURCE, "top-k and logsumexp run uncompiled, several times slower")
     integer, pointer = ctypes.c_int64, ctypes.c_void_p
-    for name in FUNCTIONS.values() if library is not None else ():
-        function = getattr(library, name)
-        function.restype = None
-        function.argtypes = [pointer, integer, integer, integer, pointer, integer, pointer, pointer, pointer]
-    return library
+    arguments = [pointer, integer, integer, integer, pointer, integer, pointer, pointer, pointer]
+    slower = "top-k and logsumexp run uncompiled, several times slower"
+    return native.library(SOURCE, slower, FUNCTIONS.values(), arguments)

@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from infra.errors import UserError
 from offline_teacher.families import family_of
 from offline_teacher.models.masks import visible_positions
-from offline_teacher.models.weights import check_depth
+from offline_teacher.models.weights import check_depth, load_named
 
 
 class Lower(nn.Module):
@@ -51,6 +52,19 @@ def lower(model: Any, replay_layers: int) -> Lower:
     check_depth(model.config, replay_layers)
     stop = model.config.num_hidden_layers - replay_layers
     return Lower(cut(model.base_model, 0, stop, embeddings=True, final_norm=replay_layers == 0))
+
+
+def lower_of(config: Any, weights: Mapping[str, Tensor], replay_layers: int) -> Lower:
+    """`lower` of a stored teacher. ``weights``: all of its tensors, named as by `weights.named_weights`.
+
+    Raises UserError if a tensor is missing or has another shape.
+    """
+    family = family_of(config)
+    encoder = family.model_class(False)(family.config(config), **family.class_arguments(False))
+    family.prepare(encoder)
+    if missing := load_named(encoder, weights):
+        raise UserError(f"the store's teacher weights lack {', '.join(missing[:3])}")
+    return lower(encoder, replay_layers)
 
 
 def cut(encoder: Any, start: int, stop: int, *, embeddings: bool, final_norm: bool) -> Any:

@@ -62,12 +62,7 @@ def exact_loss(
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    library = native.library(
-        SOURCE, "the exact soft target's loss runs by torch.compile or uncompiled, slower"
-    )
     integer, pointer, number = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
-    for name in FUNCTIONS.values() if library is not None else ():
-        function = getattr(library, name)
-        function.restype = None
-        function.argtypes = [*[pointer] * 7, integer, integer, number, ctypes.c_int, pointer, pointer]
-    return library
+    arguments = [*[pointer] * 7, integer, integer, number, ctypes.c_int, pointer, pointer]
+    slower = "the exact soft target's loss runs by torch.compile or uncompiled, slower"
+    return native.library(SOURCE, slower, FUNCTIONS.values(), arguments)

@@ -1,7 +1,7 @@
 """The compiled relation loss on a CPU: ``native_relations.cpp``.
 
 The arithmetic is that of `relations._chunk`, in float32 for all dtypes. Tests compare the two. Torch computes
-the loss on other devices, in other or mixed dtypes, for wide heads, and without a C++ compiler.
+the loss on other devices, in other or mixed dtypes, and without a C++ compiler.
 
 Axes: B sequences, L length, D width of the student, A relation heads.
 """
@@ -21,19 +21,10 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 FUNCTIONS = {torch.float32: "relation_float32", torch.bfloat16: "relation_bfloat16"}
 
 
-MAX_HEAD_WIDTH = 64
-"""Widest head, in numbers. Above it torch is faster, because its matrix products are.
-
-Measured at [16, 128] with widths 384 and 768 on an AVX-512 core. `relations._chunk` takes 5 times as long
-as the compiled loss with 64 heads, 1.5 times with 12, and 0.9 times with 6.
-"""
-
-
-def usable(student: Tensor, teacher: Tensor, heads: int) -> bool:
+def usable(student: Tensor, teacher: Tensor) -> bool:
     """Whether to use ``summed_kl`` for these vectors. The first call that could use it builds the library."""
     alike = student.device.type == teacher.device.type == "cpu" and student.dtype == teacher.dtype
-    narrow = max(student.shape[2], teacher.shape[2]) <= MAX_HEAD_WIDTH * heads
-    return alike and narrow and student.dtype in FUNCTIONS and _library() is not None
+    return alike and student.dtype in FUNCTIONS and _library() is not None
 
 
 def summed_kl(
@@ -66,10 +57,5 @@ def summed_kl(
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    library = native.library(SOURCE, "the relation loss runs uncompiled, slower")
-    integer, pointer = ctypes.c_int64, ctypes.c_void_p
-    for name in FUNCTIONS.values() if library is not None else ():
-        function = getattr(library, name)
-        function.restype = None
-        function.argtypes = [*[pointer] * 4, *[integer] * 6, pointer]
-    return library
+    arguments = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 6, ctypes.c_void_p]
+    return native.library(SOURCE, "the relation loss runs uncompiled, slower", FUNCTIONS.values(), arguments)

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from infra.settings.sections import Train
 from offline_teacher.models.pooling import Pooling, pool
 from student_train.data.collate import Batch
-from student_train.objectives.embedding import embedding_distance
 from student_train.objectives.needs import soft_target_kind
 from student_train.objectives.relations import RELATIONS, relation_heads, relation_loss
 from student_train.objectives.soft_targets import ExactTarget, SoftTarget, TopkTarget
@@ -30,8 +30,8 @@ from student_train.student.model import needs_head
 
 if TYPE_CHECKING:
     from offline_teacher.models.replay import Replay
+    from offline_teacher.models.split import Lower
     from offline_teacher.store.schema import Layout
-    from student_train.objectives.live import LiveTeacher
     from student_train.student.model import StudentModel
 
 TERMS = ("loss", "kl", "mlm", "cosine", "relation", "embedding")
@@ -70,8 +70,9 @@ class Objective:
     replay: Replay | None
     """Runs the teacher's top layers, in the dtype of the student's computation. None: the loss reads only
     stored top-k logits or stored vectors."""
-    live: LiveTeacher | None = None
-    """Computes the hidden states during training; None: they are read from the store."""
+    live: Lower | None = None
+    """The teacher below its replayed layers, which then runs in every step. None: its hidden states are read
+    from the store."""
     pooling: Pooling | None = None
     """How the teacher makes one vector of a text, where the loss compares such vectors."""
 
@@ -218,6 +219,19 @@ class Objective:
             full=batch.full,
             compile=self.train.compile,
         )
+
+
+def embedding_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sum over texts of 1 - cos(s, t) + |s - t|^2 / |t|^2, of vectors [n, D]; float32 scalar.
+
+    Texts are compared by the cosine. The squared distance, relative to the teacher's squared length, also
+    pulls the student's vectors to the teacher's, so that queries of the student can be compared with
+    documents of the teacher.
+    """
+    student, teacher = student.float(), teacher.float()
+    angle = 1 - functional.cosine_similarity(student, teacher, dim=1)
+    length = teacher.square().sum(1).clamp_min(1e-12)
+    return (angle + (student - teacher).square().sum(1) / length).sum()
 
 
 def _named(vectors: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:

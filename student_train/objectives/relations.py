@@ -11,7 +11,7 @@ Axes: B sequences, L length, D width of the teacher or the student, A relation h
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ MAX_RELATION_HEADS = 64
 _CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
 """Bytes of a chunk's float32 buffer [heads, L, L]: it fits a CPU core's cache, or fills a GPU."""
 _COMPILED = ("cuda",)
-"""Devices on which torch compiles one kernel for the scores; a CPU has `native_relations`, or its cache."""
+"""Devices on which torch compiles one kernel for the scores; a CPU has `native_relations`."""
 _ALIGNED = {"cuda": 8}
 """Vectors are zero-padded to a multiple of this for tensor cores, which does not change their products."""
 
@@ -93,7 +93,7 @@ class _SummedKL(torch.autograd.Function):
     ) -> Tensor:
         student, teacher = student.detach(), teacher.detach()
         wanted = ctx.needs_input_grad[0]
-        if native_relations.usable(student, teacher, heads):
+        if native_relations.usable(student, teacher):
             total, gradient = native_relations.summed_kl(student, teacher, token_count, heads, wanted)
         else:
             total, gradient = _in_chunks(student, teacher, token_count, heads, wanted, compile)
@@ -124,8 +124,8 @@ def _in_chunks(
         rows = slice(start, start + size)
         counts = None if token_count is None else token_count[rows]
         # A smaller last chunk is not compiled, so that there are few shapes.
-        chunk = _compiled_chunk if compile and min(size, B) == min(size, B - start) else _chunk
-        value, part = chunk(student[rows], teacher[rows], counts, heads, with_gradient)
+        whole = min(size, B) <= B - start
+        value, part = _chunk(student[rows], teacher[rows], counts, heads, with_gradient, compile and whole)
         total += value
         if gradient is not None and part is not None:
             gradient[rows] = part
@@ -133,42 +133,19 @@ def _in_chunks(
 
 
 def _chunk(
-    student: Tensor, teacher: Tensor, token_count: Tensor | None, heads: int, with_gradient: bool
+    student: Tensor,
+    teacher: Tensor,
+    token_count: Tensor | None,
+    heads: int,
+    with_gradient: bool,
+    compile: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Summed KL (float64 scalar) of a chunk of b sequences, and its gradient [b, L, D]."""
-    x = _regrouped(student, heads)  # [b A, L, d]
-    scale = _scale(student, heads)
-    s = _scores(x, scale)  # [b A, L, L] float32
-    t = _scores(_regrouped(teacher, heads), _scale(teacher, heads))
-    real = _real_rows(student, token_count, heads)
-    if real is not None:
-        hidden = ~real[:, None, :]
-        s.masked_fill_(hidden, torch.finfo(s.dtype).min)
-        t.masked_fill_(hidden, torch.finfo(t.dtype).min)
-    s_sum, t_sum = s.logsumexp(-1), t.logsumexp(-1)  # [b A, L]
-    p = torch.exp(t - t_sum[..., None])
-    kl = torch.linalg.vecdot(p, t.sub_(s)) - t_sum + s_sum  # [b A, L]; t - s is 0 where both are masked
-    if real is not None:
-        kl = kl.where(real, 0.0)
-    if not with_gradient:
-        return kl.sum(dtype=torch.float64), None
-    q_minus_p = s.sub_(s_sum[..., None]).exp_().sub_(p)
-    if real is not None:
-        q_minus_p.mul_(real[..., None])
-    both = (q_minus_p + q_minus_p.transpose(1, 2)).to(x.dtype)
-    return kl.sum(dtype=torch.float64), _ungrouped(
-        torch.bmm(both, x).mul_(scale), heads, student.shape[-1] // heads
-    )
-
-
-def _compiled_chunk(
-    student: Tensor, teacher: Tensor, token_count: Tensor | None, heads: int, with_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Like `_chunk`, with one compiled kernel between the matrix products."""
-    x, t_rows = _regrouped(student, heads), _regrouped(teacher, heads)
+    x, t_rows = _regrouped(student, heads), _regrouped(teacher, heads)  # [b A, L, d]
     s, t = torch.bmm(x, x.transpose(1, 2)), torch.bmm(t_rows, t_rows.transpose(1, 2))
-    scale, real = _scale(student, heads), _real_rows(student, token_count, heads)
-    kl, gradient = fused(scores_kernel)(s, t, scale, _scale(teacher, heads), real)
+    scales = _scale(student, heads), _scale(teacher, heads)
+    kernel = fused(scores_kernel) if compile else scores_kernel
+    kl, gradient = kernel(s, t, *scales, _real_rows(student, token_count, heads))
     if not with_gradient:
         return kl.sum(dtype=torch.float64), None
     both = torch.baddbmm(torch.bmm(gradient, x), gradient.transpose(1, 2), x)
@@ -211,11 +188,6 @@ def _real_rows(x: Tensor, token_count: Tensor | None, heads: int) -> Tensor | No
     return real.repeat_interleave(heads, dim=0)
 
 
-def _scores(x: Tensor, scale: float) -> Tensor:
-    """x x^T * scale in float32: [n, L, d] -> [n, L, L]."""
-    return torch.bmm(x, x.transpose(1, 2)).float().mul_(scale)
-
-
 def _regrouped(x: Tensor, heads: int) -> Tensor:
     """[b, L, D] -> [b A, L, d], contiguous; d = D / A, zero-padded to a multiple of ``_ALIGNED``."""
     b, length, width = x.shape
@@ -230,26 +202,3 @@ def _ungrouped(x: Tensor, heads: int, d: int) -> Tensor:
     n, length, _ = x.shape
     grouped = x[..., :d].view(n // heads, heads, length, d)
     return grouped.transpose(1, 2).reshape(n // heads, length, heads * d)
-
-
-def dense_relation_loss(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], token_count: Tensor, heads: int
-) -> Tensor:
-    """The paper's formula, for tests and benchmarks; it keeps every [B, A, L, L] tensor in memory.
-
-    ``student``, ``teacher``: [B, L, D] per relation. The mean is over relations, heads and real rows.
-    """
-    real = torch.arange(student[0].shape[1], device=student[0].device) < token_count[:, None]
-
-    def log_relation(x: Tensor) -> Tensor:
-        b, length, width = x.shape
-        grouped = x.view(b, length, heads, width // heads).transpose(1, 2)
-        scores = grouped @ grouped.transpose(2, 3) / (width // heads) ** 0.5
-        return scores.masked_fill(~real[:, None, None, :], float("-inf")).log_softmax(-1)
-
-    means = []
-    for s, t in zip(student, teacher, strict=True):
-        log_p, log_q = log_relation(t), log_relation(s)
-        kl = (log_p.exp() * (log_p - log_q)).masked_fill(~real[:, None, None, :], 0.0).sum(-1)  # [B, A, L]
-        means.append(kl.transpose(1, 2)[real].mean())
-    return torch.stack(means).mean()

@@ -33,6 +33,7 @@ from infra.cpu.processor import computes_bfloat16
 from infra.settings.recipe import Recipe
 from infra.settings.sections import Precision, Student, Train
 from infra.tracking.run import Run
+from offline_teacher.models.split import lower_of
 from offline_teacher.models.weights import named_weights, top_weights
 from offline_teacher.store.schema import Layout
 from student_train.data.order import SampleOrder
@@ -42,7 +43,6 @@ from student_train.engine.engine import Engine
 from student_train.engine.world import World, start_world
 from student_train.main import model_and_objective
 from student_train.objectives import triple_loss
-from student_train.objectives.live import LiveTeacher
 from student_train.objectives.needs import columns_needed
 from student_train.trainer import Trainer
 from tests.benchmarks.full_sequences import full_store
@@ -116,7 +116,7 @@ class Training:
     def with_live_teacher(self) -> Callable[[Step], None]:
         """The same step of ``train.teacher: live``."""
         weights = named_weights(self.teacher)
-        live = LiveTeacher(self.teacher.config, weights, self.case.replay_layers)
+        live = lower_of(self.teacher.config, weights, self.case.replay_layers)
         live.to(self.world.device, getattr(torch, self.train.dtype))
         objective = replace(self.trainer.objective, live=live)
 

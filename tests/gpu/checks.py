@@ -16,9 +16,10 @@ from offline_teacher.inference.quantise import dequantise, quantise
 from offline_teacher.inference.reduction import reduce_logits
 from offline_teacher.models.replay import Replay
 from offline_teacher.models.weights import top_weights
-from student_train.objectives.relations import RELATIONS, dense_relation_loss, relation_loss
+from student_train.objectives.relations import RELATIONS, relation_loss
 from student_train.objectives.soft_targets import ExactTarget
 from student_train.objectives.triple_loss import triple_loss
+from tests.benchmarks.live_reference import dense_relation_loss
 from tests.gpu.models import (
     Size,
     batch_of,

@@ -96,8 +96,8 @@ def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_wrong_relation_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_relations, "_library", lambda: None)
-    real = relations._scores
-    monkeypatch.setattr(relations, "_scores", lambda x, scale: real(x, scale * 1.001))
+    real = relations._scale
+    monkeypatch.setattr(relations, "_scale", lambda x, heads: real(x, heads) * 1.001)
     with pytest.raises(AssertionError, match="float32, full"):
         checks.relations(CPU, SIZE)
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
 from student_train.engine.world import World
-from student_train.objectives.embedding import embedding_distance
+from student_train.objectives.objective import embedding_distance
 from tests.store import synthetic
 from tests.student_train.tiny_run import command, logged, make_run, student, validated
 

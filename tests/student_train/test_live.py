@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from offline_teacher.families import family_of
-from offline_teacher.models.split import lower
+from offline_teacher.models.split import lower, lower_of
 from offline_teacher.models.weights import named_weights
 from student_train.engine.world import World
-from student_train.objectives.live import LiveTeacher
 from tests.offline_teacher.families.tiny_models import FAMILIES, batch, masked_lm
 from tests.student_train.tiny_run import command, logged, make_run, student, validated
 
@@ -47,7 +46,7 @@ def test_a_live_teacher_says_what_the_store_says(alone: World, replay_dir: Path,
 def test_a_live_teacher_in_bfloat16_is_set_up_as_its_family_asks(family: str) -> None:
     """As a teacher of the store's is. ModernBERT's rotary frequencies must stay float32, for example."""
     model, (ids, count) = masked_lm(family), batch()
-    live = LiveTeacher(model.config, named_weights(model), 1).to(ids.device, torch.bfloat16)
+    live = lower_of(model.config, named_weights(model), 1).to(torch.bfloat16)
     family_of(model.config).prepare(model)
     recorded = lower(model, 1).to(torch.bfloat16)
     torch.testing.assert_close(live(ids, count), recorded(ids, count), rtol=0, atol=0)

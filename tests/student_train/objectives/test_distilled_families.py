@@ -23,8 +23,8 @@ from offline_teacher.models.weights import top_weights
 from offline_teacher.store.schema import Layout
 from student_train.data.collate import Batch, collate
 from student_train.objectives.objective import Objective
-from student_train.objectives.relations import dense_relation_loss
 from student_train.student.model import StudentModel, build_student
+from tests.benchmarks.live_reference import dense_relation_loss
 from tests.offline_teacher.families.tiny_models import FAMILIES, batch, masked_lm
 
 TRAIN = Train(

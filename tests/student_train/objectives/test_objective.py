@@ -16,9 +16,8 @@ from offline_teacher.models.recording import QueriesKeysValues
 from offline_teacher.store.reader import Store
 from student_train.data.order import dropout_seed
 from student_train.objectives.needs import soft_target_kind
-from student_train.objectives.relations import dense_relation_loss
 from student_train.objectives.validation import validate
-from tests.benchmarks.live_reference import dense_inputs
+from tests.benchmarks.live_reference import dense_inputs, dense_relation_loss
 from tests.student_train.objectives.from_stores import (
     ALONE,
     RELATIONS,
