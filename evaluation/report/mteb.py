@@ -15,6 +15,9 @@ NAMES = {
     "recall_100": "recall_at_100",
 }
 """Metric -> MTEB's name of it."""
+UNDETERMINED = "und-Zyyy"
+"""Language and script of a user's own data, which nobody stated (ISO 639-3 and 15924). MTEB leaves out scores
+without a language, so that the mean of a file with none would be NaN."""
 
 
 def results(plan: Plan) -> dict[str, dict[str, Any]]:
@@ -37,6 +40,7 @@ def results(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def _scores(task: Task, result: dict[str, Any]) -> dict[str, Any]:
-    """The entry of one split. ``languages`` is empty: nobody stated those of a user's own data."""
+    """The entry of one split."""
     metrics = {NAMES[name]: value for name, value in result["metrics"].items()}
-    return metrics | {"main_score": metrics[NAMES[task.main[0]]], "hf_subset": "default", "languages": []}
+    main = metrics[NAMES[task.main[0]]]
+    return metrics | {"main_score": main, "hf_subset": "default", "languages": [UNDETERMINED]}
