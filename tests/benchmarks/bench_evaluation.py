@@ -1,4 +1,5 @@
-"""Fine-tuning rate against ``transformers.Trainer`` with its defaults: same model, rows, epochs, threads.
+"""Fine-tuning rate against ``transformers.Trainer``, whose other settings are its defaults: same model, rows,
+epochs, batch size, learning rate, dtype and threads.
 
     python tests/benchmarks/bench_evaluation.py --model DIR --data DIR [--rows 2000] [--seeds 3]
 
@@ -48,17 +49,18 @@ def ours(
 
 
 def trainer(
-    candidate: Candidate, task: Task, train: Split, dev: Split, seed: int, epochs: float
+    candidate: Candidate, task: Task, train: Split, dev: Split, seed: int, schedule: Schedule
 ) -> tuple[float, float]:
-    """The same with ``TrainingArguments`` as they are but for epochs, seed and reporting."""
+    """The same with ``TrainingArguments`` as they are but for the schedule, seed and reporting."""
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     tokenizer, model = load_tokenizer(candidate.directory), load_model(candidate, task, seed)
     rows = {name: _rows(tokenizer, split) for name, split in (("train", train), ("dev", dev))}
     with tempfile.TemporaryDirectory() as output:
         arguments = TrainingArguments(
-            output, num_train_epochs=epochs, seed=seed, report_to="none", save_strategy="no",
-            disable_tqdm=True, use_cpu=device().type == "cpu",
+            output, num_train_epochs=schedule.epochs, per_device_train_batch_size=schedule.batch_size,
+            learning_rate=schedule.learning_rate, bf16=schedule.dtype == "bfloat16", seed=seed,
+            report_to="none", save_strategy="no", disable_tqdm=True, use_cpu=device().type == "cpu",
         )  # fmt: skip
         run = Trainer(
             model, arguments, train_dataset=rows["train"], data_collator=DataCollatorWithPadding(tokenizer)
@@ -68,7 +70,7 @@ def trainer(
         seconds = time.perf_counter() - started
         logits = run.predict(rows["dev"]).predictions
     values = score_split(task, Answers(dev.labels, np.asarray(logits)))
-    return len(train) * epochs / seconds, task_score(task, values)
+    return len(train) * schedule.epochs / seconds, task_score(task, values)
 
 
 def _rows(tokenizer: Any, split: Split) -> Any:
@@ -96,8 +98,8 @@ def measure(
     for seed in range(seeds):
         for dtype in dtypes:
             schedule = Schedule(epochs, batch_size, learning_rate, dtype)
-            results.setdefault(dtype, []).append(ours(candidate, task, train, dev, seed, schedule))
-        results.setdefault("trainer", []).append(trainer(candidate, task, train, dev, seed, epochs))
+            for name, side in ((dtype, ours), (f"trainer {dtype}", trainer)):
+                results.setdefault(name, []).append(side(candidate, task, train, dev, seed, schedule))
         last = {name: round(pairs[-1][0], 1) for name, pairs in results.items()}
         print(f"finetune: seed {seed}: examples/s {last}", file=sys.stderr, flush=True)
     rates = {name: float(np.median([rate for rate, _ in pairs])) for name, pairs in results.items()}
@@ -109,8 +111,9 @@ def measure(
     )
     found = []
     for dtype in dtypes:
-        ratio, better = rates[dtype] / rates["trainer"], scores[dtype] >= scores["trainer"]
-        told = f"{where}; score {scores[dtype]:.4f} against {scores['trainer']:.4f}"
+        other = f"trainer {dtype}"
+        ratio, better = rates[dtype] / rates[other], scores[dtype] >= scores[other]
+        told = f"{where}; score {scores[dtype]:.4f} against {scores[other]:.4f}"
         one = row(f"evaluation.finetune_over_trainer_{dtype}", ratio, "ratio", ">= 1.5", told)
         found.append({**one, "holds": bool(one["holds"]) and better})
     return found
