@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infra.control_tokens import read_as_text
-from infra.errors import UserError
+from infra.errors import UserError, first_line
 from infra.files import storage
 from offline_teacher.families.positions import usable_length
 
@@ -116,8 +116,9 @@ def _from_hub(name: str, revision: str | None) -> str:
             name, revision=revision, allow_patterns=["*.json", "*.safetensors", "vocab.txt", "merges.txt"]
         )
     except Exception as error:  # the library raises many unrelated types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name}: no such directory, and the hub gives no such model: {reason}") from error
+        raise UserError(
+            f"{name}: no such directory, and the hub gives no such model: {first_line(error)}"
+        ) from error
 
 
 def load_tokenizer(directory: str) -> Any:
@@ -130,7 +131,7 @@ def load_tokenizer(directory: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, use_fast=True)
     except Exception as error:  # damaged files surface as many unrelated types
-        raise UserError(f"{directory}: the tokenizer cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"{directory}: the tokenizer cannot be loaded: {first_line(error)}") from error
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
         raise UserError(f"{directory}: the tokenizer needs a tokenizer.json and a pad token")
     read_as_text(tokenizer)
@@ -143,7 +144,7 @@ def load_config(directory: str) -> Any:
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # an unknown architecture, a value out of range, code in the directory
-        raise UserError(f"{directory}/config.json: cannot be used: {_first_line(error)}") from error
+        raise UserError(f"{directory}/config.json: cannot be used: {first_line(error)}") from error
 
 
 def load_model(candidate: Candidate, task: Task, seed: int) -> Any:
@@ -175,7 +176,7 @@ def load_model(candidate: Candidate, task: Task, seed: int) -> Any:
             )  # fmt: skip
             missing = set(report["missing_keys"])
     except Exception as error:  # damaged files surface as many unrelated types
-        raise UserError(f"{candidate.directory}: the model cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"{candidate.directory}: the model cannot be loaded: {first_line(error)}") from error
     lost = sorted(key for key in missing if not any(part in _HEADS for part in key.split(".")))
     if lost:
         raise UserError(
@@ -220,8 +221,3 @@ def weight_bytes(directory: str) -> int:
     """Bytes of the safetensors files in the directory."""
     names = [name for name in storage.list_names(directory) if name.endswith(".safetensors")]
     return sum(storage.size(storage.join(directory, name)) for name in names)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

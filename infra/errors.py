@@ -41,3 +41,8 @@ class WrongContent(UserError):
 
 class DamagedFile(UserError):
     """A compressed file cannot be decompressed to its end."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its class if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()[:300]

@@ -29,7 +29,7 @@ from evaluation.devices.onnx_model import open_session, run_session
 from evaluation.devices.quantisation import quantise, quiet
 from evaluation.finetuning.model_inputs import input_names, inputs_of
 from evaluation.models import load_config, load_tokenizer, require_model
-from infra.errors import UserError
+from infra.errors import UserError, first_line
 from infra.files import storage
 from offline_teacher.families.positions import usable_length
 
@@ -145,8 +145,7 @@ def load_finished(directory: str) -> Any:
             attn_implementation="eager",
         )  # fmt: skip
     except Exception as error:  # damaged files surface as many unrelated types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise UserError(f"{directory}: the model cannot be loaded: {reason}") from error
+        raise UserError(f"{directory}: the model cannot be loaded: {first_line(error)}") from error
     return model.eval()
 
 

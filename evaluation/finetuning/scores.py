@@ -8,7 +8,7 @@ highest median score on dev is used, the first of several equal ones. Its runs g
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -43,6 +43,8 @@ Tell = Callable[[Job, dict[str, Any]], None]
 """Called with a job and the content of its score file."""
 Results = dict[str, dict[str, list[dict[str, Any]]]]
 """candidate -> task -> the score files of its seeds, in the order of ``evaluation.seeds``."""
+Seeds = dict[int, predictions.Predictions]
+"""Seed -> predictions."""
 
 
 @dataclass
@@ -267,16 +269,23 @@ def macro(scores: dict[str, float]) -> float:
     return macro_score({name: scores[name] for name in macro_tasks(scores)})
 
 
-def estimates(plan: Plan) -> tuple[dict[str, intervals.Estimates], intervals.Estimates]:
-    """Scores and their errors of every task, and of the macro score, from the predictions of all runs.
-
-    The models are in the plan's order.
-    """
-    tasks: dict[str, dict[str, list[predictions.Predictions]]] = {}
+def read_answers(plan: Plan) -> dict[tuple[str, str], Seeds]:
+    """Candidate and task -> the predictions of every seed, in the plan's order."""
+    found: dict[tuple[str, str], Seeds] = {}
     for job in plan.chosen:
-        found = predictions.read(job.predictions_path, job.task, plan.done(job)["predictions"])
-        tasks.setdefault(job.task_name, {}).setdefault(job.candidate.name, []).append(found)
-    by_task = {name: _estimate(plan.tasks[name], list(models.values())) for name, models in tasks.items()}
+        read = predictions.read(job.predictions_path, job.task, plan.done(job)["predictions"])
+        found.setdefault((job.candidate.name, job.task_name), {})[job.seed] = read
+    return found
+
+
+def estimates(
+    plan: Plan, found: Mapping[tuple[str, str], Seeds]
+) -> tuple[dict[str, intervals.Estimates], intervals.Estimates]:
+    """Scores and their errors of every task, and of the macro score; ``found``: of ``read_answers``."""
+    by_task = {
+        name: _estimate(task, [list(seeds.values()) for (_, of), seeds in found.items() if of == name])
+        for name, task in plan.tasks.items()
+    }
     return by_task, intervals.mean([by_task[name] for name in macro_tasks(by_task)])
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from evaluation.finetuning.jobs import median_seed
-from evaluation.finetuning.scores import Plan
-from evaluation.measures import calibration, comparison, predictions
-from evaluation.measures.metrics import answer_f1, normalise_answer
+from evaluation.finetuning.scores import Plan, Seeds
+from evaluation.measures import calibration, predictions
+from evaluation.measures.metrics import answer_f1, normalise_answer, pearson
 from evaluation.measures.predictions import Answers, Predictions
 from evaluation.tasks.task import Split, Task
 
@@ -26,24 +26,20 @@ LONGEST = 300
 MOST_LABELS = 40
 """A task with more has no confusion matrix in the report."""
 
-Seeds = dict[int, Predictions]
-"""Seed -> predictions."""
-
 
 def analyse(
-    plan: Plan, teacher: str, students: Sequence[str]
+    plan: Plan, seeds: Mapping[tuple[str, str], Seeds], teacher: str, students: Sequence[str]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """``details.<row>.<task>`` and ``disagreements.<student>.<task>`` of report.json."""
-    seeds = _read(plan)
+    """``details.<row>.<task>`` and ``disagreements.<student>.<task>`` of report.json; ``seeds``: of
+    ``read_answers``."""
     results = {
         key: [plan.results[job] or {} for job in plan.chosen if (job.candidate.name, job.task_name) == key]
         for key in seeds
     }
-    tasks = {job.task_name: job.task for job in plan.chosen}
     details: dict[str, dict[str, Any]] = {}
     different: dict[str, dict[str, Any]] = {}
     for (name, task_name), found in seeds.items():
-        task, reference = tasks[task_name], seeds.get((teacher, task_name))
+        task, reference = plan.tasks[task_name], seeds.get((teacher, task_name))
         middle = found[median_seed(results[name, task_name])]
         row = details.setdefault(name, {})[task_name] = of_labels(task, found, middle)
         row["agreement"] = None if reference is None else _agreement(task, found, reference)
@@ -53,16 +49,6 @@ def analyse(
                 task, plan.splits[task_name], middle, expert
             )
     return details, different
-
-
-def _read(plan: Plan) -> dict[tuple[str, str], Seeds]:
-    found: dict[tuple[str, str], Seeds] = {}
-    for job in plan.chosen:
-        result = plan.results[job]
-        assert result is not None
-        read = predictions.read(job.predictions_path, job.task, result["predictions"])
-        found.setdefault((job.candidate.name, job.task_name), {})[job.seed] = read
-    return found
 
 
 def joined(parts: Predictions) -> Answers:
@@ -98,21 +84,24 @@ def _agreement(task: Task, found: Seeds, reference: Seeds) -> float | None:
         pairs = list(combinations(answers.values(), 2))
     else:
         pairs = [(answers[seed], comparable(task, joined(reference[seed]))) for seed in answers]
-    return float(np.median([comparison.agreement(*pair) for pair in pairs])) if pairs else None
+    return float(np.median([agreement(*pair) for pair in pairs])) if pairs else None
 
 
 def of_labels(task: Task, found: Seeds, middle: Predictions) -> dict[str, Any]:
     """Calibration, scores of each label and confusion of a classification; {} for other kinds."""
     if task.kind != "classification":
         return {}
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
     answers = [joined(parts) for parts in found.values()]
     pairs = [(calibration.softmax(one.outputs), np.asarray(one.labels)) for one in answers]
     classes = len(task.labels)
     scores = [
-        comparison.label_scores(comparison.confusion(one.argmax(axis=1), labels, classes))
+        precision_recall_fscore_support(labels, one.argmax(axis=1), labels=range(classes), zero_division=0.0)
         for one, labels in pairs
     ]
-    medians = {name: np.median([one[name] for one in scores], axis=0) for name in scores[0]}
+    names = ("precision", "recall", "f1", "support")
+    medians = dict(zip(names, np.median(scores, axis=0), strict=True))
     shown, labels = calibration.softmax(joined(middle).outputs), np.asarray(joined(middle).labels)
     bins = calibration.reliability(shown, labels)
     row: dict[str, Any] = {
@@ -131,7 +120,8 @@ def of_labels(task: Task, found: Seeds, middle: Predictions) -> dict[str, Any]:
         },
     }
     if classes <= MOST_LABELS:
-        row["confusion"] = comparison.confusion(shown.argmax(axis=1), labels, classes).tolist()
+        found_as = shown.argmax(axis=1)
+        row["confusion"] = confusion_matrix(labels, found_as, labels=range(classes)).tolist()
     return row
 
 
@@ -142,7 +132,7 @@ def disagreements(
     rows: list[dict[str, Any]] = []
     for part, answers in student.items():
         apart = distance(task, answers, teacher[part])
-        for place in comparison.worst(apart, SHOWN):
+        for place in worst(apart, SHOWN):
             text = splits[part].shown(place)
             rows.append(
                 {
@@ -207,3 +197,20 @@ def _said(task: Task, value: Any) -> str:
     if isinstance(value, str):
         return value
     return str(value[0]) if len(value) else "no answer"
+
+
+def agreement(first: np.ndarray, second: np.ndarray) -> float:
+    """Share of examples to which two models give the same answer; of numbers, their Pearson correlation.
+
+    Floating-point numbers count as numbers; everything else is compared as it is.
+    """
+    if np.issubdtype(first.dtype, np.floating):
+        return pearson(first, second)
+    return float(np.mean(first == second))
+
+
+def worst(distance: np.ndarray, count: int) -> list[int]:
+    """The ``count`` examples of largest distance [n], the largest first; those of distance 0 or less are left
+    out."""
+    order = np.argsort(-distance, kind="stable")[:count]
+    return [int(place) for place in order if distance[place] > 0]

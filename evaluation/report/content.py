@@ -65,10 +65,11 @@ from importlib.metadata import version
 from typing import Any
 
 from evaluation.devices.timed_rows import as_json, latency_part, latency_texts, measure_latency
-from evaluation.finetuning.scores import Plan, Results, estimates, macro, medians
+from evaluation.finetuning.scores import Plan, Results, estimates, macro, medians, read_answers
 from evaluation.models import body_parameters, weight_bytes
 from evaluation.recipe_rows import RANDOM, TEACHER, Rows
 from evaluation.report.analysis import analyse
+from evaluation.report.charts import LOSS_TERMS
 from evaluation.report.comparisons import add_comparisons
 from evaluation.report.paper import PAPER
 from infra.cpu.processor import cpu_name, gpu_names
@@ -78,8 +79,6 @@ from infra.settings.sections import Evaluation
 FORM = 2
 """Version of the report's keys; a report of another version is made again from the saved scores."""
 MILLION = 1_000_000
-CURVES = ("loss", "kl", "mlm", "cosine", "relation", "embedding")
-"""Columns of a student's history that are terms of its loss."""
 MOST_POINTS = 200
 """The most points of one curve in the report."""
 
@@ -132,9 +131,10 @@ def build(
             "peak_memory": memory[own],
             "cost": cost(times[own].throughput.values(), settings),
         }
-    tasks, mean = estimates(plan)
+    answers = read_answers(plan)
+    tasks, mean = estimates(plan, answers)
     add_comparisons(found, tasks, mean, {job.task_name: job.task for job in plan.jobs})
-    details, disagreements = analyse(plan, TEACHER, list(rows.students))
+    details, disagreements = analyse(plan, answers, TEACHER, list(rows.students))
     runs = (run for tasks in results.values() for seeds in tasks.values() for run in seeds)
     return {
         "recipe": title,
@@ -180,7 +180,7 @@ def curve(history: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
     """Term of the loss -> [step, value] points, at most ``MOST_POINTS``; terms that are always 0 are left
     out."""
     found = {}
-    for term in CURVES:
+    for term in LOSS_TERMS:
         points = {line["step"]: line[term] for line in history if "step" in line and term in line}
         if any(points.values()):
             ordered = [[step, value] for step, value in sorted(points.items())]

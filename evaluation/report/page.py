@@ -10,11 +10,6 @@ from typing import Any
 from evaluation.recipe_rows import TEACHER
 from evaluation.report import charts, detail_tables, tables
 
-LOSS_TERMS = {
-    "loss": "Training loss", "kl": "KL to the teacher", "mlm": "Masked LM", "cosine": "Cosine",
-    "relation": "Relations", "embedding": "Vectors of texts",
-}  # fmt: skip
-
 
 def to_html(report: Mapping[str, Any]) -> str:
     """The page of a report's content."""
@@ -147,7 +142,7 @@ def _tasks(report: Mapping[str, Any]) -> str:
 
 def _curves(report: Mapping[str, Any], colours: Mapping[str, str]) -> str:
     figures = []
-    for term, title in LOSS_TERMS.items():
+    for term, title in charts.LOSS_TERMS.items():
         lines = {name: found[term] for name, found in report["curves"].items() if term in found}
         if lines:
             drawn = charts.curves(lines, colours, title)

@@ -14,15 +14,12 @@ from matplotlib import pyplot  # noqa: E402  (the backend comes first)
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
 
+from evaluation.report.charts import LOSS_TERMS, PALETTE  # noqa: E402
+
 COLOURS = {"teacher": "#4c566a", "student": "#0072b2", "undistilled": "#d55e00"}
-OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0072b2", "#d55e00")
-"""Colour-blind safe (Okabe and Ito)."""
+OTHERS = (*PALETTE[2:6], *PALETTE[:2])
 WHISKERS: dict[str, Any] = {"elinewidth": 1, "capsize": 3, "ecolor": "0.25"}
 """How intervals are drawn."""
-LOSS_TERMS = {
-    "loss": "total", "kl": "KL to the teacher", "mlm": "masked LM", "cosine": "cosine",
-    "relation": "relations", "embedding": "vectors of texts",
-}  # fmt: skip
 
 
 def colour(name: str, position: int) -> str:

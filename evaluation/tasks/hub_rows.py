@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from evaluation.tasks.official import Table
+from evaluation.tasks.rows import Rows
 from evaluation.tasks.squad import Question
 from infra.errors import UserError
 
@@ -25,20 +25,18 @@ def questions(rows: Any, where: str) -> list[Question]:
     ]
 
 
-def table(rows: Any, texts: Sequence[str], other: str, where: str, labels: Sequence[str] = ()) -> Table:
+def table(rows: Any, texts: Sequence[str], other: str, where: str, labels: Sequence[str] = ()) -> Rows:
     """The columns ``texts`` and one ``other``, whose class ids are replaced by the ``labels`` they stand for.
 
     Raises UserError for a missing column, and for a text that is not a string.
     """
     _require_columns(rows, (*texts, other), where)
-    columns = [list(rows[name]) for name in texts]
-    for name, values in zip(texts, columns, strict=True):
-        for number, value in enumerate(values, start=1):
-            if not isinstance(value, str):
-                raise UserError(f"{where}: row {number}: {name} is {value!r}, not a text")
-    cells = _written(list(rows[other]), labels, getattr(rows.features[other], "names", None))
-    lines = [list(row) for row in zip(*columns, cells, strict=True)]
-    return Table(where, [*texts, other], lines, list(range(1, len(lines) + 1)), unit="row")
+    columns = {name: list(rows[name]) for name in texts}
+    columns[other] = _written(list(rows[other]), labels, getattr(rows.features[other], "names", None))
+    found = Rows(where, columns, range(1, len(columns[other]) + 1), "row")
+    for name in texts:
+        found.texts(name)
+    return found
 
 
 def _require_columns(rows: Any, names: Sequence[str], where: str) -> None:

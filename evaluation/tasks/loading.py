@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from evaluation.tasks import hub_rows, official
-from evaluation.tasks.official import Table
 from evaluation.tasks.own import load_own, own_place
-from evaluation.tasks.rows import hub_place, load_hub
+from evaluation.tasks.rows import Rows, hub_place, load_hub
 from evaluation.tasks.squad import Question, place_answers, read_questions
 from evaluation.tasks.task import Split, Task
 from infra.errors import UserError
@@ -71,14 +70,15 @@ def _from_files(task: Task, part: str, data: str) -> Split:
         texts, ids = official.read_reviews(path, task.labels)
         return Split(texts, np.asarray(ids, dtype=np.int64))
     is_test = task.parts[part].submission is not None
-    table = official.read_tsv(path, () if is_test else task.headerless, task.skip_short_rows)
+    rows, skipped = official.read_tsv(path, () if is_test else task.headerless, task.skip_short_rows)
+    names = [name.lower() for name in task.texts]
     if is_test:
-        return Split(_columns(table, task.texts), None, index=[row[0] for row in table.rows])
+        return Split(_columns(rows, names), None, index=next(iter(rows.columns.values())))
     if task.witness is not None:
-        task.witness(table)
-    split = _labelled(task, table, task.texts, task.label)
-    if table.skipped:
-        split.notes.append(f"{table.skipped} torn rows left out")
+        task.witness(rows)
+    split = _labelled(task, rows, names, task.label.lower())
+    if skipped:
+        split.notes.append(f"{skipped} torn rows left out")
     return split
 
 
@@ -87,19 +87,19 @@ def _answered(questions: Sequence[Question], where: str, no_answer: bool) -> Spl
     return Split([], None, questions=kept, notes=notes)
 
 
-def _labelled(task: Task, table: Table, texts: Sequence[str], label: str) -> Split:
-    """The table's rows with labels that are among the task's."""
-    rows = _columns(table, texts)
+def _labelled(task: Task, rows: Rows, texts: Sequence[str], label: str) -> Split:
+    """The rows with labels that are among the task's."""
+    found = _columns(rows, texts)
     if task.kind == "regression":
         low, high = map(float, task.labels)
-        labels = np.asarray(table.numbers(label, low, high), dtype=np.float32)
+        labels = np.asarray(official.numbers(rows, label, low, high), dtype=np.float32)
     else:
-        labels = np.asarray(table.classes(label, task.labels), dtype=np.int64)
-    return Split(rows, labels)
+        labels = np.asarray(official.classes(rows, label, task.labels), dtype=np.int64)
+    return Split(found, labels)
 
 
-def _columns(table: Table, names: Sequence[str]) -> list[tuple[str, ...]]:
-    return list(zip(*(table.column(name) for name in names), strict=True))
+def _columns(rows: Rows, names: Sequence[str]) -> list[tuple[str, ...]]:
+    return list(zip(*(rows.column(name) for name in names), strict=True))
 
 
 # The hub

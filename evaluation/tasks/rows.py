@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from infra.errors import UserError
+from infra.errors import UserError, first_line
 from infra.files import storage
 from infra.files.content import BLOCK, content_of
 from infra.settings.recipe_words import nearest
@@ -90,17 +90,22 @@ def read_rows(path: str, given: str | None = None) -> Rows:
     kind = format_of(path, given)
     if kind == "squad":
         raise UserError(f"{path}: a .json file is read as SQuAD's, for kind: spans; is it format: jsonl?")
-    rows = _parquet(path) if kind == "parquet" else _TEXTS[kind](path, _text(path))
+    if kind == "parquet":
+        rows = _parquet(path)
+    else:
+        text = read_text(path)
+        if not text.strip():
+            raise UserError(f"{path}: is empty")
+        rows = _TEXTS[kind](path, text)
     if len(rows) == 0:
         raise UserError(f"{path}: has no rows")
     return rows
 
 
-def _text(path: str) -> str:
+def read_text(path: str) -> str:
+    """A UTF-8 file without its byte-order mark; UserError, with the line, for another one."""
     with storage.open_binary(path) as file:
         data = file.read()
-    if not data.strip():
-        raise UserError(f"{path}: is empty")
     content = content_of(data[:BLOCK])
     if content is not None:
         raise UserError(f"{path}: is {content}, not UTF-8 text; convert the file or give its format")
@@ -118,7 +123,7 @@ def _parquet(path: str) -> Rows:
     try:
         table = parquet.read_table(pa.BufferReader(storage.read_bytes(path)))
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: not a Parquet file: {first_line(error)}") from None
     columns = {name: table[name].to_pylist() for name in table.column_names}
     return Rows(path, columns, range(1, table.num_rows + 1), "row")
 
@@ -238,8 +243,7 @@ def load_hub(title: str, arguments: Sequence[str], split: str, revision: str | N
     try:
         return datasets.load_dataset(*arguments, split=split, revision=revision)
     except Exception as error:  # the library raises many unrelated types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{title}: cannot load {'/'.join(arguments)} from the hub ({reason}); "
+            f"{title}: cannot load {'/'.join(arguments)} from the hub ({first_line(error)}); "
             "name a directory of official files with evaluation.data or --data, or files of your own"
         ) from error

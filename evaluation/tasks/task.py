@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.tasks.official import Table
+from evaluation.tasks.rows import Rows
 from evaluation.tasks.squad import Question
 from infra.files import storage
 from infra.settings.task_settings import Kind, TaskSettings
@@ -72,7 +72,7 @@ class Task:
     """Column names of train and dev files that have no header (CoLA)."""
     skip_short_rows: bool = False
     """QQP's official train.tsv has a few torn rows; every published count leaves them out."""
-    witness: Callable[[Table], None] | None = None
+    witness: Callable[[Rows], None] | None = None
     """Raises UserError where another column of the official file contradicts the label."""
     max_length: int | None = None
     """Tokens, for tasks whose texts are long; None: ``evaluation.max_length``."""

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from infra.errors import first_line
+
 LONGEST_VALUE = 6000
 """Characters: MLflow's limit of a param."""
 
@@ -33,4 +35,4 @@ def flat(value: Any, name: str = "") -> dict[str, str]:
 
 def short(problem: BaseException) -> str:
     """The first line of an error, without secrets."""
-    return redact((str(problem).strip() or type(problem).__name__).splitlines()[0])[:200]
+    return redact(first_line(problem))[:200]

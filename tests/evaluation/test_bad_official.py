@@ -41,7 +41,7 @@ BAD = [
         "train",
         "SST-2/train.tsv",
         "text\tlabel\nfine\t1\n",
-        "line 1: no column 'sentence' among text, label",
+        "no column 'sentence'; known are text, label",
     ),
     ("SST-2", "train", "SST-2/train.tsv", b"sentence\tlabel\nfine\t1\nf\xff\t1\n", "line 3: not valid UTF-8"),
     ("SST-2", "train", "SST-2/train.tsv", "sentence,label\nfine,1\n", "no column 'sentence'"),

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from sklearn import metrics as reference
 
-from evaluation.measures import calibration, comparison
+from evaluation.measures import calibration
+from evaluation.report import analysis
 
 CASES = 10_000
 
@@ -93,31 +93,15 @@ def test_reliability_of_each_bin() -> None:
     assert found.accuracy.tolist() == [0, 0, 1.0, 0.5, 1.0]
 
 
-def test_label_scores_are_scikit_learns() -> None:
-    generator = np.random.default_rng(3)
-    for _ in range(300):
-        size, classes = generator.integers(1, 40), int(generator.integers(2, 6))
-        predicted, expected = generator.integers(0, classes, (2, size))
-        counts = comparison.confusion(predicted, expected, classes)
-        names = list(range(classes))
-        assert (counts == reference.confusion_matrix(expected, predicted, labels=names)).all()
-        precision, recall, f1, support = reference.precision_recall_fscore_support(
-            expected, predicted, labels=names, zero_division=0.0
-        )
-        found = comparison.label_scores(counts)
-        for name, values in (("precision", precision), ("recall", recall), ("f1", f1), ("support", support)):
-            np.testing.assert_allclose(found[name], values)
-
-
 def test_agreement() -> None:
-    assert comparison.agreement(np.asarray([0, 1, 2, 2]), np.asarray([0, 1, 1, 2])) == 0.75
+    assert analysis.agreement(np.asarray([0, 1, 2, 2]), np.asarray([0, 1, 1, 2])) == 0.75
     texts = np.asarray(["red car", "house"])
-    assert comparison.agreement(texts, np.asarray(["red car", "a house"])) == 0.5
+    assert analysis.agreement(texts, np.asarray(["red car", "a house"])) == 0.5
     numbers = np.asarray([1.0, 2.0, 4.0])
-    assert comparison.agreement(numbers, 3 * numbers + 1) == pytest.approx(1.0)
-    assert comparison.agreement(numbers, -numbers) == pytest.approx(-1.0)
+    assert analysis.agreement(numbers, 3 * numbers + 1) == pytest.approx(1.0)
+    assert analysis.agreement(numbers, -numbers) == pytest.approx(-1.0)
 
 
 def test_the_worst_come_first() -> None:
-    assert comparison.worst(np.asarray([0.1, 0.9, 0.0, 0.9, -1.0]), 3) == [1, 3, 0]
-    assert comparison.worst(np.asarray([0.0, -1.0]), 3) == []
+    assert analysis.worst(np.asarray([0.1, 0.9, 0.0, 0.9, -1.0]), 3) == [1, 3, 0]
+    assert analysis.worst(np.asarray([0.0, -1.0]), 3) == []

@@ -88,7 +88,7 @@ UNANSWERED: dict[str, list[Any]] = {
         ("SST-2", {"sentence": ["a", "b"], "label": [1, -1]}, "train: row 2: label '-1' is out of range"),
         ("SST-2", {"sentence": ["a", "b"], "label": [1, 2]}, "row 2: label '2' is out of range"),
         ("SST-2", {"sentence": ["a", "b"], "label": [1, None]}, "row 2: label 'None' is out of range"),
-        ("SST-2", {"sentence": ["a", None], "label": [1, 0]}, "row 2: sentence is None, not a text"),
+        ("SST-2", {"sentence": ["a", None], "label": [1, 0]}, "row 2: column 'sentence': None is not a text"),
         ("SST-2", {"text": ["a"], "label": [1]}, "no column 'sentence' among text, label"),
         ("STS-B", {**PAIR, "label": [-1.0]}, "row 1: score -1.0 is out of range; it must be 0 to 5"),
         ("STS-B", {**PAIR, "label": [float("nan")]}, "row 1: score nan is out of range"),

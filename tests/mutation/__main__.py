@@ -90,7 +90,8 @@ def survivors(path: Path, deadline: float) -> tuple[int, list[Mutant]]:
     if is_noticed(path, source, tests, 300):
         sys.exit(f"{path}: its tests fail without a fault")
     limit = 10 + int(5 * (time.monotonic() - started))
-    found, faults = [], list(mutants(source))
+    found: list[Mutant] = []
+    faults = list(mutants(source))
     random.Random(0).shuffle(faults)
     for tried, fault in enumerate(faults):
         if time.monotonic() > deadline:

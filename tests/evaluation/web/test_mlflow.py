@@ -56,7 +56,7 @@ def test_the_pages_show_what_recipes_are_compared_by(tracking: str) -> None:
     row = [f"{best['megabytes']:.1f} MB", f"{best['p50_ms']:.2f} ms", f"{100 * best['macro']:.1f} ["]
     expected = {
         "runs": [*HEADLINE, "lower", "upper", *values],
-        "version": ["Version 1", "@ best", "gap closed", "undistilled", *row],
+        "version": ["Version 1", "@\u00a0best", "gap closed", "undistilled", *row],
         "report": ["report.html", "report.json"],
         "parallel": ["Comparing 2 Runs", "student.layers", *HEADLINE],
     }
