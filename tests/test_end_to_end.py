@@ -199,7 +199,6 @@ def family(recipe: Path, output: Path) -> Path:
     return output.parent / "family"
 
 
-@pytest.mark.slow
 def test_a_student_among_several_is_the_one_that_is_trained_alone(family: Path, output: Path) -> None:
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         alone, among = (model / "model" / name for model in (output / STUDENT, family / "students/same"))
