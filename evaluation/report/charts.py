@@ -10,7 +10,7 @@ from html import escape
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4c566a", "#8c6d31")
 """Colour-blind safe (Okabe and Ito), then a grey and a brown."""
 LOSS_TERMS = {
-    "loss": "total", "kl": "KL to the teacher", "mlm": "masked LM", "cosine": "cosine",
+    "loss": "training loss", "kl": "KL to the teacher", "mlm": "masked LM", "cosine": "cosine",
     "relation": "relations", "embedding": "vectors of texts",
 }  # fmt: skip
 """Columns of a student's history that are terms of its loss -> what a curve is called."""

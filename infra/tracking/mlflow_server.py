@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 IDS = "tracking.json"
 """Key of a run -> MLflow's id."""
-ARTIFACTS = "artifacts:"
-"""Start of a link in a note to an artifact of the nested run; its page in MLflow replaces this word."""
+ARTIFACTS = "artifacts-of-this-run:"
+"""Start of a link in a note to an artifact of the nested run; the address in MLflow replaces this word."""
 POINTS, _PARAMS = 1000, 100
 """MLflow's limits: metric points and params a request."""
 _HOPELESS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "PERMISSION_DENIED")

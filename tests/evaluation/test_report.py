@@ -339,7 +339,7 @@ def test_every_student_has_a_curve_of_each_term(content: dict[str, Any]) -> None
         "tiny": report_content.curve([{"step": 1, "loss": 1.0, "relation": 1.0, "kl": 0.0}]),
     }
     panels = plots.loss_curves(histories).axes  # type: ignore[union-attr]
-    assert [axes.get_title() for axes in panels] == ["total", "relations"]  # a term at 0 is not drawn
+    assert [axes.get_title() for axes in panels] == ["training loss", "relations"]  # a term at 0 is not drawn
     drawn = [[(line.get_label(), list(line.get_ydata())) for line in axes.lines] for axes in panels]
     assert drawn == [[("half", [3.0, 2.0]), ("tiny", [1.0])], [("tiny", [1.0])]]
 

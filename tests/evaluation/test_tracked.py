@@ -124,17 +124,17 @@ def test_seeds_are_told_while_others_still_run(recipe_file: str, monkeypatch: py
         (
             {"name": "own", "kind": "similarity", "test": "~/t.tsv", "text": ("s", "t"), "label": "x"},
             "ignored",
-            "/home/me/t.tsv",
+            "{home}/t.tsv",
         ),
     ],
 )
 def test_places_of_data(
-    settings: dict[str, Any], data: str | None, place: str, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], data: str | None, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from evaluation.tasks.catalogue import find_tasks
     from evaluation.tasks.loading import place_of
     from infra.settings.task_settings import TaskSettings
 
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", str(tmp_path))
     (task,) = find_tasks([TaskSettings(**settings)])
-    assert place_of(task, "test", data) == place
+    assert place_of(task, "test", data) == place.format(home=tmp_path)

@@ -178,7 +178,8 @@ def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, text: str) 
 def test_the_home_directory_is_meant_by_a_tilde_in_every_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+    home = str(tmp_path)
+    monkeypatch.setenv("HOME", home)
     (tmp_path / "r.yaml").write_text(
         "name: x\ncorpus: {path: [~/a/*.txt, s3://b/~/c]}\nteacher: {model: ~/t}\n"
     )
@@ -191,16 +192,16 @@ def test_the_home_directory_is_meant_by_a_tilde_in_every_path(
         "tracking.uri=sqlite:///~/m.db",
     ]
     recipe = load_recipe(str(tmp_path / "r.yaml"), overrides)
-    assert recipe.store_path == "/home/me/x/x/store"
+    assert recipe.store_path == f"{home}/x/x/store"
     assert recipe.corpus is not None
     assert recipe.teacher is not None
-    assert recipe.corpus.path == ("/home/me/a/*.txt", "s3://b/~/c")
-    assert recipe.corpus.validation_path == ("/home/me/v.txt",)
-    assert recipe.teacher.model == "/home/me/t"
-    assert recipe.evaluation.data == "/home/me/d"
-    assert (recipe.train.cache_dir, recipe.train.deepspeed_config) == ("/home/me/c", "/home/me/ds.json")
-    assert recipe.tracking.uri == "sqlite:////home/me/m.db"
-    for uri, meant in {"file://~/m": "file:///home/me/m", "http://h/~me": "http://h/~me"}.items():
+    assert recipe.corpus.path == (f"{home}/a/*.txt", "s3://b/~/c")
+    assert recipe.corpus.validation_path == (f"{home}/v.txt",)
+    assert recipe.teacher.model == f"{home}/t"
+    assert recipe.evaluation.data == f"{home}/d"
+    assert (recipe.train.cache_dir, recipe.train.deepspeed_config) == (f"{home}/c", f"{home}/ds.json")
+    assert recipe.tracking.uri == f"sqlite:///{home}/m.db"
+    for uri, meant in {"file://~/m": f"file://{home}/m", "http://h/~me": "http://h/~me"}.items():
         assert load_recipe(str(tmp_path / "r.yaml"), [f"tracking.uri={uri}"]).tracking.uri == meant
 
 
