@@ -67,7 +67,7 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def world() -> World:
-    """This process as the only rank; what a launcher would have set is not left behind for others."""
+    """This process as the only rank. The environment variables that `start_world` sets are removed again."""
     from student_train.engine.world import start_world
 
     before = dict(os.environ)
@@ -79,8 +79,8 @@ def world() -> World:
 
 @pytest.fixture
 def alone(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    """Lets the student command run within this process. Torch's process group is that of all such tests, so
-    the command neither starts nor ends it."""
+    """Lets the student command run within this process. All such tests share torch's process
+    group, so the command neither starts nor ends it."""
     from student_train.engine import world as worlds
 
     monkeypatch.setattr(worlds, "start_world", lambda: world)

@@ -48,5 +48,7 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     page = (tmp_path / "tutorial.html").read_text()
-    assert 'src="assets/iframe-worker.js"' in page  # without it, pages of a folder have no search
-    assert not re.search(r'<(script|img|iframe)[^>]* src="(https?:)?//', page), "another host is asked"
+    assert 'src="assets/iframe-worker.js"' in page  # without it, pages opened from a folder have no search
+    assert not re.search(r'<(script|img|iframe)[^>]* src="(https?:)?//', page), (
+        "the page loads something from another host"
+    )

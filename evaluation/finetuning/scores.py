@@ -281,9 +281,11 @@ def read_answers(plan: Plan) -> dict[tuple[str, str], Seeds]:
 def estimates(
     plan: Plan, found: Mapping[tuple[str, str], Seeds]
 ) -> tuple[dict[str, intervals.Estimates], intervals.Estimates]:
-    """Scores and their errors of every task, and of the macro score; ``found``: of ``read_answers``."""
+    """Scores and their errors of every task, and of the macro score; ``found``: from ``read_answers``."""
     by_task = {
-        name: _estimate(task, [list(seeds.values()) for (_, of), seeds in found.items() if of == name])
+        name: _estimate(
+            task, [list(seeds.values()) for (_, task_name), seeds in found.items() if task_name == name]
+        )
         for name, task in plan.tasks.items()
     }
     return by_task, intervals.mean([by_task[name] for name in macro_tasks(by_task)])

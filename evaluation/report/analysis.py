@@ -30,7 +30,7 @@ MOST_LABELS = 40
 def analyse(
     plan: Plan, seeds: Mapping[tuple[str, str], Seeds], teacher: str, students: Sequence[str]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """``details.<row>.<task>`` and ``disagreements.<student>.<task>`` of report.json; ``seeds``: of
+    """``details.<row>.<task>`` and ``disagreements.<student>.<task>`` of report.json; ``seeds``: from
     ``read_answers``."""
     results = {
         key: [plan.results[job] or {} for job in plan.chosen if (job.candidate.name, job.task_name) == key]
@@ -120,8 +120,8 @@ def of_labels(task: Task, found: Seeds, middle: Predictions) -> dict[str, Any]:
         },
     }
     if classes <= MOST_LABELS:
-        found_as = shown.argmax(axis=1)
-        row["confusion"] = confusion_matrix(labels, found_as, labels=range(classes)).tolist()
+        predicted = shown.argmax(axis=1)
+        row["confusion"] = confusion_matrix(labels, predicted, labels=range(classes)).tolist()
     return row
 
 

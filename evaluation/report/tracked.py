@@ -21,13 +21,13 @@ from offline_teacher.store.reader import open_store
 DEVICE_NUMBERS = ("score", "int8_score", "int8_lost", "bytes", "int8_size_ratio", "difference")
 """The keys of a task's row on devices whose values are numbers or tables of numbers."""
 _LEFT_OUT = ("student", "references", "best_reference", "seed_scores", "differences")
-"""The keys of a row that are no numbers, or that MLflow would not be searched for: the seeds are points of
-nested runs, and the paired tests are in the report."""
+"""The keys of a row that do not become metrics. Some are no numbers. The seeds' scores are points of nested
+runs, and the paired differences are in the report."""
 
 
 def log_data(run: Run, plan: Plan, recipe: Recipe) -> None:
-    """The recipe's store, where it is finished, and every part of every task with the digest of its score's
-    key."""
+    """Logs the recipe's store, if it is finished, and every part of every task as data sets. The digest of a
+    part is the one in the keys of saved scores."""
     if storage.exists(storage.join(recipe.store_path, MANIFEST)):
         run.log_store(recipe.store_path, open_store(recipe.store_path).digest)
     for name, parts in plan.splits.items():

@@ -41,7 +41,7 @@ TASKS: dict[str, Task] = {
             texts=("sentence",),
             metrics=("matthews",),
             headerless=("source", "label", "mark", "sentence"),
-            witness=official.require_marks,
+            check_labels=official.require_marks,
         ),
         _glue("SST-2", (67_349, 872, 1_821), texts=("sentence",)),
         _glue(
@@ -74,7 +74,7 @@ TASKS: dict[str, Task] = {
             hub_texts=("premise", "hypothesis"),
             label="gold_label",
             labels=("entailment", "neutral", "contradiction"),
-            witness=official.require_majority,
+            check_labels=official.require_majority,
             parts={
                 "train": Part("train.tsv", 392_702, "train"),
                 "dev_matched": Part("dev_matched.tsv", 9_815, "validation_matched"),

@@ -74,11 +74,11 @@ def _from_files(task: Task, part: str, data: str) -> Split:
     names = [name.lower() for name in task.texts]
     if is_test:
         return Split(_columns(rows, names), None, index=next(iter(rows.columns.values())))
-    if task.witness is not None:
-        task.witness(rows)
+    if task.check_labels is not None:
+        task.check_labels(rows)
     split = _labelled(task, rows, names, task.label.lower())
     if skipped:
-        split.notes.append(f"{skipped} torn rows left out")
+        split.notes.append(f"{skipped} rows with too few columns left out")
     return split
 
 

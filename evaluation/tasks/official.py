@@ -56,7 +56,7 @@ def classes(rows: Rows, name: str, labels: Sequence[str]) -> list[int]:
 
 
 def numbers(rows: Rows, name: str, low: float, high: float) -> list[float]:
-    """A column as numbers; UserError naming the line of one that is outside [low, high]."""
+    """A column as numbers; UserError naming the line of a value that is no number in [low, high]."""
     found = []
     for row, value in enumerate(rows.column(name)):
         try:
@@ -91,7 +91,9 @@ def require_majority(rows: Rows) -> None:
 
 
 def read_tsv(path: str, headerless: Sequence[str] = (), skip_short_rows: bool = False) -> tuple[Rows, int]:
-    """(rows, number of short ones left out) of a tab-separated file; names of columns in lower case.
+    """(rows, number of rows left out because they have too few columns) of a tab-separated file.
+
+    The names of its columns are put in lower case.
 
     ``headerless``: the names of the columns where the file has no header line. UserError: invalid UTF-8 or a
     wrong column count, with the line number; an empty file.

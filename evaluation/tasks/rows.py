@@ -103,7 +103,8 @@ def read_rows(path: str, given: str | None = None) -> Rows:
 
 
 def read_text(path: str) -> str:
-    """A UTF-8 file without its byte-order mark; UserError, with the line, for another one."""
+    """The text of a UTF-8 file, without a byte-order mark. UserError for other content; it names the line of
+    invalid UTF-8."""
     with storage.open_binary(path) as file:
         data = file.read()
     content = content_of(data[:BLOCK])

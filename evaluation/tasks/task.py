@@ -71,8 +71,8 @@ class Task:
     headerless: tuple[str, ...] = ()
     """Column names of train and dev files that have no header (CoLA)."""
     skip_short_rows: bool = False
-    """QQP's official train.tsv has a few torn rows; every published count leaves them out."""
-    witness: Callable[[Rows], None] | None = None
+    """QQP's official train.tsv has a few rows with too few columns; every published count leaves them out."""
+    check_labels: Callable[[Rows], None] | None = None
     """Raises UserError where another column of the official file contradicts the label."""
     max_length: int | None = None
     """Tokens, for tasks whose texts are long; None: ``evaluation.max_length``."""

@@ -45,7 +45,8 @@ def library(
     source: Path, without_it: str, functions: Iterable[str] = (), arguments: Sequence[Any] = ()
 ) -> ctypes.CDLL | None:
     """The built library of ``source``. If it cannot be built: None, after a warning that begins with
-    ``without_it``. ``functions`` of it take ``arguments``, types of ctypes, and return nothing."""
+    ``without_it``. The functions named in ``functions`` take ``arguments`` (types of ctypes) and return
+    nothing."""
     try:
         loaded = ctypes.CDLL(str(_built(source)))
         for name in functions:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 IDS = "tracking.json"
 """Key of a run -> MLflow's id."""
 ARTIFACTS = "artifacts-of-this-run:"
-"""Start of a link in a note to an artifact of the nested run; the address in MLflow replaces this word."""
+"""In a note, a link to an artifact of the nested run begins like this. When the note is sent, the address of
+the run's artifacts in MLflow replaces it."""
 POINTS, _PARAMS = 1000, 100
 """MLflow's limits: metric points and params a request."""
 _HOPELESS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "PERMISSION_DENIED")

@@ -65,7 +65,7 @@ def save(directory: str, target: str) -> None:
         outputs=Schema([ColSpec(Array(DataType.double), "vector")]),
     )
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as draft:
-        warnings.simplefilter("ignore", UserWarning)  # of type hints of its own
+        warnings.simplefilter("ignore", UserWarning)  # of type hints in MLflow's own code
         copy = os.path.join(draft, "model")  # MLflow may read some characters of a path as those of a URL
         shutil.copytree(directory, copy)
         mlflow.pyfunc.save_model(

@@ -58,7 +58,10 @@ class QueriesKeysValues:
 
 
 def projected(encoder: Any, layer: int, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Q, K, V of a layer, each [B, L, D], from the states [B, L, D] that enter it, and no more."""
+    """Q, K, V of a layer, each [B, L, D], from the states [B, L, D] that enter it.
+
+    Runs only the layer's projections, and its norm if one comes before them.
+    """
     family = family_of(encoder.config)
     block = encoder.get_submodule(family.layers)[layer]
     if family.attention_norm is not None:

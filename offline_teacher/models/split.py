@@ -55,7 +55,7 @@ def lower(model: Any, replay_layers: int) -> Lower:
 
 
 def lower_of(config: Any, weights: Mapping[str, Tensor], replay_layers: int) -> Lower:
-    """`lower` of a stored teacher. ``weights``: all of its tensors, named as by `weights.named_weights`.
+    """`lower` of a stored teacher. ``weights``: all of its tensors, named as `named_weights` does.
 
     Raises UserError if a tensor is missing or has another shape.
     """

@@ -71,7 +71,7 @@ class Objective:
     """Runs the teacher's top layers, in the dtype of the student's computation. None: the loss reads only
     stored top-k logits or stored vectors."""
     live: Lower | None = None
-    """The teacher below its replayed layers, which then runs in every step. None: its hidden states are read
+    """The teacher's layers below the replayed ones, which run in every step. None: the hidden states are read
     from the store."""
     pooling: Pooling | None = None
     """How the teacher makes one vector of a text, where the loss compares such vectors."""
@@ -99,8 +99,10 @@ class Objective:
         return terms
 
     def student(self, model: StudentModel, batch: Batch) -> tuple[Tensor | None, dict[str, Tensor] | None]:
-        """The student's last hidden states, and what its relations are made of, each [B, L, D]; None where
-        the loss does not need it."""
+        """The student's last hidden states [B, L, D], and its queries, keys and values, each [B, L, D].
+
+        Either is None if the loss does not use it.
+        """
         train, ids, count = self.train, batch.input_ids, None if batch.full else batch.token_count
         if not train.alpha_relation:
             return model.body(ids, count), None

@@ -78,7 +78,7 @@ class StudentModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That the model computes in."""
+        """The dtype of the parameters, in which the model computes."""
         return next(self.model.parameters()).dtype
 
     def head_transform(self, hidden: Tensor) -> Tensor:

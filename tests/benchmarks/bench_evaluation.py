@@ -1,5 +1,5 @@
-"""Fine-tuning rate against ``transformers.Trainer``, whose other settings are its defaults: same model, rows,
-epochs, batch size, learning rate, dtype and threads.
+"""Fine-tuning rate against ``transformers.Trainer`` with the same model, rows, epochs, batch size, learning
+rate, dtype and threads. Its other settings are its defaults.
 
     python tests/benchmarks/bench_evaluation.py --model DIR --data DIR [--rows 2000] [--seeds 3]
 
@@ -51,7 +51,7 @@ def ours(
 def trainer(
     candidate: Candidate, task: Task, train: Split, dev: Split, seed: int, schedule: Schedule
 ) -> tuple[float, float]:
-    """The same with ``TrainingArguments`` as they are but for the schedule, seed and reporting."""
+    """The same with the defaults of ``TrainingArguments``, except for schedule, seed, device and saving."""
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     tokenizer, model = load_tokenizer(candidate.directory), load_model(candidate, task, seed)

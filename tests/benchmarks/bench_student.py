@@ -1,6 +1,6 @@
 """Training from a store over training with the teacher in the loop, and over a store already in memory.
 
-    python tests/benchmarks/bench_student.py half 6x384 3x384    # some of these; each a few minutes
+    python tests/benchmarks/bench_student.py [half] [6x384] [3x384]    # default: all; each takes minutes
 
 All sides do whole optimiser steps of the same shape and dtype, in turn, on torch's threads. The weights and
 the stored numbers are random: they do not change what is computed. Teachers in the loop:
@@ -128,7 +128,7 @@ class Training:
 
 
 def run(names: Sequence[str] = ()) -> list[Row]:
-    """The rows of these cases; of all of them by default."""
+    """Rows of the named cases; of all cases if none is named."""
     world = start_world()
     rows: list[Row] = []
     for name in names or CASES:

@@ -140,7 +140,7 @@ def test_a_test_part_keeps_the_servers_index(tmp_path: Path) -> None:
 def test_torn_rows_and_row_counts_are_reported(tmp_path: Path) -> None:
     data = write(tmp_path, *QUIRKS[6][:2])
     assert load(find_task("QQP"), "train", data).notes == [
-        "QQP train: 1 torn rows left out",
+        "QQP train: 1 rows with too few columns left out",
         "QQP train: 2 rows, the official set has 363,846",
     ]
 

@@ -1,10 +1,10 @@
-"""Puts one fault at a time into a module of evaluation, and names the faults that its tests do not notice.
+"""Puts one fault at a time into a module of evaluation, and lists those that its tests do not notice.
 
     python -m tests.mutation evaluation/measures/metrics.py
     python -m tests.mutation --seconds 400 evaluation/tasks evaluation/submission.py
 
-Each fault is tried in a process of its own, which runs the module's tests until one fails. A fault that no
-test notices either changes no result, or tells which test is missing.
+Each fault is tried in a process of its own, which runs the module's tests until one fails. If no test
+notices a fault, either it changes no result or a test is missing.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Faulty(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def is_noticed(path: Path, source: str, tests: Sequence[str], limit: int) -> bool:
-    """Whether a test fails in a child process, or none has after ``limit`` seconds and they still run."""
+    """Whether the tests, run in a child process on ``source``, fail or take longer than ``limit`` seconds."""
     child = os.fork()
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -83,7 +83,7 @@ def is_noticed(path: Path, source: str, tests: Sequence[str], limit: int) -> boo
 
 
 def survivors(path: Path, deadline: float) -> tuple[int, list[Mutant]]:
-    """(number of faults tried, those that no test noticed), in a random order until the deadline."""
+    """Tries faults in random order until the deadline; (how many, those that no test noticed)."""
     folder = next(name for name in TESTS if str(path).startswith(name))
     tests = [f"tests/evaluation/{name}.py" for name in TESTS[folder]]
     source, started = path.read_text(), time.monotonic()

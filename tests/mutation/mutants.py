@@ -33,7 +33,7 @@ class Mutant:
 
 
 def mutants(source: str) -> Iterator[Mutant]:
-    """Every fault of ``_FAULTS`` at every place, but not in annotations and in the words of messages."""
+    """Every fault of ``_FAULTS`` at every place, except in annotations, f-strings and ``UserError(...)``."""
     tree = ast.parse(source)
     left_out = {id(node) for part in _without_effect(tree) for node in ast.walk(part)}
     for place, node in enumerate(ast.walk(tree)):

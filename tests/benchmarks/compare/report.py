@@ -36,7 +36,8 @@ one per training run. A number in brackets is the standard deviation over traini
 brackets has one seed. KL is between teacher and student, in nats per token, on held-out text. *Relations* is
 MiniLMv2's distance on that text. *Agreement* is the share of masked tokens for which teacher and student name
 the same word. Scores are those of GLUE's dev sets after fine-tuning, times 100, and *mean* is that of the
-tasks. *Gain/min* is how much of it a minute of training adds to the untrained row above.
+tasks. *Gain/min* is a row's mean less that of the untrained row above it, divided by the minutes of training.
+It is empty in tables without an untrained row.
 """
 
 Result = dict[str, Any]

@@ -1,4 +1,4 @@
-"""The page's own tests in headless Chromium: their packages, a server of a folder, and one visit."""
+"""The page's own tests in headless Chromium: their packages, an HTTP server for a folder, and one visit."""
 
 from __future__ import annotations
 

@@ -24,13 +24,13 @@ from tests.s3_server import free_port, wait_for_port
 
 SCRIPT = Path(__file__).with_name("mlflow_visit.mjs")
 HEADLINE = ("macro", "retention", "gap_closed", "kl", "megabytes", "p50_ms")
-"""Metrics of a recipe's own run."""
+"""Metrics of a recipe's own run that the pages have to show."""
 COMPLETE = {"version": ["Tags"], "report": ["report.json"]}
 """Page -> texts that it shows once it is complete."""
 
 
 def mlflow_ui(tracking: str) -> AbstractContextManager[str]:
-    """The address of MLflow's pages of a database."""
+    """Serves MLflow's pages of a database. Yields their address."""
     return mlflow_command("ui", "--workers", "1", "--backend-store-uri", tracking, tracking=tracking)
 
 
@@ -72,9 +72,11 @@ def visit(
     expected: dict[str, list[str]] | None = None,
     pictures: Path | None = None,
 ) -> dict[str, Any]:
-    """Text and errors of each page that ``mlflow_visit.mjs`` opens, complete when it shows what is expected.
+    """Text and errors of each page that ``mlflow_visit.mjs`` opens. A page is complete when it shows what is
+    expected.
 
-    ``runs``: of recipes. The version is the first one of the first recipe. Raises Missing without a browser.
+    ``runs``: those of recipes. The page of a model version is that of version 1 of the first recipe's
+    student. Raises Missing without a browser.
     """
     asked = {
         "experiment": runs[0].info.experiment_id,

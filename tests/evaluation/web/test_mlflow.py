@@ -47,7 +47,7 @@ def tracking(
     return sqlite_uri(str(base / "runs/mlflow.db"))
 
 
-def test_the_pages_show_what_recipes_are_compared_by(tracking: str) -> None:
+def test_the_pages_show_the_metrics_that_compare_recipes(tracking: str) -> None:
     runs = recipes(tracking)
     assert {run.info.run_name for run in runs} == {"lower", "upper"}
     assert all(run.data.metrics.keys() >= set(HEADLINE) for run in runs)
@@ -77,7 +77,7 @@ def served(tracking: str) -> Iterator[str]:
         yield address
 
 
-def test_a_served_student_answers_as_a_loaded_one(
+def test_a_served_student_gives_the_vectors_of_a_loaded_one(
     served: str, tracking: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow

@@ -63,11 +63,11 @@ def test_positions_that_no_term_looks_at_cost_nothing(
 
 
 @pytest.mark.parametrize(
-    ("changes", "unused", "unseen"),
+    ("changes", "of_the_teacher", "of_the_student"),
     [
         (RELATIONS, "last_hidden", "body"),
-        ({}, "queries_keys_values", "queries_keys_values"),
-        ({"soft_targets": "topk", "alpha_cos": 0.0}, "last_hidden", "queries_keys_values"),
+        ({}, "queries_keys_values", "body_and_queries_keys_values"),
+        ({"soft_targets": "topk", "alpha_cos": 0.0}, "last_hidden", "body_and_queries_keys_values"),
     ],
 )
 def test_no_more_is_run_than_the_loss_needs(
@@ -75,13 +75,13 @@ def test_no_more_is_run_than_the_loss_needs(
     stores: typing.Callable[..., Store],
     monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, Any],
-    unused: str,
-    unseen: str,
+    of_the_teacher: str,
+    of_the_student: str,
 ) -> None:
     store, train = stores(replay_layers=1), train_of(**changes)
     model = student_of(teacher, train)
-    monkeypatch.setattr(Replay, unused, lambda *_: pytest.fail(f"{unused} was replayed"))
-    monkeypatch.setattr(StudentModel, unseen, lambda *_: pytest.fail(f"the student's {unseen} was computed"))
+    monkeypatch.setattr(Replay, of_the_teacher, lambda *_: pytest.fail(f"{of_the_teacher} was replayed"))
+    monkeypatch.setattr(StudentModel, of_the_student, lambda *_: pytest.fail(f"{of_the_student} was run"))
     monkeypatch.setattr(
         Replay, "last_hidden_and_queries_keys_values", lambda *_: pytest.fail("both were replayed")
     )
