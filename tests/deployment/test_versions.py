@@ -167,3 +167,12 @@ def test_ci_builds_every_image_and_asks_each_for_its_python() -> None:
     assert {ROOT / name for name in built} == set(IMAGES)
     assert 'docker build -f "${{ matrix.dockerfile }}"' in text
     assert "infra/deploy/install/python-version" in text
+
+
+def test_images_of_others_are_pinned_by_digest() -> None:
+    """A tag can be moved to another image; a digest cannot."""
+    text = "\n".join(path.read_text() for path in DEPLOYED)
+    images = re.findall(r"^(?:FROM|\s*image:) (\S+)$", text, re.M)
+    foreign = {image for image in images if not re.match(r"(registry\.example\.org/)?distillation:", image)}
+    assert {image.split(":")[0] for image in foreign} == {"debian", "nvidia/cuda", "postgres"}
+    assert all(re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image) for image in foreign)

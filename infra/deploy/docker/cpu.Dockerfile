@@ -1,5 +1,5 @@
 # docker build -f infra/deploy/docker/cpu.Dockerfile -t distillation:cpu .
-FROM debian:bookworm-slim
+FROM debian:bookworm-slim@sha256:96e378d7e6531ac9a15ad505478fcc2e69f371b10f5cdf87857c4b8188404716
 WORKDIR /app
 ENV UV_PYTHON_INSTALL_DIR=/opt/python UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1 UV_TORCH_BACKEND=cpu
 # The packages are a layer of their own: an edited source file reinstalls nothing.
