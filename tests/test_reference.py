@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from docs import demo_table
 from docs.reference import FOLDER, pages
 
 STALE = "is not up to date: run python -m docs.reference"
@@ -23,3 +24,10 @@ def test_settings(written: dict[str, str]) -> None:
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="argparse words its help differently there")
 def test_commands(written: dict[str, str]) -> None:
     assert (FOLDER / "commands.md").read_text() == written["commands.md"], f"commands.md {STALE}"
+
+
+def test_front_page() -> None:
+    """The README shows the demo's kept result as the demo prints it today."""
+    assert demo_table.README.read_text() == demo_table.front_page(), (
+        "README.md: run python -m docs.demo_table"
+    )

@@ -11,8 +11,10 @@ import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  (the backend comes first)
+from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
+from matplotlib.transforms import Bbox  # noqa: E402
 
 from evaluation.report.charts import LOSS_TERMS, PALETTE  # noqa: E402
 
@@ -89,20 +91,37 @@ def score_against_latency(report: Mapping[str, Any]) -> bytes:
         drawn = {"alpha": 0.75, "linewidths": 0} | look(report, name, position)
         axes.scatter(x, y, s=1200 * _megabytes(row) / largest, **drawn)
         axes.errorbar(x, y, yerr=_whiskers([y], [row["intervals"]["macro"]]), fmt="none", **WHISKERS)
-        axes.annotate(
-            f"{name}\n{row['parameters'] / 1e6:.1f} M, {_megabytes(row):.0f} MB",
-            (x, y), xytext=(24, 0), textcoords="offset points", va="center", fontsize=9,
-        )  # fmt: skip
     axes.set_xlabel("median latency a sentence pair, ms (batch size 1, CPU)")
     axes.set_ylabel("macro score, %")
     axes.set_title("Score against latency; area: size in float32")
-    axes.set_xlim(0, 1.35 * max(row["latency"]["p50_ms"] for row in rows.values()))
+    axes.set_xlim(0, 1.45 * max(row["latency"]["p50_ms"] for row in rows.values()))
     ends = [100 * end for row in rows.values() for end in row["intervals"]["macro"].values()]
     room = max(2.0, 0.15 * (max(ends) - min(ends)))
     axes.set_ylim(min(ends) - room, max(ends) + room)
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
+    _label_discs(figure, axes, rows)
     return _png(figure)
+
+
+def _label_discs(figure: Figure, axes: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes name and size of each model beside its disc; a label moves up if it would cover another."""
+    labels = [
+        axes.annotate(
+            f"{name}\n{row['parameters'] / 1e6:.2f} M, {_megabytes(row):.1f} MB",
+            (row["latency"]["p50_ms"], 100 * row["macro"]),
+            xytext=(24, 0), textcoords="offset points", va="center", fontsize=9,
+        )
+        for name, row in sorted(rows.items(), key=lambda item: item[1]["macro"])
+    ]  # fmt: skip
+    figure.draw_without_rendering()
+    placed: list[Bbox] = []
+    for label in labels:
+        while hits := [box for box in placed if box.overlaps(label.get_window_extent())]:
+            pixels = max(box.y1 for box in hits) - label.get_window_extent().y0 + 1
+            x, y = label.xyann
+            label.xyann = (x, y + pixels * 72 / figure.dpi)
+        placed.append(label.get_window_extent())
 
 
 def _megabytes(row: Mapping[str, Any]) -> float:

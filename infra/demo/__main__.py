@@ -7,14 +7,14 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from infra import console
 from infra.cpu.processor import computes_bfloat16
 from infra.demo.material import make_material
+from infra.demo.result import result_table
 from infra.demo.stage import run_stage
 from infra.files import storage
 from infra.settings.recipe_file import load_recipe
@@ -59,32 +59,14 @@ def main() -> None:
         say(f"$ {shlex.join(words)}  (about {duration})")
         run_stage(words, environment, Path(recipe.root) / "logs" / f"{name}.log")
     report = storage.read_json(f"{recipe.evaluation_dir}/report.json")
-    student = storage.read_json(storage.join(recipe.run("student").directory, "model.json"))
-    say(f"\n{summary(report, student['results']['validation'])}\n")
+    models = {
+        name: storage.read_json(storage.join(run.directory, "model.json"))
+        for name, run in recipe.runs().items()
+    }
+    held_out = {name: model["results"]["validation"] for name, model in models.items()}
+    say(f"\n{result_table(report, held_out)}\n")
     say(f"Scores: percent, medians of {len(report['seeds'])} seeds [95 % intervals over examples and seeds].")
     say(f"Done in {console.duration(time.monotonic() - begin)}. {NEXT.format(recipe=recipe)}")
-
-
-def summary(report: Mapping[str, Any], held_out: Mapping[str, float]) -> str:
-    """The demo's result table: scores and held-out masked-LM loss, with one column per model."""
-    rows, lines = {name: report["rows"][name] for name in ("teacher", "student", "undistilled")}, []
-    measures = [(task, "scores", task) for task in rows["teacher"]["scores"]] + [("mean", "macro", None)]
-    for title, name, task in measures:
-        cells = [_score(row, name, task) for row in rows.values()]
-        gap = rows["student"]["gap_closed"] if task is None else rows["student"]["gap_closed_by_task"][task]
-        lines.append([title, *cells, "" if gap is None else f"{100 * gap:.0f} %"])
-    losses = {"teacher": held_out["teacher_mlm_loss"], "student": held_out["mlm_loss"]}
-    lines.append(["masked-LM loss", *(f"{losses[name]:.3f}" if name in losses else "" for name in rows), ""])
-    lines.append(["parameters", *(f"{row['parameters'] / 1e6:.2f} M" for row in rows.values()), ""])
-    lines.append(["a sentence", *(f"{row['latency']['p50_ms']:.2f} ms" for row in rows.values()), ""])
-    return console.table(lines, ["", *rows, "gap closed"])
-
-
-def _score(row: Mapping[str, Any], name: str, task: str | None) -> str:
-    value, ends = row[name], row["intervals"][name]
-    if task is not None:
-        value, ends = value[task]["score"], ends[task]
-    return f"{100 * value:.1f} [{100 * ends['low']:.1f}, {100 * ends['high']:.1f}]"
 
 
 def cli() -> NoReturn:

@@ -5,7 +5,7 @@
 1. A demo that nobody stops; ``--reference`` names a directory where one has been made already.
 2. A demo stopped eight times: in each of its four stages once by SIGINT to the foreground processes, as a
    terminal sends it, and once by SIGKILL of every process. Each start is the same command.
-3. The store and the student's weights must be the same, byte for byte, and so must the
+3. The store and the students' weights must be the same, byte for byte, and so must the
    scores of every fine-tuning run.
 
 Prints a table; exits 1 where anything differs. About 10 minutes on two cores, half with ``--reference``.
@@ -102,9 +102,10 @@ def whole(directory: Path, what: str) -> Row:
 def same(reference: Path, directory: Path) -> list[Row]:
     stored, kept = (contents(root / "runs/demo/store") for root in (reference, directory))
     rows: list[Row] = [["store: files, all the same bytes", len(stored), bool(stored) and stored == kept]]
-    weights = "runs/demo/students/student/model/model.safetensors"
-    equal = (reference / weights).read_bytes() == (directory / weights).read_bytes()
-    rows.append(["student's weights: the same bytes", (reference / weights).stat().st_size, equal])
+    for student in ("half", "small"):
+        weights = f"runs/demo/students/{student}/model/model.safetensors"
+        equal = (reference / weights).read_bytes() == (directory / weights).read_bytes()
+        rows.append([f"{student}: weights, the same bytes", (reference / weights).stat().st_size, equal])
     expected, found = scores(reference), scores(directory)
     return [
         *rows,

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.text import Annotation
 
 from evaluation.measures.intervals import Component, Estimates, mean
 from evaluation.report import comparisons, plots, tables
@@ -301,6 +303,21 @@ def test_scores_are_drawn_with_their_intervals(content: dict[str, Any]) -> None:
         ends = one["intervals"]["macro"]
         assert (low, high) == (pytest.approx(100 * ends["low"]), pytest.approx(100 * ends["high"]))
         assert axes.get_ylim()[0] < low < high < axes.get_ylim()[1]
+
+
+@pytest.mark.usefixtures("drawn")
+def test_labels_of_close_models_do_not_cover_each_other(content: dict[str, Any]) -> None:
+    rows = family_rows()
+    for number, each in enumerate(rows.values()):
+        each["macro"] = 0.5 + 0.01 * number
+    compare(rows)
+    family = content | {"rows": rows, "students": ["half", "tiny", "other"]}
+    axes = plots.score_against_latency(family).axes[0]  # type: ignore[attr-defined]
+    labels = [text for text in axes.texts if isinstance(text, Annotation)]
+    assert len(labels) == len(rows)
+    for one, other in itertools.combinations(labels, 2):
+        assert not one.get_window_extent().overlaps(other.get_window_extent())
+    assert min(label.xyann[1] for label in labels) == 0
 
 
 @pytest.mark.usefixtures("drawn")
