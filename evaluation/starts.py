@@ -38,17 +38,15 @@ def start_of(run: StudentRun, store: Store, directory: str, stack: ExitStack) ->
 def _build(run: StudentRun, store: Store, directory: str) -> None:
     from infra.files.cache import Cache
     from offline_teacher.models.slicing import starting_weights
-    from offline_teacher.models.students import Shape, choose_layers, new_student, student_config
+    from offline_teacher.models.students import new_student, planned_student
     from offline_teacher.store.reader import CACHE_BYTES
     from offline_teacher.stored_teacher import stored_config, stored_weights, teacher_of
 
-    student, teacher = run.student, stored_config(store)
+    teacher = stored_config(store)
     with tempfile.TemporaryDirectory() as draft, teacher_of(store):
         cache = Cache(storage.join(draft, ".cache"), CACHE_BYTES)
         weights = stored_weights(store, teacher, cache, complete=True)
-        layers = choose_layers(student.layers, teacher)
-        shape = Shape(student.hidden_size, student.attention_heads, student.intermediate_size)
-        config = student_config(teacher, layers, shape)
+        layers, config = planned_student(run.student, teacher)
         start = starting_weights(config, teacher, weights, layers)
         model = new_student(config, start, head=False)
         model.save_pretrained(storage.join(draft, "model"))

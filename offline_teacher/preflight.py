@@ -51,11 +51,10 @@ def check(recipe: Recipe, source: Source, parts: dict[str, list[Part]]) -> None:
 
 def check_students(recipe: Recipe, source: Source) -> None:
     """Raises UserError if a student of the recipe cannot be built from this teacher."""
-    from offline_teacher.models.students import Shape, choose_layers, student_config
+    from offline_teacher.models.students import planned_student
 
     for run in recipe.runs().values():
-        layers = choose_layers(run.student.layers, source.config)
-        student_config(source.config, layers, Shape(hidden_size=run.student.hidden_size), run.student.dropout)
+        planned_student(run.student, source.config)
 
 
 def encoder_of(source: Source) -> Encoder:

@@ -26,10 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infra.errors import UserError
 from offline_teacher.families import family_of
 from offline_teacher.families.family import Family
-from offline_teacher.models.students import student_weights
+from offline_teacher.models.students import require_slices, student_weights, widths
 
 Index = Tensor
 """int64: which rows or columns are kept, ascending."""
@@ -45,17 +44,12 @@ def starting_weights(
         weights: of the teacher, as `weights.named_weights` names them.
 
     Raises:
-        UserError: the heads do not fit.
+        UserError: the student's attention heads cannot be cut out of the teacher's.
     """
     start = student_weights(teacher, weights, layers)
     full = family_of(teacher).config(teacher)
+    require_slices(student, full)
     return start if widths(student) == widths(full) else sliced_weights(student, start, widths(full)[2])
-
-
-def widths(config: Any) -> tuple[int, int, int]:
-    """Hidden size, feed-forward width, attention heads."""
-    wide = getattr(config, family_of(config).own_name("intermediate_size"))
-    return config.hidden_size, wide, config.num_attention_heads
 
 
 def sliced_weights(student: Any, weights: Mapping[str, Tensor], teacher_heads: int) -> dict[str, Tensor]:
@@ -65,9 +59,6 @@ def sliced_weights(student: Any, weights: Mapping[str, Tensor], teacher_heads: i
         student: the narrower student's configuration.
         weights: of `students.student_weights`: the student's names, the teacher's widths.
         teacher_heads: attention heads of the teacher.
-
-    Raises:
-        UserError: the heads do not fit.
     """
     family = family_of(student)
     cuts = _Cuts(family, family.config(student), weights, teacher_heads)
@@ -144,11 +135,6 @@ def _attention_dimensions(size: Tensor, teacher_heads: int, heads: int, width: i
     if kept == by_head.shape[1]:
         chosen = _largest(by_head.sum(1), heads)
         return torch.cat([torch.arange(kept) + int(head) * kept for head in chosen])
-    if heads != teacher_heads or kept > by_head.shape[1]:
-        raise UserError(
-            f"student.attention_heads: {heads} heads of {kept} dimensions cannot be cut out of the teacher's"
-            f" {teacher_heads} of {by_head.shape[1]}; keep one of the two numbers, or set init: random"
-        )
     offset = torch.arange(heads) * by_head.shape[1]
     return torch.cat([_largest(row, kept) + start for row, start in zip(by_head, offset, strict=True)])
 
@@ -160,7 +146,7 @@ def _rotary_dimensions(size: Tensor, teacher_heads: int, heads: int, width: int)
     """
     whole = len(size) // teacher_heads
     kept = width // heads
-    if kept == whole or heads != teacher_heads or kept > whole:
+    if kept == whole:
         return _attention_dimensions(size, teacher_heads, heads, width)
     pairs = torch.arange(kept // 2) * whole // kept
     of_a_head = torch.cat([pairs, pairs + whole // 2])

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from infra.errors import UserError
+from infra.settings.sections import Student
 from offline_teacher.families import family_of
 from offline_teacher.models.weights import load_named
 
@@ -79,6 +80,43 @@ def student_config(
     fields = family.student_fields(teacher, layers)
     fields |= {student.own_name(name): size for name, size in sizes.items()}
     return student.config({**fields, **dict.fromkeys(student.dropouts, dropout)})
+
+
+def planned_student(student: Student, teacher: Any) -> tuple[tuple[int, ...], PretrainedConfig]:
+    """Returns the teacher's layers that a recipe's student starts from, and the student's configuration.
+
+    Raises UserError if layers or widths do not fit the teacher.
+    """
+    layers = choose_layers(student.layers, teacher)
+    shape = Shape(student.hidden_size, student.attention_heads, student.intermediate_size)
+    config = student_config(teacher, layers, shape, student.dropout)
+    if student.init == "teacher":
+        require_slices(config, family_of(teacher).config(teacher))
+    return layers, config
+
+
+def widths(config: Any) -> tuple[int, int, int]:
+    """Hidden size, feed-forward width, attention heads."""
+    wide = getattr(config, family_of(config).own_name("intermediate_size"))
+    return config.hidden_size, wide, config.num_attention_heads
+
+
+def require_slices(student: Any, teacher: Any) -> None:
+    """Raises UserError if such a student cannot start from slices of the teacher's layers."""
+    names = ("hidden_size", "intermediate_size", "attention_heads")
+    for name, own, most in zip(names, widths(student), widths(teacher), strict=True):
+        if own > most:
+            raise UserError(
+                f"student.{name}: {own} is more than the teacher's {most}, and the student starts from the"
+                " teacher's layers; set student.init: random"
+            )
+    (width, _, heads), (teacher_width, _, teacher_heads) = widths(student), widths(teacher)
+    if heads != teacher_heads and width // heads != teacher_width // teacher_heads:
+        raise UserError(
+            f"student.attention_heads: {heads} heads of {width // heads} dimensions cannot be cut out of the"
+            f" teacher's {teacher_heads} heads of {teacher_width // teacher_heads}; keep the teacher's number"
+            " of heads or its dimensions per head, or set student.init: random"
+        )
 
 
 def student_weights(teacher: Any, weights: Mapping[str, Tensor], layers: Sequence[int]) -> dict[str, Tensor]:

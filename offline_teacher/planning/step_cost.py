@@ -11,7 +11,7 @@ from typing import Any
 
 from infra.settings.recipe import Recipe, StudentRun
 from offline_teacher.families import family_of
-from offline_teacher.models.students import Shape, choose_layers, student_config
+from offline_teacher.models.students import planned_student
 from offline_teacher.store.schema import Layout
 
 
@@ -24,8 +24,7 @@ def step_cost(recipe: Recipe, teacher: Any, layout: Layout) -> dict[str, dict[st
 
 
 def _cost(run: StudentRun, teacher: Any, layout: Layout) -> dict[str, float]:
-    layers = choose_layers(run.student.layers, teacher)
-    config = student_config(teacher, layers, Shape(hidden_size=run.student.hidden_size), run.student.dropout)
+    layers, config = planned_student(run.student, teacher)
     own = 3 * len(layers) * _layer(config, layout.length)
     looks = bool(run.train.alpha_ce or run.train.alpha_mlm)
     vocabulary = 3 * 2 * config.hidden_size * layout.vocab_size * looks

@@ -25,14 +25,9 @@ from offline_teacher.models.head import masked_lm_head
 from offline_teacher.models.masks import encoder_mask
 from offline_teacher.models.pooling import Pooling, pool
 from offline_teacher.models.recording import QueriesKeysValues, projected
-from offline_teacher.models.slicing import starting_weights, widths
+from offline_teacher.models.slicing import starting_weights
 from offline_teacher.models.split import cut
-from offline_teacher.models.students import (
-    Shape,
-    choose_layers,
-    new_student,
-    student_config,
-)
+from offline_teacher.models.students import new_student, planned_student
 from offline_teacher.models.weights import has_masked_lm_head
 from student_train.objectives.relations import relation_heads
 
@@ -137,11 +132,7 @@ def architecture(
             "student.init: teacher needs the teacher's weights, which the store does not hold"
             " (store.teacher_weights: false); set student.init: random"
         )
-    layers = choose_layers(student.layers, teacher_config)
-    shape = Shape(student.hidden_size, student.attention_heads, student.intermediate_size)
-    config = student_config(teacher_config, layers, shape, student.dropout)
-    if student.init == "teacher":
-        _require_no_wider(config, family_of(teacher_config).config(teacher_config))
+    layers, config = planned_student(student, teacher_config)
     if train.alpha_relation:
         relation_heads(_width(teacher_config), config.hidden_size, train.relation_heads)
         if not -len(layers) <= train.relation_layer < len(layers):
@@ -185,16 +176,6 @@ def build_student(
     if student.dropout:
         use_cheap_dropout(built.model)
     return built.train()
-
-
-def _require_no_wider(student: Any, teacher: Any) -> None:
-    names = ("hidden_size", "intermediate_size", "attention_heads")
-    for name, own, most in zip(names, widths(student), widths(teacher), strict=True):
-        if own > most:
-            raise UserError(
-                f"student.{name}: {own} is more than the teacher's {most}, and the student starts from the"
-                " teacher's layers; set init: random"
-            )
 
 
 def _width(teacher_config: Mapping[str, Any]) -> int:

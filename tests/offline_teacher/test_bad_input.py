@@ -247,6 +247,11 @@ REFUSED: dict[str, tuple[Spoil, list[str], str]] = {
         ["student.layers=[0, 2]"],
         "student.layers: there is no layer 2; the teacher has 0 to 1",
     ),
+    "heads": (
+        nothing,
+        ["student.attention_heads=64"],
+        "student.attention_heads: 64 is more than the teacher",
+    ),
     "NaN": (broken_weights, ["teacher.dtype=float32"], "hidden states of {root}/model in float32 are not"),
     "Arrow": (write("text.txt", b"ARROW1\0\0"), [], "text.txt: is an Arrow file; set corpus.source: hub"),
 }

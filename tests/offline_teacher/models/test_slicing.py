@@ -9,7 +9,7 @@ import torch
 
 from infra.errors import UserError
 from offline_teacher.families import family_of
-from offline_teacher.models.slicing import _rotary_dimensions, sliced_weights
+from offline_teacher.models.slicing import _rotary_dimensions, sliced_weights, starting_weights
 from offline_teacher.models.students import Shape, new_student, student_config, student_weights
 from offline_teacher.models.weights import named_weights
 from tests.offline_teacher.families.tiny_models import FAMILIES, batch, masked_lm
@@ -140,8 +140,9 @@ def test_rotary_pairs_keep_their_frequencies() -> None:
 
 
 def test_what_cannot_be_sliced_is_one_line() -> None:
+    refused = "2 heads of 6 dimensions cannot be cut out of the teacher's 4 heads of 4"
     for family in ("bert", "modernbert"):
-        with pytest.raises(
-            UserError, match="2 heads of 6 dimensions cannot be cut out of the teacher's 4 of 4"
-        ):
-            start(masked_lm(family), Shape(hidden_size=12, attention_heads=2))
+        model = masked_lm(family)
+        config = student_config(model.config, LAYERS, Shape(hidden_size=12, attention_heads=2))
+        with pytest.raises(UserError, match=refused):
+            starting_weights(config, model.config, named_weights(model), LAYERS)

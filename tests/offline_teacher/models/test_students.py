@@ -10,14 +10,17 @@ import torch
 import transformers
 
 from infra.errors import UserError
+from infra.settings.sections import Student
 from offline_teacher.models.head import masked_lm_head
 from offline_teacher.models.masks import encoder_mask
 from offline_teacher.models.students import (
     Shape,
     choose_layers,
     new_student,
+    planned_student,
     student_config,
     student_weights,
+    widths,
 )
 from offline_teacher.models.weights import named_weights
 from tests.offline_teacher.families.tiny_models import FAMILIES, batch, layers, masked_lm, oracle
@@ -157,6 +160,17 @@ def test_layer_choices(layers: Any, depth: int, expected: tuple[int, ...]) -> No
         {"model_type": "distilbert", "n_layers": depth},
     ):
         assert choose_layers(layers, teacher) == expected
+
+
+def test_every_width_of_a_recipe_counts() -> None:
+    """A width that the teacher's number of heads does not divide is fine for another number of heads."""
+    student = Student(layers=(0, 3), init="random", hidden_size=10, attention_heads=5, intermediate_size=7)
+    chosen, config = planned_student(student, masked_lm("bert").config)
+    assert (chosen, widths(config)) == ((0, 3), (10, 7, 5))
+    with pytest.raises(
+        UserError, match="3 heads of 2 dimensions cannot be cut out of the teacher's 4 heads of 4"
+    ):
+        planned_student(Student(hidden_size=6, attention_heads=3), masked_lm("bert").config)
 
 
 def test_what_cannot_be_a_student_is_one_line() -> None:
