@@ -249,8 +249,8 @@ REFUSED: dict[str, tuple[Spoil, list[str], str]] = {
     ),
     "heads": (
         nothing,
-        ["student.attention_heads=64"],
-        "student.attention_heads: 64 is more than the teacher",
+        ["student.attention_heads=1"],
+        "student.attention_heads: 1 heads of 32 dimensions cannot be cut out of",
     ),
     "NaN": (broken_weights, ["teacher.dtype=float32"], "hidden states of {root}/model in float32 are not"),
     "Arrow": (write("text.txt", b"ARROW1\0\0"), [], "text.txt: is an Arrow file; set corpus.source: hub"),
