@@ -1,8 +1,8 @@
-"""Tokenises names of control tokens within a text as ordinary text.
+"""Tokenises the names of control tokens within a text as ordinary text.
 
-A document about web pages may contain ``<s>``, and one about BERT ``[SEP]``. As real control tokens they
-would end a segment or pad a row. Other added tokens, such as ``[URL]``, keep their ids. The teacher pass and
-the evaluation both tokenize with this module, so a text has the same ids in both.
+A document about web pages may contain ``<s>``, and a document about BERT ``[SEP]``. If these names became
+real control tokens, they would end a segment or pad a row. Other added tokens, such as ``[URL]``, keep their
+ids. The teacher pass and the evaluation both tokenise with this module, so a text has the same ids in both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONTROL = (
 
 
 def read_as_text(tokenizer: Any) -> None:
-    """Makes a fast transformers tokenizer split names of control tokens within a text into ordinary pieces.
+    """Makes a fast transformers tokenizer split the names of control tokens into ordinary pieces.
 
     ``tokenizers`` can split either all special tokens or none. Special tokens that are not control tokens
     therefore become ordinary added tokens, with the same ids and the same matching.
@@ -40,51 +40,53 @@ def read_as_text(tokenizer: Any) -> None:
     if other:
         for token in other:
             token["special"] = False
-        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))  # there is no public way
-    tokenizer.split_special_tokens = True  # of every call; the backend's own flag follows it
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))  # transformers has no public setter
+    tokenizer.split_special_tokens = True  # the default of every call, which sets the backend's flag
     tokenizer.backend_tokenizer.encode_special_tokens = True
 
 
 @dataclass(frozen=True)
 class ControlIds:
-    """Ids that only the frame of a row may have, and the id that stands for them within a text."""
+    """The ids of a tokenizer's control tokens, and the id that replaces them within a text."""
 
     ids: frozenset[int]
-    neutral: int
-    """That of the unknown token; without one, of the mask token or the padding."""
+    """Ids that only tokens added by the tokenizer, such as ``[CLS]`` and ``[SEP]``, may have."""
+    replacement: int
+    """Id of the unknown token; if the tokenizer has none, of the mask token, else of the padding token."""
 
     @classmethod
     def of(cls, tokenizer: Any) -> ControlIds:
-        """Those of a transformers tokenizer that pads."""
+        """Returns the control ids of a transformers tokenizer, which must have a padding token."""
         ids = {getattr(tokenizer, f"{name}_id") for name in CONTROL} - {None}
-        stand_ins = (tokenizer.unk_token_id, tokenizer.mask_token_id, tokenizer.pad_token_id)
-        neutral = next(token for token in stand_ins if token is not None)
-        return cls(frozenset(ids - {neutral}), neutral)
+        candidates = (tokenizer.unk_token_id, tokenizer.mask_token_id, tokenizer.pad_token_id)
+        replacement = next(token for token in candidates if token is not None)
+        return cls(frozenset(ids - {replacement}), replacement)
 
-    def neutralise(self, ids: list[int], framed: Sequence[int] | None = None) -> list[int]:
-        """``ids`` of a text with control tokens replaced by the neutral id.
+    def replace_in(self, ids: list[int], special_tokens_mask: Sequence[int] | None = None) -> list[int]:
+        """Returns the ids of a text with every control id replaced by ``replacement``.
 
-        They occur because SentencePiece models know the names of control tokens as pieces. ``framed``: 1
-        where an id belongs to the frame of the row and is kept.
+        Control ids occur in a text because SentencePiece models contain control tokens' names as pieces.
+        ``special_tokens_mask`` is 1 at each id that the tokenizer added; these ids are kept.
         """
         if self.ids.isdisjoint(ids):
             return ids
-        framed = framed or [0] * len(ids)
+        added_mask = special_tokens_mask or [0] * len(ids)
         return [
-            self.neutral if token in self.ids and not frame else token
-            for token, frame in zip(ids, framed, strict=True)
+            self.replacement if token in self.ids and not added else token
+            for token, added in zip(ids, added_mask, strict=True)
         ]
 
 
 def tokenize(tokenizer: Any, *columns: list[str], **options: Any) -> Any:
-    """transformers' ``BatchEncoding`` of rows of texts, one list a column, with segment ids.
+    """Returns a transformers ``BatchEncoding`` of rows of one text per column, with ``token_type_ids``.
 
-    ``tokenizer`` has been through ``read_as_text``; ``options`` are those of its call.
+    ``columns``: one list of texts per column, all of one length. ``tokenizer``: a tokenizer that
+    ``read_as_text`` has changed. ``options``: further arguments of the tokenizer's call.
     """
     output = tokenizer(*columns, return_token_type_ids=True, return_special_tokens_mask=True, **options)
     control = ControlIds.of(tokenizer)
-    framed = output.pop("special_tokens_mask")
+    masks = output.pop("special_tokens_mask")
     output["input_ids"] = [
-        control.neutralise(ids, frame) for ids, frame in zip(output["input_ids"], framed, strict=True)
+        control.replace_in(ids, mask) for ids, mask in zip(output["input_ids"], masks, strict=True)
     ]
     return output

@@ -2,9 +2,10 @@
 
     python -m infra.sizing --tokens 4e9 --tokens-per-second 1.96e6 --bytes-per-token 1539 --workers 8 64 512
 
-Measured figures go in: tokens a second of one worker and bytes a token, from ``offline_teacher.main plan``;
-or, instead of the rate, the seconds that tasks took in a pass (``--task-seconds 20.2 21.0 ...``). The other
-options are what is known of the cluster and its store; docs/sizing.md says which defaults are estimates.
+The inputs are measured: ``offline_teacher.main plan`` prints the tokens per second of one worker and the
+bytes per token. Instead of the tokens per second, ``--task-seconds 20.2 21.0 ...`` takes the durations of
+tasks of an earlier pass. The other options describe the cluster and its store; docs/sizing.md says which
+defaults are estimates.
 """
 
 from __future__ import annotations
@@ -17,58 +18,66 @@ from infra.console import command, duration, table
 from infra.sizing.simulation import Pass, simulate
 
 OPTIONS = {
-    "task_tokens": "of a task: store.task_sequences times sequences.length",
-    "in_flight": "tasks on one worker",
-    "host_bytes_per_second": "that one worker's host checks and writes",
+    "task_tokens": "tokens per task: store.task_sequences times sequences.length",
+    "in_flight": "unfinished tasks that one worker holds at a time",
+    "host_bytes_per_second": "bytes per second that the host of one worker checks and writes",
     "uploads": "files that one worker uploads at once",
-    "upload_bytes_per_second": "of one of them",
-    "store_bytes_per_second": "that the store takes from all workers",
-    "store_requests_per_second": "that the store takes under one prefix",
-    "prefixes": "into which the store has split its keys",
-    "driver_seconds": "of the driver for one task",
-    "start_seconds": "until workers compute",
-    "finish_seconds": "from the last task to the manifest",
-    "mtbf_hours": "between losses of one worker",
-    "replace_seconds": "until another worker is in its place",
+    "upload_bytes_per_second": "bytes per second of one file's upload",
+    "store_bytes_per_second": "bytes per second that the store accepts from all workers together",
+    "store_requests_per_second": "write requests per second that the store accepts under one key prefix",
+    "prefixes": "number of key prefixes among which the store has split its load",
+    "driver_seconds": "seconds of the driver's work per task",
+    "start_seconds": "seconds from the command until workers compute",
+    "finish_seconds": "seconds from the end of the last task until the manifest is published",
+    "mtbf_hours": "mean time between failures of one worker, in hours",
+    "replace_seconds": "seconds from the loss of a worker until its replacement is ready",
 }
-"""Fields of `Pass` that are options of the same name."""
+"""Help texts of the options that set the field of `Pass` with the same name."""
 MAY_BE_0 = ("driver_seconds", "start_seconds", "finish_seconds", "replace_seconds")
 
 
 def main() -> None:
     options = _parser().parse_args()
-    job = _job(options)
+    teacher_pass = _teacher_pass(options)
     rows = []
     for workers in options.workers:
-        found = simulate(replace(job, workers=workers))
-        money = f"{found.seconds / 3600 * workers * options.price:,.0f}" if options.price else "-"
-        rate = f"{job.tokens / found.seconds / 1e6:,.1f} M"
-        cells = [f"{workers:,}", duration(found.seconds), rate, f"{found.efficiency:.0%}"]
-        rows.append([*cells, f"{found.lost_tasks:,}", found.bottleneck, money])
+        timing = simulate(replace(teacher_pass, workers=workers))
+        money = f"{timing.seconds / 3600 * workers * options.price:,.0f}" if options.price else "-"
+        rate = f"{teacher_pass.tokens / timing.seconds / 1e6:,.1f} M"
+        cells = [f"{workers:,}", duration(timing.seconds), rate, f"{timing.efficiency:.0%}"]
+        rows.append([*cells, f"{timing.lost_tasks:,}", timing.bottleneck, money])
     print(table(rows, ["workers", "time", "tokens/s", "busy", "lost tasks", "bottleneck", "money"]))
-    terabytes = job.tokens * job.bytes_per_token / 1e12
-    kept = f", {terabytes * options.terabyte_price:,.0f} a month" if options.terabyte_price else ""
-    print(f"one teacher: {job.tokens_per_second:,.0f} tokens/s; {job.tasks:,} tasks")
-    print(f"store: {terabytes:,.2f} TB{kept}")
+    terabytes = teacher_pass.tokens * teacher_pass.bytes_per_token / 1e12
+    monthly = f", {terabytes * options.terabyte_price:,.0f} a month" if options.terabyte_price else ""
+    print(f"one teacher: {teacher_pass.tokens_per_second:,.0f} tokens/s; {teacher_pass.tasks:,} tasks")
+    print(f"store: {terabytes:,.2f} TB{monthly}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m infra.sizing", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--tokens", type=_positive, required=True, help="of the corpus")
-    add("--masking-epochs", type=_count, default=1)
+    add("--tokens", type=_positive, required=True, help="number of tokens of the corpus")
+    add("--masking-epochs", type=_count, default=1, help="number of masking epochs (default: 1)")
     rate = parser.add_mutually_exclusive_group(required=True)
-    rate.add_argument("--tokens-per-second", type=_positive, help="of one teacher, from plan")
-    rate.add_argument("--task-seconds", type=_positive, nargs="+", help="measured, of one worker")
-    add("--bytes-per-token", type=_positive, required=True, help="from plan")
-    add("--workers", type=_count, nargs="+", default=[8, 64, 512, 2048])
+    rate.add_argument("--tokens-per-second", type=_positive, help="speed of one teacher, as plan prints it")
+    rate.add_argument(
+        "--task-seconds", type=_positive, nargs="+", help="measured durations of tasks on one worker"
+    )
+    add("--bytes-per-token", type=_positive, required=True, help="bytes per token in the store, from plan")
+    add(
+        "--workers",
+        type=_count,
+        nargs="+",
+        default=[8, 64, 512, 2048],
+        help="numbers of workers, one row each",
+    )
     for field in fields(Pass):
         if field.name in OPTIONS:
             kind = _count if field.type == "int" else _seconds if field.name in MAY_BE_0 else _positive
             text = f"{OPTIONS[field.name]} (default: %(default)g)"
             add(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help=text)
-    add("--price", type=float, default=0.0, help="of one worker an hour")
-    add("--terabyte-price", type=float, default=0.0, help="of keeping a terabyte for a month")
+    add("--price", type=float, default=0.0, help="price of one worker per hour")
+    add("--terabyte-price", type=float, default=0.0, help="price of keeping a terabyte for a month")
     return parser
 
 
@@ -90,7 +99,7 @@ def _count(text: str) -> int:
     return value
 
 
-def _job(options: argparse.Namespace) -> Pass:
+def _teacher_pass(options: argparse.Namespace) -> Pass:
     seconds = options.task_seconds or [options.task_tokens / options.tokens_per_second]
     mean = sum(seconds) / len(seconds)
     return Pass(
@@ -98,13 +107,13 @@ def _job(options: argparse.Namespace) -> Pass:
         tokens_per_second=options.task_tokens / mean,
         bytes_per_token=options.bytes_per_token,
         workers=1,
-        spread=tuple(one / mean for one in seconds),
+        relative_durations=tuple(one / mean for one in seconds),
         **{name: getattr(options, name) for name in OPTIONS},
     )
 
 
 def cli() -> NoReturn:
-    """The command: ``main`` with its mistakes in one line and its exit codes."""
+    """Runs ``main`` as a command: a mistake is printed in one line, and the exit code tells the outcome."""
     command(main)
 
 

@@ -1,9 +1,9 @@
-"""How long a teacher pass takes on many workers that fail: a simulation of every task of it.
+"""Simulates how long a teacher pass takes on many workers that can fail, task by task.
 
-A worker computes tasks one after the other, then its host checks and writes them, then they are uploaded; the
-three overlap, as far as the tasks that the driver keeps on one worker go. Two things are shared by all
-workers and serve one task at a time: the driver, and what the store takes in bytes and in requests a second.
-A worker that is lost loses the tasks on it; they go to others, and another worker comes in its place.
+A worker computes tasks one after the other. Its host checks and writes each computed task, then uploads it.
+The three steps overlap for the tasks that the driver keeps in flight on the worker. All workers share two
+resources that serve one task at a time: the driver, and the store with its limits of bytes and requests per
+second. If a worker is lost, its tasks go to other workers, and later a new worker replaces it.
 """
 
 from __future__ import annotations
@@ -14,51 +14,55 @@ import random
 from collections import deque
 from dataclasses import dataclass
 
-SHARD_BYTES, PART_BYTES = 256 << 20, 50 << 20
-"""Of a shard (``store.shard_bytes``), and of a part in which s3fs uploads it."""
+SHARD_BYTES = 256 << 20
+"""Bytes of a shard (``store.shard_bytes``)."""
+PART_BYTES = 50 << 20
+"""Bytes of one part of a multipart upload by s3fs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """A teacher pass. Rates are of one worker unless they are the store's. Where each default is from, and
-    which are estimates, is in docs/sizing.md."""
+    """A teacher pass on a cluster. Rates are per worker, except those of the store.
+
+    docs/sizing.md names the source of each default and says which defaults are estimates.
+    """
 
     tokens: float
-    """Of the corpus, times the masking epochs."""
+    """Tokens of the corpus times masking epochs."""
     tokens_per_second: float
-    """The teacher's: to host memory, with nothing written."""
+    """Speed of one teacher, measured up to the results in host memory, without writing them."""
     bytes_per_token: float
     workers: int
     task_tokens: int = 4096 * 128
     in_flight: int = 2
-    """Tasks on a worker: computed, written or uploaded. As offline_teacher.cluster has it."""
+    """Unfinished tasks that one worker holds at a time, as in ``offline_teacher.cluster``."""
     host_bytes_per_second: float = 1.35e9
-    """What the host of a worker checks, digests and writes."""
+    """Bytes per second that the host of a worker checks, digests and writes."""
     uploads: int = 4
-    """Files that a worker uploads at once: two of each task, as offline_teacher.store has it."""
+    """Files that a worker uploads at once: two per task in flight, as in ``offline_teacher.store``."""
     upload_bytes_per_second: float = 200e6
-    """Of one of them."""
+    """Bytes per second of one file's upload."""
     store_bytes_per_second: float = 100e9
-    """From all workers together."""
+    """Bytes per second that the store accepts from all workers together."""
     store_requests_per_second: float = 3500.0
-    """Of one prefix, writing."""
+    """Write requests per second that the store accepts under one key prefix."""
     prefixes: int = 16
-    """Into which the store has split its keys by load."""
+    """Number of key prefixes among which the store has split its load."""
     driver_seconds: float = 1e-3
-    """The driver's work on one task; it does one at a time."""
-    spread: tuple[float, ...] = (1.0,)
-    """Measured seconds of tasks over their mean; the computing of every task draws one."""
+    """Seconds of the driver's work per task; the driver handles one task at a time."""
+    relative_durations: tuple[float, ...] = (1.0,)
+    """Measured task durations divided by their mean; each simulated task draws one of these factors."""
     start_seconds: float = 60.0
-    """From the command until workers compute."""
+    """Seconds from the command until workers compute."""
     finish_seconds: float = 60.0
-    """From the last task to the manifest."""
+    """Seconds from the end of the last task until the manifest is published."""
     mtbf_hours: float = 24.0
-    """Mean time between losses of one worker; they are exponential."""
+    """Mean time between failures of one worker, in hours; these times have an exponential distribution."""
     replace_seconds: float = 180.0
-    """From a loss until another worker is ready: a new machine, its image, the teacher's weights."""
+    """Seconds from a failure until a new worker is ready: new machine, its image, the teacher's weights."""
     slow_share: float = 0.02
+    """Share of the workers that compute slower by ``slow_factor``."""
     slow_factor: float = 2.0
-    """Share of the workers that compute this much slower."""
 
     @property
     def tasks(self) -> int:
@@ -70,7 +74,7 @@ class Pass:
 
     @property
     def task_requests(self) -> int:
-        """Write requests of a task: for each shard its parts, start and completion, and one index."""
+        """Write requests per task: the parts, start and completion of each shard's upload, and one index."""
         shards = math.ceil(self.task_bytes / SHARD_BYTES)
         return math.ceil(self.task_bytes / PART_BYTES) + 2 * shards + 1
 
@@ -88,19 +92,19 @@ class Pass:
 
     @property
     def store_seconds(self) -> float:
-        """Of the store, for one task of anybody's."""
-        requests = self.task_requests / (self.prefixes * self.store_requests_per_second)
-        return max(self.task_bytes / self.store_bytes_per_second, requests)
+        """Seconds for which one task occupies the store, whichever worker uploads it."""
+        request_seconds = self.task_requests / (self.prefixes * self.store_requests_per_second)
+        return max(self.task_bytes / self.store_bytes_per_second, request_seconds)
 
     def limits(self) -> dict[str, float]:
-        """Tasks a second of the whole pass, if this alone held it back."""
-        alone = self.compute_seconds + self.write_seconds + self.upload_seconds
+        """Returns the tasks per second that each possible bottleneck, taken by itself, allows."""
+        sequential_seconds = self.compute_seconds + self.write_seconds + self.upload_seconds
         requests = self.prefixes * self.store_requests_per_second / self.task_requests
         return {
             "the teacher": self.workers / self.compute_seconds,
             "the workers' hosts": self.workers / self.write_seconds,
             "the workers' uploads": self.workers / self.upload_seconds,
-            "tasks in flight": self.workers * self.in_flight / alone,
+            "tasks in flight": self.workers * self.in_flight / sequential_seconds,
             "the store's bytes": self.store_bytes_per_second / self.task_bytes,
             "the store's requests": requests,
             "the driver": 1 / self.driver_seconds if self.driver_seconds else math.inf,
@@ -109,125 +113,147 @@ class Pass:
 
 @dataclass(frozen=True)
 class Timing:
+    """The result of a simulation."""
+
     seconds: float
     efficiency: float
-    """Time of teachers that never wait, over the time taken."""
+    """Seconds that teachers would take without ever waiting, divided by ``seconds``."""
     lost_tasks: int
+    """Number of tasks that were in flight on lost workers and had to be repeated."""
     bottleneck: str
 
 
-def simulate(job: Pass, seed: int = 0) -> Timing:
-    """Every task of ``job``, on an event queue; the same seed gives the same answer."""
-    run = _Simulation(job, random.Random(seed))
-    seconds = run.end() + job.finish_seconds
-    limits = job.limits()
-    few = job.tasks < job.workers * job.in_flight
-    bottleneck = "too few tasks" if few else min(limits, key=lambda name: limits[name])
-    return Timing(seconds, job.tasks * job.compute_seconds / job.workers / seconds, run.lost, bottleneck)
+def simulate(teacher_pass: Pass, seed: int = 0) -> Timing:
+    """Simulates every task of ``teacher_pass`` with an event queue; equal seeds give equal results."""
+    simulation = _Simulation(teacher_pass, random.Random(seed))
+    seconds = simulation.run() + teacher_pass.finish_seconds
+    limits = teacher_pass.limits()
+    too_few = teacher_pass.tasks < teacher_pass.workers * teacher_pass.in_flight
+    bottleneck = "too few tasks" if too_few else min(limits, key=lambda name: limits[name])
+    ideal = teacher_pass.tasks * teacher_pass.compute_seconds / teacher_pass.workers
+    return Timing(seconds, ideal / seconds, simulation.lost_tasks, bottleneck)
 
 
 class _Worker:
-    def __init__(self, slowness: float) -> None:
-        self.slowness, self.life = slowness, 0
-        self.begin(0.0)
+    """One place of the cluster: a worker and, after each loss, its replacement."""
 
-    def begin(self, now: float) -> None:
+    def __init__(self, slowness: float) -> None:
+        self.slowness = slowness
+        self.generation = 0
+        """How often the worker in this place was replaced."""
+        self.reset(0.0)
+
+    def reset(self, now: float) -> None:
+        """Makes the worker idle at the time ``now``, with no tasks."""
         self.held = 0
-        self.computed = self.written = now
-        """When the tasks that it holds will be."""
+        """Number of tasks in flight."""
+        self.computed_at = self.written_at = now
+        """Times at which the last task in flight will be computed and written."""
         self.waiting = 0
-        """Written tasks that wait behind the one being uploaded."""
+        """Number of written tasks that wait until the current upload ends."""
         self.uploading = False
 
 
 class _Simulation:
-    """Events are (time, order, what, worker, its life); those of a life that is over are void."""
+    """An event is (time, serial number, kind, worker number, generation of the worker).
 
-    def __init__(self, job: Pass, rng: random.Random) -> None:
-        self._job, self._rng = job, rng
-        slowness = [job.slow_factor if rng.random() < job.slow_share else 1.0 for _ in range(job.workers)]
+    Events of an earlier generation than the worker's are ignored, because that worker was lost.
+    """
+
+    def __init__(self, teacher_pass: Pass, rng: random.Random) -> None:
+        self._pass, self._rng = teacher_pass, rng
+        slowness = [
+            teacher_pass.slow_factor if rng.random() < teacher_pass.slow_share else 1.0
+            for _ in range(teacher_pass.workers)
+        ]
         self._workers = [_Worker(slow) for slow in slowness]
-        self._todo = self._left = job.tasks
-        self._room: deque[int] = deque()
-        """Workers that hold less than they may."""
-        self._driver_free = self._store_free = 0.0
+        self._unassigned = self._unfinished = teacher_pass.tasks
+        self._available: deque[int] = deque()
+        """Numbers of the workers that hold fewer than ``in_flight`` tasks."""
+        self._driver_free_at = self._store_free_at = 0.0
         self._events: list[tuple[float, int, str, int, int]] = []
-        self._pushed = 0
-        self.lost = 0
+        self._event_count = 0
+        self.lost_tasks = 0
 
-    def end(self) -> float:
-        """When the last task is done."""
-        now = self._job.start_seconds
-        for number in range(self._job.workers):
-            self._ready(now, number)
-        self._hand_out(now)
-        handlers = {"given": self._given, "written": self._written, "done": self._done, "ready": self._ready}
-        while self._left:
-            now, _, what, number, life = heapq.heappop(self._events)
-            if life != self._workers[number].life:
-                continue
-            if what == "lost":
-                self._lose(now, number)
-            else:
-                handlers[what](now, number)
-            self._hand_out(now)
+    def run(self) -> float:
+        """Returns the time in seconds at which the last task is uploaded."""
+        now = self._pass.start_seconds
+        for number in range(self._pass.workers):
+            self._on_ready(now, number)
+        self._assign(now)
+        handlers = {
+            "assigned": self._on_assigned,
+            "written": self._on_written,
+            "uploaded": self._on_uploaded,
+            "ready": self._on_ready,
+            "lost": self._on_lost,
+        }
+        while self._unfinished:
+            now, _, kind, number, generation = heapq.heappop(self._events)
+            if generation == self._workers[number].generation:
+                handlers[kind](now, number)
+                self._assign(now)
         return now
 
-    def _push(self, when: float, what: str, number: int) -> None:
-        self._pushed += 1
-        heapq.heappush(self._events, (when, self._pushed, what, number, self._workers[number].life))
+    def _push(self, when: float, kind: str, number: int) -> None:
+        self._event_count += 1
+        event = (when, self._event_count, kind, number, self._workers[number].generation)
+        heapq.heappush(self._events, event)
 
-    def _hand_out(self, now: float) -> None:
-        """Breadth first: no worker gets its second task before all have their first."""
-        while self._todo and self._room:
-            number = self._room.popleft()
+    def _assign(self, now: float) -> None:
+        """Assigns tasks to workers in turn: no worker gets a second task before every worker has one."""
+        while self._unassigned and self._available:
+            number = self._available.popleft()
             self._workers[number].held += 1
-            self._todo -= 1
-            self._driver_free = max(self._driver_free, now) + self._job.driver_seconds
-            self._push(self._driver_free, "given", number)
-            if self._workers[number].held < self._job.in_flight:
-                self._room.append(number)
+            self._unassigned -= 1
+            self._driver_free_at = max(self._driver_free_at, now) + self._pass.driver_seconds
+            self._push(self._driver_free_at, "assigned", number)
+            if self._workers[number].held < self._pass.in_flight:
+                self._available.append(number)
 
-    def _given(self, now: float, number: int) -> None:
-        worker, job = self._workers[number], self._job
-        seconds = job.compute_seconds * worker.slowness * self._rng.choice(job.spread)
-        worker.computed = max(worker.computed, now) + seconds
-        worker.written = max(worker.written, worker.computed) + job.write_seconds
-        self._push(worker.written, "written", number)
+    def _on_assigned(self, now: float, number: int) -> None:
+        worker = self._workers[number]
+        relative_duration = self._rng.choice(self._pass.relative_durations)
+        compute_seconds = self._pass.compute_seconds * worker.slowness * relative_duration
+        worker.computed_at = max(worker.computed_at, now) + compute_seconds
+        worker.written_at = max(worker.written_at, worker.computed_at) + self._pass.write_seconds
+        self._push(worker.written_at, "written", number)
 
-    def _written(self, now: float, number: int) -> None:
+    def _on_written(self, now: float, number: int) -> None:
         self._workers[number].waiting += 1
-        self._upload(now, number)
+        self._start_upload(now, number)
 
-    def _upload(self, now: float, number: int) -> None:
+    def _start_upload(self, now: float, number: int) -> None:
+        """Starts to upload a task of the worker, if one waits and no other is being uploaded."""
         worker = self._workers[number]
         if worker.uploading or not worker.waiting:
             return
         worker.uploading = True
         worker.waiting -= 1
-        self._store_free = max(self._store_free, now) + self._job.store_seconds
-        self._push(max(self._store_free, now + self._job.upload_seconds), "done", number)
+        self._store_free_at = max(self._store_free_at, now) + self._pass.store_seconds
+        self._push(max(self._store_free_at, now + self._pass.upload_seconds), "uploaded", number)
 
-    def _done(self, now: float, number: int) -> None:
+    def _on_uploaded(self, now: float, number: int) -> None:
         worker = self._workers[number]
-        self._left -= 1
+        self._unfinished -= 1
         worker.uploading = False
-        if worker.held == self._job.in_flight:
-            self._room.append(number)
+        if worker.held == self._pass.in_flight:
+            self._available.append(number)
         worker.held -= 1
-        self._upload(now, number)
+        self._start_upload(now, number)
 
-    def _lose(self, now: float, number: int) -> None:
+    def _on_lost(self, now: float, number: int) -> None:
         worker = self._workers[number]
-        self.lost += worker.held
-        self._todo += worker.held
-        if worker.held < self._job.in_flight:
-            self._room.remove(number)
-        worker.life += 1
-        worker.begin(now)
-        self._push(now + self._job.replace_seconds, "ready", number)
+        self.lost_tasks += worker.held
+        self._unassigned += worker.held
+        if worker.held < self._pass.in_flight:
+            self._available.remove(number)
+        worker.generation += 1
+        worker.reset(now)
+        self._push(now + self._pass.replace_seconds, "ready", number)
 
-    def _ready(self, now: float, number: int) -> None:
-        self._workers[number].begin(now)
-        self._room.append(number)
-        self._push(now + self._rng.expovariate(1 / (self._job.mtbf_hours * 3600)), "lost", number)
+    def _on_ready(self, now: float, number: int) -> None:
+        self._workers[number].reset(now)
+        self._available.append(number)
+        failure_seconds = self._rng.expovariate(1 / (self._pass.mtbf_hours * 3600))
+        self._push(now + failure_seconds, "lost", number)

@@ -56,7 +56,7 @@ class Encoder:
         """Token ids of the texts. They contain no control token except the unknown token, whatever the text
         is."""
         found = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [self.control.neutralise(encoding.ids) for encoding in found]
+        return [self.control.replace_in(encoding.ids) for encoding in found]
 
     def content(self) -> dict[str, Any]:
         """As in a tokenizer.json."""

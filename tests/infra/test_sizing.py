@@ -105,9 +105,9 @@ def test_the_tasks_of_a_lost_worker_go_to_others() -> None:
 
 
 def test_the_spread_and_the_start_are_paid_for() -> None:
-    found = simulate(replace(CALM, spread=(0.5, 1.5), start_seconds=100))
+    found = simulate(replace(CALM, relative_durations=(0.5, 1.5), start_seconds=100))
     assert found.seconds == pytest.approx(100 + 1e8 / 1e4 / 8, rel=0.05)
-    assert simulate(replace(CALM, workers=1, spread=(2.0,))).efficiency == pytest.approx(0.5)
+    assert simulate(replace(CALM, workers=1, relative_durations=(2.0,))).efficiency == pytest.approx(0.5)
 
 
 def test_a_slow_worker_holds_back_the_end_by_what_waits_on_it() -> None:
