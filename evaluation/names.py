@@ -16,7 +16,7 @@ SOURCE = "source.json"
 def source_of(model: str) -> str:
     """What identifies the model wherever the command is given: an absolute path, a URL or a hub name."""
     if storage.is_remote(model):
-        return remote.shown(model).rstrip("/")
+        return remote.without_secrets(model).rstrip("/")
     return os.path.realpath(model) if os.path.isdir(model) else model
 
 
@@ -40,8 +40,8 @@ def free_name(scores: str, source: str, names: Sequence[str]) -> str:
         if owner in (None, source):
             return name
     raise UserError(
-        f"{remote.shown(scores)}: the scores in {names[-1]} belong to {owners[-1]}, not to {source};"
-        " give another --output"
+        f"{remote.without_secrets(scores)}: the scores in {names[-1]} belong to {owners[-1]}, not to"
+        f" {source}; give another --output"
     )
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from evaluation.models import local_directory
 from infra.files import storage
-from infra.settings.recipe import StudentRun, fingerprinted
+from infra.settings.recipe import StudentRun, outcome_settings
 from offline_teacher.store.reader import Store
 
 SOURCE = "start.json"
@@ -17,7 +17,7 @@ SOURCE = "start.json"
 
 def shape_of(run: StudentRun) -> str:
     """A key that is equal for students that start from the same weights."""
-    return json.dumps(fingerprinted(run.student), sort_keys=True)
+    return json.dumps(outcome_settings(run.student), sort_keys=True)
 
 
 def start_of(run: StudentRun, store: Store, directory: str, stack: ExitStack) -> str:
@@ -26,7 +26,7 @@ def start_of(run: StudentRun, store: Store, directory: str, stack: ExitStack) ->
     The store holds all of the teacher's weights, and ``student.init`` is ``teacher``. Raises UserError if the
     store's teacher is damaged or cannot have this student.
     """
-    source = {"store": store.digest, "student": fingerprinted(run.student)}
+    source = {"store": store.digest, "student": outcome_settings(run.student)}
     marker = storage.join(directory, SOURCE)
     if not storage.exists(marker) or storage.read_json(marker) != source:
         _build(run, store, directory)

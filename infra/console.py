@@ -16,25 +16,26 @@ from typing import Any, NoReturn
 from infra.errors import UserError
 
 EXIT_INTERRUPTED = 130
-"""Ctrl-C: 128 + SIGINT, as shells have it."""
+"""Exit code after Ctrl-C: 128 + SIGINT, as in shells."""
 EXIT_TERMINATED = 143
-"""SIGTERM (a scheduler ends the job): 128 + SIGTERM."""
+"""Exit code after SIGTERM, which a scheduler sends to end a job: 128 + SIGTERM."""
 LINE_SECONDS = 10.0
-"""Between progress lines where stderr is not a terminal."""
+"""Seconds between two progress lines if stderr is not a terminal."""
 PROGRESS_FILE = "OFFLINE_DISTILLATION_PROGRESS"
 """Environment variable with the name of a file to which progress is appended as JSON lines. A program that
 runs a stage in the background uses it to show the stage's progress."""
 REPORT_SECONDS = 0.2
-
+"""Least time in seconds between two JSON lines of progress."""
 
 _received: list[int] = []
-"""Signals that ended the stage. The exception does not tell which: Ray raises its own KeyboardInterrupt if a
-handler raises within Ray's calls."""
+"""Signals that ended the stage. KeyboardInterrupt does not say which signal caused it: if a handler raises
+while Ray's code runs, Ray raises a KeyboardInterrupt of its own."""
 
 
 def command(function: Callable[[], int | None]) -> NoReturn:
-    """Runs a main and exits: 0 (or what it returns), 2 and one line for a user's mistake, 130, 143.
+    """Runs the main function of a command, and exits with its return value, or 0 if it returns None.
 
+    A UserError is printed as one line and gives its exit code (2 for most); Ctrl-C gives 130, SIGTERM 143.
     Characters that the terminal's encoding lacks are printed as escapes, like ``\\u00fc``.
     """
     for stream in (sys.stdout, sys.stderr):
@@ -53,12 +54,12 @@ def command(function: Callable[[], int | None]) -> NoReturn:
 
 
 @contextmanager
-def sigterm_kept() -> Iterator[None]:
-    """Keeps our SIGTERM handler during ray.init, which would replace it by a silent exit."""
+def keeping_sigterm_handler() -> Iterator[None]:
+    """A context that restores our SIGTERM handler after ray.init, which replaces it with a silent exit."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
-    except SystemExit:  # that exit
+    except SystemExit:  # from Ray's handler
         signal.signal(signal.SIGTERM, handler)
         signal.raise_signal(signal.SIGTERM)
         raise
@@ -66,8 +67,8 @@ def sigterm_kept() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def remember(number: int) -> None:
-    """Records the signal for the exit code; for a stage that has its own handler and stops by itself."""
+def record_signal(number: int) -> None:
+    """Records a signal for the exit code; called by a stage that handles the signal itself and then stops."""
     if number not in _received:
         _received.append(number)
 
@@ -80,7 +81,10 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 class Progress:
-    """A progress bar on stderr: a count up to ``total``, with rate and remaining time."""
+    """A progress display on stderr that counts up to ``total``, with rate and remaining time.
+
+    On a terminal it is a bar, otherwise a line every ``LINE_SECONDS``.
+    """
 
     def __init__(self, total: int | None, unit: str, description: str, done: int) -> None:
         from tqdm import tqdm
@@ -105,13 +109,13 @@ class Progress:
             self._print_line()
 
     def note(self, text: str) -> None:
-        """A few words shown behind the count from now on, for example the loss."""
+        """Sets the words that are shown after the count from now on, for example the loss."""
         self._note = text
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
 
     def say(self, text: str) -> None:
-        """A line of its own at once, for example on what is waited for."""
+        """Prints a separate line at once, for example about what the stage waits for."""
         self._report(say=text)
         line = f"{self._description}: {text}"
         if self._bar is not None:
@@ -149,7 +153,11 @@ class Progress:
 
 @contextmanager
 def progress(total: int | None, unit: str, description: str, done: int = 0) -> Iterator[Progress]:
-    """``done``: the count of earlier runs, which is part of the total but not of the rate."""
+    """Yields a ``Progress`` that is closed at the end.
+
+    ``total`` is None if it is unknown. ``done``: count of earlier runs, which is part of ``total`` but not of
+    the rate.
+    """
     shown = Progress(total, unit, description, done)
     try:
         yield shown
@@ -158,15 +166,15 @@ def progress(total: int | None, unit: str, description: str, done: int = 0) -> I
 
 
 def duration(seconds: float) -> str:
-    """``75.2`` -> ``1m15s``; ``4000`` -> ``1h07m``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole // 60 % 60:02d}m"
+    """Formats seconds: ``75.2`` -> ``1m15s``; ``4000`` -> ``1h07m``."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total}s"
+    return f"{total // 60}m{total % 60:02d}s" if total < 3600 else f"{total // 3600}h{total // 60 % 60:02d}m"
 
 
 def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
-    """An aligned plain-text table, numbers as they are given."""
+    """Returns a plain-text table with aligned columns; cells are printed as they are, without rounding."""
     from tabulate import tabulate
 
     return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)

@@ -1,4 +1,4 @@
-"""The one exception a user may see, with its kinds and exit codes."""
+"""The exception for mistakes that a user can correct, its subclasses, and the exit codes of commands."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ EXIT_INCOMPLETE = 3
 EXIT_UNMET = 4
 """The work is done, but a result is worse than the recipe requires."""
 
-
 LONGEST_MESSAGE = 2000
-"""Characters: what is quoted from a hostile file must not flood a log."""
+"""Largest number of characters of a message; text quoted from a hostile file must not flood a log."""
 
 
 class UserError(Exception):
     """A mistake that the user can correct: one sentence that says what is wrong, where, and what to do.
 
     Commands print it as ``error: <sentence>`` on stderr, without a traceback, and exit with ``exit_code``.
-    Violated invariants of our own code are ``assert`` and do show a traceback.
+    Violated invariants of our own code are ``assert`` statements, which do show a traceback.
     """
 
     def __init__(self, message: str, exit_code: int = EXIT_USER_ERROR) -> None:
@@ -27,16 +26,16 @@ class UserError(Exception):
 
 
 class NodeError(UserError):
-    """A fault of one machine, its network, or a service as this machine sees it: a full disk, an object store
-    that answers 503, a hub that throttles.
+    """A fault of one machine, its network, or a service that it uses: a full disk, an object store that
+    answers 503, a hub that throttles.
 
-    A command by itself ends with it as with any mistake. A worker of a teacher pass is replaced, and its work
-    is given to another worker.
+    A command that runs on one machine ends with this error as with any UserError. In a teacher pass, the
+    worker that raises it is replaced, and its work goes to another worker.
     """
 
 
 class WrongContent(UserError):
-    """A file is there but its digest is not the recorded one."""
+    """A file exists, but its digest differs from the recorded one."""
 
 
 class DamagedFile(UserError):
@@ -44,5 +43,5 @@ class DamagedFile(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; the name of its class if it has none."""
+    """Returns the first line of an error's message, or the name of its class if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].strip()[:300]

@@ -1,4 +1,4 @@
-"""Joins a Ray cluster or starts one; if that is impossible, raises a clear error at once."""
+"""Joins a Ray cluster or starts a local one; if neither is possible, raises a clear error at once."""
 
 from __future__ import annotations
 
@@ -12,50 +12,50 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from infra.console import sigterm_kept
+from infra.console import keeping_sigterm_handler
 from infra.errors import UserError
 
 CONNECT_SECONDS = 5.0
-"""Seconds that a cluster's port has to answer. Ray itself would try for many minutes."""
+"""Seconds in which a cluster's port must answer. Ray itself would try for many minutes."""
 DIRECTORY_BYTES = 107 - len("/session_2026-11-27_17-05-00_123456_1234567/sockets/plasma_store")
-"""For the path of Ray's directory: a socket's path has room for 107 bytes."""
+"""Largest length of the path of Ray's directory, since the path of a socket in it can have 107 bytes."""
 SYSTEM_DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm")
 _ROOT = Path(__file__).resolve().parents[1]
 
 
 def connect(address: str | None, setting: str, packages: Sequence[str], **local: Any) -> str | None:
-    """Joins the cluster at ``address`` or the one this process belongs to; else starts a local Ray.
+    """Joins the cluster at ``address``, or the one this process belongs to; else starts a local Ray.
 
-    ``setting``: the name of the address in a recipe. ``packages``: the packages of this repository that are
-    sent to the nodes of a cluster if they are not installed there. ``local``: arguments of ``ray.init`` for a
-    local Ray. Returns the address of the joined cluster; None: a local Ray. Raises UserError if a named
-    cluster does not answer, or if no local one can be started.
+    ``setting``: name of the recipe's setting for the address. ``packages``: packages of this repository that
+    are sent to the nodes of a cluster if they are not installed there. ``local``: arguments of ``ray.init``
+    for a local Ray. Returns the address of the joined cluster, or None for a local Ray. Raises UserError if
+    the cluster at ``address`` does not answer, or if no local Ray can be started.
     """
     import ray
 
-    if os.environ.get("RAY_ADDRESS") and address in (None, "auto"):  # as ray.init has it
+    if os.environ.get("RAY_ADDRESS") and address in (None, "auto"):  # ray.init does the same
         setting, address = "RAY_ADDRESS", os.environ["RAY_ADDRESS"]
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     logging.getLogger("ray").setLevel(logging.ERROR)
     found = _cluster_at(address, setting)
-    with sigterm_kept():
+    with keeping_sigterm_handler():
         try:
             if found is None:
                 quiet |= {"include_dashboard": False, "_temp_dir": _temporary_directory(), **local}
-                # Ray would keep one in the home directory, readable by everybody.
+                # Ray itself would store a token in the home directory, readable by all users.
                 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
                 ray.init(address="local", **quiet)
             else:
-                _say(f"joining the Ray cluster at {found}")
+                _print_note(f"joining the Ray cluster at {found}")
                 paths = [str(_ROOT / name) for name in packages]
                 ray.init(address=found, runtime_env={"py_modules": paths}, **quiet)
         except (ConnectionError, ray.exceptions.RayError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{setting}: {address or 'the head on this machine'} answers, but this user can join no Ray"
-                f" cluster ({reason}); set RAY_AUTH_MODE=token where it asks for one"
+                f" cluster ({reason}); if the cluster asks for a token, set RAY_AUTH_MODE=token"
             ) from None
-        except Exception as error:  # no type of its own
+        except Exception as error:  # Ray raises no more specific type for a timeout
             if "timed out during startup" not in str(error):
                 raise
             raise UserError(
@@ -65,15 +65,16 @@ def connect(address: str | None, setting: str, packages: Sequence[str], **local:
 
 
 def python_path() -> str:
-    """For local workers, wherever the command was started from."""
+    """Returns a PYTHONPATH with which local workers find this repository from any working directory."""
     return os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def _cluster_at(address: str | None, setting: str) -> str | None:
-    """The address of the cluster to join, or None. Raises UserError if a named cluster does not answer.
+    """Returns the address of the cluster to join, or None if there is none.
 
-    Without a name it is the head on this machine that the same user started. "auto" is not used, because it
-    would find the private Ray of any other process.
+    If ``address`` is None, this is the head that the same user started on this machine. Ray's own "auto" is
+    not used, because it would also find the private Ray of another process. Raises UserError if no cluster
+    answers at ``address``.
     """
     from ray._private.services import canonicalize_bootstrap_address
 
@@ -89,43 +90,47 @@ def _cluster_at(address: str | None, setting: str) -> str | None:
         raise UserError(f"{setting}: {address} is not host:port, ray://host:port, auto or local") from None
     except OSError:
         if address is None:
-            return None  # the note of a head that is gone, or that this user may not read
+            return None  # Ray's address file is unreadable, or names a head that no longer runs
         raise UserError(
-            f"{setting}: no Ray cluster answers at {address}; start it, or leave it out"
+            f"{setting}: no Ray cluster answers at {address}; start it, or leave the setting out"
         ) from None
     if address is None and _owner(port) != os.getuid():
-        _say(f"the Ray head at {url} is another user's and is not joined (RAY_ADDRESS={url} joins it)")
+        _print_note(f"the Ray head at {url} is another user's and is not joined (RAY_ADDRESS={url} joins it)")
         return None
-    asks = _asks_for_token(host, port)
-    if asks is None:
+    token_needed = _asks_for_token(host, port)
+    if token_needed is None:
         if address is None:
             return None
         raise UserError(
             f"{setting}: the server at {address} is no Ray head; a head's default port is 6379, and 10001"
             " for ray://"
         )
-    if asks:
-        _take_token(f"{setting}: the Ray cluster at {url}")
+    if token_needed:
+        _enable_token(f"{setting}: the Ray cluster at {url}")
     return url
 
 
 def _owner(port: int) -> int | None:
-    """The id of the user who listens at a port of this machine; for a remote head, of the user who joined
-    it."""
+    """Returns the id of the user who listens at a port of this machine.
+
+    If the head is on another machine, returns the id of the user who wrote Ray's address file on this one.
+    """
     from ray._private.utils import get_ray_address_file
 
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
         for line in table.read_text().splitlines()[1:] if table.exists() else ():
-            fields = line.split()  # local address, remote address, state (0A: listens) ... user id
+            fields = line.split()  # local address, remote address, state (0A: listening) ... user id
             if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
                 return int(fields[7])
-    note = Path(get_ray_address_file(None))
-    return note.stat().st_uid if note.exists() else None
+    address_file = Path(get_ray_address_file(None))
+    return address_file.stat().st_uid if address_file.exists() else None
 
 
 def _asks_for_token(host: str, port: int) -> bool | None:
-    """Whether a Ray head asks for a token; None if the server speaks no gRPC. With TLS the check is left to
-    Ray."""
+    """Returns whether a Ray head asks for a token, or None if the server does not speak gRPC.
+
+    With TLS it returns False, and Ray itself reports a missing token.
+    """
     import grpc
 
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
@@ -144,8 +149,11 @@ def _asks_for_token(host: str, port: int) -> bool | None:
     return False
 
 
-def _take_token(where: str) -> None:
-    """`ray.init` shows this user's token only where RAY_AUTH_MODE says so; UserError where there is none."""
+def _enable_token(where: str) -> None:
+    """Makes `ray.init` send this user's token, which it otherwise does only if RAY_AUTH_MODE is set.
+
+    Raises UserError, which begins with ``where``, if the user has no token.
+    """
     from ray._private.authentication.authentication_token_setup import (
         maybe_enable_token_auth_if_token_available,
     )
@@ -158,7 +166,7 @@ def _take_token(where: str) -> None:
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """Of host:port or ray://host:port. Raises ValueError."""
+    """Splits ``host:port`` or ``ray://host:port``. Raises ValueError for any other text."""
     url = urlsplit(address if "://" in address else f"ray://{address}")
     if url.scheme != "ray" or not url.hostname or not url.port:
         raise ValueError(address)
@@ -166,18 +174,21 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 
 def _temporary_directory() -> str:
-    """Where a Ray of our own keeps its files: where it would, or else where it can write, and sockets fit."""
-    named = [os.environ[name] for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)]
-    for parent in (*named, *SYSTEM_DIRECTORIES):
+    """Returns a directory for the files of a local Ray: writable, and short enough for the paths of sockets.
+
+    Ray's own choices (RAY_TMPDIR, TMPDIR) come first. Raises UserError if no directory is suitable.
+    """
+    configured = [os.environ[name] for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)]
+    for parent in (*configured, *SYSTEM_DIRECTORIES):
         path = os.path.join(os.path.abspath(parent), "ray")
         writable = path if os.path.exists(path) else parent
         if len(os.fsencode(path)) <= DIRECTORY_BYTES and os.access(writable, os.W_OK | os.X_OK):
             return path
     raise UserError(
         f"RAY_TMPDIR: Ray needs a writable directory with a path of at most {DIRECTORY_BYTES - 4} bytes;"
-        f" {', '.join([*named, *SYSTEM_DIRECTORIES])} cannot be used, set RAY_TMPDIR to one"
+        f" {', '.join([*configured, *SYSTEM_DIRECTORIES])} cannot be used, set RAY_TMPDIR to another"
     )
 
 
-def _say(line: str) -> None:
+def _print_note(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

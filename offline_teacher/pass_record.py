@@ -45,7 +45,7 @@ def inputs_digest(recipe: Recipe, parts: dict[str, list[Part]]) -> str:
     ]
     return _digest(
         [
-            recipe.outcome(*SECTIONS),
+            recipe.outcome_settings(*SECTIONS),
             dataclasses.asdict(recipe.corpus),
             dataclasses.asdict(recipe.tracking),
             [FORMAT_VERSION, version("transformers"), version("tokenizers")],  # they turn text into ids

@@ -193,7 +193,7 @@ def spec_with(recipe: Recipe, source: Source, corpus: dict[str, str]) -> Spec:
             mask=tokenizer.mask_token_id if layout.masked else None,
         ),
         fingerprint={
-            "recipe": recipe.outcome("corpus", "sequences", "masking", "teacher", "store"),
+            "recipe": recipe.outcome_settings("corpus", "sequences", "masking", "teacher", "store"),
             "teacher": source.weight_digest,
             "tokenizer": source.tokenizer_digest,
             "architecture": source.architecture,
@@ -212,5 +212,5 @@ def publish_files(root: str, source: Source, layout: Layout) -> None:
             if f"{directory}/{name}" not in {*files, WEIGHTS}:
                 raise UserError(f"{root}: {directory}/{name} is foreign, not a file of a store; move it away")
     for name, data in files.items():
-        storage.keep_bytes(storage.join(root, *name.split("/")), data)
-    storage.keep_bytes(storage.join(root, *WEIGHTS.split("/")), source.weights(layout))
+        storage.publish_if_changed(storage.join(root, *name.split("/")), data)
+    storage.publish_if_changed(storage.join(root, *WEIGHTS.split("/")), source.weights(layout))

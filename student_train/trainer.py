@@ -253,5 +253,5 @@ class Trainer:
         self.history.trim(self.step)
 
     def _stop(self, signal_number: int) -> None:
-        console.remember(signal_number)
+        console.record_signal(signal_number)
         self.stop_requested = True

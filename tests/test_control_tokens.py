@@ -90,7 +90,12 @@ def test_pass_and_evaluation_agree(directory: str) -> None:
 
 def test_control_tokens_in_a_text_are_never_the_real_ones(directory: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    control = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id}
+    control = {
+        tokenizer.cls_token_id,
+        tokenizer.sep_token_id,
+        tokenizer.pad_token_id,
+        tokenizer.mask_token_id,
+    }
     for ids in load_encoder(directory).encode(TEXTS):
         assert control.isdisjoint(ids)
 

@@ -22,7 +22,7 @@ from evaluation.tasks.loading import load
 from evaluation.tasks.task import Split, Task
 from infra.errors import UserError
 from infra.files import storage
-from infra.settings.sections import Evaluation, in_a_grid
+from infra.settings.sections import Evaluation, grid_values
 
 CODE = 2
 """Version of the code that decides predictions. A change of them raises it, so that scores are made again."""
@@ -70,7 +70,7 @@ def settings_of(task: Task, settings: Evaluation) -> list[Setting]:
         own = getattr(task.settings, name, None)
         return getattr(settings, name) if own is None else own
 
-    points = product(*(in_a_grid(value(name)) for name in GRID))
+    points = product(*(grid_values(value(name)) for name in GRID))
     found = [
         Setting(
             **dict(zip(GRID, point, strict=True)),

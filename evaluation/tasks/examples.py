@@ -14,7 +14,7 @@ from evaluation.tasks.rows import Rows
 from evaluation.tasks.squad import Question
 from evaluation.tasks.task import Split, Task
 from infra.errors import UserError
-from infra.settings.recipe_words import nearest
+from infra.settings.recipe_words import with_nearest_name
 
 OUTSIDE = "O"
 SEPARATOR = "|"
@@ -87,7 +87,7 @@ def _number(value: Any, place: str) -> float:
 
 def _require_known(label: str, ids: dict[str, int], place: str) -> None:
     if label not in ids:
-        raise UserError(nearest(f"{place}: unknown label {label!r}", label, list(ids)))
+        raise UserError(with_nearest_name(f"{place}: unknown label {label!r}", label, list(ids)))
 
 
 def labels_in(task: Task, rows: Rows) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from evaluation.tasks.squad import Question, place_answers, read_questions
 from evaluation.tasks.task import Part, Split, Task
 from infra.errors import UserError
 from infra.files.paths import expand_home
-from infra.settings.recipe_words import nearest
+from infra.settings.recipe_words import with_nearest_name
 from infra.settings.task_settings import PATHS, TaskSettings
 
 _COLUMNS = {"tokens": (1,), "similarity": (2,), "spans": (0, 2), "retrieval": (0,)}
@@ -115,7 +115,9 @@ def _require_consistent(settings: TaskSettings, where: str) -> None:
         require(settings.hub is not None or getattr(settings, name) is None, f"{name}: is for a hub data set")
     known = list(KINDS[kind].metrics)
     for metric in settings.metrics:
-        require(metric in known, nearest(f"metrics: {kind} has no metric {metric!r}", metric, known))
+        require(
+            metric in known, with_nearest_name(f"metrics: {kind} has no metric {metric!r}", metric, known)
+        )
 
 
 def _require_two_classes(task: Task, where: str) -> None:

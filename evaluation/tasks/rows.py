@@ -16,8 +16,8 @@ from typing import Any
 
 from infra.errors import UserError, first_line
 from infra.files import storage
-from infra.files.content import BLOCK, content_of
-from infra.settings.recipe_words import nearest
+from infra.files.content import BLOCK, binary_format
+from infra.settings.recipe_words import with_nearest_name
 
 FORMATS = {
     ".csv": "csv",
@@ -54,7 +54,7 @@ class Rows:
     def column(self, name: str) -> list[Any]:
         """Values of a column; UserError with the nearest name where there is none."""
         if name not in self.columns:
-            raise UserError(nearest(f"{self.where}: no column {name!r}", name, list(self.columns)))
+            raise UserError(with_nearest_name(f"{self.where}: no column {name!r}", name, list(self.columns)))
         return self.columns[name]
 
     def texts(self, name: str) -> list[str]:
@@ -107,7 +107,7 @@ def read_text(path: str) -> str:
     invalid UTF-8."""
     with storage.open_binary(path) as file:
         data = file.read()
-    content = content_of(data[:BLOCK])
+    content = binary_format(data[:BLOCK])
     if content is not None:
         raise UserError(f"{path}: is {content}, not UTF-8 text; convert the file or give its format")
     try:

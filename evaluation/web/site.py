@@ -91,8 +91,8 @@ def _write_page(output: str, page: Path, site: dict[str, Any]) -> None:
     known = json.dumps({"version": digest[:16], "files": ["./", *kept, SITE]})
     files[OFFLINE] = f"const SITE = {known};\n".encode() + files[OFFLINE]
     for name, data in files.items():
-        storage.keep_bytes(storage.join(output, name), data)
-    storage.keep_bytes(storage.join(output, SITE), content)
+        storage.publish_if_changed(storage.join(output, name), data)
+    storage.publish_if_changed(storage.join(output, SITE), content)
 
 
 def _write_model(output: str, model: SiteModel) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _write_model(output: str, model: SiteModel) -> dict[str, Any]:
     }  # fmt: skip
     for key, (name, data) in files.items():
         place = f"models/{_folder(model.task)}/{model.role}/{name}"
-        storage.keep_bytes(storage.join(output, place), data)
+        storage.publish_if_changed(storage.join(output, place), data)
         entry[key] = _described(place, data)
     return entry
 

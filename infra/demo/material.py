@@ -6,7 +6,7 @@ from pathlib import Path
 
 from infra.demo.language import documents
 from infra.demo.tasks import TASKS, task_files
-from infra.files.storage import keep_bytes
+from infra.files.storage import publish_if_changed
 
 TEACHER = Path(__file__).with_name("teacher")
 CORPUS = {"train": (1, 1_000_000), "validation": (2, 60_000)}
@@ -24,4 +24,4 @@ def make_material(root: Path) -> None:
         for name, rows in task_files(task, TASK_SEED).items():
             files[f"glue/{task.name}/{name}"] = rows.encode()
     for name, data in files.items():
-        keep_bytes(str(root / name), data)
+        publish_if_changed(str(root / name), data)

@@ -16,7 +16,7 @@ from infra import console
 from infra.demo.language import documents
 from infra.demo.material import CORPUS, TEACHER
 from infra.demo.tasks import TASKS, task_files
-from infra.files.storage import keep_bytes
+from infra.files.storage import publish_if_changed
 
 LABELS = ("bad", "good")
 
@@ -27,7 +27,7 @@ def write_own_files(root: Path) -> list[str]:
     files["texts.txt"] = "".join(f"{text}\n" for text in documents(*CORPUS["train"])).encode()
     files["reviews.csv"] = _reviews().encode()
     for name, data in files.items():
-        keep_bytes(str(root / name), data)
+        publish_if_changed(str(root / name), data)
     return sorted(files)
 
 

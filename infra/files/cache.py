@@ -1,4 +1,4 @@
-"""Remote files kept on local disk for those who read them again, or map them."""
+"""A cache of remote files on the local disk."""
 
 from __future__ import annotations
 
@@ -14,76 +14,80 @@ from collections.abc import Callable
 from infra.errors import UserError, WrongContent
 from infra.files import remote, storage
 from infra.files.locks import locked
-from infra.files.os_errors import naming
+from infra.files.os_errors import reporting_os_errors
 from infra.files.scratch import Scratch
 
-_Mark = tuple[str, int, int, int]
+_Version = tuple[str, int, int, int]
+"""Path, inode, size and modification time in nanoseconds: they differ if the content was replaced."""
 
 ENTRY = "xxh3-128-"
-"""Prefix of an entry's name."""
+"""Prefix of the file name of an entry."""
 SCANS = 64
-"""``data`` evicts entries each time it has added this fraction (1/64) of the size limit."""
+"""``get_or_fetch`` evicts entries each time it has added 1 / SCANS of the size limit."""
 
 
 class Cache:
-    """Remote files kept on local disk, least recently used first out; processes may share the directory.
+    """A directory of cached files with least-recently-used eviction; processes may share the directory.
 
-    Entries of ``local`` are whole files, named by their digest; those of ``data`` are parts of files. A
-    thread holds a lock on the last file that ``local`` gave it, so that another process cannot evict it
-    before it is opened. Once a file is open or mapped, Linux keeps it readable. Entries that are locked or
-    being fetched do not count for the size limit, and with ``data`` each process may exceed the limit by
-    1/64.
+    Entries of ``local_path`` are complete files, named by their digest; entries of ``get_or_fetch`` are parts
+    of files. Each thread holds a lock on the last file that ``local_path`` returned to it, so that another
+    process cannot evict the file before it is opened. Linux keeps an open or mapped file readable. Entries
+    that are locked or being fetched do not count towards the size limit, and ``get_or_fetch`` may exceed the
+    limit by 1/64 per process.
     """
 
     def __init__(self, directory: str | None, max_bytes: int) -> None:
         if directory is None:
-            self._private = Scratch()  # goes with this object
+            self._private = Scratch()  # removed with this object
             directory = self._private.path
-        with naming(directory):
+        with reporting_os_errors(directory):
             os.makedirs(directory, mode=0o700, exist_ok=True)
         self.directory, self.max_bytes = directory, max_bytes
-        self._checked: set[_Mark] = set()  # of files whose content was found right
-        self._added = 0  # bytes since the directory was last looked through
+        self._checked: set[_Version] = set()  # versions of files with the right content
+        self._added = 0  # bytes added since the last eviction
         self._held = threading.local()
 
-    def local(self, path: str, digest: str) -> str:
-        """A local path with the content of ``path``; its digest is checked before this object's first use.
+    def local_path(self, path: str, digest: str) -> str:
+        """Returns a local path with the content of ``path``, whose digest is checked once per version.
 
-        Raises ``WrongContent`` when the content has another digest, for a remote file after three downloads.
+        Raises WrongContent if the content has another digest, for a remote file after three downloads.
         """
         if not storage.is_remote(path):
             self._check(path, path, digest)
             return path
         name = digest.replace(":", "-")
         entry = storage.join(self.directory, name)
-        with naming(entry), locked(storage.join(self.directory, f".lock-{name[-2:]}")):  # one fetch an entry
+        with (
+            reporting_os_errors(entry),
+            locked(storage.join(self.directory, f".lock-{name[-2:]}")),
+        ):
             while True:
                 if not self._usable(entry, path, digest):
                     storage.fetch(path, entry, digest)
                     with contextlib.suppress(FileNotFoundError):  # evicted by another process already
-                        self._checked.add(_mark(entry))
+                        self._checked.add(_version(entry))
                 if self._hold(entry):
                     break
         self._evict()
         return entry
 
-    def data(self, name: str, fetch: Callable[[], bytes]) -> bytes | mmap.mmap:
-        """The bytes of the entry ``name``, mapped; if it is absent, ``fetch`` gives them and they are kept.
+    def get_or_fetch(self, name: str, fetch: Callable[[], bytes]) -> bytes | mmap.mmap:
+        """Returns the entry ``name`` as mapped memory; if it is absent, stores and returns ``fetch()``.
 
-        The content is not checked: the caller checks it, and calls ``drop`` for a damaged entry.
+        The content is not checked: the caller must check it, and call ``drop`` if the entry is damaged.
         """
         entry = storage.join(self.directory, f"{ENTRY}{name}")
         lock = storage.join(self.directory, f".lock-{storage.digest_bytes(name.encode())[-2:]}")
-        with naming(entry):
-            found = _mapped(entry)
-            if found is not None:
-                return found
-            with locked(lock):  # one fetch an entry
-                found = _mapped(entry)
-                if found is not None:
-                    return found
+        with reporting_os_errors(entry):
+            mapped = _map(entry)
+            if mapped is not None:
+                return mapped
+            with locked(lock):  # only one process fetches the entry
+                mapped = _map(entry)
+                if mapped is not None:
+                    return mapped
                 data = fetch()
-                _keep(entry, data)
+                _write(entry, data)
         self._added += len(data)
         if self._added * SCANS >= self.max_bytes:
             self._added = 0
@@ -91,7 +95,7 @@ class Cache:
         return data
 
     def drop(self, name: str) -> None:
-        """Removes the entry ``name`` of ``data``, if it is there."""
+        """Removes the entry ``name`` of ``get_or_fetch`` if it exists."""
         storage.remove(storage.join(self.directory, f"{ENTRY}{name}"))
 
     def _usable(self, entry: str, path: str, digest: str) -> bool:
@@ -105,23 +109,25 @@ class Cache:
         return True
 
     def _check(self, file: str, path: str, digest: str) -> None:
-        with naming(path):
-            mark = _mark(file)
-        if mark not in self._checked:
+        with reporting_os_errors(path):
+            version = _version(file)
+        if version not in self._checked:
             if storage.digest_file(file) != digest:
-                raise WrongContent(f"{remote.shown(path)}: damaged content (digest is not {digest})")
-            self._checked.add(mark)
+                raise WrongContent(
+                    f"{remote.without_secrets(path)}: damaged content (digest is not {digest})"
+                )
+            self._checked.add(version)
 
     def _hold(self, entry: str) -> bool:
-        """False: another process evicted it in between."""
+        """Locks an entry for this thread; returns False if another process has evicted it in the meantime."""
         try:
-            file = open(entry, "rb")  # noqa: SIM115 - held until this thread asks for another
+            file = open(entry, "rb")  # noqa: SIM115 - stays open until this thread's next entry
         except FileNotFoundError:
             return False
         fcntl.flock(file, fcntl.LOCK_SH)
         if os.fstat(file.fileno()).st_nlink == 0:
             return False
-        modified = os.fstat(file.fileno()).st_mtime_ns  # stays, since it is in the mark
+        modified = os.fstat(file.fileno()).st_mtime_ns  # unchanged, since _Version contains it
         os.utime(file.fileno(), ns=(time.time_ns(), modified))
         self._held.file = file
         return True
@@ -138,18 +144,21 @@ class Cache:
             for _, entry, size in sorted(entries):
                 if total <= self.max_bytes:
                     return
-                if _unlink_unless_held(entry):
+                if _unlink_unless_locked(entry):
                     total -= size
 
 
-def _mark(file: str) -> _Mark:
-    """Another content is another inode where it was published, another time where it was written in place."""
+def _version(file: str) -> _Version:
+    """Publishing a new content changes the inode; writing in place changes the modification time."""
     status = os.stat(file)
     return file, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _mapped(entry: str) -> mmap.mmap | None:
-    """An entry, now the most recently used; None if it is not there. It stays readable when it is evicted."""
+def _map(entry: str) -> mmap.mmap | None:
+    """Maps an entry and marks it as the most recently used; None if it is absent.
+
+    The mapping stays readable after the entry is evicted.
+    """
     try:
         with open(entry, "rb") as file:
             modified = os.fstat(file.fileno()).st_mtime_ns
@@ -159,8 +168,8 @@ def _mapped(entry: str) -> mmap.mmap | None:
         return None
 
 
-def _keep(entry: str, data: bytes) -> None:
-    """Not synchronised: after a crash of the machine the entry may be wrong, which its reader notices."""
+def _write(entry: str, data: bytes) -> None:
+    """Writes an entry without fsync: after a crash of the machine it may be damaged; its reader notices."""
     draft = os.path.join(os.path.dirname(entry), f"{storage.UNFINISHED}{secrets.token_hex(6)}")
     try:
         with open(draft, "xb") as file:
@@ -171,7 +180,7 @@ def _keep(entry: str, data: bytes) -> None:
             os.unlink(draft)
 
 
-def _unlink_unless_held(entry: str) -> bool:
+def _unlink_unless_locked(entry: str) -> bool:
     with contextlib.suppress(OSError), open(entry, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.unlink(entry)

@@ -21,20 +21,23 @@ _REASONS = {
     errno.EEXIST: "a file of that name is in the way",
 }
 
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG})
-"""Errors inside ``publishing`` whose message names the file that is written; others name another file."""
+WRITE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG})
+"""Error numbers that concern the file that is being written, rather than a file that is read meanwhile."""
 
 
 @contextlib.contextmanager
-def naming(path: str, *let_through: type[Exception], only: Container[int] | None = None) -> Iterator[None]:
-    """Turns an ``OSError`` into a ``NodeError``: one sentence that names the path."""
+def reporting_os_errors(
+    path: str, *let_through: type[Exception], only: Container[int] | None = None
+) -> Iterator[None]:
+    """A context that turns an ``OSError`` into a ``NodeError``, whose one sentence names ``path``.
+
+    Errors of the types ``let_through``, and errors whose number is not in ``only``, are raised unchanged.
+    """
     try:
         yield
     except OSError as problem:
         if isinstance(problem, let_through) or (only is not None and problem.errno not in only):
             raise
-        absent = isinstance(problem, FileNotFoundError)
-        reason = _REASONS.get(
-            errno.ENOENT if absent else problem.errno or 0, problem.strerror or str(problem)
-        )
-        raise NodeError(f"{remote.shown(path)}: {reason}") from problem
+        number = errno.ENOENT if isinstance(problem, FileNotFoundError) else problem.errno or 0
+        reason = _REASONS.get(number, problem.strerror or str(problem))
+        raise NodeError(f"{remote.without_secrets(path)}: {reason}") from problem

@@ -12,10 +12,10 @@ from infra.files import remote, storage
 
 
 def expand_home(path: str) -> str:
-    """The path with a leading ``~`` replaced by the home directory, and without ``file://``.
+    """Returns the path with a leading ``~`` replaced by the home directory, and without ``file://``.
 
-    Any other URL is returned as it is. It is the ``type`` of every path on a command line, and it is applied
-    to every path in a recipe (``SETTINGS``), so that no other code has to do it.
+    Any other URL is returned as it is. This function is the argparse ``type`` of every path on a command line
+    and is applied to every path in a recipe (``SETTINGS``), so no other code has to expand paths.
     """
     if remote.scheme(path) == "file":
         path = path.partition("://")[2]
@@ -23,7 +23,7 @@ def expand_home(path: str) -> str:
 
 
 def expand_home_in_uri(uri: str) -> str:
-    """The same for a tracking URI, whose ``file://`` or ``sqlite:///`` stays."""
+    """Returns a tracking URI with ``~`` expanded; a leading ``file://`` or ``sqlite:///`` is kept."""
     head, tilde, rest = uri.partition("~")
     return head + os.path.expanduser(tilde + rest) if head in ("", "file://", "sqlite:///") else uri
 
@@ -42,7 +42,7 @@ SETTINGS: dict[str, Callable[[str], str]] = {
 
 
 def expand_settings(tree: dict[str, Any]) -> None:
-    """Applies ``SETTINGS`` to the tree of a recipe; what is no text is left for the checks of its type."""
+    """Expands, in place, the paths of a recipe tree; values that are no text are left for the type checks."""
     for setting, expand in SETTINGS.items():
         section, dot, name = setting.rpartition(".")
         values = tree.get(section) if dot else tree
@@ -56,22 +56,22 @@ def expand_settings(tree: dict[str, Any]) -> None:
 
 
 def find_files(globs: Sequence[str]) -> list[str]:
-    """The files that match, sorted. A file that matches several times appears once.
+    """Returns the sorted paths of the files that match; a file that matches several globs appears once.
 
-    A path is first tried as it is written, because ``[``, ``?`` and ``*`` may be part of a name: it then
-    matches the file of that name, or what its remainder matches below the directory of that name. Raises
-    UserError for a directory, and for a glob that matches no file.
+    ``[``, ``?`` and ``*`` may also be part of a name. So a glob that is the exact name of a file matches this
+    file, and the longest beginning that is the exact name of a directory is taken literally. Raises UserError
+    for a directory, and for a glob that matches no file.
     """
     found: set[str] = set()
     for pattern in map(expand_home, globs):
         matches = _matches(pattern)
         if not matches:
-            raise UserError(f"{remote.shown(pattern)}: matches no file")
+            raise UserError(f"{remote.without_secrets(pattern)}: matches no file")
         found.update(matches)
-    first: dict[str, str] = {}
+    unique: dict[str, str] = {}
     for path in sorted(found):
-        first.setdefault(path if storage.is_remote(path) else os.path.realpath(path), path)
-    return list(first.values())
+        unique.setdefault(path if storage.is_remote(path) else os.path.realpath(path), path)
+    return list(unique.values())
 
 
 def _matches(pattern: str) -> list[str]:
@@ -79,15 +79,17 @@ def _matches(pattern: str) -> list[str]:
     if kind == "file":
         return [pattern]
     if kind == "directory":
-        example = storage.join(remote.shown(pattern), "*.txt")
-        raise UserError(f"{remote.shown(pattern)}: is a directory; name its files, for example {example}")
-    head = pattern
-    while glob.has_magic(head := head.rpartition("/")[0]):
-        if storage.kind(head) == "directory":
-            pattern = glob.escape(head) + pattern[len(head) :]
+        example = storage.join(remote.without_secrets(pattern), "*.txt")
+        raise UserError(
+            f"{remote.without_secrets(pattern)}: is a directory; name its files, for example {example}"
+        )
+    parent = pattern
+    while glob.has_magic(parent := parent.rpartition("/")[0]):
+        if storage.kind(parent) == "directory":
+            pattern = glob.escape(parent) + pattern[len(parent) :]
             break
     if not storage.is_remote(pattern):
         return [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
     found = remote.call(pattern, "glob", remote.key_of(pattern), detail=True)
-    bucket = "/".join(pattern.split("/", 3)[:3])  # with the account, where it names one
+    bucket = "/".join(pattern.split("/", 3)[:3])  # including the storage account, if the URL names one
     return [f"{bucket}/{key.partition('/')[2]}" for key, info in found.items() if info["type"] == "file"]

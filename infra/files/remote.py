@@ -1,4 +1,4 @@
-"""Calls to object stores through fsspec. Each has a time limit and is retried after a temporary failure."""
+"""Calls to object stores through fsspec, each with a time limit and with retries after temporary failures."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from typing import Any
 from infra.errors import NodeError, UserError
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs"}
-"""URL scheme -> the package that speaks it; imported only when such a URL is used."""
+"""URL scheme -> package that implements it; it is imported only if such a URL is used."""
 EXTRAS = {"s3fs": "s3", "gcsfs": "gs", "adlfs": "azure"}
-"""Package -> the extra of ours that installs it."""
+"""Package -> extra of this project that installs it."""
 
 ATTEMPTS = 8
 FIRST_WAIT = 0.25
 LONGEST_WAIT = 8.0
-"""Seconds: a failed call is repeated after 0.25, 0.5, 1 ... 8 s, about 20 s in all; each wait is shortened
+"""Waits in seconds before a failed call is repeated: 0.25, 0.5, 1 ... 8, about 20 s in all. Each is shortened
 by a random part (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/, equal jitter)."""
 
 CALL_SECONDS = 60.0
-"""Seconds after which a call counts as hung ..."""
 SLOWEST_BYTES_PER_SECOND = 1 << 20
-"""... plus the time for its bytes at this rate (bytes a second)."""
+"""A call that moves n bytes fails after CALL_SECONDS + n / SLOWEST_BYTES_PER_SECOND seconds."""
 LISTING_SECONDS = 3600.0
-"""Limit of a listing that cannot be asked for page by page."""
+"""Time limit of a listing that cannot be requested page by page."""
 PAGE_NAMES = 1000
-"""Names in a page of a listing; S3 gives no more."""
+"""Number of names per page of a listing, S3's maximum."""
 CONNECTIONS = 64
-"""To one object store, from one process."""
+"""Largest number of connections of one process to one object store."""
 
 LASTING = (
     FileNotFoundError,
@@ -43,27 +42,26 @@ LASTING = (
     AttributeError,
 )
 LASTING_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"}
-"""Errors that are not retried. Those of packages that may not be installed are given by name."""
-
+"""Classes of errors that are not retried. Classes of packages that may not be installed are given by name."""
 
 EXISTS_CODES = {"PreconditionFailed", "412"}
-"""What S3 says when an object that must be new is there already."""
+"""S3's error codes if an object that must be new exists already."""
 NO_RANGE_CODES = {"InvalidRange", "416"}
-"""... when an object ends before the range that was asked for begins."""
+"""S3's error codes if the requested range begins after the end of the object."""
 LASTING_CODES = EXISTS_CODES | NO_RANGE_CODES
 ENDED_UPLOAD = "NoSuchUpload"
-"""S3's error if a multipart upload is completed twice because the first answer was lost; no file is
-missing."""
+"""S3's error code if a multipart upload is completed twice because the first answer was lost. s3fs raises it
+as FileNotFoundError, although no file is missing."""
 
 
 def scheme(path: str) -> str | None:
-    """``s3`` of ``s3://bucket/key``; None for a local path."""
+    """Returns ``s3`` for ``s3://bucket/key``; None for a local path."""
     head, separator, _ = path.partition("://")
     return head.lower() if separator and head.isalnum() else None
 
 
-def shown(path: str) -> str:
-    """The path as it may be printed: no user name, password or query (signatures, tokens) of a URL."""
+def without_secrets(path: str) -> str:
+    """Returns a path for messages: a URL loses its user name, password and query (signatures, tokens)."""
     if scheme(path) is None:
         return path
     head, _, rest = path.partition("://")
@@ -75,9 +73,11 @@ def shown(path: str) -> str:
 def call(
     path: str, method: str, *arguments: Any, size: int = 0, seconds: float | None = None, **options: Any
 ) -> Any:
-    """Runs fsspec's coroutine ``_<method>`` on the file system of ``path``; ``size``: bytes it moves.
+    """Runs fsspec's coroutine ``_<method>`` on the file system of ``path``, and returns its result.
 
-    Raises ``FileNotFoundError`` as it is, and ``NodeError`` for anything else that lasts.
+    ``size``: number of bytes that the call transfers. ``seconds``: time limit without these bytes; None:
+    CALL_SECONDS. Raises FileNotFoundError unchanged, and NodeError for any other error that remains after the
+    retries.
     """
     filesystem = _filesystem(_scheme_of(path), _account(path), os.getpid())
     limit = (CALL_SECONDS if seconds is None else seconds) + size / SLOWEST_BYTES_PER_SECOND
@@ -87,14 +87,14 @@ def call(
 
         return sync(filesystem.loop, getattr(filesystem, f"_{method}"), *arguments, timeout=limit, **options)
 
-    return repeated(once, path)
+    return with_retries(once, path)
 
 
 def create(path: str, data: bytes) -> bool:
-    """Uploads an object; False, and nothing is done, if there is one of this name already.
+    """Uploads an object and returns True; returns False, and does nothing, if the object exists already.
 
-    If the answer to the first attempt is lost, the second one finds the object that the first has made and
-    returns False: the caller compares the content.
+    If the answer to the first attempt is lost, the second attempt finds the object that the first has created
+    and returns False. So after False the caller must compare the content.
     """
     try:
         call(path, "pipe_file", key_of(path), data, size=len(data), mode="create")
@@ -105,8 +105,11 @@ def create(path: str, data: bytes) -> bool:
     return True
 
 
-def beginning(path: str, limit: int) -> bytes:
-    """The first bytes of an object, ``limit`` at most, in one request. FileNotFoundError if it is absent."""
+def read_first_bytes(path: str, limit: int) -> bytes:
+    """Returns at most ``limit`` bytes from the start of an object, in one request.
+
+    Raises FileNotFoundError if the object is absent.
+    """
     try:
         return bytes(call(path, "cat_file", key_of(path), start=0, end=limit, size=limit))
     except UserError as error:
@@ -116,40 +119,44 @@ def beginning(path: str, limit: int) -> bytes:
 
 
 def pages(directory: str) -> Iterator[list[dict[str, Any]]]:
-    """What fsspec knows of the files and directories in it, some at a time; nothing if it is absent.
+    """Yields the listing of ``directory`` in pages of entries (name, type, size); nothing if it is absent.
 
-    On S3 each page is a call of its own, so that a long listing neither runs out of time nor begins again.
+    On S3 each page is a separate call, so a long listing meets its time limits, and a retry repeats one page.
     """
-    here = key_of(directory)
+    key = key_of(directory)
     try:
         if _scheme_of(directory) == "s3":
-            yield from _s3_pages(directory, *here.partition("/")[::2])
+            yield from _s3_pages(directory, *key.partition("/")[::2])
         else:
-            yield call(directory, "ls", here, seconds=LISTING_SECONDS, detail=True)
+            yield call(directory, "ls", key, seconds=LISTING_SECONDS, detail=True)
     except (FileNotFoundError, NotADirectoryError):
         return
 
 
 def _s3_pages(directory: str, bucket: str, prefix: str) -> Iterator[list[dict[str, Any]]]:
-    here = f"{prefix}/" if prefix else ""
-    asked: dict[str, Any] = {"Bucket": bucket, "Delimiter": "/", "Prefix": here, "MaxKeys": PAGE_NAMES}
+    prefix = f"{prefix}/" if prefix else ""
+    request: dict[str, Any] = {"Bucket": bucket, "Delimiter": "/", "Prefix": prefix, "MaxKeys": PAGE_NAMES}
     more = True
     while more:
-        page = call(directory, "call_s3", "list_objects_v2", **asked)
+        page = call(directory, "call_s3", "list_objects_v2", **request)
         folders = [item["Prefix"].rstrip("/") for item in page.get("CommonPrefixes", [])]
         files = [item for item in page.get("Contents", []) if not item["Key"].endswith("/")]
         yield [{"name": f"{bucket}/{name}", "type": "directory", "size": 0} for name in folders] + [
             {"name": f"{bucket}/{item['Key']}", "type": "file", "size": item["Size"]} for item in files
         ]
         more = bool(page.get("IsTruncated"))
-        asked["ContinuationToken"] = page.get("NextContinuationToken")
+        request["ContinuationToken"] = page.get("NextContinuationToken")
 
 
-def repeated(once: Any, path: str) -> Any:
-    """``once()``, again after a wait while it fails for a passing reason, ``ATTEMPTS`` times at most."""
+def with_retries(attempt_call: Any, path: str) -> Any:
+    """Returns ``attempt_call()``, which is repeated after a wait while it fails temporarily.
+
+    After ``ATTEMPTS`` attempts, or at once for a permanent failure, raises NodeError; FileNotFoundError and
+    UserError are raised unchanged.
+    """
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return once()
+            return attempt_call()
         except UserError:
             raise
         except Exception as problem:  # noqa: BLE001 - every client library has its own exception classes
@@ -164,14 +171,16 @@ def repeated(once: Any, path: str) -> Any:
             if lasts or attempt == ATTEMPTS:
                 tries = "" if lasts else f" ({attempt} attempts)"
                 reason = str(problem) or "no answer in time"
-                raise NodeError(f"{shown(path)}: {type(problem).__name__}: {reason}{tries}") from problem
+                raise NodeError(
+                    f"{without_secrets(path)}: {type(problem).__name__}: {reason}{tries}"
+                ) from problem
         wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1))
         time.sleep(random.uniform(wait / 2, wait))
     raise AssertionError("not reached")
 
 
 def key_of(path: str) -> str:
-    """The path as the file system names it: ``bucket/key``."""
+    """Returns the name of ``path`` in its fsspec file system: ``bucket/key``."""
     return str(_filesystem(_scheme_of(path), _account(path), os.getpid())._strip_protocol(path))
 
 
@@ -179,12 +188,12 @@ def _scheme_of(path: str) -> str:
     found = scheme(path)
     if found not in PACKAGES:
         known = ", ".join(f"{name}://" for name in PACKAGES)
-        raise UserError(f"{shown(path)}: unknown kind of URL; known are {known} and local paths")
+        raise UserError(f"{without_secrets(path)}: unknown kind of URL; known are {known} and local paths")
     return found
 
 
 def _account(path: str) -> str | None:
-    """Azure's storage account in ``abfs://container@account.dfs.core.windows.net/key``."""
+    """Returns ``account`` for ``abfs://container@account.dfs.core.windows.net/key``, else None."""
     authority = path.partition("://")[2].partition("/")[0]
     return (
         authority.partition("@")[2].partition(".")[0] or None
@@ -195,7 +204,8 @@ def _account(path: str) -> str | None:
 
 @functools.cache
 def _filesystem(found: str, account: str | None, process: int) -> Any:
-    """One a process: after a fork the parent's event loop is not there."""
+    """Returns the fsspec file system of an account, cached per process (``process`` is its id): after a fork
+    the parent's event loop does not run in the child."""
     import fsspec
 
     options: dict[str, Any] = {"use_listings_cache": False}
@@ -204,7 +214,7 @@ def _filesystem(found: str, account: str | None, process: int) -> Any:
     try:
         if found == "s3":
             options["config_kwargs"] = _s3_config()
-        protocol = "abfs" if PACKAGES[found] == "adlfs" else found  # fsspec knows no abfss without adlfs
+        protocol = "abfs" if PACKAGES[found] == "adlfs" else found  # fsspec alone does not know abfss
         return fsspec.filesystem(protocol, **options)
     except ImportError:
         package = PACKAGES[found]
@@ -215,8 +225,11 @@ def _filesystem(found: str, account: str | None, process: int) -> Any:
 
 
 def _s3_config() -> dict[str, Any]:
-    """Time limits of one request. s3fs repeats it a few times, so that an upload of a hundred parts does not
-    start again when one of them dies; also after a server error, which it takes for lasting by itself."""
+    """Returns botocore's time limits for one request.
+
+    s3fs repeats a failed request a few times, so a failed part does not restart an upload of a hundred parts.
+    By default it does not repeat one after a server error; ``_server_error`` changes that.
+    """
     import s3fs.core
 
     s3fs.core.set_custom_error_handler(_server_error)
@@ -233,13 +246,13 @@ def _server_error(problem: Exception) -> bool:
 
 
 def _code(problem: BaseException | None) -> str | None:
-    """The code of the server's answer, as botocore's error behind that of s3fs has it."""
+    """Returns the server's error code from botocore's error, the cause of an s3fs error; None without one."""
     cause = problem.__cause__ if problem is not None else None
     code = _answer_of(cause).get("Error", {}).get("Code")
     return None if code is None else str(code)
 
 
 def _answer_of(problem: BaseException | None) -> dict[str, Any]:
-    """What the server said, where botocore's error has it."""
+    """Returns the server's answer that a botocore error holds; {} for any other error."""
     answer = getattr(problem, "response", None)
     return answer if isinstance(answer, dict) else {}

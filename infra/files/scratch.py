@@ -1,4 +1,4 @@
-"""Private temporary directories that are removed when their process ends, even if it is killed."""
+"""Private temporary directories that are removed after their process has ended, even if it was killed."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import os
 import shutil
 import tempfile
 
-from infra.files.os_errors import naming
+from infra.files.os_errors import reporting_os_errors
 
 PREFIX = "distillation-scratch-"
 
 
 class Scratch:
-    """A directory of this process. It is removed by `close` or with this object. If the process is killed,
-    the next such directory on this machine removes it."""
+    """A temporary directory of this process, removed by `close` or when this object is deleted.
+
+    If the process is killed, the next process on this machine that creates a `Scratch` removes the directory.
+    """
 
     def __init__(self) -> None:
-        with naming("the directory for temporary files (TMPDIR)"):
+        with reporting_os_errors("the directory for temporary files (TMPDIR)"):
             parent = tempfile.gettempdir()
             _remove_abandoned(parent)
             while True:
@@ -26,9 +28,9 @@ class Scratch:
                 self.path = self._directory.name
                 try:
                     self._lock = os.open(self.path, os.O_RDONLY)
-                except FileNotFoundError:  # another process saw it unlocked, and took it for abandoned
+                except FileNotFoundError:  # another process removed it before it was locked
                     continue
-                with contextlib.suppress(OSError):  # where there are no locks, nobody removes anything
+                with contextlib.suppress(OSError):  # without locks no process removes another's
                     fcntl.flock(self._lock, fcntl.LOCK_EX)
                 if os.path.exists(self.path):
                     break
@@ -40,7 +42,7 @@ class Scratch:
 
 
 def _remove_abandoned(parent: str) -> None:
-    """The directories whose process is gone, as far as they can be found, locked and removed."""
+    """Removes the directories of ended processes, as far as they can be listed, locked and deleted."""
     with contextlib.suppress(OSError):
         for item in os.scandir(parent):
             if item.name.startswith(PREFIX) and item.is_dir(follow_symlinks=False):

@@ -1,7 +1,7 @@
-"""Files by path or URL: atomic writes, and reads that report a failure as one line.
+"""Reads and atomically writes files named by a local path or a URL; a failure becomes a one-line UserError.
 
-Local: a private temporary file in the same directory, fsync, rename, fsync of the directory.
-Object stores (``s3://``, ``gs://``, ``abfs://``): one whole upload. Every path is a str.
+A local file is written as a private temporary file in the same directory: fsync, rename, fsync of the
+directory. An object (``s3://``, ``gs://``, ``abfs://``) is written by one complete upload. Paths are str.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import xxhash
 
 from infra.errors import UserError, WrongContent
 from infra.files import remote
-from infra.files.os_errors import NO_ROOM, naming
+from infra.files.os_errors import WRITE_ERRNOS, reporting_os_errors
 from infra.files.streams import Decompressed, RemoteFile, compression, remote_range
 
 T = TypeVar("T")
 CHUNK = 8 << 20
-"""Bytes read at once."""
+"""Number of bytes that are read at once."""
 FETCH_ATTEMPTS = 3
-"""How often a file is downloaded before its content counts as damaged."""
+"""Number of downloads of a file with a wrong digest before its content counts as damaged."""
 UNFINISHED = ".tmp-"
 """Prefix of the name of an unpublished file."""
 LOCK = ".lock"
-"""The name of the empty file that `locks` locks. Listings leave it out."""
+"""Name of the empty file that `infra.files.locks` locks. Listings leave it out."""
 
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
@@ -47,11 +47,12 @@ def is_remote(path: str) -> bool:
 
 
 def join(root: str, *names: str) -> str:
-    """``root/name/...``; refuses a name that would leave ``root`` (names may come from an untrusted file)."""
+    """Returns ``root/name/...``. Raises UserError for a name that would leave ``root``, since names may come
+    from an untrusted file."""
     for name in names:
         parts = name.split("/")
         if any(part in ("", ".", "..") for part in parts) or any(c in "\\\0" or ord(c) < 32 for c in name):
-            raise UserError(f"{remote.shown(root)}: {name!r} is not the name of a file inside it")
+            raise UserError(f"{remote.without_secrets(root)}: {name!r} is not the name of a file inside it")
     base = root.rstrip("/")
     if not base:  # "" or "/"
         return root[:1] + "/".join(names)
@@ -65,30 +66,33 @@ def exists(path: str) -> bool:
 
 
 def kind(path: str) -> str | None:
-    """``file`` or ``directory``; None where there is neither."""
+    """Returns ``file``, ``directory``, or None if the path does not exist."""
     if is_remote(path):
         return (_info(path) or {}).get("type")
     return "file" if os.path.isfile(path) else "directory" if os.path.isdir(path) else None
 
 
 def size(path: str) -> int:
-    """Bytes of a file."""
+    """Returns the size of a file in bytes. Raises UserError if it is absent."""
     if not is_remote(path):
-        with naming(path):
+        with reporting_os_errors(path):
             return os.stat(path).st_size
     info = _info(path)
     if info is None:
-        raise UserError(f"{remote.shown(path)}: no such file")
+        raise UserError(f"{remote.without_secrets(path)}: no such file")
     return int(info["size"] or 0)
 
 
 def list_names(directory: str) -> list[str]:
-    """Sorted plain names in a directory, without temporary files and the lock file; [] if it is absent."""
+    """Returns the sorted names of the files and directories in ``directory``; [] if it is absent.
+
+    Temporary files and the lock file are left out.
+    """
     if is_remote(directory):
         names = {item["name"].rpartition("/")[2] for item in _listed(directory)}
     else:
         try:
-            with naming(directory, FileNotFoundError, NotADirectoryError):
+            with reporting_os_errors(directory, FileNotFoundError, NotADirectoryError):
                 names = set(os.listdir(directory))
         except (FileNotFoundError, NotADirectoryError):
             return []
@@ -96,13 +100,16 @@ def list_names(directory: str) -> list[str]:
 
 
 def list_sizes(directory: str) -> dict[str, int]:
-    """Bytes of each file in it by its plain name, unfinished ones left out; {} if absent. One listing."""
+    """Returns the size in bytes of each file in ``directory`` by its name; {} if the directory is absent.
+
+    Temporary files are left out. On an object store this takes one listing.
+    """
     if is_remote(directory):
         files = [item for item in _listed(directory) if item["type"] == "file"]
         return {item["name"].rpartition("/")[2]: int(item["size"]) for item in files}
     sizes = {}
     for name in list_names(directory):
-        with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+        with contextlib.suppress(FileNotFoundError):  # removed since it was listed
             status = os.stat(os.path.join(directory, name))
             if stat.S_ISREG(status.st_mode):
                 sizes[name] = status.st_size
@@ -113,9 +120,11 @@ def list_sizes(directory: str) -> dict[str, int]:
 
 
 def read_bytes(path: str, digest: str | None = None) -> bytes:
-    """The whole file. A remote file is downloaded up to three times until its digest is right. The last
-    download is returned even if its digest is wrong, so the caller must check it."""
-    with naming(path):
+    """Returns the content of a file. A remote file with another digest is downloaded up to three times.
+
+    The last download is returned even if its digest is wrong, so the caller must check it.
+    """
+    with reporting_os_errors(path):
         if not is_remote(path):
             with open(path, "rb") as file:
                 return file.read()
@@ -127,10 +136,10 @@ def read_bytes(path: str, digest: str | None = None) -> bytes:
 
 
 def read_checked(path: str, limit: int, check: Callable[[bytes], T]) -> T | None:
-    """``check`` of what `read_small` reads; None if the file is absent.
+    """Returns ``check(content)`` of a file of at most ``limit`` bytes; None if the file is absent.
 
-    If ``check`` raises ValueError, a remote file is downloaded up to three times, since the fault may be the
-    download's.
+    If ``check`` raises ValueError, a remote file is downloaded again, up to three times in all, because the
+    download may be at fault.
     """
     for attempt in range(1, FETCH_ATTEMPTS + 1):
         data = read_small(path, limit)
@@ -143,11 +152,14 @@ def read_checked(path: str, limit: int, check: Callable[[bytes], T]) -> T | None
 
 
 def read_small(path: str, limit: int) -> bytes | None:
-    """A whole file in one request; None if it is absent. ValueError if it has more than ``limit`` bytes."""
+    """Returns the content of a file, read in one request; None if the file is absent.
+
+    Raises ValueError if the file has more than ``limit`` bytes.
+    """
     try:
-        with naming(path, FileNotFoundError):
+        with reporting_os_errors(path, FileNotFoundError):
             if is_remote(path):
-                data = remote.beginning(path, limit + 1)
+                data = remote.read_first_bytes(path, limit + 1)
             else:
                 with open(path, "rb") as file:
                     size = os.fstat(file.fileno()).st_size  # read(n) allocates n bytes at once
@@ -160,8 +172,8 @@ def read_small(path: str, limit: int) -> bytes | None:
 
 
 def read_range(path: str, start: int, stop: int) -> bytes:
-    """Bytes ``start`` to ``stop`` of a file, by one request. UserError if the file ends before ``stop``."""
-    with naming(path):
+    """Returns bytes ``start`` to ``stop`` of a file in one request. UserError if it ends before ``stop``."""
+    with reporting_os_errors(path):
         if is_remote(path):
             return remote_range(path, start, stop)
         with open(path, "rb", buffering=0) as file:
@@ -173,9 +185,9 @@ def read_range(path: str, start: int, stop: int) -> bytes:
 
 
 def fetch(path: str, target: str, digest: str) -> None:
-    """Publishes the content of a (remote) file as the local file ``target``.
+    """Downloads a remote file and publishes its content as the local file ``target``.
 
-    Raises ``WrongContent``, and publishes nothing, when none of three downloads has the digest.
+    Raises ``WrongContent``, and publishes nothing, if none of three downloads has the digest.
     """
     for _ in range(FETCH_ATTEMPTS):
         with contextlib.suppress(WrongContent):
@@ -186,7 +198,8 @@ def fetch(path: str, target: str, digest: str) -> None:
                     raise WrongContent(path)
             return
     raise WrongContent(
-        f"{remote.shown(path)}: damaged content (digest is not {digest}, {FETCH_ATTEMPTS} downloads)"
+        f"{remote.without_secrets(path)}: damaged content (digest is not {digest},"
+        f" {FETCH_ATTEMPTS} downloads)"
     )
 
 
@@ -194,12 +207,12 @@ def read_json(path: str) -> Any:
     try:
         return json.loads(read_bytes(path).decode())
     except (ValueError, RecursionError) as problem:
-        raise UserError(f"{remote.shown(path)}: is not JSON: {problem}") from None
+        raise UserError(f"{remote.without_secrets(path)}: is not JSON: {problem}") from None
 
 
 def open_binary(path: str) -> BinaryIO:
-    """A file as a stream of bytes; .gz and .zst decompressed, damage there raises ``DamagedFile``."""
-    with naming(path):
+    """Opens a file as a stream of bytes. A .gz or .zst file is decompressed; damage raises DamagedFile."""
+    with reporting_os_errors(path):
         source = io.BufferedReader(_raw(path), CHUNK if is_remote(path) else io.DEFAULT_BUFFER_SIZE)
     if compression(path) is not None:
         return io.BufferedReader(Decompressed(source, path), 1 << 20)
@@ -211,12 +224,12 @@ def digest_bytes(data: bytes | memoryview) -> str:
 
 
 def digest_file(path: str) -> str:
-    with naming(path), _raw(path) as source:
+    with reporting_os_errors(path), _raw(path) as source:
         return _digest_stream(source)
 
 
 def has_digest(path: str, digest: str) -> bool:
-    """Whether the file has this digest; a remote file that has another is downloaded up to three times."""
+    """Returns whether the file has this digest; a remote file that differs gets up to three downloads."""
     return any(digest_file(path) == digest for _ in range(FETCH_ATTEMPTS if is_remote(path) else 1))
 
 
@@ -225,27 +238,27 @@ def has_digest(path: str, digest: str) -> bool:
 
 @contextlib.contextmanager
 def publishing(path: str) -> Iterator[str]:
-    """Yields the path of an empty private local file to fill; on clean exit it is published as ``path``.
+    """Yields the path of an empty local file, which is published as ``path`` if the context ends cleanly.
 
-    The temporary name keeps the extension of ``path``, for libraries that look at it.
+    The temporary file has the extension of ``path``, because some libraries choose the format by it.
     """
     if is_remote(path):
         with tempfile.TemporaryDirectory() as directory:
             draft = os.path.join(directory, path.rpartition("/")[2])
-            with naming(directory, only=NO_ROOM):
+            with reporting_os_errors(directory, only=WRITE_ERRNOS):
                 yield draft
-            with naming(path):
+            with reporting_os_errors(path):
                 remote.call(path, "put_file", draft, remote.key_of(path), size=os.stat(draft).st_size)
         return
     directory, name = os.path.split(os.path.abspath(path))
     draft = os.path.join(directory, f"{UNFINISHED}{secrets.token_hex(6)}-{name[-200:]}")
-    with naming(path):
+    with reporting_os_errors(path):
         os.makedirs(directory, exist_ok=True)
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
-        with naming(path, only=NO_ROOM):
+        with reporting_os_errors(path, only=WRITE_ERRNOS):
             yield draft
-        with naming(path):
+        with reporting_os_errors(path):
             sync(draft)
             os.chmod(draft, 0o666 & ~_UMASK)
             os.replace(draft, path)
@@ -257,7 +270,7 @@ def publishing(path: str) -> Iterator[str]:
 
 def publish_bytes(path: str, data: bytes | memoryview) -> None:
     if is_remote(path):
-        with naming(path):
+        with reporting_os_errors(path):
             remote.call(path, "pipe_file", remote.key_of(path), bytes(data), size=len(data))
         return
     with publishing(path) as draft, open(draft, "wb") as file:
@@ -265,19 +278,20 @@ def publish_bytes(path: str, data: bytes | memoryview) -> None:
 
 
 def publish_if_absent(path: str, data: bytes) -> bool:
-    """Publishes a file, whole and durable, unless it exists. Of several processes, exactly one gets True.
+    """Publishes a complete file unless it exists. Of several processes, at most one gets True.
 
-    Local: a hard link, which never replaces a file. Object stores: a conditional write. There False may also
-    mean that this call wrote the file: the first try succeeded, its answer was lost, and the next found it.
+    A local file is published as a hard link, which never replaces a file, and an object by a conditional
+    write. For an object False may also mean that this call wrote it: if the answer to the first attempt is
+    lost, the second attempt finds the object.
     """
     if is_remote(path):
-        with naming(path):
+        with reporting_os_errors(path):
             return remote.create(path, data)
     directory, name = os.path.split(os.path.abspath(path))
     draft = os.path.join(directory, f"{UNFINISHED}{secrets.token_hex(6)}-{name[-200:]}")
     publish_bytes(draft, data)
     try:
-        with naming(path, FileExistsError, only=NO_ROOM):
+        with reporting_os_errors(path, FileExistsError, only=WRITE_ERRNOS):
             os.link(draft, path)
             sync(directory)
         return True
@@ -292,29 +306,29 @@ def publish_if_absent(path: str, data: bytes) -> bool:
         remove(draft)
 
 
-def keep_bytes(path: str, data: bytes) -> None:
-    """Publishes ``data`` unless the file has this content already: a complete directory may be read-only."""
+def publish_if_changed(path: str, data: bytes) -> None:
+    """Publishes ``data`` unless the file has this content already, because a finished directory may be
+    read-only."""
     if not exists(path) or read_bytes(path) != data:
         publish_bytes(path, data)
 
 
 def publish_json(path: str, value: Any) -> None:
-    """Canonical: the same value always gives the same bytes. NaN and infinity raise ``ValueError``."""
+    """Publishes canonical JSON: equal values give equal bytes. NaN and infinity raise ValueError."""
     text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     publish_bytes(path, (text + "\n").encode())
 
 
 def require_writable(directory: str) -> None:
-    """Raises UserError if no file can be published in ``directory``, so that this is known before the
-    work."""
+    """Raises UserError if no file can be published in ``directory``; called before any expensive work."""
     probe = join(directory, "writable")
     publish_bytes(probe, b"")
     remove(probe)
 
 
 def remove(path: str) -> None:
-    """Removes one file; an absent one is no error."""
-    with naming(path, FileNotFoundError), contextlib.suppress(FileNotFoundError):
+    """Removes a file; it is no error if the file is absent."""
+    with reporting_os_errors(path, FileNotFoundError), contextlib.suppress(FileNotFoundError):
         if is_remote(path):
             remote.call(path, "rm_file", remote.key_of(path))
         else:
@@ -331,15 +345,15 @@ def move(path: str, target: str) -> bool:
         return True
     if not os.path.lexists(path):
         return False
-    with naming(path):
+    with reporting_os_errors(path):
         os.makedirs(os.path.dirname(target), exist_ok=True)
         shutil.move(path, target)  # the target may be on another file system
     return True
 
 
 def remove_tree(path: str) -> None:
-    """Removes a directory and all in it; an absent one is no error."""
-    with naming(path, FileNotFoundError), contextlib.suppress(FileNotFoundError):
+    """Removes a directory with its content; it is no error if the directory is absent."""
+    with reporting_os_errors(path, FileNotFoundError), contextlib.suppress(FileNotFoundError):
         if is_remote(path):
             remote.call(path, "rm", glob.escape(remote.key_of(path)), recursive=True)  # rm expands wildcards
         else:
@@ -347,7 +361,10 @@ def remove_tree(path: str) -> None:
 
 
 def remove_unfinished(directory: str) -> None:
-    """Removes temporary files of killed writers, at any depth. No writer may be active in the directory."""
+    """Removes temporary files of killed writers from ``directory`` and its subdirectories.
+
+    No writer may be active there.
+    """
     if not is_remote(directory):
         for folder, _, names in os.walk(directory):
             for name in names:
@@ -355,7 +372,7 @@ def remove_unfinished(directory: str) -> None:
                     remove(os.path.join(folder, name))
 
 
-# --- inside -------------------------------------------------------------------------------------------------
+# --- internal -----------------------------------------------------------------------------------------------
 
 
 def _info(path: str) -> dict[str, Any] | None:
@@ -366,18 +383,21 @@ def _info(path: str) -> dict[str, Any] | None:
 
 
 def _listed(directory: str) -> Iterator[dict[str, Any]]:
-    """What fsspec knows of each file and directory in it; a slash at the end of a name is removed."""
-    here = remote.key_of(directory)
+    """Yields fsspec's entry (name, type, size) of each file and directory in a remote directory.
+
+    A slash at the end of a name is removed.
+    """
+    own_key = remote.key_of(directory)
     for page in remote.pages(directory):
-        named = ({**item, "name": str(item["name"]).rstrip("/")} for item in page)
-        yield from (item for item in named if item["name"] != here)
+        entries = ({**entry, "name": str(entry["name"]).rstrip("/")} for entry in page)
+        yield from (entry for entry in entries if entry["name"] != own_key)
 
 
 def _download(path: str) -> bytes:
-    whole = bytearray(size(path))
-    with RemoteFile(path, len(whole)) as source:
-        source.readinto(whole)
-    return bytes(whole)
+    content = bytearray(size(path))
+    with RemoteFile(path, len(content)) as source:
+        source.readinto(content)
+    return bytes(content)
 
 
 def _raw(path: str) -> Any:
@@ -392,7 +412,7 @@ def _digest_stream(source: Any) -> str:
 
 
 def sync(path: str) -> None:
-    """Returns once a local file, or the names in a directory, are on the disk."""
+    """Waits until the content of a local file, or a directory's list of names, is on the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

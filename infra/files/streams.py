@@ -1,4 +1,4 @@
-"""Files as streams of bytes: remote ones in ranges, compressed ones decompressed."""
+"""Streams of bytes: remote files, read by range requests, and decompressed files."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 from infra.errors import DamagedFile
 from infra.files import remote
-from infra.files.os_errors import naming
+from infra.files.os_errors import reporting_os_errors
 
 
 class RemoteFile(io.RawIOBase):
-    """A remote file read in ranges, each a call of its own that is repeated when it fails or falls short."""
+    """A remote file as a seekable stream. A read is one range request, repeated if it fails or is short."""
 
     def __init__(self, path: str, size: int) -> None:
         self._path, self._size = path, size
-        self._at = 0
+        self._position = 0
 
     def readable(self) -> bool:
         return True
@@ -28,73 +28,79 @@ class RemoteFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        return self._at
+        self._position = (
+            offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        )
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        stop = min(self._at + len(buffer), self._size)
-        if stop <= self._at:
+        stop = min(self._position + len(buffer), self._size)
+        if stop <= self._position:
             return 0
-        data = remote_range(self._path, self._at, stop)
+        data = remote_range(self._path, self._position, stop)
         buffer[: len(data)] = data
-        self._at = stop
+        self._position = stop
         return len(data)
 
 
 def remote_range(path: str, start: int, stop: int) -> bytes:
-    """Bytes ``start`` to ``stop`` of a remote file in one request, repeated when it fails or falls short."""
+    """Returns bytes ``start`` to ``stop`` of a remote file; a request that fails or is short is repeated."""
     key = remote.key_of(path)
 
     def once() -> bytes:
         data = remote.call(path, "cat_file", key, start=start, end=stop, size=stop - start)
         if len(data) != stop - start:
-            raise OSError(f"{len(data)} bytes came of {stop - start}")
+            raise OSError(f"got {len(data)} of {stop - start} bytes")
         return bytes(data)
 
-    return bytes(remote.repeated(once, path))
+    return bytes(remote.with_retries(once, path))
 
 
 def compression(path: str) -> str | None:
-    """``gzip`` or ``zstd`` as the name's suffix says, in capitals or not; None for any other."""
+    """Returns ``gzip`` or ``zstd`` for the suffix .gz or .zst of a name in any case, else None."""
     name = path.lower()
     return "gzip" if name.endswith(".gz") else "zstd" if name.endswith(".zst") else None
 
 
 def first_bytes(path: str, size: int, count: int) -> bytes:
-    """Of the file as it lies there, not decompressed."""
+    """Returns the first ``count`` bytes of a file of ``size`` bytes, without decompressing them."""
     with (
-        naming(path),
+        reporting_os_errors(path),
         RemoteFile(path, size) if remote.scheme(path) else open(path, "rb", buffering=0) as file,
     ):
         return file.read(count) or b""
 
 
-def decompressed_beginning(data: bytes, path: str, count: int) -> bytes:
-    """The first ``count`` bytes of a compressed file, or what its first bytes ``data`` give of them."""
-    found = bytearray()
+def decompress_beginning(data: bytes, path: str, count: int) -> bytes:
+    """Decompresses ``data``, the first bytes of the file ``path``.
+
+    Returns at most ``count`` bytes of text, fewer if ``data`` ends or is damaged before.
+    """
+    text = bytearray()
     with contextlib.suppress(DamagedFile), Decompressed(io.BytesIO(data), path) as stream:
-        while len(found) < count and (piece := stream.read(min(count - len(found), 1 << 20))):
-            found += piece
-    return bytes(found)
+        while len(text) < count and (piece := stream.read(min(count - len(text), 1 << 20))):
+            text += piece
+    return bytes(text)
 
 
-def expansion(path: str, size: int, count: int) -> float:
-    """Bytes of text to one byte of a compressed file, in its first ``count`` bytes; at least 1."""
+def expansion_ratio(path: str, size: int, count: int) -> float:
+    """Returns decompressed bytes per compressed byte in the first ``count`` bytes of a file; at least 1."""
     head = first_bytes(path, size, count)
-    return max(1.0, len(decompressed_beginning(head, path, 1 << 40)) / max(1, len(head)))
+    return max(1.0, len(decompress_beginning(head, path, 1 << 40)) / max(1, len(head)))
 
 
 class TooLargeWindow(DamagedFile):
-    """A zstd file that takes more memory to decompress than zstd allows by itself: 128 MiB."""
+    """A zstd file with a window above zstd's default limit of 128 MiB of memory."""
 
 
 class Decompressed(io.RawIOBase):
-    """A ``.gz`` or ``.zst`` file. It gives all bytes before a damage, and then raises ``DamagedFile``.
+    """The decompressed stream of a ``.gz`` or ``.zst`` file.
 
-    A gzip file may have several members, and zero bytes after the last one, as gzip itself allows.
+    A read raises ``DamagedFile`` once all bytes before the damage have been read. A gzip file may have
+    several members, and zero bytes after the last member, as the gzip program allows.
     """
 
     def __init__(self, source: Any, path: str) -> None:
@@ -110,7 +116,7 @@ class Decompressed(io.RawIOBase):
         try:
             data = self._decoder.read1(min(len(buffer), io.DEFAULT_BUFFER_SIZE))
         except (OSError, EOFError, zlib.error) as problem:
-            name = remote.shown(self._path)
+            name = remote.without_secrets(self._path)
             if "too much memory" in str(problem):
                 raise TooLargeWindow(
                     f"{name}: zstd window above 128 MiB; recompress it without --long"
@@ -127,14 +133,15 @@ class Decompressed(io.RawIOBase):
 
 
 class _Zstd:
-    """pyarrow's decompression: unlike other Python bindings it tells when a zstd file was cut short."""
+    """Decompresses with pyarrow, which, unlike other Python bindings, detects a truncated zstd file."""
 
     def __init__(self, source: Any) -> None:
         self._source = source
         self._streams: list[Any] = []
-        """Decoders; the last one is read. The others are kept, because deleting one would close the
+        """Decoders, of which the last is in use. The others are kept because a deleted decoder closes the
         source."""
-        self._at = 0
+        self._position = 0
+        """Number of decompressed bytes that were returned."""
         self._by_byte = False
         self._open()
 
@@ -144,23 +151,28 @@ class _Zstd:
         self._streams.append(pa.CompressedInputStream(pa.PythonFile(self._source, "r"), "zstd"))
 
     def read1(self, size: int) -> Any:
-        """At most ``size`` bytes. A read that fails loses what it has decoded: it is made again, by bytes."""
+        """Returns at most ``size`` bytes.
+
+        A failed read of pyarrow loses the bytes that it has decoded. They are then read again one by one.
+        """
         try:
-            data = self._streams[-1].read_buffer(1 if self._by_byte else size)  # read() leaks when it fails
+            data = self._streams[-1].read_buffer(
+                1 if self._by_byte else size
+            )  # read() leaks memory if it fails
         except OSError:
             if self._by_byte:
                 raise
-            self._return()
+            self._restart()
             return self.read1(size)
-        self._at += len(data)
+        self._position += len(data)
         return memoryview(data).cast("B")
 
-    def _return(self) -> None:
-        """Decodes the file again up to the read that failed, and goes on from there byte by byte."""
+    def _restart(self) -> None:
+        """Decodes the file again up to the failed read, after which reads are of one byte each."""
         self._by_byte = True
         self._source.seek(0)
         self._open()
-        left = self._at
+        left = self._position
         while left > 0 and (data := self._streams[-1].read_buffer(min(left, 1 << 16))):
             left -= len(data)
 

@@ -13,10 +13,10 @@ from pydantic import ConfigDict
 from infra.errors import UserError
 from infra.files import storage
 from infra.settings import sections
-from infra.settings.recipe_words import nearest
+from infra.settings.recipe_words import with_nearest_name
 from infra.settings.sections import SOFT_TARGETS, require
 from infra.settings.yaml_text import dump_yaml
-from infra.trees import plain
+from infra.trees import tuples_as_lists
 
 DEFAULT_STUDENT = "student"
 """Name of the only student of a recipe without ``students``."""
@@ -101,24 +101,24 @@ class Recipe:
         """The student of this name. UserError, with the nearest name, where the recipe has none."""
         runs = self.runs()
         if name not in runs:
-            raise UserError(nearest(f"the recipe has no student {name!r}", name, list(runs)))
+            raise UserError(with_nearest_name(f"the recipe has no student {name!r}", name, list(runs)))
         return runs[name]
 
     @property
     def evaluation_dir(self) -> str:
         return storage.join(self.root, "evaluation")
 
-    def outcome(self, *names: str) -> dict[str, dict[str, Any]]:
+    def outcome_settings(self, *names: str) -> dict[str, dict[str, Any]]:
         """The fields of these sections that change the outcome, JSON-able: its part of a fingerprint."""
-        return {name: fingerprinted(getattr(self, name)) for name in names}
+        return {name: outcome_settings(getattr(self, name)) for name in names}
 
     def to_yaml(self) -> str:
         """Every field, defaults included; ``load_recipe`` of it gives an equal recipe."""
-        return dump_yaml(plain(dataclasses.asdict(self)))
+        return dump_yaml(tuples_as_lists(dataclasses.asdict(self)))
 
     def save(self, directory: str) -> None:
         """Publishes ``directory/recipe.yaml``."""
-        storage.keep_bytes(storage.join(directory, "recipe.yaml"), self.to_yaml().encode())
+        storage.publish_if_changed(storage.join(directory, "recipe.yaml"), self.to_yaml().encode())
 
 
 @dataclass(frozen=True)
@@ -145,16 +145,16 @@ class StudentRun:
         """What a progress bar calls it: a recipe's only student has no name of its own."""
         return self.name if self.name == DEFAULT_STUDENT else f"student {self.name}"
 
-    def fingerprinted(self) -> dict[str, dict[str, Any]]:
+    def outcome_settings(self) -> dict[str, dict[str, Any]]:
         """The settings that decide what the student becomes, JSON-able."""
-        return {"student": fingerprinted(self.student), "train": fingerprinted(self.train)}
+        return {"student": outcome_settings(self.student), "train": outcome_settings(self.train)}
 
 
-def fingerprinted(section: Any) -> dict[str, Any]:
+def outcome_settings(section: Any) -> dict[str, Any]:
     """The fields of a section that change the result, JSON-able."""
     values = dataclasses.asdict(section)
     return {
-        item.name: plain(values[item.name])
+        item.name: tuples_as_lists(values[item.name])
         for item in dataclasses.fields(section)
         if item.metadata["outcome"]
     }

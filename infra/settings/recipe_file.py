@@ -18,11 +18,11 @@ from infra.files import storage
 from infra.files.paths import expand_settings
 from infra.settings import sections
 from infra.settings.recipe import Recipe, unmet_needs
-from infra.settings.recipe_words import alternatives, expected, nearest
+from infra.settings.recipe_words import expected, union_members, with_nearest_name
 from infra.settings.sections import require
 from infra.settings.task_settings import validated
 from infra.settings.yaml_text import NotYaml, parse_yaml
-from infra.trees import leaves, shown
+from infra.trees import leaves, shortened
 
 OPTIONAL = ("corpus", "teacher")
 """Sections that only the teacher pass needs."""
@@ -58,7 +58,7 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
     except (UnicodeDecodeError, NotYaml) as problem:
         raise UserError(f"{path}: not a recipe in YAML: {problem}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: a recipe is a mapping of sections, this is {shown(tree)}")
+        raise UserError(f"{path}: a recipe is a mapping of sections, this is {shortened(tree)}")
     for section in SECTIONS:
         if section in tree and tree[section] is None and section not in OPTIONAL:
             tree[section] = {}  # all its keys are commented out
@@ -75,18 +75,18 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
 def _with_students(recipe: Recipe, tree: dict[str, Any], given: Any, path: str) -> Recipe:
     """The recipe with its students, each checked as if it were the recipe's only one."""
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
-        raise UserError(f"{path}: students: expected a mapping of names, not {shown(given)}")
+        raise UserError(f"{path}: students: expected a mapping of names, not {shortened(given)}")
     variants = {}
     for name, own in given.items():
         where = f"{path}: students.{name}"
         own = {} if own is None else own
         if not isinstance(own, dict):
-            raise UserError(f"{where}: expected a mapping of settings, not {shown(own)}")
+            raise UserError(f"{where}: expected a mapping of settings, not {shortened(own)}")
         for section, values in own.items():
             if section not in VARIANT_SECTIONS:
                 raise UserError(_unknown(f"{where}: unknown key {section}", section, list(VARIANT_SECTIONS)))
             if not isinstance(values, dict):
-                raise UserError(f"{where}.{section}: expected a mapping of settings, not {shown(values)}")
+                raise UserError(f"{where}.{section}: expected a mapping of settings, not {shortened(values)}")
         merged = {section: {**tree.get(section, {}), **own.get(section, {})} for section in VARIANT_SECTIONS}
         alone = _validated({**tree, **merged}, where)
         variants[name] = sections.Variant(student=alone.student, train=alone.train)
@@ -126,7 +126,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         raise UserError(_unknown(f"{where}: unknown key", name, list(SECTIONS[section])))
     values = tree.setdefault(section, {})
     if not isinstance(values, dict):
-        raise UserError(f"{section}: expected a mapping of settings, not {shown(values)}")
+        raise UserError(f"{section}: expected a mapping of settings, not {shortened(values)}")
     values[name] = _override_value(text, SECTIONS[section][name])
 
 
@@ -145,7 +145,7 @@ def _override_value(text: str, kind: Any) -> Any:
         value = parse_yaml(text)
     except NotYaml:
         return text
-    takes_text_only = str in alternatives(kind) and not {int, float, bool} & set(alternatives(kind))
+    takes_text_only = str in union_members(kind) and not {int, float, bool} & set(union_members(kind))
     is_scalar = isinstance(value, int | float | bool)
     return text if is_scalar and takes_text_only else value
 
@@ -202,21 +202,21 @@ def _sentence(error: Any, tree: dict[str, Any]) -> str:
     if nested:
         full = ".".join(place)
         if "unexpected" in error["type"]:
-            return nearest(f"unknown key {full}", place[2], list(nested))
-        return f"{full}: expected {expected(nested[place[2]])}, not {shown(tree[outer][inner][place[2]])}"
+            return with_nearest_name(f"unknown key {full}", place[2], list(nested))
+        return f"{full}: expected {expected(nested[place[2]])}, not {shortened(tree[outer][inner][place[2]])}"
     if "unexpected" in error["type"] and len(place) <= 2:
         return _unknown(f"unknown key {full}", place[-1], list(SECTIONS[outer]) if inner else list(_TYPES))
     if "missing" in error["type"] and len(place) <= 2:
         return f"{full}: is required, for example {_EXAMPLES[outer]}"
     if inner and isinstance(tree[outer], dict):
-        return f"{full}: expected {expected(SECTIONS[outer][inner])}, not {shown(tree[outer][inner])}"
+        return f"{full}: expected {expected(SECTIONS[outer][inner])}, not {shortened(tree[outer][inner])}"
     kind = "a mapping of settings" if outer in SECTIONS else expected(_TYPES[outer])
-    return f"{outer}: expected {kind}, not {shown(tree[outer])}"
+    return f"{outer}: expected {kind}, not {shortened(tree[outer])}"
 
 
 def _nested_fields(section: str, name: str) -> dict[str, Any]:
     """The fields of a setting that is a mapping of settings itself; {} for other settings."""
-    kinds = alternatives(SECTIONS[section][name])
+    kinds = union_members(SECTIONS[section][name])
     return {
         key: of
         for kind in kinds
@@ -234,7 +234,9 @@ _EXAMPLES = {
 
 def _unknown(where: str, name: str, known: list[str]) -> str:
     """``where`` and the nearest known name, else the setting of that name in another section."""
-    return nearest(where, name, known, [f"{one}.{name}" for one, names in SECTIONS.items() if name in names])
+    return with_nearest_name(
+        where, name, known, [f"{one}.{name}" for one, names in SECTIONS.items() if name in names]
+    )
 
 
 def _refuse_near_literals(tree: Mapping[str, Any]) -> None:
@@ -249,7 +251,7 @@ def _refuse_near_literals(tree: Mapping[str, Any]) -> None:
                 near = any(
                     value == choice and type(value) is not type(choice) for choice in typing.get_args(kind)
                 )
-                require(not near, f"{section}.{name}: expected {expected(kind)}, not {shown(value)}")
+                require(not near, f"{section}.{name}: expected {expected(kind)}, not {shortened(value)}")
 
 
 def _refuse_broken_text(tree: Mapping[str, Any]) -> None:

@@ -18,18 +18,18 @@ _WORDS = {
 _PLURALS = {str: "texts", int: "whole numbers", float: "numbers"}
 
 
-def nearest(where: str, name: str, known: list[str], elsewhere: list[str] | None = None) -> str:
+def with_nearest_name(where: str, name: str, known: list[str], elsewhere: list[str] | None = None) -> str:
     """``where`` and the nearest known name; where none is near, that name ``elsewhere``, else all known."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or elsewhere
     return f"{where}; did you mean {' or '.join(near)}?" if near else f"{where}; known are {', '.join(known)}"
 
 
-def alternatives(kind: Any) -> tuple[Any, ...]:
+def union_members(kind: Any) -> tuple[Any, ...]:
     """The members of a union, the item type of a tuple included; any other type alone."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return tuple(part for member in typing.get_args(kind) for part in alternatives(member))
+        return tuple(part for member in typing.get_args(kind) for part in union_members(member))
     if typing.get_origin(kind) is tuple:
-        return alternatives(typing.get_args(kind)[0])
+        return union_members(typing.get_args(kind)[0])
     return (kind,)
 
 
@@ -44,7 +44,7 @@ def expected(kind: Any) -> str:
         return f"a list of {expected(arguments[0])}"
     if origin is tuple:
         count = "" if arguments[-1] is ... else f"{len(arguments)} "
-        return f"a list of {count}{_plural(alternatives(arguments[0])[0])}"
+        return f"a list of {count}{_plural(union_members(arguments[0])[0])}"
     if origin is dict:
         return "a mapping of names to texts"
     return "a mapping of settings" if dataclasses.is_dataclass(kind) else _WORDS[kind]

@@ -18,9 +18,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from infra.errors import UserError
 from infra.files import storage
 from infra.files.paths import expand_home
-from infra.settings.recipe_words import expected, nearest
+from infra.settings.recipe_words import expected, with_nearest_name
 from infra.settings.yaml_text import NotYaml, parse_yaml
-from infra.trees import shown
+from infra.trees import shortened
 
 Kind = Literal["classification", "multilabel", "regression", "tokens", "spans", "similarity", "retrieval"]
 Format = Literal["csv", "tsv", "jsonl", "parquet", "conll", "squad"]
@@ -118,11 +118,11 @@ def _beside(folder: str, path: str) -> str:
 def validated(tree: Any, where: str) -> TaskSettings:
     """The task of a mapping; UserError, which names ``where`` and the field, for a wrong one."""
     if not isinstance(tree, Mapping):
-        raise UserError(f"{where}: a task is a mapping of settings, this is {shown(tree)}")
+        raise UserError(f"{where}: a task is a mapping of settings, this is {shortened(tree)}")
     tree = dict(tree)
     for name, value in tree.items():
         if name not in FIELDS:
-            raise UserError(nearest(f"{where}: unknown key {name}", str(name), list(FIELDS)))
+            raise UserError(with_nearest_name(f"{where}: unknown key {name}", str(name), list(FIELDS)))
         if name in ("text", "labels", "metrics") and not isinstance(value, list | tuple | type(None)):
             tree[name] = [value]
     if "labels" in tree and isinstance(tree["labels"], list):
@@ -134,7 +134,7 @@ def validated(tree: Any, where: str) -> TaskSettings:
     except ValidationError as problems:
         name = str(problems.errors()[0]["loc"][0])
         allowed = _allowed(FIELDS[name])
-        raise UserError(f"{where}: {name}: expected {allowed}, not {shown(tree[name])}") from None
+        raise UserError(f"{where}: {name}: expected {allowed}, not {shortened(tree[name])}") from None
 
 
 def _written(value: Any) -> Any:

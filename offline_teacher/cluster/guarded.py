@@ -10,7 +10,7 @@ import traceback
 from typing import Any
 
 from infra.errors import NodeError, UserError
-from infra.files.os_errors import naming
+from infra.files.os_errors import reporting_os_errors
 from infra.files.scratch import Scratch
 
 USER, NODE, ITEM = "user", "node", "item"
@@ -75,7 +75,7 @@ def _in_words(error: Exception) -> Exception:
     if not isinstance(error, OSError):
         return error
     try:
-        with naming(str(error.filename or tempfile.gettempdir())):
+        with reporting_os_errors(str(error.filename or tempfile.gettempdir())):
             raise error
     except NodeError as sentence:
         return sentence

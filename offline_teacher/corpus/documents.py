@@ -21,7 +21,7 @@ from typing import Any
 from infra.errors import DamagedFile, UserError
 from infra.files import storage
 from infra.files.paths import find_files
-from infra.files.streams import compression, expansion
+from infra.files.streams import compression, expansion_ratio
 from infra.settings.sections import Corpus
 from offline_teacher.corpus import cuts, hub
 from offline_teacher.corpus.kinds import require_kind
@@ -128,7 +128,7 @@ def _text_spans(corpus: Corpus, path: str, size: int, part_bytes: int) -> Iterat
     stamp, text, pieces = str(size), size, 1
     if corpus.source != "text" or corpus.document != "file":
         if compression(path) is not None and size > part_bytes // 8:  # else its text is small anyway
-            text = round(size * expansion(path, size, SAMPLED_BYTES))
+            text = round(size * expansion_ratio(path, size, SAMPLED_BYTES))
         pieces = max(1, round(text / part_bytes))
         if compression(path) is not None:
             pieces = min(pieces, MOST_PIECES)

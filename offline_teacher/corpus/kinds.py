@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from infra.errors import UserError
 from infra.files import remote
-from infra.files.content import BINARY, BLOCK, content_of
-from infra.files.streams import compression, decompressed_beginning, first_bytes
+from infra.files.content import BINARY, BLOCK, binary_format
+from infra.files.streams import compression, decompress_beginning, first_bytes
 
 COMPRESSED_BLOCK = 1 << 16
 """Bytes of a compressed file that give at least the first block of its text: zstd packs 128 KiB at once."""
@@ -17,16 +17,16 @@ def require_kind(path: str, size: int, source: str) -> None:
     head = first_bytes(path, size, count)
     wrong = _mistaken(head, path, source) if head else None
     if wrong is not None:
-        raise UserError(f"{remote.shown(path)}: {wrong}")
+        raise UserError(f"{remote.without_secrets(path)}: {wrong}")
 
 
 def _mistaken(head: bytes, path: str, source: str) -> str | None:
     """Why a file that begins with ``head`` cannot be read under its name, and what to do."""
-    content, packed, prefix = content_of(head), compression(path), ""
+    content, packed, prefix = binary_format(head), compression(path), ""
     if packed is not None:
         if content != packed:
             return f"is not {packed}, as its name says; rename it"
-        content, prefix = content_of(decompressed_beginning(head, path, BLOCK)), "decompressed, it "
+        content, prefix = binary_format(decompress_beginning(head, path, BLOCK)), "decompressed, it "
     if content is None or (source == "parquet" and content in ("Parquet", BINARY)):
         return None  # a damaged Parquet file is counted by its reader
     return prefix + _REFUSALS.get(content, f"is a {content} file; {_EXPORT}")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from infra.errors import DamagedFile
 from infra.files import storage
-from infra.files.os_errors import naming
+from infra.files.os_errors import reporting_os_errors
 from infra.files.streams import compression
 
 ROWS_AT_ONCE = 1024
@@ -26,7 +26,7 @@ def open_parquet(path: str) -> Iterator[ParquetRows]:
         stream: IO[bytes] = files.enter_context(storage.open_binary(path))
         if compression(path) is not None:
             packed, stream = stream, files.enter_context(tempfile.TemporaryFile())
-            with naming(tempfile.gettempdir()):
+            with reporting_os_errors(tempfile.gettempdir()):
                 shutil.copyfileobj(packed, stream, storage.CHUNK)
         yield ParquetRows(path, stream)
 

@@ -17,7 +17,7 @@ import numpy as np
 from infra.errors import UserError
 from infra.files import storage
 from infra.files.cache import Cache
-from infra.settings.recipe import fingerprinted
+from infra.settings.recipe import outcome_settings
 from infra.settings.sections import Corpus, Sequences
 from offline_teacher.corpus.documents import Part, documents, modified
 from offline_teacher.corpus.problems import Problems
@@ -161,7 +161,7 @@ def problems_of(root: str, split: str, parts: int) -> str:
 
 def _made_from(part: Part, how: Tokenising, encoder: Encoder) -> str:
     """Digest of all that decides a part's content except the bytes of its files, and not of their names."""
-    recipe = [fingerprinted(section) for section in (how.corpus, how.sequences)]
+    recipe = [outcome_settings(section) for section in (how.corpus, how.sequences)]
     spans = [(span.start, span.stop, span.stamp) for span in part.spans]
     content = [VERSION, recipe, part.split, spans, encoder.digest]
     return storage.digest_bytes(json.dumps(content, sort_keys=True).encode())

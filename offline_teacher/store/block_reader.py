@@ -14,7 +14,7 @@ import numpy as np
 from infra.errors import UserError
 from infra.files import storage
 from infra.files.cache import Cache
-from infra.files.os_errors import naming
+from infra.files.os_errors import reporting_os_errors
 from offline_teacher.store.blocks import block_digest, column_view, row_digests
 from offline_teacher.store.index import Frame, ShardIndex
 from offline_teacher.store.manifest import SHARDS
@@ -208,11 +208,11 @@ class BlockReader:
                 belong = f"{place.shard.bytes} bytes belong there"
                 raise self._damaged(place, f"{what}; {belong}") from error
 
-        data = self._cached.data(_entry(place, start, stop), fetch)
+        data = self._cached.get_or_fetch(_entry(place, start, stop), fetch)
         if len(data) == stop - start:
             return data
         self._cached.drop(_entry(place, start, stop))  # a crash of the machine cut it short
-        return self._cached.data(_entry(place, start, stop), fetch)
+        return self._cached.get_or_fetch(_entry(place, start, stop), fetch)
 
 
 def _entry(place: _Block, start: int, stop: int) -> str:
@@ -222,7 +222,7 @@ def _entry(place: _Block, start: int, stop: int) -> str:
 
 def _mapped(path: str) -> mmap.mmap | None:
     try:
-        with naming(path, FileNotFoundError), open(path, "rb") as file:
+        with reporting_os_errors(path, FileNotFoundError), open(path, "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (FileNotFoundError, ValueError):  # absent, or empty
         return None

@@ -97,7 +97,7 @@ def _read(
     root: str, path: str, digest: str, columns: Mapping[str, Column], cache: Cache
 ) -> dict[str, np.ndarray]:
     try:
-        with pa.memory_map(cache.local(path, digest)) as file:
+        with pa.memory_map(cache.local_path(path, digest)) as file:
             reader = pa.ipc.open_file(file)
             if not reader.schema.equals(arrow_schema(columns)):
                 raise _damaged(root, path, "it has other columns")

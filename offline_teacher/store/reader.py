@@ -153,7 +153,7 @@ class Store:
             raise UserError(f"the store {self.root} holds no weights of its teacher ({WEIGHTS})")
         self._cache = cache or Cache(None, CACHE_BYTES)  # a private one lives as long as this store
         try:
-            return self._cache.local(storage.join(self.root, WEIGHTS), self.manifest.files[WEIGHTS])
+            return self._cache.local_path(storage.join(self.root, WEIGHTS), self.manifest.files[WEIGHTS])
         except WrongContent:
             raise DamagedStore(self.root, f"{WEIGHTS} has another digest") from None
 

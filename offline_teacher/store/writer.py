@@ -236,7 +236,7 @@ def finish_store(root: str, parts: Mapping[str, int]) -> Manifest:
     manifest = Manifest(spec.digest, files, splits)
     storage.remove_tree(storage.join(root, FAILED))
     storage.remove_unfinished(root)
-    storage.keep_bytes(storage.join(root, MANIFEST), manifest.to_bytes())
+    storage.publish_if_changed(storage.join(root, MANIFEST), manifest.to_bytes())
     return manifest
 
 

@@ -40,7 +40,7 @@ def actions(root: str, cache: Cache) -> Iterator[Any]:
     with storage.open_binary(path) as stream:
         stream.seek(len(DATA) - 5)
         yield stream.read(9)
-    yield Path(cache.local(path, storage.digest_bytes(DATA))).read_bytes() == DATA
+    yield Path(cache.local_path(path, storage.digest_bytes(DATA))).read_bytes() == DATA
     storage.publish_bytes(path, b"")
     yield storage.read_bytes(path), storage.size(path)
     storage.remove(path)

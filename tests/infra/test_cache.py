@@ -24,10 +24,10 @@ def test_a_local_file_written_in_place_is_checked_again(tmp_path: Path) -> None:
     path, digest = str(tmp_path / "a.bin"), storage.digest_bytes(b"content")
     storage.publish_bytes(path, b"content")
     cache = Cache(None, 1 << 20)
-    assert cache.local(path, digest) == path
+    assert cache.local_path(path, digest) == path
     write_in_place(path)
     with pytest.raises(WrongContent, match="damaged content"):
-        cache.local(path, digest)
+        cache.local_path(path, digest)
 
 
 def test_an_entry_is_checked_once_and_again_where_it_was_written_in_place(
@@ -35,7 +35,7 @@ def test_an_entry_is_checked_once_and_again_where_it_was_written_in_place(
 ) -> None:
     path, digest = storage.join(bucket, "a.bin"), storage.digest_bytes(b"content")
     storage.publish_bytes(path, b"content")
-    Cache(str(tmp_path), 1 << 20).local(path, digest)
+    Cache(str(tmp_path), 1 << 20).local_path(path, digest)
     checked: list[str] = []
     digest_file = storage.digest_file
 
@@ -45,8 +45,8 @@ def test_an_entry_is_checked_once_and_again_where_it_was_written_in_place(
 
     monkeypatch.setattr(storage, "digest_file", counted)
     cache = Cache(str(tmp_path), 1 << 20)
-    entry = cache.local(path, digest)
-    assert cache.local(path, digest) == entry
+    entry = cache.local_path(path, digest)
+    assert cache.local_path(path, digest) == entry
     assert checked == [entry], "its use changed the time that tells whether it was written"
     write_in_place(entry)
-    assert Path(cache.local(path, digest)).read_bytes() == b"content"
+    assert Path(cache.local_path(path, digest)).read_bytes() == b"content"

@@ -126,7 +126,7 @@ def test_sigterm_while_ray_starts_is_handled_as_ever() -> None:
     before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
         own = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(SystemExit), console.sigterm_kept():
+        with pytest.raises(SystemExit), console.keeping_sigterm_handler():
             signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
             signal.raise_signal(signal.SIGTERM)
         assert received == [signal.SIGTERM]

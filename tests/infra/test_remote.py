@@ -173,7 +173,7 @@ def test_parts_of_files_are_kept_and_the_oldest_go(tmp_path: Path) -> None:
             fetched.append(number)
             return bytes([number]) * 1000
 
-        found = bytes(cache.data(f"{number}-0-1000", fetch))
+        found = bytes(cache.get_or_fetch(f"{number}-0-1000", fetch))
         assert found == bytes([number]) * 1000
         return found
 
@@ -185,7 +185,7 @@ def test_parts_of_files_are_kept_and_the_oldest_go(tmp_path: Path) -> None:
     part(0)
     assert fetched[-1] == 0
     with pytest.raises(UserError, match="nothing there"):
-        cache.data("9", absent)
+        cache.get_or_fetch("9", absent)
     assert len(list(tmp_path.glob("xxh3-128-*"))) == 3
 
 
@@ -244,23 +244,23 @@ def test_a_wrong_download_is_repeated_then_refused(bucket: str, proxy: FaultyPro
     storage.publish_bytes(path, DATA)
     proxy.once("wrong", "wrong")
     cache = Cache(str(tmp_path), 1 << 30)
-    local = cache.local(path, digest)
+    local = cache.local_path(path, digest)
     assert Path(local).read_bytes() == DATA
     proxy.once(*["wrong"] * 3)
     with pytest.raises(WrongContent, match=f"^{bucket}/a.bin: damaged content"):
-        Cache(str(tmp_path / "other"), 1 << 30).local(path, digest)
+        Cache(str(tmp_path / "other"), 1 << 30).local_path(path, digest)
     assert [name for name in storage.list_names(str(tmp_path / "other")) if name[0] != "."] == []
     proxy.seen.clear()
-    assert Cache(str(tmp_path), 1 << 30).local(path, digest) == local
+    assert Cache(str(tmp_path), 1 << 30).local_path(path, digest) == local
     assert proxy.seen == [], "a cached file was fetched again"
 
 
 def test_a_damaged_cache_entry_is_fetched_again(bucket: str, tmp_path: Path) -> None:
     path, digest = storage.join(bucket, "a.bin"), storage.digest_bytes(DATA)
     storage.publish_bytes(path, DATA)
-    local = Cache(str(tmp_path), 1 << 30).local(path, digest)
+    local = Cache(str(tmp_path), 1 << 30).local_path(path, digest)
     Path(local).write_bytes(DATA[:-1] + b"x")
-    assert Path(Cache(str(tmp_path), 1 << 30).local(path, digest)).read_bytes() == DATA
+    assert Path(Cache(str(tmp_path), 1 << 30).local_path(path, digest)).read_bytes() == DATA
 
 
 def test_the_least_recently_used_goes_first(bucket: str, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_the_least_recently_used_goes_first(bucket: str, tmp_path: Path) -> None
         storage.publish_bytes(path, content)
     cache = Cache(str(tmp_path), 3000)
     for number in (0, 1, 2, 0, 3):
-        cache.local(paths[number], digests[number])
+        cache.local_path(paths[number], digests[number])
     kept = {path.read_bytes() for path in tmp_path.glob("xxh3-128-*")}
     assert kept == {contents[0], contents[2], contents[3]}
 
@@ -286,7 +286,7 @@ order = random.Random(int(seed)).choices(range(6), k=25)
 cache = Cache(directory, 2500)
 for number in order:
     content = bytes([number]) * 1000
-    path = cache.local(storage.join(bucket, f"{number}.bin"), storage.digest_bytes(content))
+    path = cache.local_path(storage.join(bucket, f"{number}.bin"), storage.digest_bytes(content))
     assert open(path, "rb").read() == content
 """
 
@@ -321,10 +321,10 @@ def test_an_upload_whose_last_answer_was_lost_is_made_again(monkeypatch: pytest.
             raise answer
         return answer
 
-    assert remote.repeated(upload, "s3://bucket/x") == "uploaded"
+    assert remote.with_retries(upload, "s3://bucket/x") == "uploaded"
     answers[:] = [error("NoSuchKey"), "uploaded"]
     with pytest.raises(FileNotFoundError):
-        remote.repeated(upload, "s3://bucket/x")
+        remote.with_retries(upload, "s3://bucket/x")
 
 
 def test_an_unknown_url_is_one_line() -> None:
@@ -387,8 +387,8 @@ def test_the_account_of_a_url_reaches_azure_and_is_kept(monkeypatch: pytest.Monk
 
 
 def test_secrets_of_a_url_are_not_shown() -> None:
-    assert remote.shown("s3://key:secret@bucket/a?X-Amz-Signature=b") == "s3://bucket/a"
-    assert remote.shown("abfs://data@account.dfs.core.windows.net/a?sig=b") == (
+    assert remote.without_secrets("s3://key:secret@bucket/a?X-Amz-Signature=b") == "s3://bucket/a"
+    assert remote.without_secrets("abfs://data@account.dfs.core.windows.net/a?sig=b") == (
         "abfs://data@account.dfs.core.windows.net/a"
     )
-    assert remote.shown("a/b?c") == "a/b?c"
+    assert remote.without_secrets("a/b?c") == "a/b?c"

@@ -287,12 +287,12 @@ def test_the_cache_checks_local_files_where_they_are(tmp_path: Path) -> None:
     path = str(tmp_path / "a.bin")
     storage.publish_bytes(path, b"content")
     cache = Cache(None, 1 << 20)
-    assert cache.local(path, storage.digest_bytes(b"content")) == path
+    assert cache.local_path(path, storage.digest_bytes(b"content")) == path
     with pytest.raises(WrongContent, match="damaged content"):
-        Cache(None, 1 << 20).local(path, storage.digest_bytes(b"other"))
+        Cache(None, 1 << 20).local_path(path, storage.digest_bytes(b"other"))
     storage.publish_bytes(path, b"another")
     with pytest.raises(WrongContent):
-        cache.local(path, storage.digest_bytes(b"content"))
+        cache.local_path(path, storage.digest_bytes(b"content"))
 
 
 def test_sizes_are_of_files_alone(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from infra.errors import UserError
 from infra.files import storage
 from infra.files.cache import Cache
-from infra.files.remote import shown
+from infra.files.remote import without_secrets
 from infra.settings.recipe_file import load_recipe
 from infra.tracking.redaction import redact
 from offline_teacher.store.index import TaskIndex
@@ -221,7 +221,7 @@ def test_a_password_in_a_recipe_is_refused_and_not_repeated(tmp_path: Path, over
     ],
 )
 def test_credentials_of_urls_are_not_shown(url: str) -> None:
-    assert SECRET not in shown(url)
+    assert SECRET not in without_secrets(url)
     assert SECRET not in redact(url)
 
 

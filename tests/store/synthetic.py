@@ -121,7 +121,7 @@ def write_files(
     if layout.positions == "pooled":
         files[POOLING] = json.dumps(POOLED).encode()
     for name, data in files.items():
-        storage.keep_bytes(storage.join(root, name), data)
+        storage.publish_if_changed(storage.join(root, name), data)
 
 
 def write_part(root: str, spec: Spec, plan: SplitPlan, split: str, part: int, seed: int = 0) -> None:

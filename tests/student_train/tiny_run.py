@@ -72,7 +72,7 @@ def make_store(
     rows = {"train": (sequences,), **({"validation": (held_out,)} if held_out else {})}
     kept = named_weights(teacher) if made.teacher_weights else top_weights(teacher, made.replay_layers)
     if documents:
-        storage.keep_bytes(str(directory / POOLING), json.dumps(synthetic.POOLED).encode())
+        storage.publish_if_changed(str(directory / POOLING), json.dumps(synthetic.POOLED).encode())
     told = {
         **({"recipe": {"sequences": {"packing": "document"}}} if documents else {}),
         **(fingerprint or {}),

@@ -9,7 +9,7 @@ A field made with ``outcome`` changes the result and is part of the fingerprint.
 
 from infra.settings.sections.corpus import Corpus, CorpusSource, DocumentUnit
 from infra.settings.sections.evaluation import Evaluation, Require
-from infra.settings.sections.fields import Precision, in_a_grid, outcome, require, speed
+from infra.settings.sections.fields import Precision, grid_values, outcome, require, speed
 from infra.settings.sections.masking import Masking
 from infra.settings.sections.sequences import MAX_LENGTH, Sequences
 from infra.settings.sections.store import Store
@@ -38,7 +38,7 @@ __all__ = [
     "Tracking",
     "Train",
     "Variant",
-    "in_a_grid",
+    "grid_values",
     "outcome",
     "require",
     "speed",

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from infra.settings.sections.fields import in_a_grid, outcome, require, speed
+from infra.settings.sections.fields import grid_values, outcome, require, speed
 from infra.settings.task_settings import TaskSettings
 
 
@@ -88,7 +88,7 @@ class Evaluation:
         require(len(self.seeds) > 0, "seeds: names no seed")
         for name in ("epochs", "learning_rate", "batch_size"):
             require(getattr(self, name) != (), f"{name}: the list is empty")
-            for value in in_a_grid(getattr(self, name)):
+            for value in grid_values(getattr(self, name)):
                 require(
                     value > 0, f"{name}: must be {'>= 1' if name == 'batch_size' else '> 0'}, not {value}"
                 )

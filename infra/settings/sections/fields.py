@@ -34,7 +34,7 @@ def require(condition: bool, sentence: str) -> None:
         raise ValueError(sentence)
 
 
-def in_a_grid(value: Any) -> tuple[Any, ...]:
+def grid_values(value: Any) -> tuple[Any, ...]:
     """The values that a setting takes: those of a list, or the one."""
     return value if isinstance(value, tuple) else (value,)
 

@@ -89,7 +89,7 @@ class Plan:
             },
         }  # fmt: skip
         path = self.directory / "recipes" / f"{name}.yaml"
-        storage.keep_bytes(str(path), yaml.safe_dump(sections, sort_keys=False).encode())
+        storage.publish_if_changed(str(path), yaml.safe_dump(sections, sort_keys=False).encode())
         return str(path)
 
 
@@ -125,4 +125,4 @@ def cut_text(sources: list[Path], target: Path, characters: int) -> None:
                 break
             lines.append(line)
             left -= len(line) + 1
-    storage.keep_bytes(str(target), ("\n".join(lines) + "\n").encode())
+    storage.publish_if_changed(str(target), ("\n".join(lines) + "\n").encode())
