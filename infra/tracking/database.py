@@ -1,4 +1,4 @@
-"""SQLite databases of MLflow: their URIs, and the lock under which a process connects to a tracking store."""
+"""The URI of an MLflow database in SQLite, and the lock that a process holds while it connects to MLflow."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def sqlite_uri(path: str) -> str:
-    """The URI of a database file as SQLAlchemy and MLflow read it.
+    """Returns the URI under which SQLAlchemy and MLflow find the database file ``path``.
 
-    SQLAlchemy reads ``?`` as the start of a query and, since 2.1, ``%`` as an escape. So a path with one of
-    them becomes a ``file:`` URI. Its slashes are quoted too, because MLflow would read it as a path and
-    create its directories.
+    SQLAlchemy takes ``?`` as the start of a query and, since 2.1, ``%`` as an escape. So a path that contains
+    one of them becomes a ``file:`` URI. Its slashes are quoted too, because MLflow would otherwise take the
+    URI for a path and create the directories of that path.
     """
     if "?" not in path and "%" not in path:
         return f"sqlite:///{path}"
@@ -30,7 +30,10 @@ def sqlite_uri(path: str) -> str:
 
 
 def connection_lock(uri: str, recipe: Recipe) -> contextlib.AbstractContextManager[None]:
-    """Held while the database and the recipe's runs are created; no lock for a server with remote outputs."""
+    """Returns the lock to hold while the database and the recipe's runs are created.
+
+    It does nothing if tracking goes to a server and the outputs are remote.
+    """
     if recipe.tracking.uri is None:
         return locked(storage.join(recipe.output, "mlflow.db.lock"))
     if uri.startswith("sqlite:///"):

@@ -1,5 +1,4 @@
-"""A journal of records for a server, written to disk before they are sent; the next process sends the
-rest."""
+"""A queue of records for a server, kept in a file; the next process sends what one could not send."""
 
 from __future__ import annotations
 
@@ -16,20 +15,22 @@ Entry = dict[str, Any]
 
 
 class Journal:
-    """A queue of JSON objects kept in a file until ``done``; one process at a time owns the file.
+    """A queue of JSON objects, each kept in a file until ``discard``; one process at a time owns the file.
 
-    ``path`` None, a path that cannot be written, or a file owned by another process: memory only (``kept`` is
-    False). Appending costs one small write to the page cache. A line cut off by a kill is skipped.
+    The queue is in memory only (``kept`` is False) if ``path`` is None or cannot be written, or if another
+    process owns the file. Appending costs one small write to the page cache. The incomplete last line of a
+    killed process is skipped.
     """
 
     def __init__(self, path: str | None) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._file = _own(path) if path else None
+        self._file = _open_and_lock(path) if path else None
         self._pending: deque[Entry] = deque(_entries(self._file) if self._file else ())
 
     @property
     def kept(self) -> bool:
+        """Whether the entries are in a file, and so survive this process."""
         return self._file is not None
 
     def __len__(self) -> int:
@@ -42,15 +43,16 @@ class Journal:
                 try:
                     self._file.write(json.dumps(entry) + "\n")
                     self._file.flush()
-                except OSError:  # no space: go on in memory
+                except OSError:  # disk full: continue in memory
                     self._file = None
 
     def head(self, count: int) -> list[Entry]:
+        """Returns the oldest entries, at most ``count``, without removing them."""
         with self._lock:
             return [self._pending[i] for i in range(min(count, len(self._pending)))]
 
-    def done(self, count: int) -> None:
-        """Forgets the first ``count`` entries; the file is emptied when nothing is left."""
+    def discard(self, count: int) -> None:
+        """Removes the oldest ``count`` entries; the file is emptied when no entry is left."""
         with self._lock:
             for _ in range(count):
                 self._pending.popleft()
@@ -58,7 +60,7 @@ class Journal:
                 self._file.truncate(0)
 
     def close(self) -> None:
-        """Rewrites the file with the pending entries, or removes it if there are none, and releases it."""
+        """Rewrites the file with the pending entries, or removes it if there are none; releases its lock."""
         with self._lock:
             if self._file is None:
                 return
@@ -72,7 +74,8 @@ class Journal:
             self._file = None
 
 
-def _own(path: str) -> IO[str] | None:
+def _open_and_lock(path: str) -> IO[str] | None:
+    """Returns the open, locked file; None if it cannot be written or another process holds its lock."""
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         file = open(path, "a+")  # noqa: SIM115
@@ -82,7 +85,7 @@ def _own(path: str) -> IO[str] | None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         size = os.fstat(file.fileno()).st_size
         if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-            file.write("\n")  # ends what a kill tore, which would swallow the next entry
+            file.write("\n")  # ends the incomplete line of a killed process
             file.flush()
     except OSError:
         file.close()

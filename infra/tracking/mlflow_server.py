@@ -14,7 +14,7 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.tracking.database import connection_lock, sqlite_uri
 from infra.tracking.journal import Entry
-from infra.tracking.redaction import flat, redact, short
+from infra.tracking.redaction import flat, redact, short_message
 from infra.tracking.registered_model import register
 from infra.tracking.tracked_runs import TrackedRun, parent_params, tracked_runs
 
@@ -22,47 +22,48 @@ if TYPE_CHECKING:
     from infra.settings.recipe import Recipe
 
 IDS = "tracking.json"
-"""Key of a run -> MLflow's id."""
+"""Name of the JSON file that maps the key of a run to MLflow's id of it."""
 ARTIFACTS = "artifacts-of-this-run:"
-"""In a note, a link to an artifact of the nested run begins like this. When the note is sent, the address of
-the run's artifacts in MLflow replaces it."""
+"""Placeholder in a note for the address of the nested run's artifacts, with which links to them begin. When
+the note is sent, the address in MLflow replaces it."""
 POINTS, _PARAMS = 1000, 100
-"""MLflow's limits: metric points and params a request."""
-_HOPELESS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "PERMISSION_DENIED")
-"""Error codes that sending the same again cannot change."""
+"""MLflow's limits: metric points per request and parameters per request."""
+_PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "PERMISSION_DENIED")
+"""Error codes of requests that would be refused again if they were repeated."""
 
 
 class Server:
-    """The MLflow side of one nested run. Methods raise when the server cannot be reached."""
+    """The MLflow side of one nested run. Methods raise an error if the server cannot be reached."""
 
     def __init__(self, recipe: Recipe, run: TrackedRun) -> None:
-        # Not first in the thread that sends: two threads that import one package can see it half made.
+        # Imported in the main thread: a second thread could see a package that is only partly imported.
         import mlflow.tracking  # noqa: F401
 
         self._run, self._recipe = run, recipe
         self.ids: dict[str, str] = {}
         self.refused: list[str] = []
+        """One message per entry that the server refused."""
         self.answered = False
-        """Whether the server has answered at all; connecting takes a dozen calls more."""
+        """Whether the server has answered a call. Connecting takes about a dozen more calls."""
         self._client: Any = None
         self._params: dict[str, str] = {}
         self._experiment_id, self._started = "", 0
-        self._last: dict[str, tuple[int, float]] = {}
+        self._newest: dict[str, tuple[int, float]] = {}
         """Metric -> step and value of its newest point on the server."""
 
     @property
     def connected(self) -> bool:
-        """Whether the server knows the run, so that records can be sent."""
+        """Whether the run exists on the server, so that entries can be sent."""
         return self._client is not None
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a database of a file system, which is never away, but may be slow to be created."""
+        """Whether tracking goes to an SQLite file, which is always reachable but may take long to create."""
         return (self._recipe.tracking.uri or "sqlite:").startswith("sqlite:")
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id of the nested run; None where the server has not answered yet."""
+        """MLflow's id of the nested run; None if the server has not answered yet."""
         return self.ids.get(self._run.key)
 
     @property
@@ -70,7 +71,10 @@ class Server:
         return self.ids[self._run.key]
 
     def send(self, entries: list[Entry]) -> int:
-        """Sends the first entry, or the run of metrics it begins; returns how many were dealt with."""
+        """Sends the first entry, together with the metric entries that follow if it has metrics.
+
+        Returns the number of entries that were sent or refused, which can be discarded.
+        """
         from mlflow.exceptions import MlflowException
 
         if self._client is None:
@@ -97,9 +101,9 @@ class Server:
             elif "model" in first:
                 register(self._client, self._experiment_id, self._run_id, first)
         except (MlflowException, FileNotFoundError) as problem:
-            if isinstance(problem, MlflowException) and problem.error_code not in _HOPELESS:
+            if isinstance(problem, MlflowException) and problem.error_code not in _PERMANENT:
                 raise
-            self.refused.append(f"{next(iter(first))} was refused: {short(problem)}")
+            self.refused.append(f"{next(iter(first))} was refused: {short_message(problem)}")
         return count
 
     def _connect(self) -> None:
@@ -110,19 +114,20 @@ class Server:
 
         recipe = self._recipe
         uri = recipe.tracking.uri or sqlite_uri(storage.join(recipe.output, "mlflow.db"))
-        # Two processes migrating a fresh sqlite database break it; and tracking.json is read, then written.
-        mlflow.set_tracking_uri(uri)  # where MLflow itself looks for the source of a version
+        mlflow.set_tracking_uri(uri)  # MLflow looks there for the source of a model version
+        # Two processes that create one SQLite database would damage it; tracking.json is read, then written.
         with connection_lock(uri, recipe):
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             experiment = self._experiment(client, uri)
             self.answered = True
             self._find_runs(client, experiment, redact(uri))
-        known = client.get_run(self._run_id)
-        self._params = dict(known.data.params)
-        self._experiment_id, self._started = known.info.experiment_id, known.info.start_time
+        run = client.get_run(self._run_id)
+        self._params = dict(run.data.params)
+        self._experiment_id, self._started = run.info.experiment_id, run.info.start_time
         self._client = client
 
     def _experiment(self, client: Any, uri: str) -> str:
+        """Returns the id of the experiment, which is created if it does not exist."""
         name = self._recipe.tracking.experiment
         known = client.get_experiment_by_name(name)
         if known is not None:
@@ -132,7 +137,7 @@ class Server:
         return str(client.create_experiment(name, artifact_location=place))
 
     def _find_runs(self, client: Any, experiment: str, uri: str) -> None:
-        """Fills ``ids`` from tracking.json as far as the server knows them, and creates what is missing."""
+        """Fills ``ids`` with the runs of tracking.json that exist on the server, and creates the others."""
         saved = self._saved_ids()
         ids = {"uri": uri, **saved} if saved.get("uri", uri) == uri else {"uri": uri}
         parent, created = _known_or_new(client, ids.get("parent"), experiment, self._recipe.name, {})
@@ -147,7 +152,7 @@ class Server:
         self.ids = ids
 
     def _saved_ids(self) -> dict[str, str]:
-        """What any process of the recipe noted of its runs; {} where that is absent or damaged."""
+        """Returns the content of tracking.json, which every stage updates; {} if it is absent or damaged."""
         path = storage.join(self._recipe.root, IDS)
         with contextlib.suppress(UserError):
             return dict(storage.read_json(path)) if storage.exists(path) else {}
@@ -168,24 +173,25 @@ class Server:
                     step = max(0, entry["time"] - self._started) // 1000
                 if self._is_new(name, step, value):
                     points.append(Metric(name, value, entry["time"], step or 0))
-                    self._last[name] = (step or 0, value)
+                    self._newest[name] = (step or 0, value)
         if points:
             try:
                 self._client.log_batch(self._run_id, metrics=points)
             except Exception:
-                self._last.clear()  # ask again what arrived
+                self._newest.clear()  # unknown which points arrived: ask the server again
                 raise
         return max(1, count)
 
     def _is_new(self, name: str, step: int | None, value: float) -> bool:
-        if name not in self._last:
+        """Whether the server does not have this point of the metric ``name`` yet."""
+        if name not in self._newest:
             history = self._client.get_metric_history(self._run_id, name)
             newest = max(history, key=lambda point: (point.step, point.timestamp), default=None)
             if newest is None:
                 return True
-            self._last[name] = (newest.step, newest.value)
-        last_step, last_value = self._last[name]
-        # Without a step (a score), the same value again is the same point and another value a new one.
+            self._newest[name] = (newest.step, newest.value)
+        last_step, last_value = self._newest[name]
+        # A metric without steps is a score: an equal value is the same point, another value is a new point.
         return step > last_step if step is not None else value != last_value
 
     def _send_params(self, params: dict[str, str]) -> None:
@@ -205,16 +211,16 @@ class Server:
         self._client.set_terminated(self._run_id, status)
         saved = self._saved_ids()
         known = self.ids | (saved if saved.get("uri") == self.ids["uri"] else {})
-        keys = [one.key for one in tracked_runs(self._recipe)]
-        found = {self._client.get_run(known[key]).info.status for key in keys if key in known}
-        # A stage that ran elsewhere is not waited for: the recipe's run ends when none of its runs goes on.
-        if "RUNNING" not in found:
-            self._client.set_terminated(parent, "FAILED" if "FAILED" in found else "FINISHED")
+        keys = [run.key for run in tracked_runs(self._recipe)]
+        statuses = {self._client.get_run(known[key]).info.status for key in keys if key in known}
+        # The parent run ends when no nested run on this server is running; other servers are not asked.
+        if "RUNNING" not in statuses:
+            self._client.set_terminated(parent, "FAILED" if "FAILED" in statuses else "FINISHED")
 
     def _send_dataset(self, entry: Entry) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        # MLflow keeps 36 characters of a digest: the 32 of xxh3-128 without its name.
+        # MLflow stores 36 characters of a digest. The 32 hexadecimal digits fit without the algorithm's name.
         digest = entry["digest"].rpartition(":")[2][:36]
         kind = entry["source"].partition("://")[0] if "://" in entry["source"] else "local"
         source = json.dumps({"uri": entry["source"]})
@@ -223,7 +229,7 @@ class Server:
         self._client.log_inputs(self._run_id, [DatasetInput(dataset, [tag])])
 
     def _send_headline(self, entry: Entry) -> None:
-        """The numbers by which recipes are compared, and a description, of the recipe's own run."""
+        """Writes the metrics by which recipes are compared, and a description, to the parent run."""
         from mlflow.entities import Metric, RunTag
 
         points = [Metric(name, value, entry["time"], 0) for name, value in entry["headline"].items()]
@@ -232,9 +238,9 @@ class Server:
         )
 
     def _send_child(self, entry: Entry) -> None:
-        """Sends a point of a run below this one. The first point makes that run; each point ends it.
+        """Sends the points of a run nested in this one; the first call creates it, and every call ends it.
 
-        A point that is there already is left out, so that every start of a stage may tell all of them.
+        Points that the server has already are left out, so a stage may send all points at every start.
         """
         from mlflow.entities import Metric
 
@@ -256,10 +262,11 @@ class Server:
             self._client.set_terminated(self.ids[key])
 
     def _points(self, run_id: str, name: str) -> set[tuple[int, float]]:
+        """Returns (step, value) of the points that the server has of a metric."""
         return {(point.step, point.value) for point in self._client.get_metric_history(run_id, name)}
 
     def _send_files(self, path: str, folder: str | None) -> None:
-        """A file or directory; a remote file is fetched first."""
+        """Uploads a file or directory as artifacts; a remote file is downloaded first."""
         if storage.is_remote(path):
             with tempfile.TemporaryDirectory() as draft:
                 copy = os.path.join(draft, path.rstrip("/").rpartition("/")[2])
@@ -273,7 +280,8 @@ class Server:
 def _known_or_new(
     client: Any, run_id: str | None, experiment: str, name: str, tags: dict[str, str]
 ) -> tuple[str, bool]:
-    """(id, whether it was created): the run where the server has it, undeleted, else a new one."""
+    """Returns a run's id and whether the run was created: ``run_id`` if the server has this run and it is not
+    deleted, else the id of a new run."""
     from mlflow.exceptions import MlflowException
     from mlflow.tracking.context.registry import resolve_tags
 
@@ -284,7 +292,7 @@ def _known_or_new(
         except MlflowException as problem:
             if problem.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-    tags = {**resolve_tags(), **tags}  # user, command and commit, as MLflow's own start_run notes them
+    tags = {**resolve_tags(), **tags}  # user, command and commit, as in mlflow.start_run
     return str(client.create_run(experiment, run_name=name, tags=tags).info.run_id), True
 
 

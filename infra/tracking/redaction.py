@@ -1,5 +1,4 @@
-"""Removes credentials from URLs, secrets from parameters, and all but the first line from errors, before
-logging."""
+"""Prepares values for logging: URLs without credentials, parameters without secrets, errors as one line."""
 
 from __future__ import annotations
 
@@ -11,18 +10,21 @@ from typing import Any
 from infra.errors import first_line
 
 LONGEST_VALUE = 6000
-"""Characters: MLflow's limit of a param."""
+"""MLflow's largest number of characters of a parameter."""
 
 
 def redact(text: str) -> str:
-    """``text`` without user names and passwords of URIs and without secrets in their queries."""
+    """Returns ``text`` without the user names and passwords of URIs and the secrets in their queries."""
     text = re.sub(r"(\b[a-z][a-z0-9+.-]*://)[^/\s]*@", r"\1", text, flags=re.IGNORECASE)
     secret = r"[^=&\s]*(?:token|secret|passw|key|sig|credential)[^=&\s]*"
     return re.sub(rf"([?&]{secret}=)[^&\s#]*", r"\1***", text, flags=re.IGNORECASE)
 
 
 def flat(value: Any, name: str = "") -> dict[str, str]:
-    """Nested mappings and dataclasses as ``section.key`` -> text, without secrets."""
+    """Returns ``section.key`` -> text for nested mappings and dataclasses, without secrets.
+
+    ``name``: the dotted name of ``value``, which the keys continue.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
@@ -33,6 +35,6 @@ def flat(value: Any, name: str = "") -> dict[str, str]:
     return {name: redact(str(list(value) if isinstance(value, tuple) else value))[:LONGEST_VALUE]}
 
 
-def short(problem: BaseException) -> str:
-    """The first line of an error, without secrets."""
+def short_message(problem: BaseException) -> str:
+    """Returns the first line of an error's message, without secrets."""
     return redact(first_line(problem))[:200]

@@ -1,4 +1,4 @@
-"""Registers a model directory as a version that MLflow can load and serve, once for the same weights."""
+"""Registers a model directory as a version that MLflow can load and serve; equal weights give one version."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from infra.tracking.journal import Entry
 
 CODE = Path(__file__).with_name("served_model.py")
 PACKAGES = ("mlflow", "numpy", "pandas", "safetensors", "torch", "transformers")
-"""What ``served_model`` imports, and what it needs to read safetensors."""
+"""Packages that ``served_model`` imports or needs to read safetensors."""
 EXAMPLE = "The weather was fine."
 SOURCE = "models:/"
-"""Start of a version's source; the id of its LoggedModel follows."""
+"""Beginning of a version's source; the id of the version's LoggedModel follows."""
 WEIGHTS = "weights"
-"""Tag of a version: the digest of its weights."""
+"""Name of a version's tag for the digest of its weights."""
 
 
 def register(client: Any, experiment: str, run_id: str, entry: Entry) -> None:
-    """Makes a version of the directory ``entry["model"]`` unless there is one of the same weights.
+    """Registers the directory ``entry["model"]`` as a new version, unless a version has the same weights.
 
-    Tags, description, scores and alias are then those of the entry. Raises FileNotFoundError if the directory
-    is gone.
+    The new or existing version gets the tags, description and scores of ``entry``, and the alias if
+    ``_takes_alias``. Raises FileNotFoundError if the directory does not exist.
     """
     if not os.path.isdir(entry["model"]):
         raise FileNotFoundError(f"{entry['model']}: no such directory")
     name, tags = entry["name"], {**entry["tags"], WEIGHTS: _digest(entry["model"])}
     _ensure_name(client, name)
-    version = _known_version(client, name, run_id, tags[WEIGHTS])
+    version = _known_version(client, name, tags[WEIGHTS])
     if version is None:
         model = _logged_model(client, experiment, run_id, entry)
         version = client.create_model_version(
@@ -48,12 +48,15 @@ def register(client: Any, experiment: str, run_id: str, entry: Entry) -> None:
         if entry.get("note"):
             client.update_model_version(name, version.version, entry["note"])
     _log_scores(client, run_id, version.source.removeprefix(SOURCE), entry)
-    if entry["alias"] and _deserves(client, entry, version.version):
+    if entry["alias"] and _takes_alias(client, entry, version.version):
         client.set_registered_model_alias(name, entry["alias"], version.version)
 
 
 def save(directory: str, target: str) -> None:
-    """Writes the directory in MLflow's form (models from code, no pickle), with signature and example."""
+    """Writes the model in ``directory`` to ``target`` as an MLflow model, with a signature and an example.
+
+    MLflow stores it as code ("models from code"), without pickle.
+    """
     import mlflow.pyfunc
     import pandas
     from mlflow.models import ModelSignature
@@ -65,8 +68,8 @@ def save(directory: str, target: str) -> None:
         outputs=Schema([ColSpec(Array(DataType.double), "vector")]),
     )
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as draft:
-        warnings.simplefilter("ignore", UserWarning)  # of type hints in MLflow's own code
-        copy = os.path.join(draft, "model")  # MLflow may read some characters of a path as those of a URL
+        warnings.simplefilter("ignore", UserWarning)  # about type hints in MLflow's own code
+        copy = os.path.join(draft, "model")  # MLflow may take a path with special characters for a URL
         shutil.copytree(directory, copy)
         mlflow.pyfunc.save_model(
             target,
@@ -79,7 +82,7 @@ def save(directory: str, target: str) -> None:
 
 
 def _logged_model(client: Any, experiment: str, run_id: str, entry: Entry) -> Any:
-    """A new LoggedModel with the files of the directory."""
+    """Creates a LoggedModel with the files of the directory, and returns it."""
     title = re.sub(r"[/:.%\"']", "-", entry["name"])
     model = client.create_logged_model(
         experiment, name=title, source_run_id=run_id, tags=entry["tags"], model_type="encoder"
@@ -92,27 +95,28 @@ def _logged_model(client: Any, experiment: str, run_id: str, entry: Entry) -> An
 
 
 def _digest(directory: str) -> str:
-    """The digest of the safetensors files; of all files if there are none."""
+    """Returns the digest of the safetensors files in ``directory``; of all files if there are none."""
     files = sorted(name for name in os.listdir(directory) if os.path.isfile(os.path.join(directory, name)))
     weights = [name for name in files if name.endswith(".safetensors")] or files
     digests = [storage.digest_file(os.path.join(directory, name)) for name in weights]
     return storage.digest_bytes(" ".join(digests).encode())
 
 
-def _known_version(client: Any, name: str, run_id: str, weights: str) -> Any:
-    """The newest version of these weights. A run that is repeated may have made one without a tag yet."""
-    found = [one for one in _versions(client, name) if one.tags.get(WEIGHTS) == weights]
-    return max(found, key=lambda one: int(one.version), default=None)
+def _known_version(client: Any, name: str, weights: str) -> Any:
+    """Returns the newest version whose weights have this digest, or None."""
+    same = [version for version in _versions(client, name) if version.tags.get(WEIGHTS) == weights]
+    return max(same, key=lambda version: int(version.version), default=None)
 
 
 def _versions(client: Any, name: str) -> list[Any]:
-    """All versions. The name is quoted for the filter: one with a quote is compared here instead."""
+    """Returns all versions of a registered model. MLflow's filter cannot express a name with a quote, so the
+    versions of such a name are selected here."""
     query = f"name = '{name}'" if "'" not in name else ""
-    return [one for one in client.search_model_versions(query) if one.name == name]
+    return [version for version in client.search_model_versions(query) if version.name == name]
 
 
 def _log_scores(client: Any, run_id: str, model: str, entry: Entry) -> None:
-    """The entry's scores as metrics of the LoggedModel."""
+    """Logs the scores of ``entry`` as metrics of the LoggedModel with the id ``model``."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
@@ -125,7 +129,7 @@ def _log_scores(client: Any, run_id: str, model: str, entry: Entry) -> None:
 
 
 def _ensure_name(client: Any, name: str) -> None:
-    """Makes the registered model, where there is none of that name."""
+    """Creates the registered model ``name`` if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -136,8 +140,11 @@ def _ensure_name(client: Any, name: str) -> None:
         client.create_registered_model(name)
 
 
-def _deserves(client: Any, entry: Entry, version: str) -> bool:
-    """Whether ``version`` takes the alias from the version that holds it."""
+def _takes_alias(client: Any, entry: Entry, version: str) -> bool:
+    """Returns whether ``version`` takes the alias from the version that has it now.
+
+    If both have the score's tag and equal ``tasks``, the score of ``version`` must be at least as high.
+    """
     score, tags = entry.get("score"), entry["tags"]
     aliases = client.get_registered_model(entry["name"]).aliases
     if score is None or entry["alias"] not in aliases:

@@ -1,9 +1,9 @@
-"""Tracked runs in MLflow: a parent run for each recipe, nested runs for its stages and its students.
+"""Tracked runs in MLflow: one parent run per recipe, with nested runs for its stages and its students.
 
-Everything logged goes into a journal first and is sent by a background thread, so a step never waits. If the
+Every record is written to a journal and sent by a background thread, so a training step never waits. If the
 server or database does not answer, a stage loses some seconds at its start and end and prints one line. The
-next start of any stage of the recipe sends the rest. Only rank 0 logs. Nothing here raises an error in a
-stage.
+next start of any stage of the recipe sends the remaining records. Only rank 0 logs. A failure of tracking
+never raises an error in a stage.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from infra.files import storage
 from infra.tracking.journal import Journal
 from infra.tracking.mlflow_server import POINTS, Server
-from infra.tracking.redaction import flat, redact, short
+from infra.tracking.redaction import flat, redact, short_message
 from infra.tracking.system import sampler
 from infra.tracking.tracked_runs import TrackedRun, tracked_run, tracked_runs
 
@@ -27,45 +27,57 @@ if TYPE_CHECKING:
     from infra.settings.recipe import Recipe
 
 _START_SECONDS = 5.0
-"""Seconds to wait for the server's first answer, so that most runs know their id from the start."""
+"""Seconds to wait at the start for the server's first answer, after which ``run_id`` is known."""
 _PATIENCE_SECONDS, _AWAY_SECONDS = 120.0, 10.0
-"""How long a run waits at its end while no record is accepted: the first if tracking goes to a file or to a
-server that has answered, else the second."""
+"""Seconds that a run waits at its end while no record is accepted. The longer time holds for a file and for a
+server that has answered, the shorter time for a server that has not."""
 _RETRY_SECONDS = 15.0
+"""Seconds after a failure before records are sent again."""
 _SYSTEM_SECONDS = 10.0
+"""Seconds between two samples of the machine's load."""
 
 
 class Run:
-    """The interface of a run. This class records nothing: it serves all ranks but rank 0, and every rank with
-    ``tracking.enabled: false``."""
+    """The interface of a run, which itself records nothing.
+
+    It is used by every rank except rank 0, and by rank 0 too if ``tracking.enabled`` is false.
+    """
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id; None where nothing is tracked or the server has not answered yet."""
+        """MLflow's id of the run; None if nothing is tracked or the server has not answered yet."""
         return None
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Logs each parameter once. Another value in a resumed run becomes the tag ``resumed.<name>``."""
+        """Logs each parameter once. If a resumed run has another value, it becomes the tag
+        ``resumed.<name>``."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Adds a point to each metric. Points at or before the last recorded step are ignored."""
+        """Adds one point to each metric; a point at or before the metric's last recorded step is ignored."""
 
     def log_artifact(self, path: str, folder: str | None = None) -> None:
-        """Uploads a local file or directory later, with the content that it has then."""
+        """Uploads a local file or directory in the background, with its content at that time."""
 
     def log_store(self, store_dir: str, digest: str) -> None:
-        """The store as a dataset of the run, with its manifest's digest."""
+        """Logs the store as a dataset of the run; ``digest`` is that of its manifest."""
 
     def log_dataset(self, name: str, source: str, digest: str, context: str = "evaluation") -> None:
-        """Data that the run read: its name, directory, URL or hub name, and a digest of its content."""
+        """Logs data that the run read.
+
+        ``source``: a directory, URL or hub name; ``digest``: the digest of the content.
+        """
 
     def log_child(self, name: str, metrics: Mapping[str, float], step: int, tags: Mapping[str, str]) -> None:
-        """Adds a point to a nested run, for example of a model and a task; ``step`` is the seed."""
+        """Adds one point per metric to the run ``name`` nested in this one, for example of one model and task.
+
+        ``step``: the random seed of the fine-tuning.
+        """
 
     def log_headline(self, metrics: Mapping[str, float], note: str) -> None:
-        """Writes metrics and a description to the recipe's parent run, to compare recipes.
+        """Writes to the recipe's parent run the metrics by which recipes are compared, and a description.
 
-        The description is Markdown. ``mlflow_server.ARTIFACTS`` begins a link to an artifact of this run.
+        ``note``: the description in Markdown. A link in it that begins with ``mlflow_server.ARTIFACTS`` leads
+        to an artifact of this run.
         """
 
     def register_model(
@@ -79,15 +91,16 @@ class Run:
         scores: Mapping[str, float] | None = None,
         note: str | None = None,
     ) -> None:
-        """Registers a model directory as a version of ``name`` that MLflow can load, unless a version has the
-        same weights. ``scores`` become metrics of its LoggedModel, ``note`` its description.
+        """Registers a model directory as a version of ``name`` that MLflow can load.
 
-        The version takes ``alias``. If ``score`` names a tag with a number, it takes the alias only if this
-        number is at least that of the present holder, and the two have equal tags ``tasks``.
+        A version with the same weights is updated instead. ``scores`` become metrics of the version's
+        LoggedModel, and ``note`` its description. The version gets the ``alias``. But if ``score`` names a
+        tag with a number, the version that has the alias now keeps it if its number is higher, or if the
+        tags ``tasks`` of the two versions differ.
         """
 
     def finish(self, ok: bool) -> None:
-        """Sends what is left and ends the run; the parent run ends with its last stage."""
+        """Sends the remaining records and ends the run; the parent run ends with its last running stage."""
 
     def __enter__(self) -> Self:
         return self
@@ -97,9 +110,10 @@ class Run:
 
 
 def start_run(recipe: Recipe, stage: str, rank: int = 0, student: str | None = None) -> Run:
-    """The run of ``stage`` ("teacher", "student", "evaluation"), resumed if its id is in ``tracking.json``.
+    """Starts the run of a stage, or resumes it if its id is in ``tracking.json``; never raises.
 
-    ``student``: which of several students, each of which has a run of its own.
+    ``stage``: "teacher", "student" or "evaluation". ``student``: name of the student if the recipe has
+    several, since each student has its own run.
     """
     nested = tracked_run(recipe, stage, student)
     if rank != 0 or not recipe.tracking.enabled:
@@ -116,12 +130,12 @@ def start_run(recipe: Recipe, stage: str, rank: int = 0, student: str | None = N
     try:
         return _LiveRun(recipe, nested)
     except Exception as problem:
-        _say(f"tracking: off; {short(problem)}")
+        _say(f"tracking: off; {short_message(problem)}")
         return Run()
 
 
 class _LiveRun(Run):
-    """Writes to the journal; a thread delivers from it."""
+    """Writes records to the journal, from which a background thread sends them."""
 
     def __init__(self, recipe: Recipe, nested: TrackedRun) -> None:
         self._recipe, self._nested = recipe, nested
@@ -158,8 +172,8 @@ class _LiveRun(Run):
         self.log_dataset("store", store_dir, digest, contexts.get(self._nested.stage, "evaluation"))
 
     def log_dataset(self, name: str, source: str, digest: str, context: str = "evaluation") -> None:
-        place = redact(_absolute(source) if os.path.exists(source) else source)
-        self._journal.append({"dataset": name, "source": place, "digest": digest, "context": context})
+        location = redact(_absolute(source) if os.path.exists(source) else source)
+        self._journal.append({"dataset": name, "source": location, "digest": digest, "context": context})
 
     def log_child(self, name: str, metrics: Mapping[str, float], step: int, tags: Mapping[str, str]) -> None:
         entry = {"child": name, "values": dict(metrics), "step": step, "tags": dict(tags)}
@@ -199,30 +213,30 @@ class _LiveRun(Run):
                 if self._journal.kept
                 else "lost"
             )
-            left = (
+            unsent = (
                 f"{len(self._journal)} records were not sent ({self._problem or 'no answer'}), {kept}"
                 if len(self._journal)
                 else ""
             )
-            _say("tracking: " + "; ".join(part for part in (left, *self._server.refused[:1]) if part))
+            _say("tracking: " + "; ".join(part for part in (unsent, *self._server.refused[:1]) if part))
         self._journal.close()
 
     def _wait_for_delivery(self) -> None:
-        """Returns when the thread has ended, or when no record has been accepted for too long."""
-        left, since = len(self._journal), time.monotonic()
+        """Waits until the thread has ended, or until no record has been accepted for too long."""
+        unsent, last_success = len(self._journal), time.monotonic()
         while self._thread.is_alive():
             self._thread.join(0.5)
-            if len(self._journal) < left:
-                left, since = len(self._journal), time.monotonic()
-            answers = self._server.is_file or (self._server.answered and not self._problem)
-            if time.monotonic() - since > (_PATIENCE_SECONDS if answers else _AWAY_SECONDS):
+            if len(self._journal) < unsent:
+                unsent, last_success = len(self._journal), time.monotonic()
+            reachable = self._server.is_file or (self._server.answered and not self._problem)
+            if time.monotonic() - last_success > (_PATIENCE_SECONDS if reachable else _AWAY_SECONDS):
                 return
 
     def _run(self) -> None:
         self._run_once()
         self._answered.set()
         if self._server.connected:
-            _catch_up(self._recipe, self._nested)
+            _send_old_journals(self._recipe, self._nested)
         while not self._stopping:
             self._wake.wait(1.0)
             self._wake.clear()
@@ -243,18 +257,18 @@ class _LiveRun(Run):
             deliver(self._journal, self._server)
             self._problem = ""
         except Exception as problem:
-            self._problem = short(problem)
+            self._problem = short_message(problem)
             self._retry_at = time.monotonic() + _RETRY_SECONDS
 
 
 def deliver(journal: Journal, server: Server) -> None:
-    """Sends all that the journal holds, or raises where the server is away."""
+    """Sends all entries of the journal. Raises an error if the server cannot be reached."""
     while entries := journal.head(POINTS):
-        journal.done(server.send(entries))
+        journal.discard(server.send(entries))
 
 
-def _catch_up(recipe: Recipe, nested: TrackedRun) -> None:
-    """Sends the records that the recipe's other runs left; skips a run that another process makes now."""
+def _send_old_journals(recipe: Recipe, nested: TrackedRun) -> None:
+    """Sends the remaining records of the recipe's other runs, except those that another process logs now."""
     for other in tracked_runs(recipe):
         path = _journal_path(recipe, other)
         if other == nested or path is None or not os.path.exists(path):

@@ -1,6 +1,6 @@
-"""A student as MLflow serves it: texts in, one vector for each text out.
+"""The code that MLflow runs to serve a student: it computes one embedding per text.
 
-MLflow copies this file into the registered model and runs it there, so it imports nothing of this project.
+MLflow copies this file into the registered model, so it imports no other module of this project.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from transformers import AutoModel, AutoTokenizer
 
 BATCH = 32
 LONGEST = 512
-"""Tokens of a text, if the model has positions for them."""
+"""Largest number of tokens of a text; fewer if the model has fewer positions."""
 
 
 class StudentModel(PythonModel):
-    """The mean of the encoder's last hidden states over a text's tokens."""
+    """Embeds a text as the mean of the encoder's last hidden states over the text's tokens."""
 
     def load_context(self, context: Any) -> None:
         directory = context.artifacts["model"]
@@ -29,7 +29,7 @@ class StudentModel(PythonModel):
             directory, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
         ).eval()
         table = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
-        padding = getattr(table, "padding_idx", None)  # RoBERTa counts positions from it
+        padding = getattr(table, "padding_idx", None)  # RoBERTa's positions begin after this index
         positions = self.model.config.max_position_embeddings - (0 if padding is None else padding + 1)
         self.length = min(LONGEST, positions)
 
@@ -37,9 +37,10 @@ class StudentModel(PythonModel):
     def predict(
         self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
     ) -> pandas.DataFrame:
-        """model_input: a table with a column ``text``, or a list of texts.
+        """Returns a table with a column ``vector``, one row per text.
 
-        MLflow accepts these annotations without a warning.
+        ``model_input``: a table with a column ``text``, or a list of texts. Its annotation is one that MLflow
+        accepts without a warning.
         """
         column = model_input["text"] if hasattr(model_input, "columns") else model_input
         texts = [str(text) for text in column]

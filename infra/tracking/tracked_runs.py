@@ -11,32 +11,33 @@ if TYPE_CHECKING:
 
 STAGES = ("teacher", "student", "evaluation")
 _PASS = ("corpus", "sequences", "masking", "teacher", "store")
-"""Sections that are the parameters of a teacher pass."""
+"""Sections of a recipe that are logged as parameters of the teacher pass."""
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """One nested run."""
+    """A nested run of a recipe."""
 
     key: str
-    """Its name in MLflow, in ``tracking.json`` and in its journal's."""
+    """Name of the run in MLflow, in ``tracking.json`` and in the name of its journal."""
     stage: str
     """One of ``STAGES``."""
     student: str | None
     """Name of the student; None for the other stages."""
     params: dict[str, Any]
-    """Section -> settings, of the sections that the recipe has."""
+    """Section -> settings, for the sections that the run depends on and the recipe has."""
 
     @property
     def tags(self) -> dict[str, str]:
-        """``stage``, and ``student`` for one of them."""
+        """MLflow tags: ``stage``, and ``student`` if the run is of a student."""
         return {"stage": self.stage} | ({} if self.student is None else {"student": self.student})
 
 
 def tracked_runs(recipe: Recipe) -> list[TrackedRun]:
-    """All nested runs, in order. The pass is one of them where the recipe has a corpus.
+    """Returns all nested runs in the order of the stages; the teacher pass only if the recipe has a corpus.
 
-    The only student of a recipe without ``students`` has the key ``student``, the others ``student-<name>``.
+    A student of ``students`` has the key ``student-<name>``; the student of a recipe without ``students`` has
+    the key ``student``.
     """
     teacher = TrackedRun("teacher", "teacher", None, _params(recipe, _PASS))
     students = [
@@ -53,17 +54,17 @@ def tracked_runs(recipe: Recipe) -> list[TrackedRun]:
 
 
 def tracked_run(recipe: Recipe, stage: str, student: str | None = None) -> TrackedRun:
-    """The nested run of a stage; ``student``: which one of several, the only one where it is left out."""
-    found = [one for one in tracked_runs(recipe) if one.stage == stage and student in (None, one.student)]
-    assert len(found) == 1, (stage, student)
-    return found[0]
+    """Returns the nested run of a stage; ``student`` is required if the recipe has several students."""
+    matching = [run for run in tracked_runs(recipe) if run.stage == stage and student in (None, run.student)]
+    assert len(matching) == 1, (stage, student)
+    return matching[0]
 
 
 def parent_params(recipe: Recipe) -> dict[str, Any]:
-    """Parameters of the recipe's own run: every section but those that each of several students has."""
+    """Returns the parameters of the parent run: all sections, except that several students log their own."""
     runs = tracked_runs(recipe)
-    shared = [one for one in runs if one.stage != "student" or not recipe.students]
-    params = {name: values for one in shared for name, values in one.params.items()}
+    shared = [run for run in runs if run.stage != "student" or not recipe.students]
+    params = {name: values for run in shared for name, values in run.params.items()}
     return params | ({"students": list(recipe.students)} if recipe.students else {})
 
 
