@@ -21,28 +21,31 @@ from infra.trees import tuples_as_lists
 DEFAULT_STUDENT = "student"
 """Name of the only student of a recipe without ``students``."""
 ROWS = ("teacher", "undistilled", "start")
-"""Rows of every report, which no student can be called."""
+"""Names of rows that every report has, and that no student may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Name, place and the nine sections of ``infra.settings.sections``; valid by construction."""
+    """All settings of a run: its name, its output directory and nine sections.
+
+    Creating an invalid recipe raises ValueError.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     name: str
     output: str = "runs"
     corpus: sections.Corpus | None = None
-    """Only the teacher pass reads it, and needs it."""
+    """Required by the teacher pass, and read only by it."""
     sequences: sections.Sequences = field(default_factory=sections.Sequences)
     masking: sections.Masking = field(default_factory=sections.Masking)
     teacher: sections.Teacher | None = None
-    """Only the teacher pass reads it, and needs it."""
+    """Required by the teacher pass, and read only by it."""
     store: sections.Store = field(default_factory=sections.Store)
     student: sections.Student = field(default_factory=sections.Student)
     train: sections.Train = field(default_factory=sections.Train)
     students: dict[str, sections.Variant] = field(default_factory=dict)
-    """Name -> settings of one of several students; what one leaves out is as in ``student`` and ``train``."""
+    """Student name -> its settings, if there are several; the others are as in ``student`` and ``train``."""
     evaluation: sections.Evaluation = field(default_factory=sections.Evaluation)
     tracking: sections.Tracking = field(default_factory=sections.Tracking)
 
@@ -53,23 +56,23 @@ class Recipe:
                 f"{field_name}: must be letters, digits, dots, dashes and underscores, at most 100,"
                 f" not {value!r}",
             )
-        alike = {name.lower() for name in self.students}
+        lower_names = {name.lower() for name in self.students}
         require(
-            len(alike) == len(self.students),
+            len(lower_names) == len(self.students),
             f"students: two of {', '.join(self.students)} differ only in upper and lower case",
         )
-        taken = alike & set(ROWS)
+        taken = lower_names & set(ROWS)
         require(
             not taken,
             f"students: {', '.join(taken)} is the name of another row of the report; choose another",
         )
-        require(self.output != "", "output: names no directory")
+        require(self.output != "", "output: is empty; name a directory")
         _check_models(self)
         _check_across_sections(self)
 
     @property
     def root(self) -> str:
-        """The directory of everything this recipe makes."""
+        """Directory or URL of all outputs of this recipe."""
         return storage.join(self.output, self.name)
 
     @property
@@ -78,18 +81,20 @@ class Recipe:
         return self.store.path or storage.join(self.root, "store")
 
     def refuse_outputs_in_store(self) -> None:
-        """UserError where the store is around what the recipe makes: ``verify`` would call that foreign, and
-        ``--repair`` would move it away."""
-        places = (self.store_path, self.root)
-        store, own = (path if storage.is_remote(path) else os.path.realpath(path) for path in places)
-        if f"{own}/".startswith(store.rstrip("/") + "/"):
+        """Raises UserError if the store's directory contains this recipe's outputs.
+
+        ``verify`` would report the outputs as foreign files, and ``--repair`` would move them away.
+        """
+        paths = (self.store_path, self.root)
+        store, root = (path if storage.is_remote(path) else os.path.realpath(path) for path in paths)
+        if f"{root}/".startswith(store.rstrip("/") + "/"):
             raise UserError(
                 f"store.path: {self.store_path} would hold {self.root}, where students and evaluation go;"
                 " give the store a directory of its own"
             )
 
     def runs(self) -> dict[str, StudentRun]:
-        """Every student of the recipe, by name, in the order of the file."""
+        """Returns student name -> student, in the order of the file."""
         variants = self.students or {
             DEFAULT_STUDENT: sections.Variant(student=self.student, train=self.train)
         }
@@ -98,7 +103,7 @@ class Recipe:
         }
 
     def run(self, name: str) -> StudentRun:
-        """The student of this name. UserError, with the nearest name, where the recipe has none."""
+        """Returns the student ``name``. Raises UserError, which suggests a name, if there is none."""
         runs = self.runs()
         if name not in runs:
             raise UserError(with_nearest_name(f"the recipe has no student {name!r}", name, list(runs)))
@@ -109,11 +114,14 @@ class Recipe:
         return storage.join(self.root, "evaluation")
 
     def outcome_settings(self, *names: str) -> dict[str, dict[str, Any]]:
-        """The fields of these sections that change the outcome, JSON-able: its part of a fingerprint."""
+        """Returns section -> setting -> value of the settings in these sections that change the result.
+
+        The values can be written as JSON; they are the recipe's part of a fingerprint.
+        """
         return {name: outcome_settings(getattr(self, name)) for name in names}
 
     def to_yaml(self) -> str:
-        """Every field, defaults included; ``load_recipe`` of it gives an equal recipe."""
+        """Returns all settings, defaults included, as YAML; ``load_recipe`` reads an equal recipe from it."""
         return dump_yaml(tuples_as_lists(dataclasses.asdict(self)))
 
     def save(self, directory: str) -> None:
@@ -123,7 +131,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class StudentRun:
-    """One student of a recipe: its settings, and where it is made."""
+    """One student of a recipe: its settings and its output directory."""
 
     recipe: Recipe
     name: str
@@ -136,22 +144,22 @@ class StudentRun:
 
     @property
     def registered_name(self) -> str:
-        """Its name in the model registry; several students have the recipe's with their own behind it."""
+        """Name in the model registry: the recipe's, followed by the student's if the recipe has several."""
         name = self.recipe.tracking.model_name or self.recipe.name
         return f"{name}-{self.name}" if self.recipe.students else name
 
     @property
     def title(self) -> str:
-        """What a progress bar calls it: a recipe's only student has no name of its own."""
+        """Name on progress bars and in messages."""
         return self.name if self.name == DEFAULT_STUDENT else f"student {self.name}"
 
     def outcome_settings(self) -> dict[str, dict[str, Any]]:
-        """The settings that decide what the student becomes, JSON-able."""
+        """Returns section -> setting -> value of the settings that change the trained student, for JSON."""
         return {"student": outcome_settings(self.student), "train": outcome_settings(self.train)}
 
 
 def outcome_settings(section: Any) -> dict[str, Any]:
-    """The fields of a section that change the result, JSON-able."""
+    """Returns setting -> value of a section's settings that change the result, for JSON."""
     values = dataclasses.asdict(section)
     return {
         item.name: tuples_as_lists(values[item.name])
@@ -161,7 +169,7 @@ def outcome_settings(section: Any) -> dict[str, Any]:
 
 
 def _check_models(recipe: Recipe) -> None:
-    """The recipe's other models have names that no other row of the report has."""
+    """Raises ValueError if a name in ``evaluation.models`` is also that of another row of the report."""
     taken = {name.lower() for name in (*ROWS, *(recipe.students or (DEFAULT_STUDENT,)))}
     for name in recipe.evaluation.models:
         require(
@@ -171,6 +179,7 @@ def _check_models(recipe: Recipe) -> None:
 
 
 def _check_across_sections(recipe: Recipe) -> None:
+    """Raises ValueError if settings of different sections contradict each other."""
     corpus, store = recipe.corpus, recipe.store
     if corpus is None:
         return
@@ -188,19 +197,22 @@ def _check_across_sections(recipe: Recipe) -> None:
     )
     require(
         store.positions != "pooled" or recipe.sequences.packing == "document",
-        "store.positions: pooled keeps one vector a document; set sequences.packing: document",
+        "store.positions: pooled keeps one vector per document; set sequences.packing: document",
     )
     require(
         store.positions != "masked" or recipe.masking.probability != 0,
-        "store.positions: masked keeps nothing where masking.probability is 0",
+        "store.positions: masked keeps nothing if masking.probability is 0; set one of them differently",
     )
 
 
 def unmet_needs(train: sections.Train, store: sections.Store) -> list[str]:
-    """What the loss needs and a store with these settings lacks; each starts with a field of ``train``."""
+    """Returns one message for each thing that the loss needs and a store with these settings lacks.
+
+    Each message begins with the name of a field of ``train``.
+    """
     if train.teacher == "live":
-        withheld = "teacher: live runs the whole teacher, and needs a store with store.teacher_weights: true"
-        return [] if store.teacher_weights else [withheld]
+        missing = "teacher: live runs the whole teacher, and needs a store with store.teacher_weights: true"
+        return [] if store.teacher_weights else [missing]
     if store.positions == "pooled":
         return []
     problems = []

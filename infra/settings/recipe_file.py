@@ -1,5 +1,4 @@
-"""Reads a YAML file and the command line's overrides into a ``Recipe``; a mistake becomes a one-sentence
-error."""
+"""Reads a recipe from a YAML file and a command line's overrides; each mistake gives a one-line error."""
 
 from __future__ import annotations
 
@@ -27,11 +26,11 @@ from infra.trees import leaves, shortened
 OPTIONAL = ("corpus", "teacher")
 """Sections that only the teacher pass needs."""
 VARIANT_SECTIONS = ("student", "train")
-"""What each of several students may set for itself."""
+"""Sections that each of several students may set for itself."""
 MAX_BYTES = 1 << 16
-"""Largest size of a recipe; a larger file is not a recipe."""
+"""Largest size of a recipe file."""
 SECRET_NAME = re.compile(r"token|secret|passw|key|sig|credential", re.IGNORECASE)
-"""Of a parameter of a URL."""
+"""Matches the name of a URL parameter that is a secret."""
 _ADAPTER = TypeAdapter(Recipe)
 _TYPES: dict[str, Any] = {
     name: kind for name, kind in typing.get_type_hints(Recipe).items() if not name.startswith("_")
@@ -48,7 +47,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
 def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Reads and checks a recipe; ``overrides`` are ``section.key=value`` (or ``name=``, ``output=``).
 
-    Raises ``UserError``, one sentence naming the file or override, the field and what it should be.
+    Raises UserError, whose one sentence names the file or override, the field and the values that it takes.
     """
     if storage.exists(path) and storage.size(path) > MAX_BYTES:
         raise UserError(f"{path}: a recipe is at most {MAX_BYTES} bytes, this file is {storage.size(path)}")
@@ -61,23 +60,23 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{path}: a recipe is a mapping of sections, this is {shortened(tree)}")
     for section in SECTIONS:
         if section in tree and tree[section] is None and section not in OPTIONAL:
-            tree[section] = {}  # all its keys are commented out
+            tree[section] = {}  # all keys of the section are commented out
     for override in overrides:
         _apply_override(tree, override)
-    given = tree.pop("students", None) or {}
+    students = tree.pop("students", None) or {}
     recipe = _validated(tree, path)
-    if given:
-        recipe = _with_students(recipe, tree, given, path)
+    if students:
+        recipe = _with_students(recipe, tree, students, path)
     _check_students(recipe, path)
     return recipe
 
 
-def _with_students(recipe: Recipe, tree: dict[str, Any], given: Any, path: str) -> Recipe:
-    """The recipe with its students, each checked as if it were the recipe's only one."""
-    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
-        raise UserError(f"{path}: students: expected a mapping of names, not {shortened(given)}")
+def _with_students(recipe: Recipe, tree: dict[str, Any], students: Any, path: str) -> Recipe:
+    """Returns the recipe with its students, each checked as if it were the recipe's only one."""
+    if not isinstance(students, dict) or not all(isinstance(name, str) for name in students):
+        raise UserError(f"{path}: students: expected a mapping of names, not {shortened(students)}")
     variants = {}
-    for name, own in given.items():
+    for name, own in students.items():
         where = f"{path}: students.{name}"
         own = {} if own is None else own
         if not isinstance(own, dict):
@@ -88,8 +87,8 @@ def _with_students(recipe: Recipe, tree: dict[str, Any], given: Any, path: str) 
             if not isinstance(values, dict):
                 raise UserError(f"{where}.{section}: expected a mapping of settings, not {shortened(values)}")
         merged = {section: {**tree.get(section, {}), **own.get(section, {})} for section in VARIANT_SECTIONS}
-        alone = _validated({**tree, **merged}, where)
-        variants[name] = sections.Variant(student=alone.student, train=alone.train)
+        only_student = _validated({**tree, **merged}, where)
+        variants[name] = sections.Variant(student=only_student.student, train=only_student.train)
     try:
         return dataclasses.replace(recipe, students=variants)
     except ValueError as problem:
@@ -97,8 +96,8 @@ def _with_students(recipe: Recipe, tree: dict[str, Any], given: Any, path: str) 
 
 
 def _check_students(recipe: Recipe, path: str) -> None:
-    """UserError where a student needs what the recipe's store will not hold."""
-    if recipe.corpus is None:  # the store is there already, and is asked itself
+    """Raises UserError if a student needs something that the recipe's store will not contain."""
+    if recipe.corpus is None:  # the store exists already, and training checks its manifest
         return
     for name, run in recipe.runs().items():
         where = f"students.{name}.train" if recipe.students else "train"
@@ -131,7 +130,10 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _student_tree(tree: dict[str, Any], name: str, where: str) -> dict[str, Any]:
-    """The sections of one student of ``students``, for an override students.NAME.section.key."""
+    """Returns the mapping of one student's sections, for an override ``students.NAME.section.key=value``.
+
+    ``name``: the part after ``students.``.
+    """
     students, student = tree.get("students"), name.partition(".")[0]
     if not isinstance(students, dict) or student not in students:
         raise UserError(_unknown(f"{where}: unknown student {student}", student, list(students or {})))
@@ -140,7 +142,8 @@ def _student_tree(tree: dict[str, Any], name: str, where: str) -> dict[str, Any]
 
 
 def _override_value(text: str, kind: Any) -> Any:
-    """YAML, except that what is not YAML (``*.txt``) and numbers meant for a text field stay text."""
+    """Parses the value of an override as YAML; invalid YAML (``*.txt``), and a scalar for a field that takes
+    only text, stay text."""
     try:
         value = parse_yaml(text)
     except NotYaml:
@@ -164,9 +167,8 @@ def _validated(tree: dict[str, Any], source: str) -> Recipe:
         return _ADAPTER.validate_json(json.dumps(tree))  # JSON: strict, yet lists may become tuples
     except ValidationError as problems:
         errors = problems.errors(include_url=False)
-        errors.sort(
-            key=lambda error: "unexpected" not in error["type"]
-        )  # a misspelt key is also a missing one
+        # Unexpected keys first: a misspelt key is also reported as a missing one.
+        errors.sort(key=lambda error: "unexpected" not in error["type"])
         others = len({error["loc"][:2] for error in errors}) - 1
         rest = f" ({others} more to put right after it)" if others else ""
         raise UserError(f"{source}: {_sentence(errors[0], tree)}{rest}") from None
@@ -175,7 +177,7 @@ def _validated(tree: dict[str, Any], source: str) -> Recipe:
 
 
 def _read_tasks(tree: dict[str, Any], source: str) -> None:
-    """Checks the tasks that are given in place; each is replaced by all of its settings."""
+    """Checks the tasks whose settings are written in the recipe, and adds the defaults to these settings."""
     section = tree.get("evaluation")
     tasks = section.get("tasks") if isinstance(section, dict) else None
     tasks = [tasks] if isinstance(tasks, dict) else tasks
@@ -189,24 +191,24 @@ def _read_tasks(tree: dict[str, Any], source: str) -> None:
 
 
 def _sentence(error: Any, tree: dict[str, Any]) -> str:
-    """What one pydantic error means, in our words and with the field's full name."""
-    place = [str(part) for part in error["loc"]]
-    outer, inner = (place + ["", ""])[:2]
-    full = ".".join(place[:2])
-    if error["type"] == "value_error":  # from a __post_init__: the sentence is ours already
+    """Returns a sentence for one pydantic error, with the full name of the field."""
+    keys = [str(key) for key in error["loc"]]
+    outer, inner = (keys + ["", ""])[:2]
+    full = ".".join(keys[:2])
+    if error["type"] == "value_error":  # raised by a __post_init__ of the recipe, with a complete sentence
         reason = str(error["ctx"]["error"])
         starts_with_field = reason.partition(":")[0] in SECTIONS.get(outer, {})
         return f"{outer}{'.' if starts_with_field else ': '}{reason}" if outer else reason
-    in_mapping = len(place) > 2 and isinstance(error["loc"][2], str)
+    in_mapping = len(keys) > 2 and isinstance(error["loc"][2], str)
     nested = _nested_fields(outer, inner) if in_mapping else {}
     if nested:
-        full = ".".join(place)
+        full = ".".join(keys)
         if "unexpected" in error["type"]:
-            return with_nearest_name(f"unknown key {full}", place[2], list(nested))
-        return f"{full}: expected {expected(nested[place[2]])}, not {shortened(tree[outer][inner][place[2]])}"
-    if "unexpected" in error["type"] and len(place) <= 2:
-        return _unknown(f"unknown key {full}", place[-1], list(SECTIONS[outer]) if inner else list(_TYPES))
-    if "missing" in error["type"] and len(place) <= 2:
+            return with_nearest_name(f"unknown key {full}", keys[2], list(nested))
+        return f"{full}: expected {expected(nested[keys[2]])}, not {shortened(tree[outer][inner][keys[2]])}"
+    if "unexpected" in error["type"] and len(keys) <= 2:
+        return _unknown(f"unknown key {full}", keys[-1], list(SECTIONS[outer]) if inner else list(_TYPES))
+    if "missing" in error["type"] and len(keys) <= 2:
         return f"{full}: is required, for example {_EXAMPLES[outer]}"
     if inner and isinstance(tree[outer], dict):
         return f"{full}: expected {expected(SECTIONS[outer][inner])}, not {shortened(tree[outer][inner])}"
@@ -215,13 +217,12 @@ def _sentence(error: Any, tree: dict[str, Any]) -> str:
 
 
 def _nested_fields(section: str, name: str) -> dict[str, Any]:
-    """The fields of a setting that is a mapping of settings itself; {} for other settings."""
-    kinds = union_members(SECTIONS[section][name])
+    """Returns field name -> type of a setting that is itself a mapping of settings; {} for other settings."""
     return {
-        key: of
-        for kind in kinds
-        if dataclasses.is_dataclass(kind)
-        for key, of in typing.get_type_hints(kind).items()
+        key: kind
+        for member in union_members(SECTIONS[section][name])
+        if dataclasses.is_dataclass(member)
+        for key, kind in typing.get_type_hints(member).items()
     }
 
 
@@ -233,14 +234,14 @@ _EXAMPLES = {
 
 
 def _unknown(where: str, name: str, known: list[str]) -> str:
-    """``where`` and the nearest known name, else the setting of that name in another section."""
+    """Returns ``where`` with the nearest known name, else with the setting ``name`` of another section."""
     return with_nearest_name(
         where, name, known, [f"{one}.{name}" for one, names in SECTIONS.items() if name in names]
     )
 
 
 def _refuse_near_literals(tree: Mapping[str, Any]) -> None:
-    """``true`` and ``1.0`` equal 1, but are not written 1."""
+    """Raises ValueError for ``true`` or ``1.0`` if a setting takes 1, since pydantic considers them equal."""
     for section, kinds in SECTIONS.items():
         values = tree.get(section)
         if not isinstance(values, dict):
@@ -255,15 +256,18 @@ def _refuse_near_literals(tree: Mapping[str, Any]) -> None:
 
 
 def _refuse_broken_text(tree: Mapping[str, Any]) -> None:
-    """A name on the command line that is not UTF-8 comes as lone surrogates, which no file can hold."""
+    """Raises ValueError for text that is not valid Unicode.
+
+    Python turns bytes of a command line that are not UTF-8 into lone surrogates, which no file can hold.
+    """
     for key, value in leaves(tree):
-        told = f"{key}: {json.dumps(value, ensure_ascii=False)}"
-        readable = told.encode(errors="backslashreplace").decode()
-        require(told == readable, f"{readable} is not valid Unicode; rename what it names")
+        text = f"{key}: {json.dumps(value, ensure_ascii=False)}"
+        readable = text.encode(errors="backslashreplace").decode()
+        require(text == readable, f"{readable} is not valid Unicode; rename the file or directory")
 
 
 def refuse_credentials(tree: Mapping[str, Any]) -> None:
-    """UserError for a secret in a URL: settings are written beside every output and into the tracking run."""
+    """Raises ValueError for a secret in a URL, since settings are copied beside outputs and into MLflow."""
     for key, value in leaves(tree):
         for text in value if isinstance(value, list) else [value]:
             found = _secret_in(text)
@@ -275,9 +279,10 @@ def refuse_credentials(tree: Mapping[str, Any]) -> None:
 
 
 def _secret_in(text: Any) -> str | None:
-    """What of a URL is a secret: a password, a token as its user, a token or signature among its parameters.
+    """Returns a description of the secret in a URL: a password, a token in place of the user, or a parameter.
 
-    A user alone is none where it is a database's (postgresql://user@host) or a container (abfs://name@account).
+    None if there is none. The user of a database (postgresql://user@host) and an Azure container
+    (abfs://name@account) are no secrets.
     """
     if not isinstance(text, str) or "://" not in text:
         return None

@@ -19,13 +19,17 @@ _PLURALS = {str: "texts", int: "whole numbers", float: "numbers"}
 
 
 def with_nearest_name(where: str, name: str, known: list[str], elsewhere: list[str] | None = None) -> str:
-    """``where`` and the nearest known name; where none is near, that name ``elsewhere``, else all known."""
+    """Returns the message ``where`` with a suggestion for the unknown name ``name``.
+
+    The suggestion is the nearest of the ``known`` names. If none is near, it is the names in ``elsewhere``,
+    or else the list of all known names.
+    """
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or elsewhere
     return f"{where}; did you mean {' or '.join(near)}?" if near else f"{where}; known are {', '.join(known)}"
 
 
 def union_members(kind: Any) -> tuple[Any, ...]:
-    """The members of a union, the item type of a tuple included; any other type alone."""
+    """Returns the types of which ``kind`` is the union, and the item type for a tuple; else ``(kind,)``."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return tuple(part for member in typing.get_args(kind) for part in union_members(member))
     if typing.get_origin(kind) is tuple:
@@ -34,7 +38,7 @@ def union_members(kind: Any) -> tuple[Any, ...]:
 
 
 def expected(kind: Any) -> str:
-    """What a field of this type takes, for example ``a whole number or null``."""
+    """Describes the values of a field of this type, for example ``a whole number or null``."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(expected(member) for member in arguments)
@@ -51,7 +55,7 @@ def expected(kind: Any) -> str:
 
 
 def _plural(kind: Any) -> str:
-    """What the items of a list are; mappings by their keys, for example ``{store: ..., steps: ...}``."""
+    """Describes the items of a list; mappings by their keys, for example ``{store: ..., steps: ...}``."""
     if not dataclasses.is_dataclass(kind):
         return _PLURALS[kind]
     return "{" + ", ".join(f"{item.name}: ..." for item in dataclasses.fields(kind)) + "}"

@@ -1,7 +1,7 @@
-"""A user's own task, or a built-in one with settings of its own: an entry of ``evaluation.tasks``.
+"""The settings of an entry of ``evaluation.tasks``: a user's own task, or changes to a built-in task.
 
-An entry is a name of a built-in task, a YAML file of the fields of ``TaskSettings``, or those fields in
-place. docs/tasks.md describes them for users.
+An entry is the name of a built-in task, the path of a YAML file with fields of ``TaskSettings``, or a mapping
+of these fields in the recipe. docs/tasks.md describes them for users.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Format = Literal["csv", "tsv", "jsonl", "parquet", "conll", "squad"]
 MAX_BYTES = 1 << 16
 FILES = (".yaml", ".yml")
 PATHS = ("train", "dev", "test", "corpus", "queries")
-"""Fields that name files, if the data are not the hub's."""
+"""Fields that name files, unless the data come from the hub."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
-    """What a task is made of. ``None`` and ``()`` stand for "not given"."""
+    """The settings of a task; ``None`` and ``()`` mean that a setting is not given."""
 
     __pydantic_config__: typing.ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False
@@ -40,38 +40,39 @@ class TaskSettings:
 
     name: str
     kind: Kind | None = None
-    """None: a built-in task of this name."""
+    """None: ``name`` is a built-in task."""
     train: str | None = None
-    """A file or URL; of a hub data set, a split. So are ``dev`` and ``test``."""
+    """Training examples: a file or URL, or the name of a split of ``hub``."""
     dev: str | None = None
-    """None: ``dev_fraction`` of the training examples."""
+    """Development examples, like ``train``. None: ``dev_fraction`` of the training examples."""
     test: str | None = None
-    """Labelled examples, on which the scores are reported; None: they are those of ``dev``."""
+    """Labelled test examples, like ``train``, for the reported scores. None: scores are those of ``dev``."""
     hub: str | None = None
-    """A data set of the Hugging Face hub."""
+    """Name of a dataset on the Hugging Face hub."""
     config: str | None = None
     revision: str | None = None
-    """Of the hub's data set: a commit, tag or branch."""
+    """Commit, tag or branch of the hub's dataset."""
     format: Format | None = None
-    """None: by the ending of the file's name."""
+    """Format of the files. None: the suffix of the file name decides."""
     text: tuple[str, ...] = ()
-    """One or two columns of texts; of ``tokens`` the column of words, or of a text with character spans."""
+    """One or two text columns. For ``tokens``, the column of words, or of a text with character spans."""
     label: str | None = None
     labels: tuple[str, ...] = ()
-    """The classes, in order; () : all labels of the training examples, sorted."""
+    """The classes in order. (): all labels of the training examples, sorted."""
     id: str | None = None
-    """Column of the examples' ids."""
+    """Column with the ids of the examples."""
     corpus: str | None = None
-    """Of ``retrieval``: the documents, as ``corpus.jsonl`` of BEIR. ``queries`` likewise."""
+    """For ``retrieval``: file of the documents, in the format of BEIR's ``corpus.jsonl``."""
     queries: str | None = None
+    """For ``retrieval``: file of the queries, in the format of BEIR's ``queries.jsonl``."""
     metrics: tuple[str, ...] = ()
-    """The first one is the task's score."""
+    """Names of metrics; the first one is the task's score."""
     dev_fraction: float = 0.1
     split_seed: int = 0
     pooling: Literal["mean", "cls"] = "mean"
-    """Of ``similarity`` and ``retrieval``: how a text's vector comes from the states of its tokens."""
+    """For ``similarity`` and ``retrieval``: how a text's embedding is computed from its hidden states."""
     epochs: float | tuple[float, ...] | None = None
-    """None: as in ``evaluation``. A list is a grid; so it is of ``learning_rate`` and ``batch_size``."""
+    """None: as in ``evaluation``. A list is a grid, as for ``learning_rate`` and ``batch_size``."""
     learning_rate: float | tuple[float, ...] | None = None
     batch_size: int | tuple[int, ...] | None = None
     max_steps: int | None = None
@@ -84,12 +85,12 @@ FIELDS = {item.name: _TYPES[item.name] for item in dataclasses.fields(TaskSettin
 
 
 def is_file(entry: str) -> bool:
-    """Whether an entry of ``evaluation.tasks`` names a file rather than a built-in task."""
+    """Returns whether an entry of ``evaluation.tasks`` names a file rather than a built-in task."""
     return entry.endswith(FILES)
 
 
 def read_file(path: str) -> TaskSettings:
-    """The task in a YAML file, whose paths are relative to its folder. UserError for any mistake in it."""
+    """Returns the task of a YAML file; paths in it are relative to its folder. UserError for a mistake."""
     path = expand_home(path)
     if not storage.exists(path):
         raise UserError(f"evaluation.tasks: {path}: there is no such file")
@@ -101,22 +102,22 @@ def read_file(path: str) -> TaskSettings:
         raise UserError(f"{path}: not a task in YAML: {problem}") from None
     task = validated(tree, path)
     folder = path.rpartition("/")[0]
-    moved: dict[str, Any] = {
-        name: _beside(folder, value)
+    paths: dict[str, Any] = {
+        name: _relative_to(folder, value)
         for name in PATHS
         if (value := getattr(task, name)) is not None and task.hub is None
     }
-    return dataclasses.replace(task, **moved)
+    return dataclasses.replace(task, **paths)
 
 
-def _beside(folder: str, path: str) -> str:
+def _relative_to(folder: str, path: str) -> str:
     path = expand_home(path)
     absolute = path.startswith("/") or storage.is_remote(path)
     return path if absolute or not folder else storage.join(folder, path)
 
 
 def validated(tree: Any, where: str) -> TaskSettings:
-    """The task of a mapping; UserError, which names ``where`` and the field, for a wrong one."""
+    """Returns the task of a mapping of settings. Raises UserError, which names ``where`` and the field."""
     if not isinstance(tree, Mapping):
         raise UserError(f"{where}: a task is a mapping of settings, this is {shortened(tree)}")
     tree = dict(tree)
@@ -126,7 +127,7 @@ def validated(tree: Any, where: str) -> TaskSettings:
         if name in ("text", "labels", "metrics") and not isinstance(value, list | tuple | type(None)):
             tree[name] = [value]
     if "labels" in tree and isinstance(tree["labels"], list):
-        tree["labels"] = [value if isinstance(value, bool) else _written(value) for value in tree["labels"]]
+        tree["labels"] = [_number_as_text(value) for value in tree["labels"]]
     if "name" not in tree:
         raise UserError(f"{where}: name: is required, for example name: tickets")
     try:
@@ -137,12 +138,13 @@ def validated(tree: Any, where: str) -> TaskSettings:
         raise UserError(f"{where}: {name}: expected {allowed}, not {shortened(tree[name])}") from None
 
 
-def _written(value: Any) -> Any:
-    """A label that YAML reads as a number is the text that stands in the data."""
-    return str(value) if isinstance(value, int | float) else value
+def _number_as_text(value: Any) -> Any:
+    """Returns a label that YAML reads as a number as text, as it occurs in the data."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _allowed(kind: Any) -> str:
+    """Describes the values of a field; null is left out, since it stands for "not given"."""
     members = list(typing.get_args(kind) or (kind,))
     if typing.get_origin(kind) in (tuple, Literal):
         members = [kind]

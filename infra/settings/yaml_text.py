@@ -1,8 +1,8 @@
-"""The part of YAML 1.2 a recipe needs, read from untrusted text.
+"""Reads and writes the part of YAML 1.2 that recipes need; the text may be untrusted.
 
-Plain mappings, lists and scalars only: no tags, so nothing but plain data can be built; no anchors
-and aliases, so a small file cannot unfold into a large one; no key twice. Scalars follow the YAML 1.2
-core schema (https://yaml.org/spec/1.2.2/#103-core-schema), so that ``5e-4`` is a number and ``no`` is a word.
+Only mappings, lists and scalars are allowed. Tags are refused, so only plain data can be built. Anchors and
+aliases are refused, so a small file cannot expand into a large one. A key may not occur twice. Scalars follow
+the YAML 1.2 core schema (https://yaml.org/spec/1.2.2/#103-core-schema): ``5e-4`` is a number, ``no`` is text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import yaml
 
 
 class NotYaml(ValueError):
-    """One sentence: what in the text is not allowed, and in which line."""
+    """The text is not allowed YAML; the message says what is wrong, and in which line."""
 
 
 _SCALARS = [
@@ -54,7 +54,7 @@ class _Loader(yaml.SafeLoader):
     def construct_yaml_int(self, node: Any) -> int:
         value = int(super().construct_yaml_int(node))
         if abs(value) >= 2**63:
-            raise NotYaml(f"a number beyond 64 bits (line {node.start_mark.line + 1})")
+            raise NotYaml(f"a number has more than 64 bits (line {node.start_mark.line + 1})")
         return value
 
 
@@ -65,7 +65,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
-        """Unicode's line breaks are escaped: written plain they would be read back folded."""
+        """Quotes a text with Unicode line breaks, which YAML would otherwise read back as spaces."""
         breaks = any(character in text for character in "\x85\u2028\u2029")
         return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
 
@@ -79,13 +79,13 @@ for _name, _pattern, _first in _SCALARS:
 
 
 def parse_yaml(text: str) -> Any:
-    """Plain data of one YAML document (keys are always str); raises ``NotYaml``."""
+    """Returns the data of one YAML document, whose keys are always str. Raises ``NotYaml``."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader, narrowed further
     except yaml.MarkedYAMLError as problem:
         line = problem.problem_mark.line + 1 if problem.problem_mark else 1
-        what = (problem.problem or "cannot be parsed").removeprefix("but ")
-        raise NotYaml(f"{what} (line {line})") from None
+        reason = (problem.problem or "cannot be parsed").removeprefix("but ")
+        raise NotYaml(f"{reason} (line {line})") from None
     except NotYaml:
         raise
     except RecursionError:
@@ -95,5 +95,5 @@ def parse_yaml(text: str) -> Any:
 
 
 def dump_yaml(value: Any) -> str:
-    """The inverse of ``parse_yaml``, keys in the order given."""
+    """Returns YAML from which ``parse_yaml`` reads an equal value; the order of keys is kept."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)

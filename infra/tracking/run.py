@@ -68,7 +68,7 @@ class Run:
         """
 
     def log_child(self, name: str, metrics: Mapping[str, float], step: int, tags: Mapping[str, str]) -> None:
-        """Adds one point per metric to the run ``name`` nested in this one, for example of one model and task.
+        """Adds one point per metric to the run ``name`` nested in this run, for example a model on a task.
 
         ``step``: the random seed of the fine-tuning.
         """

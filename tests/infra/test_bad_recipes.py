@@ -27,7 +27,7 @@ BAD = [
     ("? [a]\n: b", "a key must be a word (line 1)"),
     ("---\na: 1\n---\nb: 1", "found another document (line 3)"),
     ("a: " + "[" * 2000 + "]" * 2000, "nested too deeply"),
-    ("train: {seed: 99999999999999999999}", "a number beyond 64 bits"),
+    ("train: {seed: 99999999999999999999}", "a number has more than 64 bits"),
     ("corpus: {path: a}\nteacher: {model: m}", "name: is required"),
     ("{}", "name: is required, for example name: my-run"),
     ("name: x\ncorpus: {}\nteacher: {model: m}", "corpus.path: is required"),
@@ -87,7 +87,7 @@ BAD = [
     ),
     (MINIMAL.replace("a.txt", '"a\\ud800.txt"'), 'corpus.path: ["a\\ud800.txt"] is not valid Unicode'),
     ("name: ../x\ncorpus: {path: a}\nteacher: {model: m}", "name: must be letters, digits"),
-    (MINIMAL + "output: ''", "output: names no directory"),
+    (MINIMAL + "output: ''", "output: is empty; name a directory"),
     (MINIMAL + "tracking: {uri: 'http://me:secret@host'}", "tracking.uri: holds a password"),
     (MINIMAL + "tracking: {uri: 'https://TOKEN@host/'}", "tracking.uri: holds a user name or token"),
     (
@@ -124,12 +124,18 @@ BAD = [
         MINIMAL + "store: {positions: masked}",
         "train.kl_positions: all, but the store keeps masked positions only",
     ),
-    (MINIMAL + "store: {positions: pooled, top_k: 0}", "store.positions: pooled keeps one vector a document"),
+    (
+        MINIMAL + "store: {positions: pooled, top_k: 0}",
+        "store.positions: pooled keeps one vector per document",
+    ),
     (
         MINIMAL + "store: {positions: masked, replay_layers: 1}",
         "store.replay_layers: the top layers can only be",
     ),
-    (MINIMAL + "store: {top_k: 0, hidden_states: none}", "the store would hold nothing of the teacher"),
+    (
+        MINIMAL + "store: {top_k: 0, hidden_states: none}",
+        "would leave the store without outputs of the teacher",
+    ),
     (
         MINIMAL + "store: {block_bytes: 9, shard_bytes: 8}",
         "store.shard_bytes: 8 is less than block_bytes = 9",

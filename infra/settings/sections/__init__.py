@@ -1,10 +1,10 @@
-"""Every setting of a recipe: one module and frozen dataclass a section, a docstring below each field.
+"""Every setting of a recipe: one module and one frozen dataclass per section, a docstring below each field.
 
 All sections are in this folder, not beside their stages, because every command validates the whole recipe (a
 typo in ``train`` must be found before the teacher pass, not after it) and no stage may import another.
 
-A field made with ``outcome`` changes the result and is part of the fingerprint. A field made with
-``speed`` changes only speed or place, and may differ when a run is resumed.
+A field declared with ``outcome`` changes the result and is part of the fingerprint. A field declared with
+``speed`` changes only speed or location, and may differ when a run is resumed.
 """
 
 from infra.settings.sections.corpus import Corpus, CorpusSource, DocumentUnit

@@ -18,19 +18,23 @@ class Corpus:
     source: CorpusSource = outcome("text")
     path: tuple[str, ...] = speed()
     """Globs of files (local or URL; .gz and .zst are decompressed), or the hub name of a dataset.
-    Content, not path, is fingerprinted."""
+    The content is fingerprinted, not the path."""
     validation_path: tuple[str, ...] = speed(())
-    """The same for held-out text; empty: no validation store (hub: see ``validation_split``)."""
+    """Globs of files with held-out text. Empty: no validation store, or that of ``validation_split``."""
     document: DocumentUnit = outcome("line")
-    """The unit of a text file that is one document. Blank lines separate blocks."""
+    """The part of a text file that is one document: the file, a line, or a block. Blank lines separate
+    blocks."""
     text_column: str = outcome("text")
+    """Column or JSON key that holds the text."""
     config: str | None = outcome(None)
     """Hub configuration name, e.g. ``wikitext-103-raw-v1``."""
     split: str = outcome("train")
+    """Split of a hub dataset."""
     validation_split: str | None = outcome(None)
+    """Split of a hub dataset that is the held-out text."""
     streaming: bool = outcome(False)
-    """Read a hub dataset as a stream instead of downloading it whole. An outcome field: a stream is cut by
-    its files, a downloaded dataset by rows, and sequences do not cross a cut."""
+    """Read a hub dataset as a stream instead of downloading it. This changes the sequences, which never cross
+    a cut: a stream is cut at its files, a downloaded dataset at numbers of rows."""
     strict: bool = speed(False)
     """Stop at the first invalid byte, empty document or missing field instead of counting it."""
 

@@ -12,9 +12,9 @@ from infra.settings.task_settings import TaskSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Require:
-    """What every student must reach, or the command ends with exit code 4. None: not required.
+    """Limits that every student must meet, or the command ends with exit code 4. None: no limit.
 
-    Shares are fractions: ``retention: 0.97`` asks for at least 97 % of the teacher's macro score.
+    Shares are fractions: ``retention: 0.97`` requires at least 97 % of the teacher's macro score.
     """
 
     macro: float | None = speed(None)
@@ -22,17 +22,17 @@ class Require:
     gap_closed: float | None = speed(None)
     gap_closed_best: float | None = speed(None)
     agreement: float | None = speed(None)
-    """Least mean over tasks of the share of examples on which student and teacher give the same answer."""
+    """Smallest mean over tasks of the share of examples on which student and teacher give the same answer."""
     int8_loss: float | None = speed(None)
-    """Most points of score that a task may lose in int8."""
+    """Largest loss of a task's score in int8, in points."""
     calibration_error: float | None = speed(None)
-    """Largest expected calibration error of a task, a fraction."""
+    """Largest expected calibration error of a task, as a fraction."""
     p50_ms: float | None = speed(None)
-    """Largest median latency at batch size 1, milliseconds."""
+    """Largest median latency at batch size 1, in milliseconds."""
     megabytes: float | None = speed(None)
-    """Largest size of the weights."""
+    """Largest size of the weights, in megabytes."""
     beats: Literal["random", "start"] | None = speed(None)
-    """A reference than which the macro score must be higher, by a paired test at 5 %."""
+    """The reference whose macro score the student's must exceed in a paired test at the 5 % level."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,44 +40,50 @@ class Evaluation:
     """The tasks on which teacher and students are fine-tuned and scored, and how."""
 
     tasks: tuple[str | TaskSettings, ...] = outcome(("CoLA", "SST-2", "MRPC", "STS-B", "RTE"))
-    """Names of built-in tasks, task files, or their settings in place (docs/tasks.md)."""
+    """Names of built-in tasks, paths of task files, or mappings of task settings (docs/tasks.md)."""
     data: str | None = speed(None)
     """Directory of official task files; None: the hub's ``glue``, ``imdb``, ``squad``."""
     seeds: tuple[int, ...] = outcome((0,))
+    """Random seeds; every model is fine-tuned once per seed, and the scores are medians."""
     epochs: float | tuple[float, ...] = outcome(3.0)
-    """A list is a grid: all its values are tried, and dev chooses. So it is of the next two settings."""
+    """A list is a grid: every value is tried, and the dev score chooses one. So it is for ``batch_size`` and
+    ``learning_rate``."""
     batch_size: int | tuple[int, ...] = outcome(32)
     learning_rate: float | tuple[float, ...] = outcome(3e-5)
     max_steps: int | None = outcome(None)
-    """Largest number of steps of a fine-tuning run; for large tasks on few cores."""
+    """Largest number of steps of a fine-tuning run, for large tasks on few cores."""
     max_length: int = outcome(128)
+    """Largest number of tokens of an example."""
     dtype: Literal["bfloat16", "float32"] = outcome("float32")
     references: tuple[Literal["random", "start"], ...] = outcome(("random",))
-    """What students are compared with, beside the teacher. ``random``: the student's shape with random
-    weights (row ``undistilled``). ``start``: the student before its training, of the teacher's layers."""
+    """Models with which students are compared, besides the teacher. ``random``: the student's architecture
+    with random weights (row ``undistilled``). ``start``: the student before its training, with layers of the
+    teacher."""
     models: dict[str, str] = speed(factory=dict)
-    """Further rows: name -> directory, URL or hub name of any other model."""
+    """Other models as further rows of the report: name -> directory, URL or hub name."""
     second_distillation: bool = outcome(False)
-    """Also fine-tune each student on labels and on the outputs of a fine-tuned teacher, on every task. These
+    """Also fine-tune each student, on every task, on labels and on the outputs of a fine-tuned teacher. These
     are the rows "<student> (D)"."""
     distillation_temperature: float = outcome(2.0)
     """Temperature of the second distillation."""
     latency_sentences: int = speed(0)
-    """Sentences of the latency pass; 0: all of STS-B dev."""
+    """Number of sentences on which latency is measured; 0: all of STS-B dev."""
     latency_threads: int = speed(1)
+    """Number of threads with which latency is measured."""
     elmo_reference: bool = speed(False)
-    """Also time a network of ELMo's size (random weights), the slowest row of the latency table."""
+    """Also time a network of ELMo's size with random weights, the slowest row of the latency table."""
     price_per_hour: float | None = speed(None)
-    """Price of an hour of the processor on which latency is measured, in any currency; the report then gives
-    the money for a million sentences."""
+    """Price per hour of the processor on which latency is measured, in any currency. If given, the report has
+    the price of a million sentences."""
     watts: float | None = speed(None)
-    """Power that it draws; the report then gives the energy for a million sentences."""
+    """Power in watts of the processor on which latency is measured. If given, the report has the energy of a
+    million sentences."""
     export_web: bool = speed(False)
-    """Also write the page that runs the fine-tuned models in a browser, ``evaluation/web`` (docs/web.md)."""
+    """Also write ``evaluation/web``, a page that runs the fine-tuned models in a browser (docs/web.md)."""
     require: Require | None = speed(None)
-    """What every student must reach."""
+    """Limits that every student must meet."""
     workers: int = speed(1)
-    """Number of parallel fine-tuning runs; more than one run as Ray tasks."""
+    """Number of parallel fine-tuning runs. If there are several, they are Ray tasks."""
 
     def __post_init__(self) -> None:
         self._check_rows()
@@ -105,15 +111,15 @@ class Evaluation:
     def _check_rows(self) -> None:
         require(
             len(set(self.references)) == len(self.references),
-            f"references: {', '.join(self.references)} names one twice",
+            f"references: {', '.join(self.references)} contains a name twice",
         )
         for name in self.models:
             require(
                 re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is not None,
                 f"models: a name is letters, digits, dots, dashes and underscores, not {name!r}",
             )
-        asked = self.require.beats if self.require else None
+        reference = self.require.beats if self.require else None
         require(
-            asked is None or asked in self.references,
-            f"require: beats {asked} needs it among evaluation.references",
+            reference is None or reference in self.references,
+            f"require: beats: {reference} must also be in evaluation.references",
         )

@@ -1,4 +1,4 @@
-"""How a section declares a setting and checks it, and what several sections share."""
+"""Functions with which the sections declare and check their settings, and shared types and limits."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ Precision = Literal["bfloat16", "float16", "float32"]
 
 
 def outcome(default: Any = MISSING) -> Any:
-    """A field that changes the result: part of the fingerprint."""
+    """Declares a setting that changes the result and is part of the fingerprint."""
     return field(default=default, metadata={"outcome": True})
 
 
 def speed(default: Any = MISSING, factory: Any = MISSING) -> Any:
-    """A field that changes only speed, place or appearance: free to differ on resume.
+    """Declares a setting that changes only speed, location or appearance, and may differ on resume.
 
-    ``factory`` is of a mapping, which cannot be hashed.
+    ``factory`` makes the default of a mapping; such a setting is left out of the section's hash.
     """
     hashed = None if factory is MISSING else False
     return field(default=default, default_factory=factory, hash=hashed, metadata={"outcome": False})
 
 
-def require(condition: bool, sentence: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError with the message unless the condition holds."""
     if not condition:
-        raise ValueError(sentence)
+        raise ValueError(message)
 
 
 def grid_values(value: Any) -> tuple[Any, ...]:
-    """The values that a setting takes: those of a list, or the one."""
+    """Returns the values of a setting that may be a grid: the items of a list, or the single value."""
     return value if isinstance(value, tuple) else (value,)
 
 

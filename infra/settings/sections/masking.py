@@ -13,14 +13,16 @@ class Masking:
     """Which tokens the teacher and the student must predict."""
 
     probability: float | None = outcome(None)
-    """ceil(probability * maskable tokens) positions of every sequence are masked; 0: masking is off.
+    """Share of the maskable tokens that are masked in every sequence, rounded up; 0: masking is off.
     None: 0.15 for a teacher with a masked-LM head, else 0."""
     sampling: Literal["uniform", "frequency"] = outcome("uniform")
-    """``frequency``: p proportional to count^-smoothing (DistilBERT, XLM)."""
+    """How masked tokens are drawn. ``frequency``: with a probability proportional to count^-smoothing of the
+    token (DistilBERT, XLM)."""
     smoothing: float = outcome(0.7)
+    """Exponent for ``sampling: frequency``."""
     whole_word: bool = outcome(False)
     epochs: int = outcome(1)
-    """R: how many times the corpus is masked and passed through the teacher."""
+    """R: number of times that the corpus is masked and passed through the teacher."""
     seed: int = outcome(0)
 
     def __post_init__(self) -> None:

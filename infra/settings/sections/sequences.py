@@ -16,13 +16,13 @@ class Sequences:
     """How documents become fixed-length sequences."""
 
     length: int = outcome(128)
-    """L, special tokens included."""
+    """L: number of tokens of a sequence, special tokens included."""
     packing: Literal["packed", "document"] = outcome("packed")
     """``packed``: documents are concatenated and cut every L tokens. ``document``: a sequence is one
     document, truncated to L tokens."""
     part_bytes: int = outcome(16 << 20)
-    """Bytes of text in a part, which one worker tokenises. If packed, only a part's last sequence can be
-    short."""
+    """Bytes of text per part; one worker tokenises a part. With ``packing: packed``, only a part's last
+    sequence can have fewer than L tokens."""
 
     def __post_init__(self) -> None:
         require(8 <= self.length <= MAX_LENGTH, f"length: must be 8 to {MAX_LENGTH}, not {self.length}")

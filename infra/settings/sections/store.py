@@ -1,4 +1,4 @@
-"""``store``: what is kept of the teacher, and where."""
+"""``store``: which outputs of the teacher are stored, and where."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ from infra.settings.sections.fields import (
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """Where the store is, and what it keeps of every sample. Students and evaluation only read ``path``."""
+    """Where the store is, and what it contains per sample. Students and evaluation only read ``path``."""
 
     path: str | None = speed(None)
     """Directory or URL of the store; None: ``<output>/<name>/store``."""
     replay_layers: int = outcome(0)
-    """n: the store keeps the input of the teacher's top n encoder layers; students run these layers on it. 0:
-    the store keeps the output of the last layer."""
+    """n: the store keeps the hidden states that enter the teacher's top n encoder layers, and training runs
+    these layers again. 0: the store keeps the output of the last layer."""
     hidden_states: Literal["float16", "bfloat16", "int8", "none"] = outcome("float16")
+    """Number format of the stored hidden states; ``none``: they are not stored."""
     positions: Literal["all", "masked", "pooled"] = outcome("all")
-    """Which positions are kept. ``pooled``: only the sentence encoder's vector of each sequence."""
+    """Positions whose outputs are stored. ``pooled``: only the sentence encoder's embedding of each
+    sequence."""
     top_k: int = outcome(64)
-    """K: the number of largest logits kept for each position. 0: neither logits nor logsumexp are kept."""
+    """K: number of largest logits stored per position. 0: neither logits nor logsumexp are stored."""
     temperatures: tuple[float, ...] = outcome((1.0, 2.0))
-    """The temperatures at which logsumexp(logits / T) is kept; ascending."""
+    """Temperatures T, ascending, at which logsumexp(logits / T) is stored."""
     teacher_weights: bool = outcome(True)
-    """true: the store holds all weights of the teacher. false: only those that replay needs, for teachers
-    that may not be redistributed; students can then not start from the teacher's layers."""
+    """true: the store contains all weights of the teacher. false: only the weights that replay needs, for
+    teachers that may not be redistributed; students can then not start from the teacher's layers."""
     task_sequences: int = outcome(4096)
-    """Sequences of a task, the unit of work, retry and commit."""
+    """Sequences per task, the unit of work, retry and commit."""
     block_bytes: int | None = outcome(None)
-    """Bytes of a block, the unit of range requests and of shuffling. None: 4 MiB, or more where a request for
-    the smaller of top-k and hidden states would otherwise have less than 1 MiB."""
+    """Bytes per block, the unit of range requests and of shuffling. None: 4 MiB, or more if a block's top-k
+    or hidden states, whichever are smaller, would otherwise have less than 1 MiB."""
     shard_bytes: int = outcome(256 << 20)
-    """At most this many bytes in one file."""
+    """Largest number of bytes of one file."""
 
     def __post_init__(self) -> None:
         require(0 <= self.top_k <= 1024, f"top_k: must be 0 to 1024, not {self.top_k}")
@@ -54,7 +56,7 @@ class Store:
         )
         require(
             self.top_k == 0 or 1.0 in self.temperatures,
-            "temperatures: must contain 1.0 where top_k > 0",
+            "temperatures: must contain 1.0 if top_k > 0",
         )
         require(
             1 <= self.task_sequences <= 1 << 24, f"task_sequences: must be >= 1, not {self.task_sequences}"
@@ -71,7 +73,7 @@ class Store:
         if self.positions == "pooled":
             require(
                 self.top_k == 0 and self.replay_layers == 0,
-                "positions: pooled keeps one vector a sequence; set top_k: 0 and replay_layers: 0",
+                "positions: pooled keeps one vector per sequence; set top_k: 0 and replay_layers: 0",
             )
             require(
                 self.hidden_states in ("float16", "none"),
@@ -80,7 +82,8 @@ class Store:
             return
         require(
             self.top_k > 0 or self.hidden_states != "none",
-            "top_k = 0 and hidden_states = none: the store would hold nothing of the teacher",
+            "top_k: 0 and hidden_states: none would leave the store without outputs of the teacher;"
+            " change one of them",
         )
         require(
             self.replay_layers == 0 or (self.positions == "all" and self.hidden_states != "none"),

@@ -1,4 +1,4 @@
-"""``student``: the shape of a student."""
+"""``student``: the architecture of a student."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from infra.settings.sections.fields import outcome, require
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
-    """The architecture and where its weights start."""
+    """The student's architecture and initial weights."""
 
     layers: str | tuple[int, ...] = outcome("every_second")
-    """Teacher layers the student starts from: a list, ``last:N``, or ``every_second``, which ends with the
-    teacher's last."""
+    """Teacher layers from which the student's layers are initialised: a list, ``last:N``, or
+    ``every_second``, which ends with the teacher's last layer."""
     init: Literal["teacher", "random"] = outcome("teacher")
+    """Initial weights: those of the teacher's ``layers``, or random ones."""
     hidden_size: int | None = outcome(None)
     """None: the teacher's hidden size. A narrower student starts from slices of the teacher's layers unless
-    ``init`` is random; for the cosine loss it also learns a projection to the teacher's width."""
+    ``init`` is random. For the cosine loss it also learns a projection to the teacher's hidden size."""
     attention_heads: int | None = outcome(None)
-    """None: as many as the teacher has."""
+    """Number of attention heads per layer. None: the teacher's number."""
     intermediate_size: int | None = outcome(None)
-    """Width of the feed-forward layers. None: the teacher's, shrunk like ``hidden_size``."""
+    """Width of the feed-forward layers. None: the teacher's width, reduced in proportion to
+    ``hidden_size``."""
     dropout: float = outcome(0.1)
 
     def __post_init__(self) -> None:
@@ -33,7 +35,7 @@ class Student:
                 f"layers: must be a list of layer numbers, every_second or last:N, not {self.layers!r}",
             )
         else:
-            require(len(self.layers) > 0, "layers: names no layer")
+            require(len(self.layers) > 0, "layers: the list is empty")
             require(
                 all(layer >= 0 for layer in self.layers) and list(self.layers) == sorted(set(self.layers)),
                 f"layers: must be ascending and distinct, counted from 0, not {list(self.layers)}",

@@ -1,4 +1,4 @@
-"""``teacher``: the model that runs once, and its workers."""
+"""``teacher``: the teacher model, and the workers that run it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ class Teacher:
     """The teacher model, and the workers that run it."""
 
     model: str = speed()
-    """Hub name or local directory; its weights, not its name, are fingerprinted."""
+    """Hub name or local directory. The weights are fingerprinted, not the name."""
     revision: str | None = speed(None)
+    """Commit, tag or branch of a model on the hub."""
     dtype: Precision = outcome("bfloat16")
     batch_size: int = outcome(32)
-    """Sequences a forward. An outcome field: the blocking of matrix products changes last bits."""
+    """Sequences per forward. It changes the last bits of the outputs, since it changes the order of sums in
+    matrix products."""
     cpu_threads: int = outcome(1)
-    """Torch threads of one worker. The number is fixed, so the teacher's numbers do not depend on
-    ``workers``."""
+    """Number of torch threads per worker. It is fixed, so that the outputs do not depend on ``workers``."""
     workers: int = speed(2)
-    """At most this many workers."""
+    """Largest number of workers."""
     min_workers: int = speed(1)
     """The pass runs only while at least this many workers are available."""
     gpus_per_worker: float = speed(0.0)
+    """GPUs per worker; a fraction lets several workers share a GPU."""
     task_attempts: int = speed(3)
-    """A task that has failed this many times on healthy workers is quarantined and named; the pass
+    """Number of failures on healthy workers after which a task is quarantined and reported; the pass
     continues."""
     ray_address: str | None = speed(None)
-    """None: the cluster this process was submitted to, else a local one."""
+    """Address of a Ray cluster. None: the cluster to which this process was submitted, else a local Ray."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"batch_size: must be >= 1, not {self.batch_size}")

@@ -1,4 +1,4 @@
-"""``train``: how a student learns."""
+"""``train``: the training of a student."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from infra.settings.sections.fields import (
 from infra.settings.sections.student import Student
 
 TERMS = ("alpha_ce", "alpha_mlm", "alpha_cos", "alpha_relation", "alpha_embedding")
-"""The weights of the loss's terms."""
+"""Settings that are the weights of the loss's terms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,29 +38,29 @@ class Phase:
     store: str = speed()
     """Directory or URL of a store of the same teacher, with the teacher's outputs in the same form."""
     steps: int = outcome()
-    """Number of its optimiser steps, each of ``batch_size`` sequences."""
+    """Number of optimiser steps of this phase, each with ``batch_size`` sequences."""
 
     def __post_init__(self) -> None:
-        require(self.store != "", "phases: a phase's store names no directory")
+        require(self.store != "", "phases: the store of a phase is empty; name a directory or URL")
         require(self.steps >= 1, f"phases: a phase's steps must be >= 1, not {self.steps}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """How the student learns from the store. Weights of the loss are DistilBERT's (arXiv 1910.01108)."""
+    """How the student is trained. The default weights of the loss are DistilBERT's (arXiv 1910.01108)."""
 
     epochs: float = outcome(3.0)
-    """Passes over the corpus; epoch e reads masking epoch e mod R."""
+    """Number of passes over the corpus; epoch e reads masking epoch e mod R."""
     max_steps: int | None = outcome(None)
-    """Ends the training on the recipe's own store earlier, at this many optimiser steps."""
+    """Largest number of optimiser steps on the recipe's own store. None: ``epochs`` decides."""
     phases: tuple[Phase, ...] = speed(())
     """Phases that follow, each ``{store: PATH, steps: N}``: N steps on another store of the same teacher, for
-    example with longer sequences. One schedule of the learning rate spans all of them. Steps and content of
-    the stores are fingerprinted, their places are not."""
+    example with longer sequences. One learning-rate schedule covers all phases. The steps and the content of
+    the stores are fingerprinted, but not their paths."""
     batch_size: int = outcome(256)
-    """Sequences of one optimiser step, over all ranks and accumulation steps."""
+    """Sequences per optimiser step, over all ranks and accumulation steps."""
     micro_batch_size: int = speed(32)
-    """Sequences of one forward on one rank."""
+    """Sequences per forward on one rank."""
     learning_rate: float = outcome(5e-4)
     betas: tuple[float, float] = outcome((0.9, 0.98))
     eps: float = outcome(1e-6)
@@ -73,43 +73,49 @@ class Train:
     alpha_mlm: float = outcome(2.0)
     alpha_cos: float = outcome(1.0)
     alpha_relation: float = outcome(0.0)
-    """Weight of MiniLMv2's relations (arXiv 2012.15828); needs ``store.replay_layers`` of 1 or more."""
+    """Weight of the relation loss of MiniLMv2 (arXiv 2012.15828); needs ``store.replay_layers`` of 1 or
+    more."""
     alpha_embedding: float = outcome(0.0)
-    """Weight of the distance between the student's and the teacher's vector of a text. It needs the store of
-    a sentence encoder, with ``positions: pooled`` (then no other term is possible) or ``sequences.packing:
-    document``."""
+    """Weight of the distance between the student's and the teacher's embedding of a text. It needs the store
+    of a sentence encoder, with ``positions: pooled`` (then no other term is possible) or
+    ``sequences.packing: document``."""
     relation_heads: int | None = outcome(None)
-    """Number of relation heads, which must divide both widths. None: their largest common divisor up to
-    64."""
+    """Number of relation heads, which must divide the hidden sizes of student and teacher. None: the largest
+    common divisor of both, at most 64."""
     relation_weights: tuple[float, float, float] = outcome((1.0, 1.0, 1.0))
-    """Relative weights of the query, key and value relations; 0 leaves one out."""
+    """Relative weights of the query, key and value relations; 0 leaves a relation out."""
     relation_layer: int = outcome(-1)
-    """The student's layer whose queries, keys and values are compared; -1: its last."""
+    """The student's layer whose queries, keys and values are compared; -1: the last layer."""
     soft_targets: Literal["auto", "exact", "topk"] = outcome("auto")
-    """One of ``SOFT_TARGETS``; ``auto``: exact where the store holds hidden states, else topk."""
+    """Form of the teacher's distribution. ``exact``: over the whole vocabulary, computed from hidden states.
+    ``topk``: the stored top-k logits. ``auto``: exact if the store has hidden states, else topk."""
     kl_positions: Literal["all", "masked"] = outcome("all")
+    """Positions at which student and teacher distributions are compared."""
     teacher: Literal["store", "live"] = outcome("store")
     """``store``: the loss uses the stored outputs of the teacher. ``live``: every step runs the whole teacher
     on the store's text, which needs ``store.teacher_weights: true``."""
     dtype: Precision = outcome("bfloat16")
     zero_stage: Literal[0, 1, 2] = speed(0)
+    """DeepSpeed's ZeRO stage."""
     deepspeed_config: str | None = speed(None)
-    """A DeepSpeed JSON merged under the recipe; a key set in both to different values is an error."""
+    """A DeepSpeed JSON file that is merged with the recipe; a key with different values in both is an
+    error."""
     seed: int = outcome(0)
     window_batches: int = outcome(64)
     """Size of the shuffle window in batches. Each window takes random blocks from the whole corpus."""
     prefetch: int = speed(4)
-    """Micro-batches decoded ahead of the step."""
+    """Number of micro-batches that are decoded ahead."""
     compile: bool = speed(True)
-    """Fuse the elementwise part of the loss with torch.compile; falls back to eager with a warning."""
+    """Fuse the elementwise part of the loss with torch.compile. If that fails, the loss runs uncompiled, with
+    a warning."""
     deterministic: bool = speed(False)
-    """Use torch's deterministic algorithms. With them, a resumed run on a GPU is bit-equal to an
-    uninterrupted one, but slower. On a CPU this holds without them."""
+    """Use torch's deterministic algorithms. On a GPU they are slower, but make a resumed run bit-equal to an
+    uninterrupted run. On a CPU runs are bit-equal without them."""
     profile_steps: int = speed(0)
-    """Number of steps that rank 0 profiles, after the first ten; it writes ``trace.json`` beside the
-    history."""
+    """Number of steps that rank 0 profiles, after the first ten steps. The result is ``trace.json`` beside
+    the history."""
     log_every: int = speed(10)
-    """Steps between two lines of the history."""
+    """Steps between two lines of the training history."""
     validate_every: int = speed(0)
     """Steps between two validations; 0: only at the end."""
     checkpoint_every: int = speed(0)
@@ -117,9 +123,11 @@ class Train:
     checkpoint_minutes: float = speed(5.0)
     """Minutes between two checkpoints; 0: only ``checkpoint_every`` counts."""
     keep_checkpoints: int = speed(2)
+    """Number of checkpoints that are kept."""
     cache_dir: str | None = speed(None)
-    """Directory that caches blocks of a remote store for all ranks of a node; None: a temporary directory."""
+    """Directory in which all ranks of a node cache blocks of a remote store. None: a temporary directory."""
     cache_bytes: int = speed(20 << 30)
+    """Largest size of the cache in bytes."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -150,7 +158,7 @@ class Train:
         require(self.keep_checkpoints >= 1, f"keep_checkpoints: must be >= 1, not {self.keep_checkpoints}")
         require(
             any(getattr(self, name) > 0 for name in TERMS),
-            f"{', '.join(TERMS)} are all zero: there is no loss",
+            f"{', '.join(TERMS)} are all zero: there is no loss; set one of them above 0",
         )
         require(
             min(self.relation_weights) >= 0 and max(self.relation_weights) > 0,
@@ -158,7 +166,8 @@ class Train:
         )
         require(
             self.teacher == "store" or self.soft_targets != "topk",
-            "soft_targets: topk is what a store holds; a live teacher gives exact ones, set it to exact",
+            "soft_targets: topk needs stored logits, but teacher: live computes exact soft targets; set"
+            " soft_targets: exact",
         )
         require(
             self.batch_size % self.micro_batch_size == 0,
@@ -166,7 +175,7 @@ class Train:
         )
 
     def soft_target_kind(self, hidden_states: str) -> str | None:
-        """The kind of soft target for a store with this ``hidden_states``; None if alpha_ce is 0."""
+        """Returns exact or topk for a store with this ``hidden_states`` setting; None if alpha_ce is 0."""
         if not self.alpha_ce:
             return None
         if self.soft_targets == "auto":
@@ -176,7 +185,7 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One of several students of a recipe."""
+    """The settings of one of several students of a recipe."""
 
     student: Student
     train: Train
