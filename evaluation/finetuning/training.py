@@ -17,7 +17,7 @@ import torch
 from evaluation.finetuning.jobs import WARM_UP
 from evaluation.finetuning.model_inputs import inputs_of
 from evaluation.finetuning.vocabulary import only_tokens_of
-from infra.cpu.cpu_dropout import use_cheap_dropout
+from infra.cpu.cpu_dropout import use_fast_dropout
 from infra.errors import UserError
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def fit(
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Fit:
     """Train in place; ``advance`` is told the rows of every step. UserError when the loss is not finite."""
-    use_cheap_dropout(model)
+    use_fast_dropout(model)
     with only_tokens_of(model, data.input_ids, pad_id) as input_ids:
         return _fit(model, replace(data, input_ids=input_ids), loss_function, schedule, seed, pad_id, advance)
 

@@ -1,9 +1,9 @@
-// Dropout on a CPU; cpu_dropout.py builds, loads and calls it.
+// Dropout on a CPU; cpu_dropout.py builds, loads and calls this library.
 //
-// Which numbers are dropped follows from a seed and their place alone, so a backward pass draws again what its
-// forward pass drew, and any number of threads draw the same. A block of BLOCK numbers has a generator of its own:
-// 16 of xorshift128 (Marsaglia, "Xorshift RNGs", 2003) side by side, started by splitmix64 (Steele et al., "Fast
-// splittable pseudorandom number generators", 2014). Each 32 bits decide on two numbers.
+// Whether an element is dropped depends only on the seed and the element's index. So the backward pass draws the
+// same mask as the forward pass, with any number of threads. Each block of BLOCK elements has its own generator: 16
+// parallel xorshift128 generators (Marsaglia, "Xorshift RNGs", 2003), seeded by splitmix64 (Steele et al., "Fast
+// splittable pseudorandom number generators", 2014). Each 32-bit random number decides on two elements.
 
 #include <algorithm>
 
@@ -41,13 +41,14 @@ struct Generator {
     }
 };
 
+// Writes min(count, LANES) elements of y: x * scale if the element's random number is at least `threshold`, else 0.
 template <class Kind>
-void some(const typename Kind::Stored* x, typename Kind::Stored* y, Words level, Words least, float scale,
-          int64_t count) {
+void drop_lanes(const typename Kind::Stored* x, typename Kind::Stored* y, Words random, Words threshold, float scale,
+                int64_t count) {
     auto kept = [&](Floats v) ALWAYS_INLINE {
         v *= scale;
         return by_parts<Floats>([&](int i) ALWAYS_INLINE {
-            return level.parts[i] >= least.parts[i] ? v.parts[i] : Floats::Part{};
+            return random.parts[i] >= threshold.parts[i] ? v.parts[i] : Floats::Part{};
         });
     };
     if (count >= LANES) {
@@ -63,7 +64,7 @@ void some(const typename Kind::Stored* x, typename Kind::Stored* y, Words level,
 template <class Kind>
 void dropout(const void* x, void* y, int64_t first, int64_t count, uint64_t seed, uint32_t dropped, float scale) {
     typedef typename Kind::Stored Stored;
-    const Words least = Words{} + dropped;
+    const Words threshold = Words{} + dropped;
     for (int64_t block = first; block * BLOCK < count; ++block) {
         Generator generator(seed, uint64_t(block));
         const int64_t end = std::min(count, (block + 1) * BLOCK);
@@ -71,15 +72,16 @@ void dropout(const void* x, void* y, int64_t first, int64_t count, uint64_t seed
             const Words bits = generator.next();
             auto from = static_cast<const Stored*>(x) + n;
             auto to = static_cast<Stored*>(y) + n;
-            some<Kind>(from, to, bits & 0xffff, least, scale, end - n);
-            if (n + LANES < end) some<Kind>(from + LANES, to + LANES, bits >> 16, least, scale, end - n - LANES);
+            drop_lanes<Kind>(from, to, bits & 0xffff, threshold, scale, end - n);
+            if (n + LANES < end)
+                drop_lanes<Kind>(from + LANES, to + LANES, bits >> 16, threshold, scale, end - n - LANES);
         }
     }
 }
 
 }  // namespace
 
-// y = x * scale, or 0 with probability dropped / 2 ** 16, for the numbers of the blocks from `first` up to `count`.
+// Sets y to x * scale, or to 0 with probability dropped / 2 ** 16, from the start of block `first` to element `count`.
 extern "C" void dropout_float32(const void* x, void* y, int64_t first, int64_t count, uint64_t seed,
                                 uint32_t dropped, float scale) {
     dropout<Float32>(x, y, first, count, seed, dropped, scale);

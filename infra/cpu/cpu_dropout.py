@@ -1,12 +1,12 @@
-"""Fast dropout on a CPU, where torch's own draws a random number for every element on one thread.
+"""Fast dropout on a CPU; torch's own dropout draws a random number per element on a single thread.
 
-A C++ kernel draws random numbers and applies dropout in one pass, and draws the same numbers again in the
-backward pass, so that no mask is kept. The probability is rounded to a multiple of 2^-16, and the scale
-factor fits the rounded value. The seed comes from torch's global generator, so ``torch.manual_seed`` controls
-it. Without a C++ compiler, tensor operations do the same. On other devices and in evaluation, torch's own
+A C++ kernel draws random numbers and applies dropout in one pass. The backward pass draws the same numbers
+again, so no mask is kept in memory. The probability is rounded to a multiple of 2^-16, and the scale factor
+matches the rounded value. The seed comes from torch's global generator, so ``torch.manual_seed`` controls it.
+Without a C++ compiler, slower tensor operations are used. On other devices and in evaluation, torch's own
 dropout is used.
 
-Axes: B batch, H heads, L length, E size of a head.
+Axes: B batch, H heads, L length, E dimensions per head.
 """
 
 from __future__ import annotations
@@ -26,67 +26,72 @@ from transformers.masking_utils import sdpa_mask
 from infra.cpu import native
 
 NAME = "sdpa_cpu_dropout"
+"""Name of this attention in transformers' registry."""
 SOURCE = Path(__file__).with_suffix(".cpp")
 FUNCTIONS = {torch.float32: "dropout_float32", torch.bfloat16: "dropout_bfloat16"}
 _LEVELS = 1 << 16
+"""Number of values of a 16-bit random number, which is compared with a level to decide on one element."""
 
 
-def use_cheap_dropout(model: PreTrainedModel) -> None:
-    """Replaces the dropout of ``model``, in attention (where it is torch's) and elsewhere; the model is saved
-    as it was."""
+def use_fast_dropout(model: PreTrainedModel) -> None:
+    """Replaces every dropout of ``model``, and also that in attention if it uses torch's fused attention.
+
+    The saved files of the model do not change.
+    """
     for name, module in list(model.named_modules()):
         if type(module) is nn.Dropout:
-            model.set_submodule(name, CheapDropout(module.p))
+            model.set_submodule(name, FastDropout(module.p))
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
 
 
-def dropped(x: Tensor, p: float) -> Tensor:
-    """``x`` scaled, or 0 with probability ``p``, independently for every number."""
+def apply_dropout(x: Tensor, p: float) -> Tensor:
+    """Returns ``x`` with each element set to 0 with probability ``p``, and scaled otherwise."""
     if x.dtype in FUNCTIONS and _library() is not None:
-        return _Dropped.apply(x, p)
-    keep, scale = kept(x.shape, p)
+        return _NativeDropout.apply(x, p)
+    keep, scale = draw_keep_mask(x.shape, p)
     return torch.where(keep, x * scale, 0.0)
 
 
-def kept(shape: torch.Size, p: float) -> tuple[Tensor, float]:
-    """bool of ``shape``, false with probability ``p``, and the factor that keeps the mean."""
-    level, scale = _rounded(p)
+def draw_keep_mask(shape: torch.Size, p: float) -> tuple[Tensor, float]:
+    """Returns bool of ``shape``, false with probability ``p``, and the factor that keeps the mean."""
+    level, scale = _level_and_scale(p)
     draws = torch.empty(-(-math.prod(shape) // 4), dtype=torch.int64).random_(-(1 << 63), None)
     levels = draws.view(torch.int16)[: math.prod(shape)].view(shape)
     return levels >= level - _LEVELS // 2, scale
 
 
-def _rounded(p: float) -> tuple[int, float]:
-    """2^16 times the probability, and the factor."""
+def _level_and_scale(p: float) -> tuple[int, float]:
+    """Returns 2^16 times the rounded probability, and the factor that keeps the mean."""
     level = min(round(p * _LEVELS), _LEVELS - 1)
     return level, _LEVELS / (_LEVELS - level)
 
 
-class _Dropped(torch.autograd.Function):
+class _NativeDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
         ctx.p, ctx.seed = p, int(torch.randint(1 << 62, ()))
-        return _native(x, p, ctx.seed)
+        return _run_native(x, p, ctx.seed)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _native(gradient, ctx.p, ctx.seed), None
+        return _run_native(gradient, ctx.p, ctx.seed), None
 
 
-def _native(x: Tensor, p: float, seed: int) -> Tensor:
+def _run_native(x: Tensor, p: float, seed: int) -> Tensor:
+    """Applies the C++ kernel; equal seeds drop the elements at equal positions."""
     x = x.contiguous()
     y = torch.empty_like(x)
-    level, scale = _rounded(p)
+    level, scale = _level_and_scale(p)
     library = _library()
     assert library is not None
     function, block = getattr(library, FUNCTIONS[x.dtype]), library.dropout_block()
 
-    def work(blocks: slice) -> None:
+    def run(blocks: slice) -> None:
         end = min(x.numel(), blocks.stop * block)
         function(x.data_ptr(), y.data_ptr(), blocks.start, end, seed, level, scale)
 
-    native.in_threads(work, -(-x.numel() // block), torch.get_num_threads())
+    native.in_threads(run, -(-x.numel() // block), torch.get_num_threads())
     return y
 
 
@@ -94,19 +99,19 @@ def _native(x: Tensor, p: float, seed: int) -> Tensor:
 def _library() -> ctypes.CDLL | None:
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     arguments = [pointer, pointer, integer, integer, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_float]
-    library = native.library(SOURCE, "dropout runs uncompiled, slower", FUNCTIONS.values(), arguments)
+    library = native.load_library(SOURCE, "dropout runs uncompiled, slower", FUNCTIONS.values(), arguments)
     if library is not None:
         library.dropout_block.restype = integer
     return library
 
 
-class CheapDropout(nn.Dropout):
-    """``nn.Dropout`` for tensors of any shape."""
+class FastDropout(nn.Dropout):
+    """``nn.Dropout`` that uses the fast implementation on a CPU in training."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or not self.p or input.device.type != "cpu":
             return super().forward(input)
-        return dropped(input, self.p)
+        return apply_dropout(input, self.p)
 
 
 def attention(
@@ -119,9 +124,9 @@ def attention(
     scaling: float | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """[B, L, H, E] of query, key, value [B, H, L, E] and a bool mask, true for visible positions.
+    """Returns [B, L, H, E] for query, key and value [B, H, L, E] and a bool mask, true at visible positions.
 
-    torch's fused attention has no dropout on a CPU: it falls back to these operations, and a few more.
+    On a CPU torch's fused attention does not support dropout: it runs the operations below and a few more.
     """
     if not dropout or query.device.type != "cpu":
         return sdpa_attention_forward(
@@ -131,7 +136,7 @@ def attention(
     if attention_mask is not None:
         assert attention_mask.dtype == torch.bool
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    weights = dropped(torch.softmax(scores, dim=-1), dropout)
+    weights = apply_dropout(torch.softmax(scores, dim=-1), dropout)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
 
 

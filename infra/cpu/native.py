@@ -1,8 +1,8 @@
-"""C++ sources beside a module, built for this processor when they are first needed and called through ctypes.
+"""Builds the C++ sources beside our modules for this processor at their first use; calls go through ctypes.
 
-The machine's own compiler builds a library in seconds. It is kept in the user's cache, under a name derived
-from its source, compiler and processor. If the build fails, there is one warning, and the caller uses slower
-code. ``python -m infra.cpu.native`` builds all libraries beforehand: at the end of an installation, say.
+The machine's compiler builds a library in seconds. The library is kept in the user's cache, under a name
+derived from source, compiler and processor. If the build fails, there is one warning, and the caller uses
+slower code. ``python -m infra.cpu.native`` builds all libraries in advance, for example after installation.
 """
 
 from __future__ import annotations
@@ -29,24 +29,27 @@ from infra.files.locks import locked
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
 HEADERS = Path(__file__).parent
 PACKAGES = ("infra", "offline_teacher", "student_train", "evaluation")
-"""Where sources lie, beside each other."""
+"""Top-level packages whose folders contain C++ sources."""
 COMPILERS = ("g++", "c++", "clang++")
 BUILD_SECONDS = 120.0
+"""Time limit of one build."""
 
 
 def build_all() -> int:
-    """Builds every library that is not built yet; the exit code, 1 where one cannot be had."""
+    """Builds every library that is not built yet. Returns the exit code, 1 if a library cannot be built."""
     sources = sorted(path for name in PACKAGES for path in (HEADERS.parents[1] / name).rglob("*.cpp"))
-    found = [library(source, f"{source.name} is not built") for source in sources]
-    return 1 if None in found else 0
+    libraries = [load_library(source, f"{source.name} is not built") for source in sources]
+    return 1 if None in libraries else 0
 
 
-def library(
-    source: Path, without_it: str, functions: Iterable[str] = (), arguments: Sequence[Any] = ()
+def load_library(
+    source: Path, consequence: str, functions: Iterable[str] = (), arguments: Sequence[Any] = ()
 ) -> ctypes.CDLL | None:
-    """The built library of ``source``. If it cannot be built: None, after a warning that begins with
-    ``without_it``. The functions named in ``functions`` take ``arguments`` (types of ctypes) and return
-    nothing."""
+    """Loads the library of ``source``, which is built if necessary.
+
+    ``functions``: names of its functions that return nothing and take ``arguments`` (ctypes types). If the
+    library cannot be built, returns None after a warning, which begins with ``consequence``.
+    """
     try:
         loaded = ctypes.CDLL(str(_built(source)))
         for name in functions:
@@ -55,7 +58,7 @@ def library(
         return loaded
     except (OSError, subprocess.SubprocessError) as error:
         warnings.warn(
-            f"{without_it}: {_reason(error)}; install a C++ compiler, for example apt-get install g++",
+            f"{consequence}: {_reason(error)}; install a C++ compiler, for example apt-get install g++",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -63,7 +66,10 @@ def library(
 
 
 def in_threads(work: Callable[[slice], None], count: int, threads: int) -> None:
-    """Runs ``work`` on slices of ``range(count)`` in threads; ctypes releases the interpreter's lock."""
+    """Calls ``work`` with slices that partition ``range(count)``, one per thread.
+
+    The threads run in parallel because ctypes releases the interpreter's lock.
+    """
     if threads == 1 or count < threads:
         work(slice(0, count))
         return
@@ -83,7 +89,7 @@ def _reason(error: Exception) -> str:
 
 
 def _built(source: Path) -> Path:
-    """The shared library, built if it is not there: by one process, for which the others wait."""
+    """Returns the path of the shared library. If it is absent, one process builds it and the others wait."""
     compiler = next((path for path in map(shutil.which, COMPILERS) if path), None)
     if compiler is None:
         raise FileNotFoundError("no C++ compiler was found")
@@ -119,32 +125,32 @@ def _build(compiler: str, source: Path, target: Path) -> None:
 
 
 def _processor() -> str:
-    """What -march=native depends on: homes are shared by machines of several kinds."""
+    """Describes what -march=native depends on, because different machines may share a home directory."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
-    kept = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
-    return "\n".join([platform.machine(), *dict.fromkeys(kept or lines[:1])])
+    features = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return "\n".join([platform.machine(), *dict.fromkeys(features or lines[:1])])
 
 
 def user_cache() -> Path:
-    """The user's cache, private; where it cannot be written, a directory of this process's own."""
+    """Returns the user's private cache directory, or a temporary directory if that cannot be written."""
     home = Path(os.path.expanduser("~"), ".cache", "offline-encoder-distillation")
     try:
-        if not home.is_absolute():  # a user without a home directory
+        if not home.is_absolute():  # the user has no home directory
             raise FileNotFoundError(home)
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.access(home, os.W_OK) and home.stat().st_uid == os.getuid():
             return home
     except OSError:
         pass
-    own = tempfile.mkdtemp(prefix="offline-encoder-distillation-")
-    atexit.register(shutil.rmtree, own, ignore_errors=True)
-    return Path(own)
+    temporary = tempfile.mkdtemp(prefix="offline-encoder-distillation-")
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return Path(temporary)
 
 
 @cache
-def triton_there() -> bool:
-    """Whether Triton can be imported; it comes with torch for GPUs."""
+def has_triton() -> bool:
+    """Returns whether Triton, which torch for GPUs installs, can be imported."""
     return importlib.util.find_spec("triton") is not None
 
 

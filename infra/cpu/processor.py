@@ -1,4 +1,4 @@
-"""This machine's processors: their names, and the number formats that they support in hardware."""
+"""Names of this machine's processors, and the number formats that they support in hardware."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ import sys
 from pathlib import Path
 
 WITH_BFLOAT16 = ("AVX512", "SVE")
-"""Torch's names of the instruction sets for which its CPU kernels have bfloat16 products of their own.
+"""Beginnings of torch's names of the instruction sets for which it has native bfloat16 matrix products.
 
-Measured without: on AVX2, torch 2.13, [2048, 384] x [384, 1536] takes 7 times as long as in float32.
+Measured without them, on AVX2 with torch 2.13: [2048, 384] x [384, 1536] takes 7 times as long as in float32.
 """
 
 
 def computes_bfloat16() -> bool:
-    """Whether torch has bfloat16 products for this CPU; without them it takes several times as long."""
+    """Returns whether torch has native bfloat16 matrix products for this CPU."""
     import torch
 
     return torch.backends.cpu.get_cpu_capability().startswith(WITH_BFLOAT16)
 
 
 def warn_if_slow(setting: str, dtype: str) -> None:
-    """Prints one line to stderr if this CPU only emulates ``dtype``. It never chooses another dtype, because
-    results would then depend on the machine."""
+    """Prints one line to stderr if this CPU only emulates ``dtype``, the value of ``setting``.
+
+    The dtype itself is not changed, because results would then depend on the machine.
+    """
     if dtype == "bfloat16" and not computes_bfloat16():
         print(
             f"warning: {setting}: this processor multiplies bfloat16 several times slower than float32;"
@@ -32,7 +34,7 @@ def warn_if_slow(setting: str, dtype: str) -> None:
 
 
 def cpu_name() -> str:
-    """The processor's own name, for example ``AMD EPYC 7763 64-Core Processor``."""
+    """Returns the name of the processor, for example ``AMD EPYC 7763 64-Core Processor``."""
     for line in _lines(Path("/proc/cpuinfo")):
         name, _, value = line.partition(":")
         if name.strip() in ("model name", "Model"):
@@ -41,11 +43,11 @@ def cpu_name() -> str:
 
 
 def gpu_names() -> list[str]:
-    """Names of the NVIDIA GPUs of which the driver tells; torch is not needed for them."""
-    found = []
+    """Returns the names of the NVIDIA GPUs that the driver reports; torch is not imported."""
+    names = []
     for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        found += [line.partition(":")[2].strip() for line in _lines(path) if line.startswith("Model:")]
-    return found
+        names += [line.partition(":")[2].strip() for line in _lines(path) if line.startswith("Model:")]
+    return names
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,12 +1,13 @@
-// What the C++ kernels share. Vectors are 16 numbers wide on every machine, so that sums have one order; they are
-// made of the machine's own registers, because a compiler takes comparisons of wider vectors apart, number by number.
+// Vector arithmetic for the C++ kernels. A vector has 16 numbers on every machine, so that sums have the same order
+// everywhere. It consists of parts as wide as the machine's registers, because a compiler splits comparisons of wider
+// vectors into comparisons of single numbers.
 
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-// A call would pass vectors through memory.
+// Functions are inlined because a call would pass vectors through memory.
 #define ALWAYS_INLINE __attribute__((always_inline))
 
 namespace {
@@ -31,7 +32,7 @@ struct Vector {
     T operator[](int lane) const { return parts[lane / WIDTH][lane % WIDTH]; }
     void set(int lane, T value) { parts[lane / WIDTH][lane % WIDTH] = value; }
 
-    // Part by part: a copy of the whole would pass through memory in pieces smaller than a part.
+    // Copies part by part: a copy of the whole vector would pass through memory in pieces smaller than a part.
     static ALWAYS_INLINE Vector load(const T* p) {
         Vector v;
 #pragma GCC unroll 4
@@ -49,7 +50,7 @@ typedef Vector<int32_t> Ints;
 typedef Vector<uint32_t> Words;
 typedef Vector<uint16_t> Halves;
 
-// A vector whose every part is work(its number).
+// Returns a vector whose part number i is work(i).
 template <class V, class Work>
 inline ALWAYS_INLINE V by_parts(Work work) {
     V v;
@@ -85,7 +86,7 @@ VECTOR_OPERATOR(<<)
 VECTOR_OPERATOR(>>)
 #undef VECTOR_OPERATOR
 
-// The same bits as another kind of number.
+// Reinterprets the bits of each number as another type.
 template <class To, class From>
 inline ALWAYS_INLINE To bits_of(From v) {
     return by_parts<To>([&](int i) ALWAYS_INLINE { return (typename To::Part)v.parts[i]; });
@@ -96,7 +97,7 @@ inline ALWAYS_INLINE To converted(From v) {
     return by_parts<To>([&](int i) ALWAYS_INLINE { return __builtin_convertvector(v.parts[i], typename To::Part); });
 }
 
-// a > b ? a : b, so b where either is NaN.
+// Returns a > b ? a : b for each number, which is b if one of them is NaN.
 inline ALWAYS_INLINE Floats larger(Floats a, Floats b) {
     return by_parts<Floats>([&](int i) ALWAYS_INLINE { return a.parts[i] > b.parts[i] ? a.parts[i] : b.parts[i]; });
 }
@@ -117,7 +118,7 @@ struct Bfloat16 {
         return value;
     }
     static ALWAYS_INLINE Floats load(const uint16_t* p) { return bits_of<Floats>(converted<Words>(Halves::load(p)) << 16); }
-    static ALWAYS_INLINE void store(uint16_t* p, Floats v) {  // to the nearest, ties to even; NaN stays NaN
+    static ALWAYS_INLINE void store(uint16_t* p, Floats v) {  // rounds to nearest, ties to even; NaN stays NaN
         const Words bits = bits_of<Words>(v);
         const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, nan = (bits >> 16) | 0x40;
         converted<Halves>(by_parts<Words>([&](int i) ALWAYS_INLINE {
@@ -126,7 +127,7 @@ struct Bfloat16 {
     }
 };
 
-// 2 ** y by its Taylor polynomial on [-1/2, 1/2]: relative error below 2e-8 before rounding; NaN stays NaN.
+// Returns 2 ** y by the Taylor polynomial on [-1/2, 1/2]: relative error below 2e-8 before rounding; NaN stays NaN.
 inline ALWAYS_INLINE Floats exp2_of(Floats y) {
     const float shift = 12582912.0f + 127.0f;  // rounds y; the low bits hold its exponent field
     y = larger(Floats{} - 126.0f, y);

@@ -1,1 +1,1 @@
-"""The embedded demonstration: a generated language, a small teacher, and the three stages on them."""
+"""The demo: text in a generated language and a small teacher, on which the three stages run."""

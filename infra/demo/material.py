@@ -1,4 +1,4 @@
-"""The demo's input for the stages: corpus, task files and teacher."""
+"""Writes the demo's inputs for the stages: corpus, task files and teacher."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from infra.files.storage import publish_if_changed
 
 TEACHER = Path(__file__).with_name("teacher")
 CORPUS = {"train": (1, 1_000_000), "validation": (2, 60_000)}
-"""File -> seed and bytes of its text."""
+"""Name of a corpus file -> random seed and size in bytes of its text."""
 TASK_SEED = 3
 
 
@@ -18,8 +18,8 @@ def make_material(root: Path) -> None:
     """Writes ``root/corpus``, ``root/glue`` and ``root/teacher``, with the same bytes on every machine. Files
     that already have these bytes are not written again."""
     files = {f"teacher/{path.name}": path.read_bytes() for path in TEACHER.iterdir()}
-    for name, what in CORPUS.items():
-        files[f"corpus/{name}.txt"] = "".join(f"{text}\n" for text in documents(*what)).encode()
+    for name, (seed, size) in CORPUS.items():
+        files[f"corpus/{name}.txt"] = "".join(f"{text}\n" for text in documents(seed, size)).encode()
     for task in TASKS:
         for name, rows in task_files(task, TASK_SEED).items():
             files[f"glue/{task.name}/{name}"] = rows.encode()

@@ -1,7 +1,7 @@
-"""``python -m infra.demo.own_files``: the tutorial's files, for readers who have none of their own at hand.
+"""``python -m infra.demo.own_files``: writes example files for the tutorial into the working directory.
 
-Writes ``texts.txt`` (lines of text), ``reviews.csv`` (columns ``text`` and ``label``) and ``teacher/`` (a
-model directory) into the working directory. They are the demo's language, sentiment task and teacher.
+The files are ``texts.txt`` (lines of text), ``reviews.csv`` (columns ``text`` and ``label``) and ``teacher/``
+(a model directory). They contain the demo's language, sentiment task and teacher.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LABELS = ("bad", "good")
 
 
 def write_own_files(root: Path) -> list[str]:
-    """Writes the files below ``root``, and leaves alone those that have these bytes; returns their names."""
+    """Writes the files below ``root``, except those that are there unchanged. Returns all their names."""
     files = {f"teacher/{path.name}": path.read_bytes() for path in TEACHER.iterdir()}
     files["texts.txt"] = "".join(f"{text}\n" for text in documents(*CORPUS["train"])).encode()
     files["reviews.csv"] = _reviews().encode()
@@ -32,8 +32,8 @@ def write_own_files(root: Path) -> list[str]:
 
 
 def _reviews() -> str:
-    """The demo's sentiment task, training and dev rows in one CSV file."""
-    (task,) = (one for one in TASKS if one.name == "SST-2")
+    """Returns the training and dev rows of the demo's sentiment task as one CSV text."""
+    (task,) = (task for task in TASKS if task.name == "SST-2")
     output = io.StringIO(newline="")
     writer = csv.writer(output, lineterminator="\n")
     writer.writerow(("text", "label"))
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def cli() -> NoReturn:
-    """The command, with its mistakes in one line and its exit codes."""
+    """Runs ``main`` as a command: a mistake is printed in one line, and the exit code tells the outcome."""
     console.command(main)
 
 

@@ -1,4 +1,4 @@
-"""Runs a stage's command with its output in a log file, and shows the progress that it reports."""
+"""Runs the command of a stage: its output goes to a log file, and its progress to a bar on the terminal."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from infra.errors import UserError
 STOP_SECONDS = 60.0
 """Seconds that a stage has after Ctrl-C to save its state."""
 LAST_LINES = 8
-"""Of a failed stage's log, shown."""
+"""Number of lines of a failed stage's log that are printed."""
 
 
 def run_stage(words: list[str], environment: dict[str, str], log: Path) -> None:
-    """Runs one command to its end. Raises UserError with the log's last lines where it fails, and
-    KeyboardInterrupt once a stage that has heard Ctrl-C has ended."""
+    """Runs a command to its end.
+
+    If it fails, prints the last lines of its log and raises UserError. After Ctrl-C, waits for the command to
+    end and raises KeyboardInterrupt.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     reports = log.with_suffix(".progress").resolve()
     reports.write_text("")
     with log.open("ab") as output, reports.open(encoding="utf-8") as lines:
         process = subprocess.Popen(
             words, env={**environment, PROGRESS_FILE: str(reports)}, stdin=subprocess.DEVNULL,
-            stdout=output, stderr=output, preexec_fn=lambda: _begin(words),
+            stdout=output, stderr=output, preexec_fn=lambda: _prepare_child(words),
         )  # fmt: skip
         code, bar = None, None
         try:
@@ -37,7 +40,7 @@ def run_stage(words: list[str], environment: dict[str, str], log: Path) -> None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     code = process.wait(0.2)
                 bar = _show(lines, bar)
-        except KeyboardInterrupt:  # the terminal has told the stage too
+        except KeyboardInterrupt:  # the terminal has sent Ctrl-C to the stage too
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_SECONDS)
             process.terminate()
@@ -55,12 +58,12 @@ def run_stage(words: list[str], environment: dict[str, str], log: Path) -> None:
         )
 
 
-def _begin(words: list[str]) -> None:
+def _prepare_child(words: list[str]) -> None:
     """Prepares the child process before it executes the stage.
 
-    A stage is ended if the demo is killed, so that no old process disturbs the next start (Linux).
+    On Linux the stage is ended if the demo is killed, so that no old process disturbs the next start.
     DeepSpeed's launcher would print a traceback on Ctrl-C, so it ignores the signal; its ranks still receive
-    it.
+    the signal.
     """
     if Path(words[0]).name == "deepspeed":
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -70,7 +73,7 @@ def _begin(words: list[str]) -> None:
 
 
 def _show(lines: Iterable[str], bar: Progress | None) -> Progress | None:
-    """Shows what has been reported since the last call; the bar that is not at its end yet."""
+    """Shows the reports since the last call. Returns the bar, or None if no bar is open."""
     for line in lines:
         report = json.loads(line)
         if bar is None:

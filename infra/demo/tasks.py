@@ -1,7 +1,7 @@
-"""Five labelled tasks on the demo's language, in the layouts of the official GLUE files.
+"""Five labelled tasks in the demo's language, in the layouts of the official GLUE files.
 
-Training rows contain only one in eight words of a class; dev rows contain all of them. So a model can answer
-most dev rows only if pre-training on the running text has taught it the other words.
+Training rows contain only one in eight words of a class; dev rows contain all words. So a model can answer
+most dev rows only if it has learned the other words from the corpus in pre-training.
 """
 
 from __future__ import annotations
@@ -12,58 +12,63 @@ from random import Random
 
 from infra.demo.language import WORDS, Author
 
-SEEN = 8
+TRAIN_STEP = 8
+"""Training rows use every eighth word of a class."""
 Row = list[str]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task's header line (CoLA has none), how row number n is drawn, and the numbers of rows."""
+    """A task of the demo."""
 
     name: str
     header: str
+    """Header line of its files; empty for CoLA."""
     draw: Callable[[Author, int], Row]
+    """Function that draws the row with a given number."""
     train: int = 400
+    """Number of training rows."""
     dev: int = 1_000
+    """Number of dev rows."""
 
 
 def sentiment(author: Author, number: int) -> Row:
-    """A review of three opinions. Most of them are good, or most are bad."""
+    """Draws a review of three opinions; the label says whether most of them are good."""
     good = number % 2 == 0
     return [review(author, author.rng.choice((2, 3) if good else (0, 1)), 3), str(int(good))]
 
 
 def acceptability(author: Author, number: int) -> Row:
-    """Five words of praise; the row is not acceptable if one of them is a reproach."""
+    """Draws a review of five opinions, acceptable if all of them are good; otherwise one is bad."""
     acceptable = number % 2 == 0
     text = review(author, 5 if acceptable else 4, 5)
     return ["demo", str(int(acceptable)), "" if acceptable else "*", text]
 
 
 def paraphrase(author: Author, number: int) -> Row:
-    """Two reviews of two opinions: the same mood, or not."""
+    """Draws two reviews of two opinions each; the label says whether both have the same mood."""
     same, good = number % 2 == 0, author.rng.random() < 0.5
     texts = [review(author, 2 * mood, 2) for mood in (good, good == same)]
     return [str(int(same)), str(2 * number), str(2 * number + 1), *texts]
 
 
 def similarity(author: Author, number: int) -> Row:
-    """The score is how many opinions of a review of five agree with the praise before it."""
+    """Draws praise and a review of five opinions; the score is the number of good opinions in the review."""
     agreeing = number % 6
     texts = review(author, 1, 1), review(author, agreeing, 5)
     return [str(number), "demo", "demo", "2026", str(number), "none", "none", *texts, f"{agreeing:.3f}"]
 
 
 def entailment(author: Author, number: int) -> Row:
-    """Praise follows from two opinions that are both good, and from no others."""
+    """Draws two opinions and a sentence of praise, which they entail only if both are good."""
     follows = number % 2 == 0
-    told = review(author, 2 if follows else author.rng.choice((0, 1, 1)), 2)
-    implied = author.say("critics {applause} the {work}")
-    return [str(number), told, implied, "entailment" if follows else "not_entailment"]
+    premise = review(author, 2 if follows else author.rng.choice((0, 1, 1)), 2)
+    hypothesis = author.fill("critics {applause} the {work}")
+    return [str(number), premise, hypothesis, "entailment" if follows else "not_entailment"]
 
 
 def review(author: Author, good: int, count: int) -> str:
-    """``count`` opinions in any order, ``good`` of them good."""
+    """Returns ``count`` opinions in random order, of which ``good`` are good."""
     moods = [True] * good + [False] * (count - good)
     author.rng.shuffle(moods)
     return " ".join(author.judge(mood) for mood in moods)
@@ -80,14 +85,17 @@ TASKS = (
 
 
 def task_files(task: Task, seed: int) -> dict[str, str]:
-    """``{"train.tsv": text, "dev.tsv": text}``; a pure function of the seed, no row twice."""
-    lines: dict[tuple[str, ...], str] = {}  # by their texts
+    """Returns ``{"train.tsv": text, "dev.tsv": text}``, in which no row occurs twice.
+
+    Equal seeds give equal files.
+    """
+    lines: dict[tuple[str, ...], str] = {}  # texts of a row -> its line
     files = {}
-    for part, step, count in (("train", SEEN, task.train), ("dev", 1, task.dev)):
-        words = {name: every[::step] for name, every in WORDS.items()}
-        author, before = Author(words, Random(f"{seed} {task.name} {part}"), skew=1.0), len(lines)
-        while len(lines) < before + count:
+    for split, step, count in (("train", TRAIN_STEP, task.train), ("dev", 1, task.dev)):
+        words = {name: class_words[::step] for name, class_words in WORDS.items()}
+        author, first = Author(words, Random(f"{seed} {task.name} {split}"), skew=1.0), len(lines)
+        while len(lines) < first + count:
             row = task.draw(author, len(lines))
             lines.setdefault(tuple(field for field in row if " " in field), "\t".join(row) + "\n")
-        files[f"{part}.tsv"] = task.header + "".join(list(lines.values())[before:])
+        files[f"{split}.tsv"] = task.header + "".join(list(lines.values())[first:])
     return files

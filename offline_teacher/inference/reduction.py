@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from infra.cpu.native import triton_there
+from infra.cpu.native import has_triton
 from offline_teacher.inference import reduction_kernel
 
 BLOCK = 32
@@ -54,7 +54,7 @@ def reduce_logits(logits: Tensor, top_k: int, temperatures: tuple[float, ...]) -
 
 
 def _triton_takes(logits: Tensor) -> bool:
-    return triton_there() and logits.shape[1] <= TRITON_VOCABULARY and logits.dtype in TRITON_DTYPES
+    return has_triton() and logits.shape[1] <= TRITON_VOCABULARY and logits.dtype in TRITON_DTYPES
 
 
 def _reduce(logits: Tensor, top_k: int, temperatures: tuple[float, ...]) -> Reduced:

@@ -53,4 +53,4 @@ def _library() -> ctypes.CDLL | None:
     integer, pointer = ctypes.c_int64, ctypes.c_void_p
     arguments = [pointer, integer, integer, integer, pointer, integer, pointer, pointer, pointer]
     slower = "top-k and logsumexp run uncompiled, several times slower"
-    return native.library(SOURCE, slower, FUNCTIONS.values(), arguments)
+    return native.load_library(SOURCE, slower, FUNCTIONS.values(), arguments)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from infra.cpu.native import triton_there
+from infra.cpu.native import has_triton
 from infra.settings.sections import Teacher
 from offline_teacher.inference import reduction_kernel
 from offline_teacher.models.loading import load_model
@@ -85,4 +85,4 @@ def _kernel(on_cpu: bool) -> str:
     """The implementation that reduces logits."""
     if on_cpu:
         return "C++" if reduction_kernel.available() else "torch"
-    return "Triton" if triton_there() else "torch"
+    return "Triton" if has_triton() else "torch"

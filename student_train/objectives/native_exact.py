@@ -65,4 +65,4 @@ def _library() -> ctypes.CDLL | None:
     integer, pointer, number = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
     arguments = [*[pointer] * 7, integer, integer, number, ctypes.c_int, pointer, pointer]
     slower = "the exact soft target's loss runs by torch.compile or uncompiled, slower"
-    return native.library(SOURCE, slower, FUNCTIONS.values(), arguments)
+    return native.load_library(SOURCE, slower, FUNCTIONS.values(), arguments)

@@ -58,4 +58,6 @@ def summed_kl(
 @cache
 def _library() -> ctypes.CDLL | None:
     arguments = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 6, ctypes.c_void_p]
-    return native.library(SOURCE, "the relation loss runs uncompiled, slower", FUNCTIONS.values(), arguments)
+    return native.load_library(
+        SOURCE, "the relation loss runs uncompiled, slower", FUNCTIONS.values(), arguments
+    )

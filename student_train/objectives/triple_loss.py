@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from infra.cpu.native import triton_there
+from infra.cpu.native import has_triton
 from offline_teacher.models.head import aligned_decoder
 from student_train.objectives import native_exact
 from student_train.objectives.soft_targets import ExactTarget, SoftTarget, aligned
@@ -291,7 +291,7 @@ class _ChunkedPass:
 
 def _triton_kernel(kernel: Kernel, logits: Tensor) -> Kernel | None:
     """The same kernel in Triton, where there is one for these logits."""
-    if kernel is not exact_kernel or logits.device.type != "cuda" or not triton_there():
+    if kernel is not exact_kernel or logits.device.type != "cuda" or not has_triton():
         return None
     from student_train.objectives import vocabulary_triton
 

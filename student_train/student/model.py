@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PretrainedConfig
 
-from infra.cpu.cpu_dropout import use_cheap_dropout
+from infra.cpu.cpu_dropout import use_fast_dropout
 from infra.errors import UserError
 from infra.settings import sections
 from offline_teacher.families import family_of
@@ -174,7 +174,7 @@ def build_student(
         project = train.alpha_cos > 0 or train.alpha_embedding > 0
         built = StudentModel(model, _width(teacher_config), project, pooling)
     if student.dropout:
-        use_cheap_dropout(built.model)
+        use_fast_dropout(built.model)
     return built.train()
 
 

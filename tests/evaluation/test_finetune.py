@@ -21,7 +21,7 @@ from evaluation.kinds.table import kind_of
 from evaluation.measures import predictions
 from evaluation.models import Candidate, load_model, load_tokenizer
 from evaluation.tasks.catalogue import find_task
-from infra.cpu.cpu_dropout import use_cheap_dropout
+from infra.cpu.cpu_dropout import use_fast_dropout
 from infra.errors import UserError
 from infra.files import storage
 from infra.settings.sections import Evaluation
@@ -129,7 +129,7 @@ def test_tokens_that_do_not_occur_change_nothing(
     before = models[0].get_input_embeddings().weight.detach().clone()
     arguments = kind_of(task).loss, Schedule(3, 8, 1e-3), 0, pad
     training.fit(models[0], data, *arguments)
-    use_cheap_dropout(models[1])
+    use_fast_dropout(models[1])
     training._fit(models[1], data, *arguments, lambda rows: None)
     found, expected = (dict(model.named_parameters()) for model in models)
     assert list(found) == list(expected)

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from infra.cpu import cpu_dropout
-from infra.cpu.cpu_dropout import CheapDropout, dropped, kept, use_cheap_dropout
+from infra.cpu.cpu_dropout import FastDropout, apply_dropout, draw_keep_mask, use_fast_dropout
 
 CONFIGS: dict[str, tuple[type[PreTrainedModel], PreTrainedConfig]] = {
     "distilbert": (
@@ -50,7 +50,7 @@ def models(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, PreTrainedM
     theirs = kind(copy.deepcopy(config)).train()
     ours = kind(copy.deepcopy(config)).train()
     ours.load_state_dict(theirs.state_dict())
-    use_cheap_dropout(ours)
+    use_fast_dropout(ours)
     return theirs, ours
 
 
@@ -58,9 +58,9 @@ def models(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, PreTrainedM
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.93])
 def test_share_and_independence_of_what_is_kept(p: float, native: bool) -> None:
     torch.manual_seed(0)
-    keep, scale = kept(torch.Size((1000, 401)), p)
+    keep, scale = draw_keep_mask(torch.Size((1000, 401)), p)
     if native:
-        found = dropped(torch.ones(1000, 401), p)
+        found = apply_dropout(torch.ones(1000, 401), p)
         keep = found != 0
         assert torch.equal(found[keep].unique(), torch.tensor([scale]))
     share, deviation = 1 - p, (p * (1 - p)) ** 0.5
@@ -73,7 +73,7 @@ def test_share_and_independence_of_what_is_kept(p: float, native: bool) -> None:
 
 
 def test_seed_decides() -> None:
-    dropout, x = CheapDropout(0.3).train(), torch.ones(7, 5)
+    dropout, x = FastDropout(0.3).train(), torch.ones(7, 5)
     torch.manual_seed(1)
     first = dropout(x)
     torch.manual_seed(1)
@@ -86,7 +86,7 @@ def test_seed_decides() -> None:
 def test_gradient_is_dropped_where_the_value_was(count: int, dtype: torch.dtype) -> None:
     x = torch.arange(1, count + 1, dtype=torch.float32).to(dtype).requires_grad_()
     torch.manual_seed(3)
-    y = dropped(x, 0.25)
+    y = apply_dropout(x, 0.25)
     (gradient,) = torch.autograd.grad(y, x, torch.ones_like(y))
     assert torch.equal(gradient != 0, y != 0)
     scale = torch.tensor(4 / 3)
@@ -99,7 +99,7 @@ def test_threads_do_not_change_what_is_dropped() -> None:
     for number in (1, 2, 3):
         torch.set_num_threads(number)
         torch.manual_seed(4)
-        found.append(dropped(torch.ones(3, 7_000), 0.4))
+        found.append(apply_dropout(torch.ones(3, 7_000), 0.4))
     torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
@@ -122,7 +122,7 @@ def test_same_masks_give_torchs_loss_and_gradients(
         return x * keep * scale
 
     monkeypatch.setattr(cpu_dropout, "_library", lambda: None)
-    monkeypatch.setattr(cpu_dropout, "kept", mask)
+    monkeypatch.setattr(cpu_dropout, "draw_keep_mask", mask)
     monkeypatch.setattr(nn.functional, "dropout", dropout)
     losses = []
     for model in models:
@@ -149,5 +149,5 @@ def test_nothing_of_it_is_saved(models: tuple[PreTrainedModel, PreTrainedModel],
     files = {name: (tmp_path / name / "config.json").read_text() for name in ("theirs", "ours")}
     assert json.loads(files["ours"]) == json.loads(files["theirs"])
     loaded = type(models[0]).from_pretrained(tmp_path / "ours")
-    assert not any(isinstance(module, CheapDropout) for module in loaded.modules())
+    assert not any(isinstance(module, FastDropout) for module in loaded.modules())
     assert loaded.config._attn_implementation == "sdpa"

@@ -66,7 +66,7 @@ def _relations() -> list[Tensor]:
 
 def _dropped() -> list[Tensor]:
     torch.manual_seed(0)
-    return [cpu_dropout.dropped(_logits(dtype, 4), p) for dtype in DTYPES for p in (0.1, 0.5)]
+    return [cpu_dropout.apply_dropout(_logits(dtype, 4), p) for dtype in DTYPES for p in (0.1, 0.5)]
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_every_word_is_in_one_class_and_in_the_text(text: str) -> None:
 
 def test_a_sentence_inflects_and_has_its_articles() -> None:
     author = Author({"it": ["fox"], "one": ["owl"], "does": ["look"]}, Random(0))
-    said = author.say("a {it} {does}s {it}s and a {one}", does=["watch"])
+    said = author.fill("a {it} {does}s {it}s and a {one}", does=["watch"])
     assert said == "a fox watches foxes and an owl ."
     assert inflected("tune") == "tunes"
 

@@ -13,7 +13,7 @@ from evaluation.tasks.loading import load
 from evaluation.tasks.task import Split
 from infra.demo.language import SENTENCES, WORDS, Author, documents
 from infra.demo.make_teacher import build_tokenizer
-from infra.demo.tasks import SEEN, TASKS, Task, review, task_files
+from infra.demo.tasks import TASKS, TRAIN_STEP, Task, review, task_files
 
 SEED = 3
 
@@ -89,7 +89,7 @@ def test_training_rows_have_every_eighth_word_of_a_class(glue: Path) -> None:
     }
     for name, whole in WORDS.items():
         if name in ("work", "aspect", "good", "bad"):
-            assert words["train"] & set(whole) == set(whole[::SEEN])
+            assert words["train"] & set(whole) == set(whole[::TRAIN_STEP])
             assert words["dev"] & set(whole) == set(whole)
 
 

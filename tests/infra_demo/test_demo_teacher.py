@@ -16,7 +16,7 @@ from infra.demo.make_teacher import (
     build_tokenizer,
     held_out_loss,
     new_model,
-    rows_of,
+    tokenized_documents,
     train,
 )
 from infra.demo.material import TEACHER
@@ -39,6 +39,6 @@ def test_shipped_teacher_has_the_recorded_loss_on_held_out_text() -> None:
 
 def test_the_program_begins_as_it_did() -> None:
     """Its first losses are those of the run that made the shipped weights, up to rounding."""
-    rows = rows_of(TEXT_SEED, DOCUMENTS)
+    rows = tokenized_documents(TEXT_SEED, DOCUMENTS)
     losses = train(new_model(rows), rows, STEPS)
     assert losses == pytest.approx(RECORDED["first_losses"][:STEPS], abs=2e-3)
