@@ -2,11 +2,11 @@
 # Makes the environment of an image or of a cluster node. It is called from the repository's root:
 #   infra/deploy/install/install.sh system               Debian's or Ubuntu's packages; needs root
 #   infra/deploy/install/install.sh dependencies VENV    the interpreter and every package, but not this repository
-#   infra/deploy/install/install.sh project VENV         this repository on top of them
-#   infra/deploy/install/install.sh server VENV          an MLflow server instead of all that
+#   infra/deploy/install/install.sh project VENV         this repository, after "dependencies"
+#   infra/deploy/install/install.sh server VENV          only an MLflow server
 #
-# The interpreter is the one that python-version names, whatever the machine has: a Ray node joins no cluster
-# whose Python differs from its own, even by a patch release. Package versions are those of constraints.txt.
+# python-version names the interpreter, whichever the machine has, because a Ray node cannot join a cluster with
+# another Python version, even another patch release. constraints.txt has the versions of the packages.
 #   EXTRAS              extras of pyproject.toml, for example EXTRAS="s3 gs"
 #   UV_TORCH_BACKEND    cpu: torch without CUDA
 set -eu
@@ -23,7 +23,7 @@ system() {
   rm -rf /var/lib/apt/lists/*
 }
 
-# The interpreter of python-version in $venv; it is fetched where the machine has another one.
+# Creates $venv with the interpreter of python-version, which is downloaded if the machine has another one.
 environment() {
   python3 -m venv "$venv.uv"
   "$venv.uv/bin/pip" install --quiet "uv==$UV_VERSION"
@@ -39,7 +39,7 @@ dependencies() {
   add torch setuptools wheel
   extras=
   for extra in ${EXTRAS:-}; do extras="$extras --extra $extra"; done
-  # DeepSpeed's build asks which torch there is. $extras is several words.
+  # DeepSpeed's build imports torch, so torch is installed first. $extras may be several words.
   # shellcheck disable=SC2086
   add --no-build-isolation-package deepspeed --requirements pyproject.toml $extras
 }
