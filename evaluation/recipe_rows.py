@@ -18,7 +18,7 @@ from infra.files import storage
 from infra.files.cache import Cache
 from infra.settings.recipe import Recipe, StudentRun
 from infra.settings.sections import TERMS
-from offline_teacher.store.manifest import MANIFEST
+from offline_teacher.store.paths import MANIFEST
 from offline_teacher.store.reader import CACHE_BYTES, Store, open_store
 from offline_teacher.store.records import decode
 

@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -93,18 +94,22 @@ def _add_verify_options(sub: _Parser) -> None:
     )
     sub.add_argument(
         "--deep-positions",
-        type=_positions,
+        type=partial(_number, all_of_them=", or all"),
         default=DEEP_POSITIONS,
         metavar="N",
         help="positions of each task that --deep compares, or all (default: %(default)s)",
     )
     sub.add_argument(
-        "--rerun", type=_count, default=0, metavar="N", help="run the teacher on N random tasks again"
+        "--rerun",
+        type=partial(_number, least=0),
+        default=0,
+        metavar="N",
+        help="run the teacher on N random tasks again",
     )
     sub.add_argument("--repair", action="store_true", help="make damaged files again")
     sub.add_argument(
         "--workers",
-        type=_positive,
+        type=_number,
         default=os.cpu_count() or 1,
         metavar="N",
         help="number of processes that check tasks (default: one for each processor)",
@@ -118,24 +123,12 @@ def _add_verify_options(sub: _Parser) -> None:
     sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
 
 
-def _positions(text: str) -> int:
-    """A number of at least 1; ``all`` gives more than the positions of any task."""
-    if text == "all":
+def _number(text: str, least: int = 1, all_of_them: str = "") -> int:
+    """A number of at least ``least``; ``all`` is more than the positions of any task."""
+    if all_of_them and text == "all":
         return sys.maxsize
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a number of at least 1, or all, not {text!r}")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a number of at least 1, not {text!r}")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text!r}")
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a number of at least {least}{all_of_them}, not {text!r}")
     return int(text)
 
 
@@ -167,14 +160,14 @@ def _pass(recipe: Recipe, parts: dict[str, list[Part]]) -> bool:
     from infra.tracking import run as tracking
     from offline_teacher import preflight
     from offline_teacher.cluster.pool import Cluster
-    from offline_teacher.source import find_source, spec_of
+    from offline_teacher.source import find_source, spec_of, tokenising
     from offline_teacher.store.reader import open_store
     from offline_teacher.teacher_pass import is_finished, run_pass
 
     begin = time.monotonic()
     source, recipe = find_source(recipe)
     spec, root = spec_of(recipe, source, parts), recipe.store_path
-    if is_finished(recipe, spec, parts):
+    if is_finished(spec, parts, tokenising(recipe, source)):
         _nothing_to_do(recipe)
         return False
     preflight.check(recipe, source, parts)

@@ -11,7 +11,7 @@ from typing import Any
 from infra.files import storage
 from infra.trees import difference
 from offline_teacher.store.index import TaskIndex
-from offline_teacher.store.manifest import TASKS
+from offline_teacher.store.paths import TASKS
 
 REPORTS = 100
 """How many times a pass reports its rates to the tracking server."""

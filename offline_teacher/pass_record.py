@@ -19,9 +19,10 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.settings.recipe import Recipe
 from offline_teacher.corpus.documents import Part
-from offline_teacher.store.manifest import MANIFEST
+from offline_teacher.sequences.tokenizer import VOCABULARY_FILES
+from offline_teacher.store.paths import MANIFEST
 from offline_teacher.store.schema import FORMAT_VERSION
-from offline_teacher.teacher_directory import HUB_FILES, VOCABULARY_FILES, find_teacher
+from offline_teacher.teacher_directory import HUB_FILES, find_teacher
 
 NAME = "pass.json"
 SECTIONS = ("corpus", "sequences", "masking", "teacher", "store")
@@ -43,17 +44,16 @@ def inputs_digest(recipe: Recipe, parts: dict[str, list[Part]]) -> str:
         for name in storage.list_names(teacher)
         if any(fnmatch.fnmatch(name, pattern) for pattern in (*HUB_FILES, *VOCABULARY_FILES))
     ]
-    return _digest(
-        [
-            recipe.outcome_settings(*SECTIONS),
-            dataclasses.asdict(recipe.corpus),
-            dataclasses.asdict(recipe.tracking),
-            [FORMAT_VERSION, version("transformers"), version("tokenizers")],  # they turn text into ids
-            [[name, *_stamp(storage.join(teacher, name))] for name in names],
-            {split: [dataclasses.astuple(span) for span in found] for split, found in spans.items()},
-            [[path, *_stamp(path)] for path in sorted(local)],
-        ]
-    )
+    inputs = [
+        recipe.outcome_settings(*SECTIONS),
+        dataclasses.asdict(recipe.corpus),
+        dataclasses.asdict(recipe.tracking),
+        [FORMAT_VERSION, version("transformers"), version("tokenizers")],  # they turn text into ids
+        [[name, *_stamp(storage.join(teacher, name))] for name in names],
+        {split: [dataclasses.astuple(span) for span in found] for split, found in spans.items()},
+        [[path, *_stamp(path)] for path in sorted(local)],
+    ]
+    return storage.digest_bytes(json.dumps(inputs, sort_keys=True).encode())
 
 
 def is_recorded(recipe: Recipe, inputs: str) -> bool:
@@ -73,16 +73,9 @@ def remember(recipe: Recipe, inputs: str) -> None:
 
 
 def _record(recipe: Recipe, inputs: str) -> dict[str, Any]:
-    return {"store": recipe.store_path, "inputs": inputs, "manifest": _manifest_digest(recipe)}
-
-
-def _manifest_digest(recipe: Recipe) -> str | None:
     path = storage.join(recipe.store_path, MANIFEST)
-    return storage.digest_bytes(storage.read_bytes(path)) if storage.exists(path) else None
-
-
-def _digest(value: Any) -> str:
-    return storage.digest_bytes(json.dumps(value, sort_keys=True).encode())
+    manifest = storage.digest_bytes(storage.read_bytes(path)) if storage.exists(path) else None
+    return {"store": recipe.store_path, "inputs": inputs, "manifest": manifest}
 
 
 def _unsent(recipe: Recipe) -> bool:

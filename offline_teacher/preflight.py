@@ -7,9 +7,7 @@ sample, so that both refuse the same recipes with the same messages. Shapes: n s
 from __future__ import annotations
 
 import sys
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -17,10 +15,9 @@ from infra.errors import UserError
 from infra.settings.recipe import Recipe
 from offline_teacher.corpus.documents import Part
 from offline_teacher.corpus.sample import sample_sequences
-from offline_teacher.sequences.packing import Encoder, load_encoder
+from offline_teacher.sequences.tokenizer import Encoder
 from offline_teacher.source import Source, layout_of
 from offline_teacher.store.pending import finished_parts
-from offline_teacher.teacher_directory import tokenizer_files
 
 UNKNOWN_SHARE = 0.02
 """The share of unknown tokens above which a warning is printed. Text in the tokenizer's language has about a
@@ -39,7 +36,7 @@ def check(recipe: Recipe, source: Source, parts: dict[str, list[Part]]) -> None:
     """
     assert recipe.corpus is not None
     check_students(recipe, source)
-    encoder = encoder_of(source)
+    encoder = source.encoder
     for split, listed in reversed(parts.items()):
         if finished_parts(recipe.store_path, split) == len(listed):
             continue
@@ -55,14 +52,6 @@ def check_students(recipe: Recipe, source: Source) -> None:
 
     for run in recipe.runs().values():
         planned_student(run.student, source.config)
-
-
-def encoder_of(source: Source) -> Encoder:
-    """The teacher's tokenizer as packing needs it, from the files that a store keeps of it."""
-    with tempfile.TemporaryDirectory() as directory:
-        for name, data in tokenizer_files(source.tokenizer).items():
-            Path(directory, name).write_bytes(data)
-        return load_encoder(directory)
 
 
 def check_tokens(

@@ -12,23 +12,23 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.settings.recipe import Recipe
 from offline_teacher.corpus.documents import Part
-from offline_teacher.models.pooling import Pooling
-from offline_teacher.sequences.building import text_digest
+from offline_teacher.models.loading import has_head, read_config, weight_digest
+from offline_teacher.models.pooling import Pooling, read_pooling
+from offline_teacher.sequences.building import Tokenising, text_digest
 from offline_teacher.sequences.masking import continuation_flags, masked_count
-from offline_teacher.store.manifest import CONFIG, POOLING, WEIGHTS, Spec
-from offline_teacher.store.records import encode
-from offline_teacher.store.schema import FORMAT_VERSION, Layout, Plan, SpecialIds
-from offline_teacher.teacher_directory import (
-    check_fit,
-    find_teacher,
-    has_masked_lm_head,
-    load_config,
+from offline_teacher.sequences.tokenizer import (
+    Encoder,
+    encoder_of,
     load_tokenizer,
-    read_pooling_of,
     tokenizer_digest,
     tokenizer_files,
-    weight_digest,
 )
+from offline_teacher.store.manifest import Spec
+from offline_teacher.store.paths import CONFIG, POOLING, WEIGHTS
+from offline_teacher.store.pending import foreign_files
+from offline_teacher.store.records import encode
+from offline_teacher.store.schema import FORMAT_VERSION, Layout, Plan, SpecialIds
+from offline_teacher.teacher_directory import check_fit, find_teacher
 
 MASKING_PROBABILITY = 0.15
 """The masking probability for a teacher with a masked-LM head if the recipe gives none."""
@@ -54,6 +54,11 @@ class Source:
         """Its configuration, without the path that it was loaded from."""
         config = json.loads(self.config.to_json_string(use_diff=False))
         return {key: value for key, value in config.items() if key not in WITHOUT_SETTINGS}
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The tokenizer as packing needs it, from the files that a store keeps of it."""
+        return encoder_of(tokenizer_files(self.tokenizer), self.directory)
 
     def small_files(self) -> dict[str, bytes]:
         """Path below the store -> content, for the files of tokenizer and configuration."""
@@ -86,7 +91,7 @@ def find_source(recipe: Recipe) -> tuple[Source, Recipe]:
     """
     assert recipe.teacher is not None
     directory = find_teacher(recipe.teacher)
-    config, tokenizer = load_config(directory), load_tokenizer(directory)
+    config, tokenizer = read_config(directory), load_tokenizer(directory)
     check_fit(directory, config, tokenizer, recipe.sequences.length)
     source = Source(
         directory=directory,
@@ -94,8 +99,8 @@ def find_source(recipe: Recipe) -> tuple[Source, Recipe]:
         tokenizer=tokenizer,
         weight_digest=weight_digest(directory),
         tokenizer_digest=tokenizer_digest(tokenizer),
-        head=has_masked_lm_head(directory, config),
-        pooling=read_pooling_of(directory),
+        head=has_head(directory, config),
+        pooling=read_pooling(directory),
     )
     recipe = _with_masking(recipe, source)
     _check_store(recipe, source)
@@ -171,6 +176,16 @@ def layout_of(recipe: Recipe, source: Source) -> Layout:
     )
 
 
+def tokenising(recipe: Recipe, source: Source) -> Tokenising:
+    """How the text of the recipe's store becomes sequences."""
+    assert recipe.corpus is not None
+    pooled = recipe.store.positions == "pooled"
+    counted = bool(recipe.masking.probability) and recipe.masking.sampling == "frequency"
+    prompt = source.pooling.prompt if pooled and source.pooling else ""
+    layout = layout_of(recipe, source)
+    return Tokenising(recipe.store_path, layout, recipe.corpus, recipe.sequences, prompt, counted)
+
+
 def spec_of(recipe: Recipe, source: Source, parts: dict[str, list[Part]]) -> Spec:
     """The spec of the recipe's store. ``parts``: the text of each split."""
     return spec_with(recipe, source, {split: text_digest(found) for split, found in parts.items()})
@@ -207,10 +222,8 @@ def publish_files(root: str, source: Source, layout: Layout) -> None:
     """Publishes tokenizer, configuration and weights. Raises UserError if their directories hold other
     files."""
     files = source.small_files()
-    for directory in ("tokenizer", "teacher"):
-        for name in storage.list_names(storage.join(root, directory)):
-            if f"{directory}/{name}" not in {*files, WEIGHTS}:
-                raise UserError(f"{root}: {directory}/{name} is foreign, not a file of a store; move it away")
+    for name in foreign_files(root, {*files, WEIGHTS}):
+        raise UserError(f"{root}: {name} is foreign, not a file of a store; move it away")
     for name, data in files.items():
         storage.publish_if_changed(storage.join(root, *name.split("/")), data)
     storage.publish_if_changed(storage.join(root, *WEIGHTS.split("/")), source.weights(layout))

@@ -5,20 +5,26 @@ A digest shows that a file is as it was written. It does not show that the file 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from infra.errors import UserError
+import numpy as np
+
+from infra.errors import UserError, first_line
 from infra.files.cache import Cache
 from offline_teacher.families import family_of
 from offline_teacher.models.pooling import MODES, Pooling
-from offline_teacher.store.manifest import CONFIG, POOLING, WEIGHTS
+from offline_teacher.store.blocks import hidden_values
+from offline_teacher.store.paths import CONFIG, POOLING, WEIGHTS
 from offline_teacher.store.reader import Store
+from offline_teacher.store.schema import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from offline_teacher.models.replay import Replay
 
 MOST_LAYERS = 256
 """Largest number of layers accepted. A hostile file could ask for more than can ever be built."""
@@ -36,9 +42,8 @@ def teacher_of(store: Store) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
         raise UserError(
-            f"{store.root}: {CONFIG} and {WEIGHTS} are no teacher's ({reason}); {AGAIN}"
+            f"{store.root}: {CONFIG} and {WEIGHTS} are no teacher's ({first_line(error)}); {AGAIN}"
         ) from error
 
 
@@ -70,6 +75,35 @@ def stored_weights(
             if not bool(tensor.isfinite().all()):
                 raise UserError(f"{store.root}: {WEIGHTS}: {name} holds a number that is not finite; {AGAIN}")
     return weights
+
+
+def stored_top(store: Store) -> Replay | None:
+    """The teacher's top layers and head in float32; None where it has no masked-LM head.
+
+    UserError where configuration and weights, though their digests are right, make no teacher.
+    """
+    from offline_teacher.models.replay import Replay
+
+    config = stored_config(store)
+    weights = stored_weights(store, config)
+    if f"{family_of(config).head.dense}.weight" not in weights:
+        return None
+    with teacher_of(store):
+        return Replay(config, weights, store.layout.replay_layers)
+
+
+def decoder_input(
+    layout: Layout, top: Replay, columns: Mapping[str, np.ndarray], rows: np.ndarray, slots: np.ndarray
+) -> Tensor:
+    """z float32 [N, E] at recorded ``slots`` [N] of samples ``rows`` [N], from stored hidden states.
+
+    Logits are z @ top.decoder_weight.T + top.decoder_bias.
+    """
+    import torch
+
+    hidden = torch.from_numpy(hidden_values(layout, columns))
+    last = top.last_hidden(hidden, torch.from_numpy(columns["token_count"].astype(np.int64)))
+    return top.decoder_input(last[torch.from_numpy(rows), torch.from_numpy(slots)])
 
 
 def stored_pooling(store: Store) -> Pooling | None:
@@ -115,19 +149,10 @@ def _check_sizes(store: Store, config: dict[str, Any]) -> None:
 
 
 def _misfits(store: Store, config: dict[str, Any], weights: dict[str, Tensor]) -> list[str]:
-    """Names of tensors that a model of ``config`` needs and ``weights`` lack. UserError if shapes differ.
+    """Names of tensors that a model of ``config`` needs and ``weights`` lack. UserError if shapes differ."""
+    from offline_teacher.models.weights import filled
 
-    The model is built on torch's meta device, so it takes no memory whatever its size.
-    """
-    import torch
-
-    from offline_teacher.models.weights import load_named
-
-    family = family_of(config)
-    head = f"{family.head.dense}.weight" in weights
-    with torch.device("meta"):
-        model = family.model_class(head)(family.config(config), **family.class_arguments(head))
     try:
-        return load_named(model, weights, assign=True)
+        return filled(config, weights)[1]
     except UserError as error:
         raise UserError(f"{store.root}: {CONFIG} and {WEIGHTS}: {error}; {AGAIN}") from None

@@ -13,14 +13,16 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.files.locks import exclusive
 from infra.settings.recipe import Recipe
+from offline_teacher.cluster.crews import teacher_crew, text_crew
 from offline_teacher.cluster.pool import Cluster, Pool
 from offline_teacher.cluster.work_queue import Item
 from offline_teacher.corpus.documents import Part, parts, size_of
 from offline_teacher.pass_rates import Environments, Rates
-from offline_teacher.sequences.building import Tokenising, outstanding, problems_of, rows_of
-from offline_teacher.source import Source, publish_files
-from offline_teacher.store.manifest import MANIFEST, Spec, failed_path, part_name
+from offline_teacher.sequences.building import Tokenising, problems_of, rows_of
+from offline_teacher.source import Source, publish_files, tokenising
+from offline_teacher.store.manifest import Spec
 from offline_teacher.store.numbering import SplitPlan, Task
+from offline_teacher.store.paths import MANIFEST, failed_path, part_name
 from offline_teacher.store.pending import finished_tasks, quarantined_tasks
 from offline_teacher.store.reader import open_store
 from offline_teacher.store.writer import begin_store, finish_store, quarantine_task, refuse_other
@@ -51,20 +53,16 @@ def parts_of(recipe: Recipe) -> dict[str, list[Part]]:
     return found
 
 
-def is_finished(recipe: Recipe, spec: Spec, parts: dict[str, list[Part]]) -> bool:
+def is_finished(spec: Spec, parts: dict[str, list[Part]], how: Tokenising) -> bool:
     """Whether the store of this spec is finished, and its text files are unmodified since then.
 
     Raises UserError if the directory holds another store.
     """
-    assert recipe.corpus is not None
-    root = recipe.store_path
-    refuse_other(root, spec)
-    if not storage.exists(storage.join(root, MANIFEST)):
+    refuse_other(how.root, spec)
+    if not storage.exists(storage.join(how.root, MANIFEST)):
         return False
-    open_store(root)
-    how = Tokenising(recipe.corpus, recipe.sequences)
-    left = (outstanding(root, split, found, how) for split, found in parts.items())
-    return not any(left)
+    open_store(how.root)
+    return not any(how.outstanding(split, found) for split, found in parts.items())
 
 
 def run_pass(
@@ -90,10 +88,9 @@ def run_pass(
         recipe.save(root)
         if not recipe.teacher.gpus_per_worker:
             warn_if_slow("teacher.dtype", recipe.teacher.dtype)
-        build_sequences(recipe, parts, cluster)
-        return finish_tasks(
-            root, spec, {split: len(found) for split, found in parts.items()}, cluster, report
-        )
+        build_sequences(parts, tokenising(recipe, source), cluster)
+        counts = {split: len(found) for split, found in parts.items()}
+        return finish_tasks(root, spec, counts, cluster, report)
 
 
 def finish_tasks(
@@ -105,30 +102,28 @@ def finish_tasks(
     manifest is made.
     """
     environments = Environments(root, list(parts))
-    with cluster.teachers(root, environments.seen) as pool:
+    with cluster.pool(teacher_crew(cluster.recipe, root), environments.seen) as pool:
         outcomes = [_infer(root, spec, split, parts, pool, report) for split in reversed(parts)]
     if not any(outcome.quarantined for outcome in outcomes):
         finish_store(root, parts)
     return outcomes
 
 
-def build_sequences(recipe: Recipe, parts: dict[str, list[Part]], cluster: Cluster) -> None:
+def build_sequences(parts: dict[str, list[Part]], how: Tokenising, cluster: Cluster) -> None:
     """Tokenises the missing parts. Raises UserError if one cannot be built."""
-    with cluster.text_workers(recipe.store_path) as pool:
+    with cluster.pool(text_crew(how)) as pool:
         for split, found in parts.items():
-            _build_split(recipe, split, found, pool)
+            _build_split(split, found, how, pool)
 
 
-def _build_split(recipe: Recipe, split: str, parts: list[Part], pool: Pool) -> None:
-    assert recipe.corpus is not None
-    root, usual = recipe.store_path, recipe.sequences.part_bytes
-    todo = outstanding(root, split, parts, Tokenising(recipe.corpus, recipe.sequences))
+def _build_split(split: str, parts: list[Part], how: Tokenising, pool: Pool) -> None:
+    todo = how.outstanding(split, parts)
     items = [
         Item(
             name=f"{split}/{part_name(number)}",
             method="build_part",
-            arguments=(root, split, number, parts[number]),
-            size=size_of(parts[number], usual),
+            arguments=(split, number, parts[number]),
+            size=size_of(parts[number], how.sequences.part_bytes),
         )
         for number in todo
     ]
@@ -138,7 +133,7 @@ def _build_split(recipe: Recipe, split: str, parts: list[Part], pool: Pool) -> N
         failed = pool.run(items, lambda item, answer: shown.advance(), shown.say)
     if failed:
         raise UserError(f"sequences: {failed[0].name} of the corpus cannot be built: {failed[0].reason}")
-    problems = problems_of(root, split, len(parts))
+    problems = problems_of(how.root, split, len(parts))
     if problems:
         print(f"corpus: {problems}")
 
@@ -151,7 +146,7 @@ def _infer(
     for name in quarantined_tasks(root, split):  # they are tried again
         storage.remove(failed_path(root, split, name))
     items = [
-        Item(f"{split}/{task.name}", "infer", (root, split, task, parts["train"]), task.samples)
+        Item(f"{split}/{task.name}", "infer", (split, task), task.samples)
         for task in plan.tasks()
         if task.name not in finished
     ]
@@ -171,7 +166,7 @@ def _infer(
 
 
 def _record_failure(root: str, split: str, item: Item) -> None:
-    task: Task = item.arguments[2]
+    task: Task = item.arguments[1]
     record = {
         "task": task.name,
         "reason": item.reason,

@@ -16,7 +16,7 @@ from evaluation.tasks import squad
 from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.squad import Question
 from evaluation.tasks.task import Split
-from offline_teacher.sequences.packing import load_encoder
+from offline_teacher.sequences.tokenizer import load_encoder
 
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ROBERTA = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]

@@ -15,7 +15,7 @@ from infra.files import storage
 from infra.settings.recipe import Recipe
 from infra.tracking.mlflow_server import ARTIFACTS
 from infra.tracking.run import Run
-from offline_teacher.store.manifest import MANIFEST
+from offline_teacher.store.paths import MANIFEST
 from offline_teacher.store.reader import open_store
 
 DEVICE_NUMBERS = ("score", "int8_score", "int8_lost", "bytes", "int8_size_ratio", "difference")

@@ -38,6 +38,11 @@ def reporting_os_errors(
     except OSError as problem:
         if isinstance(problem, let_through) or (only is not None and problem.errno not in only):
             raise
-        number = errno.ENOENT if isinstance(problem, FileNotFoundError) else problem.errno or 0
-        reason = _REASONS.get(number, problem.strerror or str(problem))
-        raise NodeError(f"{remote.without_secrets(path)}: {reason}") from problem
+        raise in_words(problem, path) from problem
+
+
+def in_words(problem: OSError, path: str) -> NodeError:
+    """One sentence that names the path."""
+    number = errno.ENOENT if isinstance(problem, FileNotFoundError) else problem.errno or 0
+    reason = _REASONS.get(number, problem.strerror or str(problem))
+    return NodeError(f"{remote.without_secrets(path)}: {reason}")

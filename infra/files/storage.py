@@ -119,20 +119,13 @@ def list_sizes(directory: str) -> dict[str, int]:
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-def read_bytes(path: str, digest: str | None = None) -> bytes:
-    """Returns the content of a file. A remote file with another digest is downloaded up to three times.
-
-    The last download is returned even if its digest is wrong, so the caller must check it.
-    """
+def read_bytes(path: str) -> bytes:
+    """Returns the content of a file."""
     with reporting_os_errors(path):
-        if not is_remote(path):
-            with open(path, "rb") as file:
-                return file.read()
-        for _ in range(FETCH_ATTEMPTS):
-            data = _download(path)
-            if digest is None or digest_bytes(data) == digest:
-                break
-        return data
+        if is_remote(path):
+            return remote_range(path, 0, size(path))
+        with open(path, "rb") as file:
+            return file.read()
 
 
 def read_checked(path: str, limit: int, check: Callable[[bytes], T]) -> T | None:
@@ -391,13 +384,6 @@ def _listed(directory: str) -> Iterator[dict[str, Any]]:
     for page in remote.pages(directory):
         entries = ({**entry, "name": str(entry["name"]).rstrip("/")} for entry in page)
         yield from (entry for entry in entries if entry["name"] != own_key)
-
-
-def _download(path: str) -> bytes:
-    content = bytearray(size(path))
-    with RemoteFile(path, len(content)) as source:
-        source.readinto(content)
-    return bytes(content)
 
 
 def _raw(path: str) -> Any:

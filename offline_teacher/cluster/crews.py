@@ -11,17 +11,16 @@ from infra.settings.sections import Teacher
 from offline_teacher.cluster.guarded import Guarded
 from offline_teacher.cluster.task_work import TaskWorker
 from offline_teacher.cluster.text_work import TextWorker
+from offline_teacher.sequences.building import Tokenising
 
 
 @dataclass(frozen=True)
 class Crew:
-    """Workers of one kind."""
+    """Workers of one kind. Every worker runs ``prepare()`` before it gets items."""
 
     kind: type[Guarded]
     arguments: tuple[Any, ...]
     """Arguments of the constructor of ``kind``."""
-    prepare: tuple[Any, ...]
-    """Arguments of ``prepare``. Every worker runs ``prepare`` before it gets items."""
     count: int | None
     """Largest number of workers; None: one for each CPU of the cluster."""
     least: int
@@ -30,9 +29,9 @@ class Crew:
     gpus: float = 0.0
 
 
-def text_crew(recipe: Recipe, root: str) -> Crew:
-    """Workers that tokenise on all CPUs and hold no GPU. ``recipe`` must have ``masking.probability`` set."""
-    return Crew(TextWorker, (recipe,), (root,), count=None, least=1, cpus=1)
+def text_crew(how: Tokenising) -> Crew:
+    """Workers that tokenise on all CPUs and hold no GPU."""
+    return Crew(TextWorker, (how,), count=None, least=1, cpus=1)
 
 
 def teacher_crew(recipe: Recipe, root: str) -> Crew:
@@ -41,8 +40,7 @@ def teacher_crew(recipe: Recipe, root: str) -> Crew:
     assert settings is not None
     return Crew(
         kind=TaskWorker,
-        arguments=(recipe, "cuda" if settings.gpus_per_worker else "cpu"),
-        prepare=(root,),
+        arguments=(recipe, "cuda" if settings.gpus_per_worker else "cpu", root),
         count=settings.workers,
         least=settings.min_workers,
         cpus=settings.cpu_threads,

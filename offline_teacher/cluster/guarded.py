@@ -10,7 +10,7 @@ import traceback
 from typing import Any
 
 from infra.errors import NodeError, UserError
-from infra.files.os_errors import reporting_os_errors
+from infra.files.os_errors import in_words
 from infra.files.scratch import Scratch
 
 USER, NODE, ITEM = "user", "node", "item"
@@ -59,26 +59,17 @@ class Guarded:
 
 def described(error: Exception) -> dict[str, Any]:
     """Converts an error to plain data for the driver and the log."""
-    error = _in_words(error)
+    trace = "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:]
+    if isinstance(error, OSError):
+        error = in_words(error, str(error.filename or tempfile.gettempdir()))
     own_words = isinstance(error, UserError)
     reason = " ".join(str(error).split())[:LONGEST_REASON]
     return {
         "error": fault_of(error),
         "reason": reason if own_words else f"{type(error).__name__}: {reason}",
-        "traceback": "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:],
+        "traceback": trace,
         "exit_code": error.exit_code if isinstance(error, UserError) else None,
     }
-
-
-def _in_words(error: Exception) -> Exception:
-    """Converts an ``OSError`` to a NodeError whose message names the file."""
-    if not isinstance(error, OSError):
-        return error
-    try:
-        with reporting_os_errors(str(error.filename or tempfile.gettempdir())):
-            raise error
-    except NodeError as sentence:
-        return sentence
 
 
 def fault_of(error: Exception) -> str:

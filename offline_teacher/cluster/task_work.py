@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
-
-import numpy as np
 
 from infra.errors import NodeError, UserError
 from infra.files import storage
@@ -21,16 +19,16 @@ from offline_teacher.cluster.guarded import Guarded
 from offline_teacher.inference.heap import Heap
 from offline_teacher.sequences.building import token_counts
 from offline_teacher.sequences.masking import MaskVocab, mask_sequences, mask_vocab
-from offline_teacher.sequences.packing import load_encoder
+from offline_teacher.sequences.tokenizer import load_encoder
 from offline_teacher.store.blocks import Memory
 from offline_teacher.store.index import PartIndex
 from offline_teacher.store.manifest import Spec
 from offline_teacher.store.numbering import Task
 from offline_teacher.store.parts import read_part
 from offline_teacher.store.pending import read_part_index, read_spec
+from offline_teacher.store.schema import Columns
 from offline_teacher.store.writer import TaskWriter
 
-Columns = dict[str, np.ndarray]
 CACHE_BYTES = 4 << 30
 """Sequences of a remote store kept on a worker's disk."""
 
@@ -39,62 +37,49 @@ class TaskWorker(Guarded):
     """Holds the teacher (loaded when first needed) and does one computation at a time.
 
     Two threads may call ``infer``. While one masks or writes its task, the teacher computes the other's. A
-    third thread does all computing, so that torch keeps using one set of threads and one heap."""
+    third thread does all computing, so that torch keeps using one set of threads."""
 
-    def __init__(self, recipe: Recipe, device: str) -> None:
-        """``recipe`` must have ``masking.probability`` set."""
+    def __init__(self, recipe: Recipe, device: str, root: str) -> None:
+        """``root``: the store; ``recipe`` must have ``masking.probability`` set."""
         assert recipe.teacher is not None
-        self.recipe, self.settings, self.device = recipe, recipe.teacher, device
-        self._texts: dict[str, _Text] = {}
-        self._inferences: dict[str, Any] = {}
+        self.recipe, self.settings, self.device, self.root = recipe, recipe.teacher, device, root
         self._heap, self._memory = Heap(), Memory()
         self._computing = ThreadPoolExecutor(1, "compute", self._set_threads)
-        self._compute(bool)  # starts the thread: the next thread to start uses the heap's main arena
 
-    def prepare(self, root: str) -> dict[str, Any]:
+    def prepare(self) -> dict[str, Any]:
         """Loads the teacher, so that a node where this fails is found before it gets a task.
 
         Returns ``{environment}``. Raises NodeError if loading fails: the driver loaded the same teacher, so
         the cause is this node.
         """
         try:
-            return {"environment": self.environment(root)}
+            return {"environment": self.environment()}
         except UserError as error:
             raise NodeError(str(error)) from error
 
-    def infer(self, root: str, split: str, task: Task, train_parts: int) -> dict[str, Any]:
-        """Publishes one task and returns its ``{tokens, bytes}``. Raises ValueError if the teacher gives NaN.
-
-        ``train_parts``: how many parts the training text has.
-        """
-        spec = self._spec(root)
-        inference = self._compute(self._inference, root)
-        with TaskWriter(root, spec, split, task, inference.teacher.environment, self._memory) as writer:
-            for columns in self._chunks(root, split, task, train_parts, inference):
+    def infer(self, split: str, task: Task) -> dict[str, Any]:
+        """Publishes one task and returns its ``{tokens, bytes}``. ValueError if the teacher gives NaN."""
+        environment = self.environment()
+        with TaskWriter(self.root, self._spec, split, task, environment, self._memory) as writer:
+            for columns in self.columns(split, task):
                 writer.write(columns)
             index = writer.publish()
         self._heap.shrink()
         return {"tokens": index.tokens, "bytes": sum(shard.bytes for shard in index.shards)}
 
-    def columns(self, root: str, split: str, task: Task, train_parts: int) -> Iterator[Columns]:
+    def columns(self, split: str, task: Task) -> Iterator[Columns]:
         """Yields all columns of a task, shard by shard, and publishes nothing."""
-        return self._chunks(root, split, task, train_parts, self._compute(self._inference, root))
-
-    def environment(self, root: str) -> dict[str, Any]:
-        """The facts on which the last bits of this worker's numbers depend."""
-        return dict(self._compute(self._inference, root).teacher.environment)
-
-    def _chunks(
-        self, root: str, split: str, task: Task, train_parts: int, inference: Any
-    ) -> Iterator[Columns]:
-        """Yields the columns of one shard after the other."""
-        text, plan = self._text(root), self._spec(root).plan
-        size = plan.block_samples * plan.shard_blocks
+        size = self._spec.plan.block_samples * self._spec.plan.shard_blocks
         for start in range(0, task.samples, size):
-            rows = task.rows[start : start + size]
-            masked = text.masked(split, task, rows, train_parts)
-            pending = self._compute(inference.columns, masked, self.settings.batch_size)
-            yield masked | pending.wait()
+            masked = self._text.masked(split, task, task.rows[start : start + size])
+            yield masked | self._compute(self._columns, masked).wait()
+
+    def environment(self) -> dict[str, Any]:
+        """The facts on which the last bits of this worker's numbers depend."""
+        return dict(self._compute(lambda: self._inference.teacher.environment))
+
+    def _columns(self, masked: Columns) -> Any:
+        return self._inference.columns(masked, self.settings.batch_size)
 
     def _compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return self._computing.submit(function, *arguments).result()
@@ -104,30 +89,28 @@ class TaskWorker(Guarded):
 
         torch.set_num_threads(self.settings.cpu_threads)  # OpenMP keeps this setting for each thread
 
-    @lru_cache(maxsize=4)  # noqa: B019 - a worker lives as long as its process
-    def _spec(self, root: str) -> Spec:
-        return read_spec(root)
+    @cached_property
+    def _spec(self) -> Spec:
+        return read_spec(self.root)
 
-    def _inference(self, root: str) -> Any:
+    @cached_property
+    def _inference(self) -> Any:
+        """Used by the computing thread only."""
         from offline_teacher.inference.columns import Inference
         from offline_teacher.inference.teacher import load_teacher
 
-        if root not in self._inferences:
-            spec = self._spec(root)
-            layout = spec.layout
-            loaded = load_teacher(self.settings, layout.replay_layers, layout.top_k > 0, self.device)
-            if spec.fingerprint["teacher"] != loaded.weight_digest:
-                raise UserError(
-                    f"teacher.model: {self.settings.model} has other weights here than when {root} was"
-                    " started; every node must see the same model"
-                )
-            self._inferences[root] = Inference(loaded, layout)
-        return self._inferences[root]
+        layout = self._spec.layout
+        loaded = load_teacher(self.settings, layout.replay_layers, layout.top_k > 0, self.device)
+        if self._spec.fingerprint["teacher"] != loaded.weight_digest:
+            raise UserError(
+                f"teacher.model: {self.settings.model} has other weights here than when {self.root} was"
+                " started; every node must see the same model"
+            )
+        return Inference(loaded, layout)
 
-    def _text(self, root: str) -> _Text:
-        if root not in self._texts:
-            self._texts[root] = _Text(self.recipe, root, self._spec(root))
-        return self._texts[root]
+    @cached_property
+    def _text(self) -> _Text:
+        return _Text(self.recipe, self.root, self._spec)
 
 
 class _Text:
@@ -136,10 +119,9 @@ class _Text:
     def __init__(self, recipe: Recipe, root: str, spec: Spec) -> None:
         self._recipe, self._root, self._spec = recipe, root, spec
         self._cache = Cache(None, CACHE_BYTES)
-        self._vocab: MaskVocab | None = None
         self._part = lru_cache(maxsize=4)(self._read_part)
 
-    def masked(self, split: str, task: Task, rows: range, train_parts: int) -> Columns:
+    def masked(self, split: str, task: Task, rows: range) -> Columns:
         """The columns [n, ...] of some rows of a task that are known without the teacher."""
         layout, part = self._spec.layout, self._part(split, task.part)
         here = slice(rows.start, rows.stop)
@@ -156,7 +138,7 @@ class _Text:
                 ids,
                 task.epoch,
                 self._recipe.masking,
-                self._mask_vocab(train_parts),
+                self._vocab,
             )
             values |= {
                 "input_ids": masked.input_ids,
@@ -170,24 +152,20 @@ class _Text:
         index: PartIndex = read_part_index(self._root, split, number)[0]
         return read_part(self._root, self._spec.layout, index, self._cache)
 
-    def _mask_vocab(self, train_parts: int) -> MaskVocab:
-        """The vocabulary for masking: from the tokenizer and, if masking is by frequency, from the training
-        text."""
-        if self._vocab is None:
-            masking = self._recipe.masking
-            encoder = load_encoder(storage.join(self._root, "tokenizer"))
-            mask = self._spec.special.mask
-            assert mask is not None
-            counts = None
-            if masking.sampling == "frequency":
-                size = self._spec.layout.vocab_size
-                counts = token_counts(self._root, "train", train_parts, size, self._cache)
-            self._vocab = mask_vocab(
-                masking,
-                mask,
-                encoder.special_ids,
-                encoder.vocab_size,
-                token_counts=counts,
-                tokenizer=encoder.content() if masking.whole_word else None,
-            )
-        return self._vocab
+    @cached_property
+    def _vocab(self) -> MaskVocab:
+        """For masking: from the tokenizer and, if masking is by frequency, from the training text."""
+        masking, mask = self._recipe.masking, self._spec.special.mask
+        encoder = load_encoder(storage.join(self._root, "tokenizer"))
+        assert mask is not None
+        counts = None
+        if masking.sampling == "frequency":
+            counts = token_counts(self._root, "train", self._spec.layout.vocab_size, self._cache)
+        return mask_vocab(
+            masking,
+            mask,
+            encoder.special_ids,
+            encoder.vocab_size,
+            token_counts=counts,
+            tokenizer=encoder.content() if masking.whole_word else None,
+        )

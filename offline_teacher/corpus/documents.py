@@ -97,13 +97,10 @@ def parts(corpus: Corpus, part_bytes: int, validation: bool = False) -> list[Par
 
 def size_of(part: Part, part_bytes: int) -> float:
     """The part's work relative to a part of usual size; an upper bound where the size is unknown."""
-    sizes = [
-        4 * int(span.stamp) - span.start  # text is seldom compressed better than 4 to 1
-        for span in part.spans
-        if span.stop is None and compression(span.path) is not None
-    ]
-    cut = [span.stop - span.start for span in part.spans if span.stop and compression(span.path) is not None]
-    return max(1.0, sum(sizes + cut) / part_bytes)
+    packed = [span for span in part.spans if compression(span.path) is not None]
+    # text is seldom compressed better than 4 to 1
+    size = sum((span.stop or 4 * int(span.stamp)) - span.start for span in packed)
+    return max(1.0, size / part_bytes)
 
 
 def modified(part: Part) -> float:

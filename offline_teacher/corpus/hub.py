@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from infra.errors import DamagedFile, UserError
+from infra.errors import DamagedFile, UserError, first_line
 from infra.settings.sections import Corpus
 
 ROWS = 1000
@@ -110,4 +110,4 @@ def _load_saved(directory: str, split: str, streaming: bool) -> Any:
 def _why(error: Exception) -> str:
     """The first line of the error's message, or of its cause's if it has none."""
     silent = str(error).startswith("An error occurred while generating the dataset")
-    return str(error.__cause__ if silent and error.__cause__ else error).strip().split("\n")[0]
+    return first_line(error.__cause__ if silent and error.__cause__ else error)

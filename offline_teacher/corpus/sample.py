@@ -36,7 +36,8 @@ from offline_teacher.corpus.documents import (
     row_texts,
 )
 from offline_teacher.corpus.problems import Problems
-from offline_teacher.sequences.packing import Encoder, TextSeen, batched, pack
+from offline_teacher.sequences.packing import TextSeen, batched, pack
+from offline_teacher.sequences.tokenizer import Encoder
 
 Item = TypeVar("Item")
 

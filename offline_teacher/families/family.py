@@ -85,6 +85,10 @@ class Family:
         """Arguments of the class besides the configuration; the model never gets a pooler."""
         return {"add_pooling_layer": False} if self.has_pooler and not head else {}
 
+    def new_model(self, config: Any, head: bool) -> Any:
+        """A masked LM, or the encoder alone, with random weights."""
+        return self.model_class(head)(self.config(config), **self.class_arguments(head))
+
     def prepare(self, model: Any) -> None:
         """Corrects what transformers sets up wrongly in a model of this family; called once for each
         model."""

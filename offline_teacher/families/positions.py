@@ -26,18 +26,11 @@ MPNET_PADDING = 1
 
 
 def usable_length(config: Any) -> int:
-    """The most tokens, special ones included, that a row may have.
+    """The most tokens, special ones included, that a row may have, by a model's configuration.
 
-    Args:
-        config: a model's configuration, e.g. transformers' ``PretrainedConfig``.
-
-    Returns:
-        ``max_position_embeddings``, less the rows below the first position where positions are counted from
-        the padding's: a RoBERTa of 514 takes 512 tokens. ``sys.maxsize`` where the configuration sets no
-        limit (XLNet, T5).
-
-    Raises:
-        UserError: positions are counted from the padding's and there is no ``pad_token_id``.
+    That is ``max_position_embeddings``, less the rows below the first position where positions are counted
+    from the padding's: a RoBERTa of 514 takes 512 tokens. ``sys.maxsize`` where the configuration sets no
+    limit (XLNet, T5). UserError if positions are counted from the padding's and it has no ``pad_token_id``.
     """
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None or positions < 1:

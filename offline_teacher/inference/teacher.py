@@ -11,12 +11,12 @@ import torch
 from infra.cpu.native import has_triton
 from infra.settings.sections import Teacher
 from offline_teacher.inference import reduction_kernel
-from offline_teacher.models.loading import load_model
-from offline_teacher.models.pooling import Pooling
+from offline_teacher.models.loading import load_model, read_config, weight_digest
+from offline_teacher.models.pooling import Pooling, read_pooling
 from offline_teacher.models.replay import Replay
 from offline_teacher.models.split import Lower, lower
 from offline_teacher.models.weights import has_masked_lm_head, top_weights
-from offline_teacher.teacher_directory import find_teacher, load_config, read_pooling_of, weight_digest
+from offline_teacher.teacher_directory import find_teacher
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def load_teacher(teacher: Teacher, replay_layers: int, with_top: bool, device: s
     reductions in reduced precision, so that 16-bit matrix products are accumulated in float32.
     """
     directory = find_teacher(teacher)
-    config = load_config(directory)
+    config = read_config(directory)
     model = load_model(directory, config)
     dtype = getattr(torch, teacher.dtype)
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
@@ -54,7 +54,7 @@ def load_teacher(teacher: Teacher, replay_layers: int, with_top: bool, device: s
     return LoadedTeacher(
         lower=lower(model, replay_layers).to(device=device, dtype=dtype),
         top=top,
-        pooling=read_pooling_of(directory),
+        pooling=read_pooling(directory),
         config=config,
         weight_digest=weight_digest(directory),
         device=torch.device(device),

@@ -4,34 +4,62 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
-import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 
-from infra.errors import UserError
+from infra.errors import UserError, first_line
 from offline_teacher.families import family_of
 from offline_teacher.families.family import Family
 
+if TYPE_CHECKING:
+    import torch
+
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+"""Numbers of a configuration that must be at least 1."""
 UNUSED_WEIGHTS = ("pooler", "position_ids", "token_type_ids")
 """Weights and buffers of a model directory that are not loaded, because the encoder does not use them."""
 
 
 def read_config(directory: str) -> Any:
     """The configuration with the family's attention. UserError if it is unreadable or of an unknown
-    family."""
+    family, or if no encoder can have its values."""
+    from transformers.activations import ACT2FN
+
     path = os.path.join(directory, "config.json")
+    where = f"teacher.model: {path}"
     try:
         with open(path, encoding="utf-8") as stream:
             values = json.load(stream)
         if not isinstance(values, dict):
             raise ValueError("it is not a JSON object")
         family = family_of(values)
-        return family.config(values)
+        config = family.config(values)
     except UserError as error:
-        raise UserError(f"teacher.model: {path}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
     except Exception as error:  # a file of anything at all: transformers raises what its parts raise
-        raise UserError(f"teacher.model: {path} cannot be read ({_first_line(error)})") from None
+        raise UserError(f"{where} cannot be read ({first_line(error)})") from None
+    for name in SIZES:
+        size = getattr(config, family.own_name(name))
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"{where}: {name} is {size!r}, not a number of at least 1")
+    for name in ("hidden_act", "hidden_activation", "activation"):
+        activation = getattr(config, name, None)
+        if isinstance(activation, str) and activation not in ACT2FN:
+            raise UserError(f"{where}: {name} {activation!r} is not an activation of transformers")
+    if getattr(config, "is_decoder", False):
+        raise UserError(f"{where}: is_decoder is true: the model attends to earlier tokens only")
+    return config
 
 
 def load_model(directory: str, config: Any = None) -> Any:
@@ -43,6 +71,7 @@ def load_model(directory: str, config: Any = None) -> Any:
     Raises UserError if weights are missing, differ in shape from ``config``, or are weights that transformers
     would ignore (of more layers, of relative positions).
     """
+    import torch
     from transformers.utils import logging
 
     config = read_config(directory) if config is None else family_of(config).config(config)
@@ -67,7 +96,7 @@ def load_model(directory: str, config: Any = None) -> Any:
             **family.class_arguments(head),
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UserError(f"teacher.model: {directory} cannot be loaded ({_first_line(error)})") from None
+        raise UserError(f"teacher.model: {directory} cannot be loaded ({first_line(error)})") from None
     finally:
         logging.set_verbosity(verbosity)
     _check_loading(directory, family, info)
@@ -78,12 +107,68 @@ def load_model(directory: str, config: Any = None) -> Any:
     return model.eval()
 
 
+def weight_files(directory: str) -> list[str]:
+    """Paths of the safetensors files. UserError if there are none, or if their index is damaged."""
+    single = os.path.join(directory, "model.safetensors")
+    if os.path.isfile(single):
+        return [single]
+    index = os.path.join(directory, "model.safetensors.index.json")
+    if not os.path.isfile(index):
+        raise UserError(
+            f"teacher.model: {directory} has no weights (model.safetensors); other formats are not read,"
+            " save the model again with save_pretrained(..., safe_serialization=True)"
+        )
+    try:
+        with open(index, encoding="utf-8") as stream:
+            names = sorted(set(json.load(stream)["weight_map"].values()))
+        if not names:
+            raise ValueError("it names no weights")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"teacher.model: {index} is no index of weights ({first_line(error)})") from None
+    for name in names:
+        if not isinstance(name, str) or os.path.basename(name) != name or not name:
+            raise UserError(f"teacher.model: {index} names {name!r}, which is not in the same directory")
+    return [os.path.join(directory, name) for name in names]
+
+
+@contextmanager
+def open_weights(directory: str) -> Iterator[dict[str, Any]]:
+    """Name of a tensor -> the open safetensors file that has it. UserError if a file is damaged."""
+    with ExitStack() as files:
+        found: dict[str, Any] = {}
+        for path in weight_files(directory):
+            try:
+                weights = files.enter_context(safe_open(path, framework="pt"))
+            except (OSError, SafetensorError) as error:
+                raise UserError(
+                    f"teacher.model: {path} is not a whole safetensors file ({first_line(error)})"
+                ) from None
+            found |= dict.fromkeys(weights.keys(), weights)
+        yield found
+
+
+def weight_digest(directory: str) -> str:
+    """xxh3 over (name, dtype, shape, bytes as stored) of every tensor in the order of names.
+
+    Tensors, not files: the same weights split over other files have the same digest.
+    """
+    import torch
+
+    hasher = xxhash.xxh3_128()
+    with open_weights(directory) as weights:
+        for name in sorted(weights):
+            stored = weights[name].get_slice(name)
+            hasher.update(json.dumps([name, stored.get_dtype(), stored.get_shape()]).encode())
+            hasher.update(weights[name].get_tensor(name).reshape(-1).view(torch.uint8).numpy())
+    return f"xxh3-128:{hasher.hexdigest()}"
+
+
 def stored_dtype(directory: str) -> torch.dtype:
     """The floating dtype that all of a directory's weights have; float32 where they have several."""
-    found = set()
-    for path in _weight_paths(directory):
-        with safe_open(path, framework="pt") as weights:
-            found |= {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+    import torch
+
+    with open_weights(directory) as weights:
+        found = {weights[name].get_slice(name).get_dtype() for name in weights}
     known = {"F16": torch.float16, "BF16": torch.bfloat16}
     floating = found & {"F64", "F32", "F16", "BF16"}
     return known.get(floating.pop(), torch.float32) if len(floating) == 1 else torch.float32
@@ -91,7 +176,8 @@ def stored_dtype(directory: str) -> torch.dtype:
 
 def has_head(directory: str, config: Any) -> bool:
     """Whether a directory's weights have a masked-LM head; the weights are not loaded."""
-    return f"{family_of(config).head.dense}.weight" in _weight_names(directory)
+    with open_weights(directory) as weights:
+        return f"{family_of(config).head.dense}.weight" in weights
 
 
 def pooler_weights(directory: str, config: Any) -> dict[str, torch.Tensor]:
@@ -99,22 +185,10 @@ def pooler_weights(directory: str, config: Any) -> dict[str, torch.Tensor]:
 
     No layer of an encoder needs them; fine-tuning on a task starts from them.
     """
-    prefix, found = f"{family_of(config).prefix}.", {}
-    for path in _weight_paths(directory):
-        with safe_open(path, framework="pt") as weights:
-            for name in weights.keys():  # noqa: SIM118
-                if "pooler" in name.split("."):
-                    found[prefix + name.removeprefix(prefix)] = weights.get_tensor(name)
-    return found
-
-
-def _weight_paths(directory: str) -> list[str]:
-    single = os.path.join(directory, "model.safetensors")
-    if os.path.isfile(single):
-        return [single]
-    with open(f"{single}.index.json", encoding="utf-8") as stream:
-        names = set(json.load(stream)["weight_map"].values())
-    return [os.path.join(directory, name) for name in sorted(names)]
+    prefix = f"{family_of(config).prefix}."
+    with open_weights(directory) as weights:
+        names = [name for name in weights if "pooler" in name.split(".")]
+        return {prefix + name.removeprefix(prefix): weights[name].get_tensor(name) for name in names}
 
 
 def _check_loading(directory: str, family: Family, info: Any) -> None:
@@ -140,27 +214,3 @@ def _lost(family: Family, info: Any) -> list[str]:
     decoder = family.head.decoder
     biases = {f"{decoder}.bias", f"{decoder.rpartition('.')[0]}.bias"}
     return [name for name in info["missing_keys"] if name not in biases]
-
-
-def _weight_names(directory: str) -> set[str]:
-    """Names of all tensors in a directory's safetensors file, or in those that its index names."""
-    single = os.path.join(directory, "model.safetensors")
-    try:
-        if os.path.isfile(single):
-            with safe_open(single, framework="pt") as weights:
-                return set(weights.keys())
-        with open(f"{single}.index.json", encoding="utf-8") as stream:
-            return set(json.load(stream)["weight_map"])
-    except FileNotFoundError:
-        raise UserError(
-            f"teacher.model: {directory} has no weights (model.safetensors); other formats are not read,"
-            " save the model again with save_pretrained"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(
-            f"teacher.model: {directory}: weights cannot be read ({_first_line(error)})"
-        ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200]

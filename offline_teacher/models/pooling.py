@@ -49,11 +49,13 @@ class Pooling:
         return "" if self.default_prompt is None else self.prompts.get(self.default_prompt, "")
 
 
-def read_pooling(directory: str) -> Pooling:
-    """The pooling of a sentence encoder's directory.
+def read_pooling(directory: str) -> Pooling | None:
+    """The pooling of a sentence encoder's directory; None for other models, which have no modules.json.
 
-    Raises UserError if there is no modules.json, or if its pooling is not supported.
+    Raises UserError if the pooling is not supported.
     """
+    if not os.path.isfile(os.path.join(directory, "modules.json")):
+        return None
     where = f"teacher.model: {directory}"
     folder, normalise = _modules(directory)
     settings = _read(directory, "config_sentence_transformers.json", dict)

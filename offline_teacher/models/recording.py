@@ -17,11 +17,7 @@ class QueriesKeysValues:
     """Keeps the outputs of a layer's projections in the last forward of ``model``, with their autograd graph.
 
     Make it before ``torch.compile``, which does not see hooks that come later. ``close``, or leaving a
-    ``with`` block, takes the hooks off again.
-
-    Args:
-        model: a masked LM or an encoder of a supported family.
-        layer: counted from 0, or from the end with -1.
+    ``with`` block, takes the hooks off again. ``layer``: counted from 0, or from the end with -1.
     """
 
     def __init__(self, model: Any, layer: int = -1) -> None:

@@ -22,28 +22,18 @@ from infra.errors import UserError
 from offline_teacher.families import family_of
 from offline_teacher.families.family import no_head
 from offline_teacher.models.head import MaskedLmHead, masked_lm_head
-from offline_teacher.models.masks import encoder_mask
 from offline_teacher.models.recording import QueriesKeysValues, projected
-from offline_teacher.models.split import cut
-from offline_teacher.models.weights import check_depth, has_masked_lm_head, is_above, load_named
+from offline_teacher.models.split import cut, encoder_mask
+from offline_teacher.models.weights import check_depth, filled, has_masked_lm_head, is_above
 
 
 class Replay(nn.Module):
     """The top ``replay_layers`` layers and the head; always frozen and in evaluation mode.
 
     Every method computes only what it returns. Stored states h [B, L, D] may have any float dtype and are
-    zero at padded positions. Results are computed and returned in the parameters' dtype; at padded positions
-    they are finite but meaningless. ``token_count`` int [B]: see `offline_teacher.families`.
-
-    Args:
-        config: the teacher's configuration.
-        weights: `weights.top_weights`, or more; other tensors are not used.
-        replay_layers: 0 where the store holds the encoder's output.
-        dtype: of the parameters.
-
-    Raises:
-        UserError: the family is not supported; a tensor is missing or of another shape; the teacher has fewer
-            layers.
+    zero at padded positions. Results are computed and returned in the parameters' ``dtype``; at padded
+    positions they are finite but meaningless. ``weights``: `weights.top_weights`, or more. Raises UserError
+    if the family is not supported, the teacher has fewer layers, or a tensor is missing or of another shape.
     """
 
     def __init__(
@@ -147,15 +137,11 @@ class Replay(nn.Module):
 
 
 def _filled(config: Any, weights: Mapping[str, Tensor], replay_layers: int) -> Any:
-    """The teacher with the tensors there are; the others, which replay leaves out, take no memory."""
-    family = family_of(config)
-    head = f"{family.head.dense}.weight" in weights
-    with torch.device("meta"):
-        model = family.model_class(head)(config, **family.class_arguments(head))
-    missing = load_named(model, weights, assign=True)
+    """The teacher with the tensors there are, which must be all that replay needs."""
+    model, missing = filled(config, weights)
     missing = [name for name in missing if is_above(name, config, replay_layers)]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(f"the store's teacher weights lack {', '.join(missing[:3])}{more}")
-    family.prepare(model)
+    family_of(config).prepare(model)
     return model

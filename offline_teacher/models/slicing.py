@@ -39,12 +39,8 @@ def starting_weights(
 ) -> dict[str, Tensor]:
     """A student's first weights: the teacher's ``layers``, cut to the student's widths where they are less.
 
-    Args:
-        student, teacher: their configurations.
-        weights: of the teacher, as `weights.named_weights` names them.
-
-    Raises:
-        UserError: the student's attention heads cannot be cut out of the teacher's.
+    ``student`` and ``teacher`` are configurations; ``weights`` are the teacher's `weights.named_weights`.
+    UserError if the student's attention heads cannot be cut out of the teacher's.
     """
     start = student_weights(teacher, weights, layers)
     full = family_of(teacher).config(teacher)
@@ -53,12 +49,9 @@ def starting_weights(
 
 
 def sliced_weights(student: Any, weights: Mapping[str, Tensor], teacher_heads: int) -> dict[str, Tensor]:
-    """Tensors of a student of this configuration.
+    """Tensors of a narrower student, whose configuration is ``student``. UserError if the heads do not fit.
 
-    Args:
-        student: the narrower student's configuration.
-        weights: of `students.student_weights`: the student's names, the teacher's widths.
-        teacher_heads: attention heads of the teacher.
+    ``weights``: of `students.student_weights`, with the student's names and the teacher's widths.
     """
     family = family_of(student)
     cuts = _Cuts(family, family.config(student), weights, teacher_heads)

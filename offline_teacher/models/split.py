@@ -13,12 +13,30 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from infra.errors import UserError
 from offline_teacher.families import family_of
-from offline_teacher.models.masks import visible_positions
 from offline_teacher.models.weights import check_depth, load_named
+
+
+def visible_positions(token_count: Tensor | None, length: int, device: torch.device) -> Tensor | None:
+    """bool [B, L] on ``device``, true below token_count [B]; None where nothing is padded.
+
+    Nothing is padded if ``token_count`` is None, or a CPU tensor whose values are all L.
+    """
+    if token_count is None or (token_count.device.type == "cpu" and bool((token_count >= length).all())):
+        return None
+    return torch.arange(length, device=device) < token_count.to(device, non_blocking=True)[:, None]
+
+
+def encoder_mask(
+    config: Any, token_count: Tensor | None, length: int, device: torch.device, dtype: torch.dtype
+) -> Any:
+    """The ``attention_mask`` for an encoder of any family, which computes in ``dtype``."""
+    visible = visible_positions(token_count, length, device)
+    return family_of(config).attention_mask(config, visible, length, device, dtype)
 
 
 class Lower(nn.Module):

@@ -133,14 +133,8 @@ def new_student(
 ) -> Any:
     """A student in float32 on the CPU, in training mode: a masked LM, or the encoder alone.
 
-    Args:
-        config: of `student_config`.
-        weights: of `student_weights`; None: random ones. A decoder that is not among them is tied to the word
-            embeddings.
-        seed: of the random weights.
-
-    Raises:
-        UserError: ``weights`` lack a tensor or have one of another shape.
+    ``weights``: of `student_weights`; None: random ones. A decoder that is not among them is tied to the word
+    embeddings. UserError if they lack a tensor or have one of another shape.
     """
     family = family_of(config)
     config = family.config(config)
@@ -148,7 +142,7 @@ def new_student(
         config.tie_word_embeddings = f"{family.head.decoder}.weight" not in weights
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = family.model_class(head)(config, **family.class_arguments(head))
+        model = family.new_model(config, head)
     family.prepare(model)
     missing = [] if weights is None else load_named(model, weights)
     if missing:

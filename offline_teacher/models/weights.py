@@ -2,7 +2,7 @@
 
 Names are those that ``save_pretrained`` of the family's masked LM writes, also for the encoder alone. A
 tensor with two names (word embeddings and a tied decoder, the decoder's bias) has only one of them here. The
-tensors, not the configuration, decide what is tied. So the top and the rest, two safetensors files, together
+tensors, not the configuration, decide what is tied. So the top and the other weights, as two files,
 are a checkpoint that ``from_pretrained`` reads.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from infra.errors import UserError
@@ -45,12 +46,15 @@ def top_weights(model: Any, replay_layers: int) -> dict[str, Tensor]:
     With ``replay_layers`` 0, the head alone. A decoder that is tied to the word embeddings is there under
     their name. Raises UserError where the model has fewer layers.
     """
-    return _parted(model, replay_layers)[0]
-
-
-def rest_weights(model: Any, replay_layers: int) -> dict[str, Tensor]:
-    """What `top_weights` leaves of `named_weights`: embeddings and the layers below the top."""
-    return _parted(model, replay_layers)[1]
+    check_depth(model.config, replay_layers)
+    family, tensors = family_of(model.config), named_weights(model)
+    decoder = f"{family.head.decoder}.weight"
+    words = None if decoder in tensors or not has_masked_lm_head(model) else _second_names(family)[decoder]
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name == words or is_above(name, model.config, replay_layers)
+    }
 
 
 def check_depth(config: Any, replay_layers: int) -> None:
@@ -84,17 +88,15 @@ def load_named(model: nn.Module, weights: Mapping[str, Tensor], *, assign: bool 
     return [f"{start}{name}" for name in missing]
 
 
-def _parted(model: Any, replay_layers: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    check_depth(model.config, replay_layers)
-    family, tensors = family_of(model.config), named_weights(model)
-    decoder = f"{family.head.decoder}.weight"
-    words = None if decoder in tensors or not has_masked_lm_head(model) else _second_names(family)[decoder]
-    top: dict[str, Tensor] = {}
-    rest: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        part = top if name == words or is_above(name, model.config, replay_layers) else rest
-        part[name] = tensor
-    return top, rest
+def filled(config: Any, weights: Mapping[str, Tensor]) -> tuple[Any, list[str]]:
+    """A teacher whose parameters are these tensors, and the names of those that it lacks.
+
+    It is a masked LM if there is a head among them. The parameters that are lacking take no memory.
+    """
+    family = family_of(config)
+    with torch.device("meta"):
+        model = family.new_model(config, head=f"{family.head.dense}.weight" in weights)
+    return model, load_named(model, weights, assign=True)
 
 
 def is_above(name: str, config: Any, replay_layers: int) -> bool:

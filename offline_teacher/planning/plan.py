@@ -9,9 +9,8 @@ corpus          size and read (in units of ``unit``), places, exact (all of it w
 kept_mass       ks, temperatures, positions (kind -> how many), masked and unmasked: [T][k]; null where the
                 teacher has no masked-LM head
 gradient_error  temperature, positions, top_k, student_layers, close_step; at_initialisation and
-                close_to_teacher: soft target -> relative error of the head's gradient, see soft_targets.py;
-                as_run: exact soft target (of the teacher in float32, like all others) -> the same of the
-                teacher in the recipe's dtype; empty where that is float32; null as kept_mass
+                close_to_teacher: soft target -> relative error of the head's gradient, see soft_targets.py
+                (exact ones of the teacher in the recipe's dtype); null as kept_mass
 relation_error  heads; errors: form of hidden states -> relative error of the relations' gradient; null
                 where the student starts as its teacher
 bytes           form of store -> columns (bytes a token), per_token, total (all masking epochs), top_k,
@@ -79,7 +78,7 @@ def measure(recipe: Recipe) -> dict[str, Any]:
     source, recipe = find_source(recipe)
     assert recipe.corpus is not None
     preflight.check_students(recipe, source)
-    encoder = preflight.encoder_of(source)
+    encoder = source.encoder
     corpus = sample_corpus(recipe.corpus, recipe.sequences, encoder)
     preflight.check_tokens(recipe, encoder, corpus.input_ids, corpus.token_count)
     sequences = masked_sample(recipe, source, encoder, corpus)

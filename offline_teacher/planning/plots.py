@@ -29,21 +29,11 @@ def kept_mass(report: dict[str, Any]) -> bytes:
     for axes, kind in zip(panels, ("masked", "unmasked"), strict=True):
         for number, (temperature, values) in enumerate(zip(mass["temperatures"], mass[kind], strict=True)):
             colour = COLOURS[number % len(COLOURS)]
-            axes.plot(
-                mass["ks"],
-                values,
-                marker="o",
-                markersize=4,
-                linewidth=1.6,
-                color=colour,
-                label=f"{temperature:g}",
-            )
+            axes.plot(mass["ks"], values, marker="o", color=colour, label=f"{temperature:g}")
         axes.set_xscale("log", base=2)
         axes.set_xticks(mass["ks"], [str(k) for k in mass["ks"]])
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.grid(color="0.92")
-        axes.set_axisbelow(True)
         axes.set_title(f"{kind} positions ({mass['positions'][kind]:,})", fontsize=10)
         axes.set_xlabel("k")
     panels[0].set_ylabel("teacher's probability kept")
@@ -61,27 +51,19 @@ def gradient_error(report: dict[str, Any]) -> bytes:
     places, height = np.arange(len(names)), 0.36
     values = [value for key in kinds.values() for value in errors[key].values() if value is not None]
     if not values:
-        axes.text(
-            0.5, 0.5, "nothing to compare:\nthe dense gradient is zero", ha="center", transform=axes.transAxes
-        )
+        nothing = "nothing to compare:\nthe dense gradient is zero"
+        axes.text(0.5, 0.5, nothing, ha="center", transform=axes.transAxes)
         values = [1.0]
     low, high = 10 ** np.floor(np.log10(max(min(values), 1e-8))) / 2, max(max(values) * 6, 3.0)
     for number, (label, key) in enumerate(kinds.items()):
         widths = [max(value or 0.0, low) for value in errors[key].values()]
-        bars = axes.barh(
-            places + (number - 0.5) * height, widths, height * 0.92, color=COLOURS[number], label=label
-        )
-        axes.bar_label(
-            bars, [figure(value) for value in errors[key].values()], padding=3, fontsize=8.5, bbox=WHITE
-        )
-    axes.axvline(1.0, color="0.35", linewidth=1, linestyle="--", zorder=0.9)
-    axes.annotate("no gradient", (1.0, 1.0), xycoords=("data", "axes fraction"), xytext=(4, 2),
-                  textcoords="offset points", fontsize=8.5, color="0.35")  # fmt: skip
+        at = places + (number - 0.5) * height
+        bars = axes.barh(at, widths, height * 0.92, color=COLOURS[number], label=label)
+        axes.bar_label(bars, [figure(value) for value in errors[key].values()], padding=3, bbox=WHITE)
+    axes.axvline(1.0, color="0.35", linestyle="--", label="no gradient")
     axes.set(xscale="log", xlim=(low, high))
     axes.set_yticks(places, names)
     axes.invert_yaxis()
-    axes.grid(axis="x", color="0.92")
-    axes.set_axisbelow(True)
     axes.set_xlabel("relative error of the gradient against the dense teacher (log)")
     axes.set_title(f"Gradient error of each soft target at T = {errors['temperature']:g}", pad=18)
     chart.legend(frameon=False, title="student", loc="outside right center")
@@ -93,28 +75,20 @@ def bytes_per_token(report: dict[str, Any]) -> bytes:
     forms = report["bytes"]
     names = list(forms)
     stacks: dict[str, tuple[str, ...]] = {"ids, masks, digests": TEXT_COLUMNS}
-    stacks |= {
-        name: (name,)
-        for name in ("topk_ids", "topk_logits", "logsumexp", "hidden_states", "hidden_scale", "embedding")
-    }
+    own = ("topk_ids", "topk_logits", "logsumexp", "hidden_states", "hidden_scale", "embedding")
+    stacks |= {name: (name,) for name in own}
     chart, axes = pyplot.subplots(figsize=(9.2, 0.55 * len(names) + 1.6), layout="constrained")
     left = np.zeros(len(names))
     for number, (label, columns) in enumerate(stacks.items()):
-        widths = np.array(
-            [sum(forms[name]["columns"].get(column, 0.0) for column in columns) for name in names]
-        )
+        sizes = [[forms[name]["columns"].get(column, 0.0) for column in columns] for name in names]
+        widths = np.array(sizes).sum(axis=1)
         if widths.any():
             axes.barh(names, widths, 0.66, left=left, color=COLOURS[(number + 6) % len(COLOURS)], label=label)
         left += widths
     for name, total in zip(names, left, strict=True):
-        words = f"{total:,.0f}  ({amount(forms[name]['total'], 'bytes')})"
-        axes.annotate(
-            words, (total, name), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9
-        )
-    axes.set_xlim(0, left.max() * 1.22)
+        axes.text(total, name, f"  {total:,.0f}  ({amount(forms[name]['total'], 'bytes')})", va="center")
+    axes.set_xlim(0, left.max() * 1.25)
     axes.invert_yaxis()
-    axes.grid(axis="x", color="0.92")
-    axes.set_axisbelow(True)
     axes.set_xlabel("bytes a token (in brackets: whole corpus, all masking epochs)")
     axes.set_title("Size of the store by column")
     chart.legend(frameon=False, loc="outside right center")
@@ -124,6 +98,8 @@ def bytes_per_token(report: dict[str, Any]) -> bytes:
 def _png(chart: Figure) -> bytes:
     for axes in chart.axes:
         axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x" if axes.yaxis_inverted() else "both", color="0.92")
+        axes.set_axisbelow(True)
     buffer = io.BytesIO()
     chart.savefig(buffer, format="png", dpi=144)
     pyplot.close(chart)

@@ -6,7 +6,7 @@ from typing import Any
 
 from infra.settings.recipe import Recipe
 from offline_teacher.planning.report import NOTHING, amount, counted, figure, hours, without_gpu
-from offline_teacher.planning.soft_targets import as_run, exact, renormalised, tail_bucket
+from offline_teacher.planning.soft_targets import exact, renormalised, tail_bucket
 
 Errors = dict[str, tuple[float, float]]
 """Soft target -> relative error of the gradient for a new student, and for one close to the teacher."""
@@ -29,7 +29,7 @@ def recommend(report: dict[str, Any], recipe: Recipe) -> list[str]:
         return [f"No form of store is recommended: {NOTHING}.", *replay, time]
     needs_hidden = any(run.train.alpha_cos or run.train.alpha_relation for run in recipe.runs().values())
     n = 1 if wants_replay(recipe) else 0
-    errors = _judged(report)
+    errors = _errors_of(report)
     choices = {form: _target_of(form, report, n) for form in report["bytes"] if form != "this recipe"}
     if needs_hidden:
         choices = {form: target for form, target in choices.items() if _hidden(form, report) != "none"}
@@ -42,8 +42,12 @@ def recommend(report: dict[str, Any], recipe: Recipe) -> list[str]:
     sentences.append(_own_sentence(best, choices[best], errors, report, recipe))
     sentences += replay
     assert recipe.teacher is not None
-    if recipe.teacher.dtype != "float32":
-        sentences.append(_dtype_sentence(recipe, report))
+    least = max(errors[exact("float16", n)])
+    if recipe.teacher.dtype != "float32" and least > GOOD:
+        sentences.append(
+            f"With the teacher in {recipe.teacher.dtype} the gradient errs by up to {figure(least)} even from"
+            " float16 hidden states; set teacher.dtype=float32 for less."
+        )
     sentences.append(_topk_sentence(report))
     return [*sentences, time]
 
@@ -63,7 +67,9 @@ def _replay_sentence(report: dict[str, Any], recipe: Recipe) -> list[str]:
         cost["replay"] / (cost["student"] + cost["vocabulary"]) for cost in report["step"].values()
     )
     same = "takes the same bytes and also serves relations (MiniLMv2)"
-    errors = f" Their gradient then errs by {_relation_errors(report)}." if report["relation_error"] else ""
+    found = (report["relation_error"] or {}).get("errors", {})
+    told = ", ".join(f"{figure(error)} ({name})" for name, error in found.items())
+    errors = f" Their gradient then errs by {told}." if found else ""
     if not wants_replay(recipe):
         return [
             f"Leave store.replay_layers=0 for these students. The value 1 {same}, but each step then replays"
@@ -71,42 +77,15 @@ def _replay_sentence(report: dict[str, Any], recipe: Recipe) -> list[str]:
         ]
     if recipe.store.replay_layers:
         return [f"store.replay_layers={recipe.store.replay_layers} pays here: it {same}.{errors}"]
-    why = (
-        "which a student here is trained by"
-        if _has_relations(recipe)
-        else "from which narrow students learn best"
-    )
+    related = any(run.train.alpha_relation > 0 for run in recipe.runs().values())
+    why = "which a student here is trained by" if related else "from which narrow students learn best"
     return [f"Set store.replay_layers=1: it {same}, {why}.{errors}"]
-
-
-def _has_relations(recipe: Recipe) -> bool:
-    return any(run.train.alpha_relation > 0 for run in recipe.runs().values())
-
-
-def _relation_errors(report: dict[str, Any]) -> str:
-    errors = report["relation_error"]["errors"]
-    return ", ".join(f"{figure(error)} ({name})" for name, error in errors.items())
 
 
 def _errors_of(report: dict[str, Any]) -> Errors:
     errors = report["gradient_error"]
     close = errors["close_to_teacher"]
     return {name: (first, close[name]) for name, first in errors["at_initialisation"].items()}
-
-
-def _judged(report: dict[str, Any]) -> Errors:
-    """The errors by which forms of store are compared: those of a teacher in the recipe's dtype. If the dtype
-    alone causes too large errors, they are those of a teacher in float32."""
-    errors = _errors_of(report)
-    if not _dtype_is_too_much(report):
-        errors |= {target: errors[name] for target, name in report["gradient_error"]["as_run"].items()}
-    return errors
-
-
-def _dtype_is_too_much(report: dict[str, Any]) -> bool:
-    met_again = report["gradient_error"]["as_run"]
-    best = [name for target, name in met_again.items() if target.startswith("exact, float16")]
-    return bool(best) and max(_errors_of(report)[best[0]]) > GOOD
 
 
 def _hidden(form: str, report: dict[str, Any]) -> str:
@@ -126,8 +105,7 @@ def _best_sentence(
 ) -> str:
     form = report["bytes"][best]
     bound = f"the gradient within {100 * GOOD:g} % of the dense teacher's"
-    itself = " by itself" if _dtype_is_too_much(report) else ""
-    why = f"the {'smallest form that' if good else 'most exact form, though none'}{itself} keeps {bound}"
+    why = f"the {'smallest form that' if good else 'most exact form, though none'} keeps {bound}"
     if needs_hidden:
         why += " and serves every term of the loss" if good else " (the loss needs hidden states)"
     first, close = errors[target]
@@ -151,22 +129,6 @@ def _own_sentence(best: str, best_target: str, errors: Errors, report: dict[str,
     return (
         f"{words} ({amount(own['total'], 'bytes')}) for an error of at most {figure(max(errors[target]))},"
         f" against {figure(max(errors[best_target]))}."
-    )
-
-
-def _dtype_sentence(recipe: Recipe, report: dict[str, Any]) -> str:
-    assert recipe.teacher is not None
-    dtype, errors = recipe.teacher.dtype, _errors_of(report)
-    int8, float16 = (max(errors[as_run(kind, dtype)]) for kind in ("int8", "float16"))
-    words = (
-        f"With the teacher in {dtype}, as this recipe runs it, the gradient of an exact target"
-        f" errs by up to {figure(float16)} with float16 hidden states and {figure(int8)} with int8"
-    )
-    if not _dtype_is_too_much(report):
-        return f"{words}; the errors above include this."
-    return (
-        f"{words}: more than {100 * GOOD:g} %, whatever is stored. The errors above are those of a"
-        " teacher in float32; set teacher.dtype=float32 to have them."
     )
 
 

@@ -66,6 +66,7 @@ def _errors(report: dict[str, Any]) -> str:
     first, close = errors["at_initialisation"], errors["close_to_teacher"]
     rows = [[name, figure(first[name]), figure(close[name])] for name in first]
     layers, step = ", ".join(map(str, errors["student_layers"])), errors["close_step"]
+    dtype = report["time"]["dtype"]
     nothing = f"\n-: {NOTHING}" if None in first.values() else ""
     return "\n".join(
         [
@@ -74,8 +75,8 @@ def _errors(report: dict[str, Any]) -> str:
             " is more wrong than no gradient",
             table(rows, ["soft target", "at initialisation", "close to the teacher"]) + nothing,
             f"at initialisation: the teacher with its layers {layers} alone, and its own head; close:"
-            f" {100 * step:g} % of the way from the teacher to there, in hidden states. Teacher in float32,"
-            " unless another dtype is named",
+            f" {100 * step:g} % of the way from the teacher to there, in hidden states. Exact targets: of"
+            f" the teacher in {dtype}, as this recipe runs it",
         ]
     )
 

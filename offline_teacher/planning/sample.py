@@ -23,10 +23,9 @@ from offline_teacher.models.replay import Replay
 from offline_teacher.models.split import Lower, lower
 from offline_teacher.models.students import choose_layers, new_student, student_config, student_weights
 from offline_teacher.models.weights import named_weights, top_weights
-from offline_teacher.planning.relations import relation_gradient
-from offline_teacher.planning.soft_targets import DenseHead, as_stored, hidden_name
+from offline_teacher.planning.soft_targets import DenseHead, as_stored, hidden_name, relation_gradient
 from offline_teacher.sequences.masking import MaskVocab, mask_sequences, mask_vocab
-from offline_teacher.sequences.packing import Encoder
+from offline_teacher.sequences.tokenizer import Encoder
 from offline_teacher.source import Source
 
 MASS_POSITIONS = 1024
@@ -110,18 +109,25 @@ def _choose(wanted: np.ndarray, count: int) -> np.ndarray:
 
 
 class Knowledge:
-    """The teacher in float32 on the CPU, and what each form of store would keep of it on these sequences."""
+    """The teacher in float32 on the CPU, and what each form of store would keep of it on these sequences.
+
+    A store keeps what the teacher gives in the recipe's dtype.
+    """
 
     def __init__(self, recipe: Recipe, source: Source, sequences: Sequences) -> None:
         """UserError where hidden states of the teacher, in float32 or as it is run, are not finite."""
         assert recipe.teacher is not None
         self.recipe, self.sequences, self.config = recipe, sequences, source.config
-        self._directory = source.directory
         self._model = load_model(source.directory, source.config)
         own = recipe.store.replay_layers
         depth = source.config.num_hidden_layers
         self.depths = sorted({n for n in (0, 1, own) if n <= depth})
         self._states = {n: self._run(lower(self._model, n), "float32") for n in self.depths}
+        self._as_run, dtype = self._states, recipe.teacher.dtype
+        if dtype != "float32":
+            model = load_model(source.directory, source.config)  # another: a cut model shares its parameters
+            model.to(getattr(torch, dtype))
+            self._as_run = {n: self._run(lower(model, n), dtype) for n in self.depths}
         self._replays = {n: Replay(source.config, top_weights(self._model, n), n) for n in self.depths}
         run = next(iter(recipe.runs().values()))
         self.student_layers = choose_layers(run.student.layers, source.config)
@@ -136,26 +142,9 @@ class Knowledge:
 
     def forms(self, positions: np.ndarray) -> Iterator[tuple[str, Tensor]]:
         """Name of a form of hidden states -> the last ones float32 [N, D] that training takes from it."""
-        for n, states in self._states.items():
+        for n, states in self._as_run.items():
             for stored in STORED:
                 yield hidden_name(stored, n), self._replayed(as_stored(states, stored), n, positions)
-
-    def forms_as_run(self, positions: np.ndarray) -> Iterator[tuple[str, str, Tensor]]:
-        """(format, form in float32, last hidden states) of the teacher in the recipe's dtype.
-
-        None where that is float32.
-        """
-        teacher = self.recipe.teacher
-        assert teacher is not None
-        if teacher.dtype == "float32":
-            return
-        n = self.recipe.store.replay_layers
-        dtype = getattr(torch, teacher.dtype)
-        model = load_model(self._directory, self.config)  # another: a cut model shares its parameters
-        states = self._run(lower(model, n).to(dtype), teacher.dtype)
-        for stored in STORED:
-            last = self._replayed(as_stored(states, stored), n, positions)
-            yield stored, hidden_name(stored, n), last
 
     def student_hidden(self, positions: np.ndarray) -> Tensor:
         """Last hidden states float32 [N, D] of a student before its first step, of the teacher's width."""
@@ -182,8 +171,9 @@ class Knowledge:
             own = recorder.take()
         heads = max(n for n in range(1, 65) if self.config.hidden_size % n == 0)
         replay = self._replays[max(n for n in self.depths if n)]
-        states = self._states[replay.replay_layers][:RELATION_SEQUENCES]
-        truth = relation_gradient(own, replay.queries_keys_values(states, count), count, heads)
+        n, few = replay.replay_layers, slice(0, RELATION_SEQUENCES)
+        exact, states = self._states[n][few], self._as_run[n][few]
+        truth = relation_gradient(own, replay.queries_keys_values(exact, count), count, heads)
         errors = {}
         for stored in STORED:
             found = replay.queries_keys_values(as_stored(states, stored), count)
@@ -218,8 +208,5 @@ class Knowledge:
     @torch.no_grad()
     def _replayed(self, states: Tensor, replay_layers: int, positions: np.ndarray) -> Tensor:
         _, count = self._batch(slice(None))
-        size, pieces = 64, []
-        for start in range(0, len(states), size):
-            here = slice(start, start + size)
-            pieces.append(self._replays[replay_layers].last_hidden(states[here], count[here]))
-        return torch.cat(pieces).flatten(0, 1)[torch.from_numpy(positions)]
+        last = self._replays[replay_layers].last_hidden(states, count)
+        return last.flatten(0, 1)[torch.from_numpy(positions)]

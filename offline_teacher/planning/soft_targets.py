@@ -123,11 +123,6 @@ def exact(stored: str, replay_layers: int = 0) -> str:
     return f"exact, {hidden_name(stored, replay_layers)}"
 
 
-def as_run(stored: str, dtype: str) -> str:
-    """Of the teacher in the recipe's ``dtype`` and with its replayed layers."""
-    return f"exact, {dtype} teacher, {stored}"
-
-
 def as_stored(hidden: Tensor, stored: str) -> Tensor:
     """Hidden states [..., D] as read back, float32, from a store that keeps them in float16 or int8."""
     if stored == "int8":
@@ -179,25 +174,48 @@ def compare_targets(
 ) -> dict[str, Any]:
     """``gradient_errors`` of every soft target for the student as it starts and for one close to the teacher.
 
-    ``positions``: flat [N]. Where the recipe's dtype is not float32, ``as_run`` says by which target each
-    exact one is met again with the teacher in that dtype.
+    ``positions``: flat [N].
     """
     teacher, student = knowledge.last_hidden(positions), knowledge.student_hidden(positions)
     targets = top_k_targets(top_k)
     targets += [SoftTarget(f"exact, {name}", hidden=last) for name, last in knowledge.forms(positions)]
-    met_again = {}
-    for stored, form, last in knowledge.forms_as_run(positions):
-        assert knowledge.recipe.teacher is not None
-        name = as_run(stored, knowledge.recipe.teacher.dtype)
-        targets.append(SoftTarget(name, hidden=last))
-        met_again[f"exact, {form}"] = name
     close = teacher + CLOSE_STEP * (student - teacher)
     return {
         "temperature": temperature,
         "positions": len(teacher),
         "top_k": top_k,
-        "as_run": met_again,
         "close_step": CLOSE_STEP,
         "at_initialisation": gradient_errors(knowledge.head, teacher, student, targets, temperature),
         "close_to_teacher": gradient_errors(knowledge.head, teacher, close, targets, temperature),
     }
+
+
+# Relations (MiniLMv2, arXiv 2012.15828): B sequences, L length, A relation heads, d = D / A
+
+
+def relation_gradient(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], token_count: Tensor, heads: int
+) -> Tensor:
+    """float64, flat: of the sum over relations, heads and real query positions of KL(teacher || student).
+
+    ``student`` and ``teacher``: queries, keys and values [B, L, D]. The gradient is with respect to the
+    student's.
+    """
+    gradients = []
+    for own, other in zip(student, teacher, strict=True):
+        own = own.detach().double().requires_grad_()
+        p, q = (_log_relation(x.double(), token_count, heads) for x in (other.detach(), own))
+        real = torch.arange(own.shape[1]) < token_count[:, None]  # [B, L]
+        rows = (p.exp() * (p - q)).sum(-1)  # [B, A, L]
+        (gradient,) = torch.autograd.grad((rows * real[:, None]).sum(), own)
+        gradients.append(gradient.flatten())
+    return torch.cat(gradients)
+
+
+def _log_relation(x: Tensor, token_count: Tensor, heads: int) -> Tensor:
+    """log softmax(x x^T / sqrt(d)) [B, A, L, L] over real positions; very low behind them."""
+    count, length, width = x.shape
+    x = x.view(count, length, heads, width // heads).transpose(1, 2)  # [B, A, L, d]
+    scores = x @ x.transpose(-1, -2) * (width // heads) ** -0.5
+    hidden = torch.arange(length) >= token_count[:, None]
+    return torch.log_softmax(scores.masked_fill(hidden[:, None, None, :], -1e30), -1)

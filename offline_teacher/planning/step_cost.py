@@ -17,8 +17,7 @@ from offline_teacher.store.schema import Layout
 
 def step_cost(recipe: Recipe, teacher: Any, layout: Layout) -> dict[str, dict[str, float]]:
     """Student -> operations a token of its own step (``student``), of the product with the vocabulary
-    (``vocabulary``), of replaying one whole layer (``replay``) and of its Q, K, V alone (``projections``);
-    ``replay_share`` is what the student's loss needs of these over the rest.
+    (``vocabulary``), of replaying one whole layer (``replay``) and of its Q, K, V alone (``projections``).
     """
     return {name: _cost(run, teacher, layout) for name, run in recipe.runs().items()}
 
@@ -31,13 +30,11 @@ def _cost(run: StudentRun, teacher: Any, layout: Layout) -> dict[str, float]:
     exact = bool(run.train.alpha_ce) and run.train.soft_target_kind(layout.hidden_states) == "exact"
     vocabulary += 2 * teacher.hidden_size * layout.vocab_size * exact
     whole, projections = _layer(teacher, layout.length), 6.0 * teacher.hidden_size**2
-    asked = whole if exact or run.train.alpha_cos else projections * bool(run.train.alpha_relation)
     return {
         "student": own,
         "vocabulary": vocabulary,
         "replay": whole,
         "projections": projections,
-        "replay_share": asked / (own + vocabulary),
     }
 
 

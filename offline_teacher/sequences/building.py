@@ -21,11 +21,18 @@ from infra.settings.recipe import outcome_settings
 from infra.settings.sections import Corpus, Sequences
 from offline_teacher.corpus.documents import Part, documents, modified
 from offline_teacher.corpus.problems import Problems
-from offline_teacher.sequences.packing import Encoder, TextSeen, batched, load_encoder, pack
+from offline_teacher.sequences.packing import TextSeen, batched, pack
+from offline_teacher.sequences.tokenizer import Encoder, load_encoder
 from offline_teacher.store.index import PartIndex
-from offline_teacher.store.manifest import SEQUENCES, part_name, part_path
 from offline_teacher.store.parts import publish_part, read_counts
-from offline_teacher.store.pending import finished_tasks, in_order, read_part_index, read_parts
+from offline_teacher.store.paths import SEQUENCES, part_name, part_path
+from offline_teacher.store.pending import (
+    finished_parts,
+    finished_tasks,
+    in_order,
+    read_part_index,
+    read_parts,
+)
 from offline_teacher.store.schema import SPLITS, Layout
 
 COUNTS_END = ".counts.arrow"
@@ -35,8 +42,11 @@ VERSION = 3
 
 @dataclass(frozen=True)
 class Tokenising:
-    """How the text of a store becomes sequences."""
+    """How the text of a store becomes sequences; pickled, it is what a text worker needs to know."""
 
+    root: str
+    """The store, in which the tokenizer is."""
+    layout: Layout
     corpus: Corpus
     sequences: Sequences
     prompt: str = ""
@@ -44,86 +54,100 @@ class Tokenising:
     counted: bool = False
     """Whether to count tokens, because masking is by frequency."""
 
+    @property
+    def encoder(self) -> Encoder:
+        return load_encoder(storage.join(self.root, "tokenizer"))
+
+    def outstanding(self, split: str, parts: Sequence[Part]) -> list[int]:
+        """The parts that ``build`` has to build; reads their indices only."""
+        sizes = storage.list_sizes(storage.join(self.root, SEQUENCES, split))
+        tokenizer = self.encoder.digest
+
+        def is_there(number: int) -> bool:
+            return self._is_current(split, number, parts[number], tokenizer, sizes)
+
+        there = in_order(is_there, range(len(parts)))
+        return [number for number, found in enumerate(there) if not found]
+
+    def build(self, split: str, number: int, part: Part) -> PartIndex:
+        """Publishes the sequences of a part and returns their index.
+
+        They depend on the arguments and this object alone. UserError where tasks of the store were made of
+        other text.
+        """
+        encoder, problems, text = self.encoder, Problems(self.corpus.strict), TextSeen()
+        texts = (self.prompt + document for document in documents(part, self.corpus, problems))
+        rows = list(pack(batched(texts, text), encoder, self.sequences, text))
+        problems.cut_documents, problems.cut_tokens = text.cut_documents, text.cut_tokens
+        self._refuse_other_digest(split, number, text.xxh3)
+        ids = np.concatenate([ids for ids, _ in rows] or [np.empty((0, self.sequences.length))])
+        columns = {
+            "input_ids": ids.astype(self.layout.id_dtype, copy=False),
+            "token_count": np.concatenate([count for _, count in rows] or [np.empty(0, np.uint16)]),
+        }
+        facts: dict[str, Any] = {
+            "text": text.xxh3,
+            "made_from": self._made_from(part, encoder.digest),
+            "documents": text.documents,
+            "text_bytes": text.text_bytes,
+            "problems": problems.to_json(),
+        }
+        counts = _counts(columns["input_ids"], encoder) if self.counted else None
+        return publish_part(self.root, self.layout, split, number, columns, facts, counts)
+
+    def refuse_other_text(self, split: str, number: int, part: Part) -> None:
+        """Raises UserError if tasks of the store were made from other text than the corpus now has; reads one
+        part."""
+        text = TextSeen()
+        for document in documents(part, self.corpus, Problems(strict=False)):
+            text.add(self.prompt + document)
+        self._refuse_other_digest(split, number, text.xxh3)
+
+    def _refuse_other_digest(self, split: str, number: int, digest: str) -> None:
+        try:
+            found, _ = read_part_index(self.root, split, number)
+        except UserError:  # absent or damaged
+            return
+        if found.text != digest and any(finished_tasks(self.root, name) for name in SPLITS):
+            raise UserError(
+                f"corpus: part {number} of the {split} text in {self.root} was made of other text, which has"
+                " changed since: restore it, or choose another store.path"
+            )
+
+    def _made_from(self, part: Part, tokenizer: str) -> str:
+        """Digest of all that decides a part's content but the bytes of its files, and not of their names."""
+        recipe = [outcome_settings(section) for section in (self.corpus, self.sequences)]
+        spans = [(span.start, span.stop, span.stamp) for span in part.spans]
+        content = [VERSION, recipe, part.split, spans, tokenizer]
+        return storage.digest_bytes(json.dumps(content, sort_keys=True).encode())
+
+    def _is_current(
+        self, split: str, number: int, part: Part, tokenizer: str, sizes: Mapping[str, int]
+    ) -> bool:
+        """Whether a part need not be built again. ``sizes``: file name -> bytes, of what is there.
+
+        Its recipe and sizes are compared, and, as make does, that no local file of it was written after it.
+        """
+        name, path = part_name(number), part_path(self.root, split, number, ".json")
+        if f"{name}.json" not in sizes:
+            return False
+        try:
+            index, _ = read_part_index(self.root, split, number)
+        except UserError:  # damaged
+            return False
+        return (
+            index.made_from == self._made_from(part, tokenizer)
+            and not (self.corpus.strict and index.problems["counts"])  # found when it was not strict
+            and sizes.get(f"{name}.arrow") == index.bytes
+            and (index.counts is None or f"{name}{COUNTS_END}" in sizes)
+            and (storage.is_remote(path) or modified(part) < os.stat(path).st_mtime)
+        )
+
 
 def text_digest(parts: Sequence[Part]) -> str:
     """Digest of how the text is cut into parts and of the sizes of its files, not of their names."""
     cut = [[part.split, [(span.start, span.stop, span.stamp) for span in part.spans]] for part in parts]
     return storage.digest_bytes(json.dumps(cut).encode())
-
-
-def outstanding(root: str, split: str, parts: Sequence[Part], how: Tokenising) -> list[int]:
-    """The parts that ``build_part`` would have to build; reads their indices only."""
-    encoder = load_encoder(storage.join(root, "tokenizer"))
-    sizes = storage.list_sizes(storage.join(root, SEQUENCES, split))
-
-    def is_left(number: int) -> bool:
-        return _current(root, split, number, parts[number], how, encoder, sizes) is None
-
-    left = in_order(is_left, range(len(parts)))
-    return [number for number, missing in enumerate(left) if missing]
-
-
-def build_part(
-    root: str,
-    layout: Layout,
-    split: str,
-    number: int,
-    part: Part,
-    how: Tokenising,
-) -> PartIndex:
-    """Publishes the sequences of a part, unless they are there; its index.
-
-    Uses the tokenizer in the store and depends on its arguments alone. UserError where tasks of the store
-    were made of other text.
-    """
-    encoder = load_encoder(storage.join(root, "tokenizer"))
-    names = [os.path.basename(part_path(root, split, number, end)) for end in (".json", ".arrow", COUNTS_END)]
-    places = {name: storage.join(root, SEQUENCES, split, name) for name in names}
-    sizes = {name: storage.size(path) for name, path in places.items() if storage.exists(path)}
-    found = _current(root, split, number, part, how, encoder, sizes)
-    if found is not None:
-        return found
-    problems, text = Problems(how.corpus.strict), TextSeen()
-    texts = (how.prompt + document for document in documents(part, how.corpus, problems))
-    rows = list(pack(batched(texts, text), encoder, how.sequences, text))
-    problems.cut_documents, problems.cut_tokens = text.cut_documents, text.cut_tokens
-    digest = f"xxh3-128:{text.digest.hexdigest()}"
-    _refuse_other_digest(root, split, number, digest)
-    columns = {
-        "input_ids": np.concatenate([ids for ids, _ in rows] or [np.empty((0, how.sequences.length))]),
-        "token_count": np.concatenate([count for _, count in rows] or [np.empty(0, np.uint16)]),
-    }
-    columns["input_ids"] = columns["input_ids"].astype(layout.id_dtype, copy=False)
-    facts: dict[str, Any] = {
-        "text": digest,
-        "made_from": _made_from(part, how, encoder),
-        "documents": text.documents,
-        "text_bytes": text.text_bytes,
-        "problems": problems.to_json(),
-    }
-    counts = _counts(columns["input_ids"], encoder) if how.counted else None
-    return publish_part(root, layout, split, number, columns, facts, counts)
-
-
-def refuse_other_text(root: str, split: str, number: int, part: Part, how: Tokenising) -> None:
-    """Raises UserError if tasks of the store were made from other text than the corpus now has; reads one
-    part."""
-    text = TextSeen()
-    for document in documents(part, how.corpus, Problems(strict=False)):
-        text.add(how.prompt + document)
-    _refuse_other_digest(root, split, number, f"xxh3-128:{text.digest.hexdigest()}")
-
-
-def _refuse_other_digest(root: str, split: str, number: int, digest: str) -> None:
-    try:
-        found, _ = read_part_index(root, split, number)
-    except UserError:  # absent or damaged
-        return
-    if found.text != digest and any(finished_tasks(root, name) for name in SPLITS):
-        raise UserError(
-            f"corpus: part {number} of the {split} text in {root} was made of other text, which has changed"
-            " since: restore it, or choose another store.path"
-        )
 
 
 def _counts(input_ids: np.ndarray, encoder: Encoder) -> dict[str, np.ndarray]:
@@ -134,10 +158,10 @@ def _counts(input_ids: np.ndarray, encoder: Encoder) -> dict[str, np.ndarray]:
     return {"token": token.astype(np.uint32), "count": count[token].astype(np.int64)}
 
 
-def token_counts(root: str, split: str, parts: int, vocab_size: int, cache: Cache) -> np.ndarray:
+def token_counts(root: str, split: str, vocab_size: int, cache: Cache) -> np.ndarray:
     """How often each id occurs in all parts of a split, special tokens 0: int64 [V]."""
     total = np.zeros(vocab_size, np.int64)
-    for index, _ in read_parts(root, split, parts):
+    for index, _ in read_parts(root, split, finished_parts(root, split)):
         counts = read_counts(root, index, cache)
         total[counts["token"]] += counts["count"]
     return total
@@ -157,44 +181,3 @@ def rows_of(root: str, split: str, parts: int) -> tuple[int, ...]:
 def problems_of(root: str, split: str, parts: int) -> str:
     """The problems of a split's text as a sentence; empty if there are none."""
     return Problems.merged(dict(index.problems) for index, _ in read_parts(root, split, parts)).summary()
-
-
-def _made_from(part: Part, how: Tokenising, encoder: Encoder) -> str:
-    """Digest of all that decides a part's content except the bytes of its files, and not of their names."""
-    recipe = [outcome_settings(section) for section in (how.corpus, how.sequences)]
-    spans = [(span.start, span.stop, span.stamp) for span in part.spans]
-    content = [VERSION, recipe, part.split, spans, encoder.digest]
-    return storage.digest_bytes(json.dumps(content, sort_keys=True).encode())
-
-
-def _current(
-    root: str,
-    split: str,
-    number: int,
-    part: Part,
-    how: Tokenising,
-    encoder: Encoder,
-    sizes: Mapping[str, int],
-) -> PartIndex | None:
-    """The index of a part that need not be built again. ``sizes``: file name -> bytes, of what is there.
-
-    Its recipe and sizes are compared, and, as make does, that no local file of it was written after it.
-    """
-    name, path = part_name(number), part_path(root, split, number, ".json")
-    if f"{name}.json" not in sizes:
-        return None
-    try:
-        index, _ = read_part_index(root, split, number)
-    except UserError:  # damaged: it is built again
-        return None
-    if index.made_from != _made_from(part, how, encoder):
-        return None
-    if how.corpus.strict and index.problems["counts"]:  # found when it was not strict: to be refused now
-        return None
-    if sizes.get(f"{name}.arrow") != index.bytes:
-        return None
-    if index.counts is not None and f"{name}{COUNTS_END}" not in sizes:
-        return None
-    if not storage.is_remote(path) and modified(part) >= os.stat(path).st_mtime:
-        return None
-    return index

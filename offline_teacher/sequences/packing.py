@@ -1,4 +1,4 @@
-"""Text to rows of L token ids: the tokenizer as packing needs it, and the packing itself, in numpy.
+"""Texts to rows of L token ids, in numpy.
 
 ``packed``: every sequence is [CLS] tokens [SEP]. Documents are concatenated with a [SEP] between them and cut
 every L tokens (similar to FULL-SENTENCES of RoBERTa, arXiv 1907.11692, section 4.2).
@@ -7,108 +7,19 @@ every L tokens (similar to FULL-SENTENCES of RoBERTa, arXiv 1907.11692, section 
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from infra import control_tokens
-from infra.control_tokens import ControlIds
-from infra.errors import UserError
-from infra.files import storage
 from infra.settings.sections import Sequences
+from offline_teacher.sequences.tokenizer import Encoder
 
 BATCH_CHARACTERS = 1 << 17
 """Characters of text in one call of the tokenizer. Larger batches do not fit into the cache and are
 slower."""
-
-
-# The tokenizer
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A fast tokenizer as packing needs it: text to bare ids, and the ids of the special tokens."""
-
-    backend: Any
-    cls_id: int
-    sep_id: int
-    pad_id: int
-    unk_id: int | None
-    control: ControlIds
-    special_ids: tuple[int, ...]
-    """Never masked, and never drawn in the place of a masked token; ids without a token are among them."""
-    vocab_size: int
-    """The largest id and one; the teacher may have more rows of embeddings."""
-    digest: str
-
-    @property
-    def dtype(self) -> type[np.unsignedinteger]:
-        return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of the texts. They contain no control token except the unknown token, whatever the text
-        is."""
-        found = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [self.control.replace_in(encoding.ids) for encoding in found]
-
-    def content(self) -> dict[str, Any]:
-        """As in a tokenizer.json."""
-        content: dict[str, Any] = json.loads(self.backend.to_str())
-        return content
-
-
-@lru_cache(maxsize=2)
-def load_encoder(directory: str) -> Encoder:
-    """The tokenizer saved in ``directory`` (local or URL). UserError where it is not a fast BERT-like one."""
-    from transformers import AutoTokenizer
-
-    files = {
-        name: storage.read_bytes(storage.join(directory, name)) for name in storage.list_names(directory)
-    }
-    digest = xxhash.xxh3_128()
-    with tempfile.TemporaryDirectory() as local:
-        for name, data in files.items():
-            Path(local, name).write_bytes(data)
-            digest.update(f"{name}:{len(data)}:".encode() + data)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(local, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{directory}: no tokenizer can be loaded from it: {error}") from None
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise UserError(f"{directory}: has no tokenizer.json; save a fast tokenizer there")
-    for name in ("cls_token", "sep_token", "pad_token", "mask_token"):
-        if getattr(tokenizer, name) is None:
-            raise UserError(
-                f"{directory}: the tokenizer has no {name}; only BERT-like tokenizers can be used"
-            )
-    control_tokens.read_as_text(tokenizer)
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    tokens = tokenizer.get_vocab().values()
-    vocab_size = max(tokens) + 1
-    gaps = set(range(vocab_size)).difference(tokens)
-    return Encoder(
-        backend=backend,
-        cls_id=tokenizer.cls_token_id,
-        sep_id=tokenizer.sep_token_id,
-        pad_id=tokenizer.pad_token_id,
-        unk_id=tokenizer.unk_token_id,
-        control=ControlIds.of(tokenizer),
-        special_ids=tuple(sorted(gaps.union(tokenizer.all_special_ids))),
-        vocab_size=vocab_size,
-        digest=f"xxh3-128:{digest.hexdigest()}",
-    )
-
-
-# Packing
 
 
 @dataclass
@@ -123,6 +34,10 @@ class TextSeen:
     cut_tokens: int = 0
     """What was left out of them."""
     digest: Any = field(default_factory=xxhash.xxh3_128)
+
+    @property
+    def xxh3(self) -> str:
+        return f"xxh3-128:{self.digest.hexdigest()}"
 
     def add(self, text: str) -> None:
         data = text.encode()

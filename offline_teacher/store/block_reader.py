@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ from infra.files.cache import Cache
 from infra.files.os_errors import reporting_os_errors
 from offline_teacher.store.blocks import block_digest, column_view, row_digests
 from offline_teacher.store.index import Frame, ShardIndex
-from offline_teacher.store.manifest import SHARDS
+from offline_teacher.store.numbering import Task
+from offline_teacher.store.paths import SHARDS
 from offline_teacher.store.reader import CACHE_BYTES, DamagedStore, Store
-from offline_teacher.store.schema import DIGESTS
+from offline_teacher.store.schema import DIGESTS, Columns
 
 Rows = slice | np.ndarray | Sequence[int]
 
@@ -70,15 +71,15 @@ class BlockReader:
         self._slots = {name: slot for slot, name in enumerate(data)}
         if storage.is_remote(store.root):
             self._cached = cache or Cache(None, CACHE_BYTES)
-        self._maps: OrderedDict[str, mmap.mmap] = OrderedDict()
-        self._advised: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._open = lru_cache(MAPS_KEPT)(partial(_mapped, store.root))  # views of a map keep it mapped
+        self._advised: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
         self.bytes_read = 0
         """Bytes that were read and checked in local files, or that were requested from an object store."""
         self.requests = 0
         """Ranges that were requested from an object store."""
 
-    def rows(self, epoch: int, block: int, rows: Rows | None = None) -> dict[str, np.ndarray]:
+    def rows(self, epoch: int, block: int, rows: Rows | None = None) -> Columns:
         """Column -> array [n, *shape] of these rows of a block (default: all), every sample checked.
 
         Read-only views if ``rows`` is a slice, else copies; bfloat16 comes as its bits in uint16. Raises
@@ -99,6 +100,15 @@ class BlockReader:
                 self._cached.drop(_entry(place, start, stop))
             return self._checked(place, self._remote(place), wanted)
 
+    def task_rows(self, task: Task, rows: np.ndarray) -> Columns:
+        """The columns [n, ...] of some rows of a task, ascending, counted from its first; as of ``rows``."""
+        size, pieces = self._plan.block_samples, []
+        for place, block in enumerate(self._plan.blocks(task)):
+            here = rows[(rows >= place * size) & (rows < (place + 1) * size)] - place * size
+            if len(here):
+                pieces.append(self.rows(task.epoch, block, here))
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
     def _find(self, epoch: int, number: int) -> _Block:
         task, shard_number, within, rows = self._plan.place(epoch, number)
         index = self._store.task_index(self._split, task)
@@ -108,7 +118,7 @@ class BlockReader:
         name = f"{SHARDS}/{self._split}/{index.task}/{shard.file}"
         return _Block(number, rows, index.task, within, name, shard, index.frames[rows], start)
 
-    def _checked(self, place: _Block, views: Mapping[str, np.ndarray], wanted: Rows) -> dict[str, np.ndarray]:
+    def _checked(self, place: _Block, views: Mapping[str, np.ndarray], wanted: Rows) -> Columns:
         digests = views[DIGESTS]
         if block_digest(digests) != place.shard.block_digests[place.within]:
             raise self._damaged(place, f"column {DIGESTS}")
@@ -129,7 +139,7 @@ class BlockReader:
 
     # --- local ---
 
-    def _local(self, place: _Block) -> dict[str, np.ndarray]:
+    def _local(self, place: _Block) -> Columns:
         data = self._map(place)
         self._advise(place, data)
         return {
@@ -146,26 +156,20 @@ class BlockReader:
         with self._lock:
             if key in self._advised:
                 return
-            self._advised[key] = None
-            if len(self._advised) > BLOCKS_ADVISED:
-                self._advised.popitem(last=False)
+            if len(self._advised) == BLOCKS_ADVISED:
+                self._advised.clear()
+            self._advised.add(key)
         for start, stop in self._spans(place):
             first = (place.start + start) // mmap.PAGESIZE * mmap.PAGESIZE
             data.madvise(mmap.MADV_WILLNEED, first, place.start + stop - first)
 
     def _map(self, place: _Block) -> mmap.mmap:
-        with self._lock:
-            if place.name in self._maps:
-                self._maps.move_to_end(place.name)
-                return self._maps[place.name]
-        data = _mapped(storage.join(self._store.root, place.name))
-        if data is None or len(data) != place.shard.bytes:
-            what = "it is missing" if data is None else f"it has {len(data)} bytes"
-            raise self._damaged(place, f"{what}; {place.shard.bytes} bytes belong there")
-        with self._lock:
-            self._maps[place.name] = data
-            while len(self._maps) > MAPS_KEPT:
-                self._maps.popitem(last=False)  # views of it keep it mapped
+        try:
+            data = self._open(place.name)
+        except (FileNotFoundError, ValueError):  # absent, or empty
+            raise self._damaged(place, f"it is missing; {place.shard.bytes} bytes belong there") from None
+        if len(data) != place.shard.bytes:
+            raise self._damaged(place, f"it has {len(data)} bytes; {place.shard.bytes} bytes belong there")
         return data
 
     def _spans(self, place: _Block) -> list[tuple[int, int]]:
@@ -182,7 +186,7 @@ class BlockReader:
 
     # --- remote ---
 
-    def _remote(self, place: _Block) -> dict[str, np.ndarray]:
+    def _remote(self, place: _Block) -> Columns:
         views = {}
         for start, stop in self._spans(place):
             data = self._range(place, start, stop)
@@ -220,12 +224,10 @@ def _entry(place: _Block, start: int, stop: int) -> str:
     return f"{place.shard.file.removesuffix('.arrow')}-{place.start + start}-{place.start + stop}"
 
 
-def _mapped(path: str) -> mmap.mmap | None:
-    try:
-        with reporting_os_errors(path, FileNotFoundError), open(path, "rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (FileNotFoundError, ValueError):  # absent, or empty
-        return None
+def _mapped(root: str, name: str) -> mmap.mmap:
+    path = storage.join(root, name)
+    with reporting_os_errors(path, FileNotFoundError), open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _size(path: str) -> int | None:

@@ -47,16 +47,12 @@ def arrow_schema(columns: Mapping[str, Column], metadata: bytes | None = None) -
 
 def record_batch(schema: pa.Schema, columns: Mapping[str, np.ndarray]) -> pa.RecordBatch:
     """The arrays [n, *shape] as a record batch of this schema; nothing is copied if they are contiguous."""
-    arrays = [_arrow_array(columns[field.name], field.type) for field in schema]
+    arrays = []
+    for field in schema:
+        items = pa.array(np.ascontiguousarray(columns[field.name]).reshape(-1))
+        lists = pa.types.is_fixed_size_list(field.type)
+        arrays.append(pa.FixedSizeListArray.from_arrays(items, type=field.type) if lists else items)
     return pa.record_batch(arrays, schema=schema)
-
-
-def _arrow_array(values: np.ndarray, kind: pa.DataType) -> pa.Array:
-    buffers = [None, pa.py_buffer(np.ascontiguousarray(values).reshape(-1))]
-    if not pa.types.is_fixed_size_list(kind):
-        return pa.Array.from_buffers(kind, len(values), buffers, null_count=0)
-    items = pa.Array.from_buffers(kind.value_type, values.size, buffers, null_count=0)
-    return pa.FixedSizeListArray.from_arrays(items, type=kind)
 
 
 def row_digests(values: np.ndarray) -> np.ndarray:
@@ -191,3 +187,19 @@ def column_view(data: Any, offset: int, rows: int, column: Column) -> np.ndarray
     values = np.frombuffer(data, column.dtype, rows * column.items, offset)
     values.flags.writeable = False
     return values.reshape(rows, *column.shape)
+
+
+def dequantise(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """float32 [..., D] of int8 [..., D] and scale [...], one a position: scale = max|x| / 127."""
+    hidden: np.ndarray = values.astype(np.float32) * scale[..., None]
+    return hidden
+
+
+def hidden_values(layout: Layout, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """float32 [n, P, D] of the columns ``hidden_states`` and, for int8, ``hidden_scale``."""
+    stored = columns["hidden_states"]
+    if layout.hidden_states == "int8":
+        return dequantise(stored, columns["hidden_scale"])
+    if layout.hidden_states == "bfloat16":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.float32)

@@ -54,7 +54,7 @@ def check_block(
     if layout.positions == "pooled":
         yield from _first("embedding", _not_finite(columns["embedding"]), "is NaN or infinite")
         return
-    unused = _unused(layout, columns)
+    unused = ~layout.used_slots(columns)
     if layout.top_k:
         yield from _check_topk(layout, columns, unused)
     if layout.hidden_states != "none":
@@ -94,13 +94,6 @@ def _check_masked(layout: Layout, special: SpecialIds, block: Mapping[str, np.nd
     yield from _first("masked_labels", ~used & (labels != 0), "is not 0 in an unused slot")
     tokens = np.array([special.pad, special.cls, special.sep, special.mask], labels.dtype)
     yield from _first("masked_labels", used & np.isin(labels, tokens), "is a special token")
-
-
-def _unused(layout: Layout, block: Mapping[str, np.ndarray]) -> np.ndarray:
-    """[n, P]: recorded slots without a token; all their values are zero."""
-    if layout.positions == "masked":
-        return block["masked_positions"] < 0
-    return np.arange(layout.length) >= block["token_count"][:, None]
 
 
 def _check_topk(layout: Layout, block: Mapping[str, np.ndarray], unused: np.ndarray) -> Iterator[BadValue]:

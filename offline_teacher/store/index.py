@@ -13,7 +13,7 @@ import numpy as np
 
 from offline_teacher.store.numbering import Task, shards_of
 from offline_teacher.store.records import decode, encode
-from offline_teacher.store.schema import SPLITS, Layout, Plan, check_keys, is_count, require
+from offline_teacher.store.schema import SPLITS, Layout, Plan, check_keys, is_count, parsed, require
 
 _DIGEST = re.compile(r"xxh3-128:[0-9a-f]{32}")
 _SHARD_FILE = re.compile(r"[0-9a-f]{32}\.arrow")
@@ -149,12 +149,8 @@ class TaskIndex:
         frames = {}
         for rows, frame in value["frames"].items():
             require(re.fullmatch(r"[1-9]\d{0,9}", rows) is not None, "frames: must be by numbers of rows")
-            check_keys(frame, {"bytes", "offsets"}, "frames")
-            frames[int(rows)] = Frame(**frame)
-        names = {field.name for field in fields(ShardIndex)}
-        for shard in value["shards"]:
-            check_keys(shard, names, "shards")
-        shards = tuple(ShardIndex(**shard) for shard in value["shards"])
+            frames[int(rows)] = parsed(Frame, frame, "frames")
+        shards = tuple(parsed(ShardIndex, shard, "shards") for shard in value["shards"])
         return cls(**{**value, "frames": frames, "shards": shards})
 
 
@@ -194,6 +190,4 @@ class PartIndex:
     @classmethod
     def from_bytes(cls, data: builtins.bytes) -> PartIndex:
         """ValueError says in which way the bytes are no index of a part."""
-        value = decode(data)
-        check_keys(value, {field.name for field in fields(cls)}, "index")
-        return cls(**value)
+        return parsed(cls, decode(data), "index")

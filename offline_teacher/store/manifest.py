@@ -1,4 +1,4 @@
-"""spec.json, written first, manifest.json, written last, and the names of all files of a store."""
+"""spec.json, written first, and manifest.json, written last."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from infra.files import storage
 from offline_teacher.store.index import is_digest
+from offline_teacher.store.paths import TEACHER, TOKENIZER
 from offline_teacher.store.records import decode, encode
 from offline_teacher.store.schema import (
     FORMAT_VERSION,
@@ -19,46 +20,13 @@ from offline_teacher.store.schema import (
     SpecialIds,
     check_keys,
     is_count,
+    parsed,
     require,
 )
 
-SPEC = "spec.json"
-MANIFEST = "manifest.json"
-RECIPE = "recipe.yaml"
-TOKENIZER, TEACHER = "tokenizer", "teacher"
-SEQUENCES, SHARDS, TASKS, FAILED = "sequences", "shards", "tasks", "failed"
-CONFIG, WEIGHTS, POOLING = "teacher/config.json", "teacher/model.safetensors", "teacher/pooling.json"
 FINGERPRINT = {"recipe", "teacher", "tokenizer", "architecture", "corpus", "format"}
 
 _FILE = re.compile(rf"({TOKENIZER}|{TEACHER})(/[A-Za-z0-9_][A-Za-z0-9._+-]*)+")
-
-
-def part_name(part: int) -> str:
-    """``part-00000``; longer numbers simply grow."""
-    return f"part-{part:05d}"
-
-
-def part_path(root: str, split: str, part: int, end: str) -> str:
-    """The file of a part that ends in ``.arrow``, ``.json`` or ``.counts.arrow``."""
-    return storage.join(root, SEQUENCES, split, f"{part_name(part)}{end}")
-
-
-def task_path(root: str, split: str, task: str) -> str:
-    """The index of a task."""
-    return storage.join(root, TASKS, split, f"{task}.json")
-
-
-def shard_path(root: str, split: str, task: str, file: str) -> str:
-    return storage.join(root, SHARDS, split, task, file)
-
-
-def failed_path(root: str, split: str, task: str) -> str:
-    return storage.join(root, FAILED, split, f"{task}.json")
-
-
-def repair_command(root: str) -> str:
-    """What a message tells the user to run when a store is damaged."""
-    return f"python -m offline_teacher.main verify {root} --repair"
 
 
 @dataclass(frozen=True)
@@ -85,15 +53,7 @@ class Spec:
         return storage.digest_bytes(self.to_bytes())
 
     def to_bytes(self) -> bytes:
-        return encode(
-            {
-                "format_version": FORMAT_VERSION,
-                "layout": self.layout.to_json(),
-                "plan": self.plan.to_json(),
-                "special": self.special.to_json(),
-                "fingerprint": self.fingerprint,
-            }
-        )
+        return encode({"format_version": FORMAT_VERSION, **asdict(self)})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Spec:
@@ -102,9 +62,9 @@ class Spec:
         _check_version(value)
         check_keys(value, {"format_version", *(field.name for field in fields(cls))}, "spec")
         return cls(
-            layout=Layout.from_json(value["layout"]),
-            plan=Plan.from_json(value["plan"]),
-            special=SpecialIds.from_json(value["special"]),
+            layout=parsed(Layout, value["layout"], "layout"),
+            plan=parsed(Plan, value["plan"], "plan"),
+            special=parsed(SpecialIds, value["special"], "special"),
             fingerprint=value["fingerprint"],
         )
 
@@ -123,20 +83,14 @@ class SplitRecord:
     masked: int
 
     def __post_init__(self) -> None:
+        for name in ("rows", "parts", "tasks"):
+            require(isinstance(getattr(self, name), tuple), f"{name}: must be a list")
         require(all(is_count(rows, 0, 2**32) for rows in self.rows), "rows: must be whole numbers")
         for name in ("parts", "tasks"):
             require(all(map(is_digest, getattr(self, name))), f"{name}: must be digests")
         require(len(self.rows) == len(self.parts), "parts: must be as many as rows")
         for name in ("tokens", "masked"):
             require(is_count(getattr(self, name)), f"{name}: must be a whole number")
-
-    @classmethod
-    def from_json(cls, value: Any) -> SplitRecord:
-        check_keys(value, {field.name for field in fields(cls)}, "splits")
-        for name in ("rows", "parts", "tasks"):
-            require(isinstance(value[name], list), f"{name}: must be a list")
-        lists = {name: tuple(value[name]) for name in ("rows", "parts", "tasks")}
-        return cls(**{**value, **lists})
 
 
 @dataclass(frozen=True)
@@ -164,9 +118,7 @@ class Manifest:
         return storage.digest_bytes(self.to_bytes())
 
     def to_bytes(self) -> bytes:
-        splits = {name: asdict(record) for name, record in self.splits.items()}
-        content = {"format_version": FORMAT_VERSION, "spec": self.spec, "files": self.files}
-        return encode({**content, "splits": splits})
+        return encode({"format_version": FORMAT_VERSION, **asdict(self)})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
@@ -175,7 +127,7 @@ class Manifest:
         _check_version(value)
         check_keys(value, {"format_version", *(field.name for field in fields(cls))}, "manifest")
         require(isinstance(value["splits"], dict), "splits: must be an object")
-        splits = {name: SplitRecord.from_json(record) for name, record in value["splits"].items()}
+        splits = {name: parsed(SplitRecord, record, "splits") for name, record in value["splits"].items()}
         return cls(value["spec"], value["files"], splits)
 
 

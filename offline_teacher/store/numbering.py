@@ -36,7 +36,8 @@ class Task:
 
     @property
     def name(self) -> str:
-        return task_name(self.epoch, self.part, self.piece)
+        """``e000-p00000-0000``; numbers with more digits make the name longer."""
+        return f"e{self.epoch:03d}-p{self.part:05d}-{self.piece:04d}"
 
     @property
     def samples(self) -> int:
@@ -56,22 +57,6 @@ class Place(NamedTuple):
     block: int
     """Number of the block in its shard."""
     samples: int
-
-
-class Places(NamedTuple):
-    """Where blocks are: int64 arrays [n]."""
-
-    task: np.ndarray
-    """Numbers of tasks in the split."""
-    shard: np.ndarray
-    """Number of the shard in its task."""
-    block: np.ndarray
-    """Number of the block in its shard."""
-
-
-def task_name(epoch: int, part: int, piece: int) -> str:
-    """``e000-p00000-0000``; numbers with more digits make the name longer."""
-    return f"e{epoch:03d}-p{part:05d}-{piece:04d}"
 
 
 @dataclass(frozen=True)
@@ -147,10 +132,11 @@ class SplitPlan:
         if found is None:
             return None
         epoch, part, piece = map(int, found.groups())
-        if name != task_name(epoch, part, piece) or epoch >= self.masking_epochs or part >= len(self.rows):
+        if epoch >= self.masking_epochs or part >= len(self.rows):
             return None
         in_epoch = int(self._first_task[part]) + piece
-        return epoch * self.tasks_per_epoch + in_epoch if in_epoch < self._first_task[part + 1] else None
+        number = epoch * self.tasks_per_epoch + in_epoch
+        return number if number < self.task_count and self.task(number).name == name else None
 
     # --- samples and blocks ---
 
@@ -180,16 +166,8 @@ class SplitPlan:
         short = samples < self.plan.block_samples
         return last[short], samples[short]
 
-    def locate(self, epoch: int, blocks: np.ndarray) -> Places:
-        """Where the blocks [n] of a masking epoch are. IndexError for a block or an epoch out of range."""
-        tasks, within = self._within(blocks)
-        if not 0 <= epoch < self.masking_epochs:
-            raise IndexError(f"masking epoch {epoch} is not below {self.masking_epochs}")
-        shard, block = np.divmod(within, self.plan.shard_blocks)
-        return Places(tasks + epoch * self.tasks_per_epoch, shard, block)
-
     def place(self, epoch: int, block: int) -> Place:
-        """``locate`` and ``sizes`` for one block, without the cost of arrays."""
+        """Where a block of a masking epoch is. IndexError if it is out of range."""
         if not (0 <= epoch < self.masking_epochs and 0 <= block < self.blocks_per_epoch):
             raise IndexError(f"no block {block} of masking epoch {epoch}")
         task = int(np.searchsorted(self._first_block, block, side="right")) - 1

@@ -11,9 +11,9 @@ import pyarrow as pa
 from infra.errors import UserError, WrongContent
 from infra.files import storage
 from infra.files.cache import Cache
-from offline_teacher.store.blocks import arrow_schema, column_view, record_batch
+from offline_teacher.store.blocks import arrow_schema, record_batch
 from offline_teacher.store.index import PartIndex
-from offline_teacher.store.manifest import part_path, repair_command
+from offline_teacher.store.paths import part_path, repair_command
 from offline_teacher.store.schema import Column, Layout
 
 COUNTS = {"token": Column(np.dtype("<u4"), ()), "count": Column(np.dtype("<i8"), ())}
@@ -101,17 +101,14 @@ def _read(
             reader = pa.ipc.open_file(file)
             if not reader.schema.equals(arrow_schema(columns)):
                 raise _damaged(root, path, "it has other columns")
-            table = reader.read_all().combine_chunks()
+            table = reader.read_all().combine_chunks()  # one batch is not copied
     except (WrongContent, pa.ArrowException, OSError) as error:
         raise _damaged(root, path, str(error)) from None
     arrays = {}
     for name, column in columns.items():
-        chunks = table.column(name).chunks
-        if not chunks:
-            arrays[name] = np.zeros((0, *column.shape), column.dtype)
-            continue
-        values = chunks[0].values if column.shape else chunks[0]
-        arrays[name] = column_view(values.buffers()[1], 0, table.num_rows, column)
+        values = table.column(name).chunk(0) if len(table) else table.column(name).combine_chunks()
+        flat = values.flatten() if column.shape else values
+        arrays[name] = flat.to_numpy().reshape(-1, *column.shape)
     return arrays
 
 

@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
-from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 from infra.errors import UserError, WrongContent
 from infra.files import storage
 from infra.files.cache import Cache
+from offline_teacher.store import paths
 from offline_teacher.store.index import TaskIndex
-from offline_teacher.store.manifest import (
-    CONFIG,
-    MANIFEST,
-    POOLING,
-    SPEC,
-    TASKS,
-    TOKENIZER,
-    WEIGHTS,
-    Manifest,
-    Spec,
-    repair_command,
-    task_path,
-)
-from offline_teacher.store.numbering import SplitPlan
+from offline_teacher.store.manifest import Manifest, Spec, SplitRecord
+from offline_teacher.store.numbering import SplitPlan, Task
 from offline_teacher.store.pending import (
     finished_parts,
     finished_tasks,
     read_parts,
     read_spec,
     refuse_format_1,
+    task_index,
 )
-from offline_teacher.store.records import read
-from offline_teacher.store.schema import SPLITS, Layout, Plan, SpecialIds
+from offline_teacher.store.records import Missing, read
+from offline_teacher.store.schema import SPLITS, require
 
 INDICES_KEPT = 1024
 """Indices of tasks that a store holds in memory: some 50 kB each."""
@@ -47,22 +37,32 @@ class DamagedStore(UserError):
     """Something in a store is not, byte for byte, what its manifest says."""
 
     def __init__(self, root: str, what: str) -> None:
-        super().__init__(f"the store {root} is damaged: {what}: run `{repair_command(root)}`")
+        super().__init__(f"the store {root} is damaged: {what}: run `{paths.repair_command(root)}`")
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a finished store."""
+    """One split of a store."""
 
     name: str
     plan: SplitPlan
     """Its tasks, shards, blocks and samples."""
-    tasks: tuple[str, ...]
-    """File digests of the indices of its tasks, in order."""
-    tokens: int
+    parts: tuple[str, ...] = ()
+    """File digests of the indices of its parts; none without a manifest."""
+    tasks: tuple[str, ...] = ()
+    """The same of its tasks, in order."""
+    tokens: int = 0
     """Real tokens of all its samples."""
-    masked: int
+    masked: int = 0
     """Masked tokens of all its samples."""
+
+    @classmethod
+    def of(cls, name: str, spec: Spec, record: SplitRecord) -> Split:
+        """ValueError if the manifest's record does not fit the spec."""
+        plan = SplitPlan.of(name, record.rows, spec.plan)
+        wrong = f"{paths.MANIFEST}: {len(record.tasks)} tasks of {name} instead of {plan.task_count}"
+        require(len(record.tasks) == plan.task_count, wrong)
+        return cls(name, plan, record.parts, record.tasks, record.tokens, record.masked)
 
 
 class Store:
@@ -71,91 +71,49 @@ class Store:
     def __init__(self, root: str, spec: Spec, manifest: Manifest) -> None:
         """ValueError if the manifest does not fit the spec."""
         self.root, self.spec, self.manifest = root, spec, manifest
-        self.splits: dict[str, Split] = {}
-        for name, record in manifest.splits.items():
-            plan = SplitPlan.of(name, record.rows, spec.plan)
-            if plan.task_count != len(record.tasks):
-                raise ValueError(
-                    f"{MANIFEST}: {len(record.tasks)} tasks of {name} instead of {plan.task_count}"
-                )
-            self.splits[name] = Split(name, plan, record.tasks, record.tokens, record.masked)
-        self._indices: OrderedDict[tuple[str, int], TaskIndex] = OrderedDict()
-        self._lock = threading.Lock()
-
-    @property
-    def layout(self) -> Layout:
-        return self.spec.layout
-
-    @property
-    def plan(self) -> Plan:
-        return self.spec.plan
-
-    @property
-    def special(self) -> SpecialIds:
-        return self.spec.special
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        return self.spec.fingerprint
+        self.layout, self.plan, self.special = spec.layout, spec.plan, spec.special
+        self.fingerprint = spec.fingerprint
+        self.splits = {name: Split.of(name, spec, record) for name, record in manifest.splits.items()}
+        self.task_index = lru_cache(INDICES_KEPT)(partial(_read_index, root, spec, self.splits))
+        """(split, number) -> the index of a task, checked against the manifest. DamagedStore."""
 
     @property
     def digest(self) -> str:
         """The file digest of manifest.json: it stands for every byte of the store."""
         return self.manifest.digest
 
-    def task_index(self, split: str, number: int) -> TaskIndex:
-        """The index of a task, checked against the manifest; the last used ones are kept. DamagedStore."""
-        key = split, number
-        with self._lock:
-            if key in self._indices:
-                self._indices.move_to_end(key)
-                return self._indices[key]
-        index = self._read_index(split, number)
-        with self._lock:
-            self._indices[key] = index
-            while len(self._indices) > INDICES_KEPT:
-                self._indices.popitem(last=False)
-        return index
-
-    def _read_index(self, split: str, number: int) -> TaskIndex:
-        task = self.splits[split].plan.task(number)
-        name = f"{TASKS}/{split}/{task.name}.json"
-        try:
-            data = read(task_path(self.root, split, task.name), self.splits[split].tasks[number])
-            if data is None:
-                raise ValueError("is missing")
-            index = TaskIndex.from_bytes(data)
-            index.check(self.layout, self.plan, split, task, self.spec.digest)
-        except ValueError as error:
-            raise DamagedStore(self.root, f"{name} {error}") from None
-        return index
+    def tasks(self) -> list[tuple[str, Task]]:
+        """(split, task) of all splits, in order; training text comes first."""
+        return [(name, task) for name, split in self.splits.items() for task in split.plan.tasks()]
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """Plain file name -> content of every tokenizer file. DamagedStore."""
-        prefix = f"{TOKENIZER}/"
+        prefix = f"{paths.TOKENIZER}/"
         names = [name for name in self.manifest.files if name.startswith(prefix)]
         return {name.removeprefix(prefix): self._file(name) for name in names}
 
     def teacher_config(self) -> dict[str, Any]:
         """The teacher's ``config.json``. DamagedStore."""
-        return self._json(CONFIG)
+        return self._json(paths.CONFIG)
 
     def pooling(self) -> dict[str, Any] | None:
         """Pooling, normalisation and prompts of a sentence encoder; None for others. DamagedStore."""
-        return self._json(POOLING) if POOLING in self.manifest.files else None
+        return self._json(paths.POOLING) if paths.POOLING in self.manifest.files else None
 
     def teacher_weights(self, cache: Cache | None = None) -> str:
         """Local path of the teacher's ``model.safetensors``, its digest checked.
 
         A remote one is fetched into ``cache``. UserError if the store has none; DamagedStore.
         """
-        if WEIGHTS not in self.manifest.files:
-            raise UserError(f"the store {self.root} holds no weights of its teacher ({WEIGHTS})")
+        if paths.WEIGHTS not in self.manifest.files:
+            raise UserError(f"the store {self.root} holds no weights of its teacher ({paths.WEIGHTS})")
         self._cache = cache or Cache(None, CACHE_BYTES)  # a private one lives as long as this store
         try:
-            return self._cache.local_path(storage.join(self.root, WEIGHTS), self.manifest.files[WEIGHTS])
+            return self._cache.local_path(
+                storage.join(self.root, paths.WEIGHTS), self.manifest.files[paths.WEIGHTS]
+            )
         except WrongContent:
-            raise DamagedStore(self.root, f"{WEIGHTS} has another digest") from None
+            raise DamagedStore(self.root, f"{paths.WEIGHTS} has another digest") from None
 
     def _json(self, name: str) -> dict[str, Any]:
         value = None
@@ -169,12 +127,17 @@ class Store:
         if name not in self.manifest.files:
             raise UserError(f"the store {self.root} has no {name}")
         try:
-            data = read(storage.join(self.root, name), self.manifest.files[name])
-            if data is None:
-                raise ValueError("is missing")
+            return read(storage.join(self.root, name), bytes, self.manifest.files[name])[0]
         except ValueError as error:
             raise DamagedStore(self.root, f"{name} {error}") from None
-        return data
+
+
+def _read_index(root: str, spec: Spec, splits: Mapping[str, Split], split: str, number: int) -> TaskIndex:
+    task = splits[split].plan.task(number)
+    try:
+        return task_index(root, spec, split, task, splits[split].tasks[number])[0]
+    except ValueError as error:
+        raise DamagedStore(root, f"{paths.TASKS}/{split}/{task.name}.json {error}") from None
 
 
 def open_store(root: str) -> Store:
@@ -199,19 +162,15 @@ def read_root(root: str) -> tuple[Spec, Manifest] | None:
     ValueError names the file that is damaged, and how.
     """
     try:
-        data = read(storage.join(root, MANIFEST))
-        if data is None:
-            return None
-        manifest = Manifest.from_bytes(data)
+        manifest, _ = read(storage.join(root, paths.MANIFEST), Manifest.from_bytes)
+    except Missing:
+        return None
     except ValueError as error:
-        raise ValueError(f"{MANIFEST} {error}") from None
+        raise ValueError(f"{paths.MANIFEST} {error}") from None
     try:
-        data = read(storage.join(root, SPEC), manifest.spec)
-        if data is None:
-            raise ValueError("is missing")
-        return Spec.from_bytes(data), manifest
+        return read(storage.join(root, paths.SPEC), Spec.from_bytes, manifest.spec)[0], manifest
     except ValueError as error:
-        raise ValueError(f"{SPEC} {error}") from None
+        raise ValueError(f"{paths.SPEC} {error}") from None
 
 
 def incomplete(root: str) -> str:

@@ -7,35 +7,26 @@ does not see: white space, the case of a hexadecimal digit in an escape, a repea
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from infra.files import storage
 
+T = TypeVar("T")
 MAX_BYTES = 1 << 30
 """No JSON file of a store is larger: ten million digests take half of it."""
 
 
 def canonical(value: Any) -> bytes:
     """The one byte form of a JSON value (FORMAT.md, "Digests and JSON"). ValueError on NaN and infinities."""
-    return f"{_text(value)}\n".encode()
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return f"{text}\n".encode()
 
 
 def encode(content: Mapping[str, Any]) -> bytes:
     """The bytes of a JSON file with this content, which has no member ``digest``."""
     assert "digest" not in content
-    members = {key: f"{_text(key)}:{_text(value)}" for key, value in content.items()}
-    members["digest"] = f'"digest":"{storage.digest_bytes(_object(members))}"'
-    return _object(members)
-
-
-def _object(members: Mapping[str, str]) -> bytes:
-    """The canonical form of an object whose members have that form already. Each is made once for both."""
-    return f"{{{','.join(members[key] for key in sorted(members))}}}\n".encode()
+    return canonical({**content, "digest": storage.digest_bytes(canonical(content))})
 
 
 def decode(data: bytes) -> dict[str, Any]:
@@ -56,18 +47,24 @@ def decode(data: bytes) -> dict[str, Any]:
     return content
 
 
-def read(path: str, digest: str | None = None) -> bytes | None:
-    """The bytes of a JSON file in one request; None if it is absent.
+class Missing(ValueError):
+    """The file is absent."""
 
-    A remote one that does not match its digest is downloaded again. ValueError if it is damaged, too large to
-    be one, or if its file digest is not ``digest``.
+
+def read(path: str, parse: Callable[[bytes], T], digest: str | None = None) -> tuple[T, str]:
+    """What ``parse`` makes of a file, which is read in one request, and the digest of the file.
+
+    A remote file that is damaged is downloaded again. Raises Missing if it is absent, and ValueError if it is
+    too large, if ``parse`` does, or if its digest is not ``digest``.
     """
 
-    def check(data: bytes) -> bytes:
-        if digest is None:
-            decode(data)
-        elif storage.digest_bytes(data) != digest:
+    def check(data: bytes) -> tuple[T, str]:
+        found = storage.digest_bytes(data)
+        if digest not in (None, found):
             raise ValueError("has another digest than the manifest says")
-        return data
+        return parse(data), found
 
-    return storage.read_checked(path, MAX_BYTES, check)
+    result = storage.read_checked(path, MAX_BYTES, check)
+    if result is None:
+        raise Missing("is missing")
+    return result

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 FORMAT_VERSION = 2
 SPLITS = ("train", "validation")
 DIGESTS = "digests"
+Columns = dict[str, np.ndarray]
+"""Column -> array [n, *shape]."""
 MAX_COUNT = 2**53
 """No count in a store is larger: beyond it JSON readers disagree about integers."""
 
@@ -42,6 +45,12 @@ def check_keys(value: Any, expected: set[str], where: str) -> None:
     missing, unknown = sorted(expected - set(value)), sorted(set(value) - expected)
     require(not missing, f"{where}: lacks {', '.join(missing)}")
     require(not unknown, f"{where}: has unknown {', '.join(map(str, unknown))[:200]}")
+
+
+def parsed(kind: type[T], value: Any, where: str) -> T:
+    """A dataclass from a JSON object with exactly its fields; lists become tuples. ValueError otherwise."""
+    check_keys(value, {field.name for field in fields(kind)}, where)  # type: ignore[arg-type]
+    return kind(**{name: tuple(item) if isinstance(item, list) else item for name, item in value.items()})
 
 
 @dataclass(frozen=True)
@@ -160,6 +169,12 @@ class Layout:
         digests = {DIGESTS: Column(np.dtype("<u8"), (len(data),))}
         return {**self._vocabulary_columns(), **digests, **self._text_columns(), **self._hidden_columns()}
 
+    def used_slots(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        """bool [n, P]: recorded positions that have a token; at all others every value is zero."""
+        if self.positions == "masked":
+            return np.asarray(columns["masked_positions"] >= 0)
+        return np.arange(self.length) < columns["token_count"][:, None]
+
     def _vocabulary_columns(self) -> dict[str, Column]:
         P = self.recorded  # noqa: N806
         if self.top_k == 0:
@@ -211,17 +226,6 @@ class Layout:
         """Bytes of a full sequence over its L tokens."""
         return self.bytes_per_sample() / self.length
 
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "temperatures": list(self.temperatures)}
-
-    @classmethod
-    def from_json(cls, value: Any) -> Layout:
-        """ValueError, which names the field, for anything but a valid layout."""
-        check_keys(value, {field.name for field in fields(cls)}, "layout")
-        temperatures = value["temperatures"]
-        require(isinstance(temperatures, list), "layout.temperatures: must be a list")
-        return cls(**{**value, "temperatures": tuple(temperatures)})
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -268,14 +272,6 @@ class Plan:
         """Masking epochs of a split: R for ``train``, one for ``validation``."""
         return self.masking_epochs if split == "train" else 1
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> Plan:
-        check_keys(value, {field.name for field in fields(cls)}, "plan")
-        return cls(**value)
-
 
 @dataclass(frozen=True)
 class SpecialIds:
@@ -291,11 +287,3 @@ class SpecialIds:
         for name, value in asdict(self).items():
             absent = name == "mask" and value is None
             require(absent or is_count(value, 0, 2**31), f"special.{name}: must be a token id")
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> SpecialIds:
-        check_keys(value, {field.name for field in fields(cls)}, "special")
-        return cls(**value)

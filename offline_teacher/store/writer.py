@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -16,31 +18,18 @@ import numpy as np
 from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.files import storage
 from infra.trees import difference
+from offline_teacher.store import paths
 from offline_teacher.store.blocks import Memory, ShardStream, shard_metadata
 from offline_teacher.store.checks import check_block, check_shapes
 from offline_teacher.store.index import Frame, ShardIndex, TaskIndex
-from offline_teacher.store.manifest import (
-    CONFIG,
-    FAILED,
-    MANIFEST,
-    SHARDS,
-    SPEC,
-    TEACHER,
-    TOKENIZER,
-    Manifest,
-    Spec,
-    SplitRecord,
-    failed_path,
-    shard_path,
-    task_path,
-)
+from offline_teacher.store.manifest import Manifest, Spec, SplitRecord
 from offline_teacher.store.numbering import SplitPlan, Task, shards_of
 from offline_teacher.store.pending import (
     finished_tasks,
     in_order,
-    read_parsed,
     read_parts,
     read_spec,
+    read_task_index,
     refuse_format_1,
 )
 from offline_teacher.store.records import encode
@@ -55,7 +44,7 @@ def begin_store(root: str, spec: Spec) -> None:
     UserError, with the differences in words, if the directory holds a store of another fingerprint.
     """
     refuse_other(root, spec)
-    path = storage.join(root, SPEC)
+    path = storage.join(root, paths.SPEC)
     if not storage.exists(path) and not storage.publish_if_absent(path, spec.to_bytes()):
         refuse_other(root, spec)
 
@@ -63,13 +52,12 @@ def begin_store(root: str, spec: Spec) -> None:
 def refuse_other(root: str, spec: Spec, remedy: str = "choose another store.path") -> None:
     """UserError, with the differences in words and the remedy, if the directory holds another store."""
     refuse_format_1(root)
-    if not storage.exists(storage.join(root, SPEC)):
+    if not storage.exists(storage.join(root, paths.SPEC)):
         return
     found = read_spec(root)
     differences = difference(found.fingerprint, spec.fingerprint)
     for name in ("layout", "plan", "special"):
-        old, new = getattr(found, name).to_json(), getattr(spec, name).to_json()
-        differences += difference({name: old}, {name: new})
+        differences += difference({name: asdict(getattr(found, name))}, {name: asdict(getattr(spec, name))})
     if differences:
         raise UserError(f"{root} holds a store made differently ({'; '.join(differences)}): {remedy}")
 
@@ -158,7 +146,7 @@ class TaskWriter:
 
     def _close_shard(self, stream: ShardStream) -> None:
         data, index = stream.close(self._frames)
-        path = shard_path(self._root, self._split, self._task.name, index.file)
+        path = paths.shard_path(self._root, self._split, self._task.name, index.file)
         self._shards.append(index)
         while len(self._publishing) >= SHARDS_IN_FLIGHT:
             self._publishing.pop(0).result()
@@ -189,11 +177,11 @@ class TaskWriter:
             shards=tuple(self._shards),
         )
         own.check(self._spec.layout, self._spec.plan, self._split, self._task, self._spec.digest)
-        path = task_path(self._root, self._split, self._task.name)
+        path = paths.task_path(self._root, self._split, self._task.name)
         first = storage.publish_if_absent(path, own.to_bytes())
-        holds = own if first else read_index(self._root, self._spec, self._split, self._task)[0]
+        holds = own if first else read_task_index(self._root, self._spec, self._split, self._task)[0]
         named = {shard.file for shard in holds.shards}
-        directory = storage.join(self._root, SHARDS, self._split, self._task.name)
+        directory = storage.join(self._root, paths.SHARDS, self._split, self._task.name)
         for name in storage.list_names(directory):
             if name not in named:
                 storage.remove(storage.join(directory, name))
@@ -206,20 +194,9 @@ def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def read_index(root: str, spec: Spec, split: str, task: Task) -> tuple[TaskIndex, str]:
-    """The published index of a task and its file digest. UserError if it is absent or damaged."""
-
-    def parse(data: bytes) -> TaskIndex:
-        index = TaskIndex.from_bytes(data)
-        index.check(spec.layout, spec.plan, split, task, spec.digest)
-        return index
-
-    return read_parsed(root, task_path(root, split, task.name), parse)
-
-
 def quarantine_task(root: str, split: str, task: str, record: Mapping[str, Any]) -> None:
     """Publishes why a task was given up: ``failed/SPLIT/TASK.json``."""
-    storage.publish_bytes(failed_path(root, split, task), encode(record))
+    storage.publish_bytes(paths.failed_path(root, split, task), encode(record))
 
 
 def finish_store(root: str, parts: Mapping[str, int]) -> Manifest:
@@ -231,12 +208,12 @@ def finish_store(root: str, parts: Mapping[str, int]) -> Manifest:
     spec = read_spec(root)
     splits = {split: _finished_split(root, spec, split, count) for split, count in parts.items()}
     files = dict(_fixed_files(root))
-    if CONFIG not in files or not any(name.startswith(f"{TOKENIZER}/") for name in files):
-        raise UserError(f"{root} lacks {CONFIG} or {TOKENIZER}/: run the teacher pass again")
+    if paths.CONFIG not in files or not any(name.startswith(f"{paths.TOKENIZER}/") for name in files):
+        raise UserError(f"{root} lacks {paths.CONFIG} or {paths.TOKENIZER}/: run the teacher pass again")
     manifest = Manifest(spec.digest, files, splits)
-    storage.remove_tree(storage.join(root, FAILED))
+    storage.remove_tree(storage.join(root, paths.FAILED))
     storage.remove_unfinished(root)
-    storage.publish_if_changed(storage.join(root, MANIFEST), manifest.to_bytes())
+    storage.publish_if_changed(storage.join(root, paths.MANIFEST), manifest.to_bytes())
     return manifest
 
 
@@ -253,7 +230,7 @@ def _finished_split(root: str, spec: Spec, split: str, count: int) -> SplitRecor
             EXIT_INCOMPLETE,
         )
     digests, tokens, masked = [], 0, 0
-    for index, digest in in_order(lambda task: read_index(root, spec, split, task), plan.tasks()):
+    for index, digest in in_order(partial(read_task_index, root, spec, split), plan.tasks()):
         digests.append(digest)
         tokens, masked = tokens + index.tokens, masked + index.masked
     return SplitRecord(plan.rows, tuple(digest for _, digest in found), tuple(digests), tokens, masked)
@@ -261,7 +238,7 @@ def _finished_split(root: str, spec: Spec, split: str, count: int) -> SplitRecor
 
 def _fixed_files(root: str) -> Iterator[tuple[str, str]]:
     """Path below the store and digest of every file of ``tokenizer/`` and ``teacher/``."""
-    for directory in (TOKENIZER, TEACHER):
+    for directory in (paths.TOKENIZER, paths.TEACHER):
         path = storage.join(root, directory)
         for name in storage.list_names(path):
             yield f"{directory}/{name}", storage.digest_file(storage.join(path, name))

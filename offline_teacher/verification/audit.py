@@ -11,7 +11,7 @@ from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.files import storage
 from infra.settings.recipe import Recipe
 from infra.settings.recipe_file import load_recipe
-from offline_teacher.store.manifest import MANIFEST, RECIPE, SPEC
+from offline_teacher.store.paths import MANIFEST, RECIPE, SPEC
 from offline_teacher.store.pending import finished_tasks, refuse_format_1
 from offline_teacher.store.reader import open_store
 from offline_teacher.store.schema import SPLITS
@@ -76,7 +76,7 @@ def audit(asked: Audit, repair: bool) -> int:
 def damaged(asked: Audit) -> list[Finding]:
     """Digests, ranges and numbers of every file."""
     with progress(None, "tasks", f"verify {asked.root}") as shown:
-        return verify(asked.root, asked.workers, lambda done, total: shown.advance())
+        return verify(asked.root, asked.workers, shown.advance)
 
 
 def compared(asked: Audit) -> list[Finding]:

@@ -28,12 +28,10 @@ import numpy as np
 from infra.console import progress
 from infra.errors import UserError
 from offline_teacher.store.block_reader import BlockReader
-from offline_teacher.store.manifest import SHARDS
-from offline_teacher.store.quantise import hidden_values
+from offline_teacher.store.paths import SHARDS
 from offline_teacher.store.reader import Store
-from offline_teacher.store.schema import Layout
-from offline_teacher.verification.tasks import Columns, all_tasks, read_rows, task_of
-from offline_teacher.verification.top import stored_top
+from offline_teacher.store.schema import Columns, Layout
+from offline_teacher.stored_teacher import decoder_input, stored_top
 from offline_teacher.verification.verify_task import Finding
 
 if TYPE_CHECKING:
@@ -64,14 +62,13 @@ def deep_check(store: Store, positions: int) -> Iterator[Finding]:
         )
     wanted = [n for n in layout.data_columns() if n in TEXT or n.startswith(("topk", "logsum", "hidden"))]
     readers = {split: BlockReader(store, split, wanted) for split in store.splits}
-    total, counted = all_tasks(store), 0
-    with progress(total, "tasks", "deep") as shown:
-        for number in range(total):
-            split, task = task_of(store, number)
+    tasks, counted = store.tasks(), 0
+    with progress(len(tasks), "tasks", "deep") as shown:
+        for split, task in tasks:
             samples = min(task.samples, math.ceil(positions / layout.recorded))
             chosen = np.unique(np.linspace(0, task.samples - 1, samples).astype(np.int64))
-            columns = read_rows(readers[split], store, split, task, chosen)
-            rows, slots = (axis[:positions] for axis in np.nonzero(_used(layout, columns)))
+            columns = readers[split].task_rows(task, chosen)
+            rows, slots = (axis[:positions] for axis in np.nonzero(layout.used_slots(columns)))
             counted += len(rows)
             for column, place, what in _compare(layout, replay, unit, columns, rows, slots):
                 where = f"sequence {task.sequence_ids()[chosen[rows[place]]]}"
@@ -79,7 +76,7 @@ def deep_check(store: Store, positions: int) -> Iterator[Finding]:
                 file = f"{SHARDS}/{split}/{task.name}"
                 yield Finding(file, f"{where}: {what}", split, task.name, column)
             shown.advance()
-    print(f"deep: {counted:,} recorded positions of {total:,} tasks compared")
+    print(f"deep: {counted:,} recorded positions of {len(tasks):,} tasks compared")
 
 
 def _unit(store: Store) -> float:
@@ -93,24 +90,11 @@ def _unit(store: Store) -> float:
     return ROUNDOFF[dtype] + STORED_ROUNDOFF[store.layout.hidden_states]
 
 
-def _used(layout: Layout, columns: Columns) -> np.ndarray:
-    """bool [n, P]: recorded positions that have a token."""
-    if layout.positions == "masked":
-        used: np.ndarray = columns["masked_positions"] >= 0
-        return used
-    return np.arange(layout.length) < columns["token_count"][:, None]
-
-
 def _compare(
     layout: Layout, replay: Replay, unit: float, columns: Columns, rows: np.ndarray, slots: np.ndarray
 ) -> Iterator[tuple[str, int, str]]:
     """(column, place in ``rows``, what) of the worst difference beyond its tolerance, by column."""
-    import torch
-
-    hidden = torch.from_numpy(hidden_values(layout, columns))
-    count = torch.from_numpy(columns["token_count"].astype(np.int64))
-    last = replay.last_hidden(hidden, count) if layout.replay_layers else hidden
-    z = replay.decoder_input(last[torch.from_numpy(rows), torch.from_numpy(slots)])
+    z = decoder_input(layout, replay, columns, rows, slots)
     weight, bias = replay.decoder_weight, replay.decoder_bias
     widest = float(weight.norm(dim=1).max()) / math.sqrt(weight.shape[1])
     share = SAFETY * (1 + LAYER * layout.replay_layers) * unit

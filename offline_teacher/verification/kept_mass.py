@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  (the backend comes first)
 
 from infra.errors import UserError  # noqa: E402
-from offline_teacher.verification.sample_view import TaskView, used_slots  # noqa: E402
+from offline_teacher.verification.sample_view import TaskView  # noqa: E402
 
 KS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 POSITIONS = 256
@@ -34,7 +34,7 @@ def kept_mass(view: TaskView) -> bytes:
         rows, masked = np.nonzero(columns["masked_positions"] >= 0)
         slots = columns["masked_positions"][rows, masked].astype(np.int64)
     else:
-        rows, slots = np.nonzero(used_slots(view, columns))
+        rows, slots = np.nonzero(layout.used_slots(columns))
     chosen = np.linspace(0, len(rows) - 1, min(len(rows), POSITIONS)).astype(np.int64)
     found = view.distributions(columns, rows[chosen], slots[chosen])
     ks = sorted({k for k in (*KS, layout.top_k) if 0 < k <= found.ids.shape[1]})

@@ -8,7 +8,7 @@ environment are not damage.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from infra.errors import UserError
 from infra.files import storage
@@ -16,29 +16,18 @@ from infra.files.locks import exclusive
 from infra.settings.recipe import Recipe
 from offline_teacher.cluster.pool import Cluster
 from offline_teacher.corpus.documents import Part
-from offline_teacher.sequences.building import Tokenising, refuse_other_text
-from offline_teacher.source import Source, find_source, publish_files, spec_of, spec_with
+from offline_teacher.sequences.building import Tokenising
+from offline_teacher.source import Source, find_source, publish_files, spec_of, spec_with, tokenising
+from offline_teacher.store import paths
 from offline_teacher.store.index import TaskIndex
-from offline_teacher.store.manifest import (
-    MANIFEST,
-    SEQUENCES,
-    SPEC,
-    TEACHER,
-    TOKENIZER,
-    WEIGHTS,
-    Manifest,
-    Spec,
-    part_name,
-    task_path,
-)
-from offline_teacher.store.pending import finished_parts, finished_tasks, read_parts, read_spec
+from offline_teacher.store.manifest import Manifest, Spec
+from offline_teacher.store.pending import finished_parts, finished_tasks, foreign_files, read_parts, read_spec
 from offline_teacher.store.reader import open_store
 from offline_teacher.store.records import read
 from offline_teacher.store.schema import SPLITS
 from offline_teacher.store.writer import refuse_other
 from offline_teacher.teacher_pass import build_sequences, finish_tasks, parts_of
-from offline_teacher.verification.damage import damaged_directory, move_damaged
-from offline_teacher.verification.verify_task import Finding
+from offline_teacher.verification.verify_task import Finding, foreign
 
 OTHER_RECIPE = "give the recipe that the store was made of (--recipe)"
 
@@ -55,19 +44,21 @@ def repair_store(root: str, findings: Sequence[Finding], recipe: Recipe) -> None
     with exclusive(root):
         text = _text(root, findings, recipe, manifest)
         spec = _spec(root, recipe, source, text)
-        _refuse_other_text(root, findings, recipe, source, text or {})
+        if text:
+            _refuse_other_text(findings, tokenising(recipe, source), text)
         if manifest is None:
-            findings = [*findings, *_foreign(root, source)]
+            own = {*source.small_files(), paths.WEIGHTS}
+            findings = [*findings, *map(foreign, foreign_files(root, own))]
         names = move_damaged(root, findings)
         print(f"{len(names)} {'file' if len(names) == 1 else 'files'} moved to {damaged_directory(root)}")
         publish_files(root, source, spec.layout)
         recipe.save(root)
-        if not storage.exists(storage.join(root, SPEC)):  # the rest could not be checked without it
-            storage.publish_bytes(storage.join(root, SPEC), spec.to_bytes())
+        if not storage.exists(storage.join(root, paths.SPEC)):  # the rest could not be checked without it
+            storage.publish_bytes(storage.join(root, paths.SPEC), spec.to_bytes())
             return
         with Cluster(recipe) as cluster:
             if text:
-                build_sequences(recipe, text, cluster)
+                build_sequences(text, tokenising(recipe, source), cluster)
             parts = _part_counts(root, text, manifest)
             _refuse_other_parts(root, parts, manifest)
             outcomes = finish_tasks(root, spec, parts, cluster)
@@ -77,11 +68,36 @@ def repair_store(root: str, findings: Sequence[Finding], recipe: Recipe) -> None
     _tell_another_digest(root, manifest)
 
 
+def damaged_directory(root: str) -> str:
+    """Where the files go: beside the store, so that a repaired store is the same as an undamaged one."""
+    return root.rstrip("/") + ".damaged"
+
+
+def move_damaged(root: str, findings: Iterable[Finding]) -> list[str]:
+    """Moves all files that ``verify`` found damaged or foreign out of the store; returns their names.
+
+    The index of a task is moved before its shards, because a task without index counts as not done. The
+    manifest is moved last, so that ``verify`` can find the rest after an interruption. Raises UserError if a
+    directory stands where a file belongs.
+    """
+    findings = list(findings)
+    names = [f"{paths.TASKS}/{found.split}/{found.task}.json" for found in findings if found.task is not None]
+    names += [found.file for found in findings if not found.missing]
+    names = [name for name in dict.fromkeys(names) if name != paths.MANIFEST]
+    for name in names:
+        path = storage.join(root, name)
+        if storage.list_names(path):
+            raise UserError(f"{path} is a directory where none belongs: move it away yourself")
+    if findings:
+        names.append(paths.MANIFEST)
+    beside = damaged_directory(root)
+    return [name for name in names if storage.move(storage.join(root, name), storage.join(beside, name))]
+
+
 def _manifest(root: str) -> Manifest | None:
     """The manifest that is there, if it is whole."""
     with contextlib.suppress(ValueError):
-        data = read(storage.join(root, MANIFEST))
-        return None if data is None else Manifest.from_bytes(data)
+        return read(storage.join(root, paths.MANIFEST), Manifest.from_bytes)[0]
     return None
 
 
@@ -89,57 +105,23 @@ def _text(
     root: str, findings: Iterable[Finding], recipe: Recipe, manifest: Manifest | None
 ) -> dict[str, list[Part]] | None:
     """The text of each split where sequences must be made again; None where they are known to be right."""
-    files = {finding.file for finding in findings}
-    needed = manifest is None or SPEC in files
-    if not needed and not any(name.startswith(f"{SEQUENCES}/") for name in files):
-        return None
-    if not needed and all(_is_foreign(name, manifest) for name in files if name.startswith(SEQUENCES)):
+    starts = (paths.SPEC, f"{paths.SEQUENCES}/")
+    wrong = any(found.file.startswith(starts) and not found.foreign for found in findings)
+    if manifest is not None and not wrong:
         return None
     if recipe.corpus is None:
         raise UserError("corpus: is required to make the sequences of the store again")
     return parts_of(recipe)
 
 
-def _refuse_other_text(
-    root: str,
-    findings: Iterable[Finding],
-    recipe: Recipe,
-    source: Source,
-    text: dict[str, list[Part]],
-) -> None:
+def _refuse_other_text(findings: Iterable[Finding], how: Tokenising, text: dict[str, list[Part]]) -> None:
     """UserError where a damaged part was made of other text than is there now."""
-    assert recipe.corpus is not None or not text
-    pooled = recipe.store.positions == "pooled" and source.pooling is not None
-    prompt = source.pooling.prompt if pooled and source.pooling else ""
     files = [finding.file for finding in findings]
     for split, parts in text.items():
         for number, part in enumerate(parts):
-            start = f"{SEQUENCES}/{split}/{part_name(number)}."
-            if recipe.corpus is not None and any(name.startswith(start) for name in files):
-                how = Tokenising(recipe.corpus, recipe.sequences, prompt)
-                refuse_other_text(root, split, number, part, how)
-
-
-def _foreign(root: str, source: Source) -> Iterator[Finding]:
-    """Files that are none of the tokenizer's and the teacher's; without a manifest ``verify`` cannot tell."""
-    own = {*source.small_files(), WEIGHTS}
-    for directory in (TOKENIZER, TEACHER):
-        for name in storage.list_names(storage.join(root, directory)):
-            if f"{directory}/{name}" not in own:
-                yield Finding(f"{directory}/{name}", "is foreign: a store has no file of this name")
-
-
-def _is_foreign(name: str, manifest: Manifest | None) -> bool:
-    """Whether no part of the store has a file of this name."""
-    assert manifest is not None
-    _, split, plain = (name.split("/") + ["", ""])[:3]
-    record = manifest.splits.get(split)
-    ends = (".arrow", ".json", ".counts.arrow")
-    stem, dot, end = plain.partition(".")
-    number = stem.removeprefix("part-")
-    if record is None or dot + end not in ends or not number.isdecimal():
-        return True
-    return int(number) >= len(record.parts)
+            start = f"{paths.SEQUENCES}/{split}/{paths.part_name(number)}."
+            if any(name.startswith(start) for name in files):
+                how.refuse_other_text(split, number, part)
 
 
 def _spec(root: str, recipe: Recipe, source: Source, text: dict[str, list[Part]] | None) -> Spec:
@@ -168,8 +150,7 @@ def _named_specs(root: str) -> set[str]:
     for split in SPLITS:
         for task in finished_tasks(root, split):
             with contextlib.suppress(ValueError):
-                data = read(task_path(root, split, task))
-                named.add(TaskIndex.from_bytes(data or b"").spec)
+                named.add(read(paths.task_path(root, split, task), TaskIndex.from_bytes)[0].spec)
     return named
 
 

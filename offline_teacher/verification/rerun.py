@@ -15,21 +15,21 @@ bfloat16; in float32 by less than the step of float16.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import random
+from collections.abc import Iterator
 
 import numpy as np
 
 from infra.console import progress
 from infra.settings.recipe import Recipe
+from infra.trees import difference
 from offline_teacher.store.block_reader import BlockReader
-from offline_teacher.store.manifest import SHARDS
+from offline_teacher.store.blocks import hidden_values
 from offline_teacher.store.numbering import Task
-from offline_teacher.store.quantise import hidden_values
+from offline_teacher.store.paths import SHARDS
 from offline_teacher.store.reader import Store
-from offline_teacher.store.schema import Layout
+from offline_teacher.store.schema import Columns, Layout
 from offline_teacher.store.writer import refuse_other
-from offline_teacher.verification.tasks import Columns, random_tasks, read_rows
 from offline_teacher.verification.verify_task import Finding
 
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 6e-2}
@@ -46,19 +46,20 @@ def rerun(store: Store, recipe: Recipe, count: int) -> Iterator[Finding]:
     source, recipe = find_source(recipe)
     spec = spec_with(recipe, source, store.fingerprint["corpus"])
     refuse_other(store.root, spec, "give the recipe that the store was made of (--recipe)")
-    worker = TaskWorker(recipe, _device(recipe))
-    own, train_parts = worker.environment(store.root), len(store.manifest.splits["train"].parts)
+    worker = TaskWorker(recipe, _device(recipe), store.root)
+    own = worker.environment()
     columns = list(store.layout.data_columns())
     readers = {split: BlockReader(store, split, columns) for split in store.splits}
     differences: dict[str, set[str]] = {}
-    chosen = random_tasks(store, count)
+    tasks = store.tasks()
+    chosen = [tasks[n] for n in sorted(random.sample(range(len(tasks)), min(count, len(tasks))))]
     with progress(len(chosen), "tasks", "rerun") as shown:
         for split, task in chosen:
-            pieces = list(worker.columns(store.root, split, task, train_parts))
+            pieces = list(worker.columns(split, task))
             made = {name: np.concatenate([piece[name] for piece in pieces]) for name in columns}
-            stored = read_rows(readers[split], store, split, task, np.arange(task.samples))
+            stored = readers[split].task_rows(task, np.arange(task.samples))
             recorded = store.task_index(split, task.number).environment
-            other = _difference(recorded, own)
+            other = difference(recorded, own)
             if other:
                 differences.setdefault("; ".join(other), set()).add(task.name)
                 found = compare_numbers(store.layout, stored, made, str(recorded.get("dtype")))
@@ -148,11 +149,6 @@ def _displaced(layout: Layout, stored: Columns, made: Columns) -> np.ndarray:
 def _finding(split: str, task: Task, column: str, row: int, what: str) -> Finding:
     where = f"sample {row} of the task (sequence {task.sequence_ids()[row]})"
     return Finding(f"{SHARDS}/{split}/{task.name}", f"{where}: {what}", split, task.name, column)
-
-
-def _difference(recorded: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    names = sorted({*recorded, *own})
-    return [f"{n} {recorded.get(n)!r} -> {own.get(n)!r}" for n in names if recorded.get(n) != own.get(n)]
 
 
 def _device(recipe: Recipe) -> str:

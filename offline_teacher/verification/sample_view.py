@@ -14,14 +14,14 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from infra.console import table
-from infra.errors import UserError
+from infra.errors import UserError, first_line
 from infra.files import storage
 from offline_teacher.store.block_reader import BlockReader
+from offline_teacher.store.blocks import hidden_values
 from offline_teacher.store.numbering import Task
-from offline_teacher.store.quantise import hidden_values
 from offline_teacher.store.reader import Store, open_store
-from offline_teacher.verification.tasks import Columns, read_rows
-from offline_teacher.verification.top import stored_top
+from offline_teacher.store.schema import Columns
+from offline_teacher.stored_teacher import decoder_input, stored_top
 
 if TYPE_CHECKING:
     from offline_teacher.models.replay import Replay
@@ -60,7 +60,7 @@ class TaskView:
 
     def columns(self, rows: np.ndarray) -> Columns:
         """All columns [n, ...] of some rows of the task, ascending."""
-        return read_rows(self._reader, self.store, self.split, self.task, rows)
+        return self._reader.task_rows(self.task, rows)
 
     @property
     def tells_tokens(self) -> bool:
@@ -73,13 +73,7 @@ class TaskView:
         layout = self.store.layout
         if layout.hidden_states == "none" or self._replay is None:
             return self._of_top_k(columns, rows, slots)
-        import torch
-
-        hidden = torch.from_numpy(hidden_values(layout, columns))
-        if layout.replay_layers:
-            count = torch.from_numpy(columns["token_count"].astype(np.int64))
-            hidden = self._replay.last_hidden(hidden, count)
-        z = self._replay.decoder_input(hidden[torch.from_numpy(rows), torch.from_numpy(slots)])
+        z = decoder_input(layout, self._replay, columns, rows, slots)
         logits = (z @ self._replay.decoder_weight.T + self._replay.decoder_bias).double().numpy()
         order = np.argsort(-logits, axis=1, kind="stable")
         p = np.exp(np.take_along_axis(logits, order, axis=1) - logits.max(axis=1, keepdims=True))
@@ -140,12 +134,8 @@ def _require_picture(path: str) -> None:
     """UserError where no picture can be written there."""
     if not path.lower().endswith(".png") or os.path.isdir(path):
         raise UserError(f"--plot {path or repr(path)}: give the name of a file that ends in .png")
-    if storage.is_remote(path):
-        return
     directory = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(directory):
-        raise UserError(f"--plot {path}: there is no directory {directory}")
-    if not os.access(directory, os.W_OK):
+    if not storage.is_remote(path) and not os.access(directory, os.W_OK):
         raise UserError(f"--plot {path}: nothing can be written in {directory}")
 
 
@@ -154,9 +144,7 @@ def _tokenizer(store: Store) -> Tokenizer:
     try:
         return Tokenizer.from_str(files["tokenizer.json"].decode())
     except Exception as error:  # tokenizers raises plain Exception for a file that it cannot read
-        reason = (
-            "it has no tokenizer.json" if isinstance(error, KeyError) else str(error).split("\n")[0][:200]
-        )
+        reason = "it has no tokenizer.json" if isinstance(error, KeyError) else first_line(error)
         raise UserError(
             f"{store.root}/tokenizer cannot be loaded ({reason}); its files are undamaged, so install the"
             " version of tokenizers that made the store"
@@ -219,14 +207,6 @@ def _token(tokenizer: Tokenizer, number: int) -> str:
     return f"id {number}" if token is None else token
 
 
-def used_slots(view: TaskView, columns: Columns) -> np.ndarray:
-    """bool [n, P]: recorded positions that have a token."""
-    if view.store.layout.positions == "masked":
-        used: np.ndarray = columns["masked_positions"] >= 0
-        return used
-    return np.arange(view.store.layout.length) < columns["token_count"][:, None]
-
-
 def _summary(view: TaskView) -> str:
     layout, task = view.store.layout, view.task
     columns = view.columns(np.arange(task.samples))
@@ -247,7 +227,7 @@ def _summary(view: TaskView) -> str:
 
 
 def _teacher_summary(view: TaskView, columns: Columns) -> list[list[str]]:
-    layout, used, rows = view.store.layout, used_slots(view, columns), []
+    layout, used, rows = view.store.layout, view.store.layout.used_slots(columns), []
     if layout.top_k:
         largest = columns["topk_logits"][..., 0][used].astype(np.float64)
         rows.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +18,13 @@ from offline_teacher.store.blocks import (
     shard_metadata,
 )
 from offline_teacher.store.checks import check_block
-from offline_teacher.store.index import ShardIndex, TaskIndex
-from offline_teacher.store.manifest import SHARDS, TASKS, Spec, task_path
+from offline_teacher.store.index import TaskIndex
+from offline_teacher.store.manifest import Spec
 from offline_teacher.store.numbering import Task, shards_of
-from offline_teacher.store.records import read
-from offline_teacher.store.schema import DIGESTS
+from offline_teacher.store.paths import SHARDS, TASKS
+from offline_teacher.store.pending import task_index
+from offline_teacher.store.records import Missing
+from offline_teacher.store.schema import DIGESTS, require
 
 
 @dataclass(frozen=True)
@@ -37,121 +40,111 @@ class Finding:
     column: str | None = None
     missing: bool = False
     """There is no such file."""
+    foreign: bool = False
+    """No store has such a file; removing it is all that is to do."""
 
     def __str__(self) -> str:
         where = f", column {self.column}" if self.column else ""
         return f"{self.file}{where}: {self.what}"
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What is known of a task before its files are read."""
-
-    split: str
-    task: Task
-    digest: str | None
-    """File digest of its index; None without a manifest."""
+def foreign(file: str) -> Finding:
+    return Finding(file, "is foreign: a store has no file of this name", foreign=True)
 
 
-@dataclass
-class _Sums:
-    tokens: int = 0
-    masked: int = 0
+Job = tuple[str, Task, str | None]
+"""Split, task, and the file digest of its index; None without a manifest."""
 
 
-def check_task(root: str, spec: Spec, expected: Expected) -> list[Finding]:
+def check_task(root: str, spec: Spec, job: Job) -> list[Finding]:
     """Everything that is wrong with the index, the shards and the numbers of a task."""
-    split, task = expected.split, expected.task
-    file, path = f"{TASKS}/{split}/{task.name}.json", task_path(root, split, task.name)
+    split, task, digest = job
     try:
-        data = read(path, expected.digest)
-        if data is None:
-            return [Finding(file, "is missing", split, task.name, missing=True)]
-        index = TaskIndex.from_bytes(data)
-        index.check(spec.layout, spec.plan, split, task, spec.digest)
+        index, _ = task_index(root, spec, split, task, digest)
     except ValueError as error:
-        return [Finding(file, str(error), split, task.name)]
-    return list(_check_shards(root, spec, split, task, index))
+        file = f"{TASKS}/{split}/{task.name}.json"
+        return [Finding(file, str(error), split, task.name, missing=isinstance(error, Missing))]
+    return list(_Check(root, spec, task, index).findings())
 
 
-def _check_shards(root: str, spec: Spec, split: str, task: Task, index: TaskIndex) -> Iterator[Finding]:
-    directory = f"{SHARDS}/{split}/{task.name}"
-    there = storage.list_sizes(storage.join(root, directory))
-    named = {shard.file for shard in index.shards}
-    for name in storage.list_names(storage.join(root, directory)):
-        if name not in named:
+class _Check:
+    """The check of a task's shards; ``tokens`` and ``masked`` are counted while it runs."""
+
+    def __init__(self, root: str, spec: Spec, task: Task, index: TaskIndex) -> None:
+        self._root, self._spec, self._task, self._index = root, spec, task, index
+        self._directory = f"{SHARDS}/{index.split}/{task.name}"
+        self.tokens = self.masked = 0
+
+    def findings(self) -> Iterator[Finding]:
+        index, split, task = self._index, self._index.split, self._task.name
+        there = storage.list_names(storage.join(self._root, self._directory))
+        for name in sorted(set(there).difference(shard.file for shard in index.shards)):
             what = "is foreign: the index of the task does not name it"
-            yield Finding(f"{directory}/{name}", what, split)
-    sums, complete = _Sums(), True
-    for number, shard in enumerate(index.shards):
-        file = f"{directory}/{shard.file}"
-        if shard.file not in there:
-            complete = False
-            yield Finding(file, "is missing", split, task.name, missing=True)
-            continue
-        for column, what in _check_shard(root, spec, split, task, index, number, sums):
-            complete = False
-            yield Finding(file, what, split, task.name, column)
-    if complete and (sums.tokens, sums.masked) != (index.tokens, index.masked):
-        what = f"counts {index.tokens} tokens and {index.masked} masked, not {sums.tokens} and {sums.masked}"
-        yield Finding(f"{TASKS}/{split}/{task.name}.json", what, split, task.name)
+            yield Finding(f"{self._directory}/{name}", what, split, foreign=True)
+        complete = True
+        for number, shard in enumerate(index.shards):
+            file = f"{self._directory}/{shard.file}"
+            if shard.file not in there:
+                complete = False
+                yield Finding(file, "is missing", split, task, missing=True)
+                continue
+            for column, what in self._shard(number):
+                complete = False
+                yield Finding(file, what, split, task, column)
+        if complete and (self.tokens, self.masked) != (index.tokens, index.masked):
+            what = (
+                f"counts {index.tokens} tokens and {index.masked} masked, not {self.tokens} and {self.masked}"
+            )
+            yield Finding(f"{TASKS}/{split}/{task}.json", what, split, task)
 
+    def _shard(self, number: int) -> Iterator[tuple[str | None, str]]:
+        """(column or None, what is wrong with it) of one shard, whose bytes are read once."""
+        shard, frames, plan = self._index.shards[number], self._index.frames, self._spec.plan
+        sizes = shards_of(self._task, plan)[number]
+        metadata = shard_metadata(self._spec.digest, self._index.split, self._task.name, number)
+        schema = arrow_schema(self._spec.layout.columns(), metadata)
 
-def _check_shard(
-    root: str, spec: Spec, split: str, task: Task, index: TaskIndex, number: int, sums: _Sums
-) -> Iterator[tuple[str | None, str]]:
-    """(column or None, what is wrong with it) of one shard, whose bytes are read once."""
-    shard = index.shards[number]
-    data = storage.read_bytes(storage.join(root, SHARDS, split, task.name, shard.file), shard.digest)
-    if len(data) != shard.bytes:
-        yield None, f"has {len(data)} bytes, the index of its task says {shard.bytes}"
-        return
-    if storage.digest_bytes(data) != shard.digest:
-        yield None, "its digest is not its name"
-        return
-    sizes = shards_of(task, spec.plan)[number]
-    metadata = shard_metadata(spec.digest, split, task.name, number)
-    try:
-        start, frames = measured(data, arrow_schema(spec.layout.columns(), metadata), sizes)
-    except ValueError as error:
-        yield None, str(error)
-        return
-    if start != shard.start or any(index.frames[rows] != frame for rows, frame in frames.items()):
-        yield None, "its blocks are not where the index of its task says"
-        return
-    first = number * spec.plan.shard_blocks * spec.plan.block_samples
-    for block, rows in enumerate(sizes):
-        ids = task.sequence_ids()[first : first + rows]
-        for column, row, what in _check_block(spec, data, shard, index, (start, block, rows), ids, sums):
-            yield column, what if row is None else f"sample {first + row} of the task: {what}"
-        start, first = start + index.frames[rows].bytes, first + rows
+        def whole(data: bytes) -> bytes:
+            right = f"has {len(data)} bytes, the index of its task says {shard.bytes}"
+            require(len(data) == shard.bytes, right)
+            require(storage.digest_bytes(data) == shard.digest, "its digest is not its name")
+            start, found = measured(data, schema, sizes)
+            same = start == shard.start and all(frames[rows] == frame for rows, frame in found.items())
+            require(same, "its blocks are not where the index of its task says")
+            return data
 
+        path = storage.join(self._root, self._directory, shard.file)
+        try:
+            data = storage.read_checked(path, shard.bytes + 1, whole)
+        except ValueError as error:
+            yield None, str(error)
+            return
+        start, first = shard.start, number * plan.shard_blocks * plan.block_samples
+        for block, rows in enumerate(sizes):
+            ids = self._task.sequence_ids()[first : first + rows]
+            for column, row, what in self._block(data, start, shard.block_digests[block], ids):
+                where = f"block {block}" if row is None else f"sample {first + row} of the task"
+                yield column, f"{where}: {what}"
+            start, first = start + frames[rows].bytes, first + rows
 
-def _check_block(
-    spec: Spec,
-    data: bytes,
-    shard: ShardIndex,
-    index: TaskIndex,
-    place: tuple[int, int, int],
-    ids: np.ndarray,
-    sums: _Sums,
-) -> Iterator[tuple[str, int | None, str]]:
-    """(column, row or None, what is wrong); ``place``: offset, number and rows of the block."""
-    start, block, rows = place
-    layout, offsets = spec.layout, index.frames[rows].offsets
-    views = {
-        name: column_view(data, start + offsets[name], rows, column)
-        for name, column in layout.columns().items()
-    }
-    digests = views.pop(DIGESTS)
-    if block_digest(digests) != shard.block_digests[block]:
-        yield DIGESTS, None, f"block {block}: has another digest than the index of the task says"
-    for slot, (name, values) in enumerate(views.items()):
-        wrong = row_digests(values) != digests[:, slot]
-        if wrong.any():
-            yield name, int(wrong.argmax()), "has another digest than its column of digests says"
-    for bad in check_block(layout, spec.special, ids, views):
-        yield bad.column, bad.row, bad.what
-    sums.tokens += int(views["token_count"].sum(dtype=np.int64))
-    if layout.masked:
-        sums.masked += int((views["masked_positions"] >= 0).sum())
+    def _block(
+        self, data: Any, start: int, digest: int, ids: np.ndarray
+    ) -> Iterator[tuple[str, int | None, str]]:
+        """(column, row or None, what is wrong) of the block at byte ``start``."""
+        layout, offsets, rows = self._spec.layout, self._index.frames[len(ids)].offsets, len(ids)
+        views = {
+            name: column_view(data, start + offsets[name], rows, column)
+            for name, column in layout.columns().items()
+        }
+        digests = views.pop(DIGESTS)
+        if block_digest(digests) != digest:
+            yield DIGESTS, None, "has another digest than the index of the task says"
+        for slot, (name, values) in enumerate(views.items()):
+            wrong = row_digests(values) != digests[:, slot]
+            if wrong.any():
+                yield name, int(wrong.argmax()), "has another digest than its column of digests says"
+        for bad in check_block(layout, self._spec.special, ids, views):
+            yield bad.column, bad.row, bad.what
+        self.tokens += int(views["token_count"].sum(dtype=np.int64))
+        if layout.masked:
+            self.masked += int((views["masked_positions"] >= 0).sum())

@@ -22,11 +22,10 @@ from infra.settings import sections
 from offline_teacher.families import family_of
 from offline_teacher.families.family import no_head
 from offline_teacher.models.head import masked_lm_head
-from offline_teacher.models.masks import encoder_mask
 from offline_teacher.models.pooling import Pooling, pool
 from offline_teacher.models.recording import QueriesKeysValues, projected
 from offline_teacher.models.slicing import starting_weights
-from offline_teacher.models.split import cut
+from offline_teacher.models.split import cut, encoder_mask
 from offline_teacher.models.students import new_student, planned_student
 from offline_teacher.models.weights import has_masked_lm_head
 from student_train.objectives.relations import relation_heads

@@ -12,8 +12,8 @@ from typing import Any
 
 from offline_teacher.cluster.guarded import Guarded
 from offline_teacher.store.index import PartIndex
-from offline_teacher.store.manifest import part_path, task_path
 from offline_teacher.store.numbering import SplitPlan
+from offline_teacher.store.paths import part_path, task_path
 from tests.benchmarks.bench_store import (
     LATENCY,
     PARTS,

@@ -21,11 +21,12 @@ from infra.files.cache import Cache
 from infra.settings.sections import Corpus, Masking, Sequences
 from offline_teacher.corpus.documents import documents, parts
 from offline_teacher.corpus.problems import Problems
-from offline_teacher.sequences.building import Tokenising, build_part, token_counts
+from offline_teacher.sequences.building import Tokenising, token_counts
 from offline_teacher.sequences.masking import mask_sequences, mask_vocab
-from offline_teacher.sequences.packing import BATCH_CHARACTERS, load_encoder
+from offline_teacher.sequences.packing import BATCH_CHARACTERS
+from offline_teacher.sequences.tokenizer import load_encoder
 from offline_teacher.store.parts import read_part
-from offline_teacher.store.pending import finished_parts, read_part_index
+from offline_teacher.store.pending import read_part_index
 from offline_teacher.store.schema import Layout
 
 REPEATS = 5
@@ -59,7 +60,8 @@ def _packing(store: str) -> dict[str, Any]:
     corpus = Corpus(path=(str(SHARED / "data/corpus/train/[a-c]*.txt"),))
     settings = Sequences(length=128)
     listed = parts(corpus, settings.part_bytes)
-    encoder, how = load_encoder(f"{store}/tokenizer"), Tokenising(corpus, settings, counted=True)
+    encoder = load_encoder(f"{store}/tokenizer")
+    how = Tokenising(store, LAYOUT, corpus, settings, counted=True)
     batches = _batches([text for part in listed for text in documents(part, corpus, Problems())])
     alone, pipeline = [], []
     for _ in range(REPEATS):
@@ -71,7 +73,7 @@ def _packing(store: str) -> dict[str, Any]:
         shutil.rmtree(f"{store}/sequences", ignore_errors=True)
         start = time.perf_counter()
         for index, part in enumerate(listed):
-            build_part(store, LAYOUT, "train", index, part, how)
+            how.build("train", index, part)
         pipeline.append(tokens / (time.perf_counter() - start))
     value = statistics.median(pipeline) / statistics.median(alone)
     rates = f"{statistics.median(pipeline):,.0f} of {statistics.median(alone):,.0f} text tokens/s"
@@ -91,7 +93,7 @@ def _batches(texts: list[str]) -> list[list[str]]:
 
 
 def _masking(store: str) -> list[dict[str, Any]]:
-    cache, parts_made = Cache(None, 1 << 30), finished_parts(store, "train")
+    cache = Cache(None, 1 << 30)
     first = read_part(store, LAYOUT, read_part_index(store, "train", 0)[0], cache)
     input_ids, token_count = first["input_ids"][:8192], first["token_count"][:8192]
     ids = np.arange(len(input_ids))
@@ -102,7 +104,7 @@ def _masking(store: str) -> list[dict[str, Any]]:
         "uniform": Masking(probability=0.15),
         "frequency_whole_word": Masking(probability=0.15, sampling="frequency", whole_word=True),
     }
-    counts = token_counts(store, "train", parts_made, encoder.vocab_size, cache)
+    counts = token_counts(store, "train", encoder.vocab_size, cache)
     rates: dict[str, list[float]] = {name: [] for name in settings}
     for _ in range(REPEATS):
         for name, masking in settings.items():

@@ -19,8 +19,9 @@ from infra.files import storage
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.blocks import SHARD_FRAMING
 from offline_teacher.store.index import Frame, PartIndex, ShardIndex, TaskIndex
-from offline_teacher.store.manifest import Manifest, Spec, SplitRecord, part_path, task_path
+from offline_teacher.store.manifest import Manifest, Spec, SplitRecord
 from offline_teacher.store.numbering import SplitPlan, Task, shards_of
+from offline_teacher.store.paths import part_path, task_path
 from offline_teacher.store.pending import finished_parts, finished_tasks, read_parts, read_spec
 from offline_teacher.store.reader import Store
 from offline_teacher.store.schema import Layout, Plan
@@ -141,7 +142,8 @@ started = time.perf_counter()
 store = open_store(sys.argv[1])
 opened = time.perf_counter() - started
 index = store.task_index("train", 0)
-places = store.splits["train"].plan.locate(0, range(store.splits["train"].plan.blocks_per_epoch)[-1000:])
+plan = store.splits["train"].plan
+places = [plan.place(0, block) for block in range(plan.blocks_per_epoch)[-1000:]]
 peak = int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
 shards = store.splits["train"].plan.task_count * len(index.shards)
 print(json.dumps({"seconds": opened, "megabytes": peak, "shards": shards}))

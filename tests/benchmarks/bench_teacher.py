@@ -17,7 +17,9 @@ process, medians. Hidden states and encoder, which differ least, are repeated mo
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -36,11 +38,12 @@ from infra.cpu.processor import computes_bfloat16
 from infra.settings.recipe import Recipe
 from infra.settings.recipe_file import load_recipe
 from offline_teacher.cluster.crews import teacher_crew
+from offline_teacher.cluster.pool import WORKER_VARIABLES
 from offline_teacher.cluster.work_queue import ITEMS_IN_FLIGHT, Item
+from offline_teacher.sequences.tokenizer import load_tokenizer
 from offline_teacher.source import find_source
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.reader import Store
-from offline_teacher.teacher_directory import load_tokenizer
 from tests.benchmarks.results import Row, row
 from tests.benchmarks.timing import interleave
 from tests.offline_teacher.local_pool import LocalPool, make
@@ -55,6 +58,8 @@ SAMPLED = 5_000
 
 
 def run(model: str | None = None) -> list[Row]:
+    if not WORKER_VARIABLES.items() <= os.environ.items():
+        return _in_a_workers_environment([] if model is None else [model])
     torch.set_num_threads(1)
     shared = str(SHARED / "teacher")
     with tempfile.TemporaryDirectory() as scratch:
@@ -65,6 +70,13 @@ def run(model: str | None = None) -> list[Row]:
         if Path(shared).is_dir():
             rows += _measure(Path(scratch, "shared"), shared, "_shared_teacher", SHARED_SIZE)
         return rows
+
+
+def _in_a_workers_environment(arguments: list[str]) -> list[Row]:
+    """``run`` in another process: glibc reads its settings when a process starts."""
+    command, variables = [sys.executable, __file__, *arguments], os.environ | WORKER_VARIABLES
+    done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def _bert_base(directory: Path) -> str:
@@ -166,9 +178,12 @@ def _measure(scratch: Path, directory: str, suffix: str, size: Size) -> list[Row
         for name, k in (("full", TOP_K), ("hidden", 0))
     }
     stores = {name: make(recipe) for name, recipe in recipes.items()}
-    pool = TwoThreads(teacher_crew(find_source(recipes["full"])[1], stores["full"].root))
+    pools = {
+        name: TwoThreads(teacher_crew(find_source(recipe)[1], stores[name].root))
+        for name, recipe in recipes.items()
+    }
     batches = _batches(stores["full"], size)
-    encoder = pool.worker._compute(pool.worker._inference, stores["hidden"].root).teacher.lower
+    encoder = pools["hidden"].worker._inference.teacher.lower
     bare = AutoModelForMaskedLM.from_pretrained(
         directory, dtype=getattr(torch, DTYPE), attn_implementation="sdpa"
     ).eval()
@@ -194,12 +209,12 @@ def _measure(scratch: Path, directory: str, suffix: str, size: Size) -> list[Row
         torch.save(kept, scratch / "kept.pt")
 
     sides: dict[str, Callable[[], object]] = {
-        "capture": lambda: _infer(pool, stores["full"], size.tasks),
+        "capture": lambda: _infer(pools["full"], stores["full"], size.tasks),
         "forward": forward,
         "script": script,
     }
     pair: dict[str, Callable[[], object]] = {
-        "hidden_only": lambda: _infer(pool, stores["hidden"], size.tasks),
+        "hidden_only": lambda: _infer(pools["hidden"], stores["hidden"], size.tasks),
         "encoder": encode,
     }
     seconds = interleave(sides, size.repeats, f"teacher{suffix}")
@@ -246,8 +261,7 @@ def _recipe(scratch: Path, directory: str, texts: Material, name: str, top_k: in
 def _infer(pool: LocalPool, store: Store, tasks: int) -> None:
     """The tasks, computed and published again."""
     plan = store.splits["train"].plan
-    parts = len(store.manifest.splits["train"].parts)
-    items = [Item(str(n), "infer", (store.root, "train", plan.task(n), parts)) for n in range(tasks)]
+    items = [Item(str(n), "infer", ("train", plan.task(n))) for n in range(tasks)]
     pool.run(items, lambda item, answer: None, None)
 
 

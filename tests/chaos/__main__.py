@@ -28,8 +28,8 @@ from infra.console import table
 from infra.errors import EXIT_INCOMPLETE
 from infra.files import storage
 from offline_teacher.main import main as teacher
-from offline_teacher.store.manifest import RECIPE
-from offline_teacher.verification.damage import damaged_directory
+from offline_teacher.store.paths import RECIPE
+from offline_teacher.verification.repair import damaged_directory
 from offline_teacher.verification.verify import verify
 from tests.chaos.arguments import described
 from tests.offline_teacher.stores import contents, finish, indices, start, wait_until, workers

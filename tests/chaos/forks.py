@@ -29,7 +29,7 @@ from infra.errors import UserError
 from infra.files.locks import exclusive
 from infra.settings.recipe import Recipe
 from infra.settings.recipe_file import load_recipe
-from offline_teacher.cluster.crews import Crew, teacher_crew, text_crew
+from offline_teacher.cluster.crews import Crew
 from offline_teacher.cluster.work_queue import Item
 from offline_teacher.inference import columns, teacher  # noqa: F401 - imported once, before the forks
 from offline_teacher.source import find_source, spec_of
@@ -106,11 +106,8 @@ class ForkedCluster(LocalCluster):
         super().__init__(recipe)
         self._make = partial(ForkedPool, workers=workers, luck=luck, tally=tally)
 
-    def text_workers(self, root: str) -> Any:
-        return self._make(text_crew(self.recipe, root))
-
-    def teachers(self, root: str, started: Any = None) -> Any:
-        return self._make(teacher_crew(self.recipe, root))
+    def pool(self, crew: Crew, started: Any = None) -> Any:
+        return self._make(crew)
 
 
 class ForkedPool(LocalPool):

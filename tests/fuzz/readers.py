@@ -27,7 +27,7 @@ from offline_teacher.corpus.documents import documents, parts
 from offline_teacher.corpus.problems import Problems
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.index import TaskIndex, shard_file
-from offline_teacher.store.manifest import CONFIG, MANIFEST, SPEC, WEIGHTS
+from offline_teacher.store.paths import CONFIG, MANIFEST, SPEC, WEIGHTS
 from offline_teacher.store.pending import read_part_index, read_spec
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.records import encode
@@ -184,7 +184,7 @@ def _teacher(name: str) -> Callable[[Path], tuple[list[bytes], Read]]:
     """Configuration or weights of a teacher whose top is replayed; the manifest vouches for them."""
 
     def prepare(directory: Path) -> tuple[list[bytes], Read]:
-        from offline_teacher.verification.top import stored_top
+        from offline_teacher.stored_teacher import stored_top
         from tests.offline_teacher.local_pool import make
         from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 

@@ -59,11 +59,11 @@ class Making:
         with ThreadPoolExecutor(in_flight) as threads:
             list(threads.map(lambda task: next(self._columns(split, task)), tasks[:in_flight]))
             begin = time.perf_counter()
-            made = list(threads.map(lambda task: self.worker.infer(self.root, split, task, 1), tasks))
+            made = list(threads.map(lambda task: self.worker.infer(split, task), tasks))
         return sum(answer["tokens"] for answer in made), time.perf_counter() - begin
 
     def _columns(self, split: str, task: Task) -> Iterator[dict[str, np.ndarray]]:
-        return self.worker.columns(self.root, split, task, 1)
+        return self.worker.columns(split, task)
 
     def finish(self) -> str:
         """Makes all tasks and the manifest. Returns the store's directory."""
@@ -103,7 +103,7 @@ def begin(
         columns = _sequences(spec.layout.vocab_size, length, count, spec.layout.id_dtype, seed=number)
         publish_part(recipe.store_path, spec.layout, split, 0, columns, FACTS)
         tasks[split] = list(SplitPlan.of(split, (count,), spec.plan).tasks())
-    return Making(recipe, TaskWorker(recipe, device), tasks)
+    return Making(recipe, TaskWorker(recipe, device, recipe.store_path), tasks)
 
 
 def _sequences(vocab_size: int, length: int, count: int, dtype: np.dtype, seed: int) -> dict[str, np.ndarray]:

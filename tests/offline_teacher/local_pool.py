@@ -7,7 +7,7 @@ from typing import Any
 
 from infra.settings.recipe import Recipe
 from infra.settings.recipe_file import load_recipe
-from offline_teacher.cluster.crews import Crew, teacher_crew, text_crew
+from offline_teacher.cluster.crews import Crew
 from offline_teacher.cluster.pool import Cluster
 from offline_teacher.cluster.work_queue import Item
 from offline_teacher.source import find_source, spec_of
@@ -35,7 +35,7 @@ class LocalPool:
         """Ready for items."""
         if self._worker is None:
             self._worker = self.crew.kind(*self.crew.arguments)
-            facts = self._worker.prepare(*self.crew.prepare)
+            facts = self._worker.prepare()
             if self._started is not None:
                 self._started("this process", facts)
         return self._worker
@@ -50,11 +50,8 @@ class LocalPool:
 class LocalCluster(Cluster):
     """Of one worker of each kind, in this process."""
 
-    def text_workers(self, root: str) -> Any:
-        return LocalPool(text_crew(self.recipe, root))
-
-    def teachers(self, root: str, started: Any = None) -> Any:
-        return LocalPool(teacher_crew(self.recipe, root), started)
+    def pool(self, crew: Crew, started: Any = None) -> Any:
+        return LocalPool(crew, started)
 
 
 def make(recipe: Path | Recipe, *overrides: str) -> Store:

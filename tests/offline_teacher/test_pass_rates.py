@@ -12,8 +12,8 @@ from infra.files import storage
 from infra.settings.recipe_file import load_recipe
 from offline_teacher import pass_rates, teacher_pass
 from offline_teacher.pass_rates import Environments, Rates
-from offline_teacher.source import find_source, spec_of
-from offline_teacher.store.manifest import TASKS
+from offline_teacher.source import find_source, spec_of, tokenising
+from offline_teacher.store.paths import TASKS
 from tests.offline_teacher.local_pool import LocalCluster, make
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 
@@ -74,7 +74,7 @@ def test_the_driver_does_nothing_for_a_task_but_count_it(recipe: Path, tmp_path:
     teacher_pass.begin_store(root, spec)
     teacher_pass.publish_files(root, source, spec.layout)
     with LocalCluster(decided) as cluster:
-        teacher_pass.build_sequences(decided, parts, cluster)
+        teacher_pass.build_sequences(parts, tokenising(decided, source), cluster)
     told: list[dict[str, float]] = []
     counts = {split: len(found) for split, found in parts.items()}
     pool: Any = StoreUnseen()

@@ -15,6 +15,7 @@ from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.settings.recipe import Recipe
 from infra.settings.recipe_file import load_recipe
 from offline_teacher.cluster import pool as pool_module
+from offline_teacher.cluster.crews import teacher_crew, text_crew
 from offline_teacher.cluster.pool import ROUNDS, Cluster
 from offline_teacher.cluster.work_queue import Item
 from tests.offline_teacher.tiny_teacher import write_recipe
@@ -32,7 +33,7 @@ class Reference:
 
     def __init__(self, number: int, method: str, arguments: tuple[Any, ...]) -> None:
         self.number, self.method = number, arguments[0] if arguments else method
-        self.item = arguments[1][0] if arguments else ""
+        self.item = arguments[1][0] if arguments and arguments[1] else ""
 
 
 class FakeRay:
@@ -133,7 +134,7 @@ def items(count: int) -> list[Item]:
 def run(recipe: Recipe, count: int, say: Callable[[str], None] = print) -> tuple[list[str], list[Item]]:
     """Names of the items done, and the items quarantined."""
     done: list[str] = []
-    with Cluster(recipe) as cluster, cluster.teachers("store") as pool:
+    with Cluster(recipe) as cluster, cluster.pool(teacher_crew(cluster.recipe, "store")) as pool:
         quarantined = pool.run(items(count), lambda item, result: done.append(item.name), say)
     assert len(done) + len(quarantined) == count
     return done, quarantined
@@ -192,9 +193,12 @@ def test_what_is_quarantined_is_told_before_a_users_mistake_ends_the_run(
     answers: dict[str, dict[str, Any]] = {"0": FAILURE, "1": mistake}
     fake(monkeypatch, lambda worker, item: answers[item])
     told: list[str] = []
-    with Cluster(recipe("teacher.task_attempts=1")) as cluster, cluster.teachers("store") as pool:  # noqa: SIM117
-        with pytest.raises(UserError, match="line 3"):
-            pool.run(items(2), lambda item, result: None, print, lambda item: told.append(item.name))
+    with (
+        Cluster(recipe("teacher.task_attempts=1")) as cluster,
+        cluster.pool(teacher_crew(cluster.recipe, "store")) as pool,
+        pytest.raises(UserError, match="line 3"),
+    ):
+        pool.run(items(2), lambda item, result: None, print, lambda item: told.append(item.name))
     assert told == ["0"]
 
 
@@ -378,11 +382,11 @@ def test_text_is_tokenised_on_all_cpus_without_a_gpu(
 
     monkeypatch.setattr(ray, "remote", lambda kind: SimpleNamespace(options=with_options))
     with Cluster(recipe("teacher.gpus_per_worker=1")) as cluster:
-        with cluster.text_workers("store") as pool:
+        with cluster.pool(text_crew(mock.Mock())) as pool:
             pool.run(items(50), lambda item, result: None, print)
         assert [options["num_gpus"] for options in asked] == [0] * 5
         assert ray.events[-1][0] == "kill"
         assert ("shutdown",) not in ray.events
-        with cluster.teachers("store") as pool:
+        with cluster.pool(teacher_crew(cluster.recipe, "store")) as pool:
             pool.run(items(1), lambda item, result: None, print)
     assert asked[-1]["num_gpus"] == 1

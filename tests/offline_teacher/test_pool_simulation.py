@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from infra.errors import UserError
 from offline_teacher.cluster import pool as pool_module
+from offline_teacher.cluster.crews import teacher_crew
 from offline_teacher.cluster.pool import ROUNDS, WAIT_SECONDS, Cluster
 from offline_teacher.cluster.trouble_log import TroubleLog
 from offline_teacher.cluster.work_queue import Item
@@ -41,9 +42,9 @@ def simulate(ray: SimulatedRay, items: int, workers: int, min_workers: int = 1) 
         patch.setattr("socket.create_connection", ray.connect_to_head)
         patch.setattr(pool_module, "time", ray)
         patch.setattr(TroubleLog, "tell", lambda *words: None)
-        recipe = SimpleNamespace(teacher=settings, root="runs")
+        recipe: Any = SimpleNamespace(teacher=settings, root="runs")
         try:
-            with Cluster(recipe) as cluster, cluster.teachers("store") as pool:  # type: ignore[arg-type]
+            with Cluster(recipe) as cluster, cluster.pool(teacher_crew(recipe, "store")) as pool:
                 quarantined = pool.run(
                     todo,
                     lambda item, answer: done.append(item.name),

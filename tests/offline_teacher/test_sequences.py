@@ -18,14 +18,12 @@ from infra.settings.sections import Corpus, Sequences
 from offline_teacher.corpus.documents import parts
 from offline_teacher.sequences.building import (
     Tokenising,
-    build_part,
-    outstanding,
     problems_of,
     rows_of,
     text_digest,
     token_counts,
 )
-from offline_teacher.sequences.packing import load_encoder
+from offline_teacher.sequences.tokenizer import load_encoder
 from offline_teacher.store.parts import read_part
 from offline_teacher.store.pending import finished_parts, read_part_index
 from offline_teacher.store.schema import Layout
@@ -65,8 +63,16 @@ def layout(length: int, vocab_size: int = len(WORDS)) -> Layout:
     )
 
 
-def how(corpus: Corpus, settings: Sequences) -> Tokenising:
-    return Tokenising(corpus, settings, counted=True)
+def how(
+    store: str,
+    corpus: Corpus,
+    settings: Sequences,
+    vocab_size: int = len(WORDS),
+    prompt: str = "",
+    counted: bool = True,
+) -> Tokenising:
+    own = layout(settings.length, vocab_size)
+    return Tokenising(store, own, corpus, settings, prompt, counted)
 
 
 def build(
@@ -77,13 +83,13 @@ def build(
     vocab_size: int = len(WORDS),
 ) -> int:
     """Builds what is missing; the number of parts."""
-    listed, own = parts(corpus, settings.part_bytes), layout(settings.length, vocab_size)
-    todo = outstanding(store, "train", listed, how(corpus, settings))
+    listed, made = parts(corpus, settings.part_bytes), how(store, corpus, settings, vocab_size)
+    todo = made.outstanding("train", listed)
     if order is not None:
         random.Random(order).shuffle(todo)
     for index in todo:
-        work = (store, own, "train", index, listed[index], how(corpus, settings))
-        build_part(*pickle.loads(pickle.dumps(work)))  # noqa: S301
+        copy, part = pickle.loads(pickle.dumps((made, listed[index])))  # noqa: S301
+        copy.build("train", index, part)
     return len(listed)
 
 
@@ -203,7 +209,7 @@ def test_counts_are_of_ordinary_tokens_and_every_document_is_there(tmp_path: Pat
     assert sum(index.documents for index in indices) == 1000
     expected = np.bincount(input_ids.ravel(), minlength=len(WORDS))
     expected[:5] = 0
-    found = token_counts(bert, "train", count, len(WORDS), Cache(None, 1 << 20))
+    found = token_counts(bert, "train", len(WORDS), Cache(None, 1 << 20))
     np.testing.assert_array_equal(found, expected)
     assert expected[5:13].sum() == 1000
 
@@ -211,7 +217,7 @@ def test_counts_are_of_ordinary_tokens_and_every_document_is_there(tmp_path: Pat
 def test_tokens_are_counted_only_where_masking_needs_it(tmp_path: Path, bert: str) -> None:
     corpus, settings = corpus_of(tmp_path / "c", "a b\n"), Sequences(length=8)
     (part,) = parts(corpus, settings.part_bytes)
-    index = build_part(bert, layout(8), "train", 0, part, Tokenising(corpus, settings))
+    index = how(bert, corpus, settings, counted=False).build("train", 0, part)
     assert index.counts is None
     assert set(files(bert)) == {"part-00000.arrow", "part-00000.json"}
 
@@ -219,7 +225,7 @@ def test_tokens_are_counted_only_where_masking_needs_it(tmp_path: Path, bert: st
 def test_a_prompt_stands_before_every_text(tmp_path: Path, bert: str) -> None:
     corpus, settings = corpus_of(tmp_path / "c", "a\nb\n"), Sequences(length=8, packing="document")
     (part,) = parts(corpus, settings.part_bytes)
-    build_part(bert, layout(8), "train", 0, part, Tokenising(corpus, settings, prompt="h "))
+    how(bert, corpus, settings, prompt="h ").build("train", 0, part)
     assert rows(bert) == [[CLS, 12, 5, SEP], [CLS, 12, 6, SEP]]
 
 
@@ -243,16 +249,16 @@ def test_a_second_run_builds_nothing_and_a_killed_one_goes_on(tmp_path: Path, be
     listed = parts(corpus, 1024)
     build(bert, corpus, settings)
     once = files(bert)
-    assert outstanding(bert, "train", listed, how(corpus, settings)) == []
-    longer = how(corpus, replace(settings, length=9))
-    assert outstanding(bert, "train", listed, longer) == list(range(len(listed)))
+    assert how(bert, corpus, settings).outstanding("train", listed) == []
+    longer = how(bert, corpus, replace(settings, length=9))
+    assert longer.outstanding("train", listed) == list(range(len(listed)))
     folder = Path(bert, "sequences/train")
     (folder / "part-00000.json").unlink()  # killed between data and index
     (folder / "part-00001.json").write_text("{")
     (folder / "part-00002.arrow").write_bytes(once["part-00002.arrow"][:-8])
     (folder / "part-00003.arrow").unlink()
     (folder / "part-00004.counts.arrow").unlink()
-    assert outstanding(bert, "train", listed, how(corpus, settings)) == [0, 1, 2, 3, 4]
+    assert how(bert, corpus, settings).outstanding("train", listed) == [0, 1, 2, 3, 4]
     build(bert, corpus, settings)
     assert files(bert) == once
 
@@ -326,7 +332,7 @@ def test_damaged_token_counts_of_a_part_are_not_summed(tmp_path: Path, bert: str
         assert damaged != whole
         counts.write_bytes(damaged)
         with pytest.raises(UserError, match=r"counts\.arrow is damaged .* run `.*verify .* --repair`"):
-            token_counts(bert, "train", 1, len(WORDS), Cache(None, 1 << 20))
+            token_counts(bert, "train", len(WORDS), Cache(None, 1 << 20))
     counts.unlink()
     build(bert, corpus, settings)
     assert counts.read_bytes() == whole
@@ -343,7 +349,7 @@ def test_an_index_of_anything_else_is_made_again(tmp_path: Path, bert: str) -> N
     corpus, settings = corpus_of(tmp_path / "c", "a b\n"), Sequences(length=8)
     build(bert, corpus, settings)
     Path(bert, "sequences/train/part-00000.json").write_text("[]")
-    assert outstanding(bert, "train", parts(corpus, settings.part_bytes), how(corpus, settings)) == [0]
+    assert how(bert, corpus, settings).outstanding("train", parts(corpus, settings.part_bytes)) == [0]
 
 
 def test_strictness_is_of_parts_already_built_too(tmp_path: Path, bert: str) -> None:
@@ -354,12 +360,12 @@ def test_strictness_is_of_parts_already_built_too(tmp_path: Path, bert: str) -> 
 
 
 def test_tokenizers_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no tokenizer can be loaded"):
+    with pytest.raises(UserError, match="has no tokenizer"):
         load_encoder(str(tmp_path))
     plain = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     plain.normalizer, plain.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=plain).save_pretrained(tmp_path / "plain")
-    with pytest.raises(UserError, match="has no cls_token"):
+    with pytest.raises(UserError, match="has no pad_token"):
         load_encoder(str(tmp_path / "plain"))
 
 

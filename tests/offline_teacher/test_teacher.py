@@ -18,15 +18,11 @@ from offline_teacher.inference.columns import Inference
 from offline_teacher.inference.reduction import reduce_logits
 from offline_teacher.inference.teacher import LoadedTeacher, load_teacher
 from offline_teacher.models.head import MaskedLmHead
-from offline_teacher.store.quantise import dequantise
+from offline_teacher.models.loading import read_config, weight_digest
+from offline_teacher.sequences.tokenizer import load_tokenizer
+from offline_teacher.store.blocks import dequantise
 from offline_teacher.store.schema import Layout
-from offline_teacher.teacher_directory import (
-    check_fit,
-    find_teacher,
-    load_config,
-    load_tokenizer,
-    weight_digest,
-)
+from offline_teacher.teacher_directory import check_fit, find_teacher
 from tests.offline_teacher.tiny_teacher import save_bert, save_roberta
 
 SAVERS: dict[str, Callable[[Path], Path]] = {"bert": save_bert, "roberta": save_roberta}
@@ -49,7 +45,7 @@ def check(directory: Path, length: int = 16) -> LoadedTeacher:
     """What a driver and a worker ask of a teacher, and its weights."""
     found = find_teacher(settings(directory))
     assert weight_digest(found)
-    check_fit(found, load_config(found), load_tokenizer(found), length)
+    check_fit(found, read_config(found), load_tokenizer(found), length)
     return load(directory)
 
 

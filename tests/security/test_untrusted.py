@@ -20,11 +20,12 @@ from infra.files.remote import without_secrets
 from infra.settings.recipe_file import load_recipe
 from infra.tracking.redaction import redact
 from offline_teacher.store.index import TaskIndex
-from offline_teacher.store.manifest import CONFIG, POOLING, WEIGHTS, Manifest
+from offline_teacher.store.manifest import Manifest
+from offline_teacher.store.paths import CONFIG, POOLING, WEIGHTS
 from offline_teacher.store.pending import read_spec
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.records import decode, encode
-from offline_teacher.verification.top import stored_top
+from offline_teacher.stored_teacher import stored_top
 from offline_teacher.verification.verify import verify
 from student_train.mirror import mirrored
 from tests.store.synthetic import make_store
@@ -174,7 +175,7 @@ def _load(model: Path) -> None:
     """Everything that a pass reads of a teacher's directory."""
     from infra.settings.sections import Teacher
     from offline_teacher.inference.teacher import load_teacher
-    from offline_teacher.teacher_directory import load_tokenizer
+    from offline_teacher.sequences.tokenizer import load_tokenizer
 
     load_tokenizer(str(model))
     load_teacher(Teacher(model=str(model)), 1, True, "cpu")

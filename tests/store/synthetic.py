@@ -14,10 +14,11 @@ import numpy as np
 from safetensors.numpy import save
 
 from infra.files import storage
-from offline_teacher.store.manifest import CONFIG, POOLING, WEIGHTS, Spec
+from offline_teacher.store.blocks import dequantise
+from offline_teacher.store.manifest import Spec
 from offline_teacher.store.numbering import SplitPlan, Task
 from offline_teacher.store.parts import publish_part
-from offline_teacher.store.quantise import dequantise, quantise
+from offline_teacher.store.paths import CONFIG, POOLING, WEIGHTS
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.schema import FORMAT_VERSION, Layout, Plan, SpecialIds
 from offline_teacher.store.writer import TaskWriter, begin_store, finish_store
@@ -200,6 +201,16 @@ def recorded_slots(layout: Layout, columns: Columns) -> np.ndarray:
     if layout.positions == "masked":
         return np.asarray(columns["masked_positions"] >= 0)
     return np.asarray(np.arange(layout.length) < columns["token_count"][:, None])
+
+
+def quantise(hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 and scale of hidden states, as a teacher's worker makes them."""
+    import torch
+
+    from offline_teacher.inference.quantise import quantise as of_tensor
+
+    steps, scale = of_tensor(torch.from_numpy(hidden))
+    return steps.numpy(), scale.numpy()
 
 
 def random_teacher(layout: Layout, columns: Columns, random: np.random.Generator) -> None:

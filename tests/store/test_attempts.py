@@ -12,8 +12,9 @@ import pytest
 
 from infra.files import storage
 from offline_teacher.store.index import TaskIndex
-from offline_teacher.store.manifest import Spec, shard_path, task_path
+from offline_teacher.store.manifest import Spec
 from offline_teacher.store.numbering import SplitPlan
+from offline_teacher.store.paths import shard_path, task_path
 from offline_teacher.store.writer import TaskWriter, begin_store, finish_store
 from offline_teacher.verification.verify import verify
 from tests.s3_server import FaultyProxy

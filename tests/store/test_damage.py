@@ -18,7 +18,7 @@ from offline_teacher.store.pending import finished_tasks
 from offline_teacher.store.reader import DamagedStore, Store, open_store
 from offline_teacher.store.schema import Layout
 from offline_teacher.store.writer import begin_store, finish_store
-from offline_teacher.verification.damage import damaged_directory, move_damaged
+from offline_teacher.verification.repair import damaged_directory, move_damaged
 from offline_teacher.verification.verify import verify
 from tests.store.synthetic import (
     Columns,
@@ -293,8 +293,8 @@ def test_numbers_that_are_wrong_though_their_digests_are_right_are_found(
 def test_processes_find_what_one_process_finds(store: Store) -> None:
     damage_swapped(Path(store.root))
     Path(store.root, "core").write_bytes(b"")
-    seen: list[tuple[int, int]] = []
+    seen: list[int] = []
     alone = verify(store.root)
-    assert verify(store.root, workers=2, progress=lambda *done: seen.append(done)) == alone
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert verify(store.root, workers=2, done=lambda: seen.append(len(seen))) == alone
+    assert seen == [0, 1, 2]
     assert len(alone) == 3

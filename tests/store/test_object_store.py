@@ -12,9 +12,9 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.files.cache import Cache
 from offline_teacher.store.block_reader import BlockReader
-from offline_teacher.store.manifest import shard_path
 from offline_teacher.store.numbering import SplitPlan
 from offline_teacher.store.parts import part_columns, read_part
+from offline_teacher.store.paths import shard_path
 from offline_teacher.store.pending import finished_tasks, read_part_index
 from offline_teacher.store.reader import DamagedStore, Store, open_store
 from offline_teacher.verification.verify import verify

@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 from infra.errors import UserError
 from infra.files import storage
 from offline_teacher.store.block_reader import BlockReader
-from offline_teacher.store.blocks import BLOCK_FRAMING, SHARD_FRAMING
-from offline_teacher.store.manifest import shard_path
-from offline_teacher.store.quantise import dequantise, quantise
+from offline_teacher.store.blocks import BLOCK_FRAMING, SHARD_FRAMING, dequantise
+from offline_teacher.store.paths import shard_path
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.writer import TaskWriter, begin_store, finish_store
 from offline_teacher.verification.verify import verify
@@ -30,6 +29,7 @@ from tests.store.synthetic import (
     make_columns,
     make_spec,
     make_store,
+    quantise,
     small_layout,
     small_plan,
     write_files,
@@ -139,8 +139,8 @@ def test_a_local_block_is_asked_for_once_and_nothing_else(
     store = make_store(str(tmp_path), layout, {"train": (14,)}, small_plan(masking_epochs=1, block_samples=7))
     spans: list[tuple[int, int]] = []
 
-    def mapped(path: str) -> mmap.mmap:
-        with open(path, "rb") as file:
+    def mapped(root: str, name: str) -> mmap.mmap:
+        with open(Path(root, name), "rb") as file:
             data = Advised(file.fileno(), 0, access=mmap.ACCESS_READ)
         data.spans = spans
         return data

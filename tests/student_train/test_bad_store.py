@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from offline_teacher.store.manifest import CONFIG, WEIGHTS
+from offline_teacher.store.paths import CONFIG, WEIGHTS
 from student_train.engine.world import World
 from tests.student_train.bad_stores import (
     Cases,

@@ -21,7 +21,8 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from infra.files import storage
 from offline_teacher.models.weights import named_weights, top_weights
-from offline_teacher.store.manifest import POOLING, Spec
+from offline_teacher.store.manifest import Spec
+from offline_teacher.store.paths import POOLING
 from offline_teacher.store.reader import Store
 from offline_teacher.store.schema import Layout
 from student_train import main

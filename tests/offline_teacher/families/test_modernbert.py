@@ -11,9 +11,8 @@ import torch
 from infra.errors import UserError
 from offline_teacher.families import family_of
 from offline_teacher.models.loading import load_model
-from offline_teacher.models.masks import encoder_mask
 from offline_teacher.models.replay import Replay
-from offline_teacher.models.split import lower
+from offline_teacher.models.split import encoder_mask, lower
 from offline_teacher.models.students import Shape, new_student, student_config, student_weights
 from offline_teacher.models.weights import named_weights, top_weights
 from tests.offline_teacher.families.tiny_models import batch, masked_lm, oracle

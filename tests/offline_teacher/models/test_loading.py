@@ -85,13 +85,13 @@ BAD: dict[str, tuple[Any, str]] = {
     "another family": (lambda d: edited(d, model_type="gpt2"), "'gpt2' is not a supported family"),
     "a size that is text": (lambda d: edited(d, hidden_size="wide"), "config.json cannot be read"),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "has no weights"),
-    "cut off": (lambda d: (d / "model.safetensors").write_bytes(b"1234567890"), "weights cannot be read"),
+    "cut off": (lambda d: (d / "model.safetensors").write_bytes(b"1234567890"), "not a whole"),
     "an index of nothing": (
         lambda d: (
             (d / "model.safetensors").unlink(),
             (d / "model.safetensors.index.json").write_text("{}"),
         ),
-        "weights cannot be read",
+        "no index of weights",
     ),
     "wider": (lambda d: edited(d, intermediate_size=30), "of other shapes"),
     "shallower": (lambda d: edited(d, num_hidden_layers=2), "no place for: bert.encoder.layer.2"),

@@ -42,7 +42,9 @@ def test_files_of_a_mean_and_of_the_first_token(tmp_path: Path) -> None:
         )
     )
     assert found == Pooling("cls", False, {"query": "query: "}, "query", 256)
-    assert read_pooling(write(tmp_path, {"pooling_mode": "mean"})).mode == "mean"
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    assert read_pooling(write(newer, {"pooling_mode": "mean"})) == Pooling("mean", normalise=True)
 
 
 @pytest.mark.parametrize(
@@ -78,8 +80,11 @@ def test_other_poolings_are_one_line(
 
 
 def test_a_directory_without_the_files_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"modules.json cannot be read .*is it a sentence encoder\?"):
-        read_pooling(str(tmp_path))
+    assert read_pooling(str(tmp_path)) is None
+    directory = write(tmp_path, MEAN)
+    (tmp_path / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config.json cannot be read .*is it a sentence encoder\?"):
+        read_pooling(directory)
 
 
 @pytest.mark.parametrize("mode", ["mean", "cls"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from offline_teacher.models.masks import encoder_mask
 from offline_teacher.models.recording import QueriesKeysValues
+from offline_teacher.models.split import encoder_mask
 from offline_teacher.models.students import new_student, student_config
 from tests.offline_teacher.families.tiny_models import FAMILIES, batch, masked_lm, oracle
 

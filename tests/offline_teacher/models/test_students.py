@@ -12,7 +12,7 @@ import transformers
 from infra.errors import UserError
 from infra.settings.sections import Student
 from offline_teacher.models.head import masked_lm_head
-from offline_teacher.models.masks import encoder_mask
+from offline_teacher.models.split import encoder_mask
 from offline_teacher.models.students import (
     Shape,
     choose_layers,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from offline_teacher.main import main
-from offline_teacher.sequences.packing import Encoder, load_encoder
+from offline_teacher.sequences.tokenizer import Encoder, load_encoder
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 
 

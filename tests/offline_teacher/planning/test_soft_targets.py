@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from offline_teacher.planning.relations import relation_gradient
 from offline_teacher.planning.soft_targets import (
     DenseHead,
     SoftTarget,
@@ -15,6 +14,7 @@ from offline_teacher.planning.soft_targets import (
     exact,
     gradient_errors,
     kept_mass,
+    relation_gradient,
     renormalised,
     tail_bucket,
     top_k_targets,

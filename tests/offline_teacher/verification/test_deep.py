@@ -11,6 +11,7 @@ import yaml
 
 from infra.errors import UserError
 from offline_teacher.main import main
+from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.verification import deep
 from tests.offline_teacher.local_pool import make
@@ -46,13 +47,13 @@ def test_deep_finds_numbers_that_are_possible_but_of_another_sample(
     """Every digest is right; the numbers of a column belong to the next sample."""
     store = _store(made, tmp_path, replay_layers)
     assert list(deep.deep_check(store, 64)) == []
-    original = deep.read_rows
+    original = BlockReader.task_rows
 
     def shifted(*arguments: object) -> dict[str, np.ndarray]:
         columns = original(*arguments)  # type: ignore[arg-type]
         return {**columns, column: np.roll(columns[column], 1, axis=0)}
 
-    monkeypatch.setattr(deep, "read_rows", shifted)
+    monkeypatch.setattr(BlockReader, "task_rows", shifted)
     found = list(deep.deep_check(store, 64))
     assert {finding.column for finding in found} >= {column}
 

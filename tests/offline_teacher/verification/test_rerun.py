@@ -13,6 +13,7 @@ from infra.errors import UserError
 from infra.files import storage
 from offline_teacher.cluster.task_work import TaskWorker
 from offline_teacher.main import main
+from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import Manifest
 from offline_teacher.verification import audit, rerun
@@ -57,7 +58,7 @@ def test_a_rerun_in_another_environment_compares_within_a_tolerance(
     code = main(["verify", str(store), "--rerun", "100", "--repair", "--recipe", str(made)])
     assert code == (0 if within else 3)
     told = capsys.readouterr().out
-    assert "compared within the tolerance of another environment (device 'NVIDIA H100' -> 'cpu')" in told
+    assert "compared within the tolerance of another environment (device: 'NVIDIA H100' -> 'cpu')" in told
     assert ("off by" in told) != within
     assert everything(store) == before  # such a difference is never repaired
     assert not store.with_name("store.damaged").exists()
@@ -67,13 +68,13 @@ def test_text_and_masks_are_exact_in_every_environment(
     made: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _made_by(store, "NVIDIA H100")
-    original = rerun.read_rows
+    original = BlockReader.task_rows
 
     def one_label_changed(*arguments: object) -> dict[str, np.ndarray]:
         columns = original(*arguments)  # type: ignore[arg-type]
         return {**columns, "masked_labels": columns["masked_labels"] + (columns["masked_labels"] > 0)}
 
-    monkeypatch.setattr(rerun, "read_rows", one_label_changed)
+    monkeypatch.setattr(BlockReader, "task_rows", one_label_changed)
     assert any("column masked_labels" in line for line in whole(store))
 
 
