@@ -216,7 +216,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from offline_teacher.verification.audit import Audit, absolute, audit
+    from offline_teacher.verification.verify_command import Audit, absolute, audit
 
     asked = Audit(
         root=absolute(options.store),

@@ -8,9 +8,9 @@ from typing import Any
 from infra.errors import UserError
 from infra.settings.recipe import Recipe
 from infra.settings.sections import Teacher
-from offline_teacher.cluster.guarded import Guarded
 from offline_teacher.cluster.task_work import TaskWorker
 from offline_teacher.cluster.text_work import TextWorker
+from offline_teacher.cluster.worker_base import Guarded
 from offline_teacher.sequences.building import Tokenising
 
 

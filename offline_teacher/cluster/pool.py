@@ -17,11 +17,11 @@ from infra.errors import UserError
 from infra.ray_cluster import connect, python_path
 from infra.settings.recipe import Recipe
 from offline_teacher.cluster.crews import Crew, refuse_too_few_gpus
-from offline_teacher.cluster.guarded import NODE, USER
-from offline_teacher.cluster.head import Head, HeadLost
-from offline_teacher.cluster.patience import Backoff
-from offline_teacher.cluster.trouble_log import TroubleLog
+from offline_teacher.cluster.deadlines import Backoff
+from offline_teacher.cluster.failure_log import TroubleLog
+from offline_teacher.cluster.ray_head import Head, HeadLost
 from offline_teacher.cluster.work_queue import ITEMS_IN_FLIGHT, Item, Worker, WorkQueue, last_line
+from offline_teacher.cluster.worker_base import NODE, USER
 
 PACKAGES = ("offline_teacher", "infra")
 """The packages of this repository that a worker imports."""

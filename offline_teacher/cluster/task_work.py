@@ -15,7 +15,7 @@ from infra.errors import NodeError, UserError
 from infra.files import storage
 from infra.files.cache import Cache
 from infra.settings.recipe import Recipe
-from offline_teacher.cluster.guarded import Guarded
+from offline_teacher.cluster.worker_base import Guarded
 from offline_teacher.inference.heap import Heap
 from offline_teacher.sequences.building import token_counts
 from offline_teacher.sequences.masking import MaskVocab, mask_sequences, mask_vocab

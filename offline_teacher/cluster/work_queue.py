@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from infra.errors import EXIT_INCOMPLETE, UserError
-from offline_teacher.cluster.patience import Deadlines
+from offline_teacher.cluster.deadlines import Deadlines
 
 ITEMS_IN_FLIGHT = 2
 """Items on one worker: it computes one while it writes the other."""

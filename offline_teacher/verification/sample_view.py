@@ -105,7 +105,7 @@ def show(root: str, split: str, epoch: int, number: int, plot: str | None) -> in
     print(_sample(view, row, number, tokenizer))
     print(_summary(view))
     if plot is not None:
-        from offline_teacher.verification.kept_mass import kept_mass
+        from offline_teacher.verification.kept_mass_plot import kept_mass
 
         storage.publish_bytes(plot, kept_mass(view))
         print(f"plot: {plot}")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from offline_teacher.cluster.guarded import Guarded
+from offline_teacher.cluster.worker_base import Guarded
 from offline_teacher.store.index import PartIndex
 from offline_teacher.store.numbering import SplitPlan
 from offline_teacher.store.paths import part_path, task_path

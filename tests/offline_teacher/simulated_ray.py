@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from offline_teacher.cluster.patience import LEAST_SECONDS
+from offline_teacher.cluster.deadlines import LEAST_SECONDS
 
 MOST_WAITS = 100_000
 

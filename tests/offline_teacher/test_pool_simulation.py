@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from infra.errors import UserError
 from offline_teacher.cluster import pool as pool_module
 from offline_teacher.cluster.crews import teacher_crew
+from offline_teacher.cluster.failure_log import TroubleLog
 from offline_teacher.cluster.pool import ROUNDS, WAIT_SECONDS, Cluster
-from offline_teacher.cluster.trouble_log import TroubleLog
 from offline_teacher.cluster.work_queue import Item
 from tests.offline_teacher.simulated_ray import SimulatedRay
 

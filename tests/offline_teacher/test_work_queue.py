@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from infra.errors import EXIT_INCOMPLETE, UserError
-from offline_teacher.cluster.patience import (
+from offline_teacher.cluster.deadlines import (
     ENOUGH,
     FACTOR,
     FIRST_SECONDS,

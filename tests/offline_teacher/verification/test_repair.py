@@ -13,8 +13,8 @@ from infra.errors import UserError
 from infra.files import storage
 from offline_teacher.main import main
 from offline_teacher.store.manifest import Manifest
-from offline_teacher.verification.audit import Audit, damaged
 from offline_teacher.verification.repair import move_damaged
+from offline_teacher.verification.verify_command import Audit, damaged
 from tests.offline_teacher.stores import contents
 from tests.offline_teacher.verification.damage import (
     DAMAGE,

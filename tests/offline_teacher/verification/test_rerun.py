@@ -16,8 +16,8 @@ from offline_teacher.main import main
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import Manifest
-from offline_teacher.verification import audit, rerun
-from offline_teacher.verification.audit import Audit
+from offline_teacher.verification import rerun, verify_command
+from offline_teacher.verification.verify_command import Audit
 from tests.offline_teacher.verification.damage import (
     everything,
 )
@@ -26,7 +26,7 @@ from tests.offline_teacher.verification.damage import (
 def whole(store: Path) -> list[str]:
     """What ``verify --rerun`` of all tasks finds."""
     asked = Audit(str(store), rerun=100)
-    return [str(finding) for finding in audit.compared(asked)]
+    return [str(finding) for finding in verify_command.compared(asked)]
 
 
 def test_a_rerun_in_the_same_environment_compares_bytes(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from offline_teacher.cluster.head import LOST_SECONDS, Head, HeadLost
+from offline_teacher.cluster.ray_head import LOST_SECONDS, Head, HeadLost
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import EXIT_INCOMPLETE, NodeError, UserError
-from offline_teacher.cluster.guarded import (
+from offline_teacher.cluster.worker_base import (
     ITEM,
     LONGEST_REASON,
     LONGEST_TRACEBACK,
