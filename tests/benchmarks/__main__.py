@@ -1,8 +1,8 @@
-"""``python -m tests.benchmarks [name-filter]``: runs every ``bench_*.py`` here and records what it measured.
+"""``python -m tests.benchmarks [name-filter]``: runs every ``bench_*.py`` here and records the measurements.
 
-Each has ``run() -> list[dict]`` of {name, value, unit, goal, holds, conditions}; goal and holds may be
-None. The list goes to runs/bench/benchmarks.json; a run with a filter replaces only what it measured.
-One without ``run`` needs arguments of its own (models, data) and is left out, with a word.
+A benchmark has ``run() -> list[Row]``; ``results.row`` describes a row. The rows go to
+runs/bench/benchmarks.json, where they replace older rows of the same names. A benchmark without ``run`` needs
+arguments (models, data); it is left out with a message.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import importlib
 import sys
 from pathlib import Path
 
-from tests.benchmarks.results import RESULTS, Row, record, shown
+from tests.benchmarks.results import RESULTS, Row, record, rows_table
 
 HERE = Path(__file__).resolve().parent
 
 
 def main() -> int:
-    """Exit code 1 where a goal is missed."""
+    """Returns exit code 1 if a goal is missed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("filter", nargs="?", default="", help="part of a name, for example 'teacher'")
-    wanted = parser.parse_args().filter
-    modules = [path.stem for path in sorted(HERE.glob("bench_*.py")) if wanted in path.stem]
+    name_part = parser.parse_args().filter
+    modules = [path.stem for path in sorted(HERE.glob("bench_*.py")) if name_part in path.stem]
     if not modules:
-        print(f"error: no benchmark matches {wanted!r}", file=sys.stderr)
+        print(f"error: no benchmark matches {name_part!r}", file=sys.stderr)
         return 2
     rows: list[Row] = []
     for name in modules:
@@ -37,7 +37,7 @@ def main() -> int:
         print(f"{name} ...", flush=True)
         rows += module.run()
         record(rows)
-    print(shown(rows))
+    print(rows_table(rows))
     print(RESULTS)
     return 1 if any(row["holds"] is False for row in rows) else 0
 

@@ -1,11 +1,12 @@
-"""Fine-tuning rate against ``transformers.Trainer`` with the same model, rows, epochs, batch size, learning
-rate, dtype and threads. Its other settings are its defaults.
+"""Fine-tuning rate of the evaluation relative to ``transformers.Trainer``.
 
     python tests/benchmarks/bench_evaluation.py --model DIR --data DIR [--rows 2000] [--seeds 3]
 
-Prints ``evaluation.finetune_over_trainer``: examples/s of the one over the other, and the median scores;
-it holds where ours is no worse. ``run()`` takes ../shared's teacher and SST-2, where they are. The rates of
-a pair are taken back to back, seed by seed, so that a noisy machine falls on both.
+Both have the same model, rows, epochs, batch size, learning rate, dtype and threads; the Trainer's other
+settings are its defaults. Prints ``evaluation.finetune_over_trainer``, the ratio of examples/s, and the
+median scores; the goal also requires that our score is not lower. ``run()`` uses ../shared's teacher and
+SST-2 if they exist. Both rates of a pair are measured one after the other, so that a busy machine affects
+both.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared"
 def ours(
     candidate: Candidate, task: Task, train: Split, dev: Split, seed: int, schedule: Schedule
 ) -> tuple[float, float]:
-    """(examples/s of training, score)."""
+    """Returns examples/s of training, and the score, of the evaluation's fine-tuning."""
     tokenizer, model = load_tokenizer(candidate.directory), load_model(candidate, task, seed).to(device())
     data = kind_of(task).encode(tokenizer, task, train, 128)
     fitted = fit(model, data, kind_of(task).loss, schedule, seed, tokenizer.pad_token_id)
@@ -51,7 +52,10 @@ def ours(
 def trainer(
     candidate: Candidate, task: Task, train: Split, dev: Split, seed: int, schedule: Schedule
 ) -> tuple[float, float]:
-    """The same with the defaults of ``TrainingArguments``, except for schedule, seed, device and saving."""
+    """Returns examples/s of training, and the score, of ``transformers.Trainer``.
+
+    Its arguments are the defaults, except for schedule, seed, device and saving.
+    """
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     tokenizer, model = load_tokenizer(candidate.directory), load_model(candidate, task, seed)
@@ -74,7 +78,7 @@ def trainer(
 
 
 def _rows(tokenizer: Any, split: Split) -> Any:
-    """A list of encoded rows, which is all that a Trainer asks of a data set."""
+    """Returns the encoded rows as a list, which a Trainer accepts as a dataset."""
     assert split.labels is not None
     columns = [list(column) for column in zip(*split.texts, strict=True)]
     encoded = tokenizer(*columns, truncation=True, max_length=128)
@@ -89,7 +93,7 @@ def measure(
     batch_size: int = 16, learning_rate: float = 2e-4,
     dtypes: tuple[Literal["bfloat16", "float32"], ...] = ("bfloat16",),
 ) -> list[Row]:  # fmt: skip
-    """A row a dtype: the ratio of the median rates, with both sides' median scores among its conditions."""
+    """Returns one row per dtype: the ratio of the median rates, with both median scores in its conditions."""
     task, candidate = find_task(task_name), Candidate("model", model)
     train, dev = load(task, "train", data), load(task, "dev", data)
     assert train.labels is not None
@@ -109,14 +113,14 @@ def measure(
         f"{torch.get_num_threads()} threads on {device()}, examples/s: "
         + ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items())
     )
-    found = []
+    measured = []
     for dtype in dtypes:
         other = f"trainer {dtype}"
-        ratio, better = rates[dtype] / rates[other], scores[dtype] >= scores[other]
-        told = f"{where}; score {scores[dtype]:.4f} against {scores[other]:.4f}"
-        one = row(f"evaluation.finetune_over_trainer_{dtype}", ratio, "ratio", ">= 1.5", told)
-        found.append({**one, "holds": bool(one["holds"]) and better})
-    return found
+        ratio, not_worse = rates[dtype] / rates[other], scores[dtype] >= scores[other]
+        conditions = f"{where}; score {scores[dtype]:.4f} against {scores[other]:.4f}"
+        rate_row = row(f"evaluation.finetune_over_trainer_{dtype}", ratio, "ratio", ">= 1.5", conditions)
+        measured.append({**rate_row, "holds": bool(rate_row["holds"]) and not_worse})
+    return measured
 
 
 def run() -> list[Row]:

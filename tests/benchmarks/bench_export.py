@@ -1,7 +1,7 @@
-"""An exported student against its torch self: equality, size, speed of a sentence at batch size 1.
+"""Difference, size and speed of an exported student relative to the torch model, at batch size 1.
 
-``run()`` takes the shared teacher's architecture at half depth with a task head; weights do not matter to
-size and speed, and where ``../shared/teacher`` is there they are real ones.
+``run()`` uses the shared teacher's architecture at half depth with a task head. The weights are those of
+``../shared/teacher`` if it exists, else random; they do not affect size and speed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TEACHER = Path(__file__).resolve().parents[3] / "shared" / "teacher"
 
 
 def build_student() -> Any:
-    """BERT, 3 layers of 384, vocabulary 30,522, two classes."""
+    """Returns a BERT with 3 layers, hidden size 384, vocabulary 30,522 and two classes."""
     from transformers import BertConfig, BertForSequenceClassification, logging
 
     logging.set_verbosity_error()
@@ -41,14 +41,16 @@ def build_student() -> Any:
 
 
 def cpu_seconds(functions: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Median CPU seconds of this thread, the candidates in turn: all run in it alone, so that waiting for a
-    busy machine is not counted."""
+    """Returns the median CPU seconds of each function; they run in turn, in this thread only.
+
+    CPU time does not include waiting for a busy machine.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(REPEATS + 1):  # the first round is not counted
         for name, function in functions.items():
-            begin = time.thread_time()
+            start = time.thread_time()
             function()
-            seconds[name].append(time.thread_time() - begin)
+            seconds[name].append(time.thread_time() - start)
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
@@ -77,7 +79,8 @@ def run() -> list[dict[str, Any]]:
         }  # fmt: skip
 
     difference, ratio = summary["difference"]["float32"], summary["int8_size_ratio"]
-    # The weights are expanded when the file is loaded, so int8 is to be as fast as float32; a tenth is noise.
+    # The int8 weights are expanded when the file is loaded, so int8 should be as fast as float32, up to
+    # noise.
     speed = seconds[FLOAT32] / seconds[INT8]
     return [
         row("onnx_fp32_difference", difference, "absolute", f"<= {TOLERANCE:g}", difference <= TOLERANCE),

@@ -1,14 +1,16 @@
-"""The chunked losses against their own dense formulas: time, peak memory, and the floor that products set.
+"""Time and peak memory of the chunked losses relative to the dense formulas, and the share of matrix
+products.
 
-``python tests/benchmarks/bench_loss.py`` prints the rows; ``run()`` returns them. Both sides compute in the
-dtype that the processor computes best in, on the same inputs, and end with all gradients.
+``python tests/benchmarks/bench_loss.py`` prints the rows; ``run()`` returns them. Both sides use the fastest
+dtype of the processor and equal inputs, and compute all gradients.
 
-Triple loss: from the student's head transform output to the gradients of it, of the decoder weight and of its
-bias. The dense side is DistilBERT's formula. It is given the teacher's logits for nothing; ours replays the
-teacher's decoder from its hidden states (exact target), so it does one matrix product more.
+Triple loss: the input is the output of the student's head transform. The gradients are those of this input,
+of the decoder weight and of the decoder bias. The dense side is DistilBERT's formula. It receives the
+teacher's logits without cost, while our side computes them from hidden states (exact target), so our side has
+one more matrix product.
 
-Relations: from queries, keys and values of a 6 x 384 student and of BERT-base to the gradients of the
-student's. The dense side is MiniLMv2's formula.
+Relation loss: the inputs are queries, keys and values of a 6 x 384 student and of BERT-base, and the
+gradients are those of the student's. The dense side is MiniLMv2's formula.
 """
 
 from __future__ import annotations
@@ -90,10 +92,10 @@ def _peak(what: str) -> dict[str, int]:
 
 
 def _in_a_process(*words: str) -> dict[str, Any]:
-    """Each measurement has a process of its own, so that no allocator or compiler state carries over."""
+    """Runs one measurement in a separate process, so that no allocator or compiler state carries over."""
     environment = {"OMP_NUM_THREADS": str(THREADS), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
     if words[0] == "memory":
-        environment["MALLOC_MMAP_THRESHOLD_"] = "65536"  # freed buffers leave the process at once
+        environment["MALLOC_MMAP_THRESHOLD_"] = "65536"  # freed buffers are returned to the system at once
     done = subprocess.run(
         [sys.executable, __file__, *words], env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
@@ -102,7 +104,7 @@ def _in_a_process(*words: str) -> dict[str, Any]:
 
 
 class TripleProblem:
-    """Random inputs: 15 % masked, teacher and student logits of a realistic spread."""
+    """Random inputs of the triple loss: 15 % masked, with a realistic spread of the logits."""
 
     def __init__(self, positions: int, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
@@ -125,7 +127,7 @@ class TripleProblem:
         torch.autograd.grad(terms.total, (self.z, self.weight, self.bias))
 
     def prepare(self) -> None:
-        """The teacher's logits, which the dense side is given."""
+        """Computes the teacher's logits, an input of the dense side."""
         with torch.no_grad():
             self.teacher_logits = ExactTarget(self.head, self.hidden).rows(slice(None))
 
@@ -149,7 +151,7 @@ class TripleProblem:
 
 
 class RelationProblem:
-    """Queries, keys and values of both sides; seven of eight sequences are full."""
+    """Queries, keys and values of teacher and student; seven of eight sequences have full length."""
 
     def __init__(self, batch: int, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
@@ -190,7 +192,7 @@ def _measure_time(what: str) -> dict[str, list[float]]:
         "ours": problem.ours, "products": problem.products, "dense": problem.dense,
     }  # fmt: skip
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(REPEATS + 1):  # the first warms up (and compiles) and is dropped
+    for repeat in range(REPEATS + 1):  # the first repeat warms up and compiles; it is not counted
         for name, side in sides.items():
             start = time.perf_counter()
             side()
@@ -200,7 +202,7 @@ def _measure_time(what: str) -> dict[str, list[float]]:
 
 
 def _measure_memory(what: str, side: str) -> dict[str, int]:
-    """Peak resident memory of one step over what is resident before it (inputs and code)."""
+    """Returns the peak resident memory of one step, less the memory before the step (inputs and code)."""
     torch.set_num_threads(THREADS)
     problem = _problem(what, "memory")
     if side == "dense":
@@ -208,7 +210,7 @@ def _measure_memory(what: str, side: str) -> dict[str, int]:
     elif what == "triple":
         TripleProblem(8, best_dtype()).ours()  # compiles; the kernels' shapes do not depend on the positions
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the present
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the current resident memory
     before = _status("VmRSS")
     getattr(problem, side)()
     return {"peak_bytes": _status("VmHWM") - before}

@@ -1,7 +1,7 @@
-"""Peak memory of a teacher pass, driver and worker, over ten times the text against once.
+"""Growth of the peak memory of driver and worker when a teacher pass has ten times the text.
 
-Two real passes with one Ray worker, a tiny teacher and small tasks: 1x has dozens of tasks already, so
-whatever a task, a part of the sequences or a metric leaves behind is ten times as much at 10x.
+Two real passes run with one Ray worker, a tiny teacher and small tasks. The first pass has dozens of tasks
+already, so memory that a task, part or metric does not free is ten times as much in the second pass.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GOAL = 1.1
 SAMPLE_SECONDS = 0.02
 
 Peaks = dict[str, int]
-"""Largest resident set in bytes of ``driver`` and ``worker``."""
+"""Process (``driver`` or ``worker``) -> its largest resident set in bytes."""
 
 
 def run(lines: int = LINES) -> list[Row]:
@@ -46,12 +46,12 @@ def run(lines: int = LINES) -> list[Row]:
                 store={"task_sequences": SEQUENCES_A_TASK},
                 tracking={"enabled": True},
             )
-            began = time.monotonic()
+            start_time = time.monotonic()
             peaks[times] = pass_peaks(recipe)
             tasks[times] = len(indices(directory / "runs/tiny/store"))
-            told = ", ".join(f"{name} {peak / 2**20:.0f} MiB" for name, peak in peaks[times].items())
-            seconds = time.monotonic() - began
-            print(f"{times}x: {tasks[times]} tasks, {told}, {seconds:.0f} s", file=sys.stderr)
+            memory = ", ".join(f"{name} {peak / 2**20:.0f} MiB" for name, peak in peaks[times].items())
+            seconds = time.monotonic() - start_time
+            print(f"{times}x: {tasks[times]} tasks, {memory}, {seconds:.0f} s", file=sys.stderr)
     return [
         row(
             f"teacher.memory_growth_{name}",
@@ -66,7 +66,7 @@ def run(lines: int = LINES) -> list[Row]:
 
 
 def pass_peaks(recipe: Path) -> Peaks:
-    """Runs a pass to its end and watches its processes."""
+    """Runs a pass to its end, and returns the peak memory of its processes."""
     process = start(recipe)
     driver = psutil.Process(process.pid)
     watched: list[psutil.Process] = []
@@ -74,8 +74,8 @@ def pass_peaks(recipe: Path) -> Peaks:
     while process.poll() is None:
         watched = watched or workers(process.pid)
         for name, processes in (("driver", [driver]), ("worker", watched)):
-            for one in processes:
-                peaks[name] = max(peaks[name], _resident(one))
+            for watched_process in processes:
+                peaks[name] = max(peaks[name], _resident(watched_process))
         time.sleep(SAMPLE_SECONDS)
     code, output = finish(process)
     assert code == 0, output
@@ -85,7 +85,7 @@ def pass_peaks(recipe: Path) -> Peaks:
 def _resident(process: psutil.Process) -> int:
     try:
         return int(process.memory_info().rss)
-    except psutil.Error:  # it has just ended
+    except psutil.Error:  # the process has just ended
         return 0
 
 

@@ -1,4 +1,4 @@
-"""What the driver of a pass spends on its tasks, and on finishing: 1,000,000 shards in 10,000 tasks on S3."""
+"""Time of a pass's driver per task and for finishing the store: 1,000,000 shards in 10,000 tasks on S3."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ SECTIONS = {
 
 
 class Idle(Guarded):
-    """A worker that has done its task before it is asked."""
+    """A worker that returns at once, without computing a task."""
 
     def prepare(self, root: str) -> dict[str, Any]:
         return {"environment": {}}
@@ -108,7 +108,7 @@ def _drive(root: str, what: str) -> dict[str, float]:
 
 
 def sequences() -> Iterator[tuple[str, bytes]]:
-    """Path below the store -> content: spec and parts of a store without any task."""
+    """Yields path in the store and content of the spec and of all parts of a store without tasks."""
     spec, digest = large_spec(), digest_of(0)
     yield "spec.json", spec.to_bytes()
     for part in range(PARTS):
@@ -118,7 +118,7 @@ def sequences() -> Iterator[tuple[str, bytes]]:
 
 
 def all_tasks() -> Iterator[tuple[str, bytes]]:
-    """The same with every task, and the files that a finished store has."""
+    """Yields path in the store and content of spec, parts, all tasks, teacher and tokenizer."""
     yield from sequences()
     yield "teacher/config.json", b"{}"
     yield "tokenizer/vocab.txt", b"a"

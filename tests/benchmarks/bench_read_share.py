@@ -1,8 +1,9 @@
-"""Bytes that simulated ranks read in an epoch, over the bytes of the columns in use: local disk and S3.
+"""Bytes that simulated ranks read in an epoch, divided by the bytes of the columns that they use.
 
-The store has BERT-base's dimensions, top-k beside hidden states, and the samples of one window of the order.
-Every rank reads its share by the trainer's stream, with a cache of its own, as if on a machine of its own. Of
-the disk, the bytes are those that Linux fetched with an empty page cache; of the server, those that it sent.
+The store has BERT-base's dimensions, both top-k and hidden states, and the samples of one shuffle window.
+Every rank reads its share with the trainer's stream and a separate cache, as on a separate machine. On a
+local disk, the bytes are those that Linux read after the page cache was emptied; on S3, those that the server
+sent.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from tests.store.synthetic import make_store
 LAYOUT = Layout(**SHAPE, **TARGETS, hidden_states="float16", positions="all")
 SEQUENCES, TASK_SEQUENCES, BATCH = 16_384, 1024, 256
 SHARD_BYTES = 16 << 20
-"""The server here reads a whole shard for every range of it."""
+"""Small, because the test server reads the whole shard for every range request."""
 RANKS = (1, 2, 8, 32)
 USED = {"hidden": ["hidden_states"], "topk": ["topk_ids", "topk_logits", "logsumexp"]}
 SHARE_GOAL, REQUEST_GOAL = "<= 1.1", ">= 1e+06"
 
 Count = Callable[[], tuple[int, int]]
-"""Bytes so far, and requests of ranges; a disk's are 0."""
+"""Returns the bytes read so far, and the number of range requests (0 for a disk)."""
 
 
 def run() -> list[Row]:
@@ -80,7 +81,7 @@ def _where(name: str, world: int) -> str:
 def _epoch(
     store: Store, used: Sequence[str], world: int, count: Count, forget: Callable[[], None]
 ) -> tuple[float, float]:
-    """Bytes of all ranks over those of the columns, and the mean request's bytes."""
+    """Returns the bytes read by all ranks divided by those of the columns, and the mean bytes per request."""
     columns = store.layout.columns()
     needed = SEQUENCES * sum(columns[name].bytes for name in {*TEXT, *used} if name in columns)
     total = requests = 0
@@ -108,13 +109,13 @@ def _ranges(proxy: FaultyProxy) -> int:
 
 
 def _fetched() -> tuple[int, int]:
-    """Bytes that this process made Linux fetch from the disk."""
+    """Returns the bytes that Linux has read from the disk for this process, and 0 requests."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["read_bytes"]), 0
 
 
 def _forget(store: Store) -> None:
-    """Empties the page cache of the store's files."""
+    """Removes the store's files from the page cache."""
     for path in Path(store.root).rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:

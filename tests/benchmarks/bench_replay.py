@@ -1,11 +1,11 @@
-"""One replayed layer against the whole encoder, at BERT-base size.
+"""Time of one replayed layer relative to the whole encoder, for BERT-base.
 
     python tests/benchmarks/bench_replay.py
 
-prints the rows; ``run()`` returns them. Random weights, full sequences, the dtype that the processor computes
-best in (float32 without bfloat16), one thread. Three sides in one process, in turn, medians: the encoder's
-forward, the replay of its top layer, and the three projections that relations need of it. Beside them stands
-what counting multiplications says.
+prints the rows; ``run()`` returns them. The weights are random, the sequences have full length, the dtype is
+the processor's fastest, and there is one thread. Three functions are timed in turn: the encoder's forward,
+the replay of its top layer, and the query, key and value projections of this layer. The conditions of a row
+give the ratio of multiplications too.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def run() -> list[Row]:
 
 
 def _projected(config: Any) -> float:
-    """Multiplications of three projections over those of the encoder."""
+    """Returns the multiplications of the three projections, divided by those of the encoder."""
     width = config.hidden_size
     layer = 4 * width**2 + 2 * width * config.intermediate_size + 2 * LENGTH * width
     return 3 * width**2 / (layer * config.num_hidden_layers)

@@ -1,8 +1,8 @@
-"""Packing against the tokenizer alone, and masking, on one core.
+"""Rate of packing relative to the tokenizer alone, and rate of masking, on one core.
 
-Interleaved repeats in one process, medians. The tokenizer's rate is its fastest form
-(``encode_batch_fast``, same texts in memory, same batches, ids not even read); the pipeline reads the files,
-tokenises, packs, hashes and publishes.
+The values are medians of interleaved repeats in one process. The tokenizer alone is in its fastest form:
+``encode_batch_fast`` on the same batches of texts in memory, without reading the ids. The pipeline reads
+files, tokenises, packs, hashes and publishes.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ LAYOUT = Layout(
     hidden_states="float16",
     positions="all",
 )
-"""Of a store of such sequences."""
+"""Layout of a store with these sequences."""
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 
 def run() -> list[dict[str, Any]]:
-    """No figures where the real text and tokenizer are not beside the repository."""
+    """Returns the rows; [] if ../shared with the real text and tokenizer does not exist."""
     if not (SHARED / "data").is_dir():
         return []
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # read by the tokenizer at each call

@@ -1,7 +1,7 @@
-"""How long commands take to answer: ``--help``, a mistake, and the same command again when its work is done.
+"""Time of commands that have nothing to compute: ``--help``, a mistake, or work that is already finished.
 
-``run()`` makes a tiny project with the three commands first, then starts every command a few times, in turn.
-Launchers, which load torch themselves, are measured apart and have no goal.
+``run()`` first makes a tiny project with the three commands, then starts every command a few times, in turn.
+Commands started by a launcher, which itself imports torch, have separate rows without a goal.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.benchmarks.results import Row, row, shown
+from tests.benchmarks.results import Row, row, rows_table
 from tests.conftest import ROOT
 from tests.starts import COMMANDS, mistakes
 from tests.tiny_project import (
@@ -32,7 +32,7 @@ GOAL = "<= 1"
 
 
 def seconds_of(commands: Mapping[str, Sequence[str]]) -> dict[str, tuple[float, float]]:
-    """Median wall and CPU seconds of each command, in turn; one round more, first, is not counted."""
+    """Returns the median wall and CPU seconds of each command; they run in turn, after a warm-up round."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(REPEATS + 1):
         for name, words in commands.items():
@@ -102,4 +102,4 @@ def run() -> list[Row]:
 
 
 if __name__ == "__main__":
-    print(shown(run()))
+    print(rows_table(run()))

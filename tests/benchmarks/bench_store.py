@@ -1,4 +1,5 @@
-"""Size and reading speed of BERT-base shards on one core; opening and resuming one of a million shards."""
+"""Size and reading speed of BERT-base shards on one core; opening and resuming a store of a million
+shards."""
 
 from __future__ import annotations
 
@@ -104,7 +105,7 @@ def _row(
 
 
 def plausible_teacher(layout: Layout, columns: Columns, random: np.random.Generator) -> None:
-    """Numbers that the checks accept, made fast."""
+    """Fills the teacher's columns with random numbers that pass the store's checks."""
     used = recorded_slots(layout, columns)[..., None]
     if layout.top_k:
         first = random.integers(1000, 20_000, (*used.shape[:2], 1))
@@ -128,7 +129,7 @@ def _reading(store: Store, columns: list[str]) -> Callable[[], None]:
 
 
 def _bytes_of(store: Store) -> int:
-    """Bytes of all shards and indices of tasks."""
+    """Returns the bytes of all shards and task indices."""
     folders = (Path(store.root, "shards"), Path(store.root, "tasks"))
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
@@ -175,7 +176,7 @@ def large_spec() -> Spec:
 
 
 def large_store() -> dict[str, bytes]:
-    """Path below the store -> content: spec, manifest, and the index of the first task."""
+    """Returns path in the store -> content, for the spec, the manifest and the index of the first task."""
     spec = large_spec()
     plan = SplitPlan.of("train", (PIECES * spec.plan.task_sequences,) * PARTS, spec.plan)
     index = index_of(spec, plan.task(0)).to_bytes()
@@ -193,7 +194,7 @@ def digest_of(number: int) -> str:
 
 
 def index_of(spec: Spec, task: Task) -> TaskIndex:
-    """An index with made-up digests."""
+    """Returns the index of a task with invented digests."""
     rows, offsets, at = spec.plan.block_samples, {}, 1024
     for name, column in spec.layout.columns().items():
         offsets[name] = at
@@ -210,7 +211,7 @@ def index_of(spec: Spec, task: Task) -> TaskIndex:
     )
 
 
-# --- what a pass that goes on looks at, on an object store ---
+# --- the files of an object store that a resumed pass reads ---
 
 SERVER = """
 import importlib, sys, threading
@@ -228,7 +229,10 @@ threading.Event().wait()
 
 
 def unfinished_store() -> Iterator[tuple[str, bytes]]:
-    """Spec, 1,000 parts, and indices of all of the 10,000 tasks but the last; those are not read."""
+    """Yields path in the store and content of the spec, 1,000 parts, and 9,999 of 10,000 task indices.
+
+    The task indices are empty, because resuming only lists them.
+    """
     spec = large_spec()
     yield "spec.json", spec.to_bytes()
     plan = SplitPlan.of("train", (PIECES * spec.plan.task_sequences,) * PARTS, spec.plan)
@@ -259,7 +263,10 @@ def _resume_scan() -> dict[str, Any]:
 
 @contextmanager
 def loaded_server(content: str) -> Iterator[str]:
-    """``content``: ``module:function`` that gives names and contents of objects."""
+    """Runs an S3 server with added latency, and yields the URL of a store in it.
+
+    ``content``: ``module:function`` of a function that yields path in the store and content of each object.
+    """
     port, root_dir = free_port(), Path(__file__).resolve().parents[2]
     process = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(port), content],

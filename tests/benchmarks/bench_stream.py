@@ -1,6 +1,6 @@
-"""Samples a second of the stream alone, for a store of BERT-base's dimensions.
+"""Samples per second of the training stream alone, for a store with BERT-base's dimensions.
 
-The store is real, its shards are mapped and in the page cache; nothing is computed with the batches.
+The store is a real one whose shards are mapped and in the page cache; no step uses the batches.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ LAYOUT = Layout(
 )
 SEQUENCES, BATCH, MICRO = 2000, 256, 32
 GOAL = 5000
-"""Ten times what two CPU cores train, and about 640,000 tokens/s: more than one large GPU consumes."""
+"""About 640,000 tokens/s: ten times the training rate of two CPU cores, and more than one large GPU
+trains."""
 
 
 def run() -> list[Row]:
-    """One row for each set of columns."""
+    """Returns one row per set of columns."""
     with tempfile.TemporaryDirectory() as directory:
         store = full_store(directory, LAYOUT, SEQUENCES)
         kinds = {"exact": ["hidden_states"], "topk": ["topk_ids", "topk_logits", "logsumexp"]}

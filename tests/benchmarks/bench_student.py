@@ -1,13 +1,13 @@
-"""Training from a store over training with the teacher in the loop, and over a store already in memory.
+"""Training rate from a store relative to running the teacher in every step, and to batches in memory.
 
     python tests/benchmarks/bench_student.py [half] [6x384] [3x384]    # default: all; each takes minutes
 
-All sides do whole optimiser steps of the same shape and dtype, in turn, on torch's threads. The weights and
-the stored numbers are random: they do not change what is computed. Teachers in the loop:
+All sides do complete optimiser steps with the same shapes and dtype, in turn, on torch's threads. The weights
+and the stored numbers are random, since they do not change the time. Two sides run the teacher in every step:
 
 - *plain*: the formula of DistilBERT's authors, dense logits, torch's AdamW (``live_reference``);
-- *same loss*: ``train.teacher: live``. The teacher below its replayed top runs beside the student, through
-  our own loss and engine. It is what a store saves, and no more.
+- *same loss*: ``train.teacher: live``. The teacher's lower layers run in every step, with our loss and engine.
+  The difference from this side is the time that the store saves.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ from student_train.objectives.needs import columns_needed
 from student_train.trainer import Trainer
 from tests.benchmarks.full_sequences import full_store
 from tests.benchmarks.live_reference import dense_inputs, live_optimizer, live_step
-from tests.benchmarks.results import Row, record, row, shown
-from tests.benchmarks.timing import say_round
+from tests.benchmarks.results import Row, record, row, rows_table
+from tests.benchmarks.timing import print_round
 
 BATCH, LENGTH, ROUNDS = 16, 128, 4
-"""Sequences of a step, tokens of a sequence, rounds that count; one more, first, warms up."""
+"""Sequences per step, tokens per sequence, and rounds; a warm-up round before them is not counted."""
 STEPS = 2
-"""Steps from the store in one round, with one wait for the first batch less than a run has."""
+"""Timed steps from the store per round; the first step of a stream is not timed."""
 RELATIONS = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0, "alpha_relation": 1.0}
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 
@@ -62,9 +62,9 @@ LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16
 class Case:
     """A teacher, a student and a loss."""
 
-    told: str
+    title: str
     teacher: Mapping[str, Any] = field(default_factory=dict)
-    """BERT-base but for these sizes."""
+    """Settings of the teacher that differ from BERT-base."""
     layers: tuple[int, ...] = (0, 2, 4, 7, 9, 11)
     width: int | None = None
     train: Mapping[str, Any] = field(default_factory=dict)
@@ -78,7 +78,8 @@ TINY = Case("24 x 1024 to 3 x 384, relations", LARGE, (0, 12, 23), 384, RELATION
 
 
 class Training:
-    """A student with the trainer's own step, a store, and the teacher that the store was made of."""
+    """A student with the trainer's step, a store of random numbers, and a teacher of the store's
+    dimensions."""
 
     def __init__(self, case: Case, directory: str, world: World) -> None:
         self.case, self.world = case, world
@@ -114,7 +115,7 @@ class Training:
         self.engine.step(5e-4)
 
     def with_live_teacher(self) -> Callable[[Step], None]:
-        """The same step of ``train.teacher: live``."""
+        """Returns the function that does a step with ``train.teacher: live``."""
         weights = named_weights(self.teacher)
         live = lower_of(self.teacher.config, weights, self.case.replay_layers)
         live.to(self.world.device, getattr(torch, self.train.dtype))
@@ -128,7 +129,7 @@ class Training:
 
 
 def run(names: Sequence[str] = ()) -> list[Row]:
-    """Rows of the named cases; of all cases if none is named."""
+    """Returns the rows of the named cases; of all cases if none is named."""
     world = start_world()
     rows: list[Row] = []
     for name in names or CASES:
@@ -185,30 +186,34 @@ CASES = {"half": half_rows, "6x384": narrow_rows, "3x384": tiny_rows}
 
 
 def plain_student(training: Training) -> DistilBertForMaskedLM:
-    """The same architecture as transformers makes it, without anything of ours."""
+    """Returns the student's architecture as transformers implements it, without our changes."""
     config = DistilBertConfig.from_dict(training.model.model.config.to_dict())
     return DistilBertForMaskedLM(config).float().train()
 
 
 def rounds(
-    told: str, trainings: list[Training], others: Mapping[str, Callable[[Step], None]]
+    title: str, trainings: list[Training], others: Mapping[str, Callable[[Step], None]]
 ) -> dict[str, float]:
-    """Medians of seconds of a step: by training ``store``, ``memory``, and ``wait`` and ``loss`` within one,
-    with the training's number; and of the others, each given a step of the first training."""
+    """Returns name -> median seconds per step.
+
+    For training number i: ``store<i>`` with batches from the store, ``memory<i>`` with a batch in memory,
+    ``wait<i>`` waiting for the store, ``loss<i>`` in the loss. ``others``: further functions that do a step,
+    timed with a batch of the first training.
+    """
     seconds: dict[str, list[float]] = {}
     for number in range(ROUNDS + 1):
         measured: dict[str, float] = {}
         kept: list[Step] = []
         for i, training in enumerate(trainings):
             with training.stream(number * (STEPS + 1)) as stream:
-                kept.append(next(stream))  # the start of a run is not its steady state
+                kept.append(next(stream))  # not timed: the start of a stream is slower
                 training.step(kept[i])
                 measured[f"store{i}"], measured[f"wait{i}"] = from_stream(training, stream)
             measured[f"memory{i}"] = timed(training.step, *[kept[i]] * STEPS) / STEPS
             measured[f"loss{i}"] = loss_seconds(training, kept[i])
         for name, other in others.items():
             measured[name] = timed(other, kept[0])
-        say_round(told, number, ROUNDS, measured)
+        print_round(title, number, ROUNDS, measured)
         if number:
             for name, value in measured.items():
                 seconds.setdefault(name, []).append(value)
@@ -216,7 +221,7 @@ def rounds(
 
 
 def timed(function: Callable[[Step], object], *steps: Step) -> float:
-    """Seconds of all the steps."""
+    """Returns the seconds of all steps together."""
     started = time.perf_counter()
     for step in steps:
         function(step)
@@ -224,7 +229,7 @@ def timed(function: Callable[[Step], object], *steps: Step) -> float:
 
 
 def from_stream(training: Training, stream: Stream) -> tuple[float, float]:
-    """Seconds of a step from the store, and those of them spent waiting for its batch."""
+    """Returns the seconds per step from the store, and the seconds of these spent waiting for the batch."""
     started, waited = time.perf_counter(), 0.0
     for _ in range(STEPS):
         begin = time.perf_counter()
@@ -235,7 +240,8 @@ def from_stream(training: Training, stream: Stream) -> tuple[float, float]:
 
 
 def loss_seconds(training: Training, step: Step) -> float:
-    """Seconds of one step spent on the vocabulary: both decoders, soft target, KL, CE, all gradients."""
+    """Returns the seconds of a step in the loss over the vocabulary: both decoders, soft targets, KL, cross
+    entropy and all gradients."""
     spent, real = 0.0, triple_loss.VocabularyLoss.forward
 
     def forward(*arguments: Any) -> Any:
@@ -251,10 +257,10 @@ def loss_seconds(training: Training, step: Step) -> float:
 
 
 def conditions(training: Training, seconds: Mapping[str, float]) -> str:
-    told = ", ".join(f"{name} {value:.2f}" for name, value in seconds.items() if "wait" not in name)
+    times = ", ".join(f"{name} {value:.2f}" for name, value in seconds.items() if "wait" not in name)
     return (
-        f"{training.case.told}, {BATCH} x {LENGTH}, one rank, {torch.get_num_threads()} threads, "
-        f"{training.train.dtype} on all sides; medians of {ROUNDS} in turn, seconds a step: {told}"
+        f"{training.case.title}, {BATCH} x {LENGTH}, one rank, {torch.get_num_threads()} threads, "
+        f"{training.train.dtype} on all sides; medians of {ROUNDS} in turn, seconds per step: {times}"
     )
 
 
@@ -266,4 +272,4 @@ if __name__ == "__main__":
         parser.error(f"no case is called {min(unknown)}; there are: {', '.join(CASES)}")
     measured = run(wanted)
     record(measured)
-    print(shown(measured))
+    print(rows_table(measured))

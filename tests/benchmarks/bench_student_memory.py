@@ -1,7 +1,7 @@
-"""Memory of the trainer over 2,000 steps: what it holds at the end over what it held early on.
+"""Growth of the trainer's memory over 2,000 steps: late resident memory divided by early resident memory.
 
-The real trainer with its defaults (bfloat16, compiled loss, MLflow, checkpoints every 200 steps) and held-out
-validation, on a tiny student and store. Its resident set is read whenever it writes a line of its history.
+The real trainer runs on a tiny student and store with bfloat16, compiled loss, MLflow, validation, and
+checkpoints every 200 steps. Its resident memory is read whenever it writes a line of its history.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.student_train.tiny_run import make_run
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, FIRST, EVERY, VALIDATE = 2_000, 200, 10, 500
-"""Steps in all, the first that counts, those between two readings, those between two validations."""
+"""Number of steps, first step that counts, steps between two readings, steps between two validations."""
 SEQUENCES, BLOCK = 2_000, 64
 GOAL = 1.02
 POLL_SECONDS = 0.005
@@ -59,7 +59,7 @@ def run(steps: int = STEPS) -> list[Row]:
 
 
 def watched(recipe: Path, history: Path) -> Readings:
-    """Trains to the end; a reading for every line of the history."""
+    """Runs the training to its end, and returns one reading per line of the history."""
     process = subprocess.Popen(
         [sys.executable, "student_train/main.py", "--recipe", str(recipe)],
         cwd=ROOT,
@@ -79,7 +79,7 @@ def watched(recipe: Path, history: Path) -> Readings:
 
 
 def _quarter(readings: Readings, number: int, steps: int) -> list[int]:
-    """Resident bytes in quarter 0 to 3 of the steps that count."""
+    """Returns the resident bytes of the readings in quarter ``number`` (0 to 3) of the steps that count."""
     length = (steps - FIRST) / 4
     start = FIRST + number * length
     return [resident for step, resident in readings if start < step <= start + length]

@@ -1,17 +1,18 @@
-"""The teacher pass against the bare forward, the bare encoder, and the script one would write instead.
+"""Rate of the teacher pass relative to the bare forward, the bare encoder, and a simple script.
 
     python tests/benchmarks/bench_teacher.py [MODEL_DIRECTORY]
 
-prints the rows; ``run()`` returns them: for BERT-base with random weights and for ../shared/teacher, if it is
-there. With a directory: for that teacher alone.
+prints the rows; ``run()`` returns them, for BERT-base with random weights and for ../shared/teacher if it
+exists. With a directory, only that teacher is measured.
 
-The pass is a worker's own: two threads on one ``TaskWorker``, as Ray calls it, one writing its task while
-the other's is computed. BERT-base makes 2 tasks of 64 samples, the small teacher 4 of 256 where the
-processor has bfloat16; a pass has hundreds of 4,096, and only its last is written with nothing computed
-beside it. Bare forward and encoder get the batches of those tasks, all full sequences. The script gets
-documents, 16 at a time, cut at 128 tokens and padded to the longest; only real tokens count. One thread
-computes on each side, in bfloat16, or in float32 on a processor without it; interleaved repeats in one
-process, medians. Hidden states and encoder, which differ least, are repeated most, in turn with each other.
+The pass is measured in one worker: two threads call one ``TaskWorker``, as Ray does, so one task is written
+while the other is computed. BERT-base makes 2 tasks of 64 samples; the small teacher makes 4 tasks of 256 if
+the processor has bfloat16. A real pass has hundreds of tasks of 4,096 samples, so only its last task is
+written without a task being computed. Bare forward and encoder get the batches of these tasks, in which every
+sequence has full length. The script gets batches of 16 documents, cut at 128 tokens and padded; only non-pad
+tokens count. One thread computes on each side, in bfloat16 or, on a processor without it, in float32. Rates
+are from medians of interleaved repeats. Hidden states and encoder, which differ least, are repeated most
+often.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ DTYPE = "bfloat16" if computes_bfloat16() else "float32"
 SCRIPT_BATCHES = 4
 TOP_K = 64
 SAMPLED = 5_000
-"""Documents of the corpus looked at; every so many-th is taken."""
+"""Number of paragraphs, spread evenly over the corpus, that are used as documents."""
 
 
 def run(model: str | None = None) -> list[Row]:
@@ -80,7 +81,7 @@ def _in_a_workers_environment(arguments: list[str]) -> list[Row]:
 
 
 def _bert_base(directory: Path) -> str:
-    """Random weights; every word w0, w1, ... is a token."""
+    """Saves a BERT-base with random weights, in whose tokenizer every word w0, w1, ... is one token."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
@@ -99,7 +100,7 @@ def _bert_base(directory: Path) -> str:
 
 @dataclass(frozen=True)
 class Size:
-    """Tasks of one repeat, the batches of each, repeats, and those of hidden states and encoder."""
+    """Tasks per repeat, batches per task, repeats, and repeats of hidden states and encoder."""
 
     tasks: int
     batches: int
@@ -113,7 +114,7 @@ class Size:
 
 BASE_SIZE = Size(tasks=2, batches=4, repeats=3, pair_repeats=5)
 SHARED_SIZE = replace(BASE_SIZE, repeats=5, pair_repeats=9)
-if computes_bfloat16():  # a small model is through a batch in no time: more of them make a repeat
+if computes_bfloat16():  # a batch takes a small model little time, so a repeat has more of them
     SHARED_SIZE = replace(SHARED_SIZE, tasks=4, batches=16)
 
 
@@ -126,35 +127,36 @@ class Material:
 
 
 def material(tokenizer: Any) -> Material:
-    """Real paragraphs for a teacher that knows their words, else random words in as many tokens."""
+    """Returns real paragraphs for a teacher with an English vocabulary, else random words of equal
+    lengths."""
     paragraphs = list(_paragraphs())
     real = tokenizer.convert_tokens_to_ids("the") != tokenizer.unk_token_id
     if paragraphs and real:
         return Material(paragraphs, "paragraphs of novels")
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     if paragraphs:
-        told, counts = "as long as paragraphs of novels", [len(_words(text)) for text in paragraphs]
+        lengths, counts = "as long as paragraphs of novels", [len(_words(text)) for text in paragraphs]
     else:
-        told = "log-normal lengths, median 40 tokens, sigma 0.9"
-        counts = [max(1, int(count)) for count in draw.lognormal(np.log(40), 0.9, SAMPLED)]
+        lengths = "log-normal lengths, median 40 tokens, sigma 0.9"
+        counts = [max(1, int(count)) for count in rng.lognormal(np.log(40), 0.9, SAMPLED)]
     words = [f"w{i}" for i in range(1_000, 30_000)]
-    return Material([" ".join(draw.choice(words, count)) for count in counts], told)
+    return Material([" ".join(rng.choice(words, count)) for count in counts], lengths)
 
 
 def _paragraphs() -> Iterator[str]:
-    """Every so many-th, so that all books are there."""
+    """Yields about SAMPLED paragraphs at equal distances, so that all books contribute."""
     files = sorted((SHARED / "data" / "corpus" / "train").glob("*.txt"))
     lines = [line for file in files for line in file.read_text().splitlines() if line.strip()]
     yield from lines[:: max(1, len(lines) // SAMPLED)]
 
 
 def _words(text: str) -> list[str]:
-    """About as many as WordPiece makes of it: words and marks apart."""
+    """Returns words and punctuation marks, about as many as WordPiece makes tokens."""
     return re.findall(r"\w+|[^\w\s]", text)
 
 
 class TwoThreads(LocalPool):
-    """A worker in this process, given items as the real pool gives them to one worker."""
+    """A worker in this process that gets items from two threads, as from the real pool."""
 
     def run(self, items: Iterable[Item], done: Any, say: Any, quarantine: Any = None) -> list[Item]:
         items = list(items)
@@ -221,10 +223,10 @@ def _measure(scratch: Path, directory: str, suffix: str, size: Size) -> list[Row
     seconds |= interleave(pair, size.pair_repeats, f"teacher{suffix}")
     tokens = dict.fromkeys(seconds, size.tasks * size.samples * L) | {"script": real}
     rate = {name: tokens[name] / seconds[name] for name in seconds}
-    told = ", ".join(f"{name} {value:,.0f}" for name, value in rate.items())
+    rates = ", ".join(f"{name} {value:,.0f}" for name, value in rate.items())
     model = f"{plain.config.num_hidden_layers} x {plain.config.hidden_size} teacher"
     where = f"{model}, {size.tasks} tasks of {size.samples} x {L}, batches of {BATCH}, {DTYPE}, 1 thread, "
-    where += f"medians of {size.repeats} and {size.pair_repeats} interleaved, tokens/s: {told}"
+    where += f"medians of {size.repeats} and {size.pair_repeats} interleaved, tokens/s: {rates}"
     documents = f"; the script: float32, {texts.lengths}, padded by 16, real tokens"
     return [
         row(f"teacher.{name}{suffix}", rate[ours] / rate[theirs], "ratio", goal, where + more)
@@ -237,7 +239,7 @@ def _measure(scratch: Path, directory: str, suffix: str, size: Size) -> list[Row
 
 
 def _recipe(scratch: Path, directory: str, texts: Material, name: str, top_k: int, size: Size) -> Recipe:
-    """Text for so many full tasks and a little more."""
+    """Writes a recipe, and text that fills the tasks of one repeat."""
     tokenizer, lines, tokens = load_tokenizer(directory), [], 0
     for document in texts.documents:
         lines.append(document)
@@ -259,14 +261,14 @@ def _recipe(scratch: Path, directory: str, texts: Material, name: str, top_k: in
 
 
 def _infer(pool: LocalPool, store: Store, tasks: int) -> None:
-    """The tasks, computed and published again."""
+    """Computes and publishes the first ``tasks`` tasks of the store again."""
     plan = store.splits["train"].plan
     items = [Item(str(n), "infer", ("train", plan.task(n))) for n in range(tasks)]
     pool.run(items, lambda item, answer: None, None)
 
 
 def _batches(store: Store, size: Size) -> list[torch.Tensor]:
-    """The masked ids [B, L] of the tasks."""
+    """Returns the masked input ids of the tasks in batches [B, L]."""
     plan, reader = store.splits["train"].plan, BlockReader(store, "train", ["token_count", "input_ids"])
     blocks = [block for n in range(size.tasks) for block in plan.blocks(plan.task(n))]
     columns = [reader.rows(0, block) for block in blocks]
@@ -277,7 +279,7 @@ def _batches(store: Store, size: Size) -> list[torch.Tensor]:
 
 
 def _padded(tokenizer: Any, documents: list[str], count: int) -> tuple[list[dict[str, torch.Tensor]], int]:
-    """``count`` padded batches drawn from all documents, and their real tokens."""
+    """Returns ``count`` padded batches of random documents, and the number of their non-pad tokens."""
     chosen = np.random.default_rng(1).permutation(len(documents))[: count * BATCH]
     batches = [
         tokenizer(

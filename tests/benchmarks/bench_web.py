@@ -1,10 +1,10 @@
-"""What the browser page costs and keeps: bytes, scores, load time and milliseconds, beside Python's.
+"""Measures the browser page: bytes, scores, load time, and latency relative to Python.
 
     python -m tests.benchmarks.bench_web --model DIR --data DIR [--vocabulary 11500] [--windows 40]
 
-``--model`` is a model fine-tuned on SQuAD; ``--data`` has SQuAD/train-v1.1.json and dev-v1.1.json.
-Needs Node, Chromium and the npm registry. The page and ONNX Runtime in Python compute the same windows one at
-a time with one thread, Python before and after the page, so that other load meets both.
+``--model`` is a model fine-tuned on SQuAD; ``--data`` has SQuAD/train-v1.1.json and dev-v1.1.json. Needs
+Node, Chromium and the npm registry. The page and ONNX Runtime in Python compute the same windows, one at a
+time with one thread. Python runs before and after the page, so that other load affects both.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def score_rows(options: argparse.Namespace, questions: list[squad.Question], work: str) -> list[list[Any]]:
-    """Sizes and scores of the files of each export; every window is run alone."""
+    """Returns one row per exported file with its size and scores; windows are computed one at a time."""
     base = ["export", "--model", options.model, "--task", "SQuAD", "--data", options.data]
     fewer = ["--vocabulary", str(options.vocabulary)]
     exports = {
@@ -61,7 +61,7 @@ def score_rows(options: argparse.Namespace, questions: list[squad.Question], wor
         f"{options.vocabulary:,} tokens": fewer,
         f"{options.vocabulary:,} tokens, 4-bit": [*fewer, "--embedding-bits", "4"],
     }
-    found = []
+    rows = []
     for name, extra in exports.items():
         output = os.path.join(work, name or "plain")
         assert evaluate([*base, *extra, "--output", output]) == 0
@@ -69,10 +69,10 @@ def score_rows(options: argparse.Namespace, questions: list[squad.Question], wor
             path = os.path.join(output, file)
             scores = span_scores(path, output, options.model, questions)
             size = f"{os.path.getsize(path) / 1e6:.2f}"
-            found.append(
+            rows.append(
                 [f"{file} {name}", size, *(f"{100 * scores[key]:.2f}" for key in ("exact_match", "f1"))]
             )
-    return found
+    return rows
 
 
 def span_scores(path: str, output: str, model: str, questions: list[squad.Question]) -> dict[str, float]:
@@ -89,7 +89,7 @@ def span_scores(path: str, output: str, model: str, questions: list[squad.Questi
 
 
 def byte_rows(site: str) -> list[list[Any]]:
-    """Bytes of the page's files, as they lie there, and as a host that compresses sends them."""
+    """Returns one row per file of the page with its bytes, uncompressed and in gzip."""
     rows = []
     for folder, _, names in os.walk(site):
         for name in sorted(names):
@@ -127,14 +127,14 @@ def time_rows(
 
 
 def native(graph: str, model: str, questions: list[squad.Question]) -> list[float]:
-    """Milliseconds of every window."""
+    """Returns the milliseconds of each window in ONNX Runtime from Python."""
     session = open_session(graph)
     encoded = squad.encode(load_tokenizer(model), questions, 384).encoded
     times = []
     for ids, types in zip(encoded.input_ids, encoded.token_type_ids, strict=True):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         rows_alone(session, [ids], [types])
-        times.append(1000 * (time.perf_counter() - begun))
+        times.append(1000 * (time.perf_counter() - start))
     return times
 
 

@@ -1,15 +1,15 @@
-"""Students of a sentence encoder, distilled from its stored vectors: how well they rank pairs they never saw.
+"""Measures students of a sentence encoder that are distilled from its stored embeddings.
 
     python -m tests.benchmarks.embedding_students --directory DIR [--sentences 60000] [--data ../shared]
 
-One pooled store of sentences (Wikipedia, novels, questions of SQuAD, reviews of SST-2) teaches two students:
-3 layers of 384, and 3 of 192 with a projection into the teacher's space. Each is scored on the whole dev set
-of STS-B without fine-tuning: Spearman's correlation of the cosine of two vectors with people's scores. Beside
-them stand the teacher and each student as it began.
+Two students are trained on one pooled store of sentences (Wikipedia, novels, questions of SQuAD, reviews of
+SST-2): one has 3 layers and hidden size 384, the other 3 layers, hidden size 192 and a projection to the
+teacher's hidden size. The score is Spearman's correlation of cosine similarity and human scores on the dev
+set of STS-B, without fine-tuning. The teacher and each student before its training are scored too.
 
-No sentence of STS-B is learnt from, of any of its sets, and none of MRPC, out of which STS-B took pairs; what
-another source has word for word in common with the dev set is left out. Given again, the command goes on
-where it stopped. The result is ``DIR/embedding_students.json``.
+No sentence of STS-B, or of MRPC, from which STS-B has pairs, is used for training. A sentence of another
+source that also occurs in the dev set is left out. The command continues where it was stopped. The result is
+``DIR/embedding_students.json``.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "narrow": {"student": {"layers": [0, 2, 5], "hidden_size": 192}},
 }
 SHARES = {"wikipedia": 0.45, "novels": 0.2, "squad": 0.2, "sst2": 0.15}
-"""Of the sentences learnt from."""
+"""Source -> share of the training sentences."""
 GOAL = 0.9
-"""Of the teacher's correlation."""
+"""Smallest correlation of a student, as a share of the teacher's."""
 
 
 def main() -> int:
-    """Exit code 1 where a student misses the goal."""
+    """Returns exit code 1 if a student misses the goal."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared", help="has embedder/, data/")
-    parser.add_argument("--directory", type=Path, required=True, help="where all is made, and gone on with")
+    parser.add_argument("--directory", type=Path, required=True, help="directory of all outputs")
     parser.add_argument("--sentences", type=int, default=60_000)
     options = parser.parse_args()
     recipe_path = write_recipe(options.directory, options.data, options.sentences)
@@ -88,11 +88,11 @@ def command(*words: str) -> None:
 
 
 def write_recipe(directory: Path, data: Path, sentences: int) -> Path:
-    """The text, if it is not there yet, and the recipe; the recipe's path."""
+    """Writes the text, if it does not exist, and the recipe. Returns the path of the recipe."""
     directory.mkdir(parents=True, exist_ok=True)
     train = directory / "train.txt"
     if not train.exists():
-        chosen = choose(data / "data", sentences)
+        chosen = choose_sentences(data / "data", sentences)
         (directory / "validation.txt").write_text("\n".join(chosen[:HELD_OUT]) + "\n")
         storage.publish_bytes(str(train), ("\n".join(chosen[HELD_OUT:]) + "\n").encode())
     sections = {
@@ -115,38 +115,38 @@ def write_recipe(directory: Path, data: Path, sentences: int) -> Path:
     return path
 
 
-def choose(data: Path, count: int) -> list[str]:
-    """``count`` different sentences and the held-out ones, shuffled, without those of STS-B's dev set."""
-    seen = {plain(text) for pair in pairs(data / "glue" / "STS-B" / "dev.tsv")[0] for text in pair}
-    dice, chosen = random.Random(0), []
+def choose_sentences(data: Path, count: int) -> list[str]:
+    """Returns ``count`` + HELD_OUT different sentences, shuffled, without those of STS-B's dev set."""
+    seen = {normalised(text) for pair in pairs(data / "glue" / "STS-B" / "dev.tsv")[0] for text in pair}
+    rng, chosen = random.Random(0), []
     for source, share in SHARES.items():
         wanted = round(share * (count + HELD_OUT))
         for sentence in SOURCES[source](data):
-            key = plain(sentence)
+            key = normalised(sentence)
             if key not in seen:
                 seen.add(key)
                 chosen.append(sentence)
                 wanted -= 1
             if not wanted:
                 break
-    dice.shuffle(chosen)
+    rng.shuffle(chosen)
     return chosen
 
 
-def plain(text: str) -> str:
-    """Lower-case letters and digits: what makes two sentences the same."""
+def normalised(text: str) -> str:
+    """Returns the lower-case letters and digits of a sentence; equal sentences have equal ones."""
     return "".join(re.findall(r"[a-z0-9]+", text.lower()))
 
 
 def sentences(text: str) -> Iterator[str]:
-    """Those of 4 to 28 words."""
+    """Yields the sentences with 4 to 28 words."""
     for sentence in re.split(r"(?<=[.!?])\s+", text):
         if 4 <= len(sentence.split()) <= 28:
             yield sentence.strip()
 
 
 def of_wikipedia(data: Path) -> Iterator[str]:
-    """Two of every paragraph."""
+    """Yields up to two sentences of every paragraph."""
     for path in sorted((data / "wikipedia" / "train").glob("*.gz")):
         with gzip.open(path, "rt") as file:
             for paragraph in file:
@@ -154,7 +154,7 @@ def of_wikipedia(data: Path) -> Iterator[str]:
 
 
 def of_novels(data: Path) -> Iterator[str]:
-    """From every novel in turn, one of every third paragraph."""
+    """Yields one sentence of every third paragraph, from the novels in turn."""
     texts = [path.read_text().splitlines() for path in sorted((data / "corpus" / "train").glob("*.txt"))]
     for number in range(0, max(map(len, texts)), 3):
         for lines in texts:
@@ -163,11 +163,11 @@ def of_novels(data: Path) -> Iterator[str]:
 
 
 def of_squad(data: Path) -> Iterator[str]:
-    """Questions of every article in turn."""
+    """Yields questions, from the articles in turn."""
     articles = json.loads((data / "squad_full" / "train-v1.1.json").read_text())["data"]
-    asked = [[q["question"] for p in article["paragraphs"] for q in p["qas"]] for article in articles]
-    for number in range(max(map(len, asked))):
-        for questions in asked:
+    by_article = [[q["question"] for p in article["paragraphs"] for q in p["qas"]] for article in articles]
+    for number in range(max(map(len, by_article))):
+        for questions in by_article:
             if number < len(questions):
                 yield from sentences(questions[number])
 
@@ -184,21 +184,21 @@ SOURCES = {"wikipedia": of_wikipedia, "novels": of_novels, "squad": of_squad, "s
 
 
 def pairs(path: Path) -> tuple[list[tuple[str, str]], np.ndarray]:
-    """The pairs of sentences of a set of STS-B, and people's scores [n]."""
+    """Returns the pairs of sentences in a file of STS-B, and their human scores [n]."""
     rows = [line.split("\t") for line in path.read_text().splitlines()[1:]]
     return [(row[7], row[8]) for row in rows], np.array([float(row[9]) for row in rows])
 
 
 def score(directory: str, dev: Path) -> float:
-    """Spearman's correlation of cosines and people's scores over all pairs."""
-    told, expected = pairs(dev)
-    first, second = (encode(directory, list(texts)) for texts in zip(*told, strict=True))
-    return spearman(functional.cosine_similarity(first, second).numpy(), expected)
+    """Returns Spearman's correlation of cosine similarity and human scores over all pairs."""
+    text_pairs, human_scores = pairs(dev)
+    first, second = (encode(directory, list(texts)) for texts in zip(*text_pairs, strict=True))
+    return spearman(functional.cosine_similarity(first, second).numpy(), human_scores)
 
 
 @torch.no_grad()
 def encode(directory: str, texts: list[str]) -> Tensor:
-    """Vectors [n, D], as sentence-transformers makes them of the modules of a directory."""
+    """Returns embeddings [n, D], computed as sentence-transformers does with the modules of a directory."""
     from safetensors.torch import load_file
     from transformers import AutoModel, AutoTokenizer
 
@@ -216,7 +216,8 @@ def encode(directory: str, texts: list[str]) -> Tensor:
 
 
 def pooling_of(directory: str) -> Any:
-    """How a directory pools; of a student with a projection, what comes before it."""
+    """Returns the pooling of a model directory; modules after the pooling, such as a projection, are
+    ignored."""
     import tempfile
 
     modules = json.loads(Path(directory, "modules.json").read_text())
@@ -228,7 +229,7 @@ def pooling_of(directory: str) -> Any:
 
 
 def save_start(run: StudentRun, store: Store, directory: Path) -> None:
-    """The student as its training finds it, in the form in which it is published."""
+    """Saves the student before its training as a model directory for sentence-transformers."""
     model, _ = model_and_objective(run, store, World(0, 1, torch.device("cpu")))
     directory.mkdir(exist_ok=True)
     model.save(str(directory))

@@ -1,4 +1,4 @@
-"""Stores whose sequences are all full, of random numbers that a teacher could have said, made fast."""
+"""Makes stores of full-length sequences and plausible random teacher outputs."""
 
 from __future__ import annotations
 
@@ -20,16 +20,20 @@ def full_store(
     config: Mapping[str, Any] | None = None,
     weights: Mapping[str, np.ndarray] | None = None,
 ) -> Store:
-    """A finished store of one task; ``config`` and ``weights`` of the teacher, where they matter."""
+    """Returns a finished store with one task.
+
+    ``config`` and ``weights``: those of the teacher, for benchmarks that use them.
+    """
     plan = Plan.from_bytes(layout, 1, sequences)
-    kept = weights or {"none": np.zeros(1, np.float32)}
+    weights = weights or {"none": np.zeros(1, np.float32)}
     return make_store(
-        directory, layout, {"train": (sequences,)}, plan, teacher=full_teacher, config=config, weights=kept
+        directory, layout, {"train": (sequences,)}, plan, teacher=full_teacher, config=config, weights=weights
     )
 
 
 def full_teacher(layout: Layout, columns: Columns, random: np.random.Generator) -> None:
-    """Replaces the text by words up to the end, a seventh of them masked, and adds the teacher's numbers."""
+    """Replaces the text by full-length random words, of which a seventh are masked, and adds teacher
+    outputs."""
     ids, slots = columns["input_ids"], columns["masked_positions"]
     ids[:] = random.integers(FIRST_WORD, layout.vocab_size, ids.shape)
     ids[:, 0], ids[:, -1] = SPECIAL.cls, SPECIAL.sep

@@ -1,9 +1,10 @@
-"""Distillation with the teacher in the loop, as plainly as DistilBERT's authors wrote it.
+"""A reference implementation of distillation that runs the teacher in every step.
 
-The formula is that of huggingface/transformers-research-projects, distillation/distiller.py (``step``): dense
-logits of teacher and student, KL over the non-pad positions, CE over masked ones, cosine over non-pad ones.
+The formula is that of DistilBERT's authors (huggingface/transformers-research-projects,
+distillation/distiller.py, ``step``): dense logits of teacher and student, KL and cosine over the non-pad
+positions, cross entropy over the masked positions.
 
-Axes: B batch, L length, N non-pad positions, V vocabulary, D hidden.
+Axes: B batch, L length, N non-pad positions, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from student_train.objectives.relations import relation_heads
 
 
 def dense_inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """ids, mask, labels (-100: none) [B, L] of a batch from a store; nothing of the teacher is in it."""
+    """Returns input ids, attention mask and labels (-100: none) [B, L] of a batch without teacher outputs."""
     ids = batch.input_ids
     labels = torch.full_like(ids, NO_LABEL).flatten()
     labels[slice(None) if batch.positions is None else batch.positions] = batch.labels
@@ -37,7 +38,10 @@ def live_loss(
     temperature: float = 2.0,
     alphas: tuple[float, float, float] = (5.0, 2.0, 1.0),
 ) -> dict[str, Tensor]:
-    """``loss`` (with gradient), ``kl``, ``mlm``, ``cosine`` of ids, mask, labels (-100: none) [B, L]."""
+    """Returns ``loss`` (with gradient), ``kl``, ``mlm`` and ``cosine``, all scalars.
+
+    ``input_ids``, ``attention_mask`` and ``labels`` (-100: none) are [B, L].
+    """
     with torch.no_grad():
         t = teacher(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
     s = student(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
@@ -56,7 +60,7 @@ def live_loss(
 
 
 class LiveTriple:
-    """Triple loss with the teacher in the loop."""
+    """Triple loss that runs the teacher in every step."""
 
     def __init__(
         self, teacher: nn.Module, student: nn.Module, temperature: float, alphas: tuple[float, float, float]
@@ -67,7 +71,7 @@ class LiveTriple:
         return live_loss(self.teacher, self.student, ids, mask, labels, self.temperature, self.alphas)["loss"]
 
     def distances(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """KL(teacher || student) at T = 1 and 2, summed over the real positions."""
+        """Returns KL(teacher || student) at T = 1 and 2, summed over the non-pad positions."""
         models = self.teacher, self.student
         p, q = (model(input_ids=ids, attention_mask=mask).logits[mask.bool()] for model in models)
         return {
@@ -82,8 +86,10 @@ class LiveTriple:
 
 
 class LiveRelations:
-    """MiniLMv2's relations with the teacher in the loop: of its layer ``replay_layers`` from the top, and of
-    the student's last."""
+    """MiniLMv2's relation loss that runs the teacher in every step.
+
+    It compares the teacher's layer number ``replay_layers`` from the top with the student's last layer.
+    """
 
     def __init__(self, teacher: nn.Module, student: nn.Module, replay_layers: int) -> None:
         self.teacher, self.student = teacher, student
@@ -91,7 +97,7 @@ class LiveRelations:
         self._of_student = QueriesKeysValues(student)
 
     def loss(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """``labels`` are not looked at."""
+        """Returns the mean loss, with gradient; ``labels`` are not used."""
         with torch.no_grad():
             self.teacher(input_ids=ids, attention_mask=mask)
         self.student(input_ids=ids, attention_mask=mask)
@@ -99,16 +105,16 @@ class LiveRelations:
         return dense_relation_loss(s, t, mask.sum(1), relation_heads(t[0].shape[-1], s[0].shape[-1]))
 
     def distances(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """The loss, summed over the real positions."""
+        """Returns the loss, summed over the non-pad positions."""
         return {"relation": self.loss(ids, mask, mask) * mask.sum()}
 
 
 def dense_relation_loss(
     student: Sequence[Tensor], teacher: Sequence[Tensor], token_count: Tensor, heads: int
 ) -> Tensor:
-    """The formula of MiniLMv2; it keeps every [B, A, L, L] tensor in memory.
+    """Returns the loss by the formula of MiniLMv2, which keeps every tensor [B, heads, L, L] in memory.
 
-    ``student``, ``teacher``: [B, L, D] per relation. The mean is over relations, heads and real rows.
+    ``student``, ``teacher``: [B, L, D] per relation. The mean is over relations, heads and non-pad positions.
     """
     real = torch.arange(student[0].shape[1], device=student[0].device) < token_count[:, None]
 
@@ -121,7 +127,9 @@ def dense_relation_loss(
     means = []
     for s, t in zip(student, teacher, strict=True):
         log_p, log_q = log_relation(t), log_relation(s)
-        kl = (log_p.exp() * (log_p - log_q)).masked_fill(~real[:, None, None, :], 0.0).sum(-1)  # [B, A, L]
+        kl = (
+            (log_p.exp() * (log_p - log_q)).masked_fill(~real[:, None, None, :], 0.0).sum(-1)
+        )  # [B, heads, L]
         means.append(kl.transpose(1, 2)[real].mean())
     return torch.stack(means).mean()
 
@@ -137,7 +145,7 @@ def live_step(
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     bfloat16: bool,
 ) -> float:
-    """One optimiser step over micro-batches of (ids, mask, labels), clipped at 5; the mean loss."""
+    """Does one optimiser step over micro-batches (ids, mask, labels), clipped at 5; returns the mean loss."""
     parts, total = list(batches), 0.0
     optimizer.zero_grad(set_to_none=True)
     for ids, mask, labels in parts:

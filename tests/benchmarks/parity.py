@@ -1,12 +1,12 @@
-"""Training from a store against training with the teacher in the loop: the same steps, two loss curves.
+"""Compares the loss curves of training from a store and of training that runs the teacher in every step.
 
     python -m tests.benchmarks.parity [--steps 300] [--data ../shared] [--results runs/bench/benchmarks.json]
 
-The store is made by the teacher pass and holds the input of the teacher's top layer. Two students learn from
-it by the trainer, as a user's do: one by the triple loss, one by relations. The other side is a plain trainer
-(``live_reference``): dense formulas of a float32 teacher, same initial weights, batches, masks, rates, AdamW
-and clipping. Both compute in float32 and without dropout, which would differ by its random numbers. What is
-left between them: hidden states rounded to float16, and the order of float32 sums.
+The teacher pass makes a store with the input of the teacher's top layer. The real trainer trains two students
+on it, one with the triple loss and one with the relation loss. The other side is a simple trainer
+(``live_reference``) that uses dense formulas and a float32 teacher, with the same initial weights, batches,
+masks, learning rates, AdamW and clipping. Both compute in float32, and without dropout, whose random numbers
+would differ. The remaining differences are hidden states rounded to float16, and the order of float32 sums.
 """
 
 from __future__ import annotations
@@ -43,49 +43,53 @@ from tests.benchmarks.live_reference import (
     dense_inputs,
     live_optimizer,
 )
-from tests.benchmarks.results import RESULTS, Row, record, row, shown
+from tests.benchmarks.results import RESULTS, Row, record, row, rows_table
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH, BATCH = 64, 4
 VALIDATION_CHARACTERS = 60_000
 CHARACTERS_PER_TOKEN = 5
-"""More than English text has, so that there is enough of it."""
+"""More than the average of English text, so that the excerpt is long enough."""
 LOSS_GOAL, MEASURE_GOAL = 0.001, 0.01
 RELATIONS = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0, "alpha_relation": 1.0}
 STUDENTS: dict[str, dict[str, Any]] = {"triple": {}, "relations": {"train": RELATIONS}}
 
 
 class Live(Protocol):
-    """A loss with the teacher in the loop."""
+    """A loss that runs the teacher in every step."""
 
     def loss(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """With gradient; a mean over the batch."""
+        """Returns the mean loss of the batch, with gradient."""
         ...
 
     def distances(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Sums over the real positions of a batch, by the name that validation gives their mean."""
+        """Returns measure -> sum over the non-pad positions of a batch; validation reports the mean."""
         ...
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One training: loss of every step, how far the student is from its teacher on held-out text, by measure,
-    and the digest of all samples in order."""
+    """The result of one training."""
 
     losses: np.ndarray
+    """Loss of each step [steps]."""
     measures: dict[str, float]
+    """Measure -> distance between student and teacher on held-out text."""
     samples: str
+    """Digest of all samples in their order."""
     seconds: float
 
 
 def main() -> int:
-    """Exit code 1 where a goal is missed."""
+    """Returns exit code 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument(
         "--data", type=Path, default=ROOT.parent / "shared", help="has teacher/, data/corpus/"
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the rows go; the plot beside it")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="JSON file of the rows; the plot is beside it"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         path = write_recipe(Path(scratch), options.data, options.steps)
@@ -98,12 +102,13 @@ def main() -> int:
     record(rows, options.results)
     picture = options.results.with_name("parity.png")
     plot(curves, picture)
-    print(shown(rows), options.results, picture, sep="\n")
+    print(rows_table(rows), options.results, picture, sep="\n")
     return 0 if all(measured["holds"] for measured in rows) else 1
 
 
 def write_recipe(scratch: Path, data: Path, steps: int) -> Path:
-    """An excerpt of the corpus, just long enough for one epoch of ``steps``, and the recipe of both sides."""
+    """Writes an excerpt of the corpus, long enough for one epoch of ``steps``, and the recipe of both
+    sides."""
     characters = steps * BATCH * LENGTH * CHARACTERS_PER_TOKEN
     for name, length in (("train", characters), ("validation", VALIDATION_CHARACTERS)):
         texts = (path.read_text() for path in sorted((data / "data" / "corpus" / name).glob("*.txt")))
@@ -129,7 +134,7 @@ def write_recipe(scratch: Path, data: Path, steps: int) -> Path:
 
 
 def _beginning(texts: Iterator[str], characters: int) -> str:
-    """Whole lines from the beginning of the texts."""
+    """Returns lines from the beginning of the texts, with at least ``characters`` characters."""
     lines, length = [], 0
     for text in texts:
         for line in text.splitlines():
@@ -147,18 +152,18 @@ def _command(*arguments: str) -> None:
 
 
 def from_store(path: Path, run: StudentRun) -> Curve:
-    """The real trainer, as a user starts it; what it wrote into its history."""
-    began = time.monotonic()
+    """Runs the real trainer's command, and reads the result from its history."""
+    start = time.monotonic()
     _command("student_train/main.py", "--recipe", str(path), "--student", run.name)
     lines = [json.loads(line) for line in Path(run.directory, "history.jsonl").read_text().splitlines()]
     steps, measures = [line for line in lines if "loss" in line], lines[-1]
-    told = {k.removeprefix("validation_"): v for k, v in measures.items() if k.startswith("validation_")}
+    held_out = {k.removeprefix("validation_"): v for k, v in measures.items() if k.startswith("validation_")}
     losses = np.array([line["loss"] for line in steps])
-    return Curve(losses, told, steps[-1]["samples"], time.monotonic() - began)
+    return Curve(losses, held_out, steps[-1]["samples"], time.monotonic() - start)
 
 
 def with_teacher(run: StudentRun) -> Curve:
-    """The plain trainer: every step runs the teacher and computes the loss by its dense formula."""
+    """Runs the simple trainer: every step runs the teacher and computes the loss by its dense formula."""
     from transformers import AutoModelForMaskedLM
 
     began, train, store = time.monotonic(), run.train, open_store(run.recipe.store_path)
@@ -192,7 +197,7 @@ def with_teacher(run: StudentRun) -> Curve:
 
 
 def _steps(store: Store, split: str, run: StudentRun, samples: int) -> Iterator[Step]:
-    """Ids and masks in the order of the trainer; nothing of the teacher is read."""
+    """Yields steps of ids and masks in the trainer's order; no teacher outputs are read."""
     plan = store.splits[split].plan
     windows = run.train.window_batches if split == "train" else 1
     order = SampleOrder(plan, run.train.seed if split == "train" else 0, BATCH, samples, windows)
@@ -203,7 +208,7 @@ def _steps(store: Store, split: str, run: StudentRun, samples: int) -> Iterator[
 
 @torch.no_grad()
 def held_out(live: Live, store: Store, run: StudentRun) -> dict[str, float]:
-    """Means over all tokens of the held-out split, from the dense formulas."""
+    """Returns measure -> mean over all tokens of the held-out split, from the dense formulas."""
     sums: dict[str, float] = {}
     count = 0
     for step in _steps(store, "validation", run, store.splits["validation"].plan.samples):
@@ -215,7 +220,7 @@ def held_out(live: Live, store: Store, run: StudentRun) -> dict[str, float]:
 
 
 def compare(name: str, stored: Curve, live: Curve) -> list[Row]:
-    """Rows of benchmarks.json."""
+    """Returns the rows of one student: largest relative differences of the losses and of the measures."""
     assert stored.samples == live.samples, "the two did not train on the same samples"
     difference = np.abs(stored.losses / live.losses - 1)
     worst = max(abs(stored.measures[measure] / value - 1) for measure, value in live.measures.items())

@@ -1,4 +1,4 @@
-"""Where measured rows go: {name, value, unit, goal, holds, conditions}, a list of them in benchmarks.json."""
+"""Rows of measurements, and the JSON file with the list of all rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ Row = dict[str, Any]
 
 
 def row(name: str, value: float, unit: str, goal: str | None, conditions: str) -> Row:
-    """``goal`` is ``<= X``, ``>= X`` or None: nothing is asked of the value."""
+    """Returns the row of one measurement; its key ``holds`` says whether the value meets the goal.
+
+    ``goal``: ``<= X``, ``>= X``, or None for a value without a goal (then ``holds`` is None). ``conditions``:
+    the circumstances of the measurement, in words.
+    """
     holds = None
     if goal is not None:
         sign, limit = goal.split()
@@ -25,7 +29,7 @@ def row(name: str, value: float, unit: str, goal: str | None, conditions: str) -
 
 
 def record(rows: list[Row], path: Path = RESULTS) -> None:
-    """Puts the rows into the file in place of older ones of the same names."""
+    """Writes the rows into the file, where they replace older rows of the same names."""
     for measured in rows:
         assert set(measured) == set(KEYS), measured
     names = {measured["name"] for measured in rows}
@@ -34,8 +38,8 @@ def record(rows: list[Row], path: Path = RESULTS) -> None:
     storage.publish_json(str(path), sorted(kept + rows, key=lambda measured: measured["name"]))
 
 
-def shown(rows: list[Row]) -> str:
-    """A table."""
+def rows_table(rows: list[Row]) -> str:
+    """Returns the rows as a plain-text table."""
     cells = [[r["name"], _number(r["value"]), r["unit"], r["goal"], _held(r), r["conditions"]] for r in rows]
     return table(cells, list(KEYS))
 

@@ -1,4 +1,4 @@
-"""``make compare``: its arms, its page, and the soft targets of other programs."""
+"""Tests of ``make compare``: its arms, its page of results, and renormalised soft targets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plan(size: str, directory: Path) -> Plan:
 
 @pytest.mark.parametrize("size", ["smoke", "real"])
 def test_every_arm_is_a_recipe_and_all_stores_are_read_in_one_order(size: str, tmp_path: Path) -> None:
-    """The order of samples depends on the number of samples in a block, not on their bytes."""
+    """Equal numbers of samples per block give equal orders of samples, whatever the blocks' bytes."""
     made = plan(size, tmp_path)
     samples = {}
     for arm in made.arms.values():
@@ -63,7 +63,7 @@ def test_names_of_files_are_distinct() -> None:
 
 
 def test_equal_time_is_the_time_of_the_other_arm(tmp_path: Path) -> None:
-    """Twice as fast: twice as many steps."""
+    """An arm whose steps are twice as fast gets twice as many steps."""
     runs = Runs(plan("smoke", tmp_path), tmp_path / "results", tmp_path)
     (tmp_path / "results").mkdir()
     for name, seconds in (("relations", 5.0), ("replay 1", 10.0)):

@@ -1,12 +1,12 @@
-"""``make compare``: trains a student in every way of ``arms.yaml``, and measures each of them alike.
+"""``make compare``: trains a student in every way that ``arms.yaml`` lists, and measures all of them alike.
 
     python -m tests.benchmarks.compare --size smoke                  # a quarter of an hour
     python -m tests.benchmarks.compare --size real --data ../shared  # tens of hours on two cores
     python -m tests.benchmarks.compare --size real --arms "relations" "both" --seeds 1
     python -m tests.benchmarks.compare --report                      # docs/results.md from the files alone
 
-Every run is one small JSON file, docs/results/SIZE/ARM-SEED.json, written when the run has ended. The same
-command continues where it was stopped: a student that was being trained continues from its checkpoint.
+A finished run writes one small JSON file, docs/results/SIZE/ARM-SEED.json. The same command continues where
+it was stopped: a partly trained student continues from its checkpoint.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def main() -> int:
     parser.add_argument(
         "--directory", type=Path, default=ROOT / "runs" / "compare", help="stores and students"
     )
-    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these, in this order")
-    parser.add_argument("--seeds", type=int, help="at most this many of each")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="run only these arms, in this order")
+    parser.add_argument("--seeds", type=int, help="largest number of seeds per arm")
     parser.add_argument("--no-scores", action="store_true", help="train and measure; fine-tune later")
     parser.add_argument("--report", action="store_true", help="write docs/results.md, and run nothing")
     options = parser.parse_args()
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def prepare(options: argparse.Namespace) -> Runs:
-    """Text, teacher and tasks of the size; what is there already is kept."""
+    """Prepares text, teacher and tasks for the size; files that exist unchanged are not written again."""
     directory = options.directory / options.size
     text = {split: directory / f"{split}.txt" for split in ("train", "validation")}
     if options.size == "smoke":
@@ -72,23 +72,26 @@ def prepare(options: argparse.Namespace) -> Runs:
     return Runs(plan, RESULTS / options.size, tasks)
 
 
-def run_all(runs: Runs, names: list[str], most: int | None, scored: bool) -> None:
-    """Seed after seed, so that every arm has a result before any has two; scores after all measures."""
+def run_all(runs: Runs, names: list[str], max_seeds: int | None, scored: bool) -> None:
+    """Trains and measures all arms, one seed after the other, and then fine-tunes the students.
+
+    So every arm has one result before any arm has two.
+    """
     todo = [
         (arm, seed)
         for seed in range(max(runs.plan.arms[name].seeds for name in names))
         for arm in (runs.plan.arms[name] for name in names)
-        if seed < min(arm.seeds, most or arm.seeds)
+        if seed < min(arm.seeds, max_seeds or arm.seeds)
     ]
     for step in [runs.train] + [runs.score] * scored:
         for number, (arm, seed) in enumerate(todo, 1):
             result = step(arm, seed)
-            print(
-                f"{step.__name__} {number}/{len(todo)}  {arm.name}, seed {seed}: {shown(result)}", flush=True
-            )
+            values = format_values(result)
+            print(f"{step.__name__} {number}/{len(todo)}  {arm.name}, seed {seed}: {values}", flush=True)
 
 
-def shown(result: dict) -> str:
+def format_values(result: dict) -> str:
+    """Returns the held-out measures and mean task scores of a run as one line."""
     scores = {task: sum(values) / len(values) for task, values in result.get("scores", {}).items()}
     return "  ".join(f"{name} {value:.4f}" for name, value in {**result["validation"], **scores}.items())
 

@@ -17,9 +17,9 @@ from offline_teacher.store.schema import Layout
 
 FILE = Path(__file__).with_name("arms.yaml")
 REFERENCE = "replay 1"
-"""The store on which every student is measured, and the arm whose time is the measure of equal time."""
+"""Name of the arm on whose store every student is measured."""
 CHARACTERS_PER_TOKEN = 5
-"""More than English text has, so that no run reads a sequence twice."""
+"""More than the average of English text, so that no run reads a sequence twice."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,19 @@ class Arm:
     store: str
     seeds: int
     steps: int | None
-    """None: as many as all; 0: the student's first weights."""
+    """Number of steps. None: the same number as in all arms; 0: the student is not trained."""
     renormalised: bool
-    """Top-k probabilities are divided by their sum, as other programs do, and the tail is left out."""
+    """Whether top-k probabilities are divided by their sum, as in other programs, so that the tail is
+    lost."""
     time_of: str | None
-    """Train for as long as this arm took with the same seed, instead of equal tokens."""
+    """Name of the arm whose training time this arm gets, instead of an equal number of tokens."""
 
 
 class Plan:
-    """What is run for one size."""
+    """The arms and tables for one size of ``arms.yaml``."""
 
     def __init__(self, size: str, text: dict[str, Path], teacher: Path, directory: Path) -> None:
-        """``text``: the files with training and held-out text. ``directory``: where all is made."""
+        """``text``: split -> text file. ``directory``: directory of recipes, stores and students."""
         self.file: dict[str, Any] = yaml.safe_load(FILE.read_text())
         self.size = self.file["sizes"][size]
         self.text, self.teacher, self.directory = text, teacher, directory
@@ -65,7 +66,7 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Tokens an arm sees, if the time is not what is equal."""
+        """Number of training tokens of an arm, unless it has ``steps`` or ``time_of``."""
         return int(self.size["steps"] * self.size["batch_size"] * self.size["length"])
 
     def recipe(self, arm: Arm, seed: int, steps: int) -> str:
@@ -94,12 +95,15 @@ class Plan:
 
 
 def slug(name: str) -> str:
-    """A name for files: ``replay 1, int8`` is ``replay-1-int8``."""
+    """Returns a name for files: ``replay-1-int8`` for ``replay 1, int8``."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
 def bytes_per_sample(store: dict[str, Any], length: int, teacher: Path) -> int:
-    """Of this store; blocks of the same number of samples give every store the same order of samples."""
+    """Returns the bytes per sample of a store.
+
+    ``Plan.recipe`` uses them to give all stores blocks of equally many samples, and so one order of samples.
+    """
     config = json.loads((teacher / "config.json").read_text())
     return Layout(
         length=length,
@@ -116,7 +120,10 @@ def bytes_per_sample(store: dict[str, Any], length: int, teacher: Path) -> int:
 
 
 def cut_text(sources: list[Path], target: Path, characters: int) -> None:
-    """The first lines of every source, as many as hold its share of ``characters`` (plus one line)."""
+    """Writes to ``target`` the first lines of every source.
+
+    The sources have equal shares of ``characters``; the line in which a share ends is complete.
+    """
     lines = []
     for path in sources:
         left = characters // len(sources)

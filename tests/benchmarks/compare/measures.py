@@ -1,12 +1,12 @@
-"""What a student predicts of held-out text, against its teacher: every measure of the trainer's validation.
+"""Compares student and teacher on held-out text, by every measure of the trainer's validation.
 
     python -m tests.benchmarks.compare.measures --recipe RECIPE --model DIR --store STORE --output FILE
     python -m tests.benchmarks.compare.measures --recipe RECIPE --save DIR
 
-``--recipe`` gives the student's shape. The measures do not depend on the loss of its training: KL at T = 1
-and 2, masked-LM loss, agreement and cosine if it has a masked-LM head, and always the relations. A narrower
-student has no cosine, because its directory lacks the projection to the teacher's width. ``--save`` writes
-the student's first weights as a model directory.
+``--recipe`` has the student's architecture. The measures are the same for every training loss: the relation
+loss and, for a student with a masked-LM head, KL at T = 1 and 2, masked-LM loss, agreement and cosine. A
+narrower student has no cosine, because its directory lacks the projection to the teacher's hidden size.
+``--save`` writes the student's initial weights as a model directory.
 """
 
 from __future__ import annotations
@@ -55,21 +55,21 @@ def main() -> int:
 
 
 def measures(run: StudentRun, store: Store, directory: str) -> dict[str, float]:
-    """Of a model directory, in the student's training dtype."""
+    """Returns measure -> value of the model in ``directory``, computed in the student's training dtype."""
     head = "ForMaskedLM" in storage.read_json(f"{directory}/config.json")["architectures"][0]
     weights = {**ALL, **({} if head else WITHOUT_HEAD)}
     if run.student.hidden_size is not None:
         weights["alpha_cos"] = 0.0
     train = replace(run.train, teacher="store", **weights)
     model, objective, world = _student(replace(run, train=train), store)
-    of_kind: Any = AutoModelForMaskedLM if head else AutoModel
-    trained = of_kind.from_pretrained(directory, dtype=torch.float32)
+    model_class: Any = AutoModelForMaskedLM if head else AutoModel
+    trained = model_class.from_pretrained(directory, dtype=torch.float32)
     model.model.load_state_dict(trained.state_dict())
     return validate(model.to(getattr(torch, train.dtype)), objective, store, world, train)
 
 
 def save_start(run: StudentRun, store: Store, directory: str) -> None:
-    """The student before its first step."""
+    """Saves the student before its first step as a model directory."""
     model, _, _ = _student(run, store)
     model.save(directory)
     for name, data in store.tokenizer_files().items():

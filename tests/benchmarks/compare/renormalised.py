@@ -1,8 +1,8 @@
-"""The trainer with the soft targets of other programs.
+"""Runs the trainer with renormalised soft targets, as other programs use them.
 
     python -m tests.benchmarks.compare.renormalised --recipe RECIPE
 
-They divide the top-k probabilities by their sum, as if no other token were possible.
+The top-k probabilities are divided by their sum, as if no other token were possible.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ exact_tail = objective.topk_target
 
 
 def renormalised(*arguments: object, **names: object) -> TopkTarget:
-    """The stored top k of N positions, divided by their sum."""
+    """Returns the stored top k of N positions with probabilities that sum to 1."""
     target = exact_tail(*arguments, **names)  # type: ignore[arg-type]
     kept = torch.logsumexp(target.topk_logits.float() / target.temperature, dim=1)
     return replace(target, logsumexp=kept)

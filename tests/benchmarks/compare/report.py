@@ -1,4 +1,4 @@
-"""docs/results.md and its pictures, from the files of the runs alone."""
+"""Writes docs/results.md and its plots from the JSON files of the runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEASURES = {
     "cosine": "cosine",
     "relation": "relations",
 }
-"""Measures on held-out text -> their names in a table."""
+"""Key of a measure on held-out text -> its heading in a table."""
 COSTS = ("minutes", "gain/min", "tokens/s", "peak GB", "bytes/token")
 SIZES = {
     "real": "A masked LM of 6 x 384 and its student of three layers, English novels, two CPU cores.",
@@ -44,7 +44,7 @@ Result = dict[str, Any]
 
 
 def write_report(results: Path) -> Path:
-    """Returns the path of the page. Runs that are not finished are left out."""
+    """Writes the page of all finished runs, and returns its path."""
     sections = [HEAD]
     for size, what in SIZES.items():
         found = [json.loads(path.read_text()) for path in sorted((results / size).glob("*.json"))]
@@ -78,7 +78,7 @@ def _tables(arms: dict[str, list[Result]], pictures: Path) -> list[str]:
 
 
 def table(arms: dict[str, list[Result]]) -> str:
-    """One row an arm, in Markdown."""
+    """Returns a Markdown table with one row per arm."""
     tasks = sorted({task for runs in arms.values() for run in runs for task in run.get("scores", {})})
     header = ["arm", "tokens", *MEASURES.values(), *tasks, "mean", *COSTS]
     rows, start = [header, ["---"] * len(header)], None
@@ -120,7 +120,7 @@ def _gain(mean: float | None, start: float | None, minutes: float | None) -> flo
 
 
 def _cell(values: Sequence[float | None], digits: int) -> str:
-    """Mean (standard deviation); nothing where a run has no such measure."""
+    """Returns ``mean (standard deviation)``; an empty text if no run has the measure."""
     known = [value for value in values if value is not None]
     if not known:
         return ""
@@ -129,7 +129,10 @@ def _cell(values: Sequence[float | None], digits: int) -> str:
 
 
 def differences(arms: dict[str, list[Result]]) -> str:
-    """How far arms are from the live one with the same seeds, in its own standard deviations over seeds."""
+    """Returns a table of the differences between each arm and the live arm with the same seeds.
+
+    The unit is the standard deviation of the live arm over its seeds.
+    """
     live = {run["seed"]: run["validation"] for run in arms[LIVE]}
     rows = [["arm", "seeds", *MEASURES.values()], ["---"] * (2 + len(MEASURES))]
     for name, runs in arms.items():
@@ -151,7 +154,10 @@ def differences(arms: dict[str, list[Result]]) -> str:
 
 
 def draw(arms: dict[str, list[Result]], path: Path) -> bool:
-    """A point for each run: KL at T = 2 against the arm. False where no run has it."""
+    """Plots KL at T = 2, one point per run and one line per arm.
+
+    Returns False, and writes nothing, if fewer than two arms have it.
+    """
     points = {
         name: [run["validation"]["kl_t2"] for run in runs if "kl_t2" in run["validation"]]
         for name, runs in arms.items()

@@ -1,4 +1,4 @@
-"""One run: store, student, its measures on held-out text, and its scores, in one JSON file."""
+"""Runs an arm with one seed: makes store and student, measures and scores it, and writes one JSON file."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ class Runs:
         return json.loads(path.read_text()) if path.exists() else None
 
     def train(self, arm: Arm, seed: int) -> Result:
-        """Trains and measures, after the store if it is missing."""
+        """Makes the store if it is missing, trains and measures the student, and returns the result."""
         found = self.result(arm, seed)
         if found is not None:
             return found
         steps = self._steps(arm, seed)
         recipe = self.plan.recipe(arm, seed, steps)
-        one = load_recipe(recipe).run("student")
+        run = load_recipe(recipe).run("student")
         store = command("-m", "offline_teacher.main", "run", "--recipe", recipe)
         result: Result = {"arm": arm.name, "seed": seed, "steps": steps, "tokens": self._tokens(steps)}
-        result |= {"bytes_per_token": _bytes_per_token(one), "store_seconds": store["seconds"]}
+        result |= {"bytes_per_token": _bytes_per_token(run), "store_seconds": store["seconds"]}
         if steps:
             usage = command(*(PEER if arm.renormalised else TRAINER), "--recipe", recipe)
-            result |= training_of(Path(one.directory, "history.jsonl"), self._tokens(1), usage)
-            model = f"{one.directory}/model"
+            result |= training_of(Path(run.directory, "history.jsonl"), self._tokens(1), usage)
+            model = f"{run.directory}/model"
         else:
-            model = self._untrained(one, recipe)
+            model = self._untrained(run, recipe)
         result |= {"validation": self._measures(arm, seed, steps, model)}
         return self._publish(arm, seed, result)
 
@@ -64,11 +64,11 @@ class Runs:
         if "scores" in result:
             return result
         steps = self._steps(arm, seed)
-        one = load_recipe(self.plan.recipe(arm, seed, steps)).run("student")
-        return self._publish(arm, seed, result | {"scores": self.scores_of(f"{one.directory}/model")})
+        run = load_recipe(self.plan.recipe(arm, seed, steps)).run("student")
+        return self._publish(arm, seed, result | {"scores": self.scores_of(f"{run.directory}/model")})
 
     def scores_of(self, model: str) -> dict[str, list[float]]:
-        """Task -> a score for each fine-tuning seed."""
+        """Returns task -> one score per fine-tuning seed."""
         settings = self.plan.size["fine_tuning"]
         output = f"{model}-scores"
         words = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if name != "seeds"]
@@ -76,20 +76,20 @@ class Runs:
             *("-m", "evaluation.main", "--model", model, "--data", str(self.tasks), "--output", output),
             *("--tasks", ",".join(self.plan.size["tasks"]), "--seeds", str(len(settings["seeds"])), *words),
         )
-        found: dict[str, list[float]] = {}
+        scores: dict[str, list[float]] = {}
         for path in sorted(Path(output).glob("scores/*/*/seed-*.json")):
-            found.setdefault(path.parent.name, []).append(json.loads(path.read_text())["score"])
-        return found
+            scores.setdefault(path.parent.name, []).append(json.loads(path.read_text())["score"])
+        return scores
 
     def _steps(self, arm: Arm, seed: int) -> int:
         if arm.time_of is None:
             return int(self.plan.size["steps"] if arm.steps is None else arm.steps)
-        same = self.train(self._with_equal_tokens(arm), 0)
-        like = self.train(self.plan.arms[arm.time_of], 0)
-        return round(like["train_seconds"] / same["train_seconds"] * same["steps"])
+        equal_tokens = self.train(self._with_equal_tokens(arm), 0)
+        timed = self.train(self.plan.arms[arm.time_of], 0)
+        return round(timed["train_seconds"] / equal_tokens["train_seconds"] * equal_tokens["steps"])
 
     def _with_equal_tokens(self, arm: Arm) -> Arm:
-        """The arm that differs only in its number of steps."""
+        """Returns the arm that differs from ``arm`` only in its number of steps."""
         others = (other for other in self.plan.arms.values() if other.time_of is None)
         return next(
             other
@@ -100,15 +100,15 @@ class Runs:
     def _tokens(self, steps: int) -> int:
         return int(steps * self.plan.size["batch_size"] * self.plan.size["length"])
 
-    def _untrained(self, one: StudentRun, recipe: str) -> str:
-        """The student's first weights as a model directory."""
-        path = f"{one.directory}/model"
+    def _untrained(self, run: StudentRun, recipe: str) -> str:
+        """Saves the student's initial weights as a model directory, and returns its path."""
+        path = f"{run.directory}/model"
         if not Path(path).exists():
             command("-m", "tests.benchmarks.compare.measures", "--recipe", recipe, "--save", path)
         return path
 
     def _measures(self, arm: Arm, seed: int, steps: int, model: str) -> dict[str, float]:
-        """On held-out text of the reference store, whatever store the student learnt from."""
+        """Returns the measures on the held-out text of the reference store, whatever the arm's own store."""
         reference = self.plan.recipe(self.plan.arms[REFERENCE], 0, self.plan.size["steps"])
         command("-m", "offline_teacher.main", "run", "--recipe", reference)
         path = Path(model).with_name("measures.json")
@@ -125,22 +125,25 @@ class Runs:
 
 
 def command(*words: str) -> dict[str, float]:
-    """Runs a Python command of the project; its seconds and its processes' peak memory in bytes.
+    """Runs a Python command of the project; returns its ``seconds`` and ``peak_bytes`` of memory.
 
-    Raises SystemExit with the end of its output where it fails.
+    If it fails, raises SystemExit with the end of its output.
     """
-    begin = time.monotonic()
+    start = time.monotonic()
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
         if os.waitstatus_to_exitcode(status):
             log.seek(0)
             sys.exit(f"error: {' '.join(words)}:\n{log.read()[-3000:]}")
-    return {"seconds": time.monotonic() - begin, "peak_bytes": usage.ru_maxrss * 1024}
+    return {"seconds": time.monotonic() - start, "peak_bytes": usage.ru_maxrss * 1024}
 
 
 def training_of(history: Path, tokens: int, usage: dict[str, float]) -> Result:
-    """Seconds of the steps alone, tokens a second, and peak memory. ``tokens``: of a step."""
+    """Returns the seconds of the steps alone, tokens per second, and peak memory of a training.
+
+    ``history``: the trainer's log. ``tokens``: number of tokens per step.
+    """
     lines = [json.loads(line) for line in history.read_text().splitlines()]
     windows = {line["step"]: line for line in lines if "tokens_per_second" in line}.values()
     seconds = sum(line["steps"] * tokens / line["tokens_per_second"] for line in windows)
@@ -148,5 +151,5 @@ def training_of(history: Path, tokens: int, usage: dict[str, float]) -> Result:
     return {"train_seconds": seconds, "tokens_per_second": rate, "peak_bytes": usage["peak_bytes"]}
 
 
-def _bytes_per_token(one: StudentRun) -> float:
-    return open_store(one.recipe.store_path).layout.bytes_per_token()
+def _bytes_per_token(run: StudentRun) -> float:
+    return open_store(run.recipe.store_path).layout.bytes_per_token()
