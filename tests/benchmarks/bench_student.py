@@ -6,8 +6,8 @@ All sides do complete optimiser steps with the same shapes and dtype, in turn, o
 and the stored numbers are random, since they do not change the time. Two sides run the teacher in every step:
 
 - *plain*: the formula of DistilBERT's authors, dense logits, torch's AdamW (``live_reference``);
-- *same loss*: ``train.teacher: live``. The teacher's lower layers run in every step, with our loss and engine.
-  The difference from this side is the time that the store saves.
+- *same loss*: ``train.teacher: live``. The teacher's lower layers run in every step, with our loss and
+  engine. The difference from this side is the time that the store saves.
 """
 
 from __future__ import annotations
