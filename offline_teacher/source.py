@@ -14,8 +14,8 @@ from infra.settings.recipe import Recipe
 from offline_teacher.corpus.documents import Part
 from offline_teacher.models.loading import has_head, read_config, weight_digest
 from offline_teacher.models.pooling import Pooling, read_pooling
-from offline_teacher.sequences.building import Tokenising, text_digest
 from offline_teacher.sequences.masking import continuation_flags, masked_count
+from offline_teacher.sequences.tokenised_parts import Tokenising, text_digest
 from offline_teacher.sequences.tokenizer import (
     Encoder,
     encoder_of,

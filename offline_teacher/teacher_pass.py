@@ -18,7 +18,7 @@ from offline_teacher.cluster.pool import Cluster, Pool
 from offline_teacher.cluster.work_queue import Item
 from offline_teacher.corpus.documents import Part, parts, size_of
 from offline_teacher.pass_rates import Environments, Rates
-from offline_teacher.sequences.building import Tokenising, problems_of, rows_of
+from offline_teacher.sequences.tokenised_parts import Tokenising, problems_of, rows_of
 from offline_teacher.source import Source, publish_files, tokenising
 from offline_teacher.store.manifest import Spec
 from offline_teacher.store.numbering import SplitPlan, Task

@@ -11,7 +11,7 @@ from infra.settings.sections import Teacher
 from offline_teacher.cluster.task_work import TaskWorker
 from offline_teacher.cluster.text_work import TextWorker
 from offline_teacher.cluster.worker_base import Guarded
-from offline_teacher.sequences.building import Tokenising
+from offline_teacher.sequences.tokenised_parts import Tokenising
 
 
 @dataclass(frozen=True)

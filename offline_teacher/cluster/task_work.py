@@ -17,8 +17,8 @@ from infra.files.cache import Cache
 from infra.settings.recipe import Recipe
 from offline_teacher.cluster.worker_base import Guarded
 from offline_teacher.inference.heap import Heap
-from offline_teacher.sequences.building import token_counts
 from offline_teacher.sequences.masking import MaskVocab, mask_sequences, mask_vocab
+from offline_teacher.sequences.tokenised_parts import token_counts
 from offline_teacher.sequences.tokenizer import load_encoder
 from offline_teacher.store.blocks import Memory
 from offline_teacher.store.index import PartIndex

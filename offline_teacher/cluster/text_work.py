@@ -6,7 +6,7 @@ from typing import Any
 
 from offline_teacher.cluster.worker_base import Guarded
 from offline_teacher.corpus.documents import Part
-from offline_teacher.sequences.building import Tokenising
+from offline_teacher.sequences.tokenised_parts import Tokenising
 
 
 class TextWorker(Guarded):

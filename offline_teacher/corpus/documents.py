@@ -24,7 +24,7 @@ from infra.files.paths import find_files
 from infra.files.streams import compression, expansion_ratio
 from infra.settings.sections import Corpus
 from offline_teacher.corpus import cuts, hub
-from offline_teacher.corpus.kinds import require_kind
+from offline_teacher.corpus.file_format import require_kind
 from offline_teacher.corpus.parquet import open_parquet
 from offline_teacher.corpus.problems import Problems
 

@@ -20,7 +20,6 @@ from infra.files import storage
 from infra.trees import difference
 from offline_teacher.store import paths
 from offline_teacher.store.blocks import Memory, ShardStream, shard_metadata
-from offline_teacher.store.checks import check_block, check_shapes
 from offline_teacher.store.index import Frame, ShardIndex, TaskIndex
 from offline_teacher.store.manifest import Manifest, Spec, SplitRecord
 from offline_teacher.store.numbering import SplitPlan, Task, shards_of
@@ -33,6 +32,7 @@ from offline_teacher.store.pending import (
     refuse_format_1,
 )
 from offline_teacher.store.records import encode
+from offline_teacher.store.value_checks import check_block, check_shapes
 
 SHARDS_IN_FLIGHT = 2
 """Shards that a writer publishes while it fills the next: this many are in memory on top of it."""

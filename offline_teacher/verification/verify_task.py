@@ -17,7 +17,6 @@ from offline_teacher.store.blocks import (
     row_digests,
     shard_metadata,
 )
-from offline_teacher.store.checks import check_block
 from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import Spec
 from offline_teacher.store.numbering import Task, shards_of
@@ -25,6 +24,7 @@ from offline_teacher.store.paths import SHARDS, TASKS
 from offline_teacher.store.pending import task_index
 from offline_teacher.store.records import Missing
 from offline_teacher.store.schema import DIGESTS, require
+from offline_teacher.store.value_checks import check_block
 
 
 @dataclass(frozen=True)

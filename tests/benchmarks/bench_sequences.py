@@ -21,9 +21,9 @@ from infra.files.cache import Cache
 from infra.settings.sections import Corpus, Masking, Sequences
 from offline_teacher.corpus.documents import documents, parts
 from offline_teacher.corpus.problems import Problems
-from offline_teacher.sequences.building import Tokenising, token_counts
 from offline_teacher.sequences.masking import mask_sequences, mask_vocab
 from offline_teacher.sequences.packing import BATCH_CHARACTERS
+from offline_teacher.sequences.tokenised_parts import Tokenising, token_counts
 from offline_teacher.sequences.tokenizer import load_encoder
 from offline_teacher.store.parts import read_part
 from offline_teacher.store.pending import read_part_index

@@ -16,7 +16,7 @@ from infra.errors import UserError
 from infra.files.cache import Cache
 from infra.settings.sections import Corpus, Sequences
 from offline_teacher.corpus.documents import parts
-from offline_teacher.sequences.building import (
+from offline_teacher.sequences.tokenised_parts import (
     Tokenising,
     problems_of,
     rows_of,
