@@ -241,7 +241,7 @@ def _read_parquet(span: Span, corpus: Corpus, split: str | None, problems: Probl
 def _read_hub(span: Span, corpus: Corpus, split: str | None, problems: Problems) -> Iterator[str | None]:
     assert split is not None
     assert span.stop is not None
-    name = hub.name_of(corpus, split, span.start)
+    name = hub.piece_name(corpus, split, span.start)
     row = 0 if corpus.streaming else span.start
     try:
         for row, cells in hub.rows(corpus, split, span.start, span.stop):

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub as numbered rows, downloaded whole or streamed; local directories too."""
+"""Reads numbered rows of Hugging Face datasets: from the hub, downloaded or streamed, or from a directory."""
 
 from __future__ import annotations
 
@@ -10,71 +10,82 @@ from typing import Any
 from infra.errors import DamagedFile, UserError, first_line
 from infra.settings.sections import Corpus
 
-ROWS = 1000
-"""Of a downloaded data set, read at once."""
+ROWS_AT_ONCE = 1000
+"""Number of rows of a downloaded dataset that are read at once."""
 _SAVED = ("state.json", "dataset_dict.json")
 """Files that mark a directory written by ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk``."""
 
 
 def pieces(corpus: Corpus, split: str, part_bytes: int) -> Iterator[tuple[int, int, str]]:
-    """(start, stop) of pieces of about ``part_bytes``, in rows, and a stamp of the whole split.
+    """Yields (start, stop, size) of each piece into which a split is cut.
 
-    A stream allows no random access to rows, so its pieces are its files.
+    A downloaded dataset is cut into ranges of rows [start, stop) of about ``part_bytes``. A stream allows no
+    random access to rows, so each of its files is a piece: [start, stop) has the number of one file.
+    ``size`` is a text with the size of the whole split, which shows most changes of the dataset.
     """
-    data = _load(corpus.path[0], corpus.config, split, corpus.streaming)
+    dataset = _load(corpus.path[0], corpus.config, split, corpus.streaming)
     if corpus.streaming:
-        yield from ((file, file + 1, f"{data.num_shards} files") for file in range(data.num_shards))
+        files = dataset.num_shards
+        yield from ((file, file + 1, f"{files} files") for file in range(files))
         return
-    rows = len(data)
-    count = max(1, min(rows, round(data.data.nbytes / part_bytes)))
+    rows, size = len(dataset), dataset.data.nbytes
+    count = max(1, min(rows, round(size / part_bytes)))
     for piece in range(count):
-        yield rows * piece // count, rows * (piece + 1) // count, f"{rows}:{data.data.nbytes}"
+        yield rows * piece // count, rows * (piece + 1) // count, f"{rows}:{size}"
 
 
 def row_count(corpus: Corpus) -> int | None:
-    """Rows of the split according to the dataset's card; None if the card does not give them."""
-    data = _load(corpus.path[0], corpus.config, corpus.split, corpus.streaming)
-    counted = (data.info.splits or {}).get(corpus.split)
-    return counted.num_examples or None if counted is not None else None
+    """Returns the number of rows that the dataset's card gives for the split, or None if it gives none."""
+    dataset = _load(corpus.path[0], corpus.config, corpus.split, corpus.streaming)
+    split = (dataset.info.splits or {}).get(corpus.split)
+    return split.num_examples or None if split is not None else None
 
 
-def name_of(corpus: Corpus, split: str, start: int) -> str:
-    """The name, for messages, of the piece that begins at ``start``."""
+def piece_name(corpus: Corpus, split: str, start: int) -> str:
+    """Returns a name, for messages, of the piece that begins at ``start``: of its file if streamed."""
     file = f", file {start + 1}" if corpus.streaming else ""
     return f"{corpus.path[0]}[{split}{file}]"
 
 
 def rows(corpus: Corpus, split: str, start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number from 1, row) of a piece. DamagedFile where its data are broken, UserError for anything else."""
-    data = _load(corpus.path[0], corpus.config, split, corpus.streaming)
+    """Yields (row number, row) of a piece, as ``pieces`` describes it.
+
+    Numbers count from 1: in the file if streamed, else in the split. A row maps column names to values.
+    Raises DamagedFile if the data are damaged, UserError if they cannot be read for another reason.
+    """
+    dataset = _load(corpus.path[0], corpus.config, split, corpus.streaming)
     number = 1 if corpus.streaming else start + 1
-    found = iter(
-        data.shard(data.num_shards, start)
+    iterator = iter(
+        dataset.shard(dataset.num_shards, start)
         if corpus.streaming
-        else _by_ranges(data, corpus.text_column, start, stop)
+        else _read_in_batches(dataset, corpus.text_column, start, stop)
     )
     while True:
         try:
-            row = next(found, None)
-        except ValueError as error:  # what parsers of JSON, CSV and Parquet raise, pyarrow's too
-            raise DamagedFile(f"{name_of(corpus, split, start)}, row {number}: {_why(error)}") from None
+            row = next(iterator, None)
+        except ValueError as error:  # the parsers of JSON, CSV and Parquet raise ValueError; pyarrow's too
+            raise DamagedFile(f"{piece_name(corpus, split, start)}, row {number}: {_reason(error)}") from None
         except Exception as error:  # noqa: BLE001 - as in _load
-            place = f"{name_of(corpus, split, start)}, row {number}"
-            raise UserError(f"corpus.path: cannot read {place}: {_why(error)}") from None
+            where = f"{piece_name(corpus, split, start)}, row {number}"
+            raise UserError(f"corpus.path: cannot read {where}: {_reason(error)}") from None
         if row is None:
             return
         yield number, row
         number += 1
 
 
-def _by_ranges(data: Any, column: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
-    """Rows with that column alone, ``ROWS`` at a time: one by one each takes ten times as long."""
-    if column not in data.column_names:
+def _read_in_batches(dataset: Any, column: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
+    """Yields rows [start, stop) with only this column; without it, empty rows.
+
+    Reads ``ROWS_AT_ONCE`` rows together, because reading each row by itself takes ten times as long.
+    """
+    if column not in dataset.column_names:
         yield from ({} for _ in range(start, stop))
         return
-    narrow = data.select_columns([column])
-    for first in range(start, stop, ROWS):
-        yield from ({column: value} for value in narrow[first : min(first + ROWS, stop)][column])
+    selected = dataset.select_columns([column])
+    for first in range(start, stop, ROWS_AT_ONCE):
+        batch = selected[first : min(first + ROWS_AT_ONCE, stop)]
+        yield from ({column: value} for value in batch[column])
 
 
 @lru_cache(maxsize=2)
@@ -87,27 +98,31 @@ def _load(name: str, config: str | None, split: str, streaming: bool) -> Any:
         return datasets.load_dataset(name, config, split=split, streaming=streaming)
     except Exception as error:  # noqa: BLE001 - datasets and huggingface_hub raise a dozen unrelated types here
         raise UserError(
-            f"corpus.path: cannot load data set {name!r} (config {config!r}, split {split!r}): {_why(error)}"
+            f"corpus.path: cannot load dataset {name!r} (config {config!r}, split {split!r}):"
+            f" {_reason(error)}"
         ) from None
 
 
 def _load_saved(directory: str, split: str, streaming: bool) -> Any:
-    """Loads the output of ``save_to_disk``: all splits of a dataset, or one split, perhaps without a name."""
+    """Loads a split that ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote into ``directory``.
+
+    A dataset saved without the name of its split is ``train``. Raises ValueError if there is no such split.
+    """
     import datasets
 
     if streaming:
-        raise ValueError("what save_to_disk wrote cannot be streamed; set corpus.streaming: false")
-    data = datasets.load_from_disk(directory)
-    if isinstance(data, datasets.DatasetDict):
-        if split not in data:
-            raise ValueError(f"its splits are {', '.join(data)}")
-        return data[split]
-    if split != str(data.split or "train"):
-        raise ValueError(f"it is the split {data.split or 'train'}")
-    return data
+        raise ValueError("a dataset saved by save_to_disk cannot be streamed; set corpus.streaming: false")
+    dataset = datasets.load_from_disk(directory)
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
+            raise ValueError(f"its splits are {', '.join(dataset)}")
+        return dataset[split]
+    if split != str(dataset.split or "train"):
+        raise ValueError(f"it is the split {dataset.split or 'train'}")
+    return dataset
 
 
-def _why(error: Exception) -> str:
-    """The first line of the error's message, or of its cause's if it has none."""
-    silent = str(error).startswith("An error occurred while generating the dataset")
-    return first_line(error.__cause__ if silent and error.__cause__ else error)
+def _reason(error: Exception) -> str:
+    """Returns the first line of the error's message, or of its cause's if the message says nothing."""
+    uninformative = str(error).startswith("An error occurred while generating the dataset")
+    return first_line(error.__cause__ if uninformative and error.__cause__ else error)

@@ -1,19 +1,20 @@
-"""Initial weights of a narrower student: slices of the teacher's matrices, with the same dimensions on both
-sides.
+"""Initial weights of a student that is narrower than its teacher: slices of the teacher's matrices.
 
-The residual stream keeps the dimensions in which the word embeddings vary most. Each layer keeps the
-attention dimensions and the feed-forward neurons whose weights are largest. Nothing is scaled.
+Each layer writes the same hidden dimensions that the next one reads. The kept hidden dimensions are those in
+which the word embeddings vary most. Each layer keeps the attention dimensions and the feed-forward neurons
+whose weights have the largest norms. No weight is scaled.
 
-Measured with a teacher of 6 x 384 and students of 3 x 192 on held-out novels: the initial KL (T = 2) is 1.08.
-It is 1.46 if sums over fewer inputs are scaled by the root of their share, 1.83 with evenly spaced
-dimensions, and 2.53 with random weights. After 200 steps of 256 tokens the KL is 0.29 from slices and 0.97
-from random weights. If students train by relations alone, the relation loss is then 0.331 and 0.354.
+Measured on held-out novels, with a teacher of 6 layers x 384 dimensions and students of 3 x 192: the KL
+divergence (T = 2) before training is 1.08. It is 1.46 if weights are scaled by the square root of the share
+of kept inputs, 1.83 with evenly spaced dimensions, and 2.53 with random weights. After 200 steps of 256
+tokens it is 0.29 from slices and 0.97 from random weights. Students that train with relations alone then
+have a relation loss of 0.331 from slices and 0.354 from random weights.
 
-ModernBERT, measured with a teacher of 4 x 128 trained for 300 steps on characters of novels, and students of
-2 x 64: the KL (T = 2) on other novels is 0.294 at first, 0.143 after 25 steps of 16 x 64 and 0.094 after 100.
-From random weights it is 0.482, 0.284 and 0.146.
+Measured for ModernBERT, with a teacher of 4 x 128 trained for 300 steps on characters of novels, and students
+of 2 x 64: the KL divergence on other novels is 0.294 before training, 0.143 after 25 steps of 16 x 64 tokens
+and 0.094 after 100. From random weights it is 0.482, 0.284 and 0.146.
 
-Axes: D hidden size, I feed-forward width, H heads, d = D / H.
+Axes: D hidden size, I feed-forward width, H heads, d = D / H dimensions per head.
 """
 
 from __future__ import annotations
@@ -31,72 +32,85 @@ from offline_teacher.families.family import Family
 from offline_teacher.models.students import require_slices, student_weights, widths
 
 Index = Tensor
-"""int64: which rows or columns are kept, ascending."""
+"""Numbers of the rows or columns to keep: int64 [kept], ascending."""
 
 
 def starting_weights(
     student: Any, teacher: Any, weights: Mapping[str, Tensor], layers: Sequence[int]
 ) -> dict[str, Tensor]:
-    """A student's first weights: the teacher's ``layers``, cut to the student's widths where they are less.
+    """Returns a student's initial weights: the teacher's ``layers``, sliced to the student's widths.
 
     ``student`` and ``teacher`` are configurations; ``weights`` are the teacher's `weights.named_weights`.
-    UserError if the student's attention heads cannot be cut out of the teacher's.
+    Raises UserError if the student's attention heads cannot be cut out of the teacher's.
     """
-    start = student_weights(teacher, weights, layers)
-    full = family_of(teacher).config(teacher)
-    require_slices(student, full)
-    return start if widths(student) == widths(full) else sliced_weights(student, start, widths(full)[2])
+    unsliced = student_weights(teacher, weights, layers)
+    teacher = family_of(teacher).config(teacher)
+    require_slices(student, teacher)
+    if widths(student) == widths(teacher):
+        return unsliced
+    return sliced_weights(student, unsliced, teacher.num_attention_heads)
 
 
 def sliced_weights(student: Any, weights: Mapping[str, Tensor], teacher_heads: int) -> dict[str, Tensor]:
-    """Tensors of a narrower student, whose configuration is ``student``. UserError if the heads do not fit.
+    """Returns the tensors of a narrower student. ``student`` is its configuration.
 
-    ``weights``: of `students.student_weights`, with the student's names and the teacher's widths.
+    ``weights``: the result of `students.student_weights`, which has the student's names and the teacher's
+    widths.
     """
     family = family_of(student)
-    cuts = _Cuts(family, family.config(student), weights, teacher_heads)
-    return {name: cuts.apply(name, tensor) for name, tensor in weights.items()}
+    slices = _Slices(family, family.config(student), weights, teacher_heads)
+    return {name: slices.apply(name, tensor) for name, tensor in weights.items()}
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """What one layer keeps."""
+class _LayerSlices:
+    """The attention dimensions and neurons that one layer keeps."""
 
-    inner: Index
-    """Of its D attention dimensions."""
+    attention: Index
+    """Numbers of the kept attention dimensions, of the teacher's D."""
     neurons: Index
-    """Of its I feed-forward neurons."""
-    width: int
+    """Numbers of the kept feed-forward neurons, of the teacher's I."""
+    teacher_neurons: int
     """I of the teacher."""
 
 
-class _Cuts:
-    """Which indices of every axis are kept."""
+class _Slices:
+    """The indices that a student keeps on each axis of each tensor."""
 
-    def __init__(self, family: Family, student: Any, weights: Mapping[str, Tensor], heads: int) -> None:
+    def __init__(
+        self, family: Family, student: Any, weights: Mapping[str, Tensor], teacher_heads: int
+    ) -> None:
         self.family = family
-        words = weights[f"{family.prefix}.{family.words}.weight"]
-        self.width = words.shape[1]
-        self.hidden = _largest(words.var(0), student.hidden_size)
-        self.start = f"{family.prefix}.{family.layers}."
+        embeddings = weights[f"{family.prefix}.{family.words}.weight"]  # [V, D]
+        self.teacher_width = embeddings.shape[1]
+        self.hidden = _largest(embeddings.var(0), student.hidden_size)
+        self.layer_prefix = f"{family.prefix}.{family.layers}."
         self.layers = [
-            self._layer(f"{self.start}{number}.", student, weights, heads)
+            self._layer_slices(f"{self.layer_prefix}{number}.", student, weights, teacher_heads)
             for number in range(student.num_hidden_layers)
         ]
 
-    def _layer(self, start: str, student: Any, weights: Mapping[str, Tensor], heads: int) -> _Layer:
-        own = {n.removeprefix(start): w for n, w in weights.items() if n.startswith(start) and w.ndim == 2}
-        projections = [own.pop(f"{path}.weight") for path in self.family.projections]
-        output = next(w for w in own.values() if w.shape == (self.width, self.width))
-        wide = [w for w in own.values() if w.shape != output.shape]
-        size = torch.cat(projections).norm(dim=1).view(3, self.width).prod(0) * output.norm(dim=0)
-        lengths = [w.norm(dim=1 if w.shape[1] == self.width else 0) for w in wide]
-        count = min(map(len, lengths))  # one of a gated pair is twice as long: values, then gates
-        neurons = math.prod(length.view(-1, count).prod(0) for length in lengths)
+    def _layer_slices(
+        self, prefix: str, student: Any, weights: Mapping[str, Tensor], teacher_heads: int
+    ) -> _LayerSlices:
+        width = self.teacher_width
+        matrices = {
+            name.removeprefix(prefix): weight
+            for name, weight in weights.items()
+            if name.startswith(prefix) and weight.ndim == 2
+        }
+        projections = [matrices.pop(f"{path}.weight") for path in self.family.projections]
+        output = next(matrix for matrix in matrices.values() if matrix.shape == (width, width))
+        feed_forward = [matrix for matrix in matrices.values() if matrix.shape != output.shape]
+        # Importance: the product of the norms of all weight vectors that belong to a dimension or neuron.
+        importance = torch.cat(projections).norm(dim=1).view(3, width).prod(0) * output.norm(dim=0)
+        norms = [matrix.norm(dim=1 if matrix.shape[1] == width else 0) for matrix in feed_forward]
+        count = min(map(len, norms))  # the first matrix of a gated layer has 2 I rows: values, then gates
+        neuron_importance = math.prod(norm.view(-1, count).prod(0) for norm in norms)
         choose = _rotary_dimensions if self.family.rotary else _attention_dimensions
-        return _Layer(
-            choose(size, heads, student.num_attention_heads, student.hidden_size),
-            _largest(neurons, getattr(student, self.family.own_name("intermediate_size"))),
+        return _LayerSlices(
+            choose(importance, teacher_heads, student.num_attention_heads, student.hidden_size),
+            _largest(neuron_importance, getattr(student, self.family.own_name("intermediate_size"))),
             count,
         )
 
@@ -106,50 +120,56 @@ class _Cuts:
         return tensor.contiguous()
 
     def _indices(self, name: str, tensor: Tensor) -> Sequence[Index | None]:
-        """For every axis what is kept of it; None: all."""
-        if not name.startswith(self.start):
-            return [self.hidden if size == self.width else None for size in tensor.shape]
-        number, _, rest = name.removeprefix(self.start).partition(".")
-        layer, module = self.layers[int(number)], rest.rpartition(".")[0]
+        """Returns the indices to keep on each axis of a tensor; None stands for the whole axis."""
+        width = self.teacher_width
+        if not name.startswith(self.layer_prefix):
+            return [self.hidden if size == width else None for size in tensor.shape]
+        number, _, parameter = name.removeprefix(self.layer_prefix).partition(".")
+        layer, module = self.layers[int(number)], parameter.rpartition(".")[0]
         if module in self.family.projections:
-            return [_repeated(layer.inner, self.width, len(tensor)), self.hidden][: tensor.ndim]
-        if tensor.shape == (self.width, self.width):
-            return [self.hidden, layer.inner]
+            return [_repeated(layer.attention, width, len(tensor)), self.hidden][: tensor.ndim]
+        if tensor.shape == (width, width):
+            return [self.hidden, layer.attention]
         return [
-            self.hidden if size == self.width else _repeated(layer.neurons, layer.width, size)
+            self.hidden if size == width else _repeated(layer.neurons, layer.teacher_neurons, size)
             for size in tensor.shape
         ]
 
 
-def _attention_dimensions(size: Tensor, teacher_heads: int, heads: int, width: int) -> Index:
-    """Of D attention dimensions of these sizes: whole heads, or as many dimensions of each head."""
-    by_head = size.view(teacher_heads, -1)  # [H, d]
-    kept = width // heads
-    if kept == by_head.shape[1]:
-        chosen = _largest(by_head.sum(1), heads)
-        return torch.cat([torch.arange(kept) + int(head) * kept for head in chosen])
-    offset = torch.arange(heads) * by_head.shape[1]
-    return torch.cat([_largest(row, kept) + start for row, start in zip(by_head, offset, strict=True)])
+def _attention_dimensions(importance: Tensor, teacher_heads: int, heads: int, width: int) -> Index:
+    """Returns the ``width`` attention dimensions to keep, given the importance of each of the teacher's D.
 
-
-def _rotary_dimensions(size: Tensor, teacher_heads: int, heads: int, width: int) -> Index:
-    """The same where dimensions i and i + d / 2 of a head are rotated together, by base^(-2 i / d).
-
-    Pairs stay pairs, and those are kept whose frequencies come nearest to a student's of as many dimensions.
+    Keeps whole heads if the student's heads are as wide as the teacher's, else equally many dimensions of
+    each head.
     """
-    whole = len(size) // teacher_heads
-    kept = width // heads
-    if kept == whole:
-        return _attention_dimensions(size, teacher_heads, heads, width)
-    pairs = torch.arange(kept // 2) * whole // kept
-    of_a_head = torch.cat([pairs, pairs + whole // 2])
-    return (torch.arange(heads)[:, None] * whole + of_a_head).flatten()
+    by_head = importance.view(teacher_heads, -1)  # [H, d]
+    teacher_size, size = by_head.shape[1], width // heads  # dimensions per head
+    if size == teacher_size:
+        kept_heads = _largest(by_head.sum(1), heads)
+        return torch.cat([torch.arange(size) + int(head) * size for head in kept_heads])
+    offsets = torch.arange(heads) * teacher_size
+    return torch.cat([_largest(row, size) + offset for row, offset in zip(by_head, offsets, strict=True)])
+
+
+def _rotary_dimensions(importance: Tensor, teacher_heads: int, heads: int, width: int) -> Index:
+    """Like ``_attention_dimensions``, for rotary positions.
+
+    These rotate dimensions i and i + d / 2 of a head together, with frequency base^(-2 i / d). So both
+    dimensions of a pair are kept, and the kept pairs have about the frequencies of a student's smaller head.
+    """
+    teacher_size, size = len(importance) // teacher_heads, width // heads  # dimensions per head
+    if size == teacher_size:
+        return _attention_dimensions(importance, teacher_heads, heads, width)
+    first = torch.arange(size // 2) * teacher_size // size
+    in_head = torch.cat([first, first + teacher_size // 2])
+    return (torch.arange(heads)[:, None] * teacher_size + in_head).flatten()
 
 
 def _repeated(index: Index, size: int, length: int) -> Index:
-    """The index in each of the parts of ``size`` that an axis of ``length`` is made of."""
+    """Returns ``index`` for each of the sections of ``size`` rows of an axis with ``length`` rows."""
     return torch.cat([index + start for start in range(0, length, size)])
 
 
 def _largest(values: Tensor, count: int) -> Index:
+    """Returns the positions of the ``count`` largest values, ascending."""
     return values.topk(count).indices.sort().values

@@ -1,4 +1,4 @@
-"""Samples of a store by masking epoch, block and rows; each is checked before its numbers are returned."""
+"""Reads samples of a store by masking epoch, block and rows, and checks the digest of each one."""
 
 from __future__ import annotations
 
@@ -23,40 +23,43 @@ from offline_teacher.store.reader import CACHE_BYTES, DamagedStore, Store
 from offline_teacher.store.schema import DIGESTS, Columns
 
 Rows = slice | np.ndarray | Sequence[int]
+"""Selection of rows of a block: anything that indexes the first axis of an array."""
 
 MAPS_KEPT = 256
-"""Local shards that a reader keeps mapped."""
+"""Number of local shards that a reader keeps mapped into memory."""
 GAP_BYTES = 64 << 10
-"""Two ranges of a shard that are closer become one request."""
+"""Two needed byte ranges are read in one request if the gap between them is at most this many bytes."""
 BLOCKS_ADVISED = 4096
-"""Number of local blocks whose read requests to the operating system a reader remembers."""
+"""Number of local blocks for which a reader remembers that it has asked the system to read ahead."""
 
 
 @dataclass(frozen=True)
-class _Block:
-    """Where a block is."""
+class _Location:
+    """Location of a block in the files of the store."""
 
     number: int
-    """Its number in the masking epoch."""
+    """Number of the block in its masking epoch."""
     rows: int
+    """Number of samples in the block."""
     task: str
-    within: int
-    """Its number in its shard."""
-    name: str
-    """The shard's path below the store."""
+    """Name of the task."""
+    in_shard: int
+    """Number of the block in its shard."""
+    shard_path: str
+    """Path of the shard, relative to the store."""
     shard: ShardIndex
     frame: Frame
-    start: int
-    """Offset of its message."""
+    offset: int
+    """Byte offset in the shard at which the block's message begins."""
 
 
 class BlockReader:
-    """Reads columns of one split. Several threads may use one reader."""
+    """Reads some columns of one split. Several threads may share a reader."""
 
     def __init__(self, store: Store, split: str, columns: Sequence[str], cache: Cache | None = None) -> None:
-        """``cache`` keeps what is read of a remote store; by default the reader makes a private one.
+        """``cache`` keeps the bytes read from a remote store; by default the reader creates a private cache.
 
-        UserError if the store has no such split or column.
+        Raises UserError if the store has no such split or column.
         """
         if split not in store.splits:
             raise UserError(f"the store {store.root} has no split {split}")
@@ -66,165 +69,179 @@ class BlockReader:
                 raise UserError(f"the store {store.root} holds no {name}; it holds {', '.join(data)}")
         self._store, self._split, self._plan = store, split, store.splits[split].plan
         self._columns = tuple(columns)
-        wanted = {DIGESTS, *columns}  # in file order
-        self._needed = {name: column for name, column in store.layout.columns().items() if name in wanted}
-        self._slots = {name: slot for slot, name in enumerate(data)}
+        names = {DIGESTS, *columns}
+        self._needed = {  # in the order of the file
+            name: column for name, column in store.layout.columns().items() if name in names
+        }
+        self._digest_index = {name: index for index, name in enumerate(data)}
         if storage.is_remote(store.root):
-            self._cached = cache or Cache(None, CACHE_BYTES)
-        self._open = lru_cache(MAPS_KEPT)(partial(_mapped, store.root))  # views of a map keep it mapped
+            self._cache = cache or Cache(None, CACHE_BYTES)
+        # A map that the cache drops stays mapped as long as arrays use it.
+        self._mapped = lru_cache(MAPS_KEPT)(partial(_map_file, store.root))
         self._advised: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
         self.bytes_read = 0
-        """Bytes that were read and checked in local files, or that were requested from an object store."""
+        """Number of bytes checked in local files, or requested from an object store, so far."""
         self.requests = 0
-        """Ranges that were requested from an object store."""
+        """Number of byte ranges requested from an object store so far."""
 
     def rows(self, epoch: int, block: int, rows: Rows | None = None) -> Columns:
-        """Column -> array [n, *shape] of these rows of a block (default: all), every sample checked.
+        """Returns the selected rows of a block (default: all) as a dict: column -> array [n, *shape].
 
-        Read-only views if ``rows`` is a slice, else copies; bfloat16 comes as its bits in uint16. Raises
-        DamagedStore, which names file, task, block, sample and column.
+        The arrays are read-only views if ``rows`` is a slice, else copies. bfloat16 columns are returned as
+        their bits, uint16. Raises DamagedStore, with file, task, block, sample and column, if the digest of
+        a selected row differs from the recorded digest.
         """
-        place = self._find(epoch, block)
-        wanted = slice(None) if rows is None else rows
+        location = self._locate(epoch, block)
+        selected = slice(None) if rows is None else rows
         if not storage.is_remote(self._store.root):
-            found = self._checked(place, self._local(place), wanted)
+            arrays = self._select_checked(location, self._local_columns(location), selected)
             with self._lock:
-                self.bytes_read += place.rows * self._needed[DIGESTS].bytes
-                self.bytes_read += sum(array.nbytes for array in found.values())
-            return found
+                self.bytes_read += location.rows * self._needed[DIGESTS].bytes
+                self.bytes_read += sum(array.nbytes for array in arrays.values())
+            return arrays
         try:
-            return self._checked(place, self._remote(place), wanted)
-        except DamagedStore:  # in the cache or on the way: once more from the source
-            for start, stop in self._spans(place):
-                self._cached.drop(_entry(place, start, stop))
-            return self._checked(place, self._remote(place), wanted)
+            return self._select_checked(location, self._remote_columns(location), selected)
+        except DamagedStore:  # perhaps only the cached copy or the download is damaged: download again
+            for start, stop in self._byte_ranges(location):
+                self._cache.drop(_cache_key(location, start, stop))
+            return self._select_checked(location, self._remote_columns(location), selected)
 
     def task_rows(self, task: Task, rows: np.ndarray) -> Columns:
-        """The columns [n, ...] of some rows of a task, ascending, counted from its first; as of ``rows``."""
+        """Like ``rows``, for rows of a task: ``rows`` int [n], ascending, counted from the task's first."""
         size, pieces = self._plan.block_samples, []
-        for place, block in enumerate(self._plan.blocks(task)):
-            here = rows[(rows >= place * size) & (rows < (place + 1) * size)] - place * size
-            if len(here):
-                pieces.append(self.rows(task.epoch, block, here))
+        for number, block in enumerate(self._plan.blocks(task)):
+            in_block = rows[(rows >= number * size) & (rows < (number + 1) * size)] - number * size
+            if len(in_block):
+                pieces.append(self.rows(task.epoch, block, in_block))
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
-    def _find(self, epoch: int, number: int) -> _Block:
-        task, shard_number, within, rows = self._plan.place(epoch, number)
+    def _locate(self, epoch: int, number: int) -> _Location:
+        task, shard_number, in_shard, rows = self._plan.locate(epoch, number)
         index = self._store.task_index(self._split, task)
         shard = index.shards[shard_number]
-        whole = index.frames.get(self._plan.plan.block_samples)  # None: the block is the first, and short
-        start = shard.start + (within * whole.bytes if whole else 0)
-        name = f"{SHARDS}/{self._split}/{index.task}/{shard.file}"
-        return _Block(number, rows, index.task, within, name, shard, index.frames[rows], start)
+        # None if the task has no full block; then its only block is the first of the shard.
+        full = index.frames.get(self._plan.plan.block_samples)
+        offset = shard.start + (in_shard * full.bytes if full else 0)
+        path = f"{SHARDS}/{self._split}/{index.task}/{shard.file}"
+        return _Location(number, rows, index.task, in_shard, path, shard, index.frames[rows], offset)
 
-    def _checked(self, place: _Block, views: Mapping[str, np.ndarray], wanted: Rows) -> Columns:
+    def _select_checked(
+        self, location: _Location, views: Mapping[str, np.ndarray], selected: Rows
+    ) -> Columns:
         digests = views[DIGESTS]
-        if block_digest(digests) != place.shard.block_digests[place.within]:
-            raise self._damaged(place, f"column {DIGESTS}")
-        expected = digests[wanted]
-        found = {}
+        if block_digest(digests) != location.shard.block_digests[location.in_shard]:
+            raise self._damaged(location, f"column {DIGESTS}")
+        expected = digests[selected]
+        arrays = {}
         for name in self._columns:
-            found[name] = views[name][wanted]
-            actual, recorded = row_digests(found[name]), expected[:, self._slots[name]]
+            arrays[name] = views[name][selected]
+            actual, recorded = row_digests(arrays[name]), expected[:, self._digest_index[name]]
             if actual.tobytes() != recorded.tobytes():
-                row = int(np.arange(place.rows)[wanted][int((actual != recorded).argmax())])
-                sequence = self._plan.sequence_ids(place.number)[row]
-                raise self._damaged(place, f"sample {row} (sequence {sequence}), column {name}")
-        return found
+                row = int(np.arange(location.rows)[selected][int((actual != recorded).argmax())])
+                sequence = self._plan.sequence_ids(location.number)[row]
+                raise self._damaged(location, f"sample {row} (sequence {sequence}), column {name}")
+        return arrays
 
-    def _damaged(self, place: _Block, what: str) -> DamagedStore:
-        where = f"{place.name}, task {place.task}, block {place.within} of the shard"
+    def _damaged(self, location: _Location, what: str) -> DamagedStore:
+        where = f"{location.shard_path}, task {location.task}, block {location.in_shard} of the shard"
         return DamagedStore(self._store.root, f"{where}, {what}")
 
     # --- local ---
 
-    def _local(self, place: _Block) -> Columns:
-        data = self._map(place)
-        self._advise(place, data)
+    def _local_columns(self, location: _Location) -> Columns:
+        data = self._map_shard(location)
+        self._read_ahead(location, data)
         return {
-            name: column_view(data, place.start + place.frame.offsets[name], place.rows, column)
+            name: column_view(data, location.offset + location.frame.offsets[name], location.rows, column)
             for name, column in self._needed.items()
         }
 
-    def _advise(self, place: _Block, data: mmap.mmap) -> None:
-        """Asks the operating system to read the needed bytes of a block at its first use, and no others.
+    def _read_ahead(self, location: _Location, data: mmap.mmap) -> None:
+        """Asks the operating system, when a block is first used, to read the bytes of the needed columns.
 
-        Without this, the system reads up to megabytes around every missing page and drops pages others need.
+        Without this, the system reads up to megabytes around every missing page, and evicts pages that other
+        reads need.
         """
-        key = place.name, place.within
+        key = location.shard_path, location.in_shard
         with self._lock:
             if key in self._advised:
                 return
             if len(self._advised) == BLOCKS_ADVISED:
                 self._advised.clear()
             self._advised.add(key)
-        for start, stop in self._spans(place):
-            first = (place.start + start) // mmap.PAGESIZE * mmap.PAGESIZE
-            data.madvise(mmap.MADV_WILLNEED, first, place.start + stop - first)
+        for start, stop in self._byte_ranges(location):
+            page = (location.offset + start) // mmap.PAGESIZE * mmap.PAGESIZE
+            data.madvise(mmap.MADV_WILLNEED, page, location.offset + stop - page)
 
-    def _map(self, place: _Block) -> mmap.mmap:
+    def _map_shard(self, location: _Location) -> mmap.mmap:
         try:
-            data = self._open(place.name)
-        except (FileNotFoundError, ValueError):  # absent, or empty
-            raise self._damaged(place, f"it is missing; {place.shard.bytes} bytes belong there") from None
-        if len(data) != place.shard.bytes:
-            raise self._damaged(place, f"it has {len(data)} bytes; {place.shard.bytes} bytes belong there")
+            data = self._mapped(location.shard_path)
+        except (FileNotFoundError, ValueError):  # the file is absent, or empty
+            raise self._damaged(location, _size_error(None, location.shard.bytes)) from None
+        if len(data) != location.shard.bytes:
+            raise self._damaged(location, _size_error(len(data), location.shard.bytes))
         return data
 
-    def _spans(self, place: _Block) -> list[tuple[int, int]]:
-        """Byte ranges of the block's message to request: the needed columns, near ones together."""
-        spans: list[tuple[int, int]] = []
+    def _byte_ranges(self, location: _Location) -> list[tuple[int, int]]:
+        """Byte ranges of the needed columns, counted from the block's message; close ones are merged."""
+        ranges: list[tuple[int, int]] = []
         for name, column in self._needed.items():
-            start = place.frame.offsets[name]
-            stop = start + place.rows * column.bytes
-            if spans and start - spans[-1][1] <= GAP_BYTES:
-                spans[-1] = spans[-1][0], stop
+            start = location.frame.offsets[name]
+            stop = start + location.rows * column.bytes
+            if ranges and start - ranges[-1][1] <= GAP_BYTES:
+                ranges[-1] = ranges[-1][0], stop
             else:
-                spans.append((start, stop))
-        return spans
+                ranges.append((start, stop))
+        return ranges
 
     # --- remote ---
 
-    def _remote(self, place: _Block) -> Columns:
+    def _remote_columns(self, location: _Location) -> Columns:
         views = {}
-        for start, stop in self._spans(place):
-            data = self._range(place, start, stop)
+        for start, stop in self._byte_ranges(location):
+            data = self._read_range(location, start, stop)
             for name, column in self._needed.items():
-                offset = place.frame.offsets[name]
+                offset = location.frame.offsets[name]
                 if start <= offset < stop:
-                    views[name] = column_view(data, offset - start, place.rows, column)
+                    views[name] = column_view(data, offset - start, location.rows, column)
         return views
 
-    def _range(self, place: _Block, start: int, stop: int) -> Any:
+    def _read_range(self, location: _Location, start: int, stop: int) -> Any:
+        """Bytes [start, stop) of the block's message, from the cache or the object store."""
+
         def fetch() -> bytes:
             with self._lock:
                 self.bytes_read += stop - start
                 self.requests += 1
-            path = storage.join(self._store.root, place.name)
+            path = storage.join(self._store.root, location.shard_path)
             try:
-                return storage.read_range(path, place.start + start, place.start + stop)
+                return storage.read_range(path, location.offset + start, location.offset + stop)
             except UserError as error:
                 size = _size(path)
-                if size == place.shard.bytes:
+                if size == location.shard.bytes:
                     raise
-                what = "it is missing" if size is None else f"it has {size} bytes"
-                belong = f"{place.shard.bytes} bytes belong there"
-                raise self._damaged(place, f"{what}; {belong}") from error
+                raise self._damaged(location, _size_error(size, location.shard.bytes)) from error
 
-        data = self._cached.get_or_fetch(_entry(place, start, stop), fetch)
+        key = _cache_key(location, start, stop)
+        data = self._cache.get_or_fetch(key, fetch)
         if len(data) == stop - start:
             return data
-        self._cached.drop(_entry(place, start, stop))  # a crash of the machine cut it short
-        return self._cached.get_or_fetch(_entry(place, start, stop), fetch)
+        self._cache.drop(key)  # a crash of the machine has truncated the cached file
+        return self._cache.get_or_fetch(key, fetch)
 
 
-def _entry(place: _Block, start: int, stop: int) -> str:
-    """The name in the cache of a range of a block."""
-    return f"{place.shard.file.removesuffix('.arrow')}-{place.start + start}-{place.start + stop}"
+def _cache_key(location: _Location, start: int, stop: int) -> str:
+    shard = location.shard.file.removesuffix(".arrow")
+    return f"{shard}-{location.offset + start}-{location.offset + stop}"
 
 
-def _mapped(root: str, name: str) -> mmap.mmap:
+def _size_error(size: int | None, expected: int) -> str:
+    found = "the file is missing" if size is None else f"the file has {size} bytes"
+    return f"{found}; it should have {expected} bytes"
+
+
+def _map_file(root: str, name: str) -> mmap.mmap:
     path = storage.join(root, name)
     with reporting_os_errors(path, FileNotFoundError), open(path, "rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -1,4 +1,4 @@
-"""Where every sample of a split is: computed only from how many rows each part has.
+"""Location of every sample of a split, computed from the number of rows of each part.
 
 Memory is O(parts + tasks of one masking epoch): no array has an entry for each block or each sample.
 """
@@ -16,27 +16,27 @@ import numpy as np
 from offline_teacher.store.schema import MAX_COUNT, Plan, is_count, require
 
 PART_SHIFT = 32
-"""A sequence's permanent number is ``part * 2**32 + row``."""
+"""The id of a sequence is ``part * 2**PART_SHIFT + row``."""
 
 _TASK_NAME = re.compile(r"e(\d{3,9})-p(\d{5,10})-(\d{4,10})")
 
 
 @dataclass(frozen=True)
 class Task:
-    """Consecutive rows of one part in one masking epoch: the unit of work, retry and commit."""
+    """Consecutive rows of one part in one masking epoch. Tasks are computed, retried and published whole."""
 
     number: int
-    """Its place in the order of a split's tasks: by masking epoch, then part, then piece."""
+    """Number of the task in its split, whose tasks are ordered by masking epoch, then part, then piece."""
     epoch: int
     part: int
     piece: int
-    """Number of the task in its part."""
+    """Number of the task among those of its part and masking epoch."""
     rows: range
-    """Rows of the part."""
+    """Numbers of the rows in the part."""
 
     @property
     def name(self) -> str:
-        """``e000-p00000-0000``; numbers with more digits make the name longer."""
+        """``eEPOCH-pPART-PIECE``, with at least 3, 5 and 4 digits: ``e000-p00000-0000``."""
         return f"e{self.epoch:03d}-p{self.part:05d}-{self.piece:04d}"
 
     @property
@@ -44,24 +44,26 @@ class Task:
         return len(self.rows)
 
     def sequence_ids(self) -> np.ndarray:
-        """int64 [samples], the permanent numbers of its sequences, ascending."""
+        """Ids of the task's sequences: int64 [samples], ascending."""
         return (self.part << PART_SHIFT) + np.arange(self.rows.start, self.rows.stop, dtype=np.int64)
 
 
-class Place(NamedTuple):
-    """Where one block is."""
+class BlockLocation(NamedTuple):
+    """The task and shard that contain a block."""
 
     task: int
     """Number of the task in the split."""
     shard: int
+    """Number of the shard in the task."""
     block: int
-    """Number of the block in its shard."""
+    """Number of the block in the shard."""
     samples: int
+    """Number of samples in the block."""
 
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """The tasks, shards and blocks of one split. ValueError if a number of rows is out of range."""
+    """The tasks, shards and blocks of one split. Raises ValueError if a number of rows is out of range."""
 
     rows: tuple[int, ...]
     """Number of rows of each part."""
@@ -70,27 +72,30 @@ class SplitPlan:
 
     def __post_init__(self) -> None:
         require(len(self.rows) < 2**31, "rows: has too many parts")
-        require(all(is_count(count, 0, 2**32) for count in self.rows), "rows: must be 0 to 2^32 for a part")
+        require(all(is_count(count, 0, 2**32) for count in self.rows), "rows: each must be 0 to 2^32")
         require(is_count(self.masking_epochs, 1), "masking_epochs: must be a whole number >= 1")
         total = sum(self.rows) * self.masking_epochs
-        require(is_count(total, 1), f"rows: must give 1 to {MAX_COUNT} samples, not {total}")
+        require(is_count(total, 1), f"rows: rows * masking_epochs must be 1 to {MAX_COUNT}, not {total}")
 
     @classmethod
     def of(cls, split: str, rows: tuple[int, ...], plan: Plan) -> SplitPlan:
-        """The plan of a split: ``train``, or ``validation``, which always has one masking epoch."""
+        """Returns the plan of ``split``, whose parts have these numbers of ``rows``.
+
+        ``train`` has the masking epochs of ``plan``, ``validation`` always has one.
+        """
         return cls(rows, plan.epochs(split), plan)
 
     # --- tasks ---
 
     @cached_property
     def _first_task(self) -> np.ndarray:
-        """int64 [parts + 1]: the number, within a masking epoch, of each part's first task."""
+        """int64 [parts + 1]: the number, in the masking epoch, of the first task of each part."""
         rows = np.array(self.rows, np.int64)
-        return _before(-(-rows // self.plan.task_sequences))
+        return _starts(-(-rows // self.plan.task_sequences))
 
     @cached_property
     def _task_samples(self) -> np.ndarray:
-        """int64 [tasks of one masking epoch]: samples of each."""
+        """int64 [tasks of one masking epoch]: number of samples of each task."""
         size = self.plan.task_sequences
         parts = np.repeat(np.arange(len(self.rows)), np.diff(self._first_task))
         pieces = np.arange(len(parts)) - self._first_task[parts]
@@ -98,9 +103,9 @@ class SplitPlan:
 
     @cached_property
     def _first_block(self) -> np.ndarray:
-        """int64 [tasks of one masking epoch + 1]: the number, within a masking epoch, of each task's first
+        """int64 [tasks of one masking epoch + 1]: the number, in the masking epoch, of each task's first
         block."""
-        return _before(-(-self._task_samples // self.plan.block_samples))
+        return _starts(-(-self._task_samples // self.plan.block_samples))
 
     @property
     def tasks_per_epoch(self) -> int:
@@ -108,13 +113,13 @@ class SplitPlan:
 
     @property
     def task_count(self) -> int:
-        """Tasks of all masking epochs."""
+        """Number of tasks of all masking epochs together."""
         return self.tasks_per_epoch * self.masking_epochs
 
     def task(self, number: int) -> Task:
-        """The task of this number. IndexError if the split has no such task."""
+        """Returns the task with this number. Raises IndexError if the split has no such task."""
         if not 0 <= number < self.task_count:
-            raise IndexError(f"task {number} is not below {self.task_count}")
+            raise IndexError(f"there is no task {number}; the split has {self.task_count} tasks")
         epoch, in_epoch = divmod(number, self.tasks_per_epoch)
         part = int(np.searchsorted(self._first_task, in_epoch, side="right")) - 1
         piece = in_epoch - int(self._first_task[part])
@@ -123,15 +128,15 @@ class SplitPlan:
         return Task(number, epoch, part, piece, rows)
 
     def tasks(self) -> Iterator[Task]:
-        """All tasks, in order."""
+        """Yields all tasks in the order of their numbers."""
         return map(self.task, range(self.task_count))
 
     def number_of(self, name: str) -> int | None:
-        """The number of the task of this name; None if the split has no such task."""
-        found = _TASK_NAME.fullmatch(name)
-        if found is None:
+        """Returns the number of the task with this name, or None if the split has no such task."""
+        match = _TASK_NAME.fullmatch(name)
+        if match is None:
             return None
-        epoch, part, piece = map(int, found.groups())
+        epoch, part, piece = map(int, match.groups())
         if epoch >= self.masking_epochs or part >= len(self.rows):
             return None
         in_epoch = int(self._first_task[part]) + piece
@@ -146,56 +151,58 @@ class SplitPlan:
 
     @property
     def samples(self) -> int:
-        """Samples of all masking epochs."""
+        """Number of samples of all masking epochs together."""
         return self.samples_per_epoch * self.masking_epochs
 
     @property
     def blocks_per_epoch(self) -> int:
-        """Blocks of one masking epoch; they are numbered from 0, in the order of tasks."""
+        """Number of blocks of one masking epoch. They are numbered from 0, in the order of tasks."""
         return int(self._first_block[-1])
 
     @property
     def block_samples(self) -> int:
-        """Samples of a full block; only the last block of a task may have fewer."""
+        """Number of samples of a full block; only the last block of a task may have fewer."""
         return self.plan.block_samples
 
     def short_blocks(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each short block: its number within a masking epoch, and its samples; int64 [s] each."""
+        """Returns the numbers in the masking epoch, and the numbers of samples, of the s blocks that are not
+        full: two arrays, int64 [s]."""
         last = self._first_block[1:] - 1
-        samples = self.sizes(last)
+        samples = self.block_sizes(last)
         short = samples < self.plan.block_samples
         return last[short], samples[short]
 
-    def place(self, epoch: int, block: int) -> Place:
-        """Where a block of a masking epoch is. IndexError if it is out of range."""
+    def locate(self, epoch: int, block: int) -> BlockLocation:
+        """Returns the location of a block of a masking epoch. Raises IndexError if there is no such block."""
         if not (0 <= epoch < self.masking_epochs and 0 <= block < self.blocks_per_epoch):
             raise IndexError(f"no block {block} of masking epoch {epoch}")
         task = int(np.searchsorted(self._first_block, block, side="right")) - 1
-        within, size = block - int(self._first_block[task]), self.plan.block_samples
-        samples = min(size, int(self._task_samples[task]) - within * size)
-        shard, in_shard = divmod(within, self.plan.shard_blocks)
-        return Place(task + epoch * self.tasks_per_epoch, shard, in_shard, samples)
+        in_task, size = block - int(self._first_block[task]), self.plan.block_samples
+        samples = min(size, int(self._task_samples[task]) - in_task * size)
+        shard, in_shard = divmod(in_task, self.plan.shard_blocks)
+        return BlockLocation(task + epoch * self.tasks_per_epoch, shard, in_shard, samples)
 
     def blocks(self, task: Task) -> range:
-        """The numbers, within its masking epoch, of the blocks of a task."""
+        """Returns the numbers, in the task's masking epoch, of its blocks."""
         in_epoch = task.number % self.tasks_per_epoch
         return range(int(self._first_block[in_epoch]), int(self._first_block[in_epoch + 1]))
 
-    def sizes(self, blocks: np.ndarray) -> np.ndarray:
-        """int64 [n]: samples of the blocks [n], the same in every masking epoch."""
-        tasks, within = self._within(blocks)
+    def block_sizes(self, blocks: np.ndarray) -> np.ndarray:
+        """Returns the number of samples of each block: int64 [n]. ``blocks``: numbers in a masking epoch, int
+        [n]."""
+        tasks, in_task = self._task_and_number(blocks)
         size = self.plan.block_samples
-        return np.minimum(size, self._task_samples[tasks] - within * size)
+        return np.minimum(size, self._task_samples[tasks] - in_task * size)
 
     def sequence_ids(self, block: int) -> np.ndarray:
-        """int64 [samples of the block]: the permanent numbers of its sequences."""
-        tasks, within = self._within(np.array([block]))
+        """Returns the ids of a block's sequences: int64 [samples of the block]."""
+        tasks, in_task = self._task_and_number(np.array([block]))
         task = self.task(int(tasks[0]))
-        start = int(within[0]) * self.plan.block_samples
+        start = int(in_task[0]) * self.plan.block_samples
         return task.sequence_ids()[start : start + self.plan.block_samples]
 
-    def _within(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each block: the number of its task within a masking epoch, and its own number in that task."""
+    def _task_and_number(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns for each block the number of its task in the masking epoch, and of the block in the task."""
         blocks = np.asarray(blocks, np.int64)
         if blocks.size and (blocks.min() < 0 or blocks.max() >= self.blocks_per_epoch):
             raise IndexError(f"blocks must be 0 to {self.blocks_per_epoch - 1}")
@@ -204,12 +211,12 @@ class SplitPlan:
 
 
 def shards_of(task: Task, plan: Plan) -> list[list[int]]:
-    """For each shard of a task, how many samples each of its blocks has."""
+    """Returns, for each shard of a task, a list of the numbers of samples of the shard's blocks."""
     size, blocks = plan.block_samples, -(-task.samples // plan.block_samples)
     counts = [size] * (blocks - 1) + [task.samples - (blocks - 1) * size]
     return [counts[start : start + plan.shard_blocks] for start in range(0, blocks, plan.shard_blocks)]
 
 
-def _before(counts: np.ndarray) -> np.ndarray:
-    """[0, c_0, c_0 + c_1, ...]."""
+def _starts(counts: np.ndarray) -> np.ndarray:
+    """Cumulative sums from 0: [0, c_0, c_0 + c_1, ...]."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])

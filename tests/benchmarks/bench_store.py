@@ -144,7 +144,7 @@ store = open_store(sys.argv[1])
 opened = time.perf_counter() - started
 index = store.task_index("train", 0)
 plan = store.splits["train"].plan
-places = [plan.place(0, block) for block in range(plan.blocks_per_epoch)[-1000:]]
+locations = [plan.locate(0, block) for block in range(plan.blocks_per_epoch)[-1000:]]
 peak = int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
 shards = store.splits["train"].plan.task_count * len(index.shards)
 print(json.dumps({"seconds": opened, "megabytes": peak, "shards": shards}))

@@ -41,13 +41,13 @@ def test_every_block_is_where_an_enumeration_has_it(rows: tuple[int, ...], epoch
     numbers = np.arange(split.blocks_per_epoch)
     found = []
     for epoch in range(epochs):
-        sizes = split.sizes(numbers)
+        sizes = split.block_sizes(numbers)
         for block in numbers:
             ids = split.sequence_ids(int(block)).tolist()
             assert sizes[block] == len(ids)
-            place = split.place(epoch, int(block))
-            assert place.samples == sizes[block]
-            found.append((split.task(place.task).name, place.shard, place.block, ids, epoch))
+            location = split.locate(epoch, int(block))
+            assert location.samples == sizes[block]
+            found.append((split.task(location.task).name, location.shard, location.block, ids, epoch))
     assert found == expected
 
 
@@ -83,10 +83,10 @@ def test_numbers_out_of_range_are_refused() -> None:
     split = SplitPlan((10, 0, 5), 2, Plan(2, 7, 2, 2))
     for blocks in (np.array([-1]), np.array([split.blocks_per_epoch])):
         with pytest.raises(IndexError):
-            split.sizes(blocks)
+            split.block_sizes(blocks)
         with pytest.raises(IndexError):
-            split.place(0, int(blocks[0]))
-    for call in (lambda: split.place(2, 0), lambda: split.task(split.task_count)):
+            split.locate(0, int(blocks[0]))
+    for call in (lambda: split.locate(2, 0), lambda: split.task(split.task_count)):
         with pytest.raises(IndexError):
             call()
     for rows in ((), (0, 0), (-1,), (2**33,), (True,)):
@@ -99,8 +99,8 @@ def test_memory_follows_the_tasks_and_not_the_blocks() -> None:
     plan = Plan(1, 32_000, 32, 64)
     tracemalloc.start()
     split = SplitPlan((32_000,) * 1000, 1, plan)
-    split.place(0, 999_999)
-    split.sizes(np.array([5]))
+    split.locate(0, 999_999)
+    split.block_sizes(np.array([5]))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert split.blocks_per_epoch == 1_000_000

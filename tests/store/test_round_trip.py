@@ -145,7 +145,7 @@ def test_a_local_block_is_asked_for_once_and_nothing_else(
         data.spans = spans
         return data
 
-    monkeypatch.setattr("offline_teacher.store.block_reader._mapped", mapped)
+    monkeypatch.setattr("offline_teacher.store.block_reader._map_file", mapped)
     reader = BlockReader(store, "train", ["hidden_states"])
     for block in (1, 0, 1):
         reader.rows(0, block, [6, 2])

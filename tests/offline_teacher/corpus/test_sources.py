@@ -81,7 +81,7 @@ def test_what_save_to_disk_wrote_is_read_as_a_data_set(tmp_path: Path, split: st
         (dataclasses.replace(corpus, split="dev"), "split"),
         (dataclasses.replace(corpus, streaming=True), "set corpus.streaming: false"),
     ]:
-        with pytest.raises(UserError, match=rf"cannot load data set '{tmp_path}'.*{sentence}"):
+        with pytest.raises(UserError, match=rf"cannot load dataset '{tmp_path}'.*{sentence}"):
             parts(wrong, 64)
 
 
@@ -146,7 +146,7 @@ def test_a_broken_row_of_a_data_set_is_named(tmp_path: Path, streaming: bool) ->
     (tmp_path / "train.jsonl").write_text('{"text": "good"}\n' * 5 + '{"text": \n')
     corpus = Corpus(source="hub", path=(str(tmp_path),), streaming=streaming)
     if not streaming:
-        with pytest.raises(UserError, match=f"cannot load data set '{tmp_path}'.*: JSON parse error"):
+        with pytest.raises(UserError, match=f"cannot load dataset '{tmp_path}'.*: JSON parse error"):
             parts(corpus, 64)
         return
     texts, problems = read(corpus)
