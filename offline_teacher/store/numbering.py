@@ -202,7 +202,7 @@ class SplitPlan:
         return task.sequence_ids()[start : start + self.plan.block_samples]
 
     def _task_and_number(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns for each block the number of its task in the masking epoch, and of the block in the task."""
+        """Returns for each block its task's number in the masking epoch, and its own number in the task."""
         blocks = np.asarray(blocks, np.int64)
         if blocks.size and (blocks.min() < 0 or blocks.max() >= self.blocks_per_epoch):
             raise IndexError(f"blocks must be 0 to {self.blocks_per_epoch - 1}")
