@@ -1,7 +1,7 @@
-"""Resamples of the dev sets, and metrics computed for many resamples at a time.
+"""Draws bootstrap resamples of dev sets and computes metrics of many resamples at once.
 
-Letters: R resamples, n examples of a dev set. Weights [n, R] say how often each example occurs in each
-resample; a column of ones is the dev set itself.
+A dev set has n examples, and there are R resamples. Weights [n, R] are the number of times that each example
+occurs in each resample; a column of ones stands for the dev set itself.
 """
 
 from __future__ import annotations
@@ -12,26 +12,31 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 RESAMPLES = 1000
-CELLS = 1 << 21
-"""Weights held in memory at a time."""
+"""Number of resamples per interval."""
+MAX_WEIGHTS = 1 << 21
+"""Number of weights of one dev set that are held in memory at once."""
 
 Weights = Mapping[str, np.ndarray]
-"""Dev set -> float64 [n, R]."""
+"""Name of the dev set -> weights, float64 [n, R]."""
 
 
 def resamples(sizes: Mapping[str, int], count: int = RESAMPLES, seed: int = 0) -> Iterator[Weights]:
-    """Weights of ``count`` resamples, some at a time. Each dev set is resampled on its own."""
+    """Yields the weights of ``count`` resamples in batches that memory can hold.
+
+    sizes: number of examples of each dev set; each dev set is resampled independently of the others.
+    """
     generator = np.random.default_rng(seed)
-    most = max(1, CELLS // max(sizes.values()))
-    for start in range(0, count, most):
-        number = min(most, count - start)
-        yield {part: _occurrences(generator, number, size) for part, size in sizes.items()}
+    batch_limit = max(1, MAX_WEIGHTS // max(sizes.values()))
+    for start in range(0, count, batch_limit):
+        batch_size = min(batch_limit, count - start)
+        yield {dev_set: _occurrences(generator, batch_size, size) for dev_set, size in sizes.items()}
 
 
 def _occurrences(generator: np.random.Generator, count: int, size: int) -> np.ndarray:
+    """Draws ``count`` resamples of ``size`` examples; returns their weights, float64 [size, count]."""
     drawn = generator.integers(0, size, (count, size)) + size * np.arange(count)[:, None]
-    found = np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size)
-    return np.ascontiguousarray(found.T, dtype=np.float64)
+    occurrences = np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size)
+    return np.ascontiguousarray(occurrences.T, dtype=np.float64)
 
 
 # --- metrics of resamples: (predicted [n], expected [n], weights [n, R]) -> [R] -----------------------------
@@ -42,56 +47,57 @@ def accuracy(predicted: np.ndarray, expected: np.ndarray, weights: np.ndarray) -
 
 
 def average(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Means [R] of one number per example, [n]."""
+    """Returns the mean [R] of ``values`` [n], one number per example, in each resample."""
     return values.astype(np.float64) @ weights / weights.sum(axis=0)
 
 
 def f1(predicted: np.ndarray, expected: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """F1 of class 1 from the counts of a resample."""
-    found, there = predicted == 1, expected == 1
-    both, sizes = (found & there).astype(np.float64) @ weights, (0.0 + found + there) @ weights
-    return _divide(2 * both, sizes)
+    """Returns F1 of class 1: 2 TP / (number predicted as 1 + number of label 1)."""
+    is_predicted, is_expected = predicted == 1, expected == 1
+    true_positives = (is_predicted & is_expected).astype(np.float64) @ weights
+    return _divide(2 * true_positives, (0.0 + is_predicted + is_expected) @ weights)
 
 
 def matthews(predicted: np.ndarray, expected: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """From a resample's counts, for any number of classes (Gorodkin 2004, Comput. Biol. Chem. 28:367)."""
+    """Returns the Matthews correlation for any number of classes (Gorodkin 2004, Comput Biol Chem 28:367)."""
     classes = np.union1d(predicted, expected)[:, None]
-    found, there = ((vector == classes).astype(np.float64) @ weights for vector in (predicted, expected))
-    right, total = (predicted == expected).astype(np.float64) @ weights, weights.sum(axis=0)
-    spreads = (total**2 - (counts**2).sum(axis=0) for counts in (found, there))
-    return _divide(right * total - (found * there).sum(axis=0), np.sqrt(math.prod(spreads)))
+    counts = [(ids == classes).astype(np.float64) @ weights for ids in (predicted, expected)]  # [classes, R]
+    correct, total = (predicted == expected).astype(np.float64) @ weights, weights.sum(axis=0)
+    variances = (total**2 - (one**2).sum(axis=0) for one in counts)
+    covariance = correct * total - (counts[0] * counts[1]).sum(axis=0)
+    return _divide(covariance, np.sqrt(math.prod(variances)))
 
 
 def pearson(predicted: np.ndarray, expected: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """From a resample's sums of x, y, x^2, y^2 and x y, each vector centred first."""
+    """Returns the linear correlation, from the sums of x, y, x^2, y^2 and x y over each resample."""
     x, y = (vector.astype(np.float64) - vector.mean(dtype=np.float64) for vector in (predicted, expected))
     sums, squares, total = np.stack([x, y]) @ weights, np.stack([x * x, y * y]) @ weights, weights.sum(axis=0)
-    spreads = squares - sums**2 / total
-    spreads[spreads < 1e-12 * squares] = 0  # a constant vector but for rounding
-    return _divide((x * y) @ weights - sums[0] * sums[1] / total, np.sqrt(spreads[0] * spreads[1]))
+    variances = squares - sums**2 / total
+    variances[variances < 1e-12 * squares] = 0  # rounding errors of a vector that is constant in a resample
+    return _divide((x * y) @ weights - sums[0] * sums[1] / total, np.sqrt(variances[0] * variances[1]))
 
 
 def spearman(predicted: np.ndarray, expected: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Pearson's of the ranks within the resample itself, not of the ranks in the dev set."""
+    """Returns the rank correlation; examples are ranked anew within each resample."""
     x, y = _centred_ranks(predicted, weights), _centred_ranks(expected, weights)
-    covariance, *spreads = (
-        np.einsum("nr,nr,nr->r", weights, one, other) for one, other in ((x, y), (x, x), (y, y))
+    covariance, *variances = (
+        np.einsum("nr,nr,nr->r", weights, first, second) for first, second in ((x, y), (x, x), (y, y))
     )
-    return _divide(covariance, np.sqrt(spreads[0] * spreads[1]))
+    return _divide(covariance, np.sqrt(variances[0] * variances[1]))
 
 
 def _centred_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Ranks within each resample minus their mean, [n, R]; ties and repeats share their mean rank."""
-    distinct, group = np.unique(values, return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    starts = np.searchsorted(group[order], np.arange(len(distinct)))
-    sizes = np.add.reduceat(weights[order], starts, axis=0)  # [distinct values, R]
-    return (np.cumsum(sizes, axis=0) - (sizes + weights.sum(axis=0)) / 2)[group]
+    """Returns ranks within each resample minus their mean, [n, R]; equal values get their mean rank."""
+    distinct, value_number = np.unique(values, return_inverse=True)
+    order = np.argsort(value_number, kind="stable")
+    starts = np.searchsorted(value_number[order], np.arange(len(distinct)))
+    counts = np.add.reduceat(weights[order], starts, axis=0)  # [distinct values, R]
+    return (np.cumsum(counts, axis=0) - (counts + weights.sum(axis=0)) / 2)[value_number]
 
 
-def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """The quotient; 0 where the denominator is 0, so a constant vector scores 0."""
-    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Returns the quotients, 0 if the denominator is 0, so that a constant vector scores 0."""
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
@@ -101,4 +107,4 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] =
     "pearson": pearson,
     "spearman": spearman,
 }
-"""By the names of ``evaluation.measures.metrics.METRICS``."""
+"""Forms for resamples of the metrics with the same names in ``evaluation.measures.metrics.METRICS``."""

@@ -1,1 +1,1 @@
-"""The report: tables and plots."""
+"""Builds the report of an evaluation: report.json, tables, plots and the HTML page."""

@@ -1,7 +1,7 @@
-"""What predictions say beyond scores: agreement, calibration, scores of labels, confusion, disagreements.
+"""Analyses predictions beyond their scores: agreement, calibration, labels, confusion, disagreements.
 
-Everything of one model and task is the median over its seeds, except for what is shown of single examples:
-that is of the seed whose score is the median.
+Every number of a model and task is the median over its seeds. Single examples, reliability and confusion are
+those of the median seed, that is, the seed whose score is the median.
 """
 
 from __future__ import annotations
@@ -19,81 +19,87 @@ from evaluation.measures.metrics import answer_f1, normalise_answer, pearson
 from evaluation.measures.predictions import Answers, Predictions
 from evaluation.tasks.task import Split, Task
 
-SHOWN = 5
-"""Disagreements of one model and task in the report."""
-LONGEST = 300
-"""Characters of an example's text in the report."""
-MOST_LABELS = 40
-"""A task with more has no confusion matrix in the report."""
+MAX_EXAMPLES = 5
+"""Largest number of disagreements per student and task in the report."""
+MAX_CHARACTERS = 300
+"""Longer texts of examples are cut in the report."""
+MAX_LABELS = 40
+"""A task with more labels has no confusion matrix in the report."""
 
 
 def analyse(
     plan: Plan, seeds: Mapping[tuple[str, str], Seeds], teacher: str, students: Sequence[str]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """``details.<row>.<task>`` and ``disagreements.<student>.<task>`` of report.json; ``seeds``: from
-    ``read_answers``."""
+    """Returns ``details.<row>.<task>`` and ``disagreements.<student>.<task>`` of report.json.
+
+    seeds: (row, task) -> predictions of each seed, from ``read_answers``.
+    """
     results = {
         key: [plan.results[job] or {} for job in plan.chosen if (job.candidate.name, job.task_name) == key]
         for key in seeds
     }
     details: dict[str, dict[str, Any]] = {}
-    different: dict[str, dict[str, Any]] = {}
-    for (name, task_name), found in seeds.items():
-        task, reference = plan.tasks[task_name], seeds.get((teacher, task_name))
-        middle = found[median_seed(results[name, task_name])]
-        row = details.setdefault(name, {})[task_name] = of_labels(task, found, middle)
-        row["agreement"] = None if reference is None else _agreement(task, found, reference)
-        if name in students and reference is not None:
-            expert = reference[median_seed(results[teacher, task_name])]
-            different.setdefault(name, {})[task_name] = disagreements(
-                task, plan.splits[task_name], middle, expert
+    all_disagreements: dict[str, dict[str, Any]] = {}
+    for (name, task_name), row_seeds in seeds.items():
+        task, teacher_seeds = plan.tasks[task_name], seeds.get((teacher, task_name))
+        median = row_seeds[median_seed(results[name, task_name])]
+        detail = details.setdefault(name, {})[task_name] = classification_details(task, row_seeds, median)
+        detail["agreement"] = None if teacher_seeds is None else _agreement(task, row_seeds, teacher_seeds)
+        if name in students and teacher_seeds is not None:
+            teacher_median = teacher_seeds[median_seed(results[teacher, task_name])]
+            all_disagreements.setdefault(name, {})[task_name] = disagreements(
+                task, plan.splits[task_name], median, teacher_median
             )
-    return details, different
+    return details, all_disagreements
 
 
-def joined(parts: Predictions) -> Answers:
-    """The answers to all scored splits of a task, one after the other."""
-    found = list(parts.values())
-    if len(found) == 1:
-        return found[0]
-    labels, outputs = ([getattr(one, name) for one in found] for name in ("labels", "outputs"))
+def join_splits(parts: Predictions) -> Answers:
+    """Returns the answers to all scored splits of a task as one, in the order of the splits."""
+    splits = list(parts.values())
+    if len(splits) == 1:
+        return splits[0]
+    labels, outputs = ([getattr(split, name) for split in splits] for name in ("labels", "outputs"))
     is_array = isinstance(outputs[0], np.ndarray)
     merge = np.concatenate if is_array else (lambda lists: [value for one in lists for value in one])
-    return Answers(merge(labels), merge(outputs), [example for one in found for example in one.ids])
+    return Answers(merge(labels), merge(outputs), [example for split in splits for example in split.ids])
 
 
 def comparable(task: Task, answers: Answers) -> np.ndarray:
-    """Decisions as an array in which equal means the same answer; float for numbers.
+    """Returns the decisions as an array in which equal elements are equal answers; floats for numbers.
 
-    Tokens: one a word. Several labels: one a label. Retrieval: the best document.
+    There is one element per example, except for tokens (one per word) and several labels (one per example
+    and label). Retrieval is represented by its best document.
     """
     if task.kind == "spans":
         return np.asarray([normalise_answer(text) for text in answers.outputs])
     decided = predictions.decide(task, answers)
     if task.kind == "tokens":
-        return np.concatenate([np.asarray(words) for words in decided])
+        return np.concatenate([np.asarray(class_ids) for class_ids in decided])
     if task.kind == "retrieval":
         return np.asarray([documents[0] if documents else "" for documents in decided])
     return np.asarray(decided)
 
 
-def _agreement(task: Task, found: Seeds, reference: Seeds) -> float | None:
-    """Median agreement of runs with the same seed; for the teacher itself, of all pairs of its seeds."""
-    answers = {seed: comparable(task, joined(parts)) for seed, parts in found.items()}
-    if found is reference:
+def _agreement(task: Task, row_seeds: Seeds, teacher_seeds: Seeds) -> float | None:
+    """Returns the median agreement of a row with the teacher, over runs with the same seed.
+
+    For the teacher itself it is the median over all pairs of its seeds; None if there is only one.
+    """
+    answers = {seed: comparable(task, join_splits(parts)) for seed, parts in row_seeds.items()}
+    if row_seeds is teacher_seeds:
         pairs = list(combinations(answers.values(), 2))
     else:
-        pairs = [(answers[seed], comparable(task, joined(reference[seed]))) for seed in answers]
+        pairs = [(answers[seed], comparable(task, join_splits(teacher_seeds[seed]))) for seed in answers]
     return float(np.median([agreement(*pair) for pair in pairs])) if pairs else None
 
 
-def of_labels(task: Task, found: Seeds, middle: Predictions) -> dict[str, Any]:
-    """Calibration, scores of each label and confusion of a classification; {} for other kinds."""
+def classification_details(task: Task, seeds: Seeds, median: Predictions) -> dict[str, Any]:
+    """Returns the details of a classification from ``calibration`` to ``confusion``; {} for other kinds."""
     if task.kind != "classification":
         return {}
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-    answers = [joined(parts) for parts in found.values()]
+    answers = [join_splits(parts) for parts in seeds.values()]
     pairs = [(calibration.softmax(one.outputs), np.asarray(one.labels)) for one in answers]
     classes = len(task.labels)
     scores = [
@@ -102,9 +108,10 @@ def of_labels(task: Task, found: Seeds, middle: Predictions) -> dict[str, Any]:
     ]
     names = ("precision", "recall", "f1", "support")
     medians = dict(zip(names, np.median(scores, axis=0), strict=True))
-    shown, labels = calibration.softmax(joined(middle).outputs), np.asarray(joined(middle).labels)
-    bins = calibration.reliability(shown, labels)
-    row: dict[str, Any] = {
+    median_answers = join_splits(median)
+    probabilities, labels = calibration.softmax(median_answers.outputs), np.asarray(median_answers.labels)
+    bins = calibration.reliability(probabilities, labels)
+    details: dict[str, Any] = {
         "calibration": {
             "error": float(np.median([calibration.calibration_error(*pair) for pair in pairs])),
             "brier": float(np.median([calibration.brier(*pair) for pair in pairs])),
@@ -115,45 +122,45 @@ def of_labels(task: Task, found: Seeds, middle: Predictions) -> dict[str, Any]:
             if count
         ],
         "labels": {
-            label: {name: float(values[place]) for name, values in medians.items()}
-            for place, label in enumerate(task.labels)
+            label: {name: float(values[class_id]) for name, values in medians.items()}
+            for class_id, label in enumerate(task.labels)
         },
     }
-    if classes <= MOST_LABELS:
-        predicted = shown.argmax(axis=1)
-        row["confusion"] = confusion_matrix(labels, predicted, labels=range(classes)).tolist()
-    return row
+    if classes <= MAX_LABELS:
+        predicted = probabilities.argmax(axis=1)
+        details["confusion"] = confusion_matrix(labels, predicted, labels=range(classes)).tolist()
+    return details
 
 
 def disagreements(
     task: Task, splits: Mapping[str, Split], student: Predictions, teacher: Predictions
 ) -> list[dict[str, Any]]:
-    """The ``SHOWN`` examples on which student and teacher are furthest apart, the furthest first."""
-    rows: list[dict[str, Any]] = []
+    """Returns at most ``MAX_EXAMPLES`` examples with the largest ``distance`` > 0, the largest first."""
+    examples: list[dict[str, Any]] = []
     for part, answers in student.items():
-        apart = distance(task, answers, teacher[part])
-        for place in worst(apart, SHOWN):
-            text = splits[part].shown(place)
-            rows.append(
+        distances = distance(task, answers, teacher[part])
+        for row in largest(distances, MAX_EXAMPLES):
+            text = splits[part].shown(row)
+            examples.append(
                 {
                     "split": part,
-                    "example": answers.ids[place],
-                    "text": text if len(text) <= LONGEST else f"{text[:LONGEST]}…",
-                    "label": _said(task, answers.labels[place]),
-                    "teacher": _answer(task, teacher[part], place),
-                    "student": _answer(task, answers, place),
-                    "distance": float(apart[place]),
+                    "example": answers.ids[row],
+                    "text": text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…",
+                    "label": _value_text(task, answers.labels[row]),
+                    "teacher": _answer_text(task, teacher[part], row),
+                    "student": _answer_text(task, answers, row),
+                    "distance": float(distances[row]),
                 }
             )
-    return sorted(rows, key=lambda row: -row["distance"])[:SHOWN]
+    return sorted(examples, key=lambda example: -example["distance"])[:MAX_EXAMPLES]
 
 
 def distance(task: Task, student: Answers, teacher: Answers) -> np.ndarray:
-    """How far two models' answers are apart, float64 [n], 0 where they give the same answer.
+    """Returns the distance between two models' answers to each example, float64 [n]; 0 for equal answers.
 
-    Classes: total variation between the probabilities. Numbers: the difference. Answer spans:
-    1 - token F1. Several labels or words: the share that differs. Retrieval: the share of the best ten
-    documents that only one found.
+    Classes: total variation distance of the probabilities. Numbers: absolute difference. Answer spans:
+    1 - token F1. Several labels or tokens: share of labels or words that differ. Retrieval: 1 -
+    intersection / union of the ten best documents.
     """
     if task.kind == "spans":
         pairs = zip(student.outputs, teacher.outputs, strict=True)
@@ -172,25 +179,26 @@ def distance(task: Task, student: Answers, teacher: Answers) -> np.ndarray:
     return np.asarray([np.mean(np.asarray(a) != np.asarray(b)) for a, b in zip(ours, theirs, strict=True)])
 
 
-def _answer(task: Task, answers: Answers, place: int) -> str:
-    one = Answers([answers.labels[place]], answers.outputs[place : place + 1], [answers.ids[place]])
+def _answer_text(task: Task, answers: Answers, row: int) -> str:
+    """Returns the model's answer to an example as text; of a classification with its probability."""
+    one = Answers([answers.labels[row]], answers.outputs[row : row + 1], [answers.ids[row]])
     if task.kind == "classification":
         probabilities = calibration.softmax(one.outputs)[0]
         chosen = int(probabilities.argmax())
         return f"{task.labels[chosen]} ({100 * probabilities[chosen]:.0f} %)"
-    return _said(task, one.outputs[0] if task.kind == "spans" else predictions.decide(task, one)[0])
+    return _value_text(task, one.outputs[0] if task.kind == "spans" else predictions.decide(task, one)[0])
 
 
-def _said(task: Task, value: Any) -> str:
-    """A gold value or a decision as text."""
+def _value_text(task: Task, value: Any) -> str:
+    """Returns a gold value or a decision as text."""
     if task.kind == "classification":
         return task.labels[int(value)]
     if task.kind in ("regression", "similarity"):
         return f"{float(value):.3g}"
     if task.kind == "tokens":
-        return " ".join(task.labels[int(word)] for word in value)
+        return " ".join(task.labels[int(class_id)] for class_id in value)
     if task.kind == "multilabel":
-        return ", ".join(label for label, given in zip(task.labels, value, strict=True) if given) or "none"
+        return ", ".join(label for label, is_set in zip(task.labels, value, strict=True) if is_set) or "none"
     if task.kind == "retrieval":
         ids = [str(one["id"]) if isinstance(one, dict) else str(one) for one in value]
         return ", ".join(ids[:3]) or "none"
@@ -200,17 +208,13 @@ def _said(task: Task, value: Any) -> str:
 
 
 def agreement(first: np.ndarray, second: np.ndarray) -> float:
-    """Share of examples to which two models give the same answer; of numbers, their Pearson correlation.
-
-    Floating-point numbers count as numbers; everything else is compared as it is.
-    """
+    """Returns the share of equal answers of two models; of floating-point answers, Pearson's correlation."""
     if np.issubdtype(first.dtype, np.floating):
         return pearson(first, second)
     return float(np.mean(first == second))
 
 
-def worst(distance: np.ndarray, count: int) -> list[int]:
-    """The ``count`` examples of largest distance [n], the largest first; those of distance 0 or less are left
-    out."""
-    order = np.argsort(-distance, kind="stable")[:count]
-    return [int(place) for place in order if distance[place] > 0]
+def largest(distances: np.ndarray, count: int) -> list[int]:
+    """Returns the rows of at most ``count`` distances [n] that are above 0, the largest first."""
+    order = np.argsort(-distances, kind="stable")[:count]
+    return [int(row) for row in order if distances[row] > 0]

@@ -1,4 +1,7 @@
-"""Compares the rows of a report: intervals, retention, gap closed, paired differences."""
+"""Compares the rows of a report: intervals, retention, gap closed and paired differences.
+
+The position of a row is its index in ``Estimates.scores``, which has the rows' order.
+"""
 
 from __future__ import annotations
 
@@ -17,48 +20,52 @@ def add_comparisons(
     rows: dict[str, dict[str, Any]],
     tasks: Mapping[str, Estimates],
     macro: Estimates,
-    known: Mapping[str, Task],
+    task_by_name: Mapping[str, Task],
 ) -> None:
-    """Fill retention, gaps closed, differences and intervals of every row.
+    """Adds best_reference, retention, gaps closed, differences and intervals to every row.
 
-    tasks, macro: estimates whose models are in the rows' order; known: the tasks by name.
+    tasks: estimates of each task by name; macro: estimates of the macro score.
     """
     names = list(rows)
     for row in rows.values():
-        row["best_reference"] = _best(row, rows)
-    for place, (name, row) in enumerate(rows.items()):
+        row["best_reference"] = _best_reference(row, rows)
+    for position, (name, row) in enumerate(rows.items()):
         row["intervals"] = {
-            "scores": {task: _score_ends(one, place, _least(known[task])) for task, one in tasks.items()},
-            "macro": _score_ends(macro, place, -1.0),
+            "scores": {
+                task: _score_interval(one, position, _lowest(task_by_name[task]))
+                for task, one in tasks.items()
+            },
+            "macro": _score_interval(macro, position, -1.0),
         }
-        for measure, divisors in _ratios(name, row, names).items():
-            ratios = {task: _parts(_ratio(one, *divisors)) for task, one in tasks.items()}
-            row[measure], row["intervals"][measure] = _parts(_ratio(macro, *divisors))
+        for measure, positions in _ratio_positions(name, row, names).items():
+            ratios = {task: _as_json(_ratio(scores, *positions)) for task, scores in tasks.items()}
+            row[measure], row["intervals"][measure] = _as_json(_ratio(macro, *positions))
             row[f"{measure}_by_task"] = {task: value for task, (value, _) in ratios.items()}
-            row["intervals"][f"{measure}_by_task"] = {task: ends for task, (_, ends) in ratios.items()}
-        row["differences"] = {
-            other: {
-                **_difference(macro, place, names.index(other)),
-                "by_task": {task: _difference(one, place, names.index(other)) for task, one in tasks.items()},
+            row["intervals"][f"{measure}_by_task"] = {
+                task: interval for task, (_, interval) in ratios.items()
             }
+        row["differences"] = {
+            other: _differences(tasks, macro, position, names.index(other))
             for other in dict.fromkeys([TEACHER, *row["references"].values()])
             if other in names and other != name
         }
 
 
-def _best(row: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The reference of highest macro score."""
+def _best_reference(row: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Returns the name of the reference with the highest macro score; None if the row has no references."""
     return max(row["references"].values(), key=lambda name: rows[name]["macro"], default=None)
 
 
-def _ratios(name: str, row: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, tuple[int | None, ...]]:
-    """Measure -> positions of student, teacher and reference; () where it is not defined."""
+def _ratio_positions(
+    name: str, row: Mapping[str, Any], names: Sequence[str]
+) -> Mapping[str, tuple[int | None, ...]]:
+    """Returns measure -> arguments of ``_ratio``; () if the row has no such measure."""
     if name == TEACHER or TEACHER not in names:
         return dict.fromkeys(("retention", "gap_closed", "gap_closed_best"), ())
-    both = names.index(name), names.index(TEACHER)
+    student, teacher = names.index(name), names.index(TEACHER)
     references = {"gap_closed": row["references"].get(RANDOM), "gap_closed_best": row["best_reference"]}
-    return {"retention": (*both, None)} | {
-        measure: () if reference is None else (*both, names.index(reference))
+    return {"retention": (student, teacher)} | {
+        measure: () if reference is None else (student, teacher, names.index(reference))
         for measure, reference in references.items()
     }
 
@@ -69,6 +76,7 @@ def _ratio(
     teacher: int | None = None,
     reference: int | None = None,
 ) -> Ratio | None:
+    """Returns the gap closed, or without a reference the retention; None without student and teacher."""
     if student is None or teacher is None:
         return None
     if reference is None:
@@ -76,17 +84,25 @@ def _ratio(
     return intervals.gap_closed(estimates, student, reference, teacher)
 
 
-def _parts(ratio: Ratio | None) -> tuple[float | None, dict[str, float] | None]:
-    """Its value and its interval for report.json."""
+def _as_json(ratio: Ratio | None) -> tuple[float | None, dict[str, float] | None]:
+    """Returns the value and the interval of a ratio in the form of report.json."""
     if ratio is None:
         return None, None
     return ratio.value, ratio.interval and dict(zip(("low", "high"), ratio.interval, strict=True))
 
 
-def _difference(estimates: Estimates, place: int, other: int) -> dict[str, Any]:
-    """How much higher a row scores than another, with interval and p of the paired test."""
+def _differences(
+    tasks: Mapping[str, Estimates], macro: Estimates, position: int, other: int
+) -> dict[str, Any]:
+    """Returns the difference of the macro scores, and in ``by_task`` those of the tasks' scores."""
+    by_task = {task: _difference(scores, position, other) for task, scores in tasks.items()}
+    return _difference(macro, position, other) | {"by_task": by_task}
+
+
+def _difference(estimates: Estimates, position: int, other: int) -> dict[str, Any]:
+    """Returns the score at ``position`` minus that at ``other``, its interval and p of the paired test."""
     unit = np.eye(len(estimates.scores))
-    contrast = unit[place] - unit[other]
+    contrast = unit[position] - unit[other]
     low, high = intervals.interval(estimates, contrast)
     return {
         "difference": float(contrast @ estimates.scores),
@@ -95,12 +111,12 @@ def _difference(estimates: Estimates, place: int, other: int) -> dict[str, Any]:
     }
 
 
-def _score_ends(estimates: Estimates, place: int, least: float) -> dict[str, float]:
-    """Of a score, which is in [least, 1]."""
-    low, high = intervals.interval(estimates, np.eye(len(estimates.scores))[place])
-    return {"low": max(low, least), "high": min(high, 1.0)}
+def _score_interval(estimates: Estimates, position: int, lowest: float) -> dict[str, float]:
+    """Returns the interval of a score, clipped to the possible scores, [lowest, 1]."""
+    low, high = intervals.interval(estimates, np.eye(len(estimates.scores))[position])
+    return {"low": max(low, lowest), "high": min(high, 1.0)}
 
 
-def _least(task: Task) -> float:
-    """The least value of a task's score: correlations can be negative, shares cannot."""
+def _lowest(task: Task) -> float:
+    """Returns the lowest possible score: -1 if the task is scored by a correlation, otherwise 0."""
     return -1.0 if {"matthews", "pearson", "spearman"} & set(task.main) else 0.0

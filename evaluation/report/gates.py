@@ -1,4 +1,4 @@
-"""What a recipe requires of its students (``evaluation.require``), compared with a report."""
+"""Checks whether the students in a report meet a recipe's requirements (``evaluation.require``)."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any
 from infra.settings.sections import Require
 
 AT_MOST = ("int8_loss", "calibration_error", "p50_ms", "megabytes")
-"""Limits; the other requirements are least values."""
+"""Requirements that are upper limits; the other numbers are lower limits."""
 
 
 def unmet(report: Mapping[str, Any], require: Require) -> list[str]:
-    """One phrase for every requirement that a student does not meet; it names student, value and limit."""
-    found = []
+    """Returns one phrase, with student, value and limit, per requirement that a student does not meet."""
+    phrases = []
     for student in report["students"]:
         values = measured(report, student)
         for name, limit in dataclasses.asdict(require).items():
             if limit is None:
                 continue
             if name == "beats":
-                found += [f"{student}: {phrase}" for phrase in _not_better(report, student, limit)]
+                phrases += [f"{student}: {phrase}" for phrase in _not_better(report, student, limit)]
                 continue
             value = values[name]
             if value is None:
-                found.append(f"{student}: {name} is unknown, required is {_sign(name)} {limit:g}")
+                phrases.append(f"{student}: {name} is unknown, required is {_sign(name)} {limit:g}")
             elif not (value <= limit if name in AT_MOST else value >= limit):
-                found.append(f"{student}: {name} is {value:.4g}, required is {_sign(name)} {limit:g}")
-    return found
+                phrases.append(f"{student}: {name} is {value:.4g}, required is {_sign(name)} {limit:g}")
+    return phrases
 
 
 def measured(report: Mapping[str, Any], student: str) -> dict[str, float | None]:
-    """Every number that can be required of a student, by its name in ``Require``."""
+    """Returns every number that can be required of a student, by its name in ``Require``; None if unknown."""
     row, details = report["rows"][student], report["details"][student]
     losses = [100 * task["int8_lost"] for task in report["devices"].get(student, {}).values()]
     agreements = [task["agreement"] for task in details.values() if task["agreement"] is not None]
@@ -52,15 +52,16 @@ def _sign(name: str) -> str:
 
 
 def _not_better(report: Mapping[str, Any], student: str, kind: str) -> Iterator[str]:
+    """Yields a phrase unless the student is significantly (p < 0.05) better than its reference ``kind``."""
     row = report["rows"][student]
     reference = row["references"].get(kind)
     if reference is None:
-        yield f"there is no row {kind} to beat"
+        yield f"there is no reference {kind} to beat"
         return
-    better = row["differences"][reference]
-    if not (better["difference"] > 0 and better["p"] < 0.05):
-        low, high = better["interval"]["low"], better["interval"]["high"]
+    test = row["differences"][reference]
+    if not (test["difference"] > 0 and test["p"] < 0.05):
+        low, high = test["interval"]["low"], test["interval"]["high"]
         yield (
-            f"does not beat {reference}: its macro score is {100 * better['difference']:+.1f} points from it "
-            f"[{100 * low:.1f}, {100 * high:.1f}]"
+            f"does not beat {reference}: the difference of their macro scores is "
+            f"{100 * test['difference']:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
         )

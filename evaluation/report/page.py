@@ -1,4 +1,4 @@
-"""``report.html``: the whole report as one page that needs no other file and no network."""
+"""Writes ``report.html``: the whole report as one HTML page that needs no other file and no network."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from typing import Any
 from evaluation.recipe_rows import TEACHER
 from evaluation.report import charts, detail_tables, tables
 
+Interval = Mapping[str, float]
+"""Keys ``low`` and ``high``."""
+
 
 def to_html(report: Mapping[str, Any]) -> str:
-    """The page of a report's content."""
+    """Returns the HTML text of ``report.html``; ``report`` is the content of report.json."""
     names = list(report["rows"])
-    colours = {name: charts.PALETTE[place % len(charts.PALETTE)] for place, name in enumerate(names)}
-    parts = [
+    colours = {name: charts.PALETTE[index % len(charts.PALETTE)] for index, name in enumerate(names)}
+    sections = [
         _section("Models", _models(report)),
-        _section("Score against cost", _fronts(report, colours)),
-        _section("Tasks", _tasks(report)),
+        _section("Score against cost", _score_against_cost(report, colours)),
+        _section("Tasks", _scores_by_task(report)),
         *(
-            _section(title, f"<p>{escape(text)}</p>", _table(header, lines))
-            for title, text, make in tables.DETAILS
-            if make is not detail_tables.disagreements
-            for header, lines in [make(report)]
+            _section(title, f"<p>{escape(explanation)}</p>", _table(header, lines))
+            for title, explanation, make_table in tables.DETAILS
+            if make_table is not detail_tables.disagreements  # shown as cards below
+            for header, lines in [make_table(report)]
             if lines
         ),
-        _section("Confusion", _confusions(report)),
+        _section("Confusion matrices", _confusion_matrices(report)),
         _section("Where student and teacher differ most", _disagreements(report)),
-        _section("Training", _curves(report, colours)),
+        _section("Training", _loss_curves(report, colours)),
         _section("Every metric", _table(*tables.metric_rows(report))),
         _section("Latency", _latency_note(report), _table(*tables.latency_rows(report))),
         _section(
@@ -40,8 +43,8 @@ def to_html(report: Mapping[str, Any]) -> str:
         _section("For reference: the DistilBERT paper", _table(*tables.paper_rows())),
         _section("Notes", "".join(f"<p>{escape(note)}</p>" for note in report["notes"])),
     ]
-    folder = files("evaluation.report")
-    style, script = (folder.joinpath(name).read_text() for name in ("page.css", "page.js"))
+    package = files("evaluation.report")
+    style, script = (package.joinpath(name).read_text() for name in ("page.css", "page.js"))
     title = escape(report["recipe"])
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -49,160 +52,167 @@ def to_html(report: Mapping[str, Any]) -> str:
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
         f"<title>{title}: evaluation</title><style>{style}</style></head>"
-        f"<body><h1>{title}</h1><main>{''.join(parts)}</main><script>{script}</script></body></html>\n"
+        f"<body><h1>{title}</h1><main>{''.join(sections)}</main><script>{script}</script></body></html>\n"
     )
 
 
 def _section(title: str, *content: str) -> str:
-    """Empty if the last piece of content is empty."""
+    """Returns a section of the page; "" if its data, the last of ``content``, are empty."""
     if not content[-1]:
         return ""
     return f"<section><h2>{escape(title)}</h2>{''.join(content)}</section>"
 
 
 def _page_link(report: Mapping[str, Any]) -> str:
-    """A page with models runs only from a host, for example a local one."""
+    """Returns the link to the page that runs the exported models; "" if that page was not written."""
     if not report.get("page"):
         return ""
     return (
-        f'<p><a href="{escape(report["page"])}">These models in a browser</a>. Serve this folder, for '
-        "example with <code>python -m http.server</code>, and open the link there.</p>"
+        f'<p><a href="{escape(report["page"])}">These models in a browser</a>. The link needs HTTP: serve '
+        "this folder, for example with <code>python -m http.server</code>, and open this report there.</p>"
     )
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]], drawn: Sequence[int] = ()) -> str:
-    """A table whose columns can be sorted. drawn: numbers of the columns that hold markup already."""
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]], html_columns: Sequence[int] = ()) -> str:
+    """Returns a table that is sorted by a click on a column's header; "" if there are no ``lines``.
+
+    Cells are escaped, except in ``html_columns``: the positions, from 0, of columns that already hold HTML.
+    """
     if not lines:
         return ""
-    heads = "".join(f'<th scope="col"><button>{escape(name) or "&nbsp;"}</button></th>' for name in header)
-    rows = "".join(
-        "<tr>"
-        + "".join(f"<td>{cell if place in drawn else escape(cell)}</td>" for place, cell in enumerate(cells))
-        + "</tr>"
-        for cells in lines
-    )
-    return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    titles = "".join(f'<th scope="col"><button>{escape(name) or "&nbsp;"}</button></th>' for name in header)
+    rows = ""
+    for line in lines:
+        cells = (cell if column in html_columns else escape(cell) for column, cell in enumerate(line))
+        rows += f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _models(report: Mapping[str, Any]) -> str:
+    """Returns the overview table of all models, with the interval of each macro score drawn."""
     header, lines = tables.overview_rows(report)
-    rows = report["rows"]
-    ends = [end for row in rows.values() for end in row["intervals"]["macro"].values()]
-    drawn = []
-    for cells in lines:
-        row = rows[cells[0]]
-        low, high = row["intervals"]["macro"]["low"], row["intervals"]["macro"]["high"]
-        picture = charts.interval(*(100 * one for one in (row["macro"], low, high, min(ends), max(ends))))
-        drawn.append([cells[0], cells[1], picture, *cells[2:]])
-    header = [header[0], header[1], "95 % interval", *header[2:]]
-    return _table(header, drawn, drawn=(2,)) + f"<p>{escape(tables.legend(report))}</p>"
+    intervals = [row["intervals"]["macro"] for row in report["rows"].values()]
+    html_lines = []
+    for name, score, *other_cells in lines:
+        row = report["rows"][name]
+        drawing = _interval(row["macro"], row["intervals"]["macro"], intervals)
+        html_lines.append([name, score, drawing, *other_cells])
+    header = [*header[:2], "95 % interval", *header[2:]]
+    return _table(header, html_lines, html_columns=(2,)) + f"<p>{escape(tables.legend(report))}</p>"
 
 
-def _fronts(report: Mapping[str, Any], colours: Mapping[str, str]) -> str:
+def _interval(score: float, interval: Interval, all_intervals: Sequence[Interval]) -> str:
+    """Returns a drawing of a score with its interval, on a scale that holds ``all_intervals``."""
+    least, greatest = min(one["low"] for one in all_intervals), max(one["high"] for one in all_intervals)
+    values = (score, interval["low"], interval["high"], least, greatest)
+    return charts.interval(*(100 * value for value in values))
+
+
+def _score_against_cost(report: Mapping[str, Any], colours: Mapping[str, str]) -> str:
+    """Returns two charts: macro score against latency, and against the size of the weights."""
     processor = detail_tables.processor_note(report)
-    costs = {
+    cost_functions = {
         f"median latency, ms (batch size 1, {processor})": lambda row: row["latency"]["p50_ms"],
         "size of the weights in float32, MB": lambda row: row["parameters"] * 4 / 1e6,
     }
     figures = []
-    for title, cost in costs.items():
-        points = [
-            charts.Point(
-                name,
-                cost(row),
-                *(100 * one for one in (row["macro"], *map(row["intervals"]["macro"].get, ("low", "high")))),
-            )
-            for name, row in report["rows"].items()
-        ]
-        figures.append(charts.scatter(points, colours, title))
+    for axis_title, cost_of in cost_functions.items():
+        points = []
+        for name, row in report["rows"].items():
+            interval = row["intervals"]["macro"]
+            percents = (100 * value for value in (row["macro"], interval["low"], interval["high"]))
+            points.append(charts.Point(name, cost_of(row), *percents))
+        figures.append(charts.scatter(points, colours, axis_title))
     note = (
-        "Macro score in percent, with 95 % intervals. The line joins the models that no cheaper model beats."
+        "Macro score in percent, with 95 % intervals. The dashed line is the Pareto front: no cheaper "
+        "model reaches the score of a model on it."
     )
     return f"<p>{note}</p>{charts.legend(colours)}<div class='figures'>{''.join(figures)}</div>"
 
 
-def _tasks(report: Mapping[str, Any]) -> str:
-    """One line for each task and model: its interval, drawn on the task's scale, and its share of the
-    teacher's score."""
+def _scores_by_task(report: Mapping[str, Any]) -> str:
+    """Returns a table with one line per task and model; the intervals of a task are drawn on one scale."""
     lines = []
     rows = report["rows"]
     for task in next(iter(rows.values()))["scores"]:
-        ends = [end for row in rows.values() for end in row["intervals"]["scores"][task].values()]
+        intervals = [row["intervals"]["scores"][task] for row in rows.values()]
         for name, row in rows.items():
-            value, found = row["scores"][task]["score"], row["intervals"]["scores"][task]
-            scale = (value, found["low"], found["high"], min(ends), max(ends))
-            kept = row["retention_by_task"][task]
-            seeds = " ".join(f"{100 * one:.1f}" for one in row["seed_scores"][task].values())
-            shown = tables.score(value, found)
-            share = "" if kept is None or name == TEACHER else f"{100 * kept:.0f} %"
-            lines.append([task, name, shown, charts.interval(*(100 * one for one in scale)), share, seeds])
-    header = ["task", "model", "score", "95 % interval", "of the teacher's", "seeds"]
-    return _table(header, lines, drawn=(3,))
+            score, interval = row["scores"][task]["score"], row["intervals"]["scores"][task]
+            ratio = row["retention_by_task"][task]
+            retention = "" if ratio is None or name == TEACHER else f"{100 * ratio:.0f} %"
+            seed_scores = " ".join(f"{100 * one:.1f}" for one in row["seed_scores"][task].values())
+            drawing = _interval(score, interval, intervals)
+            lines.append([task, name, tables.score(score, interval), drawing, retention, seed_scores])
+    header = ["task", "model", "score", "95 % interval", "retention", "score of each seed"]
+    return _table(header, lines, html_columns=(3,))
 
 
-def _curves(report: Mapping[str, Any], colours: Mapping[str, str]) -> str:
+def _loss_curves(report: Mapping[str, Any], colours: Mapping[str, str]) -> str:
+    """Returns one chart per loss term, with one curve per student; "" if no student has a history."""
     figures = []
     for term, title in charts.LOSS_TERMS.items():
-        lines = {name: found[term] for name, found in report["curves"].items() if term in found}
-        if lines:
-            drawn = charts.curves(lines, colours, title)
-            figures.append(f"<figure><figcaption>{title}</figcaption>{drawn}</figure>")
-    legend = charts.legend({name: colours[name] for name in report["curves"]})
+        points = {student: terms[term] for student, terms in report["curves"].items() if term in terms}
+        if points:
+            chart = charts.curves(points, colours, title)
+            figures.append(f"<figure><figcaption>{title}</figcaption>{chart}</figure>")
+    legend = charts.legend({student: colours[student] for student in report["curves"]})
     return f"{legend}<div class='figures'>{''.join(figures)}</div>" if figures else ""
 
 
-def _confusions(report: Mapping[str, Any]) -> str:
-    """Confusion matrices of the teacher and of each student, by task."""
-    parts = []
+def _confusion_matrices(report: Mapping[str, Any]) -> str:
+    """Returns one block per classification task, with the matrices of the teacher and of each student."""
+    blocks = []
     for task in next(iter(report["rows"].values()))["scores"]:
-        shown = [name for name in (TEACHER, *report["students"]) if name in report["details"]]
-        grids = [
-            _grid(name, list(found["labels"]), found["confusion"])
-            for name in shown
-            for found in [report["details"][name][task]]
-            if "confusion" in found
+        names = [name for name in (TEACHER, *report["students"]) if name in report["details"]]
+        matrices = [
+            _confusion_matrix(name, list(detail["labels"]), detail["confusion"])
+            for name in names
+            for detail in [report["details"][name][task]]
+            if "confusion" in detail
         ]
-        if grids:
-            inside = f"<div class='figures'>{''.join(grids)}</div>"
-            parts.append(f"<details><summary>{escape(task)}</summary>{inside}</details>")
-    return "".join(parts)
+        if matrices:
+            content = f"<div class='figures'>{''.join(matrices)}</div>"
+            blocks.append(f"<details><summary>{escape(task)}</summary>{content}</details>")
+    return "".join(blocks)
 
 
-def _grid(name: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    heads = "".join(f"<th>{escape(label)}</th>" for label in labels)
+def _confusion_matrix(name: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    """Returns ``counts`` [label][predicted] as a table; a cell is shaded by its share of the row."""
+    titles = "".join(f"<th>{escape(label)}</th>" for label in labels)
     rows = []
-    for label, line in zip(labels, counts, strict=True):
-        total = sum(line) or 1
+    for label, label_counts in zip(labels, counts, strict=True):
+        total = sum(label_counts) or 1
         cells = "".join(
             f'<td style="background:rgba(0,114,178,{0.75 * count / total:.2f})">{count:,}</td>'
-            for count in line
+            for count in label_counts
         )
         rows.append(f"<tr><th>{escape(label)}</th>{cells}</tr>")
-    table = f'<table class="grid"><tr><th></th>{heads}</tr>{"".join(rows)}</table>'
-    caption = f"{escape(name)}: label (row), predicted (column)"
-    return f'<figure><figcaption>{caption}</figcaption><div class="wide">{table}</div></figure>'
+    table = f'<table class="grid"><tr><th></th>{titles}</tr>{"".join(rows)}</table>'
+    caption = f"{escape(name)}: rows are labels, columns are predictions"
+    return f'<figure><figcaption>{caption}</figcaption><div class="scroll">{table}</div></figure>'
 
 
 def _disagreements(report: Mapping[str, Any]) -> str:
-    parts = []
+    """Returns one block per student and task, with one card per example on which they disagree."""
+    blocks = []
     for student, tasks in report["disagreements"].items():
-        for task, found in tasks.items():
+        for task, examples in tasks.items():
             cards = "".join(
                 f"<article><p>{escape(one['text'])}</p><dl><dt>label</dt><dd>{escape(one['label'])}</dd>"
                 f"<dt>teacher</dt><dd>{escape(one['teacher'])}</dd>"
                 f"<dt>{escape(student)}</dt><dd>{escape(one['student'])}</dd></dl></article>"
-                for one in found
+                for one in examples
             )
             if cards:
                 title = f"{escape(student)}: {escape(task)}"
-                parts.append(f"<details><summary>{title}</summary>{cards}</details>")
-    return "".join(parts)
+                blocks.append(f"<details><summary>{title}</summary>{cards}</details>")
+    return "".join(blocks)
 
 
 def _latency_note(report: Mapping[str, Any]) -> str:
     setting = report["latency_setting"]
     text = (
         f"{setting['texts']}, {setting['sentences']:,} rows, {detail_tables.processor_note(report)}; "
-        "the models take turns, and only the forward is timed."
+        "the models take turns, and only the forward pass is timed."
     )
     return f"<p>{escape(text)}</p>"

@@ -1,4 +1,4 @@
-"""The report as tables: ``report.md`` and the terminal. ``content`` says what a report holds."""
+"""Writes report.json as tables, for ``report.md`` and the terminal; ``content`` lists its keys."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from infra import console
 
 
 def summary_table(report: Mapping[str, Any]) -> str:
-    """The rows as an aligned table for the terminal, and an explanation of its numbers.
+    """Returns an aligned table for the terminal, with an explanation of its numbers.
 
-    With one student each model is a column with all tasks; with several each model is a line without tasks.
+    With one student, each model is a column and each task a line. With several, each model is a line, and
+    the table has no scores of single tasks.
     """
     header, lines = overview_rows(report) if len(report["students"]) > 1 else summary_rows(report)
     return f"{console.table(lines, header)}\n\n{legend(report)}"
 
 
 def legend(report: Mapping[str, Any]) -> str:
-    """What the numbers of the summary are; two lines of at most 110 characters."""
+    """Returns an explanation of the numbers in the summary, in lines of at most 110 characters."""
     several = len(report["seeds"]) > 1
     seeds = f"medians of {len(report['seeds'])} seeds" if several else "of one seed"
     over = "examples and seeds" if several else "examples, not over seeds"
-    best = "\nGap closed, best: the same from the best of the references, which is named."
+    best = "\nGap closed, best: the same with the reference of highest macro score, which is named."
     return (
         f"Scores: percent on the development sets, {seeds} [95 % intervals over {over}].\n"
-        "Gap closed: (student - undistilled) / (teacher - undistilled); unclear: the data do not bound it."
+        "Gap closed: (student - undistilled) / (teacher - undistilled); unclear: its interval is unbounded."
         f"{best if has_better_reference(report) else ''}"
     )
 
 
 def to_markdown(report: Mapping[str, Any], plots: list[str]) -> str:
+    """Returns the text of ``report.md``; plots: file names of the images that it shows."""
     latency = report["latency_setting"]
     parts = [
         f"# {report['recipe']}",
@@ -43,13 +45,13 @@ def to_markdown(report: Mapping[str, Any], plots: list[str]) -> str:
         markdown_table(*summary_rows(report)),
         legend(report),
         f"Latency: {latency['texts']}, {latency['sentences']:,} rows at batch size 1, "
-        f"{detail_tables.processor_note(report)}, the models taking turns; only the forward is timed.",
+        f"{detail_tables.processor_note(report)}, the models taking turns; only the forward pass is timed.",
         "## Every metric",
         markdown_table(*metric_rows(report)),
         *_details(report),
         "## Latency",
         markdown_table(*latency_rows(report)),
-        "Rows without scores above are only timed; a network of ELMo's size has random weights.",
+        "Models without scores above are only timed; the network of ELMo's size has random weights.",
         "## A million sentences",
         detail_tables.cost_note(report),
         markdown_table(*detail_tables.costs(report)),
@@ -59,7 +61,7 @@ def to_markdown(report: Mapping[str, Any], plots: list[str]) -> str:
     parts += [f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in plots]
     parts += [
         "## For reference: the DistilBERT paper",
-        "arXiv 1910.01108, tables 1 to 3: other and larger models than these rows, on their machine.",
+        "arXiv 1910.01108, tables 1 to 3: other, larger models than those above, timed on another machine.",
         markdown_table(*paper_rows()),
     ]
     if report["notes"]:
@@ -75,13 +77,13 @@ DETAILS = (
     (
         "Paired differences",
         "Difference of the macro scores with its 95 % interval, p of the paired test, and the number of "
-        "tasks on which the row is better or worse with an interval that excludes 0.",
+        "tasks on which the student is better or worse, with an interval that excludes 0.",
         detail_tables.differences,
     ),
     (
         "Agreement with the teacher",
-        "Percent of equal answers (of numbers: their correlation), medians over seeds; the teacher's own row "
-        "is the agreement between its seeds.",
+        "Percent of examples with the teacher's answer (of numbers: the correlation), medians over seeds; "
+        "the teacher's own row is the agreement between its seeds.",
         detail_tables.agreement,
     ),
     (
@@ -89,27 +91,27 @@ DETAILS = (
         "Expected calibration error in percent (15 bins) and Brier score; 0 is best.",
         detail_tables.calibrations,
     ),
-    ("F1 of every label", "Percent, medians over seeds.", detail_tables.labels),
+    ("F1 of every label", "F1 in percent, medians over seeds.", detail_tables.labels),
     (
         "Where student and teacher differ most",
-        "Answers of the seeds whose scores are the medians.",
+        "Each model answers with the seed whose score is the median.",
         detail_tables.disagreements,
     ),
 )
-"""Title, explanation and table of every section behind the scores; an empty table is left out."""
+"""Title, explanation and table function of each section of details; a section without lines is left out."""
 
 
 def _details(report: Mapping[str, Any]) -> list[str]:
     parts = []
-    for title, text, make in DETAILS:
-        header, lines = make(report)
+    for title, explanation, make_table in DETAILS:
+        header, lines = make_table(report)
         if lines:
-            parts += [f"## {title}", text, markdown_table(header, lines)]
+            parts += [f"## {title}", explanation, markdown_table(header, lines)]
     return parts
 
 
 def summary_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """One line per task, then macro score, retention and costs. One column per model, then the gap closed."""
+    """Returns tasks, macro score, retention and costs as lines; models, then gaps closed, as columns."""
     rows = report["rows"]
     students = [name for name in rows if has_gap(report, name)]
     lines = []
@@ -117,14 +119,14 @@ def summary_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
         cells = [
             score(row["scores"][task]["score"], row["intervals"]["scores"][task]) for row in rows.values()
         ]
-        gaps = (_share(rows[name], "gap_closed_by_task", task) for name in students)
+        gaps = (_ratio(rows[name], "gap_closed_by_task", task) for name in students)
         lines.append([task, *cells, *gaps])
     cells = [score(row["macro"], row["intervals"]["macro"]) for row in rows.values()]
-    lines.append(["macro", *cells, *(_share(rows[name], "gap_closed") for name in students)])
-    kept = ["" if name == TEACHER else _share(row, "retention") for name, row in rows.items()]
-    lines += [["retention", *kept]] if TEACHER in rows else []
+    lines.append(["macro", *cells, *(_ratio(rows[name], "gap_closed") for name in students)])
+    retentions = ["" if name == TEACHER else _ratio(row, "retention") for name, row in rows.items()]
+    lines += [["retention", *retentions]] if TEACHER in rows else []
     if has_better_reference(report):
-        lines.append(["gap closed, best", *(_best_share(row) for row in rows.values())])
+        lines.append(["gap closed, best", *(_best_gap(row) for row in rows.values())])
     lines += _cost_lines(report)
     titles = ["gap closed"] if len(students) == 1 else [f"gap, {name}" for name in students]
     header = ["", *rows, *titles]
@@ -132,13 +134,13 @@ def summary_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
 
 
 def overview_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """A line a model: macro score, retention, gap closed and costs."""
+    """Returns a table with one line per model: macro score, retention, gap closed and costs."""
     lines, better = [], has_better_reference(report)
     for name, row in report["rows"].items():
-        kept = "" if name == TEACHER or TEACHER not in report["rows"] else _share(row, "retention")
-        gap = _share(row, "gap_closed") if has_gap(report, name) else ""
-        cells = [name, score(row["macro"], row["intervals"]["macro"]), kept, gap]
-        cells += [_best_share(row)] if better else []
+        retention = "" if name == TEACHER or TEACHER not in report["rows"] else _ratio(row, "retention")
+        gap = _ratio(row, "gap_closed") if has_gap(report, name) else ""
+        cells = [name, score(row["macro"], row["intervals"]["macro"]), retention, gap]
+        cells += [_best_gap(row)] if better else []
         size = "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.1f} MB"
         lines.append([*cells, f"{row['parameters'] / 1e6:.2f} M", size, f"{row['latency']['p50_ms']:.2f} ms"])
     header = ["model", "macro", "retention", "gap closed", *(["gap closed, best"] if better else [])]
@@ -146,18 +148,19 @@ def overview_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
 
 
 def has_better_reference(report: Mapping[str, Any]) -> bool:
-    """Whether another reference than random weights is the best one of any student."""
+    """Returns whether any student has a reference that scores higher than random weights."""
     rows = report["rows"].values()
     return any(row["best_reference"] != row["references"].get(RANDOM) for row in rows)
 
 
-def _best_share(row: Mapping[str, Any]) -> str:
-    """The gap closed against the best reference, which is named."""
-    share = "" if row["best_reference"] is None else _share(row, "gap_closed_best")
-    return f"{share}, {row['best_reference']}" if share else ""
+def _best_gap(row: Mapping[str, Any]) -> str:
+    """Returns the gap closed from the best reference, followed by that reference's name."""
+    gap = "" if row["best_reference"] is None else _ratio(row, "gap_closed_best")
+    return f"{gap}, {row['best_reference']}" if gap else ""
 
 
 def _cost_lines(report: Mapping[str, Any]) -> list[list[str]]:
+    """Returns the last lines of the summary: parameters, size and latency, one column per model."""
     rows, timed = report["rows"].values(), report["latency_setting"]["texts"]
     sizes = ("" if row["bytes"] is None else f"{row['bytes'] / 1e6:.1f} MB" for row in rows)
     return [
@@ -169,11 +172,12 @@ def _cost_lines(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def score(value: float, interval: Mapping[str, float]) -> str:
+    """Returns a score and its interval in percent, such as ``80.1 [78.0, 82.2]``."""
     return f"{100 * value:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
 
 
-def _share(row: Mapping[str, Any], name: str, task: str | None = None) -> str:
-    """A ratio of the row, or of one of its tasks, in percent."""
+def _ratio(row: Mapping[str, Any], name: str, task: str | None = None) -> str:
+    """Returns the ratio ``name`` of a row, or of one of its tasks, with its interval in percent."""
     value, interval = row[name], row["intervals"][name]
     if task is not None:
         value, interval = value[task], interval[task]
@@ -188,24 +192,24 @@ def metric_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     for task, values in report["rows"][names[0]]["scores"].items():
         for metric in values:
             if metric != "score" or len(values) > 2:
-                shown = "mean" if metric == "score" else metric
+                title = "mean" if metric == "score" else metric
                 cells = [f"{100 * report['rows'][name]['scores'][task][metric]:.2f}" for name in names]
-                lines.append([task, shown, *cells])
+                lines.append([task, title, *cells])
     return ["task", "metric", *names], lines
 
 
 def latency_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    sizes = sorted(next(iter(report["rows"].values()))["latency"]["throughput"], key=int)
+    batch_sizes = sorted(next(iter(report["rows"].values()))["latency"]["throughput"], key=int)
     lines = []
     for name, row in (report["rows"] | report["latency_rows"]).items():
         times = row["latency"]
-        rates = [f"{times['throughput'][size]:.1f}" for size in sizes]
+        throughputs = [f"{times['throughput'][batch]:.1f}" for batch in batch_sizes]
         percentiles = (f"{times[key]:.2f}" for key in ("p50_ms", "p95_ms", "p99_ms"))
         size = "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.1f} MB"
         count = f"{row['parameters'] / 1e6:.2f} M"
-        lines.append([name, count, size, f"{times['total_seconds']:.2f}", *percentiles, *rates])
+        lines.append([name, count, size, f"{times['total_seconds']:.2f}", *percentiles, *throughputs])
     titles = ["model", "parameters", "size", "full pass s", "p50 ms", "p95 ms", "p99 ms"]
-    return titles + [f"sentences/s at batch {size}" for size in sizes], lines
+    return titles + [f"sentences/s at batch {batch}" for batch in batch_sizes], lines
 
 
 def device_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -213,16 +217,16 @@ def device_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     for student, task, row in (
         (student, task, row) for student, tasks in report["devices"].items() for task, row in tasks.items()
     ):
-        sizes, apart = row["bytes"], row["difference"]
+        sizes, error = row["bytes"], row["difference"]["float32"]
         lines.append(
             [
                 student, task, f"{100 * row['score']:.2f}", f"{100 * row['int8_score']:.2f}",
                 f"{100 * row['int8_lost']:.2f}", f"{sizes[FLOAT32] / 1e6:.1f} MB",
-                f"{sizes[INT8] / 1e6:.1f} MB", f"{row['int8_size_ratio']:.3f}", f"{apart['float32']:.1e}",
+                f"{sizes[INT8] / 1e6:.1f} MB", f"{row['int8_size_ratio']:.3f}", f"{error:.1e}",
             ]
         )  # fmt: skip
-    scores, sizes = ["torch", "int8", "lost"], ["ONNX fp32", "ONNX int8", "size ratio"]
-    return ["student", "task", *scores, *sizes, "fp32 from torch"], lines
+    scores, sizes = ["torch", "int8", "int8 loss"], ["ONNX fp32", "ONNX int8", "size ratio"]
+    return ["student", "task", *scores, *sizes, "largest fp32 error"], lines
 
 
 def paper_rows() -> tuple[list[str], list[list[str]]]:
@@ -242,5 +246,5 @@ def markdown_table(header: list[str], lines: list[list[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text of any kind in one cell of Markdown."""
+    """Returns the text in one line, with the characters escaped that would end a cell or start HTML."""
     return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())

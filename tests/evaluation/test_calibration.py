@@ -103,5 +103,5 @@ def test_agreement() -> None:
 
 
 def test_the_worst_come_first() -> None:
-    assert analysis.worst(np.asarray([0.1, 0.9, 0.0, 0.9, -1.0]), 3) == [1, 3, 0]
-    assert analysis.worst(np.asarray([0.0, -1.0]), 3) == []
+    assert analysis.largest(np.asarray([0.1, 0.9, 0.0, 0.9, -1.0]), 3) == [1, 3, 0]
+    assert analysis.largest(np.asarray([0.0, -1.0]), 3) == []

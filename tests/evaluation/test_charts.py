@@ -26,7 +26,7 @@ def points(pairs: list[tuple[int, int]]) -> list[Point]:
 @given(COSTS)
 def test_no_other_point_beats_one_of_the_front(pairs: list[tuple[int, int]]) -> None:
     every = points(pairs)
-    best = charts.front(every)
+    best = charts.pareto_front(every)
     assert [one.cost for one in best] == sorted({one.cost for one in best})
     for one in every:
         beaten = any(
@@ -85,12 +85,12 @@ def test_a_curve_goes_from_its_first_to_its_last_point() -> None:
     ("step", "nice"), [(0.9, 1.0), (1.0, 1.0), (1.2, 2.0), (23.0, 50.0), (0.07, 0.1), (0.0, 1.0)]
 )
 def test_round_steps(step: float, nice: float) -> None:
-    assert charts._nice(step) == pytest.approx(nice)
+    assert charts._round_step(step) == pytest.approx(nice)
 
 
 @given(st.floats(1e-3, 1e6), st.floats(1.0, 1e4))
 def test_round_costs_lie_in_the_picture(low: float, ratio: float) -> None:
-    found = charts._nice_costs(low, low * ratio)
+    found = charts._cost_ticks(low, low * ratio)
     assert 1 <= len(found) <= 8
     assert found == sorted(found)
     assert all(0.83 * low <= one <= 1.2 * low * ratio for one in found)
@@ -140,9 +140,9 @@ def test_lines_of_the_axis_stand_at_their_numbers() -> None:
 
 
 def test_ticks_of_costs_are_enough_and_round() -> None:
-    assert charts._nice_costs(1.0, 100.0) == [1.0, 10.0, 100.0]
-    assert charts._nice_costs(1.1, 2.2) == [1.0, 2.0]
-    assert charts._nice_costs(42.0, 42.0) == [42.0]  # no two round numbers are near: the end itself
+    assert charts._cost_ticks(1.0, 100.0) == [1.0, 10.0, 100.0]
+    assert charts._cost_ticks(1.1, 2.2) == [1.0, 2.0]
+    assert charts._cost_ticks(42.0, 42.0) == [42.0]  # no two round numbers are near: the end itself
 
 
 def test_ends_that_are_not_round_are_rounded() -> None:

@@ -51,7 +51,7 @@ UNMET = [
     ({"megabytes": 67.0}, "student: megabytes is 68, required is at most 67"),
     (
         {"beats": "start"},
-        "student: does not beat start: its macro score is +2.0 points from it [-1.0, 5.0]",
+        "student: does not beat start: the difference of their macro scores is +2.0 points [-1.0, 5.0]",
     ),
 ]
 
@@ -78,7 +78,7 @@ def test_what_is_unknown_is_not_met() -> None:
         "student: retention is unknown, required is at least 0.5"
     ]
     assert gates.unmet(report(references={}), Require(beats="start")) == [
-        "student: there is no row start to beat"
+        "student: there is no reference start to beat"
     ]
 
 

@@ -58,7 +58,7 @@ def test_a_resample_of_one_example_again_and_again_scores_zero(name: str) -> Non
 
 
 def test_resamples_hold_as_many_examples_as_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resampling, "CELLS", 70)
+    monkeypatch.setattr(resampling, "MAX_WEIGHTS", 70)
     chunks = list(resampling.resamples({"dev_matched": 10, "dev_mismatched": 4}, count=20))
     assert [chunk["dev_matched"].shape for chunk in chunks] == [(10, 7), (10, 7), (10, 6)]
     assert all((chunk["dev_mismatched"].sum(axis=0) == 4).all() for chunk in chunks)
