@@ -9,16 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answers:
-    """Labels and outputs in the order of the split's rows, in the form of the task's kind.
+    """Labels and outputs in the order of the split's rows; their types depend on the task's kind.
 
-    ``evaluation.measures.predictions`` describes them. For classification, for example, labels are int64 [n]
-    and outputs float32 [n, classes]. Labels are None in a test set without any.
+    ``evaluation.measures.predictions`` lists the types. For classification, for example, labels are int64 [n]
+    and outputs float32 [n, classes]. Labels are None in a test set without labels.
     """
 
     labels: Any
     outputs: Any
     ids: Sequence[str] = ()
-    """The examples' ids; their rows from 0 if none are given."""
+    """Ids of the examples; by default their row numbers, from 0."""
 
     def __post_init__(self) -> None:
         if not self.ids:
@@ -29,4 +29,4 @@ class Answers:
 
 
 Predictions = Mapping[str, Answers]
-"""Split -> answers."""
+"""Name of a split -> answers to its examples."""

@@ -1,4 +1,4 @@
-"""Entities in a sequence of tags, as seqeval (and CoNLL's conlleval) finds them."""
+"""Finds the entities in a sequence of tags as seqeval (and CoNLL's conlleval) does."""
 
 from __future__ import annotations
 
@@ -7,42 +7,46 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 Entity = tuple[str, int, int]
-"""Type, first word, last word."""
+"""Type, position of the first word, position of the last word."""
 
 
 def entities(tags: Sequence[str]) -> list[Entity]:
-    """The entities of one sentence.
+    """Returns the entities of one sentence, in order.
 
-    Tags are ``O`` or ``B-``, ``I-``, ``E-``, ``S-`` before a type. An entity also starts without ``B-`` where
-    the type changes, and ends with ``E-`` or ``S-`` (seqeval 1.2.2's default, which is not its strict mode).
+    A tag is ``O``, or a prefix (``B-``, ``I-``, ``E-`` or ``S-``) and a type. An entity also starts without
+    ``B-`` if the type changes, and ends with ``E-`` or ``S-`` (seqeval 1.2.2's default, not its strict mode).
     """
     return list(_entities(tags))
 
 
 def _entities(tags: Sequence[str]) -> Iterator[Entity]:
-    before, kind, first = "O", "", 0
+    last_prefix, last_type, first = "O", "", 0
     for word, tag in enumerate([*tags, "O"]):
-        mark, _, name = str(tag).partition("-")
-        if _ends(before, mark, kind, name):
-            yield kind, first, word - 1
-        if _starts(before, mark, kind, name):
+        prefix, _, entity_type = str(tag).partition("-")
+        type_changes = entity_type != last_type
+        if _ends(last_prefix, prefix, type_changes):
+            yield last_type, first, word - 1
+        if _starts(last_prefix, prefix, type_changes):
             first = word
-        before, kind = mark, name
+        last_prefix, last_type = prefix, entity_type
 
 
-def _ends(before: str, mark: str, kind: str, name: str) -> bool:
-    if before == "O":
+def _ends(last_prefix: str, prefix: str, type_changes: bool) -> bool:
+    """Returns whether an entity ends before the word with ``prefix``."""
+    if last_prefix == "O":
         return False
-    return before in ("E", "S") or mark in ("B", "S", "O") or kind != name
+    return last_prefix in ("E", "S") or prefix in ("B", "S", "O") or type_changes
 
 
-def _starts(before: str, mark: str, kind: str, name: str) -> bool:
-    if mark == "O":
+def _starts(last_prefix: str, prefix: str, type_changes: bool) -> bool:
+    """Returns whether an entity starts with the word with ``prefix``."""
+    if prefix == "O":
         return False
-    return mark in ("B", "S") or before in ("E", "S", "O") or kind != name
+    return prefix in ("B", "S") or last_prefix in ("E", "S", "O") or type_changes
 
 
 def entity_counts(predicted: Sequence[str] | np.ndarray, expected: Sequence[str] | np.ndarray) -> list[int]:
-    """Of one sentence: entities that are right (type and both ends), predicted, expected."""
-    found, right = set(entities(list(predicted))), set(entities(list(expected)))
-    return [len(found & right), len(found), len(right)]
+    """Returns how many entities of a sentence are correct (type and both ends), predicted and expected."""
+    predicted_entities, expected_entities = set(entities(list(predicted))), set(entities(list(expected)))
+    correct = predicted_entities & expected_entities
+    return [len(correct), len(predicted_entities), len(expected_entities)]

@@ -1,10 +1,10 @@
-"""Scores as the benchmarks define them, as fractions; a degenerate vector scores 0.0, never NaN.
+"""Computes metrics as the benchmarks define them, as fractions; an undefined metric is 0.0, never NaN.
 
-GLUE (arXiv 1804.07461, section 3): CoLA Matthews correlation, STS-B Pearson and Spearman, MRPC and QQP
-accuracy and F1 of class 1, the others accuracy. A task's score is the mean of its main metrics (MNLI: of
-matched and mismatched), the macro score the mean over tasks. SQuAD (arXiv 1606.05250, section 6.1):
-exact match and token F1 after normalisation, best over the annotators' answers; 2.0 (arXiv 1806.03822) also
-has questions without an answer.
+GLUE (arXiv 1804.07461, section 3): Matthews correlation for CoLA, Pearson and Spearman correlation for STS-B,
+accuracy and F1 of class 1 for MRPC and QQP, accuracy for the others. A task's score is the mean of its main
+metrics (for MNLI, on matched and mismatched), the macro score the mean over tasks. SQuAD (arXiv 1606.05250,
+section 6.1): exact match and token F1 of normalised answers, the best over the annotators' answers. SQuAD
+2.0 (arXiv 1806.03822) also has questions without an answer.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def accuracy(predicted: np.ndarray, expected: np.ndarray) -> float:
 
 
 def f1(predicted: np.ndarray, expected: np.ndarray) -> float:
-    """F1 of class 1; 0.0 where neither vector has it."""
+    """Returns F1 of class 1; 0.0 if neither vector contains class 1."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(expected, predicted, labels=[1], average=None, zero_division=0.0)[0])
 
 
 def matthews(predicted: np.ndarray, expected: np.ndarray) -> float:
-    """Matthews correlation; 0.0 where either vector is constant."""
+    """Returns the Matthews correlation; 0.0 if either vector is constant."""
     from sklearn.metrics import matthews_corrcoef
 
     if np.ptp(predicted) == 0 or np.ptp(expected) == 0:
@@ -38,14 +38,14 @@ def matthews(predicted: np.ndarray, expected: np.ndarray) -> float:
 
 
 def pearson(predicted: np.ndarray, expected: np.ndarray) -> float:
-    """Linear correlation; 0.0 where either vector is constant."""
+    """Returns the linear correlation; 0.0 if either vector is constant."""
     from scipy import stats
 
     return _correlation(stats.pearsonr, predicted, expected)
 
 
 def spearman(predicted: np.ndarray, expected: np.ndarray) -> float:
-    """Rank correlation, ties at their mean rank; 0.0 where either vector is constant."""
+    """Returns the rank correlation, with mean ranks for ties; 0.0 if either vector is constant."""
     from scipy import stats
 
     return _correlation(stats.spearmanr, predicted, expected)
@@ -69,7 +69,7 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def macro_score(scores: Mapping[str, float]) -> float:
-    """The mean over tasks; 0.0 of none."""
+    """Returns the mean over tasks; 0.0 if there are no tasks."""
     return float(np.mean(list(scores.values()))) if scores else 0.0
 
 
@@ -78,31 +78,30 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case, without punctuation (ASCII), articles and extra white space, in the published order."""
+    """Returns SQuAD's normal form: lower case, without ASCII punctuation, articles and extra white space."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def answer_exact(predicted: str, answers: Sequence[str], no_answer: bool = False) -> float:
-    """1.0 where the prediction equals any of the annotators' answers, normalised.
+    """Returns 1.0 if the prediction equals any of the annotators' answers after normalisation, otherwise 0.0.
 
-    no_answer: SQuAD 2.0's definition. Answers that are empty when normalised do not count, and where none is
-    left, the right answer is the empty one.
+    no_answer: use SQuAD 2.0's definition. Answers whose normal form is empty do not count; if no others are
+    left, the empty answer is right.
     """
-    right = _answers_2(answers) if no_answer else answers
-    return float(any(normalise_answer(predicted) == normalise_answer(answer) for answer in right))
+    correct = _squad_2_answers(answers) if no_answer else answers
+    return float(any(normalise_answer(predicted) == normalise_answer(answer) for answer in correct))
 
 
 def answer_f1(predicted: str, answers: Sequence[str], no_answer: bool = False) -> float:
-    """Token F1 against the best of the annotators' answers, normalised; 0.0 without common tokens.
+    """Returns the highest token F1 with any of the annotators' answers, after normalisation.
 
-    no_answer: as in ``answer_exact``; two empty answers then agree.
+    no_answer: as in ``answer_exact``; F1 of two empty answers is then 1.0.
     """
-    right = _answers_2(answers) if no_answer else answers
-    found = (_token_f1(predicted, answer, no_answer) for answer in right)
-    return max(found, default=0.0)
+    correct = _squad_2_answers(answers) if no_answer else answers
+    return max((_token_f1(predicted, answer, no_answer) for answer in correct), default=0.0)
 
 
-def _answers_2(answers: Sequence[str]) -> Sequence[str]:
+def _squad_2_answers(answers: Sequence[str]) -> Sequence[str]:
     return [answer for answer in answers if normalise_answer(answer)] or [""]
 
 
@@ -117,25 +116,25 @@ def _token_f1(predicted: str, answer: str, no_answer: bool) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-# --- metrics of sums over examples ----------------------------------------------------------------------
-# Counts are float64 [n, 3 G], for G groups (classes): right, predicted and expected of each. A metric is a
-# function of their sums [R, 3 G], so resamples of the examples need only weighted sums.
+# --- metrics that are functions of sums over examples ---------------------------------------------------
+# Counts are float64 [n, 3 C]: how often each of C classes is correctly predicted, predicted, and expected.
+# A metric is a function of their sums [R, 3 C], so resamples of the examples need only weighted sums.
 
 
 def of_sums(
     metric: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """The metric [R] of examples with weights [n, R]."""
+    """Returns the metric [R] of each resample; weights [n, R] are those of ``resampling``."""
     return metric(weights.T @ counts)
 
 
 def class_counts(predicted: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """[n, 3 G] of two bool arrays [n, G]."""
+    """Returns counts [n, 3 C] of two bool arrays [n, C]."""
     return np.concatenate([predicted & expected, predicted, expected], axis=1).astype(np.float64)
 
 
 def f1_of(sums: np.ndarray) -> np.ndarray:
-    """F1 [R] of sums [R, 3]; 0.0 where nothing is predicted or expected."""
+    """Returns F1 [R] of sums [R, 3]; 0.0 if nothing is predicted or expected."""
     return _ratio(2 * sums[:, 0], sums[:, 1] + sums[:, 2])
 
 
@@ -148,10 +147,10 @@ def recall_of(sums: np.ndarray) -> np.ndarray:
 
 
 def macro_f1_of(sums: np.ndarray) -> np.ndarray:
-    """The mean of the classes' F1 [R] of sums [R, 3 C]; a class without any example has 0.0."""
-    right, predicted, expected = np.split(sums, 3, axis=1)
-    return _ratio(2 * right, predicted + expected).mean(axis=1)
+    """Returns macro F1 [R] of sums [R, 3 C]; F1 of a class that is never predicted or expected is 0.0."""
+    correct, predicted, expected = np.split(sums, 3, axis=1)
+    return _ratio(2 * correct, predicted + expected).mean(axis=1)
 
 
-def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)

@@ -1,25 +1,25 @@
-"""A fine-tuned model's answers, example by example: every score is computed from them.
+"""Writes and reads the predictions of a fine-tuned model, from which all its scores are computed.
 
-One file a fine-tuning run, ``seed-<n>.predictions.parquet`` beside its score file; one row an example:
+A fine-tuning run has one file, ``seed-<n>.predictions.parquet``, beside its score file; its columns are
 
-    split     string     dev, dev_matched, test, ...
-    example   string     the example's id (``Split.ids``)
-    label     by kind    the gold value; null in a test set without labels
-    output    by kind    what the model answers
+    split     string          dev, dev_matched, test, ...
+    example   string          id of the example (``Split.ids``)
+    label     by task kind    gold value; null in a test set without labels
+    output    by task kind    output of the model
 
     kind             label                                    output
     classification   int64, class id                          list<float32>, logits [classes]
     multilabel       list<int8>, 0 or 1 for each class        list<float32>, logits [classes]; > 0: predicted
     regression       float32                                  float32
-    similarity       float32                                  float32, the cosine
+    similarity       float32                                  float32, cosine similarity
     tokens           list<int64>, a class id for each word    list<list<float32>>, logits [words][classes]
-    spans            list<string>, all right answers;         string; empty: no answer
+    spans            list<string>, all correct answers;       string; empty: no answer
                      empty: the text has no answer
-    retrieval        list<struct<id: string, grade: float>>   list<struct<id: string, score: float>>, the
-                     of the relevant documents                best documents first, at most 100
+    retrieval        list<struct<id: string, grade: float>>,  list<struct<id: string, score: float>>, at
+                     the relevant documents                   most 100 documents, the best first
 
-``decide`` turns outputs into decisions: class ids, 0 and 1 for each class, numbers, class ids of words,
-texts, or ids of documents. ``score`` and ``resampled_score`` give the task's metrics and their resamples.
+``decide`` turns outputs into decisions: class ids, 0 or 1 for each class, numbers, class ids of words, texts,
+or ids of documents. ``score`` returns a task's metrics, and ``resampled_score`` its score on resamples.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ __all__ = ["Answers", "Predictions"]
 
 
 def publish(path: str, task: Task, predictions: Predictions) -> str:
-    """Write the file, whole or not at all; its digest. UserError where an output is not finite."""
+    """Writes the file atomically and returns its digest. Raises UserError if an output is not finite."""
     kind = kind_of(task)
-    if not all(kind.require_finite(one.outputs) for one in predictions.values()):
+    if not all(kind.require_finite(answers.outputs) for answers in predictions.values()):
         raise UserError(f"{path}: the model's outputs are not finite; lower evaluation.learning_rate")
     names = ("split", "example", "label", "output")
     types = (pa.string(), pa.string(), kind.label_type, kind.output_type)
     schema = pa.schema(list(zip(names, types, strict=True)))
     tables = []
-    for part, one in predictions.items():
-        labels = [None] * len(one) if one.labels is None else kind.to_arrow(one.labels)
-        columns = [[part] * len(one), list(one.ids), labels, kind.to_arrow(one.outputs)]
+    for part, answers in predictions.items():
+        labels = [None] * len(answers) if answers.labels is None else kind.to_arrow(answers.labels)
+        columns = [[part] * len(answers), list(answers.ids), labels, kind.to_arrow(answers.outputs)]
         tables.append(pa.table(columns, schema=schema))
     with storage.publishing(path) as draft:
         parquet.write_table(pa.concat_tables(tables), draft)
@@ -59,7 +59,7 @@ def publish(path: str, task: Task, predictions: Predictions) -> str:
 
 
 def read(path: str, task: Task, digest: str, parts: list[str] | None = None) -> Predictions:
-    """The predictions of the scored splits, or of ``parts``; UserError where the file has another digest."""
+    """Returns predictions of the scored splits, or of ``parts``; raises UserError if ``digest`` differs."""
     kind = kind_of(task)
     data = storage.read_bytes(path)
     if storage.digest_bytes(data) != digest:
@@ -67,25 +67,25 @@ def read(path: str, task: Task, digest: str, parts: list[str] | None = None) -> 
             f"{path}: these predictions are damaged; run the same command again to compute them again"
         )
     table = parquet.read_table(pa.BufferReader(data))
-    found = {}
+    predictions = {}
     for part in task.scored_parts if parts is None else parts:
         rows = table.filter(compute.equal(table["split"], part))
         labels = rows["label"]
-        found[part] = Answers(
+        predictions[part] = Answers(
             None if labels.null_count else kind.labels_of(labels.to_pylist()),
             kind.outputs_of(rows["output"].to_pylist()),
             [str(example) for example in rows["example"].to_pylist()],
         )
-    return found
+    return predictions
 
 
 def decide(task: Task, answers: Answers) -> Any:
-    """What the outputs mean: class ids int64 [n], scores float32 [n], ... (the module's docstring)."""
+    """Returns the decisions, for example class ids, int64 [n]; the module's docstring lists them by kind."""
     return kind_of(task).decide(answers.outputs)
 
 
 def score(task: Task, predictions: Predictions) -> dict[str, float]:
-    """The task's metrics, named with the split's suffix where there are two (MNLI)."""
+    """Returns the task's metrics by name; names get the split's suffix if there are two splits (MNLI)."""
     return {
         name + task.suffix(part): value
         for part, answers in predictions.items()
@@ -94,17 +94,17 @@ def score(task: Task, predictions: Predictions) -> dict[str, float]:
 
 
 def score_split(task: Task, answers: Answers) -> dict[str, float]:
-    """The task's metrics of one labelled split, as fractions."""
+    """Returns the task's metrics on one labelled split, as fractions."""
     return kind_of(task).score(task, answers)
 
 
 def task_score(task: Task, metrics: dict[str, float]) -> float:
-    """The one number of a task: the mean of its main metrics, of what ``score`` gives."""
+    """Returns the score of a task: the mean of its main metrics. metrics: those that ``score`` returns."""
     return float(np.mean([metrics[key] for key in task.keys_of(task.main)]))
 
 
 def resampled_score(task: Task, predictions: Predictions) -> intervals.Scorer:
-    """The task's score as a function of resamples of the examples."""
+    """Returns the function that computes the task's score on resamples of the examples."""
     metrics = [
         (part, metric)
         for part, answers in predictions.items()

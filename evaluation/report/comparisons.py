@@ -1,7 +1,4 @@
-"""Compares the rows of a report: intervals, retention, gap closed and paired differences.
-
-The position of a row is its index in ``Estimates.scores``, which has the rows' order.
-"""
+"""Compares the rows of a report: intervals, retention, gap closed and paired differences."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ def add_comparisons(
 ) -> None:
     """Adds best_reference, retention, gaps closed, differences and intervals to every row.
 
-    tasks: estimates of each task by name; macro: estimates of the macro score.
+    tasks: estimates of each task by name; macro: of the macro score. Their models have the order of ``rows``.
     """
     names = list(rows)
     for row in rows.values():
@@ -41,9 +38,7 @@ def add_comparisons(
             ratios = {task: _as_json(_ratio(scores, *positions)) for task, scores in tasks.items()}
             row[measure], row["intervals"][measure] = _as_json(_ratio(macro, *positions))
             row[f"{measure}_by_task"] = {task: value for task, (value, _) in ratios.items()}
-            row["intervals"][f"{measure}_by_task"] = {
-                task: interval for task, (_, interval) in ratios.items()
-            }
+            row["intervals"][f"{measure}_by_task"] = {task: ends for task, (_, ends) in ratios.items()}
         row["differences"] = {
             other: _differences(tasks, macro, position, names.index(other))
             for other in dict.fromkeys([TEACHER, *row["references"].values()])

@@ -95,8 +95,7 @@ def score_against_latency(report: Mapping[str, Any]) -> bytes:
         x, y = row["latency"]["p50_ms"], 100 * row["macro"]
         disc = {"alpha": 0.75, "linewidths": 0} | style(report, name, position)
         axes.scatter(x, y, s=1200 * _megabytes(row) / largest, **disc)
-        lengths = _error_lengths([y], [row["intervals"]["macro"]])
-        axes.errorbar(x, y, yerr=lengths, fmt="none", **ERROR_BARS)
+        axes.errorbar(x, y, yerr=_error_lengths([y], [row["intervals"]["macro"]]), fmt="none", **ERROR_BARS)
     axes.set_xlabel("median latency, ms (batch size 1, CPU)")
     axes.set_ylabel("macro score, %")
     axes.set_title("Score against latency; the area of a disc is the size in float32")
@@ -136,10 +135,7 @@ def _megabytes(row: Mapping[str, Any]) -> float:
 
 
 def loss_curves(histories: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> bytes | None:
-    """Draws one panel per loss term, with one curve per student; None if there are no curves.
-
-    histories: ``curves`` of report.json, student -> term -> [step, value] points.
-    """
+    """Draws one panel per loss term and one curve per student; None if no student has curves."""
     recorded = [term for curves in histories.values() for term in curves]
     terms = {term: title for term, title in LOSS_TERMS.items() if term in recorded}
     if not terms:

@@ -131,7 +131,7 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     component = found.components[1]
     share = float(component.covariance[0, 0]) / (1.346 * variance / 3)
     assert 0.9 < share < 1  # the rest is what the examples between them explain
-    assert component.freedom == pytest.approx(2 * share**2)
+    assert component.dof == pytest.approx(2 * share**2)
     assert found.scores.tolist() == [0.8]
     assert width(intervals.interval(found, ONE)) > 4 * 2 * np.sqrt(variance / 3)
 
