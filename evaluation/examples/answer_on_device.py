@@ -1,10 +1,10 @@
-"""Answer a question from a text of any length with an exported student: no torch, no transformers.
+"""Answers a question from a text of any length with an exported student, without torch and transformers.
 
 python answer_on_device.py EXPORT_DIR "who came?" "the red car came" [NO_ANSWER_THRESHOLD]
 
-Prints the five best answers with their probabilities, best first, found as in evaluation: in windows that
-overlap, among the 20 best starts and ends of each. With a threshold, it prints "no answer" where the score of
-[CLS], which stands for no answer, is above the best answer's by more than that.
+Prints the five best answers with their probabilities, the best first. It searches as evaluation does: among the
+20 best starts and ends of each of several overlapping windows. With a threshold, it prints "no answer" if the
+score of [CLS], which stands for no answer, exceeds the best answer's score by more than the threshold.
 """
 
 import json
@@ -18,12 +18,12 @@ WINDOW, N_BEST, MAX_TOKENS, SHOWN = 384, 20, 30, 5
 
 
 def windows(tokenizer: Tokenizer, question: str, context: str, length: int) -> list[Encoding]:
-    """Rows of at most ``length`` tokens that share a third of them, at most 128, with their neighbours."""
+    """Returns rows of at most ``length`` tokens that cover the context; neighbours share up to 128 tokens."""
     tokenizer.no_truncation()
     question = question.lstrip()
     asked = tokenizer.encode(question, add_special_tokens=False)
     limit = min(64, length // 4)
-    if len(asked) > limit:  # the text always has room
+    if len(asked) > limit:  # leaves room for the context
         question = question[: asked.offsets[limit - 1][1]]
     tokenizer.enable_truncation(length, stride=min(128, length // 3), strategy="only_second")
     row = tokenizer.encode(question, context)
@@ -31,7 +31,10 @@ def windows(tokenizer: Tokenizer, question: str, context: str, length: int) -> l
 
 
 def spans(row: Encoding, start: np.ndarray, end: np.ndarray) -> list[tuple[float, int, int]]:
-    """(score, first character, last character + 1) of a window's candidates. start, end: float32 [L]."""
+    """Returns a window's candidates as (score, first character, last character + 1).
+
+    start, end: logits, float32 [L].
+    """
     inside = np.array([token for token, part in enumerate(row.sequence_ids) if part == 1], np.int64)
     starts = inside[np.argsort(-start[inside], kind="stable")[:N_BEST]]
     ends = inside[np.argsort(-end[inside], kind="stable")[:N_BEST]]
@@ -45,29 +48,29 @@ def spans(row: Encoding, start: np.ndarray, end: np.ndarray) -> list[tuple[float
 
 def main(directory: str, question: str, context: str, threshold: str = "inf") -> None:
     with open(f"{directory}/export.json") as file:
-        about = json.load(file)
+        export = json.load(file)
     tokenizer = Tokenizer.from_file(f"{directory}/tokenizer.json")
-    tokenizer.encode_special_tokens = True  # a text that spells [SEP] does not end there
+    tokenizer.encode_special_tokens = True  # "[SEP]" in a text is ordinary text
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(f"{directory}/model.int8.onnx", options)
-    found, starts, ends, nothing = [], [], [], np.inf
-    for row in windows(tokenizer, question, context, min(WINDOW, about["max_length"])):
+    candidates, starts, ends, no_answer = [], [], [], np.inf
+    for row in windows(tokenizer, question, context, min(WINDOW, export["max_length"])):
         arrays = {"input_ids": row.ids, "attention_mask": row.attention_mask, "token_type_ids": row.type_ids}
-        inputs = {name: np.array([arrays[name]], np.int64) for name in about["inputs"]}
+        inputs = {name: np.array([arrays[name]], np.int64) for name in export["inputs"]}
         start, end = (logits[0] for logits in session.run(["start_logits", "end_logits"], inputs))
-        found += spans(row, start, end)
+        candidates += spans(row, start, end)
         starts.append(start)
         ends.append(end)
-        nothing = min(nothing, float(start[0] + end[0]))
-    whole = sum(np.logaddexp.reduce(np.concatenate(logits)) for logits in (starts, ends))
-    found.sort(key=lambda span: -span[0])
-    if not found or nothing - found[0][0] > float(threshold):
+        no_answer = min(no_answer, float(start[0] + end[0]))
+    normaliser = sum(np.logaddexp.reduce(np.concatenate(logits)) for logits in (starts, ends))
+    candidates.sort(key=lambda candidate: -candidate[0])
+    if not candidates or no_answer - candidates[0][0] > float(threshold):
         print("no answer")
         return
-    for place in list(dict.fromkeys(span[1:] for span in found))[:SHOWN]:
-        score = next(span[0] for span in found if span[1:] == place)
-        print(f"{np.exp(score - whole):.4f}\t{context[slice(*place)]}")
+    for characters in list(dict.fromkeys(candidate[1:] for candidate in candidates))[:SHOWN]:
+        score = next(candidate[0] for candidate in candidates if candidate[1:] == characters)
+        print(f"{np.exp(score - normaliser):.4f}\t{context[slice(*characters)]}")
 
 
 if __name__ == "__main__":

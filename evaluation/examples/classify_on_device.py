@@ -1,8 +1,8 @@
-"""Classify a text (or score a pair) with an exported student: no torch, no transformers.
+"""Classifies or scores a text, or a pair of texts, with an exported student, without torch and transformers.
 
-python classify_on_device.py EXPORT_DIR "a warm and funny film"
+python classify_on_device.py EXPORT_DIR "a warm and funny film" ["a second text"]
 
-Prints the classes with their probabilities, the likeliest first; of a regression the number.
+Prints the classes with their probabilities, the most likely first, or the number that a regression predicts.
 """
 
 import json
@@ -14,17 +14,17 @@ from tokenizers import Tokenizer
 
 directory, text, *second = sys.argv[1:]
 with open(f"{directory}/export.json") as file:
-    about = json.load(file)
+    export = json.load(file)
 tokenizer = Tokenizer.from_file(f"{directory}/tokenizer.json")
-tokenizer.encode_special_tokens = True  # a text that spells [SEP] does not end there
-tokenizer.enable_truncation(about["max_length"])
+tokenizer.encode_special_tokens = True  # "[SEP]" in a text is ordinary text
+tokenizer.enable_truncation(export["max_length"])
 session = onnxruntime.InferenceSession(f"{directory}/model.int8.onnx", providers=["CPUExecutionProvider"])
 row = tokenizer.encode(text, second[0] if second else None)
 arrays = {"input_ids": row.ids, "attention_mask": row.attention_mask, "token_type_ids": row.type_ids}
-(logits,) = session.run(["logits"], {name: np.array([arrays[name]], np.int64) for name in about["inputs"]})
-if about["labels"]:
-    shares = np.exp(logits[0] - np.logaddexp.reduce(logits[0]))
-    for place in np.argsort(-shares, kind="stable"):
-        print(f"{shares[place]:.4f}\t{about['labels'][place]}")
+(logits,) = session.run(["logits"], {name: np.array([arrays[name]], np.int64) for name in export["inputs"]})
+if export["labels"]:
+    probabilities = np.exp(logits[0] - np.logaddexp.reduce(logits[0]))
+    for class_id in np.argsort(-probabilities, kind="stable"):
+        print(f"{probabilities[class_id]:.4f}\t{export['labels'][class_id]}")
 else:
     print(float(logits[0, 0]))

@@ -1,4 +1,4 @@
-// Sorts a table by the column whose head is pressed: numbers by value, texts by alphabet; again: reversed.
+// A click on a column's header sorts the table: numbers by value, texts by alphabet; a second click reverses the order.
 const value = (row, column) => {
   const text = row.cells[column].textContent.trim() || (row.cells[column].querySelector("svg") || {}).ariaLabel || "";
   const number = parseFloat(text.replace(/,/g, ""));

@@ -1,1 +1,1 @@
-"""The page that runs exported models in a browser: its folder, its build, and what it is compared with."""
+"""Writes the page that runs exported models in a browser: its build, its folder, its expected outputs."""

@@ -1,9 +1,12 @@
-"""What an exported model answers in Python, for the browser page to compare itself with (golden.json).
+"""Computes golden.json: an exported model's outputs in Python, with which the browser page compares its own.
 
-ONNX Runtime computes every row alone and with one thread, as a device does. Ids and windows come from
-``evaluation.tasks.squad``. Keys of an example: texts, ids (one list a row), and ``span`` (best answer:
-window, first and last token, score, text, noAnswer), ``logits``, or ``cosines`` of the first text with the
-others.
+ONNX Runtime runs each row in a batch of its own with one thread, as the page does. Each example has
+
+    texts     the inputs
+    ids       token ids: of each window of a question or each text of an encoder, otherwise of the one row
+    span      of a question: the best answer (window, first and last token, score, text, noAnswer), or null
+    logits    of a classification or regression
+    cosines   of an encoder: cosine similarity of the first text to each of the others
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ _TEXT = (
 )
 QUESTIONS: tuple[Texts, ...] = (
     ("Who kept the lamp burning?", _TEXT),
-    ("When was the lighthouse built?", _TEXT * 12),  # several windows
+    ("When was the lighthouse built?", _TEXT * 12),  # needs several windows
     ("Wann wurde Zürichs Straßenbahn eröffnet?", "Zürichs Straßenbahn fährt seit 1882, sagt Jürg Ångström."),
     ("متى بني البرج؟", "بني البرج سنة 1874 على يد أختين. שלום עולם."),
     ("谁点亮了灯？", "1912年冬天，汤姆·黑尔点亮了灯塔的灯。𠀀𠮷 한국어 텍스트"),
@@ -34,42 +37,43 @@ QUESTIONS: tuple[Texts, ...] = (
         "Text with [CLS] and [SEP], \u0000\u200b\ufeff\ufffd or e\u0301\u0327 and \ufb01\ufb02. İSTANBUL ΣΑΣ",
     ),
     ("🙂 who? 👩🏽‍🚀", "The 🚢 arrived at 10:45 — with “Ms. O’Neill”… and $3,000.50!\t\r\n" + "x" * 150),
-    ("why " * 120, _TEXT),  # longer than a question may be
+    ("why " * 120, _TEXT),  # longer than the limit of a question
 )
-"""Texts that are hard to tokenize, beside ordinary ones."""
+"""Questions and contexts, most of them hard to tokenize."""
 SENTENCES: tuple[Texts, ...] = tuple((context[:400],) for _, context in QUESTIONS)
+"""Inputs for other models."""
 
 
 def golden(model: str, kind: str, tokenizer: Any, texts: Sequence[Texts], length: int) -> dict[str, Any]:
-    """The content of golden.json for the ONNX file ``model``. Texts: questions with contexts, or others."""
+    """Returns the content of golden.json. model: path of the ONNX file; texts: inputs, one tuple per row."""
     session = open_session(model)
     if kind == "spans":
-        examples = [_answered(session, tokenizer, pair, length) for pair in texts]
+        examples = [_span_example(session, tokenizer, pair, length) for pair in texts]
     elif kind == "encoder":
-        groups = [(texts[place][0], *(row[0] for row in texts)) for place in range(min(3, len(texts)))]
-        examples = [_compared(session, tokenizer, group, length) for group in groups]
+        groups = [(first[0], *(row[0] for row in texts)) for first in texts[:3]]
+        examples = [_cosine_example(session, tokenizer, group, length) for group in groups]
     else:
-        examples = [_scored(session, tokenizer, row, length) for row in texts]
+        examples = [_logit_example(session, tokenizer, row, length) for row in texts]
     return {"examples": examples}
 
 
-def rows_alone(session: Any, ids: Sequence[list[int]], types: Sequence[list[int]]) -> list[dict[str, Any]]:
-    """Outputs of rows that are run one after the other, without padding: arrays [L, ...] by name."""
-    found = []
-    for row, segments in zip(ids, types, strict=True):
+def run_rows(session: Any, ids: Sequence[list[int]], types: Sequence[list[int]]) -> list[dict[str, Any]]:
+    """Runs each row in a batch of its own, without padding; returns its outputs by name, arrays [L, ...]."""
+    outputs = []
+    for row_ids, row_types in zip(ids, types, strict=True):
         inputs = {
-            "input_ids": np.asarray([row], np.int64),
-            "token_type_ids": np.asarray([segments], np.int64),
-            "attention_mask": np.ones((1, len(row)), np.int64),
+            "input_ids": np.asarray([row_ids], np.int64),
+            "token_type_ids": np.asarray([row_types], np.int64),
+            "attention_mask": np.ones((1, len(row_ids)), np.int64),
         }
-        found.append({name: array[0] for name, array in run_session(session, inputs).items()})
-    return found
+        outputs.append({name: array[0] for name, array in run_session(session, inputs).items()})
+    return outputs
 
 
-def _answered(session: Any, tokenizer: Any, texts: Texts, length: int) -> dict[str, Any]:
+def _span_example(session: Any, tokenizer: Any, texts: Texts, length: int) -> dict[str, Any]:
     question = squad.Question("", texts[0], texts[1], ("",), (0,))
     windows = squad.encode(tokenizer, [question], length)
-    outputs = rows_alone(session, windows.encoded.input_ids, windows.encoded.token_type_ids)
+    outputs = run_rows(session, windows.encoded.input_ids, windows.encoded.token_type_ids)
     best: dict[str, Any] | None = None
     for number, (row, offsets) in enumerate(zip(outputs, windows.offsets, strict=True)):
         span = squad.best_span(row["start_logits"], row["end_logits"], offsets[:, 0] >= 0)
@@ -82,15 +86,19 @@ def _answered(session: Any, tokenizer: Any, texts: Texts, length: int) -> dict[s
     return {"texts": list(texts), "ids": [list(row) for row in windows.encoded.input_ids], "span": best}
 
 
-def _scored(session: Any, tokenizer: Any, texts: Texts, length: int) -> dict[str, Any]:
+def _logit_example(session: Any, tokenizer: Any, texts: Texts, length: int) -> dict[str, Any]:
     row = tokenize(tokenizer, *([text] for text in texts), truncation=True, max_length=length)
-    (output,) = rows_alone(session, row["input_ids"], row["token_type_ids"])
+    (output,) = run_rows(session, row["input_ids"], row["token_type_ids"])
     return {"texts": list(texts), "ids": row["input_ids"], "logits": [float(x) for x in output["logits"]]}
 
 
-def _compared(session: Any, tokenizer: Any, texts: Texts, length: int) -> dict[str, Any]:
+def _cosine_example(session: Any, tokenizer: Any, texts: Texts, length: int) -> dict[str, Any]:
     rows = tokenize(tokenizer, list(texts), truncation=True, max_length=length)
-    outputs = rows_alone(session, rows["input_ids"], rows["token_type_ids"])
-    vectors = np.stack([row["last_hidden_state"].astype(np.float64).mean(axis=0) for row in outputs])
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return {"texts": list(texts), "ids": rows["input_ids"], "cosines": (vectors[1:] @ vectors[0]).tolist()}
+    outputs = run_rows(session, rows["input_ids"], rows["token_type_ids"])
+    embeddings = np.stack([row["last_hidden_state"].astype(np.float64).mean(axis=0) for row in outputs])
+    embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    return {
+        "texts": list(texts),
+        "ids": rows["input_ids"],
+        "cosines": (embeddings[1:] @ embeddings[0]).tolist(),
+    }

@@ -1,7 +1,7 @@
-"""Builds the browser page from its TypeScript sources with Node, once for each version of the sources.
+"""Builds the browser page from its TypeScript sources with Node, once per version of the sources.
 
-The page is built where it is needed, because its runtime comes from the npm registry and is several
-megabytes. ``npm ci`` installs exactly the packages of package-lock.json, without running their scripts.
+The built page is not part of the package, because it contains a runtime of several megabytes from the npm
+registry. ``npm ci`` installs exactly the packages of package-lock.json, without running their scripts.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from infra.errors import UserError
 from infra.files.locks import locked
 
 SOURCES = Path(__file__).parent / "page"
-BUILD_SECONDS = 600.0
-NODE = 20
-"""Oldest major version of Node that the page was built with."""
+TIMEOUT_SECONDS = 600.0
+"""Longest time that one npm command may take."""
+OLDEST_NODE = 20
+"""Oldest major version of Node with which the build was tested."""
 
 
 def built_page() -> Path:
-    """The directory of the page's files, built if it is not there; one process builds, others wait.
+    """Returns the directory of the built page. If it is missing, one process builds it and others wait.
 
-    Raises UserError where Node is missing or too old, or the build fails, for example without network.
+    Raises UserError if Node is missing or too old, or if the build fails, for example without a network.
     """
     files = source_files()
     digest = hashlib.sha256()
@@ -43,26 +44,30 @@ def built_page() -> Path:
 
 
 def source_files() -> list[Path]:
-    """The files that a build reads."""
-    found = [*SOURCES.glob("*.json"), *SOURCES.glob("*.mjs"), *(SOURCES / "src").iterdir()]
-    return sorted(path for path in found if path.is_file())
+    """Returns the files that a build reads."""
+    paths = [*SOURCES.glob("*.json"), *SOURCES.glob("*.mjs"), *(SOURCES / "src").iterdir()]
+    return sorted(path for path in paths if path.is_file())
 
 
 def _require_node() -> str:
-    """The path of npm."""
+    """Returns the path of npm. Raises UserError if Node is missing or too old."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         raise UserError(
-            f"export --web: Node is not installed; the page is built with Node {NODE} or newer and its npm, "
-            "for example from https://nodejs.org"
+            f"export --web: Node is not installed; install Node {OLDEST_NODE} or newer with npm, for example "
+            "from https://nodejs.org"
         )
     version = subprocess.run([node, "--version"], capture_output=True, text=True).stdout.strip()
-    if not version.lstrip("v").partition(".")[0].isdigit() or int(version[1:].partition(".")[0]) < NODE:
-        raise UserError(f"export --web: Node is {version or 'broken'}; the page needs Node {NODE} or newer")
+    if (
+        not version.lstrip("v").partition(".")[0].isdigit()
+        or int(version[1:].partition(".")[0]) < OLDEST_NODE
+    ):
+        raise UserError(f"export --web: Node is {version or 'broken'}; install Node {OLDEST_NODE} or newer")
     return npm
 
 
 def _build(npm: str, files: list[Path], target: Path) -> None:
+    """Builds the page in a copy of its sources and moves the result to ``target``."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".page-") as draft:
         for path in files:
             copy = Path(draft) / path.relative_to(SOURCES)
@@ -77,11 +82,11 @@ def _build(npm: str, files: list[Path], target: Path) -> None:
 def _run(command: list[str], directory: str) -> None:
     try:
         done = subprocess.run(
-            command, cwd=directory, capture_output=True, text=True, errors="replace", timeout=BUILD_SECONDS
+            command, cwd=directory, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_SECONDS
         )
     except subprocess.TimeoutExpired:
-        raise UserError(f"export --web: {' '.join(command[1:3])} took over {BUILD_SECONDS:.0f} s") from None
+        raise UserError(f"export --web: {' '.join(command[1:3])} took over {TIMEOUT_SECONDS:.0f} s") from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        said = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "no message")
-        raise UserError(f"export --web: {' '.join(command[1:3])} failed: {said.strip()[:200]}")
+        message = next((line for line in lines if "error" in line.lower()), (lines or ["no message"])[0])
+        raise UserError(f"export --web: {' '.join(command[1:3])} failed: {message.strip()[:200]}")

@@ -1,10 +1,10 @@
-"""A folder that any static host can serve: the browser page with exported models (see docs/web.md).
+"""Writes the browser page with exported models to a folder that any static host can serve (docs/web.md).
 
     index.html page.js worker.js ort.*.js offline.js style.css icon.svg runtime.wasm.gz runtime-gpu.wasm.gz
     models/<task>/<role>/model.int8.onnx tokenizer.json.gz golden.json.gz
     site.json      written last: tasks and models, with the size and SHA-256 of each large file
 
-Adding a model keeps the others; one of the same task and role is replaced.
+Models that are already in the folder are kept, unless a new one has the same task and role.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from infra.files import storage
 
 SITE = "site.json"
 RUNTIMES = {"cpu": "runtime.wasm.gz", "gpu": "runtime-gpu.wasm.gz"}
-"""ONNX Runtime's WebAssembly: a visitor fetches the one of the processor that computes."""
+"""Processor that runs the model -> file of ONNX Runtime's WebAssembly. A visitor fetches only one of them."""
 OFFLINE = "offline.js"
 WINDOW = 384
-"""Tokens of a window of a model that answers questions, as in fine-tuning."""
+"""Number of tokens per window of a model that answers questions, as in fine-tuning."""
 Texts = tuple[str, ...]
 
 
@@ -39,24 +39,26 @@ class SiteModel:
 
     directory: str
     role: str
-    """student, teacher, or the name of one of several students."""
+    """``student``, ``teacher``, or the name of one of several students."""
     task: str
-    """Title of the page's entry."""
+    """Name of the task that the page shows."""
     length: int | None = None
-    """Most tokens of a row; None: ``WINDOW`` for questions, else 512. Never more than the model can take."""
+    """Most tokens per row, within the model's limit; None: ``WINDOW`` for questions, otherwise 512."""
     labels: tuple[str, ...] = ()
-    """Names of the classes, where the model's own are not to be shown."""
+    """Names of the classes that the page shows; empty: those in the model's configuration."""
     golden: tuple[Texts, ...] = ()
-    """Texts on which the page can be compared with Python, beside those of ``golden.py``."""
+    """Further texts of golden.json, beside those of ``golden.py``."""
     embedding_bits: int = 8
+    """Bits per number of the word embeddings in the int8 file, see ``export``."""
     texts: int | None = None
-    """How many texts a row has, 1 or 2; None: unknown, so the page has a second field that may be empty."""
+    """Number of texts per row, 1 or 2; None: unknown, so the page has a second field that may stay empty."""
 
 
 def add_to_site(output: str, page: Path, models: Sequence[SiteModel]) -> dict[str, Any]:
-    """Writes the page and the models into ``output``; returns the content of site.json.
+    """Writes the page and the models to the folder ``output``; returns the content of site.json.
 
-    Raises UserError for a model that cannot be exported or whose tokenizer the page does not have.
+    page: directory of the built page. Raises UserError if a model cannot be exported or the page does not
+    support its tokenizer.
     """
     tasks = _tasks(output)
     for model in models:
@@ -68,42 +70,43 @@ def add_to_site(output: str, page: Path, models: Sequence[SiteModel]) -> dict[st
         task["models"] = sorted(
             [*others, _write_model(output, model)], key=lambda entry: entry["role"] == "teacher"
         )
-    runtimes = {key: _described(name, (page / name).read_bytes()) for key, name in RUNTIMES.items()}
+    runtimes = {key: _file_entry(name, (page / name).read_bytes()) for key, name in RUNTIMES.items()}
     _write_page(output, page, {"runtimes": runtimes, "tasks": tasks})
     site: dict[str, Any] = storage.read_json(storage.join(output, SITE))
     return site
 
 
 def _tasks(output: str) -> list[dict[str, Any]]:
+    """Returns the tasks of the folder's site.json; none if the file is missing or damaged."""
     path = storage.join(output, SITE)
-    with contextlib.suppress(UserError, TypeError, KeyError):  # damaged: it is written again
+    with contextlib.suppress(UserError, TypeError, KeyError):
         if storage.exists(path):
             return list(storage.read_json(path)["tasks"])
     return []
 
 
 def _write_page(output: str, page: Path, site: dict[str, Any]) -> None:
-    """Writes the page's files. The service worker gets their names, and a version that any change changes."""
+    """Writes site.json and the page's files; ``OFFLINE`` gets a digest and the names of the small files."""
     files = {path.name: path.read_bytes() for path in sorted(page.iterdir())}
     content = json.dumps(site, indent=1).encode()
     digest = hashlib.sha256(b"".join([*files.values(), content])).hexdigest()
-    kept = [name for name in files if name not in (*RUNTIMES.values(), OFFLINE)]
-    known = json.dumps({"version": digest[:16], "files": ["./", *kept, SITE]})
-    files[OFFLINE] = f"const SITE = {known};\n".encode() + files[OFFLINE]
+    small_files = [name for name in files if name not in (*RUNTIMES.values(), OFFLINE)]
+    constants = json.dumps({"version": digest[:16], "files": ["./", *small_files, SITE]})
+    files[OFFLINE] = f"const SITE = {constants};\n".encode() + files[OFFLINE]
     for name, data in files.items():
         storage.publish_if_changed(storage.join(output, name), data)
     storage.publish_if_changed(storage.join(output, SITE), content)
 
 
 def _write_model(output: str, model: SiteModel) -> dict[str, Any]:
-    """Exports the model into the folder; its entry of site.json."""
+    """Exports the model into the folder and returns its entry in site.json."""
     from evaluation.devices.export import export
     from evaluation.models import load_tokenizer, require_model
     from evaluation.web.golden import QUESTIONS, SENTENCES, golden
 
     require_model(model.directory)
     tokenizer = load_tokenizer(model.directory)
-    packed = _tokenizer_of(tokenizer, model.directory)
+    tokenizer_json = _tokenizer_json(tokenizer, model.directory)
     with tempfile.TemporaryDirectory() as draft:
         summary = export(model.directory, draft, model.embedding_bits)
         kind, path = summary["kind"], os.path.join(draft, INT8)
@@ -113,8 +116,8 @@ def _write_model(output: str, model: SiteModel) -> dict[str, Any]:
         expected = golden(path, kind, tokenizer, texts, length)
         files = {
             "graph": (INT8, Path(path).read_bytes()),
-            "tokenizer": ("tokenizer.json.gz", _packed(packed)),
-            "golden": ("golden.json.gz", _packed(expected)),
+            "tokenizer": ("tokenizer.json.gz", _compress(tokenizer_json)),
+            "golden": ("golden.json.gz", _compress(expected)),
         }
     entry: dict[str, Any] = {
         "role": model.role, "name": _shape(model.directory), "kind": kind, "inputs": summary["inputs"],
@@ -123,9 +126,9 @@ def _write_model(output: str, model: SiteModel) -> dict[str, Any]:
         "source": source_digest(model.directory),
     }  # fmt: skip
     for key, (name, data) in files.items():
-        place = f"models/{_folder(model.task)}/{model.role}/{name}"
-        storage.publish_if_changed(storage.join(output, place), data)
-        entry[key] = _described(place, data)
+        relative_path = f"models/{_folder(model.task)}/{model.role}/{name}"
+        storage.publish_if_changed(storage.join(output, relative_path), data)
+        entry[key] = _file_entry(relative_path, data)
     return entry
 
 
@@ -137,30 +140,31 @@ def _shape(directory: str) -> str:
 
 
 def _folder(task: str) -> str:
+    """Returns the task's name as a folder name: "-" replaces all characters but letters, digits, "-", "_"."""
     return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in task)
 
 
-def _packed(content: Any) -> bytes:
-    """JSON in gzip, the same bytes for the same content; hosts do not compress every kind of file."""
+def _compress(content: Any) -> bytes:
+    """Returns JSON in gzip, the same bytes for the same content; not every host compresses what it serves."""
     return gzip.compress(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(), mtime=0)
 
 
-def _described(path: str, data: bytes) -> dict[str, Any]:
+def _file_entry(path: str, data: bytes) -> dict[str, Any]:
     return {"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _tokenizer_of(tokenizer: Any, directory: str) -> dict[str, Any]:
-    """What the page reads of tokenizer.json. It knows the tokenizers of BERT's family."""
+def _tokenizer_json(tokenizer: Any, directory: str) -> dict[str, Any]:
+    """Returns the content of tokenizer.json. Raises UserError if the page cannot tokenize as it says."""
     content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
-    kinds = {part: (content[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")}
-    wanted = {"normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer", "model": "WordPiece"}
-    other = next((part for part in wanted if kinds[part] != wanted[part]), None)
-    if other is not None:
+    types = {part: (content[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")}
+    supported = {"normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer", "model": "WordPiece"}
+    part = next((part for part in supported if types[part] != supported[part]), None)
+    if part is not None:
         raise UserError(
-            f"{directory}: the page can tokenize for BERT's family ({wanted[other]}), "
-            f"and this model's {other.replace('_', '-')} is {kinds[other]}"
+            f"{directory}: the page supports only BERT's tokenizer ({supported[part]}), "
+            f"but this model's {part.replace('_', '-')} is {types[part]}"
         )
     added = [token["content"] for token in content["added_tokens"] if not token["special"]]
     if added:
-        raise UserError(f"{directory}: the page does not know tokens that were added, such as {added[0]}")
+        raise UserError(f"{directory}: the page does not support added tokens, and this model has {added[0]}")
     return content

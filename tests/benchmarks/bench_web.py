@@ -27,7 +27,7 @@ from evaluation.models import load_tokenizer
 from evaluation.tasks import squad
 from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.squad import read_questions
-from evaluation.web.golden import rows_alone
+from evaluation.web.golden import run_rows
 from infra import console
 from tests.evaluation.web.browser import page_tests, served, visit
 
@@ -82,7 +82,7 @@ def span_scores(path: str, output: str, model: str, questions: list[squad.Questi
     tokenizer._tokenizer = Tokenizer.from_file(os.path.join(output, "tokenizer.json"))  # of a trimmed model
     tokenizer.backend_tokenizer.encode_special_tokens = True
     windows = squad.encode(tokenizer, questions, 384)
-    outputs = rows_alone(open_session(path), windows.encoded.input_ids, windows.encoded.token_type_ids)
+    outputs = run_rows(open_session(path), windows.encoded.input_ids, windows.encoded.token_type_ids)
     logits = [np.stack([row["start_logits"], row["end_logits"]]) for row in outputs]
     answers = squad.best_answers(windows, logits, questions)
     return score_split(find_task("SQuAD"), Answers([item.answers for item in questions], answers))
@@ -133,7 +133,7 @@ def native(graph: str, model: str, questions: list[squad.Question]) -> list[floa
     times = []
     for ids, types in zip(encoded.input_ids, encoded.token_type_ids, strict=True):
         start = time.perf_counter()
-        rows_alone(session, [ids], [types])
+        run_rows(session, [ids], [types])
         times.append(1000 * (time.perf_counter() - start))
     return times
 

@@ -12,7 +12,7 @@ async function site() {
   await mkdir("build/site", { recursive: true });
   const page = { ...common, minify: true, outdir: "build/site" };
   await build({ ...page, entryPoints: ["src/page.ts", "src/offline.ts"] });
-  await build({ ...page, entryPoints: ["src/worker.ts"], splitting: true, chunkNames: "[name]" }); // a file a runtime
+  await build({ ...page, entryPoints: ["src/worker.ts"], splitting: true, chunkNames: "[name]" }); // one chunk per runtime
   for (const name of ["index.html", "style.css", "icon.svg"]) await cp(`src/${name}`, `build/site/${name}`);
   const { resolve } = createRequire(import.meta.url);
   for (const [name, source] of Object.entries(RUNTIMES)) {

@@ -53,7 +53,7 @@ def test_a_graphics_processor_that_answers_otherwise_is_not_used(
     assert found["processor"] == "cpu"
     assert found["answer"]
     assert "Done in" in found["status"]
-    assert any("failed: its answers are not Python's" in line for line in found["figures"])
+    assert any("failed: its answer to an example differs" in line for line in found["figures"])
 
 
 def test_a_graphics_processor_whose_runtime_fails_is_not_used(

@@ -1,4 +1,4 @@
-// What the page asks of a model: answers from a text, scores of texts, similarity of sentences.
+// Computes what the page shows: answers from a text, scores of texts, similarity of sentences.
 import type { Engine } from "./engine";
 import { Search, type Span, softmax } from "./spans";
 import { cutRow, shortened, windowCount, windows } from "./windows";
@@ -13,17 +13,17 @@ export interface Answers {
 export interface Scores {
   ids: number[];
   logits: number[];
-  /** One number a class; for a regression empty. */
+  /** One number per class; empty for a regression. */
   probabilities: number[];
 }
 
 export interface Similarity {
   ids: number[][];
-  /** Cosine of the first sentence with each other one. */
+  /** Cosine similarity of the first sentence to each of the others. */
   cosines: number[];
 }
 
-/** Is told windows done and windows in all; throws to stop. */
+/** Is called with the number of finished rows and of all rows; throws to stop the request. */
 export type Pace = (done: number, all: number) => Promise<void>;
 
 export async function answer(engine: Engine, question: string, context: string, pace: Pace): Promise<Answers> {
@@ -62,7 +62,7 @@ export async function compare(engine: Engine, texts: string[], pace: Pace): Prom
   return { ids, cosines: vectors.slice(1).map((vector) => cosine(vectors[0]!, vector)) };
 }
 
-/** Mean over tokens of states [1, L, D]. */
+/** Returns the mean over tokens of hidden states [1, L, D]. */
 function mean(states: { data: Float32Array; dims: readonly number[] }): Float64Array {
   const [, length, width] = states.dims as [number, number, number];
   const sum = new Float64Array(width);

@@ -1,16 +1,17 @@
-// The page's side of the worker.
+// Sends the page's requests to the worker and receives its replies.
 import type { Reply, Request, Result } from "./worker";
 
 type Without<T> = T extends unknown ? Omit<T, "id"> : never;
 
 export interface Done<T extends Result> {
   result: T;
-  /** Of the whole request, and of one forward of the model (median). */
+  /** Time of the whole request. */
   milliseconds: number;
+  /** Median time of one forward pass of the model, in milliseconds. */
   perRow: number;
 }
 
-/** Is thrown when a request was stopped or replaced by a newer one. */
+/** The error of a request that was stopped or replaced by a newer one. */
 export class Replaced extends Error {}
 
 export class Client {
@@ -20,7 +21,7 @@ export class Client {
 
   constructor(private readonly progress: (done: number, all: number) => void) {
     this.worker.onmessage = ({ data }: MessageEvent<Reply>) => this.receive(data);
-    this.worker.onerror = () => this.failAll(new Error("The program of the page could not be started. Load the page again."));
+    this.worker.onerror = () => this.failAll(new Error("worker.js could not be started. Reload the page."));
   }
 
   ask<T extends Result>(request: Without<Request>): Promise<Done<T>> {

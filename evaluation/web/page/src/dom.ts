@@ -1,4 +1,4 @@
-// Small helpers for elements.
+// Finds and creates HTML elements, and formats numbers for them.
 
 export function find<T extends HTMLElement>(id: string): T {
   return document.getElementById(id) as T;
@@ -6,7 +6,7 @@ export function find<T extends HTMLElement>(id: string): T {
 
 type Attributes = Record<string, string | boolean>;
 
-/** An element with attributes (false: absent) and children; texts are never read as HTML. */
+/** Creates an element with attributes (false: left out) and children; strings become text, never HTML. */
 export function make<K extends keyof HTMLElementTagNameMap>(
   tag: K,
   attributes: Attributes = {},

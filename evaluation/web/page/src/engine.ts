@@ -1,4 +1,4 @@
-// A loaded model: rows to outputs, one row at a time.
+// Loads a model and runs it on one row at a time.
 import type * as Ort from "onnxruntime-web/wasm";
 import { Splitter } from "./pieces";
 import type { Processor } from "./processor";
@@ -7,7 +7,7 @@ import type { Row } from "./windows";
 
 export type Outputs = Record<string, { data: Float32Array; dims: readonly number[] }>;
 
-/** The runtime of each processor, fetched where it is used. */
+/** Import of the runtime for each processor; only the one in use is fetched. */
 const SCRIPTS: Record<Processor, () => Promise<typeof Ort>> = {
   cpu: () => import("onnxruntime-web/wasm"),
   gpu: () => import("onnxruntime-web/jspi"),
@@ -15,7 +15,7 @@ const SCRIPTS: Record<Processor, () => Promise<typeof Ort>> = {
 const PROVIDERS = { cpu: "wasm", gpu: "webgpu" };
 const started: Partial<Record<Processor, Promise<typeof Ort>>> = {};
 
-/** Starts a runtime once. It uses one thread, so a static host needs no special headers. */
+/** Starts the runtime at the first call. It has one thread, because more threads need special headers from the host. */
 function start(site: Site, processor: Processor, progress: Progress): Promise<typeof Ort> {
   started[processor] ??= Promise.all([SCRIPTS[processor](), read(site.runtimes[processor], progress).then(unpack)]).then(
     ([ort, binary]) => {
@@ -29,7 +29,7 @@ function start(site: Site, processor: Processor, progress: Progress): Promise<ty
 }
 
 export class Engine {
-  /** Milliseconds of the model's last forwards. */
+  /** Milliseconds of each forward pass of the current request. */
   readonly times: number[] = [];
 
   private constructor(
@@ -40,7 +40,7 @@ export class Engine {
     private readonly session: Ort.InferenceSession,
   ) {}
 
-  /** Loads runtime, tokenizer and graph; `progress` is told bytes of all three together. */
+  /** Loads runtime, tokenizer and graph; `progress` gets the bytes received and the total of these three files. */
   static async load(site: Site, model: Model, processor: Processor, progress: Progress): Promise<Engine> {
     const files = [site.runtimes[processor], model.tokenizer, model.graph];
     const received = files.map(() => 0);

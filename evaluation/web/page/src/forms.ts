@@ -1,4 +1,4 @@
-// What a task asks the visitor, and how its result is shown.
+// The form of each kind of task, and how its result is shown.
 import type { Answers, Scores, Similarity } from "./answer";
 import type { Client, Done } from "./client";
 import { make, percent } from "./dom";
@@ -8,14 +8,14 @@ export interface Form {
   title: string;
   button: string;
   fields: HTMLElement[];
-  /** Asks the model and shows its result; a message where an input is missing. */
+  /** Runs the model and shows its result. Returns a message to the visitor instead if an input is missing. */
   run(client: Client, model: Model, result: HTMLElement): Promise<Done<never> | string>;
 }
 
-/** Characters of the text on each side of an answer in a long text. */
+/** Number of characters that are shown before and after the answer in a long text. */
 const AROUND = 600;
 
-/** A text whose first letter is of a script that is written from right to left. */
+/** Matches texts whose first letter belongs to a script that is written from right to left. */
 const RIGHT_TO_LEFT = /^\P{L}*[\p{Script=Arabic}\p{Script=Hebrew}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/u;
 
 const SAMPLE =
@@ -111,13 +111,13 @@ function showScores({ logits, probabilities }: Scores, labels: string[], result:
 
 function similarity(): Form {
   const [one, first] = area("first", "Sentence", 2, "A man plays a guitar on the street.");
-  const [many, others] = area("others", "Compare with, one sentence a line", 5,
+  const [many, others] = area("others", "Compare with (one sentence per line)", 5,
     "Someone makes music outdoors.\nThe stock market fell sharply.\nA guitarist performs in town.\nThe recipe needs two eggs.");
   return {
     title: "Similar sentences", button: "Compare", fields: [one, many],
     async run(client, _model, result) {
       const lines = others.value.split("\n").filter((line) => line.trim());
-      if (!first.value.trim() || !lines.length) return "Write a sentence and at least one other first.";
+      if (!first.value.trim() || !lines.length) return "Write a sentence and at least one to compare it with first.";
       const done = await client.ask<Similarity>({ kind: "compare", texts: [first.value, ...lines] });
       showSimilarity(done.result, lines, result);
       return done as Done<never>;

@@ -1,5 +1,5 @@
-// The service worker: keeps the page's small files. The large ones are kept by site.ts.
-// Python writes SITE before this file: the version and the names of the small files.
+// The service worker: caches the page's small files for use offline. site.ts caches the large ones.
+// evaluation/web/site.py puts the definition of SITE, the version and the names of the small files, before this file.
 declare const SITE: { version: string; files: string[] };
 
 const worker = self as unknown as {
@@ -16,7 +16,7 @@ interface Fetch {
   respondWith(response: Promise<Response>): void;
 }
 
-/** Of this folder: several sites of one host share the browser's storage. */
+/** Prefix of this folder's caches; several sites of one host share the browser's storage. */
 const OURS = `${new URL(worker.registration.scope).pathname} `;
 const SHELL = OURS + SITE.version;
 const KEPT = [SHELL, `${OURS}models`];

@@ -1,4 +1,4 @@
-// The page: reads what the folder holds, loads a model, runs the visitor's requests.
+// The page: reads site.json, loads a model and runs the visitor's requests.
 import { Client, type Done, Replaced } from "./client";
 import { duration, find, make, megabytes } from "./dom";
 import { type Form, formOf } from "./forms";
@@ -71,7 +71,7 @@ async function run(form: Form, model: Model, result: HTMLElement): Promise<void>
   document.body.dataset.answers = String(Number(document.body.dataset.answers ?? 0) + 1);
 }
 
-/** Runs it and shows its error; a request that a newer one replaced is silent. */
+/** Runs `work` and shows its error, if any; a request that was replaced by a newer one shows nothing. */
 async function guarded(work: () => Promise<void>): Promise<void> {
   try {
     await work();

@@ -1,18 +1,19 @@
-// A text as word pieces with their places. The library gives ids without places, so it is asked word by word.
+// Splits a text into word pieces with their positions. The library returns no positions, so it tokenizes word by word.
 import { Tokenizer } from "@huggingface/tokenizers";
 
-/** A token: its id and the part of the text that it stands for, in UTF-16 units. */
+/** A token: its id, and the range of the text that it represents, in UTF-16 code units. */
 export interface Piece {
   id: number;
   start: number;
   end: number;
 }
 
-/** Chinese characters beyond 16 bits, which the library does not separate from their neighbours. */
+/** Chinese characters outside the 16-bit range, which the library does not treat as words of their own. */
 const RARE_CHINESE = /^[\u{20000}-\u{2B81F}\u{2B920}-\u{2CEAF}\u{2F800}-\u{2FA1F}]$/u;
+/** Largest number of words whose pieces are cached. */
 const REMEMBERED = 50_000;
 
-/** Splits texts as the model's BERT tokenizer does; names of control tokens in a text are ordinary text. */
+/** Splits texts as the model's BERT tokenizer does; "[SEP]" and other control tokens in a text are ordinary text. */
 export class Splitter {
   readonly first: number;
   readonly separator: number;
@@ -34,7 +35,7 @@ export class Splitter {
     return id;
   }
 
-  /** The pieces of a text, without control tokens. */
+  /** Returns the pieces of a text, without control tokens. */
   split(text: string): Piece[] {
     const { normal, starts, ends } = this.normalise(text);
     const pieces: Piece[] = [];
@@ -49,7 +50,7 @@ export class Splitter {
     return pieces;
   }
 
-  /** The normalised text and, for each of its units, the part of the text that it comes from. */
+  /** Returns the normalised text and, for each of its code units, the range of the original text that it comes from. */
   private normalise(text: string): { normal: string; starts: number[]; ends: number[] } {
     const parts: string[] = [];
     const starts: number[] = [];

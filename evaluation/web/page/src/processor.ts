@@ -1,4 +1,4 @@
-// Which processor of the device computes: the graphics processor where that works, else the processor.
+// Loads the model on the graphics processor (GPU) if that works, otherwise on the processor (CPU).
 import { Engine, firstLine } from "./engine";
 import { selftest } from "./selftest";
 import type { Model, Progress, Site } from "./site";
@@ -7,11 +7,11 @@ export type Processor = "cpu" | "gpu";
 
 export interface Started {
   engine: Engine;
-  /** Why the graphics processor does not compute although it is there. */
+  /** Why the graphics processor, which this device has, does not run the model. */
   problem?: string;
 }
 
-/** Loads the model. A graphics processor must first give Python's answer to an example. */
+/** Loads the model. The graphics processor is used only if its output for one example equals Python's. */
 export async function load(site: Site, model: Model, wanted: string | null, progress: Progress): Promise<Started> {
   let problem: string | undefined;
   if ((await processorOf(wanted)) === "gpu") {
@@ -19,7 +19,7 @@ export async function load(site: Site, model: Model, wanted: string | null, prog
       const engine = await Engine.load(site, model, "gpu", progress);
       const { differences } = await selftest(engine, async () => {}, 1);
       if (!differences.length) return { engine };
-      problem = "its answers are not Python's";
+      problem = "its answer to an example differs from the expected one";
       await engine.release();
     } catch (error) {
       problem = firstLine(error);
@@ -32,7 +32,7 @@ interface Gpu {
   requestAdapter(): Promise<{ info: { isFallbackAdapter?: boolean } } | null>;
 }
 
-/** The graphics processor needs WebGPU and WebAssembly that can be suspended. An emulated one is slow: only if it is wanted. */
+/** Returns "gpu" if the browser has WebGPU and suspendable WebAssembly. An emulated GPU is slow, so it must be asked for. */
 async function processorOf(wanted: string | null): Promise<Processor> {
   const { gpu } = navigator as unknown as { gpu?: Gpu };
   if (wanted === "cpu" || !gpu || !("Suspending" in WebAssembly)) return "cpu";

@@ -1,20 +1,20 @@
-// Compares the page with what Python computed from the same files (golden.json).
+// Compares the page's outputs with those that Python computed from the same files (golden.json).
 import { type Pace, answer, compare, score } from "./answer";
 import type { Engine } from "./engine";
 import { read, unpack } from "./site";
 
-/** Scores of the two runtimes may differ by this much. */
+/** Largest difference between a score here and in Python that counts as equal. */
 const TOLERANCE = 1e-3;
 
 interface Golden {
-  /** Expected ids of every row, with the question or texts they are made of. */
   examples: Example[];
 }
 
+/** Texts, and the token ids and outputs that Python computed for them. */
 interface Example {
   texts: string[];
   ids: number[][];
-  /** Of spans: the best one. */
+  /** The best answer to a question. */
   span?: { window: number; first: number; last: number; score: number; text: string; noAnswer: number };
   logits?: number[];
   cosines?: number[];
@@ -69,7 +69,7 @@ async function cosines(engine: Engine, { texts, ids, cosines }: Example, report:
   report("cosines", cosines, found.cosines);
 }
 
-/** Equal, and numbers that are not whole within the tolerance. */
+/** Whether two values are equal; of numbers that are not integers, within the tolerance. */
 export function same(expected: unknown, found: unknown): boolean {
   if (Array.isArray(expected) && Array.isArray(found)) {
     return expected.length === found.length && expected.every((item, i) => same(item, found[i]));

@@ -1,4 +1,4 @@
-// What a folder holds (site.json), and its large files: fetched once, checked, kept for offline use.
+// Reads site.json and the large files of the folder, which are fetched once, checked, and cached for use offline.
 import type { Processor } from "./processor";
 
 export interface StoredFile {
@@ -8,18 +8,18 @@ export interface StoredFile {
 }
 
 export interface Model {
-  /** student, teacher, or the name of one of several students. */
+  /** `student`, `teacher`, or the name of one of several students. */
   role: string;
   name: string;
   kind: "spans" | "classification" | "regression" | "encoder";
-  /** One name a class; empty for the other kinds. */
+  /** One name per class; empty for the other kinds. */
   labels: string[];
   inputs: string[];
-  /** Texts of a row, 1 or 2; null: not known. */
+  /** Number of texts per row, 1 or 2; null: unknown. */
   texts: number | null;
-  /** Tokens of a row, at most. */
+  /** Largest number of tokens per row. */
   length: number;
-  /** Tokens that neighbouring windows share. */
+  /** Number of tokens that neighbouring windows share. */
   stride: number;
   graph: StoredFile;
   tokenizer: StoredFile;
@@ -38,7 +38,7 @@ export interface Site {
 
 export type Progress = (received: number, total: number) => void;
 
-/** Of this folder: several sites of one host share the browser's storage. */
+/** Name of this folder's cache of large files; several sites of one host share the browser's storage. */
 const KEPT = `${new URL(".", location.href).pathname} models`;
 
 export async function readSite(): Promise<Site> {
@@ -57,7 +57,7 @@ async function readJson<T>(path: string): Promise<T> {
   });
 }
 
-/** The content of a file, from this device if it is kept there. Throws an Error that says what is wrong. */
+/** Returns the content of a file, from the cache if possible. Throws if the file is missing or damaged. */
 export async function read(file: StoredFile, progress: Progress = () => {}): Promise<ArrayBuffer> {
   const address = addressOf(file);
   const kept = typeof caches === "undefined" ? undefined : await caches.open(KEPT).catch(() => undefined);
@@ -68,7 +68,7 @@ export async function read(file: StoredFile, progress: Progress = () => {}): Pro
   }
   const content = await download(address, file, progress);
   await check(content, file);
-  // A browser may refuse the space. The page then works, but not offline.
+  // If the browser does not grant the space, the page works, but not offline.
   await kept?.put(address, new Response(content.slice(0))).catch(() => {});
   return content;
 }
@@ -77,7 +77,7 @@ function addressOf(file: StoredFile): string {
   return `${file.path}?${file.sha256.slice(0, 16)}`;
 }
 
-/** Removes what an earlier export left on this device. */
+/** Removes large files from the cache that site.json does not name, for example those of an earlier export. */
 export async function prune(site: Site): Promise<void> {
   if (typeof caches === "undefined") return;
   const files = site.tasks.flatMap(({ models }) => models.flatMap((model) => [model.graph, model.tokenizer, model.golden]));
@@ -107,7 +107,7 @@ async function download(address: string, file: StoredFile, progress: Progress): 
 }
 
 async function check(content: ArrayBuffer, file: StoredFile): Promise<void> {
-  if (!globalThis.crypto?.subtle) return; // only there over https and on localhost
+  if (!globalThis.crypto?.subtle) return; // browsers have crypto.subtle only over https and on localhost
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", content));
   const text = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
   if (text !== file.sha256) throw damaged(file);

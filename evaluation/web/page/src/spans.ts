@@ -1,11 +1,12 @@
-// Answers from the logits of windows, searched as evaluation/tasks/squad.py does.
+// Finds the best answers in the logits of windows, with the same search as evaluation/tasks/squad.py.
 import type { Row } from "./windows";
 
 const N_BEST = 20;
 const MAX_TOKENS = 30;
 
-/** An answer candidate. `score` is start + end logit in float32; `window`, `first`, `last` say which tokens. */
+/** A candidate answer: tokens `first` to `last` of a window, characters `start` to `end` (excluded) of the text. */
 export interface Span {
+  /** Sum of the start and end logit in float32. */
   score: number;
   window: number;
   first: number;
@@ -14,13 +15,13 @@ export interface Span {
   end: number;
 }
 
-/** Collects the best spans of windows, and what is needed for their probabilities. */
+/** Collects the best spans of all windows, and the sums that turn their scores into probabilities. */
 export class Search {
   private spans: Span[] = [];
   private window = 0;
   private readonly starts: number[] = [];
   private readonly ends: number[] = [];
-  /** The lowest score of "no answer" ([CLS] as start and end) of all windows. */
+  /** Lowest score of "no answer", which is [CLS] as start and end, of all windows. */
   noAnswer = Infinity;
 
   add(row: Row, start: Float32Array, end: Float32Array): void {
@@ -42,7 +43,7 @@ export class Search {
     this.window++;
   }
 
-  /** The best spans, each part of the text once, with their probabilities over all windows. */
+  /** Returns the best spans with their probabilities over all windows; of spans with the same text only the best. */
   answers(count: number): (Span & { probability: number })[] {
     const whole = logSumExp(this.starts) + logSumExp(this.ends);
     const seen = new Set<string>();
@@ -58,7 +59,7 @@ export class Search {
   }
 }
 
-/** Up to N_BEST tokens with the largest logits, equal ones in their order. */
+/** Returns up to N_BEST tokens with the largest logits; tokens with equal logits keep their order. */
 function best(tokens: number[], logits: Float32Array): number[] {
   return [...tokens].sort((one, two) => logits[two]! - logits[one]!).slice(0, N_BEST);
 }

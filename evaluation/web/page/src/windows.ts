@@ -1,7 +1,7 @@
-// Rows of a model: one text, a pair, or a question with overlapping windows of a long text.
+// Builds the model's input rows: one text, a pair of texts, or a question with overlapping windows of a long text.
 import type { Piece, Splitter } from "./pieces";
 
-/** The input of a model. `places[i]` is the piece of the context at token i, undefined elsewhere. */
+/** One input row. `places[i]` is the piece of the context at token i; undefined for other tokens. */
 export interface Row {
   ids: number[];
   types: number[];
@@ -26,7 +26,7 @@ export function row(splitter: Splitter, first: Piece[], second?: Piece[]): Row {
   return { ids, types, places };
 }
 
-/** One or two texts cut to `length` tokens, the longer one first, token by token. */
+/** Returns a row of one or two texts, cut to `length` tokens. Of two texts, the longer one loses tokens first. */
 export function cutRow(splitter: Splitter, length: number, first: Piece[], second?: Piece[]): Row {
   if (!second) return row(splitter, first.slice(0, Math.max(0, length - 2)));
   const room = length - 3;
@@ -34,7 +34,7 @@ export function cutRow(splitter: Splitter, length: number, first: Piece[], secon
   return row(splitter, first.slice(0, one), second.slice(0, two));
 }
 
-/** How many pieces of each text are kept: those of `longest_first` of the Python library. */
+/** Returns how many pieces of each text are kept, as truncation `longest_first` of transformers does. */
 export function shares(one: number, two: number, room: number): [number, number] {
   if (one + two <= room) return [one, two];
   const shorter = Math.min(one, two);
@@ -42,7 +42,7 @@ export function shares(one: number, two: number, room: number): [number, number]
   return one > two ? [large, small] : [small, large];
 }
 
-/** Windows of at most `length` tokens over a context; neighbours share `stride` of its pieces. */
+/** Yields rows of at most `length` tokens that cover the context; neighbours share `stride` pieces of the context. */
 export function* windows(splitter: Splitter, question: Piece[], context: Piece[], length: number, stride: number): Generator<Row> {
   const room = length - question.length - 3;
   for (let start = 0; ; start += room - stride) {
@@ -56,7 +56,7 @@ export function windowCount(question: Piece[], context: Piece[], length: number,
   return context.length <= room ? 1 : 1 + Math.ceil((context.length - room) / (room - stride));
 }
 
-/** The question's pieces, at most a quarter of a row and 64, so that the context always has room. */
+/** Returns the first pieces of the question: at most 64, and at most a quarter of a row, to leave room for the context. */
 export function shortened(splitter: Splitter, question: string, length: number): Piece[] {
   const limit = Math.min(64, Math.floor(length / 4));
   const text = question.replace(/^[\s\u001c-\u001f\u0085]+/, "");

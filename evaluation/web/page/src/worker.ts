@@ -1,4 +1,4 @@
-// The thread that computes. One request at a time; a newer one stops the one before it.
+// The web worker that runs the model. It serves one request at a time; a newer request stops the current one.
 import { type Answers, type Scores, type Similarity, answer, compare, score } from "./answer";
 import type { Engine } from "./engine";
 import { type Processor, load } from "./processor";
@@ -17,7 +17,7 @@ export type Result = Answers | Scores | Similarity | Loaded | { examples: number
 
 export interface Loaded {
   processor: Processor;
-  /** Why the graphics processor does not compute although it is there. */
+  /** Why the graphics processor, which this device has, does not run the model. */
   problem?: string;
 }
 
@@ -35,7 +35,7 @@ let queue: Promise<void> = Promise.resolve();
 
 const say = (reply: Reply) => postMessage(reply);
 
-/** Lets messages in, and stops the request if a newer one is among them. */
+/** Returns a function that reports progress, lets messages arrive, and throws if one of them is a newer request. */
 function pace(id: number): (done: number, all: number) => Promise<void> {
   return async (done, all) => {
     say({ kind: "progress", id, done, all });

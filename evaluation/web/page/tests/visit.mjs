@@ -1,4 +1,4 @@
-// Visits a served page in headless Chromium, takes one of the steps below and prints what it saw as JSON.
+// Visits a served page in headless Chromium, runs one of the steps below and prints its findings as JSON.
 // node tests/visit.mjs ADDRESS CHROMIUM STEP [QUERY]
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -17,7 +17,7 @@ page.on("pageerror", (error) => seen.errors.push(String(error)));
 const settled = (target = page) =>
   target.waitForFunction(() => ["ready", "error"].includes(document.body.dataset.state), null, { timeout: 600_000 });
 const status = () => page.textContent("#status");
-/** The processor that computed, and what the page says of it. */
+/** The processor that ran the model, whether the browser has a WebGPU adapter, and the figures below the result. */
 const processor = () => page.evaluate(async () => ({
   processor: document.body.dataset.processor,
   adapter: Boolean(await navigator.gpu?.requestAdapter()),
@@ -34,7 +34,7 @@ async function submit() {
   await page.waitForFunction((count) => Number(document.body.dataset.answers) > count, before, { timeout: 600_000 });
   return page.textContent(".answer, #result h2");
 }
-/** Milliseconds of the longest time in which the page's thread could not run anything else, while `work` ran. */
+/** Longest time, in milliseconds, in which the page's main thread was blocked while `work` ran. */
 async function longestPause(work) {
   await page.evaluate(() => {
     window.pause = 0;
@@ -65,7 +65,7 @@ const steps = {
     const report = await page.evaluate(() => document.getElementById("report")?.textContent ?? "null");
     return { status: await status(), report: JSON.parse(report), ...(await processor()) };
   },
-  /** A first visit up to the first answer, and what it cost. */
+  /** A first visit up to the first answer, and its times in milliseconds. */
   async first() {
     const begun = performance.now();
     await open();
@@ -74,7 +74,7 @@ const steps = {
     const total = performance.now() - begun;
     return { answer, loaded, total, status: await status(), ...(await processor()) };
   },
-  /** Milliseconds of a window for the questions of a file, [question, context] each. */
+  /** Milliseconds per window for each question of a file; the file holds a list of [question, context]. */
   async latency() {
     await open("");
     const milliseconds = [];
@@ -97,7 +97,7 @@ const steps = {
     const refused = await page.evaluate(() => fetch("never-there").then(() => false, () => true));
     return { online, offline, refused };
   },
-  /** Rules of axe-core that the page breaks, before and after an answer, light and dark, wide and narrow. */
+  /** Rules of axe-core that the page violates: before and after an answer, light and dark, narrow and wide. */
   async accessibility() {
     const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
     const violations = [];
@@ -131,7 +131,7 @@ const steps = {
     found.empty = { answer: await status(), state: await page.evaluate(() => document.body.dataset.state) };
     return { found };
   },
-  /** A megabyte of text: the page answers to the visitor all the time, and can be stopped. */
+  /** With a megabyte of text, the page stays responsive and the request can be stopped. */
   async large() {
     await open();
     const text = "The lighthouse on the northern cape was built by two sisters in 1874, they say. ".repeat(12_500);
@@ -149,12 +149,12 @@ const steps = {
     await settled();
     return { longest, during, stopped: await status(), characters: text.length };
   },
-  /** What the page says of a damaged folder. */
+  /** The page's message about a damaged folder. */
   async message() {
     await open();
     return { state: await page.evaluate(() => document.body.dataset.state), status: await status() };
   },
-  /** screenshot.png files at the width of a phone and of a desktop; the query names the folder. */
+  /** Writes phone.png and desktop.png, at the widths of these screens, to the folder that the query names. */
   async screenshots() {
     for (const [name, width, height] of [["phone", 390, 844], ["desktop", 1200, 900]]) {
       await page.setViewportSize({ width, height });
