@@ -2,9 +2,9 @@
 
 python answer_on_device.py EXPORT_DIR "who came?" "the red car came" [NO_ANSWER_THRESHOLD]
 
-Prints the five best answers with their probabilities, the best first. It searches as evaluation does: among the
-20 best starts and ends of each of several overlapping windows. With a threshold, it prints "no answer" if the
-score of [CLS], which stands for no answer, exceeds the best answer's score by more than the threshold.
+Prints the five best answers with their probabilities, the best first. As in evaluation, the search covers the
+20 best starts and ends of each of several overlapping windows. With a threshold, it prints "no answer" if
+the score of [CLS], which stands for no answer, exceeds the best answer's score by more than the threshold.
 """
 
 import json

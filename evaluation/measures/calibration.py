@@ -1,6 +1,6 @@
 """Measures how well a classifier's probabilities match its accuracy: calibration error and Brier score.
 
-There are n examples and C classes.
+Dimensions of arrays: n examples, C classes.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ only for another dev set. It does not account for another pre-training or distil
 hyper-parameters, or for text of another kind. It is too short for scores within a few examples of the
 metric's bounds: a model without a mistake has an interval of width 0.
 
-The models are numbered: M models, S seeds, R resamples, n examples of a dev set. A contrast [M] has one
+Dimensions of arrays: M models, S seeds, R resamples, n examples of a dev set. A contrast [M] has one
 coefficient per model: ``contrast . scores`` is one model's score, or the difference of two models' scores.
 """
 
@@ -72,7 +72,7 @@ class Estimates:
         return min((self.components, unsubtracted), key=lambda components: _half_width(components, contrast))
 
 
-def _error(components: Sequence[Component], contrast: np.ndarray) -> tuple[float, float]:
+def _variance_and_t(components: Sequence[Component], contrast: np.ndarray) -> tuple[float, float]:
     """Returns the variance of ``contrast . scores`` and the t factor of its 95 % interval."""
     from scipy.special import stdtrit
 
@@ -92,7 +92,7 @@ def _variance(components: Sequence[Component], contrast: np.ndarray) -> tuple[fl
 
 
 def _half_width(components: Sequence[Component], contrast: np.ndarray) -> float:
-    variance, factor = _error(components, contrast)
+    variance, factor = _variance_and_t(components, contrast)
     return factor * math.sqrt(variance)
 
 
@@ -204,7 +204,7 @@ def ratio(estimates: Estimates, numerator: np.ndarray, denominator: np.ndarray) 
         return None
     value = top / bottom
     components = estimates.narrowest(numerator - value * denominator)
-    _, factor = _error(components, numerator - value * denominator)
+    _, factor = _variance_and_t(components, numerator - value * denominator)
     pair = np.stack([numerator, denominator])
     covariance = sum((pair @ component.covariance @ pair.T for component in components), np.zeros((2, 2)))
     # The bounds are the roots g of a g^2 - 2 b g + c.

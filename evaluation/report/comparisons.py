@@ -34,7 +34,7 @@ def add_comparisons(
             },
             "macro": _score_interval(macro, position, -1.0),
         }
-        for measure, positions in _ratio_positions(name, row, names).items():
+        for measure, positions in _positions(name, row, names).items():
             ratios = {task: _as_json(_ratio(scores, *positions)) for task, scores in tasks.items()}
             row[measure], row["intervals"][measure] = _as_json(_ratio(macro, *positions))
             row[f"{measure}_by_task"] = {task: value for task, (value, _) in ratios.items()}
@@ -51,10 +51,8 @@ def _best_reference(row: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]
     return max(row["references"].values(), key=lambda name: rows[name]["macro"], default=None)
 
 
-def _ratio_positions(
-    name: str, row: Mapping[str, Any], names: Sequence[str]
-) -> Mapping[str, tuple[int | None, ...]]:
-    """Returns measure -> arguments of ``_ratio``; () if the row has no such measure."""
+def _positions(name: str, row: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, tuple[int, ...]]:
+    """Returns ratio -> positions of student, teacher and reference in ``names``; () if it is undefined."""
     if name == TEACHER or TEACHER not in names:
         return dict.fromkeys(("retention", "gap_closed", "gap_closed_best"), ())
     student, teacher = names.index(name), names.index(TEACHER)

@@ -74,9 +74,9 @@ def _page_link(report: Mapping[str, Any]) -> str:
 
 
 def _table(header: Sequence[str], lines: Sequence[Sequence[str]], html_columns: Sequence[int] = ()) -> str:
-    """Returns a table that is sorted by a click on a column's header; "" if there are no ``lines``.
+    """Returns a table that can be sorted by its columns; "" if there are no ``lines``.
 
-    Cells are escaped, except in ``html_columns``: the positions, from 0, of columns that already hold HTML.
+    Cells are escaped, except in ``html_columns``: numbers, from 0, of the columns that hold HTML.
     """
     if not lines:
         return ""
@@ -110,9 +110,9 @@ def _interval(score: float, interval: Interval, all_intervals: Sequence[Interval
 
 def _score_against_cost(report: Mapping[str, Any], colours: Mapping[str, str]) -> str:
     """Returns two charts: macro score against latency, and against the size of the weights."""
-    processor = detail_tables.processor_note(report)
+    latency_title = f"median latency, ms (batch size 1, {detail_tables.processor_note(report)})"
     cost_functions = {
-        f"median latency, ms (batch size 1, {processor})": lambda row: row["latency"]["p50_ms"],
+        latency_title: lambda row: row["latency"]["p50_ms"],
         "size of the weights in float32, MB": lambda row: row["parameters"] * 4 / 1e6,
     }
     figures = []
