@@ -24,9 +24,9 @@ export interface Similarity {
 }
 
 /** Is called with the number of finished rows and of all rows; throws to stop the request. */
-export type Pace = (done: number, all: number) => Promise<void>;
+export type ReportProgress = (done: number, all: number) => Promise<void>;
 
-export async function answer(engine: Engine, question: string, context: string, pace: Pace): Promise<Answers> {
+export async function answer(engine: Engine, question: string, context: string, reportProgress: ReportProgress): Promise<Answers> {
   const { length, stride } = engine.model;
   const asked = shortened(engine.splitter, question, length);
   const text = engine.splitter.split(context);
@@ -34,7 +34,7 @@ export async function answer(engine: Engine, question: string, context: string, 
   const ids: number[][] = [];
   const all = windowCount(asked, text, length, stride);
   for (const window of windows(engine.splitter, asked, text, length, stride)) {
-    await pace(ids.length, all);
+    await reportProgress(ids.length, all);
     const outputs = await engine.run(window);
     search.add(window, outputs.start_logits!.data, outputs.end_logits!.data);
     ids.push(window.ids);
@@ -50,11 +50,11 @@ export async function score(engine: Engine, first: string, second: string | unde
   return { ids: input.ids, logits, probabilities: kind === "classification" ? softmax(logits) : [] };
 }
 
-export async function compare(engine: Engine, texts: string[], pace: Pace): Promise<Similarity> {
+export async function compare(engine: Engine, texts: string[], reportProgress: ReportProgress): Promise<Similarity> {
   const ids: number[][] = [];
   const vectors: Float64Array[] = [];
   for (const text of texts) {
-    await pace(vectors.length, texts.length);
+    await reportProgress(vectors.length, texts.length);
     const input = cutRow(engine.splitter, engine.model.length, engine.splitter.split(text));
     vectors.push(mean((await engine.run(input)).last_hidden_state!));
     ids.push(input.ids);

@@ -37,10 +37,10 @@ export class Client {
       if (reply.id === this.last) this.progress(reply.done, reply.all);
       return;
     }
-    const asked = this.waiting.get(reply.id);
+    const pending = this.waiting.get(reply.id);
     this.waiting.delete(reply.id);
-    if (reply.kind === "result") asked?.resolve(reply as unknown as Done<never>);
-    else asked?.reject(reply.kind === "error" ? new Error(reply.message) : new Replaced());
+    if (reply.kind === "result") pending?.resolve(reply as unknown as Done<never>);
+    else pending?.reject(reply.kind === "error" ? new Error(reply.message) : new Replaced());
   }
 
   private failAll(error: Error): void {

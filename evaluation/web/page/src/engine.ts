@@ -45,14 +45,14 @@ export class Engine {
     const files = [site.runtimes[processor], model.tokenizer, model.graph];
     const received = files.map(() => 0);
     const total = files.reduce((sum, file) => sum + file.bytes, 0);
-    const tell = (place: number): Progress => (bytes) => {
+    const progressOf = (place: number): Progress => (bytes) => {
       received[place] = bytes;
       progress(received.reduce((sum, count) => sum + count, 0), total);
     };
     const [ort, tokenizer, graph] = await Promise.all([
-      start(site, processor, tell(0)), read(model.tokenizer, tell(1)).then(unpack), read(model.graph, tell(2)),
+      start(site, processor, progressOf(0)), read(model.tokenizer, progressOf(1)).then(unpack), read(model.graph, progressOf(2)),
     ]);
-    const splitter = named(model.tokenizer.path, () => new Splitter(JSON.parse(new TextDecoder().decode(tokenizer))));
+    const splitter = naming(model.tokenizer.path, () => new Splitter(JSON.parse(new TextDecoder().decode(tokenizer))));
     const options = { executionProviders: [PROVIDERS[processor]] };
     const session = await ort.InferenceSession.create(new Uint8Array(graph), options).catch((error) => {
       throw new Error(`${model.graph.path} cannot be used: ${firstLine(error)}`);
@@ -68,9 +68,9 @@ export class Engine {
     for (const name of this.model.inputs) {
       feeds[name] = new this.ort.Tensor("int64", BigInt64Array.from(columns[name]!, BigInt), [1, row.ids.length]);
     }
-    const begun = performance.now();
+    const startTime = performance.now();
     const outputs = await this.session.run(feeds);
-    this.times.push(performance.now() - begun);
+    this.times.push(performance.now() - startTime);
     return outputs as unknown as Outputs;
   }
 
@@ -79,7 +79,7 @@ export class Engine {
   }
 }
 
-function named<T>(path: string, make: () => T): T {
+function naming<T>(path: string, make: () => T): T {
   try {
     return make();
   } catch (error) {

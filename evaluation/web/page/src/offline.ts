@@ -17,19 +17,19 @@ interface Fetch {
 }
 
 /** Prefix of this folder's caches; several sites of one host share the browser's storage. */
-const OURS = `${new URL(worker.registration.scope).pathname} `;
-const SHELL = OURS + SITE.version;
-const KEPT = [SHELL, `${OURS}models`];
+const PREFIX = `${new URL(worker.registration.scope).pathname} `;
+const PAGE_CACHE = PREFIX + SITE.version;
+const CURRENT_CACHES = [PAGE_CACHE, `${PREFIX}models`];
 
 worker.addEventListener("install", (event: Waiting) => {
   const files = SITE.files.map((file) => new Request(file, { cache: "reload" }));
-  event.waitUntil(caches.open(SHELL).then((cache) => cache.addAll(files)).then(() => worker.skipWaiting()));
+  event.waitUntil(caches.open(PAGE_CACHE).then((cache) => cache.addAll(files)).then(() => worker.skipWaiting()));
 });
 
 worker.addEventListener("activate", (event: Waiting) => {
   const remove = async () => {
     for (const name of await caches.keys()) {
-      if (name.startsWith(OURS) && !KEPT.includes(name)) await caches.delete(name);
+      if (name.startsWith(PREFIX) && !CURRENT_CACHES.includes(name)) await caches.delete(name);
     }
     await worker.clients.claim();
   };
@@ -42,9 +42,9 @@ worker.addEventListener("fetch", (event: Fetch) => {
   if (request.method !== "GET" || address.origin !== location.origin) return;
   if (request.mode === "navigate") address.pathname = new URL("index.html", worker.registration.scope).pathname;
   address.search = "";
-  const kept = async () => {
-    const cache = await caches.open(SHELL);
+  const cachedOrFetched = async () => {
+    const cache = await caches.open(PAGE_CACHE);
     return (await cache.match(address)) ?? fetch(request);
   };
-  event.respondWith(kept());
+  event.respondWith(cachedOrFetched());
 });

@@ -11,7 +11,7 @@ const stop = find<HTMLButtonElement>("stop");
 const client = new Client((done, all) => showProgress(done, all));
 let unit = "";
 
-function say(message: string, state: "busy" | "ready" | "error"): void {
+function showStatus(message: string, state: "busy" | "ready" | "error"): void {
   status.textContent = message;
   document.body.dataset.state = state;
   progress.hidden = state !== "busy";
@@ -28,30 +28,30 @@ function showProgress(done: number, all: number): void {
     : `Reading part ${done + 1} of ${all.toLocaleString("en")} …`;
 }
 
-function figures(entries: Record<string, string>): void {
+function showFigures(entries: Record<string, string>): void {
   const list = find("figures");
   for (const [name, value] of Object.entries(entries)) {
-    const there = [...list.children].find((item) => item.firstElementChild?.textContent === name);
+    const existing = [...list.children].find((item) => item.firstElementChild?.textContent === name);
     const item = make("div", {}, make("dt", {}, name), make("dd", {}, value));
-    if (there) there.replaceWith(item);
+    if (existing) existing.replaceWith(item);
     else list.append(item);
   }
 }
 
 async function load(site: Site, model: Model): Promise<void> {
   unit = "byte";
-  say(`Loading ${megabytes(model.graph.bytes)} …`, "busy");
-  const begun = performance.now();
+  showStatus(`Loading ${megabytes(model.graph.bytes)} …`, "busy");
+  const startTime = performance.now();
   const processor = new URLSearchParams(location.search).get("processor");
   const { result: loaded } = await client.ask<Loaded>({ kind: "load", site, model, processor });
   document.body.dataset.processor = loaded.processor;
-  figures({
+  showFigures({
     "Model": `${model.name}, ${megabytes(model.graph.bytes)}`,
-    "Loaded in": duration(performance.now() - begun),
+    "Loaded in": duration(performance.now() - startTime),
     "Computed by": processorText(loaded),
     "An answer here takes": "–",
   });
-  say("Ready. Everything runs on this device.", "ready");
+  showStatus("Ready. Everything runs on this device.", "ready");
 }
 
 function processorText({ processor, problem }: Loaded): string {
@@ -61,23 +61,23 @@ function processorText({ processor, problem }: Loaded): string {
 
 async function run(form: Form, model: Model, result: HTMLElement): Promise<void> {
   unit = "part";
-  say("Working …", "busy");
+  showStatus("Working …", "busy");
   const done: Done<never> | string = await form.run(client, model, result);
-  if (typeof done === "string") return say(done, "ready");
+  if (typeof done === "string") return showStatus(done, "ready");
   result.hidden = false;
-  figures({ "An answer here takes": duration(done.milliseconds), "A window of text": duration(done.perRow) });
-  say(`Done in ${duration(done.milliseconds)} on this device.`, "ready");
+  showFigures({ "An answer here takes": duration(done.milliseconds), "A window of text": duration(done.perRow) });
+  showStatus(`Done in ${duration(done.milliseconds)} on this device.`, "ready");
   document.body.dataset.perRow = String(done.perRow); // for measurements
   document.body.dataset.answers = String(Number(document.body.dataset.answers ?? 0) + 1);
 }
 
 /** Runs `work` and shows its error, if any; a request that was replaced by a newer one shows nothing. */
-async function guarded(work: () => Promise<void>): Promise<void> {
+async function showErrors(work: () => Promise<void>): Promise<void> {
   try {
     await work();
   } catch (error) {
     if (error instanceof Replaced) return;
-    say(error instanceof Error ? error.message : String(error), "error");
+    showStatus(error instanceof Error ? error.message : String(error), "error");
   }
 }
 
@@ -114,12 +114,12 @@ async function open(site: Site, wanted: URLSearchParams): Promise<void> {
   let model = task.models.find(({ role }) => role === wanted.get("model")) ?? task.models[0]!;
   const form = formOf(model);
   const result = find("result");
-  const start = () => guarded(() => run(form, model, result));
+  const start = () => showErrors(() => run(form, model, result));
   showTasks(site, task);
   showModels(task, model, (other) => {
     model = other;
     const asked = !result.hidden;
-    void guarded(() => load(site, model)).then(() => (asked && document.body.dataset.state === "ready" ? start() : undefined));
+    void showErrors(() => load(site, model)).then(() => (asked && document.body.dataset.state === "ready" ? start() : undefined));
   });
   showForm(form).addEventListener("submit", (event) => {
     event.preventDefault();
@@ -127,7 +127,7 @@ async function open(site: Site, wanted: URLSearchParams): Promise<void> {
   });
   stop.addEventListener("click", () => {
     void client.ask({ kind: "stop" });
-    say("Stopped.", "ready");
+    showStatus("Stopped.", "ready");
   });
   await load(site, model);
   if (wanted.has("selftest")) await check(result);
@@ -135,16 +135,16 @@ async function open(site: Site, wanted: URLSearchParams): Promise<void> {
 
 async function check(result: HTMLElement): Promise<void> {
   unit = "part";
-  say("Comparing with Python …", "busy");
+  showStatus("Comparing with Python …", "busy");
   const done = await client.ask<never>({ kind: "selftest" });
   const { examples, differences } = done.result as { examples: number; differences: { example: number }[] };
   const wrong = new Set(differences.map(({ example }) => example)).size;
   result.replaceChildren(make("pre", { id: "report", tabindex: "0" }, JSON.stringify({ examples, differences }, null, 1)));
   result.hidden = false;
-  say(`${examples - wrong} of ${examples} examples are equal to Python's.`, wrong ? "error" : "ready");
+  showStatus(`${examples - wrong} of ${examples} examples are equal to Python's.`, wrong ? "error" : "ready");
 }
 
-void guarded(async () => {
+void showErrors(async () => {
   if ("serviceWorker" in navigator) void navigator.serviceWorker.register("offline.js").catch(() => {});
   const site = await readSite();
   await prune(site).catch(() => {});

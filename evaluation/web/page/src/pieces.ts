@@ -11,12 +11,12 @@ export interface Piece {
 /** Chinese characters outside the 16-bit range, which the library does not treat as words of their own. */
 const RARE_CHINESE = /^[\u{20000}-\u{2B81F}\u{2B920}-\u{2CEAF}\u{2F800}-\u{2FA1F}]$/u;
 /** Largest number of words whose pieces are cached. */
-const REMEMBERED = 50_000;
+const MAX_CACHED_WORDS = 50_000;
 
 /** Splits texts as the model's BERT tokenizer does; "[SEP]" and other control tokens in a text are ordinary text. */
 export class Splitter {
-  readonly first: number;
-  readonly separator: number;
+  readonly cls: number;
+  readonly sep: number;
   private readonly tokenizer: Tokenizer;
   private readonly characters = new Map<string, string>();
   private readonly words = new Map<string, { id: number; units: number }[]>();
@@ -25,8 +25,8 @@ export class Splitter {
     this.tokenizer = new Tokenizer(json, {});
     const { normalizer, pre_tokenizer, model } = this.tokenizer;
     if (!normalizer || !pre_tokenizer || !model) throw new Error("the tokenizer is not a BERT tokenizer");
-    this.first = this.control("[CLS]");
-    this.separator = this.control("[SEP]");
+    this.cls = this.control("[CLS]");
+    this.sep = this.control("[SEP]");
   }
 
   private control(token: string): number {
@@ -39,12 +39,12 @@ export class Splitter {
   split(text: string): Piece[] {
     const { normal, starts, ends } = this.normalise(text);
     const pieces: Piece[] = [];
-    let place = 0;
+    let position = 0;
     for (const word of this.tokenizer.pre_tokenizer!(normal)) {
-      place = normal.indexOf(word, place);
+      position = normal.indexOf(word, position);
       for (const { id, units } of this.piecesOf(word)) {
-        pieces.push({ id, start: starts[place]!, end: ends[place + units - 1]! });
-        place += units;
+        pieces.push({ id, start: starts[position]!, end: ends[position + units - 1]! });
+        position += units;
       }
     }
     return pieces;
@@ -55,15 +55,15 @@ export class Splitter {
     const parts: string[] = [];
     const starts: number[] = [];
     const ends: number[] = [];
-    let place = 0;
+    let position = 0;
     for (const character of text) {
       const normal = this.normalised(character);
       parts.push(normal);
       for (let unit = 0; unit < normal.length; unit++) {
-        starts.push(place);
-        ends.push(place + character.length);
+        starts.push(position);
+        ends.push(position + character.length);
       }
-      place += character.length;
+      position += character.length;
     }
     return { normal: parts.join(""), starts, ends };
   }
@@ -78,14 +78,14 @@ export class Splitter {
   }
 
   private piecesOf(word: string): { id: number; units: number }[] {
-    const known = this.words.get(word);
-    if (known) return known;
+    const cached = this.words.get(word);
+    if (cached) return cached;
     const model = this.tokenizer.model!;
     const found = model([word]).map((token, position) => ({
       id: model.tokens_to_ids.get(token)!,
       units: token === model.unk_token ? word.length : token.length - (position > 0 ? "##".length : 0),
     }));
-    if (this.words.size < REMEMBERED) this.words.set(word, found);
+    if (this.words.size < MAX_CACHED_WORDS) this.words.set(word, found);
     return found;
   }
 }

@@ -1,5 +1,5 @@
 // Compares the page's outputs with those that Python computed from the same files (golden.json).
-import { type Pace, answer, compare, score } from "./answer";
+import { type ReportProgress, answer, compare, score } from "./answer";
 import type { Engine } from "./engine";
 import { read, unpack } from "./site";
 
@@ -31,14 +31,14 @@ type Report = (what: string, expected: unknown, found: unknown) => void;
 
 export async function selftest(
   engine: Engine,
-  pace: Pace,
+  reportProgress: ReportProgress,
   count = Infinity,
 ): Promise<{ examples: number; differences: Difference[] }> {
   const golden: Golden = JSON.parse(new TextDecoder().decode(await unpack(await read(engine.model.golden))));
   const examples = golden.examples.slice(0, count);
   const differences: Difference[] = [];
   for (const [example, content] of examples.entries()) {
-    await pace(example, examples.length);
+    await reportProgress(example, examples.length);
     const report: Report = (what, expected, found) => {
       if (!same(expected, found)) differences.push({ example, what, expected, found });
     };

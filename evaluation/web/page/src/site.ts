@@ -39,7 +39,7 @@ export interface Site {
 export type Progress = (received: number, total: number) => void;
 
 /** Name of this folder's cache of large files; several sites of one host share the browser's storage. */
-const KEPT = `${new URL(".", location.href).pathname} models`;
+const CACHE = `${new URL(".", location.href).pathname} models`;
 
 export async function readSite(): Promise<Site> {
   const site = await readJson<Site>("site.json");
@@ -60,16 +60,16 @@ async function readJson<T>(path: string): Promise<T> {
 /** Returns the content of a file, from the cache if possible. Throws if the file is missing or damaged. */
 export async function read(file: StoredFile, progress: Progress = () => {}): Promise<ArrayBuffer> {
   const address = addressOf(file);
-  const kept = typeof caches === "undefined" ? undefined : await caches.open(KEPT).catch(() => undefined);
-  const there = await kept?.match(address);
-  if (there) {
+  const cache = typeof caches === "undefined" ? undefined : await caches.open(CACHE).catch(() => undefined);
+  const cached = await cache?.match(address);
+  if (cached) {
     progress(file.bytes, file.bytes);
-    return there.arrayBuffer();
+    return cached.arrayBuffer();
   }
   const content = await download(address, file, progress);
-  await check(content, file);
+  await verify(content, file);
   // If the browser does not grant the space, the page works, but not offline.
-  await kept?.put(address, new Response(content.slice(0))).catch(() => {});
+  await cache?.put(address, new Response(content.slice(0))).catch(() => {});
   return content;
 }
 
@@ -82,8 +82,8 @@ export async function prune(site: Site): Promise<void> {
   if (typeof caches === "undefined") return;
   const files = site.tasks.flatMap(({ models }) => models.flatMap((model) => [model.graph, model.tokenizer, model.golden]));
   const wanted = new Set([...Object.values(site.runtimes), ...files].map((file) => new URL(addressOf(file), location.href).href));
-  const kept = await caches.open(KEPT);
-  for (const request of await kept.keys()) if (!wanted.has(request.url)) await kept.delete(request);
+  const cache = await caches.open(CACHE);
+  for (const request of await cache.keys()) if (!wanted.has(request.url)) await cache.delete(request);
 }
 
 async function download(address: string, file: StoredFile, progress: Progress): Promise<ArrayBuffer> {
@@ -106,7 +106,7 @@ async function download(address: string, file: StoredFile, progress: Progress): 
   return content.buffer;
 }
 
-async function check(content: ArrayBuffer, file: StoredFile): Promise<void> {
+async function verify(content: ArrayBuffer, file: StoredFile): Promise<void> {
   if (!globalThis.crypto?.subtle) return; // browsers have crypto.subtle only over https and on localhost
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", content));
   const text = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");

@@ -25,9 +25,9 @@ export class Search {
   noAnswer = Infinity;
 
   add(row: Row, start: Float32Array, end: Float32Array): void {
-    const inside = row.places.flatMap((piece, token) => (piece ? [token] : []));
-    const firsts = best(inside, start);
-    const lasts = best(inside, end);
+    const contextTokens = row.places.flatMap((piece, token) => (piece ? [token] : []));
+    const firsts = best(contextTokens, start);
+    const lasts = best(contextTokens, end);
     for (const first of firsts) {
       for (const last of lasts) {
         if (last < first || last - first >= MAX_TOKENS) continue;
@@ -45,15 +45,15 @@ export class Search {
 
   /** Returns the best spans with their probabilities over all windows; of spans with the same text only the best. */
   answers(count: number): (Span & { probability: number })[] {
-    const whole = logSumExp(this.starts) + logSumExp(this.ends);
+    const normaliser = logSumExp(this.starts) + logSumExp(this.ends);
     const seen = new Set<string>();
     const found = [];
     for (const span of this.spans) {
-      const place = `${span.start}-${span.end}`;
+      const range = `${span.start}-${span.end}`;
       if (found.length === count) break;
-      if (seen.has(place)) continue;
-      seen.add(place);
-      found.push({ ...span, probability: Math.exp(span.score - whole) });
+      if (seen.has(range)) continue;
+      seen.add(range);
+      found.push({ ...span, probability: Math.exp(span.score - normaliser) });
     }
     return found;
   }
@@ -73,6 +73,6 @@ export function logSumExp(values: ArrayLike<number>): number {
 }
 
 export function softmax(logits: ArrayLike<number>): number[] {
-  const whole = logSumExp(logits);
-  return Array.from(logits, (logit) => Math.exp(logit - whole));
+  const normaliser = logSumExp(logits);
+  return Array.from(logits, (logit) => Math.exp(logit - normaliser));
 }

@@ -9,8 +9,8 @@ export interface Row {
 }
 
 export function row(splitter: Splitter, first: Piece[], second?: Piece[]): Row {
-  const { first: begin, separator } = splitter;
-  const ids = [begin, ...first.map((piece) => piece.id), separator];
+  const { cls, sep } = splitter;
+  const ids = [cls, ...first.map((piece) => piece.id), sep];
   const types = ids.map(() => 0);
   const places: (Piece | undefined)[] = ids.map(() => undefined);
   if (second) {
@@ -19,7 +19,7 @@ export function row(splitter: Splitter, first: Piece[], second?: Piece[]): Row {
       types.push(1);
       places.push(piece);
     }
-    ids.push(separator);
+    ids.push(sep);
     types.push(1);
     places.push(undefined);
   }

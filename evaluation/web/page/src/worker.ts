@@ -30,58 +30,58 @@ export type Reply =
 class Stopped extends Error {}
 
 let engine: Engine | undefined;
-let newest = 0;
+let newestId = 0;
 let queue: Promise<void> = Promise.resolve();
 
-const say = (reply: Reply) => postMessage(reply);
+const send = (reply: Reply) => postMessage(reply);
 
 /** Returns a function that reports progress, lets messages arrive, and throws if one of them is a newer request. */
-function pace(id: number): (done: number, all: number) => Promise<void> {
+function progressReporter(id: number): (done: number, all: number) => Promise<void> {
   return async (done, all) => {
-    say({ kind: "progress", id, done, all });
+    send({ kind: "progress", id, done, all });
     const channel = new MessageChannel();
     await new Promise((resolve) => {
       channel.port1.onmessage = resolve;
       channel.port2.postMessage(0);
     });
-    if (newest !== id) throw new Stopped();
+    if (newestId !== id) throw new Stopped();
   };
 }
 
-async function replace({ id, site, model, processor }: Request & { kind: "load" }): Promise<Loaded> {
+async function loadModel({ id, site, model, processor }: Request & { kind: "load" }): Promise<Loaded> {
   await engine?.release();
   engine = undefined;
-  const started = await load(site, model, processor, (done, all) => say({ kind: "progress", id, done, all }));
-  engine = started.engine;
-  return { processor: engine.processor, problem: started.problem };
+  const loaded = await load(site, model, processor, (done, all) => send({ kind: "progress", id, done, all }));
+  engine = loaded.engine;
+  return { processor: engine.processor, problem: loaded.problem };
 }
 
-async function work(request: Request): Promise<Result> {
-  if (request.kind === "load") return replace(request);
+async function compute(request: Request): Promise<Result> {
+  if (request.kind === "load") return loadModel(request);
   if (request.kind === "stop") return undefined;
   if (!engine) throw new Error("no model is loaded");
-  const steps = pace(request.id);
-  if (request.kind === "answer") return answer(engine, request.question, request.context, steps);
+  const reportProgress = progressReporter(request.id);
+  if (request.kind === "answer") return answer(engine, request.question, request.context, reportProgress);
   if (request.kind === "score") return score(engine, request.first, request.second);
-  if (request.kind === "compare") return compare(engine, request.texts, steps);
-  return selftest(engine, steps);
+  if (request.kind === "compare") return compare(engine, request.texts, reportProgress);
+  return selftest(engine, reportProgress);
 }
 
-async function serve(request: Request): Promise<void> {
-  const begun = performance.now();
+async function respond(request: Request): Promise<void> {
+  const startTime = performance.now();
   try {
     if (engine) engine.times.length = 0;
-    const result = await work(request);
+    const result = await compute(request);
     const times = engine?.times ?? [];
     const perRow = times.length ? times.toSorted((one, two) => one - two)[times.length >> 1]! : 0;
-    say({ kind: "result", id: request.id, result, milliseconds: performance.now() - begun, perRow });
+    send({ kind: "result", id: request.id, result, milliseconds: performance.now() - startTime, perRow });
   } catch (error) {
-    if (error instanceof Stopped) say({ kind: "stopped", id: request.id });
-    else say({ kind: "error", id: request.id, message: error instanceof Error ? error.message : String(error) });
+    if (error instanceof Stopped) send({ kind: "stopped", id: request.id });
+    else send({ kind: "error", id: request.id, message: error instanceof Error ? error.message : String(error) });
   }
 }
 
 onmessage = ({ data }: MessageEvent<Request>) => {
-  newest = data.id;
-  queue = queue.then(() => serve(data));
+  newestId = data.id;
+  queue = queue.then(() => respond(data));
 };
