@@ -1,7 +1,7 @@
 """Analyses predictions beyond their scores: agreement, calibration, labels, confusion, disagreements.
 
 Every number of a model and task is the median over its seeds. Single examples, reliability and confusion are
-those of the median seed, that is, the seed whose score is the median.
+those of the median run, that is, of the seed whose score is the median.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def analyse(
     all_disagreements: dict[str, dict[str, Any]] = {}
     for (name, task_name), row_seeds in seeds.items():
         task, teacher_seeds = plan.tasks[task_name], seeds.get((teacher, task_name))
-        median = row_seeds[median_seed(results[name, task_name])]
-        detail = details.setdefault(name, {})[task_name] = classification_details(task, row_seeds, median)
+        median_run = row_seeds[median_seed(results[name, task_name])]
+        detail = details.setdefault(name, {})[task_name] = classification_details(task, row_seeds, median_run)
         detail["agreement"] = None if teacher_seeds is None else _agreement(task, row_seeds, teacher_seeds)
         if name in students and teacher_seeds is not None:
-            teacher_median = teacher_seeds[median_seed(results[teacher, task_name])]
+            teacher_run = teacher_seeds[median_seed(results[teacher, task_name])]
             all_disagreements.setdefault(name, {})[task_name] = disagreements(
-                task, plan.splits[task_name], median, teacher_median
+                task, plan.splits[task_name], median_run, teacher_run
             )
     return details, all_disagreements
 
@@ -93,7 +93,7 @@ def _agreement(task: Task, row_seeds: Seeds, teacher_seeds: Seeds) -> float | No
     return float(np.median([agreement(*pair) for pair in pairs])) if pairs else None
 
 
-def classification_details(task: Task, seeds: Seeds, median: Predictions) -> dict[str, Any]:
+def classification_details(task: Task, seeds: Seeds, median_run: Predictions) -> dict[str, Any]:
     """Returns the details of a classification from ``calibration`` to ``confusion``; {} for other kinds."""
     if task.kind != "classification":
         return {}
@@ -108,7 +108,7 @@ def classification_details(task: Task, seeds: Seeds, median: Predictions) -> dic
     ]
     names = ("precision", "recall", "f1", "support")
     medians = dict(zip(names, np.median(scores, axis=0), strict=True))
-    median_answers = join_splits(median)
+    median_answers = join_splits(median_run)
     probabilities, labels = calibration.softmax(median_answers.outputs), np.asarray(median_answers.labels)
     bins = calibration.reliability(probabilities, labels)
     details: dict[str, Any] = {
