@@ -1,1 +1,1 @@
-"""Estimates cost and accuracy of a teacher pass from a sample of the text, before the pass runs."""
+"""Estimates the cost and the accuracy of a teacher pass from a sample of the text, before the pass runs."""

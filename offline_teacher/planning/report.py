@@ -1,4 +1,4 @@
-"""The report of ``plan`` in words: tables, and the recommendation."""
+"""Formats the report of ``plan`` (``plan.json``) as text for the terminal: tables and the recommendation."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from infra.console import table
 from infra.settings.recipe import Recipe
 
-NOTHING = (
-    "the dense gradient is zero, so that there is nothing to compare; a student with all layers of its"
-    " teacher starts as the teacher"
+ZERO_GRADIENT = (
+    "the gradient from the teacher's full distribution is zero, so there is nothing to compare; a student"
+    " with all layers of its teacher starts as the teacher"
 )
 
 
-def text(report: dict[str, Any], recipe: Recipe) -> str:
-    """The whole report; ``report`` as `plan.measure` gives it."""
+def report_text(report: dict[str, Any], recipe: Recipe) -> str:
+    """Returns all sections as one text. ``report``: the result of `plan.measure`."""
     assert recipe.teacher is not None
     sections = (_corpus, _mass, _errors, _relations, _bytes, _step, _time, _recommendation)
     parts = [f"plan of {recipe.name}, teacher {recipe.teacher.model}", *(part(report) for part in sections)]
@@ -26,21 +26,21 @@ def text(report: dict[str, Any], recipe: Recipe) -> str:
 def _corpus(report: dict[str, Any]) -> str:
     corpus = report["corpus"]
     size, read = (amount(corpus[key], corpus["unit"]) for key in ("size", "read"))
-    tokens = f"{counted(corpus['tokens'], 'token')}, {counted(corpus['sequences'], 'sequence')}"
+    tokens = f"{count_noun(corpus['tokens'], 'token')}, {count_noun(corpus['sequences'], 'sequence')}"
     if corpus["exact"]:
-        words = f"Corpus: {size}, all of it read: {tokens}"
+        words = f"Corpus: {size}, all of which was read: {tokens}"
     else:
         error = corpus["relative_error"]
         within = "" if error is None else f" (standard error {100 * error:.1f} %)"
         words = (
-            f"Corpus: {size}, of which {read} in {counted(corpus['places'], 'place')} were read; extrapolated"
-            f" from these{within}: about {tokens}"
+            f"Corpus: {size}, of which {read} were read at {count_noun(corpus['places'], 'place')}; estimated"
+            f" from them{within}: about {tokens}"
         )
     epochs = corpus["epochs"]
     if epochs > 1:
         words += f"; x {epochs} masking epochs = {corpus['tokens'] * epochs:,} tokens"
     if corpus["problems_summary"]:
-        words += f"\nIn what was read: {corpus['problems_summary']}"
+        words += f"\nProblems of the text that was read: {corpus['problems_summary']}"
     return words
 
 
@@ -54,8 +54,8 @@ def _mass(report: dict[str, Any]) -> str:
         for temperature, values in zip(mass["temperatures"], mass[kind], strict=True)
     ]
     count = mass["positions"]
-    kinds = f"{count['masked']:,} masked, {count['unmasked']:,} other positions"
-    title = f"Mean probability kept by the top k ({kinds})"
+    kinds = f"{count['masked']:,} masked, {count['unmasked']:,} unmasked positions"
+    title = f"Mean probability of the teacher's top k tokens ({kinds})"
     return title + "\n" + table(rows, ["positions", "T", *(f"k = {k}" for k in mass["ks"])])
 
 
@@ -64,19 +64,19 @@ def _errors(report: dict[str, Any]) -> str:
     if errors is None:
         return ""
     first, close = errors["at_initialisation"], errors["close_to_teacher"]
-    rows = [[name, figure(first[name]), figure(close[name])] for name in first]
+    rows = [[name, two_digits(first[name]), two_digits(close[name])] for name in first]
     layers, step = ", ".join(map(str, errors["student_layers"])), errors["close_step"]
     dtype = report["time"]["dtype"]
-    nothing = f"\n-: {NOTHING}" if None in first.values() else ""
+    note = f"\n-: {ZERO_GRADIENT}" if None in first.values() else ""
     return "\n".join(
         [
-            f"Relative error of the student's gradient (MLM head, T = {errors['temperature']:g}, summed over"
-            f" {counted(errors['positions'], 'position')}) against the dense teacher in float32; above 1 it"
-            " is more wrong than no gradient",
-            table(rows, ["soft target", "at initialisation", "close to the teacher"]) + nothing,
-            f"at initialisation: the teacher with its layers {layers} alone, and its own head; close:"
-            f" {100 * step:g} % of the way from the teacher to there, in hidden states. Exact targets: of"
-            f" the teacher in {dtype}, as this recipe runs it",
+            f"Relative error of the gradient of the student's MLM head (T = {errors['temperature']:g}, summed"
+            f" over {count_noun(errors['positions'], 'position')}) against the gradient from the teacher's"
+            " full distribution in float32; an error above 1 is worse than no gradient",
+            table(rows, ["soft target", "at initialisation", "close to the teacher"]) + note,
+            f"at initialisation: the student has layers {layers} and the head of the teacher; close to the"
+            f" teacher: hidden states that differ from the teacher's by {100 * step:g} % of the difference"
+            f" at initialisation. Exact targets come from the teacher in {dtype}, as in this recipe",
         ]
     )
 
@@ -85,9 +85,9 @@ def _relations(report: dict[str, Any]) -> str:
     relations = report["relation_error"]
     if relations is None:
         return ""
-    rows = [[name, figure(error)] for name, error in relations["errors"].items()]
-    heads = counted(relations["heads"], "relation head")
-    title = f"Relative error of the gradient of MiniLMv2's relations ({heads}), for a student at its start"
+    rows = [[name, two_digits(error)] for name, error in relations["errors"].items()]
+    heads = count_noun(relations["heads"], "relation head")
+    title = f"Relative error of the gradient of MiniLMv2's relations ({heads}), before the first step"
     return title + "\n" + table(rows, ["hidden states", "error"])
 
 
@@ -96,8 +96,8 @@ def _step(report: dict[str, Any]) -> str:
         [name, *(f"{cost[key] / 1e6:,.1f}" for key in ("student", "vocabulary", "replay", "projections"))]
         for name, cost in report["step"].items()
     ]
-    headers = ["student", "its own step", "vocabulary", "replay of one layer", "its Q, K, V alone"]
-    title = "Arithmetic of a training step, in millions of operations a token (computed, not measured)"
+    headers = ["student", "encoder", "vocabulary", "replay of one layer", "replay of Q, K, V only"]
+    title = "Arithmetic of a training step, in millions of operations per token (computed, not measured)"
     return title + "\n" + table(rows, headers)
 
 
@@ -113,11 +113,11 @@ def _bytes(report: dict[str, Any]) -> str:
         ]
         for name, form in forms.items()
     ]
-    title = "Bytes a token by column, and the shards of the whole corpus with all masking epochs"
+    title = "Bytes per token by column, and bytes of all shards for all masking epochs of the corpus"
     return (
         title
         + "\n"
-        + table(rows, ["", *(column.replace("_", "\n") for column in columns), "bytes\na token", "all"])
+        + table(rows, ["", *(column.replace("_", "\n") for column in columns), "bytes per\ntoken", "all"])
     )
 
 
@@ -125,20 +125,20 @@ def _time(report: dict[str, Any]) -> str:
     time = report["time"]
     rows = [[count, hours(value)] for count, value in time["hours"].items()]
     warning = []
-    if without_gpu(time):
+    if lacks_gpu(time):
         warning.append(
             f"The recipe asks for GPUs (teacher.gpus_per_worker={time['gpus_per_worker']:g}) and there is"
-            " none here: speed and hours are of this CPU, and say nothing of a GPU"
+            " none here: speed and hours are those of this CPU; run plan on a machine with the GPU"
         )
     return "\n".join(
         [
             *warning,
-            f"One worker here: {time['tokens_per_s']:,.0f} tokens/s (median of"
-            f" {counted(time['batches'], 'batch', 'batches')} of {counted(time['batch_size'], 'sequence')},"
-            f" {time['dtype']}, {time['device']}, threads: {time['cpu_threads']}; this machine has"
-            f" {counted(time['cpus'], 'processor')})",
+            f"One worker on this machine: {time['tokens_per_s']:,.0f} tokens/s (median of"
+            f" {count_noun(time['batches'], 'batch', 'batches')} of"
+            f" {count_noun(time['batch_size'], 'sequence')}, {time['dtype']}, {time['device']}, threads:"
+            f" {time['cpu_threads']}; this machine has {count_noun(time['cpus'], 'processor')})",
             table(rows, ["workers", "time"]),
-            "for all masking epochs, if every worker is as fast as this one",
+            "The times are for all masking epochs, if every worker is as fast as this one",
         ]
     )
 
@@ -147,21 +147,24 @@ def _recommendation(report: dict[str, Any]) -> str:
     return "Recommendation\n" + "\n".join(f"- {sentence}" for sentence in report["recommendation"])
 
 
-def without_gpu(time: dict[str, Any]) -> bool:
-    """Whether the recipe asks for GPUs and the CPU was measured."""
+def lacks_gpu(time: dict[str, Any]) -> bool:
+    """Whether the recipe asks for GPUs but the speed (``time`` of the report) was measured on the CPU."""
     return time["gpus_per_worker"] > 0 and time["device"] == "cpu"
 
 
-# Figures
+# Formatting of numbers
 
 
-def counted(count: int, one: str, many: str | None = None) -> str:
-    """``1 batch``, ``2 batches``."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+def count_noun(count: int, singular: str, plural: str | None = None) -> str:
+    """Returns the count with its noun: ``1 batch``, ``2 batches``. The default plural ends in s."""
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
-def figure(value: float | None) -> str:
-    """Two significant digits without exponents: 0.00041, 0.12, 5.5, 212; a dash for no number."""
+def two_digits(value: float | None) -> str:
+    """Formats a number >= 0 with two significant digits and no exponent: 0.00041, 0.12, 5.5; None as a dash.
+
+    From 100 on, all digits before the decimal point are shown.
+    """
     if value is None:
         return "-"
     if value >= 100:
@@ -172,6 +175,7 @@ def figure(value: float | None) -> str:
 
 
 def amount(value: float, unit: str) -> str:
+    """Formats bytes with a decimal prefix (``3.0 GB``), and any other unit as an integer (``1,200 rows``)."""
     if unit != "bytes":
         return f"{value:,.0f} {unit}"
     for name in ("bytes", "kB", "MB", "GB", "TB"):
@@ -182,6 +186,7 @@ def amount(value: float, unit: str) -> str:
 
 
 def hours(value: float) -> str:
+    """Formats a duration in hours in the unit that suits it: s, min, h, or h and days."""
     if value >= 48:
         return f"{value:,.0f} h ({value / 24:,.1f} days)"
     if value * 60 < 1:

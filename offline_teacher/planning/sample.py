@@ -1,6 +1,6 @@
-"""The sequences that ``plan`` runs through the teacher, and the hidden states of each form of store for them.
+"""Runs sampled sequences through the teacher for ``plan``, and rounds hidden states as each store would.
 
-Axes: n sequences, L length, M masked positions, N positions looked at, D hidden size.
+Axes: n sequences, L length, M masked positions, N compared positions, D hidden size.
 """
 
 from __future__ import annotations
@@ -23,40 +23,43 @@ from offline_teacher.models.replay import Replay
 from offline_teacher.models.split import Lower, lower
 from offline_teacher.models.students import choose_layers, new_student, student_config, student_weights
 from offline_teacher.models.weights import named_weights, top_weights
-from offline_teacher.planning.soft_targets import DenseHead, as_stored, hidden_name, relation_gradient
+from offline_teacher.planning.soft_targets import DenseHead, form_name, relation_gradient, round_as_stored
 from offline_teacher.sequences.masking import MaskVocab, mask_sequences, mask_vocab
 from offline_teacher.sequences.tokenizer import Encoder
 from offline_teacher.source import Source
 
 MASS_POSITIONS = 1024
-"""Of each kind, masked and unmasked."""
+"""Largest number of masked positions, and of unmasked ones, at which kept mass is computed."""
 GRADIENT_POSITIONS = 512
+"""Largest number of positions at which gradients are compared."""
 RELATION_SEQUENCES = 8
+"""Number of sequences for which the gradient of the relations is computed."""
 SAMPLE_TOKENS = 1 << 14
-"""At most this many run through the teacher in float32."""
-STORED = ("int8", "float16")
-"""What hidden states are stored in."""
+"""Largest number of tokens that run through the teacher in float32."""
+STORED_FORMATS = ("int8", "float16")
+"""Number formats of stored hidden states that are compared."""
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Masked sequences of the sample, in random order: what run through the teacher would be."""
+    """Sequences of the sample in random order, masked as in a pass."""
 
     input_ids: np.ndarray
-    """[n, L]"""
+    """Token ids [n, L]."""
     positions: np.ndarray
-    """[n, M] the masked ones; -1: unused. M = 0: masking is off."""
+    """Masked positions [n, M], with -1 in unused slots. M is 0 if masking is off."""
     token_count: np.ndarray
-    """[n]"""
+    """Number of tokens of each sequence [n]."""
 
     def rows(self, chosen: Any) -> Sequences:
+        """Selects sequences by a slice or an index array."""
         return Sequences(self.input_ids[chosen], self.positions[chosen], self.token_count[chosen])
 
 
-def masked_sample(recipe: Recipe, source: Source, encoder: Encoder, sample: CorpusSample) -> Sequences:
-    """All sequences of the sample, shuffled (its places are in order), masked as in masking epoch 0.
+def masked_sequences(recipe: Recipe, source: Source, encoder: Encoder, sample: CorpusSample) -> Sequences:
+    """Shuffles all sequences of the sample and masks them as in masking epoch 0.
 
-    Those of unknown tokens alone, where nothing is masked, come last.
+    Sequences of unknown tokens only, in which nothing is masked, come last.
     """
     order = np.random.default_rng(0).permutation(len(sample.input_ids))
     input_ids, token_count = sample.input_ids[order], sample.token_count[order]
@@ -74,61 +77,64 @@ def masked_sample(recipe: Recipe, source: Source, encoder: Encoder, sample: Corp
         encoder.content() if masking.whole_word else None,
     )
     masked = mask_sequences(input_ids, token_count, np.arange(len(order)), 0, masking, vocab)
-    found = Sequences(masked.input_ids, masked.positions, token_count)
-    return found.rows(np.argsort(masked.positions[:, 0] < 0, kind="stable"))
+    sequences = Sequences(masked.input_ids, masked.positions, token_count)
+    return sequences.rows(np.argsort(masked.positions[:, 0] < 0, kind="stable"))
 
 
-def needed(sequences: Sequences) -> int:
-    """How many sequences have enough masked positions and not too many tokens."""
+def sequences_needed(sequences: Sequences) -> int:
+    """Returns how many of the first sequences give ``MASS_POSITIONS`` masked positions, or any if masking is
+    off, within ``SAMPLE_TOKENS`` tokens; at least 1."""
     tokens = sequences.token_count.astype(np.int64).cumsum()
-    most = int(np.searchsorted(tokens, SAMPLE_TOKENS, side="right"))
+    limit = int(np.searchsorted(tokens, SAMPLE_TOKENS, side="right"))
     if not sequences.positions.shape[1]:
-        return max(1, min(most, int(np.searchsorted(tokens, MASS_POSITIONS)) + 1))
+        return max(1, min(limit, int(np.searchsorted(tokens, MASS_POSITIONS)) + 1))
     masked = (sequences.positions >= 0).sum(axis=1).cumsum()
-    return max(1, min(int(np.searchsorted(masked, MASS_POSITIONS)) + 1, most))
+    return max(1, min(int(np.searchsorted(masked, MASS_POSITIONS)) + 1, limit))
 
 
-def kinds_of_positions(sequences: Sequences, kl_positions: str) -> dict[str, np.ndarray]:
-    """Flat positions of the sequences [n L] that are compared: purpose -> positions."""
+def compared_positions(sequences: Sequences, kl_positions: str) -> dict[str, np.ndarray]:
+    """Chooses the flat positions (indices into [n L]) for kept mass (``masked``, ``unmasked``) and gradients.
+
+    With ``kl_positions`` = ``masked``, gradients are compared at masked positions only.
+    """
     real = np.arange(sequences.input_ids.shape[1]) < sequences.token_count[:, None]
     masked = np.zeros_like(real)
     row, slot = np.nonzero(sequences.positions >= 0)
     masked[row, sequences.positions[row, slot]] = True
-    learnt = masked if kl_positions == "masked" and masked.any() else real
+    trained = masked if kl_positions == "masked" and masked.any() else real
     return {
         "masked": _choose(masked, MASS_POSITIONS),
         "unmasked": _choose(real & ~masked, MASS_POSITIONS),
-        "gradient": _choose(learnt, GRADIENT_POSITIONS),
+        "gradient": _choose(trained, GRADIENT_POSITIONS),
     }
 
 
-def _choose(wanted: np.ndarray, count: int) -> np.ndarray:
-    """At most ``count`` of the positions [n, L] that are True, flat, ascending."""
-    (flat,) = np.nonzero(wanted.ravel())
+def _choose(allowed: np.ndarray, count: int) -> np.ndarray:
+    """Draws at most ``count`` flat indices of True entries of ``allowed`` [n, L]; returns them ascending."""
+    (flat,) = np.nonzero(allowed.ravel())
     return np.sort(np.random.default_rng(1).permutation(flat)[:count])
 
 
-class Knowledge:
-    """The teacher in float32 on the CPU, and what each form of store would keep of it on these sequences.
+class TeacherOutputs:
+    """Hidden states of the teacher on some sequences, exact in float32 and as each store would keep them.
 
-    A store keeps what the teacher gives in the recipe's dtype.
+    The teacher runs on the CPU. Stored hidden states come from the teacher in the recipe's dtype.
     """
 
     def __init__(self, recipe: Recipe, source: Source, sequences: Sequences) -> None:
-        """UserError where hidden states of the teacher, in float32 or as it is run, are not finite."""
+        """Raises UserError if hidden states in float32 or in the recipe's dtype are not finite."""
         assert recipe.teacher is not None
         self.recipe, self.sequences, self.config = recipe, sequences, source.config
         self._model = load_model(source.directory, source.config)
-        own = recipe.store.replay_layers
         depth = source.config.num_hidden_layers
-        self.depths = sorted({n for n in (0, 1, own) if n <= depth})
-        self._states = {n: self._run(lower(self._model, n), "float32") for n in self.depths}
-        self._as_run, dtype = self._states, recipe.teacher.dtype
+        self.replay_depths = sorted({n for n in (0, 1, recipe.store.replay_layers) if n <= depth})
+        self._states = {n: self._run(lower(self._model, n), "float32") for n in self.replay_depths}
+        self._states_as_run, dtype = self._states, recipe.teacher.dtype
         if dtype != "float32":
-            model = load_model(source.directory, source.config)  # another: a cut model shares its parameters
+            model = load_model(source.directory, source.config)  # `lower` shares parameters with its model
             model.to(getattr(torch, dtype))
-            self._as_run = {n: self._run(lower(model, n), dtype) for n in self.depths}
-        self._replays = {n: Replay(source.config, top_weights(self._model, n), n) for n in self.depths}
+            self._states_as_run = {n: self._run(lower(model, n), dtype) for n in self.replay_depths}
+        self._replays = {n: Replay(source.config, top_weights(self._model, n), n) for n in self.replay_depths}
         run = next(iter(recipe.runs().values()))
         self.student_layers = choose_layers(run.student.layers, source.config)
 
@@ -137,17 +143,17 @@ class Knowledge:
         return DenseHead(self._model)
 
     def last_hidden(self, positions: np.ndarray) -> Tensor:
-        """The teacher's last hidden states float32 [N, D] at flat positions."""
+        """Returns the teacher's last hidden states, float32 [N, D], at flat positions [N]."""
         return self._states[0].flatten(0, 1)[torch.from_numpy(positions)]
 
-    def forms(self, positions: np.ndarray) -> Iterator[tuple[str, Tensor]]:
-        """Name of a form of hidden states -> the last ones float32 [N, D] that training takes from it."""
-        for n, states in self._as_run.items():
-            for stored in STORED:
-                yield hidden_name(stored, n), self._replayed(as_stored(states, stored), n, positions)
+    def stored_forms(self, positions: np.ndarray) -> Iterator[tuple[str, Tensor]]:
+        """Yields (name of a form of hidden states, the last hidden states, float32 [N, D], that it gives)."""
+        for n, states in self._states_as_run.items():
+            for stored in STORED_FORMATS:
+                yield form_name(stored, n), self._replayed(round_as_stored(states, stored), n, positions)
 
     def student_hidden(self, positions: np.ndarray) -> Tensor:
-        """Last hidden states float32 [N, D] of a student before its first step, of the teacher's width."""
+        """Returns last hidden states, float32 [N, D], of a student of full width before its first step."""
         if self._starts_as_teacher:
             return self.last_hidden(positions)
         return self._run(lower(self._student, 0), "float32").flatten(0, 1)[torch.from_numpy(positions)]
@@ -157,11 +163,10 @@ class Knowledge:
         return len(self.student_layers) == self.config.num_hidden_layers
 
     def relation_error(self) -> dict[str, Any] | None:
-        """Relative error of the gradient of MiniLMv2's relations, by form of hidden states.
+        """Returns the relative error of the gradient of MiniLMv2's relations for each form of hidden states.
 
-        None where the student starts as its teacher, whose gradient is zero.
-
-        The gradient is with respect to queries, keys and values of the student's last layer at its start.
+        The gradient is with respect to queries, keys and values of the student's last layer before its first
+        step. The result is None if the student starts as its teacher, because the gradient is then zero.
         """
         if self._starts_as_teacher:
             return None
@@ -170,15 +175,15 @@ class Knowledge:
             lower(self._student, 0)(ids, count)
             own = recorder.take()
         heads = max(n for n in range(1, 65) if self.config.hidden_size % n == 0)
-        replay = self._replays[max(n for n in self.depths if n)]
-        n, few = replay.replay_layers, slice(0, RELATION_SEQUENCES)
-        exact, states = self._states[n][few], self._as_run[n][few]
+        replay = self._replays[max(n for n in self.replay_depths if n)]
+        n, rows = replay.replay_layers, slice(0, RELATION_SEQUENCES)
+        exact, states = self._states[n][rows], self._states_as_run[n][rows]
         truth = relation_gradient(own, replay.queries_keys_values(exact, count), count, heads)
         errors = {}
-        for stored in STORED:
-            found = replay.queries_keys_values(as_stored(states, stored), count)
-            difference = relation_gradient(own, found, count, heads) - truth
-            errors[hidden_name(stored, replay.replay_layers)] = float(difference.norm() / truth.norm())
+        for stored in STORED_FORMATS:
+            replayed = replay.queries_keys_values(round_as_stored(states, stored), count)
+            difference = relation_gradient(own, replayed, count, heads) - truth
+            errors[form_name(stored, n)] = float(difference.norm() / truth.norm())
         return {"heads": heads, "errors": errors}
 
     @cached_property
@@ -190,7 +195,7 @@ class Knowledge:
 
     @torch.no_grad()
     def _run(self, encoder: Lower, dtype: str) -> Tensor:
-        """float32 [n, L, D] of all sequences."""
+        """Returns the hidden states of all sequences, float32 [n, L, D]. UserError if one is not finite."""
         assert self.recipe.teacher is not None
         size, pieces = self.recipe.teacher.batch_size, []
         for start in range(0, len(self.sequences.token_count), size):

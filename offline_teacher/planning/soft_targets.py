@@ -1,8 +1,8 @@
-"""Errors of stored distributions: probability mass kept by top-k, and each form's error of the student's
-gradient.
+"""Computes how much probability top-k keeps, and how wrong a student's gradient is with each soft target.
 
-Everything here is dense and exact on a few hundred positions, in float32 and float64, and is compared with
-the teacher in float32. The student stage is not used. Axes: N positions, K top-k, V vocabulary, D hidden.
+The reference is the gradient from the teacher's full distribution in float32. All gradients are computed
+without the kernels of the student stage, in float32 and float64, at a few hundred positions.
+Axes: N positions, K top-k, V vocabulary, D hidden.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from offline_teacher.inference.quantise import dequantise, quantise
 from offline_teacher.models.head import masked_lm_head
 
 if TYPE_CHECKING:
-    from offline_teacher.planning.sample import Knowledge
+    from offline_teacher.planning.sample import TeacherOutputs
 
 CLOSE_STEP = 0.05
-"""The student close to the teacher has 95 % of the teacher's hidden states and 5 % of the first student's."""
+"""Share of the new student in the hidden states of the student close to the teacher; the teacher has 95 %."""
 CHUNK_LOGITS = 1 << 22
-"""Logits that exist at once."""
+"""Largest number of logits in memory at once."""
 
 
 class DenseHead(nn.Module):
-    """A copy of a model's masked-LM head whose parameters take gradients: hidden [N, D] -> logits [N, V]."""
+    """A copy of a model's masked-LM head with trainable parameters: hidden [N, D] -> logits [N, V]."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class DenseHead(nn.Module):
 
     @property
     def chunk(self) -> int:
-        """Positions whose logits may exist at once."""
+        """Largest number of positions whose logits are in memory at once."""
         return max(1, CHUNK_LOGITS // self.vocab_size)
 
 
@@ -54,7 +54,10 @@ class DenseHead(nn.Module):
 def kept_mass(
     head: DenseHead, hidden: Tensor, ks: Sequence[int], temperatures: Sequence[float]
 ) -> np.ndarray:
-    """Mean probability of the k most likely tokens at N positions, hidden [N, D]: float64 [T, k]."""
+    """Returns the mean probability of the k most likely tokens, float64 [temperatures, ks].
+
+    The mean is over the N positions of ``hidden`` [N, D]; without positions, the result is NaN.
+    """
     total = torch.zeros(len(temperatures), len(ks), dtype=torch.float64)
     for rows in hidden.split(head.chunk):
         logits = head(rows).double()
@@ -71,82 +74,82 @@ def kept_mass(
 
 @dataclass(frozen=True)
 class SoftTarget:
-    """A form in which a store can hold the teacher's distribution: either ``hidden`` or ``top_k`` is set."""
+    """The teacher's distribution as a store holds it. Either ``hidden`` or ``top_k`` is set."""
 
     name: str
     hidden: Tensor | None = None
-    """[N, D] as read back from the store: the exact distribution of these."""
+    """Last hidden states [N, D] as read from the store; they give the distribution over all tokens."""
     top_k: int = 0
+    """Number of most likely tokens whose logits are stored."""
     tail: bool = False
-    """What is outside the top k is one bucket of exactly known mass; else the top k are scaled to 1."""
+    """Whether the other tokens form one bucket of exactly known probability. If not, the probabilities of the
+    top k are scaled to sum to 1."""
 
     def gradient(
         self, head: DenseHead, rows: slice, teacher: Tensor, q: Tensor, temperature: float
     ) -> Tensor:
-        """Of T^2 KL(target || q) with respect to the student's logits, over T: [n, V] float64.
+        """Returns the gradient of T^2 KL(target || q) with respect to the student's logits, divided by T.
 
-        ``teacher`` float32 logits and student ``q`` at T, both [n, V]. q - p where the target p is a whole
-        distribution. With a tail bucket of mass t, matched against the student's own tail mass r: q - p
-        inside the top k, q (1 - t / r) outside.
+        ``teacher``: float32 logits [n, V]; ``q``: the student's probabilities at T [n, V]. The result is
+        float64 [n, V]. Without a tail bucket it is q - p for the target p. With a tail bucket it is q - p for
+        the top k and q (1 - t / r) for other tokens (tail probability t of the target, r of the student).
         """
         if self.hidden is not None:
             return q - torch.softmax(head(self.hidden[rows]).double() / temperature, -1)
         best, ids = teacher.topk(self.top_k)
-        total = torch.logsumexp(
-            teacher.double() / temperature, -1, keepdim=True
-        ).float()  # as a store holds it
+        total = torch.logsumexp(teacher.double() / temperature, -1, keepdim=True).float()  # stored as float32
         p = torch.exp(best.half().double() / temperature - total)
         if not self.tail:
             return q.scatter_add(1, ids, -p / p.sum(-1, keepdim=True))
         tail = (1 - p.sum(-1, keepdim=True)).clamp_min(0)
-        outside = q.scatter(1, ids, 0.0)  # its sum is not 1 minus the rest: that is 0 long before it is
+        outside = q.scatter(1, ids, 0.0)  # summed below, because 1 minus the top k's sum rounds to 0
         share = outside / outside.sum(-1, keepdim=True).clamp_min(1e-300)
         return (q - tail * share).scatter(1, ids, q.gather(1, ids) - p)
 
 
-def renormalised(top_k: int) -> str:
+def renormalised_name(top_k: int) -> str:
     return f"top-{top_k}, renormalised"
 
 
-def tail_bucket(top_k: int) -> str:
+def tail_bucket_name(top_k: int) -> str:
     return f"top-{top_k} + exact tail bucket"
 
 
-def hidden_name(stored: str, replay_layers: int = 0) -> str:
-    """Of hidden states in the format ``stored``, from which ``replay_layers`` layers are replayed."""
+def form_name(number_format: str, replay_layers: int = 0) -> str:
+    """Names stored hidden states by their number format and the number of layers to replay on them."""
     if not replay_layers:
-        return f"{stored} output of the last layer"
-    return f"{stored} input of the last {'layer' if replay_layers == 1 else f'{replay_layers} layers'}"
+        return f"{number_format} output of the last layer"
+    return f"{number_format} input of the last {'layer' if replay_layers == 1 else f'{replay_layers} layers'}"
 
 
-def exact(stored: str, replay_layers: int = 0) -> str:
-    return f"exact, {hidden_name(stored, replay_layers)}"
+def exact_name(number_format: str, replay_layers: int = 0) -> str:
+    return f"exact, {form_name(number_format, replay_layers)}"
 
 
-def as_stored(hidden: Tensor, stored: str) -> Tensor:
-    """Hidden states [..., D] as read back, float32, from a store that keeps them in float16 or int8."""
-    if stored == "int8":
+def round_as_stored(hidden: Tensor, number_format: str) -> Tensor:
+    """Rounds hidden states [..., D] as a store in float16 or int8 does; returns float32."""
+    if number_format == "int8":
         return dequantise(*quantise(hidden))
     return hidden.half().float()
 
 
 def top_k_targets(top_k: int) -> list[SoftTarget]:
     return [
-        SoftTarget(renormalised(top_k), top_k=top_k),
-        SoftTarget(tail_bucket(top_k), top_k=top_k, tail=True),
+        SoftTarget(renormalised_name(top_k), top_k=top_k),
+        SoftTarget(tail_bucket_name(top_k), top_k=top_k, tail=True),
     ]
 
 
 def gradient_errors(
     head: DenseHead, teacher: Tensor, student: Tensor, targets: Sequence[SoftTarget], temperature: float
 ) -> dict[str, float]:
-    """Relative error of the student's head gradient under each target against the dense teacher's.
+    """Returns for each soft target the relative error of the gradient of the student's head.
 
-    teacher, student: hidden states float32 [N, D]; the student has the teacher's head. The gradient of T^2
-    KL(p_T || q_T), summed over the N positions, with respect to all parameters of the head; errors are norms
-    of differences over the norm of the dense gradient. They are not finite if that norm is 0 (a student equal
-    to its teacher). The head's gradient is linear in the gradient with respect to the logits, so the
-    difference is taken at the logits and propagated through the head.
+    ``teacher``, ``student``: last hidden states, float32 [N, D]; both use the teacher's head. The gradient is
+    that of T^2 KL(p || q), summed over positions, with respect to all parameters of the head. The error is
+    |gradient from the target - exact gradient| / |exact gradient|; the exact gradient uses the teacher's full
+    distribution. Errors are not finite if the exact gradient is 0 (the student equals its teacher). Since the
+    head's gradient is linear in that of the logits, only the difference at the logits is propagated.
     """
     norms = []
     for target in [None, *targets]:
@@ -156,13 +159,13 @@ def gradient_errors(
             with torch.no_grad():
                 logits = head(teacher[rows])
                 p = torch.softmax(logits.double() / temperature, -1)
-            ours = head(student[rows])
+            student_logits = head(student[rows])
             with torch.no_grad():
-                q = torch.softmax(ours.double() / temperature, -1)
+                q = torch.softmax(student_logits.double() / temperature, -1)
                 g = q - p
                 if target is not None:
                     g = target.gradient(head, rows, logits, q, temperature) - g
-            ours.backward((temperature * g).float())
+            student_logits.backward((temperature * g).float())
         squares = [parameter.grad.double().square().sum() for parameter in head.parameters()]  # type: ignore[union-attr]
         norms.append(torch.stack(squares).sum().sqrt())
     head.zero_grad()
@@ -170,23 +173,23 @@ def gradient_errors(
 
 
 def compare_targets(
-    knowledge: Knowledge, positions: np.ndarray, top_k: int, temperature: float
+    outputs: TeacherOutputs, positions: np.ndarray, top_k: int, temperature: float
 ) -> dict[str, Any]:
-    """``gradient_errors`` of every soft target for the student as it starts and for one close to the teacher.
+    """Returns ``gradient_error`` of the report: the errors of every soft target for two students.
 
-    ``positions``: flat [N].
+    One student is that before its first step, the other is close to the teacher. ``positions``: flat [N].
     """
-    teacher, student = knowledge.last_hidden(positions), knowledge.student_hidden(positions)
+    teacher, student = outputs.last_hidden(positions), outputs.student_hidden(positions)
     targets = top_k_targets(top_k)
-    targets += [SoftTarget(f"exact, {name}", hidden=last) for name, last in knowledge.forms(positions)]
+    targets += [SoftTarget(f"exact, {name}", hidden=last) for name, last in outputs.stored_forms(positions)]
     close = teacher + CLOSE_STEP * (student - teacher)
     return {
         "temperature": temperature,
         "positions": len(teacher),
         "top_k": top_k,
         "close_step": CLOSE_STEP,
-        "at_initialisation": gradient_errors(knowledge.head, teacher, student, targets, temperature),
-        "close_to_teacher": gradient_errors(knowledge.head, teacher, close, targets, temperature),
+        "at_initialisation": gradient_errors(outputs.head, teacher, student, targets, temperature),
+        "close_to_teacher": gradient_errors(outputs.head, teacher, close, targets, temperature),
     }
 
 
@@ -196,26 +199,26 @@ def compare_targets(
 def relation_gradient(
     student: Sequence[Tensor], teacher: Sequence[Tensor], token_count: Tensor, heads: int
 ) -> Tensor:
-    """float64, flat: of the sum over relations, heads and real query positions of KL(teacher || student).
+    """Returns the gradient of MiniLMv2's loss with respect to the student's queries, keys and values.
 
-    ``student`` and ``teacher``: queries, keys and values [B, L, D]. The gradient is with respect to the
-    student's.
+    ``student`` and ``teacher``: queries, keys and values [B, L, D]. The loss is KL(teacher || student) summed
+    over relations, heads and query positions that are not padding. The result is float64, flattened.
     """
     gradients = []
-    for own, other in zip(student, teacher, strict=True):
-        own = own.detach().double().requires_grad_()
-        p, q = (_log_relation(x.double(), token_count, heads) for x in (other.detach(), own))
-        real = torch.arange(own.shape[1]) < token_count[:, None]  # [B, L]
-        rows = (p.exp() * (p - q)).sum(-1)  # [B, A, L]
-        (gradient,) = torch.autograd.grad((rows * real[:, None]).sum(), own)
+    for vectors, target in zip(student, teacher, strict=True):
+        vectors = vectors.detach().double().requires_grad_()
+        log_p, log_q = (_log_relation(x.double(), token_count, heads) for x in (target.detach(), vectors))
+        real = torch.arange(vectors.shape[1]) < token_count[:, None]  # [B, L]
+        divergence = (log_p.exp() * (log_p - log_q)).sum(-1)  # [B, A, L]
+        (gradient,) = torch.autograd.grad((divergence * real[:, None]).sum(), vectors)
         gradients.append(gradient.flatten())
     return torch.cat(gradients)
 
 
 def _log_relation(x: Tensor, token_count: Tensor, heads: int) -> Tensor:
-    """log softmax(x x^T / sqrt(d)) [B, A, L, L] over real positions; very low behind them."""
+    """Returns log softmax(x x^T / sqrt(d)) [B, A, L, L] of x [B, L, D]; padding gets about -1e30."""
     count, length, width = x.shape
     x = x.view(count, length, heads, width // heads).transpose(1, 2)  # [B, A, L, d]
     scores = x @ x.transpose(-1, -2) * (width // heads) ** -0.5
-    hidden = torch.arange(length) >= token_count[:, None]
-    return torch.log_softmax(scores.masked_fill(hidden[:, None, None, :], -1e30), -1)
+    padding = torch.arange(length) >= token_count[:, None]
+    return torch.log_softmax(scores.masked_fill(padding[:, None, None, :], -1e30), -1)

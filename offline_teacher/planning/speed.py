@@ -1,4 +1,4 @@
-"""Tokens a second of one worker, through the code that a worker runs."""
+"""Measures the tokens per second of one worker with the code that workers run."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from offline_teacher.inference.teacher import load_teacher
 from offline_teacher.planning.sample import Sequences
 from offline_teacher.store.schema import Layout
 
-BATCHES = (3, 8)
+LEAST_BATCHES, MOST_BATCHES = 3, 8
 SECONDS = 12.0
-"""Batches timed: at least three, then until eight or this long."""
+"""After this many seconds no further batch is timed, once ``LEAST_BATCHES`` are done."""
 WORKERS = (1, 8, 64)
+"""Numbers of workers for which the report has hours, beside the recipe's own number."""
 
 
 def measure_speed(recipe: Recipe, layout: Layout, sequences: Sequences, tokens: int) -> dict[str, Any]:
-    """``time`` of the report; ``tokens`` of all masking epochs.
+    """Returns ``time`` of the report. ``tokens``: number of tokens in all masking epochs.
 
-    If the recipe's GPUs are missing, for example on a laptop, the CPU is measured and the report says so.
+    If the recipe asks for GPUs and there is none, for example on a laptop, the CPU is measured.
     """
     teacher = recipe.teacher
     assert teacher is not None
@@ -49,10 +50,11 @@ def measure_speed(recipe: Recipe, layout: Layout, sequences: Sequences, tokens: 
 
 
 def _rates(teacher: Teacher, inference: Inference, sequences: Sequences) -> list[float]:
-    """Tokens/s of batches with a worker's threads; one warms up."""
+    """Returns tokens/s of each timed batch, with as many threads as a worker has. One more batch warms up."""
     size = teacher.batch_size
-    order = np.argsort(-sequences.token_count.astype(np.int64), kind="stable")  # like lengths, as in a task
-    starts = np.linspace(0, max(0, len(order) - size), BATCHES[1]).astype(int)
+    # Sequences of one batch have similar lengths, as in a task.
+    order = np.argsort(-sequences.token_count.astype(np.int64), kind="stable")
+    starts = np.linspace(0, max(0, len(order) - size), MOST_BATCHES).astype(int)
     threads = torch.get_num_threads()
     torch.set_num_threads(teacher.cpu_threads)
     try:
@@ -64,7 +66,7 @@ def _rates(teacher: Teacher, inference: Inference, sequences: Sequences) -> list
             before = time.perf_counter()
             inference.batch(batch.input_ids, batch.token_count, positions)
             rates.append(float(batch.token_count.sum()) / (time.perf_counter() - before))
-            if len(rates) > BATCHES[0] and time.perf_counter() - begin > SECONDS:
+            if len(rates) > LEAST_BATCHES and time.perf_counter() - begin > SECONDS:
                 break
     finally:
         torch.set_num_threads(threads)

@@ -1,8 +1,9 @@
-"""What a training step of each student computes, in multiply-adds a token; arithmetic, nothing is measured.
+"""Computes the operations per token of each student's training step by a formula; nothing is measured.
 
-With D hidden, I feed-forward, L length, V vocabulary and 2 operations a multiply-add, a layer's forward is
-8 D^2 + 4 D I + 4 L D operations a token: four projections, two feed-forward products, scores and context.
-A backward costs twice its forward. Norms, activations and embeddings are left out.
+A multiply-add counts as 2 operations. The forward pass of a layer takes 8 D^2 + 4 D I + 4 L D operations per
+token (four projections, two feed-forward products, attention scores and context), with D hidden size, I
+feed-forward size and L length. A backward pass takes twice as many as its forward pass. Norms, activations
+and embeddings are not counted.
 """
 
 from __future__ import annotations
@@ -16,30 +17,30 @@ from offline_teacher.store.schema import Layout
 
 
 def step_cost(recipe: Recipe, teacher: Any, layout: Layout) -> dict[str, dict[str, float]]:
-    """Student -> operations a token of its own step (``student``), of the product with the vocabulary
-    (``vocabulary``), of replaying one whole layer (``replay``) and of its Q, K, V alone (``projections``).
+    """Returns for each student the operations per token of four parts of a step.
+
+    ``student``: its encoder layers; ``vocabulary``: products with the output embeddings of student and
+    teacher; ``replay``: one replayed teacher layer; ``projections``: only its queries, keys and values.
     """
     return {name: _cost(run, teacher, layout) for name, run in recipe.runs().items()}
 
 
 def _cost(run: StudentRun, teacher: Any, layout: Layout) -> dict[str, float]:
     layers, config = planned_student(run.student, teacher)
-    own = 3 * len(layers) * _layer(config, layout.length)
-    looks = bool(run.train.alpha_ce or run.train.alpha_mlm)
-    vocabulary = 3 * 2 * config.hidden_size * layout.vocab_size * looks
+    needs_logits = bool(run.train.alpha_ce or run.train.alpha_mlm)
+    vocabulary = 3 * 2 * config.hidden_size * layout.vocab_size * needs_logits
     exact = bool(run.train.alpha_ce) and run.train.soft_target_kind(layout.hidden_states) == "exact"
     vocabulary += 2 * teacher.hidden_size * layout.vocab_size * exact
-    whole, projections = _layer(teacher, layout.length), 6.0 * teacher.hidden_size**2
     return {
-        "student": own,
+        "student": 3 * len(layers) * _layer_forward(config, layout.length),
         "vocabulary": vocabulary,
-        "replay": whole,
-        "projections": projections,
+        "replay": _layer_forward(teacher, layout.length),
+        "projections": 6.0 * teacher.hidden_size**2,
     }
 
 
-def _layer(config: Any, length: int) -> float:
-    """Operations a token of one layer's forward."""
-    width = config.hidden_size
-    wide = getattr(config, family_of(config).own_name("intermediate_size"))
-    return float(8 * width**2 + 4 * width * wide + 4 * length * width)
+def _layer_forward(config: Any, length: int) -> float:
+    """Returns the operations per token of one layer's forward pass."""
+    hidden = config.hidden_size
+    feed_forward = getattr(config, family_of(config).own_name("intermediate_size"))
+    return float(8 * hidden**2 + 4 * hidden * feed_forward + 4 * length * hidden)

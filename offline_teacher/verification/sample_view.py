@@ -63,7 +63,7 @@ class TaskView:
         return self._reader.task_rows(self.task, rows)
 
     @property
-    def tells_tokens(self) -> bool:
+    def has_token_distributions(self) -> bool:
         """Whether the store holds the teacher's distributions over tokens."""
         layout = self.store.layout
         return layout.top_k > 0 or (layout.hidden_states != "none" and self._replay is not None)
@@ -105,9 +105,9 @@ def show(root: str, split: str, epoch: int, number: int, plot: str | None) -> in
     print(_sample(view, row, number, tokenizer))
     print(_summary(view))
     if plot is not None:
-        from offline_teacher.verification.kept_mass_plot import kept_mass
+        from offline_teacher.verification.kept_mass_plot import plot_kept_mass
 
-        storage.publish_bytes(plot, kept_mass(view))
+        storage.publish_bytes(plot, plot_kept_mass(view))
         print(f"plot: {plot}")
     return 0
 
@@ -183,7 +183,7 @@ def _positions(view: TaskView, columns: Columns, ids: np.ndarray, tokenizer: Tok
         for p, t in zip(positions, true, strict=True)
     ]
     headers = ["position", "true", "seen"]
-    if view.tells_tokens:
+    if view.has_token_distributions:
         found = view.distributions(columns, np.zeros(len(recorded), np.int64), recorded)
         k = layout.top_k or SHOWN
         for at, cells in enumerate(rows):

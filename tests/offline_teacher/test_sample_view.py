@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from infra.errors import UserError
 from offline_teacher.main import main
 from offline_teacher.store.reader import Store
-from offline_teacher.verification.kept_mass_plot import kept_mass
+from offline_teacher.verification.kept_mass_plot import plot_kept_mass
 from offline_teacher.verification.sample_view import Distributions, TaskView
 from tests.offline_teacher.local_pool import make
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
@@ -152,5 +152,5 @@ def test_the_plot_has_the_k_of_the_store(
         return plot(axes, x, *rest, **more)
 
     monkeypatch.setattr(Axes, "plot", noted)
-    assert kept_mass(view(store)).startswith(b"\x89PNG")
+    assert plot_kept_mass(view(store)).startswith(b"\x89PNG")
     assert drawn == [[1, 2, 4, 5, 8, 16, 32, 64] if kind == "whole" else [1, 2, 4, 5]]

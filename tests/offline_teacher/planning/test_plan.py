@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, BertForMaskedLM
 from infra.errors import UserError
 from offline_teacher.main import main
 from offline_teacher.planning import plan
-from offline_teacher.planning.report import amount, counted, figure, hours
+from offline_teacher.planning.report import amount, count_noun, hours, two_digits
 from offline_teacher.planning.soft_targets import (
-    exact,
+    exact_name,
 )
 from offline_teacher.store.schema import Layout
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
@@ -41,8 +41,12 @@ def test_plan_publishes_what_it_documents(planned: tuple[Path, dict, str]) -> No
     )
     assert report["gradient_error"]["student_layers"] == [0, 3]
     errors = report["gradient_error"]
-    assert {exact(kind, n) for kind in ("int8", "float16") for n in (0, 1)} < set(errors["at_initialisation"])
-    assert 1e-3 < max(errors["at_initialisation"][exact("float16", n)] for n in (0, 1)) < 0.1  # bfloat16's
+    assert {exact_name(kind, n) for kind in ("int8", "float16") for n in (0, 1)} < set(
+        errors["at_initialisation"]
+    )
+    assert (
+        1e-3 < max(errors["at_initialisation"][exact_name("float16", n)] for n in (0, 1)) < 0.1
+    )  # bfloat16's
 
 
 def test_bytes_are_those_of_the_layout(planned: tuple[Path, dict, str]) -> None:
@@ -143,7 +147,7 @@ def test_without_the_gpus_of_the_recipe_the_cpu_is_measured(
     report = json.loads((tmp_path / "tiny/plan/plan.json").read_text())
     assert (report["time"]["device"], report["time"]["gpus_per_worker"]) == ("cpu", 1)
     errors, relations = report["gradient_error"]["at_initialisation"], report["relation_error"]["errors"]
-    assert max(errors[exact("float16", n)] for n in (0, 1)) < 1e-3  # the teacher is in float32 here
+    assert max(errors[exact_name("float16", n)] for n in (0, 1)) < 1e-3  # the teacher is in float32 here
     assert relations["float16 input of the last layer"] < 2e-3 < relations["int8 input of the last layer"]
     assert "With 1 worker like this one" in report["recommendation"][-1]
     assert "GPUs" in report["recommendation"][-1]
@@ -179,7 +183,7 @@ def test_bad_inputs_are_one_clear_line(planned: tuple[Path, dict, str], override
 
 
 def test_figures_are_read_at_a_glance() -> None:
-    assert [figure(x) for x in (212.4, 5.46, 0.0123, 0.0000218, 1e-9)] == [
+    assert [two_digits(x) for x in (212.4, 5.46, 0.0123, 0.0000218, 1e-9)] == [
         "212",
         "5.5",
         "0.012",
@@ -187,6 +191,11 @@ def test_figures_are_read_at_a_glance() -> None:
         "< 0.00001",
     ]
     assert [amount(x, "bytes") for x in (12, 15_500_000, 3.02e9)] == ["12 bytes", "15.5 MB", "3.0 GB"]
-    assert [hours(x) for x in (0.001, 0.5, 3, 480)] == ["3.6 s", "30.0 min", "3.0 h", "480 h (20.0 days)"]
-    assert figure(None) == "-"
-    assert [counted(x, "batch", "batches") for x in (1, 2000)] == ["1 batch", "2,000 batches"]
+    assert [hours(x) for x in (0.001, 0.5, 3, 480)] == [
+        "3.6 s",
+        "30.0 min",
+        "3.0 h",
+        "480 h (20.0 days)",
+    ]
+    assert two_digits(None) == "-"
+    assert [count_noun(x, "batch", "batches") for x in (1, 2000)] == ["1 batch", "2,000 batches"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from infra.settings.recipe_file import load_recipe
 from offline_teacher.planning.recommendation import recommend
-from offline_teacher.planning.soft_targets import exact
+from offline_teacher.planning.soft_targets import exact_name
 
 
 def test_advice_follows_the_figures(planned: tuple[Path, dict, str]) -> None:
@@ -14,7 +14,7 @@ def test_advice_follows_the_figures(planned: tuple[Path, dict, str]) -> None:
     recipe = load_recipe(recipe_file)
     errors = report["gradient_error"]
     for good, expected in (("int8", "int8 hidden states"), ("float16", "float16 hidden states")):
-        made = dict.fromkeys(errors["at_initialisation"], 0.5) | {exact(good): 0.01}
+        made = dict.fromkeys(errors["at_initialisation"], 0.5) | {exact_name(good): 0.01}
         altered = {
             **report,
             "gradient_error": {**errors, "at_initialisation": made, "close_to_teacher": made},
@@ -33,7 +33,7 @@ def test_advice_says_where_the_teachers_dtype_is_too_much(planned: tuple[Path, d
 
     def advice(int8: float, float16: float) -> list[str]:
         made = dict.fromkeys(report["gradient_error"]["at_initialisation"], 0.5)
-        made |= {exact("int8"): int8, exact("float16"): float16}
+        made |= {exact_name("int8"): int8, exact_name("float16"): float16}
         errors = {**report["gradient_error"], "at_initialisation": made, "close_to_teacher": made}
         return recommend({**report, "gradient_error": errors}, recipe)
 
@@ -46,7 +46,7 @@ def test_advice_says_where_the_teachers_dtype_is_too_much(planned: tuple[Path, d
     assert "though none keeps" in whatever[0]
     (dtype,) = (sentence for sentence in whatever if "bfloat16" in sentence)
     assert "0.059" in dtype
-    assert "set teacher.dtype=float32 for less" in dtype
+    assert "set teacher.dtype=float32 to reduce this error" in dtype
 
 
 def test_replayed_layers_are_recommended_where_they_pay(planned: tuple[Path, dict, str]) -> None:
@@ -61,4 +61,4 @@ def test_replayed_layers_are_recommended_where_they_pay(planned: tuple[Path, dic
     assert "narrow students learn best" in narrow
     relations = advice("store.replay_layers=1", "train.alpha_relation=1")
     assert "store.replay_layers=1 pays here" in relations
-    assert "Their gradient then errs by" in relations
+    assert "The error of the relations' gradient is then" in relations

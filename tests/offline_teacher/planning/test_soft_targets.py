@@ -10,13 +10,13 @@ from transformers import BertConfig, BertForMaskedLM
 from offline_teacher.planning.soft_targets import (
     DenseHead,
     SoftTarget,
-    as_stored,
-    exact,
+    exact_name,
     gradient_errors,
     kept_mass,
     relation_gradient,
-    renormalised,
-    tail_bucket,
+    renormalised_name,
+    round_as_stored,
+    tail_bucket_name,
     top_k_targets,
 )
 
@@ -104,7 +104,9 @@ def test_a_tail_far_below_the_top_k_has_a_gradient() -> None:
 
 def all_targets(hidden: torch.Tensor) -> list[SoftTarget]:
     """Every form that a store without replayed layers can hold."""
-    kept = [SoftTarget(exact(kind), hidden=as_stored(hidden, kind)) for kind in ("int8", "float16")]
+    kept = [
+        SoftTarget(exact_name(kind), hidden=round_as_stored(hidden, kind)) for kind in ("int8", "float16")
+    ]
     return [*top_k_targets(8), *kept]
 
 
@@ -117,7 +119,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_compare(head: BertForMaske
 def test_gradient_error_is_that_of_the_heads_parameters(head: BertForMaskedLM) -> None:
     """By autograd in float64 through the whole head, one soft target at a time."""
     hidden, student = hidden_states(0), hidden_states(1)
-    int8 = SoftTarget(exact("int8"), hidden=as_stored(hidden, "int8"))
+    int8 = SoftTarget(exact_name("int8"), hidden=round_as_stored(hidden, "int8"))
 
     def gradient(teacher_hidden: torch.Tensor) -> torch.Tensor:
         dense = DenseHead(head).double()
@@ -128,15 +130,15 @@ def test_gradient_error_is_that_of_the_heads_parameters(head: BertForMaskedLM) -
     truth = gradient(hidden)
     expected = float((gradient(int8.hidden) - truth).norm() / truth.norm())
     found = gradient_errors(DenseHead(head), hidden, student, [int8], 2.0)
-    assert found == {exact("int8"): pytest.approx(expected, rel=1e-2)}
+    assert found == {exact_name("int8"): pytest.approx(expected, rel=1e-2)}
 
 
 def test_exact_targets_are_nearly_right_and_renormalised_ones_badly_wrong(head: BertForMaskedLM) -> None:
     hidden = hidden_states(0)
     close = hidden + 0.05 * (hidden_states(1) - hidden)
     errors = gradient_errors(DenseHead(head), hidden, close, all_targets(hidden), 2.0)
-    assert errors[exact("float16")] < 1e-2 < errors[exact("int8")] < 0.5
-    assert errors[tail_bucket(8)] < 1 < errors[renormalised(8)]
+    assert errors[exact_name("float16")] < 1e-2 < errors[exact_name("int8")] < 0.5
+    assert errors[tail_bucket_name(8)] < 1 < errors[renormalised_name(8)]
 
 
 def test_the_gradient_of_relations_is_that_of_the_textbook() -> None:
