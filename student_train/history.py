@@ -1,4 +1,4 @@
-"""Logging of a training run: sums between two logged steps, written to history.jsonl and MLflow."""
+"""The log of a training run: sums over steps, written to history.jsonl and MLflow."""
 
 from __future__ import annotations
 
@@ -26,33 +26,35 @@ class Tracker(Protocol):
 
 
 @dataclass
-class Window:
-    """Sums since the last logged step, on this rank."""
+class LogSums:
+    """Sums over the steps since the last logged step, on this rank."""
 
     seconds: float = 0.0
-    """Seconds spent on steps, without checkpoints and validation."""
+    """Seconds spent on the steps, without checkpoints and validation."""
     waited: float = 0.0
-    """Seconds of these that were spent waiting for the stream."""
+    """Part of ``seconds`` in which this rank waited for its stream of batches."""
     tokens: int = 0
-    """Real tokens over all ranks."""
+    """Number of tokens without padding, over all ranks."""
     steps: int = 0
-    sums: torch.Tensor = field(default_factory=lambda: torch.zeros(len(TERMS), dtype=torch.float64))
-    """This rank's share of each of TERMS, summed over the steps, on the loss's device."""
+    """Number of steps."""
+    terms: torch.Tensor = field(default_factory=lambda: torch.zeros(len(TERMS), dtype=torch.float64))
+    """This rank's share of each of `TERMS`, summed over the steps; on the device of the loss."""
 
     gradient_norm: float = math.nan
-    """Gradient norm of the last step whose norm the host has read."""
+    """Gradient norm of the last step whose norm the host has read; NaN before the first."""
     norms: list[torch.Tensor] = field(default_factory=list)
-    """Gradient norms of the steps since then, not read yet."""
+    """Gradient norms of the steps after it, scalars that the host has not read."""
 
     def add(self, terms: torch.Tensor, tokens: int, norm: torch.Tensor) -> None:
-        """Adds one step: its share of each of TERMS, real tokens over all ranks, and gradient norm."""
-        self.sums = self.sums.to(terms.device) + terms
+        """Adds one step: this rank's `TERMS`, tokens over all ranks, and the gradient norm."""
+        self.terms = self.terms.to(terms.device) + terms
         self.tokens += tokens
         self.steps += 1
         self.norms.append(norm)
 
     def first_not_finite(self, step: int) -> int | None:
-        """Reads the new norms, which end before ``step``. Returns the first step with one not finite."""
+        """Reads ``norms``. Returns the first step whose norm is not finite; None if there is none. ``step``:
+        number of steps done, so that the last norm is that of step ``step - 1``."""
         if not self.norms:
             return None
         values, self.norms = torch.stack(self.norms).tolist(), []
@@ -62,14 +64,15 @@ class Window:
 
 
 class History:
-    """The lines of history.jsonl, one JSON object with a ``step`` each; MLflow gets the same numbers."""
+    """The lines of history.jsonl: one JSON object per record. MLflow gets the same numbers."""
 
-    def __init__(self, path: str, tracker: Tracker, first: bool) -> None:
-        """``first``: whether this rank writes; on other ranks the methods do nothing."""
-        self.path, self._tracker, self._first = path, tracker, first
+    def __init__(self, path: str, tracker: Tracker, writes: bool) -> None:
+        """``writes``: True on rank 0; on other ranks ``record`` and ``trim`` do nothing."""
+        self.path, self._tracker, self._writes = path, tracker, writes
 
     def record(self, step: int, values: dict[str, Any]) -> None:
-        if not self._first:
+        """Appends a line with ``step``, the number of steps done, and ``values``."""
+        if not self._writes:
             return
         with open(self.path, "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
@@ -77,7 +80,7 @@ class History:
         self._tracker.log_metrics(numbers, step)
 
     def last_losses(self) -> dict[str, float]:
-        """Each of TERMS at the last logged step, even if an earlier process logged it."""
+        """Returns each of `TERMS` at the last logged step, even if an earlier process logged it."""
         if not os.path.exists(self.path):
             return {}
         lines = [json.loads(line) for line in storage.read_bytes(self.path).decode().splitlines()]
@@ -85,8 +88,8 @@ class History:
         return {name: logged[-1][name] for name in TERMS if logged and name in logged[-1]}
 
     def trim(self, step: int) -> None:
-        """Removes lines after ``step``, the last checkpoint's, and a line that a crash left incomplete."""
-        if not self._first or not os.path.exists(self.path):
+        """Removes lines after ``step``, from which a run resumes, and lines that a crash left incomplete."""
+        if not self._writes or not os.path.exists(self.path):
             return
         kept = []
         for line in storage.read_bytes(self.path).decode(errors="replace").splitlines():
@@ -99,15 +102,15 @@ class History:
 
 
 @contextmanager
-def progress(first: bool, total: int, unit: str, description: str, done: int = 0) -> Iterator[Any]:
-    """A progress bar on the first rank; other ranks get one that shows nothing."""
-    if first:
+def progress(shown: bool, total: int, unit: str, description: str, done: int = 0) -> Iterator[Any]:
+    """Yields a progress bar of ``total`` units, of which ``done`` are finished; silent unless ``shown``."""
+    if shown:
         with console.progress(total, unit, description, done) as bar:
             yield bar
     else:
-        yield _Silent()
+        yield _SilentBar()
 
 
-class _Silent:
+class _SilentBar:
     def advance(self, count: int = 1) -> None: ...
     def note(self, text: str) -> None: ...

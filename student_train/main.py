@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-if not __package__:  # run as a file: the repository, not this directory, is where imports start
+if not __package__:  # run as a file: imports start at the repository, not at this directory
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from infra import console
@@ -40,8 +40,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="student_train/main.py", description="Train the students of a recipe from a store."
     )
     parser.add_argument("--recipe", required=True, type=expand_home, help="YAML file of the run")
-    parser.add_argument("--student", metavar="NAME", help="train only this one of the recipe's students")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    parser.add_argument("--student", metavar="NAME", help="train only the student of this name")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # added by the deepspeed launcher
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's"
     )
@@ -49,22 +49,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains the named student, or all that are not finished, one after the other."""
+    """Trains the student ``options.student``, or all unfinished students. Returns the exit code."""
     share_cores()
     recipe = load_recipe(options.recipe, options.overrides)
     recipe.refuse_outputs_in_store()
     runs = recipe.runs() if options.student is None else {options.student: recipe.run(options.student)}
     store = open_store(recipe.store_path)
     stores = {name: [store, *_stores_of_phases(one)] for name, one in runs.items()}
-    left = [one for one in runs.values() if not _is_finished(one, stores[one.name])]
-    if not left:
+    unfinished = [one for one in runs.values() if not _is_finished(one, stores[one.name])]
+    if not unfinished:
         return 0
     from student_train.engine.world import start_world
 
     world = start_world()
     try:
-        _check(left, stores, world)
-        code = _train_all(left, stores, world, alone=len(runs) == 1)
+        _check(unfinished, stores, world)
+        code = _train_all(unfinished, stores, world, single=len(runs) == 1)
         world.wait()
         return code
     except UserError as problem:
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
             raise
         # A launcher ends all ranks as soon as one has failed, so no rank exits before rank 0 has printed the
         # error.
-        if world.first:
+        if world.is_rank_0:
             print(f"error: {problem}", file=sys.stderr, flush=True)
         world.wait()
         return problem.exit_code
@@ -85,34 +85,36 @@ def _stores_of_phases(run: StudentRun) -> list[Store]:
 
 
 def _is_finished(run: StudentRun, stores: list[Store]) -> bool:
-    """Prints a line if the student is finished. Raises UserError if it was trained with other settings."""
-    from student_train.student.published import finished, require_same
+    """Returns whether the student is finished; if so, prints its results. Raises UserError if the student was
+    trained with other settings."""
+    from student_train.student.model_directory import finished, require_same
 
     with mirrored(run.directory, run.train.cache_dir) as mirror:
-        done = finished(mirror.local if mirror else run.directory)
-    if done is None:
+        record = finished(mirror.local if mirror else run.directory)
+    if record is None:
         return False
-    require_same(done["fingerprint"], _fingerprint(run, stores), run.directory)
+    require_same(record["fingerprint"], _fingerprint(run, stores), run.directory)
     if rank_of_environment() == 0:
-        _say(run, done["results"], "complete, nothing to do")
+        _print_results(run, record["results"], "complete, nothing to do")
     return True
 
 
 def _fingerprint(run: StudentRun, stores: list[Store]) -> dict[str, Any]:
+    """Returns what affects the trained student: settings of the recipe, and digests of stores."""
     phases = {
         str(number): {"store": store.digest, "steps": phase.steps}
         for number, (store, phase) in enumerate(zip(stores[1:], run.train.phases, strict=True), 1)
     }
-    told = {"recipe": run.outcome_settings(), "store": stores[0].digest}
-    return {**told, "phases": phases} if phases else told
+    fingerprint = {"recipe": run.outcome_settings(), "store": stores[0].digest}
+    return {**fingerprint, "phases": phases} if phases else fingerprint
 
 
 def _check(runs: list[StudentRun], stores: Mapping[str, list[Store]], world: World) -> None:
-    """Raises UserError, before any training, if a student of the recipe is impossible."""
+    """Raises UserError, before any training, if a student cannot be trained on these ranks."""
     from offline_teacher.stored_teacher import stored_config, teacher_of
     from student_train.data.order import check_world
     from student_train.engine.deepspeed_config import build_config
-    from student_train.objectives.needs import check_phases, check_store
+    from student_train.objectives.store_needs import check_phases, check_store
     from student_train.student.model import architecture
 
     for run in runs:
@@ -133,81 +135,88 @@ def _check(runs: list[StudentRun], stores: Mapping[str, list[Store]], world: Wor
             raise UserError(f"student {run.name}: {problem}" if len(runs) > 1 else str(problem)) from None
 
 
-def _train_all(runs: list[StudentRun], stores: Mapping[str, list[Store]], world: World, alone: bool) -> int:
-    """0, or EXIT_INCOMPLETE if a student failed. With ``alone``, its error is raised instead."""
+def _train_all(runs: list[StudentRun], stores: Mapping[str, list[Store]], world: World, single: bool) -> int:
+    """Trains students. Returns 0, or EXIT_INCOMPLETE if a student failed. ``single``: the command is for a
+    single student, so its UserError is raised instead."""
     failed = []
     for run in runs:
         try:
             results = _train_one(run, stores[run.name], world)
         except UserError as problem:
-            if alone:
+            if single:
                 raise
             failed.append(run.name)
-            if world.first:
+            if world.is_rank_0:
                 print(f"error: student {run.name}: {problem}", file=sys.stderr, flush=True)
             continue
-        if world.first:
-            _say(run, results, "trained")
-    if failed and world.first:
-        others = "; the others are finished" if len(failed) < len(runs) else ""
+        if world.is_rank_0:
+            _print_results(run, results, "trained")
+    if failed and world.is_rank_0:
+        others = "; the other students are finished" if len(failed) < len(runs) else ""
         print(f"error: not trained: {', '.join(failed)}{others}", file=sys.stderr, flush=True)
     return EXIT_INCOMPLETE if failed else 0
 
 
 def _train_one(run: StudentRun, stores: list[Store], world: World) -> dict[str, Any]:
-    with contextlib.ExitStack() as held:
-        mirror = world.all_do(lambda: held.enter_context(mirrored(run.directory, run.train.cache_dir)))
-        held.enter_context(_only_trainer(mirror.local if mirror else run.directory, world))
+    with contextlib.ExitStack() as contexts:
+        mirror = world.on_all_ranks(
+            lambda: contexts.enter_context(mirrored(run.directory, run.train.cache_dir))
+        )
+        contexts.enter_context(_locked(mirror.local if mirror else run.directory, world))
         return _train(run, stores, world, mirror)
 
 
 @contextlib.contextmanager
-def _only_trainer(directory: str, world: World) -> Iterator[None]:
-    """Holds a lock that ends with this process: ranks that outlive a killed launcher still write here."""
-    with contextlib.ExitStack() as held:
+def _locked(directory: str, world: World) -> Iterator[None]:
+    """Locks the student's directory as long as rank 0 lives, because ranks may outlive a killed launcher.
+    Raises UserError if another training holds the lock, or if the directory is not writable."""
+    with contextlib.ExitStack() as contexts:
 
         def lock() -> str:
-            held.enter_context(exclusive(directory))
+            contexts.enter_context(exclusive(directory))
             storage.require_writable(directory)
             return directory
 
-        world.first_does(lock)
+        world.on_rank_0(lock)
         yield
 
 
 def _train(run: StudentRun, stores: list[Store], world: World, mirror: Mirror | None) -> dict[str, Any]:
-    """Trains, publishes, registers; what the model card and the last table say."""
+    """Trains a student, writes its model directory, and registers it with MLflow. Returns its results. They
+    are steps, kind of soft targets, last training losses and validation metrics."""
     store = stores[0]
     import transformers
 
     from infra.cpu.processor import warn_if_slow
     from infra.tracking import run as tracking
+    from student_train.engine.determinism import deterministic
     from student_train.engine.engine import Engine
-    from student_train.gauges import deterministic
-    from student_train.objectives.needs import soft_target_kind, taught_layout
-    from student_train.student.published import publish_model
-    from student_train.student.reach import frozen_parameters
+    from student_train.objectives.store_needs import checked_soft_target_kind, teacher_output_layout
+    from student_train.student.freezing import frozen_parameters
+    from student_train.student.model_directory import publish_model
     from student_train.trainer import Trainer
 
     transformers.logging.disable_progress_bar()
-    if world.first and world.device.type == "cpu":
+    if world.is_rank_0 and world.device.type == "cpu":
         warn_if_slow("train.dtype", run.train.dtype)
     directory = mirror.local if mirror else run.directory
-    world.first_does(lambda: _save_recipe(run, directory))
-    model, objective = world.all_do(lambda: model_and_objective(run, store, world))
-    frozen = frozen_parameters(model)  # before they are rounded to train.dtype
+    world.on_rank_0(lambda: _save_recipe(run, directory))
+    model, objective = world.on_all_ranks(lambda: model_and_objective(run, store, world))
+    frozen = frozen_parameters(model)  # copied before Engine rounds them to train.dtype
     fingerprint = _fingerprint(run, stores)
     with (
         deterministic(run.train.deterministic),
         tracking.start_run(run.recipe, "student", world.rank, run.name) as tracked,
     ):
         tracked.log_store(run.recipe.store_path, store.digest)
-        engine = world.all_do(lambda: Engine(model, run.train, world))
+        engine = world.on_all_ranks(lambda: Engine(model, run.train, world))
         trainer = Trainer(run, world, stores, model, objective, engine, tracked, fingerprint, mirror)
         validated = trainer.train()
         results = {
             "steps": trainer.total_steps,
-            "soft_targets": soft_target_kind(run.train, taught_layout(run.train, store.layout)),
+            "soft_targets": checked_soft_target_kind(
+                run.train, teacher_output_layout(run.train, store.layout)
+            ),
             "training": trainer.history.last_losses(),
             "validation": validated,
         }
@@ -220,7 +229,7 @@ def _train(run: StudentRun, stores: list[Store], world: World, mirror: Mirror | 
             tracked.register_model(path, run.registered_name, tags={"store": store.digest})
             return path
 
-        world.first_does(publish)
+        world.on_rank_0(publish)
     return results
 
 
@@ -230,20 +239,19 @@ def _save_recipe(run: StudentRun, directory: str) -> str:
 
 
 def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[Any, Any]:
-    """The student, with parameters frozen that no loss term reaches, and the loss against the store's
-    teacher."""
+    """Returns a `StudentModel`, with unreached parameters frozen, and its `Objective`."""
     import torch
 
     from infra.files.cache import Cache
     from offline_teacher.models.replay import Replay
     from offline_teacher.models.split import lower_of
     from offline_teacher.stored_teacher import stored_config, stored_pooling, stored_weights, teacher_of
-    from student_train.objectives.needs import taught_layout
     from student_train.objectives.objective import Objective
+    from student_train.objectives.store_needs import teacher_output_layout
+    from student_train.student.freezing import freeze_unreached
     from student_train.student.model import build_student
-    from student_train.student.reach import freeze_unreached
 
-    train, config, layout = run.train, stored_config(store), taught_layout(run.train, store.layout)
+    train, config, layout = run.train, stored_config(store), teacher_output_layout(run.train, store.layout)
     cache = Cache(train.cache_dir, train.cache_bytes) if storage.is_remote(store.root) else None
     weights = stored_weights(store, config, cache, complete=store.layout.teacher_weights)
     pooling = stored_pooling(store) if train.alpha_embedding else None
@@ -261,7 +269,7 @@ def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[An
     return model, objective
 
 
-def _say(run: StudentRun, results: dict[str, Any], what: str) -> None:
+def _print_results(run: StudentRun, results: dict[str, Any], what: str) -> None:
     rows = [("steps", f"{results['steps']:,}"), ("soft targets", results["soft_targets"] or "none")]
     rows += [(name, f"{value:.5g}") for name, value in results["training"].items()]
     rows += [(f"validation {name}", f"{value:.5g}") for name, value in results["validation"].items()]
@@ -272,10 +280,10 @@ def _say(run: StudentRun, results: dict[str, Any], what: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Only rank 0 prints errors.
+    """Runs the command and exits. Only rank 0 prints errors.
 
-    Before the ranks have met, the others end quietly with 0, so that the launcher waits for rank 0; later all
-    end with one exit code.
+    If an error occurs before the ranks are connected, the other ranks exit with 0, so that the launcher waits
+    for rank 0. Later all ranks exit with the same code.
     """
     if rank_of_environment() == 0:
         console.command(lambda: run(parse(arguments)))

@@ -1,11 +1,11 @@
-"""A student whose output is on an object store: training writes a local directory, which is copied there.
+"""A local copy of a student's directory on an object store: training writes the copy, ``push`` uploads it.
 
-    with mirrored("s3://bucket/runs/name/student", cache_dir) as mirror:   # None for a local output
+    with mirrored("s3://bucket/runs/name/student", cache_dir) as mirror:   # None if the directory is local
         ... work in mirror.local ...
         mirror.push()                                                      # after every checkpoint
 
-The remote ``files.json`` is written after the files that it lists. Files that it does not list are left over
-from an interrupted push.
+The remote index, ``files.json``, is written after the files that it lists. Remote files that the index does
+not list are left over from an interrupted push.
 """
 
 from __future__ import annotations
@@ -21,61 +21,62 @@ from infra.files import storage
 from infra.files.locks import exclusive, locked
 
 INDEX = "files.json"
-_OWN = (storage.UNFINISHED, storage.LOCK, ".pull")
+_NOT_COPIED = (storage.UNFINISHED, storage.LOCK, ".pull")
 """Prefixes of file names that are not copied."""
 
 
 class Mirror:
-    """``remote`` and the private local directory that stands for it."""
+    """A remote directory, ``remote``, and its private local copy, ``local``."""
 
     def __init__(self, remote: str, local: str) -> None:
         self.remote, self.local = remote, local
-        self._known: dict[str, tuple[int, int, str]] = {}
-        """Name -> size, time and digest of a local file when it was last pushed or pulled."""
+        self._copied: dict[str, tuple[int, int, str]] = {}
+        """Name -> size, modification time and digest of a local file when it was last pushed or pulled."""
 
     def pull(self) -> None:
-        """Fetches what the remote index lists and is not here. Processes of one machine take turns.
+        """Downloads every file that the index lists and the local directory lacks. Processes take turns.
 
-        A file that changed after the index was written (by an interrupted push) is used as it is: checkpoints
-        and models carry digests, so their readers detect incomplete ones.
+        An interrupted push may have replaced a file but not the index. Such a file is downloaded too:
+        checkpoints and models contain digests, so their readers detect incomplete ones.
         """
         with locked(os.path.join(self.local, ".pull.lock")):
-            listed = self._listed()
-            if not listed:
-                self._forget()
-            for name, digest in listed.items():
+            digests = self._read_index()
+            if not digests:
+                self._remove_local_files()
+            for name, digest in digests.items():
                 path = storage.join(self.local, name)
                 if not (os.path.isfile(path) and storage.digest_file(path) == digest):
                     self._fetch(name, path, digest)
-                self._known[name] = (*_stamp(path), digest)
+                self._copied[name] = (*_size_and_time(path), digest)
 
     def push(self) -> None:
-        """Copies new files, then the index, then removes deleted files. To be called by one process only."""
+        """Uploads new and changed files, then the index, then removes remote files that are gone locally.
+        Only one process may call it."""
         digests = {}
         for name in _files(self.local):
             path = storage.join(self.local, name)
-            stamp, known = _stamp(path), self._known.get(name)
-            if known is None or known[:2] != stamp:
+            size_and_time, copied = _size_and_time(path), self._copied.get(name)
+            if copied is None or copied[:2] != size_and_time:
                 digest = storage.digest_file(path)
-                if known is None or known[2] != digest:
+                if copied is None or copied[2] != digest:
                     with storage.publishing(storage.join(self.remote, name)) as draft:
                         shutil.copyfile(path, draft)
-                self._known[name] = known = (*stamp, digest)
-            digests[name] = known[2]
-        gone = self._known.keys() - digests.keys()
+                self._copied[name] = copied = (*size_and_time, digest)
+            digests[name] = copied[2]
+        gone = self._copied.keys() - digests.keys()
         storage.publish_json(storage.join(self.remote, INDEX), {"files": digests})
         for name in gone:
             storage.remove(storage.join(self.remote, name))
-            del self._known[name]
+            del self._copied[name]
 
-    def _forget(self) -> None:
-        """Handles a missing remote index: local files belong to a removed student, unless one is in
-        training."""
+    def _remove_local_files(self) -> None:
+        """Removes local files if the remote index is gone, unless a training holds the lock."""
         with contextlib.suppress(UserError), exclusive(self.local):
             for name in _files(self.local):
                 os.unlink(os.path.join(self.local, name))
 
-    def _listed(self) -> dict[str, str]:
+    def _read_index(self) -> dict[str, str]:
+        """Returns the index, name -> digest; {} if there is none. Raises UserError if it is damaged."""
         path = storage.join(self.remote, INDEX)
         if not storage.exists(path):
             return {}
@@ -86,10 +87,11 @@ class Mirror:
         return files
 
     def _fetch(self, name: str, path: str, digest: str) -> None:
+        """Downloads a remote file to ``path``, also if its digest is no longer ``digest``."""
         source = storage.join(self.remote, name)
         try:
             storage.fetch(source, path, digest)
-        except WrongContent:  # it changed after the index was written
+        except WrongContent:  # the file changed after the index was written
             with (
                 storage.publishing(path) as draft,
                 storage.open_binary(source) as remote,
@@ -100,10 +102,10 @@ class Mirror:
 
 @contextlib.contextmanager
 def mirrored(directory: str, cache_dir: str | None) -> Iterator[Mirror | None]:
-    """The mirror of a remote ``directory``, pulled; None for a local one.
+    """Yields the mirror of a remote ``directory``, after a pull; None if ``directory`` is local.
 
-    It stays in ``cache_dir``, so that the next start on this machine fetches nothing again; without one it is
-    in the system's temporary directory, readable by this user alone.
+    The local copy stays in ``cache_dir``, so that the next start on this machine downloads nothing again.
+    Without ``cache_dir`` it is in the system's temporary directory, readable by this user alone.
     """
     if not storage.is_remote(directory):
         yield None
@@ -114,14 +116,16 @@ def mirrored(directory: str, cache_dir: str | None) -> Iterator[Mirror | None]:
     try:
         os.makedirs(mirror.local, mode=0o700, exist_ok=True)
     except OSError as problem:
-        raise UserError(f"{mirror.local}: cannot be made ({problem}); set train.cache_dir") from None
+        raise UserError(
+            f"{mirror.local}: cannot be created ({problem}); set train.cache_dir to a writable directory"
+        ) from None
     mirror.pull()
     yield mirror
 
 
 def _private(path: str) -> str:
-    """A directory with a predictable name; it is used only if this user owns it and others cannot access
-    it."""
+    """Creates the directory ``path`` if needed, and returns ``path``. Its name is predictable: raises
+    UserError if another user owns it or can access it."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
     status = os.lstat(path)
@@ -131,18 +135,21 @@ def _private(path: str) -> str:
 
 
 def _files(root: str) -> list[str]:
-    """Names below ``root``, tensors before the files that hold their digests."""
-    found = []
+    """Returns the files below ``root``, as relative paths, tensors before the files with their digests."""
+    paths = []
     for folder, directories, names in os.walk(root):
         directories[:] = [
-            name for name in directories if not name.startswith(_OWN) and ".damaged-" not in name
+            name for name in directories if not name.startswith(_NOT_COPIED) and ".damaged-" not in name
         ]
-        found += [
-            os.path.relpath(os.path.join(folder, name), root) for name in names if not name.startswith(_OWN)
+        paths += [
+            os.path.relpath(os.path.join(folder, name), root)
+            for name in names
+            if not name.startswith(_NOT_COPIED)
         ]
-    return sorted(found, key=lambda name: (name.endswith(("state.json", "model.json")), name))
+    return sorted(paths, key=lambda name: (name.endswith(("state.json", "model.json")), name))
 
 
-def _stamp(path: str) -> tuple[int, int]:
+def _size_and_time(path: str) -> tuple[int, int]:
+    """Returns size and modification time in nanoseconds."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns

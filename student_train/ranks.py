@@ -1,6 +1,7 @@
-"""The environment variables and signals that the launcher (deepspeed, torchrun) gives to this process.
+"""Environment variables, signals and exit of a process that a launcher (deepspeed, torchrun) started.
 
-Imports no torch, because torch reads its number of threads from the environment when it is imported.
+This module does not import torch, because torch reads its number of threads from the environment when it is
+imported.
 """
 
 from __future__ import annotations
@@ -14,23 +15,22 @@ from typing import NoReturn
 
 
 def rank_of_environment() -> int:
-    """The rank the launcher gave this process; 0 without a launcher. Known before anything is set up."""
+    """Returns the rank that the launcher gave this process; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
 def share_cores() -> None:
-    """Gives a rank its share of the cores, unless OMP_NUM_THREADS is set. Call it before torch is imported.
-
-    torchrun sets one thread, the deepspeed launcher sets none. Without a setting every rank would start a
-    thread on every core, and ranks would wait for each other's spinning threads.
-    """
+    """Sets OMP_NUM_THREADS to the cores per rank, unless it is set. Call it before torch is imported.
+    torchrun sets it to 1, the deepspeed launcher does not set it. Then every rank would start a thread per
+    core, and ranks would wait for each other's spinning threads."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
 
 
 @contextmanager
 def signals_noted(note: Callable[[int], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM only call ``note`` with their number; launchers send both, and more than once."""
+    """A context in which Ctrl-C and SIGTERM only call ``note`` with the signal's number. Launchers send both
+    signals, and more than once."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, lambda number, frame: note(number)) for number in numbers}
     try:
@@ -41,13 +41,10 @@ def signals_noted(note: Callable[[int], None]) -> Iterator[None]:
 
 
 def end_process(code: int) -> NoReturn:
-    """Ends this process with ``code``, its output flushed, without the interpreter's own clean-up.
-
-    Gloo's threads live longer than their process group. If one of them frees a tensor while Python shuts
-    down, the process aborts, so a finished training would end with SIGABRT (pytorch/pytorch pull request
-    179291).
-    """
+    """Flushes stdout and stderr and ends this process with exit code ``code``, without Python's clean-up.
+    Threads of Gloo outlive their process group. If one frees a tensor during Python's clean-up, the process
+    aborts, so a finished training would end with SIGABRT (pytorch/pytorch pull request 179291)."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # nobody reads it any more
+        with suppress(OSError):  # its reader, for example a closed pipe, is gone
             stream.flush()
     os._exit(code)

@@ -22,33 +22,31 @@ from offline_teacher.store.reader import Store
 from student_train.data.order import chained_digest, dropout_seed
 from student_train.data.phases import Phases
 from student_train.data.stream import Step
+from student_train.engine.checkpoint_schedule import Checkpoints
 from student_train.engine.engine import Engine
-from student_train.engine.saving import Saving
-from student_train.engine.schedule import learning_rate
+from student_train.engine.learning_rate import learning_rate
 from student_train.engine.world import World
-from student_train.gauges import gpu_metrics, traced
-from student_train.history import History, Tracker, Window, progress
+from student_train.history import History, LogSums, Tracker, progress
 from student_train.mirror import Mirror
-from student_train.objectives.needs import taught_layout
 from student_train.objectives.objective import TERMS, Objective
+from student_train.objectives.store_needs import teacher_output_layout
 from student_train.objectives.validation import validate
+from student_train.profiling import gpu_metrics, profiled
 from student_train.ranks import signals_noted
 from student_train.student.model import StudentModel
-from student_train.student.published import require_same
+from student_train.student.model_directory import require_same
 
 SHOWN_IDS = 32
-"""Number of sequence ids that the message about a failed step lists."""
+"""Maximum number of sequence ids in the message about a failed step."""
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised after Ctrl-C or SIGTERM, when the current step is finished and saved."""
+    """Training ended after Ctrl-C or SIGTERM; the current step was finished and saved."""
 
 
 class Trainer:
-    """One student of a recipe on one rank. ``model`` is trained in place.
-
-    ``stores``: the recipe's own, then those of ``train.phases``.
-    """
+    """Trains one student of a recipe; every rank has a Trainer. ``model`` is trained in place. ``stores``:
+    the recipe's own, then those of ``train.phases``. ``mirror``: if the student's directory is remote."""
 
     def __init__(
         self,
@@ -68,54 +66,55 @@ class Trainer:
         self.phases = Phases(stores, run.train)
         directory = mirror.local if mirror else run.directory
         self.trace = storage.join(directory, "trace.json")
-        self.saving = Saving(
+        self.checkpoints = Checkpoints(
             storage.join(directory, "checkpoints"), run.train, world, engine, fingerprint,
             mirror.push if mirror else lambda: None,
         )  # fmt: skip
-        self.history = History(storage.join(directory, "history.jsonl"), tracker, world.first)
-        self.step, self.samples_digest = 0, ""
-        self.save_due = self.stop_requested = False
-        self.window = Window()
+        self.history = History(storage.join(directory, "history.jsonl"), tracker, world.is_rank_0)
+        self.step, self.samples_digest = 0, ""  # number of steps done, digest of their samples
+        self.minutes_passed = self.stop_requested = False
+        self.log_sums = LogSums()
 
     @property
     def total_steps(self) -> int:
+        """Number of optimiser steps of the whole run."""
         return self.phases.steps
 
     def train(self) -> dict[str, float]:
-        """Trains from the newest checkpoint to the end. Returns the final student's validation metrics.
+        """Trains from the newest checkpoint to the end. Returns the trained student's validation metrics.
 
-        Raises Stopped after a signal. Raises UserError, the same on every rank, if a sample is damaged or a
-        loss or gradient is not finite.
+        Raises Stopped after Ctrl-C or SIGTERM. Raises UserError, the same on all ranks, if a sample is
+        damaged, or if a loss or a gradient is not finite.
         """
         self.resume()
         section = self.train_section
         with (
             signals_noted(self._stop),
             closing(self.phases.read(self.world, self.step)) as stream,
-            progress(self.world.first, self.total_steps, "steps", self.run.title, self.step) as bar,
-            traced(section.profile_steps if self.world.first else 0, self.trace) as step_traced,
+            progress(self.world.is_rank_0, self.total_steps, "steps", self.run.title, self.step) as bar,
+            profiled(section.profile_steps if self.world.is_rank_0 else 0, self.trace) as profile_step,
         ):
-            while (agreed := self._next_step(stream)) is not None:
+            while (read := self._next_step(stream)) is not None:
                 started = time.perf_counter()
-                step, tokens, masked = agreed
+                step, tokens, masked = read
                 terms = self._forward_backward(step, tokens, masked)
                 rate = learning_rate(section, step.step, self.total_steps)
                 norm = self.engine.step(rate).gradient_norm
                 self._count(step, terms, tokens, norm)
-                if self._checks_norms_now():
+                if self._reads_norms_now():
                     self._require_finite()
-                self.window.seconds += time.perf_counter() - started
+                self.log_sums.seconds += time.perf_counter() - started
                 bar.advance(1)
-                step_traced()
-                if self._due(section.log_every):
+                profile_step()
+                if self._is_due(section.log_every):
                     bar.note(self._log(rate))
-                if self._due(section.validate_every) and self.step < self.total_steps:
+                if self._is_due(section.validate_every) and self.step < self.total_steps:
                     self._validate()
-                if self._due(section.checkpoint_every) or self.save_due:
+                if self.checkpoints.is_due(self.step, self.minutes_passed):
                     self.save()
         self._require_finite()
         self.save()
-        self.saving.wait()
+        self.checkpoints.wait()
         if self.step < self.total_steps:
             raise Stopped
         return self._validate()
@@ -123,10 +122,8 @@ class Trainer:
     # --- one step -------------------------------------------------------------------------------------------
 
     def _next_step(self, stream: Iterator[Step]) -> tuple[Step, float, float] | None:
-        """The next step with its real and masked tokens over all ranks; None at the end or after a signal.
-
-        If one rank's stream raises a UserError, all ranks raise it.
-        """
+        """Returns the next step, with its real and masked tokens over all ranks; None at the end or after a
+        signal. If the stream of one rank raises UserError, all ranks raise it."""
         if self.step >= self.total_steps:
             return None
         step, problem, started = None, "", time.perf_counter()
@@ -134,14 +131,18 @@ class Trainer:
             step = next(stream)
         except UserError as error:
             problem = str(error)
-        self.window.waited += time.perf_counter() - started
+        self.log_sums.waited += time.perf_counter() - started
         counts = [step.tokens, step.masked] if step else [0, 0]
-        flags = [self.stop_requested, bool(problem), self.world.first and self.saving.is_time()]
-        tokens, masked, stop, failed, due = self.world.sum([float(x) for x in (*counts, *flags)])
-        self.window.seconds += time.perf_counter() - started
-        self.save_due = bool(due)
+        flags = [
+            self.stop_requested,
+            bool(problem),
+            self.world.is_rank_0 and self.checkpoints.minutes_passed(),
+        ]
+        tokens, masked, stop, failed, minutes_passed = self.world.sum([float(x) for x in (*counts, *flags)])
+        self.log_sums.seconds += time.perf_counter() - started
+        self.minutes_passed = bool(minutes_passed)
         if failed:
-            self.world.raise_first(problem)
+            self.world.raise_on_all_ranks(problem)
         if stop:
             return None
         assert step is not None
@@ -149,88 +150,93 @@ class Trainer:
         return step, tokens, masked
 
     def _forward_backward(self, step: Step, tokens: float, masked: float) -> torch.Tensor:
-        """Accumulates this rank's gradients. Returns the rank's share of each of TERMS, float64 [6]."""
+        """Adds up this rank's gradients of the step. Returns its share of each of `TERMS`, float64 [6]."""
         torch.manual_seed(dropout_seed(self.train_section.seed, step.step, self.world.rank))
         sums = torch.zeros(len(TERMS), dtype=torch.float64, device=self.world.device)
-        layout = taught_layout(self.train_section, self.phases.at(step.step).store.layout)
+        layout = teacher_output_layout(self.train_section, self.phases.at(step.step).store.layout)
         objective = replace(self.objective, layout=layout)
         for number, batch in enumerate(step.micro_batches):
             batch = batch.to(self.world.device)
-            terms = objective(self.model, batch, tokens, masked, len(step.places))
+            terms = objective(self.model, batch, tokens, masked, len(step.locations))
             last = number == len(step.micro_batches) - 1
             self.engine.backward(terms.total * batch.weight, last)
             sums += torch.stack([value.detach().double() for value in terms.values()]) * batch.weight
         return sums
 
-    def _checks_norms_now(self) -> bool:
-        """Whether the host checks the gradient norms now: always on a CPU, else before a log, validation or
-        save."""
-        section = self.train_section
-        every = section.log_every, section.validate_every, section.checkpoint_every
-        return self.world.device.type == "cpu" or self.save_due or any(map(self._due, every))
+    def _reads_norms_now(self) -> bool:
+        """Whether the host reads the gradient norms now: always on a CPU; on a GPU, which it would have to
+        wait for, only before a log, a validation or a checkpoint."""
+        section, on_cpu = self.train_section, self.world.device.type == "cpu"
+        every = section.log_every, section.validate_every
+        return (
+            on_cpu or any(map(self._is_due, every)) or self.checkpoints.is_due(self.step, self.minutes_passed)
+        )
 
     def _require_finite(self) -> None:
-        """Raises UserError if a gradient was not finite and the loss scale cannot be lowered any further.
-
-        The optimiser skips a step with such a gradient, so this check may come some steps later.
-        """
-        bad = self.window.first_not_finite(self.step)
-        if bad is not None and not (self.train_section.dtype == "float16" and self.engine.loss_scale > 1):
-            self._fail(bad, "gradient")
+        """Raises UserError if a gradient was not finite, unless float16's loss scale can still be lowered.
+        The optimiser skips a step whose gradient is not finite, so this check may come some steps later."""
+        bad_step = self.log_sums.first_not_finite(self.step)
+        if bad_step is not None and not (
+            self.train_section.dtype == "float16" and self.engine.loss_scale > 1
+        ):
+            self._fail(bad_step, "gradient")
 
     def _fail(self, step: int, what: str) -> None:
-        self.saving.wait()
+        """Raises UserError, which names the samples of the step; ``what``: "loss" or "gradient"."""
+        self.checkpoints.wait()
         phase = self.phases.at(step)
-        places = phase.places(step)
-        listed = ", ".join(phase.names(places, SHOWN_IDS))
-        listed += ", ..." if len(places) > SHOWN_IDS else ""
+        locations = phase.locations(step)
+        listed = ", ".join(phase.names(locations, SHOWN_IDS))
+        listed += ", ..." if len(locations) > SHOWN_IDS else ""
         raise UserError(
-            f"step {step}: the {what} is not a finite number. Its {len(places)} samples (part/row):"
-            f" {listed}; masking epoch {sorted(set(places.masking_epoch.tolist()))}; store"
-            f" {phase.store.root}; {self.saving.last_good()}; lower train.learning_rate or check the store"
+            f"step {step}: the {what} is not a finite number. Its {len(locations)} samples (part/row):"
+            f" {listed}; masking epoch {sorted(set(locations.masking_epoch.tolist()))}; store"
+            f" {phase.store.root}; {self.checkpoints.last_good()}; lower train.learning_rate or check the"
+            " store"
         )
 
     def _count(self, step: Step, terms: torch.Tensor, tokens: float, norm: torch.Tensor) -> None:
+        """Counts a step as done; ``norm``: of its gradient."""
         self.step = step.step + 1
-        self.samples_digest = chained_digest(self.samples_digest, step.places)
-        self.window.add(terms, int(tokens), norm)
+        self.samples_digest = chained_digest(self.samples_digest, step.locations)
+        self.log_sums.add(terms, int(tokens), norm)
 
-    def _due(self, every: int) -> bool:
+    def _is_due(self, every: int) -> bool:
+        """Whether this is an ``every``-th step or the run's last; False if ``every`` is 0."""
         return every > 0 and (self.step % every == 0 or self.step == self.total_steps)
 
     # --- what is logged -------------------------------------------------------------------------------------
 
     def _log(self, rate: float) -> str:
-        """Writes averages of the steps since the last log to history.jsonl and MLflow. Returns a short
-        text."""
-        window, self.window = self.window, Window()
-        reduced = self.world.sum([*window.sums.tolist(), window.waited / window.seconds])
-        metrics = {
-            name: value / window.steps for name, value in zip(TERMS, reduced, strict=False)
-        }  # the last entry is the wait
+        """Writes averages over the steps since the last log to history.jsonl and MLflow. ``rate``: the
+        current learning rate. Returns a short text for the progress bar."""
+        sums, self.log_sums = self.log_sums, LogSums()
+        *terms, waited = self.world.sum([*sums.terms.tolist(), sums.waited / sums.seconds])
+        metrics = {name: value / sums.steps for name, value in zip(TERMS, terms, strict=True)}
         if not all(map(math.isfinite, metrics.values())):
             self._fail(self.step - 1, "loss")
-        speed = window.tokens / window.seconds
+        speed = sums.tokens / sums.seconds
         metrics |= {
             "learning_rate": rate,
-            "gradient_norm": window.gradient_norm,
+            "gradient_norm": sums.gradient_norm,
             "tokens_per_second": speed,
             "tokens_per_second_per_rank": speed / self.world.size,
-            "input_wait": reduced[-1] / self.world.size,
+            "input_wait": waited / self.world.size,
         }
         flops = self.model.flops_per_token * metrics["tokens_per_second_per_rank"]
         metrics |= gpu_metrics(self.world.device, flops, self.train_section.dtype)
         if self.train_section.dtype == "float16":
             metrics["loss_scale"] = self.engine.loss_scale
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self.history.record(self.step, {**finite, "samples": self.samples_digest, "steps": window.steps})
+        self.history.record(self.step, {**finite, "samples": self.samples_digest, "steps": sums.steps})
         return f"loss {metrics['loss']:.4f}, {metrics['tokens_per_second']:,.0f} tokens/s"
 
     def _validate(self) -> dict[str, float]:
+        """Measures the student on held-out text and logs the metrics. Returns {} if the store has none."""
         held_out = self.store.splits.get("validation")
         if held_out is None:
             return {}
-        with progress(self.world.first, held_out.plan.samples, "sequences", "validation") as bar:
+        with progress(self.world.is_rank_0, held_out.plan.samples, "sequences", "validation") as bar:
             metrics = validate(
                 self.model, self.objective, self.store, self.world, self.train_section, bar.advance
             )
@@ -240,18 +246,18 @@ class Trainer:
     # --- stop and resume ------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Starts to write a checkpoint of this step, unless it has one. All ranks call it."""
-        self.save_due = False
+        """Starts to write a checkpoint after this step, unless there is one. All ranks call it."""
         samples = self.phases.samples_before(self.step)
-        self.saving.save(self.step, samples, self.samples_digest, self.tracker.run_id)
+        self.checkpoints.save(self.step, samples, self.samples_digest, self.tracker.run_id)
 
     def resume(self) -> None:
         """Loads the newest valid checkpoint, if any, into the engine. All ranks call it."""
-        self.step, self.samples_digest = self.saving.resume(
+        self.step, self.samples_digest = self.checkpoints.resume(
             lambda old: require_same(old, self.fingerprint, self.run.directory)
         )
         self.history.trim(self.step)
 
     def _stop(self, signal_number: int) -> None:
+        """Makes training end after the current step; called by the signal handler."""
         console.record_signal(signal_number)
         self.stop_requested = True

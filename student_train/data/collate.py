@@ -1,8 +1,10 @@
-"""Collates one micro-batch. All indices that the loss needs are computed here, on the host.
+"""Makes one micro-batch of the columns of its samples, with all indices that the loss needs.
 
-Positions, labels and "no padding" depend on the text alone. On a device, computing each of them would force a
-synchronisation. Axes: n samples, L length, M masked positions, P recorded positions (L or M), N positions
-that count, K top-k, T temperatures, D hidden size.
+The indices depend on the text alone, so they are computed on the host: on a GPU, each of them would force a
+synchronisation.
+
+Axes: n samples, L length, M masked positions, P recorded positions (L or M), N positions that the loss uses
+(without padding; of a store of masked positions, the masked ones), K top-k, T temperatures, D hidden size.
 """
 
 from __future__ import annotations
@@ -17,30 +19,31 @@ from torch import Tensor
 
 NO_LABEL = -100
 """The label of a position that is not masked."""
-TEXT = ("token_count", "input_ids", "masked_positions", "masked_labels")
-"""Columns that every batch is made from, as far as the store has them."""
-TEACHER = ("hidden_states", "hidden_scale", "embedding", "topk_ids", "topk_logits", "logsumexp")
-"""Columns that a loss may ask for, in the store's dtypes but for int64 ids and bfloat16 hidden states."""
-UNCHANGED = frozenset(TEACHER) - {"topk_ids"}
-"""Columns whose bytes a batch keeps as they are in the store."""
+TEXT_COLUMNS = ("token_count", "input_ids", "masked_positions", "masked_labels")
+"""Text columns of a batch. A store of unmasked text lacks the masked ones."""
+TEACHER_COLUMNS = ("hidden_states", "hidden_scale", "embedding", "topk_ids", "topk_logits", "logsumexp")
+"""Columns of the teacher's outputs; a batch has those that the loss reads, in the store's dtypes except for
+int64 ids and bfloat16 hidden states."""
+UNCONVERTED = frozenset(TEACHER_COLUMNS) - {"topk_ids"}
+"""Columns that a batch uses without conversion, so that the reader may write them into its final memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One micro-batch of one rank. A column that was not asked for is None."""
+    """One micro-batch of one rank. A column of the teacher that the loss does not read is None."""
 
     input_ids: Tensor  # int64 [n, L], masked
     token_count: Tensor  # int64 [n]; position i is real where i < token_count
     positions: Tensor | None  # int64 [N], ascending indices into [n L]; None: every position, N = n L
-    slots: Tensor | None  # int64 [N], indices into [n M], where the store recorded masked positions only
+    masked_slots: Tensor | None  # int64 [N], indices into [n M]; None if the store recorded all positions
     labels: Tensor  # int64 [N], NO_LABEL where not masked
-    masked_at: Tensor  # int64 [masked tokens], indices into [N]
-    full: bool
-    """No sequence has padding: attention needs no mask."""
+    masked_indices: Tensor  # int64 [masked tokens], indices into [N]
+    no_padding: bool
+    """Whether no sequence has padding, so that attention needs no mask."""
     tokens: int
-    """Real tokens of this micro-batch; 0 in a dummy."""
+    """Number of tokens without padding; 0 in a dummy."""
     masked: int
-    """Masked tokens of this micro-batch; 0 in a dummy."""
+    """Number of masked tokens; 0 in a dummy."""
     hidden_states: Tensor | None = None  # float16, bfloat16 or int8 [n, P, D]
     hidden_scale: Tensor | None = None  # float32 [n, P]; int8 only
     embedding: Tensor | None = None  # float16 [n, D]
@@ -48,86 +51,94 @@ class Batch:
     topk_logits: Tensor | None = None  # float16 [n, P, K]
     logsumexp: Tensor | None = None  # float32 [n, P, T]
     weight: float = 1.0
-    """0.0 marks a dummy that only keeps this rank in step: one sample of the global batch, computed by
-    another rank, whose loss must be multiplied by 0."""
-    copied: Any = None
-    """Event after the copy of the tensors to their device; None if there is no copy to wait for."""
+    """Factor of the batch's loss: 1.0, or 0.0 for a dummy. A rank without samples computes a dummy, one
+    sample of another rank, because all ranks must run the same number of micro-batches."""
+    copy_event: Any = None
+    """CUDA event at the end of the copy to the device; None if there is no copy to wait for."""
 
     def __len__(self) -> int:
         return len(self.token_count)
 
     @property
-    def recorded(self) -> Tensor | None:
-        """int64 [N], indices into the store's [n P] of the positions that count; None: every one of them."""
-        return self.positions if self.slots is None else self.slots
+    def recorded_positions(self) -> Tensor | None:
+        """Indices of the N positions into the store's [n P], int64 [N]; None: all n P positions."""
+        return self.positions if self.masked_slots is None else self.masked_slots
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on ``device``. If its copy is under way, what the device does next waits for it; the
-        host does not."""
-        if self.copied is None:
-            return self.moved({name: tensor.to(device) for name, tensor in self.tensors().items()}, None)
+        """Returns the batch on ``device``. If the copy to the device is under way, the device's next kernels
+        wait for it; the host does not."""
+        if self.copy_event is None:
+            return self.with_tensors(
+                {name: tensor.to(device) for name, tensor in self.tensors().items()}, None
+            )
         stream = torch.get_device_module(device).current_stream()
-        stream.wait_event(self.copied)
+        stream.wait_event(self.copy_event)
         for tensor in self.tensors().values():
             if tensor.is_cuda:
-                tensor.record_stream(stream)  # its memory is not reused before that stream is done with it
-        return replace(self, copied=None)
+                tensor.record_stream(
+                    stream
+                )  # its memory is not reused before ``stream`` has finished with it
+        return replace(self, copy_event=None)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by field."""
+        """Returns field name -> tensor, for all fields that are tensors."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
-    def moved(self, tensors: Mapping[str, Tensor], copied: Any) -> Batch:
-        """The same batch with these tensors in place of its own; ``copied``: the field of that name."""
+    def with_tensors(self, tensors: Mapping[str, Tensor], copy_event: Any) -> Batch:
+        """Returns the batch with other tensors, given by field name, and this ``copy_event``."""
         fields: dict[str, Any] = dict(tensors)
-        return replace(self, copied=copied, **fields)
+        return replace(self, copy_event=copy_event, **fields)
 
 
 def collate(columns: Mapping[str, np.ndarray], masked_only: bool, bfloat16: bool, weight: float) -> Batch:
-    """A batch of the columns [n, ...] of some samples.
-
-    ``masked_only``: the store recorded masked positions only, so nothing else counts. ``bfloat16``: the
-    uint16 numbers of ``hidden_states`` are its bits. ``weight``: 0.0 makes a dummy.
-    """
+    """Makes a batch of columns [n, ...]. ``masked_only``: the store recorded masked positions only.
+    ``bfloat16``: the uint16 numbers of ``hidden_states`` are bfloat16 bits. ``weight``: see `Batch`."""
     count = columns["token_count"].astype(np.int64)
     n, length = columns["input_ids"].shape
-    masked, labels_of = _masked(columns, n, length)
-    full = bool((count == length).all())
+    masked, masked_labels = _masked(columns, n, length)
+    no_padding = bool((count == length).all())
     if masked_only:
         positions = masked
-        labels, masked_at = labels_of, np.arange(len(masked))
+        labels, masked_indices = masked_labels, np.arange(len(masked))
     else:
         real = np.flatnonzero(np.arange(length) < count[:, None])
         dense = np.full(n * length, NO_LABEL, np.int64)
-        dense[masked] = labels_of
-        positions, labels, masked_at = real, dense[real], np.searchsorted(real, masked)
-    every = len(positions) == n * length
+        dense[masked] = masked_labels
+        positions, labels, masked_indices = real, dense[real], np.searchsorted(real, masked)
+    all_positions = len(positions) == n * length
     dummy = weight == 0.0
     return Batch(
         input_ids=torch.from_numpy(columns["input_ids"].astype(np.int64)),
         token_count=torch.from_numpy(count),
-        positions=None if every else torch.from_numpy(positions),
-        slots=torch.from_numpy(np.flatnonzero(columns["masked_positions"] >= 0)) if masked_only else None,
+        positions=None if all_positions else torch.from_numpy(positions),
+        masked_slots=torch.from_numpy(np.flatnonzero(columns["masked_positions"] >= 0))
+        if masked_only
+        else None,
         labels=torch.from_numpy(labels),
-        masked_at=torch.from_numpy(masked_at),
-        full=full,
+        masked_indices=torch.from_numpy(masked_indices),
+        no_padding=no_padding,
         tokens=0 if dummy else int(count.sum()),
         masked=0 if dummy else len(masked),
         weight=weight,
-        **{name: _teacher_column(name, columns[name], bfloat16) for name in TEACHER if name in columns},
+        **{
+            name: _teacher_column(name, columns[name], bfloat16)
+            for name in TEACHER_COLUMNS
+            if name in columns
+        },
     )
 
 
 def _masked(columns: Mapping[str, np.ndarray], n: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices into [n L] of the masked tokens, ascending, and their labels; both int64."""
+    """Returns the masked tokens' ascending indices into [n L], and their labels: int64 [masked] each."""
     if "masked_positions" not in columns:
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    slots = columns["masked_positions"] >= 0
-    at = np.arange(n)[:, None] * length + columns["masked_positions"]
-    return at[slots], columns["masked_labels"][slots].astype(np.int64)
+    used = columns["masked_positions"] >= 0  # -1 fills the slots behind the last masked position
+    indices = np.arange(n)[:, None] * length + columns["masked_positions"]
+    return indices[used], columns["masked_labels"][used].astype(np.int64)
 
 
 def _teacher_column(name: str, values: np.ndarray, bfloat16: bool) -> Tensor:
+    """Returns the column as a tensor in the dtype that `Batch` states."""
     if name == "topk_ids":
         return torch.from_numpy(values.astype(np.int64))
     tensor = torch.from_numpy(values)

@@ -1,15 +1,16 @@
-"""Which samples a training run reads, in which order: a pure function of (seed, samples seen). numpy only.
+"""Which samples a training run reads, in which order: a pure function of the seed. numpy only.
 
-An epoch reads every sequence once, as it was masked in masking epoch (epoch mod R). Its blocks come in a
-permuted order; the epochs' samples, one epoch after the other, are the *stream*. A *window* is the next
-``window_batches`` batches of the stream. It is cut into ``batch_size`` equal segments, and every batch of
-the window takes one sample of each segment, in an order drawn for the segment.
+An epoch reads every sequence once, masked as in masking epoch (epoch mod masking_epochs), block by block in a
+permuted order. The samples of all epochs, one epoch after the other, are numbered from 0; the number of a
+sample is its *ordinal*. A *window* is ``window_batches`` batches, whose ordinals are consecutive. It is cut
+into ``batch_size`` equal segments, one per row of a batch. Every batch of the window takes one sample of each
+segment, in an order drawn per segment.
 
-So the samples of a batch come from as many places of the corpus as it has rows, and one row of all the
-window's batches comes from one place. Ranks take contiguous rows of a batch. Therefore a rank reads, for
-a whole window, one contiguous piece of the stream: whole blocks that no other rank reads.
+So the rows of a batch come from ``batch_size`` distant parts of the corpus. Ranks take contiguous rows of a
+batch. Therefore a rank reads, during a window, one contiguous range of ordinals: whole blocks (but for the
+first and the last) that no other rank reads.
 
-Nothing here depends on the number of ranks, and nothing grows with samples or blocks.
+The order does not depend on the number of ranks. Its memory does not grow with samples or blocks.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from student_train.data.permutation import mix, mix_int, permute, positions_of
 
 
 class Blocks(Protocol):
-    """What the order needs of one split of a store, in one masking epoch."""
+    """The blocks of one split of a store, in one masking epoch; the store's plan has this interface."""
 
     @property
     def masking_epochs(self) -> int: ...
@@ -38,17 +39,17 @@ class Blocks(Protocol):
     def blocks_per_epoch(self) -> int: ...
     @property
     def block_samples(self) -> int:
-        """Samples of every block that is not short."""
+        """Number of samples of every block that is not short."""
         ...
 
     def short_blocks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers and sizes of the blocks with fewer samples: int64 [s] each; at most one a task."""
+        """Returns numbers and sizes of the shorter blocks: int64 [s] each; at most one block per task."""
         ...
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where samples are: each int64 [n]."""
+class Locations:
+    """Where n samples are in a split; each field is int64 [n]."""
 
     masking_epoch: np.ndarray
     block: np.ndarray
@@ -62,17 +63,18 @@ class Places:
 
 @dataclass(frozen=True)
 class _Epoch:
-    """The permuted blocks of one epoch: where its short blocks are, and what they lack."""
+    """The permuted order of blocks in one epoch, and where its short blocks are."""
 
     key: int
-    ends: np.ndarray
+    """Key of the permutation."""
+    short_ends: np.ndarray
     """Offset in the epoch behind each short block, ascending: int64 [s]."""
-    lacking: np.ndarray
-    """Samples that the first i short blocks lack together: int64 [s + 1]."""
+    missing: np.ndarray
+    """Number of samples by which the first i short blocks together are short: int64 [s + 1]."""
 
 
 class SampleOrder:
-    """The samples of a run: ``samples`` in all, in batches of ``batch_size``; the last one may be short."""
+    """The order of a run's ``samples`` samples, in batches of ``batch_size``; the last batch may be short."""
 
     def __init__(self, blocks: Blocks, seed: int, batch_size: int, samples: int, window_batches: int) -> None:
         if blocks.samples_per_epoch < 1:
@@ -84,64 +86,64 @@ class SampleOrder:
         self.window_batches = window_batches
         self._short = blocks.short_blocks()
         self._epoch = lru_cache(maxsize=4)(self._permuted_epoch)
-        self._window = lru_cache(maxsize=2)(self._offsets)
+        self._window = lru_cache(maxsize=2)(self._window_ordinals)
 
     @property
     def steps(self) -> int:
         return -(-self.samples // self.batch_size)
 
     def batch_rows(self, step: int) -> int:
-        """Rows of the global batch of this step."""
+        """Returns the number of rows of the global batch of ``step``."""
         assert 0 <= step < self.steps
         return min(self.batch_size, self.samples - step * self.batch_size)
 
-    def batch(self, step: int, rows: range | None = None) -> Places:
-        """The samples of a global batch, or of some consecutive rows of it."""
-        window, within = divmod(step, self.window_batches)
-        offsets = self._window(window)  # [batches, batch_size]
-        wanted = rows if rows is not None else range(self.batch_rows(step))
-        present = np.flatnonzero(offsets[within] >= 0)  # a short batch lacks some rows
-        return self.places(offsets[within][present[wanted.start : wanted.stop]])
+    def batch(self, step: int, rows: range | None = None) -> Locations:
+        """Returns where the samples of a global batch are, or those of its consecutive ``rows``."""
+        window, number = divmod(step, self.window_batches)
+        ordinals = self._window(window)[number]
+        ordinals = ordinals[ordinals >= 0]  # -1 fills the missing rows of a short batch
+        rows = range(self.batch_rows(step)) if rows is None else rows
+        return self.locations(ordinals[rows.start : rows.stop])
 
-    def window_places(self, window: int, rank: int, world: int) -> Places:
-        """What a rank reads for a whole window, in the order of the stream."""
-        offsets = self._window(window)
+    def window_locations(self, window: int, rank: int, world: int) -> Locations:
+        """Returns where the samples are that a rank reads in a window, by ascending ordinal."""
+        ordinals = self._window(window)
         first, last = rank * self.batch_size // world, (rank + 1) * self.batch_size // world
-        mine = offsets[:, first:last]
-        return self.places(np.sort(mine[mine >= 0]))
+        of_rank = ordinals[:, first:last]
+        return self.locations(np.sort(of_rank[of_rank >= 0]))
 
-    def places(self, positions: np.ndarray) -> Places:
-        """Where the samples at these positions of the stream are: int64 [n] -> Places of n."""
-        epochs, offsets = np.divmod(positions, self.blocks.samples_per_epoch)
-        block, row = np.empty_like(positions), np.empty_like(positions)
+    def locations(self, ordinals: np.ndarray) -> Locations:
+        """Returns where the samples with these ordinals, int64 [n], are."""
+        epochs, offsets = np.divmod(ordinals, self.blocks.samples_per_epoch)
+        block, row = np.empty_like(ordinals), np.empty_like(ordinals)
         for number in np.unique(epochs).tolist():
-            here = epochs == number
-            block[here], row[here] = self._locate(number, offsets[here])
-        return Places(epochs % self.blocks.masking_epochs, block, row)
+            in_epoch = epochs == number
+            block[in_epoch], row[in_epoch] = self._locate(number, offsets[in_epoch])
+        return Locations(epochs % self.blocks.masking_epochs, block, row)
 
     def _locate(self, epoch: int, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Block and row of the samples at offsets [n] of an epoch.
+        """Returns block and row, int64 [n] each, of the samples at ``offsets`` [n] of an epoch.
 
-        If all blocks were full, sample x would be in permuted block x // size. Every short block before it
-        shifts it by the samples that this block lacks.
+        If all blocks had the full size, offset x would be in permuted block x // size. So the samples that
+        short blocks before x are missing are added to x.
         """
         permuted = self._epoch(epoch)
-        full = offsets + permuted.lacking[np.searchsorted(permuted.ends, offsets, side="right")]
-        position, row = np.divmod(full, self.blocks.block_samples)
-        return permute(position, self.blocks.blocks_per_epoch, permuted.key), row
+        shifted = offsets + permuted.missing[np.searchsorted(permuted.short_ends, offsets, side="right")]
+        permuted_block, row = np.divmod(shifted, self.blocks.block_samples)
+        return permute(permuted_block, self.blocks.blocks_per_epoch, permuted.key), row
 
     def _permuted_epoch(self, epoch: int) -> _Epoch:
         numbers, sizes = self._short
         key = mix_int(mix_int(self.seed + 1) ^ mix_int(epoch + 1))
         positions = positions_of(numbers, self.blocks.blocks_per_epoch, key)
         order = np.argsort(positions)
-        full = self.blocks.block_samples
-        lacking = np.concatenate([[0], np.cumsum(full - sizes[order], dtype=np.int64)])
-        ends = (positions[order] + 1) * full - lacking[1:]
-        return _Epoch(key, ends, lacking)
+        full_size = self.blocks.block_samples
+        missing = np.concatenate([[0], np.cumsum(full_size - sizes[order], dtype=np.int64)])
+        short_ends = (positions[order] + 1) * full_size - missing[1:]
+        return _Epoch(key, short_ends, missing)
 
-    def _offsets(self, window: int) -> np.ndarray:
-        """Positions in the stream of a window: int64 [batches, rows]; -1 where the last batch is short."""
+    def _window_ordinals(self, window: int) -> np.ndarray:
+        """Returns the ordinals of a window, int64 [batches, batch_size]; -1 fills a short last batch."""
         size = self.window_batches * self.batch_size
         start = window * size
         count = min(size, self.samples - start)
@@ -152,7 +154,7 @@ class SampleOrder:
         inside = position < borders[1:, None]
         key = np.uint64(mix_int(mix_int(self.seed + 1) ^ mix_int(~window & (1 << 63) - 1)))
         drawn = mix(position.astype(np.uint64) ^ key) >> np.uint64(1)
-        drawn[~inside] = np.uint64(1) << np.uint64(63)  # last
+        drawn[~inside] = np.uint64(1) << np.uint64(63)  # sorted behind all samples of the segment
         order = np.argsort(drawn, axis=1, kind="stable")
         shuffled = np.where(
             np.take_along_axis(inside, order, axis=1), start + np.take_along_axis(position, order, axis=1), -1
@@ -161,13 +163,14 @@ class SampleOrder:
 
 
 def run_samples(sequences: int, epochs: float, max_steps: int | None, batch_size: int) -> int:
-    """Samples a run reads: ``epochs`` (or a fraction) of the corpus, cut at ``max_steps`` full batches."""
+    """Returns the number of samples that a run reads. It reads ``epochs`` times ``sequences``, rounded, but
+    at most ``max_steps`` batches of ``batch_size``."""
     samples = max(1, math.floor(epochs * sequences + 0.5))
     return samples if max_steps is None else min(samples, max_steps * batch_size)
 
 
 def run_order(plan: Blocks, train: Train, steps: int | None = None) -> SampleOrder:
-    """The samples of a run with these settings, or of a phase of ``steps`` full batches."""
+    """Returns the order of a run, or, if ``steps`` is given, of a phase of ``steps`` full batches."""
     if steps is None:
         samples = run_samples(plan.samples_per_epoch, train.epochs, train.max_steps, train.batch_size)
     else:
@@ -176,33 +179,32 @@ def run_order(plan: Blocks, train: Train, steps: int | None = None) -> SampleOrd
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """A seed for the random numbers of one step on one rank, so that no generator state is kept."""
+    """Returns the random seed of one step on one rank, so that checkpoints need no generator state."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
 
 
 def micro_batch_rows(n: int, micro_batch_size: int, rank: int, world: int) -> list[range]:
-    """The rows of a global batch of ``n`` that ``rank`` computes, one range for each micro-step.
-
-    Every rank gets the same number of micro-steps, the fewest that keep each within ``micro_batch_size``,
-    and rows are spread evenly, so that no rank waits for another. Where n is small some ranges are empty.
-    """
+    """Returns the rows of a global batch of ``n`` rows that ``rank`` computes, one range per micro-batch.
+    Every rank gets the same number of micro-batches, as few as ``micro_batch_size`` allows. Rows are spread
+    evenly, so that no rank waits for another. If n is small, some ranges are empty."""
     assert n >= 1
     assert micro_batch_size >= 1
     assert 0 <= rank < world
-    micro_steps = -(-n // (micro_batch_size * world))
-    parts = micro_steps * world
+    micro_batches = -(-n // (micro_batch_size * world))
+    parts = micro_batches * world
     return [
         range(part * n // parts, (part + 1) * n // parts)
-        for part in range(rank * micro_steps, (rank + 1) * micro_steps)
+        for part in range(rank * micro_batches, (rank + 1) * micro_batches)
     ]
 
 
 def check_world(batch_size: int, world: int, sequences: int, what: str = "the store") -> None:
-    """Raises UserError if a rank could never get a sample."""
+    """Raises UserError if ``world`` ranks are more than the sequences, or more than the rows of a batch.
+    ``what``: names the store in the message."""
     if world > sequences:
         raise UserError(
-            f"{world} ranks for {what} of {sequences} sequences: start at most {sequences} ranks, "
-            "or use more text"
+            f"{world} ranks are too many for {what} of {sequences} sequences: start at most {sequences}"
+            " ranks, or use more text"
         )
     if world > batch_size:
         raise UserError(
@@ -211,7 +213,8 @@ def check_world(batch_size: int, world: int, sequences: int, what: str = "the st
         )
 
 
-def chained_digest(before: str, places: Places) -> str:
-    """Digest of all samples up to and with this batch: equal digests mean equal samples in equal order."""
-    batch = np.stack([places.masking_epoch, places.block, places.row]).astype("<i8").tobytes()
+def chained_digest(before: str, locations: Locations) -> str:
+    """Returns the digest of all samples so far: ``before``, the last digest, and this batch. Equal digests
+    mean equal samples in equal order."""
+    batch = np.stack([locations.masking_epoch, locations.block, locations.row]).astype("<i8").tobytes()
     return xxhash.xxh3_128_hexdigest(before.encode() + batch)

@@ -1,7 +1,7 @@
-"""The stores that a run reads one after the other: the recipe's own, then those of ``train.phases``.
+"""The phases of a training run. Each phase reads one store: the recipe's own, then those of ``train.phases``.
 
-Steps are counted through all phases. So the number of a step alone tells its store and its samples, and a run
-that is killed at any step resumes in the right phase.
+Step numbers continue from phase to phase. So a step number alone determines store and samples, and a run that
+is killed at any step resumes in the right phase.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from infra.settings.sections import Train
 from offline_teacher.store.reader import Store
-from student_train.data.order import Places, SampleOrder, run_order
+from student_train.data.order import Locations, SampleOrder, run_order
 from student_train.data.reading import open_stream, sequence_names
 from student_train.data.stream import Step
-from student_train.objectives.needs import columns_needed
+from student_train.objectives.store_needs import required_columns
 
 if TYPE_CHECKING:
     from student_train.engine.world import World
@@ -23,63 +23,63 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Phase:
-    """The part of a run that reads one store."""
+    """The steps of a run that read one store."""
 
     store: Store
     order: SampleOrder
-    first: int
-    """The step of the run with which it begins."""
+    first_step: int
+    """Number in the run of the phase's first step."""
 
     @property
-    def stop(self) -> int:
-        """The step of the run before which it ends."""
-        return self.first + self.order.steps
+    def end_step(self) -> int:
+        """Number in the run of the first step after the phase."""
+        return self.first_step + self.order.steps
 
-    def places(self, step: int) -> Places:
-        """The samples of a step of the run."""
-        return self.order.batch(step - self.first)
+    def locations(self, step: int) -> Locations:
+        """Returns where the samples of the run's step ``step`` are."""
+        return self.order.batch(step - self.first_step)
 
-    def names(self, places: Places, count: int) -> list[str]:
-        """``part/row`` of the first ``count`` samples."""
-        return sequence_names(self.store.splits["train"], places, count)
+    def names(self, locations: Locations, count: int) -> list[str]:
+        """Returns ``part/row`` of the first ``count`` samples."""
+        return sequence_names(self.store.splits["train"], locations, count)
 
 
 class Phases:
     """All phases of a run."""
 
     def __init__(self, stores: Sequence[Store], train: Train) -> None:
-        """``stores``: the recipe's own, then one for each of ``train.phases``."""
-        self._train, self._all = train, list[Phase]()
-        lengths = [None, *(phase.steps for phase in train.phases)]
-        for store, steps in zip(stores, lengths, strict=True):
+        """``stores``: the recipe's own, then one store per entry of ``train.phases``."""
+        self._train, self._phases = train, list[Phase]()
+        phase_steps = [None, *(phase.steps for phase in train.phases)]
+        for store, steps in zip(stores, phase_steps, strict=True):
             order = run_order(store.splits["train"].plan, train, steps)
-            self._all.append(Phase(store, order, self.steps))
+            self._phases.append(Phase(store, order, self.steps))
 
     @property
     def steps(self) -> int:
-        """Steps of the whole run."""
-        return self._all[-1].stop if self._all else 0
+        """Number of steps of the whole run."""
+        return self._phases[-1].end_step if self._phases else 0
 
     def at(self, step: int) -> Phase:
-        """The phase of a step of the run."""
-        return next(phase for phase in self._all if step < phase.stop)
+        """Returns the phase that contains the run's step ``step``."""
+        return next(phase for phase in self._phases if step < phase.end_step)
 
     def samples_before(self, step: int) -> int:
-        """Samples of all steps before this one."""
+        """Returns the number of samples of all steps before ``step``."""
         return sum(
-            min(max(0, step - phase.first) * phase.order.batch_size, phase.order.samples)
-            for phase in self._all
+            min(max(0, step - phase.first_step) * phase.order.batch_size, phase.order.samples)
+            for phase in self._phases
         )
 
     def read(self, world: World, start: int) -> Generator[Step, None, None]:
-        """This rank's steps from ``start`` to the end. Close the iterator to end its threads."""
-        for phase in self._all:
-            if start >= phase.stop:
+        """Yields this rank's steps from ``start`` to the end. Close the iterator to end its threads."""
+        for phase in self._phases:
+            if start >= phase.end_step:
                 continue
-            columns = columns_needed(self._train, phase.store.layout)
-            at = max(0, start - phase.first)
+            columns = required_columns(self._train, phase.store.layout)
+            start_in_phase = max(0, start - phase.first_step)
             with open_stream(
-                phase.store, "train", columns, phase.order, self._train, world, start=at
+                phase.store, "train", columns, phase.order, self._train, world, start=start_in_phase
             ) as stream:
                 for step in stream:
-                    yield replace(step, step=step.step + phase.first)
+                    yield replace(step, step=step.step + phase.first_step)

@@ -1,4 +1,4 @@
-"""Opens a stream over one split of a store: its columns, its place, and the cache for a remote store."""
+"""Reads the samples of one split of a store, and opens a stream of batches over the split."""
 
 from __future__ import annotations
 
@@ -13,43 +13,40 @@ from infra.settings.sections import Train
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.numbering import PART_SHIFT
 from offline_teacher.store.reader import DamagedStore, Split, Store
-from student_train.data.collate import TEXT
-from student_train.data.order import Places, SampleOrder
-from student_train.data.ring import Ring
-from student_train.data.stream import Empty, Share, Stream, new_array
+from student_train.data.collate import TEXT_COLUMNS
+from student_train.data.order import Locations, SampleOrder
+from student_train.data.pinned_buffers import BufferPool
+from student_train.data.stream import Allocate, Share, Stream, new_array
 
 if TYPE_CHECKING:
     from student_train.engine.world import World
 
 
 class Samples:
-    """Samples of one split by their places, gathered from checked blocks."""
+    """Random access to the samples of one split. Digests and value ranges are checked."""
 
     def __init__(self, store: Store, split: str, names: Sequence[str], cache: Cache | None = None) -> None:
         self.names = names
         self._reader = BlockReader(store, split, names, cache)
         self._root, self._split = store.root, split
         last, length = store.layout.vocab_size - 1, store.layout.length
+        # Smallest and largest allowed value of a column, both inclusive.
         self._bounds = dict.fromkeys(("input_ids", "masked_labels", "topk_ids"), (0, last))
         self._bounds |= {"token_count": (1, length), "masked_positions": (-1, length - 1)}
 
     def gather(
-        self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray, empty: Empty = new_array
+        self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray, allocate: Allocate = new_array
     ) -> Mapping[str, np.ndarray]:
-        """Samples [n] by masking epoch, block and row: new arrays [n, *shape] of the columns, all checked.
-
-        ``empty`` makes the arrays.
-
-        Raises DamagedStore if bytes differ from those written, or if an index is out of range, because the
-        kernels do not check indices.
-        """
+        """Reads n samples, given by masking epoch, block and row, each int64 [n]. Returns column name ->
+        array [n, *shape], made by ``allocate``. Raises DamagedStore if a digest does not match, or if an id
+        or a position is out of range, because the kernels do not check them."""
         out: dict[str, np.ndarray] = {}
         keys = np.stack([epoch, block], axis=1)
         for key in np.unique(keys, axis=0):
             here = np.flatnonzero((keys == key).all(axis=1))
             for name, values in self._reader.rows(int(key[0]), int(key[1]), row[here]).items():
                 if name not in out:
-                    out[name] = empty(name, (len(row), *values.shape[1:]), values.dtype.newbyteorder("="))
+                    out[name] = allocate(name, (len(row), *values.shape[1:]), values.dtype.newbyteorder("="))
                 out[name][here] = values
         for name, (low, high) in self._bounds.items():
             if name in out and not ((out[name] >= low) & (out[name] <= high)).all():
@@ -57,7 +54,7 @@ class Samples:
         return out
 
     def fetch(self, epoch: int, block: int) -> None:
-        """Brings a block of a remote store into the cache of this machine, unless it is there."""
+        """Downloads a block of a remote store into the cache of this machine, unless the cache has it."""
         self._reader.rows(epoch, block, slice(0, 0))
 
 
@@ -71,12 +68,13 @@ def open_stream(
     *,
     start: int = 0,
 ) -> Stream:
-    """The batches of this rank from step ``start`` to the end of ``order``, with these teacher's columns."""
-    names = [*(name for name in TEXT if name in store.layout.columns()), *columns]
+    """Opens the stream of this rank's batches from step ``start`` to the end of ``order``. ``columns``: the
+    teacher's columns that the batches shall have; see `required_columns`."""
+    names = [*(name for name in TEXT_COLUMNS if name in store.layout.columns()), *columns]
     remote = storage.is_remote(store.root)
     cache = Cache(train.cache_dir, train.cache_bytes) if remote else None
     share = Share(world.rank, world.size, train.micro_batch_size, train.prefetch)
-    ring = Ring(world.device, share.threads + 2) if world.device.type == "cuda" else None
+    buffers = BufferPool(world.device, share.threads + 2) if world.device.type == "cuda" else None
     return Stream(
         Samples(store, split, names, cache),
         order,
@@ -86,14 +84,14 @@ def open_stream(
         masked_only=store.layout.positions == "masked" and train.teacher == "store",
         bfloat16=store.layout.hidden_states == "bfloat16",
         remote=remote,
-        ring=ring,
+        buffers=buffers,
     )
 
 
-def sequence_names(split: Split, places: Places, count: int) -> list[str]:
-    """``part/row`` of the first ``count`` samples."""
+def sequence_names(split: Split, locations: Locations, count: int) -> list[str]:
+    """Returns ``part/row`` of the first ``count`` samples."""
     names = []
-    for block, row in zip(places.block[:count].tolist(), places.row[:count].tolist(), strict=True):
+    for block, row in zip(locations.block[:count].tolist(), locations.row[:count].tolist(), strict=True):
         sequence = int(split.plan.sequence_ids(block)[row])
         names.append(f"{sequence >> PART_SHIFT}/{sequence & (1 << PART_SHIFT) - 1}")
     return names

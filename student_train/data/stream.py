@@ -1,7 +1,6 @@
-"""The batches of one rank, read and collated ahead of the step by threads.
+"""The batches of one rank, which threads read and collate before the training step needs them.
 
-The only state of a stream is the number of its next step. A new stream from that step gives identical
-batches.
+A stream has one state, the number of its next step. A new stream that starts there gives identical batches.
 """
 
 from __future__ import annotations
@@ -15,80 +14,81 @@ from typing import Protocol
 import numpy as np
 
 from student_train.data.collate import Batch, collate
-from student_train.data.order import Places, SampleOrder, micro_batch_rows
-from student_train.data.ring import Ring
+from student_train.data.order import Locations, SampleOrder, micro_batch_rows
+from student_train.data.pinned_buffers import BufferPool
 
-FETCHES = 8
-"""Blocks of a remote store that are downloaded at once; each costs a round trip."""
+PARALLEL_DOWNLOADS = 8
+"""Number of blocks of a remote store that are downloaded at once; each waits for a round trip."""
 
 
-Empty = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
-"""Allocates the array of a column, by name, shape and dtype, without setting its values."""
+Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
+"""A function that returns an array for a column, given its name, shape and dtype, without setting values."""
 
 
 def new_array(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An ``Empty`` in new memory."""
+    """An ``Allocate`` function that uses new memory."""
     return np.empty(shape, dtype)
 
 
 class Reader(Protocol):
-    """What the stream needs of ``student_train.data.reading.Samples``. Several threads call it."""
+    """The interface of ``student_train.data.reading.Samples``. Several threads call its methods at once."""
 
     @property
     def names(self) -> Sequence[str]:
-        """The columns that it reads."""
+        """Names of the columns that ``gather`` returns."""
         ...
 
     def gather(
-        self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray, empty: Empty = new_array
+        self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray, allocate: Allocate = new_array
     ) -> Mapping[str, np.ndarray]:
-        """Reads and checks n samples, given by masking epoch, block and row: arrays [n, *shape], which
-        ``empty`` allocates."""
+        """Reads n samples, given by masking epoch, block and row. Returns column name -> array [n, *shape],
+        made by ``allocate``."""
         ...
 
     def fetch(self, epoch: int, block: int) -> None:
-        """Brings a block of a remote store to this machine, unless it is there."""
+        """Downloads a block of a remote store to this machine, unless it is there."""
         ...
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one rank computes in one optimiser step."""
+    """One rank's part of an optimiser step."""
 
     step: int
+    """Number of the step, from 0."""
     micro_batches: list[Batch]
     """This rank's micro-batches; every rank has the same number."""
-    places: Places
-    """Where the samples of the global batch are, that is, of all ranks."""
+    locations: Locations
+    """Locations of the samples of all ranks."""
 
     @property
     def tokens(self) -> int:
-        """Real tokens of this rank's share."""
+        """Number of tokens without padding in this rank's part."""
         return sum(batch.tokens for batch in self.micro_batches)
 
     @property
     def masked(self) -> int:
-        """Masked tokens of this rank's share."""
+        """Number of masked tokens in this rank's part."""
         return sum(batch.masked for batch in self.micro_batches)
 
 
 @dataclass(frozen=True)
 class Share:
-    """This rank's part of every global batch, and how it is read."""
+    """Which part of every global batch this rank reads, and how far ahead."""
 
     rank: int
     world: int
     micro_batch_size: int
     prefetch: int = 4
-    """Micro-batches prepared in advance, rounded up to whole steps."""
+    """Number of micro-batches prepared in advance, rounded up to whole steps."""
     threads: int = 2
+    """Number of threads that read and collate."""
 
 
 class Stream:
-    """Iterates the steps [start, stop) of a run for one rank.
+    """Iterates the steps [start, stop) of a run for one rank. Close it, or use it as a context manager.
 
-    A damaged sample raises ``UserError`` at the step that needs it, even if it was read before. Use the
-    stream as a context manager, or ``close`` it: its threads end after their current micro-batch.
+    Raises UserError at the step that needs a damaged sample, although a thread read the sample earlier.
     """
 
     def __init__(
@@ -102,20 +102,21 @@ class Stream:
         masked_only: bool = False,
         bfloat16: bool = False,
         remote: bool = False,
-        ring: Ring | None = None,
+        buffers: BufferPool | None = None,
     ) -> None:
-        """``ring``: brings the batches to a GPU; without one they stay in the host's memory."""
+        """``masked_only``, ``bfloat16``: see `collate`. ``remote``: blocks are downloaded a window ahead.
+        ``buffers``: for copies to a GPU; if None, batches stay in host memory."""
         assert start >= 0
         assert stop <= order.steps
         self._reader, self._order, self._share = reader, order, share
         self._masked_only, self._bfloat16, self._remote = masked_only, bfloat16, remote
-        self._ring = ring
+        self._buffers = buffers
         self._next, self._stop = start, stop
         micro_steps = len(self._rows(order.batch_size))
         self._steps_ahead = max(1, -(-share.prefetch // micro_steps))
         self._pool = ThreadPoolExecutor(share.threads, thread_name_prefix="stream")
-        self._fetchers = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
-        self._pending: deque[tuple[int, Places, list[Future[Batch]]]] = deque()
+        self._fetchers = ThreadPoolExecutor(PARALLEL_DOWNLOADS, thread_name_prefix="fetch")
+        self._pending: deque[tuple[int, Locations, list[Future[Batch]]]] = deque()
         self._fetched_window = start // order.window_batches - 1
         self._closing = False
 
@@ -127,16 +128,16 @@ class Stream:
         if not self._pending:
             self.close()
             raise StopIteration
-        step, places, batches = self._pending.popleft()
+        step, locations, batches = self._pending.popleft()
         self._submit_ahead()
         try:
-            return Step(step, [batch.result() for batch in batches], places)
+            return Step(step, [batch.result() for batch in batches], locations)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Ends the threads; iteration is over."""
+        """Ends the threads and the iteration."""
         self._closing = True
         self._next = self._stop
         self._pending.clear()
@@ -158,32 +159,32 @@ class Stream:
             step, self._next = self._next, self._next + 1
             if self._remote:
                 self._fetch_window(step // self._order.window_batches + 1)
-            places = self._order.batch(step)
-            batches = [self._submit(places, rows) for rows in self._rows(len(places))]
-            self._pending.append((step, places, batches))
+            locations = self._order.batch(step)
+            batches = [self._submit(locations, rows) for rows in self._rows(len(locations))]
+            self._pending.append((step, locations, batches))
 
-    def _submit(self, places: Places, rows: range) -> Future[Batch]:
-        # A rank without samples takes one of weight 0, so that all ranks run the same micro-batches.
+    def _submit(self, locations: Locations, rows: range) -> Future[Batch]:
+        # A rank without samples takes a sample with weight 0: all ranks run the same number of micro-batches.
         part = slice(rows.start, rows.stop) if rows else slice(0, 1)
-        own = Places(places.masking_epoch[part], places.block[part], places.row[part])
+        own = Locations(locations.masking_epoch[part], locations.block[part], locations.row[part])
         return self._pool.submit(self._collate, own, 1.0 if rows else 0.0)
 
-    def _collate(self, places: Places, weight: float) -> Batch:
-        where = places.masking_epoch, places.block, places.row
-        if self._ring is None:
+    def _collate(self, locations: Locations, weight: float) -> Batch:
+        where = locations.masking_epoch, locations.block, locations.row
+        if self._buffers is None:
             return collate(self._reader.gather(*where), self._masked_only, self._bfloat16, weight)
-        with self._ring.slot() as slot:
-            columns = self._reader.gather(*where, slot.empty)
-            return slot.send(collate(columns, self._masked_only, self._bfloat16, weight))
+        with self._buffers.buffer() as buffer:
+            columns = self._reader.gather(*where, buffer.allocate)
+            return buffer.send(collate(columns, self._masked_only, self._bfloat16, weight))
 
     def _fetch_window(self, window: int) -> None:
-        """Queues the download of this rank's blocks of the next window, so that no step waits for them."""
+        """Queues the download of this rank's blocks of ``window``, unless they are queued."""
         first_of_window = window * self._order.window_batches
         if window <= self._fetched_window or first_of_window >= self._stop:
             return
         self._fetched_window = window
-        places = self._order.window_places(window, self._share.rank, self._share.world)
-        needed = np.unique(np.stack([places.masking_epoch, places.block]), axis=1)
+        locations = self._order.window_locations(window, self._share.rank, self._share.world)
+        needed = np.unique(np.stack([locations.masking_epoch, locations.block]), axis=1)
         for epoch, block in needed.T.tolist():
             self._fetchers.submit(self._fetch, epoch, block)
 

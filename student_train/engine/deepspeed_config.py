@@ -1,4 +1,4 @@
-"""Builds DeepSpeed's configuration from a recipe and a user's JSON; the recipe wins. No DeepSpeed import."""
+"""Builds DeepSpeed's configuration from a recipe and a user's JSON file, without importing DeepSpeed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from infra.files import storage
 from infra.settings.sections import Train
 
 NEVER_PRINT = 1 << 62
+"""A number of steps that no run reaches, for ``steps_per_print``."""
 
 
 def build_config(train: Train, world: int) -> dict[str, Any]:
-    """DeepSpeed's ``config`` for ``world`` ranks. UserError if the user's JSON contradicts the recipe."""
+    """Returns DeepSpeed's ``config`` for ``world`` ranks: the recipe's settings over those of the user's
+    JSON. Raises UserError if the JSON file (``train.deepspeed_config``) contradicts the recipe."""
     accumulation = math.ceil(train.batch_size / (train.micro_batch_size * world))
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
-        # For DeepSpeed's bookkeeping; the stream makes the batches, and a step's last may be smaller.
+        # DeepSpeed requires this product. The stream makes the real batches, and the last may be smaller.
         "train_batch_size": train.micro_batch_size * accumulation * world,
         "gradient_clipping": train.max_grad_norm,
         "zero_optimization": {"stage": train.zero_stage},
@@ -31,20 +33,21 @@ def build_config(train: Train, world: int) -> dict[str, Any]:
     if train.zero_stage > 0 and train.dtype != "float32":
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     if train.dtype == "bfloat16":
-        # Without it, DeepSpeed 0.19.8 at stage 1 adds each micro-batch's running sum, not its gradient.
+        # Without this key, DeepSpeed 0.19.8 at stage 1 adds each micro-batch's running sum, not its gradient.
         config["bf16"]["immediate_grad_update"] = True
     if train.deepspeed_config is not None:
         user = storage.read_json(train.deepspeed_config)
         if not isinstance(user, dict):
-            raise UserError(f"{train.deepspeed_config}: a DeepSpeed configuration is a JSON object")
+            raise UserError(f"{train.deepspeed_config}: a DeepSpeed configuration must be a JSON object")
         _check(user, train, accumulation, train.deepspeed_config)
         config = _merge({k: v for k, v in user.items() if k not in ("optimizer", "scheduler")}, config)
     return config
 
 
 def _check(user: Mapping[str, Any], train: Train, accumulation: int, path: str) -> None:
-    """Raises UserError at the first key whose value is neither "auto" nor the recipe's value."""
-    recipe_says = {
+    """Raises UserError at the first key of ``user`` whose value is neither "auto" nor the recipe's value.
+    ``accumulation``: micro-batches per step and rank. ``path``: of the JSON file, for messages."""
+    recipe_values = {
         "train_batch_size": ("train.batch_size", train.batch_size),
         "train_micro_batch_size_per_gpu": ("train.micro_batch_size", train.micro_batch_size),
         "gradient_accumulation_steps": ("train.batch_size / (train.micro_batch_size * ranks)", accumulation),
@@ -58,11 +61,11 @@ def _check(user: Mapping[str, Any], train: Train, accumulation: int, path: str) 
         "optimizer.params.eps": ("train.eps", train.eps),
         "optimizer.params.weight_decay": ("train.weight_decay", train.weight_decay),
     }
-    for key, (field, expected) in recipe_says.items():
+    for key, (field, expected) in recipe_values.items():
         value = _get(user, key)
         if value is not None and value != "auto" and value != expected:
             raise UserError(
-                f"{path}: {key} is {value!r}, but the recipe's {field} makes it {expected!r}; "
+                f"{path}: {key} is {value!r}, but the recipe's {field} requires {expected!r}; "
                 "change one of them or leave the DeepSpeed key out"
             )
     kind = _get(user, "optimizer.type")
@@ -80,6 +83,7 @@ def _check(user: Mapping[str, Any], train: Train, accumulation: int, path: str) 
 
 
 def _get(tree: Any, dotted: str) -> Any:
+    """Returns the value at a dotted key of nested mappings; None if there is none."""
     for key in dotted.split("."):
         if not isinstance(tree, Mapping):
             return None
@@ -88,6 +92,7 @@ def _get(tree: Any, dotted: str) -> Any:
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Returns ``under`` updated with ``over``, recursively in nested dictionaries."""
     merged = dict(under)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)

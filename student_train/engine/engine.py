@@ -1,14 +1,14 @@
-"""Wraps DeepSpeed in a small interface: backward, step, and saving and restoring the full state.
+"""DeepSpeed behind a small interface: backward, step, and reading and writing the full training state.
 
-Gradients are exact sums. The caller divides its losses by counts over the whole optimiser step. DeepSpeed
-averages over ranks, so a loss is multiplied by the number of ranks, and never divided by accumulation steps.
+Gradients are exact sums over ranks and micro-batches, because the caller divides its losses by counts over
+the whole optimiser step. DeepSpeed averages over ranks, so every loss is multiplied by the number of ranks.
 
-Faults of DeepSpeed 0.19.8, seen on CPU and worked around here:
+Faults of DeepSpeed 0.19.8, seen on a CPU and worked around here:
 - at stage 0 with float16, ``engine.backward`` omits the loss scale by which ``step`` divides;
 - at stage 0 with float16 or bfloat16, the optimiser's step counter starts at 1, which weakens Adam's bias
-  correction; it is reset to 0;
-- its functions for full state return None at stage 0, and cannot set moments before the first step at stages
-  1 and 2; this module uses their mapping to address the flat partitions itself.
+  correction, so the engine resets it to 0;
+- its functions for the full state return None at stage 0, and cannot set moments before the first step at
+  stages 1 and 2, so this module addresses DeepSpeed's flat partitions itself, by DeepSpeed's mapping.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis
 @dataclass(frozen=True)
 class StepResult:
     gradient_norm: Tensor
-    """2-norm of the whole gradient before clipping, without the loss scale; the device may still compute it.
-    If it is not finite, the step changed nothing."""
+    """2-norm of the whole gradient before clipping, without the loss scale; scalar, perhaps still in the
+    GPU's queue. If it is not finite, the step changed nothing."""
 
 
 class Engine:
-    """A student, its optimiser, and DeepSpeed around them."""
+    """A student and its optimiser, AdamW, under DeepSpeed."""
 
     def __init__(self, model: nn.Module, train: Train, world: World) -> None:
-        """Moves ``model`` (float32) to the device, casts it, and broadcasts rank 0's weights, in place."""
+        """Moves the float32 ``model`` to the device, casts it, and broadcasts rank 0's weights. Raises
+        UserError if ``train.deepspeed_config`` or the processor does not fit the recipe."""
         import deepspeed
         from deepspeed.accelerator import get_accelerator
 
@@ -56,27 +57,27 @@ class Engine:
         optimizer = torch.optim.AdamW(
             _parameter_groups(model, train.weight_decay), lr=0.0, betas=train.betas, eps=train.eps, fused=True
         )
-        initial = {name: p.detach().clone() for name, p in trained(model)}
+        initial = {name: p.detach().clone() for name, p in trained_parameters(model)}
         with deepspeed_quiet():
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         self._adamw: torch.optim.AdamW = self._engine.basic_optimizer
         self._stage = train.zero_stage
         if self._stage == 0 and world.size == 1:
-            # With one rank, the all-reduce would only flatten all gradients and copy them back.
+            # On a single rank, the all-reduce would only flatten all gradients and copy them back.
             self._engine.enable_backward_allreduce = False
         self._master_step: MasterStep | None = None
         if self._stage == 0 and train.dtype != "float32":
             on_cpu = world.device.type == "cpu"
-            waits = on_cpu or train.dtype == "float16"
-            self._master_step = MasterStep(self._engine.optimizer, waits, sliced=on_cpu)
+            host_waits = on_cpu or train.dtype == "float16"
+            self._master_step = MasterStep(self._engine.optimizer, host_waits, sliced=on_cpu)
             self._engine.optimizer.step = self._master_step
-        # DeepSpeed copied its master weights from rounded ones; the given weights replace them.
+        # DeepSpeed made its master weights from rounded weights; the weights before rounding replace them.
         zeros = {name: torch.zeros_like(p) for name, p in initial.items()}
         state = {"weights": initial, **dict.fromkeys(MOMENTS, zeros)}
-        self.restore(state if world.first else None, optimizer_step=0)
+        self.restore(state if world.is_rank_0 else None, optimizer_step=0)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Adds the gradient of ``loss``, a micro-batch's share; ``last``: it ends this rank's step."""
+        """Adds the gradient of ``loss``, a micro-batch's share; ``last``: the rank's last of the step."""
         scale = float(self.world.size)
         if self._stage == 0 and self.train.dtype == "float16":
             scale *= self.loss_scale
@@ -84,7 +85,7 @@ class Engine:
         self._engine.backward(loss * scale, scale_wrt_gas=False)
 
     def step(self, rate: float) -> StepResult:
-        """Clips and applies the gradient at learning rate ``rate``. Does nothing if it is not finite."""
+        """Clips and applies the gradient with learning rate ``rate``; skips it if it is not finite."""
         for group in self._adamw.param_groups:
             group["lr"] = rate
         if self._stage == 0 and self.train.dtype == "float32":
@@ -103,45 +104,49 @@ class Engine:
 
     @property
     def loss_scale(self) -> float:
+        """Factor of the loss in float16; 1 in other dtypes."""
         scaler = self._scaler()
         return float(scaler.cur_scale) if scaler is not None else 1.0
 
-    # --- full state, whatever the stage ---------------------------------------------------------------------
+    # --- full state, at every ZeRO stage --------------------------------------------------------------------
 
     def gather(self) -> dict[str, dict[str, Tensor]]:
-        """Float32 state on the CPU, kind -> parameter name -> tensor, on rank 0 only. All ranks call it."""
+        """Returns "weights", "exp_avg" and "exp_avg_sq", each a mapping of parameter name -> float32 CPU
+        tensor. The mappings are empty on other ranks than 0. All ranks call it."""
         state: dict[str, dict[str, Tensor]] = {"weights": {}, **{moment: {} for moment in MOMENTS}}
-        for name, parameter in trained(self.model):
+        for name, parameter in trained_parameters(self.model):
             for kind in state:
-                full = self._full(parameter, kind)
-                if self.world.first:
-                    state[kind][name] = full.detach().to("cpu", copy=True).contiguous()
+                tensor = self._read_full(parameter, kind)
+                if self.world.is_rank_0:
+                    state[kind][name] = tensor.detach().to("cpu", copy=True).contiguous()
         return state
 
     def restore(self, state: Mapping[str, Mapping[str, Tensor]] | None, optimizer_step: int) -> None:
-        """The inverse of ``gather``: rank 0 passes the state, others pass None. All ranks call it."""
-        for name, parameter in trained(self.model):
+        """Sets the state that ``gather`` returned; None on other ranks than 0. All ranks call it."""
+        for name, parameter in trained_parameters(self.model):
             for kind in ("weights", *MOMENTS):
-                full = torch.empty(parameter.shape, dtype=torch.float32, device=self.world.device)
+                tensor = torch.empty(parameter.shape, dtype=torch.float32, device=self.world.device)
                 if state is not None:
-                    full.copy_(state[kind][name])
-                dist.broadcast(full, 0)
-                self._put(parameter, kind, full)
+                    tensor.copy_(state[kind][name])
+                dist.broadcast(tensor, 0)
+                self._write_full(parameter, kind, tensor)
         self._set_optimizer_step(optimizer_step)
 
     def scaler_state(self) -> dict[str, float]:
+        """Returns the state of the loss scaler; {} unless the dtype is float16."""
         scaler = self._scaler()
-        found = {name: getattr(scaler, name, None) for name in _SCALER_FIELDS}
-        return {name: value for name, value in found.items() if value is not None}
+        values = {name: getattr(scaler, name, None) for name in _SCALER_FIELDS}
+        return {name: value for name, value in values.items() if value is not None}
 
     def restore_scaler(self, state: Mapping[str, float]) -> None:
+        """Sets the state that ``scaler_state`` returned."""
         scaler = self._scaler()
         for name in _SCALER_FIELDS:
             if scaler is not None and name in state and getattr(scaler, name, None) is not None:
                 setattr(scaler, name, state[name])
 
     def optimizer_step(self) -> int:
-        """Steps AdamW has applied (skipped ones not counted)."""
+        """Returns the number of steps that AdamW has applied, without skipped steps."""
         for state in self._adamw.state.values():
             return int(state["step"])
         return 0
@@ -152,73 +157,78 @@ class Engine:
             state["step"] = torch.as_tensor(float(count), device=parameter.device)
 
     def _moments(self, optimized: Tensor) -> dict[str, Tensor]:
-        """AdamW's state for one of its tensors; created with zeros if no step has created it yet."""
+        """Returns AdamW's state of the tensor ``optimized``; created with zeros if no step has created it."""
         state = self._adamw.state[optimized]
         if "exp_avg" not in state:
             state["step"] = torch.zeros((), device=optimized.device)
             state.update({moment: torch.zeros_like(optimized) for moment in MOMENTS})
         return state
 
-    def _full(self, parameter: nn.Parameter, kind: str) -> Tensor:
+    def _read_full(self, parameter: nn.Parameter, kind: str) -> Tensor:
+        """Returns the float32 weights or moments of a parameter, whole on every rank. All ranks call it."""
         if self._stage == 0:
             master = self._master(parameter)
             return master if kind == "weights" else self._moments(master)[kind]
-        whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
+        result = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
         mapping = _mapping(parameter)
         if mapping is not None:
-            where = mapping.lp_fragment_address
-            whole.narrow(0, where.start, where.numel).copy_(self._fragment(mapping, kind))
-        dist.all_reduce(whole)
-        return whole.view(parameter.shape)
+            part = mapping.lp_fragment_address
+            result.narrow(0, part.start, part.numel).copy_(self._fragment(mapping, kind))
+        dist.all_reduce(result)
+        return result.view(parameter.shape)
 
-    def _put(self, parameter: nn.Parameter, kind: str, full: Tensor) -> None:
+    def _write_full(self, parameter: nn.Parameter, kind: str, values: Tensor) -> None:
+        """Sets the weights or moments of a parameter; the inverse of ``_read_full``."""
         with torch.no_grad():
             if kind == "weights":
-                parameter.copy_(full)
+                parameter.copy_(values)
             if self._stage == 0:
                 master = self._master(parameter)
-                (master if kind == "weights" else self._moments(master)[kind]).copy_(full)
+                (master if kind == "weights" else self._moments(master)[kind]).copy_(values)
             elif (mapping := _mapping(parameter)) is not None:
-                where = mapping.lp_fragment_address
-                self._fragment(mapping, kind).copy_(full.flatten().narrow(0, where.start, where.numel))
+                part = mapping.lp_fragment_address
+                self._fragment(mapping, kind).copy_(values.flatten().narrow(0, part.start, part.numel))
 
     def _fragment(self, mapping: Any, kind: str) -> Tensor:
-        """This rank's part of a parameter in the flat tensor that AdamW updates (stages 1 and 2)."""
+        """Returns this rank's part of a parameter in the flat tensor that AdamW updates (stages 1 and 2)."""
         flat = self._adamw.param_groups[mapping.param_group_index]["params"][0]
-        where = mapping.hp_fragment_address
-        return (flat if kind == "weights" else self._moments(flat)[kind]).narrow(0, where.start, where.numel)
+        part = mapping.hp_fragment_address
+        return (flat if kind == "weights" else self._moments(flat)[kind]).narrow(0, part.start, part.numel)
 
     def _master(self, parameter: nn.Parameter) -> Tensor:
-        """The float32 tensor that AdamW updates (stage 0)."""
+        """Returns the float32 tensor that AdamW updates for a parameter (stage 0)."""
         if self.train.dtype == "float32":
             return parameter
         if not hasattr(self, "_masters"):
             wrapper = self._engine.optimizer
             pairs = zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
             self._masters = {
-                id(low): full for lows, fulls in pairs for low, full in zip(lows, fulls, strict=True)
+                id(p16): p32
+                for params16, params32 in pairs
+                for p16, p32 in zip(params16, params32, strict=True)
             }
         return self._masters[id(parameter)]
 
     def _scaler(self) -> Any:
+        """Returns DeepSpeed's loss scaler; None unless the dtype is float16."""
         if self.train.dtype != "float16":
             return None
         wrapper = self._engine.optimizer
         return wrapper.loss_scale_config if self._stage == 0 else wrapper.loss_scaler
 
 
-def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters that get a gradient; the others are frozen."""
+def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yields name and parameter of every parameter that is not frozen."""
     return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
 
 def _mapping(parameter: nn.Parameter) -> Any:
-    """Where DeepSpeed keeps this rank's part of a parameter; None if other ranks hold all of it."""
+    """Returns where DeepSpeed keeps this rank's part of a parameter; None if the rank has no part of it."""
     return parameter._hp_mapping  # type: ignore[attr-defined]
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay applies to matrices only, not to biases and layer norms, as in BERT."""
+    """Returns AdamW's groups: weight decay for matrices, none for biases and layer norms, as in BERT."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},

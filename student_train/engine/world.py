@@ -1,4 +1,5 @@
-"""The processes that train together: how they start, and the messages that they exchange on CPUs."""
+"""The ranks, that is, the processes that train together: how they start, and the messages that they
+exchange."""
 
 from __future__ import annotations
 
@@ -23,28 +24,28 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together.
-
-    Ranks exchange messages from CPU memory even if they compute on GPUs. So a message never waits for a GPU
-    to finish its queue.
-    """
+    """This process and its connection to the other ranks. Messages are in CPU memory even if ranks compute on
+    GPUs, so that no message waits for a GPU's queue."""
 
     rank: int
+    """Number of this process, from 0."""
     size: int
+    """Number of processes."""
     device: torch.device
     """Where this rank computes."""
     host: dist.ProcessGroup | None = None
     """The process group for messages in CPU memory; None: torch's default group."""
 
     @property
-    def first(self) -> bool:
+    def is_rank_0(self) -> bool:
         return self.rank == 0
 
     def max(self, values: list[float]) -> list[float]:
-        """The elementwise maximum over all ranks."""
+        """Returns the elementwise maximum over all ranks. All ranks call it."""
         return self._reduced(values, dist.ReduceOp.MAX)
 
     def sum(self, values: list[float]) -> list[float]:
+        """Returns the elementwise sum over all ranks. All ranks call it."""
         return self._reduced(values, dist.ReduceOp.SUM)
 
     def _reduced(self, values: list[float], operation: Any) -> list[float]:
@@ -53,7 +54,7 @@ class World:
         return tensor.tolist()
 
     def text_from(self, rank: int, text: str) -> str:
-        """Sends ``text`` of one rank to all ranks."""
+        """Returns the ``text`` of rank ``rank``. All ranks call it."""
         data = text.encode()
         size = torch.tensor([len(data)])
         dist.broadcast(size, rank, group=self.host)
@@ -65,10 +66,10 @@ class World:
         dist.broadcast(buffer, rank, group=self.host)
         return bytes(buffer.tolist()).decode()
 
-    def first_does(self, function: Callable[[], str]) -> str:
-        """Runs ``function`` on rank 0. All ranks return its text, or raise its UserError."""
+    def on_rank_0(self, function: Callable[[], str]) -> str:
+        """Runs ``function`` on rank 0. All ranks call it, and return its text or raise its UserError."""
         text, problem = "", ""
-        if self.first:
+        if self.is_rank_0:
             try:
                 text = function()
             except UserError as error:
@@ -78,36 +79,35 @@ class World:
             raise UserError(problem)
         return self.text_from(0, text)
 
-    def raise_first(self, problem: str) -> None:
-        """Raises UserError on all ranks if any has a ``problem``, with the first one. All ranks call it."""
+    def raise_on_all_ranks(self, problem: str) -> None:
+        """Raises UserError, the same on all ranks, if any has a ``problem``. All ranks call it."""
         failed = int(self.max([float(self.size - self.rank) if problem else 0.0])[0])
         if failed:
             raise UserError(self.text_from(self.size - failed, problem))
 
-    def all_do(self, function: Callable[[], T]) -> T:
-        """Runs ``function`` on every rank. Returns its result; a UserError of any rank is raised on all."""
+    def on_all_ranks(self, function: Callable[[], T]) -> T:
+        """Returns what ``function`` returns. If it raises UserError on any rank, all ranks raise it."""
         result: list[T] = []
         problem = ""
         try:
             result.append(function())
         except UserError as error:
             problem = str(error)
-        self.raise_first(problem)
+        self.raise_on_all_ranks(problem)
         return result[0]
 
     def wait(self) -> None:
-        """Returns when all ranks have called it."""
+        """Returns when all ranks have called ``wait``."""
         self.sum([0.0])
 
     def close(self) -> None:
+        """Ends the connection to the other ranks."""
         dist.destroy_process_group()
 
 
 def start_world() -> World:
-    """Joins the processes of the launcher (deepspeed, torchrun). Without a launcher, this process is alone.
-
-    Raises UserError if another program uses the launcher's port.
-    """
+    """Connects the ranks that the launcher (deepspeed, torchrun) started. Without a launcher, there is one
+    rank. Raises UserError if another program uses the launcher's port."""
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -121,7 +121,7 @@ def start_world() -> World:
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    # Only `inference_all_reduce` needs its shared-memory operator, and training does not call it. Building it
+    # DeepSpeed would build its shared-memory operator, which only `inference_all_reduce` uses. The build
     # takes a silent minute, and hangs if a killed build left its lock file.
     deepspeed.ops.__compatible_ops__ = {}
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
@@ -135,23 +135,26 @@ def start_world() -> World:
 
 @contextlib.contextmanager
 def deepspeed_quiet() -> Iterator[None]:
-    """Keeps DeepSpeed's reports of memory and of built operators off the terminal."""
+    """A context that keeps what DeepSpeed prints off the terminal."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
 def free_port() -> int:
+    """Returns a TCP port of this machine that no program uses."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def _require_free_port(port: int) -> None:
-    """Raises UserError if the port is in use. Torch would join the other program's server and could hang."""
+    """Raises UserError if the port is in use: torch would connect to the other program and could hang."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             with socket.socket(family) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # just closed counts as free
+                probe.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+                )  # a port that was just closed counts as free
                 probe.bind(("", port))  # on every address, as torch does, without listening
         except OSError as problem:
             if problem.errno != errno.EADDRINUSE:

@@ -1,8 +1,8 @@
-// The attention-relation loss and its gradient on a CPU; native_relations.py builds, loads and calls it. The formulas
-// are those of relations._chunk.
+// The attention-relation loss and its gradient on a CPU. native_relations.py builds, loads and calls this file. The
+// formulas are those of relations._chunk.
 //
-// A block of rows of both score matrices is made, compared and turned into its part of the gradient while it is in the
-// cache. Only real positions are computed. Sums are in one fixed order.
+// A block of ROWS rows of both score matrices is computed, compared and turned into its part of the gradient while it
+// is in the cache. Padding is not computed. Sums have a fixed order.
 
 #include <algorithm>
 #include <cmath>
@@ -13,12 +13,12 @@
 
 namespace {
 
-constexpr int ROWS = WIDTH == 16 ? 8 : 4;  // of a block: their sums fill half the registers
-constexpr float LOWEST = -1e30f;           // below every score, but its difference from one is finite
+constexpr int ROWS = WIDTH == 16 ? 8 : 4;  // rows of a block: their sums fill half the registers
+constexpr float LOWEST = -1e30f;           // below every score, but its difference from a score is finite
 
 inline int64_t whole(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
 
-// One number of a vector: `work` puts halves together until one number is left.
+// Reduces a vector to one number: `work` combines its halves until one number is left.
 template <int COUNT, class Work>
 inline ALWAYS_INLINE float folded(const float* lanes, Work work) {
     if constexpr (COUNT == 2) {
@@ -48,9 +48,9 @@ inline ALWAYS_INLINE float largest(Floats v) {
     return folded(v, [](auto a, auto b) ALWAYS_INLINE { return a > b ? a : b; });
 }
 
-// The vectors of one sequence and head, as rows [n, d] and as columns [d, n]; both are zero beyond n and d.
+// The queries, keys or values x of one sequence and head, by row [n, d] and by column [d, n], zero beyond n and d.
 struct Vectors {
-    int64_t d, row, column;  // numbers of a vector, distances between rows and between columns
+    int64_t d, row, column;  // d of x, and the strides of by_row and of by_column
     std::vector<float> by_row, by_column;
 
     Vectors(int64_t longest, int64_t d) : d(d), row(whole(d)), column(whole(longest)) {
@@ -67,7 +67,7 @@ struct Vectors {
             for (int64_t j = 0; j < whole(n); ++j) by_column[k * column + j] = by_row[j * row + k];
     }
 
-    // Products of the rows from `first` with all n, at `scores` [ROWS, column].
+    // Writes the products of ROWS rows from `first` with all n rows to `scores` [ROWS, column].
     void scores(int64_t first, int64_t n, float* scores) const {
         for (int64_t j = 0; j < n; j += LANES) {
             Floats sums[ROWS] = {};
@@ -83,7 +83,7 @@ struct Vectors {
     }
 };
 
-// Every row's largest score.
+// Writes the largest score of every row of a block to `found`.
 inline ALWAYS_INLINE void maxima(const float* scores, int64_t column, int64_t n, float* found) {
     for (int r = 0; r < ROWS; ++r) {
         Floats most = Floats{} + LOWEST;
@@ -92,16 +92,16 @@ inline ALWAYS_INLINE void maxima(const float* scores, int64_t column, int64_t n,
     }
 }
 
-// Adds the KL of a block's rows to `kl`. The student's scores become the gradient with respect to them, times
-// `s_scale`. All rows take a step before the next one, so that no row waits for the sums of another. Rows beyond the
-// last position are zero on both sides, and so are their KL and gradient.
-void compared(float* s, float* t, int64_t column, int64_t n, float s_scale, float t_scale, double& kl) {
+// Adds the KL of a block's rows to `kl`, and overwrites the student's products `s` by the gradient with respect to them.
+// Every pass covers all rows, so that sums of several rows are computed at the same time. Rows beyond n are zero on
+// both sides, so their KL and gradient are zero.
+void compare(float* s, float* t, int64_t column, int64_t n, float s_scale, float t_scale, double& kl) {
     float s_max[ROWS], t_max[ROWS], s_sum[ROWS], t_sum[ROWS], difference[ROWS];
     maxima(s, column, n, s_max);
     maxima(t, column, n, t_max);
     const float s_factor = s_scale / float(M_LN2), t_factor = t_scale / float(M_LN2);
     for (int r = 0; r < ROWS; ++r) {
-        Floats s_sums = {}, t_sums = {}, cross = {};  // cross: the teacher's times the difference of centred scores
+        Floats s_sums = {}, t_sums = {}, cross = {};  // cross: sum of f (y - x)
         for (int64_t j = r * column; j < r * column + n; j += LANES) {
             const Floats x = (Floats::load(s + j) - s_max[r]) * s_factor;
             const Floats y = (Floats::load(t + j) - t_max[r]) * t_factor;
@@ -124,8 +124,8 @@ void compared(float* s, float* t, int64_t column, int64_t n, float s_scale, floa
     }
 }
 
-// What a block of rows of the gradient G with respect to the scores adds to (G + G^T) x: the block's rows of G x to
-// `by_row`, and the block's share of G^T x to all of `by_column`.
+// Adds a block's part of (G + G^T) x, where G is the gradient with respect to the products: the block's rows of G x go
+// to `by_row`, its share of G^T x is added to `by_column`.
 void add_gradient(const float* G, const Vectors& x, int64_t first, int64_t n, float* by_row, float* by_column) {
     for (int64_t k = 0; k < x.d; k += LANES) {
         Floats sums[ROWS] = {};
@@ -148,12 +148,12 @@ void add_gradient(const float* G, const Vectors& x, int64_t first, int64_t n, fl
     }
 }
 
-// Both sides of one relation: widths in numbers of a row of all heads.
+// Student's and teacher's side of one relation. s_width, t_width: D, the numbers of a position in all heads.
 template <class Kind>
 struct Relation {
     typedef typename Kind::Stored Stored;
     const Stored *student, *teacher;
-    Stored* gradient;  // null where none is wanted
+    Stored* gradient;  // null if no gradient is needed
     const int64_t* counts;
     int64_t length, heads, s_width, t_width;
     Vectors x, t;
@@ -166,7 +166,7 @@ struct Relation {
           t_width(t_width), x(length, s_width / heads), t(length, t_width / heads), s_scores(ROWS * x.column),
           t_scores(ROWS * x.column), by_row(x.by_row.size()), by_column(x.by_column.size()) {}
 
-    double summed(int64_t sequence, int64_t head) {
+    double kl_of(int64_t sequence, int64_t head) {
         const int64_t n = std::clamp<int64_t>(counts[sequence], 0, length);
         const int64_t s_at = sequence * length * s_width + head * x.d;
         x.template read<Kind>(student + s_at, s_width, n);
@@ -177,7 +177,7 @@ struct Relation {
         for (int64_t first = 0; first < n; first += ROWS) {
             x.scores(first, n, s_scores.data());
             t.scores(first, n, t_scores.data());
-            compared(s_scores.data(), t_scores.data(), x.column, n, s_scale, t_scale, sum);
+            compare(s_scores.data(), t_scores.data(), x.column, n, s_scale, t_scale, sum);
             if (gradient) add_gradient(s_scores.data(), x, first, n, by_row.data(), by_column.data());
         }
         if (gradient) write(gradient + s_at, n);
@@ -203,13 +203,13 @@ template <class Kind>
 void relations(const void* student, const void* teacher, void* gradient, const int64_t* counts, int64_t length,
                int64_t heads, int64_t s_width, int64_t t_width, int64_t begin, int64_t end, double* kl) {
     Relation<Kind> relation(student, teacher, gradient, counts, length, heads, s_width, t_width);
-    for (int64_t i = begin; i < end; ++i) kl[i] = relation.summed(i / heads, i % heads);
+    for (int64_t i = begin; i < end; ++i) kl[i] = relation.kl_of(i / heads, i % heads);
 }
 
 }  // namespace
 
-// student [B, length, s_width], teacher [B, length, t_width]; counts [B]: real positions of each sequence; gradient, of
-// the student's shape, or null; kl [B heads]. `begin` to `end`: numbers of sequences times heads that are computed.
+// student: [B, length, s_width]. teacher: [B, length, t_width]. counts [B]: positions without padding. gradient: null, or
+// of the student's shape. kl: [B heads]. Only the pairs (sequence, head) with the numbers `begin` to `end` are computed.
 extern "C" void relation_float32(const void* student, const void* teacher, void* gradient, const int64_t* counts,
                                  int64_t length, int64_t heads, int64_t s_width, int64_t t_width, int64_t begin,
                                  int64_t end, double* kl) {

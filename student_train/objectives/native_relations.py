@@ -1,7 +1,7 @@
-"""The compiled relation loss on a CPU: ``native_relations.cpp``.
+"""The relation loss in C++ for CPUs: calls ``native_relations.cpp``.
 
-The arithmetic is that of `relations._chunk`, in float32 for all dtypes. Tests compare the two. Torch computes
-the loss on other devices, in other or mixed dtypes, and without a C++ compiler.
+The formulas are those of `relations._chunk`, which runs on other devices, in other or mixed dtypes, and
+without a C++ compiler. The arithmetic is float32 for all dtypes. Tests compare the two.
 
 Axes: B sequences, L length, D width of the student, A relation heads.
 """
@@ -22,7 +22,7 @@ FUNCTIONS = {torch.float32: "relation_float32", torch.bfloat16: "relation_bfloat
 
 
 def usable(student: Tensor, teacher: Tensor) -> bool:
-    """Whether to use ``summed_kl`` for these vectors. The first call that could use it builds the library."""
+    """Whether ``summed_kl`` takes these devices and dtypes. The first such call builds the library."""
     alike = student.device.type == teacher.device.type == "cpu" and student.dtype == teacher.dtype
     return alike and student.dtype in FUNCTIONS and _library() is not None
 
@@ -30,11 +30,12 @@ def usable(student: Tensor, teacher: Tensor) -> bool:
 def summed_kl(
     student: Tensor, teacher: Tensor, token_count: Tensor | None, heads: int, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Summed KL of one relation (float64 scalar), and its gradient [B, L, D] in the student's dtype.
+    """Returns the summed KL of one relation (float64 scalar), and its gradient [B, L, D] in the student's
+    dtype.
 
-    The arguments are those of `relations._SummedKL`, on a CPU. The pairs of a sequence and a head are shared
-    by as many threads as torch uses. Every pair is summed alone, so that the number of threads changes
-    nothing.
+    The gradient is None unless ``with_gradient``. For the other arguments see `relations._in_chunks`. The B A
+    pairs of a sequence and a head are distributed over as many threads as torch uses. Every pair has its own
+    sum, so the result does not depend on the number of threads.
     """
     b, length, width = student.shape
     student, teacher = student.contiguous(), teacher.contiguous()

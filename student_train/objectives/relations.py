@@ -1,9 +1,10 @@
-"""The attention-relation loss of MiniLMv2 (Wang et al., arXiv 2012.15828, section 3.1), in parts.
+"""The attention-relation loss of MiniLMv2 (Wang et al., arXiv 2012.15828, section 3.1).
 
-A relation is softmax(x x^T / sqrt(d_r)) over the real positions of a sequence, where x are the queries,
-keys or values of one layer, regrouped into A relation heads of d_r = D / A numbers. Teacher and student
-need the same A; their widths and numbers of attention heads may differ. The loss is
-KL(teacher's row || student's row), averaged over the rows of the relations.
+A relation is softmax(x x^T / sqrt(d)) over the positions of a sequence without padding. Here x [L, d] are the
+queries, keys or values of a layer, for one of A relation heads, into which the D numbers of a position are
+cut. Teacher and student need the same A; their widths and numbers of attention heads may differ. The loss is
+the KL divergence of the student's row of a relation from the teacher's, averaged over rows, relation heads
+and relations.
 
 Axes: B sequences, L length, D width of the teacher or the student, A relation heads, d = D / A.
 """
@@ -20,33 +21,32 @@ from torch.nn import functional
 
 from infra.errors import UserError
 from student_train.objectives import native_relations
-from student_train.objectives.vocabulary_kernels import fused
+from student_train.objectives.kl_kernels import fused
 
 RELATIONS = ("queries", "keys", "values")
-"""The relations of a layer: QQ, KK and VV."""
+"""The relations of a layer, by their x: QQ, KK and VV in the paper."""
 MAX_RELATION_HEADS = 64
+"""Largest A that is chosen by default."""
 _CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
-"""Bytes of a chunk's float32 buffer [heads, L, L]: it fits a CPU core's cache, or fills a GPU."""
+"""Bytes of a chunk's float32 scores [sequences A, L, L]: they fit a CPU's cache, or fill a GPU."""
 _COMPILED = ("cuda",)
-"""Devices on which torch compiles one kernel for the scores; a CPU has `native_relations`."""
+"""Devices on which ``scores_kernel`` is compiled by torch; a CPU has `native_relations`."""
 _ALIGNED = {"cuda": 8}
-"""Vectors are zero-padded to a multiple of this for tensor cores, which does not change their products."""
+"""d is zero-padded to a multiple of this number, for tensor cores; zeros do not change the products."""
 
 
-def relation_heads(teacher_width: int, student_width: int, wanted: int | None = None) -> int:
-    """A: ``wanted``, or the largest common divisor of both widths that is at most 64.
-
-    Raises UserError if ``wanted`` does not divide both widths.
-    """
+def relation_heads(teacher_width: int, student_width: int, requested: int | None = None) -> int:
+    """Returns A: ``requested``, or else the largest common divisor of both widths that is at most 64. Raises
+    UserError if ``requested`` does not divide both widths."""
     common = math.gcd(teacher_width, student_width)
-    if wanted is None:
+    if requested is None:
         return max(n for n in range(1, MAX_RELATION_HEADS + 1) if common % n == 0)
-    if wanted < 1 or common % wanted:
+    if requested < 1 or common % requested:
         raise UserError(
-            f"train.relation_heads: {wanted} does not divide both the teacher's width {teacher_width} and the"
-            f" student's {student_width}; choose a divisor of {common}, or leave it out"
+            f"train.relation_heads: {requested} does not divide both the teacher's width {teacher_width} and"
+            f" the student's {student_width}; choose a divisor of {common}, or leave it out"
         )
-    return wanted
+    return requested
 
 
 def relation_loss(
@@ -56,24 +56,29 @@ def relation_loss(
     heads: int,
     tokens: float,
     weights: Mapping[str, float] | None = None,
-    full: bool = False,
+    no_padding: bool = False,
     compile: bool = False,
 ) -> Tensor:
-    """A micro-batch's share of the mean KL over relations, relation heads and real query positions.
+    """Returns a micro-batch's share of the mean KL over relations, relation heads and rows, float32 scalar in
+    nats.
 
-    ``student`` and ``teacher``: relation -> [B, L, D], any floating dtype and any two widths. ``token_count``
-    int64 [B]: positions from there on are padding. ``tokens``: real positions of the whole optimiser step,
-    over all ranks and micro-batches, so that shares add up to the mean. ``weights``: relation -> weight,
-    1 each by default; 0 leaves a relation out. ``full``: no sequence has padding, so no mask is needed.
-    ``compile``: use torch.compile on devices that benefit.
+    Only ``student`` gets gradients. No tensor [B, A, L, L] is made.
 
-    Returns a float32 scalar in nats. Only ``student`` gets gradients. No tensor [B, A, L, L] exists.
+    Args:
+        student, teacher: relation -> [B, L, D], of any floating dtype; the widths D may differ.
+        token_count: int64 [B]; later positions are padding.
+        heads: A.
+        tokens: number of positions without padding in the whole optimiser step, over ranks and micro-batches,
+            so that the shares add up to the mean.
+        weights: relation -> weight in the mean, 1 each by default; 0 leaves a relation out.
+        no_padding: no sequence has padding, so that no mask is needed.
+        compile: use torch.compile on a GPU.
     """
     weights = dict.fromkeys(RELATIONS, 1.0) if weights is None else weights
     used = [name for name in RELATIONS if weights.get(name, 0.0) > 0]
     total = sum(weights[name] for name in used)
     shares = [weights[name] / (total * heads * tokens) for name in used]
-    counts = None if full else token_count
+    counts = None if no_padding else token_count
     terms = [
         share * _SummedKL.apply(student[name], teacher[name], counts, heads, compile)
         for name, share in zip(used, shares, strict=True)
@@ -82,9 +87,9 @@ def relation_loss(
 
 
 class _SummedKL(torch.autograd.Function):
-    """Sum over sequences, heads and real rows of KL(teacher's relation || student's), with its gradient.
+    """KL of one relation, summed over sequences, heads and rows without padding; with its gradient.
 
-    With S = s s^T / sqrt(d): dKL/dS = q - p in real rows, and dKL/ds = (dS + dS^T) s / sqrt(d).
+    S = s s^T / sqrt(d), q = softmax(S), G = dKL/dS = q - p, dKL/ds = (G + G^T) s / sqrt(d).
     """
 
     @staticmethod
@@ -92,11 +97,11 @@ class _SummedKL(torch.autograd.Function):
         ctx: Any, student: Tensor, teacher: Tensor, token_count: Tensor | None, heads: int, compile: bool
     ) -> Tensor:
         student, teacher = student.detach(), teacher.detach()
-        wanted = ctx.needs_input_grad[0]
+        with_gradient = ctx.needs_input_grad[0]
         if native_relations.usable(student, teacher):
-            total, gradient = native_relations.summed_kl(student, teacher, token_count, heads, wanted)
+            total, gradient = native_relations.summed_kl(student, teacher, token_count, heads, with_gradient)
         else:
-            total, gradient = _in_chunks(student, teacher, token_count, heads, wanted, compile)
+            total, gradient = _in_chunks(student, teacher, token_count, heads, with_gradient, compile)
         ctx.save_for_backward(*([gradient] if gradient is not None else []))
         return total.float()
 
@@ -114,7 +119,8 @@ def _in_chunks(
     with_gradient: bool,
     compile: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Summed KL (float64 scalar) of B sequences, and its gradient [B, L, D]; torch's operations on chunks."""
+    """Returns the summed KL (float64 scalar) of B sequences, and its gradient [B, L, D], computed by torch.
+    ``token_count``: None if no sequence has padding. The gradient is None unless ``with_gradient``."""
     B, L, _ = student.shape  # noqa: N806 - the field's axis letters
     size = max(1, _CHUNK_BYTES[student.device.type] // (4 * heads * L * L))
     gradient = torch.empty_like(student) if with_gradient else None
@@ -123,9 +129,11 @@ def _in_chunks(
     for start in range(0, B, size):
         rows = slice(start, start + size)
         counts = None if token_count is None else token_count[rows]
-        # A smaller last chunk is not compiled, so that there are few shapes.
-        whole = min(size, B) <= B - start
-        value, part = _chunk(student[rows], teacher[rows], counts, heads, with_gradient, compile and whole)
+        # A shorter last chunk is not compiled, so that few shapes are.
+        full_size = min(size, B) <= B - start
+        value, part = _chunk(
+            student[rows], teacher[rows], counts, heads, with_gradient, compile and full_size
+        )
         total += value
         if gradient is not None and part is not None:
             gradient[rows] = part
@@ -140,24 +148,26 @@ def _chunk(
     with_gradient: bool,
     compile: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Summed KL (float64 scalar) of a chunk of b sequences, and its gradient [b, L, D]."""
-    x, t_rows = _regrouped(student, heads), _regrouped(teacher, heads)  # [b A, L, d]
-    s, t = torch.bmm(x, x.transpose(1, 2)), torch.bmm(t_rows, t_rows.transpose(1, 2))
+    """Returns the summed KL (float64 scalar) of a chunk of b sequences, and its gradient [b, L, D]."""
+    x, y = _split_heads(student, heads), _split_heads(teacher, heads)  # [b A, L, d]
+    s, t = torch.bmm(x, x.transpose(1, 2)), torch.bmm(y, y.transpose(1, 2))
     scales = _scale(student, heads), _scale(teacher, heads)
     kernel = fused(scores_kernel) if compile else scores_kernel
-    kl, gradient = kernel(s, t, *scales, _real_rows(student, token_count, heads))
+    kl, gradient = kernel(s, t, *scales, _padding_mask(student, token_count, heads))
     if not with_gradient:
         return kl.sum(dtype=torch.float64), None
-    both = torch.baddbmm(torch.bmm(gradient, x), gradient.transpose(1, 2), x)
-    return kl.sum(dtype=torch.float64), _ungrouped(both, heads, student.shape[-1] // heads)
+    dx = torch.baddbmm(torch.bmm(gradient, x), gradient.transpose(1, 2), x)
+    return kl.sum(dtype=torch.float64), _joined_heads(dx, heads, student.shape[-1] // heads)
 
 
 def scores_kernel(
     s: Tensor, t: Tensor, s_scale: float, t_scale: float, real: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """KL [n, L] float32 of each row of the products s, t [n, L, L], and scale * dKL/dS in the dtype of s.
+    """Returns KL [n, L], float32, of every row, and the gradient [n, L, L] of the products, in the dtype of
+    ``s``.
 
-    ``real``: bool [n, L], False for padding; None: no padding.
+    ``s``, ``t`` [n, L, L]: products x x^T of student and teacher; the scales are 1 / sqrt(d). ``real``: bool
+    [n, L], False for padding; None: no padding.
     """
     log_q, log_p = s.float() * s_scale, t.float() * t_scale
     if real is not None:
@@ -167,7 +177,7 @@ def scores_kernel(
     log_q, log_p = torch.log_softmax(log_q, -1), torch.log_softmax(log_p, -1)
     p = log_p.exp()
     difference = log_p - log_q
-    if real is not None:  # masked: both are the lowest number less their sums
+    if real is not None:  # at padding, both logarithms are huge negative numbers
         difference = torch.where(real[:, None, :], difference, 0.0)
     kl, gradient = (p * difference).sum(-1), (log_q.exp() - p) * s_scale
     if real is not None:
@@ -176,29 +186,29 @@ def scores_kernel(
 
 
 def _scale(x: Tensor, heads: int) -> float:
-    """1 / sqrt(d)"""
+    """Returns 1 / sqrt(d)."""
     return float((x.shape[-1] // heads) ** -0.5)
 
 
-def _real_rows(x: Tensor, token_count: Tensor | None, heads: int) -> Tensor | None:
-    """bool [b A, L], False for padding; None if there is no padding. ``x``: [b, L, D]."""
+def _padding_mask(x: Tensor, token_count: Tensor | None, heads: int) -> Tensor | None:
+    """Returns a mask for ``x`` [b, L, D]: bool [b A, L], False for padding; None if there is no padding."""
     if token_count is None:
         return None
     real = torch.arange(x.shape[1], device=x.device) < token_count[:, None]
     return real.repeat_interleave(heads, dim=0)
 
 
-def _regrouped(x: Tensor, heads: int) -> Tensor:
-    """[b, L, D] -> [b A, L, d], contiguous; d = D / A, zero-padded to a multiple of ``_ALIGNED``."""
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    """Returns [b, L, D] as [b A, L, d], contiguous, with d zero-padded to a multiple of ``_ALIGNED``."""
     b, length, width = x.shape
-    grouped = x.view(b, length, heads, width // heads).transpose(1, 2)
+    split = x.view(b, length, heads, width // heads).transpose(1, 2)
     extra = -(width // heads) % _ALIGNED.get(x.device.type, 1)
-    grouped = functional.pad(grouped, (0, extra)) if extra else grouped
-    return grouped.reshape(b * heads, length, -1)
+    split = functional.pad(split, (0, extra)) if extra else split
+    return split.reshape(b * heads, length, -1)
 
 
-def _ungrouped(x: Tensor, heads: int, d: int) -> Tensor:
-    """The inverse of ``_regrouped``."""
+def _joined_heads(x: Tensor, heads: int, d: int) -> Tensor:
+    """Returns [b A, L, d] as [b, L, D], without the padding of d; the inverse of ``_split_heads``."""
     n, length, _ = x.shape
-    grouped = x[..., :d].view(n // heads, heads, length, d)
-    return grouped.transpose(1, 2).reshape(n // heads, length, heads * d)
+    split = x[..., :d].view(n // heads, heads, length, d)
+    return split.transpose(1, 2).reshape(n // heads, length, heads * d)

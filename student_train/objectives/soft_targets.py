@@ -1,8 +1,8 @@
-"""The teacher's distributions at N positions, in the two forms that a store can hold.
+"""The teacher's distributions at N positions: soft targets in the two forms that a store can hold.
 
-``ExactTarget`` applies the teacher's masked-LM head to its last hidden states, which gives the full
-distribution at any temperature. ``TopkTarget`` has the K largest logits and the logsumexp over the
-whole vocabulary at one temperature. All tokens outside the top K form one bucket of known mass.
+`ExactTarget` applies the teacher's masked-LM head to its last hidden states, which gives the full
+distribution at any temperature. `TopkTarget` has the K largest logits, and the logsumexp over the whole
+vocabulary at one temperature; all other tokens together are one bucket, the *tail*, of known probability.
 
 Axes: N positions, K top-k, V vocabulary, D teacher's hidden size.
 """
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from offline_teacher.models.head import aligned_decoder
-from student_train.objectives.vocabulary_kernels import Kernel, exact_kernel, topk_kernel
+from student_train.objectives.kl_kernels import Kernel, exact_kernel, topk_kernel
 
 
 class Decoder(Protocol):
-    """The teacher's frozen masked-LM head: an interface of `offline_teacher.models.replay.Replay`."""
+    """The teacher's frozen masked-LM head; `offline_teacher.models.replay.Replay` implements it."""
 
     def decoder_input(self, last_hidden: Tensor) -> Tensor:
-        """[n, D] -> [n, D] in the head's dtype."""
+        """Returns the decoder's input [n, D], in the head's dtype, for hidden states [n, D]."""
 
     @property
     def decoder_weight(self) -> Tensor:
@@ -35,19 +35,20 @@ class Decoder(Protocol):
 
 
 class SoftTarget(Protocol):
-    """The teacher's distributions at N positions, for the chunked loss."""
+    """The teacher's distributions at N positions, which the loss reads chunk by chunk."""
 
     kernel: ClassVar[Kernel]
-    """A function of `vocabulary_kernels`. Its arguments are the student's logits, ``arguments``, and the
-    labels."""
+    """The function of `kl_kernels` that compares the student's logits with ``arguments``."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """N"""
 
     def buffer(self, positions: int) -> Tensor | None:
-        """A tensor [positions, V] that ``arguments`` may fill and return; None if the target needs none."""
+        """Returns an empty tensor [positions, V] for ``arguments``; None if ``arguments`` needs no buffer."""
 
     def arguments(self, rows: slice, buffer: Tensor | None) -> tuple[Tensor, ...]:
-        """The kernel's arguments, each with as many rows as ``rows``; the buffer may have more."""
+        """Returns the kernel's arguments for the positions ``rows``. Each has a row per position, except that
+        ``buffer``, if it is returned, may have more rows."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ExactTarget:
 
     head: Decoder
     hidden: Tensor
-    """[N, D], any float dtype; of an int8 store already multiplied by its scale."""
+    """Last hidden states [N, D], any float dtype; int8 states are already multiplied by their scale."""
     kernel: ClassVar[Kernel] = staticmethod(exact_kernel)
 
     def __len__(self) -> int:
@@ -67,22 +68,22 @@ class ExactTarget:
 
     def arguments(self, rows: slice, buffer: Tensor | None) -> tuple[Tensor, ...]:
         assert buffer is not None
-        self.rows(rows, out=buffer[: rows.stop - rows.start])
+        self.logits(rows, out=buffer[: rows.stop - rows.start])
         return (buffer,)
 
-    def products(self, rows: slice, out: Tensor) -> Tensor:
-        """Teacher logits [n, V] of these positions without ``head.decoder_bias``, written to ``out``."""
+    def logits_without_bias(self, rows: slice, out: Tensor) -> Tensor:
+        """Writes the teacher's logits [n, V] without ``head.decoder_bias`` to ``out``."""
         return torch.mm(self.head.decoder_input(self.hidden[rows]), self.head.decoder_weight.t(), out=out)
 
-    def rows(self, rows: slice, out: Tensor | None = None) -> Tensor:
-        """Teacher logits [n, V] of these positions, in the head's dtype, written to ``out`` if given."""
+    def logits(self, rows: slice, out: Tensor | None = None) -> Tensor:
+        """Returns the teacher's logits [n, V], in the head's dtype, in ``out`` if given."""
         z = self.head.decoder_input(self.hidden[rows])
         return torch.addmm(self.head.decoder_bias, z, self.head.decoder_weight.t(), out=out)
 
 
 @dataclass(frozen=True)
 class _AlignedHead:
-    """A teacher's head whose decoder has the rows that `aligned_decoder` appends."""
+    """A teacher's head with an aligned decoder: rows are appended by `aligned_decoder`."""
 
     head: Decoder
     decoder_weight: Tensor
@@ -93,7 +94,7 @@ class _AlignedHead:
 
 
 def aligned(target: SoftTarget | None) -> SoftTarget | None:
-    """The target whose logits have as many columns as those of an aligned decoder of the student."""
+    """Returns the target with an aligned decoder, so that its logits have the student's columns."""
     if not isinstance(target, ExactTarget):
         return target
     head = target.head
@@ -102,14 +103,14 @@ def aligned(target: SoftTarget | None) -> SoftTarget | None:
 
 @dataclass(frozen=True)
 class TopkTarget:
-    """The K most likely tokens with their exact probabilities, and the rest as one bucket."""
+    """The K most likely tokens with their exact probabilities, and all others as one bucket, the tail."""
 
     topk_ids: Tensor
-    """[N, K] integers, distinct within a row."""
+    """Token ids [N, K], distinct within a row."""
     topk_logits: Tensor
-    """[N, K] logits at temperature 1 (the store's float16, or wider)."""
+    """[N, K], not divided by the temperature; float16 as in the store, or a wider dtype."""
     logsumexp: Tensor
-    """[N] logsumexp over the whole vocabulary of logits / temperature, float32 or wider."""
+    """[N], over the whole vocabulary, of logits / temperature; float32 or float64."""
     temperature: float
     kernel: ClassVar[Kernel] = staticmethod(topk_kernel)
 
@@ -120,19 +121,19 @@ class TopkTarget:
         return None
 
     def arguments(self, rows: slice, buffer: Tensor | None) -> tuple[Tensor, ...]:
-        return self.rows(rows)
+        return self.probabilities(rows)
 
-    def rows(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """ids int64 [n, K], p [n, K] and tail mass [n], which sum to 1 in every row.
+    def probabilities(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns ids int64 [n, K], their probabilities p [n, K], and the tail's probability [n].
 
-        p_k = exp(logit_k / T - logsumexp_T) needs no renormalisation over the K. With a the log of
-        sum_k p_k, the tail is -expm1(a): it cancels only where the K hold nearly all the mass, and
-        there its absolute error (about 2^-12 |logit| / T, the rounding of float16 logits) is that
-        of the p_k themselves. Rounding can bring a above 0: then the tail is empty and the p_k,
-        which sum to exp(a), are scaled back to 1, so that the gradient still sums to zero.
+        In every row, p and tail sum to 1. p_k = exp(logit_k / T - logsumexp_T) needs no renormalisation. With
+        a = log sum_k p_k, the tail is -expm1(a). It suffers cancellation only if it is nearly 0. Then its
+        absolute error, about 2^-12 |logit| / T from the rounding of float16 logits, is that of the p_k.
+        Rounding can make a > 0. Then the tail is 0, and p is divided by exp(a), so that the gradient still
+        sums to 0.
         """
         logsumexp = self.logsumexp[rows]
         log_p = self.topk_logits[rows].to(logsumexp.dtype) / self.temperature - logsumexp[:, None]
-        kept = torch.logsumexp(log_p, dim=1)
-        p = torch.exp(log_p - kept.clamp_min(0)[:, None])
-        return self.topk_ids[rows].long(), p, -torch.expm1(kept.clamp_max(0))
+        log_sum = torch.logsumexp(log_p, dim=1)
+        p = torch.exp(log_p - log_sum.clamp_min(0)[:, None])
+        return self.topk_ids[rows].long(), p, -torch.expm1(log_sum.clamp_max(0))

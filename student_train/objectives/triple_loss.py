@@ -3,11 +3,11 @@
     loss = alpha_ce T^2 sum KL(p_T || q_T) / kl_tokens + alpha_mlm sum CE / masked
          + alpha_cos sum (1 - cos) / tokens
 
-The caller gives the denominators: the counts of the whole optimiser step, over ranks and accumulation steps.
-So the loss of a step is the sum of its micro-batch losses. One autograd function computes the student's
-decoder, the soft target, KL and CE chunk by chunk, and returns the gradients with the values.
+The caller gives the denominators kl_tokens, masked and tokens: counts over the whole optimiser step, that is,
+over ranks and micro-batches. So the loss of a step is the sum of its micro-batch losses. One autograd
+function computes the student's logits, the soft target, KL, CE and their gradients chunk by chunk.
 
-Axes: N positions of a micro-batch (non-pad), V vocabulary, D student's hidden size.
+Axes: N positions of a micro-batch without padding, V vocabulary, D student's hidden size.
 """
 
 from __future__ import annotations
@@ -21,31 +21,29 @@ from torch.nn import functional
 
 from infra.cpu.native import has_triton
 from offline_teacher.models.head import aligned_decoder
-from student_train.objectives import native_exact
+from student_train.objectives import native_kl
+from student_train.objectives.kl_kernels import NO_LABEL, Kernel, exact_kernel, fused, mlm_kernel
 from student_train.objectives.soft_targets import ExactTarget, SoftTarget, aligned
-from student_train.objectives.vocabulary_kernels import NO_LABEL, Kernel, exact_kernel, fused, mlm_kernel
 
 CHUNK_SIZE = {"cpu": 2048, "cuda": 4096}
-"""Positions in a chunk of the matrix products. Smaller chunks make the products slow, and each further chunk
-adds its gradient to the decoder's. Larger chunks only cost memory."""
-TURN = {"cpu": 1024}
-"""Tokens of the decoder's gradient that are transposed at once: on a CPU they stay in the cache."""
+"""Number of positions in a chunk of the matrix products. Small chunks make the products slow, and every chunk
+adds a pass over the decoder's gradient. Large chunks only cost memory."""
+TRANSPOSED_TOKENS = {"cpu": 1024}
+"""Tokens whose decoder gradient is transposed at once; on a CPU it fits the cache."""
 BIAS_ROWS = 8
-"""Rows added below the transposed z [N, D], so that one product gives the gradients of weight and bias: one
-row of ones, and seven of zeros, because tensor cores are faster with multiples of 8."""
-KERNEL_SIZE = {"cpu": 64, "cuda": 4096}
-"""Positions in one call of a compiled kernel. On a CPU they are few, so that its passes over V read from the
-cache. The native kernel always works row by row."""
+"""Rows added below the transposed z, so that one product gives the gradients of weight and bias: one row of
+ones, and zeros, because tensor cores are faster with multiples of 8."""
+BLOCK_SIZE = {"cpu": 64, "cuda": 4096}
+"""Positions in a block, that is, in one call of a compiled kernel; on a CPU a block fits the cache."""
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """Float32 scalars. Each term is a sum over this micro-batch divided by the caller's denominator."""
+    """The terms of a micro-batch's loss: float32 scalars, each a sum divided by the caller's denominator.
+    ``total`` is their weighted sum, the only scalar with a gradient. ``kl`` lacks the factor T^2."""
 
     total: Tensor
-    """The weighted loss, the only one with a gradient."""
     kl: Tensor
-    """KL(p_T || q_T), without alpha_ce and T^2."""
     mlm: Tensor
     cosine: Tensor
     relation: Tensor
@@ -53,11 +51,10 @@ class LossTerms:
 
     @classmethod
     def zero(cls, device: torch.device) -> LossTerms:
-        """Zeros, for a loss without terms over single positions."""
         return cls(*[torch.zeros((), device=device)] * 6)
 
     def values(self) -> tuple[Tensor, ...]:
-        """All of them, in the order of `objective.TERMS`."""
+        """Returns all terms in the order of `objective.TERMS`."""
         return self.total, self.kl, self.mlm, self.cosine, self.relation, self.embedding
 
 
@@ -80,24 +77,23 @@ def triple_loss(
     chunk_size: int | None = None,
     compile: bool = True,
 ) -> LossTerms:
-    """The loss of one micro-batch; a term whose weight or denominator is 0 is 0 and costs nothing.
+    """Returns the terms of one micro-batch. A term whose weight or denominator is 0 is 0 and is not computed.
 
     Args:
-        z: [N, D] output of the student's MLM head transform at the positions of KL and CE. The matrix
-        products
-            have its dtype (bfloat16, float16, float32, float64), reductions float32 (float64 for float64).
-        decoder_weight, decoder_bias: [V, D], [V]; None only if no term needs the vocabulary.
-        target: of the N positions; None only where alpha_ce is 0.
-        labels: int64 [N] original ids of masked positions, -100 elsewhere.
-        student_hidden, teacher_hidden: [N', D'] at the cosine's positions; the latter None if alpha_cos is 0.
-        tokens, masked, kl_tokens: global denominators of cosine, CE and KL.
-        chunk_size: positions a chunk; None: ``CHUNK_SIZE`` of the device.
-        compile: by the native kernel or torch.compile, not as plain tensor arithmetic.
+        z: [N, D], inputs of the student's decoder at the positions of KL and CE. Matrix products have the
+            dtype of z (bfloat16, float16, float32, float64); sums are float32, or float64 for float64.
+        decoder_weight, decoder_bias: [V, D], [V]; None only if alpha_ce and alpha_mlm are 0.
+        target: the teacher's distributions at the N positions; None only if alpha_ce is 0.
+        labels: int64 [N], original ids at masked positions, -100 elsewhere.
+        student_hidden: [N', D'], at the positions of the cosine term.
+        teacher_hidden: [N', D']; None only if alpha_cos is 0.
+        tokens, masked, kl_tokens: denominators of cosine, CE and KL.
+        chunk_size: positions per chunk; None: ``CHUNK_SIZE`` of the device.
+        compile: use the C++ kernel, the Triton kernel or torch.compile; otherwise plain tensor operations.
     """
-    wide = torch.float64 if z.dtype == torch.float64 else torch.float32
-    zero = torch.zeros((), device=z.device, dtype=wide)
+    zero = torch.zeros((), device=z.device, dtype=_sum_dtype(z))
     total = kl = mlm = cosine = zero
-    work = _Work(
+    inputs = _Inputs(
         target=target,
         labels=labels,
         temperature=float(temperature),
@@ -107,10 +103,10 @@ def triple_loss(
         compile=compile,
         gradients=torch.is_grad_enabled(),
     )
-    if work.kl_weight or work.mlm_weight:
-        total, kl, mlm = _vocabulary_terms(z, decoder_weight, decoder_bias, work)
-        kl = kl / kl_tokens if work.kl_weight else zero
-        mlm = mlm / masked if work.mlm_weight else zero
+    if inputs.kl_weight or inputs.mlm_weight:
+        total, kl, mlm = _vocabulary_terms(z, decoder_weight, decoder_bias, inputs)
+        kl = kl / kl_tokens if inputs.kl_weight else zero
+        mlm = mlm / masked if inputs.mlm_weight else zero
     if alpha_cos and tokens:
         assert teacher_hidden is not None, "a cosine term needs the teacher's hidden states"
         distance = cosine_distance(student_hidden, teacher_hidden)
@@ -120,25 +116,29 @@ def triple_loss(
 
 
 def _vocabulary_terms(
-    z: Tensor, decoder_weight: Tensor | None, decoder_bias: Tensor | None, work: _Work
+    z: Tensor, decoder_weight: Tensor | None, decoder_bias: Tensor | None, inputs: _Inputs
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted loss, sum KL and sum CE."""
+    """Returns the weighted loss of KL and CE, the sum of KL, and the sum of CE."""
     assert decoder_weight is not None, "KL and CE need the decoder"
-    assert work.target is not None or not work.kl_weight, "KL needs a soft target"
-    work = work if work.kl_weight else replace(work, target=None)
-    terms: tuple[Tensor, Tensor, Tensor] = VocabularyLoss.apply(z, decoder_weight, decoder_bias, work)
+    assert inputs.target is not None or not inputs.kl_weight, "KL needs a soft target"
+    inputs = inputs if inputs.kl_weight else replace(inputs, target=None)
+    terms: tuple[Tensor, Tensor, Tensor] = VocabularyLoss.apply(z, decoder_weight, decoder_bias, inputs)
     return terms
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Sum over N of 1 - cos(student, teacher) of [N, D'], in float32: CosineEmbeddingLoss, target 1."""
-    wide = torch.float64 if student.dtype == torch.float64 else torch.float32
-    return (1 - functional.cosine_similarity(student.to(wide), teacher.to(wide), dim=1)).sum()
+    """Returns the sum of 1 - cos(student, teacher) over the rows of [N', D']."""
+    dtype = _sum_dtype(student)
+    return (1 - functional.cosine_similarity(student.to(dtype), teacher.to(dtype), dim=1)).sum()
+
+
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What the vocabulary terms are computed from, apart from the differentiable inputs."""
+class _Inputs:
+    """Inputs of the vocabulary terms without a gradient; weights include alpha, T^2 and denominator."""
 
     target: SoftTarget | None
     labels: Tensor
@@ -151,29 +151,29 @@ class _Work:
 
 
 class VocabularyLoss(torch.autograd.Function):
-    """(kl_weight sum KL + mlm_weight sum CE, sum KL, sum CE) of z [N, D], decoder weight [V, D], bias [V].
+    """Returns (kl_weight sum KL + mlm_weight sum CE, sum KL, sum CE), given z [N, D] and the decoder.
 
-    Forward also computes the gradients; backward only scales them. They are kept relative to the larger of
-    the two weights, so that float16 does not underflow with the large denominators of a step.
+    ``forward`` also computes the gradients; ``backward`` only scales them. Until then they are divided by the
+    larger weight, because the large denominators of a step would make float16 gradients underflow.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, work: _Work
+        ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, inputs: _Inputs
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(z.device.type, enabled=False):
-            scale = max(work.kl_weight / work.temperature, work.mlm_weight)
-            pass_ = _ChunkedPass(z, *aligned_decoder(weight.to(z.dtype), bias.to(z.dtype)), work, scale)
-            for start in range(0, len(z), work.chunk_size):
-                pass_.chunk(start, min(start + work.chunk_size, len(z)))
-        kl, ce = pass_.values[:, : len(z)].sum(1, dtype=torch.float64).unbind()
-        total = work.kl_weight * kl + work.mlm_weight * ce
+            scale = max(inputs.kl_weight / inputs.temperature, inputs.mlm_weight)
+            chunks = _Chunks(z, *aligned_decoder(weight.to(z.dtype), bias.to(z.dtype)), inputs, scale)
+            for start in range(0, len(z), inputs.chunk_size):
+                chunks.compute(start, min(start + inputs.chunk_size, len(z)))
+        kl, ce = chunks.values[:, : len(z)].sum(1, dtype=torch.float64).unbind()
+        total = inputs.kl_weight * kl + inputs.mlm_weight * ce
         ctx.scale, ctx.dtypes = scale, (z.dtype, weight.dtype, bias.dtype)
-        ctx.dz, ctx.decoder = pass_.dz, pass_.decoder
-        if ctx.decoder is None:  # no positions
-            ctx.decoder = z.new_zeros(z.shape[1] + BIAS_ROWS, len(weight))
-        ctx.decoder = ctx.decoder[:, : len(weight)]
-        total, kl, ce = total.to(pass_.wide), kl.to(pass_.wide), ce.to(pass_.wide)
+        ctx.dz, ctx.ddecoder = chunks.dz, chunks.ddecoder
+        if ctx.ddecoder is None:  # N = 0
+            ctx.ddecoder = z.new_zeros(z.shape[1] + BIAS_ROWS, len(weight))
+        ctx.ddecoder = ctx.ddecoder[:, : len(weight)]
+        total, kl, ce = (value.to(chunks.sum_dtype) for value in (total, kl, ce))
         ctx.mark_non_differentiable(kl, ce)
         return total, kl, ce
 
@@ -181,118 +181,120 @@ class VocabularyLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         scale, width, (z, weight, bias) = grad_total * ctx.scale, ctx.dz.shape[1], ctx.dtypes
         dz = torch.mul(ctx.dz, scale, out=torch.empty_like(ctx.dz, dtype=z))
-        dbias = torch.mul(ctx.decoder[width], scale, out=torch.empty_like(ctx.decoder[width], dtype=bias))
-        return dz, _turned(ctx.decoder[:width], scale, weight), dbias, None
+        dbias = torch.mul(ctx.ddecoder[width], scale, out=torch.empty_like(ctx.ddecoder[width], dtype=bias))
+        return dz, _transposed(ctx.ddecoder[:width], scale, weight), dbias, None
 
 
-def _turned(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """gradient [D, V] -> scale * gradient [V, D]."""
+def _transposed(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns ``scale`` times the transposed gradient: [D, V] -> [V, D]."""
     out = gradient.new_empty(gradient.shape[1], gradient.shape[0], dtype=dtype)
-    some = TURN.get(gradient.device.type, len(out))
-    for rows, columns in zip(out.split(some), gradient.split(some, dim=1), strict=True):
+    size = TRANSPOSED_TOKENS.get(gradient.device.type, len(out))
+    for rows, columns in zip(out.split(size), gradient.split(size, dim=1), strict=True):
         torch.mul(columns.t().contiguous(), scale, out=rows)
     return out
 
 
-class _ChunkedPass:
-    """One pass over the positions of a micro-batch; owns the [C, V] buffers."""
+class _Chunks:
+    """Computes KL, CE and gradients, divided by ``scale``, chunk by chunk; owns the buffers [chunk, V]."""
 
-    def __init__(self, z: Tensor, weight: Tensor, bias: Tensor, work: _Work, scale: float) -> None:
-        self.z, self.weight, self.bias, self.work = z, weight, bias, work
-        self.target = aligned(work.target)
-        self.wide = torch.float64 if z.dtype == torch.float64 else torch.float32
-        self.block = min(work.chunk_size, KERNEL_SIZE.get(z.device.type, work.chunk_size))
-        mlm_scale = (work.labels != NO_LABEL).to(self.wide) * (work.mlm_weight / scale)
-        kl_scale = torch.full_like(mlm_scale, work.kl_weight / work.temperature / scale)
+    def __init__(self, z: Tensor, weight: Tensor, bias: Tensor, inputs: _Inputs, scale: float) -> None:
+        self.z, self.weight, self.bias, self.inputs = z, weight, bias, inputs
+        self.target = aligned(inputs.target)
+        self.sum_dtype = _sum_dtype(z)
+        self.block = min(inputs.chunk_size, BLOCK_SIZE.get(z.device.type, inputs.chunk_size))
+        mlm_scale = (inputs.labels != NO_LABEL).to(self.sum_dtype) * (inputs.mlm_weight / scale)
+        kl_scale = torch.full_like(mlm_scale, inputs.kl_weight / inputs.temperature / scale)
         self.kl_scale = self._padded(kl_scale)
         self.mlm_scale = self._padded(mlm_scale)
-        self.labels = self._padded(work.labels, NO_LABEL)
-        self.values = z.new_zeros(2, len(self.labels), dtype=self.wide)  # KL and CE of every position
-        shape = (-(-work.chunk_size // self.block) * self.block, len(weight))
-        self.logits = z.new_empty(shape)
+        self.labels = self._padded(inputs.labels, NO_LABEL)
+        self.values = z.new_zeros(2, len(self.labels), dtype=self.sum_dtype)  # KL and CE of every position
+        self.logits = z.new_empty(-(-inputs.chunk_size // self.block) * self.block, len(weight))
         self.buffer = None if self.target is None else self.target.buffer(len(self.logits))
         self.dz = torch.empty_like(z)
-        self.decoder: Tensor | None = None
+        self.ddecoder: Tensor | None = None
+        """Gradient [D + BIAS_ROWS, V] of the decoder: transposed weight, bias, zeros."""
 
-    def chunk(self, start: int, stop: int) -> None:
-        """Values and gradients of positions [start, stop)."""
+    def compute(self, start: int, stop: int) -> None:
+        """Computes values and gradients of the positions [start, stop), one chunk."""
         rows = slice(start, stop)
         z, s, target = self.z[rows], self.logits[: stop - start], self.target
         if (
-            self.work.compile
+            self.inputs.compile
             and isinstance(target, ExactTarget)
-            and native_exact.usable(z, target.head.decoder_weight)
+            and native_kl.usable(z, target.head.decoder_weight)
         ):
-            self._native(target, start, stop)
+            self._run_native(target, start, stop)
         else:
             torch.addmm(self.bias, z, self.weight.t(), out=s)
-            self._kernels(start, stop)
-        if self.work.gradients:
+            self._run_blocks(start, stop)
+        if self.inputs.gradients:
             torch.mm(s, self.weight, out=self.dz[rows])
             self._add_to_decoder(z, s)
 
     def _add_to_decoder(self, z: Tensor, s: Tensor) -> None:
-        """``decoder`` [D + 8, V]: gradients of weight, transposed, and of bias. Of a single chunk as the
-        matrix product gave it, of several their sum in ``wide``. A CPU takes half as long over
-        [D, N] x [N, V] as over [V, N] x [N, D], where the larger matrix is the transposed one."""
+        """Adds a chunk to ``ddecoder``: inputs ``z`` [n, D] and gradients ``s`` [n, V] of the logits.
+
+        On a CPU, [D, n] x [n, V] takes half the time of [V, n] x [n, D], which transposes the larger matrix.
+        """
         ones = z.new_zeros(BIAS_ROWS, len(z))
         ones[0] = 1
         product = torch.mm(torch.cat([z.t(), ones]), s)
-        self.decoder = product if self.decoder is None else self.decoder.to(self.wide).add_(product)
+        before = self.ddecoder
+        self.ddecoder = product if before is None else before.to(self.sum_dtype).add_(product)
 
-    def _native(self, target: ExactTarget, start: int, stop: int) -> None:
-        """The chunk's logits and their gradients by the kernel in C++, which takes any number of rows."""
+    def _run_native(self, target: ExactTarget, start: int, stop: int) -> None:
+        """Computes the chunk's logits and turns them into gradients, by the C++ kernel."""
         assert self.buffer is not None
         at, s, t = slice(start, stop), self.logits[: stop - start], self.buffer[: stop - start]
         torch.mm(self.z[at], self.weight.t(), out=s)
-        target.products(at, out=t)
-        scales = self.kl_scale[at], self.mlm_scale[at]
-        options = self.work.temperature, self.work.mlm_weight > 0
-        kl, ce = native_exact.exact_loss(
-            s, self.bias, t, target.head.decoder_bias, self.labels[at], *scales, *options
-        )
-        self.values[0, at] = kl * (scales[0] > 0)
+        target.logits_without_bias(at, out=t)
+        row_inputs = self.labels[at], self.kl_scale[at], self.mlm_scale[at]
+        options = self.inputs.temperature, self.inputs.mlm_weight > 0
+        kl, ce = native_kl.exact_loss(s, self.bias, t, target.head.decoder_bias, *row_inputs, *options)
+        self.values[0, at] = kl * (self.kl_scale[at] > 0)
         self.values[1, at] = ce
 
-    def _kernels(self, start: int, stop: int) -> None:
-        """Turns the chunk's logits into gradients, block by block; all blocks have one shape, so kernels
-        compile once, and rows beyond ``stop`` have weight 0."""
+    def _run_blocks(self, start: int, stop: int) -> None:
+        """Turns the chunk's logits into gradients, block by block. All blocks have the same number of rows,
+        so that a kernel compiles once; rows beyond ``stop`` have weight 0."""
         target = self.target
         soft: tuple[Tensor, ...] = ()
         if target is not None:
-            soft = tuple(self._whole(part) for part in target.arguments(slice(start, stop), self.buffer))
+            soft = tuple(
+                self._full_blocks(part) for part in target.arguments(slice(start, stop), self.buffer)
+            )
         for offset in range(0, stop - start, self.block):
-            here = slice(offset, offset + self.block)  # in the chunk
+            in_chunk = slice(offset, offset + self.block)
             at = slice(start + offset, start + offset + self.block)  # in the micro-batch
-            s, label = self.logits[here], self.labels[at]
+            s, label = self.logits[in_chunk], self.labels[at]
             kl_scale, mlm_scale = self.kl_scale[at], self.mlm_scale[at]
             if target is None:
                 kl, ce = self._run(mlm_kernel, s, label, mlm_scale)
             else:
-                options = self.work.temperature, self.work.mlm_weight > 0
-                parts = (part[here] for part in soft)
+                options = self.inputs.temperature, self.inputs.mlm_weight > 0
+                parts = (part[in_chunk] for part in soft)
                 kl, ce = self._run(target.kernel, s, *parts, label, kl_scale, mlm_scale, *options)
             self.values[0, at] = kl * (kl_scale > 0)
             self.values[1, at] = ce
 
-    def _whole(self, part: Tensor) -> Tensor:
-        """A kernel's argument with as many rows as whole blocks have; the buffer has them already."""
+    def _full_blocks(self, part: Tensor) -> Tensor:
+        """Returns a kernel's argument with rows for full blocks; the buffer has them already."""
         return part if part is self.buffer else self._padded(part)
 
     def _run(self, kernel: Kernel, *arguments: Any) -> tuple[Tensor, Tensor]:
-        if not self.work.compile:
+        if not self.inputs.compile:
             return kernel(*arguments)
         return (_triton_kernel(kernel, arguments[0]) or fused(kernel))(*arguments)
 
     def _padded(self, rows: Tensor, value: float = 0) -> Tensor:
-        """[n, ...] with a block of rows of ``value`` appended, so that the last block can be cut whole."""
+        """Returns ``rows`` [n, ...] with a block of ``value`` appended, so that every block is full."""
         return torch.cat([rows, rows.new_full((self.block, *rows.shape[1:]), value)])
 
 
 def _triton_kernel(kernel: Kernel, logits: Tensor) -> Kernel | None:
-    """The same kernel in Triton, where there is one for these logits."""
+    """Returns the kernel in Triton; None if there is none for these logits."""
     if kernel is not exact_kernel or logits.device.type != "cuda" or not has_triton():
         return None
-    from student_train.objectives import vocabulary_triton
+    from student_train.objectives import kl_triton
 
-    return vocabulary_triton.exact_kernel if logits.dtype in vocabulary_triton.DTYPES else None
+    return kl_triton.exact_kernel if logits.dtype in kl_triton.DTYPES else None

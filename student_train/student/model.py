@@ -1,7 +1,7 @@
-"""The student: its architecture, its initial weights, and the parts of it that a loss uses.
+"""The student: its architecture, its initial weights, and the outputs that a loss uses.
 
-It is a plain transformers model, so the saved directory loads everywhere. A student whose loss does not use
-the vocabulary is an encoder without a masked-LM head.
+A student is a plain transformers model, so the saved directory loads everywhere. If its loss does not use the
+vocabulary, it is an encoder without a masked-LM head.
 
 Axes: B batch, L length, N positions, V vocabulary, D student's hidden size.
 """
@@ -31,29 +31,33 @@ from offline_teacher.models.weights import has_masked_lm_head
 from student_train.objectives.relations import relation_heads
 
 TeacherWeights = Mapping[str, Tensor]
-"""Of the teacher, as `offline_teacher.models.weights.named_weights` names them."""
+"""Parameter name -> tensor; the names are those of `offline_teacher.models.weights.named_weights`."""
 
 
 class StudentModel(nn.Module):
-    """A transformers model and a projection to the teacher's width, saved where vectors of texts need it."""
+    """A transformers model, and if its width differs from the teacher's, a projection to the teacher's width.
+    The projection is published only with sentence encoders, whose embeddings need it."""
 
     def __init__(self, model: Any, teacher_width: int, project: bool, pooling: Pooling | None = None) -> None:
+        """``project``: whether the loss compares hidden states or embeddings."""
         super().__init__()
         self.model, self.pooling = model, pooling
         width = model.config.hidden_size
-        different = project and width != teacher_width
-        self.projection = nn.Linear(width, teacher_width, bias=False) if different else None
+        needs_projection = project and width != teacher_width
+        self.projection = nn.Linear(width, teacher_width, bias=False) if needs_projection else None
         self.flops_per_token = 0.0
-        """Of a step, with its loss; 0 where it was not counted."""
+        """FLOP per token of a training step, with its loss; 0 until ``freeze_unreached`` counts them."""
 
     def body(self, input_ids: Tensor, token_count: Tensor | None) -> Tensor:
-        """Last hidden states [B, L, D] of int64 ids [B, L]; ``token_count`` None: no row is padded."""
+        """Returns the last hidden states [B, L, D] of int64 ids [B, L]. ``token_count`` int64 [B]: later
+        positions are padding; None: no padding."""
         return self._run(self.model.base_model, input_ids, token_count)
 
     def queries_keys_values(
         self, input_ids: Tensor, token_count: Tensor | None, layer: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Q, K, V of a layer, each [B, L, D]. What comes after these projections is not computed."""
+        """Returns queries, keys and values of a layer, each [B, L, D], and computes nothing above them. A
+        negative ``layer`` counts from the top."""
         encoder, layer = self.model.base_model, layer % self.model.config.num_hidden_layers
         below = cut(encoder, 0, layer, embeddings=True, final_norm=False)
         return projected(encoder, layer, self._run(below, input_ids, token_count))
@@ -61,7 +65,7 @@ class StudentModel(nn.Module):
     def body_and_queries_keys_values(
         self, input_ids: Tensor, token_count: Tensor | None, layer: int
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """``body`` and ``queries_keys_values`` by one forward."""
+        """Returns ``body`` and ``queries_keys_values`` from one forward."""
         with QueriesKeysValues(self.model, layer) as recorder:
             return self.body(input_ids, token_count), recorder.take()
 
@@ -76,22 +80,23 @@ class StudentModel(nn.Module):
         return next(self.model.parameters()).dtype
 
     def head_transform(self, hidden: Tensor) -> Tensor:
-        """The masked-LM head up to the decoder: [N, D] -> [N, D]."""
+        """Returns the masked-LM head's input of the decoder [N, D], given hidden states [N, D]."""
         return masked_lm_head(self.model).decoder_input(hidden)
 
     def project(self, hidden: Tensor) -> Tensor:
-        """[N, D] in the teacher's width, for the cosine; ``hidden`` itself where the widths agree."""
+        """Returns hidden states [N, D] in the teacher's width, projected if the widths differ."""
         return hidden if self.projection is None else self.projection(hidden)
 
-    def vectors(self, hidden: Tensor, token_count: Tensor) -> Tensor:
-        """A vector of each text, float32 [B, D_t], of hidden states [B, L, D], made as the teacher's is."""
+    def text_embeddings(self, hidden: Tensor, token_count: Tensor) -> Tensor:
+        """Returns the embeddings of texts, float32 [B, teacher's width], pooled as the teacher's are.
+        ``hidden``: last hidden states [B, L, D]."""
         assert self.pooling is not None
         projected = self.project(pool(hidden, token_count, self.pooling).to(hidden.dtype)).float()
         return functional.normalize(projected, dim=-1) if self.pooling.normalise else projected
 
     @property
     def decoder_weight(self) -> Tensor:
-        """[V, D], the word embeddings themselves where they are tied."""
+        """[V, D]; if they are tied, the word embeddings themselves."""
         return masked_lm_head(self.model).decoder_weight
 
     @property
@@ -100,17 +105,18 @@ class StudentModel(nn.Module):
         return masked_lm_head(self.model).decoder_bias
 
     def save(self, directory: str) -> None:
-        """Weights (safetensors) and configuration in save_pretrained layout; the projection stays out."""
-        if has_masked_lm_head(self.model):  # untied ones may have the bias twice, and readers differ
+        """Writes weights (safetensors) and configuration by save_pretrained, without the projection."""
+        if has_masked_lm_head(self.model):
+            # Some heads hold the bias twice, and programs differ in which of the two they read.
             module, _, _ = family_of(self.model.config).head.decoder.rpartition(".")
-            other = getattr(self.model.get_submodule(module), "bias", None)
-            if other is not None:
-                other.data.copy_(self.decoder_bias)
+            second_bias = getattr(self.model.get_submodule(module), "bias", None)
+            if second_bias is not None:
+                second_bias.data.copy_(self.decoder_bias)
         self.model.save_pretrained(directory)
 
 
 def needs_head(train: sections.Train) -> bool:
-    """Whether the loss looks at the vocabulary."""
+    """Whether the loss has a term over the vocabulary, so that the student needs a masked-LM head."""
     return train.alpha_ce > 0 or train.alpha_mlm > 0
 
 
@@ -120,11 +126,12 @@ def architecture(
     teacher_config: Mapping[str, Any],
     has_weights: bool,
 ) -> tuple[tuple[int, ...], PretrainedConfig]:
-    """The teacher's layers that a student starts from, and the student's configuration.
+    """Returns the numbers of the teacher's layers that a student starts from, and the student's
+    configuration.
 
-    ``has_weights``: the store holds all of the teacher's weights. Raises UserError if the family is not
-    supported, if a layer, a width or the relation heads do not fit, or if the store lacks weights that
-    ``student.init`` needs.
+    ``has_weights``: whether the store holds all of the teacher's weights. Raises UserError if the teacher's
+    family is not supported, if a layer, a width or the relation heads do not fit the teacher, or if
+    ``student.init`` needs weights that the store lacks.
     """
     if student.init == "teacher" and not has_weights:
         raise UserError(
@@ -149,16 +156,16 @@ def build_student(
     teacher_weights: TeacherWeights | None,
     pooling: Pooling | None = None,
 ) -> StudentModel:
-    """A float32 student on the CPU, in training mode.
+    """Returns a float32 student with its initial weights, on the CPU, in training mode.
 
     Args:
         teacher_config: the store's teacher/config.json.
-        teacher_weights: all of the store's; may be None where ``student.init`` is random.
-        pooling: the teacher's, where the student learns vectors of texts.
+        teacher_weights: all of the teacher's weights; may be None if ``student.init`` is random.
+        pooling: the teacher's, if the loss compares embeddings of texts.
 
     Raises:
-        UserError: see ``architecture``; the loss needs a masked-LM head that the teacher has not; the weights
-            lack a tensor or have one of another shape.
+        UserError: see ``architecture``; or the loss needs a masked-LM head and the teacher has none; or a
+            tensor of the weights is missing or has another shape.
     """
     layers, config = architecture(student, train, teacher_config, teacher_weights is not None)
     start = None
@@ -178,5 +185,6 @@ def build_student(
 
 
 def _width(teacher_config: Mapping[str, Any]) -> int:
+    """Returns the teacher's hidden size."""
     width: int = family_of(teacher_config).config(teacher_config).hidden_size
     return width

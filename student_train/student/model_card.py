@@ -1,4 +1,4 @@
-"""The model card: the student's teacher, training settings and results."""
+"""The model card: which teacher and store the student learned from, its training settings and its results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from student_train.student.model import StudentModel, needs_head
 def model_card(
     run: StudentRun, stores: Sequence[Store], model: StudentModel, results: Mapping[str, Any]
 ) -> str:
-    """README.md of the model directory. ``stores``: the recipe's own, then those of ``train.phases``."""
+    """Returns the model directory's README.md. ``stores``: the recipe's, then those of ``train.phases``."""
     train, store = run.train, stores[0]
     fingerprint = store.spec.fingerprint
     task, library = "fill-mask" if needs_head(train) else "feature-extraction", "transformers"
@@ -60,12 +60,13 @@ def model_card(
 
 
 def _loss(train: Train, results: Mapping[str, Any]) -> str:
+    """Returns the formula of the loss, with temperature and kind of soft targets."""
     terms = {
         f"{train.alpha_ce:g} * T^2 * KL": train.alpha_ce,
         f"{train.alpha_mlm:g} * MLM": train.alpha_mlm,
         f"{train.alpha_cos:g} * (1 - cosine)": train.alpha_cos,
         f"{train.alpha_relation:g} * relations": train.alpha_relation,
-        f"{train.alpha_embedding:g} * distance of vectors": train.alpha_embedding,
+        f"{train.alpha_embedding:g} * embedding distance": train.alpha_embedding,
     }
     text = " + ".join(name for name, weight in terms.items() if weight)
     soft_targets = results["soft_targets"]
@@ -73,40 +74,42 @@ def _loss(train: Train, results: Mapping[str, Any]) -> str:
 
 
 def _frozen(model: StudentModel) -> str:
-    """The parameters that no term of the loss reaches."""
+    """Returns a list of the frozen parameters, with its sentence; "" if there are none."""
     names = [name.removeprefix("model.") for name, p in model.named_parameters() if not p.requires_grad]
     if not names:
         return ""
-    return "\nNo term of the loss reaches these parameters, which are as they began:\n\n" + "".join(
+    return "\nNo term of the loss reaches these parameters; they keep their initial values:\n\n" + "".join(
         f"- `{name}`\n" for name in names
     )
 
 
 def _lengths(lengths: Sequence[int], run: StudentRun, model: StudentModel) -> str:
-    """The lengths of the training sequences, by phase, and what the student has not seen beyond them."""
+    """Returns what to say about sequence lengths, of training and beyond; "" if none is longer."""
     config, trained = model.model.config, max(lengths)
     longest, rotary = usable_length(config), family_of(config).rotary
     phases = list(zip(run.train.phases, lengths[1:], strict=True))
     if longest <= trained and not phases:
         return ""
-    text = f"\nIt was trained on sequences of {lengths[0]} tokens"
+    text = f"\nThe student was trained on sequences of {lengths[0]} tokens"
     text += "".join(f", then for {phase.steps:,} steps on sequences of {length}" for phase, length in phases)
-    text += f", and takes up to {longest}."
+    text += f", and takes up to {longest} tokens."
     if trained > lengths[0] and not rotary:
         steps = sum(phase.steps for phase, length in phases if length > lengths[0])
-        text += f" Only {steps:,} steps reached its embeddings of positions from {lengths[0]} on."
+        text += f" Only {steps:,} steps trained its position embeddings from {lengths[0]} on."
     if longest <= trained:
         return f"{text}\n"
     if rotary:
-        text += " It has no embeddings of positions, but it has never seen tokens that are further apart."
+        text += " It has no position embeddings, but it has never seen tokens that are further apart."
     else:
-        began = "the teacher's" if run.student.init == "teacher" else "random numbers"
-        text += f" Its embeddings of positions {trained} to {longest - 1} are {began}, as they began: no step"
-        text += " reached them."
-    return f"{text} Measure it on longer texts before you rely on it there.\n"
+        initial = "the teacher's" if run.student.init == "teacher" else "random numbers"
+        text += (
+            f" Its position embeddings {trained} to {longest - 1} are still {initial}: no step trained them."
+        )
+    return f"{text} Evaluate it on longer texts before you use it for them.\n"
 
 
 def _table(headers: tuple[str, str], rows: list[tuple[str, Any]]) -> str:
+    """Returns a Markdown table of two columns."""
     lines = [f"| {headers[0]} | {headers[1]} |", "|---|---|"]
     return "\n".join([*lines, *(f"| {name} | {_shown(value)} |" for name, value in rows)]) + "\n"
 

@@ -1,4 +1,4 @@
-"""Writes the files with which ``SentenceTransformer(...)`` loads a model directory, without that library."""
+"""Writes the files that make a model directory loadable by sentence-transformers, without that library."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 def write_sentence_files(
     directory: str, pooling: Pooling, projection: nn.Linear | None, width: int, length: int
 ) -> None:
-    """Adds modules.json and the folders it names to the encoder's directory.
-
-    ``width``: the encoder's hidden size. ``length``: tokens after which a text is cut.
-    """
+    """Adds modules.json, the folders that it names, and configuration files to a model directory. ``width``:
+    the encoder's hidden size. ``length``: number of tokens at which a text is truncated."""
     from safetensors.torch import save_file
 
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
@@ -50,6 +48,7 @@ def write_sentence_files(
 
 
 def _write(directory: str, folder: str, name: str, content: Any) -> None:
+    """Writes ``content`` as JSON to ``directory/folder/name``."""
     os.makedirs(os.path.join(directory, folder), exist_ok=True)
     with open(os.path.join(directory, folder, name), "w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)

@@ -144,7 +144,7 @@ FINISHED: dict[str, Case] = {
     "all positions of masked ones": (
         in_recipe(corpus=None),
         of_store("masked"),
-        ["train.kl_positions: all", "set it to masked"],
+        ["train.kl_positions: all", "set train.kl_positions: masked"],
     ),
     "logits that the store lacks": (
         in_recipe(corpus=None),
@@ -156,10 +156,10 @@ FINISHED: dict[str, Case] = {
         of_store("unmasked"),
         ["train.alpha_mlm", "set train.alpha_mlm: 0"],
     ),
-    "tokens of pooled vectors": (
+    "token losses on pooled embeddings": (
         in_recipe(corpus=None),
         of_store("pooled"),
-        ["one pooled vector a text", "store.positions: all"],
+        ["one pooled embedding per text", "store.positions: all"],
     ),
     "deeper than the teacher": (
         in_recipe(corpus=None),

@@ -129,7 +129,7 @@ class TripleProblem:
     def prepare(self) -> None:
         """Computes the teacher's logits, an input of the dense side."""
         with torch.no_grad():
-            self.teacher_logits = ExactTarget(self.head, self.hidden).rows(slice(None))
+            self.teacher_logits = ExactTarget(self.head, self.hidden).logits(slice(None))
 
     def dense(self) -> None:
         """transformers-research-projects, distillation/distiller.py, ``step``, without the cosine."""

@@ -21,7 +21,7 @@ from infra.files import storage
 from infra.settings.sections import Train
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.schema import Layout, Plan
-from student_train.data.collate import TEXT
+from student_train.data.collate import TEXT_COLUMNS
 from student_train.data.order import SampleOrder
 from student_train.data.reading import open_stream
 from student_train.engine.world import World
@@ -83,7 +83,7 @@ def _epoch(
 ) -> tuple[float, float]:
     """Returns the bytes read by all ranks divided by those of the columns, and the mean bytes per request."""
     columns = store.layout.columns()
-    needed = SEQUENCES * sum(columns[name].bytes for name in {*TEXT, *used} if name in columns)
+    needed = SEQUENCES * sum(columns[name].bytes for name in {*TEXT_COLUMNS, *used} if name in columns)
     total = requests = 0
     for rank in range(world):
         forget()

@@ -43,7 +43,7 @@ from student_train.engine.engine import Engine
 from student_train.engine.world import World, start_world
 from student_train.main import model_and_objective
 from student_train.objectives import triple_loss
-from student_train.objectives.needs import columns_needed
+from student_train.objectives.store_needs import required_columns
 from student_train.trainer import Trainer
 from tests.benchmarks.full_sequences import full_store
 from tests.benchmarks.live_reference import dense_inputs, live_optimizer, live_step
@@ -107,7 +107,7 @@ class Training:
     def stream(self, start: int) -> Stream:
         plan = self.store.splits["train"].plan
         order = SampleOrder(plan, 0, BATCH, plan.samples_per_epoch, window_batches=2)
-        columns = columns_needed(self.train, self.store.layout)
+        columns = required_columns(self.train, self.store.layout)
         return open_stream(self.store, "train", columns, order, self.train, self.world, start=start)
 
     def step(self, step: Step) -> None:

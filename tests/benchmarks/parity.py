@@ -34,7 +34,7 @@ from offline_teacher.store.reader import Store, open_store
 from student_train.data.order import SampleOrder, chained_digest
 from student_train.data.reading import open_stream
 from student_train.data.stream import Step
-from student_train.engine.schedule import learning_rate
+from student_train.engine.learning_rate import learning_rate
 from student_train.engine.world import World
 from student_train.student.model import build_student
 from tests.benchmarks.live_reference import (
@@ -189,7 +189,7 @@ def with_teacher(run: StudentRun) -> Curve:
         nn.utils.clip_grad_norm_(student.parameters(), train.max_grad_norm)
         optimizer.step()
         losses.append(loss.item())
-        digest = chained_digest(digest, step.places)
+        digest = chained_digest(digest, step.locations)
         if number % 50 == 49:
             print(f"live {run.name}: step {number + 1}, {time.monotonic() - began:.0f} s", file=sys.stderr)
     student.eval()

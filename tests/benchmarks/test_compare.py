@@ -139,6 +139,6 @@ def test_renormalised_targets_have_no_tail(monkeypatch: pytest.MonkeyPatch) -> N
     logits = torch.randn(5, 3).half()
     target = TopkTarget(torch.tensor([[4, 2, 9]] * 5), logits, torch.full((5,), 7.0), 2.0)
     monkeypatch.setattr(renormalised, "exact_tail", lambda *_: target)
-    _, p, tail = renormalised.renormalised(SimpleNamespace(), None, 2.0).rows(slice(None))
+    _, p, tail = renormalised.renormalised(SimpleNamespace(), None, 2.0).probabilities(slice(None))
     torch.testing.assert_close(p, torch.softmax(logits.float() / 2.0, 1))
     torch.testing.assert_close(tail, torch.zeros(5), atol=1e-6, rtol=0)

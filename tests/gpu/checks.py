@@ -161,7 +161,7 @@ def _relation_error(device: torch.device, dtype: torch.dtype, padded: bool, comp
     for tensor in student.values():
         tensor.requires_grad_()
     total = relation_loss(
-        student, teacher, count.to(device), heads, float(count.sum()), full=not padded, compile=compiled
+        student, teacher, count.to(device), heads, float(count.sum()), no_padding=not padded, compile=compiled
     )
     total.backward()
     wide = {name: t.detach().double().cpu().requires_grad_() for name, t in student.items()}

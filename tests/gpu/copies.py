@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from student_train.data.collate import Batch
-from student_train.data.ring import Ring
+from student_train.data.pinned_buffers import BufferPool
 from tests.gpu.models import Size, batch_of, layout_for, random_text, tiny_config
 
 BATCHES, SLOTS, THREADS = 24, 3, 2
@@ -24,11 +24,11 @@ def ring(device: torch.device, size: Size) -> dict[str, Any]:
     layout = layout_for(tiny_config(), 32, 0, 1)
     torch.manual_seed(0)
     plain = [_batch(layout, rows) for rows in range(1, BATCHES + 1)]
-    sender, square = Ring(device, SLOTS), torch.randn(1024, 1024, device=device)
+    sender, square = BufferPool(device, SLOTS), torch.randn(1024, 1024, device=device)
 
     def send(batch: Batch) -> Batch:
-        with sender.slot() as slot:
-            return slot.send(batch)
+        with sender.buffer() as buffer:
+            return buffer.send(batch)
 
     arrived = []
     with ThreadPoolExecutor(THREADS) as threads:

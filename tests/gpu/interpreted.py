@@ -13,7 +13,7 @@ import sys
 import torch
 
 from student_train.data.collate import NO_LABEL
-from student_train.objectives import vocabulary_kernels
+from student_train.objectives import kl_kernels
 
 
 def reduction() -> None:
@@ -36,7 +36,7 @@ def reduction() -> None:
 
 def exact_loss() -> None:
     """Checks values and gradients of the exact soft target, and that memory beside the rows is unchanged."""
-    from student_train.objectives.vocabulary_triton import exact_kernel
+    from student_train.objectives.kl_triton import exact_kernel
 
     label = torch.tensor([0, NO_LABEL, 36, NO_LABEL, 5])
     kl_scale, mlm_scale = torch.tensor([0.5, 1.0, 2.0, 0.0, 1.0]), torch.where(label == NO_LABEL, 0.0, 0.7)
@@ -50,7 +50,7 @@ def exact_loss() -> None:
         s[0], t[1] = s[0].sort().values, t[1].sort(descending=True).values  # maxima at the end, at the start
         scales = kl_scale.double(), mlm_scale.double()
         beside, gradient = wide[:, vocab_size:].clone(), s.double()
-        kl, ce = vocabulary_kernels.exact_kernel(gradient, t.double(), label, *scales, temperature, mlm)
+        kl, ce = kl_kernels.exact_kernel(gradient, t.double(), label, *scales, temperature, mlm)
         found_kl, found_ce = exact_kernel(s, t, label, kl_scale, mlm_scale, temperature, mlm)
         torch.testing.assert_close(found_kl.double(), kl, rtol=2e-6, atol=2e-6)
         torch.testing.assert_close(found_ce.double(), ce, rtol=2e-6, atol=2e-6)

@@ -20,8 +20,8 @@ from offline_teacher.models.weights import named_weights, top_weights
 from offline_teacher.store.schema import Layout
 from student_train.data.collate import Batch, collate
 from student_train.objectives.objective import Objective
+from student_train.student.freezing import freeze_unreached
 from student_train.student.model import StudentModel, build_student
-from student_train.student.reach import freeze_unreached
 
 Columns = dict[str, np.ndarray]
 

@@ -16,7 +16,7 @@ from transformers import BertConfig
 
 from offline_teacher.inference import reduction
 from offline_teacher.models import head
-from student_train.data import ring
+from student_train.data import pinned_buffers
 from student_train.data.collate import Batch
 from student_train.objectives import native_relations, relations, triple_loss
 from tests.gpu import __main__ as program
@@ -166,12 +166,12 @@ def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_buffer_that_is_filled_too_early_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device whose copies end late reads numbers of another batch."""
-    real, late = ring.Slot.send, []
+    real, late = pinned_buffers.PinnedBuffer.send, []
 
-    def send(self: ring.Slot, batch: Batch) -> Batch:
+    def send(self: pinned_buffers.PinnedBuffer, batch: Batch) -> Batch:
         late.append(real(self, batch))
         return late[-2] if len(late) % 5 == 0 else late[-1]
 
-    monkeypatch.setattr(ring.Slot, "send", send)
+    monkeypatch.setattr(pinned_buffers.PinnedBuffer, "send", send)
     with pytest.raises(AssertionError, match=r"batch \d+: "):
         copies.ring(CPU, SIZE)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from infra.cpu import cpu_dropout, native
 from offline_teacher.inference import reduction_kernel
-from student_train.objectives import native_exact, native_relations
+from student_train.objectives import native_kl, native_relations
 
 WIDTHS = (4, 8, 16)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -47,7 +47,7 @@ def _exact_losses() -> list[Tensor]:
         for temperature, mlm in ((1.0, True), (2.0, True), (3.0, True), (2.0, False)):
             s, t = _logits(dtype, 1), _logits(dtype, 2)
             found += [
-                *native_exact.exact_loss(s, biases[0], t, biases[1], labels, *scales, temperature, mlm),
+                *native_kl.exact_loss(s, biases[0], t, biases[1], labels, *scales, temperature, mlm),
                 s,
             ]
     return found
@@ -73,7 +73,7 @@ def _dropped() -> list[Tensor]:
     ("module", "work"),
     [
         (reduction_kernel, _reduced),
-        (native_exact, _exact_losses),
+        (native_kl, _exact_losses),
         (native_relations, _relations),
         (cpu_dropout, _dropped),
     ],

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from infra.settings.sections import Train
-from student_train.engine import checkpoint
+from student_train.engine import checkpoint_format
 from student_train.engine.engine import Engine
 from student_train.engine.world import World, start_world
 from student_train.ranks import end_process
@@ -48,13 +48,13 @@ def data(step: int) -> torch.Tensor:
 
 def restore(engine: Engine, directory: str, world: World) -> None:
     """From the newest checkpoint in the directory, as the trainer does it."""
-    found = checkpoint.load_newest(directory) if world.first else None
+    found = checkpoint_format.load_newest(directory) if world.is_rank_0 else None
 
     def facts() -> str:
         assert found is not None
-        return json.dumps([found.facts.optimizer_step, found.facts.loss_scaler])
+        return json.dumps([found.run_state.optimizer_step, found.run_state.loss_scaler])
 
-    optimizer_step, loss_scaler = json.loads(world.first_does(facts))
+    optimizer_step, loss_scaler = json.loads(world.on_rank_0(facts))
     engine.restore(found.tensors if found else None, optimizer_step)
     engine.restore_scaler(loss_scaler)
 
@@ -87,7 +87,7 @@ def run(job: dict, world: World) -> dict:
         norms.append(float(result.gradient_norm))
         if job.get("save_at") == step + 1:
             state = engine.gather()
-            facts = checkpoint.Facts(
+            facts = checkpoint_format.RunState(
                 step=step + 1,
                 samples_seen=0,
                 optimizer_step=engine.optimizer_step(),
@@ -96,7 +96,7 @@ def run(job: dict, world: World) -> dict:
                 fingerprint={},
                 tracking_run=None,
             )
-            world.first_does(partial(checkpoint.save, job["to"], facts, state, 2))
+            world.on_rank_0(partial(checkpoint_format.save, job["to"], facts, state, 2))
     weights = engine.gather()["weights"]
     return {
         "losses": losses,
@@ -112,7 +112,7 @@ def main() -> None:
     world = start_world()
     get_accelerator().is_fp16_supported = lambda: True  # torch computes float16 on any CPU, slowly
     results = {job["name"]: run(job, world) for job in json.loads(sys.argv[1])}
-    if world.first:
+    if world.is_rank_0:
         print("RESULT" + json.dumps(results))
     world.close()
     end_process(0)

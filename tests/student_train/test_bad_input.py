@@ -209,7 +209,7 @@ def test_more_ranks_than_samples(
 ) -> None:
     monkeypatch.setattr(worlds, "start_world", lambda: World(0, 51, torch.device("cpu")))
     assert command(run_dir) == 2
-    assert capsys.readouterr().err.startswith("error: 51 ranks for the store of 50 sequences")
+    assert capsys.readouterr().err.startswith("error: 51 ranks are too many for the store of 50 sequences")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 
 from infra.errors import UserError
-from student_train.engine import checkpoint
-from student_train.engine.checkpoint import Facts, load_newest, save
+from student_train.engine import checkpoint_format
+from student_train.engine.checkpoint_format import RunState, load_newest, save
 
 
-def facts(step: int) -> Facts:
-    return Facts(
+def facts(step: int) -> RunState:
+    return RunState(
         step=step,
         samples_seen=step * 8,
         optimizer_step=step,
@@ -36,7 +36,7 @@ def tensors(step: int) -> dict[str, dict[str, torch.Tensor]]:
             "a.weight": torch.randn(5, 3, generator=generator),
             "a.bias": torch.randn(5, generator=generator),
         }
-        for name in checkpoint.TENSORS
+        for name in checkpoint_format.TENSORS
     }
 
 
@@ -51,7 +51,7 @@ def two(tmp_path: Path) -> Path:
 def test_what_is_saved_comes_back(two: Path) -> None:
     found = load_newest(str(two))
     assert found is not None
-    assert found.facts == facts(200)
+    assert found.run_state == facts(200)
     for kind, named in tensors(200).items():
         assert {name: t.tolist() for name, t in found.tensors[kind].items()} == {
             name: t.tolist() for name, t in named.items()
@@ -80,7 +80,7 @@ def test_a_save_that_fails_leaves_the_others(two: Path, monkeypatch: pytest.Monk
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint_format, "save_file", full)
     with pytest.raises(UserError, match="step-00000300.*No space left"):
         save(str(two), facts(300), tensors(300), keep=2)
     assert sorted(os.listdir(two)) == ["step-00000100", "step-00000200"]
@@ -178,7 +178,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "step edited": (edited_step, "digest"),
     "weights of another run": (other_weights, WEIGHTS),
     "moments swapped": (swapped_moments, "exp_avg"),
-    "another step under this name": (of_the_step_before, "not that of its name"),
+    "another step under this name": (of_the_step_before, "which is not the step in its name"),
 }
 
 
@@ -194,7 +194,7 @@ def test_damaged_checkpoint_is_set_aside_and_the_one_before_used(
     damage(two / "step-00000200")
     found = load_newest(str(two))
     assert found is not None
-    assert found.facts.step == 100
+    assert found.run_state.step == 100
     warning = capsys.readouterr().err
     assert warning.count("\n") == 1
     assert "step-00000200" in warning
@@ -206,7 +206,7 @@ def test_the_newest_gone_entirely_leaves_the_one_before(two: Path) -> None:
     shutil.rmtree(two / "step-00000200")
     found = load_newest(str(two))
     assert found is not None
-    assert found.facts.step == 100
+    assert found.run_state.step == 100
 
 
 def test_all_damaged_is_an_error_now_and_on_the_next_start(two: Path) -> None:
@@ -227,7 +227,7 @@ def test_the_same_step_damaged_twice_is_kept_twice(two: Path) -> None:
 
 
 def test_another_format_is_not_damage(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(checkpoint_format, "FORMAT_VERSION", 2)
     with pytest.raises(UserError, match="checkpoint format 1, this version reads 2"):
         load_newest(str(two))
     assert (two / "step-00000200").is_dir()

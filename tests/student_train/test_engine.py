@@ -16,7 +16,7 @@ import torch
 from infra.errors import UserError
 from infra.settings.sections import Train
 from student_train.engine.deepspeed_config import build_config
-from student_train.engine.schedule import learning_rate
+from student_train.engine.learning_rate import learning_rate
 from tests.student_train.engine_worker import data, toy
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]

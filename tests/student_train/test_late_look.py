@@ -13,7 +13,7 @@ from infra.errors import UserError
 from student_train.engine import engine
 from student_train.engine.master_step import MasterStep
 from student_train.engine.world import World
-from student_train.history import Window
+from student_train.history import LogSums
 from student_train.trainer import Trainer
 from tests.student_train.tiny_run import command, logged, student, weights
 
@@ -24,8 +24,8 @@ SETTINGS = ("train.dtype=bfloat16", "train.log_every=4", "train.epochs=1", "trai
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
     """The optimiser's step and the loop as on a GPU."""
     step = partial(MasterStep, sliced=False)
-    monkeypatch.setattr(engine, "MasterStep", lambda wrapper, waits, sliced: step(wrapper, waits=False))
-    monkeypatch.setattr(Trainer, "_checks_norms_now", lambda self: self._due(self.train_section.log_every))
+    monkeypatch.setattr(engine, "MasterStep", lambda wrapper, waits, sliced: step(wrapper, host_waits=False))
+    monkeypatch.setattr(Trainer, "_reads_norms_now", lambda self: self._is_due(self.train_section.log_every))
 
 
 def test_the_step_is_named_though_it_is_seen_later(
@@ -64,10 +64,10 @@ def test_a_run_without_faults_learns_the_same(
 
 
 def test_a_window_finds_the_first() -> None:
-    window = Window()
-    assert window.first_not_finite(0) is None
+    sums = LogSums()
+    assert sums.first_not_finite(0) is None
     for norm in (1.0, 2.0, float("inf"), float("nan"), 3.0):
-        window.add(torch.zeros(6), 1, torch.tensor(norm))
-    assert window.first_not_finite(15) == 12
-    assert window.gradient_norm == 3.0
-    assert window.first_not_finite(15) is None
+        sums.add(torch.zeros(6), 1, torch.tensor(norm))
+    assert sums.first_not_finite(15) == 12
+    assert sums.gradient_norm == 3.0
+    assert sums.first_not_finite(15) is None

@@ -60,7 +60,7 @@ def test_step_is_adamw_on_the_converted_gradient(
     dtype: torch.dtype, scale: float, limit: float, sliced: bool
 ) -> None:
     wrapper, oracle = Wrapper(dtype, scale, limit), Wrapper(dtype)
-    step = MasterStep(wrapper, waits=sliced, sliced=sliced)
+    step = MasterStep(wrapper, host_waits=sliced, sliced=sliced)
     for number in range(3):
         given = gradients(dtype, number)
         norm = float(torch.cat([gradient.double().flatten() for gradient in given]).norm())
@@ -85,7 +85,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(value: float, waits: bool
     for low, gradient in zip(wrapper.lows, gradients(torch.bfloat16, 0), strict=True):
         low.grad = gradient
     wrapper.lows[2].grad[3, 2] = value
-    step = MasterStep(wrapper, waits=waits, sliced=sliced)
+    step = MasterStep(wrapper, host_waits=waits, sliced=sliced)
     assert step() == waits  # DeepSpeed's own way with it is for a host that waits
     assert wrapper.skipped == waits
     assert not torch.isfinite(step.norm)
@@ -102,7 +102,7 @@ def test_no_gradient_is_a_gradient_of_zero(sliced: bool) -> None:
     for low, gradient in zip(wrapper.lows[:2], gradients(torch.bfloat16, 0)[:2], strict=True):
         low.grad = gradient
     expected = wrapper.masters[2].clone()
-    assert not MasterStep(wrapper, waits=True, sliced=sliced)()
+    assert not MasterStep(wrapper, host_waits=True, sliced=sliced)()
     assert torch.equal(wrapper.masters[2], expected)
     assert wrapper.optimizer.state[wrapper.masters[2]]["step"] == 1
 
@@ -124,11 +124,11 @@ def test_a_step_for_a_gpu_is_a_few_operations_and_no_wait() -> None:
     wrapper = Wrapper(torch.bfloat16, limit=1.0)
     for low, gradient in zip(wrapper.lows, gradients(torch.bfloat16, 0), strict=True):
         low.grad = gradient
-    step = MasterStep(wrapper, waits=False, sliced=False)
+    step = MasterStep(wrapper, host_waits=False, sliced=False)
     with Dispatched() as dispatched:
         step()
     assert dispatched.waits == 0
     assert 10 < dispatched.operations <= 60, dispatched.operations
     with Dispatched() as dispatched:
-        MasterStep(wrapper, waits=True, sliced=False)()
+        MasterStep(wrapper, host_waits=True, sliced=False)()
     assert dispatched.waits > 0

@@ -15,7 +15,7 @@ from infra.errors import UserError
 from offline_teacher.store.reader import open_store
 from student_train.data.phases import Phases
 from student_train.data.stream import Step
-from student_train.engine.schedule import learning_rate
+from student_train.engine.learning_rate import learning_rate
 from student_train.engine.world import World
 from student_train.trainer import Trainer
 from tests.student_train.tiny_run import (
@@ -125,7 +125,7 @@ def test_a_run_that_is_killed_repeats_every_bit(
 
     def dies(self: Trainer) -> None:
         save(self)
-        self.saving.wait()
+        self.checkpoints.wait()
         if self.step == at:
             raise RuntimeError("killed")
 
@@ -154,12 +154,17 @@ def test_samples_of_all_phases(phased: Path) -> None:
     stores = [open_store(str(phased / "runs/tiny/store")), open_store(str(phased / "longer"))]
     phases = Phases(stores, command_train(phased))
     assert phases.steps == STEPS + MORE
-    assert [phases.at(step).first for step in (0, STEPS - 1, STEPS, STEPS + MORE - 1)] == [0, 0, STEPS, STEPS]
+    assert [phases.at(step).first_step for step in (0, STEPS - 1, STEPS, STEPS + MORE - 1)] == [
+        0,
+        0,
+        STEPS,
+        STEPS,
+    ]
     assert [phases.samples_before(step) for step in (0, 1, STEPS, STEPS + 2)] == [0, 8, 32, 48]
     last = phases.at(STEPS)
     assert last.store is stores[1]
-    read = [last.places(step) for step in range(STEPS, STEPS + MORE)]
-    first_epoch = {(b, r) for places in read for b, r in zip(places.block, places.row, strict=True)}
+    read = [last.locations(step) for step in range(STEPS, STEPS + MORE)]
+    first_epoch = {(b, r) for locations in read for b, r in zip(locations.block, locations.row, strict=True)}
     assert len(first_epoch) == 20  # 24 samples: each of the 20, and 4 of them twice
 
 
@@ -167,9 +172,9 @@ def test_the_card_tells_of_phases(alone: World, phased: Path) -> None:
     command(phased)
     card = (student(phased) / "model" / "README.md").read_text()
     assert (
-        f"It was trained on sequences of {L} tokens, then for {MORE} steps on sequences of {2 * L}, and takes"
-        f" up to {2 * L + 4}. Only {MORE} steps reached its embeddings of positions from {L} on. Its"
-        f" embeddings of positions {2 * L} to {2 * L + 3} are the teacher's, as they began"
+        f"The student was trained on sequences of {L} tokens, then for {MORE} steps on sequences of {2 * L},"
+        f" and takes up to {2 * L + 4} tokens. Only {MORE} steps trained its position embeddings from {L} on."
+        f" Its position embeddings {2 * L} to {2 * L + 3} are still the teacher's: no step trained them"
     ) in card
     assert f"| store of phase 1 | {open_store(str(phased / 'longer')).digest} |" in card
 

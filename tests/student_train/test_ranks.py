@@ -80,8 +80,8 @@ def flip_sample(store: Path, split: str, samples: int, number: int) -> None:
     """Flips a bit of the hidden states of the sample that has this place in the first batch of the split."""
     opened = open_store(str(store))
     plan = opened.splits[split].plan
-    places = SampleOrder(plan, 0, samples, samples, window_batches=1).batch(0)
-    block, row = int(places.block[number]), int(places.row[number])
+    locations = SampleOrder(plan, 0, samples, samples, window_batches=1).batch(0)
+    block, row = int(locations.block[number]), int(locations.row[number])
     found = BlockReader(opened, split, ["hidden_states"]).rows(0, block, slice(row, row + 1))
     states = found["hidden_states"].tobytes()
     (shard,) = (f for f in (store / "shards" / split).rglob("*.arrow") if states in f.read_bytes())
@@ -127,7 +127,7 @@ def test_one_student_of_several_fails_on_two_ranks(tmp_path: Path, launched: lis
     (code, _, told), (other, _, silent) = ranks(launched, tmp_path, 2)
     assert (code, other) == (3, 3)
     assert len(errors(told)) == 2
-    assert "error: not trained: hot; the others are finished" in told
+    assert "error: not trained: hot; the other students are finished" in told
     assert errors(silent) == []
     assert (student(tmp_path, "good") / "model").is_dir()
 
@@ -179,7 +179,7 @@ DIES = (
     "save = Trainer.save\n"
     "def dies(self):\n"
     "    save(self)\n"
-    "    self.saving.wait()\n"
+    "    self.checkpoints.wait()\n"
     "    if self.step == int(os.environ['DIES_AT']):\n"
     "        os.kill(os.getpid(), signal.SIGKILL)\n"
     "Trainer.save = dies\n"

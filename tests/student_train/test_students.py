@@ -85,7 +85,7 @@ def test_one_that_fails_is_named_and_the_others_go_on(
     assert command(run_dir) == 3
     told = capsys.readouterr()
     assert "error: student hot: step 1: the" in told.err
-    assert "error: not trained: hot; the others are finished" in told.err
+    assert "error: not trained: hot; the other students are finished" in told.err
     assert "student tiny/first: trained" in told.out
     assert "student tiny/last: trained" in told.out
     assert not (student(run_dir, "hot") / "model").exists()

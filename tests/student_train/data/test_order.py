@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from infra.errors import UserError
 from student_train.data.order import (
-    Places,
+    Locations,
     SampleOrder,
     chained_digest,
     check_world,
@@ -58,9 +58,9 @@ def stream(blocks: TaskBlocks, order: SampleOrder, epochs: int) -> list[tuple[in
 
 
 def all_batches(order: SampleOrder) -> list[list[tuple[int, int, int]]]:
-    places = [order.batch(step) for step in range(order.steps)]
+    locations = [order.batch(step) for step in range(order.steps)]
     return [
-        list(zip(p.masking_epoch.tolist(), p.block.tolist(), p.row.tolist(), strict=True)) for p in places
+        list(zip(p.masking_epoch.tolist(), p.block.tolist(), p.row.tolist(), strict=True)) for p in locations
     ]
 
 
@@ -110,7 +110,7 @@ def test_a_rank_reads_blocks_of_its_own() -> None:
     for world in (1, 2, 8, 32):
         touched = [
             set(zip(p.masking_epoch.tolist(), p.block.tolist(), strict=True))
-            for p in (order.window_places(1, rank, world) for rank in range(world))
+            for p in (order.window_locations(1, rank, world) for rank in range(world))
         ]
         whole = set().union(*touched)
         assert sum(map(len, touched)) <= 1.03 * len(whole)
@@ -119,12 +119,12 @@ def test_a_rank_reads_blocks_of_its_own() -> None:
     assert len({*batch.block.tolist()}) > 250  # and a batch still comes from everywhere
 
 
-def test_window_places_are_what_the_rank_reads_in_the_window() -> None:
+def test_window_locations_are_what_the_rank_reads_in_the_window() -> None:
     blocks = TaskBlocks((50, 33, 20), block_samples=4)
     order = SampleOrder(blocks, 2, 8, 2 * blocks.samples_per_epoch, 3)
     for window in range(-(-order.steps // 3)):
         for rank in range(3):
-            ahead = order.window_places(window, rank, 3)
+            ahead = order.window_locations(window, rank, 3)
             read = []
             for step in range(window * 3, min(order.steps, window * 3 + 3)):
                 if order.batch_rows(step) < 8:
@@ -163,7 +163,7 @@ def test_permutation_and_its_inverse(n: int, key: int) -> None:
 
 
 def test_a_store_of_a_hundred_billion_tokens_costs_nothing() -> None:
-    """37 million blocks in 10,000 tasks: no list of blocks, and places at once."""
+    """37 million blocks in 10,000 tasks: no list of blocks, and locations at once."""
     rows = np.full(10_000, 78_125)
 
     class Large:
@@ -175,10 +175,10 @@ def test_a_store_of_a_hundred_billion_tokens_costs_nothing() -> None:
             return ends, np.full(len(rows), 78_125 % 21)
 
     order = SampleOrder(Large(), 0, 4096, 3 * Large.samples_per_epoch, 64)
-    places = order.batch(500_000)
-    assert len(places) == 4096
-    assert places.block.max() < Large.blocks_per_epoch
-    assert places.row.max() < 21
+    locations = order.batch(500_000)
+    assert len(locations) == 4096
+    assert locations.block.max() < Large.blocks_per_epoch
+    assert locations.row.max() < 21
 
 
 def test_run_lengths_and_worlds() -> None:
@@ -195,12 +195,12 @@ def test_run_lengths_and_worlds() -> None:
 
 def test_chained_digest_sees_order_masking_epoch_and_history() -> None:
     zero, some = np.zeros(3, np.int64), np.arange(3)
-    first = chained_digest("", Places(zero, zero, some))
-    assert first == chained_digest("", Places(zero, zero, some))
+    first = chained_digest("", Locations(zero, zero, some))
+    assert first == chained_digest("", Locations(zero, zero, some))
     others = [
-        chained_digest("", Places(zero, zero, some[::-1])),
-        chained_digest("", Places(zero, some, zero)),
-        chained_digest("", Places(zero + 1, zero, some)),
-        chained_digest(first, Places(zero, zero, some)),
+        chained_digest("", Locations(zero, zero, some[::-1])),
+        chained_digest("", Locations(zero, some, zero)),
+        chained_digest("", Locations(zero + 1, zero, some)),
+        chained_digest(first, Locations(zero, zero, some)),
     ]
     assert len({first, *others}) == 5

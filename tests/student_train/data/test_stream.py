@@ -22,7 +22,7 @@ from offline_teacher.store.reader import DamagedStore, Store, open_store
 from offline_teacher.store.schema import Layout
 from student_train.data.order import SampleOrder, run_samples
 from student_train.data.reading import open_stream
-from student_train.data.stream import Empty, Share, Step, Stream, new_array
+from student_train.data.stream import Allocate, Share, Step, Stream, new_array
 from student_train.engine.world import World
 from tests.store.synthetic import make_store, small_layout, small_plan
 
@@ -44,19 +44,19 @@ class MemoryReader:
     gate: threading.Event | None = None
 
     def gather(
-        self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray, empty: Empty = new_array
+        self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray, allocate: Allocate = new_array
     ) -> Mapping[str, np.ndarray]:
         if self.gate is not None:
             self.gate.wait()
-        places = list(zip(epoch.tolist(), block.tolist(), row.tolist(), strict=True))
-        for place in places:
+        locations = list(zip(epoch.tolist(), block.tolist(), row.tolist(), strict=True))
+        for place in locations:
             self.read[place[:2]] += 1
             if place[:2] in self.damaged:
                 raise UserError(f"block {place[1]} of masking epoch {place[0]} is damaged")
-        samples = [(e, int(self.plan.sequence_ids(b)[r])) for e, b, r in places]
+        samples = [(e, int(self.plan.sequence_ids(b)[r])) for e, b, r in locations]
         columns = {}
         for name, values in sample_columns(self.layout, samples).items():
-            columns[name] = empty(name, values.shape, values.dtype)
+            columns[name] = allocate(name, values.shape, values.dtype)
             columns[name][:] = values
         return columns
 
@@ -105,8 +105,8 @@ def log(step: Step) -> list[Sample]:
 
 def whole_batch(plan: SplitPlan, step: Step) -> list[Sample]:
     """The samples of the global batch, as the step names them."""
-    places = step.places
-    columns = places.masking_epoch.tolist(), places.block.tolist(), places.row.tolist()
+    locations = step.locations
+    columns = locations.masking_epoch.tolist(), locations.block.tolist(), locations.row.tolist()
     return [(e, int(plan.sequence_ids(b)[r])) for e, b, r in zip(*columns, strict=True)]
 
 

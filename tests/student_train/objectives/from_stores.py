@@ -15,8 +15,8 @@ from student_train.data.order import SampleOrder
 from student_train.data.reading import open_stream
 from student_train.data.stream import Step
 from student_train.engine.world import World
-from student_train.objectives.needs import columns_needed
 from student_train.objectives.objective import TERMS, Objective
+from student_train.objectives.store_needs import required_columns
 from student_train.student.model import StudentModel, build_student
 from tests.benchmarks.live_reference import dense_inputs, live_loss
 
@@ -28,7 +28,7 @@ class Alone(World):
     def sum(self, values: list[float]) -> list[float]:
         return values
 
-    def raise_first(self, problem: str) -> None:
+    def raise_on_all_ranks(self, problem: str) -> None:
         assert not problem
 
 
@@ -59,7 +59,7 @@ def objective_of(store: Store, model: StudentModel, train: Train) -> Objective:
 def whole_step(store: Store, train: Train) -> Step:
     """All sequences of the store as one optimiser step of several micro-batches."""
     order = SampleOrder(store.splits["train"].plan, 0, SEQUENCES, SEQUENCES, 2)
-    with open_stream(store, "train", columns_needed(train, store.layout), order, train, ALONE) as stream:
+    with open_stream(store, "train", required_columns(train, store.layout), order, train, ALONE) as stream:
         return next(stream)
 
 

@@ -51,7 +51,7 @@ def make_case(seed: int, n: int = 11, v: int = 37, d: int = 6, dt: int = 5, mask
 
 
 def teacher_logits(case: Case) -> Tensor:
-    return ExactTarget(case.head, case.teacher_hidden).rows(slice(None))
+    return ExactTarget(case.head, case.teacher_hidden).logits(slice(None))
 
 
 def topk_of(logits: Tensor, k: int, temperature: float) -> TopkTarget:

@@ -15,7 +15,7 @@ from infra.settings.sections import SOFT_TARGETS, Train
 from offline_teacher.models.recording import QueriesKeysValues
 from offline_teacher.store.reader import Store
 from student_train.data.order import dropout_seed
-from student_train.objectives.needs import soft_target_kind
+from student_train.objectives.store_needs import checked_soft_target_kind
 from student_train.objectives.validation import validate
 from tests.benchmarks.live_reference import dense_inputs, dense_relation_loss
 from tests.student_train.objectives.from_stores import (
@@ -166,12 +166,12 @@ def test_text_that_is_not_masked(teacher: BertForMaskedLM, stores: typing.Callab
 
 def test_auto_prefers_exact(stores: typing.Callable[..., Store]) -> None:
     train, layout = train_of(), stores().layout
-    assert soft_target_kind(train, layout) == "exact"
+    assert checked_soft_target_kind(train, layout) == "exact"
     no_hidden = dataclasses.replace(layout, hidden_states="none")
-    assert soft_target_kind(dataclasses.replace(train, alpha_cos=0.0), no_hidden) == "topk"
-    assert soft_target_kind(dataclasses.replace(train, alpha_ce=0.0), layout) is None
+    assert checked_soft_target_kind(dataclasses.replace(train, alpha_cos=0.0), no_hidden) == "topk"
+    assert checked_soft_target_kind(dataclasses.replace(train, alpha_ce=0.0), layout) is None
     with pytest.raises(UserError, match="hidden states"):
-        soft_target_kind(train, no_hidden)
+        checked_soft_target_kind(train, no_hidden)
 
 
 def test_dropout_seeds_differ_by_seed_step_and_rank() -> None:

@@ -12,8 +12,8 @@ from transformers import BertForMaskedLM
 from offline_teacher.models.replay import Replay
 from offline_teacher.store.reader import Store
 from student_train.objectives import triple_loss
+from student_train.objectives.kl_kernels import exact_kernel, mlm_kernel
 from student_train.objectives.soft_targets import ExactTarget
-from student_train.objectives.vocabulary_kernels import exact_kernel, mlm_kernel
 from student_train.student.model import StudentModel
 from tests.student_train.objectives.from_stores import (
     RELATIONS,
@@ -52,7 +52,7 @@ def test_positions_that_no_term_looks_at_cost_nothing(
 
         return run
 
-    monkeypatch.setitem(triple_loss.KERNEL_SIZE, "cpu", 1)
+    monkeypatch.setitem(triple_loss.BLOCK_SIZE, "cpu", 1)
     monkeypatch.setattr(ExactTarget, "kernel", staticmethod(counted("exact", exact_kernel)))
     monkeypatch.setattr(triple_loss, "mlm_kernel", counted("mlm", mlm_kernel))
     store, train = stores(), train_of(**changes)
@@ -108,7 +108,7 @@ def test_no_micro_batch_waits_for_its_host(
     store, train = stores(replay_layers=1), train_of(micro_batch_size=1, **changes)
     model = student_of(teacher, train)  # without dropout, whose kernel on a CPU draws its seed on the host
     objective, step = objective_of(store, model, train), whole_step(store, train)
-    batch = next(batch for batch in step.micro_batches if batch.full == full)
+    batch = next(batch for batch in step.micro_batches if batch.no_padding == full)
     with Waits() as waits:
         objective(model, batch, step.tokens, step.masked).total.backward()
     assert waits.seen == []

@@ -67,7 +67,7 @@ def test_value_and_gradient_are_the_dense_formula(
     exact = {name: x.detach().double().requires_grad_() for name, x in student.items()}
     expected = dense_relation_loss(list(exact.values()), [x.double() for x in teacher.values()], count, heads)
     (3 * expected).backward()
-    loss = relation_loss(student, teacher, count, heads, sum(counts), full=min(counts) == L)
+    loss = relation_loss(student, teacher, count, heads, sum(counts), no_padding=min(counts) == L)
     (3 * loss).backward()
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=tolerance, abs=1e-6)

@@ -28,7 +28,9 @@ def test_topk_probabilities_are_those_of_the_full_softmax() -> None:
     logits = torch.tensor([[4.0, 2.0, 1.0, 0.0, -1.0]])
     for temperature in (1.0, 2.0):
         full = torch.logsumexp(logits / temperature, 1)
-        ids, p, tail = TopkTarget(torch.tensor([[0, 1]]), logits[:, :2], full, temperature).rows(slice(None))
+        ids, p, tail = TopkTarget(torch.tensor([[0, 1]]), logits[:, :2], full, temperature).probabilities(
+            slice(None)
+        )
         expected = torch.softmax(logits / temperature, 1)[0]
         assert ids.dtype == torch.int64
         torch.testing.assert_close(p[0], expected[:2])
@@ -38,15 +40,15 @@ def test_topk_probabilities_are_those_of_the_full_softmax() -> None:
 def test_a_tiny_tail_is_not_noise() -> None:
     """1 - 1e-6: the tail keeps the precision that float32 logits and logsumexp leave it."""
     full = torch.logaddexp(torch.tensor(0.0), torch.tensor(1e-6).log())
-    _, p, tail = topk([[0.0]], [float(full)], 1.0).rows(slice(None))
+    _, p, tail = topk([[0.0]], [float(full)], 1.0).probabilities(slice(None))
     assert float(tail) == pytest.approx(1e-6, rel=1e-3)
     assert float(p + tail) == pytest.approx(1.0, abs=1e-7)
 
 
 def test_logits_rounded_above_full_mass_leave_an_empty_tail_and_sum_to_one() -> None:
-    _, p, tail = topk([[10.01, 5.0]], [float(torch.logsumexp(torch.tensor([10.0, 5.0]), 0))], 1.0).rows(
-        slice(None)
-    )
+    _, p, tail = topk(
+        [[10.01, 5.0]], [float(torch.logsumexp(torch.tensor([10.0, 5.0]), 0))], 1.0
+    ).probabilities(slice(None))
     assert float(tail) == 0.0
     assert float(p.sum()) == pytest.approx(1.0, abs=1e-6)
 
@@ -56,13 +58,13 @@ def test_the_exact_target_is_the_head_of_the_hidden_states() -> None:
     head, hidden = random_head(4, 7), torch.randn(3, 4, dtype=torch.float64)
     z = head.decoder_input(hidden)
     expected = z @ head.decoder_weight.T + head.decoder_bias
-    torch.testing.assert_close(ExactTarget(head, hidden).rows(slice(None)), expected)
+    torch.testing.assert_close(ExactTarget(head, hidden).logits(slice(None)), expected)
     narrow = ExactTarget(head.to(torch.float32), hidden.half())
     assert len(narrow) == 3
-    assert narrow.rows(slice(1, 3)).dtype == torch.float32
-    torch.testing.assert_close(narrow.rows(slice(1, 3)).double(), expected[1:], rtol=1e-2, atol=1e-2)
+    assert narrow.logits(slice(1, 3)).dtype == torch.float32
+    torch.testing.assert_close(narrow.logits(slice(1, 3)).double(), expected[1:], rtol=1e-2, atol=1e-2)
     (buffer,) = narrow.arguments(slice(0, 2), narrow.buffer(3))
-    assert torch.equal(buffer[:2], narrow.rows(slice(0, 2)))
+    assert torch.equal(buffer[:2], narrow.logits(slice(0, 2)))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import torch
 from infra.errors import UserError
 from student_train.data.collate import Batch, collate
 from student_train.data.order import SampleOrder
-from student_train.data.ring import ALIGNMENT, Ring, Slot
+from student_train.data.pinned_buffers import ALIGNMENT, BufferPool, PinnedBuffer
 from student_train.data.stream import Share, Stream
 from tests.student_train.data.test_stream import LAYOUT, MemoryReader, plan_of, sample_columns
 
@@ -78,19 +78,19 @@ def same(ours: Batch, theirs: Batch) -> None:
     for name, tensor in theirs.tensors().items():
         assert ours.tensors()[name].dtype == tensor.dtype
         assert torch.equal(ours.tensors()[name], tensor), name
-    assert (ours.full, ours.tokens, ours.masked, ours.weight) == (
-        theirs.full, theirs.tokens, theirs.masked, theirs.weight,
+    assert (ours.no_padding, ours.tokens, ours.masked, ours.weight) == (
+        theirs.no_padding, theirs.tokens, theirs.masked, theirs.weight,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_stream_through_a_ring_gives_the_same_batches(slots: int) -> None:
-    """Two threads, micro-batches of several sizes, dummies among them, and every slot many times."""
+    """Two threads, micro-batches of several sizes, dummies among them, and every buffer many times."""
     plan = plan_of(23, 18)
     order = SampleOrder(plan, 0, 7, 12 * 7 + 1, 4)
     found = []
-    for ring in (None, Ring(CPU, slots)):
-        with Stream(MemoryReader(plan), order, Share(1, 3, 2), 0, order.steps, ring=ring) as stream:
+    for pool in (None, BufferPool(CPU, slots)):
+        with Stream(MemoryReader(plan), order, Share(1, 3, 2), 0, order.steps, buffers=pool) as stream:
             found.append([[batch.to(CPU) for batch in step.micro_batches] for step in stream])
     plain, sent = found
     assert len(plain) == order.steps
@@ -103,17 +103,17 @@ def test_a_stream_through_a_ring_gives_the_same_batches(slots: int) -> None:
 def test_who_waits_for_a_copy(log: list[str]) -> None:
     """The copy runs on the side stream; the step's stream waits for it, and the host only before it fills the
     same buffer again."""
-    ring = Ring(CPU, 2)
+    pool = BufferPool(CPU, 2)
     sent = []
     for number in range(3):
-        with ring.slot() as slot:
-            sent.append(slot.send(batch_of(number)))
+        with pool.buffer() as buffer:
+            sent.append(buffer.send(batch_of(number)))
     copies = [["side: on", f"copied {number}", "side: off"] for number in (1, 2, 3)]
     assert log == [*copies[0], *copies[1], "host waits for copy 1", *copies[2]]
     log.clear()
     arrived = sent[1].to(CPU)
     assert log == ["main waits for copy 2"]
-    assert arrived.to(CPU).copied is None
+    assert arrived.to(CPU).copy_event is None
     assert log == ["main waits for copy 2"]
     for number, batch in enumerate(sent):
         same(batch, batch_of(number))
@@ -121,42 +121,42 @@ def test_who_waits_for_a_copy(log: list[str]) -> None:
 
 def test_columns_are_gathered_into_the_buffer() -> None:
     """After the first batch, whose size was not known, the large columns are not copied on the host."""
-    slot = Slot(CPU, torch.cpu.Stream())
-    slot.send(batch_of(1, 2))
-    slot.start()
+    buffer = PinnedBuffer(CPU, torch.cpu.Stream())
+    buffer.send(batch_of(1, 2))
+    buffer.clear()
     columns = {}
     for name, values in sample_columns(LAYOUT, [(0, 3), (0, 4)]).items():
-        columns[name] = slot.empty(name, values.shape, values.dtype)
+        columns[name] = buffer.allocate(name, values.shape, values.dtype)
         columns[name][:] = values
-    inside = {name for name in columns if _is_inside(slot, columns[name])}
+    inside = {name for name in columns if _is_inside(buffer, columns[name])}
     assert inside == {"hidden_states", "hidden_scale", "topk_logits", "logsumexp"}
-    before = slot._buffer
-    same(slot.send(collate(columns, False, False, 1.0)), batch_of(3, 4))
-    assert slot._buffer is before
+    before = buffer._buffer
+    same(buffer.send(collate(columns, False, False, 1.0)), batch_of(3, 4))
+    assert buffer._buffer is before
 
 
-def _is_inside(slot: Slot, array: np.ndarray) -> bool:
-    start = array.__array_interface__["data"][0] - slot._buffer.data_ptr()
-    assert start % ALIGNMENT == 0 or not 0 <= start < len(slot._buffer)
-    return 0 <= start < len(slot._buffer)
+def _is_inside(buffer: PinnedBuffer, array: np.ndarray) -> bool:
+    start = array.__array_interface__["data"][0] - buffer._buffer.data_ptr()
+    assert start % ALIGNMENT == 0 or not 0 <= start < len(buffer._buffer)
+    return 0 <= start < len(buffer._buffer)
 
 
 def test_a_batch_that_does_not_fit_grows_the_buffer() -> None:
     """Part of it was gathered into the old buffer, part of it beside it."""
-    slot = Slot(CPU, torch.cpu.Stream())
+    buffer = PinnedBuffer(CPU, torch.cpu.Stream())
     for sequences in ((1,), (1, 2, 3, 4, 5, 6, 7), (8, 9)):
-        slot.start()
+        buffer.clear()
         columns = {}
         for name, values in sample_columns(LAYOUT, [(0, number) for number in sequences]).items():
-            columns[name] = slot.empty(name, values.shape, values.dtype)
+            columns[name] = buffer.allocate(name, values.shape, values.dtype)
             columns[name][:] = values
-        same(slot.send(collate(columns, False, False, 1.0)), batch_of(*sequences))
+        same(buffer.send(collate(columns, False, False, 1.0)), batch_of(*sequences))
 
 
 def test_an_error_gives_the_slot_back() -> None:
-    ring = Ring(CPU, 1)
-    with pytest.raises(UserError, match="damaged"), ring.slot():
+    pool = BufferPool(CPU, 1)
+    with pytest.raises(UserError, match="damaged"), pool.buffer():
         raise UserError("damaged")
     with ThreadPoolExecutor(1) as thread:
-        taken = thread.submit(lambda: ring.slot().__enter__()).result(timeout=5)
-    assert isinstance(taken, Slot)
+        taken = thread.submit(lambda: pool.buffer().__enter__()).result(timeout=5)
+    assert isinstance(taken, PinnedBuffer)

@@ -1,8 +1,8 @@
-// The exact soft target's loss and gradient over rows of logits on a CPU; native_exact.py builds, loads and calls
-// it. The formulas are those of vocabulary_kernels.exact_kernel.
+// KL with temperature and CE of the exact soft target, with their gradient, over rows of logits on a CPU.
+// native_kl.py builds, loads and calls this file. The formulas are those of kl_kernels.exact_kernel.
 //
-// A row is gone through three times, in the cache: its maxima, its exponentials and their sums, its gradient.
-// Sums are in one fixed order.
+// There are three passes over a row, which stays in the cache: maxima; exponentials and their sums; gradient.
+// Sums have a fixed order.
 
 #include <cmath>
 #include <cstdint>
@@ -25,7 +25,7 @@ struct Sums {
     }
 };
 
-// Products of the decoder, and its bias, which is added as they are read.
+// A row of logits: products with the decoder's weight, to which the bias is added when they are read.
 template <class Kind>
 struct Logits {
     const typename Kind::Stored* products;
@@ -33,8 +33,8 @@ struct Logits {
 
     ALWAYS_INLINE Floats at(int64_t v) const { return Kind::load(products + v) + Float32::load(bias + v); }
 
-    // `count` of them in a vector filled up with numbers far below every logit, but finite: their exponential is
-    // nothing, their difference from a maximum no infinity.
+    // The `count` < LANES logits from v. Other lanes are -1e30: the exponential is 0, and the difference from a
+    // maximum is finite.
     Floats part(int64_t v, int64_t count) const {
         typename Kind::Stored some[LANES] = {};
         float biases[LANES] = {};
@@ -46,7 +46,7 @@ struct Logits {
     }
 };
 
-// The whole vectors of a row, four at a time, each of the four with a slot of its own.
+// Calls `work` for every whole vector of a row, SLOTS vectors at a time, each with its own slot for sums.
 template <class Kind, class Work>
 inline ALWAYS_INLINE void each(const Logits<Kind>& s, const Logits<Kind>& t, int64_t V, Work work) {
     int64_t v = 0;
@@ -63,7 +63,7 @@ inline float largest(Floats v) {
     return all;
 }
 
-// The largest logits of the two rows, which end with the `rest` vectors.
+// Finds the largest logit of both rows; `s_rest` and `t_rest` are their last, partly filled vectors.
 template <class Kind>
 void maxima(const Logits<Kind>& s, const Logits<Kind>& t, int64_t V, Floats s_rest, Floats t_rest, float& s_max, float& t_max) {
     Floats s_most[SLOTS], t_most[SLOTS];
@@ -80,7 +80,7 @@ void maxima(const Logits<Kind>& s, const Logits<Kind>& t, int64_t V, Floats s_re
     t_max = largest(larger(t_rest, t_most[0]));
 }
 
-enum Needed { KL_ONLY, SAME, SQUARE, OTHER };  // how the kernel gets exp(s) from exp(s / T)
+enum Needed { KL_ONLY, SAME, SQUARE, OTHER };  // whether exp(s) is needed, and how it follows from exp(s / T)
 
 struct Row {
     int64_t V, label;
@@ -88,7 +88,7 @@ struct Row {
     float kl, ce;
 };
 
-// The gradient takes the place of the student's products.
+// KL and CE of a row, written to `row`. The gradient overwrites the student's products. `kept`: room for exponentials.
 template <class Kind, Needed needed>
 void exact_row(typename Kind::Stored* gradient, const Logits<Kind>& s, const Logits<Kind>& t, Row& row, Floats* kept) {
     const int64_t whole = row.V / LANES * LANES, rest = row.V - whole;
@@ -103,7 +103,7 @@ void exact_row(typename Kind::Stored* gradient, const Logits<Kind>& s, const Log
         if (needed == SQUARE) return e_T * e_T;
         return exp2_of((a - s_max) * scale_1);
     };
-    Sums z_T, z_1, z_f, cross;  // cross: f times the difference of the two centred logits, over T log 2
+    Sums z_T, z_1, z_f, cross;  // cross: sum of f (y - x)
     auto sums = [&](Floats a, Floats b, int64_t v, int slot) ALWAYS_INLINE {
         Floats x = (a - s_max) * scale, y = (b - t_max) * scale;
         Floats e_T = exp2_of(x), f = exp2_of(y);
@@ -138,7 +138,7 @@ void exact_row(typename Kind::Stored* gradient, const Logits<Kind>& s, const Log
         Kind::store(part, gradient_of(s_rest, whole));
         std::memcpy(gradient + whole, part, rest * sizeof *part);
     }
-    if (labelled) {  // once more, so that it is rounded once
+    if (labelled) {  // recomputed with the one-hot part, so that the sum is rounded only once
         const int64_t lane = row.label % LANES;
         Kind::store(part, gradient_of(Floats{} + at_label, row.label) - row.mlm_scale);
         gradient[row.label] = part[lane];
@@ -149,7 +149,7 @@ template <class Kind, Needed needed>
 void exact_rows(void* s, const float* s_bias, const void* t, const float* t_bias, const int64_t* labels, const float* kl_scales,
                 const float* mlm_scales, int64_t N, int64_t V, float temperature, float* kl, float* ce) {
     typedef typename Kind::Stored Stored;
-    std::vector<float> room((V / LANES + 2) * 2 * LANES);  // a row's exponentials
+    std::vector<float> room((V / LANES + 2) * 2 * LANES);  // exponentials of a row
     auto kept = reinterpret_cast<Floats*>((reinterpret_cast<uintptr_t>(room.data()) + 63) / 64 * 64);
     for (int64_t n = 0; n < N; ++n) {
         Row row = {V, labels[n], kl_scales[n], mlm_scales[n], temperature, 0.0f, 0.0f};
@@ -174,8 +174,8 @@ void exact(void* s, const float* s_bias, const void* t, const float* t_bias, con
 
 }  // namespace
 
-// s [N, V] holds the products of the student's decoder, then the gradient; t [N, V] the teacher's products; biases
-// [V]; labels [N], negative where there is none; kl_scales, mlm_scales [N]; kl, ce [N] are written.
+// s [N, V]: products with the student's decoder weight, overwritten by the gradient. t [N, V]: the teacher's products.
+// Biases: [V]. labels [N]: negative if a row has none. kl_scales, mlm_scales: [N]. kl, ce [N]: written.
 extern "C" void exact_float32(void* s, const float* s_bias, const void* t, const float* t_bias, const int64_t* labels,
                               const float* kl_scales, const float* mlm_scales, int64_t N, int64_t V,
                               float temperature, int mlm, float* kl, float* ce) {

@@ -20,16 +20,16 @@ CPU_ATTENTION = {
     _ATTENTION: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     _BACKWARD: lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v),
 }
-"""FLOP formulas of operations that torch's counter does not know: function of the shapes."""
+"""FLOP formulas, given the shapes, of operations that torch's counter does not know."""
 
 
 def freeze_unreached(model: StudentModel, objective: Objective) -> float:
-    """Freezes every parameter that gets no gradient from one synthetic sample.
+    """Freezes every parameter that no term of the loss reaches. Returns the FLOP per token of a training
+    step.
 
-    The reached parameters depend only on the terms of the loss, not on the sample. The model and the replayed
-    layers must be on the CPU. Gradients are cleared again.
-
-    Returns the FLOP per token of that forward and backward. Only matrix products count, and no live teacher.
+    The gradients of one synthetic sample show which parameters are reached. The model and the replayed layers
+    must be on the CPU. The FLOP are those of the matrix products of forward and backward, without a live
+    teacher.
     """
     layout = objective.layout
     batch = collate(
@@ -46,12 +46,12 @@ def freeze_unreached(model: StudentModel, objective: Objective) -> float:
 
 
 def frozen_parameters(model: StudentModel) -> dict[str, Tensor]:
-    """Copies of the frozen parameters, by name, in the dtype and on the device they have now."""
+    """Returns copies of the frozen parameters, by name, in their current dtype and on their device."""
     return {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
 
 
 def _sample(layout: Layout) -> dict[str, np.ndarray]:
-    """The columns of one sample of this layout, without padding: zeros; all masked positions are used."""
+    """Returns the columns [1, ...] of one sample without padding: zeros, with all masked positions used."""
     columns = {
         name: np.zeros((1, *column.shape), column.dtype) for name, column in layout.data_columns().items()
     }

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from infra.cpu import native
-from student_train.objectives import native_exact, vocabulary_kernels
+from student_train.objectives import kl_kernels, native_kl
 from student_train.objectives import triple_loss as losses
 from tests.student_train.objectives.loss_cases import (
     fused_loss,
@@ -38,11 +38,11 @@ def test_the_native_kernel_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
         kl_scale[3] = 0.0
         biases = torch.randn(2, v, generator=generator)
         wide = s.double() + biases[0]
-        expected = vocabulary_kernels.exact_kernel(
+        expected = kl_kernels.exact_kernel(
             wide, t.double() + biases[1], labels, kl_scale.double(), mlm_scale.double(), 2.0, True
         )
-        assert native_exact.usable(s, t)
-        found = native_exact.exact_loss(s, biases[0], t, biases[1], labels, kl_scale, mlm_scale, 2.0, True)
+        assert native_kl.usable(s, t)
+        found = native_kl.exact_loss(s, biases[0], t, biases[1], labels, kl_scale, mlm_scale, 2.0, True)
         for one, oracle in zip((s, *found), (wide, *expected), strict=True):
             torch.testing.assert_close(one.double(), oracle, rtol=2e-6, atol=1e-6)
 
@@ -52,18 +52,18 @@ def test_without_a_cpp_compiler_the_exact_target_is_compiled_by_torch(
 ) -> None:
     monkeypatch.setattr(native, "COMPILERS", ())
     with pytest.warns(RuntimeWarning, match="no C\\+\\+ compiler was found"):
-        assert native_exact._library.__wrapped__() is None
-    monkeypatch.setattr(native_exact, "_library", lambda: None)
-    kernels: list[vocabulary_kernels.Kernel] = []
+        assert native_kl._library.__wrapped__() is None
+    monkeypatch.setattr(native_kl, "_library", lambda: None)
+    kernels: list[kl_kernels.Kernel] = []
 
-    def fused(kernel: vocabulary_kernels.Kernel) -> vocabulary_kernels.Kernel:
+    def fused(kernel: kl_kernels.Kernel) -> kl_kernels.Kernel:
         kernels.append(kernel)
         return kernel
 
     monkeypatch.setattr(losses, "fused", fused)
     case = make_case(19).to(torch.float32)
     assert torch.isfinite(fused_loss(case, target_of(case, None), compile=True).total)
-    assert set(kernels) == {vocabulary_kernels.exact_kernel}
+    assert set(kernels) == {kl_kernels.exact_kernel}
 
 
 @pytest.mark.parametrize("k", [None, 6])
@@ -79,13 +79,13 @@ def test_compiled_equals_eager(k: int | None) -> None:
 
 COMPARED = """
 import torch
-from student_train.objectives import vocabulary_kernels
+from student_train.objectives import kl_kernels
 generator = torch.Generator().manual_seed(0)
 logits, ids = torch.randn(8, 50, generator=generator), torch.arange(48).view(8, 6)
 p, scale = torch.full((8, 6), 1 / 8), torch.ones(8)
 given = ids, p, torch.full((8,), 1 / 4), ids[:, 0], scale, scale, 2.0, True
 results = [kernel(logits.clone(), *given) for kernel in
-           (vocabulary_kernels.topk_kernel, vocabulary_kernels.fused(vocabulary_kernels.topk_kernel))]
+           (kl_kernels.topk_kernel, kl_kernels.fused(kl_kernels.topk_kernel))]
 torch.testing.assert_close(*results)
 """
 
@@ -107,11 +107,11 @@ def test_two_kinds_of_processor_can_share_the_cache_of_kernels(root_dir: Path, t
 
 
 @pytest.fixture
-def compiled_to(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[vocabulary_kernels.Kernel], None]]:
+def compiled_to(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[kl_kernels.Kernel], None]]:
     """Sets what torch.compile makes of a kernel."""
-    vocabulary_kernels.fused.cache_clear()
+    kl_kernels.fused.cache_clear()
     yield lambda kernel: monkeypatch.setattr(torch, "compile", lambda *_, **__: kernel)
-    vocabulary_kernels.fused.cache_clear()
+    kl_kernels.fused.cache_clear()
 
 
 def test_falls_back_to_eager_with_one_warning(compiled_to: Callable[..., None]) -> None:
@@ -141,7 +141,7 @@ def test_an_error_of_a_kernel_that_worked_is_raised(compiled_to: Callable[..., N
     def breaks_later(*arguments: Any) -> tuple[Tensor, Tensor]:
         if next(calls) > 1:
             raise RuntimeError("an illegal memory access")
-        return vocabulary_kernels.topk_kernel(*arguments)
+        return kl_kernels.topk_kernel(*arguments)
 
     compiled_to(breaks_later)
     case = make_case(19)

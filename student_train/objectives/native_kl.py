@@ -1,7 +1,7 @@
-"""The compiled loss and gradient of the exact soft target on a CPU: ``native_exact.cpp``.
+"""KL with temperature and CE of the exact soft target in C++ for CPUs: calls ``native_kl.cpp``.
 
-The arithmetic is that of `vocabulary_kernels.exact_kernel`. Tests compare the two, and that kernel runs on
-other devices, in other dtypes, and without a C++ compiler.
+The formulas are those of `kl_kernels.exact_kernel`, which runs on other devices, in other dtypes, and without
+a C++ compiler. Tests compare the two.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FUNCTIONS = {torch.float32: "exact_float32", torch.bfloat16: "exact_bfloat16"}
 
 
 def usable(student: Tensor, teacher: Tensor) -> bool:
-    """Whether ``exact_loss`` takes products of these devices and dtypes; builds it when first asked."""
+    """Whether ``exact_loss`` takes logits of these devices and dtypes. The first call builds the library."""
     alike = student.device.type == teacher.device.type == "cpu" and student.dtype == teacher.dtype
     return alike and student.dtype in FUNCTIONS and _library() is not None
 
@@ -36,10 +36,11 @@ def exact_loss(
     temperature: float,
     mlm: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`vocabulary_kernels.exact_kernel` of the logits ``s + s_bias`` and ``t + t_bias`` ([N, V] and [V]).
+    """Computes `kl_kernels.exact_kernel` of the logits ``s + s_bias`` and ``t + t_bias``.
 
-    The biases are added here, in float32, because torch's addmm would first write them to all rows of its
-    output. The gradient is written to ``s``. Rows are shared among torch's threads.
+    ``s``, ``t``: [N, V]; the biases: [V]. The C++ code adds the biases, in float32, because torch's addmm
+    would first write them to all rows of its output. The gradient is written to ``s``. Returns KL [N] and CE
+    [N]. The rows are distributed over as many threads as torch uses.
     """
     count, vocab_size = s.shape
     assert all(part.is_contiguous() for part in (s, t, label, kl_scale, mlm_scale))
@@ -49,11 +50,11 @@ def exact_loss(
     function = getattr(_library(), FUNCTIONS[s.dtype])
 
     def work(rows: slice) -> None:
-        mine = s[rows]
+        s_rows = s[rows]
         function(
-            mine.data_ptr(), biases[0].data_ptr(), t[rows].data_ptr(), biases[1].data_ptr(),
+            s_rows.data_ptr(), biases[0].data_ptr(), t[rows].data_ptr(), biases[1].data_ptr(),
             label[rows].data_ptr(), kl_scale[rows].data_ptr(), mlm_scale[rows].data_ptr(),
-            len(mine), vocab_size, temperature, mlm, kl[rows].data_ptr(), ce[rows].data_ptr(),
+            len(s_rows), vocab_size, temperature, mlm, kl[rows].data_ptr(), ce[rows].data_ptr(),
         )  # fmt: skip
 
     native.in_threads(work, count, torch.get_num_threads())

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from infra.errors import UserError
+from student_train.engine.determinism import deterministic
 from student_train.engine.world import World
-from student_train.gauges import SKIPPED_STEPS, deterministic, gpu_metrics, peak_flops
 from student_train.main import model_and_objective
+from student_train.profiling import SKIPPED_STEPS, gpu_metrics, peak_flops
 from student_train.trainer import Trainer
 from tests.student_train.tiny_run import D, L, V, command, logged, student
 
@@ -118,7 +119,8 @@ def test_the_deterministic_mode_asks_cublas_and_puts_back_what_was(monkeypatch: 
 def test_what_has_no_deterministic_algorithm_is_one_line() -> None:
     with (
         pytest.raises(
-            UserError, match=r"train.deterministic: x does not have a deterministic .*set it to false"
+            UserError,
+            match=r"train.deterministic: x does not have a deterministic .*set train.deterministic: false",
         ),
         deterministic(True),
     ):

@@ -8,11 +8,11 @@ from infra.settings.sections import Train
 
 
 def learning_rate(train: Train, step: int, total: int) -> float:
-    """The rate of optimiser step ``step`` (0-based) of ``total``.
+    """Returns the learning rate of optimiser step ``step`` (from 0) of ``total``.
 
-    It rises linearly over ``warmup_ratio * total`` steps. Then it falls to 0 linearly or by half a cosine, or
-    is constant, as in transformers' ``get_{linear,cosine,constant}_schedule_with_warmup``. Here the warm-up
-    counts from 1, so the first step already has a rate above 0.
+    The rate rises linearly over ``warmup_ratio * total`` steps. Then it falls to 0 linearly or as half a
+    cosine, or stays constant, as in transformers' ``get_{linear,cosine,constant}_schedule_with_warmup``. Here
+    the warm-up counts from 1, so the first step already has a rate above 0.
     """
     warmup = math.ceil(train.warmup_ratio * total)
     if step < warmup:

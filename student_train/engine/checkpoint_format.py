@@ -1,13 +1,13 @@
-"""Checkpoints of a training run: full tensors without pickle, independent of the number of ranks.
+"""The files of a checkpoint: full tensors without pickle, independent of the number of ranks.
 
     checkpoints/step-00000200/
       weights.safetensors    float32 master weights by parameter name
-      exp_avg.safetensors    Adam's moments, float32
-      exp_avg_sq.safetensors
-      state.json             everything else, with its own digest and the digests of the others
+      exp_avg.safetensors    Adam's first moments, float32
+      exp_avg_sq.safetensors Adam's second moments, float32
+      state.json             `RunState`, with its own digest and the digests of the other files
 
-A checkpoint is written into a temporary directory, synced, and renamed; ``state.json`` is written last. So a
-directory with a final name was complete once. If it is invalid, it was damaged later: it is renamed, and the
+A checkpoint is written into a temporary directory, with ``state.json`` last, synced, and renamed. So a
+directory named ``step-*`` was complete once. If it is invalid, it was damaged later: it is renamed, and the
 checkpoint before it is used.
 """
 
@@ -39,27 +39,30 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What a run needs besides its tensors to continue as if it had never stopped."""
+class RunState:
+    """What a run needs, besides tensors, to continue as if it had never stopped."""
 
     step: int
-    """Optimiser steps done; the next one has this number."""
+    """Number of optimiser steps done, and number of the next step."""
     samples_seen: int
+    """Number of samples of these steps."""
     optimizer_step: int
-    """Steps that AdamW applied: fewer than ``step`` if float16 overflowed."""
+    """Number of steps that AdamW applied: fewer than ``step`` if float16 gradients overflowed."""
     loss_scaler: dict[str, float]
+    """State of DeepSpeed's loss scaler; empty unless ``train.dtype`` is float16."""
     samples_digest: str
-    """Chained digest of the ids of all samples consumed so far."""
+    """Chained digest of the locations of all samples so far."""
     fingerprint: dict[str, Any]
-    """The recipe's settings that affect the result, and the digest of the store."""
+    """The recipe's settings that affect the result, and the digests of the stores."""
     tracking_run: str | None
+    """Id of the MLflow run; None without tracking."""
     format_version: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     path: str
-    facts: Facts
+    run_state: RunState
     tensors: dict[str, dict[str, Tensor]]
     """``weights``, ``exp_avg``, ``exp_avg_sq``: float32 by parameter name."""
 
@@ -68,9 +71,10 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save(directory: str, facts: Facts, tensors: Mapping[str, Mapping[str, Tensor]], keep: int) -> str:
-    """Publishes the checkpoint of ``facts.step``, keeps only the newest ``keep``, and returns its path."""
-    final = os.path.join(directory, checkpoint_name(facts.step))
+def save(directory: str, run_state: RunState, tensors: Mapping[str, Mapping[str, Tensor]], keep: int) -> str:
+    """Writes a checkpoint, removes all but the newest ``keep``, and returns the new one's path. Raises
+    UserError if a file cannot be written."""
+    final = os.path.join(directory, checkpoint_name(run_state.step))
     draft = os.path.join(directory, f"{storage.UNFINISHED}{secrets.token_hex(6)}")
     try:
         os.makedirs(draft)
@@ -80,7 +84,9 @@ def save(directory: str, facts: Facts, tensors: Mapping[str, Mapping[str, Tensor
             save_file(dict(tensors[name]), file)
             storage.sync(file)
             digests[os.path.basename(file)] = storage.digest_file(file)
-        storage.publish_bytes(os.path.join(draft, STATE_NAME), encode({**asdict(facts), "files": digests}))
+        storage.publish_bytes(
+            os.path.join(draft, STATE_NAME), encode({**asdict(run_state), "files": digests})
+        )
         storage.sync(draft)
         os.rename(draft, final)
         storage.sync(directory)
@@ -90,79 +96,80 @@ def save(directory: str, facts: Facts, tensors: Mapping[str, Mapping[str, Tensor
         ) from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    for _, name in _listed(directory)[keep:]:
+    for _, name in _checkpoints_in(directory)[keep:]:
         _discard(os.path.join(directory, name))
     return final
 
 
-class Writer:
+class CheckpointWriter:
     """Writes checkpoints in a thread, one at a time, while training continues."""
 
-    def __init__(self, directory: str, keep: int, written: Callable[[], None] = lambda: None) -> None:
-        """``written`` is called in the thread after every checkpoint."""
-        self._directory, self._keep, self._written = directory, keep, written
+    def __init__(self, directory: str, keep: int, after_write: Callable[[], None] = lambda: None) -> None:
+        """``after_write``: called in the thread after every checkpoint."""
+        self._directory, self._keep, self._after_write = directory, keep, after_write
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
-    def start(self, facts: Facts, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """The caller must not change ``tensors`` afterwards, and must have waited for the last checkpoint."""
+    def start(self, run_state: RunState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Starts to write a checkpoint. Call ``wait`` before the next ``start``. The thread reads
+        ``tensors``, so the caller must not change them any more."""
         assert self._pending is None
-        self._pending = self._thread.submit(self._write, facts, tensors)
+        self._pending = self._thread.submit(self._write, run_state, tensors)
 
     def wait(self) -> None:
-        """Returns when the started checkpoint is on disk. Raises the error if writing it failed."""
+        """Returns when the started checkpoint is on disk. Raises UserError if writing failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
-    def _write(self, facts: Facts, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        save(self._directory, facts, tensors, self._keep)
-        self._written()
+    def _write(self, run_state: RunState, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        save(self._directory, run_state, tensors, self._keep)
+        self._after_write()
 
 
 def load_newest(directory: str) -> Checkpoint | None:
-    """The newest valid checkpoint; None if there never was one. Renames damaged ones, with a warning.
-
-    Raises UserError if checkpoints exist but none is valid, so that a run never silently starts over.
-    """
+    """Returns the newest valid checkpoint; None if there never was a checkpoint. Damaged checkpoints are
+    renamed, with a warning. Raises UserError if all are damaged, so that a run never silently starts over."""
     if not os.path.isdir(directory):
         return None
     for name in os.listdir(directory):
         if name.startswith(storage.UNFINISHED):
             shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
-    aside = [name for name in os.listdir(directory) if ".damaged-" in name]
-    for _, name in _listed(directory):
+    damaged = [name for name in os.listdir(directory) if ".damaged-" in name]
+    for _, name in _checkpoints_in(directory):
         path = os.path.join(directory, name)
         try:
             return _read(path)
         except ValueError as problem:
-            aside.append(_set_aside(path))
+            damaged.append(_rename_damaged(path))
             print(
-                f"warning: checkpoint {path} {problem}; it is kept as {aside[-1]}, the one before it is used",
+                f"warning: checkpoint {path} {problem}; it is kept as {damaged[-1]}, and the"
+                " checkpoint before it is used",
                 file=sys.stderr,
             )
-    if aside:
+    if damaged:
         raise UserError(
-            f"{directory}: no valid checkpoint is left (damaged: {', '.join(sorted(aside))}); "
+            f"{directory}: no valid checkpoint is left (damaged: {', '.join(sorted(damaged))}); "
             "remove the student's directory to start afresh"
         )
     return None
 
 
 def newest_step(directory: str) -> int | None:
-    """The step of the newest checkpoint according to its name; its content is not checked."""
-    listed = _listed(directory) if os.path.isdir(directory) else []
+    """Returns the step in the newest checkpoint's name, unchecked; None without checkpoints."""
+    listed = _checkpoints_in(directory) if os.path.isdir(directory) else []
     return listed[0][0] if listed else None
 
 
-def _listed(directory: str) -> list[tuple[int, str]]:
-    """(step, name), newest first."""
+def _checkpoints_in(directory: str) -> list[tuple[int, str]]:
+    """Returns the checkpoints of a directory as (step, name), newest first."""
     matches = ((_NAME.fullmatch(name), name) for name in os.listdir(directory))
     return sorted(((int(match[1]), name) for match, name in matches if match), reverse=True)
 
 
 def _read(path: str) -> Checkpoint:
-    """Reads and checks a checkpoint. Raises ValueError that says what is damaged."""
+    """Reads and checks a checkpoint. Raises ValueError if it is damaged; the message continues the sentence
+    "checkpoint PATH ...". Raises UserError if another version wrote it."""
     state_path = os.path.join(path, STATE_NAME)
     if not os.path.isfile(state_path):
         raise ValueError(f"has no {STATE_NAME}" if os.path.isdir(path) else "is not a directory")
@@ -180,25 +187,26 @@ def _read(path: str) -> Checkpoint:
             f"{path}: is in checkpoint format {content.get('format_version')!r}, this version reads "
             f"{FORMAT_VERSION}; use the version that wrote it, or remove the student's directory"
         )
-    if not isinstance(files, dict) or set(content) != {field.name for field in fields(Facts)}:
+    if not isinstance(files, dict) or set(content) != {field.name for field in fields(RunState)}:
         raise ValueError(f"has a {STATE_NAME} with missing or unknown fields")
-    facts = Facts(**content)
-    if os.path.basename(path) != checkpoint_name(facts.step):
-        raise ValueError(f"holds step {facts.step}, not that of its name")
-    return Checkpoint(path, facts, {name: _read_tensors(path, name, files) for name in TENSORS})
+    run_state = RunState(**content)
+    if os.path.basename(path) != checkpoint_name(run_state.step):
+        raise ValueError(f"holds step {run_state.step}, which is not the step in its name")
+    return Checkpoint(path, run_state, {name: _read_tensors(path, name, files) for name in TENSORS})
 
 
-def _read_tensors(path: str, name: str, files: Mapping[str, str]) -> dict[str, Tensor]:
+def _read_tensors(path: str, name: str, digests: Mapping[str, str]) -> dict[str, Tensor]:
+    """Returns the tensors of one file, by parameter name. Raises ValueError as `_read` does."""
     file = f"{name}.safetensors"
-    full = os.path.join(path, file)
-    if not os.path.isfile(full):
+    file_path = os.path.join(path, file)
+    if not os.path.isfile(file_path):
         raise ValueError(f"has no {file}")
-    if os.path.getsize(full) == 0:
+    if os.path.getsize(file_path) == 0:
         raise ValueError(f"has an empty {file}")
-    if storage.digest_file(full) != files.get(file):
+    if storage.digest_file(file_path) != digests.get(file):
         raise ValueError(f"has a {file} that does not match its digest")
     try:
-        tensors = load_file(full)
+        tensors = load_file(file_path)
     except (SafetensorError, OSError) as problem:
         raise ValueError(f"has a {file} that cannot be read ({problem})") from None
     if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
@@ -206,7 +214,7 @@ def _read_tensors(path: str, name: str, files: Mapping[str, str]) -> dict[str, T
     return tensors
 
 
-def _set_aside(path: str) -> str:
+def _rename_damaged(path: str) -> str:
     """Renames a damaged checkpoint and returns the new name without its directory."""
     number = 1
     while os.path.exists(f"{path}.damaged-{number}"):
@@ -219,7 +227,7 @@ def _set_aside(path: str) -> str:
 
 
 def _discard(path: str) -> None:
-    """Removes a checkpoint. It is renamed first, so a crash leaves no partial one under its name."""
-    doomed = os.path.join(os.path.dirname(path), f"{storage.UNFINISHED}{secrets.token_hex(6)}")
-    os.rename(path, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    """Removes a checkpoint, renamed first, so that a crash leaves no partial one under its name."""
+    renamed = os.path.join(os.path.dirname(path), f"{storage.UNFINISHED}{secrets.token_hex(6)}")
+    os.rename(path, renamed)
+    shutil.rmtree(renamed, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The columns of a store that a loss needs, and errors for losses that a store cannot support."""
+"""Which columns of a store a loss reads, and whether a store can support a loss at all."""
 
 from __future__ import annotations
 
@@ -17,35 +17,38 @@ if TYPE_CHECKING:
     from offline_teacher.store.schema import Layout
 
 
-def taught_layout(train: Train, layout: Layout) -> Layout:
-    """The layout of the teacher's outputs for the loss: that of the store, or of a live teacher."""
+def teacher_output_layout(train: Train, store_layout: Layout) -> Layout:
+    """Returns the layout of the teacher's outputs that the loss reads: the store's, or a live teacher's,
+    which computes float16 hidden states at all positions and no top-k logits."""
     if train.teacher == "store":
-        return layout
+        return store_layout
     return replace(
-        layout,
+        store_layout,
         positions="all",
         hidden_states="float16",
         top_k=0,
         temperatures=(),
-        replay_layers=max(layout.replay_layers, int(train.alpha_relation > 0)),
+        replay_layers=max(store_layout.replay_layers, int(train.alpha_relation > 0)),
     )
 
 
 def check_store(train: Train, store: Store) -> None:
-    """Raises UserError if the store lacks what this loss needs."""
+    """Raises UserError if the store lacks what the loss of ``train`` needs."""
     layout = store.layout
     if train.teacher == "live" and not layout.teacher_weights:
         raise UserError(
             "train.teacher: live runs the whole teacher, whose weights the store does not hold"
             " (store.teacher_weights: false); set train.teacher: store"
         )
-    soft_target_kind(train, taught_layout(train, layout))
+    checked_soft_target_kind(train, teacher_output_layout(train, layout))
     if train.alpha_embedding:
-        _check_texts(store)
+        _check_one_text_per_sequence(store)
 
 
 def check_phases(train: Train, stores: Sequence[Store]) -> None:
-    """Raises UserError if a store of ``train.phases`` cannot continue what the first store taught."""
+    """Raises UserError unless a student can continue on every store with the loss of the first one.
+    ``stores``: the recipe's own, then those of ``train.phases``. They need the same teacher, tokenizer and
+    architecture, and the same layout of the teacher's outputs."""
     first = stores[0]
     for store in stores[1:]:
         where = f"train.phases: {store.root}"
@@ -59,7 +62,7 @@ def check_phases(train: Train, stores: Sequence[Store]) -> None:
             check_store(train, store)
         except UserError as problem:
             raise UserError(f"{where}: {problem}") from None
-        changed = difference(_form(train, first.layout), _form(train, store.layout))
+        changed = difference(_loss_inputs(train, first.layout), _loss_inputs(train, store.layout))
         if changed:
             raise UserError(
                 f"{where} holds the teacher's outputs in another form than {first.root}"
@@ -67,22 +70,23 @@ def check_phases(train: Train, stores: Sequence[Store]) -> None:
             )
 
 
-def _form(train: Train, layout: Layout) -> dict[str, Any]:
-    """What the layouts of all phases must agree in, so that every phase has the same loss."""
+def _loss_inputs(train: Train, layout: Layout) -> dict[str, Any]:
+    """Returns the properties of a store that decide which loss is computed; all phases must agree in them."""
     return {
         "vocabulary": layout.vocab_size,
         "hidden size": layout.hidden_size,
         "positions": layout.positions,
         "replay_layers": layout.replay_layers,
-        "soft targets": soft_target_kind(train, taught_layout(train, layout)),
+        "soft targets": checked_soft_target_kind(train, teacher_output_layout(train, layout)),
     }
 
 
-def _check_texts(store: Store) -> None:
-    """UserError unless every sequence is one text of a sentence encoder, so that it has a vector."""
+def _check_one_text_per_sequence(store: Store) -> None:
+    """Raises UserError unless every sequence is one text and the teacher is a sentence encoder. Otherwise the
+    embedding term of the loss has no text embedding to compare."""
     if stored_pooling(store) is None:
         raise UserError(
-            "train.alpha_embedding: the store's teacher is no sentence encoder, so it makes no vectors of"
+            "train.alpha_embedding: the store's teacher is no sentence encoder, so it makes no embeddings of"
             " texts; set train.alpha_embedding: 0"
         )
     recipe = store.fingerprint.get("recipe")
@@ -95,15 +99,16 @@ def _check_texts(store: Store) -> None:
         )
 
 
-def soft_target_kind(train: Train, layout: Layout) -> str | None:
-    """``exact``, ``topk``, or None where alpha_ce is 0. UserError where the store lacks what is needed."""
+def checked_soft_target_kind(train: Train, layout: Layout) -> str | None:
+    """Returns the kind of soft target, ``exact`` or ``topk``; None if ``train.alpha_ce`` is 0. ``layout``:
+    see `teacher_output_layout`. Raises UserError if it lacks what a term of the loss needs."""
     if layout.positions == "pooled":
         _check_pooled(train)
         return None
     if train.alpha_embedding and (layout.positions != "all" or layout.hidden_states == "none"):
         raise UserError(
-            "train.alpha_embedding: vectors of texts need pooled vectors or hidden states at all positions,"
-            " which the store does not hold; set train.alpha_embedding: 0 or run the teacher with"
+            "train.alpha_embedding: embeddings of texts need pooled embeddings or hidden states at all"
+            " positions, which the store does not hold; set train.alpha_embedding: 0 or run the teacher with"
             " store.positions: all"
         )
     if train.alpha_cos and layout.hidden_states == "none":
@@ -122,29 +127,33 @@ def soft_target_kind(train: Train, layout: Layout) -> str | None:
             " with masking.probability: 0.15"
         )
     if train.kl_positions == "masked" and train.alpha_ce and layout.masked == 0:
-        raise UserError("train.kl_positions: masked, but the text of the store is not masked; set it to all")
+        raise UserError(
+            "train.kl_positions: masked, but the text of the store is not masked; set train.kl_positions: all"
+        )
     if train.kl_positions == "all" and train.alpha_ce and layout.positions == "masked":
         raise UserError(
-            "train.kl_positions: all, but the store holds masked positions only; set it to masked "
-            "or run the teacher with store.positions: all"
+            "train.kl_positions: all, but the store holds masked positions only; set train.kl_positions: "
+            "masked or run the teacher with store.positions: all"
         )
     kind = train.soft_target_kind(layout.hidden_states)
     if kind is not None:
-        _check_kind(kind, train, layout)
+        _check_soft_target(kind, train, layout)
     return kind
 
 
 def _check_pooled(train: Train) -> None:
+    """Raises UserError unless the embedding term is the only term, as a pooled store requires."""
     others = [name for name in LOSS_WEIGHTS if name != "alpha_embedding" and getattr(train, name)]
     if others or not train.alpha_embedding:
         raise UserError(
-            f"train.{(others or ['alpha_embedding'])[0]}: the store holds one pooled vector a text: set"
+            f"train.{(others or ['alpha_embedding'])[0]}: the store holds one pooled embedding per text: set"
             " train.alpha_embedding: 1 and the other weights of the loss to 0, or run the teacher with"
             " store.positions: all"
         )
 
 
-def _check_kind(kind: str, train: Train, layout: Layout) -> None:
+def _check_soft_target(kind: str, train: Train, layout: Layout) -> None:
+    """Raises UserError if the layout lacks what soft targets of this kind need."""
     needs = SOFT_TARGETS[kind]
     if needs.hidden_states and layout.hidden_states == "none":
         raise UserError(
@@ -163,22 +172,15 @@ def _check_kind(kind: str, train: Train, layout: Layout) -> None:
         )
 
 
-def needs_of(train: Train, layout: Layout) -> StoreNeeds:
-    """The parts of a store that the loss reads, for soft targets, cosine, relations and vectors."""
-    kind = soft_target_kind(train, layout)
-    needs = StoreNeeds() if kind is None else SOFT_TARGETS[kind]
-    hidden = needs.hidden_states or max(train.alpha_cos, train.alpha_relation, train.alpha_embedding) > 0
-    return replace(needs, hidden_states=hidden)
-
-
-def columns_needed(train: Train, layout: Layout) -> list[str]:
-    """The teacher's columns that the loss reads; a live teacher needs none of them."""
+def required_columns(train: Train, store_layout: Layout) -> list[str]:
+    """Returns the names of the teacher's columns that the loss reads; a live teacher needs no column."""
     if train.teacher == "live":
         return []
-    needs = needs_of(train, layout)
-    if layout.positions == "pooled":
+    kind = checked_soft_target_kind(train, store_layout)
+    if store_layout.positions == "pooled":
         return ["embedding"]
+    needs = StoreNeeds() if kind is None else SOFT_TARGETS[kind]
     names = ["topk_ids", "topk_logits", "logsumexp"] if needs.top_k else []
-    if needs.hidden_states:
-        names += ["hidden_states", "hidden_scale"] if layout.hidden_states == "int8" else ["hidden_states"]
+    if needs.hidden_states or max(train.alpha_cos, train.alpha_relation, train.alpha_embedding) > 0:
+        names += ["hidden_states"] + ["hidden_scale"] * (store_layout.hidden_states == "int8")
     return names

@@ -1,7 +1,7 @@
-"""``vocabulary_kernels.exact_kernel`` on a GPU as one Triton kernel, with one program per row.
+"""`kl_kernels.exact_kernel` on a GPU: KL with temperature and CE in one Triton kernel, one program per row.
 
 A program reads its row of both logits once for all sums, with running maxima (Milakov and Gimelshein, arXiv
-1805.02867). It reads them again for the gradient, from the cache. Compiled tensor operations read them four
+1805.02867), and once more, from the cache, for the gradient. Compiled tensor operations read the rows four
 times. Import this module only if Triton is installed. Axes: C positions of a chunk, V vocabulary.
 """
 
@@ -13,16 +13,16 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 4096
+"""Number of logits that a program loads at once."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+"""Dtypes of the logits that the kernel takes."""
 
 
 def exact_kernel(
     s: Tensor, t: Tensor, label: Tensor, kl_scale: Tensor, mlm_scale: Tensor, temperature: float, mlm: bool
 ) -> tuple[Tensor, Tensor]:
-    """See `vocabulary_kernels.exact_kernel`. ``s`` and ``t`` [C, V] have one of ``DTYPES``; sums are float32.
-
-    Each row must be contiguous; the rows may have any stride.
-    """
+    """See `kl_kernels.exact_kernel`. ``s`` and ``t`` [C, V] have one of ``DTYPES``; sums are float32. Every
+    row must be contiguous in memory; the stride between rows is free."""
     count, vocab_size = s.shape
     assert s.stride(1) == t.stride(1) == 1
     kl, ce = torch.empty_like(kl_scale), torch.zeros_like(kl_scale)
@@ -56,7 +56,7 @@ def _exact_row(  # type: ignore[no-untyped-def]
     s_row, t_row = s + row * s_stride, t + row * t_stride
     label = tl.load(labels + row)
     lowest = float("-inf")
-    m, n = tl.full((), lowest, tl.float32), tl.full((), lowest, tl.float32)  # maxima of s and t
+    m, n = tl.full((), lowest, tl.float32), tl.full((), lowest, tl.float32)  # running maxima of s and t
     z_q, z_1, z_p = tl.zeros((), tl.float32), tl.zeros((), tl.float32), tl.zeros((), tl.float32)
     cross, at_label = tl.zeros((), tl.float32), tl.zeros((), tl.float32)
     for start in range(0, V, BLOCK):

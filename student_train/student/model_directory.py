@@ -1,4 +1,5 @@
-"""Writes the finished student as a model directory (weights, tokenizer, card), completely or not at all."""
+"""Writes a trained student as a Hugging Face model directory (weights, tokenizer, card), whole or not at
+all."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from student_train.student.model import StudentModel
 
 MODEL = "model"
-SEAL = "model.json"
-"""Beside the model directory, written last: fingerprint, results, the digest of every file of the model."""
+MODEL_RECORD = "model.json"
+"""File beside the model directory, written last: fingerprint, results, digest of every model file."""
 
 
 def publish_model(
@@ -34,9 +35,10 @@ def publish_model(
     fingerprint: Mapping[str, Any],
     results: Mapping[str, Any],
 ) -> str:
-    """Writes ``root/model`` with float32 ``weights`` (by parameter name), then model.json. Returns the path.
+    """Writes ``root/model``, then ``root/model.json``. Returns the path of the model directory.
 
-    ``stores``: the recipe's own, then those of ``train.phases``.
+    ``stores``: the recipe's, then those of ``train.phases``. ``weights``: float32, by parameter name. Raises
+    UserError if a file cannot be written.
     """
     final, draft = (
         os.path.join(root, MODEL),
@@ -60,7 +62,7 @@ def publish_model(
         card = model_card(run, stores, model, results)
         storage.publish_bytes(os.path.join(draft, "README.md"), card.encode())
         files = {name: storage.digest_file(os.path.join(draft, name)) for name in _files(draft)}
-        storage.remove(os.path.join(root, SEAL))
+        storage.remove(os.path.join(root, MODEL_RECORD))
         if os.path.exists(final):
             os.rename(final, os.path.join(root, f"{storage.UNFINISHED}{secrets.token_hex(6)}"))
         os.rename(draft, final)
@@ -73,19 +75,19 @@ def publish_model(
             if name.startswith(storage.UNFINISHED):
                 shutil.rmtree(os.path.join(root, name), ignore_errors=True)
     content = {"fingerprint": dict(fingerprint), "results": dict(results), "files": files}
-    storage.publish_bytes(os.path.join(root, SEAL), encode(content))
+    storage.publish_bytes(os.path.join(root, MODEL_RECORD), encode(content))
     return final
 
 
 def _files(directory: str) -> list[str]:
-    """Names below the directory."""
-    found = [os.path.join(folder, name) for folder, _, names in os.walk(directory) for name in names]
-    return sorted(os.path.relpath(path, directory) for path in found)
+    """Returns the paths of all files below ``directory``, relative to it, sorted."""
+    paths = [os.path.join(folder, name) for folder, _, names in os.walk(directory) for name in names]
+    return sorted(os.path.relpath(path, directory) for path in paths)
 
 
 def finished(student_dir: str) -> dict[str, Any] | None:
-    """Content of model.json if every file of the model is there and has its recorded digest; else None."""
-    path = os.path.join(student_dir, SEAL)
+    """Returns the content of model.json; None unless every model file has its recorded digest."""
+    path = os.path.join(student_dir, MODEL_RECORD)
     if not os.path.isfile(path):
         return None
     try:
@@ -100,10 +102,11 @@ def finished(student_dir: str) -> dict[str, Any] | None:
 
 
 def require_same(old: dict[str, Any], new: dict[str, Any], where: str) -> None:
-    """UserError, which lists every difference, if the two fingerprints of a student differ."""
+    """Raises UserError, with all differences, if the fingerprints ``old`` and ``new`` of a student differ.
+    ``where``: the student's directory."""
     changed = difference(old, new)
     if changed:
         raise UserError(
             f"{where}: this student was started with other settings ({'; '.join(changed)}); "
-            "put them back, choose another name, or remove the directory to start afresh"
+            "restore them, choose another name for the student, or remove the directory to start afresh"
         )
