@@ -133,12 +133,9 @@ class Trainer:
             problem = str(error)
         self.log_sums.waited += time.perf_counter() - started
         counts = [step.tokens, step.masked] if step else [0, 0]
-        flags = [
-            self.stop_requested,
-            bool(problem),
-            self.world.is_rank_0 and self.checkpoints.minutes_passed(),
-        ]
-        tokens, masked, stop, failed, minutes_passed = self.world.sum([float(x) for x in (*counts, *flags)])
+        by_time = self.world.is_rank_0 and self.checkpoints.minutes_passed()
+        values = [*counts, self.stop_requested, bool(problem), by_time]
+        tokens, masked, stop, failed, minutes_passed = self.world.sum([float(value) for value in values])
         self.log_sums.seconds += time.perf_counter() - started
         self.minutes_passed = bool(minutes_passed)
         if failed:
@@ -164,21 +161,18 @@ class Trainer:
         return sums
 
     def _reads_norms_now(self) -> bool:
-        """Whether the host reads the gradient norms now: always on a CPU; on a GPU, which it would have to
-        wait for, only before a log, a validation or a checkpoint."""
-        section, on_cpu = self.train_section, self.world.device.type == "cpu"
-        every = section.log_every, section.validate_every
-        return (
-            on_cpu or any(map(self._is_due, every)) or self.checkpoints.is_due(self.step, self.minutes_passed)
-        )
+        """Whether the host reads the gradient norms now: always on a CPU. On a GPU the host would wait, so it
+        reads them only before a log, a validation or a checkpoint."""
+        if self.world.device.type == "cpu" or self.checkpoints.is_due(self.step, self.minutes_passed):
+            return True
+        return self._is_due(self.train_section.log_every) or self._is_due(self.train_section.validate_every)
 
     def _require_finite(self) -> None:
         """Raises UserError if a gradient was not finite, unless float16's loss scale can still be lowered.
         The optimiser skips a step whose gradient is not finite, so this check may come some steps later."""
         bad_step = self.log_sums.first_not_finite(self.step)
-        if bad_step is not None and not (
-            self.train_section.dtype == "float16" and self.engine.loss_scale > 1
-        ):
+        scale_can_fall = self.train_section.dtype == "float16" and self.engine.loss_scale > 1
+        if bad_step is not None and not scale_can_fall:
             self._fail(bad_step, "gradient")
 
     def _fail(self, step: int, what: str) -> None:

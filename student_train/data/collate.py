@@ -25,7 +25,7 @@ TEACHER_COLUMNS = ("hidden_states", "hidden_scale", "embedding", "topk_ids", "to
 """Columns of the teacher's outputs; a batch has those that the loss reads, in the store's dtypes except for
 int64 ids and bfloat16 hidden states."""
 UNCONVERTED = frozenset(TEACHER_COLUMNS) - {"topk_ids"}
-"""Columns that a batch uses without conversion, so that the reader may write them into its final memory."""
+"""Columns that a batch keeps as read, so that the reader may write them directly into pinned memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Batch:
     """One micro-batch of one rank. A column of the teacher that the loss does not read is None."""
 
     input_ids: Tensor  # int64 [n, L], masked
-    token_count: Tensor  # int64 [n]; position i is real where i < token_count
+    token_count: Tensor  # int64 [n]; positions from there on are padding
     positions: Tensor | None  # int64 [N], ascending indices into [n L]; None: every position, N = n L
     masked_slots: Tensor | None  # int64 [N], indices into [n M]; None if the store recorded all positions
     labels: Tensor  # int64 [N], NO_LABEL where not masked
@@ -68,16 +68,12 @@ class Batch:
         """Returns the batch on ``device``. If the copy to the device is under way, the device's next kernels
         wait for it; the host does not."""
         if self.copy_event is None:
-            return self.with_tensors(
-                {name: tensor.to(device) for name, tensor in self.tensors().items()}, None
-            )
+            return self.with_tensors({name: x.to(device) for name, x in self.tensors().items()}, None)
         stream = torch.get_device_module(device).current_stream()
         stream.wait_event(self.copy_event)
         for tensor in self.tensors().values():
             if tensor.is_cuda:
-                tensor.record_stream(
-                    stream
-                )  # its memory is not reused before ``stream`` has finished with it
+                tensor.record_stream(stream)  # its memory is not reused before the stream has used it
         return replace(self, copy_event=None)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -96,35 +92,29 @@ def collate(columns: Mapping[str, np.ndarray], masked_only: bool, bfloat16: bool
     count = columns["token_count"].astype(np.int64)
     n, length = columns["input_ids"].shape
     masked, masked_labels = _masked(columns, n, length)
-    no_padding = bool((count == length).all())
+    slots = None
     if masked_only:
-        positions = masked
-        labels, masked_indices = masked_labels, np.arange(len(masked))
+        slots = torch.from_numpy(np.flatnonzero(columns["masked_positions"] >= 0))
+        positions, labels, masked_indices = masked, masked_labels, np.arange(len(masked))
     else:
-        real = np.flatnonzero(np.arange(length) < count[:, None])
-        dense = np.full(n * length, NO_LABEL, np.int64)
-        dense[masked] = masked_labels
-        positions, labels, masked_indices = real, dense[real], np.searchsorted(real, masked)
+        positions = np.flatnonzero(np.arange(length) < count[:, None])
+        all_labels = np.full(n * length, NO_LABEL, np.int64)
+        all_labels[masked] = masked_labels
+        labels, masked_indices = all_labels[positions], np.searchsorted(positions, masked)
     all_positions = len(positions) == n * length
     dummy = weight == 0.0
     return Batch(
         input_ids=torch.from_numpy(columns["input_ids"].astype(np.int64)),
         token_count=torch.from_numpy(count),
         positions=None if all_positions else torch.from_numpy(positions),
-        masked_slots=torch.from_numpy(np.flatnonzero(columns["masked_positions"] >= 0))
-        if masked_only
-        else None,
+        masked_slots=slots,
         labels=torch.from_numpy(labels),
         masked_indices=torch.from_numpy(masked_indices),
-        no_padding=no_padding,
+        no_padding=bool((count == length).all()),
         tokens=0 if dummy else int(count.sum()),
         masked=0 if dummy else len(masked),
         weight=weight,
-        **{
-            name: _teacher_column(name, columns[name], bfloat16)
-            for name in TEACHER_COLUMNS
-            if name in columns
-        },
+        **{x: _teacher_column(x, columns[x], bfloat16) for x in TEACHER_COLUMNS if x in columns},
     )
 
 
@@ -132,7 +122,7 @@ def _masked(columns: Mapping[str, np.ndarray], n: int, length: int) -> tuple[np.
     """Returns the masked tokens' ascending indices into [n L], and their labels: int64 [masked] each."""
     if "masked_positions" not in columns:
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    used = columns["masked_positions"] >= 0  # -1 fills the slots behind the last masked position
+    used = columns["masked_positions"] >= 0  # unused slots hold -1
     indices = np.arange(n)[:, None] * length + columns["masked_positions"]
     return indices[used], columns["masked_labels"][used].astype(np.int64)
 

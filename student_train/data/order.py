@@ -6,7 +6,7 @@ sample is its *ordinal*. A *window* is ``window_batches`` batches, whose ordinal
 into ``batch_size`` equal segments, one per row of a batch. Every batch of the window takes one sample of each
 segment, in an order drawn per segment.
 
-So the rows of a batch come from ``batch_size`` distant parts of the corpus. Ranks take contiguous rows of a
+So the rows of a batch come from ``batch_size`` different parts of the window. Ranks take contiguous rows of a
 batch. Therefore a rank reads, during a window, one contiguous range of ordinals: whole blocks (but for the
 first and the last) that no other rank reads.
 
@@ -149,15 +149,16 @@ class SampleOrder:
         count = min(size, self.samples - start)
         assert count > 0
         batches = -(-count // self.batch_size)
+        # Segment i has the offsets [borders[i], borders[i + 1]) in the window; segments differ by at most 1.
         borders = np.arange(self.batch_size + 1, dtype=np.int64) * count // self.batch_size
-        position = borders[:-1, None] + np.arange(batches)  # [batch_size, batches]
-        inside = position < borders[1:, None]
+        offset = borders[:-1, None] + np.arange(batches)  # [batch_size, batches]
+        inside = offset < borders[1:, None]
         key = np.uint64(mix_int(mix_int(self.seed + 1) ^ mix_int(~window & (1 << 63) - 1)))
-        drawn = mix(position.astype(np.uint64) ^ key) >> np.uint64(1)
-        drawn[~inside] = np.uint64(1) << np.uint64(63)  # sorted behind all samples of the segment
-        order = np.argsort(drawn, axis=1, kind="stable")
+        draws = mix(offset.astype(np.uint64) ^ key) >> np.uint64(1)
+        draws[~inside] = np.uint64(1) << np.uint64(63)  # sorted behind all samples of the segment
+        order = np.argsort(draws, axis=1, kind="stable")
         shuffled = np.where(
-            np.take_along_axis(inside, order, axis=1), start + np.take_along_axis(position, order, axis=1), -1
+            np.take_along_axis(inside, order, axis=1), start + np.take_along_axis(offset, order, axis=1), -1
         )
         return np.ascontiguousarray(shuffled.T)
 

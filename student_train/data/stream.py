@@ -112,8 +112,8 @@ class Stream:
         self._masked_only, self._bfloat16, self._remote = masked_only, bfloat16, remote
         self._buffers = buffers
         self._next, self._stop = start, stop
-        micro_steps = len(self._rows(order.batch_size))
-        self._steps_ahead = max(1, -(-share.prefetch // micro_steps))
+        micro_batches = len(self._rows(order.batch_size))
+        self._steps_ahead = max(1, -(-share.prefetch // micro_batches))
         self._pool = ThreadPoolExecutor(share.threads, thread_name_prefix="stream")
         self._fetchers = ThreadPoolExecutor(PARALLEL_DOWNLOADS, thread_name_prefix="fetch")
         self._pending: deque[tuple[int, Locations, list[Future[Batch]]]] = deque()
@@ -151,6 +151,7 @@ class Stream:
         self.close()
 
     def _rows(self, n: int) -> list[range]:
+        """Returns the rows of a global batch of ``n`` rows that this rank reads, by micro-batch."""
         share = self._share
         return micro_batch_rows(n, share.micro_batch_size, share.rank, share.world)
 
@@ -166,15 +167,15 @@ class Stream:
     def _submit(self, locations: Locations, rows: range) -> Future[Batch]:
         # A rank without samples takes a sample with weight 0: all ranks run the same number of micro-batches.
         part = slice(rows.start, rows.stop) if rows else slice(0, 1)
-        own = Locations(locations.masking_epoch[part], locations.block[part], locations.row[part])
-        return self._pool.submit(self._collate, own, 1.0 if rows else 0.0)
+        samples = Locations(locations.masking_epoch[part], locations.block[part], locations.row[part])
+        return self._pool.submit(self._collate, samples, 1.0 if rows else 0.0)
 
     def _collate(self, locations: Locations, weight: float) -> Batch:
-        where = locations.masking_epoch, locations.block, locations.row
+        samples = locations.masking_epoch, locations.block, locations.row
         if self._buffers is None:
-            return collate(self._reader.gather(*where), self._masked_only, self._bfloat16, weight)
+            return collate(self._reader.gather(*samples), self._masked_only, self._bfloat16, weight)
         with self._buffers.buffer() as buffer:
-            columns = self._reader.gather(*where, buffer.allocate)
+            columns = self._reader.gather(*samples, buffer.allocate)
             return buffer.send(collate(columns, self._masked_only, self._bfloat16, weight))
 
     def _fetch_window(self, window: int) -> None:

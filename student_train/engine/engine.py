@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -201,12 +202,8 @@ class Engine:
             return parameter
         if not hasattr(self, "_masters"):
             wrapper = self._engine.optimizer
-            pairs = zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
-            self._masters = {
-                id(p16): p32
-                for params16, params32 in pairs
-                for p16, p32 in zip(params16, params32, strict=True)
-            }
+            params16, params32 = chain(*wrapper.fp16_groups), chain(*wrapper.fp32_groups)
+            self._masters = {id(p16): p32 for p16, p32 in zip(params16, params32, strict=True)}
         return self._masters[id(parameter)]
 
     def _scaler(self) -> Any:

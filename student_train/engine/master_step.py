@@ -3,8 +3,7 @@
 DeepSpeed's ``FP16_UnfusedOptimizer.step`` waits for the norm of every gradient, reads every gradient twice to
 find an overflow that the norm shows too, and converts and clips in separate passes. Here a GPU does the step
 in a dozen operations without a wait of the host. A CPU converts, clips and applies gradients slice by slice
-in its cache, with a third of the memory traffic. Loss scaling, clipping and skipped steps work as in
-DeepSpeed.
+in its cache, with a third of the memory traffic. Loss scaling, clipping and skipped steps are DeepSpeed's.
 """
 
 from __future__ import annotations
@@ -49,9 +48,8 @@ class MasterStep:
         wrapper._update_scale(False)
         divisor, not_finite = self._divisor(), (~torch.isfinite(self.norm)).float()
         for group, params16 in zip(wrapper.optimizer.param_groups, wrapper.fp16_groups, strict=True):
-            for weights16, gradients, weights, means, squares, steps in self._pieces(
-                group["params"], params16
-            ):
+            pieces = self._pieces(group["params"], params16)
+            for weights16, gradients, weights, means, squares, steps in pieces:
                 adamw(
                     weights, self._in_float32(gradients), means, squares, [], steps,
                     fused=True, grad_scale=divisor, found_inf=not_finite, amsgrad=False, maximize=False,

@@ -1,5 +1,4 @@
-"""The ranks, that is, the processes that train together: how they start, and the messages that they
-exchange."""
+"""The ranks (processes that train together): how they start, and how they exchange messages."""
 
 from __future__ import annotations
 
@@ -24,8 +23,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process and its connection to the other ranks. Messages are in CPU memory even if ranks compute on
-    GPUs, so that no message waits for a GPU's queue."""
+    """This rank and its connection to the others. Messages are in CPU memory, so that none waits for a
+    GPU."""
 
     rank: int
     """Number of this process, from 0."""
@@ -106,7 +105,7 @@ class World:
 
 
 def start_world() -> World:
-    """Connects the ranks that the launcher (deepspeed, torchrun) started. Without a launcher, there is one
+    """Connects the ranks that the launcher (deepspeed, torchrun) started; without a launcher, starts one
     rank. Raises UserError if another program uses the launcher's port."""
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
@@ -152,9 +151,7 @@ def _require_free_port(port: int) -> None:
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             with socket.socket(family) as probe:
-                probe.setsockopt(
-                    socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-                )  # a port that was just closed counts as free
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # just closed counts as free
                 probe.bind(("", port))  # on every address, as torch does, without listening
         except OSError as problem:
             if problem.errno != errno.EADDRINUSE:

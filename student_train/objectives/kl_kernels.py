@@ -1,13 +1,12 @@
 """KL divergence with temperature, and cross-entropy, over the vocabulary: values and gradients of logits.
 
-Each kernel takes the student's logits ``s`` [C, V], and overwrites them with the gradient of ``sum(kl_scale *
-T * KL) + sum(mlm_scale * CE)`` with respect to ``s``. It returns KL [C] and CE [C] in nats; CE is 0 at
+Each kernel takes the student's logits ``s`` [C, V], and overwrites them with the gradient with respect to
+``s`` of ``sum(kl_scale * T * KL) + sum(mlm_scale * CE)``. It returns KL [C] and CE [C] in nats; CE is 0 at
 positions without a label. Inputs may be bfloat16 or float16; the arithmetic is float32, or float64 for
 float64. The kernels are plain tensor operations, which torch.compile fuses into a few passes over a row in
 the cache.
 
-KL is the sum of p (log p - log q). In float32 its error is about 2e-7, from the rounding of the two
-normalisers.
+KL is the sum of p (log p - log q); in float32 its error is about 2e-7, from rounding both normalisers.
 
 Axes: C positions of a chunk, V vocabulary, K top-k.
 """
@@ -61,8 +60,7 @@ def topk_kernel(
     temperature: float,
     mlm: bool,
 ) -> tuple[Tensor, Tensor]:
-    """KL and CE of a top-k soft target: ``p`` [C, K] of tokens ``ids`` [C, K], and ``p_tail`` [C] of all
-    others.
+    """KL and CE of a top-k soft target: ``p`` [C, K] of ``ids`` [C, K], and ``p_tail`` [C] of all others.
 
     With lse = logsumexp(s / T), tail = logsumexp of s_v / T over v not in ids, and log q_tail = tail - lse:
 
@@ -88,8 +86,8 @@ def topk_kernel(
     log_q_k = x_k / temperature - log_z[:, None]
     log_q_tail = tail_max[:, 0] / temperature + z_tail.log() - log_z
     kl = _kl_terms(p, log_q_k).sum(1) + _kl_terms(p_tail, log_q_tail)
-    pull = torch.where(p_tail > 0, p_tail / z_tail, 0.0)
-    target = torch.scatter(tail * pull[:, None], 1, ids, p)
+    tail_scale = torch.where(p_tail > 0, p_tail / z_tail, 0.0)
+    target = torch.scatter(tail * tail_scale[:, None], 1, ids, p)
     gradient = kl_scale[:, None] * (q - target)
     ce = torch.zeros_like(kl)
     if mlm:
@@ -143,8 +141,7 @@ Kernel = Callable[..., tuple[Tensor, Tensor]]
 
 @cache
 def fused(kernel: Kernel) -> Kernel:
-    """Returns ``kernel`` compiled for fixed shapes. If compilation fails, ``kernel`` runs uncompiled, with a
-    warning.
+    """Returns ``kernel`` compiled for fixed shapes; if that fails, it runs uncompiled, with a warning.
 
     A kernel overwrites its input. So for every new shape it is compiled and run on copies first, and the
     input is still valid if that fails.
@@ -152,9 +149,8 @@ def fused(kernel: Kernel) -> Kernel:
     from torch._dynamo import config
 
     config.recompile_limit = max(config.recompile_limit, MAX_SHAPES)
-    # Torch's cache on disk has the same key for AVX2 and AVX-512 kernels, and a kernel for the other
-    # processor computes wrong numbers. So the processor is added to the key, for caches that unlike nodes
-    # share.
+    # Torch's cache on disk has one key for AVX2 and AVX-512 kernels, and a kernel of the other kind computes
+    # wrong numbers. Nodes of both kinds may share a cache, so the key gets the processor's capability.
     tag, capability = torch.compiler.config.cache_key_tag, torch.backends.cpu.get_cpu_capability()
     if not tag.endswith(capability):
         torch.compiler.config.cache_key_tag = tag + capability

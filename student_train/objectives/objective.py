@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from student_train.student.model import StudentModel
 
 TERMS = ("loss", "kl", "mlm", "cosine", "relation", "embedding")
+"""Names of the loss and its terms in history.jsonl."""
 
 
 def stored_states(batch: Batch, dtype: torch.dtype) -> Tensor:
@@ -66,7 +67,7 @@ class Objective:
 
     train: Train
     layout: Layout
-    """Layout of the teacher's outputs; see `needs.teacher_output_layout`."""
+    """Layout of the teacher's outputs; see `store_needs.teacher_output_layout`."""
     replay: Replay | None
     """The teacher's top layers and head, in the student's dtype. None: the loss reads only stored top-k
     logits or stored embeddings."""
@@ -103,8 +104,8 @@ class Objective:
     def student_outputs(
         self, model: StudentModel, batch: Batch
     ) -> tuple[Tensor | None, dict[str, Tensor] | None]:
-        """Returns the student's last hidden states [B, L, D], and its queries, keys and values, each [B, L,
-        D]. An output that the loss does not use is None."""
+        """Returns the student's last hidden states [B, L, D] and its queries, keys and values; None for an
+        output that the loss does not use."""
         train, ids, count = self.train, batch.input_ids, None if batch.no_padding else batch.token_count
         if not train.alpha_relation:
             return model.body(ids, count), None
@@ -229,8 +230,7 @@ class Objective:
 
 
 def embedding_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Returns the sum over n texts of 1 - cos(s, t) + |s - t|^2 / |t|^2, of embeddings [n, D]; float32
-    scalar.
+    """Returns the sum over texts of 1 - cos(s, t) + |s - t|^2 / |t|^2, of embeddings [n, D]; float32 scalar.
 
     Texts are later compared by the cosine. The second part makes the student's embeddings also equal the
     teacher's, so that queries embedded by the student can be compared with documents embedded by the teacher.

@@ -47,8 +47,8 @@ class SoftTarget(Protocol):
         """Returns an empty tensor [positions, V] for ``arguments``; None if ``arguments`` needs no buffer."""
 
     def arguments(self, rows: slice, buffer: Tensor | None) -> tuple[Tensor, ...]:
-        """Returns the kernel's arguments for the positions ``rows``. Each has a row per position, except that
-        ``buffer``, if it is returned, may have more rows."""
+        """Returns the kernel's arguments for the positions ``rows``, a row per position; ``buffer``, if it is
+        among them, may have more rows."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,13 @@ class TopkTarget:
         return self.probabilities(rows)
 
     def probabilities(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns ids int64 [n, K], their probabilities p [n, K], and the tail's probability [n].
+        """Returns ids int64 [n, K], their probabilities p [n, K], and the tail's probability [n]; p and tail
+        sum to 1.
 
-        In every row, p and tail sum to 1. p_k = exp(logit_k / T - logsumexp_T) needs no renormalisation. With
-        a = log sum_k p_k, the tail is -expm1(a). It suffers cancellation only if it is nearly 0. Then its
-        absolute error, about 2^-12 |logit| / T from the rounding of float16 logits, is that of the p_k.
-        Rounding can make a > 0. Then the tail is 0, and p is divided by exp(a), so that the gradient still
-        sums to 0.
+        p_k = exp(logit_k / T - logsumexp_T) needs no renormalisation. With a = log sum_k p_k, the tail is
+        -expm1(a). If the tail is nearly 0, this suffers cancellation; its absolute error is then that of the
+        p_k, about 2^-12 |logit| / T from the rounding of float16 logits. If rounding makes a > 0, the tail is
+        0, and p is divided by exp(a), so that the gradient still sums to 0.
         """
         logsumexp = self.logsumexp[rows]
         log_p = self.topk_logits[rows].to(logsumexp.dtype) / self.temperature - logsumexp[:, None]

@@ -31,7 +31,7 @@ TEMPERATURES = (1.0, 2.0)
 """Temperatures of the measures ``kl_t1`` and ``kl_t2``."""
 CHUNK_SIZE = {"cpu": 64, "cuda": 512}
 """Positions whose logits [chunk, V] exist at once; on a CPU few, so that they stay in its cache."""
-_SUMS = (
+_SUMS = (  # from which the measures are computed
     *("positions", "tokens", "masked", "kl_t1", "kl_t2", "mlm_loss", "mlm_accuracy", "teacher_mlm_loss"),
     *("agreement", "cosine", "relation", "sequences", "embedding"),
 )
