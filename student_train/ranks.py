@@ -21,23 +21,23 @@ def rank_of_environment() -> int:
 
 def share_cores() -> None:
     """Sets OMP_NUM_THREADS to the cores per rank, unless it is set. Call it before torch is imported.
-    torchrun sets it to 1, the deepspeed launcher does not set it. Then every rank would start a thread per
+    torchrun sets it to 1, the deepspeed launcher does not. Without it every rank would start a thread per
     core, and ranks would wait for each other's spinning threads."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
 
 
 @contextmanager
-def signals_noted(note: Callable[[int], None]) -> Iterator[None]:
-    """A context in which Ctrl-C and SIGTERM only call ``note`` with the signal's number. Launchers send both
-    signals, and more than once."""
+def handling_stop_signals(handler: Callable[[int], None]) -> Iterator[None]:
+    """A context in which Ctrl-C and SIGTERM only call ``handler`` with the signal's number. Launchers send
+    both signals, and more than once."""
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda number, frame: note(number)) for number in numbers}
+    before = {number: signal.signal(number, lambda number, frame: handler(number)) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, original in before.items():
+            signal.signal(number, original)
 
 
 def end_process(code: int) -> NoReturn:

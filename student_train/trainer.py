@@ -32,7 +32,7 @@ from student_train.objectives.objective import TERMS, Objective
 from student_train.objectives.store_needs import teacher_output_layout
 from student_train.objectives.validation import validate
 from student_train.profiling import gpu_metrics, profiled
-from student_train.ranks import signals_noted
+from student_train.ranks import handling_stop_signals
 from student_train.student.model import StudentModel
 from student_train.student.model_directory import require_same
 
@@ -89,7 +89,7 @@ class Trainer:
         self.resume()
         section = self.train_section
         with (
-            signals_noted(self._stop),
+            handling_stop_signals(self._stop),
             closing(self.phases.read(self.world, self.step)) as stream,
             progress(self.world.is_rank_0, self.total_steps, "steps", self.run.title, self.step) as bar,
             profiled(section.profile_steps if self.world.is_rank_0 else 0, self.trace) as profile_step,

@@ -41,13 +41,13 @@ class Samples:
         array [n, *shape], made by ``allocate``. Raises DamagedStore if a digest does not match, or if an id
         or a position is out of range, because the kernels do not check them."""
         out: dict[str, np.ndarray] = {}
-        keys = np.stack([epoch, block], axis=1)
-        for key in np.unique(keys, axis=0):
-            here = np.flatnonzero((keys == key).all(axis=1))
-            for name, values in self._reader.rows(int(key[0]), int(key[1]), row[here]).items():
+        blocks = np.stack([epoch, block], axis=1)
+        for key in np.unique(blocks, axis=0):
+            in_block = np.flatnonzero((blocks == key).all(axis=1))
+            for name, values in self._reader.rows(int(key[0]), int(key[1]), row[in_block]).items():
                 if name not in out:
                     out[name] = allocate(name, (len(row), *values.shape[1:]), values.dtype.newbyteorder("="))
-                out[name][here] = values
+                out[name][in_block] = values
         for name, (low, high) in self._bounds.items():
             if name in out and not ((out[name] >= low) & (out[name] <= high)).all():
                 raise DamagedStore(self._root, f"{self._split}: {name} holds numbers outside {low} to {high}")

@@ -142,7 +142,7 @@ def checked_soft_target_kind(train: Train, layout: Layout) -> str | None:
 
 
 def _check_pooled(train: Train) -> None:
-    """Raises UserError unless the embedding term is the only term, as a pooled store requires."""
+    """Raises UserError unless the embedding term is the only term: a pooled store has no other outputs."""
     others = [name for name in LOSS_WEIGHTS if name != "alpha_embedding" and getattr(train, name)]
     if others or not train.alpha_embedding:
         raise UserError(

@@ -24,12 +24,10 @@ CPU_ATTENTION = {
 
 
 def freeze_unreached(model: StudentModel, objective: Objective) -> float:
-    """Freezes every parameter that no term of the loss reaches. Returns the FLOP per token of a training
-    step.
+    """Freezes every parameter that no loss term reaches. Returns the FLOP per token of a training step.
 
     The gradients of one synthetic sample show which parameters are reached. The model and the replayed layers
-    must be on the CPU. The FLOP are those of the matrix products of forward and backward, without a live
-    teacher.
+    must be on the CPU. Only matrix products of forward and backward count, without those of a live teacher.
     """
     layout = objective.layout
     batch = collate(

@@ -80,7 +80,7 @@ class StudentModel(nn.Module):
         return next(self.model.parameters()).dtype
 
     def head_transform(self, hidden: Tensor) -> Tensor:
-        """Returns the masked-LM head's input of the decoder [N, D], given hidden states [N, D]."""
+        """Returns the decoder's input [N, D]: the masked-LM head's transform of hidden states [N, D]."""
         return masked_lm_head(self.model).decoder_input(hidden)
 
     def project(self, hidden: Tensor) -> Tensor:
@@ -126,8 +126,7 @@ def architecture(
     teacher_config: Mapping[str, Any],
     has_weights: bool,
 ) -> tuple[tuple[int, ...], PretrainedConfig]:
-    """Returns the numbers of the teacher's layers that a student starts from, and the student's
-    configuration.
+    """Returns the teacher's layers (numbers) that a student starts from, and the student's configuration.
 
     ``has_weights``: whether the store holds all of the teacher's weights. Raises UserError if the teacher's
     family is not supported, if a layer, a width or the relation heads do not fit the teacher, or if

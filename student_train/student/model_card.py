@@ -74,7 +74,7 @@ def _loss(train: Train, results: Mapping[str, Any]) -> str:
 
 
 def _frozen(model: StudentModel) -> str:
-    """Returns a list of the frozen parameters, with its sentence; "" if there are none."""
+    """Returns a paragraph that lists the frozen parameters; "" if there are none."""
     names = [name.removeprefix("model.") for name, p in model.named_parameters() if not p.requires_grad]
     if not names:
         return ""
@@ -84,7 +84,8 @@ def _frozen(model: StudentModel) -> str:
 
 
 def _lengths(lengths: Sequence[int], run: StudentRun, model: StudentModel) -> str:
-    """Returns what to say about sequence lengths, of training and beyond; "" if none is longer."""
+    """Returns a paragraph on trained and untrained lengths; "" if no text is longer than those of
+    training."""
     config, trained = model.model.config, max(lengths)
     longest, rotary = usable_length(config), family_of(config).rotary
     phases = list(zip(run.train.phases, lengths[1:], strict=True))

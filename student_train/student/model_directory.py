@@ -1,5 +1,4 @@
-"""Writes a trained student as a Hugging Face model directory (weights, tokenizer, card), whole or not at
-all."""
+"""Publishes a trained student as a Hugging Face model directory: weights, tokenizer, model card."""
 
 from __future__ import annotations
 
