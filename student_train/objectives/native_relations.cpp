@@ -16,11 +16,11 @@ namespace {
 constexpr int ROWS = WIDTH == 16 ? 8 : 4;  // rows of a block: their sums fill half the registers
 constexpr float LOWEST = -1e30f;           // below every score, but its difference from a score is finite
 
-inline int64_t whole(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
+inline int64_t rounded_up(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
 
 // Reduces a vector to one number: `work` combines its halves until one number is left.
 template <int COUNT, class Work>
-inline ALWAYS_INLINE float folded(const float* lanes, Work work) {
+inline ALWAYS_INLINE float reduced(const float* lanes, Work work) {
     if constexpr (COUNT == 2) {
         return work(lanes[0], lanes[1]);
     } else {
@@ -29,23 +29,23 @@ inline ALWAYS_INLINE float folded(const float* lanes, Work work) {
         std::memcpy(&low, lanes, sizeof low);
         std::memcpy(&high, lanes + COUNT / 2, sizeof high);
         const Half both = work(low, high);
-        return folded<COUNT / 2>(reinterpret_cast<const float*>(&both), work);
+        return reduced<COUNT / 2>(reinterpret_cast<const float*>(&both), work);
     }
 }
 
 template <class Work>
-inline ALWAYS_INLINE float folded(Floats v, Work work) {
+inline ALWAYS_INLINE float reduced(Floats v, Work work) {
     float lanes[LANES];  // a copy, so that v can stay in registers
     v.store(lanes);
-    return folded<LANES>(lanes, work);
+    return reduced<LANES>(lanes, work);
 }
 
 inline ALWAYS_INLINE float total(Floats v) {
-    return folded(v, [](auto a, auto b) ALWAYS_INLINE { return a + b; });
+    return reduced(v, [](auto a, auto b) ALWAYS_INLINE { return a + b; });
 }
 
 inline ALWAYS_INLINE float largest(Floats v) {
-    return folded(v, [](auto a, auto b) ALWAYS_INLINE { return a > b ? a : b; });
+    return reduced(v, [](auto a, auto b) ALWAYS_INLINE { return a > b ? a : b; });
 }
 
 // The queries, keys or values x of one sequence and head, by row [n, d] and by column [d, n], zero beyond n and d.
@@ -53,7 +53,7 @@ struct Vectors {
     int64_t d, row, column;  // d of x, and the strides of by_row and of by_column
     std::vector<float> by_row, by_column;
 
-    Vectors(int64_t longest, int64_t d) : d(d), row(whole(d)), column(whole(longest)) {
+    Vectors(int64_t longest, int64_t d) : d(d), row(rounded_up(d)), column(rounded_up(longest)) {
         by_row.resize(column * row);
         by_column.resize(column * d);
     }
@@ -62,9 +62,9 @@ struct Vectors {
     void read(const typename Kind::Stored* from, int64_t stride, int64_t n) {
         for (int64_t j = 0; j < n; ++j)
             for (int64_t k = 0; k < d; ++k) by_row[j * row + k] = Kind::widen(from[j * stride + k]);
-        std::fill(by_row.begin() + n * row, by_row.begin() + whole(n) * row, 0.0f);
+        std::fill(by_row.begin() + n * row, by_row.begin() + rounded_up(n) * row, 0.0f);
         for (int64_t k = 0; k < d; ++k)
-            for (int64_t j = 0; j < whole(n); ++j) by_column[k * column + j] = by_row[j * row + k];
+            for (int64_t j = 0; j < rounded_up(n); ++j) by_column[k * column + j] = by_row[j * row + k];
     }
 
     // Writes the products of ROWS rows from `first` with all n rows to `scores` [ROWS, column].
@@ -79,22 +79,22 @@ struct Vectors {
             }
             for (int r = 0; r < ROWS; ++r) sums[r].store(scores + r * column + j);
         }
-        for (int r = 0; r < ROWS; ++r) std::fill(scores + r * column + n, scores + r * column + whole(n), LOWEST);
+        for (int r = 0; r < ROWS; ++r) std::fill(scores + r * column + n, scores + r * column + rounded_up(n), LOWEST);
     }
 };
 
 // Writes the largest score of every row of a block to `found`.
-inline ALWAYS_INLINE void maxima(const float* scores, int64_t column, int64_t n, float* found) {
+inline ALWAYS_INLINE void maxima(const float* scores, int64_t column, int64_t n, float* result) {
     for (int r = 0; r < ROWS; ++r) {
-        Floats most = Floats{} + LOWEST;
-        for (int64_t j = 0; j < n; j += LANES) most = larger(Floats::load(scores + r * column + j), most);
-        found[r] = largest(most);
+        Floats lanes = Floats{} + LOWEST;
+        for (int64_t j = 0; j < n; j += LANES) lanes = larger(Floats::load(scores + r * column + j), lanes);
+        result[r] = largest(lanes);
     }
 }
 
-// Adds the KL of a block's rows to `kl`, and overwrites the student's products `s` by the gradient with respect to them.
-// Every pass covers all rows, so that sums of several rows are computed at the same time. Rows beyond n are zero on
-// both sides, so their KL and gradient are zero.
+// Adds the KL of a block's rows to `kl`, and overwrites the student's products `s` by their gradient. Every pass covers
+// all rows, so that sums of several rows are computed at the same time. Rows beyond n are zero on both sides, so their
+// KL and gradient are zero.
 void compare(float* s, float* t, int64_t column, int64_t n, float s_scale, float t_scale, double& kl) {
     float s_max[ROWS], t_max[ROWS], s_sum[ROWS], t_sum[ROWS], difference[ROWS];
     maxima(s, column, n, s_max);
@@ -208,8 +208,8 @@ void relations(const void* student, const void* teacher, void* gradient, const i
 
 }  // namespace
 
-// student: [B, length, s_width]. teacher: [B, length, t_width]. counts [B]: positions without padding. gradient: null, or
-// of the student's shape. kl: [B heads]. Only the pairs (sequence, head) with the numbers `begin` to `end` are computed.
+// student: [B, length, s_width]. teacher: [B, length, t_width]. counts [B]: positions without padding. gradient: null,
+// or of the student's shape. kl: [B heads]. Only the pairs (sequence, head) numbered `begin` to `end` are computed.
 extern "C" void relation_float32(const void* student, const void* teacher, void* gradient, const int64_t* counts,
                                  int64_t length, int64_t heads, int64_t s_width, int64_t t_width, int64_t begin,
                                  int64_t end, double* kl) {
