@@ -1,14 +1,14 @@
 """``python -m tests.chaos [KILLS]``: random SIGKILLs, a lost node and flipped bits must not change a byte.
 
-1. A reference store from one undisturbed worker.
-2. The same from 1, 2 and 4 workers in turn while workers, and every fifth time the driver, are killed at
-   random moments; stores are made again and again until KILLS (default 100) processes have fallen. A pass
-   that gives a task up because eight workers were killed over it (exit code 3) is told to go on.
-3. The same from 4 workers, undisturbed.
-4. The same on a local cluster of three nodes, one of which is lost on the way.
+1. One worker makes a reference store without faults.
+2. 1, 2 and 4 workers in turn make the same store while workers are killed at random moments, and every fifth
+   time the driver. More stores are made until KILLS (default 100) processes were killed. A pass that
+   quarantines a task because eight of its workers were killed (exit code 3) is started again.
+3. 4 workers make the same store without faults.
+4. A local cluster of three nodes makes the same store and loses one node meanwhile.
 5. Random bits are flipped in random files: ``verify`` must find each; ``--repair`` must restore the bytes.
 
-Prints a table of figures; exits 1 where any of it does not hold. Takes minutes.
+Prints a table; exits 1 if a row does not hold. Takes minutes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DRIVER_EVERY = 5
 ANY_MOMENT_EVERY = 7
 WORKERS = (1, 2, 4)
 OVERLOADED = "the machine is overloaded: the same command tries again"
-"""Ray gives itself 30 seconds to start."""
+"""Part of the message if Ray does not start within its own limit of 30 seconds."""
 
 Row = list[object]
 Bytes = dict[str, bytes]
@@ -51,7 +51,7 @@ def main() -> int:
     parser = described(__doc__)
     parser.add_argument("kills", nargs="?", type=int, default=100, metavar="KILLS")
     kills = parser.parse_args().kills
-    luck = random.Random(0)
+    rng = random.Random(0)
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         recipe = write_recipe(
@@ -65,79 +65,80 @@ def main() -> int:
         reference = contents(store)
         rows = [
             ["files of the reference store", len(reference), True],
-            *killed(recipe, directory, reference, kills, luck),
+            *killed(recipe, directory, reference, kills, rng),
             undisturbed(recipe, directory, reference, 4),
             node_lost(recipe, directory, reference),
-            *flipped(recipe, store, reference, luck),
+            *flipped(recipe, store, reference, rng),
         ]
     print(table(rows, ["what", "figure", "holds"]))
     return 0 if all(row[-1] for row in rows) else 1
 
 
 def complete(recipe: Path, *overrides: str) -> None:
-    """The store, made without disturbance."""
+    """Makes the store without faults."""
     code, text = finish(start(recipe, *overrides))
     while OVERLOADED in text:
         code, text = finish(start(recipe, *overrides))
     assert code == 0, text
 
 
-def killed(recipe: Path, directory: Path, reference: Bytes, kills: int, luck: random.Random) -> list[Row]:
-    """Stores made under fire until ``kills`` processes have fallen."""
-    fallen = {"workers": 0, "drivers": 0}
+def killed(recipe: Path, directory: Path, reference: Bytes, kills: int, rng: random.Random) -> list[Row]:
+    """Makes stores while processes are killed, until ``kills`` processes were killed; returns table rows."""
+    killed_count = {"workers": 0, "drivers": 0}
     stores = same = given_up = 0
-    while sum(fallen.values()) < kills:
+    while sum(killed_count.values()) < kills:
         output = directory / f"killed-{stores}"
         store, code, workers = output / "tiny/store", -1, WORKERS[stores % len(WORKERS)]
         while code != 0:
             process = start(recipe, f"output={output}", f"teacher.workers={workers}")
-            _shoot(process, store, kills, fallen, luck)
+            _kill_at_random(process, store, kills, killed_count, rng)
             code, text = finish(process)
             assert code in (0, -9, EXIT_INCOMPLETE) or OVERLOADED in text, text
             given_up += code == EXIT_INCOMPLETE
             print(
-                f"{fallen['workers']} workers and {fallen['drivers']} drivers killed, {stores} stores, "
-                f"{workers} workers: exit code {code}",
+                f"{killed_count['workers']} workers and {killed_count['drivers']} drivers killed, "
+                f"{stores} stores, {workers} workers: exit code {code}",
                 flush=True,
             )
         stores += 1
         same += contents(store) == reference
         shutil.rmtree(output)
     return [
-        ["workers killed", fallen["workers"], True],
-        ["drivers killed", fallen["drivers"], True],
+        ["workers killed", killed_count["workers"], True],
+        ["drivers killed", killed_count["drivers"], True],
         ["passes that gave a task up and went on", given_up, True],
         ["stores made meanwhile, identical", f"{same} of {stores}", same == stores >= len(WORKERS)],
     ]
 
 
-def _shoot(
-    process: subprocess.Popen[str], store: Path, kills: int, fallen: dict[str, int], luck: random.Random
+def _kill_at_random(
+    process: subprocess.Popen[str], store: Path, kills: int, killed_count: dict[str, int], rng: random.Random
 ) -> None:
-    """Kills workers of ``process`` at random moments until it ends or dies, or enough have fallen.
+    """Kills workers of ``process`` at random moments until it ends, its driver is killed, or there are
+    enough.
 
-    A kill comes a random moment after the store has grown by a file, every seventh at any moment at all: were
-    each worker shot before it has done anything, the pass would rightly never end.
+    A kill comes a random time after a new file in the store; every seventh comes at any time. If all workers
+    were killed before they finish anything, the pass could not end.
     """
     size = _files(store)
-    while process.poll() is None and sum(fallen.values()) < kills:
-        if sum(fallen.values()) % ANY_MOMENT_EVERY == 0:
-            time.sleep(luck.uniform(0.0, 5.0))  # a random moment, not a synchronisation
+    while process.poll() is None and sum(killed_count.values()) < kills:
+        if sum(killed_count.values()) % ANY_MOMENT_EVERY == 0:
+            time.sleep(rng.uniform(0.0, 5.0))  # a random moment, not a synchronisation
         else:
             while process.poll() is None and _files(store) <= size:
                 time.sleep(0.005)
-            time.sleep(luck.uniform(0.0, 0.5))
+            time.sleep(rng.uniform(0.0, 0.5))
         size = _files(store)
         try:
             targets = workers(process.pid)
             if not targets:
                 continue
-            if sum(fallen.values()) % DRIVER_EVERY == DRIVER_EVERY - 1:
+            if sum(killed_count.values()) % DRIVER_EVERY == DRIVER_EVERY - 1:
                 process.kill()
-                fallen["drivers"] += 1
+                killed_count["drivers"] += 1
                 return
-            luck.choice(targets).kill()
-            fallen["workers"] += 1
+            rng.choice(targets).kill()
+            killed_count["workers"] += 1
         except psutil.NoSuchProcess:
             continue
 
@@ -152,7 +153,7 @@ def undisturbed(recipe: Path, directory: Path, reference: Bytes, count: int) -> 
 
 
 def node_lost(recipe: Path, directory: Path, reference: Bytes) -> Row:
-    """Three nodes with a CPU each; one that runs a worker goes down after the first tasks."""
+    """Runs a pass on three nodes with one CPU each, one of which is removed after the first tasks."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
@@ -176,15 +177,16 @@ def node_lost(recipe: Path, directory: Path, reference: Bytes) -> Row:
     return [f"store, a node of three lost after {before} tasks, identical", "", contents(store) == reference]
 
 
-def flipped(recipe: Path, store: Path, reference: Bytes, luck: random.Random) -> list[Row]:
-    """One bit at a time in any file that a digest covers; then several files at once, repaired."""
-    apart = (storage.LOCK, RECIPE)
-    files = sorted(path for path in store.rglob("*") if path.is_file() and path.name not in apart)
-    found = sum(_found(store, luck.choice(files), luck) for _ in range(FLIPS))
+def flipped(recipe: Path, store: Path, reference: Bytes, rng: random.Random) -> list[Row]:
+    """Flips one bit in a file with a digest, many times; then damages several files at once and repairs
+    them."""
+    no_digest = (storage.LOCK, RECIPE)
+    files = sorted(path for path in store.rglob("*") if path.is_file() and path.name not in no_digest)
+    found = sum(_found(store, rng.choice(files), rng) for _ in range(FLIPS))
     restored = 0
     for _ in range(REPAIRS):
-        for path in luck.sample([store / name for name in sorted(reference)], 5):
-            _flip(path, luck)
+        for path in rng.sample([store / name for name in sorted(reference)], 5):
+            _flip(path, rng)
         code = teacher(["verify", str(store), "--repair", "--recipe", str(recipe)])
         restored += code == 0 and contents(store) == reference and not verify(str(store))
         shutil.rmtree(damaged_directory(str(store)))
@@ -198,18 +200,19 @@ def flipped(recipe: Path, store: Path, reference: Bytes, luck: random.Random) ->
     ]
 
 
-def _found(store: Path, path: Path, luck: random.Random) -> bool:
+def _found(store: Path, path: Path, rng: random.Random) -> bool:
+    """Flips a bit of a file and restores it; returns whether ``verify`` names the file in between."""
     data = path.read_bytes()
-    _flip(path, luck)
+    _flip(path, rng)
     name = str(path.relative_to(store))
     findings = {finding.file for finding in verify(str(store))}
     path.write_bytes(data)
     return name in findings
 
 
-def _flip(path: Path, luck: random.Random) -> None:
+def _flip(path: Path, rng: random.Random) -> None:
     data = bytearray(path.read_bytes())
-    data[luck.randrange(len(data))] ^= 1 << luck.randrange(8)
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     path.write_bytes(data)
 
 

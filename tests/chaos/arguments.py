@@ -1,4 +1,4 @@
-"""The command line of each program here: ``--help`` prints its module's docstring."""
+"""The command-line parser of the programs in this folder; ``--help`` prints a module's docstring."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""``python -m tests.chaos.clouds gs://bucket abfs://container@account``: storage on any object store.
+"""``python -m tests.chaos.clouds gs://bucket abfs://container@account``: tests storage on any object store.
 
-Writes below ``<URL>/storage-check`` and removes it again; credentials and emulators are found as the store's
-own package finds them. Prints one line a URL; exits 1 where something came out otherwise than locally.
+Writes below ``<URL>/storage-check`` and removes it again. Credentials and emulators are those that the
+store's package finds. Prints one line per URL; exits 1 if a result differs from that on a local disk.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DATA = random.Random(0).randbytes(20 << 20)
 
 
 def actions(root: str, cache: Cache) -> Iterator[Any]:
-    """What each function of storage answers, in an order that tries them all."""
+    """Calls the functions of storage one after the other, and yields their results."""
     path, other = storage.join(root, "run", "a.bin"), storage.join(root, "run", "b.json")
     yield storage.exists(path)
     yield storage.list_names(root)

@@ -1,14 +1,14 @@
-"""``python -m tests.chaos.deepspeed_nodes``: the documented DeepSpeed commands on machines. Needs root.
+"""``python -m tests.chaos.deepspeed_nodes``: runs the documented DeepSpeed commands. Needs root.
 
 Three machines in network namespaces (`tests.chaos.hosts`), reached by ssh and pdsh:
 
-1. One machine, two ranks: the reference log of sample digests.
-2. ``deepspeed --hostfile``, two machines with a rank each: the same digests at every step.
-3. The same at ZeRO stage 1, with ``infra/deploy/deepspeed/zero1.json``.
-4. Two machines, one of which loses all its processes half-way; the command ends, and given again with the
-   third machine in the hostfile it goes on from the newest checkpoint: samples, losses and weights as in 2.
+1. One machine with two ranks makes the reference log of sample digests.
+2. ``deepspeed --hostfile`` on two machines with one rank each must log the same digests at every step.
+3. So must two machines at ZeRO stage 1, with ``infra/deploy/deepspeed/zero1.json``.
+4. One of two machines loses all its processes half-way, and the command ends. With the third machine in the
+   hostfile, the command resumes from the newest checkpoint; samples, losses and weights must be as in 2.
 
-Prints a table of figures; exits 1 where any of it does not hold. About 9 minutes.
+Prints a table; exits 1 if a row does not hold. About 9 minutes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NODES = ("node-0", "node-1", "node-2")
 EXACT = ("loss", "kl", "mlm", "cosine", "gradient_norm", "learning_rate", "samples")
 STEPS_BEFORE_THE_KILL = 8
 NOISE = 1e-3
-"""Of float32 sums in another order, after 32 steps of a loss near 14."""
+"""Largest difference of a loss near 14 after 32 steps, if float32 sums have another order."""
 MINUTES = 600.0
 
 Row = list[object]
@@ -88,7 +88,7 @@ def _whole(machine: Machine, recipe: Path, name: str, where: list[str], *overrid
 
 
 def _same(what: str, one: Log, other: Log, fields: Iterable[str]) -> Row:
-    """Steps that agree in all ``fields``, of all steps."""
+    """Returns a row with the number of steps that agree in all ``fields``."""
     values = [[line[field] for field in ("step", *fields)] for line in one]
     others = [[line[field] for field in ("step", *fields)] for line in other]
     equal = sum(a == b for a, b in zip(values, others, strict=False))
@@ -96,7 +96,10 @@ def _same(what: str, one: Log, other: Log, fields: Iterable[str]) -> Row:
 
 
 def _near(what: str, one: Log, other: Log) -> Row:
-    """Within one machine DeepSpeed adds through shared memory, in another order than gloo over a network."""
+    """Returns a row with the largest difference of a loss.
+
+    It is not 0, because DeepSpeed adds through shared memory on one machine, in another order than gloo.
+    """
     largest = max(abs(a["loss"] - b["loss"]) for a, b in zip(one, other, strict=True))
     return [what, f"{largest:.1e}", largest < NOISE]
 
@@ -125,13 +128,13 @@ def _node_lost(machines: Machines, directory: Path, recipe: Path, pair: list[str
 
 
 def _weights(run: Path) -> dict[str, str]:
-    """Digests of the model's weight files, as the student's record has them."""
+    """Returns file -> digest of the model's weight files, from the student's record."""
     files = json.loads((run / "student/model.json").read_text())["files"]
     return {name: digest for name, digest in files.items() if name.endswith(".safetensors")}
 
 
 def _telling(output: str) -> str:
-    """The launcher's addresses, the trainer's lines, and what went wrong."""
+    """Returns the lines with the launcher's addresses, the trainer's messages and errors."""
     words = ("cmd = ", "dist_world_size", "global_rank_mapping", "student", "Error", "exit")
     lines = [line[:200] for line in output.splitlines() if any(word in line for word in words)]
     return "\n".join(f"  {line}" for line in lines[:8] + lines[8:][-12:])

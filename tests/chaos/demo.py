@@ -1,14 +1,14 @@
-"""Stops ``python -m infra.demo`` in each stage, by Ctrl-C and SIGKILL, and compares it with one left alone.
+"""Stops ``python -m infra.demo`` in each stage, by Ctrl-C and SIGKILL, and compares it with an undisturbed
+demo.
 
     python -m tests.chaos.demo [--reference DIR] [--directory DIR]
 
-1. A demo that nobody stops; ``--reference`` names a directory where one has been made already.
-2. A demo stopped eight times: in each of its four stages once by SIGINT to the foreground processes, as a
-   terminal sends it, and once by SIGKILL of every process. Each start is the same command.
-3. The store and the students' weights must be the same, byte for byte, and so must the
-   scores of every fine-tuning run.
+1. One demo is not stopped; ``--reference`` names the directory of a finished demo instead.
+2. Another demo is stopped eight times: in each of its four stages once by SIGINT to the process group, as a
+   terminal sends it, and once by SIGKILL of every process. It is always started by the same command.
+3. Store, students' weights and scores of every fine-tuning run must be equal, byte for byte.
 
-Prints a table; exits 1 where anything differs. About 10 minutes on two cores, half with ``--reference``.
+Prints a table; exits 1 if anything differs. About 10 minutes on two cores, half with ``--reference``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.chaos.student import kill_tree
 from tests.offline_teacher.stores import contents
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = {  # stage: its progress file, and how the name of its longest part begins
+STAGES = {  # stage -> name of its progress file, beginning of the name of its longest progress bar
     "material": ("", ""),
     "teacher pass": ("teacher", "teacher"),
     "student": ("student", "student"),
@@ -41,9 +41,9 @@ Row = list[object]
 
 
 def start(directory: Path) -> tuple[subprocess.Popen[bytes], Path]:
-    """The demo with ``directory`` as its working directory and a session of its own; its log.
+    """Starts the demo in the working directory ``directory``, in a new session; returns process and log.
 
-    It hears SIGINT also where this process, started in the background, does not.
+    The demo receives SIGINT even if this process was started in the background and ignores it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / f"{len(list(directory.glob('*.log')))}.log"
@@ -56,8 +56,11 @@ def start(directory: Path) -> tuple[subprocess.Popen[bytes], Path]:
         ), log  # fmt: skip
 
 
-def seen(process: subprocess.Popen[bytes], log: Path, file: str, part: str) -> bool:
-    """Waits for the part's progress, or for the demo's first line; False where the demo ended before."""
+def wait_for_progress(process: subprocess.Popen[bytes], log: Path, file: str, part: str) -> bool:
+    """Waits until a progress bar has begun, or without ``file`` until the demo has printed a line.
+
+    Returns False if the demo ended before.
+    """
     reports = log.parent / f"runs/demo/logs/{file}.progress" if file else log
     words = f'"name": "{part}' if file else "a small language"
     deadline = time.monotonic() + SECONDS
@@ -70,13 +73,13 @@ def seen(process: subprocess.Popen[bytes], log: Path, file: str, part: str) -> b
     return True
 
 
-def stopped(directory: Path, stage: str, number: signal.Signals, dice: random.Random) -> Row:
-    """One start that is stopped a random moment after the stage has shown progress."""
+def start_and_stop(directory: Path, stage: str, number: signal.Signals, rng: random.Random) -> Row:
+    """Starts the demo, and stops it a random time after the stage has shown progress."""
     for reports in directory.glob("runs/demo/logs/*.progress"):
-        reports.unlink()  # of the start before
+        reports.unlink()  # from the previous start
     process, log = start(directory)
-    caught = seen(process, log, *STAGES[stage])
-    time.sleep(dice.uniform(0, 3))  # a random moment, not a synchronisation
+    in_time = wait_for_progress(process, log, *STAGES[stage])
+    time.sleep(rng.uniform(0, 3))  # a random moment, not a synchronisation
     if process.poll() is not None:
         print(f"{stage}: ended before {number.name}", flush=True)
     elif number == signal.SIGKILL:
@@ -87,19 +90,19 @@ def stopped(directory: Path, stage: str, number: signal.Signals, dice: random.Ra
     clean = "Traceback" not in log.read_text(errors="replace")
     expected = -signal.SIGKILL if number == signal.SIGKILL else 128 + number
     print(f"{stage}: {number.name}, exit code {code}", flush=True)
-    return [f"{stage}, {number.name}: exit code", code, caught and code == expected and clean]
+    return [f"{stage}, {number.name}: exit code", code, in_time and code == expected and clean]
 
 
-def whole(directory: Path, what: str) -> Row:
-    begin = time.monotonic()
+def run_to_end(directory: Path, what: str) -> Row:
+    start_time = time.monotonic()
     process, log = start(directory)
     code = process.wait(SECONDS)
     if code:
         print(log.read_text()[-3000:], file=sys.stderr)
-    return [f"{what}: seconds to the end", f"{time.monotonic() - begin:.0f}", code == 0]
+    return [f"{what}: seconds to the end", f"{time.monotonic() - start_time:.0f}", code == 0]
 
 
-def same(reference: Path, directory: Path) -> list[Row]:
+def compare(reference: Path, directory: Path) -> list[Row]:
     stored, kept = (contents(root / "runs/demo/store") for root in (reference, directory))
     rows: list[Row] = [["store: files, all the same bytes", len(stored), bool(stored) and stored == kept]]
     for student in ("half", "small"):
@@ -114,7 +117,7 @@ def same(reference: Path, directory: Path) -> list[Row]:
 
 
 def scores(directory: Path) -> dict[str, object]:
-    """Metrics of every fine-tuning run, by its file's name."""
+    """Returns score file -> metrics of a fine-tuning run."""
     root = directory / "runs/demo/evaluation/scores"
     return {
         str(path.relative_to(root)): json.loads(path.read_text())["metrics"]
@@ -124,20 +127,20 @@ def scores(directory: Path) -> dict[str, object]:
 
 def main() -> int:
     parser = described(__doc__)
-    parser.add_argument("--reference", type=Path, help="where `python -m infra.demo` has run to its end")
-    parser.add_argument("--directory", type=Path, help="kept afterwards; default: a temporary one")
+    parser.add_argument("--reference", type=Path, help="directory of a finished `python -m infra.demo`")
+    parser.add_argument("--directory", type=Path, help="directory of the demos, kept; default: temporary")
     options = parser.parse_args()
-    dice = random.Random(0)
+    rng = random.Random(0)
     with tempfile.TemporaryDirectory() as temporary:
         directory = options.directory or Path(temporary)
         rows: list[Row] = []
         if options.reference is None:
-            rows.append(whole(directory / "alone", "never stopped"))
+            rows.append(run_to_end(directory / "alone", "never stopped"))
         for stage in STAGES:
             for number in (signal.SIGINT, signal.SIGKILL):
-                rows.append(stopped(directory / "stopped", stage, number, dice))
-        rows.append(whole(directory / "stopped", "after eight stops"))
-        rows += same(options.reference or directory / "alone", directory / "stopped")
+                rows.append(start_and_stop(directory / "stopped", stage, number, rng))
+        rows.append(run_to_end(directory / "stopped", "after eight stops"))
+        rows += compare(options.reference or directory / "alone", directory / "stopped")
     print(table(rows, ["what", "figure", "holds"]))
     return 0 if all(row[-1] for row in rows) else 1
 

@@ -1,4 +1,4 @@
-"""The cluster of `tests.chaos.faults`: three machines, a Ray of theirs, an object store and two hubs.
+"""The cluster of `tests.chaos.faults`: three machines with a Ray cluster, an object store and two hubs.
 
 node-0 runs Ray's head, an S3 server and the driver; node-1 and node-2 have one worker each. node-2 has its
 own proxy to the object store and its own hub, which fail on demand.
@@ -28,14 +28,14 @@ S3_PORT, HUB_PORT, REFUSING_PORT, PROXY_PORT = 5555, 8000, 8001, 5556
 BUCKET = "faults"
 HUB_CACHE = str(Path(tempfile.gettempdir(), "hub"))
 SCRATCH = str(Path(tempfile.gettempdir(), "scratch"))
-"""For temporary files; on the machine whose disk fills up it is a disk of its own."""
+"""Directory for temporary files; `disk_full` mounts a separate disk there."""
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 PATIENT = {
     "RAY_health_check_period_ms": "5000",
     "RAY_health_check_timeout_ms": "20000",
     "RAY_health_check_failure_threshold": "4",
 }
-"""Longer timeouts: otherwise, on a busy machine, Ray declares a node dead that only waits for a CPU."""
+"""Longer timeouts, because on a busy machine Ray would take a node for dead that only waits for a CPU."""
 
 
 @dataclass
@@ -56,11 +56,12 @@ class Bench:
         return self.machines[SICK]
 
     def flag(self, name: str) -> Path:
-        """While this file exists, the sick node's service answers with the HTTP status ``name``."""
+        """Returns the path of a file; while it exists, the sick node's service answers with status
+        ``name``."""
         return self.directory / name
 
     def remote(self, prefix: str) -> dict[str, bytes]:
-        """The contents of a store in the bucket."""
+        """Returns file -> content of a store in the bucket."""
         target = self.directory / "downloaded" / prefix
         copy = "import fsspec, sys; fsspec.filesystem('s3').get(sys.argv[1], sys.argv[2], recursive=True)"
         words = [sys.executable, "-c", copy, f"{BUCKET}/{prefix}/", f"{target}/"]
@@ -68,7 +69,8 @@ class Bench:
         return contents(target)
 
     def until_sick_works(self, made: Pass) -> None:
-        """Waits until the sick node's worker has a task: Ray puts its method into the process's title."""
+        """Waits until the sick node's worker has a task; its process then has the method's name as its
+        title."""
         until(
             lambda: (
                 made.process.poll() is not None
@@ -98,7 +100,7 @@ class Pass:
         return self.output / "tiny/store"
 
     def end(self) -> tuple[int, str]:
-        """Waits for the end. Returns exit code and output."""
+        """Waits until the pass ends, and returns its exit code and output."""
         code = self.process.wait(SECONDS)
         print(f"{self.log.stem}: exit {code}\n{self.log.read_text()}", flush=True)
         return code, self.log.read_text()

@@ -1,9 +1,9 @@
 """``python -m tests.chaos.faults [ROW ...]``: causes faults, one at a time, on a Ray cluster. Needs root.
 
 It starts three machines in network namespaces (`tests.chaos.fault_bench`). node-0 runs Ray's head, an S3
-server and the driver; node-1 and node-2 have one worker each. Faults hit node-2: it has its own proxy to the
-object store, its own hub, and a small disk. After each fault the store must equal, byte for byte, that of one
-undisturbed process, unless the row says that the pass must not finish.
+server and the driver; node-1 and node-2 have one worker each. Most faults happen on node-2, which has its own
+proxy to the object store, its own hub, and a small disk. After each fault the store must equal, byte for
+byte, the store of one process without faults, unless the row says that the pass must not finish.
 
 Prints the table of docs/faults.md; exits 1 if a row does not hold. About 20 minutes on an idle machine.
 """
@@ -41,7 +41,7 @@ from tests.offline_teacher.stores import contents, indices
 from tests.offline_teacher.tiny_teacher import WORDS, save_bert, write_text
 
 REDUCE_RATE = "Please reduce your request rate"
-"""S3's message with the status 503."""
+"""S3's message with HTTP status 503."""
 MODEL = "example/tiny-bert"
 OTHER_PYTHON = Path("/usr/bin/python3.11")
 
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def _tried(row: Callable[[Bench], list[Row]], bench: Bench) -> list[Row]:
-    """The row, or its error: the next fault is tried in any case."""
+    """Returns the rows of a fault, or a row with its error, so that the next fault is tried in any case."""
     try:
         return row(bench)
     except Exception as error:  # noqa: BLE001
@@ -72,13 +72,13 @@ def _tried(row: Callable[[Bench], list[Row]], bench: Bench) -> list[Row]:
 
 
 def _line(output: str, *words: str) -> str:
-    """The first line of the output with all of these words."""
-    found = (line for line in output.splitlines() if all(word in line for word in words))
-    return next(found, "")
+    """Returns the first line of the output that has all of these words, or an empty text."""
+    matching = (line for line in output.splitlines() if all(word in line for word in words))
+    return next(matching, "")
 
 
 def other_python(bench: Bench) -> list[Row]:
-    """A node with another patch version of Python joins; Ray refuses it and prints both versions."""
+    """Lets a node with another patch version of Python join; Ray refuses it and prints both versions."""
     packages = next(path for path in sys.path if path.endswith("site-packages"))
     words = [
         str(OTHER_PYTHON),
@@ -97,7 +97,7 @@ def other_python(bench: Bench) -> list[Row]:
 
 
 def poisoned(bench: Bench) -> list[Row]:
-    """The embedding of one word is NaN, and one line of the text has that word."""
+    """Makes the embedding of one word NaN, and uses this word in one line of the text."""
     model = save_bert(bench.directory / "poisoned-model")
     weights = load_file(model / "model.safetensors")
     weights["bert.embeddings.word_embeddings.weight"][5 + WORDS.index("bab")] = torch.nan
@@ -114,7 +114,7 @@ def poisoned(bench: Bench) -> list[Row]:
 
 
 def disk_full(bench: Bench) -> list[Row]:
-    """The sick node's disk for temporary files holds one page; the store is in the object store."""
+    """Gives the sick node a disk of one page for temporary files; the store is in the object store."""
     bench.sick.must(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", SCRATCH])
     made = bench.begin("full", f"store.path=s3://{BUCKET}/full")
     code, output = made.end()
@@ -127,13 +127,13 @@ def disk_full(bench: Bench) -> list[Row]:
 
 
 def object_store_503(bench: Bench) -> list[Row]:
-    """From the first task on, the object store answers the sick node 503 for a minute."""
+    """Lets the object store answer the sick node with 503 for a minute, from the first task on."""
     made = bench.begin("refused", f"store.path=s3://{BUCKET}/refused")
     until(lambda: "tasks" in made.log.read_text() or made.process.poll() is not None)
     flag = bench.flag("503")
     flag.touch()
-    ended = time.monotonic() + 60.0
-    until(lambda: time.monotonic() > ended)
+    deadline = time.monotonic() + 60.0
+    until(lambda: time.monotonic() > deadline)
     flag.unlink()
     code, output = made.end()
     line = _line(output, SICK, REDUCE_RATE)
@@ -157,7 +157,7 @@ def hub_refuses(bench: Bench) -> list[Row]:
 
 
 def hung(bench: Bench) -> list[Row]:
-    """The sick node's worker gets SIGSTOP after ten tasks, from whose durations deadlines are known."""
+    """Stops the sick node's worker by SIGSTOP after ten tasks, whose durations set the deadlines."""
     made = bench.begin("hung")
     made.until_tasks(10)
     bench.until_sick_works(made)
@@ -176,21 +176,25 @@ def node_lost(bench: Bench) -> list[Row]:
     before = len(indices(made.store))
     bench.sick.lose()
     code, output = made.end()
-    line = _line(output, SICK, "train/")  # it died, or gave no answer: whichever is noticed first
+    line = _line(output, SICK, "train/")  # "died" or "no answer", depending on which is noticed first
     holds = code == 0 and bool(line) and contents(made.store) == bench.reference
     return [["a node is lost", f"exit {code}, same store, {before} tasks before it; {line}", holds]]
 
 
 def head_lost(bench: Bench) -> list[Row]:
-    """Ray's head dies while the driver is on another machine. The workers are stopped, so that the pass
-    cannot finish without a head. The command is repeated with a new one."""
+    """Kills Ray's head while the driver is on another machine, and repeats the command with a new head.
+
+    The workers are stopped first, so that the pass cannot finish without a head.
+    """
     made = bench.begin("headless", on=WELL)
     made.until_tasks(10)
     for number in (WELL, SICK):
         bench.machines[number].run(["pkill", "--signal", "STOP", "--full", "ray::"])
     bench.head.run(["pkill", "--signal", "KILL", "--full", "raylet|gcs_server"])
     code, output = made.end()
-    bench.sick.run(["pkill", "--signal", "CONT", "--full", "ray::"])  # it ends, without a head
+    bench.sick.run(
+        ["pkill", "--signal", "CONT", "--full", "ray::"]
+    )  # without a head, Ray ends the continued worker
     last = (output.strip().splitlines() or [""])[-1]
     kept = {path: path.stat().st_mtime_ns for path in indices(made.store)}
     bench.machines[WELL].run(["ray", "stop", "--force"], SECONDS)
@@ -200,8 +204,8 @@ def head_lost(bench: Bench) -> list[Row]:
     again = bench.begin("headless")
     second, _ = again.end()
     same = {path: path.stat().st_mtime_ns for path in kept} == kept
-    told = code == EXIT_USER_ERROR and last.startswith("error: the head of the Ray cluster at ")
-    holds = told and second == 0 and same and contents(made.store) == bench.reference
+    reported = code == EXIT_USER_ERROR and last.startswith("error: the head of the Ray cluster at ")
+    holds = reported and second == 0 and same and contents(made.store) == bench.reference
     seen = f"exit {code}: {last}; the same command: exit {second}, {len(kept)} tasks kept, same store"
     return [["the head is lost", seen, holds]]
 

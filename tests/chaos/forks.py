@@ -1,9 +1,9 @@
 """``python -m tests.chaos.forks [KILLS]``: hundreds of SIGKILLs a minute must not change a byte of a store.
 
-Ray needs seconds to start a worker, so ``python -m tests.chaos`` kills only a few a minute. Here the workers,
-one, two or four at once, are forked from a process that has imported everything. Each does one item. Most are
-killed at a random moment, and now and then two workers do the same item. Often the whole pass, driver and
-workers, is killed. Prints a table; exits 1 if a store differs from the undisturbed one.
+Ray needs seconds to start a worker, so ``python -m tests.chaos`` kills only a few per minute. Here one, two
+or four workers at a time are forked from a process that has imported everything. A worker does one item. Most
+workers are killed at a random moment, and sometimes two workers do the same item. Often the whole pass,
+driver and workers, is killed. Prints a table; exits 1 if a store differs from that of an undisturbed pass.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from tests.offline_teacher.stores import contents
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 
 WORKERS = (1, 2, 4)
-DOOMED, TWICE, WHOLE = 0.6, 0.1, 0.8
-"""Shares of workers that are killed, of items given to two workers, and of passes killed as a whole."""
+WORKER_KILLS, DUPLICATES, PASS_KILLS = 0.6, 0.1, 0.8
+"""Shares of workers that are killed, of items given to two workers, and of passes that are killed."""
 
 
 def main() -> int:
@@ -59,26 +59,28 @@ def main() -> int:
         reference = contents(directory / "runs/tiny/store")
         rows: list[list[object]] = []
         for workers in WORKERS:
-            rows.append(_under_fire(recipe, directory, reference, workers, -(-kills // len(WORKERS))))
+            rows.append(_make_with_kills(recipe, directory, reference, workers, -(-kills // len(WORKERS))))
     total = sum(int(str(row[1])) + int(str(row[2])) for row in rows)
     print(table(rows, ["workers", "workers killed", "passes killed", "stores", "identical and whole"]))
     print(f"{total} killed, {len(reference)} files in a store")
     return 0 if all(row[-1] for row in rows) and total >= kills else 1
 
 
-def _under_fire(recipe: Path, directory: Path, reference: dict[str, bytes], workers: int, kills: int) -> list:
+def _make_with_kills(
+    recipe: Path, directory: Path, reference: dict[str, bytes], workers: int, kills: int
+) -> list:
     """Makes stores, one at a time, until ``kills`` workers and passes were killed; returns a table row."""
-    luck, tally, passes, stores, same = random.Random(workers), directory / "tally", 0, 0, True
+    rng, tally, passes, stores, same = random.Random(workers), directory / "tally", 0, 0, True
     tally.write_bytes(b"")
     while tally.stat().st_size + passes < kills:
         output = directory / f"killed-{workers}"
         status = -1
         while status != 0:
             driver = _fork(
-                partial(_drive, recipe, output, workers, luck.randrange(1 << 30), tally), apart=True
+                partial(_drive, recipe, output, workers, rng.randrange(1 << 30), tally), apart=True
             )
-            if luck.random() < WHOLE:
-                time.sleep(luck.uniform(0.1, 10.0))  # a random moment, not a synchronisation
+            if rng.random() < PASS_KILLS:
+                time.sleep(rng.uniform(0.1, 10.0))  # a random moment, not a synchronisation
                 os.killpg(driver, signal.SIGKILL)
             _, status = os.waitpid(driver, 0)
             _wait_until_free(output / "tiny/store")
@@ -102,20 +104,20 @@ def _drive(recipe: Path, output: Path, workers: int, seed: int, tally: Path) -> 
 class ForkedCluster(LocalCluster):
     """A cluster whose workers are forked from this process."""
 
-    def __init__(self, recipe: Recipe, workers: int, luck: random.Random, tally: Path) -> None:
+    def __init__(self, recipe: Recipe, workers: int, rng: random.Random, tally: Path) -> None:
         super().__init__(recipe)
-        self._make = partial(ForkedPool, workers=workers, luck=luck, tally=tally)
+        self._make = partial(ForkedPool, workers=workers, rng=rng, tally=tally)
 
     def pool(self, crew: Crew, started: Any = None) -> Any:
         return self._make(crew)
 
 
 class ForkedPool(LocalPool):
-    """Runs each item in one or two processes of its own, and again if they were killed."""
+    """Runs each item in a separate process, sometimes in two, and again if the process was killed."""
 
-    def __init__(self, crew: Crew, workers: int, luck: random.Random, tally: Path) -> None:
+    def __init__(self, crew: Crew, workers: int, rng: random.Random, tally: Path) -> None:
         super().__init__(crew)
-        self._count, self._luck, self._tally = workers, luck, tally
+        self._count, self._rng, self._tally = workers, rng, tally
         self._seconds = 0.2
         """Duration of the last item in seconds."""
 
@@ -125,18 +127,19 @@ class ForkedPool(LocalPool):
         running: dict[int, tuple[Item, float, float]] = {}  # process id -> item, start time, time of its kill
         while left:
             while len(running) < self._count and todo:
-                item = todo[0] if self._luck.random() < TWICE and self._count > 1 else todo.popleft()
-                begin, doomed = time.monotonic(), self._luck.random() < DOOMED
-                moment = begin + self._luck.uniform(0, 2 * self._seconds) if doomed else float("inf")
-                running[_fork(partial(self._do, item))] = item, begin, moment
-            for process, (item, begin, moment) in list(running.items()):
-                if time.monotonic() >= moment:
+                duplicate = self._rng.random() < DUPLICATES and self._count > 1
+                item = todo[0] if duplicate else todo.popleft()
+                start, is_killed = time.monotonic(), self._rng.random() < WORKER_KILLS
+                kill_time = start + self._rng.uniform(0, 2 * self._seconds) if is_killed else float("inf")
+                running[_fork(partial(self._do, item))] = item, start, kill_time
+            for process, (item, start, kill_time) in list(running.items()):
+                if time.monotonic() >= kill_time:
                     os.kill(process, signal.SIGKILL)
                 ended, status = os.waitpid(process, os.WNOHANG)
                 if ended:
                     del running[process]
                     self._settle_fork(item, status, left, todo, done)
-                    self._seconds = time.monotonic() - begin if status == 0 else self._seconds
+                    self._seconds = time.monotonic() - start if status == 0 else self._seconds
             time.sleep(0.002)
         for process in running:  # the slower of two processes of one item
             os.waitpid(process, 0)
@@ -167,7 +170,7 @@ def _fork(function: Callable[[], object], apart: bool = False) -> int:
     """Forks a child and returns its id. ``apart``: in its own process group, so a pass is killed whole."""
     process = os.fork()
     if apart:
-        os.setpgid(process, process)  # in parent and child: whichever comes first
+        os.setpgid(process, process)  # called in parent and child, since either may run first
     if process:
         return process
     code = 1
@@ -182,13 +185,14 @@ def _fork(function: Callable[[], object], apart: bool = False) -> int:
 
 
 def _in_child(function: Callable[[], Any]) -> None:
-    """Runs ``function`` in a child, so that this process, which forks, never has torch's threads."""
+    """Runs ``function`` in a child process, because this process must not have torch's threads when it
+    forks."""
     _, status = os.waitpid(_fork(function), 0)
     assert status == 0
 
 
 def _wait_until_free(store: Path) -> None:
-    """Waits until a killed pass's workers and their threads are gone, since they hold the store's lock."""
+    """Waits until all processes of a killed pass have ended, since they hold the store's lock."""
     while store.exists():
         try:
             with exclusive(str(store)):

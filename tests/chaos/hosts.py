@@ -1,14 +1,14 @@
-"""Machines for a test: Linux namespaces on one bridge, with their own addresses, processes, files and sshd.
+"""Simulated machines: Linux namespaces on a bridge, with their own addresses, processes, files and sshd.
 
     with Machines(["node-0", "node-1"], directory) as machines:
         machines["node-0"].run(["ssh", "node-1", "hostname"])
 
-A machine has its own network (one cable to a bridge that has no other way out), process table, host name,
-/tmp, /dev/shm and /run. Its home directory is the real one with changes kept apart; what lies in ~/.ssh and
-~/.ray stays hidden. Everything else is the same file system, as on a cluster that shares one. sshd answers
-on port 22 to a key made for the occasion.
+A machine has its own network (a link to a bridge without other connections), process table, host name, /tmp,
+/dev/shm and /run. Its home directory is the real one, except that changes stay in the machine, and that
+~/.ssh and ~/.ray are its own. All other files are shared, as on a cluster with one file system. sshd accepts
+a key that is made for the test, on port 22.
 
-No namespace has a name and none has a file: when the last process is gone, the kernel removes all of it.
+The namespaces have neither names nor files, so the kernel removes them with their last process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NETWORK = "10.77.0."
 TOOLS = ("ip", "mount", "nsenter", "rsync", "setpriv", "ssh-keygen", "unshare", "/usr/sbin/sshd")
 SECONDS = 60.0
 
-# Run as process 1 of a machine; bash also collects what the machine's daemons leave behind.
+# Process 1 of a machine; bash also reaps the orphaned processes of the machine's daemons.
 _INIT = """
 set -euo pipefail
 name=$1 own=$2 home=$3 shared=$4 root=$5
@@ -53,9 +53,9 @@ mount --rbind "$own/tmp" /tmp
 hostname "$name"
 ip link set lo up
 echo up
-read -r  # the cable is in
+read -r  # waits until the network is connected
 /usr/sbin/sshd -f "$shared/sshd_config" -E "$own/sshd.log"
-until (exec 3<>/dev/tcp/127.0.0.1/22) 2>/dev/null; do sleep 0.05; done  # it listens only after it has forked
+until (exec 3<>/dev/tcp/127.0.0.1/22) 2>/dev/null; do sleep 0.05; done  # until sshd listens
 echo up
 sleep infinity &
 wait
@@ -63,14 +63,14 @@ wait
 
 
 class Machine:
-    """One of `Machines`: commands run in it as they would after a login to it."""
+    """One of `Machines`, in which commands run as after a login."""
 
     def __init__(self, name: str, address: str, own: Path, process: subprocess.Popen[str], pid: int) -> None:
         self.name, self.address, self.own, self.pid = name, address, own, pid
         self._process = process
 
     def start(self, command: Sequence[str | Path], log: Path, **environment: str) -> subprocess.Popen[str]:
-        """The command in the repository's root; its output goes to ``log``."""
+        """Starts a command in the repository's root directory; its output goes to ``log``."""
         with log.open("a") as output:
             return subprocess.Popen(
                 self._inside(command, environment),
@@ -80,7 +80,7 @@ class Machine:
     def run(
         self, command: Sequence[str | Path], seconds: float = SECONDS, /, **environment: str
     ) -> tuple[int, str]:
-        """Exit code and output of a command that ends by itself."""
+        """Runs a command to its end, and returns its exit code and output."""
         done = subprocess.run(
             self._inside(command, environment),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
@@ -89,17 +89,18 @@ class Machine:
         return done.returncode, done.stdout
 
     def must(self, command: Sequence[str | Path], seconds: float = SECONDS, /, **environment: str) -> str:
+        """Runs a command that must succeed, and returns its output."""
         code, output = self.run(command, seconds, **environment)
         assert code == 0, f"{self.name}: {command} exited with {code}:\n{output[-3000:]}"
         return output
 
     def lose(self) -> None:
-        """The cable is out, then every process is gone at once: nobody hears a goodbye."""
+        """Disconnects the network and then kills all processes, so that no connection is closed properly."""
         _ip(self.pid, "link", "set", "eth0", "down")
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to process 1: the kernel sends it to every process of the machine."""
+        """Kills process 1, upon which the kernel kills every process of the machine."""
         if self._process.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
             self._process.wait(SECONDS)
@@ -111,7 +112,7 @@ class Machine:
 
 
 class Machines:
-    """A context manager; ``directory`` is what they share, and is empty at first."""
+    """A context in which machines run; ``directory``, empty at first, is shared by them."""
 
     def __init__(self, names: Sequence[str], directory: Path) -> None:
         _check()
@@ -124,14 +125,14 @@ class Machines:
 
     def __enter__(self) -> Machines:
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.directory.chmod(0o755)  # sshd refuses keys below a directory that others can write
+        self.directory.chmod(0o755)  # sshd refuses keys in a directory that others can write
         addresses = {name: f"{NETWORK}{number}" for number, name in enumerate(self._names, 1)}
         lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in addresses.items())]
         (self.directory / "hosts").write_text("\n".join(lines) + "\n")
-        (self.directory / "resolv.conf").write_text("nameserver 127.0.0.1\n")  # nobody there: fails at once
+        (self.directory / "resolv.conf").write_text("nameserver 127.0.0.1\n")  # look-ups fail at once
         _write_ssh(self.directory)
         try:
-            bridge = subprocess.Popen([*_dies_with_us(), "unshare", "--net", "sleep", "infinity"])
+            bridge = subprocess.Popen([*_killed_with_parent(), "unshare", "--net", "sleep", "infinity"])
             self._bridge = bridge
             _wait_for_namespace(bridge.pid)
             _ip(bridge.pid, "link", "add", "bridge", "type", "bridge")
@@ -164,12 +165,13 @@ def _check() -> None:
         )
 
 
-def _dies_with_us() -> list[str]:
+def _killed_with_parent() -> list[str]:
+    """Returns the beginning of a command that is killed when this process ends."""
     return ["setpriv", "--pdeathsig", "KILL"]
 
 
 def _wait_for_namespace(pid: int) -> None:
-    """Until ``pid`` has left our network."""
+    """Waits until the process ``pid`` is in another network namespace than this one."""
     ours, deadline = os.readlink("/proc/self/ns/net"), time.monotonic() + SECONDS
     while os.readlink(f"/proc/{pid}/ns/net") == ours:
         assert time.monotonic() < deadline
@@ -185,7 +187,7 @@ def _boot(name: str, address: str, shared: Path, bridge: int) -> Machine:
     shutil.copytree(shared / "ssh", own / "ssh", dirs_exist_ok=True)
     (own / "ssh").chmod(0o700)
     for folder in (".ssh", ".ray"):
-        (home / folder).mkdir(mode=0o700, exist_ok=True)  # where the machine's own are mounted
+        (home / folder).mkdir(mode=0o700, exist_ok=True)  # mount points of the machine's own directories
     unshare = [
         "unshare",
         "--net",
@@ -200,7 +202,7 @@ def _boot(name: str, address: str, shared: Path, bridge: int) -> Machine:
     arguments = [name, own, home, shared, ROOT]
     with (own / "init.log").open("w") as log:
         process = subprocess.Popen(
-            [*_dies_with_us(), *unshare, "bash", "-c", _INIT, "init", *map(str, arguments)],
+            [*_killed_with_parent(), *unshare, "bash", "-c", _INIT, "init", *map(str, arguments)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
         )  # fmt: skip
     _wait_until_up(process, own)
@@ -210,7 +212,7 @@ def _boot(name: str, address: str, shared: Path, bridge: int) -> Machine:
     _ip(bridge, "link", "set", cable, "master", "bridge", "up")
     _ip(init.pid, "addr", "add", f"{address}/24", "dev", "eth0")
     _ip(init.pid, "link", "set", "eth0", "up")
-    _ip(init.pid, "route", "add", "default", "dev", "eth0")  # Ray asks which address faces the world
+    _ip(init.pid, "route", "add", "default", "dev", "eth0")  # Ray looks for the address of the default route
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
@@ -228,7 +230,7 @@ def _ip(pid: int, *words: str) -> None:
 
 
 def _write_ssh(shared: Path) -> None:
-    """One host key and one user's key for all machines, and an sshd that takes nothing but that key."""
+    """Writes one host key and one user key for all machines, and an sshd configuration for these keys."""
     client = shared / "ssh"
     client.mkdir(mode=0o700)
     for path in (shared / "host_key", client / "id_ed25519"):

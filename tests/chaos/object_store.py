@@ -1,23 +1,21 @@
-"""All three stages on an S3 server that fails, compared with the same on a local disk.
+"""Runs all three stages on an S3 server with faults, and compares the results with those on a local disk.
 
     python -m tests.chaos.object_store [--share 0.05] [--seed 0] [--directory DIR]
 
-A proxy before the server answers this share of all requests with a server error, throttling, a reset
-connection, one reset in the middle of an upload, half an answer, a wrong bit, or not at all. No wrong bits
-are put into files that are read without a digest (texts, labelled tasks, models that are evaluated, the
-teacher's files while its store is made): only TLS, which is not in use here, protects those.
+A proxy before the server answers ``--share`` of all requests with a fault: a server error, throttling, a
+reset connection, a reset in the middle of an upload, half an answer, a wrong bit, or no answer. Files that
+are read without a digest get no wrong bits, because only TLS, which is not used here, protects them. They are
+texts, labelled tasks, evaluated models, and the teacher's files while its store is made.
 
-1. The teacher pass (corpus and store on s3://, two workers), its driver killed once on the way: every file
-   of both stores must be, byte for byte, that of a pass on the local disk; ``verify`` must find nothing.
-2. The student (store, checkpoints and model on s3://, two ranks, a local cache), killed once after a
-   checkpoint and gone on with on a machine that has neither cache nor checkpoint: same samples in the same
-   order, same losses, same weights.
-3. The evaluation (model, task files and scores on s3://): same scores.
-4. Files uploaded in parts, one of which dies: the same bytes arrive, and no unfinished upload is left to be
-   paid for.
+1. The teacher pass has corpus and store on s3:// and two workers; its driver is killed once. Every file of
+both stores must equal that of a pass on the local disk, and ``verify`` must find nothing. 2. The student has
+store, checkpoints and model on s3://, two ranks, and a local cache. It is killed once after a checkpoint and
+resumed on a machine without cache. Samples, losses and weights must be equal. 3. The evaluation has model,
+task files and scores on s3://. The scores must be equal. 4. Files are uploaded in parts, one of which fails.
+The same bytes must arrive, and no unfinished upload, which would cost money, may remain.
 
-Prints a table; exits 1 where any of it does not hold. Takes some ten minutes: a request that hangs is given
-up after half a minute.
+Prints a table; exits 1 if a row does not hold. Takes about ten minutes, since a request without an answer is
+repeated only after half a minute.
 """
 
 from __future__ import annotations
@@ -56,11 +54,11 @@ from tests.tiny_project import (
 BUCKET = "chaos"
 REMOTE = f"s3://{BUCKET}"
 MIX = tuple(fault for fault in FAULTS if fault != "hang") * 4 + ("hang",)
-"""A hang costs half a minute, so there are fewer of them."""
+"""Faults, drawn with equal probability. A hang costs half a minute, so it is rarer than the others."""
 WITHOUT_DIGEST = ("/corpus/", "/glue/", "/tokenizer/", "/teacher/", "/model/", "/evaluation/")
-"""What is in the names of files that nothing but TLS protects."""
+"""Parts of the paths of files that are read without a digest."""
 PART_BYTES = 50 << 20
-"""What s3fs uploads in one part; files of at least two parts are uploaded so."""
+"""Bytes of one part of a multipart upload by s3fs."""
 SECONDS = 900.0
 
 Files = dict[str, bytes]
@@ -74,17 +72,17 @@ class Bench:
         self.proxy, self.client, self.share, self.seed = proxy, client, share, seed
         self.rows: list[Row] = []
         self.total: collections.Counter[str] = collections.Counter()
-        self._luck = random.Random(seed)
+        self._rng = random.Random(seed)
         self._begin = time.monotonic()
 
     def faults_on(self) -> None:
         self.proxy.seen.clear()
-        self.proxy.often(self.share, self._luck.randrange(1 << 30), MIX)
+        self.proxy.often(self.share, self._rng.randrange(1 << 30), MIX)
         self.proxy.choose = _but_for_texts(self.proxy.choose)
         self._begin = time.monotonic()
 
     def row(self, what: str, holds: bool, note: str = "") -> None:
-        """What happened since ``faults_on``, and whether it came out right."""
+        """Adds and prints a row with the number of faults since ``faults_on``."""
         counts = collections.Counter(fault or "none" for _, _, fault in self.proxy.seen)
         self.total.update(counts)
         seconds = f"{time.monotonic() - self._begin:.0f}"
@@ -92,7 +90,7 @@ class Bench:
         print(table([self.rows[-1]], HEADERS), flush=True)
 
     def files(self, prefix: str) -> Files:
-        """Everything below ``prefix``, read from the server itself."""
+        """Returns name -> content of all files below ``prefix``, read from the server without the proxy."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
         names = [item["Key"] for page in pages for item in page.get("Contents", [])]
         return {
@@ -111,7 +109,7 @@ HEADERS = ["what", "requests", *FAULTS, "faults", "seconds", "compared", "holds"
 
 
 def _but_for_texts(choose: Chooser) -> Chooser:
-    """The same faults, but no wrong bits where no digest could show them."""
+    """Returns a function that chooses the same faults, but no wrong bits in files without a digest."""
 
     def chosen(method: str, path: str) -> str | None:
         fault = choose(method, path)
@@ -130,7 +128,9 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--directory", type=Path, help="of the local runs, kept for the next time; default: a temporary one"
+        "--directory",
+        type=Path,
+        help="directory of the local runs, kept for the next call; default: temporary",
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary, s3_server() as server, FaultyProxy(server) as proxy:
@@ -167,7 +167,7 @@ def main() -> int:
 
 
 def reference(directory: Path) -> Path:
-    """The recipe; all three stages have gone through on the local disk."""
+    """Runs all three stages on the local disk without faults, and returns the path of the recipe."""
     recipe = directory / "recipe.yaml"
     if not recipe.exists():
         make_project(directory, store={"top_k": 4, "task_sequences": 32}, tracking={"enabled": False})
@@ -224,7 +224,7 @@ def evaluation(bench: Bench, recipe: Path, overrides: tuple[str, ...], local: Pa
 
 
 def parts(bench: Bench, directory: Path) -> None:
-    """Uploads in parts, each of which meets a fault now and then, and one that always dies at first."""
+    """Uploads files in parts; besides random faults, the first attempt of one request always fails."""
     path = directory / "large.bin"
     data = random.Random(bench.seed).randbytes(PART_BYTES * 5 // 2)
     path.write_bytes(data)
@@ -245,7 +245,7 @@ def parts(bench: Bench, directory: Path) -> None:
 
 
 def killed(command: list[str], condition: Callable[[], bool], alone: bool) -> None:
-    """SIGKILL as soon as the condition holds: to the command ``alone``, or to all it started too."""
+    """Starts a command, and kills it as soon as the condition holds; unless ``alone``, also its children."""
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     ) as process:
@@ -254,7 +254,7 @@ def killed(command: list[str], condition: Callable[[], bool], alone: bool) -> No
             if process.poll() is not None or time.monotonic() > deadline:
                 assert process.stdout is not None
                 raise SystemExit("it ended before it could be killed:\n" + process.stdout.read().decode())
-            time.sleep(0.01)  # between looks at what the proxy has seen
+            time.sleep(0.01)  # between two checks of the condition
         children = [] if alone else psutil.Process(process.pid).children(recursive=True)
         for member in [process, *children]:
             try:
@@ -274,7 +274,7 @@ def finished(command: list[str]) -> None:
 
 
 def published(bench: Bench, folder: str, ending: str) -> int:
-    """How many uploads of such names have gone through."""
+    """Returns the number of successful uploads of files with such names."""
     return sum(
         method == "PUT" and fault is None and folder in path and path.partition("?")[0].endswith(ending)
         for method, path, fault in list(bench.proxy.seen)
@@ -285,7 +285,7 @@ def published(bench: Bench, folder: str, ending: str) -> int:
 
 
 def _store(files: Files) -> Files:
-    """But the recipe, which holds places and speed settings, and the empty lock."""
+    """Returns the files without the recipe, which has paths and speed settings, and without the lock file."""
     left_out = ("recipe.yaml", storage.LOCK)
     return {name: data for name, data in files.items() if name not in left_out}
 

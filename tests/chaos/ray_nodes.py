@@ -1,17 +1,16 @@
-"""``python -m tests.chaos.ray_nodes``: the documented Ray commands on a cluster of machines. Needs root.
+"""``python -m tests.chaos.ray_nodes``: runs the documented Ray commands on a cluster. Needs root.
 
 Four machines in network namespaces (`tests.chaos.hosts`): a laptop, a head, two workers.
 
-1. ``ray up`` of ``infra/deploy/ray/on_premise.yaml``, with these hosts in it and a link to this
-   environment in place of the installation: the hosts reach no package registry.
-2. ``ray submit``: the store must be the one of a single process, byte for byte.
-3. ``ray job submit`` through ``ray dashboard``: refused without the token and with another one; the logs
-   followed, the job stopped half-way and submitted again; what is uploaded is looked at.
-4. Every process of the head but sshd killed half-way through a job; ``ray up`` and the job again.
-5. A pass over all hosts, one of which loses its cable and all its processes half-way.
-6. ``ray down`` and ``ray stop``, with that host still gone.
+1. ``ray up`` with ``infra/deploy/ray/on_premise.yaml``, in which these hosts are written. A link to this
+environment replaces the installation, because the hosts reach no package registry. 2. ``ray submit``: the
+store must equal that of a single process, byte for byte. 3. ``ray job submit`` through ``ray dashboard``:
+refused without a token and with a wrong token. A job is stopped half-way and submitted again; its logs and
+its uploaded files are checked. 4. All processes of the head except sshd are killed half-way through a job;
+then ``ray up`` and the job again. 5. A pass runs on all hosts, one of which loses its network and all its
+processes half-way. 6. ``ray down`` and ``ray stop``, without that host.
 
-Prints a table of figures; exits 1 where any of it does not hold. About 15 minutes.
+Prints a table; exits 1 if a row does not hold. About 15 minutes.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ def main() -> int:
 
 
 def _cluster_file(directory: Path, machines: Machines) -> Path:
-    """``on_premise.yaml`` with our hosts, and without what needs a package registry."""
+    """Writes ``on_premise.yaml`` with our hosts and without commands that need a package registry."""
     cluster = yaml.safe_load((ROOT / "infra/deploy/ray/on_premise.yaml").read_text())
     cluster["provider"] |= {
         "head_ip": machines[HEAD].address,
@@ -86,7 +85,7 @@ def _cluster_file(directory: Path, machines: Machines) -> Path:
 
 
 def up(laptop: Machine, cluster: Path) -> Row:
-    """The token and the cluster, as the cluster file's first lines say."""
+    """Makes the token and starts the cluster, with the commands at the top of the cluster file."""
     laptop.must(["ray", "get-auth-token", "--generate"])
     laptop.must(["chmod", "600", Path.home() / ".ray/auth_token"])
     _up(laptop, cluster)
@@ -94,15 +93,15 @@ def up(laptop: Machine, cluster: Path) -> Row:
 
 
 def _up(laptop: Machine, cluster: Path) -> None:
-    begin = time.monotonic()
+    start_time = time.monotonic()
     laptop.must(["ray", "up", "--yes", "--log-color", "false", cluster], MINUTES)
     expected = f"{1 + len(WORKERS)} local.cluster.node"
     _until(lambda: expected in laptop.run(["ray", "exec", cluster, "ray status"], MINUTES)[1])
-    _say(f"{expected} after {time.monotonic() - begin:.0f} s")
+    _say(f"{expected} after {time.monotonic() - start_time:.0f} s")
 
 
 def submit(laptop: Machine, cluster: Path, recipe: Path, reference: Bytes) -> Row:
-    """The script form: main.py alone goes to the head's home directory."""
+    """Submits main.py as a script, which Ray copies to the head's home directory without other files."""
     output = recipe.parent / "submitted"
     _say(
         laptop.must(
@@ -163,7 +162,7 @@ def _job(name: str, recipe: Path, output: Path) -> list[str]:
 
 
 def _refused(laptop: Machine) -> list[Row]:
-    """Jobs over HTTP and the cluster's own port, without a token and with a wrong one."""
+    """Calls the jobs API and the cluster's port without a token and with a wrong token."""
     wrong = {"RAY_AUTH_TOKEN": "0" * 64}
     gcs = ["ray", "status", "--address", "node-0:6379"]
     tries = {
@@ -182,11 +181,11 @@ def _refused(laptop: Machine) -> list[Row]:
 
 
 def uploaded(head: Machine) -> Row:
-    """What ``--working-dir .`` carries: the sources, no environment, outputs or caches."""
+    """Checks that ``--working-dir .`` uploads the sources, but no environment, outputs or caches."""
     packages = list((head.own / "tmp/ray").glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/"))
     unwanted = {".git", ".venv", "runs", "tests", ".mypy_cache", ".pytest_cache", ".hypothesis"}
     clean, size = bool(packages), 0
-    for package in packages:  # one, or two where the tree was changed between the two submissions
+    for package in packages:  # two if the working tree was changed between the two submissions
         names = {path.name for path in package.iterdir()}
         clean &= {"offline_teacher", "infra"} <= names and not names & unwanted
         size = max(size, sum(path.stat().st_size for path in package.rglob("*") if path.is_file()))
@@ -194,7 +193,7 @@ def uploaded(head: Machine) -> Row:
 
 
 def head_killed(machines: Machines, cluster: Path, recipe: Path, reference: Bytes) -> list[Row]:
-    """The head's Ray and the job's driver die at once; the workers' machines stay."""
+    """Kills the head's Ray and the job's driver at once, while the workers' machines keep running."""
     laptop, head, output = machines[LAPTOP], machines[HEAD], recipe.parent / "headless"
     store, log = output / "tiny/store", laptop.own / "pass-3.log"
     following = laptop.start(_job("pass-3", recipe, output), log, **API)
@@ -217,10 +216,14 @@ def head_killed(machines: Machines, cluster: Path, recipe: Path, reference: Byte
 
 
 def down(machines: Machines, cluster: Path) -> Row:
-    """Of hosts that it cannot terminate, ``ray down`` stops the head alone; the others as the README says."""
-    begin, address = time.monotonic(), machines[WORKERS[0]].address
+    """Stops Ray on the head with ``ray down``, and on another host with ``ray stop``, as the README says.
+
+    ``ray down`` stops only the head if, as here, it cannot terminate the hosts.
+    """
+    start_time, address = time.monotonic(), machines[WORKERS[0]].address
     machines[LAPTOP].must(["ray", "down", "--yes", cluster], MINUTES)
-    _say(f"ray down: {time.monotonic() - begin:.0f} s; on the head are {_ray_processes(machines[HEAD])} left")
+    seconds = time.monotonic() - start_time
+    _say(f"ray down: {seconds:.0f} s; {_ray_processes(machines[HEAD])} processes of Ray left on the head")
     ssh = ["ssh", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
     machines[LAPTOP].must([*ssh, f"root@{address}", "~/venv/bin/ray stop"], MINUTES)
     left = {name: _ray_processes(machines[name]) for name in (HEAD, WORKERS[0])}
@@ -233,7 +236,7 @@ def _ray_processes(machine: Machine) -> int:
 
 
 def node_lost(machines: Machines, recipe: Path, reference: Bytes) -> list[Row]:
-    """More workers than one host has room for; a host goes dark after the first tasks."""
+    """Runs a pass with more workers than fit on one host, and loses a host after the first tasks."""
     lost, output = machines[WORKERS[-1]], recipe.parent / "lost"
     store, log = output / "tiny/store", machines[HEAD].own / "lost.log"
     process = machines[HEAD].start(
@@ -269,7 +272,7 @@ def _teachers(machine: Machine) -> int:
 
 
 def token_kept(machines: Machines) -> Row:
-    """The token is in no file that Ray writes."""
+    """Checks that no file that Ray writes contains the token."""
     token = (machines[LAPTOP].own / "ray/auth_token").read_bytes()
     files = [
         path
@@ -277,10 +280,10 @@ def token_kept(machines: Machines) -> Row:
         for path in (machines[name].own / "tmp").rglob("*")
         if path.is_file() and not path.is_symlink()
     ]
-    told = [path for path in files if token in path.read_bytes()]
-    for path in told:
-        _say(f"the token stands in {path}")
-    return ["files of Ray without the token", len(files), bool(files) and not told]
+    leaks = [path for path in files if token in path.read_bytes()]
+    for path in leaks:
+        _say(f"{path} contains the token")
+    return ["files of Ray without the token", len(files), bool(files) and not leaks]
 
 
 def _log_holds(log: Path, *words: str) -> bool:
@@ -289,7 +292,7 @@ def _log_holds(log: Path, *words: str) -> bool:
 
 
 def _tasks(store: Path) -> int:
-    """Tasks of the training text, of all masking epochs."""
+    """Returns the number of tasks of the training text, over all masking epochs."""
     root = str(store)
     rows = [index.rows for index, _ in read_parts(root, "train", finished_parts(root, "train"))]
     return SplitPlan.of("train", tuple(rows), read_spec(root).plan).task_count

@@ -1,7 +1,8 @@
-"""``python -m tests.chaos.services proxy PORT UPSTREAM FLAG`` or ``hub PORT MODEL [FLAG]``: for `faults`.
+"""``python -m tests.chaos.services proxy PORT UPSTREAM FLAG`` or ``hub PORT MODEL [FLAG]``: a faulty server.
 
-``proxy`` forwards to an object store, but answers 503 while the file FLAG exists. ``hub`` is a Hugging Face
-hub with one model directory, which answers 429 while FLAG exists.
+The servers are for `tests.chaos.faults`. ``proxy`` forwards requests to an object store, but answers 503
+while the file FLAG exists. ``hub`` serves one model directory as a Hugging Face hub, but answers 429 while
+FLAG exists.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def _handler(model: Path, flag: str) -> type[BaseHTTPRequestHandler]:
                     for file in sorted(model.iterdir())
                 ]
                 name = "/".join(path.split("/")[3:5])
-                told = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": []}
-                return self._send(200, json.dumps(files if "/tree/" in path else told).encode())
+                model_info = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": []}
+                return self._send(200, json.dumps(files if "/tree/" in path else model_info).encode())
             file = model / path.rpartition("/")[2]
             return self._send(200, file.read_bytes()) if file.is_file() else self._send(404, b"")
 

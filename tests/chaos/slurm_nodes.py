@@ -1,13 +1,14 @@
-"""``python -m tests.chaos.slurm_nodes``: the Slurm scripts on a Slurm of two machines. Needs root.
+"""``python -m tests.chaos.slurm_nodes``: runs the Slurm scripts on a Slurm of two machines. Needs root.
 
-slurmctld, slurmd and munged of Debian's packages, in network namespaces (`tests.chaos.hosts`); each machine
-claims a GPU, of which neither script nor trainer asks more than the number.
+The machines are network namespaces (`tests.chaos.hosts`) with slurmctld, slurmd and munged of Debian's
+packages. Each claims to have a GPU, of which scripts and trainer use only the number.
 
-1. ``student.sbatch`` gets the signal that Slurm sends before the time limit: the ranks save a checkpoint, the
-   job is requeued, goes on and ends; the samples of every step are those of one process left alone.
-2. ``teacher.sbatch``: the store is the one of a single process, byte for byte, and the job's token is gone.
+1. ``student.sbatch`` gets the signal that Slurm sends before the time limit. The ranks must save a
+checkpoint, and the job must be requeued, resume and end. Every step must have the samples of one undisturbed
+process. 2. ``teacher.sbatch`` must make the store of a single process, byte for byte, and remove the job's
+token.
 
-Prints a table of figures; exits 1 where any of it does not hold. About 5 minutes.
+Prints a table; exits 1 if a row does not hold. About 5 minutes.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def main() -> int:
 
 
 def _boot(machines: Machines, slurm: Path) -> dict[str, str]:
-    """What a command needs in its environment to find this Slurm."""
+    """Starts Slurm, and returns the environment variables with which commands find it."""
     for folder in (slurm / "state", slurm / "ray"):
         folder.mkdir(parents=True)
     (slurm / "slurm.conf").write_text(CONFIG.format(slurm=slurm, cpus=os.cpu_count()))
@@ -111,14 +112,14 @@ def student(head: Machine, directory: Path, environment: dict[str, str]) -> list
     _until(lambda: len(history(run)) > 10)
     head.must(["scancel", "--signal=TERM", "--batch", job], **environment)
     _until(lambda: "Restarts=1" in _job(head, job, environment))
-    saved, farewell = len(history(run)), "the same command continues" in log.read_text()
+    saved, interrupted = len(history(run)), "the same command continues" in log.read_text()
     head.must(["scontrol", "update", f"JobId={job}", "StartTime=now"], **environment)
     _until(lambda: "JobState=COMPLETED" in _job(head, job, environment))
     print(log.read_text()[-2500:], flush=True)
     samples = [(line["step"], line["samples"]) for line in history(run)]
     same = samples == [(line["step"], line["samples"]) for line in alone]
     return [
-        ["student, signalled: steps done, a checkpoint saved", f"{saved} of {len(alone)}", farewell],
+        ["student, signalled: steps done, a checkpoint saved", f"{saved} of {len(alone)}", interrupted],
         ["student, requeued: steps with the samples of one process", len(samples), same],
     ]
 

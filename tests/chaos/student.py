@@ -1,16 +1,15 @@
-"""Kills student training at random moments, at changing world sizes, and compares it with runs left alone.
+"""Kills student training at random moments, at changing world sizes, and compares it with undisturbed runs.
 
     python -m tests.chaos.student --kills 30 [--epochs N] [--directory DIR] [--seed N]
 
-The loss is the triple loss with relations, from a store whose top layer is replayed. The last fifth of the
-steps is a phase on a second store, whose sequences are twice as long.
+The loss is the triple loss plus relations, from a store whose top layer is replayed. The last fifth of the
+steps is a phase on a second store with sequences twice as long.
 
-1. One rank, never killed: the reference log of sample digests and losses.
-2. World sizes 1, 2, 1, 3, ... with SIGKILL of all processes at random moments: every step's digest of all
-   samples consumed so far must equal the reference.
-3. Two ranks never killed against two ranks killed: the losses must be bit-equal too.
+1. One rank, never killed, makes the reference log of sample digests and losses. 2. Runs with 1, 2, 1, 3, ...
+ranks are killed at random moments. At every step, the digest of all samples so far must equal the reference.
+3. Two ranks that are killed must also have bit-equal losses to two ranks that are never killed.
 
-Prints one JSON line; exits 1 where anything differs.
+Prints one JSON line; exits 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ SECONDS_TO_FIRST_STEP = 120.0
 
 
 def start(recipe: Path, name: str, ranks: int) -> subprocess.Popen:
-    """The command as a user would start it, in a session of its own; output goes beside the recipe."""
+    """Starts the documented command in a new session; its output goes to a log beside the recipe."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
     launch += ["--master_port", str(free_port())]
     script = [str(ROOT / "student_train" / "main.py"), "--recipe", str(recipe), f"name={name}"]
@@ -58,18 +57,18 @@ def start(recipe: Path, name: str, ranks: int) -> subprocess.Popen:
 
 
 def kill_tree(process: subprocess.Popen) -> None:
-    """SIGKILL to the launcher and all ranks; torchrun starts them in sessions of their own."""
-    family = psutil.Process(process.pid)
-    everyone = [family, *family.children(recursive=True)]
-    for member in everyone:
+    """Kills the launcher and all ranks, which torchrun starts in separate sessions."""
+    launcher = psutil.Process(process.pid)
+    processes = [launcher, *launcher.children(recursive=True)]
+    for member in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
     process.wait()
-    psutil.wait_procs(everyone)
+    psutil.wait_procs(processes)
 
 
 def history(directory: Path) -> list[dict[str, Any]]:
-    """The logged steps; a line cut short by a kill is left out."""
+    """Returns the logged steps, without a line that a kill has cut off."""
     path, lines = directory / "students" / "student" / "history.jsonl", []
     if path.exists():
         for line in path.read_text().splitlines():
@@ -82,7 +81,8 @@ def history(directory: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def whole(recipe: Path, name: str, ranks: int) -> list[dict[str, Any]]:
+def run_to_end(recipe: Path, name: str, ranks: int) -> list[dict[str, Any]]:
+    """Trains without kills, and returns the log."""
     process = start(recipe, name, ranks)
     if process.wait() != 0:
         raise SystemExit(f"{name} failed:\n{(recipe.parent / f'{name}.log').read_text()[-3000:]}")
@@ -90,15 +90,15 @@ def whole(recipe: Path, name: str, ranks: int) -> list[dict[str, Any]]:
 
 
 def killed(
-    recipe: Path, name: str, worlds: tuple[int, ...], kills: int, dice: random.Random
+    recipe: Path, name: str, worlds: tuple[int, ...], kills: int, rng: random.Random
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
-    """Runs to the end with ``kills`` SIGKILLs. Final log, every line ever logged, kills done.
+    """Trains to the end with ``kills`` SIGKILLs. Returns the final log, all lines ever logged, and the kills.
 
-    A kill comes a random moment after the run has logged something new, or, every fifth, at a random moment
-    of the start. Two starts are needed for one kill at most, so the run always gets on.
+    A kill comes a random time after a new line of the log; every fifth comes a random time after the start.
+    So the training always makes progress.
     """
     directory = recipe.parent / "runs" / name
-    ever: list[dict[str, Any]] = []
+    all_lines: list[dict[str, Any]] = []
     done = attempts = 0
     while True:
         process = start(recipe, name, worlds[attempts % len(worlds)])
@@ -106,7 +106,7 @@ def killed(
         if done < kills:
             early = attempts % 5 == 0
             before = history(directory)
-            pause = dice.uniform(0, 8) if early else dice.uniform(0, 0.5)
+            pause = rng.uniform(0, 8) if early else rng.uniform(0, 0.5)
             deadline = time.monotonic() + SECONDS_TO_FIRST_STEP
             while not early and process.poll() is None and time.monotonic() < deadline:
                 now = history(directory)
@@ -118,7 +118,7 @@ def killed(
             except subprocess.TimeoutExpired:
                 kill_tree(process)
                 done += 1
-                ever += history(directory)
+                all_lines += history(directory)
                 continue
         code = process.wait()
         if code != 0:
@@ -126,11 +126,11 @@ def killed(
                 f"{name} exited with {code}:\n{(recipe.parent / f'{name}.log').read_text()[-3000:]}"
             )
         final = history(directory)
-        return final, ever + final, done
+        return final, all_lines + final, done
 
 
 def compare(directory: Path, kills: int, same_world_kills: int, seed: int, epochs: int) -> dict[str, Any]:
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     steps = epochs * 64 // BATCH
     recipe = make_phased_run(
         directory,
@@ -142,15 +142,15 @@ def compare(directory: Path, kills: int, same_world_kills: int, seed: int, epoch
     )
     for name in ("alone", "changing", "two", "two_killed"):
         shutil.copytree(directory / "runs" / "tiny", directory / "runs" / name)
-    reference = whole(recipe, "alone", 1)
+    reference = run_to_end(recipe, "alone", 1)
     samples = {line["step"]: line["samples"] for line in reference}
-    final, ever, changing_kills = killed(recipe, "changing", WORLDS, kills, dice)
-    two = whole(recipe, "two", 2)
-    two_final, two_ever, two_kills = killed(recipe, "two_killed", (2,), same_world_kills, dice)
+    final, all_lines, changing_kills = killed(recipe, "changing", WORLDS, kills, rng)
+    two = run_to_end(recipe, "two", 2)
+    two_final, two_lines, two_kills = killed(recipe, "two_killed", (2,), same_world_kills, rng)
     exact = (*TERMS, "gradient_norm", "learning_rate", "samples")
     values = {line["step"]: [line[name] for name in exact] for line in two}
-    different = [line["step"] for line in ever if line["samples"] != samples[line["step"]]]
-    unequal = [line["step"] for line in two_ever if [line[name] for name in exact] != values[line["step"]]]
+    different = [line["step"] for line in all_lines if line["samples"] != samples[line["step"]]]
+    unequal = [line["step"] for line in two_lines if [line[name] for name in exact] != values[line["step"]]]
     logged = [line["step"] for line in reference]
     return {
         "kills": changing_kills + two_kills,
@@ -168,10 +168,10 @@ def compare(directory: Path, kills: int, same_world_kills: int, seed: int, epoch
 
 def main() -> None:
     parser = described(__doc__)
-    parser.add_argument("--kills", type=int, default=30, help="at changing world sizes")
+    parser.add_argument("--kills", type=int, default=30, help="number of kills at changing world sizes")
     parser.add_argument("--same-world-kills", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=100, help="of 64 sequences in batches of 12")
-    parser.add_argument("--directory", type=Path, help="kept afterwards; default: a temporary one")
+    parser.add_argument("--epochs", type=int, default=100, help="epochs of 64 sequences in batches of 12")
+    parser.add_argument("--directory", type=Path, help="directory of the runs, kept; default: temporary")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -183,10 +183,10 @@ def main() -> None:
             options.epochs,
         )
     print(json.dumps(result))
-    good = result["log_complete"] and not (
+    equal = result["log_complete"] and not (
         result["steps_with_other_samples"] or result["steps_with_other_losses"]
     )
-    sys.exit(0 if good and result["kills_at_changing_world_sizes"] >= options.kills else 1)
+    sys.exit(0 if equal and result["kills_at_changing_world_sizes"] >= options.kills else 1)
 
 
 if __name__ == "__main__":
