@@ -1,13 +1,13 @@
-"""``python -m tests.gpu``: checks results on a GPU and measures speed there.
+"""``python -m tests.gpu``: checks results on a GPU and measures its speed.
 
-It needs torch, transformers and pydantic, and no network. Without DeepSpeed, the parts that need the
-trainer's engine are skipped. Parts named ``check_*`` compare this device with the CPU or with float64 and
-fail if they differ. Parts named ``speed_*`` measure tokens per second and the share of the device's peak
-(model FLOP utilisation). Without a GPU, or with ``--device cpu``, the same parts run on tiny models, so
-that the program itself is tested everywhere.
+The program needs torch, transformers and pydantic, but no network. Without DeepSpeed, the parts that need the
+trainer's engine are skipped. Parts named ``check_*`` compare results of the GPU with those of the CPU or of
+float64, and fail if they differ. Parts named ``speed_*`` measure tokens per second and model FLOP
+utilisation, the share of the GPU's peak FLOP/s. Without a GPU, or with ``--device cpu``, the same parts run
+on tiny models, so that the program itself can be tested on any machine.
 
-Results go to a JSON file. The exit code is 1 if a check failed. On one H100 everything takes some minutes;
-``--skip NAME`` leaves a part out.
+Results go to a JSON file. The exit code is 1 if a check fails. All parts together take some minutes on one
+H100; ``--skip NAME`` leaves a part out.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ PARTS: dict[str, Part] = {
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic, and Hopper's own default
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic, and the default on Hopper
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         print("error: --device cuda: torch sees no GPU here", file=sys.stderr)
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.gpu", description="Correctness and speed on a GPU; without one, on tiny models."
     )
-    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: a GPU where there is one")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: the GPU if there is one")
     parser.add_argument("--skip", action="append", default=[], choices=list(PARTS), help="leave a part out")
     parser.add_argument("--profile", action="store_true", help="also record which operations take the time")
     parser.add_argument(
@@ -92,7 +92,7 @@ def _outcome(found: dict[str, Any]) -> str:
 
 
 def _run(part: Part, device: torch.device, size: Size) -> dict[str, Any]:
-    """Runs a part. Returns its figures, whether it passed, its seconds, and the traceback if it failed."""
+    """Runs a part; returns its results, ``ok``, ``seconds``, and error and traceback if it failed."""
     started = time.perf_counter()
     try:
         found = {"ok": True, **part(device, size)}
@@ -121,7 +121,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
 
 
 def _table(parts: dict[str, Any]) -> str:
-    """One line for each measured row."""
+    """Returns one line of text per measured row."""
     lines = []
     for name, part in parts.items():
         for row in part.get("rows", []):

@@ -1,4 +1,4 @@
-"""Checks the arithmetic on this device. A failed check raises AssertionError with its figures."""
+"""Checks of the arithmetic on this device. A failed check raises AssertionError with the measured errors."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from tests.gpu.models import (
 
 TEMPERATURE = 2.0
 LOSS_TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}
-"""Relative error of value and gradient against float64."""
+"""Dtype -> largest relative error of the loss and of its gradients, compared with float64."""
 CPU = torch.device("cpu")
 
 
 def reduction(device: torch.device, size: Size) -> dict[str, Any]:
-    """Top-k and logsumexp of random logits against float64, ties included."""
+    """Compares top-k and logsumexp of random logits, ties included, with float64."""
     worst = 0.0
     for rows, vocab_size, dtype in (
         (1, 37, torch.float32),
@@ -64,7 +64,7 @@ def reduction(device: torch.device, size: Size) -> dict[str, Any]:
 
 
 def quantisation(device: torch.device, size: Size) -> dict[str, Any]:
-    """int8 of random states: no number is off by more than half of its position's scale."""
+    """Checks that int8 changes no hidden state by more than half of its position's scale."""
     torch.manual_seed(0)
     states = torch.randn(500, 384) * torch.logspace(-6, 4, 500)[:, None]
     states[3] = 0
@@ -78,7 +78,8 @@ def quantisation(device: torch.device, size: Size) -> dict[str, Any]:
 
 
 def loss(device: torch.device, size: Size) -> dict[str, Any]:
-    """The chunked triple loss in every dtype, value and gradients, against the dense formula in float64."""
+    """Compares the chunked triple loss and its gradients, in every dtype, with the dense formula in
+    float64."""
     chunk, vocab_size = (4096, 5_003) if device.type == "cuda" else (64, 1_003)
     errors: dict[str, float] = {}
     dtypes = [torch.float32, torch.bfloat16] + [torch.float16] * (device.type == "cuda")
@@ -95,7 +96,7 @@ def loss(device: torch.device, size: Size) -> dict[str, Any]:
 def _loss_error(
     device: torch.device, dtype: torch.dtype, count: int, chunk: int, vocab_size: int, compiled: bool
 ) -> float:
-    """The largest relative error of the value and of the three gradients."""
+    """Returns the largest relative error of the loss and of its three gradients."""
     teacher_model = random_teacher(tiny_config(vocab_size))
     head = Replay(teacher_model.config, top_weights(teacher_model, 0), 0)
     torch.manual_seed(count)
@@ -141,7 +142,7 @@ def _dense_loss(
 
 
 def relations(device: torch.device, size: Size) -> dict[str, Any]:
-    """The chunked relation loss in every dtype, value and gradients, against the dense formula in float64."""
+    """Compares the chunked relation loss and its gradients, per dtype, with the dense formula in float64."""
     errors: dict[str, float] = {}
     for dtype in (torch.float32, torch.bfloat16):
         for padded, compiled in itertools.product((False, True), repeat=2):
@@ -174,7 +175,7 @@ def _relation_error(device: torch.device, dtype: torch.dtype, padded: bool, comp
 
 
 def columns(device: torch.device, size: Size) -> dict[str, Any]:
-    """A pass's columns of a padded batch: this device in float32 against the CPU in float64."""
+    """Compares the columns of a padded batch on this device in float32 with the CPU in float64."""
     model, worst, same = random_teacher(tiny_config()), {}, 1.0
     for replay_layers in (0, 1):
         for hidden_states in ("float16", "int8"):
@@ -196,7 +197,7 @@ def columns(device: torch.device, size: Size) -> dict[str, Any]:
 
 
 def graphs(device: torch.device, size: Size) -> dict[str, Any]:
-    """Shards computed with CUDA graphs equal those computed without them, bit by bit."""
+    """Checks that hidden states computed with CUDA graphs are bit-equal to those computed without them."""
     model, worst = random_teacher(tiny_config()), 0.0
     for padded in (False, True):
         layout = layout_for(model.config, 64, 0)
@@ -214,7 +215,7 @@ def graphs(device: torch.device, size: Size) -> dict[str, Any]:
 
 
 def replay(device: torch.device, size: Size) -> dict[str, Any]:
-    """Replayed top layers on stored states, with padding too: float32 here against float64 on the CPU."""
+    """Compares replayed top layers on padded stored states in float32 with float64 on the CPU."""
     model = random_teacher(tiny_config())
     layout = layout_for(model.config, 32, 0, replay_layers=1)
     text = random_text(layout, 12, padded=True)
@@ -240,7 +241,8 @@ def replay(device: torch.device, size: Size) -> dict[str, Any]:
 
 
 def training(device: torch.device, size: Size) -> dict[str, Any]:
-    """Ten steps of one student: float32 here against the CPU; in bfloat16 the student only has to learn."""
+    """Compares ten steps of a student in float32 with the CPU; in bfloat16 its loss must only become
+    smaller."""
     found: dict[str, Any] = {}
     for name, train in (
         ("triple", {}),

@@ -1,4 +1,4 @@
-"""Checks that batches reach this device through pinned buffers unchanged, while it computes."""
+"""Checks that batches are copied unchanged to the device through pinned buffers while the device computes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from tests.gpu.models import Size, batch_of, layout_for, random_text, tiny_confi
 
 BATCHES, SLOTS, THREADS = 24, 3, 2
 PRODUCTS = 8
-"""Matrix products of the device between two batches, so that copies and computation overlap."""
+"""Matrix products on the device between two batches, so that copies and computation overlap."""
 
 
 def ring(device: torch.device, size: Size) -> dict[str, Any]:
-    """Batches sent through a ring by two threads equal the batches that were collated, and the thread that
-    takes them does not wait for their copies."""
+    """Checks that batches sent through a ring by two threads equal the collated batches.
+
+    The thread that receives them must not wait for the copies.
+    """
     layout = layout_for(tiny_config(), 32, 0, 1)
     torch.manual_seed(0)
-    plain = [_batch(layout, rows) for rows in range(1, BATCHES + 1)]
+    collated = [_batch(layout, rows) for rows in range(1, BATCHES + 1)]
     sender, square = BufferPool(device, SLOTS), torch.randn(1024, 1024, device=device)
 
     def send(batch: Batch) -> Batch:
@@ -32,21 +34,24 @@ def ring(device: torch.device, size: Size) -> dict[str, Any]:
 
     arrived = []
     with ThreadPoolExecutor(THREADS) as threads:
-        for sent in threads.map(send, plain):
+        for sent in threads.map(send, collated):
             for _ in range(PRODUCTS):
                 square = square @ square / 32
             with waits_are_errors(device):
                 here = sent.to(device)
                 arrived.append({name: tensor + 0 for name, tensor in here.tensors().items()})
-    for number, (ours, batch) in enumerate(zip(arrived, plain, strict=True)):
+    for number, (copy, batch) in enumerate(zip(arrived, collated, strict=True)):
         for name, tensor in batch.tensors().items():
-            assert torch.equal(ours[name].cpu(), tensor), f"batch {number}: {name} differs"
+            assert torch.equal(copy[name].cpu(), tensor), f"batch {number}: {name} differs"
     return {"batches": BATCHES, "slots": SLOTS}
 
 
 @contextmanager
 def waits_are_errors(device: torch.device) -> Iterator[None]:
-    """On a GPU, an operation for which the host waits raises RuntimeError, by torch's debug mode."""
+    """A context in which an operation for which the host waits for the GPU raises RuntimeError.
+
+    It uses torch's sync debug mode, and has no effect on a CPU.
+    """
     if device.type != "cuda":
         yield
         return

@@ -1,7 +1,7 @@
-"""``TRITON_INTERPRET=1 python -m tests.gpu.interpreted``: our Triton kernels on a CPU, against float64.
+"""``TRITON_INTERPRET=1 python -m tests.gpu.interpreted``: compares our Triton kernels on a CPU with float64.
 
-Triton reads the variable when it is imported, so this runs in its own process. `test_program` runs it if
-Triton is installed.
+Triton reads the variable when it is imported, so these checks need a separate process. `test_program` runs
+them if Triton is installed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def reduction() -> None:
 
 
 def exact_loss() -> None:
-    """Checks values and gradients of the exact soft target, and that memory beside the rows is unchanged."""
+    """Checks losses and gradients of exact soft targets, and that the memory between the rows is
+    unchanged."""
     from student_train.objectives.kl_triton import exact_kernel
 
     label = torch.tensor([0, NO_LABEL, 36, NO_LABEL, 5])
@@ -47,7 +48,8 @@ def exact_loss() -> None:
         generator = torch.Generator().manual_seed(vocab_size)
         wide = torch.zeros(5, vocab_size + 3).uniform_(-9, 9, generator=generator).to(dtype)
         s, t = wide[:, :vocab_size], (7 * torch.randn(5, vocab_size, generator=generator)).to(dtype)
-        s[0], t[1] = s[0].sort().values, t[1].sort(descending=True).values  # maxima at the end, at the start
+        # The maximum is the last number of s[0] and the first of t[1].
+        s[0], t[1] = s[0].sort().values, t[1].sort(descending=True).values
         scales = kl_scale.double(), mlm_scale.double()
         beside, gradient = wide[:, vocab_size:].clone(), s.double()
         kl, ce = kl_kernels.exact_kernel(gradient, t.double(), label, *scales, temperature, mlm)
@@ -60,7 +62,7 @@ def exact_loss() -> None:
 
 if __name__ == "__main__":
     if os.environ.get("TRITON_INTERPRET") != "1":
-        sys.exit("error: set TRITON_INTERPRET=1: these are the kernels on a CPU")
+        sys.exit("error: set TRITON_INTERPRET=1, with which Triton runs the kernels on a CPU")
     reduction()
     exact_loss()
     print("the kernels agree with float64")

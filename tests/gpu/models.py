@@ -28,17 +28,18 @@ Columns = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes that the speed parts use on one kind of device."""
+    """Sizes of models and batches that the speed parts use on one kind of device."""
 
     config: BertConfig
     lengths: tuple[int, ...]
     batch_sizes: tuple[int, ...]
     """Batch sizes of the teacher's forward; the student's step uses the last one."""
     rounds: int
+    """Number of repetitions that are timed."""
     tasks: int
-    """Tasks that the pass writes: 262,144 tokens each on a GPU, two batches each on a CPU."""
+    """Tasks that the pass writes; each has 262,144 tokens on a GPU, and two batches on a CPU."""
     profile: bool = False
-    """Also list the most expensive operations."""
+    """Whether the most expensive operations are recorded too."""
 
     @property
     def batch_size(self) -> int:
@@ -46,7 +47,7 @@ class Size:
 
     @property
     def narrow(self) -> int:
-        """The width of the narrow student."""
+        """Hidden size of the narrow student."""
         return self.config.hidden_size // 2
 
 
@@ -57,7 +58,7 @@ def size_for(device: torch.device) -> Size:
 
 
 def tiny_config(vocab_size: int = 203) -> BertConfig:
-    """A BERT of 3 layers; its vocabulary is no multiple of 8."""
+    """Returns a tiny BERT with 3 layers, whose vocabulary size is not a multiple of 8."""
     return BertConfig(
         vocab_size=vocab_size,
         hidden_size=32,
@@ -69,10 +70,13 @@ def tiny_config(vocab_size: int = 203) -> BertConfig:
 
 
 def random_teacher(config: BertConfig, seed: int = 0) -> BertForMaskedLM:
-    """Random weights and biases in float32 on the CPU; logits spread like a trained model's."""
+    """Returns a float32 model on the CPU with random weights and biases.
+
+    Its logits have a spread like a trained model's.
+    """
     torch.manual_seed(seed)
-    whole: Any = family_of(config).config(config)
-    model = BertForMaskedLM(whole).eval()
+    full_config: Any = family_of(config).config(config)
+    model = BertForMaskedLM(full_config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -84,11 +88,11 @@ def random_teacher(config: BertConfig, seed: int = 0) -> BertForMaskedLM:
 def loaded(
     model: BertForMaskedLM, replay_layers: int, device: torch.device, dtype: torch.dtype
 ) -> LoadedTeacher:
-    """The teacher, loaded as in a worker of the pass."""
-    own = copy.deepcopy(model)
-    top = Replay(own.config, top_weights(own, replay_layers), replay_layers, dtype).to(device)
-    below = lower(own, replay_layers).to(device=device, dtype=dtype)
-    return LoadedTeacher(below, top, None, own.config, "", torch.device(device), dtype, {})
+    """Returns the teacher as a worker of the pass loads it; ``model`` is not changed."""
+    model = copy.deepcopy(model)
+    top = Replay(model.config, top_weights(model, replay_layers), replay_layers, dtype).to(device)
+    lower_layers = lower(model, replay_layers).to(device=device, dtype=dtype)
+    return LoadedTeacher(lower_layers, top, None, model.config, "", torch.device(device), dtype, {})
 
 
 def layout_for(
@@ -108,13 +112,16 @@ def layout_for(
 
 
 def random_text(layout: Layout, count: int, padded: bool, seed: int = 0) -> Columns:
-    """Text columns of random sequences; if ``padded``, every second one has half the length."""
+    """Returns the text columns of ``count`` random sequences.
+
+    If ``padded``, every second sequence has half the length.
+    """
     generator = np.random.default_rng(seed)
     token_count = np.full(count, layout.length, np.uint16)
     token_count[1::2] -= layout.length // 2 if padded else 0
     ids = generator.integers(5, layout.vocab_size, (count, layout.length))
     ids[np.arange(layout.length) >= token_count[:, None]] = 0
-    half = layout.length // 2  # inside every sequence
+    half = layout.length // 2  # the masked positions are in the first half, which no sequence pads
     positions = np.stack([np.sort(1 + generator.permutation(half - 2)) for _ in range(count)])
     positions = positions[:, : layout.masked].astype(np.int16)
     unused = layout.masked - positions.shape[1]
@@ -129,19 +136,19 @@ def random_text(layout: Layout, count: int, padded: bool, seed: int = 0) -> Colu
 
 
 def columns_of(teacher: LoadedTeacher, layout: Layout, text: Columns) -> Columns:
-    """The teacher's columns of one batch."""
+    """Computes the teacher's columns of one batch."""
     return Inference(teacher, layout).columns(text, len(text["token_count"])).wait()
 
 
 def batch_of(layout: Layout, text: Columns, columns: Columns) -> Batch:
-    """The batch that a training stream makes of these columns."""
+    """Returns the batch that a training stream makes of these columns."""
     return collate({**text, **columns}, layout.positions == "masked", layout.hidden_states == "bfloat16", 1.0)
 
 
 def student_and_loss(
     teacher: BertForMaskedLM, layout: Layout, student: Student, train: Train, device: torch.device
 ) -> tuple[StudentModel, Objective]:
-    """A float32 student and its loss in ``train.dtype``, both on ``device``."""
+    """Returns a float32 student and its loss in ``train.dtype``, both on ``device``."""
     config, weights = teacher.config.to_dict(), named_weights(teacher)
     model = build_student(student, train, config, weights)
     replay = Replay(config, weights, layout.replay_layers)

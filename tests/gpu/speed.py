@@ -38,7 +38,7 @@ RELATIONS_ALONE = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0, "alpha_r
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Peak FLOP/s in bfloat16; None if the device is not listed."""
+    """Returns the peak FLOP/s in bfloat16; None if the device is not in PEAK_FLOPS."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -46,18 +46,22 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def encoder_flops(config: BertConfig, length: int, layers: int) -> int:
-    """FLOP of one token's forward through the layers: weight products and attention's two products."""
+    """Returns the FLOP per token of a forward through ``layers`` layers.
+
+    They are those of the products with weights and of the two products in attention.
+    """
     D, F = config.hidden_size, config.intermediate_size  # noqa: N806
     return layers * (2 * (4 * D * D + 2 * D * F) + 4 * length * D)
 
 
 def head_flops(config: BertConfig) -> int:
-    """FLOP of one token's forward through the masked-LM head."""
+    """Returns the FLOP per token of a forward through the masked-LM head."""
     return 2 * config.hidden_size * (config.hidden_size + config.vocab_size)
 
 
 def teacher_pass(device: torch.device, size: Size) -> dict[str, Any]:
-    """Measures a warm worker of the pass, from ids on the host to columns in memory and to a store."""
+    """Measures a worker of the pass after a warm-up, from input ids to columns in host memory or in a
+    store."""
     found: dict[str, Any] = {"rows": [], "host_waits_in_a_shard": {}}
     model, top_k = random_teacher(size.config), min(64, size.config.vocab_size)
     short, long = size.lengths[0], size.lengths[-1]
@@ -82,12 +86,15 @@ def _what(layout: Layout) -> str:
 
 
 def _batch_size(layout: Layout, size: Size) -> int:
-    """Batch size at this length, so that batches of all lengths have as many tokens."""
+    """Returns a batch size with which batches of all lengths have equally many tokens."""
     return size.batch_size * size.lengths[0] // layout.length
 
 
 def _columns_row(found: dict[str, Any], model: Any, layout: Layout, device: torch.device, size: Size) -> None:
-    """Measures shards from ids to columns in host memory, two in flight; counts host waits; profiles."""
+    """Measures shards from input ids to columns in host memory, with two shards in flight.
+
+    Also counts how often the host waits for the device, and records a profile if ``size`` asks for it.
+    """
     batch_size, what = _batch_size(layout, size), _what(layout)
     fits = SHARD_BYTES // layout.bytes_per_sample() // batch_size * batch_size
     count = fits if device.type == "cuda" else 2 * batch_size
@@ -128,7 +135,7 @@ def _store_row(
     size: Size,
     in_flight: int,
 ) -> None:
-    """Measures the real worker that writes ``in_flight`` tasks at once to a store on the local disk."""
+    """Measures the real worker, which writes ``in_flight`` tasks at once to a store on the local disk."""
     batch_size = _batch_size(layout, size)
     per_task = (1 << 18) // layout.length if device.type == "cuda" else 2 * batch_size
     store = Store(top_k=layout.top_k, hidden_states=layout.hidden_states, task_sequences=per_task)  # type: ignore[arg-type]
@@ -149,7 +156,7 @@ def _pass_flops(config: BertConfig, layout: Layout) -> int:
 
 
 def plain_step(device: torch.device, size: Size) -> dict[str, Any]:
-    """Measures steps of several students and losses with torch's AdamW, from batch on host to new weights."""
+    """Measures steps of several students and losses with torch's AdamW, with the batch on the device."""
     return _steps(PlainStep, device, size)
 
 
@@ -185,7 +192,7 @@ def _step_row(
     text = random_text(layout, batch_size, padded=False)
     columns = columns_of(loaded(teacher, replay_layers, device, torch.bfloat16), layout, text)
     batch = batch_of(layout, text, columns)
-    batch = batch.to(device)  # the trainer copies a batch while the one before is computed
+    batch = batch.to(device)  # the trainer copies a batch while the previous batch is computed
     train = Train(batch_size=batch_size, micro_batch_size=batch_size, **weights)  # type: ignore[arg-type]
     model, objective = student_and_loss(teacher, layout, shape, train, device)
     step = make(model, objective, train, device)
@@ -201,7 +208,7 @@ def _step_row(
 def _step_flops(
     teacher: BertConfig, student: Any, length: int, replay_layers: int, weights: dict[str, float]
 ) -> int:
-    """FLOP per token: the student's forward, its backward (twice the forward), and the replayed forward."""
+    """Returns the FLOP per token of the student's forward and backward (twice the forward) and the replay."""
     own = BertConfig(
         hidden_size=student.hidden_size,
         intermediate_size=getattr(student, "hidden_dim", None) or student.intermediate_size,
@@ -215,7 +222,8 @@ def _step_flops(
 
 
 def median_seconds(function: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """Median seconds of a call over ``rounds``, after three warm-up calls; syncs every few calls."""
+    """Returns the median seconds of ``rounds`` calls after a warm-up; waits for the device every few
+    calls."""
     for _ in range(3):
         function()
     times, calls = [], 4
@@ -235,7 +243,10 @@ def wait(device: torch.device) -> None:
 
 
 def host_waits(function: Callable[[], object], device: torch.device) -> dict[str, int] | None:
-    """Source line -> how often the host waits there for the device in one call, by torch's debug mode."""
+    """Returns source line -> how often the host waits there for the device in one call.
+
+    The waits are those that torch's sync debug mode reports; None on a CPU.
+    """
     if device.type != "cuda":
         return None
     wait(device)
@@ -246,16 +257,16 @@ def host_waits(function: Callable[[], object], device: torch.device) -> dict[str
             function()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    found: dict[str, int] = {}
+    waits: dict[str, int] = {}
     for warning in caught:
         if "synchroniz" in str(warning.message):
-            place = f"{'/'.join(Path(warning.filename).parts[-2:])}:{warning.lineno}"
-            found[place] = found.get(place, 0) + 1
-    return found
+            line = f"{'/'.join(Path(warning.filename).parts[-2:])}:{warning.lineno}"
+            waits[line] = waits.get(line, 0) + 1
+    return waits
 
 
 def profile(function: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:
-    """The most expensive operations of one call on the device, longest first."""
+    """Returns the most expensive operations of one call on the device, longest first."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
@@ -273,10 +284,10 @@ def profile(function: Callable[[], object], device: torch.device) -> list[dict[s
         (event.key, event.count, event.self_device_time_total if on_gpu else event.self_cpu_time_total)
         for event in recorded.key_averages()
     ]
-    whole = sum(microseconds for _, _, microseconds in events) or 1
+    total = sum(microseconds for _, _, microseconds in events) or 1
     events.sort(key=lambda event: -event[2])
     return [
-        {"operation": name[:120], "calls": calls, "microseconds": round(us), "share": round(us / whole, 4)}
+        {"operation": name[:120], "calls": calls, "microseconds": round(us), "share": round(us / total, 4)}
         for name, calls, us in events[:TOP_OPERATIONS]
     ]
 

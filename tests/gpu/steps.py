@@ -1,4 +1,4 @@
-"""A whole optimiser step, with torch's AdamW or with the trainer's engine."""
+"""A complete optimiser step, with torch's AdamW or with the trainer's engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def deepspeed_there() -> bool:
 
 
 class PlainStep:
-    """Forward, backward and torch's AdamW on weights in the loss's dtype: a lower bound for a step's cost."""
+    """Forward, backward and torch's AdamW on weights in the loss's dtype: a lower bound for a step's time."""
 
     def __init__(self, model: StudentModel, objective: Objective, train: Train, device: torch.device) -> None:
         self._model, self._objective, self._device = model.to(getattr(torch, train.dtype)), objective, device
@@ -54,7 +54,7 @@ _WORLD: list[Any] = []
 
 
 def world() -> Any:
-    """A `World` of this process alone; it is started once."""
+    """Returns the `World` that consists of this process; it is started at the first call."""
     from student_train.engine.world import start_world
 
     if not _WORLD:

@@ -1,4 +1,4 @@
-"""Makes real stores without Ray, corpus or tokenising: the pass's worker reads random sequences."""
+"""Makes real stores without Ray and corpus: the worker of the pass reads random sequences."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FACTS: dict[str, Any] = {
 
 
 def save_teacher(model: BertForMaskedLM, directory: Path) -> Path:
-    """Saves a model directory whose tokenizer has one invented word for each id."""
+    """Saves a model directory whose tokenizer has one invented word per id, and returns the directory."""
     size = model.config.vocab_size
     directory.mkdir(parents=True)
     words = directory / "vocab.txt"
@@ -43,7 +43,7 @@ def save_teacher(model: BertForMaskedLM, directory: Path) -> Path:
 
 @dataclass(frozen=True)
 class Making:
-    """A store whose tasks are not all made yet."""
+    """An unfinished store, and the worker that makes its tasks."""
 
     recipe: Recipe
     worker: TaskWorker
@@ -54,7 +54,10 @@ class Making:
         return self.recipe.store_path
 
     def run(self, split: str, in_flight: int) -> tuple[int, float]:
-        """Makes all tasks of a split, ``in_flight`` at once. Returns tokens and seconds after the warm-up."""
+        """Makes all tasks of a split, ``in_flight`` at once; returns the tokens and the seconds.
+
+        The seconds do not include a warm-up, in which the first batch of each thread is computed.
+        """
         tasks = self.tasks[split]
         with ThreadPoolExecutor(in_flight) as threads:
             list(threads.map(lambda task: next(self._columns(split, task)), tasks[:in_flight]))
@@ -66,7 +69,7 @@ class Making:
         return self.worker.columns(split, task)
 
     def finish(self) -> str:
-        """Makes all tasks and the manifest. Returns the store's directory."""
+        """Makes all tasks and the manifest, and returns the store's directory."""
         for split in self.tasks:
             self.run(split, 1)
         finish_store(self.root, dict.fromkeys(self.tasks, 1))
@@ -84,7 +87,10 @@ def begin(
     sequences: dict[str, int],
     batch_size: int,
 ) -> Making:
-    """Starts a store in ``directory``. ``sequences``: split -> number of random, full-length sequences."""
+    """Starts a store in ``directory`` with random full-length sequences.
+
+    ``sequences``: split -> number of sequences.
+    """
     recipe = Recipe(
         name="gpu",
         output=str(directory),

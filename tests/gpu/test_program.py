@@ -1,4 +1,5 @@
-"""Tests the GPU program on a CPU: all parts run, a wrong kernel fails its check, figures are right."""
+"""Tests the GPU program on a CPU: all parts run, a wrong kernel fails its check, and FLOP counts are
+right."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_it_needs_no_more_than_a_gpu_machine_has(tmp_path: Path) -> None:
-    """Without these packages the program still runs, and the parts that need them say so."""
+    """Without these packages the program still runs, and reports the parts that need them as skipped."""
     absent = ("deepspeed", "ray", "mlflow", "datasets", "hjson")
     arguments = ["tests.gpu", "--device", "cpu", "--out", str(tmp_path / "gpu.json")]
     arguments += [word for name in ("check_loss", "check_training") for word in ("--skip", name)]
@@ -165,8 +166,13 @@ def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_buffer_that_is_filled_too_early_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+<<<<<<< HEAD
     """A device whose copies end late reads numbers of another batch."""
     real, late = pinned_buffers.PinnedBuffer.send, []
+=======
+    """If copies end late, the device reads numbers of another batch, which the check must find."""
+    real, late = ring.Slot.send, []
+>>>>>>> cd3f388 (Checks on a GPU: docstrings say what is compared, and what is returned)
 
     def send(self: pinned_buffers.PinnedBuffer, batch: Batch) -> Batch:
         late.append(real(self, batch))

@@ -1,4 +1,4 @@
-"""Checks the trainer with its engine on this device, on a store that the pass's worker made here."""
+"""Checks the trainer with its engine on this device, with a store that the worker of the pass makes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float32")
 
 
 class Stops:
-    """Takes the place of the MLflow tracker and asks the trainer to stop at one step."""
+    """Replaces the MLflow run, and asks the trainer to stop at one step."""
 
     run_id = None
 
@@ -38,9 +38,9 @@ class Stops:
 
 
 def resume(device: torch.device, size: Size) -> dict[str, Any]:
-    """Six steps in one run equal, bit by bit, six steps with a stop and a fresh trainer in between.
+    """Checks that six steps in one run are bit-equal to six steps with a stop and a resume in between.
 
-    The runs use dropout, bfloat16 and float32, and the triple loss together with relations.
+    The runs use dropout, bfloat16 and float32, and the triple loss plus relations.
     """
     if not deepspeed_there():
         return {"skipped": NO_DEEPSPEED}
@@ -60,20 +60,25 @@ def resume(device: torch.device, size: Size) -> dict[str, Any]:
                 log_every=1, checkpoint_every=1000,
             )  # fmt: skip
             recipe = dataclasses.replace(making.recipe, train=train)
-            whole = _trained(recipe, Path(scratch, f"whole-{dtype}"), teacher, device, None)
-            _trained(recipe, Path(scratch, f"parts-{dtype}"), teacher, device, STEPS // 2)
-            parts = _trained(recipe, Path(scratch, f"parts-{dtype}"), teacher, device, None)
-            for name, weight in whole["weights"].items():
-                assert torch.equal(weight, parts["weights"][name]), f"{dtype}: {name} differs after a resume"
-            found[dtype] = {name: whole[name] for name in ("first", "last", "validation")}
-            assert all(map(math.isfinite, whole["validation"].values())), f"{dtype}: {whole['validation']}"
+            once = _trained(recipe, Path(scratch, f"once-{dtype}"), teacher, device, None)
+            _trained(recipe, Path(scratch, f"resumed-{dtype}"), teacher, device, STEPS // 2)
+            resumed = _trained(recipe, Path(scratch, f"resumed-{dtype}"), teacher, device, None)
+            for name, weight in once["weights"].items():
+                assert torch.equal(weight, resumed["weights"][name]), (
+                    f"{dtype}: {name} differs after a resume"
+                )
+            found[dtype] = {name: once[name] for name in ("first", "last", "validation")}
+            assert all(map(math.isfinite, once["validation"].values())), f"{dtype}: {once['validation']}"
     return found
 
 
 def _trained(
     recipe: Recipe, directory: Path, teacher: Any, device: torch.device, stop: int | None
 ) -> dict[str, Any]:
-    """Trains with a new student, engine and trainer until ``stop`` or the end."""
+    """Trains with a new student, engine and trainer until step ``stop`` or the end.
+
+    Returns the weights, the first and the last loss, and the measures of validation.
+    """
     from student_train.engine.engine import Engine
     from student_train.trainer import Stopped, Trainer
 
@@ -99,7 +104,7 @@ def _trained(
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Turns on torch's deterministic kernels; operations without one only warn."""
+    """A context with torch's deterministic kernels; operations without such a kernel only warn."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
