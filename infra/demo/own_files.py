@@ -22,7 +22,7 @@ LABELS = ("bad", "good")
 
 
 def write_own_files(root: Path) -> list[str]:
-    """Writes the files below ``root``, except those that are there unchanged. Returns all their names."""
+    """Writes the files below ``root``, and returns their names; an unchanged file is not written again."""
     files = {f"teacher/{path.name}": path.read_bytes() for path in TEACHER.iterdir()}
     files["texts.txt"] = "".join(f"{text}\n" for text in documents(*CORPUS["train"])).encode()
     files["reviews.csv"] = _reviews().encode()

@@ -169,7 +169,7 @@ def outcome_settings(section: Any) -> dict[str, Any]:
 
 
 def _check_models(recipe: Recipe) -> None:
-    """Raises ValueError if a name in ``evaluation.models`` is also that of another row of the report."""
+    """Raises ValueError if a name in ``evaluation.models`` is also the name of another row of the report."""
     taken = {name.lower() for name in (*ROWS, *(recipe.students or (DEFAULT_STUDENT,)))}
     for name in recipe.evaluation.models:
         require(

@@ -46,7 +46,7 @@ class TaskSettings:
     dev: str | None = None
     """Development examples, like ``train``. None: ``dev_fraction`` of the training examples."""
     test: str | None = None
-    """Labelled test examples, like ``train``, for the reported scores. None: scores are those of ``dev``."""
+    """Labelled test examples, like ``train``. Scores are reported on them; None: on ``dev``."""
     hub: str | None = None
     """Name of a dataset on the Hugging Face hub."""
     config: str | None = None

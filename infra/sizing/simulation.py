@@ -113,7 +113,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Timing:
-    """The result of a simulation."""
+    """Result of a simulation."""
 
     seconds: float
     efficiency: float
@@ -135,12 +135,12 @@ def simulate(teacher_pass: Pass, seed: int = 0) -> Timing:
 
 
 class _Worker:
-    """One place of the cluster: a worker and, after each loss, its replacement."""
+    """A worker and, after each loss, its replacement."""
 
     def __init__(self, slowness: float) -> None:
         self.slowness = slowness
         self.generation = 0
-        """How often the worker in this place was replaced."""
+        """Number of times that the worker was replaced."""
         self.reset(0.0)
 
     def reset(self, now: float) -> None:

@@ -59,7 +59,7 @@ class Run:
         """Uploads a local file or directory in the background, with its content at that time."""
 
     def log_store(self, store_dir: str, digest: str) -> None:
-        """Logs the store as a dataset of the run; ``digest`` is that of its manifest."""
+        """Logs the store as a dataset of the run; ``digest`` is the manifest's digest."""
 
     def log_dataset(self, name: str, source: str, digest: str, context: str = "evaluation") -> None:
         """Logs data that the run read.

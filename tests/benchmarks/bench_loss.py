@@ -132,7 +132,8 @@ class TripleProblem:
             self.teacher_logits = ExactTarget(self.head, self.hidden).logits(slice(None))
 
     def dense(self) -> None:
-        """transformers-research-projects, distillation/distiller.py, ``step``, without the cosine."""
+        """Computes ``step`` of transformers-research-projects' distillation/distiller.py without the
+        cosine."""
         assert self.teacher_logits is not None
         with torch.autocast("cpu", self.z.dtype, enabled=self.z.dtype == torch.bfloat16):
             student_logits = functional.linear(self.z, self.weight, self.bias)

@@ -22,7 +22,7 @@ def full_store(
 ) -> Store:
     """Returns a finished store with one task.
 
-    ``config`` and ``weights``: those of the teacher, for benchmarks that use them.
+    ``config`` and ``weights``: the teacher's configuration and weights, for benchmarks that use them.
     """
     plan = Plan.from_bytes(layout, 1, sequences)
     weights = weights or {"none": np.zeros(1, np.float32)}

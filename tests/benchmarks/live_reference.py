@@ -1,6 +1,6 @@
 """A reference implementation of distillation that runs the teacher in every step.
 
-The formula is that of DistilBERT's authors (huggingface/transformers-research-projects,
+The formula is from DistilBERT's authors (huggingface/transformers-research-projects,
 distillation/distiller.py, ``step``): dense logits of teacher and student, KL and cosine over the non-pad
 positions, cross entropy over the masked positions.
 

@@ -1,5 +1,4 @@
-"""Stops ``python -m infra.demo`` in each stage, by Ctrl-C and SIGKILL, and compares it with an undisturbed
-demo.
+"""Stops ``python -m infra.demo`` in each stage by Ctrl-C and SIGKILL, and checks that the results are equal.
 
     python -m tests.chaos.demo [--reference DIR] [--directory DIR]
 

@@ -130,7 +130,7 @@ def opened() -> Iterator[Bench]:
 
 
 def environment_of(name: str) -> dict[str, str]:
-    """Environment variables of Ray and of drivers on a machine."""
+    """Returns the environment variables of Ray and of drivers on a machine."""
     sick = name == SICK
     s3 = f"http://127.0.0.1:{PROXY_PORT}" if sick else f"http://{HEAD}:{S3_PORT}"
     hub = f"http://{HEAD}:{REFUSING_PORT if sick else HUB_PORT}"

@@ -8,11 +8,12 @@ are read without a digest get no wrong bits, because only TLS, which is not used
 texts, labelled tasks, evaluated models, and the teacher's files while its store is made.
 
 1. The teacher pass has corpus and store on s3:// and two workers; its driver is killed once. Every file of
-both stores must equal that of a pass on the local disk, and ``verify`` must find nothing. 2. The student has
-store, checkpoints and model on s3://, two ranks, and a local cache. It is killed once after a checkpoint and
-resumed on a machine without cache. Samples, losses and weights must be equal. 3. The evaluation has model,
-task files and scores on s3://. The scores must be equal. 4. Files are uploaded in parts, one of which fails.
-The same bytes must arrive, and no unfinished upload, which would cost money, may remain.
+   both stores must equal that of a pass on the local disk, and ``verify`` must find nothing.
+2. The student has store, checkpoints and model on s3://, two ranks, and a local cache. It is killed once
+   after a checkpoint and resumed on a machine without cache. Samples, losses and weights must be equal.
+3. The evaluation has model, task files and scores on s3://. The scores must be equal.
+4. Files are uploaded in parts, one of which fails. The same bytes must arrive, and no unfinished upload,
+   which would cost money, may remain.
 
 Prints a table; exits 1 if a row does not hold. Takes about ten minutes, since a request without an answer is
 repeated only after half a minute.

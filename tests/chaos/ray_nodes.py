@@ -3,12 +3,13 @@
 Four machines in network namespaces (`tests.chaos.hosts`): a laptop, a head, two workers.
 
 1. ``ray up`` with ``infra/deploy/ray/on_premise.yaml``, in which these hosts are written. A link to this
-environment replaces the installation, because the hosts reach no package registry. 2. ``ray submit``: the
-store must equal that of a single process, byte for byte. 3. ``ray job submit`` through ``ray dashboard``:
-refused without a token and with a wrong token. A job is stopped half-way and submitted again; its logs and
-its uploaded files are checked. 4. All processes of the head except sshd are killed half-way through a job;
-then ``ray up`` and the job again. 5. A pass runs on all hosts, one of which loses its network and all its
-processes half-way. 6. ``ray down`` and ``ray stop``, without that host.
+   environment replaces the installation, because the hosts reach no package registry.
+2. ``ray submit``: the store must equal that of a single process, byte for byte.
+3. ``ray job submit`` through ``ray dashboard``: refused without a token and with a wrong token. A job is
+   stopped half-way and submitted again; its logs and its uploaded files are checked.
+4. All processes of the head except sshd are killed half-way through a job; then ``ray up`` and the job again.
+5. A pass runs on all hosts, one of which loses its network and all its processes half-way.
+6. ``ray down`` and ``ray stop``, without that host.
 
 Prints a table; exits 1 if a row does not hold. About 15 minutes.
 """

@@ -4,9 +4,9 @@ The machines are network namespaces (`tests.chaos.hosts`) with slurmctld, slurmd
 packages. Each claims to have a GPU, of which scripts and trainer use only the number.
 
 1. ``student.sbatch`` gets the signal that Slurm sends before the time limit. The ranks must save a
-checkpoint, and the job must be requeued, resume and end. Every step must have the samples of one undisturbed
-process. 2. ``teacher.sbatch`` must make the store of a single process, byte for byte, and remove the job's
-token.
+   checkpoint, and the job must be requeued, resume and end. Every step must have the samples of one
+   undisturbed process.
+2. ``teacher.sbatch`` must make the store of a single process, byte for byte, and remove the job's token.
 
 Prints a table; exits 1 if a row does not hold. About 5 minutes.
 """

@@ -5,8 +5,9 @@
 The loss is the triple loss plus relations, from a store whose top layer is replayed. The last fifth of the
 steps is a phase on a second store with sequences twice as long.
 
-1. One rank, never killed, makes the reference log of sample digests and losses. 2. Runs with 1, 2, 1, 3, ...
-ranks are killed at random moments. At every step, the digest of all samples so far must equal the reference.
+1. One rank, never killed, makes the reference log of sample digests and losses.
+2. Runs with 1, 2, 1, 3, ... ranks are killed at random moments. At every step, the digest of all samples so
+   far must equal the reference.
 3. Two ranks that are killed must also have bit-equal losses to two ranks that are never killed.
 
 Prints one JSON line; exits 1 if anything differs.

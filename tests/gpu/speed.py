@@ -48,7 +48,7 @@ def peak_flops(device: torch.device) -> float | None:
 def encoder_flops(config: BertConfig, length: int, layers: int) -> int:
     """Returns the FLOP per token of a forward through ``layers`` layers.
 
-    They are those of the products with weights and of the two products in attention.
+    It counts the products with weights and the two products in attention.
     """
     D, F = config.hidden_size, config.intermediate_size  # noqa: N806
     return layers * (2 * (4 * D * D + 2 * D * F) + 4 * length * D)

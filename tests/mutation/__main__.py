@@ -1,10 +1,10 @@
-"""Puts one fault at a time into a module of evaluation, and lists those that its tests do not notice.
+"""Puts one fault at a time into a module of evaluation, and lists the faults that its tests do not notice.
 
     python -m tests.mutation evaluation/measures/metrics.py
     python -m tests.mutation --seconds 400 evaluation/tasks evaluation/submission.py
 
-Each fault is tried in a process of its own, which runs the module's tests until one fails. If no test
-notices a fault, either it changes no result or a test is missing.
+Each fault is tried in a separate process, which runs the module's tests until one fails. If no test notices a
+fault, either the fault changes no result or a test is missing.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ PACKAGES = (
     "transformers",
     "datasets",
 )
-"""Imported once, before the processes of the faults are forked."""
+"""Packages that are imported once, before the processes of the faults are forked."""
 
 
 class Faulty(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Gives a module another source when it is imported."""
+    """Replaces the source of one module when it is imported."""
 
     def __init__(self, path: Path, source: str) -> None:
         self.path, self.source = path, source
@@ -69,7 +69,8 @@ class Faulty(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def is_noticed(path: Path, source: str, tests: Sequence[str], limit: int) -> bool:
-    """Whether the tests, run in a child process on ``source``, fail or take longer than ``limit`` seconds."""
+    """Returns whether the tests notice the fault: in a child process, with ``source`` as the content of
+    ``path``, they fail or take longer than ``limit`` seconds."""
     child = os.fork()
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -83,7 +84,10 @@ def is_noticed(path: Path, source: str, tests: Sequence[str], limit: int) -> boo
 
 
 def survivors(path: Path, deadline: float) -> tuple[int, list[Mutant]]:
-    """Tries faults in random order until the deadline; (how many, those that no test noticed)."""
+    """Tries faults in random order until the deadline.
+
+    Returns the number of faults that were tried, and the faults that no test noticed.
+    """
     folder = next(name for name in TESTS if str(path).startswith(name))
     tests = [f"tests/evaluation/{name}.py" for name in TESTS[folder]]
     source, started = path.read_text(), time.monotonic()
@@ -107,7 +111,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("paths", nargs="+", type=Path, help="modules or folders of TESTS")
-    parser.add_argument("--seconds", type=float, default=1e9, help="stop after this long")
+    parser.add_argument("--seconds", type=float, default=1e9, help="time limit in seconds")
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
     for package in PACKAGES:

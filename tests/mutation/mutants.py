@@ -1,4 +1,4 @@
-"""Faults that are put into a module's source, one at a time."""
+"""Makes variants of a module's source, each with one fault."""
 
 from __future__ import annotations
 
@@ -24,16 +24,19 @@ class Mutant:
     line: int
     fault: str
     code: str
-    """The expression or statement as it was."""
+    """The original expression or statement."""
     source: str
-    """The whole module with the fault."""
+    """Source of the module with the fault."""
 
     def __str__(self) -> str:
         return f"{self.line}: {self.fault}: {self.code}"
 
 
 def mutants(source: str) -> Iterator[Mutant]:
-    """Every fault of ``_FAULTS`` at every place, except in annotations, f-strings and ``UserError(...)``."""
+    """Yields ``source`` with every fault of ``_FAULTS`` at every node of its syntax tree.
+
+    Annotations, f-strings and ``UserError(...)`` get no faults.
+    """
     tree = ast.parse(source)
     left_out = {id(node) for part in _without_effect(tree) for node in ast.walk(part)}
     for place, node in enumerate(ast.walk(tree)):
@@ -77,7 +80,7 @@ def _and_or(node: ast.AST) -> bool:
 
 
 def _sign(node: ast.AST) -> bool:
-    """``-x`` becomes ``+x``, and ``not x`` becomes ``not not x``."""
+    """Changes ``-x`` to ``+x``, and ``not x`` to ``not not x``."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         node.op = ast.UAdd()
         return True
@@ -116,4 +119,4 @@ _FAULTS: dict[str, Callable[[ast.AST], bool]] = {
     "constant": _constant,
     "result": _result,
 }
-"""Name -> puts the fault into a node; False where the node has no place for it."""
+"""Name of a fault -> function that puts it into a node, or returns False if it does not fit the node."""

@@ -20,7 +20,8 @@ class Corpus:
     """Globs of files (local or URL; .gz and .zst are decompressed), or the hub name of a dataset.
     The content is fingerprinted, not the path."""
     validation_path: tuple[str, ...] = speed(())
-    """Globs of files with held-out text. Empty: no validation store, or that of ``validation_split``."""
+    """Globs of files with held-out text. Empty: no held-out text, or ``validation_split`` of a hub
+    dataset."""
     document: DocumentUnit = outcome("line")
     """The part of a text file that is one document: the file, a line, or a block. Blank lines separate
     blocks."""

@@ -16,8 +16,8 @@ class Masking:
     """Share of the maskable tokens that are masked in every sequence, rounded up; 0: masking is off.
     None: 0.15 for a teacher with a masked-LM head, else 0."""
     sampling: Literal["uniform", "frequency"] = outcome("uniform")
-    """How masked tokens are drawn. ``frequency``: with a probability proportional to count^-smoothing of the
-    token (DistilBERT, XLM)."""
+    """Distribution of the masked tokens. ``frequency``: with a probability proportional to count^-smoothing
+    of the token (DistilBERT, XLM)."""
     smoothing: float = outcome(0.7)
     """Exponent for ``sampling: frequency``."""
     whole_word: bool = outcome(False)

@@ -16,7 +16,7 @@ class Student:
     """Teacher layers from which the student's layers are initialised: a list, ``last:N``, or
     ``every_second``, which ends with the teacher's last layer."""
     init: Literal["teacher", "random"] = outcome("teacher")
-    """Initial weights: those of the teacher's ``layers``, or random ones."""
+    """Initial weights: copied from the teacher's ``layers``, or random."""
     hidden_size: int | None = outcome(None)
     """None: the teacher's hidden size. A narrower student starts from slices of the teacher's layers unless
     ``init`` is random. For the cosine loss it also learns a projection to the teacher's hidden size."""

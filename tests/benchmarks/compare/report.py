@@ -104,13 +104,13 @@ def table(arms: dict[str, list[Result]]) -> str:
 
 
 def _scores(run: Result, tasks: Sequence[str]) -> list[float | None]:
-    """For each task the median of the run's fine-tuning seeds, times 100; None where it was not run."""
+    """Returns for each task the median score over fine-tuning seeds, times 100; None if it was not run."""
     found = run.get("scores", {})
     return [100 * statistics.median(found[task]) if task in found else None for task in tasks]
 
 
 def _mean(scores: Sequence[float | None]) -> float | None:
-    """Of all tasks; None if one is missing."""
+    """Returns the mean over all tasks; None if a task is missing."""
     known = [score for score in scores if score is not None]
     return statistics.mean(known) if known and len(known) == len(scores) else None
 
