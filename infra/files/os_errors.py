@@ -38,11 +38,11 @@ def reporting_os_errors(
     except OSError as problem:
         if isinstance(problem, let_through) or (only is not None and problem.errno not in only):
             raise
-        raise in_words(problem, path) from problem
+        raise as_node_error(problem, path) from problem
 
 
-def in_words(problem: OSError, path: str) -> NodeError:
-    """One sentence that names the path."""
+def as_node_error(problem: OSError, path: str) -> NodeError:
+    """Returns the NodeError for an OSError; its one sentence names ``path``."""
     number = errno.ENOENT if isinstance(problem, FileNotFoundError) else problem.errno or 0
     reason = _REASONS.get(number, problem.strerror or str(problem))
     return NodeError(f"{remote.without_secrets(path)}: {reason}")

@@ -10,7 +10,7 @@ import traceback
 from typing import Any
 
 from infra.errors import NodeError, UserError
-from infra.files.os_errors import in_words
+from infra.files.os_errors import as_node_error
 from infra.files.scratch import Scratch
 
 USER, NODE, ITEM = "user", "node", "item"
@@ -61,7 +61,7 @@ def described(error: Exception) -> dict[str, Any]:
     """Converts an error to plain data for the driver and the log."""
     trace = "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:]
     if isinstance(error, OSError):
-        error = in_words(error, str(error.filename or tempfile.gettempdir()))
+        error = as_node_error(error, str(error.filename or tempfile.gettempdir()))
     own_words = isinstance(error, UserError)
     reason = " ".join(str(error).split())[:LONGEST_REASON]
     return {

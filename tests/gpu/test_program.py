@@ -166,13 +166,8 @@ def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_buffer_that_is_filled_too_early_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-<<<<<<< HEAD
-    """A device whose copies end late reads numbers of another batch."""
-    real, late = pinned_buffers.PinnedBuffer.send, []
-=======
     """If copies end late, the device reads numbers of another batch, which the check must find."""
-    real, late = ring.Slot.send, []
->>>>>>> cd3f388 (Checks on a GPU: docstrings say what is compared, and what is returned)
+    real, late = pinned_buffers.PinnedBuffer.send, []
 
     def send(self: pinned_buffers.PinnedBuffer, batch: Batch) -> Batch:
         late.append(real(self, batch))
