@@ -55,8 +55,8 @@ def run(options: argparse.Namespace) -> int:
     recipe.refuse_outputs_in_store()
     runs = recipe.runs() if options.student is None else {options.student: recipe.run(options.student)}
     store = open_store(recipe.store_path)
-    stores = {name: [store, *_stores_of_phases(one)] for name, one in runs.items()}
-    unfinished = [one for one in runs.values() if not _is_finished(one, stores[one.name])]
+    stores = {name: [store, *_stores_of_phases(student)] for name, student in runs.items()}
+    unfinished = [student for student in runs.values() if not _is_finished(student, stores[student.name])]
     if not unfinished:
         return 0
     from student_train.engine.world import start_world
@@ -85,8 +85,8 @@ def _stores_of_phases(run: StudentRun) -> list[Store]:
 
 
 def _is_finished(run: StudentRun, stores: list[Store]) -> bool:
-    """Returns whether the student is finished; if so, prints its results. Raises UserError if the student was
-    trained with other settings."""
+    """Returns whether the student is finished, and prints its results. Raises UserError for other
+    settings."""
     from student_train.student.model_directory import finished, require_same
 
     with mirrored(run.directory, run.train.cache_dir) as mirror:
@@ -121,11 +121,10 @@ def _check(runs: list[StudentRun], stores: Mapping[str, list[Store]], world: Wor
         store = stores[run.name][0]
         config = stored_config(store)
         try:
-            for one in stores[run.name]:
-                samples = one.splits["train"].plan.samples_per_epoch
-                check_world(
-                    run.train.batch_size, world.size, samples, "the store" if one is store else one.root
-                )
+            for each in stores[run.name]:
+                samples = each.splits["train"].plan.samples_per_epoch
+                name = "the store" if each is store else each.root
+                check_world(run.train.batch_size, world.size, samples, name)
             check_store(run.train, store)
             check_phases(run.train, stores[run.name])
             build_config(run.train, world.size)

@@ -50,8 +50,8 @@ class Mirror:
                 self._copied[name] = (*_size_and_time(path), digest)
 
     def push(self) -> None:
-        """Uploads new and changed files, then the index, then removes remote files that are gone locally.
-        Only one process may call it."""
+        """Uploads changed files, then the index, then removes remote files that are gone. For one process
+        only."""
         digests = {}
         for name in _files(self.local):
             path = storage.join(self.local, name)

@@ -13,8 +13,7 @@ PEAK_FLOPS = {
 }  # fmt: skip
 """Peak FLOP/s of dense 16-bit matrix products, from the manufacturer, by a word of the GPU's name."""
 TF32_SHARE = 0.5
-"""Peak of float32 products by TF32, as a share of the 16-bit peak. Without TF32 the real peak is far lower,
-so the reported utilisation is too."""
+"""Peak of TF32 as a share of the 16-bit peak. Without TF32 the reported utilisation stays far below 1."""
 SKIPPED_STEPS = 10
 """Number of steps before the profiled ones: compilation and the first allocations stay out of the profile."""
 

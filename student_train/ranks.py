@@ -21,7 +21,7 @@ def rank_of_environment() -> int:
 
 def share_cores() -> None:
     """Sets OMP_NUM_THREADS to the cores per rank, unless it is set. Call it before torch is imported.
-    torchrun sets it to 1, the deepspeed launcher does not. Without it every rank would start a thread per
+    torchrun sets it to 1. The deepspeed launcher leaves it unset; then every rank would start a thread per
     core, and ranks would wait for each other's spinning threads."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
@@ -45,6 +45,6 @@ def end_process(code: int) -> NoReturn:
     Threads of Gloo outlive their process group. If one frees a tensor during Python's clean-up, the process
     aborts, so a finished training would end with SIGABRT (pytorch/pytorch pull request 179291)."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # its reader, for example a closed pipe, is gone
+        with suppress(OSError):  # the reader of the pipe is gone
             stream.flush()
     os._exit(code)

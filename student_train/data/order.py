@@ -164,8 +164,8 @@ class SampleOrder:
 
 
 def run_samples(sequences: int, epochs: float, max_steps: int | None, batch_size: int) -> int:
-    """Returns the number of samples that a run reads. It reads ``epochs`` times ``sequences``, rounded, but
-    at most ``max_steps`` batches of ``batch_size``."""
+    """Returns a run's number of samples: ``epochs`` times ``sequences``, but at most ``max_steps``
+    batches."""
     samples = max(1, math.floor(epochs * sequences + 0.5))
     return samples if max_steps is None else min(samples, max_steps * batch_size)
 
@@ -200,8 +200,8 @@ def micro_batch_rows(n: int, micro_batch_size: int, rank: int, world: int) -> li
 
 
 def check_world(batch_size: int, world: int, sequences: int, what: str = "the store") -> None:
-    """Raises UserError if ``world`` ranks are more than the sequences, or more than the rows of a batch.
-    ``what``: names the store in the message."""
+    """Raises UserError if there are more ranks than sequences in the store ``what``, or than rows of a
+    batch."""
     if world > sequences:
         raise UserError(
             f"{world} ranks are too many for {what} of {sequences} sequences: start at most {sequences}"
@@ -215,7 +215,6 @@ def check_world(batch_size: int, world: int, sequences: int, what: str = "the st
 
 
 def chained_digest(before: str, locations: Locations) -> str:
-    """Returns the digest of all samples so far: ``before``, the last digest, and this batch. Equal digests
-    mean equal samples in equal order."""
+    """Returns the digest of all samples up to this batch; ``before``: the digest up to the previous batch."""
     batch = np.stack([locations.masking_epoch, locations.block, locations.row]).astype("<i8").tobytes()
     return xxhash.xxh3_128_hexdigest(before.encode() + batch)

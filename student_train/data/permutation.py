@@ -29,8 +29,7 @@ def positions_of(elements: np.ndarray, n: int, key: int) -> np.ndarray:
 
 
 def mix(words: np.ndarray) -> np.ndarray:
-    """Returns splitmix64 of uint64 words (Steele, Lea and Flood 2014;
-    https://prng.di.unimi.it/splitmix64.c)."""
+    """Returns splitmix64 of uint64 words (Steele et al. 2014; https://prng.di.unimi.it/splitmix64.c)."""
     z = words + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

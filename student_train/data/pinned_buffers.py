@@ -68,8 +68,7 @@ class PinnedBuffer:
         return batch.with_tensors(tensors, event)
 
     def _put(self, batch: Batch) -> dict[str, tuple[int, Tensor]]:
-        """Puts every tensor of the batch into the buffer, which grows if needed. Returns name -> (byte offset
-        in the buffer, tensor)."""
+        """Puts all tensors into the buffer, which grows if needed. Returns name -> (byte offset, tensor)."""
         while True:
             offsets = {}
             for name, tensor in batch.tensors().items():

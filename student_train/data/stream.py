@@ -41,8 +41,7 @@ class Reader(Protocol):
     def gather(
         self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray, allocate: Allocate = new_array
     ) -> Mapping[str, np.ndarray]:
-        """Reads n samples, given by masking epoch, block and row. Returns column name -> array [n, *shape],
-        made by ``allocate``."""
+        """Reads n samples. Returns column name -> array [n, *shape], made by ``allocate``."""
         ...
 
     def fetch(self, epoch: int, block: int) -> None:

@@ -43,7 +43,7 @@ class RunState:
     """What a run needs, besides tensors, to continue as if it had never stopped."""
 
     step: int
-    """Number of optimiser steps done, and number of the next step."""
+    """Number of optimiser steps done. Steps are numbered from 0, so the next step has this number."""
     samples_seen: int
     """Number of samples of these steps."""
     optimizer_step: int

@@ -74,11 +74,9 @@ class Checkpoints:
         self._world.on_rank_0(wait_for_writer)
 
     def resume(self, check: Callable[[dict[str, Any]], None]) -> tuple[int, str]:
-        """Loads the newest valid checkpoint into the engine.
-
-        Returns its number of steps and its digest of samples; 0 and "" if there is no checkpoint. ``check``
-        gets the checkpoint's fingerprint, and raises UserError if it belongs to another training.
-        """
+        """Loads the newest valid checkpoint into the engine. Returns its step and its digest of samples; 0
+        and "" if there is no checkpoint. ``check`` gets its fingerprint, and raises UserError if it belongs
+        to another training."""
         loaded: list[checkpoint_format.Checkpoint] = []
 
         def load() -> str:

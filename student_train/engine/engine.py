@@ -112,8 +112,8 @@ class Engine:
     # --- full state, at every ZeRO stage --------------------------------------------------------------------
 
     def gather(self) -> dict[str, dict[str, Tensor]]:
-        """Returns "weights", "exp_avg" and "exp_avg_sq", each a mapping of parameter name -> float32 CPU
-        tensor. The mappings are empty on other ranks than 0. All ranks call it."""
+        """Returns "weights", "exp_avg" and "exp_avg_sq", each parameter name -> float32 CPU tensor. Only rank
+        0 gets tensors, but all ranks call it."""
         state: dict[str, dict[str, Tensor]] = {"weights": {}, **{moment: {} for moment in MOMENTS}}
         for name, parameter in trained_parameters(self.model):
             for kind in state:
@@ -123,7 +123,7 @@ class Engine:
         return state
 
     def restore(self, state: Mapping[str, Mapping[str, Tensor]] | None, optimizer_step: int) -> None:
-        """Sets the state that ``gather`` returned; None on other ranks than 0. All ranks call it."""
+        """Sets the state that ``gather`` returned; ``state`` is None except on rank 0. All ranks call it."""
         for name, parameter in trained_parameters(self.model):
             for kind in ("weights", *MOMENTS):
                 tensor = torch.empty(parameter.shape, dtype=torch.float32, device=self.world.device)

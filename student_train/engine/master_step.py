@@ -72,8 +72,8 @@ class MasterStep:
         return torch.stack(parts).double().norm().float()
 
     def _divisor(self) -> Tensor:
-        """Returns the number that divides the gradients. It is the loss scale, times norm / limit if the norm
-        exceeds the limit (``train.max_grad_norm``)."""
+        """Returns the divisor of gradients: the loss scale, times norm / limit if the norm exceeds the
+        limit."""
         scale, limit = float(self._wrapper.loss_scale_config.cur_scale), float(self._wrapper.clip_grad)
         if not limit:
             return torch.full_like(self.norm, scale)

@@ -23,8 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This rank and its connection to the others. Messages are in CPU memory, so that none waits for a
-    GPU."""
+    """This rank and its connection to the others. Messages are in CPU memory, so they wait for no GPU."""
 
     rank: int
     """Number of this process, from 0."""
@@ -111,8 +110,8 @@ def start_world() -> World:
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     if "RANK" not in os.environ:
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT=str(free_port()))
+        one_rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(one_rank, MASTER_PORT=str(free_port()))
     if os.environ["RANK"] == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         _require_free_port(int(os.environ["MASTER_PORT"]))
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

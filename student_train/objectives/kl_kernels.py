@@ -143,8 +143,8 @@ Kernel = Callable[..., tuple[Tensor, Tensor]]
 def fused(kernel: Kernel) -> Kernel:
     """Returns ``kernel`` compiled for fixed shapes; if that fails, it runs uncompiled, with a warning.
 
-    A kernel overwrites its input. So for every new shape it is compiled and run on copies first, and the
-    input is still valid if that fails.
+    A kernel overwrites its input. So every new shape runs on copies first: after a failure the input is
+    valid.
     """
     from torch._dynamo import config
 

@@ -83,7 +83,7 @@ struct Vectors {
     }
 };
 
-// Writes the largest score of every row of a block to `found`.
+// Writes the largest score of every row of a block to `result`.
 inline ALWAYS_INLINE void maxima(const float* scores, int64_t column, int64_t n, float* result) {
     for (int r = 0; r < ROWS; ++r) {
         Floats lanes = Floats{} + LOWEST;

@@ -30,8 +30,7 @@ def usable(student: Tensor, teacher: Tensor) -> bool:
 def summed_kl(
     student: Tensor, teacher: Tensor, token_count: Tensor | None, heads: int, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Returns the summed KL of one relation (float64 scalar), and its gradient [B, L, D] in the student's
-    dtype.
+    """Returns one relation's summed KL (float64 scalar), and its gradient [B, L, D] in the student's dtype.
 
     The gradient is None unless ``with_gradient``. For the other arguments see `relations._in_chunks`. The B A
     pairs of a sequence and a head are distributed over as many threads as torch uses. Every pair has its own

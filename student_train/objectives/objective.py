@@ -247,8 +247,8 @@ def _named(queries_keys_values: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tens
 
 
 def topk_target(layout: Layout, batch: Batch, temperature: float, rows: Tensor | None = None) -> TopkTarget:
-    """Returns the stored top-k soft target of the N positions, or of their ``rows``. The store must hold the
-    logsumexp at ``temperature``."""
+    """Returns the top-k soft target of the N positions, or of their ``rows``, at one of the store's
+    temperatures."""
     assert batch.topk_ids is not None
     assert batch.topk_logits is not None
     assert batch.logsumexp is not None

@@ -1,10 +1,9 @@
 """The attention-relation loss of MiniLMv2 (Wang et al., arXiv 2012.15828, section 3.1).
 
-A relation is softmax(x x^T / sqrt(d)) over the positions of a sequence without padding. Here x [L, d] are the
+A relation is softmax(x x^T / sqrt(d)) over a sequence's positions that are not padding. x [L, d] are the
 queries, keys or values of a layer, for one of A relation heads, into which the D numbers of a position are
 cut. Teacher and student need the same A; their widths and numbers of attention heads may differ. The loss is
-the KL divergence of the student's row of a relation from the teacher's, averaged over rows, relation heads
-and relations.
+KL(teacher's row || student's row), averaged over rows, relation heads and relations.
 
 Axes: B sequences, L length, D width of the teacher or the student, A relation heads, d = D / A.
 """
@@ -59,8 +58,7 @@ def relation_loss(
     no_padding: bool = False,
     compile: bool = False,
 ) -> Tensor:
-    """Returns a micro-batch's share of the mean KL over relations, relation heads and rows, float32 scalar in
-    nats.
+    """Returns a micro-batch's share of the mean KL over relations, heads and rows: float32 scalar, in nats.
 
     Only ``student`` gets gradients. No tensor [B, A, L, L] is made.
 
@@ -87,9 +85,10 @@ def relation_loss(
 
 
 class _SummedKL(torch.autograd.Function):
-    """KL of one relation, summed over sequences, heads and rows without padding; with its gradient.
+    """KL of one relation, summed over sequences, heads and rows, except padding; with its gradient.
 
-    S = s s^T / sqrt(d), q = softmax(S), G = dKL/dS = q - p, dKL/ds = (G + G^T) s / sqrt(d).
+    With s, the student's x, and p, the teacher's relation: S = s s^T / sqrt(d), q = softmax(S), G = dKL/dS =
+    q - p, dKL/ds = (G + G^T) s / sqrt(d).
     """
 
     @staticmethod
@@ -129,7 +128,7 @@ def _in_chunks(
     for start in range(0, B, size):
         rows = slice(start, start + size)
         counts = None if token_count is None else token_count[rows]
-        # A shorter last chunk is not compiled, so that few shapes are.
+        # A shorter last chunk runs uncompiled: compiling another shape takes longer.
         full_size = min(size, B) <= B - start
         value, part = _chunk(
             student[rows], teacher[rows], counts, heads, with_gradient, compile and full_size
@@ -163,11 +162,10 @@ def _chunk(
 def scores_kernel(
     s: Tensor, t: Tensor, s_scale: float, t_scale: float, real: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Returns KL [n, L], float32, of every row, and the gradient [n, L, L] of the products, in the dtype of
-    ``s``.
+    """Returns KL [n, L], float32, of every row, and the gradient [n, L, L] of the products, in their dtype.
 
-    ``s``, ``t`` [n, L, L]: products x x^T of student and teacher; the scales are 1 / sqrt(d). ``real``: bool
-    [n, L], False for padding; None: no padding.
+    ``s``, ``t`` [n, L, L]: products x x^T of student and teacher. Scales: 1 / sqrt(d). ``real``: bool [n, L],
+    False for padding; None: no padding.
     """
     log_q, log_p = s.float() * s_scale, t.float() * t_scale
     if real is not None:

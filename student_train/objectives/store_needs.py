@@ -66,7 +66,7 @@ def check_phases(train: Train, stores: Sequence[Store]) -> None:
         if changed:
             raise UserError(
                 f"{where} holds the teacher's outputs in another form than {first.root}"
-                f" ({'; '.join(changed)}); run its teacher pass with the same settings of the store"
+                f" ({'; '.join(changed)}); run its teacher pass with the same store settings"
             )
 
 

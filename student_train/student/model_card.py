@@ -34,7 +34,7 @@ def model_card(
         ("tokenizer", fingerprint.get("tokenizer")),
         ("sequences x masking epochs", f"{split.samples_per_epoch:,} x {split.masking_epochs}"),
         ("sequence length", store.layout.length),
-        *((f"store of phase {number}", one.digest) for number, one in enumerate(stores[1:], 1)),
+        *((f"store of phase {number}", other.digest) for number, other in enumerate(stores[1:], 1)),
     ]
     kind = "masked language model" if needs_head(train) else "text encoder (no masked-LM head was trained)"
     parts = [
@@ -47,7 +47,7 @@ def model_card(
         " sequences.\n",
         _table(("at the last logged step", "value"), sorted(results["training"].items())),
         _frozen(model),
-        _lengths([one.layout.length for one in stores], run, model),
+        _lengths([store.layout.length for store in stores], run, model),
         "\n## Held-out text\n",
         _table(("measure", "value"), sorted(results["validation"].items()))
         if results["validation"]
@@ -84,8 +84,7 @@ def _frozen(model: StudentModel) -> str:
 
 
 def _lengths(lengths: Sequence[int], run: StudentRun, model: StudentModel) -> str:
-    """Returns a paragraph on trained and untrained lengths; "" if no text is longer than those of
-    training."""
+    """Returns a paragraph on trained and untrained lengths; "" if the student takes no longer texts."""
     config, trained = model.model.config, max(lengths)
     longest, rotary = usable_length(config), family_of(config).rotary
     phases = list(zip(run.train.phases, lengths[1:], strict=True))
@@ -103,9 +102,8 @@ def _lengths(lengths: Sequence[int], run: StudentRun, model: StudentModel) -> st
         text += " It has no position embeddings, but it has never seen tokens that are further apart."
     else:
         initial = "the teacher's" if run.student.init == "teacher" else "random numbers"
-        text += (
-            f" Its position embeddings {trained} to {longest - 1} are still {initial}: no step trained them."
-        )
+        text += f" Its position embeddings {trained} to {longest - 1} are still {initial}:"
+        text += " no step trained them."
     return f"{text} Evaluate it on longer texts before you use it for them.\n"
 
 

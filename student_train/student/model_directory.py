@@ -34,11 +34,9 @@ def publish_model(
     fingerprint: Mapping[str, Any],
     results: Mapping[str, Any],
 ) -> str:
-    """Writes ``root/model``, then ``root/model.json``. Returns the path of the model directory.
-
-    ``stores``: the recipe's, then those of ``train.phases``. ``weights``: float32, by parameter name. Raises
-    UserError if a file cannot be written.
-    """
+    """Writes ``root/model``, then ``root/model.json``. Returns the path of the model directory. ``stores``:
+    the recipe's, then those of ``train.phases``. ``weights``: float32. Raises UserError if a file cannot be
+    written."""
     final, draft = (
         os.path.join(root, MODEL),
         os.path.join(root, f"{storage.UNFINISHED}{secrets.token_hex(6)}"),
@@ -101,8 +99,7 @@ def finished(student_dir: str) -> dict[str, Any] | None:
 
 
 def require_same(old: dict[str, Any], new: dict[str, Any], where: str) -> None:
-    """Raises UserError, with all differences, if the fingerprints ``old`` and ``new`` of a student differ.
-    ``where``: the student's directory."""
+    """Raises UserError, with all differences, if two fingerprints of the student in ``where`` differ."""
     changed = difference(old, new)
     if changed:
         raise UserError(
