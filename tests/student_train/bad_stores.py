@@ -1,4 +1,4 @@
-"""Ways to spoil a recipe, a store or a place, and the check that a command refuses it in one line."""
+"""Ways to damage a recipe, a store or a directory, and the check that a command refuses it in one line."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def half_a_manifest(root: Path) -> None:
 
 
 def flipped(pattern: str) -> Callable[[Path], None]:
-    """A bit in the middle of every file of the store whose path matches."""
+    """Flips a bit in the middle of every file of the store whose path matches."""
 
     def flip(root: Path) -> None:
         paths = sorted(store(root).glob(pattern))
@@ -105,7 +105,7 @@ def shards_gone(root: Path) -> None:
 
 
 def impossible(column: str, value: int) -> Callable[[Path], None]:
-    """A store whose digests are right and whose numbers are not: its writer did not look at them."""
+    """Makes a store with valid digests and impossible numbers, as a faulty writer would."""
 
     def rebuild(root: Path) -> None:
         real = writer.TaskWriter.write
@@ -124,7 +124,7 @@ def impossible(column: str, value: int) -> Callable[[Path], None]:
 
 
 def packed_texts(root: Path) -> None:
-    """A sentence encoder's store of tokens, whose sequences are cut out of running text."""
+    """Makes a sentence encoder's store whose sequences are cut out of running text."""
     store_of(documents=True, fingerprint={"recipe": {"sequences": {"packing": "stream"}}})(root)
 
 
@@ -138,7 +138,7 @@ def teacher_without_a_head(root: Path) -> None:
 def hostile(
     change: Callable[[dict[str, torch.Tensor]], object] = lambda tensors: None, **config: Any
 ) -> Callable[[Path], None]:
-    """A store whose digests are right and whose teacher is none: other tensors, or another configuration."""
+    """Makes a store with valid digests whose teacher has wrong tensors or another configuration."""
 
     def rebuild(root: Path) -> None:
         teacher = make_teacher()
@@ -156,7 +156,7 @@ def hostile(
 
 
 def hostile_file(data: bytes) -> Callable[[Path], None]:
-    """In the place of the teacher's weights."""
+    """Replaces the file of the teacher's weights."""
 
     def rebuild(root: Path) -> None:
         no_store(root)

@@ -1,4 +1,4 @@
-"""Stores made once for the tests of the student."""
+"""Stores for the tests of the student, made once per session."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.student_train.tiny_run import make_run
 
 @pytest.fixture(scope="session")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """By ``replay_layers``: a store of the last hidden states, and one of the top layer's input."""
+    """Two stores by ``replay_layers``: one of last hidden states, one of the top layer's input."""
     made = {}
     for replay_layers in (0, 1):
         made[replay_layers] = tmp_path_factory.mktemp("original")
@@ -22,13 +22,13 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 @pytest.fixture
 def run_dir(originals: dict[int, Path], tmp_path: Path) -> Path:
-    """A fresh copy of recipe and store, which holds the last hidden states and top-k."""
+    """A fresh copy of a recipe and its store of last hidden states and top-k logits."""
     return copied(originals[0], tmp_path / "run")
 
 
 @pytest.fixture
 def replay_dir(originals: dict[int, Path], tmp_path: Path) -> Path:
-    """The same with the input of the teacher's top layer in the store."""
+    """A fresh copy of a recipe and its store of the top layer's input."""
     return copied(originals[1], tmp_path / "replay")
 
 

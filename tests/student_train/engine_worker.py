@@ -22,7 +22,7 @@ BATCH, VOCABULARY, WIDTH = 8, 23, 7
 
 
 class Toy(nn.Module):
-    """Embeddings tied to the output, a layer norm and a bias: one of everything that matters."""
+    """A model with embeddings tied to the output, a layer norm and a bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,12 +42,12 @@ def toy() -> Toy:
 
 
 def data(step: int) -> torch.Tensor:
-    """Ids and labels of the global batch of a step, int64 [2, BATCH]."""
+    """Returns ids and labels of the global batch of a step, int64 [2, BATCH]."""
     return torch.randint(0, VOCABULARY, (2, BATCH), generator=torch.Generator().manual_seed(step))
 
 
 def restore(engine: Engine, directory: str, world: World) -> None:
-    """From the newest checkpoint in the directory, as the trainer does it."""
+    """Resumes from the newest checkpoint in the directory, as the trainer does."""
     found = checkpoint_format.load_newest(directory) if world.is_rank_0 else None
 
     def facts() -> str:

@@ -1,4 +1,4 @@
-"""A masked-LM head out of given tensors: what `objectives.soft_targets.Decoder` asks for, and no more."""
+"""A masked-LM head made of given tensors, with the interface `objectives.soft_targets.Decoder`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Head:
 
 
 def random_head(d: int, v: int, seed: int = 0) -> Head:
-    """float64 of a realistic spread."""
+    """Returns a float64 head whose logits have a realistic spread."""
     random = torch.Generator().manual_seed(seed)
 
     def r(*shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, a loss or a place: one clear line, nothing trained, nothing half-written."""
+"""Mistakes in a recipe, a loss or a directory: one clear line, nothing trained, nothing half-written."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ BAD = {**RECIPE, **LOSS, **LIVE, **STUDENT, **RUN}
 
 
 def test_there_are_enough_kinds_of_bad_input() -> None:
-    """Losses, shapes, live teachers, phases and stores of hostile teachers alone are more than 30."""
+    """More than 30 mistakes about losses, shapes, live teachers, phases and stores of hostile teachers."""
     assert len(LOSS) + len(LIVE) + len(STUDENT) + len(test_phases.BAD) >= 35
     assert len(test_bad_store.HOSTILE) >= 20
     assert len(BAD) + len(test_bad_store.BAD) + len(test_phases.BAD) >= 100

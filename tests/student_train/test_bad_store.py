@@ -1,4 +1,5 @@
-"""Damaged stores, and stores whose teacher is none: one clear line, nothing trained, nothing half-written."""
+"""Damaged stores, and stores with an invalid teacher: one clear line, nothing trained, nothing
+half-written."""
 
 from __future__ import annotations
 

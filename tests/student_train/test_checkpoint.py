@@ -1,4 +1,4 @@
-"""Checkpoints: whole, newest valid first, damage named and set aside, never a silent fresh start."""
+"""Checkpoints are written whole; the newest valid one is loaded; damage is named; no silent fresh start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Students of one vector a text: the loss by its formula, and a directory for sentence-transformers."""
+"""Students that learn text embeddings: the loss by its formula, and a directory for sentence-transformers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_student_of_vectors(alone: World, tmp_path: Path, mode: str, normalise
 
 
 def test_the_loss_is_the_mean_over_the_texts_of_a_step(alone: World, tmp_path: Path) -> None:
-    """A student that hardly moves, over all texts: six steps of eight, in micro-batches of two."""
+    """Six steps of eight texts, in micro-batches of two, with a student that hardly changes."""
     make_run(tmp_path, **POOLED, sequences=48, masking_epochs=1)
     command(tmp_path, *LOSS, "student.dropout=0", "train.epochs=1", "train.learning_rate=1e-12")
     found = [line["embedding"] for line in logged(tmp_path)]
@@ -76,7 +76,7 @@ def read(model_dir: Path, name: str) -> Any:
 
 
 def by_hand(model_dir: Path, text: str) -> torch.Tensor:
-    """What sentence-transformers does with the directory, module by module."""
+    """Computes what sentence-transformers does with the directory, module by module."""
     ids = AutoTokenizer.from_pretrained(model_dir)(text, return_tensors="pt").input_ids
     return vectors(model_dir, ids, torch.ones_like(ids))[0]
 
@@ -97,7 +97,7 @@ def vectors(model_dir: Path, ids: torch.Tensor, mask: torch.Tensor) -> torch.Ten
 
 
 def measured(root: Path, model_dir: Path, split: str = "validation") -> float:
-    """The mean distance on the texts of a split, of the published directory."""
+    """Returns the mean embedding distance of the published directory on the texts of a split."""
     from offline_teacher.store.block_reader import BlockReader
     from offline_teacher.store.reader import open_store
 

@@ -1,4 +1,4 @@
-"""The engine on 1 and 2 ranks, at every stage and precision, against plain AdamW and against itself."""
+"""The engine on 1 and 2 ranks, at every stage and precision, against plain AdamW, and resumed runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 4e-3}
 
 
 def start(jobs: list[dict], ranks: int, root_dir: Path) -> dict[str, Any]:
-    """Results of the jobs on so many ranks."""
+    """Runs the jobs on this number of ranks. Returns their results."""
     command = [sys.executable, "-m", "tests.student_train.engine_worker", json.dumps(jobs)]
     if ranks > 1:
         launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"]
@@ -42,7 +42,8 @@ def start(jobs: list[dict], ranks: int, root_dir: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def results(root_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Whole and resumed runs: on one rank, then on two (also from one), then on one from two."""
+    """Results of uninterrupted and resumed runs: on one rank, on two ranks, on two after one, on one after
+    two."""
     root = tmp_path_factory.mktemp("engine")
     scaling = root / "ds.json"  # so small that nothing overflows and every step is applied
     scaling.write_text(json.dumps({"fp16": {"initial_scale_power": 8}}))
@@ -71,7 +72,7 @@ def results(root_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, Any]:
-    """The same steps by torch alone, in float32."""
+    """Returns the same steps computed by torch alone, in float32."""
     model = toy()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)
     losses, norms = [], []

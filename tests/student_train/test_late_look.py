@@ -1,4 +1,5 @@
-"""A GPU's host looks at gradient norms when it logs or saves: what it finds late is still the right step."""
+"""On a GPU the host reads gradient norms only before logs and checkpoints; errors still name the right
+step."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ SETTINGS = ("train.dtype=bfloat16", "train.log_every=4", "train.epochs=1", "trai
 
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The optimiser's step and the loop as on a GPU."""
+    """Makes the optimiser's step and the loop work as on a GPU."""
     step = partial(MasterStep, sliced=False)
     monkeypatch.setattr(engine, "MasterStep", lambda wrapper, waits, sliced: step(wrapper, host_waits=False))
     monkeypatch.setattr(Trainer, "_reads_norms_now", lambda self: self._is_due(self.train_section.log_every))

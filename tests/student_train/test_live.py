@@ -1,4 +1,4 @@
-"""A live teacher says what its store says, and a store of texts what a pooled one says."""
+"""A live teacher gives the losses of its store, and a store of token states those of a pooled store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHORT = ["train.epochs=1", "student.dropout=0"]
 
 
 def both(root: Path, *words: str) -> None:
-    """From the store and with the teacher beside it: the same losses, up to the rounding to float16."""
+    """Trains from the store and with the live teacher: equal losses, up to the rounding to float16."""
     command(root, *SHORT, *words)
     stored, told = logged(root), validated(root)
     student(root).rename(student(root, "stored"))
@@ -44,7 +44,8 @@ def test_a_live_teacher_says_what_the_store_says(alone: World, replay_dir: Path,
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_a_live_teacher_in_bfloat16_is_set_up_as_its_family_asks(family: str) -> None:
-    """As a teacher of the store's is. ModernBERT's rotary frequencies must stay float32, for example."""
+    """It is set up as the teacher of a pass. ModernBERT's rotary frequencies, for example, must stay
+    float32."""
     model, (ids, count) = masked_lm(family), batch()
     live = lower_of(model.config, named_weights(model), 1).to(torch.bfloat16)
     family_of(model.config).prepare(model)
@@ -59,7 +60,7 @@ def test_vectors_of_a_live_teacher(alone: World, tmp_path: Path) -> None:
 
 
 def test_a_live_teacher_needs_nothing_of_it_in_the_store(alone: World, tmp_path: Path) -> None:
-    """A store of top-k at masked positions: the loss is over all positions, with relations."""
+    """With a store of top-k logits at masked positions, the loss covers all positions and relations."""
     make_run(tmp_path, positions="masked", hidden_states="none")
     assert command(tmp_path, *SHORT, "train.teacher=live", "train.alpha_relation=1") == 0
     lines = logged(tmp_path)

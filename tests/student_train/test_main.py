@@ -1,4 +1,4 @@
-"""The student command: what it makes, when it does nothing, and how it goes on."""
+"""The student command: what it writes, when it does nothing, and how it resumes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_finished_student_is_left_alone(
 
 
 def test_a_store_may_move(alone: World, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What counts is the store's digest, not where it is."""
+    """A student depends on the store's digest, not on its path."""
     command(run_dir)
     moved = run_dir / "elsewhere"
     (run_dir / "runs" / "tiny" / "store").rename(moved)
@@ -135,7 +135,7 @@ def test_a_signal_finishes_the_step_saves_and_stops(
 
 
 def test_times_that_are_logged(alone: World, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The share of every step that waited for input; no checkpoint or validation counts as training."""
+    """The share of each step that waited for input; checkpoints and validation do not count as training."""
     ticks = itertools.count()
 
     def clock() -> float:
@@ -156,7 +156,7 @@ def test_times_that_are_logged(alone: World, run_dir: Path, monkeypatch: pytest.
 
 
 def test_checkpoints_by_time(alone: World, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One a step after the minutes are over, whatever the steps; none by steps alone."""
+    """Checkpoints by minutes, without a rule by steps; then by steps, without minutes."""
     saved: list[int] = []
     save = Trainer.save
 
@@ -182,7 +182,7 @@ def test_checkpoints_by_time(alone: World, run_dir: Path, monkeypatch: pytest.Mo
 def test_a_checkpoint_that_cannot_be_written_ends_the_training(
     alone: World, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is written in a thread: the next checkpoint, or the end, tells of it."""
+    """A thread writes checkpoints, so the error is raised at the next checkpoint or at the end."""
     monkeypatch.setattr(
         checkpoint_format, "save_file", lambda *_: (_ for _ in ()).throw(OSError("no space left"))
     )
@@ -250,7 +250,8 @@ def test_two_trainers_of_one_student(alone: World, run_dir: Path) -> None:
 
 
 def test_micro_batches_matter_by_dropout_alone(alone: World, run_dir: Path) -> None:
-    """Without dropout they change the rounding of sums; with it, which units are dropped: always the same."""
+    """Without dropout, micro-batches only change rounding; with dropout, they change which units are
+    dropped."""
     told: dict[tuple[float, int, int], list[list[float]]] = {}
     for dropout, size, again in ((0.0, 2, 0), (0.0, 8, 0), (0.3, 2, 0), (0.3, 8, 0), (0.3, 8, 1)):
         words = (f"student.dropout={dropout}", f"train.micro_batch_size={size}", "train.max_steps=3")
@@ -280,7 +281,7 @@ def test_the_card_tells_of_longer_texts(alone: World, tmp_path: Path, init: str,
 def test_a_process_ends_without_the_interpreters_clean_up(
     words: list[str], code: int, told: str, tmp_path: Path
 ) -> None:
-    """A thread of Gloo can abort the clean-up, and a finished training would exit with SIGABRT."""
+    """A thread of Gloo can abort Python's clean-up, and a finished training would exit with SIGABRT."""
     script = f"""
         import atexit, runpy, sys
         atexit.register(print, "cleaned up")

@@ -15,7 +15,7 @@ SHAPES = [(3, SLICE // 2 + 5), (7,), (11, 5)]
 
 
 class Wrapper:
-    """What the step uses of DeepSpeed's ``FP16_UnfusedOptimizer``."""
+    """The part of DeepSpeed's ``FP16_UnfusedOptimizer`` that the step uses."""
 
     def __init__(self, dtype: torch.dtype, scale: float = 1.0, limit: float = 0.0) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -108,7 +108,7 @@ def test_no_gradient_is_a_gradient_of_zero(sliced: bool) -> None:
 
 
 class Dispatched(TorchDispatchMode):
-    """Counts operations, and those whose result a host waits for."""
+    """Counts torch operations, and those whose result the host waits for."""
 
     def __init__(self) -> None:
         super().__init__()

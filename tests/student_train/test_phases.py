@@ -1,4 +1,4 @@
-"""Phases on more stores: their samples, an interruption in or between them, and stores that do not fit."""
+"""Phases on further stores: their samples, interruptions in and between them, and stores that do not fit."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def phased(original: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """(step, length) of every micro-batch that is trained on."""
+    """(step, length) of every micro-batch that was trained on."""
     seen: list[tuple[int, int]] = []
     forward = Trainer._forward_backward
 
@@ -73,7 +73,8 @@ def settings(root: Path, **train: Any) -> None:
 
 
 def test_each_phase_reads_its_own_store(alone: World, phased: Path, shapes: list[tuple[int, int]]) -> None:
-    """The steps are counted through, one schedule spans them, and the last phase starts its store again."""
+    """Steps are numbered through, one schedule spans them, and the last phase starts its store a second
+    time."""
     command(phased)
     assert sorted(set(shapes)) == [
         *((step, L) for step in range(STEPS)),
@@ -90,7 +91,7 @@ def test_each_phase_reads_its_own_store(alone: World, phased: Path, shapes: list
 
 
 def test_each_phase_is_read_by_its_own_layout(alone: World, phased: Path) -> None:
-    """The loss finds the logsumexp of its temperature, wherever a store has it."""
+    """The loss finds the logsumexp of its temperature at whatever index a store has it."""
     found = []
     for temperatures in ((1.0, 2.0), (0.5, 1.0, 2.0)):
         shutil.rmtree(phased / "longer")
@@ -180,7 +181,7 @@ def test_the_card_tells_of_phases(alone: World, phased: Path) -> None:
 
 
 def test_phases_are_part_of_what_a_student_is(alone: World, phased: Path) -> None:
-    """Their steps and content are, their place is not."""
+    """The fingerprint contains the phases' steps and store digests, not their paths."""
     command(phased)
     (phased / "longer").rename(phased / "moved")
     settings(phased, phases=[{"store": str(phased / "moved"), "steps": MORE}])
@@ -196,7 +197,7 @@ def test_phases_are_part_of_what_a_student_is(alone: World, phased: Path) -> Non
 def test_a_loss_that_is_not_finite_in_a_later_phase(
     alone: World, phased: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message names samples of the store of that phase."""
+    """The message names samples of that phase's store."""
     forward = Trainer._forward_backward
 
     def poisoned(self: Trainer, step: Any, tokens: float, masked: float) -> torch.Tensor:
@@ -225,7 +226,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_store_that_does_not_fit(alone: World, phased: Path, kind: str) -> None:
-    """One line, before any training."""
+    """The error is one line, before any training."""
     made, words = BAD[kind]
     shutil.rmtree(phased / "longer")
     sizes = {"length": 2 * L, "held_out": 0, **made}

@@ -31,11 +31,11 @@ GPU = torch.device("cuda", 0)
         ("A card of next year", "bfloat16", None),
     ],
 )
-def test_what_devices_can_do(name: str, dtype: str, expected: float | None) -> None:
+def test_peak_flops_of_devices(name: str, dtype: str, expected: float | None) -> None:
     assert peak_flops(name, dtype) == expected
 
 
-def test_a_gpu_tells_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, Any] = {
         "max_memory_allocated": 3 << 30, "utilization": 40, "get_device_name": "NVIDIA H100 80GB HBM3",
     }  # fmt: skip
@@ -61,8 +61,8 @@ def test_a_gpu_tells_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])  # attention by torch's kernel, and by ours
-def test_what_a_step_computes(alone: World, run_dir: Path, dropout: float) -> None:
-    """The triple loss of a student of one layer: products of the encoder, both heads and both decoders."""
+def test_the_flop_of_a_step(alone: World, run_dir: Path, dropout: float) -> None:
+    """FLOP of the triple loss of a one-layer student: products of encoder, both heads and both decoders."""
     from infra.settings.recipe_file import load_recipe
     from offline_teacher.store.reader import open_store
 
@@ -100,7 +100,7 @@ def test_deterministic_algorithms(alone: World, run_dir: Path, monkeypatch: pyte
 
 
 def test_the_deterministic_mode_asks_cublas_and_puts_back_what_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The products of a GPU repeat their bits only in a workspace that this variable fixes."""
+    """cuBLAS repeats its bits only with the workspace that this variable fixes."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

@@ -1,4 +1,4 @@
-"""Several ranks, for real: killed and started again, short of samples, with an error that only one sees."""
+"""Several real ranks: killed and started again, short of samples, with an error on one rank only."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def launched() -> Iterator[list[subprocess.Popen]]:
 def start(
     launched: list[subprocess.Popen], root: Path, count: int, *words: str, script: tuple[str, ...] = (SCRIPT,)
 ) -> list[subprocess.Popen]:
-    """So many ranks, which no launcher ends."""
+    """Starts ranks without a launcher, so that nothing ends them when one exits."""
     port = str(free_port())
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     for rank in range(count):
@@ -60,7 +60,7 @@ def start(
 
 
 def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
-    """Exit code, stdout and stderr of each."""
+    """Returns exit code, stdout and stderr of each rank."""
     told = [process.communicate(timeout=SECONDS) for process in processes]
     return [(process.returncode, *texts) for process, texts in zip(processes, told, strict=True)]
 
@@ -77,7 +77,7 @@ def errors(text: str) -> list[str]:
 
 
 def flip_sample(store: Path, split: str, samples: int, number: int) -> None:
-    """Flips a bit of the hidden states of the sample that has this place in the first batch of the split."""
+    """Flips a bit of the hidden states of sample ``number`` of the split's first batch."""
     opened = open_store(str(store))
     plan = opened.splits[split].plan
     locations = SampleOrder(plan, 0, samples, samples, window_batches=1).batch(0)
@@ -93,7 +93,7 @@ def flip_sample(store: Path, split: str, samples: int, number: int) -> None:
 def test_fewer_held_out_sequences_than_ranks(
     alone: World, tmp_path: Path, launched: list[subprocess.Popen]
 ) -> None:
-    """Nobody waits for ever, and the measures are those of one rank."""
+    """No rank waits for ever, and the measures are those of one rank."""
     make_run(tmp_path, held_out=2, recipe={"train": {"max_steps": 1}, "student": {"dropout": 0.0}})
     assert [code for code, *_ in ranks(launched, tmp_path, 3)] == [0, 0, 0]
     three, (line,) = validated(tmp_path), logged(tmp_path)
@@ -107,7 +107,7 @@ def test_fewer_held_out_sequences_than_ranks(
 def test_an_error_that_one_rank_sees_ends_all(
     tmp_path: Path, launched: list[subprocess.Popen], split: str
 ) -> None:
-    """Rank 1 alone reads the damaged sample: rank 0 tells of it, and both exit with its code."""
+    """Only rank 1 reads the damaged sample. Rank 0 prints the error, and both exit with its code."""
     train = {"max_steps": 1, "batch_size": 2, "micro_batch_size": 2, "window_batches": 1}
     make_run(tmp_path, sequences=2, held_out=2, masking_epochs=1, recipe={"train": train})
     flip_sample(tmp_path / "runs" / "tiny" / "store", split, samples=2, number=1)
@@ -135,10 +135,11 @@ def test_one_student_of_several_fails_on_two_ranks(tmp_path: Path, launched: lis
 def test_killed_and_started_again_with_other_numbers_of_ranks(
     alone: World, run_dir: Path, launched: list[subprocess.Popen], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGKILL to a launcher and its two ranks at a checkpoint; one rank, which dies; two that finish.
+    """A launcher and its two ranks are killed at a checkpoint; then one rank is killed; then two ranks
+    finish.
 
-    The samples are those of a run that was left alone. In the directory of torch's extensions lies the lock
-    of a build of DeepSpeed's operator that was killed.
+    The samples are those of an uninterrupted run. The directory of torch's extensions holds the lock of a
+    killed build of DeepSpeed's operator.
     """
     words = ["train.epochs=4", "student.dropout=0"]
     command(run_dir, *words)
@@ -166,7 +167,7 @@ def test_killed_and_started_again_with_other_numbers_of_ranks(
 
 
 def dies(trainer: Trainer) -> None:
-    """In the place of a validation: at the third step after a start."""
+    """Kills the process instead of a validation, at the third step after a start."""
     trainer.validations = getattr(trainer, "validations", 0) + 1  # type: ignore[attr-defined]
     if trainer.validations == 3:  # type: ignore[attr-defined]
         raise RuntimeError("killed")
@@ -192,8 +193,8 @@ DIES = (
 def test_killed_in_and_between_phases(
     alone: World, tmp_path: Path, launched: list[subprocess.Popen], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGKILL in the first phase, at the border and in the second phase, each time with other ranks: the
-    samples are those of a run left alone."""
+    """SIGKILL in the first phase, at its end and in the second phase, each time with another number of ranks.
+    The samples are those of an uninterrupted run."""
     make_phased_run(tmp_path, steps=4, more=3, checkpoint_every=1)
     command(tmp_path)
     reference = [(line["step"], line["samples"]) for line in logged(tmp_path)]
@@ -206,7 +207,7 @@ def test_killed_in_and_between_phases(
 
 
 def deepspeed(launched: list[subprocess.Popen], root: Path, *words: str) -> subprocess.Popen:
-    """Two ranks, as a user starts them."""
+    """Starts two ranks by the deepspeed launcher, as a user does."""
     (root / "extensions" / "deepspeed_shm_comm").mkdir(parents=True, exist_ok=True)
     (root / "extensions" / "deepspeed_shm_comm" / "lock").touch()
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2"]
@@ -235,7 +236,7 @@ def test_other_settings_end_a_real_command_in_one_line(alone: World, run_dir: Pa
 
 
 def test_a_rank_takes_its_share_of_the_cores() -> None:
-    """Torch, imported before that, would start a thread on every core in each rank."""
+    """If torch were imported earlier, every rank would start a thread per core."""
     script = (
         "import sys\n"
         "from student_train import main, ranks\n"

@@ -1,4 +1,5 @@
-"""Students are what the teacher's weights in a store say, and plain transformers models once saved."""
+"""Students have the weights that the store's teacher gives them, and are plain transformers models once
+saved."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def built(
     train: sections.Train | None = None,
     **student: Any,
 ) -> StudentModel:
-    """As from a store that holds the weights of this directory; without one, from random weights."""
+    """Builds a student from a store with the weights of this directory; without a directory, from random
+    weights."""
     weights = None if directory is None else named_weights(load_model(directory))
     section = sections.Student(**{"init": "random" if directory is None else "teacher", **student})
     return build_student(section, train or sections.Train(), config, weights)
@@ -91,7 +93,8 @@ def test_a_student_with_all_layers_is_the_teacher(family: str, request: pytest.F
 
 
 def spoil(directory: str, family: str, says_tied: bool, drop: tuple[str, ...], equal: bool) -> dict[str, Any]:
-    """Gives a teacher a decoder of its own (or an equal copy), and drops tensors; its configuration."""
+    """Gives a teacher a decoder of its own (or an equal copy) and drops tensors. Returns its
+    configuration."""
     head = {"bert": "cls.predictions", "roberta": "lm_head"}[family]
     path = Path(directory, "model.safetensors")
     tensors = load_file(path)
@@ -132,7 +135,7 @@ def test_weights_decide_whether_the_decoder_is_tied(
     request: pytest.FixtureRequest,
     tmp_path: Path,
 ) -> None:
-    """Of hidden states and logits: what the teacher's tensors give, whatever its configuration says."""
+    """Hidden states and logits follow the teacher's tensors, whatever its configuration says."""
     directory = shutil.copytree(request.getfixturevalue(family)[1], tmp_path / "teacher")
     config = spoil(str(directory), family, says_tied, drop, equal)
     student = built(config, str(directory), layers=(0, 1, 2, 3)).eval()
@@ -165,7 +168,8 @@ def test_both_places_of_a_saved_bias_hold_what_was_trained(
 def own_arithmetic(
     directory: str, family: str, ids: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states by the encoder alone, logits by the file's tensors: no tying by any library."""
+    """Computes hidden states by the encoder alone and logits by the file's tensors, so no library ties
+    weights."""
     tensors = load_file(Path(directory, "model.safetensors"))
     head = {"bert": "cls.predictions", "roberta": "lm_head"}[family]
     dense, norm = ("transform.dense", "transform.LayerNorm") if family == "bert" else ("dense", "layer_norm")
@@ -197,7 +201,7 @@ def test_layers_are_the_ones_chosen(family: str, request: pytest.FixtureRequest)
 
 
 def test_step_zero_loss_with_and_without_the_token_type(shared_dir: Path) -> None:
-    """Folding the token-type embedding in starts the student strictly better than dropping it."""
+    """A student starts with a lower loss if the token-type embedding is folded in than if it is dropped."""
     from transformers import AutoTokenizer
 
     teacher = str(shared_dir / "teacher")
@@ -266,7 +270,7 @@ def test_architecture_of_a_berts_student(bert: tuple[dict[str, Any], str]) -> No
 
 
 def test_random_weights_follow_their_seed_and_leave_the_global_one(bert: tuple[dict[str, Any], str]) -> None:
-    """The projection's too, which a narrower student has."""
+    """This holds for the projection of a narrower student, too."""
     before = torch.random.get_rng_state()
     first, again, other = (
         built(bert[0], hidden_size=8, train=sections.Train(seed=seed)).state_dict() for seed in (3, 3, 4)

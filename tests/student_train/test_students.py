@@ -30,7 +30,7 @@ FAMILY: dict[str, dict[str, Any]] = {
 
 
 def family(root: Path, students: dict[str, Any], **train: Any) -> None:
-    """Gives the recipe these students."""
+    """Writes these students into the recipe."""
     path = root / "recipe.yaml"
     tree = yaml.safe_load(path.read_text())
     tree["train"] |= train
@@ -38,7 +38,7 @@ def family(root: Path, students: dict[str, Any], **train: Any) -> None:
 
 
 def alone_recipe(root: Path, directory: Path, name: str, store: str) -> None:
-    """The recipe of one of them, in a directory of its own: neither corpus nor teacher is there."""
+    """Writes the recipe of one student to a directory of its own, without corpus and teacher."""
     tree = yaml.safe_load((root / "recipe.yaml").read_text())
     own = tree.pop("students")[name]
     tree |= {"output": str(directory / "runs"), "store": {"path": store}}
@@ -50,7 +50,7 @@ def alone_recipe(root: Path, directory: Path, name: str, store: str) -> None:
 
 
 def published(root: Path, name: str) -> dict[str, bytes]:
-    """Weights and configuration; the card tells names."""
+    """Returns weights and configuration; the model card is left out because it contains names."""
     model = student(root, name) / "model"
     return {file: (model / file).read_bytes() for file in ("model.safetensors", "config.json")}
 
@@ -130,7 +130,7 @@ def test_other_settings_of_one_student_are_refused_for_it_alone(alone: World, ru
 def test_what_no_term_reaches_stays_as_it_began(
     alone: World, replay_dir: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Relations alone: no head, no vocabulary, and of the last layer nothing behind its projections."""
+    """Relations alone train no head, no vocabulary, and nothing above the projections of the last layer."""
     from transformers import AutoModel
 
     monkeypatch.setattr(triple_loss.VocabularyLoss, "forward", lambda *_: pytest.fail("a vocabulary term"))
@@ -168,7 +168,7 @@ def test_every_parameter_of_the_full_loss_is_trained(alone: World, run_dir: Path
 def test_a_store_without_all_of_the_teachers_weights(
     alone: World, tmp_path: Path, replay_layers: int
 ) -> None:
-    """What replay needs is there: only a start from the teacher's layers is not to be had."""
+    """The store has the weights for replay, but a student cannot start from the teacher's layers."""
     make_run(tmp_path, teacher_weights=False, replay_layers=replay_layers)
     relations = ["train.alpha_relation=1"] * replay_layers
     with pytest.raises(UserError, match="student.init: teacher needs the teacher's weights"):
@@ -180,7 +180,7 @@ def test_a_store_without_all_of_the_teachers_weights(
 
 
 def test_replayed_knowledge_is_stored_knowledge(alone: World, run_dir: Path, replay_dir: Path) -> None:
-    """One layer below the top, and the last hidden states themselves: the same losses, up to rounding."""
+    """The input of the top layer gives the losses of the stored last hidden states, up to rounding."""
     for root in (run_dir, replay_dir):
         command(root, "train.epochs=1")
     for stored, replayed in zip(logged(run_dir), logged(replay_dir), strict=True):

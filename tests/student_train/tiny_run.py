@@ -1,4 +1,4 @@
-"""A tiny teacher, its store and a recipe, made in a second: what the trainer's tests train on.
+"""A tiny teacher, its store and a recipe, made in a second, for the tests of the trainer.
 
 Axes: n samples, L length, P recorded positions, V vocabulary, D hidden size.
 """
@@ -63,11 +63,9 @@ def make_store(
     fingerprint: Mapping[str, Any] | None = None,
     **layout: Any,
 ) -> Store:
-    """A finished store of what ``teacher`` says of random text; ``layout`` are fields of ``Layout``.
-
-    ``documents``: every sequence is one text, of which the teacher makes a vector as `synthetic.POOLED` says.
-    ``fingerprint``: members that are told of it in place of the usual ones.
-    """
+    """Makes a finished store of ``teacher``'s outputs on random text; ``layout`` are fields of ``Layout``.
+    ``documents``: every sequence is one text, whose embedding is pooled by `synthetic.POOLED`.
+    ``fingerprint``: members that replace the usual ones."""
     sizes = {"length": L, "masked": M, "vocab_size": V, "hidden_size": D, "top_k": K}
     made = synthetic.small_layout(**{**sizes, **layout})
     rows = {"train": (sequences,), **({"validation": (held_out,)} if held_out else {})}
@@ -93,7 +91,7 @@ def make_store(
 
 
 def _spec_with(told: Mapping[str, Any]) -> Callable[..., Spec]:
-    """``synthetic.make_spec`` with these members in the fingerprint."""
+    """Returns ``synthetic.make_spec`` with these members in the fingerprint."""
     make_spec = synthetic.make_spec
 
     def spec(*arguments: Any) -> Spec:
@@ -114,7 +112,7 @@ def _tokenizer(size: int) -> dict[str, bytes]:
 
 
 def live(teacher: BertForMaskedLM) -> Teacher:
-    """What fills a store's columns from this teacher."""
+    """Returns a function that computes a store's columns with this teacher."""
 
     @torch.no_grad()
     def fill(layout: Layout, columns: Columns, random: np.random.Generator) -> None:
@@ -138,7 +136,8 @@ def live(teacher: BertForMaskedLM) -> Teacher:
 def _fill(
     layout: Layout, columns: Columns, hidden: torch.Tensor, logits: torch.Tensor, real: torch.Tensor
 ) -> None:
-    """The teacher's columns out of hidden states [n, P, D] and logits [n, P, V]; ``real`` is bool [n, P]."""
+    """Fills the teacher's columns, given hidden states [n, P, D] and logits [n, P, V]; ``real``: bool [n,
+    P]."""
     if layout.top_k:
         values, best = logits.half().topk(layout.top_k, dim=2)
         sums = [torch.logsumexp(logits / t, 2) for t in layout.temperatures]
@@ -156,7 +155,8 @@ def _fill(
 def make_run(
     root: Path, *, recipe: dict | None = None, teacher: BertForMaskedLM | None = None, **store: Any
 ) -> Path:
-    """A store at ``root/runs/tiny/store`` and its recipe, without corpus or teacher; the recipe's path."""
+    """Makes a store at ``root/runs/tiny/store`` and its recipe, without corpus or teacher. Returns the
+    recipe's path."""
     make_store(root / "runs" / "tiny" / "store", teacher or make_teacher(), **store)
     sections: dict = {
         "name": "tiny",
@@ -185,8 +185,8 @@ def make_run(
 def make_phased_run(
     root: Path, *, steps: int, more: int, store: Mapping[str, Any] | None = None, **train: Any
 ) -> Path:
-    """A run of so many ``steps``, then ``more`` of them on a store of 20 sequences twice as long, at
-    ``root/longer``. ``store``: how both stores are made."""
+    """Makes a run of ``steps`` steps, then ``more`` steps on a store of 20 sequences twice as long, at
+    ``root/longer``. ``store``: settings of both stores."""
     teacher, same = make_teacher(max_position_embeddings=2 * L + 4), dict(store or {})
     longer = root / "longer"
     make_store(
@@ -198,12 +198,12 @@ def make_phased_run(
 
 
 def command(root: Path, *words: str) -> int:
-    """``student_train/main.py --recipe root/recipe.yaml`` and these words; its exit code."""
+    """Runs ``student_train/main.py --recipe root/recipe.yaml`` with these words. Returns its exit code."""
     return main.run(main.parse(["--recipe", str(root / "recipe.yaml"), *words]))
 
 
 def student(root: Path, name: str = "student") -> Path:
-    """Where a student of the recipe is made."""
+    """Returns the directory of a student of the recipe."""
     return root / "runs" / "tiny" / "students" / name
 
 
@@ -212,16 +212,16 @@ def history(root: Path, name: str = "student") -> list[dict[str, Any]]:
 
 
 def logged(root: Path, name: str = "student") -> list[dict[str, Any]]:
-    """The lines of training steps."""
+    """Returns the records of training steps in history.jsonl."""
     return [line for line in history(root, name) if "loss" in line]
 
 
 def validated(root: Path, name: str = "student") -> dict[str, float]:
-    """The measures of the final student on held-out text."""
+    """Returns the validation measures of the trained student."""
     lines = [line for line in history(root, name) if any(key.startswith("validation_") for key in line)]
     return {k.removeprefix("validation_"): v for k, v in lines[-1].items() if k != "step"}
 
 
 def weights(root: Path, name: str = "student") -> dict[str, torch.Tensor]:
-    """Of the published model."""
+    """Returns the weights of the published model."""
     return load_file(student(root, name) / "model" / "model.safetensors")

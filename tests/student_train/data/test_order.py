@@ -1,4 +1,4 @@
-"""The order of samples: each once an epoch, the same for any number of ranks, whole blocks for each rank."""
+"""The order of samples: each once per epoch, the same for any number of ranks, whole blocks per rank."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from student_train.data.permutation import permute, positions_of
 
 @dataclass(frozen=True)
 class TaskBlocks:
-    """A split whose tasks have these numbers of samples, cut into blocks the naive way."""
+    """The blocks of tasks with given numbers of samples, cut in the simplest way."""
 
     tasks: tuple[int, ...]
     block_samples: int = 4
@@ -48,7 +48,7 @@ class TaskBlocks:
 
 
 def stream(blocks: TaskBlocks, order: SampleOrder, epochs: int) -> list[tuple[int, int, int]]:
-    """(masking epoch, block, row) of every sample of the first epochs, by listing every block."""
+    """Returns (masking epoch, block, row) of every sample of the first epochs, by listing every block."""
     listed = []
     for epoch in range(epochs):
         key = order._permuted_epoch(epoch).key
@@ -104,7 +104,7 @@ def test_ranks_share_the_global_batch(blocks: TaskBlocks, world: int, data: st.D
 
 
 def test_a_rank_reads_blocks_of_its_own() -> None:
-    """32 ranks: the blocks that they read for a window, added up, are hardly more than the window has."""
+    """The blocks that 32 ranks read in a window add up to hardly more than the window's blocks."""
     blocks = TaskBlocks((4000,) * 20, block_samples=8)
     order = SampleOrder(blocks, 0, 256, blocks.samples_per_epoch, 64)
     for world in (1, 2, 8, 32):
@@ -163,7 +163,7 @@ def test_permutation_and_its_inverse(n: int, key: int) -> None:
 
 
 def test_a_store_of_a_hundred_billion_tokens_costs_nothing() -> None:
-    """37 million blocks in 10,000 tasks: no list of blocks, and locations at once."""
+    """With 37 million blocks in 10,000 tasks, no list of blocks is made, and locations are found at once."""
     rows = np.full(10_000, 78_125)
 
     class Large:

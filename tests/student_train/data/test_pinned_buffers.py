@@ -1,4 +1,4 @@
-"""Batches go to their device through a few buffers: unchanged, and no buffer is filled or read too early."""
+"""Batches reach the device through pinned buffers unchanged, and no buffer is reused or read too early."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 class Backend:
-    """Takes the place of torch.cuda: streams that only write down what happens on them."""
+    """Replaces torch.cuda by streams that only record the operations on them."""
 
     def __init__(self, log: list[str]) -> None:
         self.log = log
@@ -84,8 +84,8 @@ def same(ours: Batch, theirs: Batch) -> None:
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_a_stream_through_a_ring_gives_the_same_batches(slots: int) -> None:
-    """Two threads, micro-batches of several sizes, dummies among them, and every buffer many times."""
+def test_a_stream_through_pinned_buffers_gives_the_same_batches(slots: int) -> None:
+    """Two threads use every buffer many times, for micro-batches of several sizes and for dummies."""
     plan = plan_of(23, 18)
     order = SampleOrder(plan, 0, 7, 12 * 7 + 1, 4)
     found = []
@@ -100,9 +100,9 @@ def test_a_stream_through_a_ring_gives_the_same_batches(slots: int) -> None:
             same(one, other)
 
 
-def test_who_waits_for_a_copy(log: list[str]) -> None:
-    """The copy runs on the side stream; the step's stream waits for it, and the host only before it fills the
-    same buffer again."""
+def test_which_stream_waits_for_a_copy(log: list[str]) -> None:
+    """The step's stream waits for the copy on the side stream. The host waits only before it reuses the
+    buffer."""
     pool = BufferPool(CPU, 2)
     sent = []
     for number in range(3):
@@ -120,7 +120,7 @@ def test_who_waits_for_a_copy(log: list[str]) -> None:
 
 
 def test_columns_are_gathered_into_the_buffer() -> None:
-    """After the first batch, whose size was not known, the large columns are not copied on the host."""
+    """After the first batch, whose size was unknown, the large columns are not copied on the host."""
     buffer = PinnedBuffer(CPU, torch.cpu.Stream())
     buffer.send(batch_of(1, 2))
     buffer.clear()
@@ -142,7 +142,7 @@ def _is_inside(buffer: PinnedBuffer, array: np.ndarray) -> bool:
 
 
 def test_a_batch_that_does_not_fit_grows_the_buffer() -> None:
-    """Part of it was gathered into the old buffer, part of it beside it."""
+    """Some of its columns were gathered into the old buffer, others beside it."""
     buffer = PinnedBuffer(CPU, torch.cpu.Stream())
     for sequences in ((1,), (1, 2, 3, 4, 5, 6, 7), (8, 9)):
         buffer.clear()

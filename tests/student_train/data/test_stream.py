@@ -1,4 +1,4 @@
-"""The batches of a rank: the same samples whatever the world, read ahead, with damage at its own step."""
+"""The batches of a rank: the same samples on any number of ranks, read ahead, errors at the right step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Sample = tuple[int, int]
 
 @dataclass
 class MemoryReader:
-    """A split whose every value is a function of masking epoch and sequence; blocks may be damaged."""
+    """A split in memory: every value is a function of masking epoch and sequence; blocks may be damaged."""
 
     plan: SplitPlan
     layout: Layout = LAYOUT
@@ -97,14 +97,14 @@ def stream(
 
 
 def log(step: Step) -> list[Sample]:
-    """What this rank computes, dummies left out."""
+    """Returns the samples that this rank computes, without dummies."""
     return [
         (int(ids[0]), int(ids[1])) for batch in step.micro_batches if batch.weight for ids in batch.input_ids
     ]
 
 
 def whole_batch(plan: SplitPlan, step: Step) -> list[Sample]:
-    """The samples of the global batch, as the step names them."""
+    """Returns the samples of the global batch, from the step's locations."""
     locations = step.locations
     columns = locations.masking_epoch.tolist(), locations.block.tolist(), locations.row.tolist()
     return [(e, int(plan.sequence_ids(b)[r])) for e, b, r in zip(*columns, strict=True)]
@@ -231,7 +231,7 @@ def open_real(store: Store, rank: int, world: int, columns: list[str], steps: in
 
 
 def real_log(store: Store, world: int) -> list[list[list[int]]]:
-    """Of every step, the token ids of its samples in order."""
+    """Returns, for every step, the token ids of its samples in order."""
     ranks = [list(open_real(store, rank, world, ["hidden_states"])) for rank in range(world)]
     return [
         [row.tolist() for share in shares for b in share.micro_batches if b.weight for row in b.input_ids]
@@ -252,7 +252,7 @@ def test_only_the_columns_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_real_store_and_a_flipped_bit_in_it(tmp_path: Path) -> None:
-    """Through files, mapping and digests: the same log for worlds 1 to 3, then the damage at its step."""
+    """A store on disk gives the same log on 1 to 3 ranks, and a flipped bit raises an error at its step."""
     root = tmp_path / "store"
     store = make_store(str(root), rows={"train": (18, 12)})
     logs = [real_log(store, world) for world in (1, 2, 3)]

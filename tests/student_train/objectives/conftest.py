@@ -1,4 +1,4 @@
-"""A tiny teacher and its stores, made once for a module."""
+"""A tiny teacher and its stores, made once per module."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def stores(teacher: BertForMaskedLM, tmp_path_factory: pytest.TempPathFactory) -
     root, made = tmp_path_factory.mktemp("stores"), {}
 
     def store_of(**layout: Any) -> Store:
-        """Of 20 sequences in each split; made once."""
+        """Returns a store of 20 sequences per split, made once per layout."""
         name = "-".join(f"{key}{value}" for key, value in layout.items()) or "plain"
         if name not in made:
             path: Path = root / name

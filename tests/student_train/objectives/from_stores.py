@@ -1,4 +1,4 @@
-"""Stores of a tiny teacher, students that learn from them, and the loss of a live teacher beside it."""
+"""Stores of a tiny teacher, students that learn from them, and the same loss from the live teacher."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def objective_of(store: Store, model: StudentModel, train: Train) -> Objective:
 
 
 def whole_step(store: Store, train: Train) -> Step:
-    """All sequences of the store as one optimiser step of several micro-batches."""
+    """Returns all sequences of the store as one optimiser step of several micro-batches."""
     order = SampleOrder(store.splits["train"].plan, 0, SEQUENCES, SEQUENCES, 2)
     with open_stream(store, "train", required_columns(train, store.layout), order, train, ALONE) as stream:
         return next(stream)
@@ -66,7 +66,7 @@ def whole_step(store: Store, train: Train) -> Step:
 def from_store(
     objective: Objective, model: StudentModel, step: Step
 ) -> tuple[dict[str, float], list[torch.Tensor]]:
-    """Terms and gradients of the step, added up over its micro-batches."""
+    """Returns terms and gradients of the step, added up over its micro-batches."""
     model.zero_grad()
     sums = dict.fromkeys(TERMS, 0.0)
     for batch in step.micro_batches:
@@ -84,7 +84,7 @@ def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
 def live(
     teacher: BertForMaskedLM, model: StudentModel, step: Step, alphas: tuple[float, float, float]
 ) -> tuple[dict[str, float], list[torch.Tensor]]:
-    """The same by the dense formula on the whole batch at once."""
+    """Returns terms and gradients by the dense formula on the whole batch at once."""
     model.zero_grad()
     parts = zip(*(dense_inputs(batch) for batch in step.micro_batches), strict=True)
     ids, mask, labels = (torch.cat(part) for part in parts)
@@ -94,6 +94,6 @@ def live(
 
 
 def distance(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    """Of the gradients, over the size of the expected one."""
+    """Returns the norm of the gradients' difference, relative to the expected gradients."""
     difference = sum(float((a - b).square().sum()) for a, b in zip(found, expected, strict=True))
     return (difference / sum(float(b.square().sum()) for b in expected)) ** 0.5

@@ -18,7 +18,7 @@ LEAVES = ("z", "weight", "bias", "student_hidden")
 
 @dataclass
 class Case:
-    """Random inputs; ``teacher`` are logits [N, V]."""
+    """Random inputs of the triple loss; ``teacher`` are logits [N, V]."""
 
     z: Tensor
     weight: Tensor
@@ -29,7 +29,7 @@ class Case:
     labels: Tensor
 
     def to(self, dtype: torch.dtype) -> Case:
-        """Inputs rounded to ``dtype``; labels as they are."""
+        """Returns the inputs rounded to ``dtype``, with unchanged labels."""
         leaves = {name: getattr(self, name).detach().to(dtype).requires_grad_() for name in LEAVES}
         return replace(self, **leaves, head=self.head.to(dtype), teacher_hidden=self.teacher_hidden.to(dtype))
 
@@ -60,7 +60,7 @@ def topk_of(logits: Tensor, k: int, temperature: float) -> TopkTarget:
 
 
 def dense_loss(case: Case, k: int | None, options: dict[str, Any]) -> Tensor:
-    """The formula of triple_loss.py written out over [N, V]."""
+    """Computes the formula of triple_loss.py on dense tensors [N, V]."""
     t = options["temperature"]
     s, teacher = case.z @ case.weight.T + case.bias, teacher_logits(case)
     q, p = functional.softmax(s / t, 1), functional.softmax(teacher / t, 1)
@@ -106,16 +106,17 @@ def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
 
 
 def relative_error(value: Tensor, oracle: Tensor, floor: float = 1e-9) -> float:
-    """Distance over the oracle's norm, or over ``floor`` where the oracle is smaller than that."""
+    """Returns the distance from the oracle over its norm, or over ``floor`` if the norm is smaller."""
     distance = (value.detach().double() - oracle.detach()).norm()
     return float(distance / oracle.detach().norm().clamp_min(floor))
 
 
 def cancellation_floor(case: Case, options: dict[str, Any]) -> float:
-    """A hundredth of the terms before they cancel.
+    """Returns a hundredth of the terms before they cancel.
 
-    Where the student nearly is the teacher, the loss is a difference of numbers many thousand times as large,
-    and no float32 result can be relatively good; 1e-5 of this floor is one float32 rounding of the terms.
+    If the student nearly equals the teacher, the loss is a difference of numbers many thousand times as
+    large, so no float32 result has a small relative error. 1e-5 of this floor is one float32 rounding of the
+    terms.
     """
     kl = options["alpha_ce"] * options["temperature"] * max(options["temperature"], 1) / options["kl_tokens"]
     others = options["alpha_mlm"] / options["masked"] + options["alpha_cos"] / options["tokens"]

@@ -1,6 +1,6 @@
 """The loss of a student of every family, from stored states, against a dense formula with its live teacher.
 
-Everything of the oracle is float64, and each sequence is computed alone, without padding.
+The oracle is float64, and computes each sequence alone, without padding.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TOLERANCE = 5e-3
 
 
 def stored(teacher: Any, n: int, ids: Tensor, count: Tensor) -> Batch:
-    """What a pass would have kept of these ids."""
+    """Returns the columns that a teacher pass would have stored for these ids."""
     states = lower(copy.deepcopy(teacher), n).double()(ids, count).half()
     columns = {
         "input_ids": ids.numpy(),
@@ -50,7 +50,7 @@ def stored(teacher: Any, n: int, ids: Tensor, count: Tensor) -> Batch:
 
 
 def student_of(teacher: Any) -> StudentModel:
-    """One layer, far from the teacher's."""
+    """Returns a student of one layer, far from the teacher."""
     model = build_student(Student(layers=(0,), init="random"), TRAIN, teacher.config.to_dict(), None)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -60,7 +60,8 @@ def student_of(teacher: Any) -> StudentModel:
 
 
 def seen(model: Any, ids: Tensor, layer: int) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Last hidden states [L, D], logits [L, V] and Q, K, V [1, L, D] of one sequence."""
+    """Returns last hidden states [L, D], logits [L, V], and queries, keys and values [1, L, D] of one
+    sequence."""
     last: list[Tensor] = []
     hook = model.base_model.register_forward_hook(lambda _, __, out: last.append(out[0]))
     with QueriesKeysValues(model, layer) as recorder:
@@ -71,7 +72,7 @@ def seen(model: Any, ids: Tensor, layer: int) -> tuple[Tensor, Tensor, list[Tens
 
 
 def dense_loss(teacher: Any, student: nn.Module, n: int, ids: Tensor, count: Tensor) -> dict[str, Tensor]:
-    """Each term by its formula: a mean over all real tokens, or over all masked ones."""
+    """Computes each term by its formula, as a mean over all tokens without padding or all masked tokens."""
     sums: dict[str, Tensor] = {"kl": torch.zeros(()), "mlm": torch.zeros(()), "cosine": torch.zeros(())}
     sums["relation"] = torch.zeros(())
     for row, real in enumerate(count.tolist()):
@@ -126,7 +127,7 @@ def test_every_family_is_distilled_as_with_its_live_teacher(family: str, n: int)
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_relations_alone_need_no_more_than_the_projections_of_their_layer(family: str) -> None:
-    """The layer's own attention is not run, and what comes out is what a whole forward would have given."""
+    """The layer's own attention is not run, and the result equals that of a whole forward."""
     model, (ids, count) = StudentModel(masked_lm(family), teacher_width=16, project=False), batch()
     layers = model.model.base_model.get_submodule(family_of(model.model.config).layers)
     for number, layer in enumerate(layers):

@@ -1,4 +1,4 @@
-"""The kernels of the triple loss: in C++, compiled by torch, and what happens when a compiler fails."""
+"""The kernels of KL and CE: in C++, compiled by torch, and uncompiled after a compiler failed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.student_train.objectives.loss_cases import (
 
 
 def test_the_native_kernel_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Vocabularies that end within a vector of 16, labels at both ends, rows without a scale, two threads."""
+    """Vocabularies that are no multiple of 16, labels at both ends, rows with scale 0, two threads."""
     generator = torch.Generator().manual_seed(0)
     for v, threads in itertools.product((2, 15, 16, 17, 64, 67, 1000), (1, 2)):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
@@ -92,7 +92,7 @@ torch.testing.assert_close(*results)
 
 @pytest.mark.slow
 def test_two_kinds_of_processor_can_share_the_cache_of_kernels(root_dir: Path, tmp_path: Path) -> None:
-    """Torch's own key of that cache is the same for both; wrong numbers come where this one has AVX-512."""
+    """Torch's own cache key is the same for AVX2 and AVX-512, which would give wrong numbers with AVX-512."""
     for capability in ({}, {"ATEN_CPU_CAPABILITY": "avx2"}):
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), **capability}
         done = subprocess.run(
@@ -108,14 +108,14 @@ def test_two_kinds_of_processor_can_share_the_cache_of_kernels(root_dir: Path, t
 
 @pytest.fixture
 def compiled_to(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[kl_kernels.Kernel], None]]:
-    """Sets what torch.compile makes of a kernel."""
+    """Returns a function that sets what torch.compile makes of a kernel."""
     kl_kernels.fused.cache_clear()
     yield lambda kernel: monkeypatch.setattr(torch, "compile", lambda *_, **__: kernel)
     kl_kernels.fused.cache_clear()
 
 
 def test_falls_back_to_eager_with_one_warning(compiled_to: Callable[..., None]) -> None:
-    """Also where the compiled kernel fails after it has overwritten logits."""
+    """The compiled kernel may also fail after it has overwritten logits."""
     calls = itertools.count()
 
     def broken(s: Tensor, *_: object) -> tuple[Tensor, Tensor]:

@@ -125,7 +125,7 @@ def test_a_small_kl_is_good_to_the_rounding_of_the_normalisers(by_row: bool) -> 
 
 
 def test_temperature_of_a_tail_that_underflows() -> None:
-    """Student logits of the tail lie 200 below the top: exp(-200) is 0 in float32, its logarithm is not."""
+    """The student's tail logits are 200 below the top: exp(-200) is 0 in float32, its logarithm is not."""
     s = torch.tensor([[0.0, -200.0, -201.0]])
     ids, p = torch.tensor([[0]]), torch.tensor([[0.75]])
     one = torch.ones(1)
@@ -218,7 +218,7 @@ def test_a_term_that_is_off_costs_nothing(
 
 
 def test_the_cosine_looks_at_positions_of_its_own() -> None:
-    """A loss at masked positions alone compares hidden states at all of them."""
+    """Even if KL and CE use masked positions only, the cosine compares hidden states at all positions."""
     case = make_case(15)
     more = replace(
         case,

@@ -76,7 +76,7 @@ def test_exact_loss_and_gradient_are_the_live_teachers(
 def test_relations_are_those_of_the_live_teachers_layer(
     teacher: BertForMaskedLM, stores: typing.Callable[..., Store], layout: dict[str, Any], tolerance: float
 ) -> None:
-    """Of the deepest replayed layer, in value and gradient, by the paper's formula in float64."""
+    """Value and gradient equal the paper's formula in float64, for the deepest replayed layer."""
     store, train = stores(**layout), train_of(**RELATIONS, relation_heads=4)
     model = student_of(teacher, train)
     step = whole_step(store, train)
@@ -99,7 +99,7 @@ def test_relations_are_those_of_the_live_teachers_layer(
 def test_relations_are_weighed_and_left_out(
     teacher: BertForMaskedLM, stores: typing.Callable[..., Store]
 ) -> None:
-    """What only a relation that is left out needs gets no gradient."""
+    """Parameters that only a left-out relation needs get no gradient."""
     store, found = stores(replay_layers=1), {}
     for weights in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 3.0, 0.0)):
         train = train_of(**RELATIONS, relation_weights=weights)
@@ -127,7 +127,7 @@ def test_all_terms_together_add_up(teacher: BertForMaskedLM, stores: typing.Call
 def test_topk_loss_is_below_the_exact_one_and_close(
     teacher: BertForMaskedLM, stores: typing.Callable[..., Store]
 ) -> None:
-    """Merging the tail into one bucket can only lose divergence (data processing inequality)."""
+    """Merging the tail into one bucket can only reduce KL (data processing inequality)."""
     store, kl = stores(), []
     for kind in ("exact", "topk"):
         train = train_of(soft_targets=kind)

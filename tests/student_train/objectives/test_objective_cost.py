@@ -1,4 +1,4 @@
-"""What a loss leaves out: positions that no term uses, layers that nobody needs, waits for the host."""
+"""What a loss does not compute: positions that no term uses, unneeded layers; and no wait of the host."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ def test_no_more_is_run_than_the_loss_needs(
 def test_no_micro_batch_waits_for_its_host(
     teacher: BertForMaskedLM, stores: typing.Callable[..., Store], changes: dict[str, Any], full: bool
 ) -> None:
-    """Forward, loss and gradient read nothing back: positions and labels were worked out in collation."""
+    """Forward, loss and gradient copy nothing to the host: positions and labels were computed in
+    collation."""
     store, train = stores(replay_layers=1), train_of(micro_batch_size=1, **changes)
     model = student_of(teacher, train)  # without dropout, whose kernel on a CPU draws its seed on the host
     objective, step = objective_of(store, model, train), whole_step(store, train)

@@ -80,7 +80,7 @@ def test_value_and_gradient_are_the_dense_formula(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_cpp_kernel_is_the_chunk_of_torch(dtype: torch.dtype) -> None:
-    """Lengths and heads that end within a vector of 16, padding, sequences without a token."""
+    """Lengths and head sizes that are no multiples of 16, padding, sequences without a token."""
     generator = torch.Generator().manual_seed(0)
     for seed in range(40):
         length, heads, d, teacher_d = (
@@ -105,7 +105,7 @@ def test_the_cpp_kernel_is_the_chunk_of_torch(dtype: torch.dtype) -> None:
 
 
 def test_the_cpp_kernel_takes_a_part_of_a_larger_tensor() -> None:
-    """As where one matrix product makes queries, keys and values."""
+    """For example, one matrix product may compute queries, keys and values together."""
     joint, teacher = draw(2, 9, 24, 1, torch.float32)["keys"], draw(2, 9, 24, 2, torch.float32)["keys"]
     for part, other in zip(joint.split(8, dim=2), teacher.split(8, dim=2), strict=True):
         found = native_relations.summed_kl(part, other, None, 2, True)
@@ -124,7 +124,7 @@ def test_threads_of_the_cpp_kernel_do_not_change_its_result(monkeypatch: pytest.
 
 
 def test_a_number_that_is_none_is_seen() -> None:
-    """Also by the compiled kernel: a step that is not finite has to be noticed."""
+    """NaN and infinity reach the loss, also by the compiled kernel, so that the step is noticed."""
     student, teacher = draw(2, 6, 8, 1, torch.float32), draw(2, 6, 8, 2, torch.float32)
     for broken in (float("nan"), float("inf")):
         student["keys"][1, 2, 3] = broken

@@ -1,4 +1,4 @@
-"""Soft targets against the teacher they were recorded from."""
+"""Soft targets from stored outputs against the teacher's own distributions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_topk_probabilities_are_those_of_the_full_softmax() -> None:
 
 
 def test_a_tiny_tail_is_not_noise() -> None:
-    """1 - 1e-6: the tail keeps the precision that float32 logits and logsumexp leave it."""
+    """A tail of 1e-6 has the precision that float32 logits and logsumexp allow."""
     full = torch.logaddexp(torch.tensor(0.0), torch.tensor(1e-6).log())
     _, p, tail = topk([[0.0]], [float(full)], 1.0).probabilities(slice(None))
     assert float(tail) == pytest.approx(1e-6, rel=1e-3)
@@ -54,7 +54,7 @@ def test_logits_rounded_above_full_mass_leave_an_empty_tail_and_sum_to_one() -> 
 
 
 def test_the_exact_target_is_the_head_of_the_hidden_states() -> None:
-    """In the head's dtype, whatever the stored states have."""
+    """Logits have the head's dtype, for stored states of any dtype."""
     head, hidden = random_head(4, 7), torch.randn(3, 4, dtype=torch.float64)
     z = head.decoder_input(hidden)
     expected = z @ head.decoder_weight.T + head.decoder_bias
@@ -69,7 +69,7 @@ def test_the_exact_target_is_the_head_of_the_hidden_states() -> None:
 
 @pytest.fixture(scope="module")
 def live(shared_dir: Path) -> dict[str, Any]:
-    """The shared teacher's float32 hidden states and logits on real text, and a student near it."""
+    """Returns the shared teacher's float32 hidden states and logits on real text, and a student near it."""
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(shared_dir / "teacher")
@@ -112,7 +112,7 @@ def live_gradient(z: Tensor, head: Decoder, teacher_logits: Tensor) -> Tensor:
 
 
 def test_exact_target_has_the_live_teachers_gradient_on_real_text(live: dict) -> None:
-    """Float16 hidden states, float32 head: within 1e-3 of the teacher's own logits, T = 2."""
+    """From float16 hidden states and a float32 head at T = 2, within 1e-3 of the teacher's own logits."""
     z, head = live["z"], live["head"]
     expected = live_gradient(z, head, live["logits"])
     found = head_gradient(z, head, ExactTarget(head, live["hidden"].half()))

@@ -54,7 +54,7 @@ def test_validation_against_the_live_teacher(
 def test_validation_by_the_stored_top_k(
     teacher: BertForMaskedLM, stores: typing.Callable[..., Store]
 ) -> None:
-    """K = V: nothing is left for the bucket, so the measures are those of the whole distribution."""
+    """With K = V the bucket is empty, so the measures are those of the whole distribution."""
     train = train_of(alpha_cos=0.0)
     model = student_of(teacher, train)
     found = []
