@@ -37,18 +37,18 @@ def connect(address: str | None, setting: str, packages: Sequence[str], **local:
         setting, address = "RAY_ADDRESS", os.environ["RAY_ADDRESS"]
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     logging.getLogger("ray").setLevel(logging.ERROR)
-    found = _cluster_at(address, setting)
+    cluster_address = _cluster_at(address, setting)
     with keeping_sigterm_handler():
         try:
-            if found is None:
+            if cluster_address is None:
                 quiet |= {"include_dashboard": False, "_temp_dir": _temporary_directory(), **local}
                 # Ray itself would store a token in the home directory, readable by all users.
                 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
                 ray.init(address="local", **quiet)
             else:
-                _print_note(f"joining the Ray cluster at {found}")
+                _print_note(f"joining the Ray cluster at {cluster_address}")
                 paths = [str(_ROOT / name) for name in packages]
-                ray.init(address=found, runtime_env={"py_modules": paths}, **quiet)
+                ray.init(address=cluster_address, runtime_env={"py_modules": paths}, **quiet)
         except (ConnectionError, ray.exceptions.RayError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
@@ -61,7 +61,7 @@ def connect(address: str | None, setting: str, packages: Sequence[str], **local:
             raise UserError(
                 "Ray did not start within 30 seconds; the machine may be overloaded: run the command again"
             ) from None
-    return found
+    return cluster_address
 
 
 def python_path() -> str:

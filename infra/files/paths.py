@@ -62,14 +62,14 @@ def find_files(globs: Sequence[str]) -> list[str]:
     file, and the longest beginning that is the exact name of a directory is taken literally. Raises UserError
     for a directory, and for a glob that matches no file.
     """
-    found: set[str] = set()
+    paths: set[str] = set()
     for pattern in map(expand_home, globs):
         matches = _matches(pattern)
         if not matches:
             raise UserError(f"{remote.without_secrets(pattern)}: matches no file")
-        found.update(matches)
+        paths.update(matches)
     unique: dict[str, str] = {}
-    for path in sorted(found):
+    for path in sorted(paths):
         unique.setdefault(path if storage.is_remote(path) else os.path.realpath(path), path)
     return list(unique.values())
 
@@ -90,6 +90,6 @@ def _matches(pattern: str) -> list[str]:
             break
     if not storage.is_remote(pattern):
         return [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
-    found = remote.call(pattern, "glob", remote.key_of(pattern), detail=True)
+    entries = remote.call(pattern, "glob", remote.key_of(pattern), detail=True)
     bucket = "/".join(pattern.split("/", 3)[:3])  # including the storage account, if the URL names one
-    return [f"{bucket}/{key.partition('/')[2]}" for key, info in found.items() if info["type"] == "file"]
+    return [f"{bucket}/{key.partition('/')[2]}" for key, info in entries.items() if info["type"] == "file"]

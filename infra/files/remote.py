@@ -136,15 +136,15 @@ def pages(directory: str) -> Iterator[list[dict[str, Any]]]:
 def _s3_pages(directory: str, bucket: str, prefix: str) -> Iterator[list[dict[str, Any]]]:
     prefix = f"{prefix}/" if prefix else ""
     request: dict[str, Any] = {"Bucket": bucket, "Delimiter": "/", "Prefix": prefix, "MaxKeys": PAGE_NAMES}
-    more = True
-    while more:
+    has_more = True
+    while has_more:
         page = call(directory, "call_s3", "list_objects_v2", **request)
         folders = [item["Prefix"].rstrip("/") for item in page.get("CommonPrefixes", [])]
         files = [item for item in page.get("Contents", []) if not item["Key"].endswith("/")]
         yield [{"name": f"{bucket}/{name}", "type": "directory", "size": 0} for name in folders] + [
             {"name": f"{bucket}/{item['Key']}", "type": "file", "size": item["Size"]} for item in files
         ]
-        more = bool(page.get("IsTruncated"))
+        has_more = bool(page.get("IsTruncated"))
         request["ContinuationToken"] = page.get("NextContinuationToken")
 
 
@@ -185,11 +185,11 @@ def key_of(path: str) -> str:
 
 
 def _scheme_of(path: str) -> str:
-    found = scheme(path)
-    if found not in PACKAGES:
+    url_scheme = scheme(path)
+    if url_scheme not in PACKAGES:
         known = ", ".join(f"{name}://" for name in PACKAGES)
         raise UserError(f"{without_secrets(path)}: unknown kind of URL; known are {known} and local paths")
-    return found
+    return url_scheme
 
 
 def _account(path: str) -> str | None:
@@ -203,7 +203,7 @@ def _account(path: str) -> str | None:
 
 
 @functools.cache
-def _filesystem(found: str, account: str | None, process: int) -> Any:
+def _filesystem(url_scheme: str, account: str | None, process: int) -> Any:
     """Returns the fsspec file system of an account, cached per process (``process`` is its id): after a fork
     the parent's event loop does not run in the child."""
     import fsspec
@@ -212,14 +212,16 @@ def _filesystem(found: str, account: str | None, process: int) -> Any:
     if account:
         options["account_name"] = account
     try:
-        if found == "s3":
+        if url_scheme == "s3":
             options["config_kwargs"] = _s3_config()
-        protocol = "abfs" if PACKAGES[found] == "adlfs" else found  # fsspec alone does not know abfss
+        protocol = (
+            "abfs" if PACKAGES[url_scheme] == "adlfs" else url_scheme
+        )  # fsspec alone does not know abfss
         return fsspec.filesystem(protocol, **options)
     except ImportError:
-        package = PACKAGES[found]
+        package = PACKAGES[url_scheme]
         raise UserError(
-            f"{found}:// needs the package {package}, which is not installed; install it with"
+            f"{url_scheme}:// needs the package {package}, which is not installed; install it with"
             f" the extra: pip install 'offline-encoder-distillation[{EXTRAS[package]}]'"
         ) from None
 

@@ -270,10 +270,10 @@ def refuse_credentials(tree: Mapping[str, Any]) -> None:
     """Raises ValueError for a secret in a URL, since settings are copied beside outputs and into MLflow."""
     for key, value in leaves(tree):
         for text in value if isinstance(value, list) else [value]:
-            found = _secret_in(text)
+            secret = _secret_in(text)
             require(
-                found is None,
-                f"{key}: holds {found}; settings are copied beside every output, so give credentials "
+                secret is None,
+                f"{key}: holds {secret}; settings are copied beside every output, so give credentials "
                 "through the environment (AWS_*, AZURE_*, MLFLOW_TRACKING_*, PGPASSWORD)",
             )
 

@@ -107,7 +107,7 @@ def _teacher_pass(options: argparse.Namespace) -> Pass:
         tokens_per_second=options.task_tokens / mean,
         bytes_per_token=options.bytes_per_token,
         workers=1,
-        relative_durations=tuple(one / mean for one in seconds),
+        relative_durations=tuple(value / mean for value in seconds),
         **{name: getattr(options, name) for name in OPTIONS},
     )
 

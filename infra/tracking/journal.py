@@ -17,7 +17,7 @@ Entry = dict[str, Any]
 class Journal:
     """A queue of JSON objects, each kept in a file until ``discard``; one process at a time owns the file.
 
-    The queue is in memory only (``kept`` is False) if ``path`` is None or cannot be written, or if another
+    The queue is in memory only (``on_disk`` is False) if ``path`` is None or cannot be written, or if another
     process owns the file. Appending costs one small write to the page cache. The incomplete last line of a
     killed process is skipped.
     """
@@ -29,7 +29,7 @@ class Journal:
         self._pending: deque[Entry] = deque(_entries(self._file) if self._file else ())
 
     @property
-    def kept(self) -> bool:
+    def on_disk(self) -> bool:
         """Whether the entries are in a file, and so survive this process."""
         return self._file is not None
 

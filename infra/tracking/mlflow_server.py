@@ -133,8 +133,10 @@ class Server:
         if known is not None:
             return str(known.experiment_id)
         local = uri.startswith("sqlite:") and not storage.is_remote(self._recipe.output)
-        place = Path(storage.join(self._recipe.output, "mlartifacts")).absolute().as_uri() if local else None
-        return str(client.create_experiment(name, artifact_location=place))
+        location = (
+            Path(storage.join(self._recipe.output, "mlartifacts")).absolute().as_uri() if local else None
+        )
+        return str(client.create_experiment(name, artifact_location=location))
 
     def _find_runs(self, client: Any, experiment: str, uri: str) -> None:
         """Fills ``ids`` with the runs of tracking.json that exist on the server, and creates the others."""

@@ -208,13 +208,13 @@ class _LiveRun(Run):
         self._wake.set()
         self._wait_for_delivery()
         if len(self._journal) or self._server.refused:
-            kept = (
+            fate = (
                 f"kept in {self._journal.path}, sent when a stage starts again"
-                if self._journal.kept
+                if self._journal.on_disk
                 else "lost"
             )
             unsent = (
-                f"{len(self._journal)} records were not sent ({self._problem or 'no answer'}), {kept}"
+                f"{len(self._journal)} records were not sent ({self._problem or 'no answer'}), {fate}"
                 if len(self._journal)
                 else ""
             )
@@ -275,7 +275,7 @@ def _send_old_journals(recipe: Recipe, nested: TrackedRun) -> None:
             continue
         journal = Journal(path)
         with contextlib.suppress(Exception):
-            if journal.kept:
+            if journal.on_disk:
                 deliver(journal, Server(recipe, other))
         journal.close()
 

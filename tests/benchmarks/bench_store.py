@@ -158,9 +158,9 @@ def _opening() -> Iterator[dict[str, Any]]:
             storage.publish_bytes(f"{directory}/{name}", data)
         command = [sys.executable, "-c", OPEN, directory]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root_dir)
-    found = json.loads(done.stdout)
-    where = f"{found['shards']:,} shards in {PARTS * PIECES:,} tasks, JSON alone, local disk"
-    seconds, megabytes = found["seconds"], found["megabytes"]
+    opened = json.loads(done.stdout)
+    where = f"{opened['shards']:,} shards in {PARTS * PIECES:,} tasks, JSON alone, local disk"
+    seconds, megabytes = opened["seconds"], opened["megabytes"]
     yield _row("store.open_seconds", seconds, "s", "<= 2", seconds <= 2, where)
     words = f"{where}; the whole process, an index of a task read too"
     yield _row("store.open_megabytes", megabytes, "MB", "<= 200", megabytes <= 200, words)

@@ -84,9 +84,9 @@ def result(arm: str, seed: int, **others: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write(results: Path, *found: dict[str, Any]) -> None:
+def write(results: Path, *results_of_runs: dict[str, Any]) -> None:
     (results / "real").mkdir(parents=True, exist_ok=True)
-    for one in found:
+    for one in results_of_runs:
         path = results / "real" / f"{slug(one['arm'])}-{one['seed']}.json"
         path.write_text(json.dumps(one))
 

@@ -182,7 +182,7 @@ def flipped(recipe: Path, store: Path, reference: Bytes, rng: random.Random) -> 
     them."""
     no_digest = (storage.LOCK, RECIPE)
     files = sorted(path for path in store.rglob("*") if path.is_file() and path.name not in no_digest)
-    found = sum(_found(store, rng.choice(files), rng) for _ in range(FLIPS))
+    noticed = sum(_is_noticed(store, rng.choice(files), rng) for _ in range(FLIPS))
     restored = 0
     for _ in range(REPAIRS):
         for path in rng.sample([store / name for name in sorted(reference)], 5):
@@ -191,7 +191,7 @@ def flipped(recipe: Path, store: Path, reference: Bytes, rng: random.Random) -> 
         restored += code == 0 and contents(store) == reference and not verify(str(store))
         shutil.rmtree(damaged_directory(str(store)))
     return [
-        ["bit flips found by verify", f"{found} of {FLIPS}", found == FLIPS],
+        ["bit flips found by verify", f"{noticed} of {FLIPS}", noticed == FLIPS],
         [
             "repairs of 5 damaged files that restored every byte",
             f"{restored} of {REPAIRS}",
@@ -200,7 +200,7 @@ def flipped(recipe: Path, store: Path, reference: Bytes, rng: random.Random) -> 
     ]
 
 
-def _found(store: Path, path: Path, rng: random.Random) -> bool:
+def _is_noticed(store: Path, path: Path, rng: random.Random) -> bool:
     """Flips a bit of a file and restores it; returns whether ``verify`` names the file in between."""
     data = path.read_bytes()
     _flip(path, rng)

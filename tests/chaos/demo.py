@@ -108,10 +108,10 @@ def compare(reference: Path, directory: Path) -> list[Row]:
         weights = f"runs/demo/students/{student}/model/model.safetensors"
         equal = (reference / weights).read_bytes() == (directory / weights).read_bytes()
         rows.append([f"{student}: weights, the same bytes", (reference / weights).stat().st_size, equal])
-    expected, found = scores(reference), scores(directory)
+    expected, actual = scores(reference), scores(directory)
     return [
         *rows,
-        ["fine-tuning runs, all the same scores", len(expected), bool(expected) and expected == found],
+        ["fine-tuning runs, all the same scores", len(expected), bool(expected) and expected == actual],
     ]
 
 

@@ -62,9 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
         if name in options.skip:
             continue
         print(f"{name} ...", end=" ", flush=True)
-        found = _run(part, device, size)
-        results["parts"][name] = found
-        print(f"{_outcome(found)} ({found['seconds']:.0f} s)", flush=True)
+        result = _run(part, device, size)
+        results["parts"][name] = result
+        print(f"{_outcome(result)} ({result['seconds']:.0f} s)", flush=True)
         options.out.write_text(json.dumps(results, indent=1) + "\n")
     close_world()
     print(_table(results["parts"]))
@@ -85,24 +85,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _outcome(found: dict[str, Any]) -> str:
-    if not found["ok"]:
-        return f"FAILED: {found['error']}"
-    return f"skipped: {found['skipped']}" if "skipped" in found else "ok"
+def _outcome(result: dict[str, Any]) -> str:
+    if not result["ok"]:
+        return f"FAILED: {result['error']}"
+    return f"skipped: {result['skipped']}" if "skipped" in result else "ok"
 
 
 def _run(part: Part, device: torch.device, size: Size) -> dict[str, Any]:
     """Runs a part; returns its results, ``ok``, ``seconds``, and error and traceback if it failed."""
     started = time.perf_counter()
     try:
-        found = {"ok": True, **part(device, size)}
+        result = {"ok": True, **part(device, size)}
     except Exception as error:  # the other parts run even if one fails
-        found = {
+        result = {
             "ok": False,
             "error": f"{type(error).__name__}: {error}",
             "traceback": traceback.format_exc(),
         }
-    return {**found, "seconds": round(time.perf_counter() - started, 2)}
+    return {**result, "seconds": round(time.perf_counter() - started, 2)}
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

@@ -221,7 +221,7 @@ def replay(device: torch.device, size: Size) -> dict[str, Any]:
     text = random_text(layout, 12, padded=True)
     states = torch.from_numpy(columns_of(loaded(model, 1, CPU, torch.float32), layout, text)["hidden_states"])
     count = torch.from_numpy(text["token_count"].astype(np.int64))
-    found = {}
+    results = {}
     for where, dtype in ((device, torch.float32), (CPU, torch.float64)):
         top = Replay(model.config, top_weights(model, 1), 1, dtype).to(where)
         at = count.to(where)
@@ -230,11 +230,11 @@ def replay(device: torch.device, size: Size) -> dict[str, Any]:
         lazy = top.queries_keys_values(states.to(where), at)
         names = ("last_hidden", "logits", "queries", "keys", "values", "lazy_queries")
         tensors = (last, logits, *vectors, lazy[0])
-        found[dtype] = {n: t.double().cpu() for n, t in zip(names, tensors, strict=True)}
+        results[dtype] = {n: t.double().cpu() for n, t in zip(names, tensors, strict=True)}
     real = torch.arange(layout.length) < count[:, None]
     off = {
-        name: float((found[torch.float32][name] - right)[real].abs().max() / right[real].abs().max())
-        for name, right in found[torch.float64].items()
+        name: float((results[torch.float32][name] - right)[real].abs().max() / right[real].abs().max())
+        for name, right in results[torch.float64].items()
     }
     assert max(off.values()) < 1e-4, f"replayed numbers are off by {off}"
     return {"largest_relative_difference": off}
@@ -243,7 +243,7 @@ def replay(device: torch.device, size: Size) -> dict[str, Any]:
 def training(device: torch.device, size: Size) -> dict[str, Any]:
     """Compares ten steps of a student in float32 with the CPU; in bfloat16 its loss must only become
     smaller."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, train in (
         ("triple", {}),
         ("triple and relations", {"alpha_relation": 1.0}),
@@ -259,8 +259,8 @@ def training(device: torch.device, size: Size) -> dict[str, Any]:
         low = curves["bfloat16"]
         assert all(map(math.isfinite, low)), f"{name}: bfloat16 losses: {low}"
         assert low[-1] < low[0], f"{name}: bfloat16 does not learn: {low}"
-        found[name] = {"largest_relative_difference": difference, "curves": curves}
-    return found
+        results[name] = {"largest_relative_difference": difference, "curves": curves}
+    return results
 
 
 def _curve(device: torch.device, dtype: str, weights: dict[str, float]) -> list[float]:

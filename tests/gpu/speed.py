@@ -62,7 +62,7 @@ def head_flops(config: BertConfig) -> int:
 def teacher_pass(device: torch.device, size: Size) -> dict[str, Any]:
     """Measures a worker of the pass after a warm-up, from input ids to columns in host memory or in a
     store."""
-    found: dict[str, Any] = {"rows": [], "host_waits_in_a_shard": {}}
+    results: dict[str, Any] = {"rows": [], "host_waits_in_a_shard": {}}
     model, top_k = random_teacher(size.config), min(64, size.config.vocab_size)
     short, long = size.lengths[0], size.lengths[-1]
     with tempfile.TemporaryDirectory() as scratch:
@@ -74,10 +74,10 @@ def teacher_pass(device: torch.device, size: Size) -> dict[str, Any]:
             (layout_for(size.config, long, 0), (8,)),
             (layout_for(size.config, long, top_k), (8,)),
         ):
-            _columns_row(found, model, layout, device, size)
+            _columns_row(results, model, layout, device, size)
             for in_flight in at_once:
-                _store_row(found, saved, Path(scratch), layout, device, size, in_flight)
-    return found
+                _store_row(results, saved, Path(scratch), layout, device, size, in_flight)
+    return results
 
 
 def _what(layout: Layout) -> str:
@@ -90,7 +90,9 @@ def _batch_size(layout: Layout, size: Size) -> int:
     return size.batch_size * size.lengths[0] // layout.length
 
 
-def _columns_row(found: dict[str, Any], model: Any, layout: Layout, device: torch.device, size: Size) -> None:
+def _columns_row(
+    results: dict[str, Any], model: Any, layout: Layout, device: torch.device, size: Size
+) -> None:
     """Measures shards from input ids to columns in host memory, with two shards in flight.
 
     Also counts how often the host waits for the device, and records a profile if ``size`` asks for it.
@@ -117,17 +119,17 @@ def _columns_row(found: dict[str, Any], model: Any, layout: Layout, device: torc
     begin = time.perf_counter()
     shards(size.rounds)
     seconds = (time.perf_counter() - begin) / size.rounds
-    found["rows"].append(
+    results["rows"].append(
         _row(f"{what}, to memory", count * layout.length, seconds, _pass_flops(size.config, layout), device)
     )
-    found["host_waits_in_a_shard"][what] = host_waits(shard, device)
+    results["host_waits_in_a_shard"][what] = host_waits(shard, device)
     if size.profile:
-        found.setdefault("profiles", {})[what] = profile(shard, device)
+        results.setdefault("profiles", {})[what] = profile(shard, device)
     shards(0)
 
 
 def _store_row(
-    found: dict[str, Any],
+    results: dict[str, Any],
     saved: Path,
     scratch: Path,
     layout: Layout,
@@ -146,7 +148,7 @@ def _store_row(
     tokens, seconds = making.run("train", in_flight)
     what = f"{_what(layout)}, to a store, {in_flight} tasks at once"
     row = _row(what, tokens, seconds, _pass_flops(size.config, layout), device)
-    found["rows"].append({**row, "bytes_per_second": row["tokens_per_second"] * layout.bytes_per_token()})
+    results["rows"].append({**row, "bytes_per_second": row["tokens_per_second"] * layout.bytes_per_token()})
     shutil.rmtree(scratch / "run")
 
 
@@ -166,19 +168,19 @@ def engine_step(device: torch.device, size: Size) -> dict[str, Any]:
 
 
 def _steps(make: type[PlainStep | EngineStep], device: torch.device, size: Size) -> dict[str, Any]:
-    found: dict[str, Any] = {"rows": [], "host_waits_in_a_step": {}}
+    results: dict[str, Any] = {"rows": [], "host_waits_in_a_step": {}}
     narrow = Student(init="random", hidden_size=size.narrow)
     for what, replay_layers, shape, weights in (
         ("half depth, triple loss, replay 1", 1, Student(), {}),
         ("half depth, triple loss, replay 0", 0, Student(), {}),
         ("half depth, half width, relations alone", 1, narrow, RELATIONS_ALONE),
     ):
-        _step_row(found, make, what, replay_layers, shape, weights, device, size)
-    return found
+        _step_row(results, make, what, replay_layers, shape, weights, device, size)
+    return results
 
 
 def _step_row(
-    found: dict[str, Any],
+    results: dict[str, Any],
     make: type[PlainStep | EngineStep],
     what: str,
     replay_layers: int,
@@ -199,10 +201,10 @@ def _step_row(
     seconds = median_seconds(lambda: step(batch), device, size.rounds)
     flops = _step_flops(size.config, model.model.config, length, replay_layers, weights)
     row = _row(f"{what}, L {length}, batch {batch_size}", batch.tokens, seconds, flops, device)
-    found["rows"].append(row)
-    found["host_waits_in_a_step"][what] = host_waits(lambda: step(batch), device)
+    results["rows"].append(row)
+    results["host_waits_in_a_step"][what] = host_waits(lambda: step(batch), device)
     if size.profile:
-        found.setdefault("profiles", {})[what] = profile(lambda: step(batch), device)
+        results.setdefault("profiles", {})[what] = profile(lambda: step(batch), device)
 
 
 def _step_flops(

@@ -44,7 +44,7 @@ def resume(device: torch.device, size: Size) -> dict[str, Any]:
     """
     if not deepspeed_there():
         return {"skipped": NO_DEEPSPEED}
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch, deterministic():
         teacher = random_teacher(tiny_config())
         saved = stores.save_teacher(teacher, Path(scratch, "teacher"))
@@ -67,9 +67,9 @@ def resume(device: torch.device, size: Size) -> dict[str, Any]:
                 assert torch.equal(weight, resumed["weights"][name]), (
                     f"{dtype}: {name} differs after a resume"
                 )
-            found[dtype] = {name: once[name] for name in ("first", "last", "validation")}
+            results[dtype] = {name: once[name] for name in ("first", "last", "validation")}
             assert all(map(math.isfinite, once["validation"].values())), f"{dtype}: {once['validation']}"
-    return found
+    return results
 
 
 def _trained(

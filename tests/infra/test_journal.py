@@ -10,7 +10,7 @@ from infra.tracking.journal import Journal
 def entries(path: Path) -> list[dict[str, object]]:
     """As the next process finds them; they stay."""
     journal = Journal(str(path))
-    assert journal.kept
+    assert journal.on_disk
     found = journal.head(10)
     journal.close()
     return found

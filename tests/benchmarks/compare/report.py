@@ -47,18 +47,18 @@ def write_report(results: Path) -> Path:
     """Writes the page of all finished runs, and returns its path."""
     sections = [HEAD]
     for size, what in SIZES.items():
-        found = [json.loads(path.read_text()) for path in sorted((results / size).glob("*.json"))]
-        if found:
+        runs = [json.loads(path.read_text()) for path in sorted((results / size).glob("*.json"))]
+        if runs:
             sections.append(f"## Size `{size}`\n\n{what}\n")
-            sections += _tables(_by_arm(found), results / size)
+            sections += _tables(_by_arm(runs), results / size)
     path = results.with_suffix(".md")
     storage.publish_bytes(str(path), "\n".join(sections).encode())
     return path
 
 
-def _by_arm(found: list[Result]) -> dict[str, list[Result]]:
+def _by_arm(runs: list[Result]) -> dict[str, list[Result]]:
     arms: dict[str, list[Result]] = {}
-    for result in sorted(found, key=lambda one: one["seed"]):
+    for result in sorted(runs, key=lambda one: one["seed"]):
         arms.setdefault(result["arm"], []).append(result)
     return arms
 
@@ -105,8 +105,8 @@ def table(arms: dict[str, list[Result]]) -> str:
 
 def _scores(run: Result, tasks: Sequence[str]) -> list[float | None]:
     """Returns for each task the median score over fine-tuning seeds, times 100; None if it was not run."""
-    found = run.get("scores", {})
-    return [100 * statistics.median(found[task]) if task in found else None for task in tasks]
+    scores = run.get("scores", {})
+    return [100 * statistics.median(scores[task]) if task in scores else None for task in tasks]
 
 
 def _mean(scores: Sequence[float | None]) -> float | None:

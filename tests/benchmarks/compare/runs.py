@@ -40,9 +40,9 @@ class Runs:
 
     def train(self, arm: Arm, seed: int) -> Result:
         """Makes the store if it is missing, trains and measures the student, and returns the result."""
-        found = self.result(arm, seed)
-        if found is not None:
-            return found
+        existing = self.result(arm, seed)
+        if existing is not None:
+            return existing
         steps = self._steps(arm, seed)
         recipe = self.plan.recipe(arm, seed, steps)
         run = load_recipe(recipe).run("student")
