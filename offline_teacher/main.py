@@ -26,7 +26,7 @@ from infra.settings.recipe import Recipe
 from infra.settings.recipe_file import load_recipe
 
 if TYPE_CHECKING:
-    from offline_teacher.corpus.documents import Part
+    from offline_teacher.corpus.partition import Part
     from offline_teacher.store.reader import Store
     from offline_teacher.teacher_pass import Outcome
 

@@ -18,7 +18,7 @@ from typing import Any
 from infra.errors import UserError
 from infra.files import storage
 from infra.settings.recipe import Recipe
-from offline_teacher.corpus.documents import Part
+from offline_teacher.corpus.partition import Part
 from offline_teacher.sequences.tokenizer import VOCABULARY_FILES
 from offline_teacher.store.paths import MANIFEST
 from offline_teacher.store.schema import FORMAT_VERSION

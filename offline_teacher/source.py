@@ -11,7 +11,7 @@ from typing import Any
 from infra.errors import UserError
 from infra.files import storage
 from infra.settings.recipe import Recipe
-from offline_teacher.corpus.documents import Part
+from offline_teacher.corpus.partition import Part
 from offline_teacher.models.loading import has_head, read_config, weight_digest
 from offline_teacher.models.pooling import Pooling, read_pooling
 from offline_teacher.sequences.masking import continuation_flags, masked_count

@@ -16,7 +16,7 @@ from infra.settings.recipe import Recipe
 from offline_teacher.cluster.crews import teacher_crew, text_crew
 from offline_teacher.cluster.pool import Cluster, Pool
 from offline_teacher.cluster.work_queue import Item
-from offline_teacher.corpus.documents import Part, parts, size_of
+from offline_teacher.corpus.partition import Part, parts, relative_size
 from offline_teacher.pass_rates import Environments, Rates
 from offline_teacher.sequences.tokenised_parts import Tokenising, problems_of, rows_of
 from offline_teacher.source import Source, publish_files, tokenising
@@ -123,7 +123,7 @@ def _build_split(split: str, parts: list[Part], how: Tokenising, pool: Pool) -> 
             name=f"{split}/{part_name(number)}",
             method="build_part",
             arguments=(split, number, parts[number]),
-            size=size_of(parts[number], how.sequences.part_bytes),
+            size=relative_size(parts[number], how.sequences.part_bytes),
         )
         for number in todo
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from offline_teacher.cluster.worker_base import Guarded
-from offline_teacher.corpus.documents import Part
+from offline_teacher.corpus.partition import Part
 from offline_teacher.sequences.tokenised_parts import Tokenising
 
 

@@ -11,7 +11,7 @@ COMPRESSED_BLOCK = 1 << 16
 """Bytes of a compressed file that give at least the first block of its text: zstd packs 128 KiB at once."""
 
 
-def require_kind(path: str, size: int, source: str) -> None:
+def require_format(path: str, size: int, source: str) -> None:
     """Raises UserError for a file of another format; the message says which, and what to do."""
     count = COMPRESSED_BLOCK if compression(path) else BLOCK
     head = first_bytes(path, size, count)

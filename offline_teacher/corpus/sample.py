@@ -25,16 +25,8 @@ from infra.files import storage
 from infra.files.streams import compression
 from infra.settings.sections import Corpus, Sequences
 from offline_teacher.corpus import hub
-from offline_teacher.corpus.documents import (
-    Part,
-    Span,
-    cut_text,
-    documents,
-    is_whole,
-    parquet_rows,
-    parts,
-    row_texts,
-)
+from offline_teacher.corpus.documents import cut_text, documents, row_texts
+from offline_teacher.corpus.partition import Part, Span, needs_sequential_read, parquet_rows, parts
 from offline_teacher.corpus.problems import Problems
 from offline_teacher.sequences.packing import TextSeen, batched, pack
 from offline_teacher.sequences.tokenizer import Encoder
@@ -181,7 +173,7 @@ def _text_places(
     ranges: list[tuple[str, int, int]] = []
     for start in starts:
         ranges += _ranges(files, start, start + length)
-    whole = Counter({path: 0 for path, _, _ in ranges if is_whole(corpus, path)})
+    whole = Counter({path: 0 for path, _, _ in ranges if needs_sequential_read(corpus, path)})
     found = []
     for path, start, stop in ranges:
         if path in whole:

@@ -19,7 +19,8 @@ from infra.files import storage
 from infra.files.cache import Cache
 from infra.settings.recipe import outcome_settings
 from infra.settings.sections import Corpus, Sequences
-from offline_teacher.corpus.documents import Part, documents, modified
+from offline_teacher.corpus.documents import documents
+from offline_teacher.corpus.partition import Part, last_modified
 from offline_teacher.corpus.problems import Problems
 from offline_teacher.sequences.packing import TextSeen, batched, pack
 from offline_teacher.sequences.tokenizer import Encoder, load_encoder
@@ -140,7 +141,7 @@ class Tokenising:
             and not (self.corpus.strict and index.problems["counts"])  # found when it was not strict
             and sizes.get(f"{name}.arrow") == index.bytes
             and (index.counts is None or f"{name}{COUNTS_END}" in sizes)
-            and (storage.is_remote(path) or modified(part) < os.stat(path).st_mtime)
+            and (storage.is_remote(path) or last_modified(part) < os.stat(path).st_mtime)
         )
 
 

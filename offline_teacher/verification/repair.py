@@ -15,7 +15,7 @@ from infra.files import storage
 from infra.files.locks import exclusive
 from infra.settings.recipe import Recipe
 from offline_teacher.cluster.pool import Cluster
-from offline_teacher.corpus.documents import Part
+from offline_teacher.corpus.partition import Part
 from offline_teacher.sequences.tokenised_parts import Tokenising
 from offline_teacher.source import Source, find_source, publish_files, spec_of, spec_with, tokenising
 from offline_teacher.store import paths

@@ -19,7 +19,8 @@ import numpy as np
 
 from infra.files.cache import Cache
 from infra.settings.sections import Corpus, Masking, Sequences
-from offline_teacher.corpus.documents import documents, parts
+from offline_teacher.corpus.documents import documents
+from offline_teacher.corpus.partition import parts
 from offline_teacher.corpus.problems import Problems
 from offline_teacher.sequences.masking import mask_sequences, mask_vocab
 from offline_teacher.sequences.packing import BATCH_CHARACTERS

@@ -23,7 +23,8 @@ from evaluation.tasks.squad import read_questions
 from infra.files import storage
 from infra.settings.recipe_file import load_recipe
 from infra.settings.sections import Corpus, CorpusSource
-from offline_teacher.corpus.documents import documents, parts
+from offline_teacher.corpus.documents import documents
+from offline_teacher.corpus.partition import parts
 from offline_teacher.corpus.problems import Problems
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.index import TaskIndex, shard_file

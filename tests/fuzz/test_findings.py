@@ -15,7 +15,8 @@ import pytest
 from evaluation.tasks.squad import read_questions
 from infra.errors import LONGEST_MESSAGE, UserError
 from infra.settings.sections import Corpus
-from offline_teacher.corpus.documents import documents, parts
+from offline_teacher.corpus.documents import documents
+from offline_teacher.corpus.partition import parts
 from offline_teacher.corpus.problems import Problems
 from tests.fuzz.readers import READERS
 
@@ -92,7 +93,7 @@ def test_a_damaged_parquet_page_costs_the_rows_behind_it(tmp_path: Path) -> None
     path.write_bytes(whole[:at] + b"\xff\xff\xff\x7f" + whole[at + 4 :])
     texts, counts = read(path, "parquet")
     assert texts == ["first", "second"]
-    assert counts == {"damaged Parquet data, the rows behind it are lost": 1}
+    assert counts == {"damaged Parquet data, the rows after it are lost": 1}
 
 
 @pytest.mark.parametrize("keep", [0, 10, -9, -1])

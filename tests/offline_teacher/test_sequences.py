@@ -15,7 +15,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast, RobertaTokenize
 from infra.errors import UserError
 from infra.files.cache import Cache
 from infra.settings.sections import Corpus, Sequences
-from offline_teacher.corpus.documents import parts
+from offline_teacher.corpus.partition import parts
 from offline_teacher.sequences.tokenised_parts import (
     Tokenising,
     problems_of,

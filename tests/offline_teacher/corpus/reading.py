@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.settings.sections import Corpus
-from offline_teacher.corpus.documents import documents, parts
+from offline_teacher.corpus.documents import documents
+from offline_teacher.corpus.partition import parts
 from offline_teacher.corpus.problems import Problems
 
 

@@ -15,7 +15,7 @@ import zstandard
 
 from infra.errors import UserError
 from infra.settings.sections import Corpus, CorpusSource, DocumentUnit
-from offline_teacher.corpus.documents import parts
+from offline_teacher.corpus.partition import parts
 from tests.offline_teacher.corpus.reading import WORDS, flat, read
 
 

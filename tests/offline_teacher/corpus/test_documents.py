@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from infra.files import storage
 from infra.settings.sections import Corpus, CorpusSource, DocumentUnit
 from offline_teacher.corpus import documents as module
-from offline_teacher.corpus.documents import Part, documents, parts
+from offline_teacher.corpus.documents import documents
+from offline_teacher.corpus.partition import Part, parts
 from offline_teacher.corpus.problems import Problems
 from tests.offline_teacher.corpus.reading import flat, read
 

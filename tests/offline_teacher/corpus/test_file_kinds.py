@@ -20,7 +20,7 @@ import zstandard
 
 from infra.errors import UserError
 from infra.settings.sections import Corpus, CorpusSource
-from offline_teacher.corpus.documents import parts
+from offline_teacher.corpus.partition import parts
 from tests.offline_teacher.corpus.reading import WORDS, flat, parquet_bytes, read
 
 

@@ -15,7 +15,8 @@ import zstandard
 
 from infra.errors import UserError
 from infra.settings.sections import Corpus
-from offline_teacher.corpus.documents import documents, parts
+from offline_teacher.corpus.documents import documents
+from offline_teacher.corpus.partition import parts
 from offline_teacher.corpus.problems import EXAMPLES_PER_KIND, Problems, line_number
 from tests.offline_teacher.corpus.reading import flat, parquet_bytes, read
 

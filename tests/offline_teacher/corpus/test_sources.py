@@ -16,7 +16,8 @@ from infra.errors import UserError
 from infra.files import paths
 from infra.settings.recipe import outcome_settings
 from infra.settings.sections import Corpus
-from offline_teacher.corpus.documents import documents, parts
+from offline_teacher.corpus.documents import documents
+from offline_teacher.corpus.partition import parts
 from offline_teacher.corpus.problems import Problems
 from tests.offline_teacher.corpus.reading import flat, parquet_bytes, read
 

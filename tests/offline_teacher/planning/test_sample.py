@@ -12,7 +12,8 @@ import pytest
 
 from infra.errors import UserError
 from infra.settings.sections import Corpus, Sequences
-from offline_teacher.corpus.documents import documents, parts
+from offline_teacher.corpus.documents import documents
+from offline_teacher.corpus.partition import parts
 from offline_teacher.corpus.problems import Problems
 from offline_teacher.corpus.sample import sample_corpus
 from offline_teacher.sequences.packing import Encoder, TextSeen, batched, pack
