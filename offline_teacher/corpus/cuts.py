@@ -1,4 +1,4 @@
-"""Cutting the bytes of a text file into documents: lines, blocks between blank lines, or the whole file."""
+"""Cuts the bytes of a text file into documents: lines, blocks between blank lines, or the whole file."""
 
 from __future__ import annotations
 
@@ -13,39 +13,41 @@ from infra.files.streams import TooLargeWindow, compression
 from offline_teacher.corpus.problems import Problems
 
 LONGEST_DOCUMENT = 4 << 20
-"""Largest document in bytes. Longer ones are cut, so that an endless line cannot fill the memory."""
+"""Largest document in bytes. Longer documents are cut, so that an endless line cannot fill the memory."""
 LONGEST_ROW = 256 << 20
 """Largest row of a JSON lines file, in bytes; a longer row is skipped."""
 
 Piece = tuple[int, bytes, bool]
-"""Byte offset in the file; the bytes; True if they begin a document, False if they continue a cut one."""
+"""(byte offset in the decompressed file, bytes, whether these begin a document or continue a cut one)."""
 
 
 def cut(document: str, path: str, start: int, stop: int | None, problems: Problems) -> Iterator[Piece]:
-    """Yields the documents that start in bytes [start, stop) of the decompressed file.
+    """Yields the pieces of all documents that start in bytes [start, stop) of the decompressed file.
 
-    ``document`` is ``line``, ``block`` or ``file``. A compressed file is decompressed from its start, some
-    hundred times as fast as tokenising. A damaged file ends at the damage, which is counted in its range.
+    ``document`` is ``line``, ``block`` or ``file``. ``stop`` None stands for the end of the file. A compressed
+    file is decompressed from its start, which is some hundred times as fast as tokenising. A damaged file is
+    read up to the damage, which is counted in ``problems`` if it lies in the range.
     """
-    pieces = {"line": _lines, "block": _blocks, "file": _file}[document]
+    cut_pieces = {"line": _lines, "block": _blocks, "file": _file}[document]
     end = math.inf if stop is None else stop
     with storage.open_binary(path) as stream:
         source = _UntilDamage(stream, path, problems, start, end)
-        for offset, raw, begins in pieces(source.buffered(), start, end):
+        for offset, raw, begins in cut_pieces(source.buffered(), start, end):
             if source.damaged:
-                raw = raw[: _last_character(raw)]
+                raw = raw[: _complete_length(raw)]
                 if not raw.strip():
                     continue
             yield offset, raw, begins
 
 
 def rows(path: str, start: int, stop: int | None, problems: Problems) -> Iterator[tuple[int, bytes]]:
-    """Yields byte offset and bytes of each whole line that starts in [start, stop).
+    """Yields (byte offset, line) of each complete line that starts in bytes [start, stop).
 
-    A line longer than LONGEST_ROW is counted and skipped. A line cut off by damage is dropped.
+    A line longer than LONGEST_ROW is counted in ``problems`` and skipped. An incomplete line before a damage
+    is skipped.
     """
-    row: list[bytes] = []
-    first = size = 0
+    pieces: list[bytes] = []
+    row_start = row_bytes = 0
     end = math.inf if stop is None else stop
     with storage.open_binary(path) as stream:
         source = _UntilDamage(stream, path, problems, start, end)
@@ -54,33 +56,33 @@ def rows(path: str, start: int, stop: int | None, problems: Problems) -> Iterato
                 yield offset, piece
                 continue
             if begins:
-                first, size = offset, 0
-            size += len(piece)
-            if size > LONGEST_ROW and size - len(piece) <= LONGEST_ROW:
-                problems.add(f"row longer than {LONGEST_ROW >> 20} MiB", path, offset=first)
-                row = []
-            if size <= LONGEST_ROW:
-                row.append(piece)
+                row_start, row_bytes = offset, 0
+            row_bytes += len(piece)
+            if row_bytes > LONGEST_ROW and row_bytes - len(piece) <= LONGEST_ROW:
+                problems.add(f"row longer than {LONGEST_ROW >> 20} MiB", path, offset=row_start)
+                pieces = []
+            if row_bytes <= LONGEST_ROW:
+                pieces.append(piece)
                 if piece.endswith(b"\n"):
-                    yield first, b"".join(row)
-                    row = []
-        if row and not source.damaged:
-            yield first, b"".join(row)
+                    yield row_start, b"".join(pieces)
+                    pieces = []
+        if pieces and not source.damaged:
+            yield row_start, b"".join(pieces)
 
 
 class _UntilDamage(io.RawIOBase):
-    """A file that ends where its data is damaged, instead of raising; ``damaged`` is true from then on.
+    """A file that ends at the first damaged byte, instead of raising; ``damaged`` is true from then on.
 
-    The damage is counted only if it lies in [start, stop), since readers of later ranges meet it too.
+    The damage is counted only if it lies in [start, stop), because readers of later ranges find it too.
     """
 
     def __init__(self, source: Any, path: str, problems: Problems, start: int, stop: float) -> None:
         self._source, self._path, self._problems = source, path, problems
-        self._start, self._stop, self._size = start, stop, 0
+        self._start, self._stop, self._bytes_read = start, stop, 0
         self.damaged = False
 
     def buffered(self) -> IO[bytes]:
-        """The stream to read: for an uncompressed file, the file itself."""
+        """Returns the stream to read from. For an uncompressed file, this is the file itself."""
         return self._source if compression(self._path) is None else io.BufferedReader(self, 1 << 20)
 
     def readable(self) -> bool:
@@ -93,22 +95,22 @@ class _UntilDamage(io.RawIOBase):
             count = int(self._source.readinto1(buffer))
         except DamagedFile as problem:
             self.damaged = True
-            if not self._start <= self._size < self._stop:
+            if not self._start <= self._bytes_read < self._stop:
                 return 0
             kind = "damaged compressed data, the rest of the file is lost"
             if isinstance(problem, TooLargeWindow):
                 kind = "zstd window above 128 MiB (recompress without --long), the file is left out"
-            self._problems.add(kind, self._path, offset=self._size)
+            self._problems.add(kind, self._path, offset=self._bytes_read)
             return 0
-        self._size += count
+        self._bytes_read += count
         return count
 
 
 def _lines(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
-    """Lines that start in [start, stop), newline included, in pieces of at most LONGEST_DOCUMENT."""
+    """Yields the lines that start in [start, stop), newline included, in pieces of at most LONGEST_DOCUMENT."""
     offset = start
     if offset > 0:
-        # Skip to the next line; a newline just before the range means that a line starts with the range.
+        # Skip to the first line that starts in the range: read from one byte before the range to the newline.
         offset -= 1
         _skip(stream, offset)
         piece = stream.readline(LONGEST_DOCUMENT)
@@ -116,20 +118,20 @@ def _lines(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
             offset += len(piece)
             piece = stream.readline(LONGEST_DOCUMENT)
         offset += len(piece)
-    ended, carry = True, b""
+    ended, rest = True, b""
     while offset < stop or not ended:
-        piece = carry + stream.readline(LONGEST_DOCUMENT - len(carry))
+        piece = rest + stream.readline(LONGEST_DOCUMENT - len(rest))
         if not piece:
             return
         begins, ended = ended, piece.endswith(b"\n")
-        size = len(piece) if ended or len(piece) < LONGEST_DOCUMENT else _last_character(piece)
-        piece, carry = piece[:size], piece[size:]
+        size = len(piece) if ended or len(piece) < LONGEST_DOCUMENT else _complete_length(piece)
+        piece, rest = piece[:size], piece[size:]
         yield offset, piece, begins
         offset += size
 
 
 def _skip(stream: IO[bytes], offset: int) -> None:
-    """Moves from the start of the stream to this offset."""
+    """Moves the stream, which is at its start, to this byte offset."""
     if stream.seekable():
         stream.seek(offset)
         return
@@ -138,59 +140,60 @@ def _skip(stream: IO[bytes], offset: int) -> None:
 
 
 def _blocks(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
-    """Runs of non-blank lines. A block belongs to the range in which the blank line before it starts.
+    """Yields the blocks of lines between blank lines, in pieces of about LONGEST_DOCUMENT.
 
-    So a range needs no bytes before it: it skips to its first blank line, and reads past its end to the next
-    one. A blank line has only ASCII white space. A line with a no-break or ideographic space counts as text;
-    a block of only such lines is an empty document.
+    A block belongs to the range in which the blank line before it starts, so a reader of a range needs no
+    bytes before it. The reader skips to the first blank line, and reads past the end to the next blank line.
+    A blank line has only ASCII white space. A line with a no-break or ideographic space counts as text; a
+    block of only such lines is an empty document.
     """
-    owned = start == 0
+    in_range = start == 0
     lines: list[bytes] = []
-    size = begin = 0
+    size = piece_start = 0
     begins = True
-    for offset, line, whole in _lines(stream, start, math.inf):
-        blank = whole and not line.strip()
+    for offset, line, line_begins in _lines(stream, start, math.inf):
+        blank = line_begins and not line.strip()
         if lines and (blank or size >= LONGEST_DOCUMENT):
-            yield begin, b"".join(lines), begins
+            yield piece_start, b"".join(lines), begins
             lines, size, begins = [], 0, blank
         if blank:
-            owned = begins = True
-        if offset >= stop and (blank or not owned):
+            in_range = begins = True
+        if offset >= stop and (blank or not in_range):
             return
-        if owned and not blank and (lines or line.strip()):
-            begin = begin if lines else offset
+        if in_range and not blank and (lines or line.strip()):
+            piece_start = piece_start if lines else offset
             lines.append(line)
             size += len(line)
     if lines:
-        yield begin, b"".join(lines), begins
+        yield piece_start, b"".join(lines), begins
 
 
 def _file(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
-    """The whole file, in pieces of at most LONGEST_DOCUMENT."""
-    offset, carry = 0, b""
+    """Yields the file as one document, in pieces of at most LONGEST_DOCUMENT."""
+    offset, rest = 0, b""
     while True:
-        pieces, room = [carry], LONGEST_DOCUMENT - len(carry)
-        while room > 0 and (block := stream.read(room)):
-            pieces.append(block)
-            room -= len(block)
-        piece = b"".join(pieces)
+        chunks, room = [rest], LONGEST_DOCUMENT - len(rest)
+        while room > 0 and (chunk := stream.read(room)):
+            chunks.append(chunk)
+            room -= len(chunk)
+        piece = b"".join(chunks)
         if offset > 0 and not piece:
             return
-        size = len(piece) if room > 0 else _last_character(piece)
-        carry = piece[size:]
+        size = len(piece) if room > 0 else _complete_length(piece)
+        rest = piece[size:]
         yield offset, piece[:size], offset == 0
         if room > 0:
             return
         offset += size
 
 
-def _last_character(raw: bytes) -> int:
-    """Length of ``raw`` without an incomplete UTF-8 character at its end."""
-    for back in range(1, min(4, len(raw)) + 1):
-        byte = raw[-back]
-        if byte >= 0xC0:  # the first byte of a character of 2, 3 or 4
+def _complete_length(raw: bytes) -> int:
+    """Returns the length of ``raw`` without an incomplete UTF-8 character at its end."""
+    for from_end in range(1, min(4, len(raw)) + 1):
+        byte = raw[-from_end]
+        if byte >= 0xC0:  # the first byte of a character of 2, 3 or 4 bytes
             needed = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return len(raw) - back if needed > back else len(raw)
+            return len(raw) - from_end if needed > from_end else len(raw)
         if byte < 0x80:
             break
     return len(raw)

@@ -120,7 +120,7 @@ _MISSING = object()
 
 
 def _decode(raw: bytes, path: str, offset: int, problems: Problems) -> str | None:
-    """Returns the text of UTF-8 bytes; None if it is unusable. Invalid bytes are counted and become U+FFFD."""
+    """Returns the text of UTF-8 bytes; None if unusable. Invalid bytes are counted and become U+FFFD."""
     if offset == 0 and raw.startswith(BYTE_ORDER_MARK):
         offset = len(BYTE_ORDER_MARK)
         raw = raw[offset:]

@@ -1,4 +1,4 @@
-"""Checks by its first block that a corpus file has the format that its name and ``corpus.source`` say."""
+"""Checks that the first block of a corpus file has the format that its name and ``corpus.source`` promise."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from infra.files.content import BINARY, BLOCK, binary_format
 from infra.files.streams import compression, decompress_beginning, first_bytes
 
 COMPRESSED_BLOCK = 1 << 16
-"""Bytes of a compressed file that give at least the first block of its text: zstd packs 128 KiB at once."""
+"""Number of bytes of a compressed file that are read to decompress the first block of its text. It is large
+because zstd compresses 128 KiB at once."""
 
 
 def require_format(path: str, size: int, source: str) -> None:
-    """Raises UserError for a file of another format; the message says which, and what to do."""
+    """Raises UserError, with the format found and what to do, if a file of ``size`` bytes has another one."""
     count = COMPRESSED_BLOCK if compression(path) else BLOCK
     head = first_bytes(path, size, count)
-    wrong = _mistaken(head, path, source) if head else None
-    if wrong is not None:
-        raise UserError(f"{remote.without_secrets(path)}: {wrong}")
+    problem = _format_problem(head, path, source) if head else None
+    if problem is not None:
+        raise UserError(f"{remote.without_secrets(path)}: {problem}")
 
 
-def _mistaken(head: bytes, path: str, source: str) -> str | None:
-    """Why a file that begins with ``head`` cannot be read under its name, and what to do."""
-    content, packed, prefix = binary_format(head), compression(path), ""
-    if packed is not None:
-        if content != packed:
-            return f"is not {packed}, as its name says; rename it"
+def _format_problem(head: bytes, path: str, source: str) -> str | None:
+    """Returns why a file with these first bytes cannot be read and what to do, or None if it can be."""
+    content, codec, prefix = binary_format(head), compression(path), ""
+    if codec is not None:
+        if content != codec:
+            return f"is not {codec}, as its name says; rename it"
         content, prefix = binary_format(decompress_beginning(head, path, BLOCK)), "decompressed, it "
     if content is None or (source == "parquet" and content in ("Parquet", BINARY)):
         return None  # a damaged Parquet file is counted by its reader
@@ -43,4 +44,4 @@ _REFUSALS = {
     "SQLite": f"is an SQLite database; {_EXPORT}",
     "tar": "is a tar archive; unpack it",
 }
-"""Binary format -> the message that refuses it; formats without an entry are only named."""
+"""Binary format -> the error message about it. Other formats get a message with only their name."""

@@ -1,4 +1,4 @@
-"""Parquet files as rows of one column; whatever is wrong with one is a ``DamagedFile``."""
+"""Reads the rows of one column of Parquet files. Raises DamagedFile if a file is damaged in any way."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ ROWS_AT_ONCE = 1024
 
 @contextlib.contextmanager
 def open_parquet(path: str) -> Iterator[ParquetRows]:
-    """Opens a file that is compressed as a whole, through a temporary file because it allows no seeking."""
+    """Opens a Parquet file. A file that is compressed as a whole is first decompressed to a temporary file,
+    because compressed streams do not allow seeking."""
     with contextlib.ExitStack() as files:
         stream: IO[bytes] = files.enter_context(storage.open_binary(path))
         if compression(path) is not None:
-            packed, stream = stream, files.enter_context(tempfile.TemporaryFile())
+            decompressing, stream = stream, files.enter_context(tempfile.TemporaryFile())
             with reporting_os_errors(tempfile.gettempdir()):
-                shutil.copyfileobj(packed, stream, storage.CHUNK)
+                shutil.copyfileobj(decompressing, stream, storage.CHUNK)
         yield ParquetRows(path, stream)
 
 
 class ParquetRows:
-    """An open file. Reads the footer at once; raises DamagedFile if that fails."""
+    """An open Parquet file. The constructor reads the footer, and raises DamagedFile if it is damaged."""
 
     def __init__(self, path: str, stream: IO[bytes]) -> None:
         self._path = path
-        with self._damage():
+        with self._damage_as_error():
             self._file = pq.ParquetFile(stream)
             metadata = self._file.metadata
             groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
@@ -45,9 +46,9 @@ class ParquetRows:
             self.columns = list(self._file.schema_arrow.names)
 
     def cells(self, column: str, start: int, stop: int) -> Iterator[tuple[int, Any]]:
-        """(row, counted from 1 in the file; value) of these row groups, until the first damage.
+        """Yields (row number in the file, from 1; value) for row groups [start, stop).
 
-        Bytes of a string that are not UTF-8 come as lone surrogates.
+        Bytes of a string that are not UTF-8 become lone surrogates. Raises DamagedFile at the first damage.
         """
         for group in range(start, stop):
             row = 1 + sum(self.group_rows[:group])
@@ -56,10 +57,10 @@ class ParquetRows:
                 row += len(values)
 
     def _batches(self, column: str, group: int) -> Iterator[list[Any]]:
-        with self._damage():
+        with self._damage_as_error():
             batches = self._file.iter_batches(ROWS_AT_ONCE, [group], [column])
         while True:
-            with self._damage():
+            with self._damage_as_error():
                 batch = next(batches, None)
                 values = None if batch is None else _values(batch.column(0))
             if values is None:
@@ -67,11 +68,11 @@ class ParquetRows:
             yield values
 
     @contextlib.contextmanager
-    def _damage(self) -> Iterator[None]:
+    def _damage_as_error(self) -> Iterator[None]:
         try:
             yield
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            if getattr(error, "errno", None):  # of the disk, not of the content
+            if getattr(error, "errno", None):  # an error of the disk, not of the content
                 raise
             raise DamagedFile(f"{self._path}: not a Parquet file, or a damaged one ({error})") from None
 

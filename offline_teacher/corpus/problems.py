@@ -1,4 +1,4 @@
-"""Counts the problems of a corpus by kind, and keeps file and line or row of the first of each kind."""
+"""Counts the problems of a corpus by kind, and keeps the locations of the first problems of each kind."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from infra.errors import DamagedFile, UserError
 from infra.files import storage
 
 EXAMPLES_PER_KIND = 20
+"""Number of problems of each kind whose locations are kept."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """Location of a problem: a row, or a line of text. Its number is computed from ``offset`` when needed."""
+    """Kind and location of a problem."""
 
     kind: str
     file: str
-    """Name of the file. Bytes that are not UTF-8 are written as ``\\xe9``, to be stored and printed."""
+    """Path of the file. Bytes that are not UTF-8 are written like ``\\xe9``, to be stored and shown."""
     offset: int | None = None
+    """Byte offset in the decompressed text, for text and JSON lines."""
     row: int | None = None
+    """Number of the row, from 1, for Parquet and hub datasets."""
 
-    def place(self) -> str:
+    def location(self) -> str:
+        """Returns file and row, or file and line. The line number is computed by reading the file."""
         if self.row is not None:
             return f"{self.file}, row {self.row}"
         return f"{self.file}, line {line_number(self.file, self.offset or 0)}"
@@ -33,23 +37,30 @@ class Example:
 
 @dataclass
 class Problems:
-    """Problems of the corpus: a count of each kind, and the location of the first ones."""
+    """Number of problems of each kind, and the locations of the first problems of each kind."""
 
     strict: bool = False
+    """Whether the first problem raises UserError (``corpus.strict``)."""
     counts: dict[str, int] = field(default_factory=dict)
+    """Kind -> number of problems."""
     examples: list[Example] = field(default_factory=list)
     cut_documents: int = 0
-    """Documents cut to one sequence by ``packing: document``; no mistake, because the recipe asks for it."""
+    """Number of documents that ``sequences.packing: document`` cuts to one sequence. They are no problems,
+    because the recipe asks for cutting."""
     cut_tokens: int = 0
+    """Number of tokens of these documents that are left out."""
 
     def add(
         self, kind: str, file: str, *, offset: int | None = None, row: int | None = None, count: int = 1
     ) -> None:
-        """Adds ``count`` problems, of which this is the first. Raises UserError instead if ``strict``."""
+        """Adds ``count`` problems, the first of which is at ``offset`` or ``row``.
+
+        Raises UserError instead if ``strict``.
+        """
         example = Example(kind, os.fsencode(file).decode(errors="backslashreplace"), offset, row)
         if self.strict:
             raise UserError(
-                f"{example.place()}: {kind}; fix it, or set corpus.strict: false to count such problems only"
+                f"{example.location()}: {kind}; fix it, or set corpus.strict: false to count such problems only"
             )
         if self.counts.get(kind, 0) < EXAMPLES_PER_KIND:
             self.examples.append(example)
@@ -63,10 +74,13 @@ class Problems:
         }
 
     @staticmethod
-    def merged(found: Iterable[dict[str, Any]]) -> Problems:
-        """The problems of all parts, in part order; keeps the first examples of each kind."""
+    def merged(problems_of_parts: Iterable[dict[str, Any]]) -> Problems:
+        """Returns the sum of the problems of some parts, each as ``to_json`` returns it.
+
+        Keeps the first examples of each kind, in the order of the parts.
+        """
         total = Problems()
-        for problems in found:
+        for problems in problems_of_parts:
             documents, tokens = problems.get("cut", (0, 0))
             total.cut_documents, total.cut_tokens = total.cut_documents + documents, total.cut_tokens + tokens
             for kind in sorted(problems["counts"]):
@@ -77,10 +91,11 @@ class Problems:
         return total
 
     def summary(self) -> str:
-        """One clause, e.g. ``2 x invalid UTF-8 (first: a.txt, line 7)``; empty if there are no problems."""
+        """Returns a phrase, e.g. ``2 x invalid UTF-8 (first: a.txt, line 7)``; "" without problems."""
         first = {example.kind: example for example in reversed(self.examples)}
         clauses = [
-            f"{count} x {kind} (first: {first[kind].place()})" for kind, count in sorted(self.counts.items())
+            f"{count} x {kind} (first: {first[kind].location()})"
+            for kind, count in sorted(self.counts.items())
         ]
         if self.cut_documents:
             clauses.append(
@@ -91,18 +106,21 @@ class Problems:
 
 
 def line_number(file: str, offset: int) -> int:
-    """1 + the newlines before byte ``offset`` of the (decompressed) file, as far as it can be read."""
+    """Returns the line number, from 1, of byte ``offset`` of the decompressed file.
+
+    If the file is damaged before ``offset``, only the lines before the damage are counted.
+    """
     newlines = 0
-    with contextlib.suppress(DamagedFile), storage.open_binary(_path(file)) as stream:
-        while offset > 0 and (block := stream.read1(min(offset, 1 << 20))):  # type: ignore[attr-defined]
-            newlines += block.count(b"\n")
-            offset -= len(block)
+    with contextlib.suppress(DamagedFile), storage.open_binary(_unescaped(file)) as stream:
+        while offset > 0 and (chunk := stream.read1(min(offset, 1 << 20))):  # type: ignore[attr-defined]
+            newlines += chunk.count(b"\n")
+            offset -= len(chunk)
     return newlines + 1
 
 
-def _path(file: str) -> str:
-    """The path of ``Example.file``."""
+def _unescaped(file: str) -> str:
+    """Returns the path of ``Example.file``, in which escapes like ``\\xe9`` become bytes again."""
     if storage.is_remote(file) or os.path.exists(file):
         return file
-    raw = re.sub(rb"\\x([89a-f][0-9a-f])", lambda spelled: bytes([int(spelled[1], 16)]), file.encode())
+    raw = re.sub(rb"\\x([89a-f][0-9a-f])", lambda escape: bytes([int(escape[1], 16)]), file.encode())
     return os.fsdecode(raw)

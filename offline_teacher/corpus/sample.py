@@ -1,10 +1,9 @@
-"""Reads and packs a sample of places spread over a corpus, and estimates from it the size of the whole
-corpus.
+"""Samples evenly spaced places of a corpus, and estimates from them the size of the whole corpus.
 
-Of the rest it reads only names, sizes and footers, so that a laptop can sample a corpus of any size. In plain
-text a place is a range of bytes. A document belongs to the range in which it starts, so tokens per byte is an
-unbiased estimate. Compressed files and files that are one document are read from their start. Parquet and hub
-datasets are read row by row from the start of some of their parts.
+Of all other text, only names, sizes and footers are read, so that a laptop can sample a corpus of any size.
+In plain text a place is a range of bytes. A document belongs to the range in which it starts, so tokens per
+byte is an unbiased estimate. Compressed files and files that are one document are read from their start.
+Parquet and hub datasets are read row by row from the start of some of their parts.
 """
 
 from __future__ import annotations
@@ -34,65 +33,72 @@ from offline_teacher.sequences.tokenizer import Encoder
 Item = TypeVar("Item")
 
 PLACES = 16
+"""Number of places that are read."""
 PLACE_BYTES = 1 << 14
-"""Of text read at one place."""
-FOOTERS = 256
-"""Largest number of Parquet files whose rows are counted; the other files are assumed to be alike."""
+"""Number of bytes of text that are read at one place."""
+MAX_FOOTERS = 256
+"""Maximum number of Parquet files whose rows are counted. Other files are assumed to have the same number of
+rows per byte."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """What was read in one place: ``units`` bytes or rows of the corpus hold ``texts``."""
+    """The texts read at one place."""
 
     texts: list[str]
     units: float
+    """Number of bytes or rows of the corpus that contain the texts."""
     weight: float
-    """Its weight: rows of its part, bytes read, or 1 for a file of unknown size."""
+    """Weight of the place in the estimate: bytes of text, rows of a Parquet part, or 1 for a hub part."""
 
 
 @dataclass(frozen=True)
 class CorpusSample:
-    """Sequences of a few places, and the size of the whole corpus extrapolated from them."""
+    """Sequences from some places, and the size of the whole corpus, extrapolated from them."""
 
     input_ids: np.ndarray
     """[n, L]"""
     token_count: np.ndarray
     """[n]"""
     size: float
-    """Of the whole corpus, in ``unit``s."""
+    """Size of the whole corpus, in ``unit``."""
     read: float
+    """Size of the text that was read, in ``unit``."""
     unit: str
-    """bytes (of the files) or rows."""
+    """``bytes`` (of the files) or ``rows``."""
     places: int
+    """Number of places that were read."""
     tokens: int
-    """Of one masking epoch of the whole corpus, special tokens included: extrapolated unless ``exact``."""
+    """Number of tokens of one masking epoch of the whole corpus, special tokens included."""
     sequences: int
+    """Number of sequences of one masking epoch of the whole corpus."""
     relative_error: float
-    """Standard error of ``tokens``, from how much the places differ."""
+    """Standard error of ``tokens``, relative to it, estimated from the differences between places."""
     problems: Problems
 
     @property
     def exact(self) -> bool:
+        """Whether the whole corpus was read, so that nothing is extrapolated."""
         return self.read >= self.size
 
 
 def sample_corpus(corpus: Corpus, settings: Sequences, encoder: Encoder) -> CorpusSample:
-    """Raises UserError where a file is missing or nothing that was read can be used."""
+    """Samples the corpus. Raises UserError if a file is missing or no usable document was read."""
     problems = Problems(corpus.strict)
     if corpus.source == "hub":
         unit, (size, places) = "rows", _hub_places(corpus, settings.part_bytes, problems)
     elif corpus.source == "parquet":
         unit, (size, places) = "rows", _parquet_places(corpus, settings.part_bytes, problems)
     else:
-        listed = parts(corpus, settings.part_bytes)
-        unit, (size, places) = "bytes", _text_places(corpus, settings, problems, listed)
+        all_parts = parts(corpus, settings.part_bytes)
+        unit, (size, places) = "bytes", _text_places(corpus, settings, problems, all_parts)
     inputs, counts = _sequences(places, encoder, settings, problems)
     units = [place.units for place in places]
     tokens = np.array([count.sum() for count in counts], np.float64)
     rate, error = _rate(tokens, np.array(units), np.array([place.weight for place in places]))
-    mean = float(tokens.sum()) / sum(map(len, counts))  # tokens a sequence
+    tokens_per_sequence = float(tokens.sum()) / sum(map(len, counts))
     if settings.packing == "packed" and sum(units) < size:
-        mean = settings.length  # the short last sequence of each place comes from sampling
+        tokens_per_sequence = settings.length  # only sampling makes the last sequence of a place short
     return CorpusSample(
         input_ids=np.concatenate(inputs),
         token_count=np.concatenate(counts),
@@ -101,24 +107,25 @@ def sample_corpus(corpus: Corpus, settings: Sequences, encoder: Encoder) -> Corp
         unit=unit,
         places=len(units),
         tokens=max(1, round(size * rate)),
-        sequences=max(1, round(size * rate / mean)),
+        sequences=max(1, round(size * rate / tokens_per_sequence)),
         relative_error=0.0 if sum(units) >= size else error,
         problems=problems,
     )
 
 
 def sample_sequences(
-    corpus: Corpus, settings: Sequences, encoder: Encoder, listed: list[Part]
+    corpus: Corpus, settings: Sequences, encoder: Encoder, all_parts: list[Part]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences [n, L] of the same places and their token counts [n], without a look at the rest.
+    """Returns the sequences [n, L] of the sampled places and their token counts [n], without an estimate.
 
-    ``listed`` are the parts of the corpus or of its held-out text. UserError as of ``sample_corpus``.
+    ``all_parts`` are the parts of the corpus or of its held-out text. Raises UserError like
+    ``sample_corpus``.
     """
     problems = Problems(corpus.strict)
     if corpus.source in ("hub", "parquet"):
-        places = _row_places(listed, corpus, problems)
+        places = _row_places(all_parts, corpus, problems)
     else:
-        places = _text_places(corpus, settings, problems, listed)[1]
+        places = _text_places(corpus, settings, problems, all_parts)[1]
     inputs, counts = _sequences(places, encoder, settings, problems)
     return np.concatenate(inputs), np.concatenate(counts)
 
@@ -126,7 +133,10 @@ def sample_sequences(
 def _sequences(
     places: list[Place], encoder: Encoder, settings: Sequences, problems: Problems
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Of each place the packed sequences [n, L] and their token counts [n]; UserError where none has any."""
+    """Returns for each place its packed sequences [n, L], and for each place their token counts [n].
+
+    Raises UserError if no place has a sequence.
+    """
     inputs, counts = [], []
     for place in places:
         rows = list(pack(batched(iter(place.texts), TextSeen()), encoder, settings))
@@ -135,18 +145,18 @@ def _sequences(
         )
         counts.append(np.concatenate([count for _, count in rows] or [np.empty(0, np.uint16)]))
     if not sum(map(len, counts)):
-        found = problems.summary()
+        summary = problems.summary()
         raise UserError(
-            f"no usable document in {len(places)} places of the corpus{': ' + found if found else ''}"
+            f"no usable document in {len(places)} places of the corpus{': ' + summary if summary else ''}"
         )
     return inputs, counts
 
 
 def _rate(tokens: np.ndarray, units: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Tokens per unit over all places, and the relative standard error of this ratio estimate.
+    """Returns the ratio estimate of tokens per unit, and its relative standard error (NaN for one place).
 
-    The formula is that of Cochran, Sampling Techniques, section 6.4. Each place's tokens are first scaled to
-    its weight.
+    Each place's tokens are first scaled from its units to its weight. The formula of the error is in
+    Cochran, Sampling Techniques, section 6.4.
     """
     tokens = tokens * (weights / np.maximum(units, 1))
     rate = float(tokens.sum() / max(weights.sum(), 1))
@@ -159,9 +169,10 @@ def _rate(tokens: np.ndarray, units: np.ndarray, weights: np.ndarray) -> tuple[f
 
 
 def _text_places(
-    corpus: Corpus, settings: Sequences, problems: Problems, listed: list[Part]
+    corpus: Corpus, settings: Sequences, problems: Problems, all_parts: list[Part]
 ) -> tuple[float, list[Place]]:
-    files = {span.path: int(span.stamp) for part in listed for span in part.spans}
+    """Returns the size of all files in bytes, and the sampled places."""
+    files = {span.path: int(span.stamp) for part in all_parts for span in part.spans}
     total = sum(files.values())
     if total <= PLACES * PLACE_BYTES:
         starts, length = [0], total
@@ -173,42 +184,46 @@ def _text_places(
     ranges: list[tuple[str, int, int]] = []
     for start in starts:
         ranges += _ranges(files, start, start + length)
-    whole = Counter({path: 0 for path, _, _ in ranges if needs_sequential_read(corpus, path)})
-    found = []
+    # Files that can only be read from their start -> bytes to read.
+    sequential = Counter({path: 0 for path, _, _ in ranges if needs_sequential_read(corpus, path)})
+    places = []
     for path, start, stop in ranges:
-        if path in whole:
-            whole[path] += stop - start
+        if path in sequential:
+            sequential[path] += stop - start
             continue
         span = Span(path, start, stop if stop < files[path] else None, str(files[path]))
         texts = _texts(Part((span,)), corpus, problems, 64 * PLACE_BYTES)
-        found.append(Place(texts, stop - start, stop - start))
-    for path, room in whole.items():
-        found.append(_head(path, files[path], max(room, PLACE_BYTES), corpus, settings, problems))
-    if length < total and not any(place.texts for place in found):  # none of the long documents starts there
-        texts = [text[: PLACES * PLACE_BYTES] for text in _texts(listed[0], corpus, problems, PLACE_BYTES)]
+        places.append(Place(texts, stop - start, stop - start))
+    for path, room in sequential.items():
+        places.append(_file_start(path, files[path], max(room, PLACE_BYTES), corpus, settings, problems))
+    if length < total and not any(place.texts for place in places):  # no document starts in these ranges
+        texts = [text[: PLACES * PLACE_BYTES] for text in _texts(all_parts[0], corpus, problems, PLACE_BYTES)]
         read = sum(len(text.encode()) for text in texts)
-        found = [Place(texts, read, read)]
-    return total, found
+        places = [Place(texts, read, read)]
+    return total, places
 
 
 def _ranges(files: dict[str, int], start: int, stop: int) -> Iterator[tuple[str, int, int]]:
-    """The files, one behind the other, from byte ``start`` to ``stop``."""
-    begin = 0
+    """Yields (path, start, stop) of each file's bytes within bytes [start, stop) of all files concatenated."""
+    file_start = 0
     for path, size in files.items():
-        if begin < stop and start < begin + size:
-            yield path, max(start - begin, 0), min(stop - begin, size)
-        begin += size
+        if file_start < stop and start < file_start + size:
+            yield path, max(start - file_start, 0), min(stop - file_start, size)
+        file_start += size
 
 
-def _head(path: str, size: int, room: int, corpus: Corpus, settings: Sequences, problems: Problems) -> Place:
-    """The first ``room`` bytes of (decompressed) text of a file, and the bytes of the file that hold them."""
+def _file_start(
+    path: str, size: int, room: int, corpus: Corpus, settings: Sequences, problems: Problems
+) -> Place:
+    """Returns the first ``room`` bytes of a file's (decompressed) text; units are bytes of the file itself."""
     raw = b""
     with contextlib.suppress(DamagedFile), storage.open_binary(path) as stream:
         raw = stream.read(room + 1)
     if len(raw) <= room:
         return Place(_texts(Part((Span(path, 0, None, str(size)),)), corpus, problems, room), size, size)
     raw = raw[:room]
-    codec = compression(path)  # how much of such a file this was: as much as it takes when packed again
+    codec = compression(path)
+    # Compressing the text again estimates how many bytes of the compressed file it came from.
     units = room if codec is None else len(pa.compress(raw, codec=codec, asbytes=True))
     if corpus.source == "text" and corpus.document == "file":
         units = units if settings.packing == "packed" else size
@@ -217,7 +232,7 @@ def _head(path: str, size: int, room: int, corpus: Corpus, settings: Sequences, 
 
 
 def _texts(part: Part, corpus: Corpus, problems: Problems, room: int) -> list[str]:
-    """Documents from the part's start until ``room`` characters are read."""
+    """Returns the first documents of a part, until ``room`` characters are read."""
     texts = []
     for text in documents(part, corpus, problems):
         texts.append(text)
@@ -231,18 +246,22 @@ def _texts(part: Part, corpus: Corpus, problems: Problems, room: int) -> list[st
 
 
 def _parquet_places(corpus: Corpus, part_bytes: int, problems: Problems) -> tuple[float, list[Place]]:
-    listed = parts(corpus, part_bytes)
-    files = {span.path: int(span.stamp) for part in listed for span in part.spans}
-    counted = _spread(list(files), FOOTERS)
+    """Returns the (estimated) number of rows of all files, and the sampled places."""
+    all_parts = parts(corpus, part_bytes)
+    files = {span.path: int(span.stamp) for part in all_parts for span in part.spans}
+    counted = _evenly_spaced(list(files), MAX_FOOTERS)
     with ThreadPoolExecutor(16) as pool:
         rows = sum(pool.map(parquet_rows, counted))
     rows = round(rows * sum(files.values()) / max(1, sum(files[path] for path in counted)))
-    return rows, _row_places(listed, corpus, problems)
+    return rows, _row_places(all_parts, corpus, problems)
 
 
 def _hub_places(corpus: Corpus, part_bytes: int, problems: Problems) -> tuple[float, list[Place]]:
-    """Reads by streaming, whatever the recipe says, to avoid a full download. The number of rows must be
-    known."""
+    """Returns the number of rows of the dataset, and the sampled places.
+
+    Streams the dataset, whatever the recipe says, to avoid a full download. If the dataset's card does not
+    give the number of rows, it is downloaded, or UserError is raised if ``corpus.streaming`` is set.
+    """
     rows, streamed = None, replace(corpus, streaming=True)
     with contextlib.suppress(UserError):  # e.g. a slice of a split cannot be streamed
         rows = hub.row_count(streamed)
@@ -253,16 +272,16 @@ def _hub_places(corpus: Corpus, part_bytes: int, problems: Problems) -> tuple[fl
                 " the corpus is unknown; set corpus.streaming=false"
             )
         streamed = corpus
-    listed = parts(streamed, part_bytes)
+    all_parts = parts(streamed, part_bytes)
     if rows is None:
-        rows = listed[-1].spans[-1].stop
+        rows = all_parts[-1].spans[-1].stop
     assert rows is not None
-    return rows, _row_places(listed, streamed, problems)
+    return rows, _row_places(all_parts, streamed, problems)
 
 
-def _row_places(listed: Sequence[Part], corpus: Corpus, problems: Problems) -> list[Place]:
-    chosen = _spread(listed, PLACES)
-    found = []
+def _row_places(all_parts: Sequence[Part], corpus: Corpus, problems: Problems) -> list[Place]:
+    chosen = _evenly_spaced(all_parts, PLACES)
+    places = []
     for part in chosen:
         texts: list[str] = []
         room, rows = PLACES * PLACE_BYTES // len(chosen), 0
@@ -275,12 +294,12 @@ def _row_places(listed: Sequence[Part], corpus: Corpus, problems: Problems) -> l
         weight = 1
         if corpus.source == "parquet":
             weight = sum(parquet_rows(span.path, span.start, span.stop) for span in part.spans)
-        found.append(Place(texts, rows, weight))
-    return found
+        places.append(Place(texts, rows, weight))
+    return places
 
 
-def _spread(items: Sequence[Item], count: int) -> list[Item]:
-    """At most ``count`` of them, evenly spaced."""
+def _evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """Returns at most ``count`` of the items, evenly spaced."""
     if len(items) <= count:
         return list(items)
     return [items[int((i + 0.5) * len(items) / count)] for i in range(count)]
