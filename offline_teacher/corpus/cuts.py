@@ -24,9 +24,9 @@ Piece = tuple[int, bytes, bool]
 def cut(document: str, path: str, start: int, stop: int | None, problems: Problems) -> Iterator[Piece]:
     """Yields the pieces of all documents that start in bytes [start, stop) of the decompressed file.
 
-    ``document`` is ``line``, ``block`` or ``file``. ``stop`` None stands for the end of the file. A compressed
-    file is decompressed from its start, which is some hundred times as fast as tokenising. A damaged file is
-    read up to the damage, which is counted in ``problems`` if it lies in the range.
+    ``document`` is ``line``, ``block`` or ``file``. ``stop`` None means the end of the file. A compressed file
+    is decompressed from its start, which is some hundred times as fast as tokenising. A damaged file is read
+    up to the damage, which is counted in ``problems`` if it lies in the range.
     """
     cut_pieces = {"line": _lines, "block": _blocks, "file": _file}[document]
     end = math.inf if stop is None else stop
@@ -107,7 +107,7 @@ class _UntilDamage(io.RawIOBase):
 
 
 def _lines(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
-    """Yields the lines that start in [start, stop), newline included, in pieces of at most LONGEST_DOCUMENT."""
+    """Yields the lines that start in [start, stop), newline included, in pieces up to LONGEST_DOCUMENT."""
     offset = start
     if offset > 0:
         # Skip to the first line that starts in the range: read from one byte before the range to the newline.

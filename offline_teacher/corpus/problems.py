@@ -60,7 +60,7 @@ class Problems:
         example = Example(kind, os.fsencode(file).decode(errors="backslashreplace"), offset, row)
         if self.strict:
             raise UserError(
-                f"{example.location()}: {kind}; fix it, or set corpus.strict: false to count such problems only"
+                f"{example.location()}: {kind}; fix it, or set corpus.strict: false to count such problems"
             )
         if self.counts.get(kind, 0) < EXAMPLES_PER_KIND:
             self.examples.append(example)

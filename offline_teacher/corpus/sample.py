@@ -204,7 +204,7 @@ def _text_places(
 
 
 def _ranges(files: dict[str, int], start: int, stop: int) -> Iterator[tuple[str, int, int]]:
-    """Yields (path, start, stop) of each file's bytes within bytes [start, stop) of all files concatenated."""
+    """Yields (path, start, stop) of each file's share of bytes [start, stop) of the concatenated files."""
     file_start = 0
     for path, size in files.items():
         if file_start < stop and start < file_start + size:
@@ -215,7 +215,7 @@ def _ranges(files: dict[str, int], start: int, stop: int) -> Iterator[tuple[str,
 def _file_start(
     path: str, size: int, room: int, corpus: Corpus, settings: Sequences, problems: Problems
 ) -> Place:
-    """Returns the first ``room`` bytes of a file's (decompressed) text; units are bytes of the file itself."""
+    """Returns the first ``room`` bytes of a file's (decompressed) text; its units are bytes of the file."""
     raw = b""
     with contextlib.suppress(DamagedFile), storage.open_binary(path) as stream:
         raw = stream.read(room + 1)
