@@ -18,7 +18,7 @@ from offline_teacher.cluster.pool import Cluster, Pool
 from offline_teacher.cluster.work_queue import Item
 from offline_teacher.corpus.partition import Part, parts, relative_size
 from offline_teacher.pass_rates import Environments, Rates
-from offline_teacher.sequences.tokenised_parts import Tokenising, problems_of, rows_of
+from offline_teacher.sequences.tokenised_parts import Tokenising, problem_summary, rows_of_parts
 from offline_teacher.source import Source, publish_files, tokenising
 from offline_teacher.store.manifest import Spec
 from offline_teacher.store.numbering import SplitPlan, Task
@@ -133,7 +133,7 @@ def _build_split(split: str, parts: list[Part], how: Tokenising, pool: Pool) -> 
         failed = pool.run(items, lambda item, answer: shown.advance(), shown.say)
     if failed:
         raise UserError(f"sequences: {failed[0].name} of the corpus cannot be built: {failed[0].reason}")
-    problems = problems_of(how.root, split, len(parts))
+    problems = problem_summary(how.root, split, len(parts))
     if problems:
         print(f"corpus: {problems}")
 
@@ -141,7 +141,7 @@ def _build_split(split: str, parts: list[Part], how: Tokenising, pool: Pool) -> 
 def _infer(
     root: str, spec: Spec, split: str, parts: dict[str, int], pool: Pool, report: Report | None
 ) -> Outcome:
-    plan = SplitPlan.of(split, rows_of(root, split, parts[split]), spec.plan)
+    plan = SplitPlan.of(split, rows_of_parts(root, split, parts[split]), spec.plan)
     finished, begin = finished_tasks(root, split), time.monotonic()
     for name in quarantined_tasks(root, split):  # they are tried again
         storage.remove(failed_path(root, split, name))

@@ -24,7 +24,7 @@ Piece = tuple[int, bytes, bool]
 def cut(document: str, path: str, start: int, stop: int | None, problems: Problems) -> Iterator[Piece]:
     """Yields the pieces of all documents that start in bytes [start, stop) of the decompressed file.
 
-    ``document`` is ``line``, ``block`` or ``file``. ``stop`` None means the end of the file. A compressed file
+    ``document`` is ``line``, ``block`` or ``file``. ``stop`` None means the end of the file. Compressed data
     is decompressed from its start, which is some hundred times as fast as tokenising. A damaged file is read
     up to the damage, which is counted in ``problems`` if it lies in the range.
     """

@@ -27,7 +27,7 @@ from offline_teacher.corpus import hub
 from offline_teacher.corpus.documents import cut_text, documents, row_texts
 from offline_teacher.corpus.partition import Part, Span, needs_sequential_read, parquet_rows, parts
 from offline_teacher.corpus.problems import Problems
-from offline_teacher.sequences.packing import TextSeen, batched, pack
+from offline_teacher.sequences.packing import TextStatistics, batched, pack
 from offline_teacher.sequences.tokenizer import Encoder
 
 Item = TypeVar("Item")
@@ -139,7 +139,7 @@ def _sequences(
     """
     inputs, counts = [], []
     for place in places:
-        rows = list(pack(batched(iter(place.texts), TextSeen()), encoder, settings))
+        rows = list(pack(batched(iter(place.texts), TextStatistics()), encoder, settings))
         inputs.append(
             np.concatenate([ids for ids, _ in rows] or [np.empty((0, settings.length), encoder.dtype)])
         )

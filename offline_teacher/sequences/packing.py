@@ -1,8 +1,8 @@
-"""Texts to rows of L token ids, in numpy.
+"""Packs texts into sequences of L token ids, with numpy.
 
-``packed``: every sequence is [CLS] tokens [SEP]. Documents are concatenated with a [SEP] between them and cut
-every L tokens (similar to FULL-SENTENCES of RoBERTa, arXiv 1907.11692, section 4.2).
-``document``: one document a sequence, cut at L. Shapes: n sequences, L length.
+``packed``: documents are concatenated with a [SEP] between them, and cut into sequences of L tokens, each of
+which is [CLS] tokens [SEP] (similar to FULL-SENTENCES of RoBERTa, arXiv 1907.11692, section 4.2).
+``document``: each document is one sequence, truncated to L tokens. Axes: n sequences, L length.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from infra.settings.sections import Sequences
 from offline_teacher.sequences.tokenizer import Encoder
 
 BATCH_CHARACTERS = 1 << 17
-"""Characters of text in one call of the tokenizer. Larger batches do not fit into the cache and are
-slower."""
+"""Number of characters per call of the tokenizer. Larger batches do not fit into the processor's cache, and
+are slower."""
 
 
 @dataclass
-class TextSeen:
-    """Counts and digest of the texts that passed ``batched``. The corpus digest does not depend on the
-    tokenizer."""
+class TextStatistics:
+    """Counts and digest of the texts of a part. They do not depend on the tokenizer, except ``cut_*``."""
 
     documents: int = 0
     text_bytes: int = 0
     cut_documents: int = 0
-    """Longer than a sequence, where each document is one."""
+    """Number of documents that packing ``document`` truncated to one sequence."""
     cut_tokens: int = 0
-    """What was left out of them."""
+    """Number of tokens that truncation left out."""
     digest: Any = field(default_factory=xxhash.xxh3_128)
 
     @property
@@ -44,14 +43,15 @@ class TextSeen:
         self.documents += 1
         self.text_bytes += len(data)
         self.digest.update(data)
-        self.digest.update(b"\0\n")  # so that moving a document's end changes the digest
+        self.digest.update(b"\0\n")  # so that the digest changes if text moves to the next document
 
 
-def batched(texts: Iterator[str], seen: TextSeen) -> Iterator[list[str]]:
+def batched(texts: Iterator[str], statistics: TextStatistics) -> Iterator[list[str]]:
+    """Yields batches of about ``BATCH_CHARACTERS``, and adds each text to ``statistics``."""
     batch: list[str] = []
     room = BATCH_CHARACTERS
     for text in texts:
-        seen.add(text)
+        statistics.add(text)
         batch.append(text)
         room -= len(text)
         if room <= 0:
@@ -62,16 +62,19 @@ def batched(texts: Iterator[str], seen: TextSeen) -> Iterator[list[str]]:
 
 
 def pack(
-    batches: Iterator[list[str]], encoder: Encoder, settings: Sequences, seen: TextSeen | None = None
+    batches: Iterator[list[str]],
+    encoder: Encoder,
+    settings: Sequences,
+    statistics: TextStatistics | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of texts to (input_ids [n, L] uint16|uint32, token_count [n] uint16); pad after token_count.
+    """Yields (input_ids [n, L] uint16|uint32, token_count [n] uint16) for batches of texts.
 
-    ``seen`` counts the documents that are cut.
+    Positions from token_count on hold the pad token. ``statistics`` counts the truncated documents.
     """
     encoded = (encoder.encode(texts) for texts in batches)
     if settings.packing == "packed":
         return _packed(encoded, encoder, settings.length)
-    return _one_each(encoded, encoder, settings.length, seen or TextSeen())
+    return _one_per_document(encoded, encoder, settings.length, statistics or TextStatistics())
 
 
 def _packed(
@@ -80,23 +83,23 @@ def _packed(
     body = length - 2
     rest = np.empty(0, encoder.dtype)
     for ids_of_texts in encoded:
-        run: list[int] = []
+        concatenated: list[int] = []
         for ids in ids_of_texts:
             if ids:
-                run += ids
-                run.append(encoder.sep_id)
-        rest = np.concatenate([rest, np.array(run, encoder.dtype)])
-        # At least one id stays behind: the part's last separator, which the sequence's own [SEP] replaces.
+                concatenated += ids
+                concatenated.append(encoder.sep_id)
+        rest = np.concatenate([rest, np.array(concatenated, encoder.dtype)])
+        # The part's last separator never enters a body, because the sequence's own [SEP] replaces it.
         full = max(len(rest) - 1, 0) // body
         if full:
-            yield _framed(rest[: full * body].reshape(full, body), encoder, length)
+            yield _with_special_tokens(rest[: full * body].reshape(full, body), encoder, length)
             rest = rest[full * body :]
     if len(rest) > 1:
-        yield _framed(rest[None, :-1], encoder, length)
+        yield _with_special_tokens(rest[None, :-1], encoder, length)
 
 
-def _framed(bodies: np.ndarray, encoder: Encoder, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bodies [n, at most L - 2] between [CLS] and [SEP], padded to L."""
+def _with_special_tokens(bodies: np.ndarray, encoder: Encoder, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns [CLS] body [SEP] padded to L, and the token counts, of bodies [n, at most L - 2]."""
     count, body = bodies.shape
     rows = np.full((count, length), encoder.pad_id, encoder.dtype)
     rows[:, 0] = encoder.cls_id
@@ -105,21 +108,21 @@ def _framed(bodies: np.ndarray, encoder: Encoder, length: int) -> tuple[np.ndarr
     return rows, np.full(count, body + 2, np.uint16)
 
 
-def _one_each(
-    encoded: Iterator[list[list[int]]], encoder: Encoder, length: int, seen: TextSeen
+def _one_per_document(
+    encoded: Iterator[list[list[int]]], encoder: Encoder, length: int, statistics: TextStatistics
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for ids_of_texts in encoded:
-        cut = [ids[: length - 2] for ids in ids_of_texts if ids]
+        truncated = [ids[: length - 2] for ids in ids_of_texts if ids]
         left_out = [len(ids) - (length - 2) for ids in ids_of_texts if len(ids) > length - 2]
-        seen.cut_documents += len(left_out)
-        seen.cut_tokens += sum(left_out)
-        if not cut:
+        statistics.cut_documents += len(left_out)
+        statistics.cut_tokens += sum(left_out)
+        if not truncated:
             continue
-        body = np.array([len(ids) for ids in cut])
-        rows = np.full((len(cut), length), encoder.pad_id, encoder.dtype)
+        body = np.array([len(ids) for ids in truncated])
+        rows = np.full((len(truncated), length), encoder.pad_id, encoder.dtype)
         rows[:, 0] = encoder.cls_id
         rows[:, 1:][np.arange(length - 1) < body[:, None]] = np.array(
-            [token for ids in cut for token in ids], encoder.dtype
+            [token for ids in truncated for token in ids], encoder.dtype
         )
-        rows[np.arange(len(cut)), body + 1] = encoder.sep_id
+        rows[np.arange(len(truncated)), body + 1] = encoder.sep_id
         yield rows, (body + 2).astype(np.uint16)

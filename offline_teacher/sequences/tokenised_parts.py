@@ -1,7 +1,7 @@
-"""Documents become sequences of L token ids, one Arrow file a part, in any order by any worker.
+"""Makes the documents of each part into sequences of L token ids, one Arrow file per part.
 
-A part is tokenised, packed and published on its own; its rows are numbered (part, row), so nothing waits for
-the other parts. Shapes: n rows, L length, V vocabulary.
+A part is tokenised, packed and published independently, because its sequences are numbered by (part, row). So
+any worker can build any part in any order. Axes: n rows, L length, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from infra.settings.sections import Corpus, Sequences
 from offline_teacher.corpus.documents import documents
 from offline_teacher.corpus.partition import Part, last_modified
 from offline_teacher.corpus.problems import Problems
-from offline_teacher.sequences.packing import TextSeen, batched, pack
+from offline_teacher.sequences.packing import TextStatistics, batched, pack
 from offline_teacher.sequences.tokenizer import Encoder, load_encoder
 from offline_teacher.store.index import PartIndex
 from offline_teacher.store.parts import publish_part, read_counts
@@ -36,87 +36,90 @@ from offline_teacher.store.pending import (
 )
 from offline_teacher.store.schema import SPLITS, Layout
 
-COUNTS_END = ".counts.arrow"
+COUNTS_ENDING = ".counts.arrow"
 VERSION = 3
-"""Version of the way text becomes sequences. Parts of another version are built again."""
+"""Version of tokenising and packing. Parts that another version built are built again."""
 
 
 @dataclass(frozen=True)
 class Tokenising:
-    """How the text of a store becomes sequences; pickled, it is what a text worker needs to know."""
+    """Builds the parts of a store's text. A pickled copy is all that a text worker needs."""
 
     root: str
-    """The store, in which the tokenizer is."""
+    """Directory or URL of the store, which contains the tokenizer."""
     layout: Layout
     corpus: Corpus
     sequences: Sequences
     prompt: str = ""
-    """The prompt before every text."""
+    """Prompt that is put before every document."""
     counted: bool = False
-    """Whether to count tokens, because masking is by frequency."""
+    """Whether to publish token counts, which masking by frequency needs."""
 
     @property
     def encoder(self) -> Encoder:
         return load_encoder(storage.join(self.root, "tokenizer"))
 
     def outstanding(self, split: str, parts: Sequence[Part]) -> list[int]:
-        """The parts that ``build`` has to build; reads their indices only."""
+        """Returns the numbers of the parts that must be built; reads only the indices of finished parts."""
         sizes = storage.list_sizes(storage.join(self.root, SEQUENCES, split))
         tokenizer = self.encoder.digest
 
-        def is_there(number: int) -> bool:
+        def is_current(number: int) -> bool:
             return self._is_current(split, number, parts[number], tokenizer, sizes)
 
-        there = in_order(is_there, range(len(parts)))
-        return [number for number, found in enumerate(there) if not found]
+        current = in_order(is_current, range(len(parts)))
+        return [number for number, done in enumerate(current) if not done]
 
     def build(self, split: str, number: int, part: Part) -> PartIndex:
-        """Publishes the sequences of a part and returns their index.
+        """Publishes the sequences of a part and returns its index.
 
-        They depend on the arguments and this object alone. UserError where tasks of the store were made of
-        other text.
+        The sequences depend only on the arguments and this object. Raises UserError if the store has tasks
+        that were computed from other text.
         """
-        encoder, problems, text = self.encoder, Problems(self.corpus.strict), TextSeen()
+        encoder, problems, statistics = self.encoder, Problems(self.corpus.strict), TextStatistics()
         texts = (self.prompt + document for document in documents(part, self.corpus, problems))
-        rows = list(pack(batched(texts, text), encoder, self.sequences, text))
-        problems.cut_documents, problems.cut_tokens = text.cut_documents, text.cut_tokens
-        self._refuse_other_digest(split, number, text.xxh3)
+        rows = list(pack(batched(texts, statistics), encoder, self.sequences, statistics))
+        problems.cut_documents, problems.cut_tokens = statistics.cut_documents, statistics.cut_tokens
+        self._refuse_other_digest(split, number, statistics.xxh3)
         ids = np.concatenate([ids for ids, _ in rows] or [np.empty((0, self.sequences.length))])
         columns = {
             "input_ids": ids.astype(self.layout.id_dtype, copy=False),
             "token_count": np.concatenate([count for _, count in rows] or [np.empty(0, np.uint16)]),
         }
         facts: dict[str, Any] = {
-            "text": text.xxh3,
+            "text": statistics.xxh3,
             "made_from": self._made_from(part, encoder.digest),
-            "documents": text.documents,
-            "text_bytes": text.text_bytes,
+            "documents": statistics.documents,
+            "text_bytes": statistics.text_bytes,
             "problems": problems.to_json(),
         }
         counts = _counts(columns["input_ids"], encoder) if self.counted else None
         return publish_part(self.root, self.layout, split, number, columns, facts, counts)
 
     def refuse_other_text(self, split: str, number: int, part: Part) -> None:
-        """Raises UserError if tasks of the store were made from other text than the corpus now has; reads one
-        part."""
-        text = TextSeen()
+        """Reads the documents of a part, and raises UserError if the store's tasks were computed from other
+        text."""
+        statistics = TextStatistics()
         for document in documents(part, self.corpus, Problems(strict=False)):
-            text.add(self.prompt + document)
-        self._refuse_other_digest(split, number, text.xxh3)
+            statistics.add(self.prompt + document)
+        self._refuse_other_digest(split, number, statistics.xxh3)
 
     def _refuse_other_digest(self, split: str, number: int, digest: str) -> None:
         try:
-            found, _ = read_part_index(self.root, split, number)
-        except UserError:  # absent or damaged
+            index, _ = read_part_index(self.root, split, number)
+        except UserError:  # the index is absent or damaged
             return
-        if found.text != digest and any(finished_tasks(self.root, name) for name in SPLITS):
+        if index.text != digest and any(finished_tasks(self.root, name) for name in SPLITS):
             raise UserError(
-                f"corpus: part {number} of the {split} text in {self.root} was made of other text, which has"
-                " changed since: restore it, or choose another store.path"
+                f"corpus: the text of part {number} of {split} has changed since the tasks in {self.root}"
+                " were made: restore the text, or choose another store.path"
             )
 
     def _made_from(self, part: Part, tokenizer: str) -> str:
-        """Digest of all that decides a part's content but the bytes of its files, and not of their names."""
+        """Returns a digest of everything that decides a part's content, except the bytes of its files.
+
+        The names of the files are left out, so that they may be moved.
+        """
         recipe = [outcome_settings(section) for section in (self.corpus, self.sequences)]
         spans = [(span.start, span.stop, span.stamp) for span in part.spans]
         content = [VERSION, recipe, part.split, spans, tokenizer]
@@ -125,34 +128,34 @@ class Tokenising:
     def _is_current(
         self, split: str, number: int, part: Part, tokenizer: str, sizes: Mapping[str, int]
     ) -> bool:
-        """Whether a part need not be built again. ``sizes``: file name -> bytes, of what is there.
+        """Whether a published part need not be built again. ``sizes``: name -> bytes of the published files.
 
-        Its recipe and sizes are compared, and, as make does, that no local file of it was written after it.
+        Compares settings, tokenizer and sizes of files. As in make, a local file must be older than the part.
         """
         name, path = part_name(number), part_path(self.root, split, number, ".json")
         if f"{name}.json" not in sizes:
             return False
         try:
             index, _ = read_part_index(self.root, split, number)
-        except UserError:  # damaged
+        except UserError:  # the index is damaged
             return False
         return (
             index.made_from == self._made_from(part, tokenizer)
-            and not (self.corpus.strict and index.problems["counts"])  # found when it was not strict
+            and not (self.corpus.strict and index.problems["counts"])  # built while strict was false
             and sizes.get(f"{name}.arrow") == index.bytes
-            and (index.counts is None or f"{name}{COUNTS_END}" in sizes)
+            and (index.counts is None or f"{name}{COUNTS_ENDING}" in sizes)
             and (storage.is_remote(path) or last_modified(part) < os.stat(path).st_mtime)
         )
 
 
 def text_digest(parts: Sequence[Part]) -> str:
-    """Digest of how the text is cut into parts and of the sizes of its files, not of their names."""
-    cut = [[part.split, [(span.start, span.stop, span.stamp) for span in part.spans]] for part in parts]
-    return storage.digest_bytes(json.dumps(cut).encode())
+    """Returns a digest of the ranges of all parts and the sizes of their files, but not of their names."""
+    ranges = [[part.split, [(span.start, span.stop, span.stamp) for span in part.spans]] for part in parts]
+    return storage.digest_bytes(json.dumps(ranges).encode())
 
 
 def _counts(input_ids: np.ndarray, encoder: Encoder) -> dict[str, np.ndarray]:
-    """How often each id occurs, special tokens left out."""
+    """Returns the ids that occur, without special tokens, and how often each occurs."""
     count = np.bincount(input_ids.ravel().astype(np.int64), minlength=encoder.vocab_size)
     count[list(encoder.special_ids)] = 0
     (token,) = np.nonzero(count)
@@ -160,7 +163,7 @@ def _counts(input_ids: np.ndarray, encoder: Encoder) -> dict[str, np.ndarray]:
 
 
 def token_counts(root: str, split: str, vocab_size: int, cache: Cache) -> np.ndarray:
-    """How often each id occurs in all parts of a split, special tokens 0: int64 [V]."""
+    """Returns how often each id occurs in all parts of a split: int64 [V], 0 for special tokens."""
     total = np.zeros(vocab_size, np.int64)
     for index, _ in read_parts(root, split, finished_parts(root, split)):
         counts = read_counts(root, index, cache)
@@ -168,17 +171,17 @@ def token_counts(root: str, split: str, vocab_size: int, cache: Cache) -> np.nda
     return total
 
 
-def rows_of(root: str, split: str, parts: int) -> tuple[int, ...]:
-    """The number of rows of each part. UserError where no part has any."""
-    found = list(read_parts(root, split, parts))
-    if not any(index.rows for index, _ in found):
-        problems = Problems.merged(dict(index.problems) for index, _ in found).summary()
+def rows_of_parts(root: str, split: str, parts: int) -> tuple[int, ...]:
+    """Returns the number of rows of each of the ``parts`` parts. Raises UserError if all are empty."""
+    indices = [index for index, _ in read_parts(root, split, parts)]
+    if not any(index.rows for index in indices):
+        problems = Problems.merged(dict(index.problems) for index in indices).summary()
         raise UserError(
             f"the corpus has no usable document{': ' + problems if problems else ', its files are empty'}"
         )
-    return tuple(index.rows for index, _ in found)
+    return tuple(index.rows for index in indices)
 
 
-def problems_of(root: str, split: str, parts: int) -> str:
-    """The problems of a split's text as a sentence; empty if there are none."""
+def problem_summary(root: str, split: str, parts: int) -> str:
+    """Returns the problems of a split's text as one phrase; "" if there are none."""
     return Problems.merged(dict(index.problems) for index, _ in read_parts(root, split, parts)).summary()

@@ -1,4 +1,4 @@
-"""A teacher's tokenizer: loaded and checked, its files, its digest, and what packing needs of it."""
+"""Loads and checks a teacher's tokenizer, and encodes texts with it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.
 
 
 def load_tokenizer(directory: str, name: str | None = None) -> Any:
-    """The fast tokenizer in a local directory, which errors call ``name``. UserError if it cannot be used."""
+    """Returns the fast tokenizer in a local directory. Raises UserError if it cannot be used.
+
+    ``name`` is what error messages call the directory; by default its path.
+    """
     from transformers import AutoTokenizer
 
     where = name or f"teacher.model: {directory}"
@@ -34,7 +37,7 @@ def load_tokenizer(directory: str, name: str | None = None) -> Any:
     except Exception as error:  # tokenizers raises plain Exception for a damaged file
         raise UserError(f"{where} has no readable tokenizer ({first_line(error)})") from None
     if not tokenizer.is_fast:
-        raise UserError(f"{where}: the tokenizer has no tokenizer.json (a fast tokenizer)")
+        raise UserError(f"{where}: the tokenizer is not a fast one: it has no tokenizer.json")
     for token in ("pad_token", "cls_token", "sep_token"):
         if getattr(tokenizer, token) is None:
             raise UserError(f"{where}: the tokenizer has no {token}; only BERT-like tokenizers can be used")
@@ -42,7 +45,7 @@ def load_tokenizer(directory: str, name: str | None = None) -> Any:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """xxh3 over the fast tokenizer's JSON and the special ids, on which alone the token ids depend."""
+    """Returns an XXH3 digest of all that token ids depend on: the tokenizer's JSON and the special ids."""
     special = [
         tokenizer.mask_token_id,
         tokenizer.pad_token_id,
@@ -50,13 +53,16 @@ def tokenizer_digest(tokenizer: Any) -> str:
         tokenizer.sep_token_id,
     ]
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    content.update(truncation=None, padding=None)  # state of the last call, not part of the tokenizer
+    content.update(truncation=None, padding=None)  # these are arguments of the last call
     text = json.dumps([content, special], sort_keys=True)
     return f"xxh3-128:{xxhash.xxh3_128_hexdigest(text.encode())}"
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
-    """The files ``save_pretrained`` writes, without the keys that say where this copy was loaded from."""
+    """Returns name -> content of the files that ``save_pretrained`` writes.
+
+    Keys that say where the tokenizer was loaded from are removed, so that the files do not depend on it.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save_pretrained(scratch)
         files = {}
@@ -72,7 +78,7 @@ def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A fast tokenizer as packing needs it: text to bare ids, and the ids of the special tokens."""
+    """A fast tokenizer that adds no special tokens, and the ids of the special tokens."""
 
     backend: Any
     cls_id: int
@@ -81,36 +87,40 @@ class Encoder:
     unk_id: int | None
     control: ControlIds
     special_ids: tuple[int, ...]
-    """Never masked, and never drawn in the place of a masked token; ids without a token are among them."""
+    """Ids that are never masked and never replace a masked token: special tokens, and ids without a token."""
     vocab_size: int
-    """The largest id and one; the teacher may have more rows of embeddings."""
+    """Largest id + 1; the teacher may have more rows of embeddings."""
     digest: str
+    """XXH3 digest of the tokenizer's files."""
 
     @property
     def dtype(self) -> type[np.unsignedinteger]:
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of the texts. They contain no control token except the unknown token, whatever the text
-        is."""
-        found = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [self.control.replace_in(encoding.ids) for encoding in found]
+        """Returns the token ids of each text. The only control token in them is the unknown token, even if a
+        text contains names of control tokens."""
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [self.control.replace_in(encoding.ids) for encoding in encodings]
 
     def content(self) -> dict[str, Any]:
-        """As in a tokenizer.json."""
+        """Returns the tokenizer as the JSON object that a tokenizer.json has."""
         content: dict[str, Any] = json.loads(self.backend.to_str())
         return content
 
 
 @lru_cache(maxsize=2)
 def load_encoder(directory: str) -> Encoder:
-    """The tokenizer saved in ``directory``, local or a URL. UserError if it cannot be used."""
+    """Loads the tokenizer in ``directory``, a path or URL. Raises UserError if it cannot be used."""
     names = storage.list_names(directory)
     return encoder_of({name: storage.read_bytes(storage.join(directory, name)) for name in names}, directory)
 
 
 def encoder_of(files: Mapping[str, bytes], where: str) -> Encoder:
-    """The tokenizer of these files. ``where``: what errors call their directory."""
+    """Loads a tokenizer from its files: name -> content. ``where`` is the directory in error messages.
+
+    Raises UserError if it cannot be used.
+    """
     digest = xxhash.xxh3_128()
     with tempfile.TemporaryDirectory() as local:
         for name, data in files.items():

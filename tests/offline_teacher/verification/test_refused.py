@@ -96,7 +96,7 @@ def test_sequences_are_not_moved_where_the_text_is_another(made: Path, store: Pa
     assert other.read_text() != text
     flip(store / "sequences/train/part-00000.arrow")
     before = everything(tmp_path)
-    with pytest.raises(UserError, match="part 0 of the train text .* was made of other text"):
+    with pytest.raises(UserError, match="the text of part 0 of train has changed since"):
         run_repair(made, store, f"corpus.path={other}")
     assert everything(tmp_path) == before
 
@@ -107,7 +107,9 @@ def test_the_pass_refuses_text_that_changed_under_it(made: Path, store: Path, tm
     other.write_text((made.parent / "text.txt").read_text().replace("bab", "dod"))
     (store / "manifest.json").unlink()
     (store / f"tasks/train/{TASK}.json").unlink()
-    with pytest.raises(UserError, match=r"part 0 .* made of other text, .*restore it, or choose another"):
+    with pytest.raises(
+        UserError, match=r"part 0 .* has changed since .*: restore the text, or choose another"
+    ):
         again(made, store, f"corpus.path={other}")
 
 
