@@ -124,8 +124,8 @@ def continuation_flags(tokenizer: Mapping[str, Any], vocab_size: int) -> np.ndar
         continuing = [token for piece, token in ids.items() if not piece.startswith(word_starts[0])]
     else:
         raise UserError(
-            f"masking.whole_word: tokens of the teacher's tokenizer ({model['type']}) do not show where"
-            " words begin; set masking.whole_word: false"
+            f"masking.whole_word: the teacher's tokenizer ({model['type']}) does not show where words begin;"
+            " set masking.whole_word: false"
         )
     flags = np.zeros(vocab_size, bool)
     flags[continuing] = True
