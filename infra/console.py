@@ -33,11 +33,9 @@ while Ray's code runs, Ray raises a KeyboardInterrupt of its own."""
 
 
 def command(function: Callable[[], int | None]) -> NoReturn:
-    """Runs the main function of a command, and exits with its return value, or 0 if it returns None.
-
-    A UserError is printed as one line and gives its exit code (2 for most); Ctrl-C gives 130, SIGTERM 143.
-    Characters that the terminal's encoding lacks are printed as escapes, like ``\\u00fc``.
-    """
+    """Runs the main function of a command, and exits with its return value, or 0 if it returns None. A
+    UserError is printed as one line and gives its exit code (2 for most); Ctrl-C gives 130, SIGTERM 143.
+    Characters that the terminal's encoding lacks are printed as escapes, like ``\\u00fc``."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -81,10 +79,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 class Progress:
-    """A progress display on stderr that counts up to ``total``, with rate and remaining time.
-
-    On a terminal it is a bar, otherwise a line every ``LINE_SECONDS``.
-    """
+    """A progress display on stderr that counts up to ``total``, with rate and remaining time. On a terminal
+    it is a bar, otherwise a line every ``LINE_SECONDS``."""
 
     def __init__(self, total: int | None, unit: str, description: str, done: int) -> None:
         from tqdm import tqdm
@@ -153,11 +149,8 @@ class Progress:
 
 @contextmanager
 def progress(total: int | None, unit: str, description: str, done: int = 0) -> Iterator[Progress]:
-    """Yields a ``Progress`` that is closed at the end.
-
-    ``total`` is None if it is unknown. ``done``: count of earlier runs, which is part of ``total`` but not of
-    the rate.
-    """
+    """Yields a ``Progress`` that is closed at the end. ``total`` is None if it is unknown. ``done``: count of
+    earlier runs, which is part of ``total`` but not of the rate."""
     shown = Progress(total, unit, description, done)
     try:
         yield shown

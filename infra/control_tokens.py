@@ -26,10 +26,8 @@ CONTROL = (
 
 def read_as_text(tokenizer: Any) -> None:
     """Makes a fast transformers tokenizer split the names of control tokens into ordinary pieces.
-
     ``tokenizers`` can split either all special tokens or none. Special tokens that are not control tokens
-    therefore become ordinary added tokens, with the same ids and the same matching.
-    """
+    therefore become ordinary added tokens, with the same ids and the same matching."""
     from tokenizers import Tokenizer
 
     control = {getattr(tokenizer, name) for name in CONTROL}
@@ -63,11 +61,9 @@ class ControlIds:
         return cls(frozenset(ids - {replacement}), replacement)
 
     def replace_in(self, ids: list[int], special_tokens_mask: Sequence[int] | None = None) -> list[int]:
-        """Returns the ids of a text with every control id replaced by ``replacement``.
-
-        Control ids occur in a text because SentencePiece models contain control tokens' names as pieces.
-        ``special_tokens_mask`` is 1 at each id that the tokenizer added; these ids are kept.
-        """
+        """Returns the ids of a text with every control id replaced by ``replacement``. Control ids occur in a
+        text because SentencePiece models contain control tokens' names as pieces. ``special_tokens_mask`` is
+        1 at each id that the tokenizer added; these ids are kept."""
         if self.ids.isdisjoint(ids):
             return ids
         added_mask = special_tokens_mask or [0] * len(ids)
@@ -79,10 +75,8 @@ class ControlIds:
 
 def tokenize(tokenizer: Any, *columns: list[str], **options: Any) -> Any:
     """Returns a transformers ``BatchEncoding`` of rows of one text per column, with ``token_type_ids``.
-
     ``columns``: one list of texts per column, all of one length. ``tokenizer``: a tokenizer that
-    ``read_as_text`` has changed. ``options``: further arguments of the tokenizer's call.
-    """
+    ``read_as_text`` has changed. ``options``: further arguments of the tokenizer's call."""
     output = tokenizer(*columns, return_token_type_ids=True, return_special_tokens_mask=True, **options)
     control = ControlIds.of(tokenizer)
     masks = output.pop("special_tokens_mask")

@@ -70,12 +70,9 @@ def python_path() -> str:
 
 
 def _cluster_at(address: str | None, setting: str) -> str | None:
-    """Returns the address of the cluster to join, or None if there is none.
-
-    If ``address`` is None, this is the head that the same user started on this machine. Ray's own "auto" is
-    not used, because it would also find the private Ray of another process. Raises UserError if no cluster
-    answers at ``address``.
-    """
+    """Returns the address of the cluster to join, or None if there is none. If ``address`` is None, this is
+    the head that the same user started on this machine. Ray's own "auto" is not used, because it would also
+    find the private Ray of another process. Raises UserError if no cluster answers at ``address``."""
     from ray._private.services import canonicalize_bootstrap_address
 
     try:
@@ -111,10 +108,8 @@ def _cluster_at(address: str | None, setting: str) -> str | None:
 
 
 def _owner(port: int) -> int | None:
-    """Returns the id of the user who listens at a port of this machine.
-
-    If the head is on another machine, returns the id of the user who wrote Ray's address file on this one.
-    """
+    """Returns the id of the user who listens at a port of this machine. If the head is on another machine,
+    returns the id of the user who wrote Ray's address file on this one."""
     from ray._private.utils import get_ray_address_file
 
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
@@ -127,10 +122,8 @@ def _owner(port: int) -> int | None:
 
 
 def _asks_for_token(host: str, port: int) -> bool | None:
-    """Returns whether a Ray head asks for a token, or None if the server does not speak gRPC.
-
-    With TLS it returns False, and Ray itself reports a missing token.
-    """
+    """Returns whether a Ray head asks for a token, or None if the server does not speak gRPC. With TLS it
+    returns False, and Ray itself reports a missing token."""
     import grpc
 
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
@@ -150,10 +143,8 @@ def _asks_for_token(host: str, port: int) -> bool | None:
 
 
 def _enable_token(where: str) -> None:
-    """Makes `ray.init` send this user's token, which it otherwise does only if RAY_AUTH_MODE is set.
-
-    Raises UserError, which begins with ``where``, if the user has no token.
-    """
+    """Makes `ray.init` send this user's token, which it otherwise does only if RAY_AUTH_MODE is set. Raises
+    UserError, which begins with ``where``, if the user has no token."""
     from ray._private.authentication.authentication_token_setup import (
         maybe_enable_token_auth_if_token_available,
     )
@@ -175,9 +166,7 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 def _temporary_directory() -> str:
     """Returns a directory for the files of a local Ray: writable, and short enough for the paths of sockets.
-
-    Ray's own choices (RAY_TMPDIR, TMPDIR) come first. Raises UserError if no directory is suitable.
-    """
+    Ray's own choices (RAY_TMPDIR, TMPDIR) come first. Raises UserError if no directory is suitable."""
     configured = [os.environ[name] for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)]
     for parent in (*configured, *SYSTEM_DIRECTORIES):
         path = os.path.join(os.path.abspath(parent), "ray")

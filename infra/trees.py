@@ -30,9 +30,7 @@ def shortened(value: Any) -> str:
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Returns one line per leaf that differs between two fingerprints, for example ``masking.seed: 0 -> 1``.
-
-    The prefix ``recipe.`` of a path is removed, so that settings have the names that users know.
-    """
+    The prefix ``recipe.`` of a path is removed, so that settings have the names that users know."""
     before, after = (
         {key.removeprefix("recipe."): value for key, value in leaves(tree)} for tree in (old, new)
     )

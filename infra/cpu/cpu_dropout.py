@@ -34,10 +34,8 @@ _LEVELS = 1 << 16
 
 
 def use_fast_dropout(model: PreTrainedModel) -> None:
-    """Replaces every dropout of ``model``, and also that in attention if it uses torch's fused attention.
-
-    The saved files of the model do not change.
-    """
+    """Replaces every dropout of ``model``, and also that in attention if it uses torch's fused attention. The
+    saved files of the model do not change."""
     for name, module in list(model.named_modules()):
         if type(module) is nn.Dropout:
             model.set_submodule(name, FastDropout(module.p))
@@ -125,9 +123,7 @@ def attention(
     **more: Any,
 ) -> tuple[Tensor, None]:
     """Returns [B, L, H, E] for query, key and value [B, H, L, E] and a bool mask, true at visible positions.
-
-    On a CPU torch's fused attention does not support dropout: it runs the operations below and a few more.
-    """
+    On a CPU torch's fused attention does not support dropout: it runs the operations below and a few more."""
     if not dropout or query.device.type != "cpu":
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more

@@ -45,11 +45,9 @@ def build_all() -> int:
 def load_library(
     source: Path, consequence: str, functions: Iterable[str] = (), arguments: Sequence[Any] = ()
 ) -> ctypes.CDLL | None:
-    """Loads the library of ``source``, which is built if necessary.
-
-    ``functions``: names of its functions that return nothing and take ``arguments`` (ctypes types). If the
-    library cannot be built, returns None after a warning, which begins with ``consequence``.
-    """
+    """Loads the library of ``source``, which is built if necessary. ``functions``: names of its functions
+    that return nothing and take ``arguments`` (ctypes types). If the library cannot be built, returns None
+    after a warning, which begins with ``consequence``."""
     try:
         loaded = ctypes.CDLL(str(_built(source)))
         for name in functions:
@@ -66,10 +64,8 @@ def load_library(
 
 
 def in_threads(work: Callable[[slice], None], count: int, threads: int) -> None:
-    """Calls ``work`` with slices that partition ``range(count)``, one per thread.
-
-    The threads run in parallel because ctypes releases the interpreter's lock.
-    """
+    """Calls ``work`` with slices that partition ``range(count)``, one per thread. The threads run in parallel
+    because ctypes releases the interpreter's lock."""
     if threads == 1 or count < threads:
         work(slice(0, count))
         return

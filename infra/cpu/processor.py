@@ -21,10 +21,8 @@ def computes_bfloat16() -> bool:
 
 
 def warn_if_slow(setting: str, dtype: str) -> None:
-    """Prints one line to stderr if this CPU only emulates ``dtype``, the value of ``setting``.
-
-    The dtype itself is not changed, because results would then depend on the machine.
-    """
+    """Prints one line to stderr if this CPU only emulates ``dtype``, the value of ``setting``. The dtype
+    itself is not changed, because results would then depend on the machine."""
     if dtype == "bfloat16" and not computes_bfloat16():
         print(
             f"warning: {setting}: this processor multiplies bfloat16 several times slower than float32;"

@@ -38,15 +38,11 @@ class Author:
     list has density proportional to x^(1 / skew - 1)."""
 
     def pick(self, words: Sequence[str]) -> str:
-        """Draws a word."""
         return words[int(len(words) * self.rng.random() ** self.skew)]
 
     def fill(self, template: str, **own_classes: Sequence[str]) -> str:
-        """Returns the sentence of a template with a drawn word for each ``{class}``.
-
-        The word is inflected if an s follows the brace. ``own_classes`` adds or replaces classes for this
-        sentence.
-        """
+        """Returns the sentence of a template with a drawn word for each ``{class}``. The word is inflected if
+        an s follows the brace. ``own_classes`` adds or replaces classes for this sentence."""
         classes = {**self.words, **own_classes}
 
         def word(match: re.Match[str]) -> str:
@@ -77,7 +73,6 @@ def _story(author: Author) -> list[str]:
 
 
 def _facts(author: Author) -> list[str]:
-    """Returns four sentences about things of one kind."""
     name, kind = author.rng.choice(list(KINDS.items()))
     sentences = ["act", "handle" if "handle" in kind else "act", "definition"]
     templates = [author.rng.choice(SENTENCES[author.rng.choice(sentences)]) for _ in range(4)]
@@ -85,16 +80,13 @@ def _facts(author: Author) -> list[str]:
 
 
 def _review(author: Author) -> list[str]:
-    """Returns four opinions, all good or all bad."""
     good = author.rng.random() < 0.5
     return [author.judge(good) for _ in range(4)]
 
 
 def documents(seed: int, size: int) -> Iterator[str]:
-    """Yields documents until they have ``size`` bytes, or without end if ``size`` is 0.
-
-    Equal seeds give equal documents.
-    """
+    """Yields documents until they have ``size`` bytes, or without end if ``size`` is 0. Equal seeds give
+    equal documents."""
     author, written = Author(WORDS, Random(seed)), 0
     while written < size or not size:
         text = " ".join(author.rng.choice((_story, _facts, _facts, _review, _review))(author))

@@ -53,10 +53,8 @@ class Masking:
         self.weights[: MASK + 1] = 0
 
     def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns input ids and labels, int64 [B, L]; a label is -100 at positions without prediction.
-
-        Of the chosen tokens 80 % become [MASK], 10 % a random token, 10 % are kept (arXiv 1810.04805, 3.1).
-        """
+        """Returns input ids and labels, int64 [B, L]; a label is -100 at positions without prediction. Of the
+        chosen tokens 80 % become [MASK], 10 % a random token, 10 % are kept (arXiv 1810.04805, 3.1)."""
         choice, replacement, token = torch.rand((3, *rows.shape), generator=self.generator)
         weights = self.weights[rows]
         probability = weights / weights.sum(1, keepdim=True) * MASKED * (rows > MASK).sum(1, keepdim=True)

@@ -21,11 +21,8 @@ LAST_LINES = 8
 
 
 def run_stage(words: list[str], environment: dict[str, str], log: Path) -> None:
-    """Runs a command to its end.
-
-    If it fails, prints the last lines of its log and raises UserError. After Ctrl-C, waits for the command to
-    end and raises KeyboardInterrupt.
-    """
+    """Runs a command to its end. If it fails, prints the last lines of its log and raises UserError. After
+    Ctrl-C, waits for the command to end and raises KeyboardInterrupt."""
     log.parent.mkdir(parents=True, exist_ok=True)
     reports = log.with_suffix(".progress").resolve()
     reports.write_text("")

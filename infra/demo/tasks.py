@@ -19,17 +19,15 @@ Row = list[str]
 
 @dataclass(frozen=True)
 class Task:
-    """A task of the demo."""
+    """A task of the demo, with its numbers of training and dev rows."""
 
     name: str
     header: str
     """Header line of its files; empty for CoLA."""
     draw: Callable[[Author, int], Row]
-    """Function that draws the row with a given number."""
+    """Draws the row with the given number."""
     train: int = 400
-    """Number of training rows."""
     dev: int = 1_000
-    """Number of dev rows."""
 
 
 def sentiment(author: Author, number: int) -> Row:

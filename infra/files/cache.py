@@ -48,10 +48,8 @@ class Cache:
         self._held = threading.local()
 
     def local_path(self, path: str, digest: str) -> str:
-        """Returns a local path with the content of ``path``, whose digest is checked once per version.
-
-        Raises WrongContent if the content has another digest, for a remote file after three downloads.
-        """
+        """Returns a local path with the content of ``path``, whose digest is checked once per version. Raises
+        WrongContent if the content has another digest, for a remote file after three downloads."""
         if not storage.is_remote(path):
             self._check(path, path, digest)
             return path
@@ -72,10 +70,8 @@ class Cache:
         return entry
 
     def get_or_fetch(self, name: str, fetch: Callable[[], bytes]) -> bytes | mmap.mmap:
-        """Returns the entry ``name`` as mapped memory; if it is absent, stores and returns ``fetch()``.
-
-        The content is not checked: the caller must check it, and call ``drop`` if the entry is damaged.
-        """
+        """Returns the entry ``name`` as mapped memory; if it is absent, stores and returns ``fetch()``. The
+        content is not checked: the caller must check it, and call ``drop`` if the entry is damaged."""
         entry = storage.join(self.directory, f"{ENTRY}{name}")
         lock = storage.join(self.directory, f".lock-{storage.digest_bytes(name.encode())[-2:]}")
         with reporting_os_errors(entry):
@@ -155,10 +151,8 @@ def _version(file: str) -> _Version:
 
 
 def _map(entry: str) -> mmap.mmap | None:
-    """Maps an entry and marks it as the most recently used; None if it is absent.
-
-    The mapping stays readable after the entry is evicted.
-    """
+    """Maps an entry and marks it as the most recently used; None if it is absent. The mapping stays readable
+    after the entry is evicted."""
     try:
         with open(entry, "rb") as file:
             modified = os.fstat(file.fileno()).st_mtime_ns

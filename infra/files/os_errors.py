@@ -29,10 +29,8 @@ WRITE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, er
 def reporting_os_errors(
     path: str, *let_through: type[Exception], only: Container[int] | None = None
 ) -> Iterator[None]:
-    """A context that turns an ``OSError`` into a ``NodeError``, whose one sentence names ``path``.
-
-    Errors of the types ``let_through``, and errors whose number is not in ``only``, are raised unchanged.
-    """
+    """A context that turns an ``OSError`` into a ``NodeError``, whose one sentence names ``path``. Errors of
+    the types ``let_through``, and errors whose number is not in ``only``, are raised unchanged."""
     try:
         yield
     except OSError as problem:

@@ -12,11 +12,9 @@ from infra.files import remote, storage
 
 
 def expand_home(path: str) -> str:
-    """Returns the path with a leading ``~`` replaced by the home directory, and without ``file://``.
-
-    Any other URL is returned as it is. This function is the argparse ``type`` of every path on a command line
-    and is applied to every path in a recipe (``SETTINGS``), so no other code has to expand paths.
-    """
+    """Returns the path with a leading ``~`` replaced by the home directory, and without ``file://``. Any
+    other URL is returned as it is. This function is the argparse ``type`` of every path on a command line and
+    is applied to every path in a recipe (``SETTINGS``), so no other code has to expand paths."""
     if remote.scheme(path) == "file":
         path = path.partition("://")[2]
     return path if storage.is_remote(path) else os.path.expanduser(path)

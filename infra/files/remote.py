@@ -73,12 +73,9 @@ def without_secrets(path: str) -> str:
 def call(
     path: str, method: str, *arguments: Any, size: int = 0, seconds: float | None = None, **options: Any
 ) -> Any:
-    """Runs fsspec's coroutine ``_<method>`` on the file system of ``path``, and returns its result.
-
-    ``size``: number of bytes that the call transfers. ``seconds``: time limit without these bytes; None:
-    CALL_SECONDS. Raises FileNotFoundError unchanged, and NodeError for any other error that remains after the
-    retries.
-    """
+    """Runs fsspec's coroutine ``_<method>`` on the file system of ``path``, and returns its result. ``size``:
+    number of bytes that the call transfers. ``seconds``: time limit without these bytes; None: CALL_SECONDS.
+    Raises FileNotFoundError unchanged, and NodeError for any other error that remains after the retries."""
     filesystem = _filesystem(_scheme_of(path), _account(path), os.getpid())
     limit = (CALL_SECONDS if seconds is None else seconds) + size / SLOWEST_BYTES_PER_SECOND
 
@@ -91,11 +88,9 @@ def call(
 
 
 def create(path: str, data: bytes) -> bool:
-    """Uploads an object and returns True; returns False, and does nothing, if the object exists already.
-
-    If the answer to the first attempt is lost, the second attempt finds the object that the first has created
-    and returns False. So after False the caller must compare the content.
-    """
+    """Uploads an object and returns True; returns False, and does nothing, if the object exists already. If
+    the answer to the first attempt is lost, the second attempt finds the object that the first has created
+    and returns False. So after False the caller must compare the content."""
     try:
         call(path, "pipe_file", key_of(path), data, size=len(data), mode="create")
     except UserError as error:
@@ -106,10 +101,8 @@ def create(path: str, data: bytes) -> bool:
 
 
 def read_first_bytes(path: str, limit: int) -> bytes:
-    """Returns at most ``limit`` bytes from the start of an object, in one request.
-
-    Raises FileNotFoundError if the object is absent.
-    """
+    """Returns at most ``limit`` bytes from the start of an object, in one request. Raises FileNotFoundError
+    if the object is absent."""
     try:
         return bytes(call(path, "cat_file", key_of(path), start=0, end=limit, size=limit))
     except UserError as error:
@@ -119,10 +112,8 @@ def read_first_bytes(path: str, limit: int) -> bytes:
 
 
 def pages(directory: str) -> Iterator[list[dict[str, Any]]]:
-    """Yields the listing of ``directory`` in pages of entries (name, type, size); nothing if it is absent.
-
-    On S3 each page is a separate call, so a long listing meets its time limits, and a retry repeats one page.
-    """
+    """Yields the listing of ``directory`` in pages of entries (name, type, size); nothing if it is absent. On
+    S3 each page is a separate call, so a long listing meets its time limits, and a retry repeats one page."""
     key = key_of(directory)
     try:
         if _scheme_of(directory) == "s3":
@@ -149,11 +140,9 @@ def _s3_pages(directory: str, bucket: str, prefix: str) -> Iterator[list[dict[st
 
 
 def with_retries(attempt_call: Any, path: str) -> Any:
-    """Returns ``attempt_call()``, which is repeated after a wait while it fails temporarily.
-
-    After ``ATTEMPTS`` attempts, or at once for a permanent failure, raises NodeError; FileNotFoundError and
-    UserError are raised unchanged.
-    """
+    """Returns ``attempt_call()``, which is repeated after a wait while it fails temporarily. After
+    ``ATTEMPTS`` attempts, or at once for a permanent failure, raises NodeError; FileNotFoundError and
+    UserError are raised unchanged."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return attempt_call()
@@ -227,11 +216,9 @@ def _filesystem(url_scheme: str, account: str | None, process: int) -> Any:
 
 
 def _s3_config() -> dict[str, Any]:
-    """Returns botocore's time limits for one request.
-
-    s3fs repeats a failed request a few times, so a failed part does not restart an upload of a hundred parts.
-    By default it does not repeat one after a server error; ``_server_error`` changes that.
-    """
+    """Returns botocore's time limits for one request. s3fs repeats a failed request a few times, so a failed
+    part does not restart an upload of a hundred parts. By default it does not repeat one after a server
+    error; ``_server_error`` changes that."""
     import s3fs.core
 
     s3fs.core.set_custom_error_handler(_server_error)

@@ -14,10 +14,8 @@ PREFIX = "distillation-scratch-"
 
 
 class Scratch:
-    """A temporary directory of this process, removed by `close` or when this object is deleted.
-
-    If the process is killed, the next process on this machine that creates a `Scratch` removes the directory.
-    """
+    """A temporary directory of this process, removed by `close` or when this object is deleted. If the
+    process is killed, the next process on this machine that creates a `Scratch` removes the directory."""
 
     def __init__(self) -> None:
         with reporting_os_errors("the directory for temporary files (TMPDIR)"):

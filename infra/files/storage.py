@@ -84,10 +84,8 @@ def size(path: str) -> int:
 
 
 def list_names(directory: str) -> list[str]:
-    """Returns the sorted names of the files and directories in ``directory``; [] if it is absent.
-
-    Temporary files and the lock file are left out.
-    """
+    """Returns the sorted names of the files and directories in ``directory``; [] if it is absent. Temporary
+    files and the lock file are left out."""
     if is_remote(directory):
         names = {item["name"].rpartition("/")[2] for item in _listed(directory)}
     else:
@@ -101,9 +99,7 @@ def list_names(directory: str) -> list[str]:
 
 def list_sizes(directory: str) -> dict[str, int]:
     """Returns the size in bytes of each file in ``directory`` by its name; {} if the directory is absent.
-
-    Temporary files are left out. On an object store this takes one listing.
-    """
+    Temporary files are left out. On an object store this takes one listing."""
     if is_remote(directory):
         files = [item for item in _listed(directory) if item["type"] == "file"]
         return {item["name"].rpartition("/")[2]: int(item["size"]) for item in files}
@@ -129,11 +125,9 @@ def read_bytes(path: str) -> bytes:
 
 
 def read_checked(path: str, limit: int, check: Callable[[bytes], T]) -> T | None:
-    """Returns ``check(content)`` of a file of at most ``limit`` bytes; None if the file is absent.
-
-    If ``check`` raises ValueError, a remote file is downloaded again, up to three times in all, because the
-    download may be at fault.
-    """
+    """Returns ``check(content)`` of a file of at most ``limit`` bytes; None if the file is absent. If
+    ``check`` raises ValueError, a remote file is downloaded again, up to three times in all, because the
+    download may be at fault."""
     for attempt in range(1, FETCH_ATTEMPTS + 1):
         data = read_small(path, limit)
         try:
@@ -145,10 +139,8 @@ def read_checked(path: str, limit: int, check: Callable[[bytes], T]) -> T | None
 
 
 def read_small(path: str, limit: int) -> bytes | None:
-    """Returns the content of a file, read in one request; None if the file is absent.
-
-    Raises ValueError if the file has more than ``limit`` bytes.
-    """
+    """Returns the content of a file, read in one request; None if the file is absent. Raises ValueError if
+    the file has more than ``limit`` bytes."""
     try:
         with reporting_os_errors(path, FileNotFoundError):
             if is_remote(path):
@@ -178,10 +170,8 @@ def read_range(path: str, start: int, stop: int) -> bytes:
 
 
 def fetch(path: str, target: str, digest: str) -> None:
-    """Downloads a remote file and publishes its content as the local file ``target``.
-
-    Raises ``WrongContent``, and publishes nothing, if none of three downloads has the digest.
-    """
+    """Downloads a remote file and publishes its content as the local file ``target``. Raises
+    ``WrongContent``, and publishes nothing, if none of three downloads has the digest."""
     for _ in range(FETCH_ATTEMPTS):
         with contextlib.suppress(WrongContent):
             with publishing(target) as draft:
@@ -231,10 +221,8 @@ def has_digest(path: str, digest: str) -> bool:
 
 @contextlib.contextmanager
 def publishing(path: str) -> Iterator[str]:
-    """Yields the path of an empty local file, which is published as ``path`` if the context ends cleanly.
-
-    The temporary file has the extension of ``path``, because some libraries choose the format by it.
-    """
+    """Yields the path of an empty local file, which is published as ``path`` if the context ends cleanly. The
+    temporary file has the extension of ``path``, because some libraries choose the format by it."""
     if is_remote(path):
         with tempfile.TemporaryDirectory() as directory:
             draft = os.path.join(directory, path.rpartition("/")[2])
@@ -354,10 +342,8 @@ def remove_tree(path: str) -> None:
 
 
 def remove_unfinished(directory: str) -> None:
-    """Removes temporary files of killed writers from ``directory`` and its subdirectories.
-
-    No writer may be active there.
-    """
+    """Removes temporary files of killed writers from ``directory`` and its subdirectories. No writer may be
+    active there."""
     if not is_remote(directory):
         for folder, _, names in os.walk(directory):
             for name in names:
@@ -376,10 +362,8 @@ def _info(path: str) -> dict[str, Any] | None:
 
 
 def _listed(directory: str) -> Iterator[dict[str, Any]]:
-    """Yields fsspec's entry (name, type, size) of each file and directory in a remote directory.
-
-    A slash at the end of a name is removed.
-    """
+    """Yields fsspec's entry (name, type, size) of each file and directory in a remote directory. A slash at
+    the end of a name is removed."""
     own_key = remote.key_of(directory)
     for page in remote.pages(directory):
         entries = ({**entry, "name": str(entry["name"]).rstrip("/")} for entry in page)

@@ -75,10 +75,8 @@ def first_bytes(path: str, size: int, count: int) -> bytes:
 
 
 def decompress_beginning(data: bytes, path: str, count: int) -> bytes:
-    """Decompresses ``data``, the first bytes of the file ``path``.
-
-    Returns at most ``count`` bytes of text, fewer if ``data`` ends or is damaged before.
-    """
+    """Decompresses ``data``, the first bytes of the file ``path``. Returns at most ``count`` bytes of text,
+    fewer if ``data`` ends or is damaged before."""
     text = bytearray()
     with contextlib.suppress(DamagedFile), Decompressed(io.BytesIO(data), path) as stream:
         while len(text) < count and (piece := stream.read(min(count - len(text), 1 << 20))):
@@ -97,11 +95,9 @@ class TooLargeWindow(DamagedFile):
 
 
 class Decompressed(io.RawIOBase):
-    """The decompressed stream of a ``.gz`` or ``.zst`` file.
-
-    A read raises ``DamagedFile`` once all bytes before the damage have been read. A gzip file may have
-    several members, and zero bytes after the last member, as the gzip program allows.
-    """
+    """The decompressed stream of a ``.gz`` or ``.zst`` file. A read raises ``DamagedFile`` once all bytes
+    before the damage have been read. A gzip file may have several members, and zero bytes after the last
+    member, as the gzip program allows."""
 
     def __init__(self, source: Any, path: str) -> None:
         self._source, self._path = source, path
@@ -151,10 +147,8 @@ class _Zstd:
         self._streams.append(pa.CompressedInputStream(pa.PythonFile(self._source, "r"), "zstd"))
 
     def read1(self, size: int) -> Any:
-        """Returns at most ``size`` bytes.
-
-        A failed read of pyarrow loses the bytes that it has decoded. They are then read again one by one.
-        """
+        """Returns at most ``size`` bytes. A failed read of pyarrow loses the bytes that it has decoded. They
+        are then read again one by one."""
         try:
             data = self._streams[-1].read_buffer(
                 1 if self._by_byte else size

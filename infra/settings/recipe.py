@@ -26,10 +26,8 @@ ROWS = ("teacher", "undistilled", "start")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All settings of a run: its name, its output directory and nine sections.
-
-    Creating an invalid recipe raises ValueError.
-    """
+    """All settings of a run: its name, its output directory and nine sections. Creating an invalid recipe
+    raises ValueError."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -81,10 +79,8 @@ class Recipe:
         return self.store.path or storage.join(self.root, "store")
 
     def refuse_outputs_in_store(self) -> None:
-        """Raises UserError if the store's directory contains this recipe's outputs.
-
-        ``verify`` would report the outputs as foreign files, and ``--repair`` would move them away.
-        """
+        """Raises UserError if the store's directory contains this recipe's outputs. ``verify`` would report
+        the outputs as foreign files, and ``--repair`` would move them away."""
         paths = (self.store_path, self.root)
         store, root = (path if storage.is_remote(path) else os.path.realpath(path) for path in paths)
         if f"{root}/".startswith(store.rstrip("/") + "/"):
@@ -114,10 +110,8 @@ class Recipe:
         return storage.join(self.root, "evaluation")
 
     def outcome_settings(self, *names: str) -> dict[str, dict[str, Any]]:
-        """Returns section -> setting -> value of the settings in these sections that change the result.
-
-        The values can be written as JSON; they are the recipe's part of a fingerprint.
-        """
+        """Returns section -> setting -> value of the settings in these sections that change the result. The
+        values can be written as JSON; they are the recipe's part of a fingerprint."""
         return {name: outcome_settings(getattr(self, name)) for name in names}
 
     def to_yaml(self) -> str:
@@ -206,10 +200,8 @@ def _check_across_sections(recipe: Recipe) -> None:
 
 
 def unmet_needs(train: sections.Train, store: sections.Store) -> list[str]:
-    """Returns one message for each thing that the loss needs and a store with these settings lacks.
-
-    Each message begins with the name of a field of ``train``.
-    """
+    """Returns one message for each thing that the loss needs and a store with these settings lacks. Each
+    message begins with the name of a field of ``train``."""
     if train.teacher == "live":
         missing = "teacher: live runs the whole teacher, and needs a store with store.teacher_weights: true"
         return [] if store.teacher_weights else [missing]

@@ -45,10 +45,8 @@ SECTIONS: dict[str, dict[str, Any]] = {
 
 
 def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads and checks a recipe; ``overrides`` are ``section.key=value`` (or ``name=``, ``output=``).
-
-    Raises UserError, whose one sentence names the file or override, the field and the values that it takes.
-    """
+    """Reads and checks a recipe; ``overrides`` are ``section.key=value`` (or ``name=``, ``output=``). Raises
+    UserError, whose one sentence names the file or override, the field and the values that it takes."""
     if storage.exists(path) and storage.size(path) > MAX_BYTES:
         raise UserError(f"{path}: a recipe is at most {MAX_BYTES} bytes, this file is {storage.size(path)}")
     try:
@@ -131,9 +129,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 def _student_tree(tree: dict[str, Any], name: str, where: str) -> dict[str, Any]:
     """Returns the mapping of one student's sections, for an override ``students.NAME.section.key=value``.
-
-    ``name``: the part after ``students.``.
-    """
+    ``name``: the part after ``students.``."""
     students, student = tree.get("students"), name.partition(".")[0]
     if not isinstance(students, dict) or student not in students:
         raise UserError(_unknown(f"{where}: unknown student {student}", student, list(students or {})))
@@ -256,10 +252,8 @@ def _refuse_near_literals(tree: Mapping[str, Any]) -> None:
 
 
 def _refuse_broken_text(tree: Mapping[str, Any]) -> None:
-    """Raises ValueError for text that is not valid Unicode.
-
-    Python turns bytes of a command line that are not UTF-8 into lone surrogates, which no file can hold.
-    """
+    """Raises ValueError for text that is not valid Unicode. Python turns bytes of a command line that are not
+    UTF-8 into lone surrogates, which no file can hold."""
     for key, value in leaves(tree):
         text = f"{key}: {json.dumps(value, ensure_ascii=False)}"
         readable = text.encode(errors="backslashreplace").decode()
@@ -280,10 +274,8 @@ def refuse_credentials(tree: Mapping[str, Any]) -> None:
 
 def _secret_in(text: Any) -> str | None:
     """Returns a description of the secret in a URL: a password, a token in place of the user, or a parameter.
-
     None if there is none. The user of a database (postgresql://user@host) and an Azure container
-    (abfs://name@account) are no secrets.
-    """
+    (abfs://name@account) are no secrets."""
     if not isinstance(text, str) or "://" not in text:
         return None
     try:

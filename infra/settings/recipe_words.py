@@ -19,11 +19,9 @@ _PLURALS = {str: "texts", int: "whole numbers", float: "numbers"}
 
 
 def with_nearest_name(where: str, name: str, known: list[str], elsewhere: list[str] | None = None) -> str:
-    """Returns the message ``where`` with a suggestion for the unknown name ``name``.
-
-    The suggestion is the nearest of the ``known`` names. If none is near, it is the names in ``elsewhere``,
-    or else the list of all known names.
-    """
+    """Returns the message ``where`` with a suggestion for the unknown name ``name``. The suggestion is the
+    nearest of the ``known`` names. If none is near, it is the names in ``elsewhere``, or else the list of all
+    known names."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or elsewhere
     return f"{where}; did you mean {' or '.join(near)}?" if near else f"{where}; known are {', '.join(known)}"
 

@@ -14,18 +14,14 @@ import random
 from collections import deque
 from dataclasses import dataclass
 
-SHARD_BYTES = 256 << 20
-"""Bytes of a shard (``store.shard_bytes``)."""
-PART_BYTES = 50 << 20
-"""Bytes of one part of a multipart upload by s3fs."""
+SHARD_BYTES, PART_BYTES = 256 << 20, 50 << 20
+"""Bytes of a shard (``store.shard_bytes``), and of one part of a multipart upload by s3fs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """A teacher pass on a cluster. Rates are per worker, except those of the store.
-
-    docs/sizing.md names the source of each default and says which defaults are estimates.
-    """
+    """A teacher pass on a cluster. Rates are per worker, except those of the store. docs/sizing.md names the
+    source of each default and says which defaults are estimates."""
 
     tokens: float
     """Tokens of the corpus times masking epochs."""
@@ -113,8 +109,6 @@ class Pass:
 
 @dataclass(frozen=True)
 class Timing:
-    """Result of a simulation."""
-
     seconds: float
     efficiency: float
     """Seconds that teachers would take without ever waiting, divided by ``seconds``."""
@@ -138,9 +132,8 @@ class _Worker:
     """A worker and, after each loss, its replacement."""
 
     def __init__(self, slowness: float) -> None:
-        self.slowness = slowness
-        self.generation = 0
-        """Number of times that the worker was replaced."""
+        self.slowness, self.generation = slowness, 0
+        """Factor of its computing time, and number of times that it was replaced."""
         self.reset(0.0)
 
     def reset(self, now: float) -> None:
@@ -155,18 +148,14 @@ class _Worker:
 
 
 class _Simulation:
-    """An event is (time, serial number, kind, worker number, generation of the worker).
-
-    Events of an earlier generation than the worker's are ignored, because that worker was lost.
-    """
+    """An event is (time, serial number, kind, worker number, generation of the worker). Events of an earlier
+    generation than the worker's are ignored, because that worker was lost."""
 
     def __init__(self, teacher_pass: Pass, rng: random.Random) -> None:
         self._pass, self._rng = teacher_pass, rng
-        slowness = [
-            teacher_pass.slow_factor if rng.random() < teacher_pass.slow_share else 1.0
-            for _ in range(teacher_pass.workers)
-        ]
-        self._workers = [_Worker(slow) for slow in slowness]
+        slow, share = teacher_pass.slow_factor, teacher_pass.slow_share
+        slowness = [slow if rng.random() < share else 1.0 for _ in range(teacher_pass.workers)]
+        self._workers = [_Worker(factor) for factor in slowness]
         self._unassigned = self._unfinished = teacher_pass.tasks
         self._available: deque[int] = deque()
         """Numbers of the workers that hold fewer than ``in_flight`` tasks."""
@@ -197,8 +186,8 @@ class _Simulation:
 
     def _push(self, when: float, kind: str, number: int) -> None:
         self._event_count += 1
-        event = (when, self._event_count, kind, number, self._workers[number].generation)
-        heapq.heappush(self._events, event)
+        generation = self._workers[number].generation
+        heapq.heappush(self._events, (when, self._event_count, kind, number, generation))
 
     def _assign(self, now: float) -> None:
         """Assigns tasks to workers in turn: no worker gets a second task before every worker has one."""

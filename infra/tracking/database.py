@@ -15,12 +15,10 @@ if TYPE_CHECKING:
 
 
 def sqlite_uri(path: str) -> str:
-    """Returns the URI under which SQLAlchemy and MLflow find the database file ``path``.
-
-    SQLAlchemy takes ``?`` as the start of a query and, since 2.1, ``%`` as an escape. So a path that contains
-    one of them becomes a ``file:`` URI. Its slashes are quoted too, because MLflow would otherwise take the
-    URI for a path and create the directories of that path.
-    """
+    """Returns the URI under which SQLAlchemy and MLflow find the database file ``path``. SQLAlchemy takes
+    ``?`` as the start of a query and, since 2.1, ``%`` as an escape. So a path that contains one of them
+    becomes a ``file:`` URI. Its slashes are quoted too, because MLflow would otherwise take the URI for a
+    path and create the directories of that path."""
     if "?" not in path and "%" not in path:
         return f"sqlite:///{path}"
     from sqlalchemy.engine import URL
@@ -30,10 +28,8 @@ def sqlite_uri(path: str) -> str:
 
 
 def connection_lock(uri: str, recipe: Recipe) -> contextlib.AbstractContextManager[None]:
-    """Returns the lock to hold while the database and the recipe's runs are created.
-
-    It does nothing if tracking goes to a server and the outputs are remote.
-    """
+    """Returns the lock to hold while the database and the recipe's runs are created. It does nothing if
+    tracking goes to a server and the outputs are remote."""
     if recipe.tracking.uri is None:
         return locked(storage.join(recipe.output, "mlflow.db.lock"))
     if uri.startswith("sqlite:///"):

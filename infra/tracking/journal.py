@@ -16,11 +16,9 @@ Entry = dict[str, Any]
 
 class Journal:
     """A queue of JSON objects, each kept in a file until ``discard``; one process at a time owns the file.
-
     The queue is in memory only (``on_disk`` is False) if ``path`` is None or cannot be written, or if another
     process owns the file. Appending costs one small write to the page cache. The incomplete last line of a
-    killed process is skipped.
-    """
+    killed process is skipped."""
 
     def __init__(self, path: str | None) -> None:
         self.path = path
@@ -30,7 +28,6 @@ class Journal:
 
     @property
     def on_disk(self) -> bool:
-        """Whether the entries are in a file, and so survive this process."""
         return self._file is not None
 
     def __len__(self) -> int:

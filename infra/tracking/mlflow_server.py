@@ -41,8 +41,7 @@ class Server:
 
         self._run, self._recipe = run, recipe
         self.ids: dict[str, str] = {}
-        self.refused: list[str] = []
-        """One message per entry that the server refused."""
+        self.refused: list[str] = []  # one message per refused entry
         self.answered = False
         """Whether the server has answered a call. Connecting takes about a dozen more calls."""
         self._client: Any = None
@@ -71,10 +70,8 @@ class Server:
         return self.ids[self._run.key]
 
     def send(self, entries: list[Entry]) -> int:
-        """Sends the first entry, together with the metric entries that follow if it has metrics.
-
-        Returns the number of entries that were sent or refused, which can be discarded.
-        """
+        """Sends the first entry, together with the metric entries that follow if it has metrics. Returns the
+        number of entries that were sent or refused, which can be discarded."""
         from mlflow.exceptions import MlflowException
 
         if self._client is None:
@@ -241,9 +238,7 @@ class Server:
 
     def _send_child(self, entry: Entry) -> None:
         """Sends the points of a run nested in this one; the first call creates it, and every call ends it.
-
-        Points that the server has already are left out, so a stage may send all points at every start.
-        """
+        Points that the server has already are left out, so a stage may send all points at every start."""
         from mlflow.entities import Metric
 
         key = f"{self._run.key}/{entry['child']}"
@@ -264,7 +259,6 @@ class Server:
             self._client.set_terminated(self.ids[key])
 
     def _points(self, run_id: str, name: str) -> set[tuple[int, float]]:
-        """Returns (step, value) of the points that the server has of a metric."""
         return {(point.step, point.value) for point in self._client.get_metric_history(run_id, name)}
 
     def _send_files(self, path: str, folder: str | None) -> None:

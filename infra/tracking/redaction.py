@@ -21,10 +21,8 @@ def redact(text: str) -> str:
 
 
 def flat(value: Any, name: str = "") -> dict[str, str]:
-    """Returns ``section.key`` -> text for nested mappings and dataclasses, without secrets.
-
-    ``name``: the dotted name of ``value``, which the keys continue.
-    """
+    """Returns ``section.key`` -> text for nested mappings and dataclasses, without secrets. ``name``: the
+    dotted name of ``value``, which the keys continue."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):

@@ -54,9 +54,7 @@ def register(client: Any, experiment: str, run_id: str, entry: Entry) -> None:
 
 def save(directory: str, target: str) -> None:
     """Writes the model in ``directory`` to ``target`` as an MLflow model, with a signature and an example.
-
-    MLflow stores it as code ("models from code"), without pickle.
-    """
+    MLflow stores it as code ("models from code"), without pickle."""
     import mlflow.pyfunc
     import pandas
     from mlflow.models import ModelSignature
@@ -141,10 +139,8 @@ def _ensure_name(client: Any, name: str) -> None:
 
 
 def _takes_alias(client: Any, entry: Entry, version: str) -> bool:
-    """Returns whether ``version`` takes the alias from the version that has it now.
-
-    If both have the score's tag and equal ``tasks``, the score of ``version`` must be at least as high.
-    """
+    """Returns whether ``version`` takes the alias from the version that has it now. If both have the score's
+    tag and equal ``tasks``, the score of ``version`` must be at least as high."""
     score, tags = entry.get("score"), entry["tags"]
     aliases = client.get_registered_model(entry["name"]).aliases
     if score is None or entry["alias"] not in aliases:

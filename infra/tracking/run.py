@@ -38,10 +38,8 @@ _SYSTEM_SECONDS = 10.0
 
 
 class Run:
-    """The interface of a run, which itself records nothing.
-
-    It is used by every rank except rank 0, and by rank 0 too if ``tracking.enabled`` is false.
-    """
+    """The interface of a run, which itself records nothing. It is used by every rank except rank 0, and by
+    rank 0 too if ``tracking.enabled`` is false."""
 
     @property
     def run_id(self) -> str | None:
@@ -62,23 +60,17 @@ class Run:
         """Logs the store as a dataset of the run; ``digest`` is the manifest's digest."""
 
     def log_dataset(self, name: str, source: str, digest: str, context: str = "evaluation") -> None:
-        """Logs data that the run read.
-
-        ``source``: a directory, URL or hub name; ``digest``: the digest of the content.
-        """
+        """Logs data that the run read. ``source``: a directory, URL or hub name; ``digest``: the digest of
+        the content."""
 
     def log_child(self, name: str, metrics: Mapping[str, float], step: int, tags: Mapping[str, str]) -> None:
         """Adds one point per metric to the run ``name`` nested in this run, for example a model on a task.
-
-        ``step``: the random seed of the fine-tuning.
-        """
+        ``step``: the random seed of the fine-tuning."""
 
     def log_headline(self, metrics: Mapping[str, float], note: str) -> None:
         """Writes to the recipe's parent run the metrics by which recipes are compared, and a description.
-
         ``note``: the description in Markdown. A link in it that begins with ``mlflow_server.ARTIFACTS`` leads
-        to an artifact of this run.
-        """
+        to an artifact of this run."""
 
     def register_model(
         self,
@@ -110,11 +102,9 @@ class Run:
 
 
 def start_run(recipe: Recipe, stage: str, rank: int = 0, student: str | None = None) -> Run:
-    """Starts the run of a stage, or resumes it if its id is in ``tracking.json``; never raises.
-
-    ``stage``: "teacher", "student" or "evaluation". ``student``: name of the student if the recipe has
-    several, since each student has its own run.
-    """
+    """Starts the run of a stage, or resumes it if its id is in ``tracking.json``; never raises. ``stage``:
+    "teacher", "student" or "evaluation". ``student``: name of the student if the recipe has several, since
+    each student has its own run."""
     nested = tracked_run(recipe, stage, student)
     if rank != 0 or not recipe.tracking.enabled:
         return Run()

@@ -37,11 +37,8 @@ class StudentModel(PythonModel):
     def predict(
         self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
     ) -> pandas.DataFrame:
-        """Returns a table with a column ``vector``, one row per text.
-
-        ``model_input``: a table with a column ``text``, or a list of texts. Its annotation is one that MLflow
-        accepts without a warning.
-        """
+        """Returns a table with a column ``vector``, one row per text. ``model_input``: a table with a column
+        ``text``, or a list of texts. Its annotation is one that MLflow accepts without a warning."""
         column = model_input["text"] if hasattr(model_input, "columns") else model_input
         texts = [str(text) for text in column]
         vectors: list[np.ndarray] = []

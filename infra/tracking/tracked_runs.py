@@ -34,11 +34,9 @@ class TrackedRun:
 
 
 def tracked_runs(recipe: Recipe) -> list[TrackedRun]:
-    """Returns all nested runs in the order of the stages; the teacher pass only if the recipe has a corpus.
-
-    A student of ``students`` has the key ``student-<name>``; the student of a recipe without ``students`` has
-    the key ``student``.
-    """
+    """Returns all nested runs in the order of the stages; the teacher pass only if the recipe has a corpus. A
+    student of ``students`` has the key ``student-<name>``; the student of a recipe without ``students`` has
+    the key ``student``."""
     teacher = TrackedRun("teacher", "teacher", None, _params(recipe, _PASS))
     students = [
         TrackedRun(

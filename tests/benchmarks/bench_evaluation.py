@@ -52,10 +52,8 @@ def ours(
 def trainer(
     candidate: Candidate, task: Task, train: Split, dev: Split, seed: int, schedule: Schedule
 ) -> tuple[float, float]:
-    """Returns examples/s of training, and the score, of ``transformers.Trainer``.
-
-    Its arguments are the defaults, except for schedule, seed, device and saving.
-    """
+    """Returns examples/s of training, and the score, of ``transformers.Trainer``. Its arguments are the
+    defaults, except for schedule, seed, device and saving."""
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     tokenizer, model = load_tokenizer(candidate.directory), load_model(candidate, task, seed)

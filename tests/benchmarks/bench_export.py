@@ -41,10 +41,8 @@ def build_student() -> Any:
 
 
 def cpu_seconds(functions: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Returns the median CPU seconds of each function; they run in turn, in this thread only.
-
-    CPU time does not include waiting for a busy machine.
-    """
+    """Returns the median CPU seconds of each function; they run in turn, in this thread only. CPU time does
+    not include waiting for a busy machine."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(REPEATS + 1):  # the first round is not counted
         for name, function in functions.items():

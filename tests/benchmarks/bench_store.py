@@ -229,10 +229,8 @@ threading.Event().wait()
 
 
 def unfinished_store() -> Iterator[tuple[str, bytes]]:
-    """Yields path in the store and content of the spec, 1,000 parts, and 9,999 of 10,000 task indices.
-
-    The task indices are empty, because resuming only lists them.
-    """
+    """Yields path in the store and content of the spec, 1,000 parts, and 9,999 of 10,000 task indices. The
+    task indices are empty, because resuming only lists them."""
     spec = large_spec()
     yield "spec.json", spec.to_bytes()
     plan = SplitPlan.of("train", (PIECES * spec.plan.task_sequences,) * PARTS, spec.plan)
@@ -263,10 +261,8 @@ def _resume_scan() -> dict[str, Any]:
 
 @contextmanager
 def loaded_server(content: str) -> Iterator[str]:
-    """Runs an S3 server with added latency, and yields the URL of a store in it.
-
-    ``content``: ``module:function`` of a function that yields path in the store and content of each object.
-    """
+    """Runs an S3 server with added latency, and yields the URL of a store in it. ``content``:
+    ``module:function`` of a function that yields path in the store and content of each object."""
     port, root_dir = free_port(), Path(__file__).resolve().parents[2]
     process = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(port), content],

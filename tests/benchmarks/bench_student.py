@@ -194,12 +194,9 @@ def plain_student(training: Training) -> DistilBertForMaskedLM:
 def rounds(
     title: str, trainings: list[Training], others: Mapping[str, Callable[[Step], None]]
 ) -> dict[str, float]:
-    """Returns name -> median seconds per step.
-
-    For training number i: ``store<i>`` with batches from the store, ``memory<i>`` with a batch in memory,
-    ``wait<i>`` waiting for the store, ``loss<i>`` in the loss. ``others``: further functions that do a step,
-    timed with a batch of the first training.
-    """
+    """Returns name -> median seconds per step. For training number i: ``store<i>`` with batches from the
+    store, ``memory<i>`` with a batch in memory, ``wait<i>`` waiting for the store, ``loss<i>`` in the loss.
+    ``others``: further functions that do a step, timed with a batch of the first training."""
     seconds: dict[str, list[float]] = {}
     for number in range(ROUNDS + 1):
         measured: dict[str, float] = {}

@@ -20,10 +20,8 @@ def full_store(
     config: Mapping[str, Any] | None = None,
     weights: Mapping[str, np.ndarray] | None = None,
 ) -> Store:
-    """Returns a finished store with one task.
-
-    ``config`` and ``weights``: the teacher's configuration and weights, for benchmarks that use them.
-    """
+    """Returns a finished store with one task. ``config`` and ``weights``: the teacher's configuration and
+    weights, for benchmarks that use them."""
     plan = Plan.from_bytes(layout, 1, sequences)
     weights = weights or {"none": np.zeros(1, np.float32)}
     return make_store(

@@ -38,10 +38,8 @@ def live_loss(
     temperature: float = 2.0,
     alphas: tuple[float, float, float] = (5.0, 2.0, 1.0),
 ) -> dict[str, Tensor]:
-    """Returns ``loss`` (with gradient), ``kl``, ``mlm`` and ``cosine``, all scalars.
-
-    ``input_ids``, ``attention_mask`` and ``labels`` (-100: none) are [B, L].
-    """
+    """Returns ``loss`` (with gradient), ``kl``, ``mlm`` and ``cosine``, all scalars. ``input_ids``,
+    ``attention_mask`` and ``labels`` (-100: none) are [B, L]."""
     with torch.no_grad():
         t = teacher(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
     s = student(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
@@ -86,10 +84,8 @@ class LiveTriple:
 
 
 class LiveRelations:
-    """MiniLMv2's relation loss that runs the teacher in every step.
-
-    It compares the teacher's layer number ``replay_layers`` from the top with the student's last layer.
-    """
+    """MiniLMv2's relation loss that runs the teacher in every step. It compares the teacher's layer number
+    ``replay_layers`` from the top with the student's last layer."""
 
     def __init__(self, teacher: nn.Module, student: nn.Module, replay_layers: int) -> None:
         self.teacher, self.student = teacher, student
@@ -113,9 +109,8 @@ def dense_relation_loss(
     student: Sequence[Tensor], teacher: Sequence[Tensor], token_count: Tensor, heads: int
 ) -> Tensor:
     """Returns the loss by the formula of MiniLMv2, which keeps every tensor [B, heads, L, L] in memory.
-
-    ``student``, ``teacher``: [B, L, D] per relation. The mean is over relations, heads and non-pad positions.
-    """
+    ``student``, ``teacher``: [B, L, D] per relation. The mean is over relations, heads and non-pad
+    positions."""
     real = torch.arange(student[0].shape[1], device=student[0].device) < token_count[:, None]
 
     def log_relation(x: Tensor) -> Tensor:

@@ -16,11 +16,9 @@ Row = dict[str, Any]
 
 
 def row(name: str, value: float, unit: str, goal: str | None, conditions: str) -> Row:
-    """Returns the row of one measurement; its key ``holds`` says whether the value meets the goal.
-
-    ``goal``: ``<= X``, ``>= X``, or None for a value without a goal (then ``holds`` is None). ``conditions``:
-    the circumstances of the measurement, in words.
-    """
+    """Returns the row of one measurement; its key ``holds`` says whether the value meets the goal. ``goal``:
+    ``<= X``, ``>= X``, or None for a value without a goal (then ``holds`` is None). ``conditions``: the
+    circumstances of the measurement, in words."""
     holds = None
     if goal is not None:
         sign, limit = goal.split()

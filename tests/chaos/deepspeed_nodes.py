@@ -96,10 +96,8 @@ def _same(what: str, one: Log, other: Log, fields: Iterable[str]) -> Row:
 
 
 def _near(what: str, one: Log, other: Log) -> Row:
-    """Returns a row with the largest difference of a loss.
-
-    It is not 0, because DeepSpeed adds through shared memory on one machine, in another order than gloo.
-    """
+    """Returns a row with the largest difference of a loss. It is not 0, because DeepSpeed adds through shared
+    memory on one machine, in another order than gloo."""
     largest = max(abs(a["loss"] - b["loss"]) for a, b in zip(one, other, strict=True))
     return [what, f"{largest:.1e}", largest < NOISE]
 

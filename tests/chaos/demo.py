@@ -40,10 +40,8 @@ Row = list[object]
 
 
 def start(directory: Path) -> tuple[subprocess.Popen[bytes], Path]:
-    """Starts the demo in the working directory ``directory``, in a new session; returns process and log.
-
-    The demo receives SIGINT even if this process was started in the background and ignores it.
-    """
+    """Starts the demo in the working directory ``directory``, in a new session; returns process and log. The
+    demo receives SIGINT even if this process was started in the background and ignores it."""
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / f"{len(list(directory.glob('*.log')))}.log"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -56,10 +54,8 @@ def start(directory: Path) -> tuple[subprocess.Popen[bytes], Path]:
 
 
 def wait_for_progress(process: subprocess.Popen[bytes], log: Path, file: str, part: str) -> bool:
-    """Waits until a progress bar has begun, or without ``file`` until the demo has printed a line.
-
-    Returns False if the demo ended before.
-    """
+    """Waits until a progress bar has begun, or without ``file`` until the demo has printed a line. Returns
+    False if the demo ended before."""
     reports = log.parent / f"runs/demo/logs/{file}.progress" if file else log
     words = f'"name": "{part}' if file else "a small language"
     deadline = time.monotonic() + SECONDS

@@ -182,10 +182,8 @@ def node_lost(bench: Bench) -> list[Row]:
 
 
 def head_lost(bench: Bench) -> list[Row]:
-    """Kills Ray's head while the driver is on another machine, and repeats the command with a new head.
-
-    The workers are stopped first, so that the pass cannot finish without a head.
-    """
+    """Kills Ray's head while the driver is on another machine, and repeats the command with a new head. The
+    workers are stopped first, so that the pass cannot finish without a head."""
     made = bench.begin("headless", on=WELL)
     made.until_tasks(10)
     for number in (WELL, SICK):

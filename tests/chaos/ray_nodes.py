@@ -218,9 +218,7 @@ def head_killed(machines: Machines, cluster: Path, recipe: Path, reference: Byte
 
 def down(machines: Machines, cluster: Path) -> Row:
     """Stops Ray on the head with ``ray down``, and on another host with ``ray stop``, as the README says.
-
-    ``ray down`` stops only the head if, as here, it cannot terminate the hosts.
-    """
+    ``ray down`` stops only the head if, as here, it cannot terminate the hosts."""
     start_time, address = time.monotonic(), machines[WORKERS[0]].address
     machines[LAPTOP].must(["ray", "down", "--yes", cluster], MINUTES)
     seconds = time.monotonic() - start_time

@@ -94,10 +94,8 @@ def killed(
     recipe: Path, name: str, worlds: tuple[int, ...], kills: int, rng: random.Random
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
     """Trains to the end with ``kills`` SIGKILLs. Returns the final log, all lines ever logged, and the kills.
-
     A kill comes a random time after a new line of the log; every fifth comes a random time after the start.
-    So the training always makes progress.
-    """
+    So the training always makes progress."""
     directory = recipe.parent / "runs" / name
     all_lines: list[dict[str, Any]] = []
     done = attempts = 0

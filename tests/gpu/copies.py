@@ -19,10 +19,8 @@ PRODUCTS = 8
 
 
 def ring(device: torch.device, size: Size) -> dict[str, Any]:
-    """Checks that batches sent through a ring by two threads equal the collated batches.
-
-    The thread that receives them must not wait for the copies.
-    """
+    """Checks that batches sent through a ring by two threads equal the collated batches. The thread that
+    receives them must not wait for the copies."""
     layout = layout_for(tiny_config(), 32, 0, 1)
     torch.manual_seed(0)
     collated = [_batch(layout, rows) for rows in range(1, BATCHES + 1)]
@@ -48,10 +46,8 @@ def ring(device: torch.device, size: Size) -> dict[str, Any]:
 
 @contextmanager
 def waits_are_errors(device: torch.device) -> Iterator[None]:
-    """A context in which an operation for which the host waits for the GPU raises RuntimeError.
-
-    It uses torch's sync debug mode, and has no effect on a CPU.
-    """
+    """A context in which an operation for which the host waits for the GPU raises RuntimeError. It uses
+    torch's sync debug mode, and has no effect on a CPU."""
     if device.type != "cuda":
         yield
         return

@@ -70,10 +70,8 @@ def tiny_config(vocab_size: int = 203) -> BertConfig:
 
 
 def random_teacher(config: BertConfig, seed: int = 0) -> BertForMaskedLM:
-    """Returns a float32 model on the CPU with random weights and biases.
-
-    Its logits have a spread like a trained model's.
-    """
+    """Returns a float32 model on the CPU with random weights and biases. Its logits have a spread like a
+    trained model's."""
     torch.manual_seed(seed)
     full_config: Any = family_of(config).config(config)
     model = BertForMaskedLM(full_config).eval()
@@ -112,10 +110,8 @@ def layout_for(
 
 
 def random_text(layout: Layout, count: int, padded: bool, seed: int = 0) -> Columns:
-    """Returns the text columns of ``count`` random sequences.
-
-    If ``padded``, every second sequence has half the length.
-    """
+    """Returns the text columns of ``count`` random sequences. If ``padded``, every second sequence has half
+    the length."""
     generator = np.random.default_rng(seed)
     token_count = np.full(count, layout.length, np.uint16)
     token_count[1::2] -= layout.length // 2 if padded else 0

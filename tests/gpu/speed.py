@@ -46,10 +46,8 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def encoder_flops(config: BertConfig, length: int, layers: int) -> int:
-    """Returns the FLOP per token of a forward through ``layers`` layers.
-
-    It counts the products with weights and the two products in attention.
-    """
+    """Returns the FLOP per token of a forward through ``layers`` layers. It counts the products with weights
+    and the two products in attention."""
     D, F = config.hidden_size, config.intermediate_size  # noqa: N806
     return layers * (2 * (4 * D * D + 2 * D * F) + 4 * length * D)
 
@@ -93,10 +91,8 @@ def _batch_size(layout: Layout, size: Size) -> int:
 def _columns_row(
     results: dict[str, Any], model: Any, layout: Layout, device: torch.device, size: Size
 ) -> None:
-    """Measures shards from input ids to columns in host memory, with two shards in flight.
-
-    Also counts how often the host waits for the device, and records a profile if ``size`` asks for it.
-    """
+    """Measures shards from input ids to columns in host memory, with two shards in flight. Also counts how
+    often the host waits for the device, and records a profile if ``size`` asks for it."""
     batch_size, what = _batch_size(layout, size), _what(layout)
     fits = SHARD_BYTES // layout.bytes_per_sample() // batch_size * batch_size
     count = fits if device.type == "cuda" else 2 * batch_size
@@ -245,10 +241,8 @@ def wait(device: torch.device) -> None:
 
 
 def host_waits(function: Callable[[], object], device: torch.device) -> dict[str, int] | None:
-    """Returns source line -> how often the host waits there for the device in one call.
-
-    The waits are those that torch's sync debug mode reports; None on a CPU.
-    """
+    """Returns source line -> how often the host waits there for the device in one call. The waits are those
+    that torch's sync debug mode reports; None on a CPU."""
     if device.type != "cuda":
         return None
     wait(device)

@@ -54,10 +54,8 @@ class Making:
         return self.recipe.store_path
 
     def run(self, split: str, in_flight: int) -> tuple[int, float]:
-        """Makes all tasks of a split, ``in_flight`` at once; returns the tokens and the seconds.
-
-        The seconds do not include a warm-up, in which the first batch of each thread is computed.
-        """
+        """Makes all tasks of a split, ``in_flight`` at once; returns the tokens and the seconds. The seconds
+        do not include a warm-up, in which the first batch of each thread is computed."""
         tasks = self.tasks[split]
         with ThreadPoolExecutor(in_flight) as threads:
             list(threads.map(lambda task: next(self._columns(split, task)), tasks[:in_flight]))
@@ -87,10 +85,8 @@ def begin(
     sequences: dict[str, int],
     batch_size: int,
 ) -> Making:
-    """Starts a store in ``directory`` with random full-length sequences.
-
-    ``sequences``: split -> number of sequences.
-    """
+    """Starts a store in ``directory`` with random full-length sequences. ``sequences``: split -> number of
+    sequences."""
     recipe = Recipe(
         name="gpu",
         output=str(directory),

@@ -38,10 +38,8 @@ class Stops:
 
 
 def resume(device: torch.device, size: Size) -> dict[str, Any]:
-    """Checks that six steps in one run are bit-equal to six steps with a stop and a resume in between.
-
-    The runs use dropout, bfloat16 and float32, and the triple loss plus relations.
-    """
+    """Checks that six steps in one run are bit-equal to six steps with a stop and a resume in between. The
+    runs use dropout, bfloat16 and float32, and the triple loss plus relations."""
     if not deepspeed_there():
         return {"skipped": NO_DEEPSPEED}
     results: dict[str, Any] = {}
@@ -75,10 +73,8 @@ def resume(device: torch.device, size: Size) -> dict[str, Any]:
 def _trained(
     recipe: Recipe, directory: Path, teacher: Any, device: torch.device, stop: int | None
 ) -> dict[str, Any]:
-    """Trains with a new student, engine and trainer until step ``stop`` or the end.
-
-    Returns the weights, the first and the last loss, and the measures of validation.
-    """
+    """Trains with a new student, engine and trainer until step ``stop`` or the end. Returns the weights, the
+    first and the last loss, and the measures of validation."""
     from student_train.engine.engine import Engine
     from student_train.trainer import Stopped, Trainer
 

@@ -84,10 +84,8 @@ def is_noticed(path: Path, source: str, tests: Sequence[str], limit: int) -> boo
 
 
 def survivors(path: Path, deadline: float) -> tuple[int, list[Mutant]]:
-    """Tries faults in random order until the deadline.
-
-    Returns the number of faults that were tried, and the faults that no test noticed.
-    """
+    """Tries faults in random order until the deadline. Returns the number of faults that were tried, and the
+    faults that no test noticed."""
     folder = next(name for name in TESTS if str(path).startswith(name))
     tests = [f"tests/evaluation/{name}.py" for name in TESTS[folder]]
     source, started = path.read_text(), time.monotonic()

@@ -33,10 +33,8 @@ class Mutant:
 
 
 def mutants(source: str) -> Iterator[Mutant]:
-    """Yields ``source`` with every fault of ``_FAULTS`` at every node of its syntax tree.
-
-    Annotations, f-strings and ``UserError(...)`` get no faults.
-    """
+    """Yields ``source`` with every fault of ``_FAULTS`` at every node of its syntax tree. Annotations,
+    f-strings and ``UserError(...)`` get no faults."""
     tree = ast.parse(source)
     left_out = {id(node) for part in _without_effect(tree) for node in ast.walk(part)}
     for place, node in enumerate(ast.walk(tree)):

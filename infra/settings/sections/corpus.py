@@ -30,7 +30,6 @@ class Corpus:
     config: str | None = outcome(None)
     """Hub configuration name, e.g. ``wikitext-103-raw-v1``."""
     split: str = outcome("train")
-    """Split of a hub dataset."""
     validation_split: str | None = outcome(None)
     """Split of a hub dataset that is the held-out text."""
     streaming: bool = outcome(False)

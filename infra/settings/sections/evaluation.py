@@ -12,10 +12,8 @@ from infra.settings.task_settings import TaskSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Require:
-    """Limits that every student must meet, or the command ends with exit code 4. None: no limit.
-
-    Shares are fractions: ``retention: 0.97`` requires at least 97 % of the teacher's macro score.
-    """
+    """Limits that every student must meet, or the command ends with exit code 4. None: no limit. Shares are
+    fractions: ``retention: 0.97`` requires at least 97 % of the teacher's macro score."""
 
     macro: float | None = speed(None)
     retention: float | None = speed(None)
@@ -53,7 +51,6 @@ class Evaluation:
     max_steps: int | None = outcome(None)
     """Largest number of steps of a fine-tuning run, for large tasks on few cores."""
     max_length: int = outcome(128)
-    """Largest number of tokens of an example."""
     dtype: Literal["bfloat16", "float32"] = outcome("float32")
     references: tuple[Literal["random", "start"], ...] = outcome(("random",))
     """Models with which students are compared, besides the teacher. ``random``: the student's architecture

@@ -90,13 +90,11 @@ class Train:
     """Form of the teacher's distribution. ``exact``: over the whole vocabulary, computed from hidden states.
     ``topk``: the stored top-k logits. ``auto``: exact if the store has hidden states, else topk."""
     kl_positions: Literal["all", "masked"] = outcome("all")
-    """Positions at which student and teacher distributions are compared."""
     teacher: Literal["store", "live"] = outcome("store")
     """``store``: the loss uses the stored outputs of the teacher. ``live``: every step runs the whole teacher
     on the store's text, which needs ``store.teacher_weights: true``."""
     dtype: Precision = outcome("bfloat16")
     zero_stage: Literal[0, 1, 2] = speed(0)
-    """DeepSpeed's ZeRO stage."""
     deepspeed_config: str | None = speed(None)
     """A DeepSpeed JSON file that is merged with the recipe; a key with different values in both is an
     error."""
@@ -123,7 +121,6 @@ class Train:
     checkpoint_minutes: float = speed(5.0)
     """Minutes between two checkpoints; 0: only ``checkpoint_every`` counts."""
     keep_checkpoints: int = speed(2)
-    """Number of checkpoints that are kept."""
     cache_dir: str | None = speed(None)
     """Directory in which all ranks of a node cache blocks of a remote store. None: a temporary directory."""
     cache_bytes: int = speed(20 << 30)

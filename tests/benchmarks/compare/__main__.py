@@ -73,10 +73,8 @@ def prepare(options: argparse.Namespace) -> Runs:
 
 
 def run_all(runs: Runs, names: list[str], max_seeds: int | None, scored: bool) -> None:
-    """Trains and measures all arms, one seed after the other, and then fine-tunes the students.
-
-    So every arm has one result before any arm has two.
-    """
+    """Trains and measures all arms, one seed after the other, and then fine-tunes the students. So every arm
+    has one result before any arm has two."""
     todo = [
         (arm, seed)
         for seed in range(max(runs.plan.arms[name].seeds for name in names))

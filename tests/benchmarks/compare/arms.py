@@ -100,10 +100,8 @@ def slug(name: str) -> str:
 
 
 def bytes_per_sample(store: dict[str, Any], length: int, teacher: Path) -> int:
-    """Returns the bytes per sample of a store.
-
-    ``Plan.recipe`` uses them to give all stores blocks of equally many samples, and so one order of samples.
-    """
+    """Returns the bytes per sample of a store. ``Plan.recipe`` uses them to give all stores blocks of equally
+    many samples, and so one order of samples."""
     config = json.loads((teacher / "config.json").read_text())
     return Layout(
         length=length,
@@ -120,10 +118,8 @@ def bytes_per_sample(store: dict[str, Any], length: int, teacher: Path) -> int:
 
 
 def cut_text(sources: list[Path], target: Path, characters: int) -> None:
-    """Writes to ``target`` the first lines of every source.
-
-    The sources have equal shares of ``characters``; the line in which a share ends is complete.
-    """
+    """Writes to ``target`` the first lines of every source. The sources have equal shares of ``characters``;
+    the line in which a share ends is complete."""
     lines = []
     for path in sources:
         left = characters // len(sources)

@@ -129,10 +129,8 @@ def _cell(values: Sequence[float | None], digits: int) -> str:
 
 
 def differences(arms: dict[str, list[Result]]) -> str:
-    """Returns a table of the differences between each arm and the live arm with the same seeds.
-
-    The unit is the standard deviation of the live arm over its seeds.
-    """
+    """Returns a table of the differences between each arm and the live arm with the same seeds. The unit is
+    the standard deviation of the live arm over its seeds."""
     live = {run["seed"]: run["validation"] for run in arms[LIVE]}
     rows = [["arm", "seeds", *MEASURES.values()], ["---"] * (2 + len(MEASURES))]
     for name, runs in arms.items():
@@ -154,10 +152,8 @@ def differences(arms: dict[str, list[Result]]) -> str:
 
 
 def draw(arms: dict[str, list[Result]], path: Path) -> bool:
-    """Plots KL at T = 2, one point per run and one line per arm.
-
-    Returns False, and writes nothing, if fewer than two arms have it.
-    """
+    """Plots KL at T = 2, one point per run and one line per arm. Returns False, and writes nothing, if fewer
+    than two arms have it."""
     points = {
         name: [run["validation"]["kl_t2"] for run in runs if "kl_t2" in run["validation"]]
         for name, runs in arms.items()

@@ -125,10 +125,8 @@ class Runs:
 
 
 def command(*words: str) -> dict[str, float]:
-    """Runs a Python command of the project; returns its ``seconds`` and ``peak_bytes`` of memory.
-
-    If it fails, raises SystemExit with the end of its output.
-    """
+    """Runs a Python command of the project; returns its ``seconds`` and ``peak_bytes`` of memory. If it
+    fails, raises SystemExit with the end of its output."""
     start = time.monotonic()
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
@@ -140,10 +138,8 @@ def command(*words: str) -> dict[str, float]:
 
 
 def training_of(history: Path, tokens: int, usage: dict[str, float]) -> Result:
-    """Returns the seconds of the steps alone, tokens per second, and peak memory of a training.
-
-    ``history``: the trainer's log. ``tokens``: number of tokens per step.
-    """
+    """Returns the seconds of the steps alone, tokens per second, and peak memory of a training. ``history``:
+    the trainer's log. ``tokens``: number of tokens per step."""
     lines = [json.loads(line) for line in history.read_text().splitlines()]
     windows = {line["step"]: line for line in lines if "tokens_per_second" in line}.values()
     seconds = sum(line["steps"] * tokens / line["tokens_per_second"] for line in windows)
