@@ -151,11 +151,11 @@ class Progress:
 def progress(total: int | None, unit: str, description: str, done: int = 0) -> Iterator[Progress]:
     """Yields a ``Progress`` that is closed at the end. ``total`` is None if it is unknown. ``done``: count of
     earlier runs, which is part of ``total`` but not of the rate."""
-    shown = Progress(total, unit, description, done)
+    bar = Progress(total, unit, description, done)
     try:
-        yield shown
+        yield bar
     finally:
-        shown.close()
+        bar.close()
 
 
 def duration(seconds: float) -> str:

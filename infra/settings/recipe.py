@@ -43,7 +43,7 @@ class Recipe:
     student: sections.Student = field(default_factory=sections.Student)
     train: sections.Train = field(default_factory=sections.Train)
     students: dict[str, sections.Variant] = field(default_factory=dict)
-    """Student name -> its settings, if there are several; the others are as in ``student`` and ``train``."""
+    """Name of one of several students -> its settings; ``student`` and ``train`` are their defaults."""
     evaluation: sections.Evaluation = field(default_factory=sections.Evaluation)
     tracking: sections.Tracking = field(default_factory=sections.Tracking)
 

@@ -14,7 +14,7 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.tracking.database import connection_lock, sqlite_uri
 from infra.tracking.journal import Entry
-from infra.tracking.redaction import flat, redact, short_message
+from infra.tracking.redaction import flatten, redact, short_message
 from infra.tracking.registered_model import register
 from infra.tracking.tracked_runs import TrackedRun, parent_params, tracked_runs
 
@@ -142,7 +142,7 @@ class Server:
         parent, created = _known_or_new(client, ids.get("parent"), experiment, self._recipe.name, {})
         ids["parent"] = parent
         if created:
-            _log_params(client, parent, flat(parent_params(self._recipe)))
+            _log_params(client, parent, flatten(parent_params(self._recipe)))
             client.log_text(parent, redact(self._recipe.to_yaml()), "recipe.yaml")
         key, tags = self._run.key, {"mlflow.parentRunId": parent, **self._run.tags}
         ids[key], _ = _known_or_new(client, ids.get(key), experiment, key, tags)

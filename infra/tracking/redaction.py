@@ -20,14 +20,14 @@ def redact(text: str) -> str:
     return re.sub(rf"([?&]{secret}=)[^&\s#]*", r"\1***", text, flags=re.IGNORECASE)
 
 
-def flat(value: Any, name: str = "") -> dict[str, str]:
+def flatten(value: Any, name: str = "") -> dict[str, str]:
     """Returns ``section.key`` -> text for nested mappings and dataclasses, without secrets. ``name``: the
     dotted name of ``value``, which the keys continue."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
         prefix = f"{name}." if name else ""
-        return {k: v for key, inner in value.items() for k, v in flat(inner, f"{prefix}{key}").items()}
+        return {k: v for key, inner in value.items() for k, v in flatten(inner, f"{prefix}{key}").items()}
     if re.search(r"passw|secret|credential|(api|access)_?key|(auth|access|api)_?token", name, re.IGNORECASE):
         return {name: "***"}
     return {name: redact(str(list(value) if isinstance(value, tuple) else value))[:LONGEST_VALUE]}

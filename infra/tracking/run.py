@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from infra.files import storage
 from infra.tracking.journal import Journal
 from infra.tracking.mlflow_server import POINTS, Server
-from infra.tracking.redaction import flat, redact, short_message
+from infra.tracking.redaction import flatten, redact, short_message
 from infra.tracking.system import sampler
 from infra.tracking.tracked_runs import TrackedRun, tracked_run, tracked_runs
 
@@ -147,7 +147,7 @@ class _LiveRun(Run):
         return self._server.run_id
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        self._journal.append({"params": flat(params)})
+        self._journal.append({"params": flatten(params)})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = {name: float(value) for name, value in metrics.items()}

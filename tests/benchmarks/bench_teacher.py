@@ -74,7 +74,8 @@ def run(model: str | None = None) -> list[Row]:
 
 
 def _in_a_workers_environment(arguments: list[str]) -> list[Row]:
-    """``run`` in another process: glibc reads its settings when a process starts."""
+    """Calls ``run`` in a new process with a worker's variables, which glibc reads only when a process
+    starts."""
     command, variables = [sys.executable, __file__, *arguments], os.environ | WORKER_VARIABLES
     done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]

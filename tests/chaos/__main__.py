@@ -114,8 +114,7 @@ def killed(recipe: Path, directory: Path, reference: Bytes, kills: int, rng: ran
 def _kill_at_random(
     process: subprocess.Popen[str], store: Path, kills: int, killed_count: dict[str, int], rng: random.Random
 ) -> None:
-    """Kills workers of ``process`` at random moments until it ends, its driver is killed, or there are
-    enough.
+    """Kills workers of ``process`` at random moments, until it ends or ``kills`` processes were killed.
 
     A kill comes a random time after a new file in the store; every seventh comes at any time. If all workers
     were killed before they finish anything, the pass could not end.

@@ -167,7 +167,7 @@ class ForkedPool(LocalPool):
 
 
 def _fork(function: Callable[[], object], apart: bool = False) -> int:
-    """Forks a child and returns its id. ``apart``: in its own process group, so a pass is killed whole."""
+    """Forks a child and returns its id. ``apart``: in a new process group, to kill it with its children."""
     process = os.fork()
     if apart:
         os.setpgid(process, process)  # called in parent and child, since either may run first
