@@ -48,7 +48,7 @@ def _evaluate(
     recipe: Recipe, rows: Rows, plan: Plan, key: str, submitted: Sequence[str], run: tracking.Run
 ) -> dict[str, Any]:
     """Runs, latency, files, tracking. report.json is written last and marks the evaluation as complete."""
-    from evaluation.devices import exports
+    from evaluation.devices import recipe_exports
 
     directory = recipe.evaluation_dir
     tracked.log_data(run, plan, recipe)
@@ -60,7 +60,7 @@ def _evaluate(
     content = {"key": key, **report.build(recipe.name, recipe.evaluation, rows, plan, results, histories)}
     content["choices"] = plan.choices()
     content["devices"] = {
-        name: exports.export_all(
+        name: recipe_exports.export_all(
             [job for job in plan.chosen if job.candidate.name == name],
             plan.splits,
             results[name],

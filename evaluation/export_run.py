@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export_files(options: argparse.Namespace) -> int:
-    from evaluation.devices.exported import finished
+    from evaluation.devices.export_files import finished
     from evaluation.models import local_directory, require_model
 
     with contextlib.ExitStack() as stack:

@@ -156,21 +156,21 @@ def load_model(candidate: Candidate, task: Task, seed: int) -> Any:
     import transformers
     from transformers import logging
 
-    from evaluation.kinds.table import kind_of
+    from evaluation.kinds.registry import kind_of
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     kind = kind_of(task)
-    family = getattr(transformers, kind.family)
+    auto_class = getattr(transformers, kind.auto_class)
     config = load_config(candidate.directory)
     torch.manual_seed(seed)
     try:
-        for name, value in kind.head(task).items():
+        for name, value in kind.head_config(task).items():
             setattr(config, name, value)
         if candidate.random_weights:
-            model, missing = family.from_config(config, dtype=torch.float32), set()
+            model, missing = auto_class.from_config(config, dtype=torch.float32), set()
         else:
-            model, report = family.from_pretrained(
+            model, report = auto_class.from_pretrained(
                 candidate.directory, config=config, dtype=torch.float32, trust_remote_code=False,
                 use_safetensors=True, ignore_mismatched_sizes=False, output_loading_info=True,
             )  # fmt: skip

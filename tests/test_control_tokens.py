@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from evaluation.devices import latency
-from evaluation.kinds.table import kind_of
+from evaluation.kinds.registry import kind_of
 from evaluation.models import load_tokenizer
 from evaluation.tasks import squad
 from evaluation.tasks.catalogue import find_task

@@ -1,10 +1,10 @@
-"""A network of ELMo's size with random weights: the reference row of the latency table, without scores.
+"""A network of ELMo's size with random weights: a reference for latency, without scores.
 
-The encoder of Peters et al. 2018 (arXiv 1802.05365) in the sizes its authors published as "Original"
-(93.6 M parameters): characters of a word, 262 x 16, through convolutions of widths 1 to 7 with 2,048
-filters in all, two highway layers and a projection to 512; then two biLSTM layers of 4,096 cells projected to
-512 a direction, the second with a residual connection. DistilBERT's table names 180 M: ELMo with the
-GLUE baseline's two 1,500-wide biLSTM layers on top, which are not part of this row.
+It is the encoder of Peters et al. 2018 (arXiv 1802.05365) in the sizes that its authors published as
+"Original" (93.6 M parameters). Each word's characters (262 embeddings of 16 numbers) pass through 2,048
+convolution filters of widths 1 to 7, two highway layers and a projection to 512. Two biLSTM layers follow,
+with 4,096 cells projected to 512 per direction; the second has a residual connection. DistilBERT's table
+names 180 M parameters, because it includes the GLUE baseline's two 1,500-wide biLSTM layers on top.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from evaluation.devices.latency import Inputs, Runner
 
 LABEL = "ELMo-size (random weights)"
 FILTERS = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
-"""(width in characters, number)."""
+"""(Width in characters, number of filters) of each convolution."""
 CHARACTERS, CHARACTER_SIZE, WORD_LENGTH = 262, 16, 50
 CELLS, SIZE, HIGHWAYS, LAYERS = 4096, 512, 2, 2
 PAD, BEGIN, END = 260, 258, 259
-"""Character ids beside the 256 bytes, as ELMo numbers them."""
+"""Ids of padding and of the begin and end of a word, in ELMo's numbering; ids 0 to 255 are bytes."""
 
 
 class Elmo(nn.Module):
-    """Characters int64 [B, W, 50] -> contextual vectors float32 [B, W, 1024] (W words)."""
+    """Character ids int64 [B, W, 50] -> contextual embeddings float32 [B, W, 1024] of W words."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,15 +52,15 @@ class Elmo(nn.Module):
         return torch.cat([forward, backward.flip(1)], dim=-1)
 
     def words(self, characters: torch.Tensor) -> torch.Tensor:
-        """[B, W, 50] -> [B, W, 512], without context."""
+        """Character ids int64 [B, W, 50] -> embeddings of words without context, float32 [B, W, 512]."""
         batch, count, length = characters.shape
         embedded = self.characters(characters.view(-1, length)).transpose(1, 2)  # [B W, 16, 50]
-        found = torch.cat([torch.relu(conv(embedded).amax(-1)) for conv in self.convolutions], dim=-1)
+        states = torch.cat([torch.relu(conv(embedded).amax(-1)) for conv in self.convolutions], dim=-1)
         for highway in self.highways:
-            change, gate = highway(found).chunk(2, dim=-1)
+            change, gate = highway(states).chunk(2, dim=-1)
             gate = torch.sigmoid(gate)
-            found = gate * found + (1 - gate) * torch.relu(change)
-        return self.projection(found).view(batch, count, -1)
+            states = gate * states + (1 - gate) * torch.relu(change)
+        return self.projection(states).view(batch, count, -1)
 
     @staticmethod
     def _run(layers: Any, states: torch.Tensor) -> torch.Tensor:
@@ -76,24 +76,27 @@ def build(seed: int = 0) -> Elmo:
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of parameters as published: torch keeps a second, redundant bias in every LSTM."""
+    """Returns the number of parameters, without the second, redundant bias that torch has in every LSTM."""
     return sum(tensor.numel() for name, tensor in model.named_parameters() if "bias_hh" not in name)
 
 
 def runner(model: Elmo) -> Runner:
-    """A forward for ``latency.measure``."""
+    """Returns a function that runs one forward pass, for ``latency.measure``."""
     return lambda inputs: model(torch.from_numpy(inputs["input_ids"]))
 
 
 def batches(texts: Sequence[tuple[str, ...]], batch_size: int, max_words: int) -> list[Inputs]:
-    """``input_ids`` int64 [B, W, 50]: words of a row's texts in one sequence, at most ``max_words``."""
+    """Returns batches of ``input_ids``, character ids int64 [B, W, 50].
+
+    A row holds the first ``max_words`` words of an example's texts, joined in one sequence.
+    """
     found = []
     for start in range(0, len(texts), batch_size):
         rows = [" ".join(row).split()[:max_words] for row in texts[start : start + batch_size]]
         ids = np.full((len(rows), max(1, *map(len, rows)), WORD_LENGTH), PAD, np.int64)
         for slot, words in enumerate(rows):
-            for place, word in enumerate(words):
-                spelled = [BEGIN, *word.encode()[: WORD_LENGTH - 2], END]
-                ids[slot, place, : len(spelled)] = spelled
+            for number, word in enumerate(words):
+                characters = [BEGIN, *word.encode()[: WORD_LENGTH - 2], END]
+                ids[slot, number, : len(characters)] = characters
         found.append({"input_ids": ids})
     return found

@@ -1,17 +1,18 @@
-"""A model directory as files for devices: ONNX, and ONNX in int8.
+"""Exports a model directory to ONNX files for devices, in float32 and in int8.
 
     model.onnx       float32, variable batch size and length; must agree with torch within ``TOLERANCE``
-    model.int8.onnx  the same with int8 weights (or 4-bit word embeddings); activations stay float32
+    model.int8.onnx  the same graph with int8 weights (or 4-bit word embeddings) and float32 activations
     tokenizer.json
     export.json      written last; keys below
 
-Keys of export.json: kind (classification, regression, spans or encoder), labels, max_length, inputs, outputs
-(names), embedding_bits, opset, versions of torch and onnxruntime, bytes.<file>, int8_size_ratio (int8 over
-float32 ONNX), difference.float32 and difference.int8 (largest absolute one from torch), source (digest of the
-model).
+Keys of export.json: kind (classification, regression, spans or encoder), labels, max_length, inputs and
+outputs (names), embedding_bits, opset, versions (of torch and onnxruntime), bytes.<file>, int8_size_ratio
+(bytes of the int8 file over bytes of the float32 file), difference.float32 and difference.int8 (largest
+absolute difference from torch's outputs), source (digest of the model).
 
-A fine-tuned directory gives its logits, any other one the encoder's last hidden states. torch's TorchScript
-exporter is used: it needs no further package and keeps both axes free (tested on BERT and DistilBERT).
+The outputs of a fine-tuned model's graph are its logits, those of any other model the last hidden states.
+torch's TorchScript exporter is used: it needs no further package and leaves batch size and length variable
+(tested on BERT and DistilBERT).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.devices.exported import FLOAT32, INT8, SUMMARY, finished, source_digest
+from evaluation.devices.export_files import FLOAT32, INT8, SUMMARY, finished, source_digest
 from evaluation.devices.latency import Inputs
 from evaluation.devices.onnx_model import open_session, run_session
 from evaluation.devices.quantisation import quantise, quiet
@@ -36,21 +37,21 @@ from offline_teacher.families.positions import usable_length
 OPSET = 17
 TOLERANCE = 1e-4
 SHAPES = ((1, 4), (1, 17), (3, 33), (2, 64))
-"""[B, L] of the inputs on which torch and ONNX are compared; L at most the model's positions."""
+"""Shapes [B, L] of the inputs on which torch and ONNX are compared; L is cut to the model's positions."""
 
 
 def export(directory: str, output: str, embedding_bits: int = 8) -> dict[str, Any]:
-    """Write all files of the module's docstring into ``output``; the content of export.json.
+    """Writes all files of the module's docstring into ``output``; returns the content of export.json.
 
-    Does nothing if an export of the same model exists. Raises UserError if ``directory`` is not a model
-    directory, if the model gives neither logits nor hidden states, or if the ONNX graph differs from torch.
+    Writes nothing if ``output`` has a complete export of the same model. Raises UserError if ``directory`` is
+    not a model directory, if the model cannot be loaded, or if the ONNX graph differs from torch.
     """
     require_model(directory)
-    found = finished(directory, output, embedding_bits)
-    if found is not None:
-        return found
+    existing = finished(directory, output, embedding_bits)
+    if existing is not None:
+        return existing
     tokenizer = load_tokenizer(directory)
-    model = load_finished(directory)
+    model = load_for_export(directory)
     summary = {
         "kind": _kind_of(model),
         "labels": _labels(model),
@@ -66,7 +67,10 @@ def export(directory: str, output: str, embedding_bits: int = 8) -> dict[str, An
 
 
 def export_model(model: Any, output: str, name: str, embedding_bits: int = 8) -> dict[str, Any]:
-    """Writes both model files; returns their entries for export.json. Error messages use ``name``."""
+    """Writes both model files into ``output``; returns their entries for export.json.
+
+    Raises UserError, which starts with ``name``, if the float32 graph differs from torch.
+    """
     from importlib.metadata import version
 
     inputs, outputs = input_names(model), output_names(_kind_of(model))
@@ -100,12 +104,12 @@ def export_model(model: Any, output: str, name: str, embedding_bits: int = 8) ->
 
 
 def size_ratio(sizes: dict[str, int]) -> float:
-    """Bytes of the int8 ONNX file over those of the float32 one."""
+    """Returns the bytes of the int8 file over the bytes of the float32 file."""
     return round(sizes[INT8] / sizes[FLOAT32], 4)
 
 
 def model_kind(architecture: str, config: Any) -> str:
-    """The kind of a model (see the module's docstring), by the name of its class."""
+    """Returns the kind for export.json. ``architecture``: name of the model's class."""
     if architecture.endswith("ForQuestionAnswering"):
         return "spans"
     if architecture.endswith("ForSequenceClassification"):
@@ -127,20 +131,23 @@ def output_names(kind: str) -> list[str]:
     return {"spans": ["start_logits", "end_logits"], "encoder": ["last_hidden_state"]}.get(kind, ["logits"])
 
 
-def load_finished(directory: str) -> Any:
-    """The model of a directory in float32, with the attention implementation that the exporter supports."""
-    from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
-    from transformers import logging as their_logging
+def load_for_export(directory: str) -> Any:
+    """Loads the model of a directory in float32, with the attention implementation that the exporter needs.
 
-    their_logging.set_verbosity_error()
-    their_logging.disable_progress_bar()
+    Raises UserError if the model cannot be loaded.
+    """
+    from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+    from transformers import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     config = load_config(directory)
     kind = model_kind((config.architectures or [""])[0], config)
-    family = {"spans": AutoModelForQuestionAnswering, "encoder": AutoModel}.get(
+    auto_class = {"spans": AutoModelForQuestionAnswering, "encoder": AutoModel}.get(
         kind, AutoModelForSequenceClassification
     )
     try:
-        model = family.from_pretrained(
+        model = auto_class.from_pretrained(
             directory, dtype=torch.float32, trust_remote_code=False, use_safetensors=True,
             attn_implementation="eager",
         )  # fmt: skip
@@ -150,7 +157,7 @@ def load_finished(directory: str) -> Any:
 
 
 class _Positional(torch.nn.Module):
-    """The model with tensors in and out in a fixed order, as the exporter needs it."""
+    """Wraps a model so that inputs and outputs are tensors in a fixed order, as the exporter needs them."""
 
     def __init__(self, model: torch.nn.Module, inputs: list[str], outputs: list[str]) -> None:
         super().__init__()
@@ -163,7 +170,7 @@ class _Positional(torch.nn.Module):
 
 
 def to_onnx(model: Any, inputs: list[str], outputs: list[str], path: str) -> None:
-    """Trace on two padded rows, so that the graph keeps the mask."""
+    """Writes the model's float32 graph to ``path``, traced on a padded batch so that it keeps the mask."""
     example = sample_inputs(model.config, (2, 9))
     axes = {name: {0: "batch", 1: "length"} for name in inputs}
     axes |= {name: {0: "batch"} if name == "logits" else {0: "batch", 1: "length"} for name in outputs}
@@ -177,28 +184,34 @@ def to_onnx(model: Any, inputs: list[str], outputs: list[str], path: str) -> Non
 
 
 def sample_inputs(config: Any, shape: tuple[int, int]) -> Inputs:
-    """Random ids, the last row of several half padding; int64 [B, L], cut to the positions of the model."""
+    """Returns random inputs int64 [B, L], with L cut to the model's positions.
+
+    If B > 1, the second half of the last row is padding.
+    """
     shape = (shape[0], min(shape[1], usable_length(config)))
     generator = np.random.default_rng(shape[0] * 1000 + shape[1])
     ids = generator.integers(0, config.vocab_size, shape)
     mask, types = np.ones(shape, np.int64), np.zeros(shape, np.int64)
     if shape[0] > 1:
         mask[-1, shape[1] // 2 :] = 0
-    types[:, shape[1] // 2 :] = 1  # of every model: one of a single type takes it for 0
+    types[:, shape[1] // 2 :] = 1  # for every model: inputs_of replaces it by 0 if there is only one type
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
 @torch.inference_mode()
 def largest_difference(model: Any, path: str, outputs: list[str]) -> float:
-    """Largest absolute difference between torch and the ONNX file over ``SHAPES``, real positions only."""
+    """Returns the largest absolute difference between outputs of torch and of the ONNX file ``path``.
+
+    The inputs have the ``SHAPES``; padding is not compared.
+    """
     session, largest = open_session(path), 0.0
     reference = _Positional(model, input_names(model), outputs)
     for shape in SHAPES:
         inputs = sample_inputs(model.config, shape)
         expected = reference(*(torch.from_numpy(inputs[name]) for name in reference.inputs))
-        for ours, theirs in zip(run_session(session, inputs).values(), expected, strict=True):
-            apart = np.abs(ours - theirs.numpy())
-            if apart.ndim >= 2 and apart.shape[:2] == inputs["input_ids"].shape:
-                apart = apart[inputs["attention_mask"] == 1]
-            largest = max(largest, float(apart.max()))
+        for onnx_output, torch_output in zip(run_session(session, inputs).values(), expected, strict=True):
+            difference = np.abs(onnx_output - torch_output.numpy())
+            if difference.ndim >= 2 and difference.shape[:2] == inputs["input_ids"].shape:
+                difference = difference[inputs["attention_mask"] == 1]
+            largest = max(largest, float(difference.max()))
     return largest

@@ -1,7 +1,7 @@
-"""Seconds per sentence on the CPU, as in DistilBERT's table 3: a full pass over STS-B dev at batch size 1.
+"""Measures seconds per sentence as DistilBERT's table 3 does: a pass over STS-B dev at batch size 1.
 
-Only the model's forward is timed, on inputs tokenized beforehand. Models take turns, a block of sentences
-each, in rotating order, so that other load on the machine affects all of them equally.
+Only the model's forward pass is timed, on inputs tokenized beforehand. The models take turns in rotating
+order, one block of sentences per turn, so that other load on the machine affects all of them equally.
 """
 
 from __future__ import annotations
@@ -21,27 +21,29 @@ from infra.control_tokens import tokenize
 Inputs = dict[str, np.ndarray]
 """input_ids, attention_mask, token_type_ids: int64 [B, L]."""
 Runner = Callable[[Inputs], object]
-"""One forward; takes from the inputs what it needs."""
+"""Runs one forward pass; ignores inputs that its model does not take."""
 
 BLOCK = 10
-"""Sentences a turn: enough to fill the caches again after the other model."""
+"""Number of sentences per turn: enough to fill the processor's caches again after another model's turn."""
 WARMUP = 5
+"""Number of batches that each model runs before it is timed."""
 BATCH_SIZES = (8, 32)
+"""Batch sizes at which throughput is measured."""
 
 
 @dataclass(frozen=True)
 class Latency:
     total_seconds: float
-    """Of the full pass at batch size 1."""
+    """Duration of the pass over all sentences at batch size 1; the percentiles are of its sentences."""
     p50_ms: float
     p95_ms: float
     p99_ms: float
     throughput: dict[int, float]
-    """Sentences a second at a batch size."""
+    """Batch size -> sentences per second."""
 
 
 def torch_runner(model: torch.nn.Module, device: str = "cpu") -> Runner:
-    """A forward of a torch model; on a GPU it waits for the result."""
+    """Returns a function that runs a torch model's forward pass; on a GPU it waits for the result."""
     model, pick = model.eval().to(device), inputs_of(model)
 
     def run(inputs: Inputs) -> object:
@@ -52,7 +54,10 @@ def torch_runner(model: torch.nn.Module, device: str = "cpu") -> Runner:
 
 
 def batches(tokenizer: Any, texts: Sequence[tuple[str, ...]], batch_size: int, length: int) -> list[Inputs]:
-    """Tokenized rows in the order given, each batch padded to its longest row."""
+    """Returns the tokenized texts in the given order; each batch is padded to its longest row.
+
+    ``length``: the largest number of tokens of a row.
+    """
     found = []
     for start in range(0, len(texts), batch_size):
         columns = [list(column) for column in zip(*texts[start : start + batch_size], strict=True)]
@@ -67,21 +72,21 @@ def measure(
     threads: int,
     advance: Callable[[int], None] = lambda sentences: None,
 ) -> dict[str, Latency]:
-    """Latency of each runner. inputs: name -> batch size (1 and others) -> batches.
+    """Returns name -> latency of its runner. ``inputs``: name -> batch size (1 and others) -> batches.
 
-    ``advance`` is told the sentences of each model done at each batch size.
+    ``advance`` is called with the number of sentences after every turn of a model.
     """
     with _torch_threads(threads), torch.inference_mode():
         single = interleave(runners, {name: sizes[1] for name, sizes in inputs.items()}, BLOCK, advance)
         sizes = sorted({size for by_size in inputs.values() for size in by_size if size > 1})
         larger = {
-            size: interleave(runners, {name: by[size] for name, by in inputs.items()}, 1, advance)
+            size: interleave(runners, {name: by_size[size] for name, by_size in inputs.items()}, 1, advance)
             for size in sizes
         }
     found = {}
     for name, seconds in single.items():
         p50, p95, p99 = (1000 * float(value) for value in np.percentile(seconds, (50, 95, 99)))
-        rates = {size: _rows(inputs[name][size]) / float(larger[size][name].sum()) for size in sizes}
+        rates = {size: _sentences(inputs[name][size]) / float(larger[size][name].sum()) for size in sizes}
         found[name] = Latency(float(seconds.sum()), p50, p95, p99, rates)
     return found
 
@@ -92,7 +97,10 @@ def interleave(
     block: int,
     advance: Callable[[int], None] = lambda sentences: None,
 ) -> dict[str, np.ndarray]:
-    """Seconds of every batch of every runner, float64 [batches]; each block starts with another runner."""
+    """Returns name -> seconds of each batch, float64 [batches].
+
+    The runners take turns, ``block`` batches per turn; which runner comes first rotates from block to block.
+    """
     names = list(runners)
     counts = {len(batches) for batches in inputs.values()}
     assert len(counts) == 1, "every model is timed on the same sentences"
@@ -102,18 +110,18 @@ def interleave(
         for batch in inputs[name][:WARMUP]:
             runners[name](batch)
     for turn, start in enumerate(range(0, count, block)):
-        rows = range(start, min(start + block, count))
+        numbers = range(start, min(start + block, count))
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            for row in rows:
+            for number in numbers:
                 started = time.perf_counter()
-                runners[name](inputs[name][row])
-                seconds[name][row] = time.perf_counter() - started
-            advance(_rows([inputs[name][row] for row in rows]))
+                runners[name](inputs[name][number])
+                seconds[name][number] = time.perf_counter() - started
+            advance(_sentences([inputs[name][number] for number in numbers]))
     return seconds
 
 
-def _rows(inputs: Sequence[Inputs]) -> int:
-    return sum(len(batch["input_ids"]) for batch in inputs)
+def _sentences(batches: Sequence[Inputs]) -> int:
+    return sum(len(batch["input_ids"]) for batch in batches)
 
 
 @contextmanager

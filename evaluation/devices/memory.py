@@ -1,7 +1,7 @@
-"""Peak memory of a forward, counted from the tensors that it makes.
+"""Measures the peak memory of a forward pass by counting the tensors that it makes.
 
-Unlike the memory of a process, it does not depend on what else the process holds. Scratch space inside one
-operation is not counted.
+Unlike a process's memory, the result does not depend on what else the process holds. Scratch space inside
+one operation is not counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from evaluation.finetuning.model_inputs import inputs_of
 
 @torch.inference_mode()
 def peak_memory(model: torch.nn.Module, inputs: Inputs) -> int:
-    """Bytes of the weights and, at their peak, of the tensors of one forward."""
+    """Returns the bytes of the weights plus the largest sum of bytes of the forward's tensors at one time."""
     tensors = {name: torch.from_numpy(array) for name, array in inputs_of(model)(inputs).items()}
     weights = [*model.parameters(), *model.buffers()]
     with _LiveTensors([*tensors.values(), *weights]) as live:
@@ -29,12 +29,15 @@ def peak_memory(model: torch.nn.Module, inputs: Inputs) -> int:
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Counts the bytes of new tensors until they are gone; views of one storage count once."""
+    """Counts the bytes of tensors that exist, except those in ``known``; views of one storage count once.
+
+    ``peak``: the largest count so far.
+    """
 
     def __init__(self, known: list[torch.Tensor]) -> None:
         super().__init__()
-        self.peak = self._held = 0
-        self._users: Counter[int] = Counter()
+        self.peak = self._live = 0
+        self._references: Counter[int] = Counter()
         self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
 
     def __torch_dispatch__(
@@ -48,16 +51,16 @@ class _LiveTensors(TorchDispatchMode):
 
     def _add(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        place, size = storage.data_ptr(), storage.nbytes()
-        if place in self._known:
+        address, size = storage.data_ptr(), storage.nbytes()
+        if address in self._known:
             return
-        if not self._users[place]:
-            self._held += size
-            self.peak = max(self.peak, self._held)
-        self._users[place] += 1
-        weakref.finalize(tensor, self._release, place, size)
+        if not self._references[address]:
+            self._live += size
+            self.peak = max(self.peak, self._live)
+        self._references[address] += 1
+        weakref.finalize(tensor, self._release, address, size)
 
-    def _release(self, place: int, size: int) -> None:
-        self._users[place] -= 1
-        if not self._users[place]:
-            self._held -= size
+    def _release(self, address: int, size: int) -> None:
+        self._references[address] -= 1
+        if not self._references[address]:
+            self._live -= size

@@ -1,4 +1,4 @@
-"""Runs an exported model with ONNX Runtime, alone or as a replacement for the torch model."""
+"""Runs an exported model with ONNX Runtime, directly or through the interface of the torch model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from evaluation.devices.latency import Inputs, Runner
 
 
 def open_session(path: str, threads: int = 1) -> Any:
-    """An ``onnxruntime.InferenceSession`` on the CPU with that many threads."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # which would keep a file in the home directory
+    """Returns an ``onnxruntime.InferenceSession`` on the CPU with this number of threads."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # telemetry would keep a file in the home directory
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -25,28 +25,29 @@ def open_session(path: str, threads: int = 1) -> Any:
 
 
 def run_session(session: Any, inputs: Inputs) -> dict[str, np.ndarray]:
-    """Outputs by name; takes from the inputs what the graph needs."""
+    """Returns output name -> array. Inputs that the graph does not have are ignored."""
     names = [item.name for item in session.get_inputs()]
     outputs = [item.name for item in session.get_outputs()]
     return dict(zip(outputs, session.run(outputs, {name: inputs[name] for name in names}), strict=True))
 
 
 def session_runner(session: Any) -> Runner:
-    """For ``latency.measure``."""
+    """Returns a function that runs the session once, for ``latency.measure``."""
     names = [item.name for item in session.get_inputs()]
     return lambda inputs: session.run(None, {name: inputs[name] for name in names})
 
 
 class OnnxModel(torch.nn.Module):
-    """Answers like the torch model, so that ``training.predict`` and ``finetune.score`` take it.
+    """A session with the interface of the torch model, for ``training.predict`` and ``finetune.score``.
 
-    Every row is run alone and without its padding, as a device runs it.
+    Every row is run as a batch of its own, without padding, as on a device.
     """
 
     def __init__(self, session: Any) -> None:
         super().__init__()
         self.session = session
-        self.place = torch.nn.Parameter(torch.empty(0), requires_grad=False)  # is on the CPU
+        # ``predict`` takes the device of the first parameter: the CPU
+        self.device_marker = torch.nn.Parameter(torch.empty(0), requires_grad=False)
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
@@ -56,8 +57,8 @@ class OnnxModel(torch.nn.Module):
         }  # fmt: skip
         rows = []
         for row, count in enumerate(attention_mask.sum(dim=1).tolist()):
-            alone = {name: array[row : row + 1, :count].numpy() for name, array in arrays.items()}
-            rows.append(run_session(self.session, alone))
+            inputs = {name: array[row : row + 1, :count].numpy() for name, array in arrays.items()}
+            rows.append(run_session(self.session, inputs))
         length = input_ids.shape[1]
         return SimpleNamespace(
             **{name: _batch(name, [row[name][0] for row in rows], length) for name in rows[0]}
@@ -65,7 +66,7 @@ class OnnxModel(torch.nn.Module):
 
 
 def _batch(name: str, rows: list[np.ndarray], length: int) -> torch.Tensor:
-    """Outputs of rows together: logits [B, C]; others, [L, ...] a row, filled up to [B, length, ...]."""
+    """Stacks one output of all rows: logits to [B, C]; others, [L, ...] per row, padded to [B, length, ...]."""
     if name == "logits":
         return torch.from_numpy(np.stack(rows))
     batch = np.zeros((len(rows), length, *rows[0].shape[1:]), np.float32)

@@ -1,10 +1,10 @@
-"""Stores the weights of a float32 ONNX file in 8 or 4 bits, and writes ONNX Runtime's own format.
+"""Writes a float32 ONNX file with its weights in 8 or 4 bits.
 
-Only weights are quantised. Activations stay float32, so the file computes the same on every processor and in
-the browser, to float32's rounding. With activations quantised at run time, rounding decides differently from
-processor to processor, and from layer to layer these differences grow to the size of the quantisation error
-(measured: see docs/web.md). The graph has standard operators only. A runtime that folds constants, as ONNX
-Runtime does, expands the weights of matrix products when it loads the file, and is as fast as in float32.
+Only weights are quantised. Activations stay float32, so every processor and every browser computes the same
+outputs up to float32 rounding. If activations were quantised at run time, rounding would differ between
+processors, and the differences would grow over the layers to the size of the quantisation error (measured in
+docs/web.md). The graph has only standard operators. A runtime that folds constants, as ONNX Runtime does,
+expands the weights of matrix products when it loads the file, and is as fast as in float32.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from typing import Any
 import numpy as np
 
 BITS = (8, 4)
-NORMAL_HALF = (2.0**-14, 65504.0)
-"""Numbers that float16 has with all its digits."""
+FLOAT16_RANGE = (2.0**-14, 65504.0)
+"""Smallest and largest number that float16 stores with full precision."""
 CLIPPING = np.linspace(0.6, 1.0, 9)
-"""With 4 bits, a row's largest value is cut to the one of these fractions that has the smallest error."""
+"""Fractions to which a row's largest value may be clipped with 4 bits; the smallest squared error decides."""
 
 
 def quantise(source: str, target: str, embedding_bits: int = 8) -> None:
-    """Writes ``source`` with weights in int8, with a scale per column of matrices and per row of embeddings.
+    """Reads the ONNX file ``source``, writes it to ``target`` with int8 weights.
 
-    ``embedding_bits``: 8, or 4 for the word embeddings, the largest table.
+    There is one scale per output of a matrix product and one per row of an embedding table. With
+    ``embedding_bits=4`` the largest embedding table, the word embeddings, has 4 bits per weight.
     """
     import onnx
 
@@ -38,65 +39,67 @@ def quantise(source: str, target: str, embedding_bits: int = 8) -> None:
 
 
 def quantise_embeddings(model: Any, bits: int = 8) -> None:
-    """In place: every ``Gather(table, ids)`` gathers quantised rows and their scales."""
+    """Changes, in place, every ``Gather(table, ids)`` so that it gathers quantised rows and their scales."""
     tables = _tables(model.graph)
     gathers = [node for node in model.graph.node if node.op_type == "Gather" and node.input[0] in tables]
     names = list(dict.fromkeys(node.input[0] for node in gathers))
     largest = max(names, key=lambda name: tables[name].size, default=None)
     for name in names:
-        four = bits == 4 and name == largest and tables[name].shape[1] % 2 == 0
-        values, scales = pack_rows(tables[name]) if four else quantise_rows(tables[name])
-        if NORMAL_HALF[0] <= scales.min() and scales.max() <= NORMAL_HALF[1]:
-            scales = scales.astype(np.float16)  # a 2,000th at most is lost, less than a tenth of a step
-        _keep(model.graph, {f"{name}_quantised": values, f"{name}_scales": scales})
+        four_bits = bits == 4 and name == largest and tables[name].shape[1] % 2 == 0
+        values, scales = pack_rows(tables[name]) if four_bits else quantise_rows(tables[name])
+        if FLOAT16_RANGE[0] <= scales.min() and scales.max() <= FLOAT16_RANGE[1]:
+            # the rounding error, at most 1/2,000 of a value, is less than a tenth of a quantisation step
+            scales = scales.astype(np.float16)
+        _add_tensors(model.graph, {f"{name}_quantised": values, f"{name}_scales": scales})
         for node in gathers:
             if node.input[0] == name:
-                _replace(model.graph, node, _four_bit_rows if four else _eight_bit_rows)
+                _replace(model.graph, node, _four_bit_rows if four_bits else _eight_bit_rows)
     _remove_unused(model.graph, tables)
 
 
 def quantise_products(model: Any) -> None:
-    """In place: the matrix of every ``MatMul`` and ``Gemm`` becomes ``Cast(int8 matrix) * scales``."""
+    """Replaces, in place, the matrix of every ``MatMul`` and ``Gemm`` by ``Cast(int8 matrix) * scales``."""
     from onnx import TensorProto, helper
 
     graph, tables = model.graph, _tables(model.graph)
     products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in tables]
     for node in products:
         name = node.input[1]
-        turned = any(item.name == "transB" and item.i for item in node.attribute)  # a row an output
-        values, scales = quantise_rows(tables[name] if turned else tables[name].T)
-        if not turned:
+        transposed = any(item.name == "transB" and item.i for item in node.attribute)  # one row per output
+        values, scales = quantise_rows(tables[name] if transposed else tables[name].T)
+        if not transposed:
             values, scales = values.T.copy(), scales.T.copy()
-        _keep(graph, {f"{name}_quantised": values, f"{name}_scales": scales})
-        place = list(graph.node).index(node)
+        _add_tensors(graph, {f"{name}_quantised": values, f"{name}_scales": scales})
+        index = list(graph.node).index(node)
         node.input[1] = f"{name}_scaled"
-        if not any(node.input[1] in other.output for other in graph.node):  # it may serve two products
+        if not any(node.input[1] in other.output for other in graph.node):  # two products may share a matrix
             cast = helper.make_node("Cast", [f"{name}_quantised"], [f"{name}_float"], to=TensorProto.FLOAT)
             scale = helper.make_node("Mul", [f"{name}_float", f"{name}_scales"], [f"{name}_scaled"])
-            graph.node.insert(place, scale)
-            graph.node.insert(place, cast)
+            graph.node.insert(index, scale)
+            graph.node.insert(index, cast)
     _remove_unused(graph, tables)
 
 
 def quantise_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [V, D] -> int8 [V, D], float32 [V, 1]: symmetric, value = int8 * scale."""
+    """float32 [V, D] -> int8 [V, D] and scales float32 [V, 1]; symmetric: value = int8 * scale."""
     largest = np.abs(table).max(axis=1, keepdims=True)
     scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
     return np.rint(table / scales).astype(np.int8), scales
 
 
 def pack_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [V, D] -> uint8 [V, D / 2], float32 [V, 1]: value = (half a byte - 8) * scale.
+    """float32 [V, D] -> uint8 [V, D / 2] and scales float32 [V, 1]; value = (4 bits of a byte - 8) * scale.
 
-    The low halves of a row's bytes are its first D / 2 values, the high halves the others.
+    The low 4 bits of a row's bytes are its first D / 2 values, the high 4 bits the other values.
     """
     largest = np.abs(table).max(axis=1, keepdims=True)
-    best = np.full(largest.shape, np.inf, np.float32)
+    smallest_error = np.full(largest.shape, np.inf, np.float32)
     scales = np.ones_like(largest)
     for fraction in CLIPPING:
         scale = np.where(largest > 0, largest * fraction / 7, 1).astype(np.float32)
         error = ((np.clip(np.rint(table / scale), -8, 7) * scale - table) ** 2).sum(axis=1, keepdims=True)
-        scales, best = np.where(error < best, scale, scales), np.minimum(error, best)
+        scales = np.where(error < smallest_error, scale, scales)
+        smallest_error = np.minimum(error, smallest_error)
     halves = (np.clip(np.rint(table / scales), -8, 7) + 8).astype(np.uint8)
     low, high = np.split(halves, 2, axis=1)
     return low | (high << 4), scales.astype(np.float32)
@@ -113,7 +116,10 @@ def _eight_bit_rows(name: str, ids: str, out: str) -> list[Any]:
 
 
 def _times_scales(name: str, ids: str, out: str) -> list[Any]:
-    """The scales become float32 before the rows are picked: not every graphics processor knows float16."""
+    """Multiplies the rows of ``ids`` by their scales, with output ``out``.
+
+    All scales are cast to float32 before any are gathered, because some GPUs have no float16.
+    """
     from onnx import TensorProto, helper
 
     return [
@@ -124,7 +130,7 @@ def _times_scales(name: str, ids: str, out: str) -> list[Any]:
 
 
 def _four_bit_rows(name: str, ids: str, out: str) -> list[Any]:
-    """Halves of bytes by float arithmetic, which every runtime has: high = floor(byte / 16)."""
+    """Unpacks the 4-bit values by float arithmetic, which every runtime has: high = floor(byte / 16)."""
     from onnx import TensorProto, helper
 
     numbers = {"sixteen": 16.0, "eight": 8.0}
@@ -149,7 +155,7 @@ def _four_bit_rows(name: str, ids: str, out: str) -> list[Any]:
 
 
 def _tables(graph: Any) -> dict[str, np.ndarray]:
-    """The graph's float32 matrices by name."""
+    """Returns name -> float32 matrix of the graph."""
     from onnx import TensorProto, numpy_helper
 
     return {
@@ -159,19 +165,20 @@ def _tables(graph: Any) -> dict[str, np.ndarray]:
     }
 
 
-def _keep(graph: Any, tensors: dict[str, np.ndarray]) -> None:
+def _add_tensors(graph: Any, tensors: dict[str, np.ndarray]) -> None:
     from onnx import numpy_helper
 
-    there = {item.name for item in graph.initializer}
-    new = [numpy_helper.from_array(array, name) for name, array in tensors.items() if name not in there]
+    existing = {item.name for item in graph.initializer}
+    new = [numpy_helper.from_array(array, name) for name, array in tensors.items() if name not in existing]
     graph.initializer.extend(new)
 
 
 def _replace(graph: Any, gather: Any, rows: Callable[[str, str, str], list[Any]]) -> None:
-    place = list(graph.node).index(gather)
+    """Replaces a ``Gather`` by the nodes that ``rows(table name, name of ids, name of output)`` returns."""
+    index = list(graph.node).index(gather)
     graph.node.remove(gather)
     for offset, new in enumerate(rows(gather.input[0], gather.input[1], gather.output[0])):
-        graph.node.insert(place + offset, new)
+        graph.node.insert(index + offset, new)
 
 
 def _remove_unused(graph: Any, tables: dict[str, np.ndarray]) -> None:
@@ -182,7 +189,7 @@ def _remove_unused(graph: Any, tables: dict[str, np.ndarray]) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the libraries' advice and deprecation warnings, which a user can do nothing about."""
+    """Suppresses the libraries' hints and deprecation warnings, about which a user can do nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)

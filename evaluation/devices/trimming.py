@@ -1,7 +1,7 @@
-"""A model with only the tokens that its task needs: word embeddings are most of a small model's bytes.
+"""Reduces a model's vocabulary to the tokens of its task: word embeddings are most of a small model's bytes.
 
-Kept are the control tokens, every piece of one character, and the most frequent tokens of the texts. A word
-whose token is left out is spelled with shorter pieces; no word that was known becomes unknown.
+The control tokens, every token of one character, and the most frequent tokens of the texts are kept. A word
+whose token is left out is split into shorter tokens, so no known word becomes unknown.
 """
 
 from __future__ import annotations
@@ -14,22 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.devices.export import load_finished
+from evaluation.devices.export import load_for_export
 from evaluation.models import load_tokenizer
 from infra.control_tokens import CONTROL
 from infra.errors import UserError
 
 CHUNK = 1000
+"""Number of texts that are tokenized at once."""
 
 
 def trim(directory: str, texts: Iterable[str], tokens: int, target: str) -> None:
-    """Saves the model ``directory`` with a vocabulary of ``tokens`` entries as the directory ``target``.
+    """Saves the model of ``directory`` with a vocabulary of ``tokens`` entries in ``target``.
 
-    Raises UserError if the tokenizer is not WordPiece, or if ``tokens`` is too few or more than there are.
+    Raises UserError if the tokenizer is not WordPiece, or if ``tokens`` is smaller than what must be kept or
+    larger than the vocabulary.
     """
     import torch
 
-    tokenizer, model = load_tokenizer(directory), load_finished(directory)
+    tokenizer, model = load_tokenizer(directory), load_for_export(directory)
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     if content["model"]["type"] != "WordPiece":
         raise UserError(f"{directory}: only a WordPiece vocabulary can be trimmed")
@@ -37,7 +39,7 @@ def trim(directory: str, texts: Iterable[str], tokens: int, target: str) -> None
     table = model.get_input_embeddings().weight.detach()
     model.set_input_embeddings(torch.nn.Embedding.from_pretrained(table[torch.from_numpy(kept)].clone()))
     model.config.vocab_size = len(kept)
-    new = {int(old): place for place, old in enumerate(kept)}
+    new = {int(old): number for number, old in enumerate(kept)}
     for name in CONTROL:
         if getattr(model.config, f"{name}_id", None) is not None:
             setattr(model.config, f"{name}_id", new[getattr(tokenizer, f"{name}_id")])
@@ -51,10 +53,10 @@ def trim(directory: str, texts: Iterable[str], tokens: int, target: str) -> None
 
 
 def counts(tokenizer: Any, texts: Iterable[str]) -> Counter[int]:
-    """How often each id occurs in the texts."""
+    """Returns id -> how often the token occurs in the texts."""
     found: Counter[int] = Counter()
     chunk: list[str] = []
-    for text in [*texts, None]:
+    for text in [*texts, None]:  # None: the last chunk is shorter
         if text is not None:
             chunk.append(text)
         if chunk and (text is None or len(chunk) == CHUNK):
@@ -64,8 +66,11 @@ def counts(tokenizer: Any, texts: Iterable[str]) -> Counter[int]:
     return found
 
 
-def kept_ids(tokenizer: Any, content: dict[str, Any], found: Counter[int], tokens: int) -> np.ndarray:
-    """The ids that stay, int64 [tokens], ascending."""
+def kept_ids(tokenizer: Any, content: dict[str, Any], occurrences: Counter[int], tokens: int) -> np.ndarray:
+    """Returns the ids that are kept, int64 [tokens], ascending. ``content``: that of tokenizer.json.
+
+    Raises UserError if ``tokens`` is out of range.
+    """
     vocabulary, prefix = content["model"]["vocab"], content["model"]["continuing_subword_prefix"]
     needed = {token["id"] for token in content["added_tokens"]}
     needed |= {id for token, id in vocabulary.items() if len(token.removeprefix(prefix)) == 1}
@@ -74,18 +79,18 @@ def kept_ids(tokenizer: Any, content: dict[str, Any], found: Counter[int], token
             f"--vocabulary: must be {len(needed) + 1:,} (control tokens and characters) to "
             f"{len(vocabulary):,} (all), not {tokens:,}"
         )
-    frequent = sorted(set(vocabulary.values()) - needed, key=lambda id: (-found[id], id))
+    frequent = sorted(set(vocabulary.values()) - needed, key=lambda id: (-occurrences[id], id))
     return np.sort(np.array([*needed, *frequent[: tokens - len(needed)]], np.int64))
 
 
 def _renumber(content: dict[str, Any], new: dict[int, int]) -> None:
-    """In place: the new ids of control tokens in all parts of tokenizer.json."""
+    """Replaces, in place, the ids of control tokens in tokenizer.json's content. ``new``: old id -> new id."""
     for token in content["added_tokens"]:
         token["id"] = new[token["id"]]
     processor = content["post_processor"] or {}
-    for token in processor.get("special_tokens", {}).values():  # of a template
+    for token in processor.get("special_tokens", {}).values():  # TemplateProcessing
         token["ids"] = [new[id] for id in token["ids"]]
-    for name in ("sep", "cls"):  # of BertProcessing: [token, id]
+    for name in ("sep", "cls"):  # BertProcessing: [token, id]
         if name in processor:
             processor[name] = [processor[name][0], new[processor[name][1]]]
     if content.get("padding"):

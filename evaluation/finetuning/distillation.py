@@ -27,15 +27,15 @@ from torch.nn import functional
 from evaluation.finetuning.jobs import Lesson
 from evaluation.finetuning.teacher_outputs import read_outputs
 from evaluation.finetuning.training import Encoded, Loss, Targets
-from evaluation.kinds.kind import TEACHER, TOKENS
-from evaluation.kinds.table import kind_of
+from evaluation.kinds.base import TEACHER_LOGITS, TOKEN_COUNTS
+from evaluation.kinds.registry import kind_of
 from evaluation.tasks.task import Split, Task
 
 
 def add_outputs(data: Encoded, task: Task, train: Split, lesson: Lesson, dtype: str) -> Encoded:
     """``data`` with the stored outputs as targets. UserError where they are damaged or of other rows."""
     logits = read_outputs(task, train, data, lesson, dtype)
-    targets = data.targets | {TEACHER: logits, TOKENS: data.lengths().astype(np.int64)}
+    targets = data.targets | {TEACHER_LOGITS: logits, TOKEN_COUNTS: data.lengths().astype(np.int64)}
     return dataclasses.replace(data, targets=targets)
 
 

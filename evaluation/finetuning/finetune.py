@@ -14,7 +14,7 @@ import torch
 from evaluation.finetuning import distillation
 from evaluation.finetuning.jobs import Job, answered, scores_of
 from evaluation.finetuning.training import Encoded, Fit, Loss, Schedule, fit, predict
-from evaluation.kinds.table import kind_of
+from evaluation.kinds.registry import kind_of
 from evaluation.measures import predictions
 from evaluation.measures.answers import Answers
 from evaluation.models import load_model, load_tokenizer, require_fit
@@ -38,7 +38,7 @@ def run(
     model = load_model(job.candidate, task, job.seed).to(device())
     length = job.setting.max_length
     require_fit(job.candidate.directory, model.config, tokenizer, length)
-    fitted = _train(job, model, tokenizer, splits["train"], advance) if kind_of(task).trained else None
+    fitted = _train(job, model, tokenizer, splits["train"], advance) if kind_of(task).fine_tuned else None
     parts = {part: splits[part] for part in answered(task)}
     if job.predict_test:
         parts |= {part: load(task, part, settings.data) for part in _test_parts(job)}
@@ -134,7 +134,7 @@ def answers(
     size = PREDICT_SIZES.get(task.kind, PREDICT_SIZE)
 
     def outputs(data: Encoded) -> list[np.ndarray]:
-        return predict(model, data, size, dtype, pad_id, kind.read)
+        return predict(model, data, size, dtype, pad_id, kind.select_outputs)
 
     return kind.answers(outputs, tokenizer, task, split, length)
 

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from itertools import product
 from typing import Any
 
-from evaluation.kinds.table import kind_of
+from evaluation.kinds.registry import kind_of
 from evaluation.measures import predictions
 from evaluation.models import Candidate
 from evaluation.tasks.loading import load
@@ -79,12 +79,12 @@ def settings_of(task: Task, settings: Evaluation) -> list[Setting]:
         )
         for point in points
     ]
-    return found if kind_of(task).trained else found[:1]
+    return found if kind_of(task).fine_tuned else found[:1]
 
 
 def seeds_of(task: Task, settings: Evaluation) -> tuple[int, ...]:
     """All seeds; the first one where nothing is trained."""
-    return settings.seeds if kind_of(task).trained else settings.seeds[:1]
+    return settings.seeds if kind_of(task).fine_tuned else settings.seeds[:1]
 
 
 def setting_names(points: Sequence[Setting]) -> list[str]:
@@ -150,7 +150,7 @@ class Job:
         if self.task.own is not None:
             more["task"] = [self.task.kind, *self.task.labels]
         setting = asdict(self.setting)
-        if not kind_of(self.task).trained:
+        if not kind_of(self.task).fine_tuned:
             setting = {"max_length": self.setting.max_length, "pooling": self.task.pooling}
         return (
             more
@@ -173,13 +173,13 @@ Work = tuple[Job, dict[str, Split]]
 
 def load_splits(task: Task, data: str | None) -> dict[str, Split]:
     """The parts of a task on which a model is trained, chosen and scored."""
-    train = ["train"] if kind_of(task).trained else []
+    train = ["train"] if kind_of(task).fine_tuned else []
     return {part: load(task, part, data) for part in dict.fromkeys([*train, *answered(task)])}
 
 
 def answered(task: Task) -> list[str]:
     """The labelled parts for which a model's answers are kept: those of the choice and of the score."""
-    return list(dict.fromkeys([*(task.dev_parts if kind_of(task).trained else []), *task.scored_parts]))
+    return list(dict.fromkeys([*(task.dev_parts if kind_of(task).fine_tuned else []), *task.scored_parts]))
 
 
 def finished(job: Job, splits: dict[str, Split]) -> dict[str, Any] | None:

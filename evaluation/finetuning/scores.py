@@ -26,7 +26,7 @@ from evaluation.finetuning.jobs import (
     setting_names,
     settings_of,
 )
-from evaluation.kinds.table import kind_of
+from evaluation.kinds.registry import kind_of
 from evaluation.measures import intervals, predictions
 from evaluation.measures.metrics import macro_score
 from evaluation.models import Candidate, load_config, load_model, load_tokenizer, require_fit, require_model
@@ -134,7 +134,9 @@ def prepare(
         for task in tasks:
             teacher = (candidate.taught_by, task.name)
             taught = [job for job in jobs if (job.candidate.name, job.task_name) == teacher]
-            trained = kind_of(task).trained  # without training there is nothing to teach and no model to keep
+            trained = kind_of(
+                task
+            ).fine_tuned  # without training there is nothing to teach and no model to keep
             lesson = _lesson(taught, splits[task.name]) if taught and trained else None
             jobs += _grid(replace(first, task=task, lesson=lesson, keep_model=first.keep_model and trained))
     order = [candidate.name for candidate in candidates]
@@ -224,7 +226,7 @@ def _check(candidates: Sequence[Candidate], tasks: Sequence[Task], settings: Eva
         load_model(candidate, tasks[0], seed=0)  # damaged weights are found now, not after hours
     teachers = {candidate.name: candidate for candidate in candidates}
     for candidate in candidates:
-        spans = [task.name for task in tasks if kind_of(task).of_tokens]
+        spans = [task.name for task in tasks if kind_of(task).per_token]
         if candidate.taught_by is not None and spans:
             teacher = teachers[candidate.taught_by]
             vocabularies = [load_tokenizer(one.directory).get_vocab() for one in (candidate, teacher)]

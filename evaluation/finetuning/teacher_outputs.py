@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from evaluation.finetuning.jobs import Job, Lesson
-from evaluation.kinds.table import kind_of
+from evaluation.kinds.registry import kind_of
 from evaluation.models import Candidate, load_model, load_tokenizer
 from evaluation.tasks.task import Split, Task
 from infra import console
@@ -68,7 +68,7 @@ def _predict(job: Job, lesson: Lesson, data: Encoded, pad_id: int) -> list[np.nd
 
     kind = kind_of(job.task)
     model = load_model(Candidate("teacher", lesson.model), job.task, seed=0).to(finetune.device())
-    found = training.predict(model, data, BATCH_SIZE, job.settings.dtype, pad_id, kind.read)
+    found = training.predict(model, data, BATCH_SIZE, job.settings.dtype, pad_id, kind.select_outputs)
     shapes = _shapes(job.task, data)
     return [row[tuple(map(slice, shape))] for row, shape in zip(found, shapes, strict=True)]
 
@@ -90,12 +90,12 @@ def read_outputs(task: Task, train: Split, data: Encoded, lesson: Lesson, dtype:
 
 
 def _shapes(task: Task, data: Encoded) -> Sequence[tuple[int, ...]]:
-    return [kind_of(task).shape(task, int(length)) for length in data.lengths()]
+    return [kind_of(task).output_shape(task, int(length)) for length in data.lengths()]
 
 
 def _key(task: Task, train: Split, data: Encoded, lesson: Lesson, dtype: str) -> dict[str, Any]:
     """What the outputs depend on; where they belong to tokens, the tokens too."""
-    tokens = repr((data.input_ids, data.token_type_ids)).encode() if kind_of(task).of_tokens else b""
+    tokens = repr((data.input_ids, data.token_type_ids)).encode() if kind_of(task).per_token else b""
     return {
         "task": task.name,
         "teacher": lesson.digest,

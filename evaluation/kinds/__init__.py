@@ -1,1 +1,1 @@
-"""What tasks of one form share: how to encode examples, train on them, decide and score. See ``kind``."""
+"""Kinds of task: how examples of one form are encoded, trained on, decided and scored (see ``base``)."""

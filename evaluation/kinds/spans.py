@@ -1,4 +1,4 @@
-"""Answer spans: SQuAD 1.1, and 2.0, in which a text need not have an answer (``evaluation.tasks.squad``)."""
+"""Question answering by spans of a text: SQuAD 1.1, and 2.0, where some questions have no answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from evaluation.kinds.kind import TEACHER, TOKENS, Kind, Metric, Predict
+from evaluation.kinds.base import TEACHER_LOGITS, TOKEN_COUNTS, Kind, Metric, Predict
 from evaluation.measures import resampling
 from evaluation.measures.answers import Answers
 from evaluation.measures.metrics import answer_exact, answer_f1
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 class Spans(Kind):
     name = "spans"
-    of_tokens = True
-    family = "AutoModelForQuestionAnswering"
+    per_token = True
+    auto_class = "AutoModelForQuestionAnswering"
     label_type, output_type = pa.list_(pa.string()), pa.string()
     metrics = ("exact_match", "f1")
 
@@ -33,37 +33,37 @@ class Spans(Kind):
         return squad.encode(tokenizer, split.questions, length).encoded
 
     def loss(self, output: Any, targets: Targets) -> torch.Tensor:
-        """The mean of the cross-entropies of start and end."""
+        """Returns the mean of the cross-entropies of the start and the end position."""
         from torch.nn import functional
 
         start = functional.cross_entropy(output.start_logits.float(), targets["start"])
         return (start + functional.cross_entropy(output.end_logits.float(), targets["end"])) / 2
 
     def soft_loss(self, output: Any, targets: Targets, temperature: float) -> torch.Tensor:
-        """The mean of the KLs of start and end, without the padding."""
+        """Returns the mean of the KLs of the start and the end position; padding is masked out."""
         import torch
 
         from evaluation.finetuning.distillation import kl
 
         width = output.start_logits.shape[1]
-        padding = torch.arange(width, device=output.start_logits.device) >= targets[TOKENS][:, None]
-        found = [
+        padding = torch.arange(width, device=output.start_logits.device) >= targets[TOKEN_COUNTS][:, None]
+        losses = [
             kl(
                 student.float().masked_fill(padding, -1e4),
-                targets[TEACHER][:, side, :width].masked_fill(padding, -1e4),
+                targets[TEACHER_LOGITS][:, side, :width].masked_fill(padding, -1e4),
                 temperature,
             )
             for side, student in enumerate((output.start_logits, output.end_logits))
         ]
-        return (found[0] + found[1]) / 2
+        return (losses[0] + losses[1]) / 2
 
-    def read(self, output: Any, mask: torch.Tensor) -> torch.Tensor:
-        """[B, 2, L]."""
+    def select_outputs(self, output: Any, mask: torch.Tensor) -> torch.Tensor:
+        """Returns the logits of start and end, [B, 2, L]."""
         import torch
 
         return torch.stack([output.start_logits, output.end_logits], dim=1)
 
-    def shape(self, task: Task, length: int) -> tuple[int, ...]:
+    def output_shape(self, task: Task, length: int) -> tuple[int, ...]:
         return (2, length)
 
     def answers(self, predict: Predict, tokenizer: Any, task: Task, split: Split, length: int) -> Answers:
@@ -74,14 +74,14 @@ class Spans(Kind):
     def decide(self, outputs: Sequence[str]) -> Sequence[str]:
         return outputs
 
-    def resampled(self, task: Task, answers: Answers) -> Mapping[str, Metric]:
+    def weighted_metrics(self, task: Task, answers: Answers) -> Mapping[str, Metric]:
         pairs = list(zip(answers.outputs, answers.labels, strict=True))
-        every = {"exact_match": answer_exact, "f1": answer_f1}
+        metrics = {"exact_match": answer_exact, "f1": answer_f1}
         values = {
-            name: [every[name](found, right, task.no_answer) for found, right in pairs]
+            name: [metrics[name](answer, gold, task.no_answer) for answer, gold in pairs]
             for name in task.metrics
         }
-        return {name: partial(resampling.average, np.asarray(found)) for name, found in values.items()}
+        return {name: partial(resampling.average, np.asarray(column)) for name, column in values.items()}
 
-    def require_finite(self, outputs: Sequence[str]) -> bool:
+    def all_finite(self, outputs: Sequence[str]) -> bool:
         return True

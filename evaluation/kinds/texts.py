@@ -1,4 +1,4 @@
-"""Kinds with one output for a text or a pair of texts: classification, several labels, regression."""
+"""Kinds with one output per text or pair of texts: classification, multi-label, regression."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from evaluation.kinds.kind import TEACHER, Kind, Metric, Predict
+from evaluation.kinds.base import TEACHER_LOGITS, Kind, Metric, Predict
 from evaluation.measures import resampling
 from evaluation.measures.answers import Answers
 from evaluation.measures.metrics import METRICS, class_counts, f1_of, macro_f1_of, of_sums
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class TextKind(Kind):
-    """A text or a pair of texts, with one row of logits."""
+    """Base class of kinds whose examples are a text or a pair of texts, with one vector of logits each."""
 
     def encode(self, tokenizer: Any, task: Task, split: Split, length: int) -> Encoded:
         from evaluation.finetuning.training import Encoded
@@ -35,13 +35,13 @@ class TextKind(Kind):
 
     def answers(self, predict: Predict, tokenizer: Any, task: Task, split: Split, length: int) -> Answers:
         outputs = np.stack(predict(self.encode(tokenizer, task, split, length)))
-        return Answers(split.labels, self.flat(outputs), split.ids)
+        return Answers(split.labels, self.to_stored(outputs), split.ids)
 
-    def flat(self, outputs: np.ndarray) -> np.ndarray:
-        """Outputs as predictions hold them, of logits [n, C]."""
+    def to_stored(self, outputs: np.ndarray) -> np.ndarray:
+        """Converts logits [n, C] to the outputs in a file of predictions."""
         return outputs
 
-    def outputs_of(self, column: list[Any]) -> np.ndarray:
+    def outputs_from_arrow(self, column: list[Any]) -> np.ndarray:
         return np.asarray(column, np.float32)
 
 
@@ -50,8 +50,8 @@ class Classification(TextKind):
     label_type, output_type = pa.int64(), pa.list_(pa.float32())
     metrics = ("accuracy", "f1", "macro_f1", "matthews")
 
-    def head(self, task: Task) -> dict[str, Any]:
-        return classes_of(task) | {"problem_type": "single_label_classification"}
+    def head_config(self, task: Task) -> dict[str, Any]:
+        return class_config(task) | {"problem_type": "single_label_classification"}
 
     def loss(self, output: Any, targets: Targets) -> torch.Tensor:
         from torch.nn import functional
@@ -61,21 +61,21 @@ class Classification(TextKind):
     def soft_loss(self, output: Any, targets: Targets, temperature: float) -> torch.Tensor:
         from evaluation.finetuning.distillation import kl
 
-        return kl(output.logits.float(), targets[TEACHER], temperature)
+        return kl(output.logits.float(), targets[TEACHER_LOGITS], temperature)
 
     def decide(self, outputs: np.ndarray) -> np.ndarray:
         return outputs.argmax(axis=1)
 
     def score(self, task: Task, answers: Answers) -> dict[str, float]:
-        predicted, one = self.decide(answers.outputs), np.ones((len(answers), 1))
+        predicted, weights = self.decide(answers.outputs), np.ones((len(answers), 1))
         return {
             name: METRICS[name](predicted, answers.labels)
             if name in METRICS
-            else float(self._metric(name, task, predicted, answers.labels)(one)[0])
+            else float(self._metric(name, task, predicted, answers.labels)(weights)[0])
             for name in task.metrics
         }
 
-    def resampled(self, task: Task, answers: Answers) -> Mapping[str, Metric]:
+    def weighted_metrics(self, task: Task, answers: Answers) -> Mapping[str, Metric]:
         predicted = self.decide(answers.outputs)
         return {name: self._metric(name, task, predicted, answers.labels) for name in task.metrics}
 
@@ -86,19 +86,19 @@ class Classification(TextKind):
         counts = class_counts(predicted[:, None] == classes, labels[:, None] == classes)
         return partial(of_sums, macro_f1_of, counts)
 
-    def labels_of(self, column: list[Any]) -> np.ndarray:
+    def labels_from_arrow(self, column: list[Any]) -> np.ndarray:
         return np.asarray(column, np.int64)
 
 
 class MultiLabel(TextKind):
-    """Any number of the labels; one of them is predicted where its logit is above 0."""
+    """An example has any number of labels. A label is predicted if its logit is above 0."""
 
     name = "multilabel"
     label_type, output_type = pa.list_(pa.int8()), pa.list_(pa.float32())
     metrics = ("micro_f1", "macro_f1", "exact_match")
 
-    def head(self, task: Task) -> dict[str, Any]:
-        return classes_of(task) | {"problem_type": "multi_label_classification"}
+    def head_config(self, task: Task) -> dict[str, Any]:
+        return class_config(task) | {"problem_type": "multi_label_classification"}
 
     def loss(self, output: Any, targets: Targets) -> torch.Tensor:
         from torch.nn import functional
@@ -107,31 +107,34 @@ class MultiLabel(TextKind):
         return functional.binary_cross_entropy_with_logits(logits, targets["label"].to(logits.dtype))
 
     def soft_loss(self, output: Any, targets: Targets, temperature: float) -> torch.Tensor:
-        """T^2 times the mean over labels of the KL between two yes-or-no distributions."""
+        """Returns T^2 times the mean over labels of the KL between two Bernoulli distributions.
+
+        The KL is the cross-entropy of teacher and student minus the teacher's entropy.
+        """
         from torch.nn import functional
 
-        student, teacher = output.logits.float() / temperature, targets[TEACHER] / temperature
-        soft = teacher.sigmoid()
-        cross = functional.binary_cross_entropy_with_logits(student, soft)
-        own = functional.binary_cross_entropy_with_logits(teacher, soft)
-        return temperature**2 * (cross - own)
+        student, teacher = output.logits.float() / temperature, targets[TEACHER_LOGITS] / temperature
+        soft_labels = teacher.sigmoid()
+        cross_entropy = functional.binary_cross_entropy_with_logits(student, soft_labels)
+        entropy = functional.binary_cross_entropy_with_logits(teacher, soft_labels)
+        return temperature**2 * (cross_entropy - entropy)
 
     def decide(self, outputs: np.ndarray) -> np.ndarray:
         return (outputs > 0).astype(np.int8)
 
-    def resampled(self, task: Task, answers: Answers) -> Mapping[str, Metric]:
+    def weighted_metrics(self, task: Task, answers: Answers) -> Mapping[str, Metric]:
         predicted, labels = self.decide(answers.outputs) > 0, answers.labels > 0
         counts = class_counts(predicted, labels)
-        together = counts.reshape(len(counts), 3, -1).sum(axis=2)
-        whole = (predicted == labels).all(axis=1).astype(np.float64)
-        every: dict[str, Metric] = {
-            "micro_f1": partial(of_sums, f1_of, together),
+        over_labels = counts.reshape(len(counts), 3, -1).sum(axis=2)
+        exact = (predicted == labels).all(axis=1).astype(np.float64)
+        metrics: dict[str, Metric] = {
+            "micro_f1": partial(of_sums, f1_of, over_labels),
             "macro_f1": partial(of_sums, macro_f1_of, counts),
-            "exact_match": partial(resampling.average, whole),
+            "exact_match": partial(resampling.average, exact),
         }
-        return {name: every[name] for name in task.metrics}
+        return {name: metrics[name] for name in task.metrics}
 
-    def labels_of(self, column: list[Any]) -> np.ndarray:
+    def labels_from_arrow(self, column: list[Any]) -> np.ndarray:
         return np.asarray(column, np.int8)
 
 
@@ -140,7 +143,7 @@ class Regression(TextKind):
     label_type, output_type = pa.float32(), pa.float32()
     metrics = ("pearson", "spearman")
 
-    def head(self, task: Task) -> dict[str, Any]:
+    def head_config(self, task: Task) -> dict[str, Any]:
         return {"num_labels": 1, "problem_type": "regression"}
 
     def loss(self, output: Any, targets: Targets) -> torch.Tensor:
@@ -151,12 +154,12 @@ class Regression(TextKind):
     def soft_loss(self, output: Any, targets: Targets, temperature: float) -> torch.Tensor:
         from torch.nn import functional
 
-        return functional.mse_loss(output.logits.float(), targets[TEACHER])
+        return functional.mse_loss(output.logits.float(), targets[TEACHER_LOGITS])
 
-    def shape(self, task: Task, length: int) -> tuple[int, ...]:
+    def output_shape(self, task: Task, length: int) -> tuple[int, ...]:
         return (1,)
 
-    def flat(self, outputs: np.ndarray) -> np.ndarray:
+    def to_stored(self, outputs: np.ndarray) -> np.ndarray:
         return outputs[:, 0]
 
     def decide(self, outputs: np.ndarray) -> np.ndarray:
@@ -165,16 +168,17 @@ class Regression(TextKind):
     def score(self, task: Task, answers: Answers) -> dict[str, float]:
         return {name: METRICS[name](answers.outputs, answers.labels) for name in task.metrics}
 
-    def resampled(self, task: Task, answers: Answers) -> Mapping[str, Metric]:
+    def weighted_metrics(self, task: Task, answers: Answers) -> Mapping[str, Metric]:
         return {
             name: partial(resampling.METRICS[name], answers.outputs, answers.labels) for name in task.metrics
         }
 
-    def labels_of(self, column: list[Any]) -> np.ndarray:
+    def labels_from_arrow(self, column: list[Any]) -> np.ndarray:
         return np.asarray(column, np.float32)
 
 
-def classes_of(task: Task) -> dict[str, Any]:
+def class_config(task: Task) -> dict[str, Any]:
+    """Returns the entries of a model's configuration that name the task's classes."""
     labels: Sequence[str] = task.labels
     return {
         "num_labels": len(labels),

@@ -1,7 +1,7 @@
-"""Token classification: a tag for every word, scored by whole entities.
+"""Token classification: every word gets a tag, and whole entities are scored.
 
-A word has the tag of its first token. Words beyond the model's length get the tag ``O``, so truncation costs
-score. Both the loss and the predictions leave the other tokens out.
+A word's tag is predicted at its first token; loss and predictions ignore its other tokens. Words that are cut
+off at the model's maximal length get the tag ``O``, so truncation lowers the score.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from evaluation.kinds.kind import TEACHER, Kind, Metric, Predict
-from evaluation.kinds.texts import classes_of
+from evaluation.kinds.base import TEACHER_LOGITS, Kind, Metric, Predict
+from evaluation.kinds.texts import class_config
 from evaluation.measures.answers import Answers
 from evaluation.measures.entities import entity_counts
 from evaluation.measures.metrics import f1_of, of_sums, precision_of, recall_of
@@ -27,25 +27,27 @@ if TYPE_CHECKING:
     from evaluation.finetuning.training import Encoded, Targets
 
 NO_LABEL = -100
+"""Label of tokens that the loss ignores."""
 OUTSIDE = "O"
+"""Tag of words outside every entity."""
 
 
 class Tokens(Kind):
     name = "tokens"
-    device = False
-    of_tokens = True
-    family = "AutoModelForTokenClassification"
+    exportable = False
+    per_token = True
+    auto_class = "AutoModelForTokenClassification"
     label_type, output_type = pa.list_(pa.int64()), pa.list_(pa.list_(pa.float32()))
     metrics = ("entity_f1", "entity_precision", "entity_recall")
 
-    def head(self, task: Task) -> dict[str, Any]:
-        return classes_of(task)
+    def head_config(self, task: Task) -> dict[str, Any]:
+        return class_config(task)
 
     def encode(self, tokenizer: Any, task: Task, split: Split, length: int) -> Encoded:
         from evaluation.finetuning.training import Encoded
 
         output = self._tokenize(tokenizer, split, length)
-        rows = [_first_tokens(words, offsets) for words, offsets in self._offsets(split, output)]
+        rows = [_first_tokens(words, offsets) for words, offsets in self._words_and_offsets(split, output)]
         targets = {}
         if split.labels is not None:
             width = max(map(len, output["input_ids"]))
@@ -59,7 +61,7 @@ class Tokens(Kind):
         texts = [" ".join(words) for words in split.texts]
         return tokenize(tokenizer, texts, truncation=True, max_length=length, return_offsets_mapping=True)
 
-    def _offsets(self, split: Split, output: Any) -> list[tuple[Sequence[str], np.ndarray]]:
+    def _words_and_offsets(self, split: Split, output: Any) -> list[tuple[Sequence[str], np.ndarray]]:
         offsets = [np.asarray(row, np.int64).reshape(-1, 2) for row in output["offset_mapping"]]
         return list(zip(split.texts, offsets, strict=True))
 
@@ -76,9 +78,9 @@ class Tokens(Kind):
 
         width = output.logits.shape[1]
         labelled = targets["label"][:, :width] != NO_LABEL
-        return kl(output.logits.float()[labelled], targets[TEACHER][:, :width][labelled], temperature)
+        return kl(output.logits.float()[labelled], targets[TEACHER_LOGITS][:, :width][labelled], temperature)
 
-    def shape(self, task: Task, length: int) -> tuple[int, ...]:
+    def output_shape(self, task: Task, length: int) -> tuple[int, ...]:
         return (length, len(task.labels))
 
     def answers(self, predict: Predict, tokenizer: Any, task: Task, split: Split, length: int) -> Answers:
@@ -86,7 +88,7 @@ class Tokens(Kind):
         output = self._tokenize(tokenizer, split, length)
         outside = task.labels.index(OUTSIDE)
         found = []
-        for (words, offsets), row in zip(self._offsets(split, output), logits, strict=True):
+        for (words, offsets), row in zip(self._words_and_offsets(split, output), logits, strict=True):
             firsts = _first_tokens(words, offsets)
             values = row[np.maximum(firsts, 0)].astype(np.float32)
             values[firsts < 0] = np.arange(len(task.labels)) == outside
@@ -96,30 +98,31 @@ class Tokens(Kind):
     def decide(self, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [row.argmax(axis=1) for row in outputs]
 
-    def resampled(self, task: Task, answers: Answers) -> Mapping[str, Metric]:
+    def weighted_metrics(self, task: Task, answers: Answers) -> Mapping[str, Metric]:
         names = np.asarray(task.labels)
         pairs = zip(self.decide(answers.outputs), answers.labels, strict=True)
-        counts = np.asarray([entity_counts(names[found], names[right]) for found, right in pairs], np.float64)
-        every = {"entity_f1": f1_of, "entity_precision": precision_of, "entity_recall": recall_of}
-        return {name: partial(of_sums, every[name], counts) for name in task.metrics}
+        counts = np.asarray([entity_counts(names[tags], names[gold]) for tags, gold in pairs], np.float64)
+        metrics = {"entity_f1": f1_of, "entity_precision": precision_of, "entity_recall": recall_of}
+        return {name: partial(of_sums, metrics[name], counts) for name in task.metrics}
 
-    def require_finite(self, outputs: Sequence[np.ndarray]) -> bool:
+    def all_finite(self, outputs: Sequence[np.ndarray]) -> bool:
         return all(np.isfinite(row).all() for row in outputs)
 
     def to_arrow(self, values: Sequence[np.ndarray]) -> list[Any]:
         return [list(row) for row in values]
 
-    def labels_of(self, column: list[Any]) -> list[np.ndarray]:
+    def labels_from_arrow(self, column: list[Any]) -> list[np.ndarray]:
         return [np.asarray(row, np.int64) for row in column]
 
-    def outputs_of(self, column: list[Any]) -> list[np.ndarray]:
+    def outputs_from_arrow(self, column: list[Any]) -> list[np.ndarray]:
         return [np.asarray(row, np.float32) for row in column]
 
 
 def _first_tokens(words: Sequence[str], offsets: np.ndarray) -> np.ndarray:
-    """The first token of each word, int64 [words]; -1 for a word that was cut off.
+    """Returns the position of each word's first token, int64 [words]; -1 for a word that was cut off.
 
-    offsets: int64 [L, 2], the characters of each token in the words joined by spaces; (0, 0): special.
+    ``offsets``: int64 [L, 2], first and last character + 1 of each token in the words joined by spaces;
+    (0, 0) for special tokens.
     """
     lengths = np.asarray([len(word) for word in words], np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])

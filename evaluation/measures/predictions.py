@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute, parquet
 
-from evaluation.kinds.table import kind_of
+from evaluation.kinds.registry import kind_of
 from evaluation.measures import intervals
 from evaluation.measures.answers import Answers, Predictions
 from evaluation.tasks.task import Task
@@ -43,7 +43,7 @@ __all__ = ["Answers", "Predictions"]
 def publish(path: str, task: Task, predictions: Predictions) -> str:
     """Writes the file atomically and returns its digest. Raises UserError if an output is not finite."""
     kind = kind_of(task)
-    if not all(kind.require_finite(answers.outputs) for answers in predictions.values()):
+    if not all(kind.all_finite(answers.outputs) for answers in predictions.values()):
         raise UserError(f"{path}: the model's outputs are not finite; lower evaluation.learning_rate")
     names = ("split", "example", "label", "output")
     types = (pa.string(), pa.string(), kind.label_type, kind.output_type)
@@ -72,8 +72,8 @@ def read(path: str, task: Task, digest: str, parts: list[str] | None = None) -> 
         rows = table.filter(compute.equal(table["split"], part))
         labels = rows["label"]
         predictions[part] = Answers(
-            None if labels.null_count else kind.labels_of(labels.to_pylist()),
-            kind.outputs_of(rows["output"].to_pylist()),
+            None if labels.null_count else kind.labels_from_arrow(labels.to_pylist()),
+            kind.outputs_from_arrow(rows["output"].to_pylist()),
             [str(example) for example in rows["example"].to_pylist()],
         )
     return predictions
@@ -108,7 +108,7 @@ def resampled_score(task: Task, predictions: Predictions) -> intervals.Scorer:
     metrics = [
         (part, metric)
         for part, answers in predictions.items()
-        for name, metric in kind_of(task).resampled(task, answers).items()
+        for name, metric in kind_of(task).weighted_metrics(task, answers).items()
         if name in task.main
     ]
     return lambda weights: np.mean([metric(weights[part]) for part, metric in metrics], axis=0)

@@ -62,7 +62,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from evaluation.devices.timed_rows import as_json, latency_part, latency_texts, measure_latency
+from evaluation.devices.latency_table import as_json, latency_part, latency_texts, measure_latency
 from evaluation.finetuning.scores import Plan, Results, estimates, macro, medians, read_answers
 from evaluation.models import body_parameters, weight_bytes
 from evaluation.recipe_rows import RANDOM, TEACHER, Rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from evaluation.finetuning.scores import Plan
-from evaluation.kinds.table import kind_of
+from evaluation.kinds.registry import kind_of
 from evaluation.tasks.task import Task
 
 NAMES = {
@@ -24,7 +24,7 @@ def results(plan: Plan) -> dict[str, dict[str, Any]]:
     """Returns path -> content of a file, for every model and task that is scored without fine-tuning."""
     contents = {}
     for job in plan.chosen:
-        if not kind_of(job.task).trained:
+        if not kind_of(job.task).fine_tuned:
             result = plan.done(job)
             revision = job.task.own.revision if job.task.own else None
             digest = plan.splits[job.task_name][job.task.scored_parts[0]].digest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evaluation.devices.exported import FLOAT32, INT8
+from evaluation.devices.export_files import FLOAT32, INT8
 from evaluation.recipe_rows import RANDOM, TEACHER
 from evaluation.report import detail_tables
 from evaluation.report.content import has_gap

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from evaluation.kinds.table import KINDS
+from evaluation.kinds.registry import KINDS
 from evaluation.tasks import examples
 from evaluation.tasks.beir import read_corpus, read_queries
 from evaluation.tasks.rows import TAGS, WORDS, Rows, format_of, hub_place, hub_rows, read_rows
@@ -62,7 +62,7 @@ def own_task(settings: TaskSettings, where: str) -> Task:
 
 def _parts(settings: TaskSettings) -> list[str]:
     """The splits; without a file of its own, dev is a part of train."""
-    if not KINDS[settings.kind or ""].trained:
+    if not KINDS[settings.kind or ""].fine_tuned:
         return ["test" if settings.test else "dev"]
     return ["train", "dev", *(["test"] if settings.test else [])]
 
@@ -94,7 +94,7 @@ def _require_consistent(settings: TaskSettings, where: str) -> None:
         example = "tags" if kind == "tokens" else "label"
         require(not needs_label or settings.label is not None, f"label: is required, for example {example}")
     require(kind not in _UNLABELLED or settings.label is None, f"label: {kind} has no column of labels")
-    if KINDS[kind].trained:
+    if KINDS[kind].fine_tuned:
         require(settings.train is not None, "train: is required, for example train: train.csv")
     else:
         require(settings.train is None, f"train: {kind} scores a model without training; give dev or test")
@@ -165,7 +165,7 @@ def _rows_of(task: Task, part: str) -> Rows:
     settings = task.own
     assert settings is not None
     rows = _read(settings, getattr(settings, part) or settings.train or "")
-    if part == "test" or settings.dev is not None or not KINDS[task.kind].trained:
+    if part == "test" or settings.dev is not None or not KINDS[task.kind].fine_tuned:
         return rows
     groups = rows.column(task.label) if task.kind == "classification" else [None] * len(rows)
     return rows.select(divide([str(group) for group in groups], settings)[part])

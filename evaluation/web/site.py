@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.devices.exported import INT8, source_digest
+from evaluation.devices.export_files import INT8, source_digest
 from infra.errors import UserError
 from infra.files import storage
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from evaluation.finetuning.finetune import device, score
 from evaluation.finetuning.training import Schedule, fit
-from evaluation.kinds.table import kind_of
+from evaluation.kinds.registry import kind_of
 from evaluation.measures.predictions import Answers, score_split, task_score
 from evaluation.models import Candidate, load_model, load_tokenizer
 from evaluation.tasks.catalogue import find_task

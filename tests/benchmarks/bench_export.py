@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from evaluation.devices.export import TOLERANCE, export_model, sample_inputs
-from evaluation.devices.exported import FLOAT32, INT8
+from evaluation.devices.export_files import FLOAT32, INT8
 from evaluation.devices.onnx_model import open_session, session_runner
 
 LENGTH, SENTENCES, REPEATS = 32, 10, 7

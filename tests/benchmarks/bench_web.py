@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.devices.exported import FLOAT32, INT8
+from evaluation.devices.export_files import FLOAT32, INT8
 from evaluation.devices.onnx_model import open_session
 from evaluation.main import main as evaluate
 from evaluation.measures.predictions import Answers, score_split

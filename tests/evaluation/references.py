@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.kinds.table import kind_of
+from evaluation.kinds.registry import kind_of
 from evaluation.measures.answers import Answers
 from evaluation.measures.metrics import answer_exact, answer_f1
 from evaluation.measures.predictions import score_split
@@ -47,7 +47,8 @@ def both(task: Task, answers: Answers) -> dict[str, float]:
     """The scores, which must also be those of resamples that hold every example once."""
     scores, weights = score_split(task, answers), np.ones((len(answers), 1))
     again = {
-        name: float(metric(weights)[0]) for name, metric in kind_of(task).resampled(task, answers).items()
+        name: float(metric(weights)[0])
+        for name, metric in kind_of(task).weighted_metrics(task, answers).items()
     }
     for name, value in scores.items():
         assert abs(again[name] - value) < 1e-7, (name, again[name], value)

@@ -15,8 +15,8 @@ from evaluation.finetuning.distillation import distilled
 from evaluation.finetuning.jobs import Job, Lesson, settings_of
 from evaluation.finetuning.scores import complete, prepare
 from evaluation.finetuning.training import Encoded
-from evaluation.kinds.kind import TEACHER, TOKENS
-from evaluation.kinds.table import kind_of
+from evaluation.kinds.base import TEACHER_LOGITS, TOKEN_COUNTS
+from evaluation.kinds.registry import kind_of
 from evaluation.models import Candidate, load_model, load_tokenizer
 from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.loading import load
@@ -43,14 +43,14 @@ def test_classification_loss_against_float64(temperature: float) -> None:
     task = find_task("MNLI")
     loss = distilled(task, temperature)(
         SimpleNamespace(logits=torch.tensor(student)),
-        {"label": torch.tensor(labels), TEACHER: torch.tensor(teacher, dtype=torch.float32)},
+        {"label": torch.tensor(labels), TEACHER_LOGITS: torch.tensor(teacher, dtype=torch.float32)},
     )
     assert float(loss) == pytest.approx(ce + temperature**2 * kl, rel=1e-5)
 
 
 def test_regression_loss_by_hand() -> None:
     task = find_task("STS-B")
-    targets = {"label": torch.tensor([1.0, 2.0]), TEACHER: torch.tensor([[2.0], [2.0]])}
+    targets = {"label": torch.tensor([1.0, 2.0]), TEACHER_LOGITS: torch.tensor([[2.0], [2.0]])}
     output = SimpleNamespace(logits=torch.tensor([[3.0], [2.0]]))
     # labels: (4 + 0) / 2, teacher: (1 + 0) / 2, at any temperature
     for temperature in (1.0, 4.0):
@@ -74,8 +74,8 @@ def test_span_loss_leaves_padding_out() -> None:
     task = find_task("SQuAD")
     output = SimpleNamespace(start_logits=torch.tensor(student[0]), end_logits=torch.tensor(student[1]))
     targets = labels | {
-        TEACHER: torch.tensor(teacher, dtype=torch.float32),
-        TOKENS: torch.tensor(lengths),
+        TEACHER_LOGITS: torch.tensor(teacher, dtype=torch.float32),
+        TOKEN_COUNTS: torch.tensor(lengths),
     }
     assert float(distilled(task, temperature)(output, targets)) == pytest.approx(expected, rel=1e-5)
 

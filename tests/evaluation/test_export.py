@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.devices import export
-from evaluation.devices.exported import FLOAT32, INT8
+from evaluation.devices.export_files import FLOAT32, INT8
 from evaluation.devices.onnx_model import OnnxModel, open_session, run_session
 from evaluation.devices.quantisation import pack_rows, quantise_rows
 from evaluation.finetuning import finetune
 from evaluation.finetuning.finetune import save
 from evaluation.finetuning.training import predict
-from evaluation.kinds.table import KINDS
+from evaluation.kinds.registry import KINDS
 from evaluation.main import main
 from evaluation.models import Candidate, load_model, load_tokenizer
 from evaluation.tasks import squad
@@ -75,7 +75,7 @@ def test_onnx_equals_torch(
     assert summary["difference"]["float32"] <= export.TOLERANCE
     assert 0 < summary["difference"]["int8"] < 0.5
     # at a batch size and length that neither the export nor its own comparison saw, mask included
-    model = export.load_finished(directory)
+    model = export.load_for_export(directory)
     inputs = export.sample_inputs(model.config, (5, 11))
     with torch.inference_mode():
         output = model(**{name: torch.from_numpy(inputs[name]) for name in summary["inputs"]})
@@ -206,7 +206,7 @@ def test_scores_of_an_exported_model(classifier: str, exported: Path, toy_data: 
     split = load(task, "dev", toy_data)
     model = OnnxModel(open_session(str(exported / FLOAT32)))
     ours = finetune.score(model, tokenizer, task, split, 16, "float32")
-    assert ours == finetune.score(export.load_finished(classifier), tokenizer, task, split, 16, "float32")
+    assert ours == finetune.score(export.load_for_export(classifier), tokenizer, task, split, 16, "float32")
 
 
 def example(root: Path, name: str, *arguments: str) -> str:
@@ -218,7 +218,7 @@ def example(root: Path, name: str, *arguments: str) -> str:
 
 
 def test_a_device_without_torch_classifies(exported: Path, classifier: str, root_dir: Path) -> None:
-    model, tokenizer = export.load_finished(classifier), load_tokenizer(classifier)
+    model, tokenizer = export.load_for_export(classifier), load_tokenizer(classifier)
     with torch.inference_mode():
         shares = model(**tokenizer("the film is bright", return_tensors="pt")).logits[0].softmax(-1)
     lines = example(root_dir, "classify_on_device.py", str(exported), "the film is bright").splitlines()
@@ -248,7 +248,9 @@ def test_a_device_without_torch_answers_as_evaluation_does(
         asked = squad.Question("", question, context, ("",), (0,))
         windows = squad.encode(tokenizer, [asked], 384)
         assert (len(windows.question) > 1) == (context is long)
-        logits = predict(model, windows.encoded, 1, "float32", tokenizer.pad_token_id, KINDS["spans"].read)
+        logits = predict(
+            model, windows.encoded, 1, "float32", tokenizer.pad_token_id, KINDS["spans"].select_outputs
+        )
         (expected,) = squad.best_answers(windows, logits, [asked])
         lines = example(root_dir, "answer_on_device.py", out, question, context).splitlines()
         assert lines[0].partition("\t")[2] == expected

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from evaluation.devices import export, latency
-from evaluation.devices.exported import FLOAT32
+from evaluation.devices.export_files import FLOAT32
+from evaluation.devices.latency_table import measure_latency
 from evaluation.devices.onnx_model import open_session, run_session
-from evaluation.devices.timed_rows import measure_latency
 from evaluation.finetuning.finetune import save
 from evaluation.main import main
 from evaluation.models import Candidate, load_model, load_tokenizer
@@ -91,7 +91,7 @@ def test_a_device_takes_pairs_and_long_texts(
 
 
 def test_segment_ids_reach_latency_and_the_graph_as_zeros(pair_classifier: str, tmp_path: Path) -> None:
-    model = export.load_finished(pair_classifier).requires_grad_(False)
+    model = export.load_for_export(pair_classifier).requires_grad_(False)
     tokenizer = load_tokenizer(pair_classifier)
     (inputs,) = latency.batches(tokenizer, [("the film is bright", "a dull day")], 1, LENGTH)
     assert set(inputs["token_type_ids"][0]) == {0, 1}

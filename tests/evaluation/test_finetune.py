@@ -17,7 +17,7 @@ from evaluation.finetuning import finetune, training
 from evaluation.finetuning.jobs import Job, load_splits, median_seed, settings_of
 from evaluation.finetuning.scores import complete, medians, prepare
 from evaluation.finetuning.training import Encoded, Schedule, bucketed_batches
-from evaluation.kinds.table import kind_of
+from evaluation.kinds.registry import kind_of
 from evaluation.measures import predictions
 from evaluation.models import Candidate, load_model, load_tokenizer
 from evaluation.tasks.catalogue import find_task

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.devices.export import load_finished
+from evaluation.devices.export import load_for_export
 from evaluation.devices.trimming import trim
 from evaluation.models import load_tokenizer
 from infra.errors import UserError
@@ -24,11 +24,11 @@ def texts() -> list[str]:
 
 
 def test_frequent_tokens_keep_their_embeddings_and_answers(tmp_path: Path) -> None:
-    before, model = load_tokenizer(TEACHER), load_finished(TEACHER)
+    before, model = load_tokenizer(TEACHER), load_for_export(TEACHER)
     single = sum(len(token.removeprefix("##")) == 1 for token in before.get_vocab())
     size = single + 5 + 40
     trim(TEACHER, texts(), size, str(tmp_path))
-    after, trimmed = load_tokenizer(str(tmp_path)), load_finished(str(tmp_path))
+    after, trimmed = load_tokenizer(str(tmp_path)), load_for_export(str(tmp_path))
     assert trimmed.config.vocab_size == size == len(after.get_vocab())
     assert len(trimmed.get_input_embeddings().weight) == size
     assert trimmed.config.pad_token_id == after.pad_token_id == after.get_vocab()["[PAD]"]
@@ -69,7 +69,7 @@ def test_control_tokens_get_their_new_ids_everywhere(tmp_path: Path) -> None:
                    intermediate_size=8, pad_token_id=vocabulary.index("[PAD]"))
     ).save_pretrained(source)  # fmt: skip
     trim(source, ["cab"], len(vocabulary) - 2, target)
-    after, config = load_tokenizer(target), load_finished(target).config
+    after, config = load_tokenizer(target), load_for_export(target).config
     row = after("cab", "bba ?", padding="max_length", max_length=9)["input_ids"]
     words = ["[CLS]", "cab", "[SEP]", "b", "##b", "##a", "[UNK]", "[SEP]", "[PAD]"]
     assert after.convert_ids_to_tokens(row) == words

@@ -1,9 +1,9 @@
-"""All kinds of task, by name."""
+"""The registry of task kinds: name -> the object that implements the kind (docs/extending.md)."""
 
 from __future__ import annotations
 
+from evaluation.kinds.base import Kind
 from evaluation.kinds.embeddings import Retrieval, Similarity
-from evaluation.kinds.kind import Kind
 from evaluation.kinds.spans import Spans
 from evaluation.kinds.texts import Classification, MultiLabel, Regression
 from evaluation.kinds.tokens import Tokens
@@ -18,4 +18,5 @@ KINDS: dict[str, Kind] = {
 
 
 def kind_of(task: Task) -> Kind:
+    """Returns the object that implements the task's kind."""
     return KINDS[task.kind]

@@ -1,4 +1,4 @@
-"""The names of an exported model's files, and a check that they are complete. Imports no torch."""
+"""File names of an exported model, and a check that an export is complete. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SUMMARY = "export.json"
 
 
 def finished(directory: str, output: str, embedding_bits: int = 8) -> dict[str, Any] | None:
-    """Content of export.json if ``output`` holds a complete export of the model ``directory``, else None."""
+    """Returns the content of export.json if ``output`` is a complete export of ``directory``, else None."""
     path = storage.join(output, SUMMARY)
     if not storage.exists(path):
         return None
@@ -26,13 +26,13 @@ def finished(directory: str, output: str, embedding_bits: int = 8) -> dict[str, 
     if summary.get("embedding_bits") != embedding_bits:
         return None
     sizes = summary.get("bytes", {})
-    there = all(
+    complete = all(
         storage.exists(storage.join(output, file)) and storage.size(storage.join(output, file)) == size
         for file, size in sizes.items()
     )
-    return summary if there and storage.exists(storage.join(output, "tokenizer.json")) else None
+    return summary if complete and storage.exists(storage.join(output, "tokenizer.json")) else None
 
 
 def source_digest(directory: str) -> str:
-    """Of the model that an export is made of."""
+    """Returns the digest of the model directory that is exported (export.json: source)."""
     return Candidate("model", directory).digest()

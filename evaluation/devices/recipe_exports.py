@@ -1,0 +1,89 @@
+"""Exports a student's fine-tuned models to ONNX, and scores the int8 files on each task's scored splits."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evaluation.devices.export import export
+from evaluation.devices.export_files import INT8
+from evaluation.devices.onnx_model import OnnxModel, open_session
+from evaluation.finetuning import finetune
+from evaluation.finetuning.jobs import MODEL, Job, median_seed
+from evaluation.kinds.registry import kind_of
+from evaluation.measures import predictions
+from evaluation.models import load_tokenizer
+from evaluation.tasks.task import Split
+from infra import console
+from infra.files import storage
+
+PREDICTIONS = "int8.predictions.parquet"
+"""Name of the file with the int8 model's predictions, from which its score is computed."""
+
+
+def export_all(
+    jobs: Sequence[Job],
+    splits: Mapping[str, Mapping[str, Split]],
+    results: Mapping[str, list[dict[str, Any]]],
+    directory: str,
+) -> dict[str, dict[str, Any]]:
+    """Exports one student's kept model of every task to ``directory/<task>``; skips kinds without export.
+
+    Returns task -> entry of ``report.json: devices.<student>`` (``export_task``). ``jobs``: the student's
+    chosen jobs. ``results``: task -> content of its score files, one per seed.
+    """
+    entries = {}
+    job_of = {job.task_name: job for job in reversed(jobs) if kind_of(job.task).exportable}
+    with console.progress(len(job_of), "tasks", "export") as shown:
+        for task_name in (name for name in results if name in job_of):
+            job = job_of[task_name]
+            entries[task_name] = export_task(job, splits[task_name], results[task_name], directory)
+            shown.advance(1)
+    return entries
+
+
+def export_task(
+    job: Job, splits: Mapping[str, Split], results: list[dict[str, Any]], directory: str
+) -> dict[str, Any]:
+    """Exports the median seed's model of one task; publishes and scores the int8 file's predictions.
+
+    Returns four keys of export.json, and ``seed``, ``score`` (torch), ``int8_score``, ``int8_metrics`` and
+    ``int8_lost``, which is ``score - int8_score``. Scores are fractions.
+    """
+    source, target = storage.join(job.task_directory, MODEL), storage.join(directory, job.task_name)
+    seed = median_seed(results)
+    score = next(float(result["score"]) for result in results if result["seed"] == seed)
+    with tempfile.TemporaryDirectory() as draft:
+        model_directory = _local(source, os.path.join(draft, "model"))
+        summary = export(model_directory, target)
+        export_directory = _local(target, os.path.join(draft, "export"))
+        session = open_session(os.path.join(export_directory, INT8), job.settings.latency_threads)
+        model, tokenizer = OnnxModel(session), load_tokenizer(model_directory)
+        answers = {
+            part: finetune.answers(
+                model, tokenizer, job.task, splits[part], job.setting.max_length, "float32"
+            )
+            for part in job.task.scored_parts
+        }
+    predictions.publish(storage.join(target, PREDICTIONS), job.task, answers)
+    metrics = predictions.score(job.task, answers)
+    int8_score = predictions.task_score(job.task, metrics)
+    kept = {key: summary[key] for key in ("kind", "bytes", "int8_size_ratio", "difference")}
+    return kept | {
+        "seed": seed,
+        "score": score,
+        "int8_score": int8_score,
+        "int8_lost": score - int8_score,
+        "int8_metrics": metrics,
+    }
+
+
+def _local(directory: str, copy: str) -> str:
+    """Returns a local directory: ``directory`` itself, or, if it is remote, ``copy`` with its files."""
+    if not storage.is_remote(directory):
+        return directory
+    for name in storage.list_names(directory):
+        storage.publish_bytes(os.path.join(copy, name), storage.read_bytes(storage.join(directory, name)))
+    return copy
