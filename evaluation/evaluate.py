@@ -37,7 +37,7 @@ def evaluated(recipe: Recipe, rows: Rows, plan: Plan, submitted: Sequence[str] =
     directory = recipe.evaluation_dir
     key = _key(plan, rows, recipe)
     content = _complete_report(plan, directory, key)
-    if content is None or plan.left:
+    if content is None or plan.unfinished:
         recipe.save(directory)
         with tracking.start_run(recipe, "evaluation") as run:
             content = _evaluate(recipe, rows, plan, key, submitted, run)

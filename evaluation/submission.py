@@ -21,9 +21,9 @@ def write_submission(plan: Plan, candidate: str, target: str) -> list[str]:
     files = {}
     for task in plan.tasks.values():
         jobs = [job for job in plan.chosen if (job.candidate.name, job.task_name) == (candidate, task.name)]
-        seed = median_seed([plan.done(job) for job in jobs])
+        seed = median_seed([plan.result_of(job) for job in jobs])
         job = next(job for job in jobs if job.seed == seed)
-        result = plan.done(job)
+        result = plan.result_of(job)
         parts = result.get("test_splits", [])
         found = predictions.read(job.predictions_path, task, result["predictions"], parts)
         for part, answers in found.items():

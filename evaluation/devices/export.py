@@ -162,10 +162,10 @@ class _Positional(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, inputs: list[str], outputs: list[str]) -> None:
         super().__init__()
         self.model, self.inputs, self.outputs = model, inputs, outputs
-        self.pick = inputs_of(model)
+        self.select_inputs = inputs_of(model)
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        output = self.model(**self.pick(dict(zip(self.inputs, tensors, strict=True))))
+        output = self.model(**self.select_inputs(dict(zip(self.inputs, tensors, strict=True))))
         return tuple(getattr(output, name) for name in self.outputs)
 
 

@@ -44,10 +44,10 @@ class Latency:
 
 def torch_runner(model: torch.nn.Module, device: str = "cpu") -> Runner:
     """Returns a function that runs a torch model's forward pass; on a GPU it waits for the result."""
-    model, pick = model.eval().to(device), inputs_of(model)
+    model, select_inputs = model.eval().to(device), inputs_of(model)
 
     def run(inputs: Inputs) -> object:
-        tensors = {name: torch.from_numpy(array).to(device) for name, array in pick(inputs).items()}
+        tensors = {name: torch.from_numpy(array).to(device) for name, array in select_inputs(inputs).items()}
         return model(**tensors).logits.cpu()
 
     return run

@@ -66,7 +66,7 @@ class OnnxModel(torch.nn.Module):
 
 
 def _batch(name: str, rows: list[np.ndarray], length: int) -> torch.Tensor:
-    """Stacks one output of all rows: logits to [B, C]; others, [L, ...] per row, padded to [B, length, ...]."""
+    """Stacks one output of all rows to [B, C] (logits) or, with padding, [B, length, ...] (per token)."""
     if name == "logits":
         return torch.from_numpy(np.stack(rows))
     batch = np.zeros((len(rows), length, *rows[0].shape[1:]), np.float32)

@@ -63,7 +63,7 @@ def export_task(
         model, tokenizer = OnnxModel(session), load_tokenizer(model_directory)
         answers = {
             part: finetune.answers(
-                model, tokenizer, job.task, splits[part], job.setting.max_length, "float32"
+                model, tokenizer, job.task, splits[part], job.hyper_parameters.max_length, "float32"
             )
             for part in job.task.scored_parts
         }

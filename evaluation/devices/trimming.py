@@ -84,7 +84,7 @@ def kept_ids(tokenizer: Any, content: dict[str, Any], occurrences: Counter[int],
 
 
 def _renumber(content: dict[str, Any], new: dict[int, int]) -> None:
-    """Replaces, in place, the ids of control tokens in tokenizer.json's content. ``new``: old id -> new id."""
+    """Replaces, in place, control tokens' ids in tokenizer.json's content. ``new``: old id -> new id."""
     for token in content["added_tokens"]:
         token["id"] = new[token["id"]]
     processor = content["post_processor"] or {}

@@ -1,16 +1,17 @@
-"""The second distillation: a student fine-tuned on a fine-tuned teacher's outputs beside the labels.
+"""The loss of a second distillation: a student is fine-tuned on labels and on a fine-tuned teacher's outputs.
 
-    classification  CE(labels) + T^2 KL(p_T || q_T)
-    spans           the same of start and end, the mean of the two
-    regression      (label - q)^2 + (teacher's value - q)^2, without T
+    classification  CE(labels, q) + T^2 KL(p_T || q_T)
+    spans           the same loss for start and end positions; their mean
+    regression      (label - q)^2 + (p - q)^2, without T
 
+Here p is the teacher's output and q the student's; p_T and q_T are softmax distributions at temperature T.
 This is DistilBERT's "another step of distillation during the adaptation phase" (arXiv 1910.01108, section 3).
 As in its code, both terms have the same weight (run_squad_w_distillation.py of
-transformers-research-projects: 0.5 and 0.5 at T = 2). The factor T^2 keeps their gradients comparable (Hinton
-et al. 2015, arXiv 1503.02531, section 2). The regression's term is the KL between two Gaussians of the same
-fixed width, up to a factor.
+transformers-research-projects: 0.5 and 0.5 at T = 2). The factor T^2 keeps the gradients of both terms
+comparable (Hinton et al. 2015, arXiv 1503.02531, section 2). For regression the second term is, up to a
+factor, the KL between two Gaussians of the same fixed variance.
 
-The other kinds' terms are beside their losses on labels, in ``evaluation.kinds``.
+``soft_loss`` in ``evaluation.kinds`` computes the second term of every kind.
 
 Axes: B batch, C classes.
 """
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from evaluation.finetuning.jobs import Lesson
+from evaluation.finetuning.jobs import SoftLabels
 from evaluation.finetuning.teacher_outputs import read_outputs
 from evaluation.finetuning.training import Encoded, Loss, Targets
 from evaluation.kinds.base import TEACHER_LOGITS, TOKEN_COUNTS
@@ -32,15 +33,18 @@ from evaluation.kinds.registry import kind_of
 from evaluation.tasks.task import Split, Task
 
 
-def add_outputs(data: Encoded, task: Task, train: Split, lesson: Lesson, dtype: str) -> Encoded:
-    """``data`` with the stored outputs as targets. UserError where they are damaged or of other rows."""
-    logits = read_outputs(task, train, data, lesson, dtype)
+def add_outputs(data: Encoded, task: Task, train: Split, soft_labels: SoftLabels, dtype: str) -> Encoded:
+    """Returns ``data`` with the teacher's stored outputs as further targets.
+
+    Raises UserError if they are missing, damaged, or belong to other rows.
+    """
+    logits = read_outputs(task, train, data, soft_labels, dtype)
     targets = data.targets | {TEACHER_LOGITS: logits, TOKEN_COUNTS: data.lengths().astype(np.int64)}
     return dataclasses.replace(data, targets=targets)
 
 
-def distilled(task: Task, temperature: float) -> Loss:
-    """The loss of the module's docstring, a mean over rows."""
+def distillation_loss(task: Task, temperature: float) -> Loss:
+    """Returns the loss function of the module's docstring, a mean over rows."""
     kind = kind_of(task)
 
     def loss(output: Any, targets: Targets) -> torch.Tensor:
@@ -50,6 +54,6 @@ def distilled(task: Task, temperature: float) -> Loss:
 
 
 def kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits [B, C], the mean over B."""
+    """Returns T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits [B, C], the mean over B."""
     p, q = (functional.log_softmax(logits / temperature, dim=-1) for logits in (teacher, student))
     return temperature**2 * functional.kl_div(q, p, reduction="batchmean", log_target=True)

@@ -1,5 +1,4 @@
-"""One fine-tuning run: from a job to predictions and a score file, which marks the job as done (see
-``jobs``)."""
+"""Runs one job: fine-tunes a model and publishes its predictions and its score file (see ``jobs``)."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from evaluation.finetuning import distillation
-from evaluation.finetuning.jobs import Job, answered, scores_of
+from evaluation.finetuning.jobs import Job, predicted_parts, scores_of
 from evaluation.finetuning.training import Encoded, Fit, Loss, Schedule, fit, predict
 from evaluation.kinds.registry import kind_of
 from evaluation.measures import predictions
@@ -23,29 +22,33 @@ from evaluation.tasks.task import Split, Task
 from infra.files import storage
 
 PREDICT_SIZE = 64
-"""Rows of a batch of predictions."""
+"""Batch size of predictions."""
 PREDICT_SIZES = {"spans": 32}
-"""The same of kinds with long rows."""
+"""Kind of task -> batch size of predictions, for kinds with long rows."""
 
 
 def run(
     job: Job, splits: dict[str, Split], advance: Callable[[int], None] = lambda rows: None
 ) -> dict[str, Any]:
-    """Fine-tune, publish predictions, then the score file. ``advance`` gets the rows of every step."""
+    """Fine-tunes the job's model, publishes predictions, then the score file; returns the latter's content.
+
+    ``advance`` is called with the number of rows after every step. Raises UserError if the loss or an output
+    is not finite, or if the model does not fit the tokenizer or the row length.
+    """
     started = time.perf_counter()
     task, settings = job.task, job.settings
     tokenizer = load_tokenizer(job.candidate.directory)
     model = load_model(job.candidate, task, job.seed).to(device())
-    length = job.setting.max_length
+    length = job.hyper_parameters.max_length
     require_fit(job.candidate.directory, model.config, tokenizer, length)
     fitted = _train(job, model, tokenizer, splits["train"], advance) if kind_of(task).fine_tuned else None
-    parts = {part: splits[part] for part in answered(task)}
+    parts = {part: splits[part] for part in predicted_parts(task)}
     if job.predict_test:
         parts |= {part: load(task, part, settings.data) for part in _test_parts(job)}
-    found = {
+    predicted = {
         part: answers(model, tokenizer, task, split, length, settings.dtype) for part, split in parts.items()
     }
-    result = _result(job, splits, fitted, found) | {"seconds": round(time.perf_counter() - started, 3)}
+    result = _result(job, splits, fitted, predicted) | {"seconds": round(time.perf_counter() - started, 3)}
     if job.keep_model:
         save(model, tokenizer, job.model_directory)
     storage.publish_json(job.path, result)
@@ -53,52 +56,52 @@ def run(
 
 
 def _train(job: Job, model: Any, tokenizer: Any, train: Split, advance: Callable[[int], None]) -> Fit:
-    """Fine-tune in place, with labels or as a second distillation."""
+    """Fine-tunes ``model`` in place, on labels, or on labels and the job's soft labels."""
     task, settings, kind = job.task, job.settings, kind_of(job.task)
     if task.kind == "regression":
         start_at_mean(model, train.labels)
-    data = kind.encode(tokenizer, task, train, job.setting.max_length)
+    data = kind.encode(tokenizer, task, train, job.hyper_parameters.max_length)
     loss: Loss = kind.loss
-    if job.lesson is not None:
-        data = distillation.add_outputs(data, task, train, job.lesson, settings.dtype)
-        loss = distillation.distilled(task, settings.distillation_temperature)
+    if job.soft_labels is not None:
+        data = distillation.add_outputs(data, task, train, job.soft_labels, settings.dtype)
+        loss = distillation.distillation_loss(task, settings.distillation_temperature)
     return fit(model, data, loss, schedule(job), job.seed, tokenizer.pad_token_id, advance)
 
 
 def _test_parts(job: Job) -> list[str]:
-    """The test parts without labels whose official file is there."""
+    """Returns the unlabelled test splits whose official files exist."""
     return [part for part in job.task.test_parts if has_part(job.task, part, job.settings.data)]
 
 
 def schedule(job: Job) -> Schedule:
-    setting = job.setting
+    chosen = job.hyper_parameters
     return Schedule(
-        setting.epochs,
-        setting.batch_size,
-        setting.learning_rate,
+        chosen.epochs,
+        chosen.batch_size,
+        chosen.learning_rate,
         job.settings.dtype,
-        max_steps=setting.max_steps,
+        max_steps=chosen.max_steps,
     )
 
 
 def _result(
-    job: Job, splits: dict[str, Split], fitted: Fit | None, found: predictions.Predictions
+    job: Job, splits: dict[str, Split], fitted: Fit | None, predicted: predictions.Predictions
 ) -> dict[str, Any]:
-    """Publishes the predictions; the content of the score file."""
-    labelled = {part: found[part] for part in answered(job.task)}
+    """Publishes the predictions; returns the content of the score file."""
+    labelled = {part: predicted[part] for part in predicted_parts(job.task)}
     result = {
         "key": job.key(splits),
         "candidate": job.candidate.name,
         "task": job.task_name,
-        "setting": asdict(job.setting),
+        "setting": asdict(job.hyper_parameters),
         "seed": job.seed,
         **scores_of(job.task, labelled),
-        "predictions": predictions.publish(job.predictions_path, job.task, found),
+        "predictions": predictions.publish(job.predictions_path, job.task, predicted),
         "train": None,
         "notes": [note for split in splits.values() for note in split.notes],
     }
     if job.predict_test:
-        result["test_splits"] = [part for part in found if part not in labelled]
+        result["test_splits"] = [part for part in predicted if part not in labelled]
     if fitted is not None:
         result["train"] = {
             "rows": fitted.rows,
@@ -113,9 +116,9 @@ def _result(
 
 
 def start_at_mean(model: torch.nn.Module, labels: np.ndarray) -> None:
-    """Sets a regression head's bias to the mean label, so that no training steps are spent on learning it.
+    """Sets the bias of a regression head to the mean label.
 
-    In a few hundred steps a small model may otherwise learn little but the mean.
+    Otherwise a small model may learn little more than the mean in a few hundred steps.
     """
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     for head in [module for module in linear if module.out_features == 1 and module.bias is not None][-1:]:
@@ -129,7 +132,7 @@ def device() -> torch.device:
 def answers(
     model: torch.nn.Module, tokenizer: Any, task: Task, split: Split, length: int, dtype: str
 ) -> Answers:
-    """The model's outputs on a split, with its labels where it has any."""
+    """Returns the model's outputs on a split, with the split's labels, if any."""
     kind, pad_id = kind_of(task), tokenizer.pad_token_id
     size = PREDICT_SIZES.get(task.kind, PREDICT_SIZE)
 
@@ -142,12 +145,12 @@ def answers(
 def score(
     model: torch.nn.Module, tokenizer: Any, task: Task, split: Split, length: int, dtype: str
 ) -> dict[str, float]:
-    """The task's metrics on a labelled split."""
+    """Returns the task's metrics on a labelled split, as fractions."""
     return predictions.score_split(task, answers(model, tokenizer, task, split, length, dtype))
 
 
 def save(model: Any, tokenizer: Any, directory: str) -> None:
-    """Saves the model under a temporary name and publishes config.json last, which marks a complete model."""
+    """Saves model and tokenizer in ``directory``, config.json last, because it marks a complete model."""
     import os
     import tempfile
 

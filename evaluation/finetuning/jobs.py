@@ -1,10 +1,11 @@
-"""The jobs of an evaluation: one for each candidate, task, setting and seed. A score file marks it as done.
+"""The jobs of an evaluation: one fine-tuning run per candidate, task, point of the grid, and seed.
 
-A score file ``<scores>/<candidate>/<task>/seed-<n>.json`` (of a grid ``<task>/<setting>/seed-<n>.json``)
-holds under ``key`` everything on which its numbers depend, so a job runs again after a change of settings,
-dataset or model. ``predictions`` is the digest of the file from which its numbers are computed
-(``evaluation.measures.predictions``). Without that file the job runs again. Imports no torch, so that a
-finished evaluation is recognised in a fraction of a second.
+A job is done when its score file exists: ``<scores>/<candidate>/<task>/seed-<n>.json``, or, if the task has a
+grid, ``<scores>/<candidate>/<task>/<grid folder>/seed-<n>.json``. Its entry ``key`` holds everything on which
+the scores depend, so a job runs again after a change of settings, dataset or model. Its entry ``predictions``
+is the digest of the predictions from which the scores are computed (``evaluation.measures.predictions``);
+without that file the job runs again. This module imports no torch, so that a finished evaluation is
+recognised in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -25,31 +26,29 @@ from infra.files import storage
 from infra.settings.sections import Evaluation, grid_values
 
 CODE = 2
-"""Version of the code that decides predictions. A change of them raises it, so that scores are made again."""
+"""Version of the code that computes predictions. Increase it if they change; every job then runs again."""
 WARM_UP = 0.06
-"""Share of a run's steps in which the learning rate grows."""
+"""Fraction of a run's steps in which the learning rate grows."""
 LIBRARIES = ("torch", "transformers", "tokenizers")
-"""Packages whose versions decide predictions."""
+"""Packages on whose versions predictions depend."""
 MODEL = "model"
-"""Folder of the fine-tuned model beside its score files, where it is kept."""
+"""Name of the folder, beside the score files, of the fine-tuned model that is kept."""
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """A fine-tuned teacher's outputs on the task's training set, see ``teacher_pass``."""
+class SoftLabels:
+    """A fine-tuned teacher's outputs on a task's training set, stored by ``teacher_outputs``."""
 
     model: str
     """Directory of the fine-tuned teacher."""
     outputs: str
-    """Path of its outputs, without an ending."""
+    """Path of the files with the teacher's outputs, without their endings."""
     digest: str
-    """Of everything that the outputs depend on."""
+    """Digest of everything on which the outputs depend."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """The hyper-parameters of a run."""
-
+class HyperParameters:
     epochs: float
     learning_rate: float
     batch_size: int
@@ -58,12 +57,14 @@ class Setting:
 
 
 GRID = ("epochs", "learning_rate", "batch_size")
+"""Settings that may be lists of values; all combinations of the values are the grid."""
 
 
-def settings_of(task: Task, settings: Evaluation) -> list[Setting]:
-    """Every setting of the task's grid, one where nothing is a list. The task's own come before the recipe's.
+def grid_points(task: Task, settings: Evaluation) -> list[HyperParameters]:
+    """Returns the points of the task's grid; only one if no setting is a list, or if nothing is trained.
 
-    The grid does not depend on the model, so that no model is searched longer than another.
+    A setting of the task takes precedence over the same setting in ``evaluation``. The grid is the same for
+    every model, so that no model is tuned more than another.
     """
 
     def value(name: str) -> Any:
@@ -71,47 +72,47 @@ def settings_of(task: Task, settings: Evaluation) -> list[Setting]:
         return getattr(settings, name) if own is None else own
 
     points = product(*(grid_values(value(name)) for name in GRID))
-    found = [
-        Setting(
+    grid = [
+        HyperParameters(
             **dict(zip(GRID, point, strict=True)),
             max_steps=value("max_steps"),
             max_length=task.max_length or settings.max_length,
         )
         for point in points
     ]
-    return found if kind_of(task).fine_tuned else found[:1]
+    return grid if kind_of(task).fine_tuned else grid[:1]
 
 
 def seeds_of(task: Task, settings: Evaluation) -> tuple[int, ...]:
-    """All seeds; the first one where nothing is trained."""
+    """Returns all seeds, or only the first if nothing is trained."""
     return settings.seeds if kind_of(task).fine_tuned else settings.seeds[:1]
 
 
-def setting_names(points: Sequence[Setting]) -> list[str]:
-    """Folder names of a grid's settings: what differs between them; "" for the only one."""
+def grid_folders(points: Sequence[HyperParameters]) -> list[str]:
+    """Returns a folder name per point of a grid, made of the values that vary; "" if there is one point."""
     varied = [name for name in GRID if len({getattr(point, name) for point in points}) > 1]
     return ["_".join(f"{name}-{getattr(point, name):g}" for name in varied) for point in points]
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One run. Everything in it can be sent to another process."""
+    """One fine-tuning run. It can be sent to another process."""
 
     candidate: Candidate
     digest: str
-    """``candidate.digest()``, taken once for all jobs of a candidate."""
+    """``candidate.digest()``, computed once for all jobs of a candidate."""
     task: Task
     seed: int
     settings: Evaluation
-    setting: Setting
+    hyper_parameters: HyperParameters
     scores: str
     """Directory of all score files."""
     keep_model: bool = False
     predict_test: bool = False
-    lesson: Lesson | None = None
-    """The teacher's outputs of a second distillation; None for plain fine-tuning."""
+    soft_labels: SoftLabels | None = None
+    """The teacher's outputs for a second distillation; None for plain fine-tuning."""
     folder: str = ""
-    """Of the setting, in a grid."""
+    """Folder name of the point of the grid; "" if the grid has one point."""
 
     @property
     def task_name(self) -> str:
@@ -142,19 +143,20 @@ class Job:
         return storage.join(self.directory, f"seed-{self.seed}-{MODEL}")
 
     def key(self, splits: dict[str, Split]) -> dict[str, Any]:
+        """Returns everything on which the job's scores depend, as JSON values."""
         settings = self.settings
         more: dict[str, Any] = {}
-        if self.lesson is not None:
-            more["teacher"] = self.lesson.digest
+        if self.soft_labels is not None:
+            more["teacher"] = self.soft_labels.digest
             more["temperature"] = settings.distillation_temperature
         if self.task.own is not None:
             more["task"] = [self.task.kind, *self.task.labels]
-        setting = asdict(self.setting)
+        used = asdict(self.hyper_parameters)
         if not kind_of(self.task).fine_tuned:
-            setting = {"max_length": self.setting.max_length, "pooling": self.task.pooling}
+            used = {"max_length": self.hyper_parameters.max_length, "pooling": self.task.pooling}
         return (
             more
-            | setting
+            | used
             | {
                 "model": self.digest,
                 "random_weights": self.candidate.random_weights,
@@ -168,22 +170,26 @@ class Job:
 
 
 Work = tuple[Job, dict[str, Split]]
-"""A job and the parts of its task."""
+"""A job, and name -> split of its task."""
 
 
 def load_splits(task: Task, data: str | None) -> dict[str, Split]:
-    """The parts of a task on which a model is trained, chosen and scored."""
+    """Returns name -> split for the splits of a task on which a model is trained, chosen and scored."""
     train = ["train"] if kind_of(task).fine_tuned else []
-    return {part: load(task, part, data) for part in dict.fromkeys([*train, *answered(task)])}
+    return {part: load(task, part, data) for part in dict.fromkeys([*train, *predicted_parts(task)])}
 
 
-def answered(task: Task) -> list[str]:
-    """The labelled parts for which a model's answers are kept: those of the choice and of the score."""
+def predicted_parts(task: Task) -> list[str]:
+    """Returns the names of the labelled splits that are predicted: to choose from the grid, and to score."""
     return list(dict.fromkeys([*(task.dev_parts if kind_of(task).fine_tuned else []), *task.scored_parts]))
 
 
 def finished(job: Job, splits: dict[str, Split]) -> dict[str, Any] | None:
-    """The score file of a job that is done under the same key, or None."""
+    """Returns the content of the job's score file; None if the job must run (again).
+
+    The job must run if its score file is missing or has another key, if its predictions are missing or
+    damaged, or if a model or test predictions that are asked for were not kept.
+    """
     if not storage.exists(job.path):
         return None
     try:
@@ -192,8 +198,8 @@ def finished(job: Job, splits: dict[str, Split]) -> dict[str, Any] | None:
         return None
     if not isinstance(result, dict) or result.get("key") != job.key(splits):
         return None
-    predicted = job.predictions_path
-    if not storage.exists(predicted) or storage.digest_file(predicted) != result.get("predictions"):
+    path = job.predictions_path
+    if not storage.exists(path) or storage.digest_file(path) != result.get("predictions"):
         return None
     folders = (job.model_directory, storage.join(job.task_directory, MODEL))
     if job.keep_model and not any(storage.list_names(folder) for folder in folders):
@@ -204,27 +210,27 @@ def finished(job: Job, splits: dict[str, Split]) -> dict[str, Any] | None:
 
 
 def _with_metrics(job: Job, result: dict[str, Any]) -> dict[str, Any]:
-    """The result with the metrics that the task has now: they are functions of the predictions."""
+    """Returns ``result``; if the task's metrics have changed since, computes them from the predictions."""
     if list(result["metrics"]) == job.task.metric_keys:
         return result
-    parts = answered(job.task)
-    found = predictions.read(job.predictions_path, job.task, result["predictions"], parts)
-    scores = scores_of(job.task, found)
+    parts = predicted_parts(job.task)
+    saved = predictions.read(job.predictions_path, job.task, result["predictions"], parts)
+    scores = scores_of(job.task, saved)
     storage.publish_json(job.path, result | scores)
     return result | scores
 
 
-def scores_of(task: Task, found: predictions.Predictions) -> dict[str, Any]:
-    """Of a score file: metrics and score of the scored parts, and the score on dev."""
-    metrics = predictions.score(task, {part: found[part] for part in task.scored_parts})
+def scores_of(task: Task, predicted: predictions.Predictions) -> dict[str, Any]:
+    """Returns ``metrics`` and ``score`` on the scored splits, and ``dev_score``, as in a score file."""
+    metrics = predictions.score(task, {part: predicted[part] for part in task.scored_parts})
     scores = {"metrics": metrics, "score": predictions.task_score(task, metrics)}
-    if all(part in task.scored_parts for part in found):
+    if all(part in task.scored_parts for part in predicted):
         return scores | {"dev_score": scores["score"]}
-    on_dev = predictions.score(task, {part: found[part] for part in task.dev_parts})
+    on_dev = predictions.score(task, {part: predicted[part] for part in task.dev_parts})
     return scores | {"dev_score": predictions.task_score(task, on_dev)}
 
 
 def median_seed(results: list[dict[str, Any]]) -> int:
-    """The seed whose score is the median; for an even number of seeds, the lower of the two middle ones."""
+    """Returns the seed with the median score; of an even number of seeds, the one with the lower median."""
     ranked = sorted(results, key=lambda result: (result["score"], result["seed"]))
     return int(ranked[(len(ranked) - 1) // 2]["seed"])

@@ -1,4 +1,4 @@
-"""Which inputs a model's forward takes, and segment ids that it has embeddings for."""
+"""Selects the inputs that a model's forward takes, and replaces segment ids that have no embedding."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ Array = TypeVar("Array")
 
 
 def input_names(model: Any) -> list[str]:
-    """Those of ``NAMES`` that the model's forward takes."""
+    """Returns those of ``NAMES`` that the model's forward takes."""
     taken = inspect.signature(model.forward).parameters
     return [name for name in NAMES if name in taken]
 
 
 def inputs_of(model: Any) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
-    """A function that selects the inputs of the model's forward from arrays int64 [B, L] (numpy or torch).
+    """Returns a function that selects the model's inputs from name -> array int64 [B, L] (numpy or torch).
 
-    A segment id without an embedding in the model becomes 0. Tokenizers number the two texts of a pair 0 and
-    1 for every model, but a RoBERTa, for example, has only one segment type.
+    It replaces a segment id without an embedding by 0. Tokenizers give the texts of a pair the segment ids 0
+    and 1 for every model, but RoBERTa, for example, has only one segment embedding.
     """
     names = input_names(model)
-    types = getattr(getattr(model, "config", None), "type_vocab_size", None)
+    segment_types = getattr(getattr(model, "config", None), "type_vocab_size", None)
 
-    def pick(arrays: Mapping[str, Array]) -> dict[str, Array]:
-        found = {name: arrays[name] for name in names}
-        if types is not None and "token_type_ids" in found:
-            ids: Any = found["token_type_ids"]
-            found["token_type_ids"] = ids * (ids < types)
-        return found
+    def select(arrays: Mapping[str, Array]) -> dict[str, Array]:
+        selected = {name: arrays[name] for name in names}
+        if segment_types is not None and "token_type_ids" in selected:
+            ids: Any = selected["token_type_ids"]
+            selected["token_type_ids"] = ids * (ids < segment_types)
+        return selected
 
-    return pick
+    return select

@@ -1,5 +1,4 @@
-"""Fine-tuning runs, one after the other or side by side as Ray tasks. No other module of `evaluation` imports
-Ray."""
+"""Runs jobs one after the other, or in parallel as Ray tasks. No other module of `evaluation` imports Ray."""
 
 from __future__ import annotations
 
@@ -19,14 +18,16 @@ from infra.ray_cluster import connect
 PACKAGES = ("evaluation", "offline_teacher", "infra")
 """The packages of this repository that a worker imports."""
 REPEATS = 2
-"""How many times a run is tried again after its worker died."""
+"""Number of times that a run is repeated after its worker died."""
 
 Result = dict[str, Any]
 
 
 def run_all(work: list[Work], workers: int, done: Callable[[Job, Result], None]) -> None:
-    """Runs every job and calls ``done`` with each result. After the first UserError no other job is
-    started."""
+    """Runs every job; calls ``done`` with each job and the content of its score file.
+
+    No job is started after the first UserError, which is raised.
+    """
     if workers == 1 or len(work) < 2:
         _in_process(work, done)
     else:
@@ -42,8 +43,11 @@ def _in_process(work: list[Work], done: Callable[[Job, Result], None]) -> None:
 
 
 def _training_rows(job: Job, splits: dict[str, Split]) -> int:
-    """Number of training rows over all epochs. For SQuAD it counts questions, although
-    one may give several rows. 1 for a job without training, so that its progress bar has a length."""
+    """Returns the number of training rows over all epochs, the length of the progress bar.
+
+    It is 1 for a job without training. SQuAD's questions count as one row each, although a question may give
+    several rows.
+    """
     if "train" not in splits:
         return 1
     rows, planned = len(splits["train"]), schedule(job)
@@ -61,10 +65,9 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
         gpus = 1.0 / workers if device().type == "cuda" else 0.0
         threads = max(1, (os.cpu_count() or 1) // workers)
         remote_run = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=REPEATS)(_run_with_threads)
-        shared = {
-            id(splits): ray.put(splits) for _, splits in work
-        }  # one copy for a task, not for each of its runs
-        waiting: Iterator[Work] = iter(work)  # the inner loop goes on where it stopped
+        # one copy per task, not per run
+        shared = {id(splits): ray.put(splits) for _, splits in work}
+        waiting: Iterator[Work] = iter(work)  # an iterator, because the inner loop stops and goes on
         running: dict[Any, Job] = {}
         with console.progress(len(work), "runs", "fine-tuning") as shown:
             while True:
@@ -96,8 +99,7 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
 
 
 def start_ray(workers: int) -> None:
-    """Joins the Ray cluster in which this process was started; without one, starts one with a CPU per
-    worker."""
+    """Joins the Ray cluster of RAY_ADDRESS; without one, starts a cluster with one CPU per worker."""
     connect(None, "RAY_ADDRESS", PACKAGES, num_cpus=workers)
 
 

@@ -1,8 +1,7 @@
-"""All fine-tuning runs of an evaluation: finding and running the missing ones, the choice of settings, and
-medians over seeds.
+"""Plans the fine-tuning runs of an evaluation, runs the unfinished ones, and summarises their scores.
 
-Where a task has a grid of settings, every model runs all of it with all seeds. The setting with the
-highest median score on dev is used, the first of several equal ones. Its runs give the reported score.
+If a task has a grid, every model is trained at every point with every seed. The point with the highest
+median score on dev is chosen (the first if scores are equal), and its runs give the reported score.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ import numpy as np
 from evaluation.finetuning.jobs import (
     MODEL,
     Job,
-    Lesson,
+    SoftLabels,
     Work,
     finished,
+    grid_folders,
+    grid_points,
     load_splits,
     median_seed,
     seeds_of,
-    setting_names,
-    settings_of,
 )
 from evaluation.kinds.registry import kind_of
 from evaluation.measures import intervals, predictions
@@ -37,23 +36,25 @@ from infra.files import storage
 from infra.settings.sections import Evaluation
 
 OUTPUTS = "train"
-"""Prefix of the file names of a fine-tuned teacher's stored outputs, which lie beside its score files."""
+"""File name, without ending, of a fine-tuned teacher's stored outputs, which lie beside its score files."""
 
-Tell = Callable[[Job, dict[str, Any]], None]
-"""Called with a job and the content of its score file."""
+OnResult = Callable[[Job, dict[str, Any]], None]
+"""Function of a job and the content of its score file."""
 Results = dict[str, dict[str, list[dict[str, Any]]]]
-"""candidate -> task -> the score files of its seeds, in the order of ``evaluation.seeds``."""
+"""Candidate -> task -> content of the score files, one per seed, in the order of ``evaluation.seeds``."""
 Seeds = dict[int, predictions.Predictions]
 """Seed -> predictions."""
 
 
 @dataclass
 class Plan:
-    """Every run of an evaluation, with the results of those that are done."""
+    """All jobs of an evaluation, and the results of the finished ones."""
 
     jobs: list[Job]
     splits: dict[str, dict[str, Split]]
+    """Task -> name of a split -> split."""
     results: dict[Job, dict[str, Any] | None]
+    """Job -> content of its score file; None if it is not finished."""
 
     @property
     def tasks(self) -> dict[str, Task]:
@@ -61,45 +62,51 @@ class Plan:
 
     @property
     def chosen(self) -> list[Job]:
-        """The jobs of the chosen settings: one for each candidate, task and seed. All jobs must be done."""
-        return [job for group in self.groups() for job in self.best(group)]
+        """The jobs at the chosen points of the grids: one per candidate, task and seed.
 
-    def groups(self) -> list[dict[str, list[Job]]]:
-        """For each candidate and task: a setting's folder -> the jobs of its seeds."""
+        All jobs must be finished.
+        """
+        return [job for group in self.grids() for job in self.best_jobs(group)]
+
+    def grids(self) -> list[dict[str, list[Job]]]:
+        """Returns, for each candidate and task: folder of a point of the grid -> the jobs of its seeds."""
         found: dict[tuple[str, str], dict[str, list[Job]]] = {}
         for job in self.jobs:
             grid = found.setdefault((job.candidate.name, job.task_name), {})
             grid.setdefault(job.folder, []).append(job)
         return list(found.values())
 
-    def best(self, grid: dict[str, list[Job]]) -> list[Job]:
+    def best_jobs(self, grid: dict[str, list[Job]]) -> list[Job]:
         return max(grid.values(), key=self._dev_score) if len(grid) > 1 else next(iter(grid.values()))
 
     def _dev_score(self, jobs: Sequence[Job]) -> float:
-        return float(np.median([self.done(job)["dev_score"] for job in jobs]))
+        return float(np.median([self.result_of(job)["dev_score"] for job in jobs]))
 
     def choices(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
-        """candidate -> task -> each setting of its grid with its median score on dev, the chosen first."""
+        """Returns candidate -> task -> the points of its grid with their median scores on dev.
+
+        The chosen point comes first. Tasks without a grid are left out.
+        """
         found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-        for grid in self.groups():
+        for grid in self.grids():
             if len(grid) == 1:
                 continue
-            best = self.best(grid)
+            best = self.best_jobs(grid)
             rows = [
-                {**asdict(jobs[0].setting), "dev_score": self._dev_score(jobs)}
+                {**asdict(jobs[0].hyper_parameters), "dev_score": self._dev_score(jobs)}
                 for jobs in sorted(grid.values(), key=lambda jobs: jobs is not best)
             ]
             found.setdefault(best[0].candidate.name, {})[best[0].task_name] = rows
         return found
 
-    def done(self, job: Job) -> dict[str, Any]:
-        """The score file of a job that is done."""
+    def result_of(self, job: Job) -> dict[str, Any]:
+        """Returns the content of a finished job's score file."""
         result = self.results[job]
         assert result is not None
         return result
 
     @property
-    def left(self) -> list[Work]:
+    def unfinished(self) -> list[Work]:
         return [(job, self.splits[job.task_name]) for job in self.jobs if self.results[job] is None]
 
 
@@ -111,12 +118,11 @@ def prepare(
     keep_models: Sequence[str] = (),
     predict_test: bool = False,
 ) -> Plan:
-    """Every candidate, task and seed, and which score files under ``directory`` are there already.
+    """Returns the plan of all jobs, with the results that exist below ``directory``, that of all score files.
 
-    ``keep_models``: names of the candidates whose fine-tuned model of the median seed is kept.
-    Tasks, files, models and vocabularies are checked before the first run. If every run is done, no model is
-    loaded. A candidate with ``taught_by`` learns from the outputs of the other candidate's fine-tuned models,
-    which are kept too.
+    ``keep_models``: names of the candidates whose fine-tuned model of the median seed is kept. A candidate
+    with ``taught_by`` learns from the outputs of that candidate's fine-tuned models, which are kept too.
+    Raises UserError if a task, file, model or vocabulary is wrong. Loads no model if all jobs are finished.
     """
     tasks = find_tasks(settings.tasks)
     for candidate in candidates:
@@ -126,70 +132,71 @@ def prepare(
     jobs: list[Job] = []
     for candidate in sorted(candidates, key=lambda candidate: candidate.taught_by is not None):
         first = Job(
-            candidate, candidate.digest(), tasks[0], 0, settings, settings_of(tasks[0], settings)[0],
+            candidate, candidate.digest(), tasks[0], 0, settings, grid_points(tasks[0], settings)[0],
             directory,
             keep_model=candidate.name in keep_models or candidate.name in teachers,
             predict_test=predict_test,
         )  # fmt: skip
         for task in tasks:
             teacher = (candidate.taught_by, task.name)
-            taught = [job for job in jobs if (job.candidate.name, job.task_name) == teacher]
-            trained = kind_of(
-                task
-            ).fine_tuned  # without training there is nothing to teach and no model to keep
-            lesson = _lesson(taught, splits[task.name]) if taught and trained else None
-            jobs += _grid(replace(first, task=task, lesson=lesson, keep_model=first.keep_model and trained))
+            teacher_jobs = [job for job in jobs if (job.candidate.name, job.task_name) == teacher]
+            trained = kind_of(task).fine_tuned
+            soft_labels = _soft_labels(teacher_jobs, splits[task.name]) if teacher_jobs and trained else None
+            keep = first.keep_model and trained
+            jobs += _grid(replace(first, task=task, soft_labels=soft_labels, keep_model=keep))
     order = [candidate.name for candidate in candidates]
     jobs.sort(key=lambda job: order.index(job.candidate.name))
     plan = Plan(jobs, splits, {job: finished(job, splits[job.task_name]) for job in jobs})
-    if plan.left:
+    if plan.unfinished:
         storage.require_writable(directory)
-        _check(candidates, tasks, settings)
+        _require_loadable(candidates, tasks, settings)
     return plan
 
 
 def _grid(job: Job) -> list[Job]:
-    """The job with every setting and seed of its task."""
-    points = settings_of(job.task, job.settings)
+    """Returns copies of the job for every point of its task's grid and every seed."""
+    points = grid_points(job.task, job.settings)
     return [
-        replace(job, setting=setting, folder=name, seed=seed)
-        for setting, name in zip(points, setting_names(points), strict=True)
+        replace(job, hyper_parameters=point, folder=folder, seed=seed)
+        for point, folder in zip(points, grid_folders(points), strict=True)
         for seed in seeds_of(job.task, job.settings)
     ]
 
 
-def _lesson(teacher: list[Job], splits: dict[str, Split]) -> Lesson:
-    """Where the outputs of the teacher's runs of one task will be. The digest follows from the runs' keys, so
-    it is known before they run."""
+def _soft_labels(teacher: list[Job], splits: dict[str, Split]) -> SoftLabels:
+    """Returns the paths at which one task's teacher outputs will be stored.
+
+    The digest depends only on the keys of the teacher's jobs, so it is known before the jobs run.
+    """
     keys = json.dumps([job.key(splits) for job in teacher], sort_keys=True)
     directory = teacher[0].task_directory
     model, outputs = storage.join(directory, MODEL), storage.join(directory, OUTPUTS)
-    return Lesson(model, outputs, storage.digest_bytes(keys.encode()))
+    return SoftLabels(model, outputs, storage.digest_bytes(keys.encode()))
 
 
-def complete(plan: Plan, workers: int, tell: Tell = lambda job, result: None) -> Results:
-    """Runs the jobs that are left: first those without a teacher, then second distillations. Returns the
-    content of the chosen jobs' score files.
+def complete(plan: Plan, workers: int, on_result: OnResult = lambda job, result: None) -> Results:
+    """Runs the unfinished jobs: first those without soft labels, then second distillations.
 
-    ``tell`` gets every score file: those that are there first, the others as they are published.
+    Returns the results of the chosen jobs. ``on_result`` is called for every job: at once for those that are
+    finished already, for the others as they finish.
     """
     for job, result in plan.results.items():
         if result is not None:
-            tell(job, result)
-    untaught = [job for job in plan.jobs if job.lesson is None]
-    for jobs in (untaught, [job for job in plan.jobs if job.lesson is not None]):
-        _run(jobs, plan, workers, tell)
+            on_result(job, result)
+    without_teacher = [job for job in plan.jobs if job.soft_labels is None]
+    for jobs in (without_teacher, [job for job in plan.jobs if job.soft_labels is not None]):
+        _run(jobs, plan, workers, on_result)
         _keep_medians(jobs, plan)
     results: Results = {}
     for job in plan.chosen:
-        results.setdefault(job.candidate.name, {}).setdefault(job.task_name, []).append(plan.done(job))
+        results.setdefault(job.candidate.name, {}).setdefault(job.task_name, []).append(plan.result_of(job))
     return results
 
 
-def _run(jobs: Sequence[Job], plan: Plan, workers: int, tell: Tell) -> None:
-    """Run those of the jobs that are not done."""
-    left = [(job, plan.splits[job.task_name]) for job in jobs if plan.results[job] is None]
-    if not left:  # no torch is needed
+def _run(jobs: Sequence[Job], plan: Plan, workers: int, on_result: OnResult) -> None:
+    """Runs those of the jobs that are not finished."""
+    work = [(job, plan.splits[job.task_name]) for job in jobs if plan.results[job] is None]
+    if not work:  # returns before torch is imported
         return
     from evaluation.finetuning.parallel import run_all
     from evaluation.finetuning.teacher_outputs import store_outputs
@@ -201,35 +208,36 @@ def _run(jobs: Sequence[Job], plan: Plan, workers: int, tell: Tell) -> None:
         rate = f"  ({train['rows_per_second']:,.0f} rows/s)" if train else ""
         names = filter(None, (job.candidate.name, job.task_name, job.folder, f"seed {job.seed}"))
         print(f"{'  '.join(names)}  {values}{rate}", flush=True)
-        tell(job, result)
+        on_result(job, result)
 
-    lessons = {job.task_name: (job, splits) for job, splits in left if job.lesson is not None}
-    for job, splits in lessons.values():
+    distilled = {job.task_name: (job, splits) for job, splits in work if job.soft_labels is not None}
+    for job, splits in distilled.values():
         store_outputs(job, splits["train"])
-    run_all(left, workers, record)
+    run_all(work, workers, record)
 
 
 def _keep_medians(jobs: Sequence[Job], plan: Plan) -> None:
-    """Keeps one model for each candidate and task: that of the chosen setting's median seed."""
+    """Keeps one model per candidate and task: the median seed's at the chosen point of the grid."""
     kept = {job for job in jobs if job.keep_model}
-    for grid in plan.groups():
+    for grid in plan.grids():
         if next(iter(grid.values()))[0] in kept:
             _keep_median(plan, grid)
 
 
-def _check(candidates: Sequence[Candidate], tasks: Sequence[Task], settings: Evaluation) -> None:
+def _require_loadable(candidates: Sequence[Candidate], tasks: Sequence[Task], settings: Evaluation) -> None:
+    """Raises UserError if a model cannot be loaded, or does not fit its tokenizer, tasks or teacher."""
     for candidate in candidates:
         tokenizer = load_tokenizer(candidate.directory)
         config = load_config(candidate.directory)
         for task in tasks:
             require_fit(candidate.directory, config, tokenizer, task.max_length or settings.max_length)
-        load_model(candidate, tasks[0], seed=0)  # damaged weights are found now, not after hours
+        load_model(candidate, tasks[0], seed=0)  # finds damaged weights now, not after hours
     teachers = {candidate.name: candidate for candidate in candidates}
     for candidate in candidates:
         spans = [task.name for task in tasks if kind_of(task).per_token]
         if candidate.taught_by is not None and spans:
             teacher = teachers[candidate.taught_by]
-            vocabularies = [load_tokenizer(one.directory).get_vocab() for one in (candidate, teacher)]
+            vocabularies = [load_tokenizer(model.directory).get_vocab() for model in (candidate, teacher)]
             if vocabularies[0] != vocabularies[1]:
                 raise UserError(
                     f"second distillation on {spans[0]}: the teacher's outputs belong to tokens, but "
@@ -238,9 +246,9 @@ def _check(candidates: Sequence[Candidate], tasks: Sequence[Task], settings: Eva
 
 
 def _keep_median(plan: Plan, grid: dict[str, list[Job]]) -> None:
-    """Keeps only one model, as ``<task>/model``; does nothing if that is done already."""
-    best = plan.best(grid)
-    seed = median_seed([plan.done(job) for job in best])
+    """Moves the chosen model to ``<task>/model`` and removes the others; does nothing if that is done."""
+    best = plan.best_jobs(grid)
+    seed = median_seed([plan.result_of(job) for job in best])
     source = next(job.model_directory for job in best if job.seed == seed)
     names = storage.list_names(source)
     if names:
@@ -254,39 +262,39 @@ def _keep_median(plan: Plan, grid: dict[str, list[Job]]) -> None:
 
 
 def medians(results: list[dict[str, Any]]) -> dict[str, float]:
-    """Each metric's median over the seeds, and ``score``, the median of the seeds' task scores."""
+    """Returns each metric's median over the seeds, and ``score``, the median of the seeds' task scores."""
     names = list(results[0]["metrics"])
     values = {name: float(np.median([result["metrics"][name] for result in results])) for name in names}
     return values | {"score": float(np.median([result["score"] for result in results]))}
 
 
 def macro_tasks(tasks: Iterable[str]) -> list[str]:
-    """The tasks of which the macro score is the mean: those of GLUE, or all if none belongs to GLUE."""
+    """Returns the tasks whose mean is the macro score: those of GLUE, or all if none belongs to GLUE."""
     names = list(tasks)
     return [name for name in names if name in GLUE] or names
 
 
 def macro(scores: dict[str, float]) -> float:
-    """The mean score of the ``macro_tasks``."""
+    """Returns the mean score of the ``macro_tasks``. ``scores``: task -> score."""
     return macro_score({name: scores[name] for name in macro_tasks(scores)})
 
 
 def read_answers(plan: Plan) -> dict[tuple[str, str], Seeds]:
-    """Candidate and task -> the predictions of every seed, in the plan's order."""
+    """Returns (candidate, task) -> the predictions of every seed, in the plan's order."""
     found: dict[tuple[str, str], Seeds] = {}
     for job in plan.chosen:
-        read = predictions.read(job.predictions_path, job.task, plan.done(job)["predictions"])
-        found.setdefault((job.candidate.name, job.task_name), {})[job.seed] = read
+        saved = predictions.read(job.predictions_path, job.task, plan.result_of(job)["predictions"])
+        found.setdefault((job.candidate.name, job.task_name), {})[job.seed] = saved
     return found
 
 
 def estimates(
-    plan: Plan, found: Mapping[tuple[str, str], Seeds]
+    plan: Plan, answers: Mapping[tuple[str, str], Seeds]
 ) -> tuple[dict[str, intervals.Estimates], intervals.Estimates]:
-    """Scores and their errors of every task, and of the macro score; ``found``: from ``read_answers``."""
+    """Returns the scores' estimates per task, and the macro score's. ``answers``: from ``read_answers``."""
     by_task = {
         name: _estimate(
-            task, [list(seeds.values()) for (_, task_name), seeds in found.items() if task_name == name]
+            task, [list(seeds.values()) for (_, task_name), seeds in answers.items() if task_name == name]
         )
         for name, task in plan.tasks.items()
     }
@@ -295,5 +303,5 @@ def estimates(
 
 def _estimate(task: Task, models: list[list[predictions.Predictions]]) -> intervals.Estimates:
     sizes = {part: len(answers) for part, answers in models[0][0].items()}
-    scorers = [[predictions.resampled_score(task, found) for found in seeds] for seeds in models]
+    scorers = [[predictions.resampled_score(task, one_seed) for one_seed in seeds] for seeds in models]
     return intervals.estimate(scorers, sizes)

@@ -1,6 +1,6 @@
-"""Fine-tuning and prediction over length-bucketed batches; knows tensors, not tasks.
+"""Training and prediction on batches of tokenized rows of similar length, independent of tasks.
 
-Axis letters: B batch, L tokens of the longest row of a batch, n rows of a set.
+Axes: B rows of a batch, L tokens of the batch's longest row, n rows of a split.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from evaluation.finetuning.jobs import WARM_UP
 from evaluation.finetuning.model_inputs import inputs_of
-from evaluation.finetuning.vocabulary import only_tokens_of
+from evaluation.finetuning.vocabulary import reduced_vocabulary
 from infra.cpu.cpu_dropout import use_fast_dropout
 from infra.errors import UserError
 
@@ -24,23 +24,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BUCKET_BATCHES = 50
-"""Rows are sorted by length within this many batches' worth of shuffled rows."""
+"""Rows are shuffled, then sorted by length within groups of this number of batches."""
 
 Targets = dict[str, torch.Tensor]
+"""Name -> labels or soft labels of a batch, [B, ...]."""
 Loss = Callable[[Any, Targets], torch.Tensor]
-"""(model output, the batch's targets) -> scalar loss, a mean over rows."""
+"""(output of the model's forward, the batch's targets) -> scalar loss, a mean over rows."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokenized rows of differing length, and what a loss needs of them, one array [n, ...] a name.
-
-    Soft labels are just further targets: ``Encoded(ids, types, {"label": ..., "teacher_logits": ...})``.
-    """
+    """Tokenized rows of different lengths, with the targets of a loss."""
 
     input_ids: list[list[int]]
     token_type_ids: list[list[int]]
     targets: dict[str, np.ndarray] = field(default_factory=dict)
+    """Name -> labels or soft labels of all rows, [n, ...]."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -51,21 +50,24 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Schedule:
-    """AdamW with a linear warm-up and a linear decay to zero."""
+    """Hyper-parameters of AdamW; the learning rate warms up linearly, then decays linearly to zero."""
 
     epochs: float
     batch_size: int
     learning_rate: float
+    """Peak of the learning rate."""
     dtype: Literal["bfloat16", "float32"] = "float32"
+    """Precision of the forward pass."""
     max_grad_norm: float = 1.0
     max_steps: int | None = None
 
     def steps(self, rows: int) -> int:
+        """Returns the number of steps on a training set of ``rows`` rows."""
         steps = max(1, math.ceil(self.epochs * math.ceil(rows / self.batch_size)))
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def rate(self, step: int, steps: int) -> float:
-        """Learning rate of step 0, 1, ...: rises over the first 6 %, then falls towards zero."""
+        """Returns the learning rate of step ``step`` (0, 1, ...) of ``steps``."""
         warmup = math.ceil(WARM_UP * steps)
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
@@ -74,37 +76,42 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Fit:
+    """Summary of a training run."""
+
     steps: int
     rows: int
+    """Number of training rows over all steps."""
     seconds: float
     loss: float
-    """Mean over the last tenth of the steps."""
+    """Mean loss of the last tenth of the steps."""
 
 
 def bucketed_batches(
     lengths: np.ndarray, batch_size: int, generator: np.random.Generator
 ) -> list[np.ndarray]:
-    """One epoch: every row once, in batches of rows of similar length, in random order."""
+    """Returns one epoch: batches, in random order, of indices of rows with similar lengths, int64 [B]."""
     order = generator.permutation(len(lengths))
     batches = []
     for start in range(0, len(order), batch_size * BUCKET_BATCHES):
         pool = order[start : start + batch_size * BUCKET_BATCHES]
         pool = pool[np.argsort(lengths[pool], kind="stable")]
-        batches += [pool[cut : cut + batch_size] for cut in range(0, len(pool), batch_size)]
-    return [batches[position] for position in generator.permutation(len(batches))]
+        batches += [pool[first : first + batch_size] for first in range(0, len(pool), batch_size)]
+    return [batches[number] for number in generator.permutation(len(batches))]
 
 
 class Collator:
-    """Pads rows to the longest of their batch, with the inputs that the model's forward takes."""
+    """Makes padded batches of the inputs that a model's forward takes, on the model's device."""
 
     def __init__(self, model: torch.nn.Module, pad_id: int) -> None:
-        self.pick, self.pad_id = inputs_of(model), pad_id
+        self.select_inputs, self.pad_id = inputs_of(model), pad_id
         self.device = next(model.parameters()).device
 
     def inputs(self, data: Encoded, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """input_ids, attention_mask [, token_type_ids]: int64 [B, L]."""
-        width = max(len(data.input_ids[row]) for row in rows)
-        shape = (len(rows), width)
+        """Returns input_ids, attention_mask and, if the model takes them, token_type_ids, int64 [B, L].
+
+        ``rows``: indices of the rows in ``data``, int64 [B].
+        """
+        shape = (len(rows), max(len(data.input_ids[row]) for row in rows))
         ids = np.full(shape, self.pad_id, np.int64)
         mask = np.zeros(shape, np.int64)
         types = np.zeros(shape, np.int64)
@@ -113,7 +120,7 @@ class Collator:
             ids[slot, :length] = data.input_ids[row]
             types[slot, :length] = data.token_type_ids[row]
             mask[slot, :length] = 1
-        arrays = self.pick({"input_ids": ids, "attention_mask": mask, "token_type_ids": types})
+        arrays = self.select_inputs({"input_ids": ids, "attention_mask": mask, "token_type_ids": types})
         return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
 
     def targets(self, data: Encoded, rows: np.ndarray) -> Targets:
@@ -129,9 +136,13 @@ def fit(
     pad_id: int,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Fit:
-    """Train in place; ``advance`` is told the rows of every step. UserError when the loss is not finite."""
+    """Trains ``model`` in place and returns a summary.
+
+    After every step ``advance`` is called with the number of rows in its batch. Raises UserError if the loss
+    is not finite.
+    """
     use_fast_dropout(model)
-    with only_tokens_of(model, data.input_ids, pad_id) as input_ids:
+    with reduced_vocabulary(model, data.input_ids, pad_id) as input_ids:
         return _fit(model, replace(data, input_ids=input_ids), loss_function, schedule, seed, pad_id, advance)
 
 
@@ -152,12 +163,12 @@ def _fit(
     losses: list[torch.Tensor] = []
     rows_seen, started = 0, time.perf_counter()
     model.train()
-    for step, rows in enumerate(_endless(data.lengths(), schedule.batch_size, generator)):
+    for step, rows in enumerate(_endless_batches(data.lengths(), schedule.batch_size, generator)):
         if step == steps:
             break
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step, steps)
-        with _precision(collator.device, schedule.dtype):
+        with _autocast(collator.device, schedule.dtype):
             loss = loss_function(model(**collator.inputs(data, rows)), collator.targets(data, rows))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.max_grad_norm)
@@ -168,16 +179,18 @@ def _fit(
             _require_finite(losses[-50:], step + 1)
         rows_seen += len(rows)
         advance(len(rows))
-    tail = losses[-max(1, steps // 10) :]
-    return Fit(steps, rows_seen, time.perf_counter() - started, float(torch.stack(tail).mean()))
+    last_losses = losses[-max(1, steps // 10) :]
+    return Fit(steps, rows_seen, time.perf_counter() - started, float(torch.stack(last_losses).mean()))
 
 
-def _endless(lengths: np.ndarray, batch_size: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+def _endless_batches(
+    lengths: np.ndarray, batch_size: int, generator: np.random.Generator
+) -> Iterator[np.ndarray]:
     while True:
         yield from bucketed_batches(lengths, batch_size, generator)
 
 
-def _precision(device: torch.device, dtype: str) -> torch.autocast:
+def _autocast(device: torch.device, dtype: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
@@ -193,22 +206,22 @@ def predict(
     batch_size: int,
     dtype: str,
     pad_id: int,
-    read: Callable[[Any, torch.Tensor], torch.Tensor] = lambda output, mask: output.logits,
+    select_outputs: Callable[[Any, torch.Tensor], torch.Tensor] = lambda output, mask: output.logits,
 ) -> list[np.ndarray]:
-    """The model's output row by row, float32, in the order of ``data``.
+    """Returns one float32 array per row of ``data``, in the same order: the model's logits.
 
-    ``read`` takes [B, ...] from the model's output and the mask [B, L] of its real tokens; an axis as wide as
-    the batch's L keeps its padding.
+    ``select_outputs`` (output of the model's forward, attention mask [B, L]) -> [B, ...] selects something
+    else instead. An axis of L tokens includes the padding of the row's batch.
     """
     collator = Collator(model, pad_id)
     order = np.argsort(data.lengths(), kind="stable")
-    results: list[np.ndarray] = [np.empty(0, np.float32)] * len(data)
+    by_row: list[np.ndarray] = [np.empty(0, np.float32)] * len(data)
     model.eval()
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        with _precision(collator.device, dtype):
+        with _autocast(collator.device, dtype):
             inputs = collator.inputs(data, rows)
-            output = read(model(**inputs), inputs["attention_mask"])
-        for row, values in zip(rows, output.float().cpu().numpy(), strict=True):
-            results[row] = values
-    return results
+            outputs = select_outputs(model(**inputs), inputs["attention_mask"])
+        for row, values in zip(rows, outputs.float().cpu().numpy(), strict=True):
+            by_row[row] = values
+    return by_row

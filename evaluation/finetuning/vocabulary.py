@@ -1,10 +1,10 @@
-"""Fine-tuning the word embeddings of a task's own tokens alone.
+"""Fine-tunes only the word embeddings of tokens that occur in the training set.
 
-Half of a small encoder's parameters are word embeddings, and most tokens occur nowhere in a task's training
-set. Without weight decay, AdamW never changes a row whose gradient is zero at every step. Leaving these rows
-out gives the same result and saves work in the optimiser, the clipping and the gradients.
+Half of a small encoder's parameters are word embeddings, and most tokens do not occur in a task's training
+set. Without weight decay, AdamW never changes an embedding whose gradient is zero at every step. Leaving such
+embeddings out gives the same result and saves work in the backward pass, gradient clipping and the optimiser.
 
-Axes: V vocabulary, U tokens that occur, D hidden.
+Axes: V tokens of the vocabulary, U tokens that occur in the training set, D hidden size.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from torch import nn
 
 
 @contextlib.contextmanager
-def only_tokens_of(model: Any, input_ids: list[list[int]], pad_id: int) -> Iterator[list[list[int]]]:
-    """Within it ``model`` has the embeddings [U, D] of the tokens in ``input_ids``; yields these, renumbered.
+def reduced_vocabulary(model: Any, input_ids: list[list[int]], pad_id: int) -> Iterator[list[list[int]]]:
+    """Replaces the model's embeddings [V, D] by those [U, D] of the tokens in ``input_ids``.
 
-    Ids up to the padding's keep their number: RoBERTa tells positions by it. Afterwards the model has its
-    whole embeddings [V, D] again, with what the U rows have become.
+    Yields ``input_ids`` renumbered accordingly. Ids from 0 to the padding's keep their numbers, because
+    RoBERTa derives positions from the padding's id. On exit the model has its embeddings [V, D] again, and
+    the U rows in them have their trained values.
     """
-    whole = model.get_input_embeddings()
-    kept = max(pad_id, whole.padding_idx or 0) + 1
+    full = model.get_input_embeddings()
+    kept = max(pad_id, full.padding_idx or 0) + 1
     used = np.unique(np.concatenate([np.arange(kept), *(np.asarray(row) for row in input_ids)]))
-    rows = torch.from_numpy(used).to(whole.weight.device)
-    few = nn.Embedding.from_pretrained(
-        whole.weight.detach()[rows], freeze=False, padding_idx=whole.padding_idx
+    rows = torch.from_numpy(used).to(full.weight.device)
+    reduced = nn.Embedding.from_pretrained(
+        full.weight.detach()[rows], freeze=False, padding_idx=full.padding_idx
     )
-    model.set_input_embeddings(few)
+    model.set_input_embeddings(reduced)
     try:
         yield [np.searchsorted(used, row).tolist() for row in input_ids]
     finally:
         with torch.no_grad():
-            whole.weight[rows] = few.weight
-        model.set_input_embeddings(whole)
+            full.weight[rows] = reduced.weight
+        model.set_input_embeddings(full)

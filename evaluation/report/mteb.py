@@ -25,7 +25,7 @@ def results(plan: Plan) -> dict[str, dict[str, Any]]:
     contents = {}
     for job in plan.chosen:
         if not kind_of(job.task).fine_tuned:
-            result = plan.done(job)
+            result = plan.result_of(job)
             revision = job.task.own.revision if job.task.own else None
             digest = plan.splits[job.task_name][job.task.scored_parts[0]].digest()
             contents[f"{job.candidate.name}/{job.task_name}.json"] = {

@@ -11,8 +11,8 @@ import torch
 from pyarrow import parquet
 
 from evaluation.finetuning import distillation, finetune, teacher_outputs
-from evaluation.finetuning.distillation import distilled
-from evaluation.finetuning.jobs import Job, Lesson, settings_of
+from evaluation.finetuning.distillation import distillation_loss
+from evaluation.finetuning.jobs import Job, SoftLabels, grid_points
 from evaluation.finetuning.scores import complete, prepare
 from evaluation.finetuning.training import Encoded
 from evaluation.kinds.base import TEACHER_LOGITS, TOKEN_COUNTS
@@ -41,7 +41,7 @@ def test_classification_loss_against_float64(temperature: float) -> None:
     kl = (p * (np.log(p) - np.log(q))).sum(axis=-1).mean()
     ce = -np.log(softmax64(student))[np.arange(7), labels].mean()
     task = find_task("MNLI")
-    loss = distilled(task, temperature)(
+    loss = distillation_loss(task, temperature)(
         SimpleNamespace(logits=torch.tensor(student)),
         {"label": torch.tensor(labels), TEACHER_LOGITS: torch.tensor(teacher, dtype=torch.float32)},
     )
@@ -54,7 +54,7 @@ def test_regression_loss_by_hand() -> None:
     output = SimpleNamespace(logits=torch.tensor([[3.0], [2.0]]))
     # labels: (4 + 0) / 2, teacher: (1 + 0) / 2, at any temperature
     for temperature in (1.0, 4.0):
-        assert float(distilled(task, temperature)(output, targets)) == 2.5
+        assert float(distillation_loss(task, temperature)(output, targets)) == 2.5
 
 
 def test_span_loss_leaves_padding_out() -> None:
@@ -77,7 +77,7 @@ def test_span_loss_leaves_padding_out() -> None:
         TEACHER_LOGITS: torch.tensor(teacher, dtype=torch.float32),
         TOKEN_COUNTS: torch.tensor(lengths),
     }
-    assert float(distilled(task, temperature)(output, targets)) == pytest.approx(expected, rel=1e-5)
+    assert float(distillation_loss(task, temperature)(output, targets)) == pytest.approx(expected, rel=1e-5)
 
 
 TASK = "SST-2"
@@ -86,28 +86,28 @@ TASK = "SST-2"
 def taught(encoder: str, root: Path, data: str, digest: str = "a") -> tuple[Job, Split]:
     """A job that learns from ``encoder`` as it is, and the task's training set."""
     task, settings = find_task(TASK), dataclasses.replace(SETTINGS, data=data)
-    lesson = Lesson(encoder, str(root / "train"), digest)
+    soft_labels = SoftLabels(encoder, str(root / "train"), digest)
     job = Job(
         Candidate("s", encoder),
         "x",
         task,
         0,
         settings,
-        settings_of(task, settings)[0],
+        grid_points(task, settings)[0],
         str(root),
-        lesson=lesson,
+        soft_labels=soft_labels,
     )
     return job, load(task, "train", data)
 
 
 def encoded(job: Job, train: Split) -> Encoded:
     tokenizer = load_tokenizer(job.candidate.directory)
-    return kind_of(job.task).encode(tokenizer, job.task, train, job.setting.max_length)
+    return kind_of(job.task).encode(tokenizer, job.task, train, job.hyper_parameters.max_length)
 
 
 def read(job: Job, train: Split) -> np.ndarray:
-    assert job.lesson is not None
-    return teacher_outputs.read_outputs(job.task, train, encoded(job, train), job.lesson, "float32")
+    assert job.soft_labels is not None
+    return teacher_outputs.read_outputs(job.task, train, encoded(job, train), job.soft_labels, "float32")
 
 
 def forbid_computing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +181,7 @@ def test_a_taught_student_learns_a_toy_task_and_resumes(
     assert results["s (D)"]["SST-2"][0]["metrics"]["accuracy"] > 0.95
     assert (tmp_path / "t/SST-2/train.predictions.parquet").exists()
     assert (tmp_path / "t/SST-2/model/config.json").exists()
-    assert prepare(both, settings, scores).left == []
+    assert prepare(both, settings, scores).unfinished == []
 
     # only the student's run is left: the teacher's outputs are not computed again
     path = tmp_path / "s (D)/SST-2/seed-0.json"
@@ -189,7 +189,7 @@ def test_a_taught_student_learns_a_toy_task_and_resumes(
     path.unlink()
     forbid_computing(monkeypatch)
     plan = prepare(both, settings, scores)
-    assert [job.candidate.name for job, _ in plan.left] == ["s (D)"]
+    assert [job.candidate.name for job, _ in plan.unfinished] == ["s (D)"]
     again = complete(plan, 1)["s (D)"]["SST-2"][0]
     assert again["train"]["loss"] == first["train"]["loss"]
 
@@ -202,14 +202,14 @@ def test_temperature_and_teacher_have_an_effect(
     losses = []
     for now in (settings, dataclasses.replace(settings, distillation_temperature=5.0)):
         plan = prepare(both, now, scores)
-        assert "s (D)" in {job.candidate.name for job, _ in plan.left}
+        assert "s (D)" in {job.candidate.name for job, _ in plan.unfinished}
         losses.append(complete(plan, 1)["s (D)"]["SST-2"][0]["train"]["loss"])
     plain = prepare([Candidate("s", pooler_free_encoder)], settings, scores)
     losses.append(complete(plain, 1)["s"]["SST-2"][0]["train"]["loss"])
     assert len(set(losses)) == 3
     # another teacher: the student's runs are left again
     other = prepare(candidates(pooler_free_encoder, pooler_free_encoder), settings, scores)
-    assert {job.candidate.name for job, _ in other.left} == {"t", "s (D)"}
+    assert {job.candidate.name for job, _ in other.unfinished} == {"t", "s (D)"}
 
 
 def write_questions(data: Path) -> None:

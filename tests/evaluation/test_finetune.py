@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.finetuning import finetune, training
-from evaluation.finetuning.jobs import Job, load_splits, median_seed, settings_of
+from evaluation.finetuning.jobs import Job, grid_points, load_splits, median_seed
 from evaluation.finetuning.scores import complete, medians, prepare
 from evaluation.finetuning.training import Encoded, Schedule, bucketed_batches
 from evaluation.kinds.registry import kind_of
@@ -166,7 +166,7 @@ def test_resume_runs_only_what_changed(encoder: str, toy_data: str, tmp_path: Pa
 
     def left(candidate: Candidate, settings: Evaluation, predict_test: bool = False) -> list[int]:
         plan = prepare([candidate], settings, scores, predict_test=predict_test)
-        return [job.seed for job, _ in plan.left]
+        return [job.seed for job, _ in plan.unfinished]
 
     candidate = Candidate("m", encoder)
     assert left(candidate, settings) == [0, 1]
@@ -202,7 +202,7 @@ def test_a_score_without_its_predictions_is_computed_again(
     np.testing.assert_array_equal(found["dev"].labels, split.labels)
 
     def left() -> int:
-        return len(prepare([candidate], settings, str(tmp_path)).left)
+        return len(prepare([candidate], settings, str(tmp_path)).unfinished)
 
     assert left() == 0
     path.write_bytes(whole[:-9] + b"x" + whole[-8:])
@@ -277,7 +277,7 @@ def test_only_the_median_model_is_kept(encoder: str, toy_data: str, tmp_path: Pa
     split = load_splits(task, toy_data)["dev"]
     values = finetune.score(model, load_tokenizer(str(folder / "model")), task, split, 16, "float32")
     assert values == next(result["metrics"] for result in results if result["seed"] == chosen)
-    assert prepare([candidate], settings, str(tmp_path), keep_models=("m",)).left == []
+    assert prepare([candidate], settings, str(tmp_path), keep_models=("m",)).unfinished == []
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_test_predictions_make_a_submission(
 
 def test_a_job_knows_its_place() -> None:
     task = find_task("SST-2")
-    job = Job(Candidate("m", "d"), "x", task, 3, SETTINGS, settings_of(task, SETTINGS)[0], "scores")
+    job = Job(Candidate("m", "d"), "x", task, 3, SETTINGS, grid_points(task, SETTINGS)[0], "scores")
     assert job.path == "scores/m/SST-2/seed-3.json"
 
 
@@ -331,6 +331,6 @@ def test_what_decides_scores_besides_the_settings_makes_them_again(
     settings = dataclasses.replace(SETTINGS, data=toy_data, max_steps=1)
     candidate, scores = Candidate("m", encoder), str(tmp_path / "scores")
     complete(prepare([candidate], settings, scores), 1)
-    assert not prepare([candidate], settings, scores).left
+    assert not prepare([candidate], settings, scores).unfinished
     monkeypatch.setattr(f"evaluation.finetuning.jobs.{name}", value)
-    assert len(prepare([candidate], settings, scores).left) == len(settings.seeds)
+    assert len(prepare([candidate], settings, scores).unfinished) == len(settings.seeds)

@@ -13,7 +13,7 @@ import pytest
 from pyarrow import parquet
 
 from evaluation import model_run
-from evaluation.finetuning.jobs import setting_names, settings_of
+from evaluation.finetuning.jobs import grid_folders, grid_points
 from evaluation.main import main
 from evaluation.tasks.catalogue import find_task, find_tasks
 from evaluation.tasks.loading import load
@@ -149,13 +149,13 @@ def test_a_rare_label_has_an_example_in_training() -> None:
 def test_a_tasks_numbers_come_before_the_recipes() -> None:
     settings = Evaluation(epochs=(2.0, 3.0), learning_rate=1e-4, max_steps=9)
     (rte,) = find_tasks([TaskSettings(name="RTE", learning_rate=(2e-5, 5e-5), batch_size=8, max_length=64)])
-    points = settings_of(rte, settings)
+    points = grid_points(rte, settings)
     assert [(one.epochs, one.learning_rate) for one in points] == [
         (2, 2e-5), (2, 5e-5), (3, 2e-5), (3, 5e-5)
     ]  # fmt: skip
     assert {(one.batch_size, one.max_steps, one.max_length) for one in points} == {(8, 9, 64)}
-    assert setting_names(points)[1] == "epochs-2_learning_rate-5e-05"
-    assert setting_names(settings_of(find_task("SST-2"), Evaluation())) == [""]
+    assert grid_folders(points)[1] == "epochs-2_learning_rate-5e-05"
+    assert grid_folders(grid_points(find_task("SST-2"), Evaluation())) == [""]
 
 
 def test_numbers_and_empty_cells_stay_what_they_are(tmp_path: Path) -> None:

@@ -110,7 +110,8 @@ def test_learns_to_find_a_word(encoder: str, tmp_path: Path) -> None:
     (result,) = complete(plan, workers=1)["m"]["SQuAD"]
     assert result["metrics"]["exact_match"] > 0.9
     assert (
-        prepare([Candidate("m", encoder)], dataclasses.replace(settings), str(tmp_path / "scores")).left == []
+        prepare([Candidate("m", encoder)], dataclasses.replace(settings), str(tmp_path / "scores")).unfinished
+        == []
     )
 
 
