@@ -100,7 +100,7 @@ def score_split(task: Task, answers: Answers) -> dict[str, float]:
 
 def task_score(task: Task, metrics: dict[str, float]) -> float:
     """Returns the score of a task: the mean of its main metrics. metrics: those that ``score`` returns."""
-    return float(np.mean([metrics[key] for key in task.keys_of(task.main)]))
+    return float(np.mean([metrics[key] for key in task.keys_of(task.main_metrics)]))
 
 
 def resampled_score(task: Task, predictions: Predictions) -> intervals.Scorer:
@@ -109,6 +109,6 @@ def resampled_score(task: Task, predictions: Predictions) -> intervals.Scorer:
         (part, metric)
         for part, answers in predictions.items()
         for name, metric in kind_of(task).weighted_metrics(task, answers).items()
-        if name in task.main
+        if name in task.main_metrics
     ]
     return lambda weights: np.mean([metric(weights[part]) for part, metric in metrics], axis=0)

@@ -140,7 +140,7 @@ def disagreements(
     for part, answers in student.items():
         distances = distance(task, answers, teacher[part])
         for row in largest(distances, MAX_EXAMPLES):
-            text = splits[part].shown(row)
+            text = splits[part].text_of(row)
             examples.append(
                 {
                     "split": part,

@@ -112,4 +112,4 @@ def _score_interval(estimates: Estimates, position: int, lowest: float) -> dict[
 
 def _lowest(task: Task) -> float:
     """Returns the lowest possible score: -1 if the task is scored by a correlation, otherwise 0."""
-    return -1.0 if {"matthews", "pearson", "spearman"} & set(task.main) else 0.0
+    return -1.0 if {"matthews", "pearson", "spearman"} & set(task.main_metrics) else 0.0

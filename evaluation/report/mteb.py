@@ -42,5 +42,5 @@ def results(plan: Plan) -> dict[str, dict[str, Any]]:
 def _scores(task: Task, result: dict[str, Any]) -> dict[str, Any]:
     """Returns MTEB's entry of one split; scores are fractions."""
     metrics = {NAMES[name]: value for name, value in result["metrics"].items()}
-    main = metrics[NAMES[task.main[0]]]
+    main = metrics[NAMES[task.main_metrics[0]]]
     return metrics | {"main_score": main, "hf_subset": "default", "languages": [UNDETERMINED]}

@@ -10,7 +10,7 @@ from evaluation.finetuning.jobs import Job
 from evaluation.finetuning.scores import Plan
 from evaluation.recipe_rows import TEACHER, Rows
 from evaluation.report import tables
-from evaluation.tasks.loading import place_of
+from evaluation.tasks.loading import location_of
 from infra.files import storage
 from infra.settings.recipe import Recipe
 from infra.tracking.mlflow_server import ARTIFACTS
@@ -35,7 +35,7 @@ def log_data(run: Run, plan: Plan, recipe: Recipe) -> None:
     for name, parts in plan.splits.items():
         for part, split in parts.items():
             context = "training" if part == "train" else "evaluation"
-            source = place_of(plan.tasks[name], part, recipe.evaluation.data)
+            source = location_of(plan.tasks[name], part, recipe.evaluation.data)
             run.log_dataset(f"{name} {part}", source, split.digest(), context)
 
 

@@ -1,1 +1,1 @@
-"""Tasks: reading and checking their official files or the hub's rows."""
+"""Tasks: their definitions, and readers that check their official files, hub datasets or a user's files."""

@@ -1,4 +1,4 @@
-"""Retrieval data in BEIR's layout (arXiv 2104.08663): corpus.jsonl, queries.jsonl, qrels/<split>.tsv."""
+"""Reads retrieval data in BEIR's layout (arXiv 2104.08663): corpus.jsonl, queries.jsonl, qrels/*.tsv."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ _HEADER = ("query-id", "corpus-id", "score")
 
 
 def read_corpus(path: str) -> dict[str, str]:
-    """Id -> document: its title, if it has one, and its text."""
+    """Returns id -> document: its title, if any, and its text."""
     return _by_id(path, "document")
 
 
 def read_queries(queries: str, relevance: str, corpus: dict[str, str]) -> Split:
-    """The queries that have a relevant document, with the grades of documents as labels.
+    """Returns the queries that have a relevant document, with document id -> relevance grade as labels.
 
-    UserError, with the line, for a judgement of an unknown query or document.
+    ``queries``, ``relevance``: paths of queries.jsonl and of the qrels file. Raises UserError, with the line,
+    for a judgement of an unknown query or document.
     """
     texts = _by_id(queries, "query")
     rows = read_rows(relevance, "tsv")
@@ -25,33 +26,37 @@ def read_queries(queries: str, relevance: str, corpus: dict[str, str]) -> Split:
     columns = (rows.column(name) for name in _HEADER)
     for row, (query, document, value) in enumerate(zip(*columns, strict=True)):
         if query not in texts:
-            raise UserError(f"{rows.place(row)}: query {query!r} is not in {queries}")
+            raise UserError(f"{rows.location(row)}: query {query!r} is not in {queries}")
         if document not in corpus:
-            raise UserError(f"{rows.place(row)}: document {document!r} is not in the corpus")
+            raise UserError(f"{rows.location(row)}: document {document!r} is not in the corpus")
         try:
             grades.setdefault(query, {})[document] = float(int(value))
         except ValueError:
-            raise UserError(f"{rows.place(row)}: score {value!r} is not a whole number") from None
-    asked = {query: found for query, found in grades.items() if max(found.values()) > 0}
-    if not asked:
+            raise UserError(f"{rows.location(row)}: score {value!r} is not a whole number") from None
+    answerable = {
+        query: by_document for query, by_document in grades.items() if max(by_document.values()) > 0
+    }
+    if not answerable:
         raise UserError(f"{relevance}: no query has a relevant document (score > 0)")
     notes = []
-    if len(asked) < len(texts):
+    if len(answerable) < len(texts):
         notes.append(
-            f"{relevance}: queries without a relevant document, left out: {len(texts) - len(asked):,}"
+            f"{relevance}: queries without a relevant document, left out: {len(texts) - len(answerable):,}"
         )
+    labels = list(answerable.values())
     return Split(
-        [(texts[query],) for query in asked], list(asked.values()), list(asked), corpus=corpus, notes=notes
+        [(texts[query],) for query in answerable], labels, list(answerable), corpus=corpus, notes=notes
     )
 
 
-def _by_id(path: str, what: str) -> dict[str, str]:
+def _by_id(path: str, noun: str) -> dict[str, str]:
+    """Returns id -> title and text of a JSON-lines file. ``noun``: what a row is called in error messages."""
     rows = read_rows(path, "jsonl")
     ids, texts = rows.texts("_id"), rows.texts("text")
     titles = rows.texts("title") if "title" in rows.columns else [""] * len(rows)
     found: dict[str, str] = {}
     for row, (name, title, text) in enumerate(zip(ids, titles, texts, strict=True)):
         if name in found:
-            raise UserError(f"{rows.place(row)}: {what} {name!r} is there twice")
+            raise UserError(f"{rows.location(row)}: {noun} {name!r} occurs twice")
         found[name] = f"{title} {text}".strip()
     return found

@@ -1,4 +1,4 @@
-"""The built-in tasks as a table: GLUE (arXiv 1804.07461), IMDb (Maas et al. 2011), SQuAD 1.1 and 2.0."""
+"""The built-in tasks: GLUE (arXiv 1804.07461), IMDb (Maas et al. 2011), SQuAD 1.1 and 2.0."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def _glue(
     metrics: tuple[str, ...] = ("accuracy",),
     **more: Any,
 ) -> Task:
-    """A task in GLUE's layout. rows: of train, dev and, where the benchmark's server scores it, test."""
+    """Returns a task in GLUE's layout.
+
+    ``rows``: official numbers of rows of train, dev and, if the benchmark's server scores the task, test.
+    """
     parts = {"train": Part("train.tsv", rows[0], "train"), "dev": Part("dev.tsv", rows[1], "validation")}
     if len(rows) == 3:
         parts["test"] = Part("test.tsv", rows[2], "test", submission=name)
@@ -138,17 +141,17 @@ TASKS: dict[str, Task] = {
     )
 }
 GLUE = tuple(name for name, task in TASKS.items() if task.hub[0] == _GLUE_ON_THE_HUB)
-"""The benchmark's own tasks, whose mean is the macro score."""
+"""Names of the tasks of GLUE, whose mean score is the macro score."""
 
 
 TEST_FILES = tuple(
     f"{part.submission}.tsv" for name in GLUE for part in TASKS[name].parts.values() if part.submission
 )
-"""What the benchmark's server takes, all in one zip."""
+"""Names of the files that GLUE's server expects in a zip."""
 
 
 def find_task(name: str) -> Task:
-    """The task of that name, whatever its case; UserError with the nearest name."""
+    """Returns the built-in task of this name, in any case. Raises UserError with the most similar name."""
     known = {key.lower(): task for key, task in TASKS.items()}
     if name.lower() in known:
         return known[name.lower()]
@@ -158,10 +161,13 @@ def find_task(name: str) -> Task:
 
 
 def find_tasks(entries: Sequence[str | TaskSettings]) -> list[Task]:
-    """Tasks in the order given: names, task files, or settings; UserError for a wrong or repeated one."""
+    """Returns the tasks in the given order. An entry is a built-in task's name, a task file, or settings.
+
+    Raises UserError for a wrong entry, and for a task that is named twice.
+    """
     tasks = [_find(entry) for entry in entries]
     for position, task in enumerate(tasks):
-        if task.name.lower() in [one.name.lower() for one in tasks[:position]]:
+        if task.name.lower() in [earlier.name.lower() for earlier in tasks[:position]]:
             raise UserError(f"evaluation.tasks: {task.name} is named twice")
     return tasks
 
@@ -180,8 +186,8 @@ def _find(entry: str | TaskSettings) -> Task:
     given = own.data_fields(settings)
     if given:
         raise UserError(
-            f"{where}: {given[0]}: goes with a kind, for example kind: classification; without one, the entry"
-            " sets numbers of a built-in task"
+            f"{where}: {given[0]}: needs a kind, for example kind: classification; without a kind the entry"
+            " changes hyper-parameters of a built-in task"
         )
     built_in = find_task(settings.name)
     return dataclasses.replace(

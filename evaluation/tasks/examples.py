@@ -1,4 +1,4 @@
-"""From the rows of a user's data to examples with gold values."""
+"""Converts rows of a user's data to examples with labels. Every error names the row's file and line."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from infra.errors import UserError
 from infra.settings.recipe_words import with_nearest_name
 
 OUTSIDE = "O"
+"""Tag of words outside every entity."""
 SEPARATOR = "|"
-"""Between the labels of one example, where they are written as a text."""
+"""Separator of the labels of one example, if they are one string."""
 _TAG = re.compile(r"[BIES]-.+")
 _WORD = re.compile(r"\w+|[^\w\s]")
-_MOST_CLASSES = 1000
+_MAX_CLASSES = 1000
 
 
 def split_of(task: Task, rows: Rows) -> Split:
-    """The examples in ``rows``; UserError, with the line, for a value that is not right."""
+    """Returns the examples in ``rows``. Raises UserError for a wrong value."""
     index = (
         [] if task.own is None or task.own.id is None else [str(value) for value in rows.column(task.own.id)]
     )
@@ -34,7 +35,7 @@ def split_of(task: Task, rows: Rows) -> Split:
         ids = {label: number for number, label in enumerate(task.labels)}
         for row, (_, tags) in enumerate(sentences):
             for tag in tags:
-                _require_known(tag, ids, rows.place(row))
+                _require_known(tag, ids, rows.location(row))
         labels = [np.asarray([ids[tag] for tag in tags], np.int64) for _, tags in sentences]
         return Split([tuple(words) for words, _ in sentences], labels, index, notes=notes)
     texts = list(zip(*(rows.texts(name) for name in task.texts), strict=True))
@@ -44,168 +45,186 @@ def split_of(task: Task, rows: Rows) -> Split:
 def _labels(task: Task, rows: Rows) -> np.ndarray:
     values = rows.column(task.label)
     if task.kind in ("regression", "similarity"):
-        return np.asarray([_number(value, rows.place(row)) for row, value in enumerate(values)], np.float32)
+        return np.asarray(
+            [_number(value, rows.location(row)) for row, value in enumerate(values)], np.float32
+        )
     ids = {label: number for number, label in enumerate(task.labels)}
     if task.kind == "multilabel":
-        found = np.zeros((len(rows), len(ids)), np.int8)
+        has_label = np.zeros((len(rows), len(ids)), np.int8)
         for row, value in enumerate(values):
-            for label in _several(value, rows.place(row)):
-                _require_known(label, ids, rows.place(row))
-                found[row, ids[label]] = 1
-        return found
+            for label in _label_list(value, rows.location(row)):
+                _require_known(label, ids, rows.location(row))
+                has_label[row, ids[label]] = 1
+        return has_label
     for row, value in enumerate(values):
-        _require_known(_written(value, rows.place(row)), ids, rows.place(row))
+        _require_known(_label(value, rows.location(row)), ids, rows.location(row))
     return np.asarray([ids[str(value)] for value in values], np.int64)
 
 
-def _written(value: Any, place: str) -> str:
-    """A class as it is written in the data: a text, a whole number, or true and false."""
+def _label(value: Any, location: str) -> str:
+    """Returns a label of the data as a string. Strings, whole numbers and booleans are labels."""
     if value is None or value == "" or not isinstance(value, str | int):
-        raise UserError(f"{place}: label {value!r} is not a text; every example needs one label")
+        raise UserError(f"{location}: label {value!r} is not a text; every example needs one label")
     return str(value)
 
 
-def _several(value: Any, place: str) -> list[str]:
+def _label_list(value: Any, location: str) -> list[str]:
     if isinstance(value, str):
         return [label.strip() for label in value.split(SEPARATOR) if label.strip()]
     if not isinstance(value, list):
         raise UserError(
-            f"{place}: labels {value!r} are neither a list nor a text with {SEPARATOR} between them"
+            f"{location}: labels {value!r} are neither a list nor a text with {SEPARATOR} between them"
         )
-    return [_written(label, place) for label in value]
+    return [_label(label, location) for label in value]
 
 
-def _number(value: Any, place: str) -> float:
+def _number(value: Any, location: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise UserError(f"{place}: score {value!r} is not a number") from None
+        raise UserError(f"{location}: score {value!r} is not a number") from None
     if not math.isfinite(number):
-        raise UserError(f"{place}: score {value!r} is not finite")
+        raise UserError(f"{location}: score {value!r} is not finite")
     return number
 
 
-def _require_known(label: str, ids: dict[str, int], place: str) -> None:
+def _require_known(label: str, ids: dict[str, int], location: str) -> None:
     if label not in ids:
-        raise UserError(with_nearest_name(f"{place}: unknown label {label!r}", label, list(ids)))
+        raise UserError(with_nearest_name(f"{location}: unknown label {label!r}", label, list(ids)))
 
 
 def labels_in(task: Task, rows: Rows) -> tuple[str, ...]:
-    """All labels of the training examples: numbers in their order, else sorted; of words ``O`` first."""
+    """Returns all labels of the training examples, in numerical order if all are whole numbers, else sorted.
+
+    For token classification ``O`` comes first. Raises UserError if there are fewer than 2 or more than 1,000.
+    """
     if task.kind == "tokens":
         sentences, _ = _sentences(task, rows)
         found = {tag for _, tags in sentences for tag in tags} | {OUTSIDE}
         return (OUTSIDE, *sorted(found - {OUTSIDE}))
     values = rows.column(task.label)
     if task.kind == "multilabel":
-        found = {label for row, value in enumerate(values) for label in _several(value, rows.place(row))}
+        found = {
+            label for row, value in enumerate(values) for label in _label_list(value, rows.location(row))
+        }
     else:
-        found = {_written(value, rows.place(row)) for row, value in enumerate(values)}
+        found = {_label(value, rows.location(row)) for row, value in enumerate(values)}
     if len(found) < 2:
         raise UserError(
-            f"{rows.where}: column {task.label!r} has {len(found)} labels; a task needs two or more"
+            f"{rows.source}: column {task.label!r} has {len(found)} labels; a task needs two or more"
         )
-    if len(found) > _MOST_CLASSES:
-        raise UserError(f"{rows.where}: column {task.label!r} has {len(found):,} labels; is it the label?")
-    return tuple(sorted(found, key=lambda label: (int(label), "") if _is_whole(found) else (0, label)))
+    if len(found) > _MAX_CLASSES:
+        raise UserError(f"{rows.source}: column {task.label!r} has {len(found):,} labels; is it the label?")
+    return tuple(sorted(found, key=lambda label: (int(label), "") if _are_whole(found) else (0, label)))
 
 
-def _is_whole(labels: set[str]) -> bool:
+def _are_whole(labels: set[str]) -> bool:
     return all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels)
 
 
 def _sentences(task: Task, rows: Rows) -> tuple[list[tuple[list[str], list[str]]], list[str]]:
-    """Words and tags of each row: two lists, or a text and spans of its characters."""
+    """Returns each row's (words, tags), and notes on corrections.
+
+    A row holds either a list of words and a list of tags, or a text and a list of character spans.
+    """
     found, widened = [], 0
     texts, labels = rows.column(task.texts[0]), rows.column(task.label)
     for row, (text, tags) in enumerate(zip(texts, labels, strict=True)):
-        place = rows.place(row)
+        location = rows.location(row)
         if isinstance(text, str):
-            words, tags, moved = _from_spans(text, tags, place)
-            widened += moved
+            words, tags, row_widened = _from_spans(text, tags, location)
+            widened += row_widened
         else:
             words = text
-            _require_words(words, tags, place)
+            _require_words(words, tags, location)
         found.append((words, tags))
-    notes = [f"{rows.where}: spans that end within a word, widened to it: {widened:,}"] if widened else []
+    notes = [f"{rows.source}: spans that end within a word, widened to it: {widened:,}"] if widened else []
     return found, notes
 
 
-def _require_words(words: Any, tags: Any, place: str) -> None:
+def _require_words(words: Any, tags: Any, location: str) -> None:
     for name, values in (("words", words), ("tags", tags)):
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise UserError(f"{place}: the {name} are not a list of texts")
+            raise UserError(f"{location}: the {name} are not a list of texts")
     if not words:
-        raise UserError(f"{place}: has no words")
+        raise UserError(f"{location}: has no words")
     if len(words) != len(tags):
-        raise UserError(f"{place}: {len(words)} words and {len(tags)} tags")
+        raise UserError(f"{location}: {len(words)} words and {len(tags)} tags")
     wrong = next((tag for tag in tags if tag != OUTSIDE and not _TAG.fullmatch(tag)), None)
     if wrong is not None:
-        raise UserError(f"{place}: tag {wrong!r} is not O, B-TYPE or I-TYPE")
+        raise UserError(f"{location}: tag {wrong!r} is not O, B-TYPE or I-TYPE")
 
 
-def _from_spans(text: str, spans: Any, place: str) -> tuple[list[str], list[str], int]:
-    """Words, IOB2 tags, and how many spans were widened to whole words. spans: list of start, end, label."""
-    spans = _parsed_spans(spans, place)
+def _from_spans(text: str, spans: Any, location: str) -> tuple[list[str], list[str], int]:
+    """Returns words, IOB2 tags, and the number of spans that were widened to whole words.
+
+    ``spans``: list of {start, end, label}, with positions in characters.
+    """
+    spans = _parsed_spans(spans, location)
     words = list(_WORD.finditer(text))
     if not words:
-        raise UserError(f"{place}: has no words")
+        raise UserError(f"{location}: has no words")
     tags, widened = [OUTSIDE] * len(words), 0
     for start, end, label in spans:
         if not 0 <= start < end <= len(text):
             raise UserError(
-                f"{place}: span {start} to {end} is not within the text of {len(text)} characters"
+                f"{location}: span {start} to {end} is not within the text of {len(text)} characters"
             )
         inside = [number for number, word in enumerate(words) if word.end() > start and word.start() < end]
         if not inside:
-            raise UserError(f"{place}: span {start} to {end} holds no word")
+            raise UserError(f"{location}: span {start} to {end} holds no word")
         if any(tags[number] != OUTSIDE for number in inside):
-            raise UserError(f"{place}: span {start} to {end} overlaps another one")
+            raise UserError(f"{location}: span {start} to {end} overlaps another one")
         widened += words[inside[0]].start() < start or words[inside[-1]].end() > end
         for number in inside:
             tags[number] = f"{'B' if number == inside[0] else 'I'}-{label}"
     return [word[0] for word in words], tags, widened
 
 
-def _parsed_spans(spans: Any, place: str) -> list[tuple[int, int, str]]:
-    if isinstance(spans, str):  # of a CSV
+def _parsed_spans(spans: Any, location: str) -> list[tuple[int, int, str]]:
+    if isinstance(spans, str):  # in a CSV file
         try:
             spans = json.loads(spans)
         except ValueError:
             spans = None
     names = ("start", "end", "label")
     if not isinstance(spans, list) or not all(
-        isinstance(one, dict) and set(names) <= one.keys() for one in spans
+        isinstance(span, dict) and set(names) <= span.keys() for span in spans
     ):
-        raise UserError(f"{place}: the spans are not a list of {{start, end, label}}")
-    for one in spans:
-        numbers = isinstance(one["start"], int) and isinstance(one["end"], int)
-        if not numbers or not isinstance(one["label"], str):
-            raise UserError(f"{place}: a span has a start and an end in characters, and a text as its label")
-    return sorted((one["start"], one["end"], one["label"]) for one in spans)
+        raise UserError(f"{location}: the spans are not a list of {{start, end, label}}")
+    for span in spans:
+        numbers = isinstance(span["start"], int) and isinstance(span["end"], int)
+        if not numbers or not isinstance(span["label"], str):
+            raise UserError(
+                f"{location}: a span has a start and an end in characters, and a text as its label"
+            )
+    return sorted((span["start"], span["end"], span["label"]) for span in spans)
 
 
 def questions_in(rows: Rows, texts: Sequence[str], id_column: str | None) -> list[Question]:
-    """Questions of rows in the hub's form of SQuAD: ``answers`` is ``{text: [...], answer_start: [...]}``."""
+    """Returns the questions in rows whose ``answers`` are ``{text: [...], answer_start: [...]}``.
+
+    ``texts``: names of the columns of questions and contexts.
+    """
     asked, contexts = (rows.texts(name) for name in texts)
     ids = list(map(str, range(len(rows))))
     if id_column is not None or "id" in rows.columns:
         ids = [str(value) for value in rows.column(id_column or "id")]
     found = []
     for row, answers in enumerate(rows.column("answers")):
-        right, starts = _parsed_answers(answers, rows.place(row))
-        found.append(Question(ids[row], asked[row], contexts[row], tuple(right), tuple(starts)))
+        answer_texts, starts = _parsed_answers(answers, rows.location(row))
+        found.append(Question(ids[row], asked[row], contexts[row], tuple(answer_texts), tuple(starts)))
     return found
 
 
-def _parsed_answers(answers: Any, place: str) -> tuple[list[str], list[int]]:
+def _parsed_answers(answers: Any, location: str) -> tuple[list[str], list[int]]:
     if not isinstance(answers, dict) or not {"text", "answer_start"} <= answers.keys():
-        raise UserError(f"{place}: answers are not {{text: [...], answer_start: [...]}}")
+        raise UserError(f"{location}: answers are not {{text: [...], answer_start: [...]}}")
     texts, starts = answers["text"], answers["answer_start"]
     if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
-        raise UserError(f"{place}: answers need as many texts as starts")
+        raise UserError(f"{location}: answers need as many texts as starts")
     if not all(isinstance(text, str) for text in texts) or not all(
         isinstance(start, int) for start in starts
     ):
-        raise UserError(f"{place}: an answer is a text, and its start a whole number")
+        raise UserError(f"{location}: an answer is a text, and its start a whole number")
     return texts, starts

@@ -1,8 +1,8 @@
-"""The rows of a task's parts, from official files or from the hub.
+"""Loads the splits of a task from official files, from the hub, or from a user's own data.
 
-A part's rows come from the official file where ``evaluation.data`` names a directory, else from the hub. Row
-counts are the official ones. A difference is a note on the split, not an error, because evaluating on a
-sample of a task is allowed.
+The splits of a built-in task come from official files if ``evaluation.data`` names a directory, else from the
+hub. A number of rows that differs from the official one gives a note on the split, not an error, because
+evaluating on a sample of a task is allowed.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation.tasks import hub_rows, official
-from evaluation.tasks.own import load_own, own_place
-from evaluation.tasks.rows import Rows, hub_place, load_hub
-from evaluation.tasks.squad import Question, place_answers, read_questions
+from evaluation.tasks import hub_conversion, official
+from evaluation.tasks.own import load_own, own_location
+from evaluation.tasks.rows import Rows, hub_url, load_hub
+from evaluation.tasks.squad import Question, align_answers, read_questions
 from evaluation.tasks.task import Split, Task
 from infra.errors import UserError
 
 
 def load(task: Task, part: str, data: str | None) -> Split:
-    """Rows of one part from the directory ``data`` of official files, or from the hub where it is None.
+    """Returns one split, from the directory ``data`` of official files, or from the hub if it is None.
 
-    The rows of a user's own task come from the files or the hub data set that its settings name.
-
-    UserError: missing file, wrong column count or label (with the line number), a label that contradicts its
-    own row, no rows. The split's notes list rows that were left out or corrected.
+    The examples of a user's own task come from the files or the hub dataset that its settings name. The
+    split's notes list what was left out or corrected. Raises UserError for a missing or empty file and, with
+    the line, for a wrong number of columns, a wrong label, or a label that contradicts the rest of its row.
     """
     if task.own is not None:
         split = load_own(task, part)
@@ -46,26 +45,26 @@ def load(task: Task, part: str, data: str | None) -> Split:
 
 
 def has_part(task: Task, part: str, data: str | None) -> bool:
-    """Whether the official file of a part is there (the hub has them all)."""
+    """Returns whether a split can be loaded: whether its official file exists, or always from the hub."""
     if task.own is not None:
         return part in task.parts
     found = task.parts[part]
     return data is None or official.find(found.folder or task.name, found.file, data) is not None
 
 
-def place_of(task: Task, part: str, data: str | None) -> str:
-    """Where ``load`` finds the rows of a part: a path, a URL, or ``hf://datasets/`` and the hub's name."""
+def location_of(task: Task, part: str, data: str | None) -> str:
+    """Returns where ``load`` finds a split: a path, a URL, or ``hf://datasets/`` and the hub's name."""
     if task.own is not None:
-        return own_place(task.own, part)
+        return own_location(task.own, part)
     if data is None:
-        return hub_place(task.hub[0], None if task.settings is None else task.settings.revision)
+        return hub_url(task.hub[0], None if task.settings is None else task.settings.revision)
     return official.require_file(task.parts[part].folder or task.name, task.parts[part].file, data)
 
 
 def _from_files(task: Task, part: str, data: str) -> Split:
     path = official.require_file(task.parts[part].folder or task.name, task.parts[part].file, data)
     if task.kind == "spans":
-        return _answered(read_questions(path, task.no_answer), path, task.no_answer)
+        return _with_questions(read_questions(path, task.no_answer), path, task.no_answer)
     if task.name == "IMDb":
         texts, ids = official.read_reviews(path, task.labels)
         return Split(texts, np.asarray(ids, dtype=np.int64))
@@ -82,27 +81,24 @@ def _from_files(task: Task, part: str, data: str) -> Split:
     return split
 
 
-def _answered(questions: Sequence[Question], where: str, no_answer: bool) -> Split:
-    kept, notes = place_answers(questions, where, no_answer)
+def _with_questions(questions: Sequence[Question], where: str, no_answer: bool) -> Split:
+    kept, notes = align_answers(questions, where, no_answer)
     return Split([], None, questions=kept, notes=notes)
 
 
 def _labelled(task: Task, rows: Rows, texts: Sequence[str], label: str) -> Split:
-    """The rows with labels that are among the task's."""
-    found = _columns(rows, texts)
+    """Returns the examples. Raises UserError for a label that the task does not have."""
     if task.kind == "regression":
         low, high = map(float, task.labels)
         labels = np.asarray(official.numbers(rows, label, low, high), dtype=np.float32)
     else:
         labels = np.asarray(official.classes(rows, label, task.labels), dtype=np.int64)
-    return Split(found, labels)
+    return Split(_columns(rows, texts), labels)
 
 
 def _columns(rows: Rows, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Returns one tuple of texts per row."""
     return list(zip(*(rows.column(name) for name in names), strict=True))
-
-
-# The hub
 
 
 def _from_hub(task: Task, part: str) -> Split:
@@ -112,13 +108,13 @@ def _from_hub(task: Task, part: str) -> Split:
     rows = load_hub(task.name, source, task.parts[part].hub, revision)
     where = f"{name} {task.parts[part].hub}"
     if task.kind == "spans":
-        return _answered(hub_rows.questions(rows, where), where, task.no_answer)
+        return _with_questions(hub_conversion.questions(rows, where), where, task.no_answer)
     texts = task.hub_texts or task.texts
     if task.parts[part].submission is not None:
-        table = hub_rows.table(rows, texts, "idx", where)
+        table = hub_conversion.table(rows, texts, "idx", where)
         return Split(_columns(table, texts), None, index=table.column("idx"))
     labels = task.labels if task.kind == "classification" else ()
-    table = hub_rows.table(rows, texts, task.hub_label, where, labels)
+    table = hub_conversion.table(rows, texts, task.hub_label, where, labels)
     split = _labelled(task, table, texts, task.hub_label)
     if task.name == "IMDb":
         split.texts[:] = [(official.without_markup(text),) for (text,) in split.texts]

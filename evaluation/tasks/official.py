@@ -1,6 +1,6 @@
-"""Official task files as their publishers wrote them: tab-separated tables and review directories.
+"""Reads official task files: GLUE's tab-separated tables and IMDb's directories of reviews.
 
-The tables are not CSV: a quote is text, a field never spans lines, and only "\\n" ends a line.
+The tables are not CSV: a quote is an ordinary character, no field spans lines, and only "\\n" ends a line.
 """
 
 from __future__ import annotations
@@ -13,26 +13,29 @@ from evaluation.tasks.rows import Rows, read_text
 from infra.errors import UserError
 from infra.files import storage
 
-# A task's files lie in a folder of its name (GLUE) or directly in the directory (IMDb, SQuAD); a
-# directory that collects several benchmarks has one more level.
 _COLLECTIONS = ("", "glue", "GLUE", "imdb", "squad")
+"""Folders of ``evaluation.data`` that are searched, "" being the directory itself.
+
+Within such a folder, files lie in a folder named after the task (GLUE) or directly (IMDb, SQuAD).
+"""
 _MNLI_LABELS = ("entailment", "neutral", "contradiction")
-_OTHER_RATINGS = {"neg": range(7, 11), "pos": range(1, 5)}
-"""Of IMDb: the ratings that a folder cannot have."""
+_WRONG_RATINGS = {"neg": range(7, 11), "pos": range(1, 5)}
+"""Folder of IMDb's reviews -> ratings that contradict the folder."""
 
 
 def find(task: str, file: str, data: str) -> str | None:
-    """Path of an official file under ``data``, or None."""
+    """Returns the path of an official file below ``data``, or None."""
     for collection in _COLLECTIONS:
         base = storage.join(data, collection) if collection else data
         for path in (storage.join(base, task, file), storage.join(base, file)):
-            # A bare train.tsv would be anybody's, so it counts only inside a folder named after the task.
-            if (path.endswith(storage.join(task, file)) or not file.endswith(".tsv")) and _present(path):
+            # Many tasks have a train.tsv, so a .tsv counts only within a folder named after the task.
+            if (path.endswith(storage.join(task, file)) or not file.endswith(".tsv")) and _exists(path):
                 return path
     return None
 
 
 def require_file(task: str, file: str, data: str) -> str:
+    """Returns the path of an official file below ``data``; raises UserError if there is none."""
     path = find(task, file, data)
     if path is None:
         expected = f"{task}/{file}" if file.endswith(".tsv") else file
@@ -40,63 +43,62 @@ def require_file(task: str, file: str, data: str) -> str:
     return path
 
 
-def _present(path: str) -> bool:
+def _exists(path: str) -> bool:
     return storage.exists(path) or bool(storage.list_names(path))
 
 
 def classes(rows: Rows, name: str, labels: Sequence[str]) -> list[int]:
-    """A column as class ids; UserError naming the line of a label not among ``labels``."""
+    """Returns a column as class ids. Raises UserError, with the line, for a label not among ``labels``."""
     ids = {label: position for position, label in enumerate(labels)}
     for row, value in enumerate(rows.column(name)):
         if value not in ids:
             raise UserError(
-                f"{rows.place(row)}: label {value!r} is out of range; they are {', '.join(labels)}"
+                f"{rows.location(row)}: label {value!r} is out of range; they are {', '.join(labels)}"
             )
     return [ids[value] for value in rows.column(name)]
 
 
 def numbers(rows: Rows, name: str, low: float, high: float) -> list[float]:
-    """A column as numbers; UserError naming the line of a value that is no number in [low, high]."""
+    """Returns a column as numbers. Raises UserError, with the line, for a value not in [low, high]."""
     found = []
     for row, value in enumerate(rows.column(name)):
         try:
             number = float(value)
         except ValueError:
-            raise UserError(f"{rows.place(row)}: score {value!r} is not a number") from None
+            raise UserError(f"{rows.location(row)}: score {value!r} is not a number") from None
         if not low <= number <= high:
             raise UserError(
-                f"{rows.place(row)}: score {value} is out of range; it must be {low:g} to {high:g}"
+                f"{rows.location(row)}: score {value} is out of range; it must be {low:g} to {high:g}"
             )
         found.append(number)
     return found
 
 
 def require_marks(rows: Rows) -> None:
-    """UserError for a sentence of CoLA that its author marks as wrong (``*``) and its label calls right."""
+    """Raises UserError if a sentence of CoLA has the label 1 (correct) and the mark ``*`` (wrong)."""
     for row, (label, mark) in enumerate(zip(rows.column("label"), rows.column("mark"), strict=True)):
         if label == "1" and "*" in mark:
-            raise UserError(f"{rows.place(row)}: label 1 contradicts the mark {mark!r} of the same row")
+            raise UserError(f"{rows.location(row)}: label 1 contradicts the mark {mark!r} of the same row")
 
 
 def require_majority(rows: Rows) -> None:
-    """UserError for a label of MNLI that fewer of its annotators (``label1``, ...) chose than another one."""
-    voters = [values for name, values in rows.columns.items() if re.fullmatch(r"label\d", name)]
+    """Raises UserError if fewer annotators of MNLI (``label1``, ...) chose the gold label than another."""
+    annotators = [values for name, values in rows.columns.items() if re.fullmatch(r"label\d", name)]
     gold = rows.column("gold_label")
-    for row, votes in enumerate(zip(*voters, strict=True)):
+    for row, votes in enumerate(zip(*annotators, strict=True)):
         counts = Counter(vote for vote in votes if vote in _MNLI_LABELS)
         if counts and counts[gold[row]] < max(counts.values()):
             raise UserError(
-                f"{rows.place(row)}: label {gold[row]!r} contradicts {', '.join(votes)} of the same row"
+                f"{rows.location(row)}: label {gold[row]!r} contradicts {', '.join(votes)} of the same row"
             )
 
 
 def read_tsv(path: str, headerless: Sequence[str] = (), skip_short_rows: bool = False) -> tuple[Rows, int]:
-    """(rows, number of rows left out because they have too few columns) of a tab-separated file.
+    """Reads a tab-separated file; returns its rows and the number of rows that were left out.
 
-    The names of its columns are put in lower case.
-
-    ``headerless``: the names of the columns where the file has no header line. UserError: invalid UTF-8 or a
-    wrong column count, with the line number; an empty file.
+    Column names are in lower case. ``headerless``: the column names of a file without a header line.
+    ``skip_short_rows``: leave out rows with too few columns. Raises UserError if the file is empty and, with
+    the line, for invalid UTF-8 or a wrong number of columns.
     """
     text = read_text(path)
     if not text:
@@ -110,14 +112,14 @@ def read_tsv(path: str, headerless: Sequence[str] = (), skip_short_rows: bool = 
     for number, row in kept:
         if len(row) != len(header):
             raise UserError(f"{path}: line {number}: {len(row)} columns instead of {len(header)}")
-    columns = {name: [row[place] for _, row in kept] for place, name in enumerate(header)}
+    columns = {name: [row[index] for _, row in kept] for index, name in enumerate(header)}
     return Rows(path, columns, [number for number, _ in kept]), len(numbered) - len(kept)
 
 
 def read_reviews(directory: str, labels: Sequence[str]) -> tuple[list[tuple[str, ...]], list[int]]:
-    """``<directory>/<label>/*.txt``, one review a file, in name order; UserError for a missing folder.
+    """Returns the reviews in ``<directory>/<label>/<number>_<rating>.txt``, in name order, with class ids.
 
-    The names are ``<number>_<rating>.txt``; UserError for a rating that contradicts the folder.
+    Raises UserError for a missing folder, and for a rating that contradicts its folder.
     """
     texts: list[tuple[str, ...]] = []
     ids: list[int] = []
@@ -135,14 +137,14 @@ def read_reviews(directory: str, labels: Sequence[str]) -> tuple[list[tuple[str,
 
 
 def without_markup(review: str) -> str:
-    """Line breaks are the only markup of IMDb's reviews."""
+    """Returns the review without line breaks, the only markup of IMDb's reviews."""
     return review.replace("<br />", " ").strip()
 
 
 def _require_rating(path: str, label: str) -> None:
-    """Of 10 stars; 1 to 4 are negative, 7 to 10 positive (the data set's README)."""
+    """Raises UserError unless the rating fits: 1 to 4 stars of 10 are negative, 7 to 10 positive (README)."""
     rated = re.fullmatch(r".*/\d+_(\d+)\.txt", path)
-    if rated and int(rated[1]) in _OTHER_RATINGS.get(label, ()):
+    if rated and int(rated[1]) in _WRONG_RATINGS.get(label, ()):
         raise UserError(
             f"{path}: the rating {rated[1]} in its name contradicts its folder {label}; move or rename it"
         )

@@ -1,4 +1,4 @@
-"""A user's own task: from its settings to a ``Task``, and from its files to examples."""
+"""A user's own task: makes a ``Task`` of its settings, and reads its examples."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from evaluation.kinds.registry import KINDS
 from evaluation.tasks import examples
 from evaluation.tasks.beir import read_corpus, read_queries
-from evaluation.tasks.rows import TAGS, WORDS, Rows, format_of, hub_place, hub_rows, read_rows
-from evaluation.tasks.squad import Question, place_answers, read_questions
+from evaluation.tasks.rows import TAGS, WORDS, Rows, format_of, hub_url, read_hub, read_rows
+from evaluation.tasks.squad import Question, align_answers, read_questions
 from evaluation.tasks.task import Part, Split, Task
 from infra.errors import UserError
 from infra.files.paths import expand_home
@@ -20,16 +20,17 @@ from infra.settings.recipe_words import with_nearest_name
 from infra.settings.task_settings import PATHS, TaskSettings
 
 _COLUMNS = {"tokens": (1,), "similarity": (2,), "spans": (0, 2), "retrieval": (0,)}
-"""Kind -> numbers of text columns that it takes; other kinds: 1 or 2."""
+"""Kind -> allowed numbers of text columns; other kinds take 1 or 2."""
 _CLASSES = ("classification", "multilabel", "tokens")
+"""Kinds whose labels are classes."""
 _UNLABELLED = ("spans", "retrieval")
 """Kinds without a label column."""
 
 
 def own_task(settings: TaskSettings, where: str) -> Task:
-    """The task of these settings. Reads the training examples if the labels are not given.
+    """Returns the task of these settings. Reads the training examples if the settings list no labels.
 
-    UserError, which names ``where``, for settings that do not go together.
+    Raises UserError, which starts with ``where``, for settings that contradict each other.
     """
     _require_consistent(settings, where)
     kind = KINDS[settings.kind or ""]
@@ -45,7 +46,7 @@ def own_task(settings: TaskSettings, where: str) -> Task:
         label=TAGS if conll and settings.label is None else settings.label or "",
         labels=settings.labels,
         metrics=metrics if settings.metrics or settings.kind != "classification" else metrics[:1],
-        own_main=metrics[:1],
+        own_main_metrics=metrics[:1],
         parts={name: Part("", None, "") for name in _parts(settings)},
         max_length=settings.max_length,
         settings=settings,
@@ -55,13 +56,13 @@ def own_task(settings: TaskSettings, where: str) -> Task:
     if settings.kind == "classification":
         _require_two_classes(task, where)
     if settings.kind == "spans":
-        questions = [one for part in task.parts for one in _questions(settings, part)]
-        task = Task(**{**vars(task), "no_answer": any(not one.answers for one in questions)})
+        questions = [question for part in task.parts for question in _questions(settings, part)]
+        task = Task(**{**vars(task), "no_answer": any(not question.answers for question in questions)})
     return task
 
 
 def _parts(settings: TaskSettings) -> list[str]:
-    """The splits; without a file of its own, dev is a part of train."""
+    """Returns the names of the splits. If there is no file for dev, dev is a part of train."""
     if not KINDS[settings.kind or ""].fine_tuned:
         return ["test" if settings.test else "dev"]
     return ["train", "dev", *(["test"] if settings.test else [])]
@@ -77,7 +78,7 @@ def _with_labels(task: Task) -> Task:
 
 
 def _require_consistent(settings: TaskSettings, where: str) -> None:
-    """UserError for the first setting that is missing, out of range, or not for this kind."""
+    """Raises UserError for the first setting that is missing, out of range, or not for this kind."""
 
     def require(condition: bool, sentence: str) -> None:
         if not condition:
@@ -123,27 +124,26 @@ def _require_consistent(settings: TaskSettings, where: str) -> None:
 def _require_two_classes(task: Task, where: str) -> None:
     if "f1" in task.metrics and len(task.labels) != 2:
         raise UserError(
-            f"{where}: metrics: f1 is that of the second of two labels, and there are {len(task.labels)};"
+            f"{where}: metrics: f1 is the second of two labels' F1, but there are {len(task.labels)} labels;"
             " write macro_f1"
         )
 
 
 def load_own(task: Task, part: str) -> Split:
-    """The examples of a split; UserError, with the line, for a missing column or a wrong value."""
+    """Returns the examples of a split. Raises UserError for a missing column or a wrong value."""
     settings = task.own
     assert settings is not None
     if settings.kind == "spans":
-        kept, notes = place_answers(_questions(settings, part), _source(settings, part), task.no_answer)
-        return _required(
-            Split([], None, questions=_picked(settings, part, kept), notes=notes), settings, part
-        )
+        kept, notes = align_answers(_questions(settings, part), _source(settings, part), task.no_answer)
+        questions = _questions_of_part(settings, part, kept)
+        return _require_examples(Split([], None, questions=questions, notes=notes), settings, part)
     if settings.kind == "retrieval":
         corpus = read_corpus(expand_home(settings.corpus or ""))
         return read_queries(expand_home(settings.queries or ""), _source(settings, part), corpus)
-    return _required(examples.split_of(task, _rows_of(task, part)), settings, part)
+    return _require_examples(examples.split_of(task, _rows_of(task, part)), settings, part)
 
 
-def _required(split: Split, settings: TaskSettings, part: str) -> Split:
+def _require_examples(split: Split, settings: TaskSettings, part: str) -> Split:
     if len(split) == 0:
         raise UserError(f"{_source(settings, part)}: no examples for {part} of {settings.name}")
     return split
@@ -154,10 +154,10 @@ def _source(settings: TaskSettings, part: str) -> str:
     return path if settings.hub is not None else expand_home(path)
 
 
-def own_place(settings: TaskSettings, part: str) -> str:
-    """Where the examples of a part are: a path, a URL, or ``hf://datasets/`` and the hub's name."""
+def own_location(settings: TaskSettings, part: str) -> str:
+    """Returns where a split's examples are: a path, a URL, or ``hf://datasets/`` and the hub's name."""
     if settings.hub is not None:
-        return hub_place(settings.hub, settings.revision)
+        return hub_url(settings.hub, settings.revision)
     return _source(settings, part)
 
 
@@ -174,14 +174,15 @@ def _rows_of(task: Task, part: str) -> Rows:
 @lru_cache(maxsize=4)
 def _read(settings: TaskSettings, name: str) -> Rows:
     if settings.hub is not None:
-        return hub_rows(settings.hub, settings.config, name, settings.revision)
+        return read_hub(settings.hub, settings.config, name, settings.revision)
     return read_rows(expand_home(name), settings.format)
 
 
 def divide(groups: Sequence[str], settings: TaskSettings) -> dict[str, list[int]]:
-    """Rows of train and dev, cut from one set: of each group the same share, chosen by ``split_seed``.
+    """Divides rows at random, with ``split_seed``; returns the row numbers of ``train`` and of ``dev``.
 
-    UserError if nothing is left for one of them.
+    ``groups``: a group per row, such as its label; dev has the same fraction of every group. Raises UserError
+    if train or dev would be empty.
     """
     generator = np.random.default_rng(settings.split_seed)
     dev: list[int] = []
@@ -211,18 +212,18 @@ def _questions(settings: TaskSettings, part: str) -> Sequence[Question]:
     return _all_questions(settings, getattr(settings, part) or settings.train or "")
 
 
-def _picked(settings: TaskSettings, part: str, questions: list[Question]) -> list[Question]:
-    """The questions of this part. A context and all its questions are always in the same part."""
+def _questions_of_part(settings: TaskSettings, part: str, questions: list[Question]) -> list[Question]:
+    """Returns the questions of this split. All questions of a context are in the same split."""
     if part == "test" or settings.dev is not None:
         return questions
-    contexts = list(dict.fromkeys(one.context for one in questions))
+    contexts = list(dict.fromkeys(question.context for question in questions))
     chosen = divide([""] * len(contexts), settings)[part]
-    kept = {contexts[place] for place in chosen}
-    return [one for one in questions if one.context in kept]
+    kept = {contexts[number] for number in chosen}
+    return [question for question in questions if question.context in kept]
 
 
 def require_name(settings: TaskSettings, where: str) -> None:
-    """UserError for a name that cannot be that of a folder."""
+    """Raises UserError for a name that is not allowed, because folders have the names of tasks."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", settings.name) is None:
         raise UserError(
             f"{where}: name: must be letters, digits, dots, dashes and underscores, not {settings.name!r}"
@@ -230,13 +231,13 @@ def require_name(settings: TaskSettings, where: str) -> None:
 
 
 def require_numbers(settings: TaskSettings, where: str) -> None:
-    """UserError for a hyper-parameter out of range."""
+    """Raises UserError for a hyper-parameter out of range."""
     for name in ("epochs", "learning_rate", "batch_size", "max_steps"):
         value = getattr(settings, name)
         values = value if isinstance(value, tuple) else (value,)
         if not values:
             raise UserError(f"{where}: {name}: the list is empty")
-        wrong = next((one for one in values if one is not None and one <= 0), None)
+        wrong = next((number for number in values if number is not None and number <= 0), None)
         if wrong is not None:
             raise UserError(f"{where}: {name}: must be > 0, not {wrong}")
     if settings.max_length is not None and settings.max_length < 8:
@@ -244,6 +245,6 @@ def require_numbers(settings: TaskSettings, where: str) -> None:
 
 
 def data_fields(settings: TaskSettings) -> list[str]:
-    """The fields that only a task of the user's own has, and that are given."""
+    """Returns those given settings that only a user's own task may have."""
     names = (*PATHS, "hub", "config", "format", "text", "label", "labels", "id", "metrics")
     return [name for name in names if getattr(settings, name)]

@@ -1,7 +1,7 @@
-"""Rows of a user's data: columns of a CSV, TSV, JSON-lines, Parquet or CoNLL file, or of a hub data set.
+"""Reads a user's data as columns: a CSV, TSV, JSON-lines, Parquet or CoNLL file, or a hub dataset.
 
-Files are read as they are written: no type is guessed, so ``NA`` and ``007`` stay texts, and a mistake is
-named with its line. A file may be a URL; ``.gz`` and ``.zst`` are decompressed.
+No type is guessed, so ``NA`` and ``007`` remain strings. Errors name the line. A file may be a URL; ``.gz``
+and ``.zst`` are decompressed.
 """
 
 from __future__ import annotations
@@ -30,48 +30,52 @@ FORMATS = {
     ".iob": "conll",
     ".json": "squad",
 }
-"""Ending of a file's name, without that of its compression -> format."""
+"""Ending of a file's name, before ``.gz`` or ``.zst`` -> format."""
 WORDS, TAGS = "words", "tags"
-"""Columns of a CoNLL file: the first and the last of its columns, one list a sentence."""
+"""Names of the two columns of a CoNLL file that are read, the first and the last; one list per sentence."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Columns of equal length, and where they come from."""
+    """Columns of equal length, with the location of every row."""
 
-    where: str
+    source: str
+    """Path or name of the data, for error messages."""
     columns: dict[str, list[Any]]
     lines: Sequence[int]
-    """The number of each row in its source, from 1, for messages."""
+    """Line or row number of each row in the source, from 1, for error messages."""
     unit: str = "line"
+    """What ``lines`` counts."""
 
     def __len__(self) -> int:
         return len(self.lines)
 
-    def place(self, row: int) -> str:
-        return f"{self.where}: {self.unit} {self.lines[row]}"
+    def location(self, row: int) -> str:
+        """Returns source and line of a row, for error messages."""
+        return f"{self.source}: {self.unit} {self.lines[row]}"
 
     def column(self, name: str) -> list[Any]:
-        """Values of a column; UserError with the nearest name where there is none."""
+        """Returns a column. Raises UserError with the most similar name if there is none."""
         if name not in self.columns:
-            raise UserError(with_nearest_name(f"{self.where}: no column {name!r}", name, list(self.columns)))
+            raise UserError(with_nearest_name(f"{self.source}: no column {name!r}", name, list(self.columns)))
         return self.columns[name]
 
     def texts(self, name: str) -> list[str]:
-        """A column whose values must be texts; UserError, with the line, for any other value."""
+        """Returns a column of strings. Raises UserError, with the line, for any other value."""
         values = self.column(name)
         for row, value in enumerate(values):
             if not isinstance(value, str):
-                raise UserError(f"{self.place(row)}: column {name!r}: {value!r} is not a text")
+                raise UserError(f"{self.location(row)}: column {name!r}: {value!r} is not a text")
         return values
 
     def select(self, chosen: Sequence[int]) -> Rows:
+        """Returns the rows with these numbers, from 0."""
         columns = {name: [values[row] for row in chosen] for name, values in self.columns.items()}
-        return Rows(self.where, columns, [self.lines[row] for row in chosen], self.unit)
+        return Rows(self.source, columns, [self.lines[row] for row in chosen], self.unit)
 
 
 def format_of(path: str, given: str | None) -> str:
-    """The format of a file, by the ending of its name if none is given; UserError for an unknown ending."""
+    """Returns the given format, or the format of the file name's ending; UserError if that is unknown."""
     if given is not None:
         return given
     name = path.removesuffix(".gz").removesuffix(".zst")
@@ -79,12 +83,12 @@ def format_of(path: str, given: str | None) -> str:
         if name.endswith(ending):
             return found
     raise UserError(
-        f"{path}: the ending tells no format; known are {', '.join(FORMATS)}; or give one, as format: csv"
+        f"{path}: unknown ending; known are {', '.join(FORMATS)}; or give a format, for example format: csv"
     )
 
 
 def read_rows(path: str, given: str | None = None) -> Rows:
-    """The rows of a file; UserError where it is missing, empty, damaged or not in its format."""
+    """Returns the rows of a file. Raises UserError if it is missing, empty, damaged or not in its format."""
     if not storage.exists(path):
         raise UserError(f"{path}: there is no such file")
     kind = format_of(path, given)
@@ -103,8 +107,10 @@ def read_rows(path: str, given: str | None = None) -> Rows:
 
 
 def read_text(path: str) -> str:
-    """The text of a UTF-8 file, without a byte-order mark. UserError for other content; it names the line of
-    invalid UTF-8."""
+    """Returns the text of a UTF-8 file, without a byte-order mark.
+
+    Raises UserError for a file of another type and, with the line, for invalid UTF-8.
+    """
     with storage.open_binary(path) as file:
         data = file.read()
     content = binary_format(data[:BLOCK])
@@ -148,14 +154,14 @@ def _separated(separator: str, quoting: int, path: str, text: str) -> Rows:
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}: line {reader.line_num}: {error}") from None
-    columns = {name: [row[place] for row in found] for place, name in enumerate(header)}
+    columns = {name: [row[index] for row in found] for index, name in enumerate(header)}
     return Rows(path, columns, lines)
 
 
 def _require_header(path: str, header: Sequence[str]) -> None:
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f"{path}: line 1: column {twice!r} is there twice; the first line names the columns")
+        raise UserError(f"{path}: line 1: column {twice!r} occurs twice; the first line names the columns")
 
 
 def _json_lines(path: str, text: str) -> Rows:
@@ -180,7 +186,7 @@ def _json_lines(path: str, text: str) -> Rows:
 
 
 def _conll(path: str, text: str) -> Rows:
-    """Sentences of words and tags; lines of comments and of document starts are left out."""
+    """Returns sentences as lists of words and of tags, without lines of comments and of document starts."""
     sentences = list(_sentences(path, text))
     columns = {
         WORDS: [[word for _, word, _ in sentence] for sentence in sentences],
@@ -190,6 +196,7 @@ def _conll(path: str, text: str) -> Rows:
 
 
 def _sentences(path: str, text: str) -> Iterator[list[tuple[int, str, str]]]:
+    """Yields sentences as lists of (line number, word, tag)."""
     sentence: list[tuple[int, str, str]] = []
     for number, line in enumerate(text.split("\n"), start=1):
         fields = line.split("\t") if "\t" in line else line.split()
@@ -207,14 +214,14 @@ def _sentences(path: str, text: str) -> Iterator[list[tuple[int, str, str]]]:
 
 _TEXTS: dict[str, Callable[[str, str], Rows]] = {
     "csv": partial(_separated, ",", csv.QUOTE_MINIMAL),
-    "tsv": partial(_separated, "\t", csv.QUOTE_NONE),  # a quote is text, as in GLUE's files
+    "tsv": partial(_separated, "\t", csv.QUOTE_NONE),  # quotes are ordinary characters, as in GLUE's files
     "jsonl": _json_lines,
     "conll": _conll,
 }
 
 
-def hub_rows(name: str, config: str | None, split: str, revision: str | None) -> Rows:
-    """Rows of a hub data set, with the names of its classes in place of their numbers."""
+def read_hub(name: str, config: str | None, split: str, revision: str | None) -> Rows:
+    """Returns a split of a hub dataset, with names of classes instead of class ids."""
     rows = load_hub(name, (name, config) if config else (name,), split, revision)
     columns = {}
     for column in rows.column_names:
@@ -232,13 +239,16 @@ def _named(value: Any, names: Sequence[str] | None) -> Any:
     return names[value] if value >= 0 else None
 
 
-def hub_place(name: str, revision: str | None) -> str:
-    """The URL by which the hub's own library calls a data set."""
+def hub_url(name: str, revision: str | None) -> str:
+    """Returns the dataset's URL in the form of the hub's own library."""
     return f"hf://datasets/{name}" + (f"@{revision}" if revision else "")
 
 
 def load_hub(title: str, arguments: Sequence[str], split: str, revision: str | None) -> Any:
-    """A split of a hub data set; UserError in one line where it cannot be had."""
+    """Returns a split of a hub dataset, a ``datasets.Dataset``; raises UserError if it cannot be loaded.
+
+    ``title``: name of the task, for error messages. ``arguments``: those of ``datasets.load_dataset``.
+    """
     import datasets
 
     try:

@@ -1,9 +1,9 @@
 """SQuAD 1.1 and 2.0: questions, overlapping windows over long contexts, answer spans.
 
-Windows and n-best search follow BERT's published recipe (arXiv 1810.04805, section 4.2): windows overlap
-so that every answer is whole in one of them, a window without the answer points at [CLS], and the
-predicted span is the best start + end logit over all windows of the question. In 2.0 (section 4.3) the answer
-is "none" where the smallest start + end logit of [CLS] over the windows is above that of the best span.
+Windows and n-best search follow BERT's published recipe (arXiv 1810.04805, section 4.2). Windows overlap, so
+that every answer lies completely in at least one window. In a window without the answer, [CLS] is the target.
+The predicted span has the largest sum of start and end logit over all windows of a question. In SQuAD 2.0
+(section 4.3) the answer is "none" if the smallest such sum of [CLS] over the windows is above the span's.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_ANSWER_TOKENS = 30
 N_BEST = 20
+"""Number of start and of end positions per window that are combined to spans."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class Question:
     context: str
     answers: tuple[str, ...]
     starts: tuple[int, ...]
-    """Character offset of each answer in the context, as the file says; right after `place_answers`."""
+    """Character offset of each answer in the context, as in the file; ``align_answers`` corrects it."""
 
 
 def read_questions(path: str, no_answer: bool = False) -> list[Question]:
-    """Questions of an official file; UserError names the place of anything that is not in its form.
+    """Returns the questions of an official file. Raises UserError, with the field, if its form is wrong.
 
-    no_answer: a v2.0 file, whose impossible questions have no answers.
+    ``no_answer``: questions without answers are allowed, as in v2.0 files.
     """
     content = storage.read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):
@@ -75,17 +76,17 @@ def _field(value: Any, name: str, kind: type, path: str, where: str) -> Any:
 
 
 _JSON = {str: "text", int: "whole number", list: "list"}
+"""Type -> its name in error messages."""
 
 
-def place_answers(
+def align_answers(
     questions: Sequence[Question], where: str, no_answer: bool = False
 ) -> tuple[list[Question], list[str]]:
-    """The questions with corrected answer positions, and notes on the corrections.
+    """Returns the questions with corrected answer positions, and notes on the corrections.
 
-    If the context does not have the answer at ``answer_start``, its nearest occurrence is used. An answer
-    that does not occur in the context is left out, and so is a question without another answer. Raises
-    UserError, which names ``where``, for a question without answers (unless ``no_answer``), or if no question
-    is left.
+    If an answer does not stand at its ``answer_start``, its nearest occurrence in the context is used. An
+    answer that does not occur is left out, and so is a question that has no other answer. Raises UserError,
+    which starts with ``where``, for a question without answers (unless ``no_answer``), or if none is left.
     """
     kept: list[Question] = []
     moved, absent = [], []
@@ -95,61 +96,62 @@ def place_answers(
             continue
         if not item.answers:
             raise UserError(f"{where}: question {item.id}: no answers; v1.1 has at least one (is this v2.0?)")
-        found = []
+        aligned = []
         for answer, start in zip(item.answers, item.starts, strict=True):
-            text = answer.strip()  # no token has the space around it
-            wanted = start + answer.find(text)
-            place = _nearest(item.context, text, wanted)
-            if place is None:
+            text = answer.strip()  # tokens do not include the spaces around an answer
+            stated = start + answer.find(text)
+            actual = _nearest(item.context, text, stated)
+            if actual is None:
                 absent.append(item.id)
                 continue
-            if place != wanted:
+            if actual != stated:
                 moved.append(item.id)
-            found.append((text, place))
-        if found:
-            texts, starts = zip(*found, strict=True)
+            aligned.append((text, actual))
+        if aligned:
+            texts, starts = zip(*aligned, strict=True)
             kept.append(Question(item.id, item.question, item.context, texts, starts))
     if questions and not kept:
         raise UserError(f"{where}: no answer occurs in its context (first: question {absent[0]})")
     notes = []
     if moved:
         notes.append(
-            f"answers that do not stand at their answer_start, looked for nearest to it: {len(moved):,}"
-            f" (first: question {moved[0]} of {where})"
+            f"answers that do not stand at their answer_start, moved to the nearest occurrence:"
+            f" {len(moved):,} (first: question {moved[0]} of {where})"
         )
     if absent:
         notes.append(
-            f"answers that do not occur in their context, left out: {len(absent):,}, questions that have no"
-            f" other, left out: {len(questions) - len(kept):,} (first: question {absent[0]} of {where})"
+            f"answers that do not occur in their context, left out: {len(absent):,}, and questions without"
+            f" another answer: {len(questions) - len(kept):,} (first: question {absent[0]} of {where})"
         )
     return kept, notes
 
 
 def _nearest(context: str, text: str, start: int) -> int | None:
-    """Where the context has ``text``, as near to ``start`` as can be; None where it is empty or nowhere."""
+    """Returns the offset of the occurrence of ``text`` nearest to ``start``; None if there is none."""
     if not text or context.startswith(text, max(start, 0)):
         return max(start, 0) if text else None
-    places = []
-    place = context.find(text)
-    while place >= 0:
-        places.append(place)
-        place = context.find(text, place + 1)
-    return min(places, key=lambda place: abs(place - start), default=None)
+    offsets = []
+    offset = context.find(text)
+    while offset >= 0:
+        offsets.append(offset)
+        offset = context.find(text, offset + 1)
+    return min(offsets, key=lambda offset: abs(offset - start), default=None)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of some questions. ``encoded.targets``: start, end int64 [n], token positions."""
+    """The n windows of a list of questions, as tokenized rows."""
 
     encoded: Encoded
+    """Rows with the targets ``start`` and ``end``, token positions of the answer, int64 [n]."""
     question: list[int]
-    """[n] index of the question a window belongs to."""
+    """Index of each window's question, [n]."""
     offsets: list[np.ndarray]
-    """[n] of int64 [L, 2]: characters of each context token, -1 for question and special tokens."""
+    """Per window int64 [L, 2]: first and last character + 1 of each context token, -1 for other tokens."""
 
 
 def encode(tokenizer: Any, questions: Sequence[Question], max_length: int) -> Windows:
-    """Tokenize into windows of at most ``max_length`` tokens overlapping by a third (at most 128)."""
+    """Tokenizes questions into windows of ``max_length`` tokens that overlap by a third, at most by 128."""
     from evaluation.finetuning.training import Encoded
 
     texts = [_shorten(tokenizer, item.question, min(64, max_length // 4)) for item in questions]
@@ -178,14 +180,14 @@ def encode(tokenizer: Any, questions: Sequence[Question], max_length: int) -> Wi
 
 
 def _shorten(tokenizer: Any, text: str, tokens: int) -> str:
-    """The question cut to a token budget (BERT: 64), so that the context always has room."""
+    """Returns the question cut to this number of tokens (BERT: 64), so that there is room for the context."""
     text = text.lstrip()
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     return text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]]
 
 
 def _answer_tokens(spans: np.ndarray, question: Question) -> tuple[int, int]:
-    """First and last token of the first answer; (0, 0), the [CLS], where the window does not hold it."""
+    """Returns the first and last token of the first answer; (0, 0), the [CLS], if it is not in the window."""
     if not question.answers:
         return 0, 0
     first = question.starts[0]
@@ -199,24 +201,26 @@ def _answer_tokens(spans: np.ndarray, question: Question) -> tuple[int, int]:
 def best_answers(
     windows: Windows, logits: Sequence[np.ndarray], questions: Sequence[Question], no_answer: bool = False
 ) -> list[str]:
-    """The answer text of every question; empty for none. logits: one float [2, L] (start, end) a window."""
+    """Returns the answer of every question, "" for none. ``logits``: float [2, L] per window (start, end)."""
     best: list[tuple[float, str]] = [(-np.inf, "")] * len(questions)
-    none = np.full(len(questions), np.inf)
+    cls_scores = np.full(len(questions), np.inf)
     for owner, spans, scores in zip(windows.question, windows.offsets, logits, strict=True):
-        none[owner] = min(none[owner], scores[0][0] + scores[1][0])
+        cls_scores[owner] = min(cls_scores[owner], scores[0][0] + scores[1][0])
         found = best_span(scores[0], scores[1], spans[:, 0] >= 0)
         if found is not None and found[0] > best[owner][0]:
             score, start, end = found
             best[owner] = (score, questions[owner].context[spans[start, 0] : spans[end, 1]])
     return [
-        "" if no_answer and other > value else text for (value, text), other in zip(best, none, strict=True)
+        "" if no_answer and cls_score > score else text
+        for (score, text), cls_score in zip(best, cls_scores, strict=True)
     ]
 
 
 def best_span(start: np.ndarray, end: np.ndarray, allowed: np.ndarray) -> tuple[float, int, int] | None:
-    """(score, first, last) with the largest start + end logit among the n-best of each, or None.
+    """Returns (score, first token, last token) of the span with the largest start + end logit, or None.
 
-    start, end: float [L]; allowed: bool [L], the context tokens. A span has 1 to 30 tokens.
+    Only the ``N_BEST`` starts and ends are combined. ``start``, ``end``: logits, float [L]. ``allowed``: bool
+    [L], which tokens belong to the context. A span has 1 to 30 tokens.
     """
     positions = np.flatnonzero(allowed)
     if len(positions) == 0:

@@ -1,26 +1,26 @@
-"""A task is data and a kind; this is what the rest of the evaluation may ask of one.
+"""Defines tasks and their splits, for built-in tasks and a user's own.
 
-``Task``, the same for built-in tasks and a user's own:
+The attributes of ``Task`` that other modules use:
 
-    name            str, the name of its row in reports and of its folder of scores
+    name            name of the task's row in reports and of its folder of scores
     kind            classification, multilabel, regression, tokens, spans, similarity or retrieval
-    labels          texts of the classes, by class id (classification, multilabel, tokens: IOB2 tags)
+    labels          names of the classes, by class id (classification, multilabel, tokens: IOB2 tags)
     texts           names of the text columns
-    metrics         names of every metric that is computed
-    main            those whose mean is the task's score; GLUE: all, a user's task: the first
+    metrics         names of all metrics that are computed
+    main_metrics    metrics whose mean is the task's score: all in GLUE, the first of a user's own task
     dev_parts       splits on which hyper-parameters are chosen
     scored_parts    splits on which the reported score is computed: a labelled test set, else the dev sets
-    metric_keys     metrics, with the split's suffix where there are two (MNLI): keys of ``result["metrics"]``
+    metric_keys     keys of a score file's ``metrics``; they end in the split's suffix if there are two (MNLI)
 
-``Split``, the examples of one part, in the order in which they were read:
+The attributes of ``Split``, the examples of one split in the order in which they were read:
 
-    ids             str for each example: the data's own id column, or its row from 0
+    ids             an id (str) per example: from the data's id column, or the row's number from 0
     labels          gold values, in the form of ``evaluation.measures.predictions``
-    shown(row)      the example's text, for people to read
+    text_of(row)    the example's text, for people to read
     notes           what was left out or corrected
 
-A model's answers to these examples are in ``evaluation.measures.predictions``. Which of several runs counts
-(``grid`` settings) is decided in ``evaluation.finetuning.scores``: ``Plan.chosen`` has one job a seed.
+A model's answers to these examples are in ``evaluation.measures.predictions``. If a task has a grid of
+hyper-parameters, ``Plan.chosen`` in ``evaluation.finetuning.scores`` decides which runs count.
 """
 
 from __future__ import annotations
@@ -39,16 +39,20 @@ from infra.settings.task_settings import Kind, TaskSettings
 
 @dataclass(frozen=True)
 class Part:
-    """One split of a task: its file, official row count (None: any), hub split and GLUE test file."""
+    """Where the examples of one split of a task come from."""
 
     file: str
+    """Path of the official file within the task's folder."""
     rows: int | None
+    """Official number of rows; None if any number is right."""
     hub: str
+    """Name of the split on the hub."""
     submission: str | None = None
+    """Name of the split's file, without ending, in a GLUE submission; only for unlabelled test splits."""
     folder: str | None = None
-    """Of its file, where that is not the task's name."""
+    """Folder of the official file, if it is not named after the task."""
     config: str | None = None
-    """Of the hub's data set, where that is not the task's."""
+    """Configuration of the hub dataset, if it is not the task's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,32 +62,36 @@ class Task:
     hub: tuple[str, ...] = ()
     """Arguments of ``datasets.load_dataset``."""
     texts: tuple[str, ...] = ()
-    """Text columns of the official file, found by name whatever the case; the hub's in ``hub_texts``."""
+    """Names of the text columns in official files, in any case."""
     hub_texts: tuple[str, ...] = ()
+    """Names of the text columns on the hub, if they differ from ``texts``."""
     label: str = "label"
+    """Name of the label column in official files."""
     hub_label: str = "label"
+    """Name of the label column on the hub."""
     labels: tuple[str, ...] = ("0", "1")
-    """The labels as written in the file; the position is the class id. Regression: lower and upper bound."""
+    """The labels as written in the file, by class id. For a regression, the lower and the upper bound."""
     metrics: tuple[str, ...]
-    own_main: tuple[str, ...] = ()
-    """The metrics whose mean is the score, if not all."""
+    own_main_metrics: tuple[str, ...] = ()
+    """The metrics whose mean is the score; empty if all."""
     parts: dict[str, Part]
+    """Name of a split (train, dev, dev_matched, test, ...) -> where its examples come from."""
     headerless: tuple[str, ...] = ()
-    """Column names of train and dev files that have no header (CoLA)."""
+    """Column names, if the train and dev files have no header line (CoLA)."""
     skip_short_rows: bool = False
-    """QQP's official train.tsv has a few rows with too few columns; every published count leaves them out."""
+    """Whether to leave out rows with too few columns. Published row counts of QQP do so."""
     check_labels: Callable[[Rows], None] | None = None
-    """Raises UserError where another column of the official file contradicts the label."""
+    """Function that raises UserError if another column of the official file contradicts a label."""
     max_length: int | None = None
-    """Tokens, for tasks whose texts are long; None: ``evaluation.max_length``."""
+    """Number of tokens to which rows are cut, for tasks with long texts; None: ``evaluation.max_length``."""
     no_answer: bool = False
-    """Of spans: questions may have no answer, as in SQuAD 2.0."""
+    """Whether questions may have no answer, as in SQuAD 2.0 (kind ``spans``)."""
     settings: TaskSettings | None = None
-    """What the user set; with a ``kind`` in it, the task is the user's own."""
+    """What the user set. If it has a ``kind``, the task is the user's own, else a changed built-in task."""
 
     @property
     def own(self) -> TaskSettings | None:
-        """The settings of a task of the user's own; None for a built-in one."""
+        """The settings of a user's own task; None for a built-in task."""
         return self.settings if self.settings is not None and self.settings.kind is not None else None
 
     @property
@@ -91,13 +99,13 @@ class Task:
         return self.settings.pooling if self.settings is not None else "mean"
 
     @property
-    def main(self) -> tuple[str, ...]:
+    def main_metrics(self) -> tuple[str, ...]:
         """The metrics whose mean is the task's score."""
-        return self.own_main or self.metrics
+        return self.own_main_metrics or self.metrics
 
     @property
     def scored_parts(self) -> list[str]:
-        """The splits on which the reported score is computed."""
+        """Names of the splits on which the reported score is computed."""
         return ["test"] if self.own is not None and "test" in self.parts else self.dev_parts
 
     @property
@@ -110,50 +118,53 @@ class Task:
 
     @property
     def metric_keys(self) -> list[str]:
-        """Metric names; with the part's suffix where a task has two dev sets (MNLI)."""
+        """Names of all metrics; with the split's suffix if the task has two dev sets (MNLI)."""
         return self.keys_of(self.metrics)
 
     def keys_of(self, metrics: tuple[str, ...]) -> list[str]:
+        """Returns those of ``metric_keys`` that belong to these metrics."""
         return [f"{metric}{self.suffix(part)}" for part in self.scored_parts for metric in metrics]
 
     def suffix(self, part: str) -> str:
-        """What tells the metrics of two dev sets apart."""
+        """Returns the suffix of a split's metrics: for "dev_matched" "_matched", for the only dev set ""."""
         return part.removeprefix("dev") if len(self.dev_parts) > 1 else ""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Examples of one part. ``texts`` of ``tokens``: the words; of ``retrieval``: the queries."""
+    """The examples of one split."""
 
     texts: list[tuple[str, ...]]
+    """The texts of each example; its words (kind ``tokens``), or the query (kind ``retrieval``)."""
     labels: Any
-    """In the form of the task's kind (``evaluation.measures.predictions``); None for a test part of GLUE."""
+    """Gold values in the form of the kind (``evaluation.measures.predictions``); None if unlabelled."""
     index: list[str] = field(default_factory=list)
-    """The id column, if there is one."""
+    """Values of the id column; empty if there is none."""
     questions: list[Question] = field(default_factory=list)
-    """Of ``spans``, instead of texts and labels."""
+    """The examples of kind ``spans``, which have no ``texts`` and ``labels``."""
     corpus: dict[str, str] = field(default_factory=dict)
-    """Of ``retrieval``: id -> document."""
+    """Id -> document (kind ``retrieval``)."""
     notes: list[str] = field(default_factory=list)
+    """What was left out or corrected, one sentence each."""
 
     def __len__(self) -> int:
         return len(self.questions) or len(self.texts)
 
     @property
     def ids(self) -> list[str]:
-        """One for each example: the data's own, or its row from 0."""
+        """An id per example: the data's own, or the row's number from 0."""
         if self.questions:
             return [question.id for question in self.questions]
         return self.index or [str(row) for row in range(len(self))]
 
-    def shown(self, row: int) -> str:
-        """The example's text, for people to read."""
+    def text_of(self, row: int) -> str:
+        """Returns the example's text, for people to read."""
         if self.questions:
             return f"{self.questions[row].question} / {self.questions[row].context}"
         return " / ".join(self.texts[row])
 
     def digest(self) -> str:
-        """Of everything a score depends on."""
+        """Returns the digest of everything in the split on which a score depends."""
         labels = [] if self.labels is None else _listed(self.labels)
         content = "\x1e".join("\x1f".join(row) for row in self.texts) + repr(labels) + repr(self.questions)
         content += repr(self.corpus) if self.corpus else ""

@@ -51,7 +51,7 @@ CASES: dict[str, tuple[str, dict[str, str | bytes], str]] = {
         "rte is a built-in task; choose another name",
     ),
     "an unknown kind": (TASK.replace("classification", "ner"), {}, "kind: expected one of classification"),
-    "data without a kind": (without(TASK, "kind"), {}, "goes with a kind, for example kind: classification"),
+    "data without a kind": (without(TASK, "kind"), {}, "needs a kind, for example kind: classification"),
     "no training data": (without(TASK, "train"), {}, "train: is required, for example train: train.csv"),
     "no label": (without(TASK, "label"), {}, "label: is required"),
     "no text": (without(TASK, "text"), {}, "text: classification takes 1 or 2 columns of text, not 0"),
@@ -82,7 +82,7 @@ CASES: dict[str, tuple[str, dict[str, str | bytes], str]] = {
     "an unknown ending": (
         TASK.replace("train: t.csv", "train: t.txt"),
         {"t.txt": "x"},
-        "the ending tells no format",
+        "unknown ending; known are .csv",
     ),
     "an empty file": (TASK, {"t.csv": ""}, "t.csv: is empty"),
     "a header alone": (TASK, {"t.csv": "text,label\n"}, "t.csv: has no rows"),
@@ -91,7 +91,7 @@ CASES: dict[str, tuple[str, dict[str, str | bytes], str]] = {
         {},
         "no column 'lable'; did you mean label?",
     ),
-    "a column twice": (TASK, {"t.csv": "text,text\na,b\n"}, "line 1: column 'text' is there twice"),
+    "a column twice": (TASK, {"t.csv": "text,text\na,b\n"}, "line 1: column 'text' occurs twice"),
     "a cell too many": (TASK, {"t.csv": CSV + "a,b,c\n"}, "t.csv: line 6: 3 columns instead of 2"),
     "an open quote": (TASK, {"t.csv": CSV + '"a,b\n'}, "t.csv: line 6:"),
     "another encoding": (TASK, {"t.csv": CSV.encode() + b"caf\xe9,a\n"}, "t.csv: line 6: not valid UTF-8"),
@@ -182,7 +182,7 @@ CASES: dict[str, tuple[str, dict[str, str | bytes], str]] = {
     "a document twice": (
         SEARCH,
         CORPUS | {"corpus.jsonl": CORPUS["corpus.jsonl"] * 2, "t.tsv": QRELS + "q\td\t1\n"},
-        "corpus.jsonl: line 2: document 'd' is there twice",
+        "corpus.jsonl: line 2: document 'd' occurs twice",
     ),
 }
 

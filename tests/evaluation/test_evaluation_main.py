@@ -148,7 +148,7 @@ def test_answers_that_stand_elsewhere_are_said_before_the_training(
     arguments = model_arguments(encoder, str(tmp_path), tmp_path / "out") | {"--tasks": "SQuAD"}
     assert main([f"{name}={value}" for name, value in arguments.items()]) == 0
     printed = capsys.readouterr().out
-    note = "note: SQuAD train: answers that do not stand at their answer_start, looked for nearest to it: 1"
+    note = "note: SQuAD train: answers that do not stand at their answer_start, moved to the nearest occurrence: 1"
     assert f"{note} (first: question train 1 of {tmp_path}/train-v1.1.json)" in printed
     assert printed.index("note:") < printed.index("exact_match")
 

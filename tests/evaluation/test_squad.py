@@ -177,7 +177,7 @@ def test_an_answer_is_looked_for_where_it_stands(
         assert item.context[item.starts[0] :].startswith(item.answers[0])
     moved, absent = split.notes[:2]
     assert moved.startswith(
-        "SQuAD train: answers that do not stand at their answer_start, looked for nearest to it: 4 (first: "
+        "SQuAD train: answers that do not stand at their answer_start, moved to the nearest occurrence: 4 (first: "
     )
     assert absent.startswith("SQuAD train: answers that do not occur in their context, left out: 1, ")
     assert "left out: 1 (first: question q5 of " in absent

@@ -132,9 +132,9 @@ def test_places_of_data(
     settings: dict[str, Any], data: str | None, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from evaluation.tasks.catalogue import find_tasks
-    from evaluation.tasks.loading import place_of
+    from evaluation.tasks.loading import location_of
     from infra.settings.task_settings import TaskSettings
 
     monkeypatch.setenv("HOME", str(tmp_path))
     (task,) = find_tasks([TaskSettings(**settings)])
-    assert place_of(task, "test", data) == place.format(home=tmp_path)
+    assert location_of(task, "test", data) == place.format(home=tmp_path)

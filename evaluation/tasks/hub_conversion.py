@@ -1,4 +1,4 @@
-"""Converts hub rows of a task to the form of its official files, so that both pass the same checks."""
+"""Converts a task's hub rows to the form of its official files, so that both pass the same checks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from infra.errors import UserError
 
 
 def questions(rows: Any, where: str) -> list[Question]:
-    """Of a data set in SQuAD's form; UserError, naming ``where``, for one without its columns."""
+    """Returns the questions of a hub dataset in SQuAD's form. Raises UserError for a missing column.
+
+    ``where``: what error messages call the dataset.
+    """
     _require_columns(rows, ("id", "question", "context", "answers"), where)
     return [
         Question(
@@ -25,15 +28,16 @@ def questions(rows: Any, where: str) -> list[Question]:
     ]
 
 
-def table(rows: Any, texts: Sequence[str], other: str, where: str, labels: Sequence[str] = ()) -> Rows:
-    """The columns ``texts`` and one ``other``, whose class ids are replaced by the ``labels`` they stand for.
+def table(rows: Any, texts: Sequence[str], column: str, where: str, labels: Sequence[str] = ()) -> Rows:
+    """Returns the columns ``texts`` and one further ``column``, that of labels or of ids.
 
-    Raises UserError for a missing column, and for a text that is not a string.
+    A class id in ``column`` is replaced by its label among the task's ``labels``. Raises UserError for a
+    missing column, and for a text that is not a string.
     """
-    _require_columns(rows, (*texts, other), where)
+    _require_columns(rows, (*texts, column), where)
     columns = {name: list(rows[name]) for name in texts}
-    columns[other] = _written(list(rows[other]), labels, getattr(rows.features[other], "names", None))
-    found = Rows(where, columns, range(1, len(columns[other]) + 1), "row")
+    columns[column] = _label_names(list(rows[column]), labels, getattr(rows.features[column], "names", None))
+    found = Rows(where, columns, range(1, len(columns[column]) + 1), "row")
     for name in texts:
         found.texts(name)
     return found
@@ -45,8 +49,12 @@ def _require_columns(rows: Any, names: Sequence[str], where: str) -> None:
             raise UserError(f"{where}: no column {name!r} among {', '.join(rows.column_names)}")
 
 
-def _written(values: list[Any], labels: Sequence[str], names: Sequence[str] | None) -> list[str]:
-    """A class id counts the data set's own names where they are the task's labels, else the task's labels."""
+def _label_names(values: list[Any], labels: Sequence[str], names: Sequence[str] | None) -> list[str]:
+    """Replaces class ids by labels.
+
+    An id is an index of the dataset's ``names`` of classes if these are the task's ``labels`` in any order,
+    else an index of ``labels``.
+    """
     known = names if names is not None and sorted(names) == sorted(labels) else labels
     return [
         known[value] if isinstance(value, int) and 0 <= value < len(known) else str(value) for value in values
