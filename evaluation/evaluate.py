@@ -1,6 +1,6 @@
-"""Makes a report from rows: runs fine-tuning, measures latency, writes the files and tracks them.
+"""Evaluates models: runs fine-tuning, measures latency, writes the report's files and tracks them.
 
-What needs torch, ONNX or matplotlib is imported where it is used: a finished evaluation needs none of it.
+Modules that need torch, ONNX or matplotlib are imported within functions: a finished evaluation needs none.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from evaluation.finetuning.scores import Plan, complete
 from evaluation.recipe_rows import TEACHER, Rows
 from evaluation.report import content as report
 from evaluation.report import mteb, tables, tracked
-from evaluation.submission import wanted_line, write_submission
+from evaluation.submission import submission_line, write_submission
 from infra.errors import UserError
 from infra.files import storage
 from infra.settings.recipe import Recipe
 from infra.tracking import run as tracking
 
 EXPORT = "export"
-"""Folder of the exported fine-tuned students, one folder a student in it."""
+"""Folder of the exported fine-tuned students; it has one folder per student."""
 WEB = "web"
-"""Folder of the page that runs them in a browser."""
+"""Folder of the page that runs the fine-tuned models in a browser."""
 FILES = {"report.json", "report.md", "report.html"}
-"""Without one of them the evaluation is not complete."""
+"""Files without which an evaluation is not complete."""
 
 
 def evaluated(recipe: Recipe, rows: Rows, plan: Plan, submitted: Sequence[str] = ()) -> dict[str, Any]:
-    """The content of report.json. It is made in ``recipe.evaluation_dir`` unless a complete one is there.
+    """Returns the content of report.json, which is made unless ``recipe.evaluation_dir`` has a complete one.
 
-    ``submitted``: rows whose GLUE test predictions are zipped when a report is made.
+    ``submitted``: names of the rows whose GLUE test predictions are zipped when a report is made.
     """
     directory = recipe.evaluation_dir
     key = _key(plan, rows, recipe)
@@ -47,7 +47,10 @@ def evaluated(recipe: Recipe, rows: Rows, plan: Plan, submitted: Sequence[str] =
 def _evaluate(
     recipe: Recipe, rows: Rows, plan: Plan, key: str, submitted: Sequence[str], run: tracking.Run
 ) -> dict[str, Any]:
-    """Runs, latency, files, tracking. report.json is written last and marks the evaluation as complete."""
+    """Runs the unfinished jobs, measures latency, writes and tracks all files; returns report.json's content.
+
+    report.json is written last and marks the evaluation as complete.
+    """
     from evaluation.devices import recipe_exports
 
     directory = recipe.evaluation_dir
@@ -71,8 +74,8 @@ def _evaluate(
     if recipe.evaluation.export_web:
         content["page"] = _write_page(recipe, content["notes"])
     files = [*write_files(content, directory), *_write_submissions(plan, submitted, directory)]
-    for name, one in mteb.results(plan).items():
-        storage.publish_json(storage.join(directory, "mteb", name), one)
+    for name, result in mteb.results(plan).items():
+        storage.publish_json(storage.join(directory, "mteb", name), result)
     report_path = storage.join(directory, "report.json")
     storage.publish_json(report_path, content)
     tracked.track(run, rows, content, [*files, report_path])
@@ -80,9 +83,9 @@ def _evaluate(
 
 
 def _write_page(recipe: Recipe, notes: list[str]) -> str | None:
-    """The page that runs the fine-tuned models in a browser: its place in ``evaluation/``.
+    """Writes the page that runs the fine-tuned models in a browser; returns its path within ``evaluation/``.
 
-    None if it cannot be written, for example without Node; a note says why, and all else goes on.
+    Returns None if the page cannot be written, for example without Node, and adds the reason to ``notes``.
     """
     from evaluation.export_run import models_of_recipe
     from evaluation.web.page_bundle import built_page
@@ -97,18 +100,18 @@ def _write_page(recipe: Recipe, notes: list[str]) -> str | None:
 
 
 def _write_submissions(plan: Plan, names: Sequence[str], directory: str) -> list[str]:
-    """GLUE's test predictions of these rows; the zip files written."""
+    """Writes a zip of GLUE test predictions for each of these rows; returns the paths of the zips."""
     written = []
     for name in names:
         target = storage.join(directory, f"submission-{name}.zip")
         files = write_submission(plan, name, target)
-        print(wanted_line(target, files), flush=True)
+        print(submission_line(target, files), flush=True)
         written += [target] if files else []
     return written
 
 
 def _key(plan: Plan, rows: Rows, recipe: Recipe) -> str:
-    """Digest of everything that decides the report's content: if it changes, the report is made again."""
+    """Returns the digest of everything on which the report depends. If it changes, a new report is made."""
     content = {
         "runs": [[job.path, job.key(plan.splits[job.task_name])] for job in plan.jobs],
         "weights": {candidate.name: candidate.digest() for candidate in rows.candidates},
@@ -122,9 +125,8 @@ def _key(plan: Plan, rows: Rows, recipe: Recipe) -> str:
 
 
 def _complete_report(plan: Plan, directory: str, key: str) -> dict[str, Any] | None:
-    """The content of report.json if its key is the same and the other two of FILES exist; else None."""
-    names = storage.list_names(directory)
-    if not set(names) >= FILES:
+    """Returns the content of report.json if all FILES exist and its key is ``key``; else None."""
+    if not set(storage.list_names(directory)) >= FILES:
         return None
     try:
         content = storage.read_json(storage.join(directory, "report.json"))
@@ -132,18 +134,17 @@ def _complete_report(plan: Plan, directory: str, key: str) -> dict[str, Any] | N
         return None
     if not isinstance(content, dict) or content.get("key") != key:
         return None
-    names_in_order = list(
-        dict.fromkeys(job.candidate.name for job in plan.jobs)
-    )  # JSON keys were sorted on writing
+    # JSON keys are sorted in the file; rows and tasks get the plan's order again
+    names = list(dict.fromkeys(job.candidate.name for job in plan.jobs))
     tasks = list(dict.fromkeys(job.task_name for job in plan.jobs))
-    content["rows"] = {name: content["rows"][name] for name in names_in_order}
+    content["rows"] = {name: content["rows"][name] for name in names}
     for row in content["rows"].values():
         row["scores"] = {task: row["scores"][task] for task in tasks if task in row["scores"]}
     return content
 
 
 def write_files(content: dict[str, Any], directory: str) -> list[str]:
-    """Plots, report.md and report.html; the paths written."""
+    """Writes plots, report.md and report.html; returns their paths."""
     from evaluation.report import page, plots
 
     images = {"score_latency.png": plots.score_against_latency(content)}
@@ -163,7 +164,7 @@ def write_files(content: dict[str, Any], directory: str) -> list[str]:
 
 
 def read_history(path: str) -> list[dict[str, Any]]:
-    """The lines of history.jsonl that can be read; [] without the file."""
+    """Returns the valid lines of history.jsonl; [] if there is no file."""
     if not storage.exists(path):
         return []
     lines = []

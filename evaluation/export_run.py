@@ -1,4 +1,4 @@
-"""``python -m evaluation.main export``: a model directory as files for devices, or as a page for browsers."""
+"""The command ``python -m evaluation.main export``: writes ONNX files of a model, or a page for browsers."""
 
 from __future__ import annotations
 
@@ -18,45 +18,63 @@ if TYPE_CHECKING:
     from evaluation.web.site import SiteModel
     from infra.settings.recipe import Recipe
 
-_WEB = ("recipe", "teacher", "labels", "compared")
-"""Options that go with --web."""
+_WEB_OPTIONS = ("recipe", "teacher", "labels", "compared")
+"""Options that require --web."""
 PAGE_KINDS = ("spans", "classification", "regression")
 """Kinds of tasks that the page has a form for. A model without a task gets a form that compares sentences."""
-COMPARED = 100
-"""Examples of a dev set on which the page can be compared with Python."""
+SELF_TEST_EXAMPLES = 100
+"""Default number of dev examples on which the page's self-test compares its answers with Python's."""
 
 
 def export_command(arguments: Sequence[str]) -> int:
+    """Runs the command; returns the exit code. Raises UserError for options that contradict each other."""
     options = _parser().parse_args(arguments)
     if bool(options.model) == bool(options.recipe):
         raise UserError("export: give either --model DIR or, with --web, --recipe FILE")
-    loose = next((name for name in _WEB if getattr(options, name) and not options.web), None)
-    if loose:
-        raise UserError(f"--{loose}: goes with --web")
+    without_web = next((name for name in _WEB_OPTIONS if getattr(options, name) and not options.web), None)
+    if without_web:
+        raise UserError(f"--{without_web}: needs --web")
     if options.vocabulary and not options.data:
-        raise UserError("--vocabulary: give --task and --data, whose training texts say which tokens to keep")
+        raise UserError(
+            "--vocabulary: needs --task and --data; the tokens of the task's training texts are kept"
+        )
     return _export_page(options) if options.web else _export_files(options)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m evaluation.main export", description="Write a model directory as files for devices."
+        prog="python -m evaluation.main export",
+        description="Write ONNX files of a model, or a page that runs it.",
     )
     add = parser.add_argument
-    add("--model", type=expand_home, help="directory or hub name, fine-tuned or an encoder")
-    add("--output", type=expand_home, required=True, help="directory of the files")
-    add("--task", help="name of the task, for example SQuAD")
+    add("--model", type=expand_home, help="directory or hub name of a fine-tuned model or an encoder")
+    add("--output", type=expand_home, required=True, help="directory in which the files are written")
+    add("--task", help="name of the model's task, for example SQuAD")
     add("--data", type=expand_home, help="directory of official task files")
-    add("--vocabulary", type=int, help="with --data: leave this many tokens, the most frequent of its texts")
-    add("--embedding-bits", type=int, choices=(8, 4), default=8, help="of word embeddings (default 8)")
-    add("--web", action="store_true", help="write a page that runs the model in a browser")
-    add("--teacher", type=expand_home, help="with --web: also this fine-tuned teacher, in int8")
     add(
-        "--recipe", type=expand_home, help="with --web: the fine-tuned models of a recipe, instead of --model"
+        "--vocabulary",
+        type=int,
+        help="with --task and --data: keep this number of tokens, the most frequent of the training texts",
+    )
+    add(
+        "--embedding-bits",
+        type=int,
+        choices=(8, 4),
+        default=8,
+        help="bits per word-embedding value (default 8)",
+    )
+    add("--web", action="store_true", help="write a page that runs the model in a browser")
+    add("--teacher", type=expand_home, help="with --web: fine-tuned teacher, added to the page in int8")
+    add(
+        "--recipe",
+        type=expand_home,
+        help="with --web: recipe whose fine-tuned models are written, instead of --model",
     )
     add("--labels", help="with --web: names of the classes, comma-separated")
     add(
-        "--compared", type=int, help=f"with --web and --data: examples for the self-test (default {COMPARED})"
+        "--compared",
+        type=int,
+        help=f"with --web and --data: number of dev examples in the self-test (default {SELF_TEST_EXAMPLES})",
     )
     return parser
 
@@ -76,8 +94,8 @@ def _export_files(options: argparse.Namespace) -> int:
             from evaluation.devices.export import export
 
             summary = export(model, options.output, options.embedding_bits)
-    lines = [[name, f"{size / 1e6:.2f} MB"] for name, size in summary["bytes"].items()]
-    print(console.table(lines, ("file", "size")))
+    rows = [[name, f"{size / 1e6:.2f} MB"] for name, size in summary["bytes"].items()]
+    print(console.table(rows, ("file", "size")))
     difference = summary["difference"]
     print(
         f"largest difference from torch: float32 {difference['float32']:.1e}, int8 {difference['int8']:.1e}"
@@ -118,7 +136,8 @@ def _models_of_directories(options: argparse.Namespace, stack: contextlib.ExitSt
     }
     for directory in directories.values():
         require_model(directory)
-    examples = _texts(task, "dev", options.data)[: options.compared or COMPARED] if options.data else []
+    count = options.compared or SELF_TEST_EXAMPLES
+    examples = _texts(task, "dev", options.data)[:count] if options.data else []
     if options.vocabulary:
         directories["student"] = _trimmed(options, directories["student"], stack)
     return [
@@ -140,25 +159,27 @@ def _recipe_models(options: argparse.Namespace) -> list[SiteModel]:
     from infra.settings.recipe_file import load_recipe
 
     recipe = load_recipe(options.recipe)
-    return models_of_recipe(recipe, options.embedding_bits, options.compared or COMPARED)
+    return models_of_recipe(recipe, options.embedding_bits, options.compared or SELF_TEST_EXAMPLES)
 
 
-def models_of_recipe(recipe: Recipe, embedding_bits: int = 8, compared: int = COMPARED) -> list[SiteModel]:
-    """The fine-tuned students, and the teacher, of every task that the recipe's evaluation has finished.
+def models_of_recipe(
+    recipe: Recipe, embedding_bits: int = 8, self_test_examples: int = SELF_TEST_EXAMPLES
+) -> list[SiteModel]:
+    """Returns the students' and the teacher's fine-tuned models that the recipe's evaluation has kept.
 
-    ``embedding_bits`` of students; ``compared`` examples of a task for the self-test. Raises UserError where
-    nothing is finished.
+    ``embedding_bits``: bits per word-embedding value of the students. ``self_test_examples``: number of dev
+    examples per task. Raises UserError if there is no fine-tuned model yet.
     """
     from evaluation.tasks.catalogue import find_tasks
     from evaluation.web.site import SiteModel
 
-    settings, found = recipe.evaluation, []
+    settings, models = recipe.evaluation, []
     for task in [task for task in find_tasks(settings.tasks) if task.kind in PAGE_KINDS]:
-        examples = _texts(task, "dev", settings.data)[:compared]
+        examples = _texts(task, "dev", settings.data)[:self_test_examples]
         for role in (*recipe.runs(), "teacher"):
             directory = storage.join(recipe.evaluation_dir, "scores", role, task.name, "model")
             if storage.exists(storage.join(directory, "config.json")):
-                found.append(
+                models.append(
                     SiteModel(
                         directory=directory,
                         role=role,
@@ -169,13 +190,16 @@ def models_of_recipe(recipe: Recipe, embedding_bits: int = 8, compared: int = CO
                         embedding_bits=embedding_bits if role != "teacher" else 8,
                     )
                 )
-    if not found:
+    if not models:
         raise UserError(f"{recipe.name}: no fine-tuned models for the page yet; evaluate the recipe first")
-    return found
+    return models
 
 
 def _trimmed(options: argparse.Namespace, directory: str, stack: contextlib.ExitStack) -> str:
-    """A copy of the model whose vocabulary is that of the task's training texts."""
+    """Returns a temporary copy of the model with the most frequent tokens of the task's training texts.
+
+    The copy exists as long as ``stack`` is open.
+    """
     from evaluation.devices.trimming import trim
 
     target = stack.enter_context(tempfile.TemporaryDirectory())
@@ -185,17 +209,20 @@ def _trimmed(options: argparse.Namespace, directory: str, stack: contextlib.Exit
 
 
 def _catalogue_task(name: str | None) -> Task | None:
-    """The task of the catalogue, or None for a name of the user's own."""
+    """Returns the built-in task of this name, or None if there is none."""
     from evaluation.tasks.catalogue import TASKS, find_task
 
     return find_task(name) if name and name.lower() in map(str.lower, TASKS) else None
 
 
 def _texts(task: Task | None, part: str, data: str | None) -> list[tuple[str, ...]]:
-    """The texts of a part of a task; for SQuAD questions with their contexts."""
+    """Returns the examples' texts, for SQuAD (question, context). ``part``: train or dev (the first dev set).
+
+    Raises UserError if there is no built-in task, or if its files are missing or wrong.
+    """
     from evaluation.tasks.loading import load
 
     if task is None:
-        raise UserError("--data: give --task, the name of a known task, whose files are read")
+        raise UserError("--data: needs --task with the name of a built-in task, whose files are read")
     split = load(task, part if part == "train" else task.dev_parts[0], data)
     return [(item.question, item.context) for item in split.questions] or list(split.texts)

@@ -7,10 +7,10 @@
     python -m evaluation.main export --model DIR --output DIR
     python -m evaluation.main export --web --model DIR --task SQuAD --output DIR
 
---model may be repeated: all models are rows of one report. With --teacher each of them is also fine-tuned
-on the outputs of the fine-tuned teacher (row "(D)"). "export" writes a (fine-tuned) model directory as ONNX,
-and int8 ONNX for devices, or with --web as a page that runs the model in a browser.
-A command that was stopped resumes when it is run again; a finished one does nothing.
+--model may be repeated; each model is a row of the report. With --teacher each model is also fine-tuned on
+the outputs of the fine-tuned teacher (row "(D)"). "export" writes ONNX files of a model, in float32 and int8,
+or with --web a page that runs the model in a browser.
+A command that was stopped resumes when it is run again; a finished command does nothing.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from infra.errors import UserError
 from infra.files.paths import expand_home, expand_home_in_uri
 from infra.settings.recipe_file import load_recipe
 
-_WITH_A_RECIPE = ("recipe", "overrides", "submission")
-"""Options that go with a recipe; the others go with a model directory."""
+_RECIPE_OPTIONS = ("recipe", "overrides", "submission")
+"""Options that may be given with --recipe; all others need --model."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one tokenizer thread a worker
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one tokenizer thread per worker
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given[:1] == ["export"]:
         return _export(given[1:])
@@ -52,13 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _grid(number: type) -> Callable[[str], Any]:
-    """The type of an option that is a number, or several with commas between them."""
+    """Returns an argparse type for a number, or for a comma-separated list of numbers."""
 
     def read(text: str) -> Any:
         values = tuple(number(value) for value in text.split(","))
         return values if len(values) > 1 else values[0]
 
-    read.__name__ = number.__name__  # for argparse's message
+    read.__name__ = number.__name__  # argparse's error messages use it
     return read
 
 
@@ -80,21 +80,27 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="directory, URL or hub name of a model, instead of a recipe; may be repeated",
     )
     parser.add_argument(
-        "--teacher", type=expand_home, help="directory or hub name: second distillation from it, fine-tuned"
+        "--teacher", type=expand_home, help="directory or hub name of the teacher for a second distillation"
     )
-    parser.add_argument("--temperature", type=float, help="of the second distillation (default 2)")
+    parser.add_argument(
+        "--temperature", type=float, help="temperature of the second distillation (default 2)"
+    )
     parser.add_argument("--tasks", help="comma-separated names and task files: RTE,my/task.yaml")
     parser.add_argument(
-        "--data", type=expand_home, help="directory of official task files; without it the hub's are read"
+        "--data", type=expand_home, help="directory of official task files (default: datasets of the hub)"
     )
-    parser.add_argument("--seeds", type=int, help="this many seeds: 0, 1, ... (default 1)")
-    parser.add_argument("--epochs", type=_grid(float), help="a list like 3,5 is a grid; dev chooses")
-    parser.add_argument("--max-steps", type=int, help="stop a run after this many steps")
-    parser.add_argument("--batch-size", type=_grid(int), help="or a list")
-    parser.add_argument("--learning-rate", type=_grid(float), help="or a list")
-    parser.add_argument("--max-length", type=int, help="tokens; IMDb and SQuAD have their own")
+    parser.add_argument("--seeds", type=int, help="number of random seeds: 0, 1, ... (default 1)")
+    parser.add_argument(
+        "--epochs", type=_grid(float), help="number, or a list such as 3,5: a grid; the score on dev chooses"
+    )
+    parser.add_argument("--max-steps", type=int, help="largest number of steps per run")
+    parser.add_argument("--batch-size", type=_grid(int), help="number, or a list: a grid")
+    parser.add_argument("--learning-rate", type=_grid(float), help="number, or a list: a grid")
+    parser.add_argument(
+        "--max-length", type=int, help="tokens per row; IMDb and SQuAD have their own maximal length"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
-    parser.add_argument("--workers", type=int, help="fine-tuning runs side by side")
+    parser.add_argument("--workers", type=int, help="number of fine-tuning runs in parallel")
     parser.add_argument(
         "--keep-model", action="store_true", help="keep the fine-tuned model of the median seed"
     )
@@ -102,28 +108,28 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--latency-sentences",
         type=int,
         metavar="N",
-        help="time the models on this many (default 200; 0: all)",
+        help="number of sentences on which latency is measured (default 200; 0: all)",
     )
     parser.add_argument(
         "--tracking",
         type=expand_home_in_uri,
         metavar="URI",
-        help="of MLflow (default: a database in the output directory), or off",
+        help="URI of MLflow (default: a database in the output directory), or off",
     )
     parser.add_argument("--submission", action="store_true", help="also write GLUE test predictions as a zip")
-    parser.add_argument("--output", type=expand_home, help="directory of the scores")
+    parser.add_argument("--output", type=expand_home, help="directory in which scores and report are written")
     options = parser.parse_args(arguments)
     if bool(options.recipe) == bool(options.model):
         raise UserError("give either --recipe FILE or --model DIR")
-    loose = [name for name, value in vars(options).items() if value and name not in _WITH_A_RECIPE]
-    if options.recipe and loose:
-        flag = loose[0].replace("_", "-")
-        setting = "tracking.uri" if flag == "tracking" else f"evaluation.{loose[0]}"
-        raise UserError(f"--{flag}: goes with --model; with a recipe write {setting}=...")
+    for_models = [name for name, value in vars(options).items() if value and name not in _RECIPE_OPTIONS]
+    if options.recipe and for_models:
+        flag = for_models[0].replace("_", "-")
+        setting = "tracking.uri" if flag == "tracking" else f"evaluation.{for_models[0]}"
+        raise UserError(f"--{flag}: needs --model; with a recipe write {setting}=...")
     if options.model and options.overrides:
-        raise UserError(f"{options.overrides[0]}: overrides go with --recipe")
+        raise UserError(f"{options.overrides[0]}: overrides need --recipe")
     if options.temperature is not None and not options.teacher:
-        raise UserError("--temperature: goes with --teacher")
+        raise UserError("--temperature: needs --teacher")
     return options
 
 
@@ -134,7 +140,7 @@ def _export(arguments: Sequence[str]) -> int:
 
 
 def cli() -> NoReturn:
-    """The command: ``main`` with its mistakes in one line and its exit codes."""
+    """Runs ``main`` as a command: a user's mistake is one line on stderr, and the exit code is set."""
     console.command(main)
 
 

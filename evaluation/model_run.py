@@ -1,4 +1,4 @@
-"""Scores of any model directories on named tasks, without a recipe."""
+"""Evaluates any models on named tasks, without a recipe: the command with ``--model``."""
 
 from __future__ import annotations
 
@@ -27,14 +27,18 @@ from infra.settings.recipe_file import refuse_credentials
 from infra.settings.sections import Evaluation, Tracking
 
 SCORES = "scores"
+"""Name of the folder of score files in the output directory."""
 OFF = "off"
-"""``--tracking off``: nothing is tracked."""
-TIMED = 200
-"""Sentences of the latency pass, unless the command says otherwise."""
+"""Value of ``--tracking`` for no tracking."""
+LATENCY_SENTENCES = 200
+"""Default number of sentences on which latency is measured."""
 
 
 class Comparison(Recipe):
-    """The settings of a command without a recipe: no student is its own, and one directory holds all."""
+    """The settings of a command without a recipe, in the form of a recipe without students.
+
+    All files are in the output directory.
+    """
 
     @property
     def root(self) -> str:
@@ -49,7 +53,7 @@ class Comparison(Recipe):
 
 
 def run_model(options: argparse.Namespace) -> int:
-    """Fine-tune and score what is missing, write scores.json and the report of all models; the exit code."""
+    """Runs the unfinished jobs, writes scores.json and the report of all models; returns the exit code."""
     comparison = comparison_of(options)
     directory = storage.join(options.output, SCORES)
     with contextlib.ExitStack() as stack:
@@ -65,7 +69,7 @@ def run_model(options: argparse.Namespace) -> int:
         )
         for name, source in sources.items():
             names.keep_name(directory, names.source_of(source), name)
-        notes = {note for parts in plan.splits.values() for one in parts.values() for note in one.notes}
+        notes = {note for splits in plan.splits.values() for split in splits.values() for note in split.notes}
         for note in sorted(notes):
             print(f"note: {note}", flush=True)
         content = evaluated(comparison, rows, plan, models if options.submission else ())
@@ -76,7 +80,7 @@ def run_model(options: argparse.Namespace) -> int:
 
 
 def comparison_of(options: argparse.Namespace) -> Comparison:
-    """The settings of the command line; UserError for a value that a section refuses, and for a secret."""
+    """Returns the settings of the command line. Raises UserError for a wrong value and for credentials."""
     fields = {field.name for field in dataclasses.fields(Evaluation)}  # options have the names of settings
     values = {name: value for name, value in vars(options).items() if name in fields and value is not None}
     values["tasks"] = tuple(name for name in options.tasks.split(",") if name)
@@ -87,7 +91,7 @@ def comparison_of(options: argparse.Namespace) -> Comparison:
     models = [_name_and_source(text)[1] for text in options.model]
     try:
         refuse_credentials({**vars(options), "model": models})
-        settings = dataclasses.replace(Evaluation(latency_sentences=TIMED), **values)
+        settings = dataclasses.replace(Evaluation(latency_sentences=LATENCY_SENTENCES), **values)
     except ValueError as error:
         name, colon, rest = str(error).removeprefix("distillation_").partition(":")
         raise UserError(f"--{name.replace('_', '-')}{colon}{rest}") from None
@@ -99,29 +103,30 @@ def comparison_of(options: argparse.Namespace) -> Comparison:
 
 
 def _named_sources(options: argparse.Namespace, directory: str) -> dict[str, str]:
-    """Name of a row -> path, URL or hub name of its model, in the order given, the teacher first.
+    """Returns row name -> path, URL or hub name of the model, in the given order, the teacher first.
 
-    A name that is not given comes from the command line too, because the local copy of a remote model has
-    another name each time. UserError for a name that is wrong, given twice or another model's.
+    A model without a given name gets one made of its path, URL or hub name. ``directory``: that of all score
+    files. Raises UserError for a name that is not allowed, given twice, or another model's.
     """
     given = [_name_and_source(text) for text in options.model]
     if options.teacher:
         given.insert(0, (TEACHER, options.teacher))
-    own = [name for name, _ in given if name]
-    twice = next((name for name in own if own.count(name) > 1), None)
+    given_names = [name for name, _ in given if name]
+    twice = next((name for name in given_names if given_names.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f"--model: {twice} is the name of two models; write another before the =")
-    found: dict[str, str] = {}
+        raise UserError(f"--model: {twice} is the name of two models; write another name before the =")
+    sources: dict[str, str] = {}
     for name, source in given:
         identity = names.source_of(source)
-        possible = [one for one in names.names_of(identity) if one not in {*own, *found, TEACHER}]
+        taken = {*given_names, *sources, TEACHER}
+        possible = [candidate for candidate in names.names_of(identity) if candidate not in taken]
         chosen = names.free_name(directory, identity, [name] if name else possible or [f"{TEACHER}-model"])
-        found[chosen] = source
-    return found
+        sources[chosen] = source
+    return sources
 
 
 def _name_and_source(given: str) -> tuple[str, str]:
-    """``NAME=MODEL``; the name is empty where only a model is given, whose path may hold a ``=``."""
+    """Splits ``NAME=MODEL``. The name is "" if only a model is given, whose path may contain a ``=``."""
     name, equals, source = given.partition("=")
     if not equals or "/" in name or os.path.exists(given):
         return "", given
@@ -135,24 +140,24 @@ def _name_and_source(given: str) -> tuple[str, str]:
     return name, expand_home(source)
 
 
-def _candidates(sources: dict[str, str], taught: bool, stack: ExitStack) -> list[Candidate]:
-    """A row a model and, where they are taught, one more for each but the teacher."""
+def _candidates(sources: dict[str, str], second_distillation: bool, stack: ExitStack) -> list[Candidate]:
+    """Returns a row per model and, with a second distillation, another row per model except the teacher."""
     rows = [Candidate(name, stack.enter_context(local_directory(source))) for name, source in sources.items()]
-    if taught:
+    if second_distillation:
         rows += [
-            Candidate(f"{one.name} (D)", one.directory, taught_by=TEACHER, student=one.name)
-            for one in rows
-            if one.name != TEACHER
+            Candidate(f"{row.name} (D)", row.directory, taught_by=TEACHER, student=row.name)
+            for row in rows
+            if row.name != TEACHER
         ]
     return rows
 
 
 def _show(content: dict[str, Any]) -> None:
-    """Prints grids with what dev chose, every metric, and the summary."""
+    """Prints the grids with their scores on dev, every metric, and the summary."""
     for model, tasks in content["choices"].items():
         for task, points in tasks.items():
             columns = (*GRID, "dev_score")
-            print(f"{model} {task}: settings by their score on dev, the best first")
+            print(f"{model} {task}: hyper-parameters by their score on dev, the best first")
             print(console.table([[f"{point[name]:g}" for name in columns] for point in points], columns))
     header, lines = tables.metric_rows(content)
     print(console.table(lines, header), end="\n\n")
@@ -160,18 +165,20 @@ def _show(content: dict[str, Any]) -> None:
 
 
 def _add_scores(output: str, scores: dict[str, Any]) -> str:
-    """Publishes scores.json with these scores, and with those of other models and tasks that are there; its
-    path."""
+    """Adds scores (model -> task -> score) to scores.json, which keeps those of other models and tasks.
+
+    Returns the path of scores.json.
+    """
     path = storage.join(output, "scores.json")
-    alone = (
+    lock = (
         contextlib.nullcontext() if storage.is_remote(output) else locked(storage.join(output, storage.LOCK))
     )
-    with alone:
+    with lock:
         before = {}
         if storage.exists(path):
-            with contextlib.suppress(UserError):  # damaged: the score files are what counts
-                found = storage.read_json(path)
-                before = found if isinstance(found, dict) else {}
+            with contextlib.suppress(UserError):  # a damaged file is replaced; the score files are kept
+                content = storage.read_json(path)
+                before = content if isinstance(content, dict) else {}
         rows = {name: row for name, row in before.items() if isinstance(row, dict)}
         merged = {name: {**rows.get(name, {}), **tasks} for name, tasks in scores.items()}
         storage.publish_json(path, {**rows, **merged})

@@ -1,4 +1,4 @@
-"""Model directories: checked before use, identified by their content, loaded with a task's head."""
+"""Checks model directories, identifies them by their content, and loads them with a task's head."""
 
 from __future__ import annotations
 
@@ -21,33 +21,35 @@ if TYPE_CHECKING:
     from evaluation.tasks.task import Task
 
 HUB = "hub:"
-"""Before the name of a model of the hub that could be taken for a path."""
+"""Prefix of a hub model's name that could be mistaken for a path."""
 WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"
 _HEADS = ("classifier", "pre_classifier", "pooler", "head", "score", "qa_outputs", "regressor")
-"""First parts of parameter names that a body without a task head may lack; the rest must be in the file."""
+"""Modules whose weights may be missing in a model directory, because they belong to a task's head."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row of the report. ``random_weights``: the architecture only, weights drawn from the seed."""
+    """A model that is evaluated, one row of the report."""
 
     name: str
     directory: str
     random_weights: bool = False
+    """Whether only the directory's architecture and tokenizer are used, with weights drawn from the seed."""
     taught_by: str | None = None
-    """Name of the candidate whose fine-tuned models' outputs it learns from, beside the labels."""
+    """Name of the candidate whose fine-tuned models are the teachers of a second distillation."""
     student: str | None = None
-    """Name of the student that it is, or has the architecture of; None for other rows."""
+    """Name of the student that the candidate is, or whose architecture it has; None for other rows."""
 
     def digest(self) -> str:
-        """Of the files a score depends on; for random weights of the architecture and tokenizer only."""
-        names = [name for name in storage.list_names(self.directory) if _matters(name, self.random_weights)]
+        """Returns the digest of all files on which a score depends (no weights, if they are random)."""
+        names = [name for name in storage.list_names(self.directory) if _affects(name, self.random_weights)]
         files = {name: storage.digest_file(storage.join(self.directory, name)) for name in names}
         return storage.digest_bytes(json.dumps(files, sort_keys=True).encode())
 
 
-def _matters(name: str, random_weights: bool) -> bool:
+def _affects(name: str, random_weights: bool) -> bool:
+    """Returns whether scores depend on the file of this name."""
     if name.endswith(".safetensors"):
         return not random_weights
     return name in (
@@ -56,7 +58,7 @@ def _matters(name: str, random_weights: bool) -> bool:
 
 
 def require_model(directory: str, random_weights: bool = False) -> None:
-    """UserError unless ``directory`` holds config.json, a tokenizer and (unless random) weights."""
+    """Raises UserError unless ``directory`` has config.json, a tokenizer and, unless random, weights."""
     names = storage.list_names(directory)
     if not names:
         raise UserError(
@@ -77,15 +79,16 @@ def require_model(directory: str, random_weights: bool = False) -> None:
 
 @contextmanager
 def local_directory(source: str, revision: str | None = None) -> Iterator[str]:
-    """A local copy of a model: a directory as it is, a remote one or one of the hub fetched first.
+    """Yields a local directory of a model: ``source`` itself, or a copy if it is a URL or a hub name.
 
-    The hub's are ``owner/name`` or ``hub:name``; a revision may follow after ``@``.
+    Hub names are ``owner/name`` or ``hub:name``; a revision may follow after ``@``. Raises UserError if the
+    hub has no such model.
     """
     import tempfile
 
     if storage.is_remote(source):
         with tempfile.TemporaryDirectory() as copy:
-            for name in storage.list_sizes(source):  # its files; what lies in folders is not for fine-tuning
+            for name in storage.list_sizes(source):  # without folders, which fine-tuning does not need
                 storage.publish_bytes(
                     storage.join(copy, name), storage.read_bytes(storage.join(source, name))
                 )
@@ -98,9 +101,9 @@ def local_directory(source: str, revision: str | None = None) -> Iterator[str]:
 
 
 def _is_hub_name(source: str) -> bool:
-    """``owner/name`` or ``hub:name``, with ``@revision`` behind it or not.
+    """Returns whether ``source`` is ``owner/name`` or ``hub:name``, with or without ``@revision``.
 
-    A path that is not there is none: a typo or a missing mount must not fetch a stranger's model.
+    ``owner/name`` is a path if a folder ``owner`` exists: a typo must not fetch somebody else's model.
     """
     if source.startswith(HUB):
         return True
@@ -122,9 +125,9 @@ def _from_hub(name: str, revision: str | None) -> str:
 
 
 def load_tokenizer(directory: str) -> Any:
-    """The fast tokenizer of a model directory. It treats a ``[SEP]`` within a text as ordinary text.
+    """Returns a model directory's fast tokenizer, which treats a ``[SEP]`` within a text as ordinary text.
 
-    Raises UserError where there is none or it has no pad token.
+    Raises UserError if there is no fast tokenizer, or if it has no pad token.
     """
     from transformers import AutoTokenizer
 
@@ -148,9 +151,9 @@ def load_config(directory: str) -> Any:
 
 
 def load_model(candidate: Candidate, task: Task, seed: int) -> Any:
-    """The candidate with a new head for the task, float32, every new weight drawn from ``seed``.
+    """Returns the candidate's model in float32 with a head for the task; new weights are drawn from ``seed``.
 
-    UserError: damaged weights, weights of another architecture, code in the directory.
+    Raises UserError for damaged weights, weights of another architecture, and code in the directory.
     """
     import torch
     import transformers
@@ -177,17 +180,17 @@ def load_model(candidate: Candidate, task: Task, seed: int) -> Any:
             missing = set(report["missing_keys"])
     except Exception as error:  # damaged files surface as many unrelated types
         raise UserError(f"{candidate.directory}: the model cannot be loaded: {first_line(error)}") from error
-    lost = sorted(key for key in missing if not any(part in _HEADS for part in key.split(".")))
-    if lost:
+    absent = sorted(key for key in missing if not any(part in _HEADS for part in key.split(".")))
+    if absent:
         raise UserError(
-            f"{candidate.directory}: {WEIGHTS} lacks {len(lost)} weights of the architecture in config.json, "
-            f"the first is {lost[0]}"
+            f"{candidate.directory}: {WEIGHTS} lacks {len(absent)} weights of the architecture in "
+            f"config.json, the first is {absent[0]}"
         )
     return model
 
 
 def require_fit(directory: str, config: Any, tokenizer: Any, length: int) -> None:
-    """Raises UserError if the tokenizer has ids without embeddings, or rows are longer than the positions."""
+    """Raises UserError if a token id has no embedding or the model has fewer than ``length`` positions."""
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
         raise UserError(
@@ -203,12 +206,15 @@ def require_fit(directory: str, config: Any, tokenizer: Any, length: int) -> Non
 
 
 def parameters(model: torch.nn.Module) -> int:
-    """Number of parameters, tied ones counted once."""
+    """Returns the number of parameters; tied parameters count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def body_parameters(directory: str) -> int:
-    """Parameters of the encoder with embeddings and pooler, as papers count them; no weights are read."""
+    """Returns the number of parameters of the encoder with embeddings and pooler, as papers count them.
+
+    No weights are read.
+    """
     import torch
     from transformers import AutoModel
 
@@ -218,6 +224,6 @@ def body_parameters(directory: str) -> int:
 
 
 def weight_bytes(directory: str) -> int:
-    """Bytes of the safetensors files in the directory."""
+    """Returns the total size of the safetensors files in the directory, in bytes."""
     names = [name for name in storage.list_names(directory) if name.endswith(".safetensors")]
     return sum(storage.size(storage.join(directory, name)) for name in names)

@@ -1,4 +1,4 @@
-"""Names of models in a directory of scores, where every model has a name of its own."""
+"""Gives every model a unique name in a directory of scores."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from infra.files import remote, storage
 from infra.settings.recipe import DEFAULT_STUDENT
 
 SOURCE = "source.json"
-"""Which model a folder of scores is of, beside its tasks."""
+"""Name of the file, in a model's folder of scores, that says which model the scores belong to."""
 
 
 def source_of(model: str) -> str:
-    """What identifies the model wherever the command is given: an absolute path, a URL or a hub name."""
+    """Returns what identifies a model in every working directory: an absolute path, a URL or a hub name."""
     if storage.is_remote(model):
         return remote.without_secrets(model).rstrip("/")
     return os.path.realpath(model) if os.path.isdir(model) else model
 
 
 def names_of(source: str) -> list[str]:
-    """Possible names, the shortest first: the last part of the model's path, then more and more of the path.
+    """Returns possible names, the shortest first: the last 1, 2, 3, ... parts of the model's path.
 
-    ``<recipe>/students/student/model``, a recipe's only student, gets the name of the recipe.
-    ``<recipe>/students/<name>/model`` gets that of the student, then that of recipe and student.
+    For ``<recipe>/students/student/model``, a recipe's only student, these are parts of ``<recipe>``; for
+    ``<recipe>/students/<name>/model``, parts of ``<recipe>/<name>``.
     """
     path = source.partition("://")[2] if storage.is_remote(source) else source
     parts = [part for part in path.split("/") if part]
@@ -34,7 +34,7 @@ def names_of(source: str) -> list[str]:
 
 
 def free_name(scores: str, source: str, names: Sequence[str]) -> str:
-    """The first of the names that has no scores of another model below ``scores``; UserError without one."""
+    """Returns the first name under which ``scores`` has no scores of another model; UserError if all have."""
     owners = [_owner(scores, name) for name in names]
     for name, owner in zip(names, owners, strict=True):
         if owner in (None, source):
@@ -46,12 +46,13 @@ def free_name(scores: str, source: str, names: Sequence[str]) -> str:
 
 
 def keep_name(scores: str, source: str, name: str) -> None:
-    """From now on the name is this model's."""
+    """Records that the name belongs to this model."""
     if _owner(scores, name) != source:
         storage.publish_json(_path(scores, name), {"model": source})
 
 
 def _owner(scores: str, name: str) -> str | None:
+    """Returns the model to which the name belongs, or None."""
     path = _path(scores, name)
     if not storage.exists(path):
         return None

@@ -1,6 +1,6 @@
-"""The rows of a recipe's report: the teacher, every trained student, and what students are compared with.
+"""Collects the rows of a recipe's report: the teacher, all trained students, and their references.
 
-This module imports no torch, so that a finished evaluation answers without it.
+This module imports no torch, so that a finished evaluation does not wait for it.
 """
 
 from __future__ import annotations
@@ -25,30 +25,32 @@ from offline_teacher.store.records import decode
 TEACHER, UNDISTILLED, START = "teacher", "undistilled", "start"
 """Names of rows. If the recipe has ``students``, the student's name follows ``undistilled`` and ``start``."""
 RANDOM, MASKED_LM = "random", "masked LM alone"
-"""Kinds of references, beside ``START``."""
-_NO_ARCHITECTURE = ("architectures", "dtype", "torch_dtype", "transformers_version")
+"""Kinds of references, in addition to ``START``."""
+_NOT_SHAPE = ("architectures", "dtype", "torch_dtype", "transformers_version")
 """Entries of a config.json that do not affect the encoder's shape."""
 
 
 @dataclass
 class Rows:
-    """What a recipe's evaluation compares."""
+    """The models that an evaluation compares."""
 
     candidates: list[Candidate]
-    """In the order of the report: teacher, students, taught students, references, other models."""
+    """All models in the report's order: teacher, students, students with a second distillation, references,
+    other models."""
     students: dict[str, StudentRun]
-    """The trained ones, by the names of their rows."""
+    """Row name -> trained student."""
     untrained: list[str]
-    """Names of the recipe's students that are not there yet."""
+    """Names of the recipe's students that are not trained yet."""
     references: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Student -> kind of reference -> its row."""
+    """Student -> kind of reference -> name of the reference's row."""
     kl: dict[str, float] = field(default_factory=dict)
-    """Student -> KL to the teacher on held-out text, as its training measured it."""
+    """Student -> KL to the teacher on held-out text, measured by the student's training."""
     notes: list[str] = field(default_factory=list)
+    """Sentences about missing rows."""
 
 
 def require_students(recipe: Recipe, path: str) -> None:
-    """UserError unless one of the recipe's students is there; ``path``: the recipe's file."""
+    """Raises UserError unless a student of the recipe is trained. ``path``: the recipe's file."""
     runs = recipe.runs()
     if not any(map(_is_trained, runs.values())):
         model = _model(next(iter(runs.values())))
@@ -56,9 +58,9 @@ def require_students(recipe: Recipe, path: str) -> None:
 
 
 def rows_of(recipe: Recipe, stack: ExitStack) -> Rows:
-    """The rows, with local copies of remote models for as long as ``stack`` is open.
+    """Returns the rows of a recipe. Local copies of remote models exist as long as ``stack`` is open.
 
-    UserError where a second distillation is asked for and there is no teacher to learn from.
+    Raises UserError if ``evaluation.second_distillation`` is set and there is no teacher.
     """
     runs, settings = recipe.runs(), recipe.evaluation
     trained = {name: run for name, run in runs.items() if _is_trained(run)}
@@ -81,16 +83,16 @@ def rows_of(recipe: Recipe, stack: ExitStack) -> Rows:
     rows.candidates += students
     if settings.second_distillation:
         rows.candidates += [
-            Candidate(f"{one.name} (D)", one.directory, taught_by=TEACHER, student=one.name)
-            for one in students
+            Candidate(f"{student.name} (D)", student.directory, taught_by=TEACHER, student=student.name)
+            for student in students
         ]
-    rows.references = {one.name: {} for one in students}
+    rows.references = {student.name: {} for student in students}
     rows.kl = {name: kl for name, run in trained.items() if (kl := _validation_kl(run)) is not None}
     if RANDOM in settings.references:
         _add_references(rows, RANDOM, _undistilled(recipe, students))
     if START in settings.references:
         _add_references(rows, START, _starts(recipe, rows, stack))
-    _name_masked_lm_alone(rows)
+    _add_masked_lm_references(rows)
     rows.candidates += [
         Candidate(name, stack.enter_context(local_directory(model)))
         for name, model in settings.models.items()
@@ -98,26 +100,26 @@ def rows_of(recipe: Recipe, stack: ExitStack) -> Rows:
     return rows
 
 
-def _add_references(rows: Rows, kind: str, found: dict[str, Candidate]) -> None:
-    """Add the rows that students are compared with, each once."""
-    rows.candidates += {one.name: one for one in found.values()}.values()
-    for student, one in found.items():
-        rows.references[student][kind] = one.name
+def _add_references(rows: Rows, kind: str, reference_of: dict[str, Candidate]) -> None:
+    """Adds references of one kind, each row once. ``reference_of``: student -> reference."""
+    rows.candidates += {reference.name: reference for reference in reference_of.values()}.values()
+    for student, reference in reference_of.items():
+        rows.references[student][kind] = reference.name
 
 
 def _undistilled(recipe: Recipe, students: list[Candidate]) -> dict[str, Candidate]:
-    """Student -> the row of its architecture with random weights, one row for students of one shape."""
+    """Returns student -> its architecture with random weights; students of one shape share a row."""
     by_shape: dict[str, Candidate] = {}
     found = {}
-    for one in students:
-        name = f"{UNDISTILLED} {one.name}" if recipe.students else UNDISTILLED
-        shape = Candidate(name, one.directory, random_weights=True, student=one.name)
-        found[one.name] = by_shape.setdefault(_shape(one.directory), shape)
+    for student in students:
+        name = f"{UNDISTILLED} {student.name}" if recipe.students else UNDISTILLED
+        reference = Candidate(name, student.directory, random_weights=True, student=student.name)
+        found[student.name] = by_shape.setdefault(_shape(student.directory), reference)
     return found
 
 
 def _starts(recipe: Recipe, rows: Rows, stack: ExitStack) -> dict[str, Candidate]:
-    """Student -> the row of what it was before its training, one row for students that start alike."""
+    """Returns student -> the student before training. Students with the same initial weights share a row."""
     store = open_store(recipe.store_path)
     if not store.layout.teacher_weights:
         rows.notes.append(f"no row {START}: {_without_weights(recipe)}")
@@ -136,16 +138,19 @@ def _starts(recipe: Recipe, rows: Rows, stack: ExitStack) -> dict[str, Candidate
     return found
 
 
-def _name_masked_lm_alone(rows: Rows) -> None:
-    """A student of masked LM alone is a reference for every student of its shape and number of steps."""
-    shapes = {one.name: _shape(one.directory) for one in rows.candidates if one.name in rows.students}
+def _add_masked_lm_references(rows: Rows) -> None:
+    """Makes a student that was trained on masked LM alone a reference of comparable students.
+
+    These are the students with the same shape and number of steps.
+    """
+    shapes = {row.name: _shape(row.directory) for row in rows.candidates if row.name in rows.students}
     for name, run in rows.students.items():
         if not _is_masked_lm_alone(run):
             continue
-        for other, another in rows.students.items():
-            alike = shapes[other] == shapes[name] and _steps(another) == _steps(run)
-            if alike and not _is_masked_lm_alone(another):
-                rows.references[other][MASKED_LM] = name
+        for other_name, other_run in rows.students.items():
+            comparable = shapes[other_name] == shapes[name] and _steps(other_run) == _steps(run)
+            if comparable and not _is_masked_lm_alone(other_run):
+                rows.references[other_name][MASKED_LM] = name
 
 
 def _is_masked_lm_alone(run: StudentRun) -> bool:
@@ -157,9 +162,9 @@ def _steps(run: StudentRun) -> tuple[float, int | None, int]:
 
 
 def _shape(directory: str) -> str:
-    """A key that is equal for students of the same encoder shape, with or without a masked-LM head."""
+    """Returns a key that is equal for encoders of the same shape, with or without a masked-LM head."""
     config = storage.read_json(storage.join(directory, "config.json"))
-    return json.dumps({key: config[key] for key in sorted(config) if key not in _NO_ARCHITECTURE})
+    return json.dumps({key: config[key] for key in sorted(config) if key not in _NOT_SHAPE})
 
 
 def _without_weights(recipe: Recipe) -> str:
@@ -167,13 +172,13 @@ def _without_weights(recipe: Recipe) -> str:
 
 
 def _validation_kl(run: StudentRun) -> float | None:
-    """From the file beside the model; None where there is none, or where no KL was measured."""
+    """Returns the KL in model.json, beside the model; None if there is no such file or no KL in it."""
     path = storage.join(run.directory, "model.json")
     if not storage.exists(path):
         return None
     try:
         value = decode(storage.read_bytes(path))["results"]["validation"].get("kl")
-    except (ValueError, KeyError, AttributeError):  # damaged: the model is what is evaluated
+    except (ValueError, KeyError, AttributeError):  # a damaged file does not prevent the evaluation
         return None
     return value if isinstance(value, float) else None
 
@@ -187,14 +192,14 @@ def _model(run: StudentRun) -> str:
 
 
 def _path_not_name(path: str) -> str:
-    """A relative local path marked as one, so that it is not taken for a hub name."""
+    """Returns the path; a relative local path starts with ``./``, so that it is not taken for a hub name."""
     return path if storage.is_remote(path) or path.startswith(("/", ".")) else f"./{path}"
 
 
 def _teacher_directory(recipe: Recipe, stack: ExitStack) -> str | None:
-    """The teacher as a model directory: the store's, else the recipe's ``teacher.model``, else None."""
-    there = storage.exists(storage.join(recipe.store_path, MANIFEST))
-    if there or recipe.teacher is None:
+    """Returns the teacher's model directory: from the store, else ``teacher.model``, else None."""
+    has_store = storage.exists(storage.join(recipe.store_path, MANIFEST))
+    if has_store or recipe.teacher is None:
         store = open_store(recipe.store_path)
         if store.layout.teacher_weights:
             return _teacher_of(store, stack.enter_context(tempfile.TemporaryDirectory()))
@@ -204,7 +209,10 @@ def _teacher_directory(recipe: Recipe, stack: ExitStack) -> str | None:
 
 
 def _teacher_of(store: Store, directory: str) -> str:
-    """``directory`` with the store's tokenizer, configuration and weights, the latter by a link."""
+    """Makes ``directory`` the store's teacher: its tokenizer, configuration and a link to its weights.
+
+    Returns ``directory``.
+    """
     for name, data in store.tokenizer_files().items():
         storage.publish_bytes(storage.join(directory, name), data)
     storage.publish_json(storage.join(directory, "config.json"), store.teacher_config())

@@ -1,4 +1,4 @@
-"""Evaluation of a recipe: its rows (``recipe_rows``), the report (``evaluate``), and what it must reach."""
+"""Evaluates a recipe: collects the report's rows, makes the report, and checks ``evaluation.require``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from infra.settings.recipe import Recipe
 
 
 def run_recipe(recipe: Recipe, predict_test: bool = False) -> int:
-    """Evaluates the recipe's teacher and students and writes ``evaluation/``, without repeating finished
-    work.
+    """Evaluates the recipe's teacher and students, writes ``evaluation/``, and repeats no finished work.
 
-    Returns the exit code: EXIT_INCOMPLETE if a student is not trained yet; the report then lacks it. Raises
-    UserError with EXIT_UNMET if a student does not meet what the recipe requires.
+    Returns the exit code: EXIT_INCOMPLETE if a student is not trained yet and so not in the report, else 0.
+    Raises UserError with EXIT_UNMET if a student does not meet ``evaluation.require``.
     """
     with contextlib.ExitStack() as stack:
         rows = rows_of(recipe, stack)

@@ -1,4 +1,4 @@
-"""The reference ``start``: a student before its training, made of the teacher's layers."""
+"""Makes the reference ``start``: a student before its training, initialised from the teacher's layers."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from infra.settings.recipe import StudentRun, outcome_settings
 from offline_teacher.store.reader import Store
 
 SOURCE = "start.json"
-"""What a start was made of; written last, so that it marks a complete directory."""
+"""Name of the file that says from what a start was made. It is written last: the directory is complete."""
 
 
 def shape_of(run: StudentRun) -> str:
-    """A key that is equal for students that start from the same weights."""
+    """Returns a key that is equal for students that start from the same weights."""
     return json.dumps(outcome_settings(run.student), sort_keys=True)
 
 
 def start_of(run: StudentRun, store: Store, directory: str, stack: ExitStack) -> str:
-    """A local directory with the student's first weights; made in ``directory`` if they are not there.
+    """Returns a local model directory with the student's initial weights, made in ``directory`` if necessary.
 
-    The store holds all of the teacher's weights, and ``student.init`` is ``teacher``. Raises UserError if the
-    store's teacher is damaged or cannot have this student.
+    The store must hold all of the teacher's weights, and ``student.init`` must be ``teacher``. Raises
+    UserError if the store's teacher is damaged, or if this student cannot be made of it.
     """
     source = {"store": store.digest, "student": outcome_settings(run.student)}
     marker = storage.join(directory, SOURCE)
     if not storage.exists(marker) or storage.read_json(marker) != source:
         _build(run, store, directory)
         storage.publish_json(marker, source)
-    is_name = not storage.is_remote(directory) and not directory.startswith(("/", "."))
-    return stack.enter_context(local_directory(f"./{directory}" if is_name else directory))
+    looks_like_hub_name = not storage.is_remote(directory) and not directory.startswith(("/", "."))
+    return stack.enter_context(local_directory(f"./{directory}" if looks_like_hub_name else directory))
 
 
 def _build(run: StudentRun, store: Store, directory: str) -> None:

@@ -1,4 +1,4 @@
-"""GLUE test predictions in the form that gluebenchmark.com takes: a zip of one .tsv a test set."""
+"""Writes GLUE test predictions as gluebenchmark.com expects them: a zip with one .tsv per test set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from infra.files import storage
 
 
 def write_submission(plan: Plan, candidate: str, target: str) -> list[str]:
-    """Zip the median seeds' test predictions of one candidate into ``target``; names of the files in it."""
+    """Zips one candidate's test predictions, of its median seeds, into ``target``; returns the file names."""
     files = {}
     for task in plan.tasks.values():
         jobs = [job for job in plan.chosen if (job.candidate.name, job.task_name) == (candidate, task.name)]
@@ -25,8 +25,8 @@ def write_submission(plan: Plan, candidate: str, target: str) -> list[str]:
         job = next(job for job in jobs if job.seed == seed)
         result = plan.result_of(job)
         parts = result.get("test_splits", [])
-        found = predictions.read(job.predictions_path, task, result["predictions"], parts)
-        for part, answers in found.items():
+        by_part = predictions.read(job.predictions_path, task, result["predictions"], parts)
+        for part, answers in by_part.items():
             text = prediction_file(task, answers.ids, predictions.decide(task, answers))
             files[f"{task.parts[part].submission}.tsv"] = text.encode()
     if files:
@@ -34,17 +34,17 @@ def write_submission(plan: Plan, candidate: str, target: str) -> list[str]:
     return sorted(files)
 
 
-def wanted_line(target: str, files: Sequence[str]) -> str:
-    """Which files are in the zip, and which the server still wants: it takes no incomplete one."""
+def submission_line(target: str, files: Sequence[str]) -> str:
+    """Returns a line about the files in the zip, and about those that the server requires but are missing."""
     missing = [name for name in TEST_FILES if name not in files]
-    still = f"; gluebenchmark.com still wants {', '.join(missing)}" if missing else ""
-    return f"{target}: {', '.join(files)}{still}" if files else f"{target}: not written, no test files"
+    required = f"; gluebenchmark.com also requires {', '.join(missing)}" if missing else ""
+    return f"{target}: {', '.join(files)}{required}" if files else f"{target}: not written, no test files"
 
 
 def prediction_file(task: Task, index: Sequence[str], predicted: np.ndarray) -> str:
-    """``index<TAB>prediction`` lines under a header: label names, or scores cut to the task's range.
+    """Returns lines of index and prediction: the label's name, or a score clipped to the task's range.
 
-    predicted: class ids [n] or scores [n].
+    ``predicted``: class ids or scores, [n].
     """
     if task.kind == "regression":
         low, high = map(float, task.labels)
@@ -56,7 +56,7 @@ def prediction_file(task: Task, index: Sequence[str], predicted: np.ndarray) -> 
 
 
 def zip_bytes(files: Mapping[str, bytes]) -> bytes:
-    """A zip of the named files with a fixed date, so that the same predictions give the same bytes."""
+    """Returns a zip of the files, with a fixed date, so that the same predictions give the same bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(files):

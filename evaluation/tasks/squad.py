@@ -120,8 +120,9 @@ def align_answers(
         )
     if absent:
         notes.append(
-            f"answers that do not occur in their context, left out: {len(absent):,}, and questions without"
-            f" another answer: {len(questions) - len(kept):,} (first: question {absent[0]} of {where})"
+            f"answers that do not occur in their context, left out: {len(absent):,}, questions without"
+            f" another answer, left out: {len(questions) - len(kept):,}"
+            f" (first: question {absent[0]} of {where})"
         )
     return kept, notes
 

@@ -148,8 +148,8 @@ def test_answers_that_stand_elsewhere_are_said_before_the_training(
     arguments = model_arguments(encoder, str(tmp_path), tmp_path / "out") | {"--tasks": "SQuAD"}
     assert main([f"{name}={value}" for name, value in arguments.items()]) == 0
     printed = capsys.readouterr().out
-    note = "note: SQuAD train: answers that do not stand at their answer_start, moved to the nearest occurrence: 1"
-    assert f"{note} (first: question train 1 of {tmp_path}/train-v1.1.json)" in printed
+    note = "SQuAD train: answers that do not stand at their answer_start, moved to the nearest occurrence: 1"
+    assert f"note: {note} (first: question train 1 of {tmp_path}/train-v1.1.json)" in printed
     assert printed.index("note:") < printed.index("exact_match")
 
 
@@ -298,7 +298,7 @@ WRONG = [
     ({"--learning-rate": "-1"}, "--learning-rate: must be > 0"),
     ({"--max-length": "4"}, "--max-length: must be 8 to 512"),
     ({"--workers": "-1"}, "--workers: must be >= 1"),
-    ({"--temperature": "3"}, "--temperature: goes with --teacher"),
+    ({"--temperature": "3"}, "--temperature: needs --teacher"),
     ({"--teacher": "./nowhere"}, "./nowhere: no such model directory"),
     ({"--teacher": "./nowhere", "--temperature": "0"}, "--temperature: must be > 0"),
     ({"--recipe": "r.yaml"}, "give either --recipe FILE or --model DIR"),
@@ -381,7 +381,7 @@ def test_a_recipe_without_its_student(recipe_file: str) -> None:
     [
         (["--seeds", "3"], "evaluation.seeds="),
         (["evaluation.epoch=1"], "epochs"),
-        (["--output", "x"], "goes with --model"),
+        (["--output", "x"], "needs --model"),
     ],
 )
 def test_wrong_recipe_command(recipe_file: str, arguments: list[str], says: str) -> None:

@@ -115,7 +115,7 @@ def test_they_are_tracked(encoder: str, pooler_free_encoder: str, toy_data: str,
 
 # the models given, what the one line must say
 WRONG = [
-    (["a={model}", "a={other}"], "--model: a is the name of two models; write another before the ="),
+    (["a={model}", "a={other}"], "--model: a is the name of two models; write another name before the ="),
     (["a b={model}"], "--model: a name is letters, digits, dots, dashes and underscores, not 'a b'"),
     (["={model}"], "--model: a name is letters, digits, dots, dashes and underscores, not ''"),
     (["-x={model}"], "not '-x'; write --model NAME=DIR"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.submission import prediction_file, wanted_line, zip_bytes
+from evaluation.submission import prediction_file, submission_line, zip_bytes
 from evaluation.tasks.catalogue import GLUE, TASKS
 from evaluation.tasks.loading import has_part, load
 
@@ -59,9 +59,11 @@ def test_the_same_predictions_are_the_same_zip() -> None:
 def test_an_incomplete_zip_says_what_the_server_wants() -> None:
     files = ["CoLA.tsv", "SST-2.tsv", "MRPC.tsv", "STS-B.tsv", "QQP.tsv", "QNLI.tsv", "RTE.tsv", "WNLI.tsv"]
     mnli = ["MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv"]
-    assert wanted_line("s.zip", files).endswith("WNLI.tsv; gluebenchmark.com still wants " + ", ".join(mnli))
-    assert wanted_line("s.zip", files + mnli) == f"s.zip: {', '.join(files + mnli)}"
-    assert wanted_line("s.zip", []) == "s.zip: not written, no test files"
+    assert submission_line("s.zip", files).endswith(
+        "WNLI.tsv; gluebenchmark.com also requires " + ", ".join(mnli)
+    )
+    assert submission_line("s.zip", files + mnli) == f"s.zip: {', '.join(files + mnli)}"
+    assert submission_line("s.zip", []) == "s.zip: not written, no test files"
 
 
 def test_the_diagnostic_set_is_read_beside_the_tasks(tmp_path: Path) -> None:

@@ -110,9 +110,9 @@ def test_the_lock_file_names_packages_by_their_content_and_no_registry() -> None
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--model", "x", "--labels", "a,b"], "--labels: goes with --web"),
+        (["--model", "x", "--labels", "a,b"], "--labels: needs --web"),
         (["--model", "x", "--recipe", "y"], "either --model DIR or"),
-        (["--web", "--model", "x", "--vocabulary", "9"], "--vocabulary: give --task and --data"),
+        (["--web", "--model", "x", "--vocabulary", "9"], "--vocabulary: needs --task and --data"),
     ],
 )
 def test_options_that_do_not_fit(arguments: list[str], says: str) -> None:
