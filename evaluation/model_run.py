@@ -105,8 +105,8 @@ def comparison_of(options: argparse.Namespace) -> Comparison:
 def _named_sources(options: argparse.Namespace, directory: str) -> dict[str, str]:
     """Returns row name -> path, URL or hub name of the model, in the given order, the teacher first.
 
-    A model without a given name gets one made of its path, URL or hub name. ``directory``: that of all score
-    files. Raises UserError for a name that is not allowed, given twice, or another model's.
+    A model without a given name gets a name made of its path, URL or hub name. ``directory``: the folder of
+    score files. Raises UserError for a name that is not allowed, given twice, or another model's.
     """
     given = [_name_and_source(text) for text in options.model]
     if options.teacher:

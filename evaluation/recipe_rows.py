@@ -110,12 +110,12 @@ def _add_references(rows: Rows, kind: str, reference_of: dict[str, Candidate]) -
 def _undistilled(recipe: Recipe, students: list[Candidate]) -> dict[str, Candidate]:
     """Returns student -> its architecture with random weights; students of one shape share a row."""
     by_shape: dict[str, Candidate] = {}
-    found = {}
+    reference_of = {}
     for student in students:
         name = f"{UNDISTILLED} {student.name}" if recipe.students else UNDISTILLED
         reference = Candidate(name, student.directory, random_weights=True, student=student.name)
-        found[student.name] = by_shape.setdefault(_shape(student.directory), reference)
-    return found
+        reference_of[student.name] = by_shape.setdefault(_shape(student.directory), reference)
+    return reference_of
 
 
 def _starts(recipe: Recipe, rows: Rows, stack: ExitStack) -> dict[str, Candidate]:
@@ -125,7 +125,7 @@ def _starts(recipe: Recipe, rows: Rows, stack: ExitStack) -> dict[str, Candidate
         rows.notes.append(f"no row {START}: {_without_weights(recipe)}")
         return {}
     by_shape: dict[str, Candidate] = {}
-    found = {}
+    reference_of = {}
     for name, run in rows.students.items():
         if run.student.init != "teacher":
             rows.notes.append(f"no row {START} for {name}: it starts from random weights (student.init)")
@@ -134,8 +134,8 @@ def _starts(recipe: Recipe, rows: Rows, stack: ExitStack) -> dict[str, Candidate
         if key not in by_shape:
             directory = storage.join(recipe.evaluation_dir, "start", name)
             by_shape[key] = Candidate(title, start_of(run, store, directory, stack), student=name)
-        found[name] = by_shape[key]
-    return found
+        reference_of[name] = by_shape[key]
+    return reference_of
 
 
 def _add_masked_lm_references(rows: Rows) -> None:

@@ -23,7 +23,9 @@ LABEL = "ELMo-size (random weights)"
 FILTERS = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
 """(Width in characters, number of filters) of each convolution."""
 CHARACTERS, CHARACTER_SIZE, WORD_LENGTH = 262, 16, 50
+"""Number of character ids, size of a character's embedding, characters per word."""
 CELLS, SIZE, HIGHWAYS, LAYERS = 4096, 512, 2, 2
+"""LSTM cells and their projected size per direction, number of highway layers and of LSTM layers."""
 PAD, BEGIN, END = 260, 258, 259
 """Ids of padding and of the begin and end of a word, in ELMo's numbering; ids 0 to 255 are bytes."""
 
@@ -57,9 +59,9 @@ class Elmo(nn.Module):
         embedded = self.characters(characters.view(-1, length)).transpose(1, 2)  # [B W, 16, 50]
         states = torch.cat([torch.relu(conv(embedded).amax(-1)) for conv in self.convolutions], dim=-1)
         for highway in self.highways:
-            change, gate = highway(states).chunk(2, dim=-1)
+            transformed, gate = highway(states).chunk(2, dim=-1)
             gate = torch.sigmoid(gate)
-            states = gate * states + (1 - gate) * torch.relu(change)
+            states = gate * states + (1 - gate) * torch.relu(transformed)
         return self.projection(states).view(batch, count, -1)
 
     @staticmethod
@@ -90,7 +92,7 @@ def batches(texts: Sequence[tuple[str, ...]], batch_size: int, max_words: int) -
 
     A row holds the first ``max_words`` words of an example's texts, joined in one sequence.
     """
-    found = []
+    made = []
     for start in range(0, len(texts), batch_size):
         rows = [" ".join(row).split()[:max_words] for row in texts[start : start + batch_size]]
         ids = np.full((len(rows), max(1, *map(len, rows)), WORD_LENGTH), PAD, np.int64)
@@ -98,5 +100,5 @@ def batches(texts: Sequence[tuple[str, ...]], batch_size: int, max_words: int) -
             for number, word in enumerate(words):
                 characters = [BEGIN, *word.encode()[: WORD_LENGTH - 2], END]
                 ids[slot, number, : len(characters)] = characters
-        found.append({"input_ids": ids})
-    return found
+        made.append({"input_ids": ids})
+    return made

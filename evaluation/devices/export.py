@@ -10,7 +10,7 @@ outputs (names), embedding_bits, opset, versions (of torch and onnxruntime), byt
 (bytes of the int8 file over bytes of the float32 file), difference.float32 and difference.int8 (largest
 absolute difference from torch's outputs), source (digest of the model).
 
-The outputs of a fine-tuned model's graph are its logits, those of any other model the last hidden states.
+A fine-tuned model's graph outputs logits, any other model's graph outputs the last hidden states.
 torch's TorchScript exporter is used: it needs no further package and leaves batch size and length variable
 (tested on BERT and DistilBERT).
 """
@@ -35,7 +35,9 @@ from infra.files import storage
 from offline_teacher.families.positions import usable_length
 
 OPSET = 17
+"""Version of the ONNX operators."""
 TOLERANCE = 1e-4
+"""Largest allowed difference between outputs of torch and of the float32 graph."""
 SHAPES = ((1, 4), (1, 17), (3, 33), (2, 64))
 """Shapes [B, L] of the inputs on which torch and ONNX are compared; L is cut to the model's positions."""
 

@@ -58,12 +58,12 @@ def batches(tokenizer: Any, texts: Sequence[tuple[str, ...]], batch_size: int, l
 
     ``length``: the largest number of tokens of a row.
     """
-    found = []
+    made = []
     for start in range(0, len(texts), batch_size):
         columns = [list(column) for column in zip(*texts[start : start + batch_size], strict=True)]
         output = tokenize(tokenizer, *columns, truncation=True, max_length=length, padding=True)
-        found.append({name: np.asarray(array, np.int64) for name, array in output.items()})
-    return found
+        made.append({name: np.asarray(array, np.int64) for name, array in output.items()})
+    return made
 
 
 def measure(
@@ -83,12 +83,12 @@ def measure(
             size: interleave(runners, {name: by_size[size] for name, by_size in inputs.items()}, 1, advance)
             for size in sizes
         }
-    found = {}
+    latencies = {}
     for name, seconds in single.items():
         p50, p95, p99 = (1000 * float(value) for value in np.percentile(seconds, (50, 95, 99)))
         rates = {size: _sentences(inputs[name][size]) / float(larger[size][name].sum()) for size in sizes}
-        found[name] = Latency(float(seconds.sum()), p50, p95, p99, rates)
-    return found
+        latencies[name] = Latency(float(seconds.sum()), p50, p95, p99, rates)
+    return latencies
 
 
 def interleave(

@@ -40,14 +40,14 @@ def onnx_models(
     """Returns row name -> the student in ONNX, in float32 and in int8, with an untrained STS-B head."""
     model = load_model(student, find_task("STS-B"), seed=0).eval()
     model.set_attn_implementation("eager")
-    found, count = {}, parameters(model)
+    models, count = {}, parameters(model)
     with tempfile.TemporaryDirectory() as draft:
         sizes = export_model(model, draft, student.directory)["bytes"]
         for name, file in (("fp32", FLOAT32), ("int8", INT8)):
             session = open_session(os.path.join(draft, file), settings.latency_threads)
             runner = session_runner(session)
-            found[f"{student.name} ONNX {name}"] = TimedModel(runner, inputs, count, sizes[file])
-    return found
+            models[f"{student.name} ONNX {name}"] = TimedModel(runner, inputs, count, sizes[file])
+    return models
 
 
 def gpu_model(candidate: Candidate, model: Any, inputs: dict[int, list[Inputs]]) -> dict[str, TimedModel]:

@@ -54,20 +54,20 @@ def trim(directory: str, texts: Iterable[str], tokens: int, target: str) -> None
 
 def counts(tokenizer: Any, texts: Iterable[str]) -> Counter[int]:
     """Returns id -> how often the token occurs in the texts."""
-    found: Counter[int] = Counter()
+    occurrences: Counter[int] = Counter()
     chunk: list[str] = []
     for text in [*texts, None]:  # None: the last chunk is shorter
         if text is not None:
             chunk.append(text)
         if chunk and (text is None or len(chunk) == CHUNK):
             for ids in tokenizer(chunk, add_special_tokens=False)["input_ids"]:
-                found.update(ids)
+                occurrences.update(ids)
             chunk = []
-    return found
+    return occurrences
 
 
 def kept_ids(tokenizer: Any, content: dict[str, Any], occurrences: Counter[int], tokens: int) -> np.ndarray:
-    """Returns the ids that are kept, int64 [tokens], ascending. ``content``: that of tokenizer.json.
+    """Returns the ids that are kept, int64 [tokens], ascending. ``content``: content of tokenizer.json.
 
     Raises UserError if ``tokens`` is out of range.
     """

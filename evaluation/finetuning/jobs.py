@@ -37,7 +37,7 @@ MODEL = "model"
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """A fine-tuned teacher's outputs on a task's training set, stored by ``teacher_outputs``."""
+    """Files with a fine-tuned teacher's outputs on a task's training set, made by ``teacher_outputs``."""
 
     model: str
     """Directory of the fine-tuned teacher."""
@@ -145,17 +145,17 @@ class Job:
     def key(self, splits: dict[str, Split]) -> dict[str, Any]:
         """Returns everything on which the job's scores depend, as JSON values."""
         settings = self.settings
-        more: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
         if self.soft_labels is not None:
-            more["teacher"] = self.soft_labels.digest
-            more["temperature"] = settings.distillation_temperature
+            extra["teacher"] = self.soft_labels.digest
+            extra["temperature"] = settings.distillation_temperature
         if self.task.own is not None:
-            more["task"] = [self.task.kind, *self.task.labels]
+            extra["task"] = [self.task.kind, *self.task.labels]
         used = asdict(self.hyper_parameters)
         if not kind_of(self.task).fine_tuned:
             used = {"max_length": self.hyper_parameters.max_length, "pooling": self.task.pooling}
         return (
-            more
+            extra
             | used
             | {
                 "model": self.digest,

@@ -70,11 +70,11 @@ class Plan:
 
     def grids(self) -> list[dict[str, list[Job]]]:
         """Returns, for each candidate and task: folder of a point of the grid -> the jobs of its seeds."""
-        found: dict[tuple[str, str], dict[str, list[Job]]] = {}
+        by_candidate_and_task: dict[tuple[str, str], dict[str, list[Job]]] = {}
         for job in self.jobs:
-            grid = found.setdefault((job.candidate.name, job.task_name), {})
+            grid = by_candidate_and_task.setdefault((job.candidate.name, job.task_name), {})
             grid.setdefault(job.folder, []).append(job)
-        return list(found.values())
+        return list(by_candidate_and_task.values())
 
     def best_jobs(self, grid: dict[str, list[Job]]) -> list[Job]:
         return max(grid.values(), key=self._dev_score) if len(grid) > 1 else next(iter(grid.values()))
@@ -87,7 +87,7 @@ class Plan:
 
         The chosen point comes first. Tasks without a grid are left out.
         """
-        found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        by_candidate: dict[str, dict[str, list[dict[str, Any]]]] = {}
         for grid in self.grids():
             if len(grid) == 1:
                 continue
@@ -96,8 +96,8 @@ class Plan:
                 {**asdict(jobs[0].hyper_parameters), "dev_score": self._dev_score(jobs)}
                 for jobs in sorted(grid.values(), key=lambda jobs: jobs is not best)
             ]
-            found.setdefault(best[0].candidate.name, {})[best[0].task_name] = rows
-        return found
+            by_candidate.setdefault(best[0].candidate.name, {})[best[0].task_name] = rows
+        return by_candidate
 
     def result_of(self, job: Job) -> dict[str, Any]:
         """Returns the content of a finished job's score file."""
@@ -118,7 +118,7 @@ def prepare(
     keep_models: Sequence[str] = (),
     predict_test: bool = False,
 ) -> Plan:
-    """Returns the plan of all jobs, with the results that exist below ``directory``, that of all score files.
+    """Returns the plan of all jobs, with the results that exist in ``directory``, the folder of score files.
 
     ``keep_models``: names of the candidates whose fine-tuned model of the median seed is kept. A candidate
     with ``taught_by`` learns from the outputs of that candidate's fine-tuned models, which are kept too.
@@ -194,7 +194,7 @@ def complete(plan: Plan, workers: int, on_result: OnResult = lambda job, result:
 
 
 def _run(jobs: Sequence[Job], plan: Plan, workers: int, on_result: OnResult) -> None:
-    """Runs those of the jobs that are not finished."""
+    """Runs the unfinished ones of these jobs."""
     work = [(job, plan.splits[job.task_name]) for job in jobs if plan.results[job] is None]
     if not work:  # returns before torch is imported
         return
@@ -234,13 +234,13 @@ def _require_loadable(candidates: Sequence[Candidate], tasks: Sequence[Task], se
         load_model(candidate, tasks[0], seed=0)  # finds damaged weights now, not after hours
     teachers = {candidate.name: candidate for candidate in candidates}
     for candidate in candidates:
-        spans = [task.name for task in tasks if kind_of(task).per_token]
-        if candidate.taught_by is not None and spans:
+        per_token = [task.name for task in tasks if kind_of(task).per_token]
+        if candidate.taught_by is not None and per_token:
             teacher = teachers[candidate.taught_by]
             vocabularies = [load_tokenizer(model.directory).get_vocab() for model in (candidate, teacher)]
             if vocabularies[0] != vocabularies[1]:
                 raise UserError(
-                    f"second distillation on {spans[0]}: the teacher's outputs belong to tokens, but "
+                    f"second distillation on {per_token[0]}: the teacher's outputs belong to tokens, but "
                     f"{candidate.directory} and {teacher.directory} have different vocabularies"
                 )
 
@@ -281,11 +281,11 @@ def macro(scores: dict[str, float]) -> float:
 
 def read_answers(plan: Plan) -> dict[tuple[str, str], Seeds]:
     """Returns (candidate, task) -> the predictions of every seed, in the plan's order."""
-    found: dict[tuple[str, str], Seeds] = {}
+    answers: dict[tuple[str, str], Seeds] = {}
     for job in plan.chosen:
         saved = predictions.read(job.predictions_path, job.task, plan.result_of(job)["predictions"])
-        found.setdefault((job.candidate.name, job.task_name), {})[job.seed] = saved
-    return found
+        answers.setdefault((job.candidate.name, job.task_name), {})[job.seed] = saved
+    return answers
 
 
 def estimates(

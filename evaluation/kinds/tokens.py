@@ -87,13 +87,13 @@ class Tokens(Kind):
         logits = predict(self.encode(tokenizer, task, split, length))
         output = self._tokenize(tokenizer, split, length)
         outside = task.labels.index(OUTSIDE)
-        found = []
+        outputs = []
         for (words, offsets), row in zip(self._words_and_offsets(split, output), logits, strict=True):
             firsts = _first_tokens(words, offsets)
             values = row[np.maximum(firsts, 0)].astype(np.float32)
             values[firsts < 0] = np.arange(len(task.labels)) == outside
-            found.append(values)
-        return Answers(split.labels, found, split.ids)
+            outputs.append(values)
+        return Answers(split.labels, outputs, split.ids)
 
     def decide(self, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [row.argmax(axis=1) for row in outputs]
@@ -126,10 +126,10 @@ def _first_tokens(words: Sequence[str], offsets: np.ndarray) -> np.ndarray:
     """
     lengths = np.asarray([len(word) for word in words], np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
-    found = np.full(len(words), -1, np.int64)
+    firsts = np.full(len(words), -1, np.int64)
     real = np.flatnonzero(offsets[:, 1] > offsets[:, 0])
     owners = np.searchsorted(starts, offsets[real, 1] - 1, side="right") - 1
     for token, owner in zip(real[::-1], owners[::-1], strict=True):
         if offsets[token, 0] < starts[owner] + lengths[owner]:
-            found[owner] = token
-    return found
+            firsts[owner] = token
+    return firsts

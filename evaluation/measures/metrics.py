@@ -5,6 +5,9 @@ accuracy and F1 of class 1 for MRPC and QQP, accuracy for the others. A task's s
 metrics (for MNLI, on matched and mismatched), the macro score the mean over tasks. SQuAD (arXiv 1606.05250,
 section 6.1): exact match and token F1 of normalised answers, the best over the annotators' answers. SQuAD
 2.0 (arXiv 1806.03822) also has questions without an answer.
+
+A new metric is named in ``METRICS`` here and, in its form for bootstrap resamples, in ``resampling.METRICS``;
+``metrics`` of each kind that may use it (``evaluation.kinds``) lists its name. See docs/extending.md.
 """
 
 from __future__ import annotations

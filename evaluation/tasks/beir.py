@@ -54,9 +54,9 @@ def _by_id(path: str, noun: str) -> dict[str, str]:
     rows = read_rows(path, "jsonl")
     ids, texts = rows.texts("_id"), rows.texts("text")
     titles = rows.texts("title") if "title" in rows.columns else [""] * len(rows)
-    found: dict[str, str] = {}
+    by_id: dict[str, str] = {}
     for row, (name, title, text) in enumerate(zip(ids, titles, texts, strict=True)):
-        if name in found:
+        if name in by_id:
             raise UserError(f"{rows.location(row)}: {noun} {name!r} occurs twice")
-        found[name] = f"{title} {text}".strip()
-    return found
+        by_id[name] = f"{title} {text}".strip()
+    return by_id

@@ -21,7 +21,7 @@ def _glue(
     *,
     texts: tuple[str, ...] = ("sentence1", "sentence2"),
     metrics: tuple[str, ...] = ("accuracy",),
-    **more: Any,
+    **others: Any,
 ) -> Task:
     """Returns a task in GLUE's layout.
 
@@ -31,7 +31,7 @@ def _glue(
     if len(rows) == 3:
         parts["test"] = Part("test.tsv", rows[2], "test", submission=name)
     hub = (_GLUE_ON_THE_HUB, name.lower().replace("-", ""))
-    fields: dict[str, Any] = {"hub": hub, "texts": texts, "metrics": metrics, "parts": parts} | more
+    fields: dict[str, Any] = {"hub": hub, "texts": texts, "metrics": metrics, "parts": parts} | others
     return Task(name=name, **fields)
 
 

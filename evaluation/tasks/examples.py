@@ -100,22 +100,22 @@ def labels_in(task: Task, rows: Rows) -> tuple[str, ...]:
     """
     if task.kind == "tokens":
         sentences, _ = _sentences(task, rows)
-        found = {tag for _, tags in sentences for tag in tags} | {OUTSIDE}
-        return (OUTSIDE, *sorted(found - {OUTSIDE}))
+        names = {tag for _, tags in sentences for tag in tags} | {OUTSIDE}
+        return (OUTSIDE, *sorted(names - {OUTSIDE}))
     values = rows.column(task.label)
     if task.kind == "multilabel":
-        found = {
+        names = {
             label for row, value in enumerate(values) for label in _label_list(value, rows.location(row))
         }
     else:
-        found = {_label(value, rows.location(row)) for row, value in enumerate(values)}
-    if len(found) < 2:
+        names = {_label(value, rows.location(row)) for row, value in enumerate(values)}
+    if len(names) < 2:
         raise UserError(
-            f"{rows.source}: column {task.label!r} has {len(found)} labels; a task needs two or more"
+            f"{rows.source}: column {task.label!r} has {len(names)} labels; a task needs two or more"
         )
-    if len(found) > _MAX_CLASSES:
-        raise UserError(f"{rows.source}: column {task.label!r} has {len(found):,} labels; is it the label?")
-    return tuple(sorted(found, key=lambda label: (int(label), "") if _are_whole(found) else (0, label)))
+    if len(names) > _MAX_CLASSES:
+        raise UserError(f"{rows.source}: column {task.label!r} has {len(names):,} labels; is it the label?")
+    return tuple(sorted(names, key=lambda label: (int(label), "") if _are_whole(names) else (0, label)))
 
 
 def _are_whole(labels: set[str]) -> bool:

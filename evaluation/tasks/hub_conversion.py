@@ -29,7 +29,7 @@ def questions(rows: Any, where: str) -> list[Question]:
 
 
 def table(rows: Any, texts: Sequence[str], column: str, where: str, labels: Sequence[str] = ()) -> Rows:
-    """Returns the columns ``texts`` and one further ``column``, that of labels or of ids.
+    """Returns the columns ``texts`` and ``column``, which holds labels or ids.
 
     A class id in ``column`` is replaced by its label among the task's ``labels``. Raises UserError for a
     missing column, and for a text that is not a string.
@@ -37,10 +37,10 @@ def table(rows: Any, texts: Sequence[str], column: str, where: str, labels: Sequ
     _require_columns(rows, (*texts, column), where)
     columns = {name: list(rows[name]) for name in texts}
     columns[column] = _label_names(list(rows[column]), labels, getattr(rows.features[column], "names", None))
-    found = Rows(where, columns, range(1, len(columns[column]) + 1), "row")
+    converted = Rows(where, columns, range(1, len(columns[column]) + 1), "row")
     for name in texts:
-        found.texts(name)
-    return found
+        converted.texts(name)
+    return converted
 
 
 def _require_columns(rows: Any, names: Sequence[str], where: str) -> None:

@@ -48,8 +48,8 @@ def has_part(task: Task, part: str, data: str | None) -> bool:
     """Returns whether a split can be loaded: whether its official file exists, or always from the hub."""
     if task.own is not None:
         return part in task.parts
-    found = task.parts[part]
-    return data is None or official.find(found.folder or task.name, found.file, data) is not None
+    source = task.parts[part]
+    return data is None or official.find(source.folder or task.name, source.file, data) is not None
 
 
 def location_of(task: Task, part: str, data: str | None) -> str:

@@ -60,7 +60,7 @@ def classes(rows: Rows, name: str, labels: Sequence[str]) -> list[int]:
 
 def numbers(rows: Rows, name: str, low: float, high: float) -> list[float]:
     """Returns a column as numbers. Raises UserError, with the line, for a value not in [low, high]."""
-    found = []
+    parsed = []
     for row, value in enumerate(rows.column(name)):
         try:
             number = float(value)
@@ -70,8 +70,8 @@ def numbers(rows: Rows, name: str, low: float, high: float) -> list[float]:
             raise UserError(
                 f"{rows.location(row)}: score {value} is out of range; it must be {low:g} to {high:g}"
             )
-        found.append(number)
-    return found
+        parsed.append(number)
+    return parsed
 
 
 def require_marks(rows: Rows) -> None:

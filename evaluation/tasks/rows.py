@@ -139,7 +139,7 @@ def _separated(separator: str, quoting: int, path: str, text: str) -> Rows:
     csv.field_size_limit(1 << 27)
     lines_of = io.StringIO(text, newline="")
     reader = csv.reader(lines_of, delimiter=separator, quoting=quoting, strict=True)  # type: ignore[arg-type]
-    found: list[list[str]] = []
+    cells: list[list[str]] = []
     lines: list[int] = []
     try:
         header = next(reader)
@@ -149,12 +149,12 @@ def _separated(separator: str, quoting: int, path: str, text: str) -> Rows:
             if row and len(row) != len(header):
                 raise UserError(f"{path}: line {line}: {len(row)} columns instead of {len(header)}")
             if row:
-                found.append(row)
+                cells.append(row)
                 lines.append(line)
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}: line {reader.line_num}: {error}") from None
-    columns = {name: [row[index] for row in found] for index, name in enumerate(header)}
+    columns = {name: [row[index] for row in cells] for index, name in enumerate(header)}
     return Rows(path, columns, lines)
 
 
@@ -165,7 +165,7 @@ def _require_header(path: str, header: Sequence[str]) -> None:
 
 
 def _json_lines(path: str, text: str) -> Rows:
-    found: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
     lines = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -176,13 +176,13 @@ def _json_lines(path: str, text: str) -> Rows:
             raise UserError(f"{path}: line {number}: not JSON: {error}") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number}: not an object with named fields")
-        if found and row.keys() != found[0].keys():
-            missing = sorted(row.keys() ^ found[0].keys())
+        if objects and row.keys() != objects[0].keys():
+            missing = sorted(row.keys() ^ objects[0].keys())
             raise UserError(f"{path}: line {number}: field {missing[0]!r} is not in every line")
-        found.append(row)
+        objects.append(row)
         lines.append(number)
-    names = list(found[0]) if found else []
-    return Rows(path, {name: [row[name] for row in found] for name in names}, lines)
+    names = list(objects[0]) if objects else []
+    return Rows(path, {name: [row[name] for row in objects] for name in names}, lines)
 
 
 def _conll(path: str, text: str) -> Rows:

@@ -207,9 +207,9 @@ def best_answers(
     cls_scores = np.full(len(questions), np.inf)
     for owner, spans, scores in zip(windows.question, windows.offsets, logits, strict=True):
         cls_scores[owner] = min(cls_scores[owner], scores[0][0] + scores[1][0])
-        found = best_span(scores[0], scores[1], spans[:, 0] >= 0)
-        if found is not None and found[0] > best[owner][0]:
-            score, start, end = found
+        span = best_span(scores[0], scores[1], spans[:, 0] >= 0)
+        if span is not None and span[0] > best[owner][0]:
+            score, start, end = span
             best[owner] = (score, questions[owner].context[spans[start, 0] : spans[end, 1]])
     return [
         "" if no_answer and cls_score > score else text
