@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from evaluation.models import Candidate, local_directory
-from evaluation.starts import shape_of, start_of
+from evaluation.starts import start_key, start_of
 from infra.errors import UserError
 from infra.files import storage
 from infra.files.cache import Cache
@@ -53,7 +53,7 @@ def require_students(recipe: Recipe, path: str) -> None:
     """Raises UserError unless a student of the recipe is trained. ``path``: the recipe's file."""
     runs = recipe.runs()
     if not any(map(_is_trained, runs.values())):
-        model = _model(next(iter(runs.values())))
+        model = _model_directory(next(iter(runs.values())))
         raise UserError(f"{model}: no student yet; train it with student_train/main.py --recipe {path}")
 
 
@@ -77,7 +77,7 @@ def rows_of(recipe: Recipe, stack: ExitStack) -> Rows:
         rows.notes.append(f"no row for the teacher: {without}")
     rows.notes += [f"no row for {name}: it is not trained" for name in rows.untrained]
     students = [
-        Candidate(name, stack.enter_context(local_directory(_path_not_name(_model(run)))), student=name)
+        Candidate(name, stack.enter_context(local_directory(_as_path(_model_directory(run)))), student=name)
         for name, run in trained.items()
     ]
     rows.candidates += students
@@ -89,9 +89,9 @@ def rows_of(recipe: Recipe, stack: ExitStack) -> Rows:
     rows.references = {student.name: {} for student in students}
     rows.kl = {name: kl for name, run in trained.items() if (kl := _validation_kl(run)) is not None}
     if RANDOM in settings.references:
-        _add_references(rows, RANDOM, _undistilled(recipe, students))
+        _add_references(rows, RANDOM, _random_references(recipe, students))
     if START in settings.references:
-        _add_references(rows, START, _starts(recipe, rows, stack))
+        _add_references(rows, START, _start_references(recipe, rows, stack))
     _add_masked_lm_references(rows)
     rows.candidates += [
         Candidate(name, stack.enter_context(local_directory(model)))
@@ -107,34 +107,34 @@ def _add_references(rows: Rows, kind: str, reference_of: dict[str, Candidate]) -
         rows.references[student][kind] = reference.name
 
 
-def _undistilled(recipe: Recipe, students: list[Candidate]) -> dict[str, Candidate]:
+def _random_references(recipe: Recipe, students: list[Candidate]) -> dict[str, Candidate]:
     """Returns student -> its architecture with random weights; students of one shape share a row."""
-    by_shape: dict[str, Candidate] = {}
+    by_key: dict[str, Candidate] = {}
     reference_of = {}
     for student in students:
         name = f"{UNDISTILLED} {student.name}" if recipe.students else UNDISTILLED
         reference = Candidate(name, student.directory, random_weights=True, student=student.name)
-        reference_of[student.name] = by_shape.setdefault(_shape(student.directory), reference)
+        reference_of[student.name] = by_key.setdefault(_shape_key(student.directory), reference)
     return reference_of
 
 
-def _starts(recipe: Recipe, rows: Rows, stack: ExitStack) -> dict[str, Candidate]:
+def _start_references(recipe: Recipe, rows: Rows, stack: ExitStack) -> dict[str, Candidate]:
     """Returns student -> the student before training. Students with the same initial weights share a row."""
     store = open_store(recipe.store_path)
     if not store.layout.teacher_weights:
         rows.notes.append(f"no row {START}: {_without_weights(recipe)}")
         return {}
-    by_shape: dict[str, Candidate] = {}
+    by_key: dict[str, Candidate] = {}
     reference_of = {}
     for name, run in rows.students.items():
         if run.student.init != "teacher":
             rows.notes.append(f"no row {START} for {name}: it starts from random weights (student.init)")
             continue
-        key, title = shape_of(run), f"{START} {name}" if recipe.students else START
-        if key not in by_shape:
+        key, title = start_key(run), f"{START} {name}" if recipe.students else START
+        if key not in by_key:
             directory = storage.join(recipe.evaluation_dir, "start", name)
-            by_shape[key] = Candidate(title, start_of(run, store, directory, stack), student=name)
-        reference_of[name] = by_shape[key]
+            by_key[key] = Candidate(title, start_of(run, store, directory, stack), student=name)
+        reference_of[name] = by_key[key]
     return reference_of
 
 
@@ -143,7 +143,7 @@ def _add_masked_lm_references(rows: Rows) -> None:
 
     These are the students with the same shape and number of steps.
     """
-    shapes = {row.name: _shape(row.directory) for row in rows.candidates if row.name in rows.students}
+    shapes = {row.name: _shape_key(row.directory) for row in rows.candidates if row.name in rows.students}
     for name, run in rows.students.items():
         if not _is_masked_lm_alone(run):
             continue
@@ -161,7 +161,7 @@ def _steps(run: StudentRun) -> tuple[float, int | None, int]:
     return run.train.epochs, run.train.max_steps, run.train.batch_size
 
 
-def _shape(directory: str) -> str:
+def _shape_key(directory: str) -> str:
     """Returns a key that is equal for encoders of the same shape, with or without a masked-LM head."""
     config = storage.read_json(storage.join(directory, "config.json"))
     return json.dumps({key: config[key] for key in sorted(config) if key not in _NOT_SHAPE})
@@ -184,14 +184,14 @@ def _validation_kl(run: StudentRun) -> float | None:
 
 
 def _is_trained(run: StudentRun) -> bool:
-    return storage.exists(storage.join(_model(run), "config.json"))
+    return storage.exists(storage.join(_model_directory(run), "config.json"))
 
 
-def _model(run: StudentRun) -> str:
+def _model_directory(run: StudentRun) -> str:
     return storage.join(run.directory, "model")
 
 
-def _path_not_name(path: str) -> str:
+def _as_path(path: str) -> str:
     """Returns the path; a relative local path starts with ``./``, so that it is not taken for a hub name."""
     return path if storage.is_remote(path) or path.startswith(("/", ".")) else f"./{path}"
 
@@ -202,13 +202,13 @@ def _teacher_directory(recipe: Recipe, stack: ExitStack) -> str | None:
     if has_store or recipe.teacher is None:
         store = open_store(recipe.store_path)
         if store.layout.teacher_weights:
-            return _teacher_of(store, stack.enter_context(tempfile.TemporaryDirectory()))
+            return _write_teacher(store, stack.enter_context(tempfile.TemporaryDirectory()))
     if recipe.teacher is None:
         return None
     return stack.enter_context(local_directory(recipe.teacher.model, recipe.teacher.revision))
 
 
-def _teacher_of(store: Store, directory: str) -> str:
+def _write_teacher(store: Store, directory: str) -> str:
     """Makes ``directory`` the store's teacher: its tokenizer, configuration and a link to its weights.
 
     Returns ``directory``.

@@ -15,7 +15,7 @@ SOURCE = "start.json"
 """Name of the file that says from what a start was made. It is written last: the directory is complete."""
 
 
-def shape_of(run: StudentRun) -> str:
+def start_key(run: StudentRun) -> str:
     """Returns a key that is equal for students that start from the same weights."""
     return json.dumps(outcome_settings(run.student), sort_keys=True)
 
