@@ -29,7 +29,7 @@ FILES = {"report.json", "report.md", "report.html"}
 """Files without which an evaluation is not complete."""
 
 
-def evaluated(recipe: Recipe, rows: Rows, plan: Plan, submitted: Sequence[str] = ()) -> dict[str, Any]:
+def evaluate(recipe: Recipe, rows: Rows, plan: Plan, submitted: Sequence[str] = ()) -> dict[str, Any]:
     """Returns the content of report.json, which is made unless ``recipe.evaluation_dir`` has a complete one.
 
     ``submitted``: names of the rows whose GLUE test predictions are zipped when a report is made.
@@ -40,11 +40,11 @@ def evaluated(recipe: Recipe, rows: Rows, plan: Plan, submitted: Sequence[str] =
     if content is None or plan.unfinished:
         recipe.save(directory)
         with tracking.start_run(recipe, "evaluation") as run:
-            content = _evaluate(recipe, rows, plan, key, submitted, run)
+            content = _make_report(recipe, rows, plan, key, submitted, run)
     return content
 
 
-def _evaluate(
+def _make_report(
     recipe: Recipe, rows: Rows, plan: Plan, key: str, submitted: Sequence[str], run: tracking.Run
 ) -> dict[str, Any]:
     """Runs the unfinished jobs, measures latency, writes and tracks all files; returns report.json's content.

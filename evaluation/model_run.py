@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from evaluation import names
-from evaluation.evaluate import evaluated
+from evaluation.evaluate import evaluate
 from evaluation.finetuning.jobs import GRID
 from evaluation.finetuning.scores import prepare
 from evaluation.models import Candidate, local_directory
@@ -72,7 +72,7 @@ def run_model(options: argparse.Namespace) -> int:
         notes = {note for splits in plan.splits.values() for split in splits.values() for note in split.notes}
         for note in sorted(notes):
             print(f"note: {note}", flush=True)
-        content = evaluated(comparison, rows, plan, models if options.submission else ())
+        content = evaluate(comparison, rows, plan, models if options.submission else ())
     _show(content)
     print(_add_scores(options.output, {name: row["scores"] for name, row in content["rows"].items()}))
     print(storage.join(options.output, "report.html"))

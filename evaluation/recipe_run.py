@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from evaluation.evaluate import evaluated
+from evaluation.evaluate import evaluate
 from evaluation.finetuning.scores import prepare
 from evaluation.recipe_rows import TEACHER, rows_of
 from evaluation.report import gates, tables
@@ -28,7 +28,7 @@ def run_recipe(recipe: Recipe, predict_test: bool = False) -> int:
             keep_models=(TEACHER, *rows.students),
             predict_test=predict_test,
         )
-        content = evaluated(recipe, rows, plan, list(rows.students) if predict_test else ())
+        content = evaluate(recipe, rows, plan, list(rows.students) if predict_test else ())
     print(tables.summary_table(content))
     for note in content["notes"]:
         print(f"note: {note}")

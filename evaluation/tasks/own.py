@@ -111,9 +111,9 @@ def _require_consistent(settings: TaskSettings, where: str) -> None:
     require(
         0 < settings.dev_fraction <= 0.5, f"dev_fraction: must be > 0 and <= 0.5, not {settings.dev_fraction}"
     )
-    require(settings.hub is None or settings.format is None, "format: the hub's data sets have their own")
+    require(settings.hub is None or settings.format is None, "format: is for files, not for a hub dataset")
     for name in ("config", "revision"):
-        require(settings.hub is not None or getattr(settings, name) is None, f"{name}: is for a hub data set")
+        require(settings.hub is not None or getattr(settings, name) is None, f"{name}: is for a hub dataset")
     known = list(KINDS[kind].metrics)
     for metric in settings.metrics:
         require(
