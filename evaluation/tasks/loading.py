@@ -88,12 +88,13 @@ def _with_questions(questions: Sequence[Question], where: str, no_answer: bool) 
 
 def _labelled(task: Task, rows: Rows, texts: Sequence[str], label: str) -> Split:
     """Returns the examples. Raises UserError for a label that the task does not have."""
+    columns = _columns(rows, texts)
     if task.kind == "regression":
         low, high = map(float, task.labels)
         labels = np.asarray(official.numbers(rows, label, low, high), dtype=np.float32)
     else:
         labels = np.asarray(official.classes(rows, label, task.labels), dtype=np.int64)
-    return Split(_columns(rows, texts), labels)
+    return Split(columns, labels)
 
 
 def _columns(rows: Rows, names: Sequence[str]) -> list[tuple[str, ...]]:

@@ -58,7 +58,11 @@ CASES: dict[str, tuple[str, dict[str, str | bytes], str]] = {
     "three texts": (TASK.replace("text: text", "text: [a, b, c]"), {}, "takes 1 or 2 columns of text, not 3"),
     "an unknown metric": (TASK + "metrics: acuracy\n", {}, "has no metric 'acuracy'; did you mean accuracy?"),
     "a metric of another kind": (TASK + "metrics: entity_f1\n", {}, "no metric 'entity_f1'"),
-    "F1 of three labels": (TASK + "metrics: f1\n", {"t.csv": CSV + "x,c\n"}, "there are 3; write macro_f1"),
+    "F1 of three labels": (
+        TASK + "metrics: f1\n",
+        {"t.csv": CSV + "x,c\n"},
+        "there are 3 labels; write macro_f1",
+    ),
     "a learning rate below zero": (
         TASK + "learning_rate: -1.0e-5\n",
         {},
