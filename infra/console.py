@@ -1,4 +1,4 @@
-"""What the user sees: exit codes, progress lines, tables."""
+"""Command-line output: exit codes, progress lines, tables."""
 
 from __future__ import annotations
 

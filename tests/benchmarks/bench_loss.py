@@ -57,8 +57,10 @@ def run() -> list[Row]:
     seconds, rows = _seconds("triple"), []
     rows += _compared("loss", triple, seconds, _peak("triple"), ("<= 0.5", "<= 0.1"))
     floor = seconds["products"] / seconds["ours"]
-    told = f"{POSITIONS['time']} positions, {triple}: its four matrix products {seconds['products']:.3f} s"
-    rows.append(row("loss.matmul_floor_share", floor, "ratio", None, told))
+    conditions = (
+        f"{POSITIONS['time']} positions, {triple}: its four matrix products {seconds['products']:.3f} s"
+    )
+    rows.append(row("loss.matmul_floor_share", floor, "ratio", None, conditions))
     measured = _seconds("relation"), _peak("relation")
     return rows + _compared("loss.relation", relations, *measured, ("<= 1", "<= 0.2"))
 

@@ -264,9 +264,9 @@ def conditions(training: Training, seconds: Mapping[str, float]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
-    wanted = parser.parse_args().cases
-    if unknown := set(wanted) - CASES.keys():
+    cases = parser.parse_args().cases
+    if unknown := set(cases) - CASES.keys():
         parser.error(f"no case is called {min(unknown)}; there are: {', '.join(CASES)}")
-    measured = run(wanted)
+    measured = run(cases)
     record(measured)
     print(rows_table(measured))

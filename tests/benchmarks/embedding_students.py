@@ -120,14 +120,14 @@ def choose_sentences(data: Path, count: int) -> list[str]:
     seen = {normalised(text) for pair in pairs(data / "glue" / "STS-B" / "dev.tsv")[0] for text in pair}
     rng, chosen = random.Random(0), []
     for source, share in SHARES.items():
-        wanted = round(share * (count + HELD_OUT))
+        remaining = round(share * (count + HELD_OUT))
         for sentence in SOURCES[source](data):
             key = normalised(sentence)
             if key not in seen:
                 seen.add(key)
                 chosen.append(sentence)
-                wanted -= 1
-            if not wanted:
+                remaining -= 1
+            if not remaining:
                 break
     rng.shuffle(chosen)
     return chosen

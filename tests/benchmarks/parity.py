@@ -224,11 +224,13 @@ def compare(name: str, stored: Curve, live: Curve) -> list[Row]:
     assert stored.samples == live.samples, "the two did not train on the same samples"
     difference = np.abs(stored.losses / live.losses - 1)
     worst = max(abs(stored.measures[measure] / value - 1) for measure, value in live.measures.items())
-    told = ", ".join(f"{m}: {stored.measures[m]:.6f} and {value:.6f}" for m, value in live.measures.items())
+    measures = ", ".join(
+        f"{m}: {stored.measures[m]:.6f} and {value:.6f}" for m, value in live.measures.items()
+    )
     conditions = (
         f"{len(live.losses)} steps of {BATCH} x {LENGTH} tokens of novels, 6-layer teacher, 3-layer student, "
         f"float32, no dropout, top layer replayed; loss {live.losses[0]:.3f} to {live.losses[-1]:.3f}, mean "
-        f"relative difference {difference.mean():.1e}; held-out, store and live teacher, {told}; "
+        f"relative difference {difference.mean():.1e}; held-out, store and live teacher, {measures}; "
         f"{stored.seconds:.0f} s and {live.seconds:.0f} s"
     )
     held_out_name = {"triple": "validation_kl", "relations": "validation_relation"}[name]

@@ -52,10 +52,10 @@ def main() -> int:
     parser = described(__doc__)
     names = [row.__name__ for row in ROWS]
     parser.add_argument("rows", nargs="*", choices=names, metavar="ROW", help=", ".join(names))
-    wanted = parser.parse_args().rows or names
+    chosen = parser.parse_args().rows or names
     rows: list[Row] = []
     with opened() as bench:
-        for row in (row for row in ROWS if row.__name__ in wanted):
+        for row in (row for row in ROWS if row.__name__ in chosen):
             rows += _tried(row, bench)
             print(rows[-1], flush=True)
     print(table(rows, ["fault", "what was seen", "holds"]))

@@ -13,7 +13,7 @@ DocumentUnit = Literal["file", "line", "block"]
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Where the documents come from."""
+    """Source of the documents."""
 
     source: CorpusSource = outcome("text")
     path: tuple[str, ...] = speed()

@@ -13,7 +13,7 @@ MAX_LENGTH = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences:
-    """How documents become fixed-length sequences."""
+    """Cutting of documents into sequences."""
 
     length: int = outcome(128)
     """L: number of tokens of a sequence, special tokens included."""

@@ -16,7 +16,7 @@ from infra.settings.sections.fields import (
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """Where the store is, and what it contains per sample. Students and evaluation only read ``path``."""
+    """Location of the store, and its content per sample. Students and evaluation only read ``path``."""
 
     path: str | None = speed(None)
     """Directory or URL of the store; None: ``<output>/<name>/store``."""

@@ -47,7 +47,7 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """How the student is trained. The default weights of the loss are DistilBERT's (arXiv 1910.01108)."""
+    """Training of the student. The default weights of the loss are DistilBERT's (arXiv 1910.01108)."""
 
     epochs: float = outcome(3.0)
     """Number of passes over the corpus; epoch e reads masking epoch e mod R."""
