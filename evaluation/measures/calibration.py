@@ -47,8 +47,8 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS)
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
     """Returns |accuracy - confidence| of the bins, averaged over examples (Guo et al. 2017, equation 3)."""
-    found = reliability(probabilities, labels, bins)
-    return float(found.count @ np.abs(found.accuracy - found.confidence) / len(labels))
+    per_bin = reliability(probabilities, labels, bins)
+    return float(per_bin.count @ np.abs(per_bin.accuracy - per_bin.confidence) / len(labels))
 
 
 def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:

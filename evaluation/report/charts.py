@@ -32,7 +32,7 @@ class Point:
 
 
 def interval(value: float, low: float, high: float, least: float, greatest: float) -> str:
-    """Returns a dot at ``value`` and a line from ``low`` to ``high``; the axis is [least, greatest]."""
+    """Returns a drawing of [low, high] as a line and ``value`` as a dot, on an axis [least, greatest]."""
     span = (greatest - least) or 1.0
     x, left, right = (100 * (min(max(one, least), greatest) - least) / span for one in (value, low, high))
     return (
@@ -141,7 +141,7 @@ def _round_step(step: float) -> float:
     if step <= 0:
         return 1.0
     power = 10 ** math.floor(math.log10(step))
-    return float(next(one * power for one in (1, 2, 5, 10) if one * power >= step * (1 - 1e-9)))
+    return float(next(digit * power for digit in (1, 2, 5, 10) if digit * power >= step * (1 - 1e-9)))
 
 
 def _cost_ticks(low: float, high: float) -> list[float]:

@@ -26,7 +26,7 @@ def differences(report: Mapping[str, Any]) -> Table:
             difference = f"{100 * test['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
             p = f"{test['p']:.3f}" if test["p"] >= 0.001 else "< 0.001"
             lines.append([name, other, difference, p, str(better), str(worse)])
-    return ["row", "compared with", "macro, points", "p", "tasks better", "tasks worse"], lines
+    return ["row", "compared with", "macro difference, points", "p", "tasks better", "tasks worse"], lines
 
 
 def agreement(report: Mapping[str, Any]) -> Table:

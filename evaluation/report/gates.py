@@ -9,7 +9,7 @@ from typing import Any
 from infra.settings.sections import Require
 
 AT_MOST = ("int8_loss", "calibration_error", "p50_ms", "megabytes")
-"""Requirements that are upper limits; the other numbers are lower limits."""
+"""Requirements that are upper limits; the other numeric requirements are lower limits."""
 
 
 def unmet(report: Mapping[str, Any], require: Require) -> list[str]:

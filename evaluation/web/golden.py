@@ -3,10 +3,10 @@
 ONNX Runtime runs each row in a batch of its own with one thread, as the page does. Each example has
 
     texts     the inputs
-    ids       token ids: of each window of a question or each text of an encoder, otherwise of the one row
-    span      of a question: the best answer (window, first and last token, score, text, noAnswer), or null
-    logits    of a classification or regression
-    cosines   of an encoder: cosine similarity of the first text to each of the others
+    ids       token ids, one list per input row: the windows of a question, or each text of an encoder
+    span      best answer to a question (window, first and last token, score, text, noAnswer), or null
+    logits    output of a classification or regression
+    cosines   for an encoder, cosine similarity of the first text to each of the others
 """
 
 from __future__ import annotations
@@ -41,11 +41,15 @@ QUESTIONS: tuple[Texts, ...] = (
 )
 """Questions and contexts, most of them hard to tokenize."""
 SENTENCES: tuple[Texts, ...] = tuple((context[:400],) for _, context in QUESTIONS)
-"""Inputs for other models."""
+"""Inputs of models that do not answer questions."""
 
 
 def golden(model: str, kind: str, tokenizer: Any, texts: Sequence[Texts], length: int) -> dict[str, Any]:
-    """Returns the content of golden.json. model: path of the ONNX file; texts: inputs, one tuple per row."""
+    """Returns the content of golden.json.
+
+    model: path of the ONNX file; kind: spans, encoder, classification or regression; texts: one tuple per
+    input; length: largest number of tokens per row.
+    """
     session = open_session(model)
     if kind == "spans":
         examples = [_span_example(session, tokenizer, pair, length) for pair in texts]
@@ -71,6 +75,7 @@ def run_rows(session: Any, ids: Sequence[list[int]], types: Sequence[list[int]])
 
 
 def _span_example(session: Any, tokenizer: Any, texts: Texts, length: int) -> dict[str, Any]:
+    """Returns the example of texts = (question, context)."""
     question = squad.Question("", texts[0], texts[1], ("",), (0,))
     windows = squad.encode(tokenizer, [question], length)
     outputs = run_rows(session, windows.encoded.input_ids, windows.encoded.token_type_ids)
@@ -97,8 +102,5 @@ def _cosine_example(session: Any, tokenizer: Any, texts: Texts, length: int) -> 
     outputs = run_rows(session, rows["input_ids"], rows["token_type_ids"])
     embeddings = np.stack([row["last_hidden_state"].astype(np.float64).mean(axis=0) for row in outputs])
     embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    return {
-        "texts": list(texts),
-        "ids": rows["input_ids"],
-        "cosines": (embeddings[1:] @ embeddings[0]).tolist(),
-    }
+    cosines = (embeddings[1:] @ embeddings[0]).tolist()
+    return {"texts": list(texts), "ids": rows["input_ids"], "cosines": cosines}

@@ -45,8 +45,8 @@ export class Engine {
     const files = [site.runtimes[processor], model.tokenizer, model.graph];
     const received = files.map(() => 0);
     const total = files.reduce((sum, file) => sum + file.bytes, 0);
-    const progressOf = (place: number): Progress => (bytes) => {
-      received[place] = bytes;
+    const progressOf = (file: number): Progress => (bytes) => {
+      received[file] = bytes;
       progress(received.reduce((sum, count) => sum + count, 0), total);
     };
     const [ort, tokenizer, graph] = await Promise.all([

@@ -9,6 +9,7 @@ const status = find("status");
 const progress = find<HTMLProgressElement>("progress");
 const stop = find<HTMLButtonElement>("stop");
 const client = new Client((done, all) => showProgress(done, all));
+/** What progress counts: "byte" while a model is loaded, "part" while it runs. */
 let unit = "";
 
 function showStatus(message: string, state: "busy" | "ready" | "error"): void {

@@ -27,6 +27,7 @@ export interface Difference {
   found: unknown;
 }
 
+/** Records a difference if the two values of `what`, such as "ids", are not the same. */
 type Report = (what: string, expected: unknown, found: unknown) => void;
 
 export async function selftest(
