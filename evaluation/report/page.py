@@ -10,9 +10,6 @@ from typing import Any
 from evaluation.recipe_rows import TEACHER
 from evaluation.report import charts, detail_tables, tables
 
-Interval = Mapping[str, float]
-"""Keys ``low`` and ``high``."""
-
 
 def to_html(report: Mapping[str, Any]) -> str:
     """Returns the HTML text of ``report.html``; ``report`` is the content of report.json."""
@@ -101,9 +98,9 @@ def _models(report: Mapping[str, Any]) -> str:
     return _table(header, html_lines, html_columns=(2,)) + f"<p>{escape(tables.legend(report))}</p>"
 
 
-def _interval(score: float, interval: Interval, all_intervals: Sequence[Interval]) -> str:
-    """Returns a drawing of a score with its interval, on a scale that holds ``all_intervals``."""
-    least, greatest = min(one["low"] for one in all_intervals), max(one["high"] for one in all_intervals)
+def _interval(score: float, interval: Mapping[str, float], scale: Sequence[Mapping[str, float]]) -> str:
+    """Returns a drawing of a score with its interval, on an axis that holds all intervals in ``scale``."""
+    least, greatest = min(one["low"] for one in scale), max(one["high"] for one in scale)
     values = (score, interval["low"], interval["high"], least, greatest)
     return charts.interval(*(100 * value for value in values))
 

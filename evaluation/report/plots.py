@@ -33,8 +33,7 @@ def colour(name: str, position: int) -> str:
 def style(report: Mapping[str, Any], name: str, position: int) -> dict[str, Any]:
     """Returns Matplotlib's settings for the bars or the disc of a row.
 
-    If there are several students, all rows that belong to one student have its colour: its undistilled
-    reference is pale, and its second distillation is hatched.
+    Each of several students has one colour. Its undistilled reference is pale, its second distillation hatched.
     """
     students, student = report["students"], report["rows"][name].get("student")
     if student is None or len(students) < 2:

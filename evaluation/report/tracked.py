@@ -71,7 +71,7 @@ def track(run: Run, rows: Rows, content: dict[str, Any], files: Sequence[str]) -
 def headline(content: Mapping[str, Any], kl: Mapping[str, float]) -> dict[str, float]:
     """Returns the metrics by which recipes are compared: those of the best student, without a prefix.
 
-    If there are several students, the metrics of each have the prefix ``<student>/`` too. Without students, all
+    If there are several students, each also has metrics with the prefix ``<student>/``. Without students, all
     rows but the teacher take their place. kl: student -> KL divergence from the teacher.
     """
     names = content["students"] or [name for name in content["rows"] if name != TEACHER] or [TEACHER]
