@@ -51,7 +51,7 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 
 def scatter(points: Sequence[Point], colours: Mapping[str, str], title: str) -> str:
-    """Returns a chart of score against cost (logarithmic axis with ``title``) and the Pareto front as steps."""
+    """Returns a chart of score against cost (logarithmic axis with ``title``), with the Pareto front."""
     costs = [math.log10(max(point.cost, 1e-9)) for point in points]
     bounds = [bound for point in points for bound in (point.low, point.high)]
     x = _Scale(min(costs) - 0.08, max(costs) + 0.08, _LEFT, WIDTH - _RIGHT)

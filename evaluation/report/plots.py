@@ -33,7 +33,7 @@ def colour(name: str, position: int) -> str:
 def style(report: Mapping[str, Any], name: str, position: int) -> dict[str, Any]:
     """Returns Matplotlib's settings for the bars or the disc of a row.
 
-    Each of several students has one colour. Its undistilled reference is pale, its second distillation hatched.
+    Each of several students has a colour. Its undistilled reference is pale, its second distillation hatched.
     """
     students, student = report["students"], report["rows"][name].get("student")
     if student is None or len(students) < 2:
