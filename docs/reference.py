@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from infra.settings import sections
-from infra.settings.yaml_text import dump_yaml
+from infra.yaml_text import dump_yaml
 
 FOLDER = Path(__file__).parent
 SECTIONS = (

@@ -112,9 +112,9 @@ def _fingerprint(run: StudentRun, stores: list[Store]) -> dict[str, Any]:
 def _check(runs: list[StudentRun], stores: Mapping[str, list[Store]], world: World) -> None:
     """Raises UserError, before any training, if a student cannot be trained on these ranks."""
     from offline_teacher.stored_teacher import stored_config, teacher_of
+    from student_train.data.loss_needs import check_phases, check_store
     from student_train.data.order import check_world
     from student_train.engine.deepspeed_config import build_config
-    from student_train.objectives.store_needs import check_phases, check_store
     from student_train.student.model import architecture
 
     for run in runs:
@@ -188,10 +188,10 @@ def _train(run: StudentRun, stores: list[Store], world: World, mirror: Mirror | 
 
     from infra.cpu.processor import warn_if_slow
     from infra.tracking import run as tracking
+    from student_train.data.loss_needs import checked_soft_target_kind, teacher_output_layout
     from student_train.engine.determinism import deterministic
     from student_train.engine.engine import Engine
-    from student_train.objectives.store_needs import checked_soft_target_kind, teacher_output_layout
-    from student_train.student.freezing import frozen_parameters
+    from student_train.objectives.freezing import frozen_parameters
     from student_train.student.model_directory import publish_model
     from student_train.trainer import Trainer
 
@@ -245,9 +245,9 @@ def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[An
     from offline_teacher.models.replay import Replay
     from offline_teacher.models.split import lower_of
     from offline_teacher.stored_teacher import stored_config, stored_pooling, stored_weights, teacher_of
+    from student_train.data.loss_needs import teacher_output_layout
+    from student_train.objectives.freezing import freeze_unreached
     from student_train.objectives.objective import Objective
-    from student_train.objectives.store_needs import teacher_output_layout
-    from student_train.student.freezing import freeze_unreached
     from student_train.student.model import build_student
 
     train, config, layout = run.train, stored_config(store), teacher_output_layout(run.train, store.layout)

@@ -19,6 +19,7 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.settings.recipe import StudentRun
 from offline_teacher.store.reader import Store
+from student_train.data.loss_needs import teacher_output_layout
 from student_train.data.order import chained_digest, dropout_seed
 from student_train.data.phases import Phases
 from student_train.data.stream import Step
@@ -29,7 +30,6 @@ from student_train.engine.world import World
 from student_train.history import History, LogSums, Tracker, progress
 from student_train.mirror import Mirror
 from student_train.objectives.objective import TERMS, Objective
-from student_train.objectives.store_needs import teacher_output_layout
 from student_train.objectives.validation import validate
 from student_train.profiling import gpu_metrics, profiled
 from student_train.ranks import handling_stop_signals

@@ -10,7 +10,7 @@ from typing import Any
 from evaluation.tasks import official, own
 from evaluation.tasks.task import Part, Task
 from infra.errors import UserError
-from infra.settings.task_settings import TaskSettings, is_file, read_file
+from infra.settings.sections.task_settings import TaskSettings, is_file, read_file
 
 _GLUE_ON_THE_HUB = "nyu-mll/glue"
 

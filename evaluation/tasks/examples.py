@@ -14,7 +14,7 @@ from evaluation.tasks.rows import Rows
 from evaluation.tasks.squad import Question
 from evaluation.tasks.task import Split, Task
 from infra.errors import UserError
-from infra.settings.recipe_words import with_nearest_name
+from infra.recipe_words import with_nearest_name
 
 OUTSIDE = "O"
 """Tag of words outside every entity."""

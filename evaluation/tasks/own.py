@@ -16,8 +16,8 @@ from evaluation.tasks.squad import Question, align_answers, read_questions
 from evaluation.tasks.task import Part, Split, Task
 from infra.errors import UserError
 from infra.files.paths import expand_home
-from infra.settings.recipe_words import with_nearest_name
-from infra.settings.task_settings import PATHS, TaskSettings
+from infra.recipe_words import with_nearest_name
+from infra.settings.sections.task_settings import PATHS, TaskSettings
 
 _COLUMNS = {"tokens": (1,), "similarity": (2,), "spans": (0, 2), "retrieval": (0,)}
 """Kind -> allowed numbers of text columns; other kinds take 1 or 2."""

@@ -17,7 +17,7 @@ from typing import Any
 from infra.errors import UserError, first_line
 from infra.files import storage
 from infra.files.content import BLOCK, binary_format
-from infra.settings.recipe_words import with_nearest_name
+from infra.recipe_words import with_nearest_name
 
 FORMATS = {
     ".csv": "csv",

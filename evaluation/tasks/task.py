@@ -34,7 +34,7 @@ import numpy as np
 from evaluation.tasks.rows import Rows
 from evaluation.tasks.squad import Question
 from infra.files import storage
-from infra.settings.task_settings import Kind, TaskSettings
+from infra.settings.sections.task_settings import Kind, TaskSettings
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from pydantic import ConfigDict
 
 from infra.errors import UserError
 from infra.files import storage
+from infra.recipe_words import with_nearest_name
 from infra.settings import sections
-from infra.settings.recipe_words import with_nearest_name
 from infra.settings.sections import SOFT_TARGETS, require
-from infra.settings.yaml_text import dump_yaml
 from infra.trees import tuples_as_lists
+from infra.yaml_text import dump_yaml
 
 DEFAULT_STUDENT = "student"
 """Name of the only student of a recipe without ``students``."""

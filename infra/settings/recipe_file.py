@@ -15,13 +15,13 @@ from pydantic import TypeAdapter, ValidationError
 from infra.errors import UserError
 from infra.files import storage
 from infra.files.paths import expand_settings
+from infra.recipe_words import expected, union_members, with_nearest_name
 from infra.settings import sections
 from infra.settings.recipe import Recipe, unmet_needs
-from infra.settings.recipe_words import expected, union_members, with_nearest_name
 from infra.settings.sections import require
-from infra.settings.task_settings import validated
-from infra.settings.yaml_text import NotYaml, parse_yaml
+from infra.settings.sections.task_settings import validated
 from infra.trees import leaves, shortened
+from infra.yaml_text import NotYaml, parse_yaml
 
 OPTIONAL = ("corpus", "teacher")
 """Sections that only the teacher pass needs."""

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from infra.settings.sections import Train
 from offline_teacher.store.reader import Store
+from student_train.data.loss_needs import required_columns
 from student_train.data.order import Locations, SampleOrder, run_order
 from student_train.data.reading import open_stream, sequence_names
 from student_train.data.stream import Step
-from student_train.objectives.store_needs import required_columns
 
 if TYPE_CHECKING:
     from student_train.engine.world import World

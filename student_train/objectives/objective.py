@@ -21,11 +21,10 @@ from torch.nn import functional
 from infra.settings.sections import Train
 from offline_teacher.models.pooling import Pooling, pool
 from student_train.data.collate import Batch
-from student_train.objectives.relations import RELATIONS, relation_heads, relation_loss
+from student_train.data.loss_needs import checked_soft_target_kind, needs_head, relation_heads
+from student_train.objectives.relations import RELATIONS, relation_loss
 from student_train.objectives.soft_targets import ExactTarget, SoftTarget, TopkTarget
-from student_train.objectives.store_needs import checked_soft_target_kind
 from student_train.objectives.triple_loss import LossTerms, triple_loss
-from student_train.student.model import needs_head
 
 if TYPE_CHECKING:
     from offline_teacher.models.replay import Replay

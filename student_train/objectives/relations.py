@@ -10,7 +10,6 @@ Axes: B sequences, L length, D width of the teacher or the student, A relation h
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,34 +17,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from infra.errors import UserError
 from student_train.objectives import native_relations
 from student_train.objectives.kl_kernels import fused
 
 RELATIONS = ("queries", "keys", "values")
 """The relations of a layer, by their x: QQ, KK and VV in the paper."""
-MAX_RELATION_HEADS = 64
-"""Largest A that is chosen by default."""
 _CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
 """Bytes of a chunk's float32 scores [sequences A, L, L]: they fit a CPU's cache, or fill a GPU."""
 _COMPILED = ("cuda",)
 """Devices on which ``scores_kernel`` is compiled by torch; a CPU has `native_relations`."""
 _ALIGNED = {"cuda": 8}
 """d is zero-padded to a multiple of this number, for tensor cores; zeros do not change the products."""
-
-
-def relation_heads(teacher_width: int, student_width: int, requested: int | None = None) -> int:
-    """Returns A: ``requested``, or else the largest common divisor of both widths that is at most 64. Raises
-    UserError if ``requested`` does not divide both widths."""
-    common = math.gcd(teacher_width, student_width)
-    if requested is None:
-        return max(n for n in range(1, MAX_RELATION_HEADS + 1) if common % n == 0)
-    if requested < 1 or common % requested:
-        raise UserError(
-            f"train.relation_heads: {requested} does not divide both the teacher's width {teacher_width} and"
-            f" the student's {student_width}; choose a divisor of {common}, or leave it out"
-        )
-    return requested
 
 
 def relation_loss(

@@ -15,12 +15,12 @@ from torch.nn import functional
 from infra.errors import UserError
 from infra.settings.sections import Train
 from student_train.data.collate import NO_LABEL, Batch
+from student_train.data.loss_needs import needs_head
 from student_train.data.order import SampleOrder
 from student_train.data.reading import open_stream
 from student_train.data.stream import Step, Stream
 from student_train.objectives.objective import Objective, select_positions, topk_target
 from student_train.objectives.soft_targets import ExactTarget
-from student_train.student.model import needs_head
 
 if TYPE_CHECKING:
     from offline_teacher.store.reader import Store

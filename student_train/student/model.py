@@ -28,7 +28,7 @@ from offline_teacher.models.slicing import starting_weights
 from offline_teacher.models.split import cut, encoder_mask
 from offline_teacher.models.students import new_student, planned_student
 from offline_teacher.models.weights import has_masked_lm_head
-from student_train.objectives.relations import relation_heads
+from student_train.data.loss_needs import needs_head, relation_heads
 
 TeacherWeights = Mapping[str, Tensor]
 """Parameter name -> tensor; the names are those of `offline_teacher.models.weights.named_weights`."""
@@ -113,11 +113,6 @@ class StudentModel(nn.Module):
             if second_bias is not None:
                 second_bias.data.copy_(self.decoder_bias)
         self.model.save_pretrained(directory)
-
-
-def needs_head(train: sections.Train) -> bool:
-    """Whether the loss has a term over the vocabulary, so that the student needs a masked-LM head."""
-    return train.alpha_ce > 0 or train.alpha_mlm > 0
 
 
 def architecture(

@@ -11,7 +11,8 @@ from infra.settings.sections import Train
 from offline_teacher.families import family_of
 from offline_teacher.families.positions import usable_length
 from offline_teacher.store.reader import Store
-from student_train.student.model import StudentModel, needs_head
+from student_train.data.loss_needs import needs_head
+from student_train.student.model import StudentModel
 
 
 def model_card(

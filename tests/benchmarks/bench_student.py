@@ -36,6 +36,7 @@ from infra.tracking.run import Run
 from offline_teacher.models.split import lower_of
 from offline_teacher.models.weights import named_weights, top_weights
 from offline_teacher.store.schema import Layout
+from student_train.data.loss_needs import required_columns
 from student_train.data.order import SampleOrder
 from student_train.data.reading import open_stream
 from student_train.data.stream import Step, Stream
@@ -43,7 +44,6 @@ from student_train.engine.engine import Engine
 from student_train.engine.world import World, start_world
 from student_train.main import model_and_objective
 from student_train.objectives import triple_loss
-from student_train.objectives.store_needs import required_columns
 from student_train.trainer import Trainer
 from tests.benchmarks.full_sequences import full_store
 from tests.benchmarks.live_reference import dense_inputs, live_optimizer, live_step

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from offline_teacher.models.recording import QueriesKeysValues
 from student_train.data.collate import NO_LABEL, Batch
-from student_train.objectives.relations import relation_heads
+from student_train.data.loss_needs import relation_heads
 
 
 def dense_inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ from evaluation.tasks.catalogue import find_task, find_tasks
 from evaluation.tasks.loading import load
 from evaluation.tasks.own import divide
 from infra.settings.sections import Evaluation
-from infra.settings.task_settings import TaskSettings
+from infra.settings.sections.task_settings import TaskSettings
 from tests.evaluation.conftest import QUICK
 from tests.evaluation.own_data import doc_tasks, write_all
 
@@ -111,7 +111,7 @@ def test_predictions_of_words_and_rankings(scored: Path) -> None:
 
 
 def test_a_task_in_place_is_that_of_the_file(written: dict[str, str]) -> None:
-    from infra.settings.task_settings import read_file
+    from infra.settings.sections.task_settings import read_file
 
     (from_file,) = find_tasks([written["tickets"]])
     (in_place,) = find_tasks([read_file(written["tickets"])])

@@ -133,7 +133,7 @@ def test_places_of_data(
 ) -> None:
     from evaluation.tasks.catalogue import find_tasks
     from evaluation.tasks.loading import location_of
-    from infra.settings.task_settings import TaskSettings
+    from infra.settings.sections.task_settings import TaskSettings
 
     monkeypatch.setenv("HOME", str(tmp_path))
     (task,) = find_tasks([TaskSettings(**settings)])

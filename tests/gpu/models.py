@@ -19,8 +19,8 @@ from offline_teacher.models.split import lower
 from offline_teacher.models.weights import named_weights, top_weights
 from offline_teacher.store.schema import Layout
 from student_train.data.collate import Batch, collate
+from student_train.objectives.freezing import freeze_unreached
 from student_train.objectives.objective import Objective
-from student_train.student.freezing import freeze_unreached
 from student_train.student.model import StudentModel, build_student
 
 Columns = dict[str, np.ndarray]

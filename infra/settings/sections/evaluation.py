@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from infra.settings.sections.fields import grid_values, outcome, require, speed
-from infra.settings.task_settings import TaskSettings
+from infra.settings.sections.task_settings import TaskSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,12 @@ from transformers import BertForMaskedLM
 from infra.settings.sections import Student, Train
 from offline_teacher.models.replay import Replay
 from offline_teacher.store.reader import Store
+from student_train.data.loss_needs import required_columns
 from student_train.data.order import SampleOrder
 from student_train.data.reading import open_stream
 from student_train.data.stream import Step
 from student_train.engine.world import World
 from student_train.objectives.objective import TERMS, Objective
-from student_train.objectives.store_needs import required_columns
 from student_train.student.model import StudentModel, build_student
 from tests.benchmarks.live_reference import dense_inputs, live_loss
 

@@ -14,8 +14,8 @@ from infra.errors import UserError
 from infra.settings.sections import SOFT_TARGETS, Train
 from offline_teacher.models.recording import QueriesKeysValues
 from offline_teacher.store.reader import Store
+from student_train.data.loss_needs import checked_soft_target_kind
 from student_train.data.order import dropout_seed
-from student_train.objectives.store_needs import checked_soft_target_kind
 from student_train.objectives.validation import validate
 from tests.benchmarks.live_reference import dense_inputs, dense_relation_loss
 from tests.student_train.objectives.from_stores import (

@@ -7,8 +7,9 @@ import torch
 
 from infra.cpu import native
 from infra.errors import UserError
+from student_train.data.loss_needs import relation_heads
 from student_train.objectives import native_relations, relations
-from student_train.objectives.relations import RELATIONS, relation_heads, relation_loss
+from student_train.objectives.relations import RELATIONS, relation_loss
 from tests.benchmarks.live_reference import dense_relation_loss
 
 

@@ -1,7 +1,8 @@
-"""Which columns of a store a loss reads, and whether a store can support a loss at all."""
+"""What a loss needs: columns of a store, a head of the student, relation heads that fit both models."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,9 @@ from infra.settings.sections import SOFT_TARGETS, StoreNeeds, Train
 from infra.settings.sections import TERMS as LOSS_WEIGHTS
 from infra.trees import difference
 from offline_teacher.stored_teacher import stored_pooling
+
+MAX_RELATION_HEADS = 64
+"""Largest A that is chosen by default."""
 
 if TYPE_CHECKING:
     from offline_teacher.store.reader import Store
@@ -184,3 +188,22 @@ def required_columns(train: Train, store_layout: Layout) -> list[str]:
     if needs.hidden_states or max(train.alpha_cos, train.alpha_relation, train.alpha_embedding) > 0:
         names += ["hidden_states"] + ["hidden_scale"] * (store_layout.hidden_states == "int8")
     return names
+
+
+def needs_head(train: Train) -> bool:
+    """Whether the loss has a term over the vocabulary, so that the student needs a masked-LM head."""
+    return train.alpha_ce > 0 or train.alpha_mlm > 0
+
+
+def relation_heads(teacher_width: int, student_width: int, requested: int | None = None) -> int:
+    """Returns A: ``requested``, or else the largest common divisor of both widths that is at most 64. Raises
+    UserError if ``requested`` does not divide both widths."""
+    common = math.gcd(teacher_width, student_width)
+    if requested is None:
+        return max(n for n in range(1, MAX_RELATION_HEADS + 1) if common % n == 0)
+    if requested < 1 or common % requested:
+        raise UserError(
+            f"train.relation_heads: {requested} does not divide both the teacher's width {teacher_width} and"
+            f" the student's {student_width}; choose a divisor of {common}, or leave it out"
+        )
+    return requested

@@ -18,9 +18,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from infra.errors import UserError
 from infra.files import storage
 from infra.files.paths import expand_home
-from infra.settings.recipe_words import expected, with_nearest_name
-from infra.settings.yaml_text import NotYaml, parse_yaml
+from infra.recipe_words import expected, with_nearest_name
 from infra.trees import shortened
+from infra.yaml_text import NotYaml, parse_yaml
 
 Kind = Literal["classification", "multilabel", "regression", "tokens", "spans", "similarity", "retrieval"]
 Format = Literal["csv", "tsv", "jsonl", "parquet", "conll", "squad"]
