@@ -19,10 +19,10 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.settings.recipe import Recipe
 from offline_teacher.corpus.partition import Part
+from offline_teacher.models.loading import HUB_FILES, find_teacher
 from offline_teacher.sequences.tokenizer import VOCABULARY_FILES
 from offline_teacher.store.paths import MANIFEST
 from offline_teacher.store.schema import FORMAT_VERSION
-from offline_teacher.teacher_directory import HUB_FILES, find_teacher
 
 NAME = "pass.json"
 SECTIONS = ("corpus", "sequences", "masking", "teacher", "store")

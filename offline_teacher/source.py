@@ -12,7 +12,8 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.settings.recipe import Recipe
 from offline_teacher.corpus.partition import Part
-from offline_teacher.models.loading import has_head, read_config, weight_digest
+from offline_teacher.families.positions import usable_length
+from offline_teacher.models.loading import find_teacher, has_head, read_config, weight_digest
 from offline_teacher.models.pooling import Pooling, read_pooling
 from offline_teacher.sequences.masking import continuation_flags, masked_count
 from offline_teacher.sequences.tokenised_parts import Tokenising, text_digest
@@ -28,7 +29,6 @@ from offline_teacher.store.paths import CONFIG, POOLING, WEIGHTS
 from offline_teacher.store.pending import foreign_files
 from offline_teacher.store.records import encode
 from offline_teacher.store.schema import FORMAT_VERSION, Layout, Plan, SpecialIds
-from offline_teacher.teacher_directory import check_fit, find_teacher
 
 MASKING_PROBABILITY = 0.15
 """The masking probability for a teacher with a masked-LM head if the recipe gives none."""
@@ -105,6 +105,24 @@ def find_source(recipe: Recipe) -> tuple[Source, Recipe]:
     recipe = _with_masking(recipe, source)
     _check_store(recipe, source)
     return source, recipe
+
+
+def check_fit(directory: str, config: Any, tokenizer: Any, length: int) -> None:
+    """UserError unless tokenizer, model and sequence length belong together."""
+    name, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if largest >= config.vocab_size:  # rows without a token are no reason: many models have some
+        raise UserError(
+            f"teacher.model: the tokenizer of {directory} has the token {name!r} with id {largest}, its model"
+            f" only {config.vocab_size} rows of embeddings: they are not of the same vocabulary"
+        )
+    if config.pad_token_id is not None and config.pad_token_id != tokenizer.pad_token_id:
+        raise UserError(
+            f"teacher.model: the tokenizer of {directory} pads with id {tokenizer.pad_token_id}, its model"
+            f" expects {config.pad_token_id}: they are not of the same vocabulary"
+        )
+    positions = usable_length(config)
+    if length > positions:
+        raise UserError(f"sequences.length: {length} is more than the {positions} positions of {directory}")
 
 
 def _with_masking(recipe: Recipe, source: Source) -> Recipe:

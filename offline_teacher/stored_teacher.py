@@ -58,16 +58,21 @@ def stored_config(store: Store) -> dict[str, Any]:
 def stored_weights(
     store: Store, config: dict[str, Any], cache: Cache | None = None, complete: bool = False
 ) -> dict[str, Tensor]:
-    """The teacher's tensors by name. UserError if one is not finite or its shape contradicts ``config``.
+    """The teacher's tensors by name. UserError if one is not finite or has another shape than in ``config``.
 
     ``cache``: used for a remote store. ``complete``: also require all tensors of the model; otherwise the
     caller checks that those it needs exist.
     """
     from safetensors.torch import load_file
 
+    from offline_teacher.models.weights import filled
+
     with teacher_of(store):
         weights = load_file(store.teacher_weights(cache))
-        missing = _misfits(store, config, weights)
+        try:
+            _, missing = filled(config, weights)
+        except UserError as error:
+            raise UserError(f"{store.root}: {CONFIG} and {WEIGHTS}: {error}; {AGAIN}") from None
         if complete and missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise UserError(f"{store.root}: {WEIGHTS} lacks {', '.join(missing[:3])}{more}; {AGAIN}")
@@ -146,13 +151,3 @@ def _check_sizes(store: Store, config: dict[str, Any]) -> None:
         raise UserError(
             f"{where}: it places {longest} tokens, sequences of the store have {store.layout.length}"
         )
-
-
-def _misfits(store: Store, config: dict[str, Any], weights: dict[str, Tensor]) -> list[str]:
-    """Names of tensors that a model of ``config`` needs and ``weights`` lack. UserError if shapes differ."""
-    from offline_teacher.models.weights import filled
-
-    try:
-        return filled(config, weights)[1]
-    except UserError as error:
-        raise UserError(f"{store.root}: {CONFIG} and {WEIGHTS}: {error}; {AGAIN}") from None

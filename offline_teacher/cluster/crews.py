@@ -9,9 +9,24 @@ from infra.errors import UserError
 from infra.settings.recipe import Recipe
 from infra.settings.sections import Teacher
 from offline_teacher.cluster.task_work import TaskWorker
-from offline_teacher.cluster.text_work import TextWorker
 from offline_teacher.cluster.worker_base import Guarded
+from offline_teacher.corpus.partition import Part
 from offline_teacher.sequences.tokenised_parts import Tokenising
+
+
+class TextWorker(Guarded):
+    """Builds parts of the sequences of one store, one at a time, without torch and without a GPU."""
+
+    def __init__(self, how: Tokenising) -> None:
+        self._how = how
+
+    def prepare(self) -> dict[str, Any]:
+        """Loads what every part needs, so that a node where this fails is found before it gets a part."""
+        return {"vocab_size": self._how.encoder.vocab_size}
+
+    def build_part(self, split: str, number: int, part: Part) -> dict[str, Any]:
+        """Publishes one part of the sequences and returns its ``{tokens}``."""
+        return {"tokens": self._how.build(split, number, part).tokens}
 
 
 @dataclass(frozen=True)

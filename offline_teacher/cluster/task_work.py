@@ -6,17 +6,19 @@ worker in the same environment writes the same bytes, also when a task is repeat
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from typing import Any
+
+import psutil
 
 from infra.errors import NodeError, UserError
 from infra.files import storage
 from infra.files.cache import Cache
 from infra.settings.recipe import Recipe
 from offline_teacher.cluster.worker_base import Guarded
-from offline_teacher.inference.heap import Heap
 from offline_teacher.sequences.masking import MaskVocab, mask_sequences, mask_vocab
 from offline_teacher.sequences.tokenised_parts import token_counts
 from offline_teacher.sequences.tokenizer import load_encoder
@@ -31,6 +33,9 @@ from offline_teacher.store.writer import TaskWriter
 
 CACHE_BYTES = 4 << 30
 """Sequences of a remote store kept on a worker's disk."""
+GROWTH = 1.05
+"""Free memory is returned once resident memory exceeds this multiple of what was left the last time."""
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)  # C libraries other than glibc have none
 
 
 class TaskWorker(Guarded):
@@ -43,7 +48,7 @@ class TaskWorker(Guarded):
         """``root``: the store; ``recipe`` must have ``masking.probability`` set."""
         assert recipe.teacher is not None
         self.recipe, self.settings, self.device, self.root = recipe, recipe.teacher, device, root
-        self._heap, self._memory = Heap(), Memory()
+        self._memory, self._least_resident = Memory(), 0.0
         self._computing = ThreadPoolExecutor(1, "compute", self._set_threads)
 
     def prepare(self) -> dict[str, Any]:
@@ -64,7 +69,7 @@ class TaskWorker(Guarded):
             for columns in self.columns(split, task):
                 writer.write(columns)
             index = writer.publish()
-        self._heap.shrink()
+        self._return_memory()
         return {"tokens": index.tokens, "bytes": sum(shard.bytes for shard in index.shards)}
 
     def columns(self, split: str, task: Task) -> Iterator[Columns]:
@@ -88,6 +93,13 @@ class TaskWorker(Guarded):
         import torch
 
         torch.set_num_threads(self.settings.cpu_threads)  # OpenMP keeps this setting for each thread
+
+    def _return_memory(self) -> None:
+        """Batches of many shapes leave holes in the C library's heap, more with every shard."""
+        process = psutil.Process()
+        if _TRIM is not None and process.memory_info().rss > GROWTH * self._least_resident:
+            _TRIM(0)
+            self._least_resident = process.memory_info().rss
 
     @cached_property
     def _spec(self) -> Spec:
@@ -161,11 +173,4 @@ class _Text:
         counts = None
         if masking.sampling == "frequency":
             counts = token_counts(self._root, "train", self._spec.layout.vocab_size, self._cache)
-        return mask_vocab(
-            masking,
-            mask,
-            encoder.special_ids,
-            encoder.vocab_size,
-            token_counts=counts,
-            tokenizer=encoder.content() if masking.whole_word else None,
-        )
+        return mask_vocab(masking, mask, encoder, counts)

@@ -3,12 +3,7 @@
 A naive ``topk`` with one ``logsumexp`` per temperature costs as much as a small teacher's whole forward. So a
 CPU uses a compiled kernel (`reduction_kernel`) that reads each row twice. A GPU uses a Triton kernel
 (`reduction_triton`) that keeps a row in registers. Without a C++ compiler or Triton, or with a vocabulary too
-large for Triton, tensor operations do the same:
-
-* a row is exponentiated once: exp(x / t) = exp(x / T) ** (T / t), which is a square if T = 2t;
-* the k largest entries lie in the k blocks of 32 ids with the largest maxima, so only those are searched;
-* entries are compared by one integer key (logit, then lower id first), so that ties, frequent among
-  bfloat16 logits, have the same result everywhere.
+large for Triton, tensor operations do the same, more slowly.
 
 Axes: N positions, V vocabulary, K top-k, T temperatures.
 """
@@ -19,18 +14,19 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from infra.cpu.native import has_triton
 from offline_teacher.inference import reduction_kernel
 
 BLOCK = 32
-REDUCE_POSITIONS = {"cpu": 32}
-"""Positions that the tensor operations process at once; on a CPU their float32 logits fit the cache."""
+ROWS = {"cpu": 32, "cuda": 256}
+"""Positions that the tensor operations process at once: on a CPU their float32 logits fit the cache."""
 TRITON_VOCABULARY = 1 << 16
 """Largest vocabulary for Triton: longer rows do not fit into the registers of a program."""
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_POSITION_BITS = 16
-_POSITION_MASK = (1 << _POSITION_BITS) - 1
+_PLACE_BITS = 24
+_LARGEST_PLACE = (1 << _PLACE_BITS) - 1
 
 Reduced = tuple[Tensor, Tensor, Tensor]
 
@@ -47,7 +43,7 @@ def reduce_logits(logits: Tensor, top_k: int, temperatures: tuple[float, ...]) -
         from offline_teacher.inference import reduction_triton
 
         return reduction_triton.reduce_logits(logits, top_k, temperatures)
-    rows = logits.split(REDUCE_POSITIONS.get(logits.device.type, max(1, len(logits))))
+    rows = logits.split(ROWS[logits.device.type])
     pieces = [_reduce(part, top_k, temperatures) for part in rows]
     ids, values, logsumexp = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     return ids, values, logsumexp
@@ -58,52 +54,25 @@ def _triton_takes(logits: Tensor) -> bool:
 
 
 def _reduce(logits: Tensor, top_k: int, temperatures: tuple[float, ...]) -> Reduced:
-    count, vocab_size = logits.shape
-    blocks = -(-vocab_size // BLOCK)
-    assert blocks <= _POSITION_MASK
-    wide = logits.new_full((count, blocks * BLOCK), float("-inf"), dtype=torch.float32)
-    wide[:, :vocab_size] = logits
-    blocked = wide.view(count, blocks, BLOCK)
-    block_max = blocked.amax(2)
-    ids, values = _top_k(blocked, block_max, min(top_k, blocks), top_k)
-    return ids, values, _logsumexp_(wide, block_max.amax(1, keepdim=True), temperatures)
-
-
-def _top_k(blocked: Tensor, block_max: Tensor, wanted_blocks: int, top_k: int) -> tuple[Tensor, Tensor]:
-    # Block keys order blocks as their best entries are ordered: of equal maxima, the lower block has the
-    # lower ids. So if k blocks rank above a block, k entries rank above all of its entries.
-    chosen = _POSITION_MASK - (_largest(_keys(block_max), wanted_blocks) & _POSITION_MASK)
-    chosen = chosen.sort(-1).values
+    """The k largest entries lie in the k blocks with the largest maxima, so only those are searched."""
+    values = logits.float()
+    blocked = functional.pad(values, (0, -values.shape[1] % BLOCK), value=-math.inf).unflatten(1, (-1, BLOCK))
+    chosen = _largest(blocked.amax(2), min(top_k, blocked.shape[1])).sort(1).values
     candidates = blocked.gather(1, chosen[:, :, None].expand(-1, -1, BLOCK)).flatten(1)  # ascending ids
-    best = _largest(_keys(candidates), top_k)
-    position = _POSITION_MASK - (best & _POSITION_MASK)
-    ids = chosen.gather(1, position // BLOCK) * BLOCK + position % BLOCK
-    return ids, candidates.gather(1, position)
+    place = _largest(candidates, top_k)
+    ids = chosen.gather(1, place // BLOCK) * BLOCK + place % BLOCK
+    sums = [torch.logsumexp(values / temperature, 1) for temperature in temperatures]
+    return ids, candidates.gather(1, place), torch.stack(sums, 1)
 
 
-def _keys(values: Tensor) -> Tensor:
-    """float32 [N, n] -> int64 keys: a larger value has a larger key, then a lower position; n <= 65,536."""
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Places of the largest of float32 [N, n], the largest first and the lower place first among equals.
+
+    So ties, which are frequent among bfloat16 logits, have the same result everywhere. They are compared by
+    integers whose high bits order like the numbers.
+    """
     bits = (values + 0.0).view(torch.int32)  # + 0.0: a negative zero equals zero
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # sign-magnitude to two's complement
-    position = torch.arange(values.shape[-1], device=values.device)
-    return (bits.to(torch.int64) << _POSITION_BITS) | (_POSITION_MASK - position)
-
-
-def _largest(keys: Tensor, count: int) -> Tensor:
-    """The ``count`` largest keys of each row, the largest first."""
-    return keys.topk(count, sorted=True).values
-
-
-def _logsumexp_(logits: Tensor, maximum: Tensor, temperatures: tuple[float, ...]) -> Tensor:
-    """logsumexp(x / t) = max / t + log(sum(exp((x - max) / t))), highest temperature first; overwrites x."""
-    out = torch.empty(len(logits), len(temperatures), device=logits.device)
-    if not temperatures:
-        return out
-    hottest = temperatures[-1]
-    powers = logits.sub_(maximum).mul_(1.0 / (hottest * math.log(2.0))).exp2_()
-    for j in range(len(temperatures) - 1, -1, -1):
-        if temperatures[j] != hottest:
-            powers.pow_(hottest / temperatures[j])
-            hottest = temperatures[j]
-        out[:, j] = maximum[:, 0] / temperatures[j] + powers.sum(-1).log()
-    return out
+    places = torch.arange(values.shape[1], device=values.device)
+    keys = (bits.to(torch.int64) << _PLACE_BITS) | (_LARGEST_PLACE - places)
+    return _LARGEST_PLACE - (keys.topk(count).values & _LARGEST_PLACE)

@@ -11,12 +11,11 @@ import torch
 from infra.cpu.native import has_triton
 from infra.settings.sections import Teacher
 from offline_teacher.inference import reduction_kernel
-from offline_teacher.models.loading import load_model, read_config, weight_digest
+from offline_teacher.models.loading import find_teacher, load_model, read_config, weight_digest
 from offline_teacher.models.pooling import Pooling, read_pooling
 from offline_teacher.models.replay import Replay
 from offline_teacher.models.split import Lower, lower
 from offline_teacher.models.weights import has_masked_lm_head, top_weights
-from offline_teacher.teacher_directory import find_teacher
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A model directory read from disk: safetensors only, no code from the directory, an explicit class."""
+"""A model directory, found or downloaded, and read: safetensors only, no code from it, an explicit class."""
 
 from __future__ import annotations
 
@@ -12,12 +12,25 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 
 from infra.errors import UserError, first_line
+from infra.settings.sections import Teacher
 from offline_teacher.families import family_of
 from offline_teacher.families.family import Family
 
 if TYPE_CHECKING:
     import torch
 
+HUB_FILES = (
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "*_Pooling/config.json",
+    "*token*",
+    "vocab.*",
+    "merges.txt",
+)
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -29,6 +42,34 @@ SIZES = (
 """Numbers of a configuration that must be at least 1."""
 UNUSED_WEIGHTS = ("pooler", "position_ids", "token_type_ids")
 """Weights and buffers of a model directory that are not loaded, because the encoder does not use them."""
+
+
+def find_teacher(teacher: Teacher) -> str:
+    """The local directory of the teacher; a hub name is downloaded (safetensors, config, tokenizer).
+
+    Raises UserError where there is no such model, no safetensors weights, or no configuration.
+    """
+    directory = teacher.model if os.path.isdir(teacher.model) else _download(teacher)
+    if not os.path.isfile(os.path.join(directory, "config.json")):
+        raise UserError(f"teacher.model: {teacher.model} has no config.json; is it a model directory?")
+    weight_files(directory)
+    return os.path.abspath(directory)
+
+
+def _download(teacher: Teacher) -> str:
+    from huggingface_hub import snapshot_download
+
+    if teacher.model.startswith((".", "/", "~")) or teacher.model.count("/") > 1:
+        raise UserError(f"teacher.model: there is no directory {teacher.model}")
+    try:
+        return snapshot_download(teacher.model, revision=teacher.revision, allow_patterns=list(HUB_FILES))
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        cause = error.__cause__ or error  # of "not in the cache" it is the hub's answer
+        raise UserError(
+            f"teacher.model: {teacher.model} is neither a local directory nor a model of the hub"
+            f" ({type(cause).__name__}: {first_line(cause)}); give a directory, or a hub name and network"
+            " access"
+        ) from None
 
 
 def read_config(directory: str) -> Any:

@@ -24,7 +24,7 @@ from offline_teacher.models.split import Lower, lower
 from offline_teacher.models.students import choose_layers, new_student, student_config, student_weights
 from offline_teacher.models.weights import named_weights, top_weights
 from offline_teacher.planning.soft_targets import DenseHead, form_name, relation_gradient, round_as_stored
-from offline_teacher.sequences.masking import MaskVocab, mask_sequences, mask_vocab
+from offline_teacher.sequences.masking import mask_sequences, mask_vocab
 from offline_teacher.sequences.tokenizer import Encoder
 from offline_teacher.source import Source
 
@@ -68,14 +68,7 @@ def masked_sequences(recipe: Recipe, source: Source, encoder: Encoder, sample: C
         return Sequences(input_ids, np.zeros((len(order), 0), np.int16), token_count)
     counts = np.bincount(input_ids.ravel(), minlength=encoder.vocab_size)
     counts[list(encoder.special_ids)] = 0
-    vocab: MaskVocab = mask_vocab(
-        masking,
-        source.tokenizer.mask_token_id,
-        encoder.special_ids,
-        encoder.vocab_size,
-        counts,
-        encoder.content() if masking.whole_word else None,
-    )
+    vocab = mask_vocab(masking, source.tokenizer.mask_token_id, encoder, counts)
     masked = mask_sequences(input_ids, token_count, np.arange(len(order)), 0, masking, vocab)
     sequences = Sequences(masked.input_ids, masked.positions, token_count)
     return sequences.rows(np.argsort(masked.positions[:, 0] < 0, kind="stable"))

@@ -25,6 +25,7 @@ import numpy as np
 
 from infra.errors import UserError
 from infra.settings.sections import Masking
+from offline_teacher.sequences.tokenizer import Encoder
 
 WORD_STARTS = {"ByteLevel": "\u0120", "Metaspace": "\u2581"}
 """Type of a pre-tokenizer (ByteLevel: GPT-2, RoBERTa; Metaspace: SentencePiece) -> the character that it puts
@@ -77,32 +78,22 @@ class MaskVocab:
 
 
 def mask_vocab(
-    masking: Masking,
-    mask_id: int,
-    special_ids: Sequence[int],
-    vocab_size: int,
-    token_counts: np.ndarray | None = None,
-    tokenizer: Mapping[str, Any] | None = None,
+    masking: Masking, mask_id: int, encoder: Encoder, token_counts: np.ndarray | None = None
 ) -> MaskVocab:
-    """Returns the properties of a vocabulary that ``masking`` needs.
+    """Returns the properties of a tokenizer's vocabulary that ``masking`` needs.
 
     ``token_counts`` [at most V] are needed for frequency sampling: weight = max(count, 1)^-smoothing (XLM,
-    DistilBERT). ``tokenizer``, the content of a tokenizer.json, is needed for whole-word masking. Raises
-    UserError if its tokens do not show where words begin.
+    DistilBERT). Raises UserError if whole words are masked and the tokens do not show where words begin.
     """
-    weights = None
+    size, weights, continuation = encoder.vocab_size, None, None
     if masking.sampling == "frequency":
-        if token_counts is None:
-            raise ValueError("frequency sampling needs token counts")
-        counts = np.ones(vocab_size)
+        assert token_counts is not None
+        counts = np.ones(size)
         counts[: len(token_counts)] = np.maximum(token_counts, 1)
         weights = counts**-masking.smoothing
-    continuation = None
     if masking.whole_word:
-        if tokenizer is None:
-            raise ValueError("whole-word masking needs the tokenizer")
-        continuation = continuation_flags(tokenizer, vocab_size)
-    return MaskVocab(mask_id, tuple(special_ids), vocab_size, weights, continuation)
+        continuation = continuation_flags(encoder.content(), size)
+    return MaskVocab(mask_id, encoder.special_ids, size, weights, continuation)
 
 
 def continuation_flags(tokenizer: Mapping[str, Any], vocab_size: int) -> np.ndarray:

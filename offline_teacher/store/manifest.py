@@ -58,9 +58,7 @@ class Spec:
     @classmethod
     def from_bytes(cls, data: bytes) -> Spec:
         """ValueError says in which way the bytes are no spec.json."""
-        value = decode(data)
-        _check_version(value)
-        check_keys(value, {"format_version", *(field.name for field in fields(cls))}, "spec")
+        value = _decoded(cls, data, "spec")
         return cls(
             layout=parsed(Layout, value["layout"], "layout"),
             plan=parsed(Plan, value["plan"], "plan"),
@@ -123,17 +121,19 @@ class Manifest:
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
         """ValueError says in which way the bytes are no manifest.json."""
-        value = decode(data)
-        _check_version(value)
-        check_keys(value, {"format_version", *(field.name for field in fields(cls))}, "manifest")
+        value = _decoded(cls, data, "manifest")
         require(isinstance(value["splits"], dict), "splits: must be an object")
         splits = {name: parsed(SplitRecord, record, "splits") for name, record in value["splits"].items()}
         return cls(value["spec"], value["files"], splits)
 
 
-def _check_version(value: Mapping[str, Any]) -> None:
+def _decoded(kind: type[Any], data: bytes, where: str) -> dict[str, Any]:
+    """The JSON object of a file that holds a format version and the fields of ``kind``."""
+    value = decode(data)
     version = value.get("format_version")
     require(
         is_count(version) and version == FORMAT_VERSION,
         f"format_version: is {str(version)[:40]!r}; this version of the program knows {FORMAT_VERSION}",
     )
+    check_keys(value, {"format_version", *(field.name for field in fields(kind))}, where)
+    return value

@@ -167,10 +167,9 @@ class SplitPlan:
     def short_blocks(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the numbers in the masking epoch, and the numbers of samples, of the s blocks that are not
         full: two arrays, int64 [s]."""
-        last = self._first_block[1:] - 1
-        samples = self.block_sizes(last)
+        samples = (self._task_samples - 1) % self.plan.block_samples + 1  # of each task's last block
         short = samples < self.plan.block_samples
-        return last[short], samples[short]
+        return self._first_block[1:][short] - 1, samples[short]
 
     def locate(self, epoch: int, block: int) -> BlockLocation:
         """Returns the location of a block of a masking epoch. Raises IndexError if there is no such block."""
@@ -187,27 +186,11 @@ class SplitPlan:
         in_epoch = task.number % self.tasks_per_epoch
         return range(int(self._first_block[in_epoch]), int(self._first_block[in_epoch + 1]))
 
-    def block_sizes(self, blocks: np.ndarray) -> np.ndarray:
-        """Returns the number of samples of each block: int64 [n]. ``blocks``: numbers in a masking epoch, int
-        [n]."""
-        tasks, in_task = self._task_and_number(blocks)
-        size = self.plan.block_samples
-        return np.minimum(size, self._task_samples[tasks] - in_task * size)
-
     def sequence_ids(self, block: int) -> np.ndarray:
         """Returns the ids of a block's sequences: int64 [samples of the block]."""
-        tasks, in_task = self._task_and_number(np.array([block]))
-        task = self.task(int(tasks[0]))
-        start = int(in_task[0]) * self.plan.block_samples
-        return task.sequence_ids()[start : start + self.plan.block_samples]
-
-    def _task_and_number(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns for each block its task's number in the masking epoch, and its own number in the task."""
-        blocks = np.asarray(blocks, np.int64)
-        if blocks.size and (blocks.min() < 0 or blocks.max() >= self.blocks_per_epoch):
-            raise IndexError(f"blocks must be 0 to {self.blocks_per_epoch - 1}")
-        tasks = np.searchsorted(self._first_block, blocks, side="right") - 1
-        return tasks, blocks - self._first_block[tasks]
+        location = self.locate(0, block)
+        start = (location.shard * self.plan.shard_blocks + location.block) * self.plan.block_samples
+        return self.task(location.task).sequence_ids()[start : start + self.plan.block_samples]
 
 
 def shards_of(task: Task, plan: Plan) -> list[list[int]]:

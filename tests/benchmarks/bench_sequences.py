@@ -99,7 +99,6 @@ def _masking(store: str) -> list[dict[str, Any]]:
     input_ids, token_count = first["input_ids"][:8192], first["token_count"][:8192]
     ids = np.arange(len(input_ids))
     encoder = load_encoder(f"{store}/tokenizer")
-    content = encoder.content()
     mask_id = encoder.backend.token_to_id("[MASK]")
     settings = {
         "uniform": Masking(probability=0.15),
@@ -109,7 +108,7 @@ def _masking(store: str) -> list[dict[str, Any]]:
     rates: dict[str, list[float]] = {name: [] for name in settings}
     for _ in range(REPEATS):
         for name, masking in settings.items():
-            vocab = mask_vocab(masking, mask_id, encoder.special_ids, encoder.vocab_size, counts, content)
+            vocab = mask_vocab(masking, mask_id, encoder, counts)
             start = time.perf_counter()
             mask_sequences(input_ids, token_count, ids, 0, masking, vocab)
             rates[name].append(int(token_count.sum()) / (time.perf_counter() - start))

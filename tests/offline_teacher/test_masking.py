@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from math import ceil
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,14 @@ def wordpiece(pieces: Sequence[str], prefix: str = "##") -> dict[str, Any]:
     vocab = {piece: token for token, piece in enumerate(pieces)}
     model = {"type": "WordPiece", "continuing_subword_prefix": prefix, "vocab": vocab}
     return {"model": model, "pre_tokenizer": {"type": "BertPreTokenizer"}}
+
+
+def vocab_of(
+    masking: Masking, size: int, counts: np.ndarray | None = None, tokenizer: dict[str, Any] | None = None
+) -> MaskVocab:
+    """Of a tokenizer of ``size`` tokens; ``tokenizer``: its content."""
+    encoder: Any = SimpleNamespace(special_ids=SPECIAL, vocab_size=size, content=lambda: tokenizer)
+    return mask_vocab(masking, MASK, encoder, counts)
 
 
 def batch(count: int, length: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -92,7 +101,7 @@ def test_exact_counts_and_no_special_token_for_any_shape(
         sampling="frequency" if frequency else "uniform",
     )
     tokens = [("##" if token % 3 == 0 else "") + str(token) for token in range(V)]
-    vocab = mask_vocab(masking, MASK, SPECIAL, V, np.arange(V), wordpiece(tokens))
+    vocab = vocab_of(masking, V, np.arange(V), wordpiece(tokens))
     before = input_ids.copy()
     got = mask_sequences(input_ids, token_count, ids, epoch, masking, vocab)
 
@@ -206,7 +215,7 @@ def test_frequency_sampling_agrees_with_successive_draws_in_float64() -> None:
     counts = np.zeros(V, np.int64)
     counts[10:16] = [0, 1, 10, 100, 1000, 10000]
     masking = Masking(probability=0.3, sampling="frequency", smoothing=0.5)
-    vocab = mask_vocab(masking, MASK, SPECIAL, V, counts)
+    vocab = vocab_of(masking, V, counts)
     got = mask_sequences(
         input_ids, np.full(count, length, np.uint16), np.arange(count), 0, masking, vocab
     ).positions
@@ -230,7 +239,7 @@ def test_whole_words_are_masked_whole_but_for_the_last() -> None:
     words = [{1}, {2, 3}, {4, 5, 6}, {7, 8, 9, 10}]
     count = 500
     masking = Masking(probability=0.5, whole_word=True)
-    vocab = mask_vocab(masking, MASK, SPECIAL, len(tokens), tokenizer=wordpiece(tokens))
+    vocab = vocab_of(masking, len(tokens), tokenizer=wordpiece(tokens))
     got = mask_sequences(
         np.tile(np.array(row, np.uint16), (count, 1)),
         np.full(count, len(row), np.uint16),
@@ -297,7 +306,7 @@ def test_every_setting_has_an_effect(change: dict[str, Any]) -> None:
     tokens = wordpiece([f"##{token}" if token % 2 else str(token) for token in range(V)])
 
     def positions(masking: Masking) -> list:
-        vocab = mask_vocab(masking, MASK, SPECIAL, V, np.arange(V) ** 3, tokens)
+        vocab = vocab_of(masking, V, np.arange(V) ** 3, tokens)
         return mask_sequences(input_ids, token_count, ids, 0, masking, vocab).positions.tolist()
 
     usual = Masking(probability=0.15)

@@ -14,10 +14,9 @@ from transformers import AutoModelForMaskedLM
 from infra.errors import UserError
 from infra.settings.sections import Teacher
 from offline_teacher.models.head import masked_lm_head
-from offline_teacher.models.loading import load_model, weight_digest
+from offline_teacher.models.loading import find_teacher, load_model, weight_digest
 from offline_teacher.models.weights import named_weights
 from offline_teacher.sequences.tokenizer import load_tokenizer, tokenizer_digest
-from offline_teacher.teacher_directory import find_teacher
 from tests.offline_teacher.test_teacher import check
 from tests.offline_teacher.tiny_teacher import save_bert, save_roberta
 

@@ -18,11 +18,11 @@ from offline_teacher.inference.columns import Inference
 from offline_teacher.inference.reduction import reduce_logits
 from offline_teacher.inference.teacher import LoadedTeacher, load_teacher
 from offline_teacher.models.head import MaskedLmHead
-from offline_teacher.models.loading import read_config, weight_digest
+from offline_teacher.models.loading import find_teacher, read_config, weight_digest
 from offline_teacher.sequences.tokenizer import load_tokenizer
+from offline_teacher.source import check_fit
 from offline_teacher.store.blocks import dequantise
 from offline_teacher.store.schema import Layout
-from offline_teacher.teacher_directory import check_fit, find_teacher
 from tests.offline_teacher.tiny_teacher import save_bert, save_roberta
 
 SAVERS: dict[str, Callable[[Path], Path]] = {"bert": save_bert, "roberta": save_roberta}

@@ -38,17 +38,17 @@ def test_every_block_is_where_an_enumeration_has_it(rows: tuple[int, ...], epoch
     split = SplitPlan(rows, epochs, plan)
     expected = enumerate_blocks(rows, epochs, plan)
     assert split.blocks_per_epoch * epochs == len(expected)
-    numbers = np.arange(split.blocks_per_epoch)
     found = []
     for epoch in range(epochs):
-        sizes = split.block_sizes(numbers)
-        for block in numbers:
-            ids = split.sequence_ids(int(block)).tolist()
-            assert sizes[block] == len(ids)
-            location = split.locate(epoch, int(block))
-            assert location.samples == sizes[block]
+        for block in range(split.blocks_per_epoch):
+            ids = split.sequence_ids(block).tolist()
+            location = split.locate(epoch, block)
+            assert location.samples == len(ids)
             found.append((split.task(location.task).name, location.shard, location.block, ids, epoch))
     assert found == expected
+    sizes = [split.locate(0, block).samples for block in range(split.blocks_per_epoch)]
+    short = {block: size for block, size in enumerate(sizes) if size < plan.block_samples}
+    assert dict(zip(*map(np.ndarray.tolist, split.short_blocks()), strict=True)) == short
 
 
 @given(ROWS, st.integers(1, 3), PLANS)
@@ -81,11 +81,11 @@ def test_a_name_of_no_task_has_no_number(name: str) -> None:
 
 def test_numbers_out_of_range_are_refused() -> None:
     split = SplitPlan((10, 0, 5), 2, Plan(2, 7, 2, 2))
-    for blocks in (np.array([-1]), np.array([split.blocks_per_epoch])):
+    for block in (-1, split.blocks_per_epoch):
         with pytest.raises(IndexError):
-            split.block_sizes(blocks)
+            split.locate(0, block)
         with pytest.raises(IndexError):
-            split.locate(0, int(blocks[0]))
+            split.sequence_ids(block)
     for call in (lambda: split.locate(2, 0), lambda: split.task(split.task_count)):
         with pytest.raises(IndexError):
             call()
@@ -100,7 +100,7 @@ def test_memory_follows_the_tasks_and_not_the_blocks() -> None:
     tracemalloc.start()
     split = SplitPlan((32_000,) * 1000, 1, plan)
     split.locate(0, 999_999)
-    split.block_sizes(np.array([5]))
+    split.short_blocks()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert split.blocks_per_epoch == 1_000_000

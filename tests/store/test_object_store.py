@@ -83,7 +83,7 @@ def test_only_what_is_used_is_requested(bucket: str) -> None:
     masks = sum(columns[name].bytes for name in ("masked_positions", "masked_labels")) * 10
     reader = BlockReader(store, "train", ["hidden_states"])
     reader.rows(0, 0)
-    rows = int(store.splits["train"].plan.block_sizes(np.array([0]))[0])
+    rows = store.splits["train"].plan.locate(0, 0).samples
     assert reader.requests == 1
     assert hidden <= reader.bytes_read * 10 / rows < hidden + text + masks + 200, "what lies between is small"
     far = BlockReader(store, "train", ["topk_ids", "hidden_states"])
