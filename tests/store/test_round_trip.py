@@ -18,9 +18,12 @@ from hypothesis import strategies as st
 
 from infra.errors import UserError
 from infra.files import storage
+from infra.files.cache import Cache
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.blocks import BLOCK_FRAMING, SHARD_FRAMING, dequantise
+from offline_teacher.store.parts import read_part
 from offline_teacher.store.paths import shard_path
+from offline_teacher.store.pending import read_part_index
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.writer import TaskWriter, begin_store, finish_store
 from offline_teacher.verification.verify import verify
@@ -213,6 +216,14 @@ def test_plain_pyarrow_and_datasets_open_a_shard(store: Store) -> None:
             assert states.tobytes() == expected["hidden_states"][at + row].tobytes()
         at += shard.samples
     assert at == task.samples
+
+
+def test_the_columns_of_a_part_are_views_of_its_file(store: Store) -> None:
+    index, _ = read_part_index(store.root, "train", 0)
+    before = pa.total_allocated_bytes()
+    columns = read_part(store.root, store.layout, index, Cache(None, 1 << 30))
+    assert len(columns["input_ids"]) == index.rows
+    assert pa.total_allocated_bytes() == before
 
 
 def test_samples_may_come_in_pieces_of_any_size(tmp_path: Path, store: Store) -> None:
