@@ -152,6 +152,14 @@ def test_without_topk_neither_head_nor_top_layers_run(
     assert load_teacher(settings(directory), replay_layers, False, "cpu").top is None
 
 
+def test_sums_of_16_bit_products_are_kept_in_float32(directory: Path) -> None:
+    of_cuda = torch.backends.cuda.matmul
+    of_cuda.allow_bf16_reduced_precision_reduction = of_cuda.allow_fp16_reduced_precision_reduction = True
+    load(directory, "bfloat16")
+    assert not of_cuda.allow_bf16_reduced_precision_reduction
+    assert not of_cuda.allow_fp16_reduced_precision_reduction
+
+
 def test_logits_are_never_held_for_all_positions(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
