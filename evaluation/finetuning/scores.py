@@ -62,10 +62,7 @@ class Plan:
 
     @property
     def chosen(self) -> list[Job]:
-        """The jobs at the chosen points of the grids: one per candidate, task and seed.
-
-        All jobs must be finished.
-        """
+        """The jobs at the chosen points of the grids, one per candidate, task and seed, all finished."""
         return [job for group in self.grids() for job in self.best_jobs(group)]
 
     def grids(self) -> list[dict[str, list[Job]]]:
@@ -83,10 +80,7 @@ class Plan:
         return float(np.median([self.result_of(job)["dev_score"] for job in jobs]))
 
     def choices(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
-        """Returns candidate -> task -> the points of its grid with their median scores on dev.
-
-        The chosen point comes first. Tasks without a grid are left out.
-        """
+        """Returns candidate -> task -> points of its grid with median dev scores, the chosen point first."""
         by_candidate: dict[str, dict[str, list[dict[str, Any]]]] = {}
         for grid in self.grids():
             if len(grid) == 1:
@@ -164,10 +158,7 @@ def _grid(job: Job) -> list[Job]:
 
 
 def _soft_labels(teacher: list[Job], splits: dict[str, Split]) -> SoftLabels:
-    """Returns the paths at which one task's teacher outputs will be stored.
-
-    The digest depends only on the keys of the teacher's jobs, so it is known before the jobs run.
-    """
+    """Returns where one task's teacher outputs will be stored; the digest is known before the jobs run."""
     keys = json.dumps([job.key(splits) for job in teacher], sort_keys=True)
     directory = teacher[0].task_directory
     model, outputs = storage.join(directory, MODEL), storage.join(directory, OUTPUTS)
