@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from evaluation.candidates.recipe_rows import TEACHER, Rows
 from evaluation.finetuning.scores import Plan, complete
-from evaluation.recipe_rows import TEACHER, Rows
 from evaluation.report import content as report
 from evaluation.report import mteb, tables, tracked
 from evaluation.submission import submission_line, write_submission

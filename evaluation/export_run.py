@@ -80,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export_files(options: argparse.Namespace) -> int:
+    from evaluation.candidates.models import local_directory, require_model
     from evaluation.devices.export_files import finished
-    from evaluation.models import local_directory, require_model
 
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(local_directory(options.model))
@@ -123,7 +123,7 @@ def _export_page(options: argparse.Namespace) -> int:
 
 
 def _models_of_directories(options: argparse.Namespace, stack: contextlib.ExitStack) -> list[SiteModel]:
-    from evaluation.models import local_directory, require_model
+    from evaluation.candidates.models import local_directory, require_model
     from evaluation.web.site import SiteModel
 
     task = _catalogue_task(options.task)
@@ -170,7 +170,7 @@ def models_of_recipe(
     ``embedding_bits``: bits per word-embedding value of the students. ``self_test_examples``: number of dev
     examples per task. Raises UserError if there is no fine-tuned model yet.
     """
-    from evaluation.tasks.catalogue import find_tasks
+    from evaluation.sources.catalogue import find_tasks
     from evaluation.web.site import SiteModel
 
     settings, models = recipe.evaluation, []
@@ -210,7 +210,7 @@ def _trimmed(options: argparse.Namespace, directory: str, stack: contextlib.Exit
 
 def _catalogue_task(name: str | None) -> Task | None:
     """Returns the built-in task of this name, or None if there is none."""
-    from evaluation.tasks.catalogue import TASKS, find_task
+    from evaluation.sources.catalogue import TASKS, find_task
 
     return find_task(name) if name and name.lower() in map(str.lower, TASKS) else None
 
@@ -220,7 +220,7 @@ def _texts(task: Task | None, part: str, data: str | None) -> list[tuple[str, ..
 
     Raises UserError if there is no built-in task, or if its files are missing or wrong.
     """
-    from evaluation.tasks.loading import load
+    from evaluation.sources.loading import load
 
     if task is None:
         raise UserError("--data: needs --task with the name of a built-in task, whose files are read")

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(given)
     if options.recipe:
         recipe = load_recipe(options.recipe, options.overrides)
-        from evaluation.recipe_rows import require_students
+        from evaluation.candidates.recipe_rows import require_students
 
         require_students(recipe, options.recipe)
         from evaluation.recipe_run import run_recipe

@@ -10,12 +10,12 @@ import re
 from contextlib import ExitStack
 from typing import Any
 
-from evaluation import names
+from evaluation.candidates import names
+from evaluation.candidates.models import Candidate, local_directory
+from evaluation.candidates.recipe_rows import TEACHER, Rows
 from evaluation.evaluate import evaluate
 from evaluation.finetuning.jobs import GRID
 from evaluation.finetuning.scores import prepare
-from evaluation.models import Candidate, local_directory
-from evaluation.recipe_rows import TEACHER, Rows
 from evaluation.report import tables
 from infra import console
 from infra.errors import UserError

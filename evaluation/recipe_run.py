@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 
+from evaluation.candidates.recipe_rows import TEACHER, rows_of
 from evaluation.evaluate import evaluate
 from evaluation.finetuning.scores import prepare
-from evaluation.recipe_rows import TEACHER, rows_of
 from evaluation.report import gates, tables
 from infra.errors import EXIT_INCOMPLETE, EXIT_UNMET, UserError
 from infra.files import storage

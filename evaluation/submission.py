@@ -10,8 +10,8 @@ import numpy as np
 
 from evaluation.finetuning.jobs import median_seed
 from evaluation.finetuning.scores import Plan
-from evaluation.measures import predictions
-from evaluation.tasks.catalogue import TEST_FILES
+from evaluation.kinds import predictions
+from evaluation.sources.catalogue import TEST_FILES
 from evaluation.tasks.task import Task
 from infra.files import storage
 

@@ -9,11 +9,11 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from evaluation.candidates.models import load_tokenizer
 from evaluation.devices import latency
 from evaluation.kinds.registry import kind_of
-from evaluation.models import load_tokenizer
+from evaluation.sources.catalogue import find_task
 from evaluation.tasks import squad
-from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.squad import Question
 from evaluation.tasks.task import Split
 from offline_teacher.sequences.tokenizer import load_encoder

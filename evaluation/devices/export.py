@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from evaluation.candidates.models import load_config, load_tokenizer, require_model
 from evaluation.devices.export_files import FLOAT32, INT8, SUMMARY, finished, source_digest
 from evaluation.devices.latency import Inputs
 from evaluation.devices.onnx_model import open_session, run_session
 from evaluation.devices.quantisation import quantise, quiet
 from evaluation.finetuning.model_inputs import input_names, inputs_of
-from evaluation.models import load_config, load_tokenizer, require_model
 from infra.errors import UserError, first_line
 from infra.files import storage
 from offline_teacher.families.positions import usable_length

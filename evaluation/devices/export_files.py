@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from evaluation.models import Candidate
+from evaluation.candidates.models import Candidate
 from infra.errors import UserError
 from infra.files import storage
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from evaluation.models import Candidate, load_config, load_model, load_tokenizer
-from evaluation.tasks.catalogue import find_task, find_tasks
-from evaluation.tasks.loading import has_part, load
+from evaluation.candidates.models import Candidate, load_config, load_model, load_tokenizer
+from evaluation.sources.catalogue import find_task, find_tasks
+from evaluation.sources.loading import has_part, load
 from evaluation.tasks.task import Task
 from infra import console
 from infra.settings.sections import Evaluation

@@ -7,14 +7,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evaluation.candidates.models import load_tokenizer
 from evaluation.devices.export import export
 from evaluation.devices.export_files import INT8
 from evaluation.devices.onnx_model import OnnxModel, open_session
 from evaluation.finetuning import finetune
 from evaluation.finetuning.jobs import MODEL, Job, median_seed
+from evaluation.kinds import predictions
 from evaluation.kinds.registry import kind_of
-from evaluation.measures import predictions
-from evaluation.models import load_tokenizer
 from evaluation.tasks.task import Split
 from infra import console
 from infra.files import storage

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
+from evaluation.candidates.models import Candidate, load_model, parameters, weight_bytes
 from evaluation.devices import elmo, latency
 from evaluation.devices.export import export_model
 from evaluation.devices.export_files import FLOAT32, INT8
 from evaluation.devices.latency import Inputs, Runner
 from evaluation.devices.onnx_model import open_session, session_runner
-from evaluation.models import Candidate, load_model, parameters, weight_bytes
-from evaluation.tasks.catalogue import find_task
+from evaluation.sources.catalogue import find_task
 from infra.settings.sections import Evaluation
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.candidates.models import load_tokenizer
 from evaluation.devices.export import load_for_export
-from evaluation.models import load_tokenizer
 from infra.control_tokens import CONTROL
 from infra.errors import UserError
 

@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from evaluation.finetuning.jobs import SoftLabels
 from evaluation.finetuning.teacher_outputs import read_outputs
-from evaluation.finetuning.training import Encoded, Loss, Targets
+from evaluation.finetuning.training import Loss
 from evaluation.kinds.base import TEACHER_LOGITS, TOKEN_COUNTS
 from evaluation.kinds.registry import kind_of
+from evaluation.tasks.encoded import Encoded, Targets
 from evaluation.tasks.task import Split, Task
 
 
@@ -51,9 +51,3 @@ def distillation_loss(task: Task, temperature: float) -> Loss:
         return kind.loss(output, targets) + kind.soft_loss(output, targets, temperature)
 
     return loss
-
-
-def kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Returns T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits [B, C], the mean over B."""
-    p, q = (functional.log_softmax(logits / temperature, dim=-1) for logits in (teacher, student))
-    return temperature**2 * functional.kl_div(q, p, reduction="batchmean", log_target=True)

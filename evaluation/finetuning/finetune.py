@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from evaluation.candidates.models import load_model, load_tokenizer, require_fit
 from evaluation.finetuning import distillation
 from evaluation.finetuning.jobs import Job, predicted_parts, scores_of
-from evaluation.finetuning.training import Encoded, Fit, Loss, Schedule, fit, predict
+from evaluation.finetuning.training import Fit, Loss, Schedule, fit, predict
+from evaluation.kinds import predictions
 from evaluation.kinds.registry import kind_of
-from evaluation.measures import predictions
 from evaluation.measures.answers import Answers
-from evaluation.models import load_model, load_tokenizer, require_fit
-from evaluation.tasks.loading import has_part, load
+from evaluation.sources.loading import has_part, load
+from evaluation.tasks.encoded import Encoded
 from evaluation.tasks.task import Split, Task
 from infra.files import storage
 

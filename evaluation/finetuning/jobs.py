@@ -3,7 +3,7 @@
 A job is done when its score file exists: ``<scores>/<candidate>/<task>/seed-<n>.json``, or, if the task has a
 grid, ``<scores>/<candidate>/<task>/<grid folder>/seed-<n>.json``. Its entry ``key`` holds everything on which
 the scores depend, so a job runs again after a change of settings, dataset or model. Its entry ``predictions``
-is the digest of the predictions from which the scores are computed (``evaluation.measures.predictions``);
+is the digest of the predictions from which the scores are computed (``evaluation.kinds.predictions``);
 without that file the job runs again. This module imports no torch, so that a finished evaluation is
 recognised in a fraction of a second.
 """
@@ -16,10 +16,10 @@ from importlib.metadata import version
 from itertools import product
 from typing import Any
 
+from evaluation.candidates.models import Candidate
+from evaluation.kinds import predictions
 from evaluation.kinds.registry import kind_of
-from evaluation.measures import predictions
-from evaluation.models import Candidate
-from evaluation.tasks.loading import load
+from evaluation.sources.loading import load
 from evaluation.tasks.task import Split, Task
 from infra.errors import UserError
 from infra.files import storage

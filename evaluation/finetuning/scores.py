@@ -13,6 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.candidates.models import (
+    Candidate,
+    load_config,
+    load_model,
+    load_tokenizer,
+    require_fit,
+    require_model,
+)
 from evaluation.finetuning.jobs import (
     MODEL,
     Job,
@@ -25,11 +33,11 @@ from evaluation.finetuning.jobs import (
     median_seed,
     seeds_of,
 )
+from evaluation.kinds import predictions
 from evaluation.kinds.registry import kind_of
-from evaluation.measures import intervals, predictions
+from evaluation.measures import intervals
 from evaluation.measures.metrics import macro_score
-from evaluation.models import Candidate, load_config, load_model, load_tokenizer, require_fit, require_model
-from evaluation.tasks.catalogue import GLUE, find_tasks
+from evaluation.sources.catalogue import GLUE, find_tasks
 from evaluation.tasks.task import Split, Task
 from infra.errors import UserError
 from infra.files import storage

@@ -18,16 +18,16 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from evaluation.candidates.models import Candidate, load_model, load_tokenizer
 from evaluation.finetuning.jobs import Job, SoftLabels
 from evaluation.kinds.registry import kind_of
-from evaluation.models import Candidate, load_model, load_tokenizer
 from evaluation.tasks.task import Split, Task
 from infra import console
 from infra.errors import UserError
 from infra.files import storage
 
 if TYPE_CHECKING:
-    from evaluation.finetuning.training import Encoded
+    from evaluation.tasks.encoded import Encoded
 
 BATCH_SIZE = 64
 """Batch size of the teacher's predictions."""

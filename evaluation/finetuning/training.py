@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from evaluation.finetuning.jobs import WARM_UP
 from evaluation.finetuning.model_inputs import inputs_of
 from evaluation.finetuning.vocabulary import reduced_vocabulary
+from evaluation.tasks.encoded import Encoded, Targets
 from infra.cpu.cpu_dropout import use_fast_dropout
 from infra.errors import UserError
 
@@ -26,26 +27,8 @@ if TYPE_CHECKING:
 BUCKET_BATCHES = 50
 """Rows are shuffled, then sorted by length within groups of this number of batches."""
 
-Targets = dict[str, torch.Tensor]
-"""Name -> labels or soft labels of a batch, [B, ...]."""
 Loss = Callable[[Any, Targets], torch.Tensor]
 """(output of the model's forward, the batch's targets) -> scalar loss, a mean over rows."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Tokenized rows of different lengths, with the targets of a loss."""
-
-    input_ids: list[list[int]]
-    token_type_ids: list[list[int]]
-    targets: dict[str, np.ndarray] = field(default_factory=dict)
-    """Name -> labels or soft labels of all rows, [n, ...]."""
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    def lengths(self) -> np.ndarray:
-        return np.asarray([len(row) for row in self.input_ids])
 
 
 @dataclass(frozen=True)

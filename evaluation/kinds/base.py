@@ -20,7 +20,7 @@ from evaluation.tasks.task import Split, Task
 if TYPE_CHECKING:
     import torch
 
-    from evaluation.finetuning.training import Encoded, Targets
+    from evaluation.tasks.encoded import Encoded, Targets
 
 Metric = Callable[[np.ndarray], np.ndarray]
 """(weights of the examples, float64 [n, R]) -> the metric for each resample, float64 [R], as a fraction."""
@@ -81,7 +81,7 @@ class Kind:
         raise NotImplementedError
 
     def decide(self, outputs: Any) -> Any:
-        """Converts outputs to decisions, such as class ids (``evaluation.measures.predictions``)."""
+        """Converts outputs to decisions, such as class ids (``evaluation.kinds.predictions``)."""
         raise NotImplementedError
 
     def score(self, task: Task, answers: Answers) -> dict[str, float]:
@@ -113,3 +113,11 @@ class Kind:
 
 Predict = Callable[["Encoded"], list[np.ndarray]]
 """Encoded rows -> one float32 array per row, as ``Kind.select_outputs`` returns it."""
+
+
+def kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Returns T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits [B, C], the mean over B."""
+    from torch.nn import functional
+
+    p, q = (functional.log_softmax(logits / temperature, dim=-1) for logits in (teacher, student))
+    return temperature**2 * functional.kl_div(q, p, reduction="batchmean", log_target=True)

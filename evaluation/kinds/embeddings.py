@@ -49,7 +49,7 @@ class Embedding(Kind):
         self, predict: Predict, tokenizer: Any, task: Task, texts: Sequence[str], length: int
     ) -> np.ndarray:
         """Returns the texts' embeddings, scaled to length 1, float32 [n, D]."""
-        from evaluation.finetuning.training import Encoded
+        from evaluation.tasks.encoded import Encoded
 
         output = tokenize(tokenizer, list(texts), truncation=True, max_length=length)
         rows = predict(Encoded(output["input_ids"], output["token_type_ids"]))

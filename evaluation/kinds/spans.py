@@ -19,7 +19,7 @@ from evaluation.tasks.task import Split, Task
 if TYPE_CHECKING:
     import torch
 
-    from evaluation.finetuning.training import Encoded, Targets
+    from evaluation.tasks.encoded import Encoded, Targets
 
 
 class Spans(Kind):
@@ -43,7 +43,7 @@ class Spans(Kind):
         """Returns the mean of the KLs of the start and the end position; padding is masked out."""
         import torch
 
-        from evaluation.finetuning.distillation import kl
+        from evaluation.kinds.base import kl
 
         width = output.start_logits.shape[1]
         padding = torch.arange(width, device=output.start_logits.device) >= targets[TOKEN_COUNTS][:, None]

@@ -19,14 +19,14 @@ from infra.control_tokens import tokenize
 if TYPE_CHECKING:
     import torch
 
-    from evaluation.finetuning.training import Encoded, Targets
+    from evaluation.tasks.encoded import Encoded, Targets
 
 
 class TextKind(Kind):
     """Base class of kinds whose examples are a text or a pair of texts, with one vector of logits each."""
 
     def encode(self, tokenizer: Any, task: Task, split: Split, length: int) -> Encoded:
-        from evaluation.finetuning.training import Encoded
+        from evaluation.tasks.encoded import Encoded
 
         columns = [list(column) for column in zip(*split.texts, strict=True)]
         output = tokenize(tokenizer, *columns, truncation=True, max_length=length)
@@ -59,7 +59,7 @@ class Classification(TextKind):
         return functional.cross_entropy(output.logits.float(), targets["label"])
 
     def soft_loss(self, output: Any, targets: Targets, temperature: float) -> torch.Tensor:
-        from evaluation.finetuning.distillation import kl
+        from evaluation.kinds.base import kl
 
         return kl(output.logits.float(), targets[TEACHER_LOGITS], temperature)
 

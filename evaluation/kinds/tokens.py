@@ -24,7 +24,7 @@ from infra.control_tokens import tokenize
 if TYPE_CHECKING:
     import torch
 
-    from evaluation.finetuning.training import Encoded, Targets
+    from evaluation.tasks.encoded import Encoded, Targets
 
 NO_LABEL = -100
 """Label of tokens that the loss ignores."""
@@ -44,7 +44,7 @@ class Tokens(Kind):
         return class_config(task)
 
     def encode(self, tokenizer: Any, task: Task, split: Split, length: int) -> Encoded:
-        from evaluation.finetuning.training import Encoded
+        from evaluation.tasks.encoded import Encoded
 
         output = self._tokenize(tokenizer, split, length)
         rows = [_first_tokens(words, offsets) for words, offsets in self._words_and_offsets(split, output)]
@@ -74,7 +74,7 @@ class Tokens(Kind):
         )
 
     def soft_loss(self, output: Any, targets: Targets, temperature: float) -> torch.Tensor:
-        from evaluation.finetuning.distillation import kl
+        from evaluation.kinds.base import kl
 
         width = output.logits.shape[1]
         labelled = targets["label"][:, :width] != NO_LABEL

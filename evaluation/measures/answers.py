@@ -11,7 +11,7 @@ from typing import Any
 class Answers:
     """Labels and outputs in the order of the split's rows; their types depend on the task's kind.
 
-    ``evaluation.measures.predictions`` lists the types. For classification, for example, labels are int64 [n]
+    ``evaluation.kinds.predictions`` lists the types. For classification, for example, labels are int64 [n]
     and outputs float32 [n, classes]. Labels are None in a test set without labels.
     """
 

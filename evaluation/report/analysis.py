@@ -14,9 +14,10 @@ import numpy as np
 
 from evaluation.finetuning.jobs import median_seed
 from evaluation.finetuning.scores import Plan, Seeds
-from evaluation.measures import calibration, predictions
+from evaluation.kinds import predictions
+from evaluation.kinds.predictions import Answers, Predictions
+from evaluation.measures import calibration
 from evaluation.measures.metrics import answer_f1, normalise_answer, pearson
-from evaluation.measures.predictions import Answers, Predictions
 from evaluation.tasks.task import Split, Task
 
 MAX_EXAMPLES = 5

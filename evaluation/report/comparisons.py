@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.candidates.recipe_rows import RANDOM, TEACHER
 from evaluation.measures import intervals
 from evaluation.measures.intervals import Estimates, Ratio
-from evaluation.recipe_rows import RANDOM, TEACHER
 from evaluation.tasks.task import Task
 
 

@@ -62,10 +62,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from evaluation.candidates.models import body_parameters, weight_bytes
+from evaluation.candidates.recipe_rows import RANDOM, TEACHER, Rows
 from evaluation.devices.latency_table import as_json, latency_part, latency_texts, measure_latency
 from evaluation.finetuning.scores import Plan, Results, estimates, macro, medians, read_answers
-from evaluation.models import body_parameters, weight_bytes
-from evaluation.recipe_rows import RANDOM, TEACHER, Rows
 from evaluation.report.analysis import analyse
 from evaluation.report.charts import LOSS_TERMS
 from evaluation.report.comparisons import add_comparisons

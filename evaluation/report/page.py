@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from evaluation.recipe_rows import TEACHER
+from evaluation.candidates.recipe_rows import TEACHER
 from evaluation.report import charts, detail_tables, tables
 
 

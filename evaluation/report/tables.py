@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from evaluation.candidates.recipe_rows import RANDOM, TEACHER
 from evaluation.devices.export_files import FLOAT32, INT8
-from evaluation.recipe_rows import RANDOM, TEACHER
 from evaluation.report import detail_tables
 from evaluation.report.content import has_gap
 from evaluation.report.paper import PAPER, PAPER_COST

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evaluation.candidates.recipe_rows import TEACHER, Rows
 from evaluation.finetuning.jobs import Job
 from evaluation.finetuning.scores import Plan
-from evaluation.recipe_rows import TEACHER, Rows
 from evaluation.report import tables
-from evaluation.tasks.loading import location_of
+from evaluation.sources.loading import location_of
 from infra.files import storage
 from infra.settings.recipe import Recipe
 from infra.tracking.mlflow_server import ARTIFACTS

@@ -1,1 +1,1 @@
-"""Tasks: their definitions, and readers that check their official files, hub datasets or a user's files."""
+"""Definition of a task, and readers of official files, hub datasets and a user's files."""

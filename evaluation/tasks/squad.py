@@ -19,7 +19,7 @@ from infra.errors import UserError
 from infra.files import storage
 
 if TYPE_CHECKING:
-    from evaluation.finetuning.training import Encoded
+    from evaluation.tasks.encoded import Encoded
 
 MAX_ANSWER_TOKENS = 30
 N_BEST = 20
@@ -153,7 +153,7 @@ class Windows:
 
 def encode(tokenizer: Any, questions: Sequence[Question], max_length: int) -> Windows:
     """Tokenizes questions into windows of ``max_length`` tokens that overlap by a third, at most by 128."""
-    from evaluation.finetuning.training import Encoded
+    from evaluation.tasks.encoded import Encoded
 
     texts = [_shorten(tokenizer, item.question, min(64, max_length // 4)) for item in questions]
     output = tokenize(

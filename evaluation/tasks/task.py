@@ -15,11 +15,11 @@ The attributes of ``Task`` that other modules use:
 The attributes of ``Split``, the examples of one split in the order in which they were read:
 
     ids             an id (str) per example: from the data's id column, or the row's number from 0
-    labels          gold values, in the form of ``evaluation.measures.predictions``
+    labels          gold values, in the form of ``evaluation.kinds.predictions``
     text_of(row)    the example's text, for people to read
     notes           what was left out or corrected
 
-A model's answers to these examples are in ``evaluation.measures.predictions``. If a task has a grid of
+A model's answers to these examples are in ``evaluation.kinds.predictions``. If a task has a grid of
 hyper-parameters, ``Plan.chosen`` in ``evaluation.finetuning.scores`` decides which runs count.
 """
 
@@ -137,7 +137,7 @@ class Split:
     texts: list[tuple[str, ...]]
     """The texts of each example; its words (kind ``tokens``), or the query (kind ``retrieval``)."""
     labels: Any
-    """Gold values in the form of the kind (``evaluation.measures.predictions``); None if unlabelled."""
+    """Gold values in the form of the kind (``evaluation.kinds.predictions``); None if unlabelled."""
     index: list[str] = field(default_factory=list)
     """Values of the id column; empty if there is none."""
     questions: list[Question] = field(default_factory=list)

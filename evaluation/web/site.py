@@ -100,8 +100,8 @@ def _write_page(output: str, page: Path, site: dict[str, Any]) -> None:
 
 def _write_model(output: str, model: SiteModel) -> dict[str, Any]:
     """Exports the model into the folder and returns its entry in site.json."""
+    from evaluation.candidates.models import load_tokenizer, require_model
     from evaluation.devices.export import export
-    from evaluation.models import load_tokenizer, require_model
     from evaluation.web.golden import QUESTIONS, SENTENCES, golden
 
     require_model(model.directory)
@@ -133,7 +133,7 @@ def _write_model(output: str, model: SiteModel) -> dict[str, Any]:
 
 
 def _shape(directory: str) -> str:
-    from evaluation.models import load_config
+    from evaluation.candidates.models import load_config
 
     config = load_config(directory)
     return f"{config.num_hidden_layers} layers of {config.hidden_size}"

@@ -25,13 +25,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from evaluation.candidates.models import Candidate, load_model, load_tokenizer
 from evaluation.finetuning.finetune import device, score
 from evaluation.finetuning.training import Schedule, fit
+from evaluation.kinds.predictions import Answers, score_split, task_score
 from evaluation.kinds.registry import kind_of
-from evaluation.measures.predictions import Answers, score_split, task_score
-from evaluation.models import Candidate, load_model, load_tokenizer
-from evaluation.tasks.catalogue import find_task
-from evaluation.tasks.loading import load
+from evaluation.sources.catalogue import find_task
+from evaluation.sources.loading import load
 from evaluation.tasks.task import Split, Task
 from tests.benchmarks.results import Row, row
 

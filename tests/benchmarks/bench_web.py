@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.candidates.models import load_tokenizer
 from evaluation.devices.export_files import FLOAT32, INT8
 from evaluation.devices.onnx_model import open_session
+from evaluation.kinds.predictions import Answers, score_split
 from evaluation.main import main as evaluate
-from evaluation.measures.predictions import Answers, score_split
-from evaluation.models import load_tokenizer
+from evaluation.sources.catalogue import find_task
 from evaluation.tasks import squad
-from evaluation.tasks.catalogue import find_task
 from evaluation.tasks.squad import read_questions
 from evaluation.web.golden import run_rows
 from infra import console

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.kinds.predictions import score_split
 from evaluation.kinds.registry import kind_of
 from evaluation.measures.answers import Answers
 from evaluation.measures.metrics import answer_exact, answer_f1
-from evaluation.measures.predictions import score_split
 from evaluation.tasks.task import Task
 
 Generator = np.random.Generator

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.tasks.catalogue import find_task, find_tasks
-from evaluation.tasks.loading import load
+from evaluation.sources.catalogue import find_task, find_tasks
+from evaluation.sources.loading import load
 from infra.errors import UserError
 from tests.evaluation.test_official import MNLI_DEV, PARSES, STS, STS_ROW, write
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.finetuning.jobs import load_splits
-from evaluation.tasks.catalogue import find_tasks
+from evaluation.sources.catalogue import find_tasks
 from infra.errors import UserError
 from infra.settings.recipe_file import load_recipe
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from evaluation.finetuning import distillation, finetune, teacher_outputs
+from evaluation.candidates.models import Candidate, load_model, load_tokenizer
+from evaluation.finetuning import finetune, teacher_outputs
 from evaluation.finetuning.distillation import distillation_loss
 from evaluation.finetuning.jobs import Job, SoftLabels, grid_points
 from evaluation.finetuning.scores import complete, prepare
-from evaluation.finetuning.training import Encoded
-from evaluation.kinds.base import TEACHER_LOGITS, TOKEN_COUNTS
+from evaluation.kinds.base import TEACHER_LOGITS, TOKEN_COUNTS, kl
 from evaluation.kinds.registry import kind_of
-from evaluation.models import Candidate, load_model, load_tokenizer
-from evaluation.tasks.catalogue import find_task
-from evaluation.tasks.loading import load
+from evaluation.sources.catalogue import find_task
+from evaluation.sources.loading import load
+from evaluation.tasks.encoded import Encoded
 from evaluation.tasks.task import Split
 from infra.errors import UserError
 from infra.settings.sections import Evaluation
@@ -267,4 +267,4 @@ def test_a_temperature_is_positive(temperature: float) -> None:
 
 def test_the_kl_of_equal_logits_is_zero() -> None:
     logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
-    assert float(distillation.kl(logits, logits + 3, 2.0)) == pytest.approx(0, abs=1e-6)
+    assert float(kl(logits, logits + 3, 2.0)) == pytest.approx(0, abs=1e-6)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluation.candidates.models import Candidate, load_model, load_tokenizer
 from evaluation.devices import export
 from evaluation.devices.export_files import FLOAT32, INT8
 from evaluation.devices.onnx_model import OnnxModel, open_session, run_session
@@ -21,10 +22,9 @@ from evaluation.finetuning.finetune import save
 from evaluation.finetuning.training import predict
 from evaluation.kinds.registry import KINDS
 from evaluation.main import main
-from evaluation.models import Candidate, load_model, load_tokenizer
+from evaluation.sources.catalogue import find_task
+from evaluation.sources.loading import load
 from evaluation.tasks import squad
-from evaluation.tasks.catalogue import find_task
-from evaluation.tasks.loading import load
 from infra.errors import UserError
 from tests.starts import COMMANDS, HEAVY, loaded, start
 

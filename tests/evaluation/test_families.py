@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
+from evaluation.candidates.models import Candidate, load_model, load_tokenizer
 from evaluation.devices import export, latency
 from evaluation.devices.export_files import FLOAT32
 from evaluation.devices.latency_table import measure_latency
 from evaluation.devices.onnx_model import open_session, run_session
 from evaluation.finetuning.finetune import save
 from evaluation.main import main
-from evaluation.models import Candidate, load_model, load_tokenizer
-from evaluation.tasks.catalogue import find_task
+from evaluation.sources.catalogue import find_task
 from infra.errors import UserError
 from infra.settings.sections import Evaluation
 from tests.evaluation.conftest import FILLER, WORDS, save_encoder, save_roberta, write_pairs, write_task

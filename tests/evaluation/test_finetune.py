@@ -13,14 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluation.candidates.models import Candidate, load_model, load_tokenizer
 from evaluation.finetuning import finetune, training
 from evaluation.finetuning.jobs import Job, grid_points, load_splits, median_seed
 from evaluation.finetuning.scores import complete, medians, prepare
-from evaluation.finetuning.training import Encoded, Schedule, bucketed_batches
+from evaluation.finetuning.training import Schedule, bucketed_batches
+from evaluation.kinds import predictions
 from evaluation.kinds.registry import kind_of
-from evaluation.measures import predictions
-from evaluation.models import Candidate, load_model, load_tokenizer
-from evaluation.tasks.catalogue import find_task
+from evaluation.sources.catalogue import find_task
+from evaluation.tasks.encoded import Encoded
 from infra.cpu.cpu_dropout import use_fast_dropout
 from infra.errors import UserError
 from infra.files import storage

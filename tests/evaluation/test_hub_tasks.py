@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from datasets import ClassLabel
 
-from evaluation.tasks.catalogue import find_task
-from evaluation.tasks.loading import load
+from evaluation.sources.catalogue import find_task
+from evaluation.sources.loading import load
 from evaluation.tasks.task import Split
 from infra.errors import UserError
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from evaluation.candidates.models import Candidate, load_model, load_tokenizer
 from evaluation.devices import latency
-from evaluation.models import Candidate, load_model, load_tokenizer
-from evaluation.tasks.catalogue import find_task
+from evaluation.sources.catalogue import find_task
 
 
 def rows(count: int) -> list[dict[str, np.ndarray]]:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluation.kinds.predictions import task_score
 from evaluation.measures import metrics
-from evaluation.measures.predictions import task_score
-from evaluation.tasks.catalogue import find_task
+from evaluation.sources.catalogue import find_task
 
 BINARY = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40)
 REAL = st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=1, max_size=40)

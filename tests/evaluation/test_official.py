@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.tasks.catalogue import GLUE, TASKS, find_task, find_tasks
-from evaluation.tasks.loading import load
+from evaluation.sources.catalogue import GLUE, TASKS, find_task, find_tasks
+from evaluation.sources.loading import load
 from evaluation.tasks.task import Split
 
 PARSES = "binary1\tbinary2\tparse1\tparse2"

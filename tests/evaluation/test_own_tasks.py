@@ -15,9 +15,9 @@ from pyarrow import parquet
 from evaluation import model_run
 from evaluation.finetuning.jobs import grid_folders, grid_points
 from evaluation.main import main
-from evaluation.tasks.catalogue import find_task, find_tasks
-from evaluation.tasks.loading import load
-from evaluation.tasks.own import divide
+from evaluation.sources.catalogue import find_task, find_tasks
+from evaluation.sources.loading import load
+from evaluation.sources.own import divide
 from infra.settings.sections import Evaluation
 from infra.settings.sections.task_settings import TaskSettings
 from tests.evaluation.conftest import QUICK

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.candidates.models import Candidate
 from evaluation.finetuning import parallel
 from evaluation.finetuning.scores import complete, prepare
-from evaluation.models import Candidate
 from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.settings.sections import Evaluation
 

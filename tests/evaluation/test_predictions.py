@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from evaluation.measures import predictions
-from evaluation.measures.predictions import Answers, Predictions, task_score
-from evaluation.tasks.catalogue import find_task
+from evaluation.kinds import predictions
+from evaluation.kinds.predictions import Answers, Predictions, task_score
+from evaluation.sources.catalogue import find_task
 from evaluation.tasks.task import Task
 from infra.errors import UserError
 from infra.files import storage

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.models import load_model, load_tokenizer, local_directory
-from evaluation.recipe_rows import Rows, rows_of
-from evaluation.tasks.catalogue import find_task
+from evaluation.candidates.models import load_model, load_tokenizer, local_directory
+from evaluation.candidates.recipe_rows import Rows, rows_of
+from evaluation.sources.catalogue import find_task
 from infra.errors import UserError
 from infra.files import storage
 from infra.settings.recipe import Recipe

@@ -13,7 +13,7 @@ from evaluation.measures.intervals import Component, Estimates, mean
 from evaluation.report import comparisons, plots, tables
 from evaluation.report import content as report_content
 from evaluation.report.tracked import numbers
-from evaluation.tasks.catalogue import TASKS
+from evaluation.sources.catalogue import TASKS
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

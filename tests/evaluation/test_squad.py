@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluation.candidates.models import Candidate, load_tokenizer
 from evaluation.finetuning.scores import complete, prepare
 from evaluation.measures.metrics import answer_f1
-from evaluation.models import Candidate, load_tokenizer
+from evaluation.sources.catalogue import find_task
+from evaluation.sources.loading import load
 from evaluation.tasks import squad
-from evaluation.tasks.catalogue import find_task
-from evaluation.tasks.loading import load
 from evaluation.tasks.squad import Question
 from infra.settings.sections import Evaluation
 from tests.evaluation.test_bad_official import SQUAD_START
@@ -116,8 +116,8 @@ def test_learns_to_find_a_word(encoder: str, tmp_path: Path) -> None:
 
 
 def test_shared_answers_are_whole_in_some_window(shared_dir: Path) -> None:
-    from evaluation.tasks.catalogue import find_task
-    from evaluation.tasks.loading import load
+    from evaluation.sources.catalogue import find_task
+    from evaluation.sources.loading import load
 
     questions = load(find_task("SQuAD"), "dev", str(shared_dir / "data")).questions
     tokenizer = load_tokenizer(str(shared_dir / "teacher"))

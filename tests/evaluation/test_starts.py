@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from evaluation import starts
-from evaluation.models import load_model
-from evaluation.recipe_rows import MASKED_LM, rows_of
-from evaluation.tasks.catalogue import find_task
+from evaluation.candidates import starts
+from evaluation.candidates.models import load_model
+from evaluation.candidates.recipe_rows import MASKED_LM, rows_of
+from evaluation.sources.catalogue import find_task
 from infra.errors import UserError
 from infra.files import storage
 from infra.settings.recipe import Recipe

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluation.sources.catalogue import GLUE, TASKS
+from evaluation.sources.loading import has_part, load
 from evaluation.submission import prediction_file, submission_line, zip_bytes
-from evaluation.tasks.catalogue import GLUE, TASKS
-from evaluation.tasks.loading import has_part, load
 
 CLASSES = {
     "CoLA": ("1", "0"), "SST-2": ("1", "0"), "MRPC": ("1", "0"), "QQP": ("1", "0"), "WNLI": ("1", "0"),

@@ -131,8 +131,8 @@ def test_seeds_are_told_while_others_still_run(recipe_file: str, monkeypatch: py
 def test_places_of_data(
     settings: dict[str, Any], data: str | None, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evaluation.tasks.catalogue import find_tasks
-    from evaluation.tasks.loading import location_of
+    from evaluation.sources.catalogue import find_tasks
+    from evaluation.sources.loading import location_of
     from infra.settings.sections.task_settings import TaskSettings
 
     monkeypatch.setenv("HOME", str(tmp_path))

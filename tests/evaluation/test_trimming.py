@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from evaluation.candidates.models import load_tokenizer
 from evaluation.devices.export import load_for_export
 from evaluation.devices.trimming import trim
-from evaluation.models import load_tokenizer
 from infra.errors import UserError
 from tests.conftest import ROOT
 

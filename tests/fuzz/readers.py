@@ -17,8 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evaluation.tasks.catalogue import find_task
-from evaluation.tasks.loading import load
+from evaluation.sources.catalogue import find_task
+from evaluation.sources.loading import load
 from evaluation.tasks.squad import read_questions
 from infra.files import storage
 from infra.settings.recipe_file import load_recipe

@@ -8,8 +8,8 @@ from random import Random
 
 import pytest
 
-from evaluation.tasks.catalogue import find_task
-from evaluation.tasks.loading import load
+from evaluation.sources.catalogue import find_task
+from evaluation.sources.loading import load
 from evaluation.tasks.task import Split
 from infra.demo.language import SENTENCES, WORDS, Author, documents
 from infra.demo.make_teacher import build_tokenizer

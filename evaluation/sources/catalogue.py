@@ -7,7 +7,8 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
-from evaluation.tasks import official, own
+from evaluation.sources import own
+from evaluation.tasks import official
 from evaluation.tasks.task import Part, Task
 from infra.errors import UserError
 from infra.settings.sections.task_settings import TaskSettings, is_file, read_file

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from evaluation.sources.own import load_own, own_location
 from evaluation.tasks import hub_conversion, official
-from evaluation.tasks.own import load_own, own_location
 from evaluation.tasks.rows import Rows, hub_url, load_hub
 from evaluation.tasks.squad import Question, align_answers, read_questions
 from evaluation.tasks.task import Split, Task

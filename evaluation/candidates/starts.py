@@ -6,7 +6,7 @@ import json
 import tempfile
 from contextlib import ExitStack
 
-from evaluation.models import local_directory
+from evaluation.candidates.models import local_directory
 from infra.files import storage
 from infra.settings.recipe import StudentRun, outcome_settings
 from offline_teacher.store.reader import Store

@@ -11,8 +11,8 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from evaluation.models import Candidate, local_directory
-from evaluation.starts import start_key, start_of
+from evaluation.candidates.models import Candidate, local_directory
+from evaluation.candidates.starts import start_key, start_of
 from infra.errors import UserError
 from infra.files import storage
 from infra.files.cache import Cache
