@@ -22,7 +22,7 @@ from offline_teacher.cluster.worker_base import Guarded
 from offline_teacher.sequences.masking import MaskVocab, mask_sequences, mask_vocab
 from offline_teacher.sequences.tokenised_parts import token_counts
 from offline_teacher.sequences.tokenizer import load_encoder
-from offline_teacher.store.blocks import Memory
+from offline_teacher.store.blocks import BufferPool
 from offline_teacher.store.index import PartIndex
 from offline_teacher.store.manifest import Spec
 from offline_teacher.store.numbering import Task
@@ -48,7 +48,7 @@ class TaskWorker(Guarded):
         """``root``: the store; ``recipe`` must have ``masking.probability`` set."""
         assert recipe.teacher is not None
         self.recipe, self.settings, self.device, self.root = recipe, recipe.teacher, device, root
-        self._memory, self._least_resident = Memory(), 0.0
+        self._buffers, self._least_resident = BufferPool(), 0.0
         self._computing = ThreadPoolExecutor(1, "compute", self._set_threads)
 
     def prepare(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class TaskWorker(Guarded):
     def infer(self, split: str, task: Task) -> dict[str, Any]:
         """Publishes one task and returns its ``{tokens, bytes}``. ValueError if the teacher gives NaN."""
         environment = self.environment()
-        with TaskWriter(self.root, self._spec, split, task, environment, self._memory) as writer:
+        with TaskWriter(self.root, self._spec, split, task, environment, self._buffers) as writer:
             for columns in self.columns(split, task):
                 writer.write(columns)
             index = writer.publish()

@@ -1,4 +1,4 @@
-"""One shard: an Arrow IPC stream of blocks, written with digests, and read by offsets without Arrow.
+"""Writes a shard, an Arrow IPC stream of blocks with digests, and reads its columns by offset without Arrow.
 
 Spec: https://arrow.apache.org/docs/format/Columnar.html#serialization-and-interprocess-communication-ipc
 """
@@ -19,21 +19,22 @@ from offline_teacher.store.records import canonical
 from offline_teacher.store.schema import DIGESTS, FORMAT_VERSION, Column, Layout
 
 METADATA_KEY = b"store"
-BLOCK_FRAMING = 2048
-SHARD_FRAMING = 4096
-"""Bytes that a block and a shard add to their columns, at most."""
+MAX_BLOCK_OVERHEAD = 2048
+"""Maximum number of bytes that a block adds to its columns."""
+MAX_SHARD_OVERHEAD = 4096
+"""Maximum number of bytes that a shard adds to its blocks."""
 END_OF_STREAM = struct.pack("<Ii", 0xFFFFFFFF, 0)
 
 
 def shard_metadata(spec: str, split: str, task: str, shard: int) -> bytes:
-    """What a shard says about itself in its Arrow schema; ``spec`` is the digest of spec.json."""
+    """Returns the metadata of a shard's Arrow schema. ``spec`` is the digest of spec.json."""
     return canonical(
         {"format_version": FORMAT_VERSION, "spec": spec, "split": split, "task": task, "shard": shard}
     )
 
 
 def arrow_schema(columns: Mapping[str, Column], metadata: bytes | None = None) -> pa.Schema:
-    """The Arrow schema of these columns; ``metadata`` is the value of its one key."""
+    """Returns the Arrow schema of these columns, with ``metadata`` under ``METADATA_KEY`` if given."""
 
     def field(name: str, column: Column) -> pa.Field:
         kind = pa.from_numpy_dtype(column.dtype)
@@ -46,7 +47,7 @@ def arrow_schema(columns: Mapping[str, Column], metadata: bytes | None = None) -
 
 
 def record_batch(schema: pa.Schema, columns: Mapping[str, np.ndarray]) -> pa.RecordBatch:
-    """The arrays [n, *shape] as a record batch of this schema; nothing is copied if they are contiguous."""
+    """Returns the arrays [n, *shape] as a record batch of this schema. Contiguous arrays are not copied."""
     arrays = []
     for field in schema:
         items = pa.array(np.ascontiguousarray(columns[field.name]).reshape(-1))
@@ -56,103 +57,102 @@ def record_batch(schema: pa.Schema, columns: Mapping[str, np.ndarray]) -> pa.Rec
 
 
 def row_digests(values: np.ndarray) -> np.ndarray:
-    """uint64 [n]: XXH3 (64 bits, seed 0) of the bytes of each row of [n, ...]."""
-    raw = _raw(values)
+    """Returns XXH3 (64 bits, seed 0) of the bytes of each row of an array [n, ...]: uint64 [n]."""
+    raw = _bytes_of(values)
     n, digest = len(values), xxhash.xxh3_64_intdigest
     size = max(1, len(raw) // max(1, n))
     return np.fromiter((digest(raw[at : at + size]) for at in range(0, len(raw), size)), np.uint64, n)
 
 
 def sample_digests(layout: Layout, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """uint64 [n, C]: the column ``digests`` of these samples."""
+    """Returns the column ``digests`` of these samples: uint64 [n, C]."""
     return np.stack([row_digests(columns[name]) for name in layout.data_columns()], axis=1)
 
 
 def block_digest(digests: np.ndarray) -> int:
-    """XXH3 (64 bits, seed 0) of the bytes of a block's column ``digests``."""
-    return xxhash.xxh3_64_intdigest(_raw(digests))
+    """Returns XXH3 (64 bits, seed 0) of the bytes of a block's column ``digests``."""
+    return xxhash.xxh3_64_intdigest(_bytes_of(digests))
 
 
-def _raw(values: np.ndarray) -> memoryview:
+def _bytes_of(values: np.ndarray) -> memoryview:
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
-class Memory:
-    """Memory of shards that are published, for the next ones: fresh memory costs a page fault every 4 KiB.
+class BufferPool:
+    """Reuses the buffers of published shards, because each new buffer costs a page fault per 4 KiB.
 
-    Threads may share it. It holds as much as was ever in use at once.
+    Threads may share a pool. It keeps as many buffers as were ever in use at the same time.
     """
 
     def __init__(self) -> None:
-        self._spare: list[np.ndarray] = []
+        self._free: list[np.ndarray] = []
 
     def take(self, size: int) -> np.ndarray:
-        """At least ``size`` bytes of undefined content, uint8."""
+        """Returns a uint8 array of at least ``size`` bytes with undefined content."""
         try:
-            spare = self._spare.pop()
+            buffer = self._free.pop()
         except IndexError:
             return np.empty(size, np.uint8)
-        return spare if len(spare) >= size else np.empty(size, np.uint8)
+        return buffer if len(buffer) >= size else np.empty(size, np.uint8)
 
-    def give(self, memory: np.ndarray) -> None:
-        """Takes back what ``take`` returned, once nobody reads it any more."""
-        self._spare.append(memory)
+    def give_back(self, buffer: np.ndarray) -> None:
+        """Returns a buffer of ``take`` to the pool. The caller must not use it any more."""
+        self._free.append(buffer)
 
 
 class ShardStream:
-    """A shard as it grows in memory. Its size is known before: one allocation, one copy of each number."""
+    """Builds a shard in one buffer, whose size is known in advance, so that each value is copied once."""
 
     def __init__(
-        self, layout: Layout, metadata: bytes, samples: int, blocks: int, memory: Memory | None = None
+        self, layout: Layout, metadata: bytes, samples: int, blocks: int, buffers: BufferPool | None = None
     ) -> None:
-        """``memory``: where to take the bytes from; None: new ones."""
+        """``samples`` and ``blocks``: those that the shard will have. ``buffers``: pool of the buffer."""
         self._layout, self._samples = layout, 0
-        room = samples * layout.bytes_per_sample() + blocks * BLOCK_FRAMING + SHARD_FRAMING
-        self.memory = (memory or Memory()).take(room)
-        self._sink = pa.FixedSizeBufferWriter(pa.py_buffer(self.memory))
+        size = samples * layout.bytes_per_sample() + blocks * MAX_BLOCK_OVERHEAD + MAX_SHARD_OVERHEAD
+        self.buffer = (buffers or BufferPool()).take(size)
+        self._sink = pa.FixedSizeBufferWriter(pa.py_buffer(self.buffer))
         self._schema = arrow_schema(layout.columns(), metadata)
         self._stream = pa.ipc.new_stream(self._sink, self._schema)
         self._rows: list[int] = []
-        self._blocks: list[str] = []
+        self._block_digests: list[str] = []
 
     def write(self, columns: Mapping[str, np.ndarray]) -> None:
-        """Appends a block: arrays [n, *shape] of ``layout.data_columns()``."""
+        """Appends a block. ``columns``: arrays [n, *shape] of ``layout.data_columns()``."""
         digests = sample_digests(self._layout, columns)
         self._stream.write_batch(record_batch(self._schema, {**columns, DIGESTS: digests}))
         self._rows.append(len(digests))
-        self._blocks.append(f"{block_digest(digests):016x}")
+        self._block_digests.append(f"{block_digest(digests):016x}")
 
     def close(self, frames: dict[int, Frame]) -> tuple[memoryview, ShardIndex]:
-        """The bytes of the whole shard and its index; its frames are added to ``frames``."""
+        """Ends the stream. Returns the bytes of the shard and its index; adds its frames to ``frames``."""
         self._stream.close()
-        data = self.memory.data[: self._sink.tell()]
+        data = self.buffer.data[: self._sink.tell()]
         self._sink.close()
-        start, own = measured(data, self._schema, self._rows)
-        for rows, frame in own.items():
-            assert frames.setdefault(rows, frame) == frame, (
-                "pyarrow framed two blocks of one size differently"
-            )
+        start, own_frames = measure_blocks(data, self._schema, self._rows)
+        for rows, frame in own_frames.items():
+            same = frames.setdefault(rows, frame) == frame
+            assert same, f"pyarrow wrote two blocks of {rows} rows with different offsets"
         name = shard_file(storage.digest_bytes(data))
-        return data, ShardIndex(name, len(data), sum(self._rows), start, "".join(self._blocks))
+        return data, ShardIndex(name, len(data), sum(self._rows), start, "".join(self._block_digests))
 
 
-def measured(data: Any, schema: pa.Schema, rows: Iterable[int]) -> tuple[int, dict[int, Frame]]:
-    """Offset of the first block, and the frame for each number of rows, of a shard as it lies there.
+def measure_blocks(data: Any, schema: pa.Schema, rows: Iterable[int]) -> tuple[int, dict[int, Frame]]:
+    """Returns the byte offset of a shard's first block, and a frame for each number of rows of a block.
 
-    ValueError unless the bytes are a stream of this schema, of blocks of these numbers of rows, one behind
-    the other, alike if they have the same number of rows, and of nothing else.
+    ``rows``: the expected number of rows of each block. Raises ValueError unless the bytes are an Arrow
+    stream of this schema with exactly these blocks, and blocks of equal size have equal frames.
     """
     try:
-        return _measured(pa.py_buffer(data), schema, rows)
+        return _measure_blocks(pa.py_buffer(data), schema, rows)
     except (pa.ArrowException, struct.error, StopIteration, EOFError, OSError) as error:
         what = str(error).splitlines()[0] if str(error) else "it ends too early"
-        raise ValueError(f"is not the Arrow stream that it should be ({what})") from None
+        raise ValueError(f"is not a valid Arrow stream of blocks ({what})") from None
 
 
-def _measured(data: pa.Buffer, schema: pa.Schema, rows: Iterable[int]) -> tuple[int, dict[int, Frame]]:
+def _measure_blocks(data: pa.Buffer, schema: pa.Schema, rows: Iterable[int]) -> tuple[int, dict[int, Frame]]:
     start = 8 + int(struct.unpack_from("<Ii", data, 0)[1])
     if not pa.ipc.read_schema(data.slice(0, start)).equals(schema, check_metadata=True):
-        raise ValueError("has another schema than the store, or that of another shard")
+        raise ValueError("has another schema than the store, or the metadata of another shard")
     frames: dict[int, Frame] = {}
     at = start
     for expected in rows:
@@ -163,7 +163,7 @@ def _measured(data: pa.Buffer, schema: pa.Schema, rows: Iterable[int]) -> tuple[
             raise ValueError(f"has a block of {batch.num_rows} samples instead of {expected}")
         size = message.body.address + message.body.size - data.address - at
         offsets = {
-            name: _values(column).address - data.address - at
+            name: _values_buffer(column).address - data.address - at
             for name, column in zip(schema.names, batch.columns, strict=True)
         }
         frame = Frame(size, offsets)
@@ -171,32 +171,32 @@ def _measured(data: pa.Buffer, schema: pa.Schema, rows: Iterable[int]) -> tuple[
             raise ValueError(f"has two blocks of {expected} samples with different offsets")
         at += size
     if data.slice(at).to_pybytes() != END_OF_STREAM:
-        raise ValueError("does not end with the end-of-stream marker behind its last block")
+        raise ValueError("does not end with the end-of-stream marker after its last block")
     return start, frames
 
 
-def _values(column: pa.Array) -> pa.Buffer:
-    """The one buffer of a column's values."""
+def _values_buffer(column: pa.Array) -> pa.Buffer:
+    """Returns the buffer of a column's values. Raises ValueError if there are nulls."""
     if column.null_count:
         raise ValueError("holds nulls")
     return (column.values if pa.types.is_fixed_size_list(column.type) else column).buffers()[1]
 
 
 def column_view(data: Any, offset: int, rows: int, column: Column) -> np.ndarray:
-    """Read-only view [rows, *shape] of a column whose buffer starts at byte ``offset`` of ``data``."""
+    """Returns a read-only view [rows, *shape] of a column that starts at byte ``offset`` of ``data``."""
     values = np.frombuffer(data, column.dtype, rows * column.items, offset)
     values.flags.writeable = False
     return values.reshape(rows, *column.shape)
 
 
 def dequantise(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """float32 [..., D] of int8 [..., D] and scale [...], one a position: scale = max|x| / 127."""
+    """Returns float32 [..., D] from int8 values [..., D] and a scale [...] per position, max|x| / 127."""
     hidden: np.ndarray = values.astype(np.float32) * scale[..., None]
     return hidden
 
 
 def hidden_values(layout: Layout, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """float32 [n, P, D] of the columns ``hidden_states`` and, for int8, ``hidden_scale``."""
+    """Returns the hidden states of the samples as float32 [n, P, D], whatever format the layout has."""
     stored = columns["hidden_states"]
     if layout.hidden_states == "int8":
         return dequantise(stored, columns["hidden_scale"])

@@ -1,6 +1,6 @@
-"""Range checks of the numbers of a block, before it is written and again by ``verify``.
+"""Checks that the values of a block are possible, before the block is written and again by ``verify``.
 
-Everything is vectorised; a block stays in the processor's cache.
+All checks are vectorised, and a block is small enough for the processor's cache.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from offline_teacher.store.schema import Layout, SpecialIds
 
 @dataclass(frozen=True)
 class BadValue:
-    """One impossible value: the column, the first row (sample) that has it, and what is wrong."""
+    """An impossible value of a block."""
 
     column: str
     row: int
+    """Number of the first row (sample) of the block that has such a value."""
     what: str
+    """What is wrong: the end of a sentence about the column."""
 
 
 def check_shapes(layout: Layout, columns: Mapping[str, np.ndarray]) -> Iterator[BadValue]:
-    """Missing, unknown, mistyped or misshapen columns, out of ``layout.data_columns()``."""
+    """Yields columns that are missing or unknown, or have another dtype or shape than the layout says."""
     expected = layout.data_columns()
     n = len(columns["sequence_id"]) if "sequence_id" in columns else 0
     for name in sorted(set(columns) - set(expected)):
@@ -43,9 +45,9 @@ def check_shapes(layout: Layout, columns: Mapping[str, np.ndarray]) -> Iterator[
 def check_block(
     layout: Layout, special: SpecialIds, ids: np.ndarray, columns: Mapping[str, np.ndarray]
 ) -> Iterator[BadValue]:
-    """Impossible values in arrays [n, *shape] of the right shapes; the first row for each column and kind.
+    """Yields impossible values of arrays [n, *shape]: the first row for each column and kind of problem.
 
-    ``ids``: int64 [n], the sequence ids that the plan has here.
+    The arrays must have passed ``check_shapes``. ``ids``: the sequence ids that the plan expects, int64 [n].
     """
     yield from _first("sequence_id", columns["sequence_id"] != ids, "is not the planned sequence")
     yield from _check_tokens(layout, special, columns)
@@ -62,7 +64,7 @@ def check_block(
 
 
 def _first(column: str, bad: np.ndarray, what: str) -> Iterator[BadValue]:
-    """A finding for the first row where ``bad`` [n, ...] is true anywhere."""
+    """Yields a BadValue for the first row in which ``bad`` [n, ...] is true, if any."""
     if bad.any():
         yield BadValue(column, int(bad.reshape(len(bad), -1).any(axis=1).argmax()), what)
 
@@ -79,14 +81,14 @@ def _check_tokens(layout: Layout, special: SpecialIds, block: Mapping[str, np.nd
 
 def _check_masked(layout: Layout, special: SpecialIds, block: Mapping[str, np.ndarray]) -> Iterator[BadValue]:
     positions, labels = block["masked_positions"], block["masked_labels"]
-    count = block["token_count"][:, None].astype(np.int64)
+    token_count = block["token_count"][:, None].astype(np.int64)
     used = positions >= 0
     yield from _first("masked_labels", labels >= layout.vocab_size, "is not below the vocabulary size")
     yield from _first("masked_positions", (positions < -1), "is negative but not -1")
-    yield from _first("masked_positions", positions >= count, "is not below token_count")
-    ends = used & ((positions == 0) | (positions == count - 1))
+    yield from _first("masked_positions", positions >= token_count, "is not below token_count")
+    ends = used & ((positions == 0) | (positions == token_count - 1))
     yield from _first(
-        "masked_positions", ends, "is that of the first or the last token, which are never masked"
+        "masked_positions", ends, "is the position of the first or the last token, which are never masked"
     )
     ascending = (np.diff(positions, axis=1) > 0) | ~used[:, 1:]
     ascending &= used[:, :-1] | ~used[:, 1:]
@@ -97,9 +99,9 @@ def _check_masked(layout: Layout, special: SpecialIds, block: Mapping[str, np.nd
 
 
 def _check_topk(layout: Layout, block: Mapping[str, np.ndarray], unused: np.ndarray) -> Iterator[BadValue]:
-    ids, halves, logsumexp = block["topk_ids"], block["topk_logits"], block["logsumexp"]
-    if _not_finite(halves).any():
-        yield from _first("topk_logits", _not_finite(halves), "is NaN or infinite")
+    ids, logits, logsumexp = block["topk_ids"], block["topk_logits"], block["logsumexp"]
+    if _not_finite(logits).any():
+        yield from _first("topk_logits", _not_finite(logits), "is NaN or infinite")
         return
     yield from _first("topk_ids", ids >= layout.vocab_size, "is not below the vocabulary size")
     if layout.top_k > 1:
@@ -107,18 +109,18 @@ def _check_topk(layout: Layout, block: Mapping[str, np.ndarray], unused: np.ndar
         if (ordered[:, 1:] == ordered[:, :-1]).any():
             ordered = np.sort(ids, axis=-1)
             twice = (ordered[..., 1:] == ordered[..., :-1]).any(axis=-1) & ~unused
-            yield from _first("topk_ids", twice, "names a token twice at one position")
-        keys = _order_keys(halves)
+            yield from _first("topk_ids", twice, "has the same token twice at one position")
+        keys = _sort_keys(logits)
         yield from _first("topk_logits", keys[..., 1:] > keys[..., :-1], "is not descending")
     yield from _first("logsumexp", ~np.isfinite(logsumexp), "is NaN or infinite")
-    # max/T <= logsumexp <= max/T + log V, up to the rounding of the stored maximum to float16
+    # max/T <= logsumexp <= max/T + log V must hold, up to the rounding of the stored maximum to float16.
     temperatures = np.array(layout.temperatures, np.float32)
-    top = halves[..., :1].astype(np.float32) / temperatures
-    slack = np.abs(top) * 2**-10 + np.float32(1e-4)
-    low = logsumexp < top - slack
-    high = logsumexp > top + slack + math.log(layout.vocab_size)
-    yield from _first("logsumexp", low & ~unused[..., None], "is below the largest logit")
-    yield from _first("logsumexp", high & ~unused[..., None], "is above the largest logit + log(V)")
+    largest = logits[..., :1].astype(np.float32) / temperatures
+    tolerance = np.abs(largest) * 2**-10 + np.float32(1e-4)
+    too_low = logsumexp < largest - tolerance
+    too_high = logsumexp > largest + tolerance + math.log(layout.vocab_size)
+    yield from _first("logsumexp", too_low & ~unused[..., None], "is below the largest logit")
+    yield from _first("logsumexp", too_high & ~unused[..., None], "is above the largest logit + log(V)")
     for name in ("topk_ids", "topk_logits", "logsumexp"):
         yield from _unused_values(name, block[name], unused)
 
@@ -147,12 +149,13 @@ def _unused_values(name: str, values: np.ndarray, unused: np.ndarray) -> Iterato
         yield from _first(name, nonzero & unused, "is not 0 at a position without a token")
 
 
-def _not_finite(halves: np.ndarray) -> np.ndarray:
-    """NaN or infinity of float16, by the exponent bits: numpy has no fast float16 arithmetic."""
-    return (halves.view(np.uint16) & np.uint16(0x7C00)) == np.uint16(0x7C00)
+def _not_finite(values: np.ndarray) -> np.ndarray:
+    """Returns which float16 values are NaN or infinite. Tests the exponent bits, because numpy's float16
+    arithmetic is slow."""
+    return (values.view(np.uint16) & np.uint16(0x7C00)) == np.uint16(0x7C00)
 
 
-def _order_keys(halves: np.ndarray) -> np.ndarray:
-    """int16 that order like the finite float16 they come from, -0 and 0 alike."""
-    bits = halves.view(np.int16)
+def _sort_keys(values: np.ndarray) -> np.ndarray:
+    """Returns int16 keys in the same order as the finite float16 values; -0 and 0 have the same key."""
+    bits = values.view(np.int16)
     return np.where(bits < 0, np.int16(-32768) - bits, bits)

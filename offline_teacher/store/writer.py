@@ -1,7 +1,6 @@
-"""Writing a store: spec.json first, then parts and tasks in any order from any worker, the manifest last.
+"""Writes a store: spec.json first, then parts and tasks in any order from any worker, and the manifest last.
 
-Of several attempts of one task, whichever publishes its index first is the task; see FORMAT.md, "Commit
-protocol".
+If several workers attempt a task, the first index that is published counts; see FORMAT.md, "Commit protocol".
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.files import storage
 from infra.trees import difference
 from offline_teacher.store import paths
-from offline_teacher.store.blocks import Memory, ShardStream, shard_metadata
+from offline_teacher.store.blocks import BufferPool, ShardStream, shard_metadata
 from offline_teacher.store.index import Frame, ShardIndex, TaskIndex
 from offline_teacher.store.manifest import Manifest, Spec, SplitRecord
 from offline_teacher.store.numbering import SplitPlan, Task, shards_of
@@ -35,13 +34,13 @@ from offline_teacher.store.records import encode
 from offline_teacher.store.value_checks import check_block, check_shapes
 
 SHARDS_IN_FLIGHT = 2
-"""Shards that a writer publishes while it fills the next: this many are in memory on top of it."""
+"""Maximum number of shards that a writer publishes while it fills the next one; all of them are in memory."""
 
 
 def begin_store(root: str, spec: Spec) -> None:
-    """Publishes ``spec.json``, or finds the same one there.
+    """Publishes ``spec.json``, unless it is already published.
 
-    UserError, with the differences in words, if the directory holds a store of another fingerprint.
+    Raises UserError, which lists the differences, if the directory has a store with another spec.
     """
     refuse_other(root, spec)
     path = storage.join(root, paths.SPEC)
@@ -50,7 +49,7 @@ def begin_store(root: str, spec: Spec) -> None:
 
 
 def refuse_other(root: str, spec: Spec, remedy: str = "choose another store.path") -> None:
-    """UserError, with the differences in words and the remedy, if the directory holds another store."""
+    """Raises UserError, with the differences and the remedy, if the directory has a store of another spec."""
     refuse_format_1(root)
     if not storage.exists(storage.join(root, paths.SPEC)):
         return
@@ -63,9 +62,9 @@ def refuse_other(root: str, spec: Spec, remedy: str = "choose another store.path
 
 
 class TaskWriter:
-    """One attempt of one task, as a context. Without ``publish`` nothing of the task exists.
+    """One attempt to write a task, as a context manager. The task exists only after ``publish``.
 
-    Holds one shard in memory while it fills up, and up to ``SHARDS_IN_FLIGHT`` more that are being published.
+    Keeps the shard that is being filled in memory, and up to ``SHARDS_IN_FLIGHT`` that are being published.
     """
 
     def __init__(
@@ -75,18 +74,18 @@ class TaskWriter:
         split: str,
         task: Task,
         environment: Mapping[str, Any],
-        memory: Memory | None = None,
+        buffers: BufferPool | None = None,
     ) -> None:
-        """``memory``: of shards, shared with the writers of other tasks."""
-        self._memory = memory or Memory()
+        """``environment``: see `TaskIndex`. ``buffers``: a pool shared with the writers of other tasks."""
+        self._buffers = buffers or BufferPool()
         self._root, self._spec, self._split, self._task = root, spec, split, task
         self._environment = dict(environment)
         self._ids = task.sequence_ids()
-        self._plan = shards_of(task, spec.plan)
-        self._done = self._tokens = self._masked = 0
+        self._shard_blocks = shards_of(task, spec.plan)
+        self._samples = self._tokens = self._masked = 0  # of the blocks that are written
         self._pending: list[dict[str, np.ndarray]] = []  # samples of the next block
         self._stream: ShardStream | None = None
-        self._left = 0  # blocks that the open shard still needs
+        self._blocks_left = 0  # blocks that are missing from the open shard
         self._shards: list[ShardIndex] = []
         self._frames: dict[int, Frame] = {}
         self._pool = ThreadPoolExecutor(SHARDS_IN_FLIGHT)
@@ -101,46 +100,46 @@ class TaskWriter:
         self._pool.shutdown(cancel_futures=True)
 
     def write(self, columns: Mapping[str, np.ndarray]) -> None:
-        """Appends samples in order: arrays [n, *shape], any n >= 1, of ``spec.layout.data_columns()``.
+        """Appends the next n >= 1 samples: arrays [n, *shape] of ``spec.layout.data_columns()``.
 
-        The caller may change the arrays afterwards. Raises ValueError, which names column and sample, if a
-        value cannot be right (NaN, order, range, padding).
+        The caller may change the arrays afterwards. Raises ValueError, with column and sample, if a value is
+        impossible: NaN, out of order, out of range, or not zero in padding.
         """
         for bad in check_shapes(self._spec.layout, columns):
             raise ValueError(f"task {self._task.name}: column {bad.column} {bad.what}")
         n, at = len(columns["sequence_id"]), 0
         while at < n:
-            waiting = sum(len(part["sequence_id"]) for part in self._pending)
-            if self._done + waiting == self._task.samples:
+            pending = sum(len(piece["sequence_id"]) for piece in self._pending)
+            if self._samples + pending == self._task.samples:
                 raise ValueError(f"task {self._task.name}: more than its {self._task.samples} samples")
-            size = min(self._spec.plan.block_samples, self._task.samples - self._done)
-            stop = min(n, at + size - waiting)
+            size = min(self._spec.plan.block_samples, self._task.samples - self._samples)
+            stop = min(n, at + size - pending)
             self._pending.append({name: array[at:stop] for name, array in columns.items()})
-            if waiting + stop - at == size:
-                self._write_block(_joined(self._pending))
+            if pending + stop - at == size:
+                self._write_block(_concatenated(self._pending))
                 self._pending = []
             at = stop
-        self._pending = [{name: a.copy() for name, a in part.items()} for part in self._pending]
+        self._pending = [{name: a.copy() for name, a in piece.items()} for piece in self._pending]
 
     def _write_block(self, block: Mapping[str, np.ndarray]) -> None:
         layout, n = self._spec.layout, len(block["sequence_id"])
-        ids = self._ids[self._done : self._done + n]
+        ids = self._ids[self._samples : self._samples + n]
         for bad in check_block(layout, self._spec.special, ids, block):
-            where = f"sample {self._done + bad.row} (sequence {ids[bad.row]})"
+            where = f"sample {self._samples + bad.row} (sequence {ids[bad.row]})"
             raise ValueError(f"task {self._task.name}: column {bad.column}, {where}: {bad.what}")
         if self._stream is None:
             number = len(self._shards)
             metadata = shard_metadata(self._spec.digest, self._split, self._task.name, number)
-            sizes = self._plan[number]
-            self._left = len(sizes)
-            self._stream = ShardStream(layout, metadata, sum(sizes), len(sizes), self._memory)
+            sizes = self._shard_blocks[number]
+            self._blocks_left = len(sizes)
+            self._stream = ShardStream(layout, metadata, sum(sizes), len(sizes), self._buffers)
         self._stream.write(block)
-        self._done += n
+        self._samples += n
         self._tokens += int(block["token_count"].sum(dtype=np.int64))
         if layout.masked:
             self._masked += int((block["masked_positions"] >= 0).sum())
-        self._left -= 1
-        if self._left == 0:
+        self._blocks_left -= 1
+        if self._blocks_left == 0:
             self._close_shard(self._stream)
             self._stream = None
 
@@ -150,19 +149,22 @@ class TaskWriter:
         self._shards.append(index)
         while len(self._publishing) >= SHARDS_IN_FLIGHT:
             self._publishing.pop(0).result()
-        self._publishing.append(self._pool.submit(self._publish_shard, path, data, stream.memory))
+        self._publishing.append(self._pool.submit(self._publish_shard, path, data, stream.buffer))
 
-    def _publish_shard(self, path: str, data: memoryview, memory: np.ndarray) -> None:
+    def _publish_shard(self, path: str, data: memoryview, buffer: np.ndarray) -> None:
         storage.publish_bytes(path, data)
-        self._memory.give(memory)
+        self._buffers.give_back(buffer)
 
     def publish(self) -> TaskIndex:
-        """Publishes the index, unless another attempt has, and returns the one that holds.
+        """Publishes the index, unless another attempt has published one. Returns the published index.
 
-        Then removes the shards of the task that this index does not name.
+        Then removes the shards of the task that the published index does not name. Raises ValueError if
+        samples are missing.
         """
-        if self._done != self._task.samples:
-            raise ValueError(f"task {self._task.name}: {self._done} of {self._task.samples} samples written")
+        if self._samples != self._task.samples:
+            raise ValueError(
+                f"task {self._task.name}: {self._samples} of {self._task.samples} samples written"
+            )
         for publishing in self._publishing:
             publishing.result()
         own = TaskIndex(
@@ -179,31 +181,31 @@ class TaskWriter:
         own.check(self._spec.layout, self._spec.plan, self._split, self._task, self._spec.digest)
         path = paths.task_path(self._root, self._split, self._task.name)
         first = storage.publish_if_absent(path, own.to_bytes())
-        holds = own if first else read_task_index(self._root, self._spec, self._split, self._task)[0]
-        named = {shard.file for shard in holds.shards}
+        published = own if first else read_task_index(self._root, self._spec, self._split, self._task)[0]
+        named = {shard.file for shard in published.shards}
         directory = storage.join(self._root, paths.SHARDS, self._split, self._task.name)
         for name in storage.list_names(directory):
             if name not in named:
                 storage.remove(storage.join(directory, name))
-        return holds
+        return published
 
 
-def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    if len(parts) == 1:
-        return parts[0]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def _concatenated(pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    if len(pieces) == 1:
+        return pieces[0]
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def quarantine_task(root: str, split: str, task: str, record: Mapping[str, Any]) -> None:
-    """Publishes why a task was given up: ``failed/SPLIT/TASK.json``."""
+    """Publishes ``failed/SPLIT/TASK.json``. ``record`` says why the task is quarantined."""
     storage.publish_bytes(paths.failed_path(root, split, task), encode(record))
 
 
 def finish_store(root: str, parts: Mapping[str, int]) -> Manifest:
-    """Publishes the manifest once every task is there. ``parts``: the number of parts of each split.
+    """Publishes the manifest of a store whose tasks are all finished, and returns it.
 
-    Reads the index of each part and of each task, and digests the files of tokenizer and teacher. UserError
-    with exit code 3 if tasks are missing.
+    ``parts`` is the number of parts of each split. Reads the index of every part and task, and digests the
+    files of tokenizer and teacher. Raises UserError with exit code 3 if tasks are missing.
     """
     spec = read_spec(root)
     splits = {split: _finished_split(root, spec, split, count) for split, count in parts.items()}
@@ -218,8 +220,8 @@ def finish_store(root: str, parts: Mapping[str, int]) -> Manifest:
 
 
 def _finished_split(root: str, spec: Spec, split: str, count: int) -> SplitRecord:
-    found = [(index.rows, digest) for index, digest in read_parts(root, split, count)]
-    plan = SplitPlan.of(split, tuple(rows for rows, _ in found), spec.plan)
+    parts = [(index.rows, digest) for index, digest in read_parts(root, split, count)]
+    plan = SplitPlan.of(split, tuple(rows for rows, _ in parts), spec.plan)
     finished = finished_tasks(root, split)
     missing = [task.name for task in plan.tasks() if task.name not in finished]
     if missing:
@@ -233,11 +235,11 @@ def _finished_split(root: str, spec: Spec, split: str, count: int) -> SplitRecor
     for index, digest in in_order(partial(read_task_index, root, spec, split), plan.tasks()):
         digests.append(digest)
         tokens, masked = tokens + index.tokens, masked + index.masked
-    return SplitRecord(plan.rows, tuple(digest for _, digest in found), tuple(digests), tokens, masked)
+    return SplitRecord(plan.rows, tuple(digest for _, digest in parts), tuple(digests), tokens, masked)
 
 
 def _fixed_files(root: str) -> Iterator[tuple[str, str]]:
-    """Path below the store and digest of every file of ``tokenizer/`` and ``teacher/``."""
+    """Yields (path relative to the store, digest) of every file of ``tokenizer/`` and ``teacher/``."""
     for directory in (paths.TOKENIZER, paths.TEACHER):
         path = storage.join(root, directory)
         for name in storage.list_names(path):

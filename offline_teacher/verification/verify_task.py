@@ -13,7 +13,7 @@ from offline_teacher.store.blocks import (
     arrow_schema,
     block_digest,
     column_view,
-    measured,
+    measure_blocks,
     row_digests,
     shard_metadata,
 )
@@ -108,7 +108,7 @@ class _Check:
             right = f"has {len(data)} bytes, the index of its task says {shard.bytes}"
             require(len(data) == shard.bytes, right)
             require(storage.digest_bytes(data) == shard.digest, "its digest is not its name")
-            start, found = measured(data, schema, sizes)
+            start, found = measure_blocks(data, schema, sizes)
             same = start == shard.start and all(frames[rows] == frame for rows, frame in found.items())
             require(same, "its blocks are not where the index of its task says")
             return data

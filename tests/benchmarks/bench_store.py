@@ -18,7 +18,7 @@ import numpy as np
 
 from infra.files import storage
 from offline_teacher.store.block_reader import BlockReader
-from offline_teacher.store.blocks import SHARD_FRAMING
+from offline_teacher.store.blocks import MAX_SHARD_OVERHEAD
 from offline_teacher.store.index import Frame, PartIndex, ShardIndex, TaskIndex
 from offline_teacher.store.manifest import Manifest, Spec, SplitRecord
 from offline_teacher.store.numbering import SplitPlan, Task, shards_of
@@ -201,7 +201,11 @@ def index_of(spec: Spec, task: Task) -> TaskIndex:
         at += -(-rows * column.bytes // 8) * 8
     shards = tuple(
         ShardIndex(
-            f"{number:032x}.arrow", len(sizes) * at + SHARD_FRAMING, sum(sizes), 1200, "0f" * 8 * len(sizes)
+            f"{number:032x}.arrow",
+            len(sizes) * at + MAX_SHARD_OVERHEAD,
+            sum(sizes),
+            1200,
+            "0f" * 8 * len(sizes),
         )
         for number, sizes in enumerate(shards_of(task, spec.plan))
     )

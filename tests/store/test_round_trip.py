@@ -20,7 +20,7 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.files.cache import Cache
 from offline_teacher.store.block_reader import BlockReader
-from offline_teacher.store.blocks import BLOCK_FRAMING, SHARD_FRAMING, dequantise
+from offline_teacher.store.blocks import MAX_BLOCK_OVERHEAD, MAX_SHARD_OVERHEAD, dequantise
 from offline_teacher.store.parts import read_part
 from offline_teacher.store.paths import shard_path
 from offline_teacher.store.pending import read_part_index
@@ -287,9 +287,9 @@ def test_sizes_are_those_of_the_formula(tmp_path: Path, changes: dict[str, Any])
     for shard in index.shards:
         framing = shard.bytes - shard.samples * formula
         blocks = len(shard.blocks) // 16
-        assert 0 < framing < blocks * BLOCK_FRAMING + SHARD_FRAMING
+        assert 0 < framing < blocks * MAX_BLOCK_OVERHEAD + MAX_SHARD_OVERHEAD
     for rows, frame in index.frames.items():
-        assert frame.bytes - rows * formula < BLOCK_FRAMING
+        assert frame.bytes - rows * formula < MAX_BLOCK_OVERHEAD
 
 
 def test_a_store_that_is_not_there_or_not_finished_says_what_to_do(tmp_path: Path) -> None:
