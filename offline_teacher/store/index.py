@@ -1,4 +1,4 @@
-"""The indices of a store: what a finished task and a finished part hold. Every field is checked when read."""
+"""The index files of finished tasks and parts. Every field is checked when an index is read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_digest(value: Any) -> bool:
 
 
 def shard_file(digest: str) -> str:
-    """The name of a shard with this digest: its 32 hexadecimal digits and ``.arrow``."""
+    """Returns the file name of a shard with this digest: its 32 hexadecimal digits and ``.arrow``."""
     return f"{digest.removeprefix('xxh3-128:')}.arrow"
 
 
@@ -38,45 +38,49 @@ def _require_fields(value: Any, digests: tuple[str, ...], counts: tuple[str, ...
 
 @dataclass(frozen=True)
 class Frame:
-    """The message of a block with a certain number of rows, as pyarrow wrote it."""
+    """Byte layout of the Arrow messages of all blocks with the same number of rows."""
 
     bytes: int
+    """Size of the message."""
     offsets: dict[str, int]
-    """Column -> where its buffer starts, from the start of the message; multiples of 8."""
+    """Column -> byte offset of its buffer in the message, a multiple of 8."""
 
     def check(self, layout: Layout, rows: int) -> None:
-        """ValueError unless every column has room inside the message, in order and without overlap."""
+        """Raises ValueError unless all columns fit into the message, in order and without overlap."""
         require(is_count(self.bytes, 1, 2**40), "frames: bytes must be a whole number")
         columns = layout.columns()
         check_keys(self.offsets, set(columns), "frames: offsets")
         end = 0
         for name, column in columns.items():
             offset = self.offsets[name]
-            require(is_count(offset, end, self.bytes) and offset % 8 == 0, f"frames: offset of {name}")
+            require(is_count(offset, end, self.bytes) and offset % 8 == 0, f"frames: wrong offset of {name}")
             end = offset + rows * column.bytes
-        require(end <= self.bytes, "frames: a column ends behind its message")
+        require(end <= self.bytes, "frames: a column ends after its message")
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """One shard of a task."""
+    """One shard, as the index of its task records it."""
 
     file: str
-    """Its name: the 32 hexadecimal digits of its digest, and ``.arrow``."""
+    """Name of the file: the 32 hexadecimal digits of its digest, and ``.arrow``."""
     bytes: int
+    """Size of the file."""
     samples: int
+    """Number of samples."""
     start: int
-    """Offset of its first block."""
+    """Byte offset of the first block."""
     blocks: str
-    """16 hexadecimal digits for each block: XXH3 (64 bits) of the bytes of its ``digests`` column."""
+    """For each block 16 hexadecimal digits: XXH3 (64 bits) of the bytes of its ``digests`` column."""
 
     def __post_init__(self) -> None:
         name = self.file
-        require(isinstance(name, str) and _SHARD_FILE.fullmatch(name) is not None, "shards: file")
+        named = isinstance(name, str) and _SHARD_FILE.fullmatch(name) is not None
+        require(named, "shards: file must be <32 hex>.arrow")
         counts = all(map(is_count, (self.bytes, self.samples, self.start)))
         require(counts, "shards: bytes, samples and start must be whole numbers")
         good = isinstance(self.blocks, str) and _HEX.fullmatch(self.blocks) is not None
-        require(good, "shards: blocks must be 16 hexadecimal digits a block")
+        require(good, "shards: blocks must be 16 hexadecimal digits per block")
 
     @property
     def digest(self) -> str:
@@ -84,27 +88,29 @@ class ShardIndex:
 
     @cached_property
     def block_digests(self) -> np.ndarray:
-        """uint64 [blocks]."""
+        """Digest of each block: uint64 [blocks]."""
         return np.frombuffer(builtins.bytes.fromhex(self.blocks), ">u8").astype(np.uint64)
 
 
 @dataclass(frozen=True)
 class TaskIndex:
-    """What a finished task holds: ``tasks/SPLIT/TASK.json``. A task without its index does not exist."""
+    """The index of a task: ``tasks/SPLIT/TASK.json``. A task without an index counts as missing."""
 
     split: str
     task: str
+    """Name of the task."""
     spec: str
-    """Digest of spec.json."""
+    """Digest of the file spec.json."""
     samples: int
+    """Number of samples."""
     tokens: int
-    """Real tokens in them."""
+    """Number of tokens of all samples, without padding."""
     masked: int
-    """Masked tokens in them."""
+    """Number of masked tokens of all samples."""
     environment: dict[str, str | int | float | bool | None]
-    """What decides the last bits of the teacher's numbers."""
+    """Hardware and software on which the last bits of the teacher's outputs depend."""
     frames: dict[int, Frame]
-    """Rows of a block -> its frame; one entry, or two if the last block is short."""
+    """Number of rows of a block -> frame: one entry, or two if the last block is short."""
     shards: tuple[ShardIndex, ...]
 
     def __post_init__(self) -> None:
@@ -114,18 +120,18 @@ class TaskIndex:
         good = isinstance(self.environment, Mapping) and len(self.environment) <= 100
         good = good and all(isinstance(key, str) for key in self.environment)
         good = good and all(v is None or isinstance(v, str | int | float) for v in self.environment.values())
-        require(good, "environment: must be an object of names and plain values")
+        require(good, "environment: must be an object whose values are strings, numbers, booleans or null")
 
     def check(self, layout: Layout, plan: Plan, split: str, task: Task, spec: str) -> None:
-        """ValueError unless this is the index of this task, and every offset in it stays inside its shard."""
+        """Raises ValueError if this is the index of another task, or an offset is outside its shard."""
         own = self.split, self.task, self.spec, self.samples
         require(own == (split, task.name, spec, task.samples), "is the index of another task")
         expected = shards_of(task, plan)
         sizes = {count for shard in expected for count in shard}
-        require(set(self.frames) == sizes, f"frames: must be those of {sorted(sizes)} rows")
+        require(set(self.frames) == sizes, f"frames: must be of blocks with {sorted(sizes)} rows")
         for rows, frame in self.frames.items():
             frame.check(layout, rows)
-        require(len(self.shards) == len(expected), f"shards: lists {len(self.shards)}, not {len(expected)}")
+        require(len(self.shards) == len(expected), f"shards: has {len(self.shards)}, not {len(expected)}")
         bytes_of = {rows: frame.bytes for rows, frame in self.frames.items()}
         for shard, counts in zip(self.shards, expected, strict=True):
             blocks = sum(map(bytes_of.__getitem__, counts))
@@ -141,14 +147,14 @@ class TaskIndex:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> TaskIndex:
-        """ValueError says in which way the bytes are no index of a task."""
+        """Parses the index of a task. Raises ValueError, which says what is wrong, if it is invalid."""
         value = decode(data)
         check_keys(value, {field.name for field in fields(cls)}, "index")
         require(isinstance(value["frames"], dict), "frames: must be an object")
         require(isinstance(value["shards"], list), "shards: must be a list")
         frames = {}
         for rows, frame in value["frames"].items():
-            require(re.fullmatch(r"[1-9]\d{0,9}", rows) is not None, "frames: must be by numbers of rows")
+            require(re.fullmatch(r"[1-9]\d{0,9}", rows) is not None, "frames: keys must be numbers of rows")
             frames[int(rows)] = parsed(Frame, frame, "frames")
         shards = tuple(parsed(ShardIndex, shard, "shards") for shard in value["shards"])
         return cls(**{**value, "frames": frames, "shards": shards})
@@ -156,23 +162,29 @@ class TaskIndex:
 
 @dataclass(frozen=True)
 class PartIndex:
-    """What a finished part of the text holds: ``sequences/SPLIT/part-00000.json``."""
+    """The index of a part of the text: ``sequences/SPLIT/part-00000.json``."""
 
     split: str
     part: int
+    """Number of the part."""
     bytes: int
+    """Size of the part's Arrow file."""
     file: str
     """Digest of the part's Arrow file."""
     text: str
-    """Digest of the text."""
+    """Digest of the part's documents."""
     made_from: str
-    """Digest of settings, tokenizer and sizes."""
+    """Digest of the settings, the tokenizer and the sizes of files from which the part was built."""
     rows: int
+    """Number of sequences."""
     tokens: int
+    """Number of tokens, without padding."""
     documents: int
+    """Number of documents."""
     text_bytes: int
+    """Size of the documents in UTF-8."""
     problems: dict[str, Any]
-    """What was wrong with the text, and how often."""
+    """Problems of the text: see `Problems.to_json`."""
     counts: str | None = None
     """Digest of the file of token counts, if masking is by frequency."""
 
@@ -189,5 +201,5 @@ class PartIndex:
 
     @classmethod
     def from_bytes(cls, data: builtins.bytes) -> PartIndex:
-        """ValueError says in which way the bytes are no index of a part."""
+        """Parses the index of a part. Raises ValueError, which says what is wrong, if it is invalid."""
         return parsed(cls, decode(data), "index")

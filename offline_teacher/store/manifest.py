@@ -1,4 +1,4 @@
-"""spec.json, written first, and manifest.json, written last."""
+"""The files spec.json, which is written first, and manifest.json, which is written last."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from offline_teacher.store.schema import (
     require,
 )
 
-FINGERPRINT = {"recipe", "teacher", "tokenizer", "architecture", "corpus", "format"}
+FINGERPRINT_KEYS = {"recipe", "teacher", "tokenizer", "architecture", "corpus", "format"}
 
 _FILE = re.compile(rf"({TOKENIZER}|{TEACHER})(/[A-Za-z0-9_][A-Za-z0-9._+-]*)+")
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a store holds: ``spec.json``. A pass that goes on compares its own with it."""
+    """Describes the content of a store: ``spec.json``. A resumed pass must have an equal spec."""
 
     layout: Layout
     plan: Plan
@@ -40,16 +40,16 @@ class Spec:
     """Everything on which the content depends: recipe, teacher, tokenizer, architecture, corpus, format."""
 
     def __post_init__(self) -> None:
-        check_keys(self.fingerprint, FINGERPRINT, "fingerprint")
+        check_keys(self.fingerprint, FINGERPRINT_KEYS, "fingerprint")
         for name, value in asdict(self.special).items():
-            inside = value is None or value < self.layout.vocab_size
-            require(inside, f"special.{name}: {value} is not below vocab_size")
-        unmasked = self.special.mask is None
-        require(not (unmasked and self.layout.masked), "special.mask: masking needs the id of the mask token")
+            in_vocabulary = value is None or value < self.layout.vocab_size
+            require(in_vocabulary, f"special.{name}: {value} is not below vocab_size")
+        has_mask = self.special.mask is not None
+        require(has_mask or not self.layout.masked, "special.mask: masking needs the id of the mask token")
 
     @cached_property
     def digest(self) -> str:
-        """The file digest of spec.json."""
+        """Digest of the file spec.json."""
         return storage.digest_bytes(self.to_bytes())
 
     def to_bytes(self) -> bytes:
@@ -57,7 +57,7 @@ class Spec:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Spec:
-        """ValueError says in which way the bytes are no spec.json."""
+        """Parses a spec.json. Raises ValueError, which says what is wrong, if it is invalid."""
         value = _decoded(cls, data, "spec")
         return cls(
             layout=parsed(Layout, value["layout"], "layout"),
@@ -69,16 +69,18 @@ class Spec:
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """One split in the manifest."""
+    """One split, as the manifest records it."""
 
     rows: tuple[int, ...]
-    """r_p: rows of each part."""
+    """Number of rows of each part."""
     parts: tuple[str, ...]
-    """File digest of the index of each part."""
+    """Digest of the index file of each part."""
     tasks: tuple[str, ...]
-    """File digest of the index of each task, in order."""
+    """Digest of the index file of each task, in the order of tasks."""
     tokens: int
+    """Number of tokens of all samples, without padding."""
     masked: int
+    """Number of masked tokens of all samples."""
 
     def __post_init__(self) -> None:
         for name in ("rows", "parts", "tasks"):
@@ -86,19 +88,22 @@ class SplitRecord:
         require(all(is_count(rows, 0, 2**32) for rows in self.rows), "rows: must be whole numbers")
         for name in ("parts", "tasks"):
             require(all(map(is_digest, getattr(self, name))), f"{name}: must be digests")
-        require(len(self.rows) == len(self.parts), "parts: must be as many as rows")
+        require(len(self.rows) == len(self.parts), "parts: must have as many entries as rows")
         for name in ("tokens", "masked"):
             require(is_count(getattr(self, name)), f"{name}: must be a whole number")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished store: ``manifest.json``, the root of its tree of digests."""
+    """The root of a finished store's tree of digests: ``manifest.json``.
+
+    The indices that it lists contain the digests of all other files.
+    """
 
     spec: str
-    """File digest of spec.json."""
+    """Digest of the file spec.json."""
     files: dict[str, str]
-    """Path below the store -> digest, of every file of ``tokenizer/`` and ``teacher/``."""
+    """Path relative to the store -> digest, for every file of ``tokenizer/`` and ``teacher/``."""
     splits: dict[str, SplitRecord]
 
     def __post_init__(self) -> None:
@@ -112,7 +117,7 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """The file digest of manifest.json, which identifies the content of the whole store."""
+        """Digest of the file manifest.json, which identifies the content of the whole store."""
         return storage.digest_bytes(self.to_bytes())
 
     def to_bytes(self) -> bytes:
@@ -120,7 +125,7 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
-        """ValueError says in which way the bytes are no manifest.json."""
+        """Parses a manifest.json. Raises ValueError, which says what is wrong, if it is invalid."""
         value = _decoded(cls, data, "manifest")
         require(isinstance(value["splits"], dict), "splits: must be an object")
         splits = {name: parsed(SplitRecord, record, "splits") for name, record in value["splits"].items()}
@@ -133,7 +138,7 @@ def _decoded(kind: type[Any], data: bytes, where: str) -> dict[str, Any]:
     version = value.get("format_version")
     require(
         is_count(version) and version == FORMAT_VERSION,
-        f"format_version: is {str(version)[:40]!r}; this version of the program knows {FORMAT_VERSION}",
+        f"format_version: is {str(version)[:40]!r}; this version of the program reads {FORMAT_VERSION}",
     )
     check_keys(value, {"format_version", *(field.name for field in fields(kind))}, where)
     return value
