@@ -1,4 +1,4 @@
-"""The text of a store: parts of token ids before masking, specified in FORMAT.md, "sequences"."""
+"""Writes and reads the parts of a store's text: token ids before masking. See FORMAT.md, "sequences"."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from offline_teacher.store.index import PartIndex
 from offline_teacher.store.paths import part_path, repair_command
 from offline_teacher.store.schema import Column, Layout
 
-COUNTS = {"token": Column(np.dtype("<u4"), ()), "count": Column(np.dtype("<i8"), ())}
+COUNT_COLUMNS = {"token": Column(np.dtype("<u4"), ()), "count": Column(np.dtype("<i8"), ())}
 
 
 def part_columns(layout: Layout) -> dict[str, Column]:
-    """The columns of a part: ``input_ids`` [rows, L] and ``token_count`` [rows]."""
+    """Returns the columns of a part: ``input_ids`` [rows, L] and ``token_count`` [rows]."""
     columns = layout.columns()
     return {name: columns[name] for name in ("input_ids", "token_count")}
 
@@ -34,10 +34,11 @@ def publish_part(
     facts: Mapping[str, Any],
     counts: Mapping[str, np.ndarray] | None = None,
 ) -> PartIndex:
-    """Publishes the rows of a part, then its index.
+    """Publishes the rows of a part, then its index, which is returned.
 
-    ``columns`` as in ``part_columns``; ``facts``: text, made_from, documents, text_bytes and problems of
-    ``PartIndex``. ``counts``, if masking is by frequency: ``token`` uint32 and ``count`` int64.
+    ``columns`` has the arrays of ``part_columns``. ``facts`` has these fields of ``PartIndex``: text,
+    made_from, documents, text_bytes, problems. ``counts`` is needed if masking is by frequency: ``token``
+    uint32 [ids] and ``count`` int64 [ids].
     """
     path = part_path(root, split, part, ".arrow")
     with storage.publishing(path) as draft:
@@ -46,7 +47,7 @@ def publish_part(
     counts_digest = None
     if counts is not None:
         with storage.publishing(part_path(root, split, part, ".counts.arrow")) as draft:
-            _write(draft, COUNTS, counts)
+            _write(draft, COUNT_COLUMNS, counts)
             counts_digest = storage.digest_file(draft)
     token_count = columns["token_count"]
     index = PartIndex(
@@ -64,22 +65,22 @@ def publish_part(
 
 
 def read_part(root: str, layout: Layout, index: PartIndex, cache: Cache) -> dict[str, np.ndarray]:
-    """The columns of a part, read-only views; its digest is checked when ``cache`` meets it first.
+    """Returns the columns of a part as read-only views. Raises UserError if the part is damaged.
 
-    UserError if it is damaged.
+    The digest of the file is checked when it enters ``cache``.
     """
     path = part_path(root, index.split, index.part, ".arrow")
     columns = _read(root, path, index.file, part_columns(layout), cache)
     if len(columns["token_count"]) != index.rows:
-        raise _damaged(root, path, f"it has {len(columns['token_count'])} rows instead of {index.rows}")
+        raise _damaged_part(root, path, f"it has {len(columns['token_count'])} rows instead of {index.rows}")
     return columns
 
 
 def read_counts(root: str, index: PartIndex, cache: Cache) -> dict[str, np.ndarray]:
-    """``token`` and ``count`` of a part, if masking is by frequency. UserError if they are damaged."""
+    """Returns the token counts of a part: ``token`` and ``count``. Raises UserError if they are damaged."""
     assert index.counts is not None
     path = part_path(root, index.split, index.part, ".counts.arrow")
-    return _read(root, path, index.counts, COUNTS, cache)
+    return _read(root, path, index.counts, COUNT_COLUMNS, cache)
 
 
 def _write(path: str, columns: Mapping[str, Column], values: Mapping[str, np.ndarray]) -> None:
@@ -100,10 +101,10 @@ def _read(
         with pa.memory_map(cache.local_path(path, digest)) as file:
             reader = pa.ipc.open_file(file)
             if not reader.schema.equals(arrow_schema(columns)):
-                raise _damaged(root, path, "it has other columns")
-            table = reader.read_all().combine_chunks()  # one batch is not copied
+                raise _damaged_part(root, path, "it has other columns")
+            table = reader.read_all().combine_chunks()  # does not copy, because there is only one batch
     except (WrongContent, pa.ArrowException, OSError) as error:
-        raise _damaged(root, path, str(error)) from None
+        raise _damaged_part(root, path, str(error)) from None
     arrays = {}
     for name, column in columns.items():
         values = table.column(name).chunk(0) if len(table) else table.column(name).combine_chunks()
@@ -112,5 +113,5 @@ def _read(
     return arrays
 
 
-def _damaged(root: str, path: str, what: str) -> UserError:
+def _damaged_part(root: str, path: str, what: str) -> UserError:
     return UserError(f"{path} is damaged ({what}): run `{repair_command(root)}`")

@@ -1,4 +1,4 @@
-"""The names of all files of a store."""
+"""Names of the files and directories of a store."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ SEQUENCES, SHARDS, TASKS, FAILED = "sequences", "shards", "tasks", "failed"
 CONFIG, WEIGHTS, POOLING = "teacher/config.json", "teacher/model.safetensors", "teacher/pooling.json"
 
 TOP = {SPEC, MANIFEST, RECIPE, TOKENIZER, TEACHER, SEQUENCES, SHARDS, TASKS}
-"""What lies directly in a finished store."""
+"""Names of the files and directories at the top of a finished store."""
 
 
 def part_name(part: int) -> str:
-    """``part-00000``; longer numbers simply grow."""
+    """Returns the name of a part, with at least five digits: ``part-00000``."""
     return f"part-{part:05d}"
 
 
-def part_path(root: str, split: str, part: int, end: str) -> str:
-    """The file of a part that ends in ``.arrow``, ``.json`` or ``.counts.arrow``."""
-    return storage.join(root, SEQUENCES, split, f"{part_name(part)}{end}")
+def part_path(root: str, split: str, part: int, ending: str) -> str:
+    """Returns the path of a part's file. ``ending``: ``.arrow``, ``.json`` or ``.counts.arrow``."""
+    return storage.join(root, SEQUENCES, split, f"{part_name(part)}{ending}")
 
 
 def task_path(root: str, split: str, task: str) -> str:
-    """The index of a task."""
+    """Returns the path of a task's index."""
     return storage.join(root, TASKS, split, f"{task}.json")
 
 
@@ -39,5 +39,5 @@ def failed_path(root: str, split: str, task: str) -> str:
 
 
 def repair_command(root: str) -> str:
-    """What a message tells the user to run when a store is damaged."""
+    """Returns the command that a user should run if a store is damaged."""
     return f"python -m offline_teacher.main verify {root} --repair"

@@ -1,4 +1,4 @@
-"""What an unfinished store has so far: its spec, its parts, its finished and its quarantined tasks."""
+"""Reads an unfinished store: its spec, parts, finished tasks and quarantined tasks."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 THREADS = 32
-"""Small files read at once: each costs a round trip."""
-OLD_SPEC = "declaration.json"
-"""The name of the first file of a store of format 1."""
+"""Number of threads that read small files, because each remote file costs a round trip."""
+FORMAT_1_SPEC = "declaration.json"
+"""Name of the file that stores of format 1 have instead of spec.json."""
 
 
 def refuse_format_1(root: str) -> None:
-    """UserError if the directory holds a store of format 1."""
-    if storage.exists(storage.join(root, OLD_SPEC)):
+    """Raises UserError if the directory has a store of format 1."""
+    if storage.exists(storage.join(root, FORMAT_1_SPEC)):
         raise UserError(
             f"the store {root} is of format 1, which this version does not read: make it again with the "
-            "teacher pass, in another place"
+            "teacher pass, under another store.path"
         )
 
 
 @contextlib.contextmanager
-def _damage_named(root: str, path: str) -> Iterator[None]:
+def _damage_as_user_error(root: str, path: str) -> Iterator[None]:
+    """Turns a ValueError about the file ``path`` into a UserError that says how to repair the store."""
     try:
         yield
     except ValueError as error:
@@ -44,27 +45,27 @@ def _damage_named(root: str, path: str) -> Iterator[None]:
 
 
 def read_spec(root: str) -> Spec:
-    """UserError if it is absent or damaged."""
+    """Reads the spec of a store. Raises UserError if it is absent or damaged."""
     path = storage.join(root, paths.SPEC)
     if not storage.exists(path):
         refuse_format_1(root)
         raise UserError(f"{root} is not a store: it has no {paths.SPEC}")
-    with _damage_named(root, path):
+    with _damage_as_user_error(root, path):
         return read(path, Spec.from_bytes)[0]
 
 
 def finished_tasks(root: str, split: str) -> set[str]:
-    """Names of the tasks of a split that have an index: one listing, page by page."""
+    """Returns the names of the tasks of a split that have an index, by one listing of their directory."""
     return _json_names(storage.join(root, paths.TASKS, split))
 
 
 def quarantined_tasks(root: str, split: str) -> set[str]:
-    """Names of the tasks of a split that were given up."""
+    """Returns the names of the tasks of a split that were given up after repeated failures."""
     return _json_names(storage.join(root, paths.FAILED, split))
 
 
 def finished_parts(root: str, split: str) -> int:
-    """How many parts of a split are there, counted from the first without a gap."""
+    """Returns the number of parts of a split that have an index, counted from the first to the first gap."""
     names = _json_names(storage.join(root, paths.SEQUENCES, split))
     count = 0
     while paths.part_name(count) in names:
@@ -72,14 +73,14 @@ def finished_parts(root: str, split: str) -> int:
     return count
 
 
-def foreign_files(root: str, own: Set[str]) -> list[str]:
-    """Names below the store of files of tokenizer and teacher that are not its ``own``."""
+def foreign_files(root: str, expected: Set[str]) -> list[str]:
+    """Returns the paths, relative to the store, of files in tokenizer/ and teacher/ that are not expected."""
     names = [
         f"{directory}/{name}"
         for directory in (paths.TOKENIZER, paths.TEACHER)
         for name in storage.list_names(storage.join(root, directory))
     ]
-    return [name for name in names if name not in own]
+    return [name for name in names if name not in expected]
 
 
 def _json_names(directory: str) -> set[str]:
@@ -89,7 +90,11 @@ def _json_names(directory: str) -> set[str]:
 def task_index(
     root: str, spec: Spec, split: str, task: Task, digest: str | None = None
 ) -> tuple[TaskIndex, str]:
-    """The index of a task and its file digest. ValueError if it is absent, damaged or another's."""
+    """Reads a task's index. Returns the index and the digest of its file.
+
+    Raises ValueError if the index is absent, damaged or of another task, or if its file does not have the
+    given ``digest``.
+    """
 
     def parse(data: bytes) -> TaskIndex:
         index = TaskIndex.from_bytes(data)
@@ -100,7 +105,7 @@ def task_index(
 
 
 def part_index(root: str, split: str, part: int, digest: str | None = None) -> tuple[PartIndex, str]:
-    """The same of a part."""
+    """Like ``task_index``, for a part."""
 
     def parse(data: bytes) -> PartIndex:
         index = PartIndex.from_bytes(data)
@@ -111,34 +116,34 @@ def part_index(root: str, split: str, part: int, digest: str | None = None) -> t
 
 
 def read_task_index(root: str, spec: Spec, split: str, task: Task) -> tuple[TaskIndex, str]:
-    """``task_index`` with a UserError that says how to repair the store."""
-    with _damage_named(root, paths.task_path(root, split, task.name)):
+    """Like ``task_index``, but raises UserError, which says how to repair the store."""
+    with _damage_as_user_error(root, paths.task_path(root, split, task.name)):
         return task_index(root, spec, split, task)
 
 
 def read_part_index(root: str, split: str, part: int) -> tuple[PartIndex, str]:
-    """``part_index`` with a UserError that says how to repair the store."""
-    with _damage_named(root, paths.part_path(root, split, part, ".json")):
+    """Like ``part_index``, but raises UserError, which says how to repair the store."""
+    with _damage_as_user_error(root, paths.part_path(root, split, part, ".json")):
         return part_index(root, split, part)
 
 
 def read_parts(root: str, split: str, count: int) -> Iterator[tuple[PartIndex, str]]:
-    """``read_part_index`` of the first ``count`` parts, in order, several at once."""
+    """Yields ``read_part_index`` of the first ``count`` parts, in order. Several threads read."""
     return in_order(lambda part: read_part_index(root, split, part), range(count))
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], threads: int = THREADS) -> Iterator[R]:
-    """``map`` with threads."""
+    """Yields ``function`` of each item, in order, like ``map``, but with several threads."""
     with ThreadPoolExecutor(threads) as pool:
         yield from ahead(pool, function, items, 2 * threads)
 
 
-def ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], most: int) -> Iterator[R]:
-    """``pool.map`` that runs at most ``most`` items ahead of what is consumed, so that memory stays flat."""
+def ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], limit: int) -> Iterator[R]:
+    """Like ``pool.map``, but keeps at most ``limit`` results that are not consumed yet, to limit memory."""
     running: deque[Future[R]] = deque()
     for item in items:
         running.append(pool.submit(function, item))
-        if len(running) >= most:
+        if len(running) >= limit:
             yield running.popleft().result()
     while running:
         yield running.popleft().result()

@@ -1,4 +1,4 @@
-"""Opening a finished store: two small files are read; every other is checked when it is used."""
+"""Opens a finished store by reading two small files; every other file is checked when it is used."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from offline_teacher.store.records import Missing, read
 from offline_teacher.store.schema import SPLITS, require
 
 INDICES_KEPT = 1024
-"""Indices of tasks that a store holds in memory: some 50 kB each."""
+"""Number of task indices that a store keeps in memory, of about 50 kB each."""
 CACHE_BYTES = 20 << 30
-"""Of the private cache that is made for a remote file if the caller brings none."""
+"""Size of the private cache for remote files that is created if the caller passes none."""
 
 
 class DamagedStore(UserError):
-    """Something in a store is not, byte for byte, what its manifest says."""
+    """A file of a store is missing, or its bytes do not have the digest that is recorded for them."""
 
     def __init__(self, root: str, what: str) -> None:
         super().__init__(f"the store {root} is damaged: {what}: run `{paths.repair_command(root)}`")
@@ -46,19 +46,19 @@ class Split:
 
     name: str
     plan: SplitPlan
-    """Its tasks, shards, blocks and samples."""
+    """Tasks, shards, blocks and samples of the split."""
     parts: tuple[str, ...] = ()
-    """File digests of the indices of its parts; none without a manifest."""
+    """Digest of the index file of each part; empty for a store without a manifest."""
     tasks: tuple[str, ...] = ()
-    """The same of its tasks, in order."""
+    """Digest of the index file of each task, in the order of tasks; empty for a store without a manifest."""
     tokens: int = 0
-    """Real tokens of all its samples."""
+    """Number of tokens of all samples, without padding."""
     masked: int = 0
-    """Masked tokens of all its samples."""
+    """Number of masked tokens of all samples."""
 
     @classmethod
     def of(cls, name: str, spec: Spec, record: SplitRecord) -> Split:
-        """ValueError if the manifest's record does not fit the spec."""
+        """Returns the split of a manifest's record. Raises ValueError if the record does not fit the spec."""
         plan = SplitPlan.of(name, record.rows, spec.plan)
         wrong = f"{paths.MANIFEST}: {len(record.tasks)} tasks of {name} instead of {plan.task_count}"
         require(len(record.tasks) == plan.task_count, wrong)
@@ -66,48 +66,53 @@ class Split:
 
 
 class Store:
-    """A finished store, local or remote; ``open_store`` makes it. Several threads may use one."""
+    """A finished store, local or remote, as ``open_store`` returns it. Several threads may share it."""
 
     def __init__(self, root: str, spec: Spec, manifest: Manifest) -> None:
-        """ValueError if the manifest does not fit the spec."""
+        """Raises ValueError if the manifest does not fit the spec."""
         self.root, self.spec, self.manifest = root, spec, manifest
         self.layout, self.plan, self.special = spec.layout, spec.plan, spec.special
         self.fingerprint = spec.fingerprint
         self.splits = {name: Split.of(name, spec, record) for name, record in manifest.splits.items()}
         self.task_index = lru_cache(INDICES_KEPT)(partial(_read_index, root, spec, self.splits))
-        """(split, number) -> the index of a task, checked against the manifest. DamagedStore."""
+        """Function of (split, number of a task) that returns the task's index, checked against the manifest.
+        Raises DamagedStore if the index is damaged."""
 
     @property
     def digest(self) -> str:
-        """The file digest of manifest.json: it stands for every byte of the store."""
+        """Digest of manifest.json, which identifies every byte of the store."""
         return self.manifest.digest
 
     def tasks(self) -> list[tuple[str, Task]]:
-        """(split, task) of all splits, in order; training text comes first."""
+        """Returns (split, task) of all tasks in order: first those of train, then those of validation."""
         return [(name, task) for name, split in self.splits.items() for task in split.plan.tasks()]
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """Plain file name -> content of every tokenizer file. DamagedStore."""
+        """Returns file name -> content of the tokenizer files. Raises DamagedStore if one is damaged."""
         prefix = f"{paths.TOKENIZER}/"
         names = [name for name in self.manifest.files if name.startswith(prefix)]
         return {name.removeprefix(prefix): self._file(name) for name in names}
 
     def teacher_config(self) -> dict[str, Any]:
-        """The teacher's ``config.json``. DamagedStore."""
+        """Returns the teacher's ``config.json``. Raises DamagedStore if it is damaged."""
         return self._json(paths.CONFIG)
 
     def pooling(self) -> dict[str, Any] | None:
-        """Pooling, normalisation and prompts of a sentence encoder; None for others. DamagedStore."""
+        """Returns pooling, normalisation and prompts if the teacher is a sentence encoder, else None.
+
+        Raises DamagedStore if the file is damaged.
+        """
         return self._json(paths.POOLING) if paths.POOLING in self.manifest.files else None
 
     def teacher_weights(self, cache: Cache | None = None) -> str:
-        """Local path of the teacher's ``model.safetensors``, its digest checked.
+        """Returns the local path of the teacher's ``model.safetensors``, and checks the file's digest.
 
-        A remote one is fetched into ``cache``. UserError if the store has none; DamagedStore.
+        A remote file is downloaded to ``cache``. Raises UserError if the store has no weights, and
+        DamagedStore if they are damaged.
         """
         if paths.WEIGHTS not in self.manifest.files:
             raise UserError(f"the store {self.root} holds no weights of its teacher ({paths.WEIGHTS})")
-        self._cache = cache or Cache(None, CACHE_BYTES)  # a private one lives as long as this store
+        self._cache = cache or Cache(None, CACHE_BYTES)  # a private cache is deleted with its object
         try:
             return self._cache.local_path(
                 storage.join(self.root, paths.WEIGHTS), self.manifest.files[paths.WEIGHTS]
@@ -141,25 +146,25 @@ def _read_index(root: str, spec: Spec, splits: Mapping[str, Split], split: str, 
 
 
 def open_store(root: str) -> Store:
-    """Reads manifest.json and spec.json.
+    """Reads manifest.json and spec.json, and returns the store.
 
-    UserError if there is no store, if it is of format 1, or if it is incomplete: it says how many tasks are
-    missing. DamagedStore if one of the two files is damaged.
+    Raises UserError if there is no store, if it is of format 1, or, with the number of missing tasks, if it
+    is incomplete. Raises DamagedStore if one of the two files is damaged.
     """
     try:
-        found = read_root(root)
-        if found is not None:
-            return Store(root, *found)
+        spec_and_manifest = read_root(root)
+        if spec_and_manifest is not None:
+            return Store(root, *spec_and_manifest)
     except ValueError as error:
         refuse_format_1(root)
         raise DamagedStore(root, str(error)) from None
-    raise UserError(incomplete(root))
+    raise UserError(incomplete_message(root))
 
 
 def read_root(root: str) -> tuple[Spec, Manifest] | None:
-    """spec.json and manifest.json, checked; None if there is no manifest.
+    """Reads and checks spec.json and manifest.json. Returns None if there is no manifest.
 
-    ValueError names the file that is damaged, and how.
+    Raises ValueError, with the name of the file and what is wrong, if one of them is damaged.
     """
     try:
         manifest, _ = read(storage.join(root, paths.MANIFEST), Manifest.from_bytes)
@@ -173,8 +178,11 @@ def read_root(root: str) -> tuple[Spec, Manifest] | None:
         raise ValueError(f"{paths.SPEC} {error}") from None
 
 
-def incomplete(root: str) -> str:
-    """What is missing of a store without manifest, as one sentence. UserError if there is no store at all."""
+def incomplete_message(root: str) -> str:
+    """Returns an error message that says what is missing from a store without a manifest.
+
+    Raises UserError if there is no store.
+    """
     spec = read_spec(root)
     missing = total = 0
     for split in SPLITS:
@@ -186,4 +194,6 @@ def incomplete(root: str) -> str:
         what = "its text is not tokenised yet"
     else:
         what = f"{missing} of {total} tasks are missing" if missing else "its manifest is missing"
-    return f"the store {root} is incomplete, {what}: run the teacher pass again, it goes on where it stopped"
+    return (
+        f"the store {root} is incomplete, {what}: run the teacher pass again; it continues where it stopped"
+    )

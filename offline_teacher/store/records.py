@@ -1,7 +1,7 @@
-"""JSON files that notice any changed bit: one canonical byte form, and a digest over the content.
+"""JSON files in a canonical byte form, with a digest of their content, so that any changed bit is detected.
 
-Reading compares the file with the canonical form of what it says. So a change is also found that JSON itself
-does not see: white space, the case of a hexadecimal digit in an escape, a repeated key.
+A reader encodes the parsed content again and compares the bytes. This also detects changes that do not change
+the content: white space, the case of a hexadecimal digit in an escape, a repeated key.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ from infra.files import storage
 
 T = TypeVar("T")
 MAX_BYTES = 1 << 30
-"""No JSON file of a store is larger: ten million digests take half of it."""
+"""Largest JSON file of a store that is read. Ten million digests take half of it."""
 
 
 def canonical(value: Any) -> bytes:
-    """The one byte form of a JSON value (FORMAT.md, "Digests and JSON"). ValueError on NaN and infinities."""
+    """Returns the canonical bytes of a JSON value (FORMAT.md, "Digests and JSON").
+
+    Raises ValueError if the value contains NaN or infinity.
+    """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return f"{text}\n".encode()
 
 
 def encode(content: Mapping[str, Any]) -> bytes:
-    """The bytes of a JSON file with this content, which has no member ``digest``."""
+    """Returns the bytes of a JSON file with this content, which has no key ``digest``, and its digest."""
     assert "digest" not in content
     return canonical({**content, "digest": storage.digest_bytes(canonical(content))})
 
 
 def decode(data: bytes) -> dict[str, Any]:
-    """The content of a JSON file without its digest. ValueError says how the file is damaged."""
+    """Returns the content of a JSON file without its digest. Raises ValueError if the file is damaged."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -43,7 +46,7 @@ def decode(data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         unchanged = False
     if not unchanged:
-        raise ValueError("does not match the digest that it carries")
+        raise ValueError("does not match the digest that it contains")
     return content
 
 
@@ -52,17 +55,17 @@ class Missing(ValueError):
 
 
 def read(path: str, parse: Callable[[bytes], T], digest: str | None = None) -> tuple[T, str]:
-    """What ``parse`` makes of a file, which is read in one request, and the digest of the file.
+    """Reads a file in one request. Returns the result of ``parse`` and the digest of the file.
 
-    A remote file that is damaged is downloaded again. Raises Missing if it is absent, and ValueError if it is
-    too large, if ``parse`` does, or if its digest is not ``digest``.
+    A damaged remote file is downloaded once more. Raises Missing if the file is absent. Raises ValueError if
+    it is too large, if ``parse`` raises ValueError, or if the file does not have the given ``digest``.
     """
 
     def check(data: bytes) -> tuple[T, str]:
-        found = storage.digest_bytes(data)
-        if digest not in (None, found):
+        actual = storage.digest_bytes(data)
+        if digest not in (None, actual):
             raise ValueError("has another digest than the manifest says")
-        return parse(data), found
+        return parse(data), actual
 
     result = storage.read_checked(path, MAX_BYTES, check)
     if result is None:

@@ -1,7 +1,7 @@
-"""What a store holds and how it is cut: pure arithmetic, specified in FORMAT.md.
+"""Columns of a store, and sizes of its blocks, shards and tasks. Pure arithmetic, specified in FORMAT.md.
 
-Axes: n samples, L length, M masked positions a sequence, P recorded positions a sequence, K top-k,
-T temperatures, V vocabulary, D hidden size, C columns without ``digests``.
+Axes: n samples, L length, M slots for masked positions per sequence, P recorded positions per sequence,
+K top-k, T temperatures, V vocabulary, D hidden size, C columns without ``digests``.
 """
 
 from __future__ import annotations
@@ -18,29 +18,31 @@ FORMAT_VERSION = 2
 SPLITS = ("train", "validation")
 DIGESTS = "digests"
 Columns = dict[str, np.ndarray]
-"""Column -> array [n, *shape]."""
+"""Name of a column -> array [n, *shape]."""
 MAX_COUNT = 2**53
-"""No count in a store is larger: beyond it JSON readers disagree about integers."""
+"""Largest count in a store. JSON readers that use float64 cannot represent all larger integers."""
 
 BLOCK_BYTES = 4 << 20
-READ_BYTES = 1 << 20
-"""Least size of a range request: an object store's latency weighs more in smaller ones."""
+"""Default size of a block."""
+MIN_READ_BYTES = 1 << 20
+"""Minimum number of bytes of a range request; smaller requests mostly wait for the object store's latency."""
 SHARD_BYTES = 256 << 20
+"""Default size of a shard."""
 
 
-def require(condition: bool, sentence: str) -> None:
-    """ValueError with this sentence unless the condition holds."""
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError with this message unless the condition holds."""
     if not condition:
-        raise ValueError(sentence)
+        raise ValueError(message)
 
 
 def is_count(value: Any, low: int = 0, high: int = MAX_COUNT) -> bool:
-    """True for an integer (not a bool) in [low, high]."""
+    """Whether ``value`` is an integer (not a bool) in [low, high]."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def check_keys(value: Any, expected: set[str], where: str) -> None:
-    """ValueError unless ``value`` is a JSON object with exactly these keys."""
+    """Raises ValueError unless ``value`` is a JSON object with exactly these keys. ``where``: its name."""
     require(isinstance(value, Mapping), f"{where}: must be an object")
     missing, unknown = sorted(expected - set(value)), sorted(set(value) - expected)
     require(not missing, f"{where}: lacks {', '.join(missing)}")
@@ -48,56 +50,61 @@ def check_keys(value: Any, expected: set[str], where: str) -> None:
 
 
 def parsed(kind: type[T], value: Any, where: str) -> T:
-    """A dataclass from a JSON object with exactly its fields; lists become tuples. ValueError otherwise."""
+    """Returns a dataclass ``kind`` made from a JSON object ``value``, whose lists become tuples.
+
+    Raises ValueError unless the object's keys are exactly the fields of the dataclass.
+    """
     check_keys(value, {field.name for field in fields(kind)}, where)  # type: ignore[arg-type]
     return kind(**{name: tuple(item) if isinstance(item, list) else item for name, item in value.items()})
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a shard: ``dtype`` and the shape of one sample; an array is [n, *shape]."""
+    """Type of one column of a shard. The column of n samples is an array [n, *shape]."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
+    """Shape of one sample."""
 
     @property
     def items(self) -> int:
-        """Values of one sample."""
+        """Number of values per sample."""
         return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
-        """Bytes of one sample."""
+        """Number of bytes per sample."""
         return self.items * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The dimensions of a store, a member of spec.json.
+    """The dimensions of a store: ``layout`` in spec.json.
 
     Raises ValueError, which names the field, if the dimensions contradict each other.
     """
 
     length: int
-    """L, special tokens included."""
+    """L, the number of tokens per sequence, special tokens included."""
     masked: int
-    """M, slots for masked positions in every sequence; 0: masking is off."""
+    """M, the number of slots for masked positions per sequence; 0 if masking is off."""
     vocab_size: int
-    """V of the teacher's logits."""
+    """V, the size of the teacher's logits."""
     hidden_size: int
-    """D of the teacher, recorded or not."""
+    """D, the hidden size of the teacher, whether or not hidden states are recorded."""
     top_k: int
-    """K; 0: neither top-k nor logsumexp."""
+    """K, the number of top logits per position; 0 if neither top-k nor logsumexp is recorded."""
     temperatures: tuple[float, ...]
-    """T_j at which logsumexp(logits / T_j) is kept; ascending."""
+    """Temperatures T_j at which logsumexp(logits / T_j) is recorded, ascending."""
     hidden_states: str
-    """float16, bfloat16, int8 or none."""
+    """Number format of recorded hidden states: float16, bfloat16, int8 or none."""
     positions: str
-    """all (P = L), masked (P = M) or pooled (one vector a sequence)."""
+    """Recorded positions: all (P = L), masked (P = M) or pooled (one embedding per sequence)."""
     replay_layers: int = 0
-    """n: the hidden states are the input of the teacher's top n layers; 0: the output of the last layer."""
+    """n, if the recorded hidden states are the input of the teacher's top n layers; 0 for the output of the
+    last layer."""
     teacher_weights: bool = True
-    """False: the store holds only those of the teacher's weights that replay needs."""
+    """Whether the store has all of the teacher's weights, or only those that replay needs."""
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -141,7 +148,7 @@ class Layout:
         else:
             require(
                 self.top_k > 0 or self.hidden_states != "none",
-                "top_k: is 0 and hidden_states is none, so nothing of the teacher would be kept",
+                "top_k: is 0 and hidden_states is none, so no output of the teacher would be recorded",
             )
         require(self.positions != "masked" or self.masked > 0, "positions: masked needs masked positions")
         require(
@@ -151,31 +158,31 @@ class Layout:
 
     @property
     def recorded(self) -> int:
-        """P, recorded positions of a sequence; 0 if a sequence has one pooled vector."""
+        """P, the number of recorded positions per sequence; 0 if a sequence has one pooled embedding."""
         return {"all": self.length, "masked": self.masked, "pooled": 0}[self.positions]
 
     @property
     def id_dtype(self) -> np.dtype:
-        """Token ids: uint16 where V <= 65,536, else uint32."""
+        """Dtype of token ids: uint16 if V <= 65,536, else uint32."""
         return np.dtype("<u2" if self.vocab_size <= 65536 else "<u4")
 
     def columns(self) -> dict[str, Column]:
-        """The columns of a shard, ``digests`` among them, in file order.
+        """Returns the columns of a shard in the order of the file, ``digests`` included.
 
-        Targets over the vocabulary stand before the text and hidden states behind it, so that text and
-        either of them are one range of bytes.
+        Top-k columns come before the text and hidden states after it, so that the text together with either
+        of them is one byte range.
         """
-        data = {**self._vocabulary_columns(), **self._text_columns(), **self._hidden_columns()}
+        data = {**self._topk_columns(), **self._text_columns(), **self._hidden_columns()}
         digests = {DIGESTS: Column(np.dtype("<u8"), (len(data),))}
-        return {**self._vocabulary_columns(), **digests, **self._text_columns(), **self._hidden_columns()}
+        return {**self._topk_columns(), **digests, **self._text_columns(), **self._hidden_columns()}
 
     def used_slots(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-        """bool [n, P]: recorded positions that have a token; at all others every value is zero."""
+        """Returns which recorded positions have a token: bool [n, P]. At other positions all values are 0."""
         if self.positions == "masked":
             return np.asarray(columns["masked_positions"] >= 0)
         return np.arange(self.length) < columns["token_count"][:, None]
 
-    def _vocabulary_columns(self) -> dict[str, Column]:
+    def _topk_columns(self) -> dict[str, Column]:
         P = self.recorded  # noqa: N806
         if self.top_k == 0:
             return {}
@@ -209,36 +216,38 @@ class Layout:
         return columns
 
     def data_columns(self) -> dict[str, Column]:
-        """The C columns without ``digests``: what a writer is given, and the order of the digests."""
+        """Returns the C columns without ``digests``, in the order in which ``digests`` lists them."""
         return {name: column for name, column in self.columns().items() if name != DIGESTS}
 
     def bytes_per_sample(self) -> int:
-        """Bytes of one sample over all columns, by FORMAT.md, "Bytes"; framing comes on top."""
+        """Returns the number of bytes of all columns per sample (FORMAT.md, "Bytes"), without Arrow's
+        overhead."""
         return sum(column.bytes for column in self.columns().values())
 
     def smallest_read(self) -> int:
-        """Least bytes that a student reads of one sample: text and either top-k or hidden states."""
-        kinds = [kind for kind in (self._vocabulary_columns(), self._hidden_columns()) if kind]
-        sizes = [sum(column.bytes for column in kind.values()) for kind in kinds]
+        """Returns the minimum number of bytes per sample that a student reads: the text, and the smaller of
+        top-k columns and hidden states."""
+        groups = [columns for columns in (self._topk_columns(), self._hidden_columns()) if columns]
+        sizes = [sum(column.bytes for column in columns.values()) for columns in groups]
         return sum(column.bytes for column in self._text_columns().values()) + min(sizes, default=0)
 
     def bytes_per_token(self) -> float:
-        """Bytes of a full sequence over its L tokens."""
+        """Returns the number of bytes per sample divided by L."""
         return self.bytes_per_sample() / self.length
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How the samples of a store are cut into tasks, shards and blocks."""
+    """Sizes of the tasks, shards and blocks of a store: ``plan`` in spec.json."""
 
     masking_epochs: int
-    """R: how many times each training sequence is masked. The validation split has one masking epoch."""
+    """R, the number of times that each training sequence is masked. The validation split has one epoch."""
     task_sequences: int
-    """Rows of a task; the last task of a part may have fewer."""
+    """Number of rows of a task; the last task of a part may have fewer."""
     block_samples: int
-    """Samples of a block; the last block of a task may have fewer."""
+    """Number of samples of a block; the last block of a task may have fewer."""
     shard_blocks: int
-    """Blocks of a shard; the last shard of a task may have fewer."""
+    """Number of blocks of a shard; the last shard of a task may have fewer."""
 
     def __post_init__(self) -> None:
         highest = {"masking_epochs": 10**6, "task_sequences": 2**32, "block_samples": 2**24}
@@ -255,21 +264,21 @@ class Plan:
         block_bytes: int | None = None,
         shard_bytes: int = SHARD_BYTES,
     ) -> Plan:
-        """The plan whose blocks and shards come closest to these sizes from below.
+        """Returns the plan with the largest blocks and shards that do not exceed these sizes.
 
-        A block has at least one sample and no more than a task; a shard has at least one block.
-        ``block_bytes`` None: ``BLOCK_BYTES``, or more where the smallest read of a block would otherwise have
-        less than ``READ_BYTES``.
+        A block has at least one sample and at most those of a task; a shard has at least one block. If
+        ``block_bytes`` is None, blocks have ``BLOCK_BYTES``, or more if the smallest read of a block would
+        otherwise have less than ``MIN_READ_BYTES``.
         """
         samples = (block_bytes or BLOCK_BYTES) // layout.bytes_per_sample()
         if block_bytes is None:
-            samples = max(samples, -(-READ_BYTES // layout.smallest_read()))
+            samples = max(samples, -(-MIN_READ_BYTES // layout.smallest_read()))
         block_samples = max(1, min(samples, task_sequences, shard_bytes // layout.bytes_per_sample()))
         shard_blocks = max(1, shard_bytes // (block_samples * layout.bytes_per_sample()))
         return cls(masking_epochs, task_sequences, block_samples, min(shard_blocks, 2**24))
 
     def epochs(self, split: str) -> int:
-        """Masking epochs of a split: R for ``train``, one for ``validation``."""
+        """Returns the number of masking epochs of a split: R for ``train``, one for ``validation``."""
         return self.masking_epochs if split == "train" else 1
 
 
@@ -281,7 +290,7 @@ class SpecialIds:
     cls: int
     sep: int
     mask: int | None
-    """None only if masking is off and the tokenizer has no mask token."""
+    """Id of the mask token. None only if masking is off and the tokenizer has no mask token."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

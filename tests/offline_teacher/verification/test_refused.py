@@ -43,7 +43,7 @@ def test_a_store_of_format_1_is_refused(made: Path, tmp_path: Path) -> None:
         path = tmp_path / "old" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
-    words = r"old is of format 1, .*: make it again with the teacher pass, in another place"
+    words = r"old is of format 1, .*: make it again with the teacher pass, under another store.path"
     old = str(tmp_path / "old")
     for command in (["verify", old], ["verify", old, "--repair", "--recipe", str(made)], ["inspect", old]):
         with pytest.raises(UserError, match=words):
