@@ -72,7 +72,7 @@ FINISHED: dict[str, Case] = {
     "a plot of no vocabulary": (
         nothing,
         ["inspect", "{root}/stores/pooled", "--plot", "{root}/x.png"],
-        ["--plot", "nothing over the vocabulary"],
+        ["--plot", "no distributions over tokens"],
     ),
     "no positions": (
         nothing,
