@@ -216,9 +216,9 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from offline_teacher.verification.verify_command import Audit, absolute, audit
+    from offline_teacher.verification.verify_command import VerifyOptions, absolute, run_verify
 
-    asked = Audit(
+    asked = VerifyOptions(
         root=absolute(options.store),
         deep=options.deep_positions if options.deep else 0,
         rerun=options.rerun,
@@ -226,7 +226,7 @@ def _verify(options: argparse.Namespace) -> int:
         recipe_file=options.recipe,
         overrides=options.overrides,
     )
-    return audit(asked, options.repair)
+    return run_verify(asked, options.repair)
 
 
 def _inspect(options: argparse.Namespace) -> int:

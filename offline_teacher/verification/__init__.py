@@ -1,2 +1,1 @@
-"""Checks of a store by digests, by its own hidden states, and with the live teacher; repair; a view of a
-sample."""
+"""``verify`` and ``inspect``: checks a store and repairs it; shows a sample."""

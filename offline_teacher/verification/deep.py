@@ -1,20 +1,20 @@
-"""``verify --deep``: stored top-k and logsumexp against the stored hidden states, through the teacher's top.
+"""``verify --deep``: compares stored top-k and logsumexp with those replayed from stored hidden states.
 
-Both sides come from one forward pass, so they may differ by rounding only:
+The pass computed both from the same hidden states, so they differ only by rounding:
 
-* the teacher's top ran in its own dtype (unit roundoff u: bfloat16 2^-9, float16 2^-12, float32 2^-24),
-* hidden states were rounded once more (float16 2^-12 and bfloat16 2^-9 of each number; int8 by half a step,
-  1/254 of the largest, of which twice as much is allowed: most numbers are far smaller than the largest).
+* the teacher's top layers and head ran in its dtype (roundoff u_teacher, see ``ROUNDOFF``);
+* the stored hidden states were rounded once more (roundoff u_stored, see ``STORED_ROUNDOFF``). For int8 that
+  is half a step, 1/254 of the largest number; twice as much is allowed, as most numbers are far smaller.
 
-A logit is sum_d z_d w_vd with the decoder's input z [E]. Independent relative errors u in its E terms add up
-to u * |z| |w_v| / sqrt(E) on average over directions, and the result is rounded by u once more, hence
+A logit is sum_d z_d w_vd with the decoder's input z [E] and the output embedding w_v of token v. Independent
+relative errors u of its E terms add up to about u * |z| |w_v| / sqrt(E), and the logit is rounded by u once
+more. So, for n replayed layers,
 
     tolerance = SAFETY * (1 + LAYER n) * (u_teacher + u_stored) * (|z| max_v |w_v| / sqrt(E) + |logit|)
 
-for n replayed layers. SAFETY leaves room for the roundings of dense, activation and norm before the decoder
-and for the maximum over all logits of a task. A real teacher (6 x 384, n of 0 to 2, 4,096 positions a task)
-needed at most 4 of the 8 with float16 states and 5 with int8. Swapped, shifted or foreign numbers are off by
-far more.
+SAFETY covers roundings before the decoder, and the maximum over all logits of a task. A real teacher (6
+layers of width 384, n from 0 to 2, 4,096 positions per task) needed at most 4 of the 8 with float16 states,
+and 5 with int8. Swapped or shifted numbers differ by far more.
 """
 
 from __future__ import annotations
@@ -39,26 +39,25 @@ if TYPE_CHECKING:
 
 SAFETY = 8.0
 LAYER = 2.0
-"""What a replayed layer adds, of what the head alone is allowed."""
+"""Tolerance that each replayed layer adds, relative to the tolerance without replayed layers."""
 ROUNDOFF = {"bfloat16": 2.0**-9, "float16": 2.0**-12, "float32": 2.0**-24}
 STORED_ROUNDOFF = {"float16": 2.0**-12, "bfloat16": 2.0**-9, "int8": 1 / 127}
 CHUNK_BYTES = 128 << 20
-"""Of logits held at once."""
+"""Largest number of bytes of logits in memory at once."""
 TEXT = ("token_count", "masked_positions")
 
 
 def deep_check(store: Store, positions: int) -> Iterator[Finding]:
-    """At most one finding for each task and column. ``positions``: how many positions of a task to
-    compare."""
+    """Yields at most one finding per task and column. ``positions``: number compared in each task."""
     layout = store.layout
     if layout.top_k == 0 or layout.hidden_states == "none":
         print("deep: nothing to compare, the store does not hold both top-k and hidden states")
         return
-    unit = _unit(store)
+    roundoff = _roundoff(store)
     replay = stored_top(store)
     if replay is None:
         raise UserError(
-            f"{store.root}: its teacher has no masked-LM head, so that --deep cannot compare top-k"
+            f"{store.root}: its teacher has no masked-LM head, so --deep cannot compare top-k; leave it out"
         )
     wanted = [n for n in layout.data_columns() if n in TEXT or n.startswith(("topk", "logsum", "hidden"))]
     readers = {split: BlockReader(store, split, wanted) for split in store.splits}
@@ -70,17 +69,17 @@ def deep_check(store: Store, positions: int) -> Iterator[Finding]:
             columns = readers[split].task_rows(task, chosen)
             rows, slots = (axis[:positions] for axis in np.nonzero(layout.used_slots(columns)))
             counted += len(rows)
-            for column, place, what in _compare(layout, replay, unit, columns, rows, slots):
-                where = f"sequence {task.sequence_ids()[chosen[rows[place]]]}"
-                where += f", recorded position {slots[place]}"
+            for column, index, problem in _compare(layout, replay, roundoff, columns, rows, slots):
+                where = f"sequence {task.sequence_ids()[chosen[rows[index]]]}"
+                where += f", recorded position {slots[index]}"
                 file = f"{SHARDS}/{split}/{task.name}"
-                yield Finding(file, f"{where}: {what}", split, task.name, column)
+                yield Finding(file, f"{where}: {problem}", split, task.name, column)
             shown.advance()
     print(f"deep: {counted:,} recorded positions of {len(tasks):,} tasks compared")
 
 
-def _unit(store: Store) -> float:
-    """Relative error that one rounding leaves; another writer's fingerprint may not tell the dtype."""
+def _roundoff(store: Store) -> float:
+    """Returns u_teacher + u_stored. Raises UserError if the fingerprint lacks the dtype (another writer)."""
     try:
         dtype = store.fingerprint["recipe"]["teacher"]["dtype"]
     except (KeyError, TypeError):
@@ -91,35 +90,35 @@ def _unit(store: Store) -> float:
 
 
 def _compare(
-    layout: Layout, replay: Replay, unit: float, columns: Columns, rows: np.ndarray, slots: np.ndarray
+    layout: Layout, replay: Replay, roundoff: float, columns: Columns, rows: np.ndarray, slots: np.ndarray
 ) -> Iterator[tuple[str, int, str]]:
-    """(column, place in ``rows``, what) of the worst difference beyond its tolerance, by column."""
+    """Yields (column, index in ``rows``, problem) of the largest excess over the tolerance in each column."""
     z = decoder_input(layout, replay, columns, rows, slots)
     weight, bias = replay.decoder_weight, replay.decoder_bias
-    widest = float(weight.norm(dim=1).max()) / math.sqrt(weight.shape[1])
-    share = SAFETY * (1 + LAYER * layout.replay_layers) * unit
+    largest_weight = float(weight.norm(dim=1).max()) / math.sqrt(weight.shape[1])
+    share = SAFETY * (1 + LAYER * layout.replay_layers) * roundoff
     worst: dict[str, tuple[float, int, str]] = {}
     chunk = max(1, CHUNK_BYTES // (4 * layout.vocab_size))
     for start in range(0, len(rows), chunk):
-        here = slice(start, start + chunk)
-        logits = (z[here] @ weight.T + bias).numpy()
-        base = share * z[here].norm(dim=1).numpy() * widest
-        stored = {n: columns[n][rows[here], slots[here]] for n in columns if n.startswith(("topk", "logsum"))}
-        for column, error, allowed, what in _errors(layout, logits, stored, base, share):
+        part = slice(start, start + chunk)
+        logits = (z[part] @ weight.T + bias).numpy()
+        base = share * z[part].norm(dim=1).numpy() * largest_weight
+        stored = {n: columns[n][rows[part], slots[part]] for n in columns if n.startswith(("topk", "logsum"))}
+        for column, error, allowed, words in _errors(layout, logits, stored, base, share):
             excess = (error - allowed).max(axis=1)
-            place = int(excess.argmax())
-            if not excess[place] <= worst.get(column, (0.0,))[0]:
-                item = int((error - allowed)[place].argmax())
-                sizes = f"{error[place, item]:.3g}, allowed is {allowed[place, item]:.2g}"
-                worst[column] = float(excess[place]), start + place, f"{what} {sizes}"
-    for column, (_, place, words) in worst.items():
-        yield column, place, words
+            row = int(excess.argmax())
+            if not excess[row] <= worst.get(column, (0.0,))[0]:
+                item = int((error - allowed)[row].argmax())
+                numbers = f"{error[row, item]:.3g}, allowed is {allowed[row, item]:.2g}"
+                worst[column] = float(excess[row]), start + row, f"{words} {numbers}"
+    for column, (_, index, problem) in worst.items():
+        yield column, index, problem
 
 
 def _errors(
     layout: Layout, logits: np.ndarray, stored: dict[str, np.ndarray], base: np.ndarray, share: float
 ) -> Iterator[tuple[str, Any, Any, str]]:
-    """(column, error [N, items], what is allowed of it, words)."""
+    """Yields (column, error [N, items], tolerance [N, items], words of the problem before both numbers)."""
     ids, top = stored["topk_ids"].astype(np.int64), stored["topk_logits"].astype(np.float32)
     error = np.abs(np.take_along_axis(logits, ids, axis=1) - top)
     yield "topk_logits", error, base[:, None] + share * np.abs(top), "logits differ by"

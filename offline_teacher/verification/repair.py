@@ -1,8 +1,7 @@
-"""``verify --repair`` moves damaged files out of the store and makes them again; after an error, nothing is
-moved.
+"""``verify --repair``: moves damaged files out of the store and makes them again.
 
-Only files that ``verify`` finds by their digests are moved. Numbers that differ because of another
-environment are not damage.
+Files are moved only if ``verify`` finds them damaged without ``--deep`` or ``--rerun``: numbers that differ
+in another environment are not damage.
 """
 
 from __future__ import annotations
@@ -29,15 +28,14 @@ from offline_teacher.store.writer import refuse_other
 from offline_teacher.teacher_pass import build_sequences, finish_tasks, parts_of
 from offline_teacher.verification.verify_task import Finding, foreign
 
-OTHER_RECIPE = "give the recipe that the store was made of (--recipe)"
+OTHER_RECIPE = "give the recipe of the store (--recipe)"
 
 
 def repair_store(root: str, findings: Sequence[Finding], recipe: Recipe) -> None:
-    """Moves all damaged files out of the store and makes them again with the teacher and, if needed, the
-    text.
+    """Moves all damaged files out of the store and makes them again with the teacher and the text.
 
-    ``recipe.store_path`` is ``root``. If recipe, teacher or text are not those of the store, raises UserError
-    and moves nothing.
+    The text is read only if sequences are damaged. ``recipe.store_path`` must be ``root``. Raises UserError
+    and moves nothing if recipe, teacher or text are not those of the store.
     """
     source, recipe = find_source(recipe)
     manifest = _manifest(root)
@@ -53,7 +51,7 @@ def repair_store(root: str, findings: Sequence[Finding], recipe: Recipe) -> None
         print(f"{len(names)} {'file' if len(names) == 1 else 'files'} moved to {damaged_directory(root)}")
         publish_files(root, source, spec.layout)
         recipe.save(root)
-        if not storage.exists(storage.join(root, paths.SPEC)):  # the rest could not be checked without it
+        if not storage.exists(storage.join(root, paths.SPEC)):  # `verify` needs it to check the other files
             storage.publish_bytes(storage.join(root, paths.SPEC), spec.to_bytes())
             return
         with Cluster(recipe) as cluster:
@@ -65,20 +63,20 @@ def repair_store(root: str, findings: Sequence[Finding], recipe: Recipe) -> None
     for outcome in outcomes:
         for item in outcome.quarantined:
             print(f"quarantined: task {item.name}: {item.reason}")
-    _tell_another_digest(root, manifest)
+    _report_new_digest(root, manifest)
 
 
 def damaged_directory(root: str) -> str:
-    """Where the files go: beside the store, so that a repaired store is the same as an undamaged one."""
+    """Returns the directory for damaged files. It is beside the store, which so has no extra files."""
     return root.rstrip("/") + ".damaged"
 
 
 def move_damaged(root: str, findings: Iterable[Finding]) -> list[str]:
-    """Moves all files that ``verify`` found damaged or foreign out of the store; returns their names.
+    """Moves all files that ``verify`` found damaged or foreign out of the store. Returns their paths in it.
 
-    The index of a task is moved before its shards, because a task without index counts as not done. The
-    manifest is moved last, so that ``verify`` can find the rest after an interruption. Raises UserError if a
-    directory stands where a file belongs.
+    The index of a task is moved before its shards, because a task without an index counts as not done. The
+    manifest is moved last, so that after an interruption ``verify`` can still find the other files. Raises
+    UserError if a directory has the name of one of the files.
     """
     findings = list(findings)
     names = [f"{paths.TASKS}/{found.split}/{found.task}.json" for found in findings if found.task is not None]
@@ -87,15 +85,15 @@ def move_damaged(root: str, findings: Iterable[Finding]) -> list[str]:
     for name in names:
         path = storage.join(root, name)
         if storage.list_names(path):
-            raise UserError(f"{path} is a directory where none belongs: move it away yourself")
+            raise UserError(f"{path} is a directory where none belongs: move it away and repeat the command")
     if findings:
         names.append(paths.MANIFEST)
-    beside = damaged_directory(root)
-    return [name for name in names if storage.move(storage.join(root, name), storage.join(beside, name))]
+    target = damaged_directory(root)
+    return [name for name in names if storage.move(storage.join(root, name), storage.join(target, name))]
 
 
 def _manifest(root: str) -> Manifest | None:
-    """The manifest that is there, if it is whole."""
+    """Reads the manifest; None if it is missing or damaged."""
     with contextlib.suppress(ValueError):
         return read(storage.join(root, paths.MANIFEST), Manifest.from_bytes)[0]
     return None
@@ -104,45 +102,45 @@ def _manifest(root: str) -> Manifest | None:
 def _text(
     root: str, findings: Iterable[Finding], recipe: Recipe, manifest: Manifest | None
 ) -> dict[str, list[Part]] | None:
-    """The text of each split where sequences must be made again; None where they are known to be right."""
-    starts = (paths.SPEC, f"{paths.SEQUENCES}/")
-    wrong = any(found.file.startswith(starts) and not found.foreign for found in findings)
-    if manifest is not None and not wrong:
+    """Returns the text of each split if sequences must be made again; None if all sequences are undamaged."""
+    prefixes = (paths.SPEC, f"{paths.SEQUENCES}/")
+    damaged = any(finding.file.startswith(prefixes) and not finding.foreign for finding in findings)
+    if manifest is not None and not damaged:
         return None
     if recipe.corpus is None:
-        raise UserError("corpus: is required to make the sequences of the store again")
+        raise UserError("corpus: is required to make the sequences of the store again; add it to the recipe")
     return parts_of(recipe)
 
 
 def _refuse_other_text(findings: Iterable[Finding], how: Tokenising, text: dict[str, list[Part]]) -> None:
-    """UserError where a damaged part was made of other text than is there now."""
+    """Raises UserError if the text of a damaged part has changed since the part was made."""
     files = [finding.file for finding in findings]
     for split, parts in text.items():
         for number, part in enumerate(parts):
-            start = f"{paths.SEQUENCES}/{split}/{paths.part_name(number)}."
-            if any(name.startswith(start) for name in files):
+            prefix = f"{paths.SEQUENCES}/{split}/{paths.part_name(number)}."
+            if any(name.startswith(prefix) for name in files):
                 how.refuse_other_text(split, number, part)
 
 
 def _spec(root: str, recipe: Recipe, source: Source, text: dict[str, list[Part]] | None) -> Spec:
-    """The store's spec. UserError where the recipe, its teacher or its text would give another."""
-    found = None
+    """Returns the store's spec. Raises UserError if recipe, teacher or text would give another spec."""
+    stored = None
     with contextlib.suppress(UserError):
-        found = read_spec(root)
+        stored = read_spec(root)
     if text is not None:
         spec = spec_of(recipe, source, text)
     else:
-        assert found is not None
-        spec = spec_with(recipe, source, found.fingerprint["corpus"])
-    if found is not None:
+        assert stored is not None
+        spec = spec_with(recipe, source, stored.fingerprint["corpus"])
+    if stored is not None:
         refuse_other(root, spec, OTHER_RECIPE)
     elif spec.digest not in (named := _named_specs(root)) and named:
-        raise UserError(f"{root}: none of its tasks was made with this recipe: {OTHER_RECIPE}")
+        raise UserError(f"{root}: its tasks were made with another recipe: {OTHER_RECIPE}")
     return spec
 
 
 def _named_specs(root: str) -> set[str]:
-    """Digests of spec.json that the manifest and the indices of tasks name."""
+    """Returns the digests of spec.json that are recorded in the manifest or, without one, in the indices."""
     manifest = _manifest(root)
     if manifest is not None:
         return {manifest.spec}
@@ -156,27 +154,25 @@ def _named_specs(root: str) -> set[str]:
 
 def _part_counts(root: str, text: dict[str, list[Part]] | None, manifest: Manifest | None) -> dict[str, int]:
     if text is not None:
-        return {split: len(found) for split, found in text.items()}
+        return {split: len(parts) for split, parts in text.items()}
     assert manifest is not None
     return {split: len(record.parts) for split, record in manifest.splits.items()}
 
 
 def _refuse_other_parts(root: str, parts: dict[str, int], manifest: Manifest | None) -> None:
-    """UserError where the text gave other sequences than the tasks of the store were made of."""
+    """Raises UserError if the text gave other sequences than those from which the tasks were made."""
     for split, record in manifest.splits.items() if manifest else ():
         assert finished_parts(root, split) == parts[split]
-        made = [digest for _, digest in read_parts(root, split, parts[split])]
-        for number, (own, recorded) in enumerate(zip(made, record.parts, strict=True)):
-            if own != recorded:
+        digests = [digest for _, digest in read_parts(root, split, parts[split])]
+        for number, (digest, recorded) in enumerate(zip(digests, record.parts, strict=True)):
+            if digest != recorded:
                 raise UserError(
                     f"corpus: part {number} of the {split} text gives other sequences than those of the"
                     f" store: restore the original text; the earlier files are in {damaged_directory(root)}"
                 )
 
 
-def _tell_another_digest(root: str, before: Manifest | None) -> None:
+def _report_new_digest(root: str, before: Manifest | None) -> None:
     with contextlib.suppress(UserError):
         if before is not None and open_store(root).digest != before.digest:
-            print(
-                f"{root}: its digest is another now: tasks were made again in another environment than before"
-            )
+            print(f"{root}: its digest has changed, because tasks were made again in another environment")

@@ -1,16 +1,15 @@
 """``verify --rerun``: computes some tasks again with the live teacher and compares them with the store.
 
-Within the environment that a task's index records, every byte must be the same. In another one the text, its
-masks and its numbers must be the same bytes, and the teacher's numbers must agree within ``TOLERANCE``:
+In the environment that a task's index records, every byte must be the same. In another environment, columns
+of the text must be the same bytes, and columns of the teacher may differ by ``TOLERANCE`` times a scale:
 
-* a logit of a token, the j-th largest logit, and a logsumexp (times T) may move by TOLERANCE of the largest
-  logit of their position, or of 1 where that is less: the j-th largest of V numbers moves no further than
-  they do;
-* a hidden state or an embedding may be off by TOLERANCE of its own length;
-* each on top of a step of the format in which it is stored, across which rounding may fall either way.
+* logits, and logsumexp times T: the scale is the largest |logit| of the position, but at least 1;
+* hidden states and embeddings: the scale is the norm of the vector.
 
-Measured for an encoder of 6 layers on AVX-512 against AVX2: hidden states by 2.2e-2 and logits by 1.4e-2 in
-bfloat16; in float32 by less than the step of float16.
+One step of the stored number format is added to the tolerance, because rounding may go either way.
+
+Measured differences between AVX-512 and AVX2 (encoder of 6 layers): in bfloat16 2.2e-2 for hidden states and
+1.4e-2 for logits; in float32 less than the step of float16.
 """
 
 from __future__ import annotations
@@ -33,19 +32,22 @@ from offline_teacher.store.writer import refuse_other
 from offline_teacher.verification.verify_task import Finding
 
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 6e-2}
-"""By the teacher's dtype."""
+"""Dtype of the teacher -> largest relative difference between two environments."""
 STEP = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "int8": 1 / 127, "none": 0.0}
-"""Of a stored format, relative to the largest number."""
+"""Stored number format -> its step, relative to the largest number."""
 
 
 def rerun(store: Store, recipe: Recipe, count: int) -> Iterator[Finding]:
-    """Up to ``count`` random tasks. UserError where the recipe or its teacher is not the store's."""
+    """Computes ``count`` random tasks (or all, if there are fewer) again and yields what differs.
+
+    Raises UserError if the recipe or its teacher is not that of the store.
+    """
     from offline_teacher.cluster.task_work import TaskWorker
     from offline_teacher.source import find_source, spec_with
 
     source, recipe = find_source(recipe)
     spec = spec_with(recipe, source, store.fingerprint["corpus"])
-    refuse_other(store.root, spec, "give the recipe that the store was made of (--recipe)")
+    refuse_other(store.root, spec, "give the recipe of the store (--recipe)")
     worker = TaskWorker(recipe, _device(recipe), store.root)
     own = worker.environment()
     columns = list(store.layout.data_columns())
@@ -56,99 +58,102 @@ def rerun(store: Store, recipe: Recipe, count: int) -> Iterator[Finding]:
     with progress(len(chosen), "tasks", "rerun") as shown:
         for split, task in chosen:
             pieces = list(worker.columns(split, task))
-            made = {name: np.concatenate([piece[name] for piece in pieces]) for name in columns}
+            computed = {name: np.concatenate([piece[name] for piece in pieces]) for name in columns}
             stored = readers[split].task_rows(task, np.arange(task.samples))
             recorded = store.task_index(split, task.number).environment
-            other = difference(recorded, own)
-            if other:
-                differences.setdefault("; ".join(other), set()).add(task.name)
-                found = compare_numbers(store.layout, stored, made, str(recorded.get("dtype")))
+            changes = difference(recorded, own)
+            if changes:
+                differences.setdefault("; ".join(changes), set()).add(task.name)
+                problems = compare_numbers(store.layout, stored, computed, str(recorded.get("dtype")))
             else:
-                found = compare_bytes(stored, made)
-            for column, row, what in found:
-                yield _finding(split, task, column, row, what)
+                problems = compare_bytes(stored, computed)
+            for column, row, problem in problems:
+                yield _finding(split, task, column, row, problem)
             shown.advance()
     same = len(chosen) - sum(map(len, differences.values()))
     print(f"rerun: {same} of {len(chosen)} tasks compared byte for byte")
-    for words, names in differences.items():
-        print(f"rerun: {len(names)} compared within the tolerance of another environment ({words})")
+    for changed, names in differences.items():
+        print(f"rerun: {len(names)} compared within the tolerance of another environment ({changed})")
 
 
-def compare_bytes(stored: Columns, made: Columns) -> Iterator[tuple[str, int, str]]:
-    """(column, first row that differs, in what way), a column each."""
+def compare_bytes(stored: Columns, computed: Columns) -> Iterator[tuple[str, int, str]]:
+    """Yields (column, first row that differs, problem) for each column that differs in any byte."""
     for name, values in stored.items():
-        differs = (_bytes_by_row(values) != _bytes_by_row(made[name])).any(axis=1)
+        differs = (_bytes_by_row(values) != _bytes_by_row(computed[name])).any(axis=1)
         if differs.any():
-            what = f"the teacher now gives other numbers in the same environment ({differs.sum()} samples)"
-            yield name, int(differs.argmax()), what
+            problem = f"the teacher now gives other numbers in the same environment ({differs.sum()} samples)"
+            yield name, int(differs.argmax()), problem
 
 
 def compare_numbers(
-    layout: Layout, stored: Columns, made: Columns, dtype: str
+    layout: Layout, stored: Columns, computed: Columns, dtype: str
 ) -> Iterator[tuple[str, int, str]]:
-    """The same for numbers of two environments: text byte for byte, the teacher's within ``TOLERANCE``."""
+    """Like ``compare_bytes``, but columns of the teacher may differ by the tolerance for ``dtype``."""
     limit = TOLERANCE.get(dtype, max(TOLERANCE.values()))
-    text = [name for name in layout.data_columns() if name not in _teacher_errors(layout, stored, made)]
-    yield from compare_bytes({name: stored[name] for name in text}, made)
-    for name, error in _teacher_errors(layout, stored, made).items():
+    errors = _teacher_errors(layout, stored, computed)
+    text = [name for name in layout.data_columns() if name not in errors]
+    yield from compare_bytes({name: stored[name] for name in text}, computed)
+    for name, error in errors.items():
         allowed = limit + STEP[layout.hidden_states if name == "hidden_states" else "float16"]
         worst = error.reshape(len(error), -1).max(axis=1)
         if not (worst <= allowed).all():
             row = int((~(worst <= allowed)).argmax())
-            yield (
-                name,
-                row,
-                f"the teacher now gives numbers off by {worst[row]:.2g}, allowed is {allowed:.2g}",
-            )
+            problem = f"the teacher now gives numbers off by {worst[row]:.2g}, allowed is {allowed:.2g}"
+            yield name, row, problem
 
 
-def _teacher_errors(layout: Layout, stored: Columns, made: Columns) -> dict[str, np.ndarray]:
-    """Relative error [n, ...] of each column of the teacher's; of what has no scale of its own, 0."""
+def _teacher_errors(layout: Layout, stored: Columns, computed: Columns) -> dict[str, np.ndarray]:
+    """Returns the relative error [n, ...] of each column of the teacher.
+
+    That of ``hidden_scale`` is 0, because the error of the hidden states includes it.
+    """
     errors: dict[str, np.ndarray] = {}
     if layout.positions == "pooled":
-        errors["embedding"] = _relative(
-            stored["embedding"].astype(np.float32), made["embedding"].astype(np.float32)
-        )
+        embedding, other = (c["embedding"].astype(np.float32) for c in (stored, computed))
+        errors["embedding"] = _relative_error(embedding, other)
     if layout.hidden_states != "none":
-        errors["hidden_states"] = _relative(hidden_values(layout, stored), hidden_values(layout, made))
+        hidden, other = (hidden_values(layout, c) for c in (stored, computed))
+        errors["hidden_states"] = _relative_error(hidden, other)
         if layout.hidden_states == "int8":
             errors["hidden_scale"] = np.zeros(len(stored["hidden_scale"]))
     if layout.top_k:
-        logits, others = (c["topk_logits"].astype(np.float32) for c in (stored, made))
+        logits, other = (c["topk_logits"].astype(np.float32) for c in (stored, computed))
         largest = np.maximum(np.abs(logits).max(axis=-1), 1.0)
-        errors["topk_logits"] = np.abs(logits - others).max(axis=-1) / largest
-        sums = np.abs(stored["logsumexp"] - made["logsumexp"]) * np.array(layout.temperatures, np.float32)
+        errors["topk_logits"] = np.abs(logits - other).max(axis=-1) / largest
+        sums = np.abs(stored["logsumexp"] - computed["logsumexp"]) * np.array(layout.temperatures, np.float32)
         errors["logsumexp"] = sums.max(axis=-1) / largest
-        errors["topk_ids"] = _displaced(layout, stored, made) / largest
+        errors["topk_ids"] = _change_of_logits(layout, stored, computed) / largest
     return errors
 
 
-def _relative(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """|one - other| / |one| over the last axis; 0 where both are 0."""
-    size = np.linalg.norm(one, axis=-1)
-    error: np.ndarray = np.linalg.norm(one - other, axis=-1) / np.where(size > 0, size, 1.0)
+def _relative_error(stored: np.ndarray, computed: np.ndarray) -> np.ndarray:
+    """Returns |stored - computed| / |stored| over the last axis; |computed| if |stored| is 0."""
+    norm = np.linalg.norm(stored, axis=-1)
+    error: np.ndarray = np.linalg.norm(stored - computed, axis=-1) / np.where(norm > 0, norm, 1.0)
     return error
 
 
-def _displaced(layout: Layout, stored: Columns, made: Columns) -> np.ndarray:
-    """[n, P]: the largest change of a stored id's logit; for an id no longer in the top k, the change to its
-    smallest logit."""
-    ids, others = (c["topk_ids"].reshape(-1, layout.top_k).astype(np.int64) for c in (stored, made))
-    logits, moved = (c["topk_logits"].reshape(-1, layout.top_k).astype(np.float32) for c in (stored, made))
+def _change_of_logits(layout: Layout, stored: Columns, computed: Columns) -> np.ndarray:
+    """Returns [n, P]: the largest change of the logit of any id in the stored top k.
+
+    An id that is not in the computed top k has at most the smallest logit there, which is used instead.
+    """
+    ids, new_ids = (c["topk_ids"].reshape(-1, layout.top_k).astype(np.int64) for c in (stored, computed))
+    logits, new = (c["topk_logits"].reshape(-1, layout.top_k).astype(np.float32) for c in (stored, computed))
     row = np.arange(len(ids))[:, None] * layout.vocab_size
-    order = np.argsort(others, axis=1)
-    keys = (np.take_along_axis(others, order, axis=1) + row).ravel()
-    values = np.take_along_axis(moved, order, axis=1).ravel()
-    place = np.minimum(np.searchsorted(keys, (ids + row).ravel()), len(keys) - 1)
-    there = (keys[place] == (ids + row).ravel()).reshape(ids.shape)
-    now = np.where(there, values[place].reshape(ids.shape), np.minimum(moved[:, -1:], logits))
-    error: np.ndarray = np.abs(np.where(there, logits - now, np.maximum(logits - moved[:, -1:], 0)))
+    order = np.argsort(new_ids, axis=1)
+    keys = (np.take_along_axis(new_ids, order, axis=1) + row).ravel()  # ascending over all positions
+    values = np.take_along_axis(new, order, axis=1).ravel()
+    index = np.minimum(np.searchsorted(keys, (ids + row).ravel()), len(keys) - 1)
+    present = (keys[index] == (ids + row).ravel()).reshape(ids.shape)
+    now = np.where(present, values[index].reshape(ids.shape), np.minimum(new[:, -1:], logits))
+    error: np.ndarray = np.abs(np.where(present, logits - now, np.maximum(logits - new[:, -1:], 0)))
     return error.max(axis=1).reshape(stored["topk_ids"].shape[:2])
 
 
-def _finding(split: str, task: Task, column: str, row: int, what: str) -> Finding:
+def _finding(split: str, task: Task, column: str, row: int, problem: str) -> Finding:
     where = f"sample {row} of the task (sequence {task.sequence_ids()[row]})"
-    return Finding(f"{SHARDS}/{split}/{task.name}", f"{where}: {what}", split, task.name, column)
+    return Finding(f"{SHARDS}/{split}/{task.name}", f"{where}: {problem}", split, task.name, column)
 
 
 def _device(recipe: Recipe) -> str:
@@ -159,5 +164,5 @@ def _device(recipe: Recipe) -> str:
 
 
 def _bytes_by_row(column: np.ndarray) -> np.ndarray:
-    """The bytes as uint8 [n, ...], so that -0 and 0 differ and a NaN equals itself."""
+    """Views the column as bytes, uint8 [n, ...], so that -0 and 0 differ and a NaN equals itself."""
     return np.ascontiguousarray(column).view(np.uint8).reshape(len(column), -1)

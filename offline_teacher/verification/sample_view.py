@@ -1,6 +1,7 @@
-"""``inspect``: shows the teacher's predictions for one sample, and statistics of its task.
+"""The command ``inspect``: shows the teacher's predictions for one sample, and statistics of its task.
 
-Axes: n samples, N recorded positions, L length, M masked positions, K top-k, V vocabulary, D hidden size.
+A position is recorded if the store holds the teacher's outputs for it; its slot is its index among these.
+Axes: n samples, N recorded positions, V vocabulary, K top-k.
 """
 
 from __future__ import annotations
@@ -27,39 +28,40 @@ if TYPE_CHECKING:
     from offline_teacher.models.replay import Replay
 
 SHOWN = 5
+"""Number of most likely tokens that are shown at a position."""
 POSITIONS = 8
-"""Shown of a text that is not masked."""
+"""Number of positions shown of a text without masks, and of components shown of an embedding."""
 
 
 @dataclass(frozen=True)
 class Distributions:
-    """The teacher's distributions at N recorded positions, at T = 1, as complete as the store allows."""
+    """The teacher's distributions at T = 1 at N recorded positions, over the k most likely tokens."""
 
     ids: np.ndarray
-    """[N, k] largest first; k = V where hidden states are stored, else K."""
+    """Token ids [N, k], the most likely first. k is V if hidden states are stored, else K."""
     probabilities: np.ndarray
-    """float64 [N, k]"""
+    """Probabilities of ``ids``, float64 [N, k]."""
 
     @property
     def entropy(self) -> np.ndarray:
-        """Nats [N]; what is outside ``ids`` counts as one outcome, so it is a lower bound where k < V."""
+        """Entropy in nats [N]. Tokens outside ``ids`` count as one outcome: for k < V it is a lower bound."""
         p = np.concatenate([self.probabilities, self.tail(self.ids.shape[1])[:, None]], axis=1)
-        return 0.0 - np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=1)  # a plain minus makes -0 of 0
+        return 0.0 - np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=1)  # a unary minus would give -0
 
     def tail(self, k: int) -> np.ndarray:
-        """Mass outside the first k [N]."""
+        """Returns the probability of all tokens except the k most likely ones [N]."""
         return np.clip(1.0 - self.probabilities[:, :k].sum(axis=1), 0.0, 1.0)
 
 
 class TaskView:
-    """Samples of one task, and the teacher's predictions for them."""
+    """Reads samples of one task, and computes the teacher's predictions for them from the stored columns."""
 
     def __init__(self, store: Store, split: str, task: Task) -> None:
         self.store, self.split, self.task = store, split, task
         self._reader = BlockReader(store, split, list(store.layout.data_columns()))
 
     def columns(self, rows: np.ndarray) -> Columns:
-        """All columns [n, ...] of some rows of the task, ascending."""
+        """Reads all columns [n, ...] of n ascending rows of the task."""
         return self._reader.task_rows(self.task, rows)
 
     @property
@@ -69,7 +71,10 @@ class TaskView:
         return layout.top_k > 0 or (layout.hidden_states != "none" and self._replay is not None)
 
     def distributions(self, columns: Columns, rows: np.ndarray, slots: np.ndarray) -> Distributions:
-        """At recorded ``slots`` [N] of samples ``rows`` [N]; by the teacher's head where it can be."""
+        """Returns the distributions at recorded ``slots`` [N] of ``rows`` [N] of ``columns``.
+
+        They come from stored hidden states and the teacher's head or, without these, from top-k.
+        """
         layout = self.store.layout
         if layout.hidden_states == "none" or self._replay is None:
             return self._of_top_k(columns, rows, slots)
@@ -81,24 +86,24 @@ class TaskView:
 
     def _of_top_k(self, columns: Columns, rows: np.ndarray, slots: np.ndarray) -> Distributions:
         logits = columns["topk_logits"][rows, slots].astype(np.float64)
-        at_one = self.store.layout.temperatures.index(1.0)
-        total = columns["logsumexp"][rows, slots, at_one].astype(np.float64)
+        temperature_one = self.store.layout.temperatures.index(1.0)
+        total = columns["logsumexp"][rows, slots, temperature_one].astype(np.float64)
         p = np.minimum(np.exp(logits - total[:, None]), 1.0)  # float16 may have rounded a logit up
         return Distributions(columns["topk_ids"][rows, slots].astype(np.int64), p)
 
     @cached_property
     def _replay(self) -> Replay | None:
-        """The teacher's top; None where it has no masked-LM head."""
+        """The teacher's top layers and head; None if the teacher has no masked-LM head."""
         return stored_top(self.store)
 
 
 def show(root: str, split: str, epoch: int, number: int, plot: str | None) -> int:
-    """Prints one sample and its task; with ``plot``, writes the kept-mass PNG.
+    """Prints one sample and its task; writes the PNG of kept mass to ``plot``, if given. Returns exit code 0.
 
-    ``number`` counts the sequences of the split from 0, part after part.
+    ``number``: index of the sequence among those of all parts of the split, from 0.
     """
     if plot is not None:
-        _require_picture(plot)
+        _refuse_bad_png_path(plot)
     store = open_store(root)
     task, row = _find(store, split, epoch, number)
     view, tokenizer = TaskView(store, split, task), _tokenizer(store)
@@ -113,7 +118,7 @@ def show(root: str, split: str, epoch: int, number: int, plot: str | None) -> in
 
 
 def _find(store: Store, split: str, epoch: int, number: int) -> tuple[Task, int]:
-    """The task of a sample, and its row there."""
+    """Returns the task of a sample, and the row of the sample in the task."""
     if split not in store.splits:
         raise UserError(f"--split {split}: {store.root} has {' and '.join(store.splits)}")
     plan = store.splits[split].plan
@@ -122,21 +127,21 @@ def _find(store: Store, split: str, epoch: int, number: int) -> tuple[Task, int]
             f"--sample {number} --epoch {epoch}: {store.root} has sequences 0 to {plan.samples_per_epoch - 1}"
             f" and masking epochs 0 to {plan.masking_epochs - 1} of {split}"
         )
-    for place in range(plan.tasks_per_epoch):
-        task = plan.task(epoch * plan.tasks_per_epoch + place)
+    for index in range(plan.tasks_per_epoch):
+        task = plan.task(epoch * plan.tasks_per_epoch + index)
         if number < task.samples:
             break
         number -= task.samples
     return task, number
 
 
-def _require_picture(path: str) -> None:
-    """UserError where no picture can be written there."""
+def _refuse_bad_png_path(path: str) -> None:
+    """Raises UserError if ``path`` does not end in .png or cannot be written."""
     if not path.lower().endswith(".png") or os.path.isdir(path):
         raise UserError(f"--plot {path or repr(path)}: give the name of a file that ends in .png")
     directory = os.path.dirname(os.path.abspath(path))
     if not storage.is_remote(path) and not os.access(directory, os.W_OK):
-        raise UserError(f"--plot {path}: nothing can be written in {directory}")
+        raise UserError(f"--plot {path}: {directory} is not a directory in which you may write")
 
 
 def _tokenizer(store: Store) -> Tokenizer:
@@ -168,7 +173,7 @@ def _sample(view: TaskView, row: int, number: int, tokenizer: Tokenizer) -> str:
 
 
 def _positions(view: TaskView, columns: Columns, ids: np.ndarray, tokenizer: Tokenizer) -> str:
-    """A row a masked position; where nothing is masked, some of all."""
+    """Returns a table with one row per masked position or, if nothing is masked, for some positions."""
     layout = view.store.layout
     if layout.masked:
         slots = np.flatnonzero(columns["masked_positions"][0] >= 0)
@@ -184,14 +189,14 @@ def _positions(view: TaskView, columns: Columns, ids: np.ndarray, tokenizer: Tok
     ]
     headers = ["position", "true", "seen"]
     if view.has_token_distributions:
-        found = view.distributions(columns, np.zeros(len(recorded), np.int64), recorded)
+        predicted = view.distributions(columns, np.zeros(len(recorded), np.int64), recorded)
         k = layout.top_k or SHOWN
-        for at, cells in enumerate(rows):
-            best = [_token(tokenizer, token) for token in found.ids[at, :SHOWN].tolist()]
-            # Two spaces: every other mark may be a token.
-            told = "  ".join(f"{t} {p:.3f}" for t, p in zip(best, found.probabilities[at], strict=False))
-            cells += [told, f"{found.entropy[at]:.2f}", f"{found.tail(k)[at]:.3f}"]
-        entropy = "entropy" if found.ids.shape[1] == layout.vocab_size else "entropy, at least"
+        for i, cells in enumerate(rows):
+            best = [_token(tokenizer, token) for token in predicted.ids[i, :SHOWN].tolist()]
+            # Two spaces separate the tokens, because any other separator may be a token itself.
+            top = "  ".join(f"{t} {p:.3f}" for t, p in zip(best, predicted.probabilities[i], strict=False))
+            cells += [top, f"{predicted.entropy[i]:.2f}", f"{predicted.tail(k)[i]:.3f}"]
+        entropy = "entropy" if predicted.ids.shape[1] == layout.vocab_size else "entropy, at least"
         headers += [f"teacher's top {SHOWN}", entropy, f"tail beyond {k}"]
     else:
         norms = np.linalg.norm(hidden_values(layout, columns)[0, recorded], axis=-1)
@@ -202,7 +207,7 @@ def _positions(view: TaskView, columns: Columns, ids: np.ndarray, tokenizer: Tok
 
 
 def _token(tokenizer: Tokenizer, number: int) -> str:
-    """The token of an id; ``id 31000`` for a row of embeddings that has no token."""
+    """Returns the token of an id, or for example ``id 31000`` if the tokenizer has no such token."""
     token = tokenizer.id_to_token(number)
     return f"id {number}" if token is None else token
 
@@ -213,16 +218,16 @@ def _summary(view: TaskView) -> str:
     counts = columns["token_count"]
     rows = [
         ["samples", f"{task.samples:,}"],
-        ["tokens", f"{int(counts.sum()):,} ({counts.min()} to {counts.max()} a sample)"],
-        ["bytes a token", f"{layout.bytes_per_sample() * task.samples / counts.sum():,.0f}"],
+        ["tokens", f"{int(counts.sum()):,} ({counts.min()} to {counts.max()} per sample)"],
+        ["bytes per token", f"{layout.bytes_per_sample() * task.samples / counts.sum():,.0f}"],
     ]
     if layout.masked:
         rows.append(["masked", f"{int((columns['masked_positions'] >= 0).sum()):,}"])
     if layout.positions != "pooled":
         rows += _teacher_summary(view, columns)
     environment = view.store.task_index(view.split, task.number).environment
-    told = ", ".join(f"{name} {value}" for name, value in environment.items() if value is not None)
-    rows.append(["computed by", told])
+    facts = ", ".join(f"{name} {value}" for name, value in environment.items() if value is not None)
+    rows.append(["computed by", facts])
     return f"task {task.name} of {view.split}\n{table(rows, ['', ''])}"
 
 
@@ -240,7 +245,7 @@ def _teacher_summary(view: TaskView, columns: Columns) -> list[list[str]]:
         rows.append([name, f"mean {kept.mean():.3f}, least {kept.min():.3f}"])
     if layout.hidden_states != "none":
         size = np.abs(hidden_values(layout, columns)[used])
-        where = f"input of the top {layout.replay_layers}" if layout.replay_layers else "output of the last"
-        name = f"|hidden state|, {where} {'layers' if layout.replay_layers > 1 else 'layer'}"
+        cut = f"input of the top {layout.replay_layers}" if layout.replay_layers else "output of the last"
+        name = f"|hidden state|, {cut} {'layers' if layout.replay_layers > 1 else 'layer'}"
         rows.append([name, f"mean {size.mean():.3f}, largest {size.max():.2f}"])
     return rows

@@ -1,6 +1,6 @@
-"""Is a store, byte for byte and number for number, what its manifest says?
+"""Checks every file of a store against its manifest: names, digests, ranges and numbers.
 
-Tasks are checked by several processes, each of which holds one shard in memory at a time.
+Tasks are checked by several processes. Each process has one shard in memory at a time.
 """
 
 from __future__ import annotations
@@ -32,11 +32,10 @@ from offline_teacher.verification.verify_task import Finding, check_task, foreig
 
 
 def verify(root: str, workers: int = 1, done: Callable[[], None] = lambda: None) -> list[Finding]:
-    """Everything that is wrong with a store; [] if all is right.
+    """Returns a finding for everything that is wrong with a store, foreign files included.
 
-    Checks every file, digest, range and number, and names foreign files. A missing manifest is a
-    finding; the files that exist are checked all the same. ``workers``: processes that check tasks.
-    ``done()`` is called after every task.
+    If the manifest is missing, that is a finding, and the files that exist are checked without it.
+    ``workers``: number of processes that check tasks. ``done()`` is called after every task.
     """
     findings: list[Finding] = []
     manifest, spec = _root(root, findings)
@@ -48,18 +47,18 @@ def verify(root: str, workers: int = 1, done: Callable[[], None] = lambda: None)
     for split in splits:
         findings += _check_parts(root, spec, split)
     jobs = [(split, number) for split in splits for number in _tasks_to_check(root, split, findings)]
-    for found in _checked(root, spec, jobs, workers):
-        findings += found
+    for of_task in _check_tasks(root, spec, jobs, workers):
+        findings += of_task
         done()
     return findings
 
 
 def _root(root: str, findings: list[Finding]) -> tuple[Manifest | None, Spec | None]:
-    """manifest.json and spec.json; what is wrong with them goes to ``findings``."""
+    """Reads manifest.json and spec.json, None for a bad one, and adds their problems to ``findings``."""
     try:
-        found = read_root(root)
-        if found is not None:
-            return found[1], found[0]
+        both = read_root(root)
+        if both is not None:
+            return both[1], both[0]
         findings.append(Finding(paths.MANIFEST, "is missing: the store is not finished", missing=True))
     except ValueError as error:
         name, _, what = str(error).partition(" ")
@@ -74,25 +73,25 @@ def _root(root: str, findings: list[Finding]) -> tuple[Manifest | None, Spec | N
 
 
 def _splits(root: str, spec: Spec, manifest: Manifest | None, findings: list[Finding]) -> list[Split]:
-    """The splits that the manifest lists; without a manifest, those of the parts that exist."""
-    found = []
+    """Returns the splits that the manifest lists or, without a manifest, the splits that have parts."""
+    splits = []
     for name in SPLITS:
         try:
             if manifest is None:
                 rows = tuple(index.rows for index, _ in read_parts(root, name, finished_parts(root, name)))
                 if sum(rows):
-                    found.append(Split(name, SplitPlan.of(name, rows, spec.plan)))
+                    splits.append(Split(name, SplitPlan.of(name, rows, spec.plan)))
             elif name in manifest.splits:
-                found.append(Split.of(name, spec, manifest.splits[name]))
-        except UserError as error:  # without a manifest, tasks follow from the sequences
+                splits.append(Split.of(name, spec, manifest.splits[name]))
+        except UserError as error:  # only without a manifest: the parts of the sequences define the tasks
             findings.append(Finding(f"{paths.SEQUENCES}/{name}", str(error), missing=True))
         except ValueError as error:
             findings.append(Finding(paths.MANIFEST, str(error)))
-    return found
+    return splits
 
 
 def _check_files(root: str, manifest: Manifest | None) -> Iterator[Finding]:
-    """The files of tokenizer and teacher."""
+    """Checks the files of tokenizer and teacher against the manifest."""
     for name, digest in manifest.files.items() if manifest else ():
         path = storage.join(root, name)
         if not storage.exists(path):
@@ -102,12 +101,12 @@ def _check_files(root: str, manifest: Manifest | None) -> Iterator[Finding]:
 
 
 def _check_names(root: str, splits: list[Split], manifest: Manifest | None) -> Iterator[Finding]:
-    """Unexpected files. Those in the directory of a task's shards are left to the check of that task."""
+    """Finds unexpected files, except in the directories of shards, which ``check_task`` looks at."""
     top = paths.TOP | ({paths.FAILED} if manifest is None else set())
     names = [split.name for split in splits]
-    yield from _foreign(root, "", top)
+    yield from _unexpected(root, "", top)
     for directory in (paths.SEQUENCES, paths.SHARDS, paths.TASKS):
-        yield from _foreign(root, directory, set(names) if manifest else set(SPLITS))
+        yield from _unexpected(root, directory, set(names) if manifest else set(SPLITS))
     if manifest is not None:
         yield from map(foreign, foreign_files(root, set(manifest.files)))
     for split in splits:
@@ -120,24 +119,24 @@ def _check_names(root: str, splits: list[Split], manifest: Manifest | None) -> I
                 yield foreign(f"{paths.TASKS}/{split.name}/{name}")
 
 
-def _foreign(root: str, directory: str, own: set[str]) -> Iterator[Finding]:
+def _unexpected(root: str, directory: str, expected: set[str]) -> Iterator[Finding]:
     for name in storage.list_names(storage.join(root, directory) if directory else root):
-        if name not in own:
+        if name not in expected:
             yield foreign(f"{directory}/{name}".lstrip("/"))
 
 
 def _check_parts(root: str, spec: Spec, split: Split) -> Iterator[Finding]:
     directory = f"{paths.SEQUENCES}/{split.name}"
-    own: set[str] = set()
+    expected: set[str] = set()
     for names, findings in in_order(partial(_check_part, root, split), range(len(split.plan.rows))):
-        own |= names
+        expected |= names
         yield from findings
     if split.parts:
-        yield from _foreign(root, directory, own)
+        yield from _unexpected(root, directory, expected)
 
 
 def _check_part(root: str, split: Split, part: int) -> tuple[set[str], list[Finding]]:
-    """The plain names of the files that this part should have, and what is wrong with them."""
+    """Returns the names, without directory, of the files that this part should have, and their problems."""
     directory, name = f"{paths.SEQUENCES}/{split.name}", paths.part_name(part)
     file, names = f"{directory}/{name}.json", {f"{name}.json", f"{name}.arrow", f"{name}.counts.arrow"}
     try:
@@ -150,31 +149,36 @@ def _check_part(root: str, split: Split, part: int) -> tuple[set[str], list[Find
     if index.counts is not None:
         digests[f"{name}.counts.arrow"] = index.counts
     findings = []
-    for plain, digest in digests.items():
-        path = storage.join(root, directory, plain)
+    for file, digest in digests.items():
+        path = storage.join(root, directory, file)
         if not storage.exists(path):
-            findings.append(Finding(f"{directory}/{plain}", "is missing", missing=True))
+            findings.append(Finding(f"{directory}/{file}", "is missing", missing=True))
         elif not storage.has_digest(path, digest):
-            findings.append(Finding(f"{directory}/{plain}", "its digest differs from the one in its index"))
+            findings.append(Finding(f"{directory}/{file}", "its digest differs from the one in its index"))
     return {f"{name}.json", *digests}, findings
 
 
 def _tasks_to_check(root: str, split: Split, findings: list[Finding]) -> Iterator[int]:
-    """Numbers of tasks: with a manifest all; without, those with an index, and one finding for the rest."""
+    """Yields the numbers of all tasks or, without a manifest, of tasks with an index.
+
+    Without a manifest, one finding counts the tasks that have no index.
+    """
     finished = finished_tasks(root, split.name)
-    absent = 0
+    missing = 0
     for task in split.plan.tasks():
         if split.tasks or task.name in finished:
             yield task.number
         else:
-            absent += 1
-    if absent:
-        what = f"{absent} of {split.plan.task_count} tasks have no index: the store is not finished"
-        findings.append(Finding(f"{paths.TASKS}/{split.name}", what, missing=True))
+            missing += 1
+    if missing:
+        problem = f"{missing} of {split.plan.task_count} tasks have no index: the store is not finished"
+        findings.append(Finding(f"{paths.TASKS}/{split.name}", problem, missing=True))
 
 
-def _checked(root: str, spec: Spec, jobs: list[tuple[Split, int]], workers: int) -> Iterator[list[Finding]]:
-    """What is wrong with each task, in order. Only a few tasks are checked ahead of the one handed out."""
+def _check_tasks(
+    root: str, spec: Spec, jobs: list[tuple[Split, int]], workers: int
+) -> Iterator[list[Finding]]:
+    """Yields the findings of each task, in order. Processes check only a few tasks ahead of the caller."""
     tasks = (
         (split.name, split.plan.task(number), split.tasks[number] if split.tasks else None)
         for split, number in jobs

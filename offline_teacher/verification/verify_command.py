@@ -1,4 +1,4 @@
-"""``verify``: checks a store by its digests, its own hidden states, and the live teacher."""
+"""The command ``verify``: checks a store's files, then its numbers by replay and with the live teacher."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from offline_teacher.verification.verify import verify
 from offline_teacher.verification.verify_task import Finding
 
 SHOWN = 20
-ROUNDS = 2
-"""Rounds of repair. Files that cannot be checked without a valid spec.json are checked in the second
-round."""
+"""Largest number of findings that are printed."""
+REPAIR_ROUNDS = 2
+"""The second round repairs files that can be checked only after spec.json is repaired."""
 
 
 @dataclass(frozen=True)
-class Audit:
-    """What ``verify`` is asked for."""
+class VerifyOptions:
+    """Options of the command ``verify``, except ``--repair``."""
 
     root: str
     deep: int = 0
-    """Positions of each task that are compared with the stored hidden states; 0: none."""
+    """Number of positions of each task that ``--deep`` compares; 0 without ``--deep``."""
     rerun: int = 0
-    """Random tasks that the teacher computes again."""
+    """Number of random tasks that the teacher computes again."""
     workers: int = 1
-    """Processes that check tasks."""
+    """Number of processes that check tasks."""
     recipe_file: str | None = None
-    """The recipe for reruns and repair; None: the store's own."""
+    """Path of the recipe for ``--rerun`` and ``--repair``; None for the recipe in the store."""
     overrides: Sequence[str] = ()
 
     def recipe(self) -> Recipe:
-        """UserError where there is none."""
+        """Loads the recipe. Raises UserError if it is missing or has no section ``teacher``."""
         own = storage.join(self.root, RECIPE)
         if self.recipe_file is None and not storage.exists(own):
-            raise UserError(f"{own} is missing: give the recipe the store was made of with --recipe FILE")
+            raise UserError(f"{own} is missing: give the recipe of the store with --recipe FILE")
         recipe = load_recipe(self.recipe_file or own, self.overrides)
         recipe = replace(recipe, store=replace(recipe.store, path=self.root))
         if recipe.teacher is None:
@@ -51,70 +51,70 @@ class Audit:
         return recipe
 
 
-def audit(asked: Audit, repair: bool) -> int:
-    """Prints every finding. Returns 0 if there is none, or if ``repair`` has repaired all.
+def run_verify(options: VerifyOptions, repair: bool) -> int:
+    """Prints the findings. Returns exit code 0 if there are none, or if ``repair`` has repaired all.
 
-    Findings of a rerun are never repaired: the stored bytes are undamaged, only the teacher's numbers differ.
+    Findings of ``--deep`` and ``--rerun`` are not repaired, because the files are as they were written.
     """
-    refuse_what_is_no_store(asked.root)
-    if asked.recipe_file is not None or asked.overrides:
-        asked.recipe()  # a mistake in it is said before hours of reading
-    findings = damaged(asked)
-    for _ in range(ROUNDS if repair else 0):
+    refuse_other_directory(options.root)
+    if options.recipe_file is not None or options.overrides:
+        options.recipe()  # raises an error of the recipe before hours of reading
+    findings = find_damage(options)
+    for _ in range(REPAIR_ROUNDS if repair else 0):
         if findings:
             from offline_teacher.verification.repair import repair_store
 
-            print(_report(asked.root, findings))
-            repair_store(asked.root, findings, asked.recipe())
-            findings = damaged(asked)
+            print(_report(options.root, findings))
+            repair_store(options.root, findings, options.recipe())
+            findings = find_damage(options)
     if not findings:
-        findings = compared(asked)
-    print(_report(asked.root, findings))
+        findings = compare_with_teacher(options)
+    print(_report(options.root, findings))
     return EXIT_INCOMPLETE if findings else 0
 
 
-def damaged(asked: Audit) -> list[Finding]:
-    """Digests, ranges and numbers of every file."""
-    with progress(None, "tasks", f"verify {asked.root}") as shown:
-        return verify(asked.root, asked.workers, shown.advance)
+def find_damage(options: VerifyOptions) -> list[Finding]:
+    """Checks the digests, ranges and numbers of every file, and shows the progress."""
+    with progress(None, "tasks", f"verify {options.root}") as shown:
+        return verify(options.root, options.workers, shown.advance)
 
 
-def compared(asked: Audit) -> list[Finding]:
-    """What ``deep`` and ``rerun`` find in a store whose files are right."""
+def compare_with_teacher(options: VerifyOptions) -> list[Finding]:
+    """Runs ``--deep`` and ``--rerun``, if asked for, on a store whose files are undamaged."""
     findings: list[Finding] = []
-    if asked.deep or asked.rerun:
-        store = open_store(asked.root)
-    if asked.deep:
+    if options.deep or options.rerun:
+        store = open_store(options.root)
+    if options.deep:
         from offline_teacher.verification.deep import deep_check
 
-        findings += deep_check(store, asked.deep)
-    if asked.rerun:
+        findings += deep_check(store, options.deep)
+    if options.rerun:
         from offline_teacher.verification.rerun import rerun
 
-        findings += rerun(store, asked.recipe(), asked.rerun)
+        findings += rerun(store, options.recipe(), options.rerun)
     return findings
 
 
-def refuse_what_is_no_store(root: str) -> None:
-    """UserError, before anything is read at length, where ``root`` is no store of this format."""
+def refuse_other_directory(root: str) -> None:
+    """Raises UserError if ``root`` is not a store of this format, from the names of its files alone."""
     names = storage.list_names(root)
     if not names:
-        raise UserError(f"{root} is not a store: there is nothing there")
+        raise UserError(f"{root} is not a store: the directory is empty or does not exist")
     if SPEC in names:
         return
     refuse_format_1(root)
     if MANIFEST not in names and not any(finished_tasks(root, split) for split in SPLITS):
-        raise UserError(f"{root} is not a store: it has no {MANIFEST}, no {SPEC}, no task")
+        raise UserError(f"{root} is not a store: it has no {MANIFEST}, no {SPEC} and no finished task")
 
 
 def absolute(root: str) -> str:
-    """A local path from the root directory: a store called ``.`` is moved to ``<its name>.damaged``."""
+    """Makes a local path absolute, so that damaged files of the store ``.`` go to ``<its name>.damaged``."""
     return root if storage.is_remote(root) else os.path.abspath(root)
 
 
 def _report(root: str, findings: Sequence[Finding]) -> str:
     if not findings:
-        return f"{root}: all right"
+        return f"{root}: no problem found"
     lines = [str(finding) for finding in findings[:SHOWN]]
     if len(findings) > SHOWN:
         lines.append(f"and {len(findings) - SHOWN} more")

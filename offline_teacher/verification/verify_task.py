@@ -1,4 +1,4 @@
-"""One task of a store, checked from its index to its last number."""
+"""Checks one task of a store: its index, its shards, their digests and all numbers."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ class Finding:
     """One thing that is wrong with a store."""
 
     file: str
-    """Path below the store."""
-    what: str
+    """Path relative to the store."""
+    problem: str
     split: str | None = None
     task: str | None = None
-    """The task that the file belongs to, if to any."""
+    """Name of the task that the file belongs to; None if it belongs to no task."""
     column: str | None = None
     missing: bool = False
-    """There is no such file."""
+    """Whether the file does not exist."""
     foreign: bool = False
-    """No store has such a file; removing it is all that is to do."""
+    """Whether a store never has such a file, so that it only has to be moved away."""
 
     def __str__(self) -> str:
-        where = f", column {self.column}" if self.column else ""
-        return f"{self.file}{where}: {self.what}"
+        column = f", column {self.column}" if self.column else ""
+        return f"{self.file}{column}: {self.problem}"
 
 
 def foreign(file: str) -> Finding:
@@ -53,11 +53,11 @@ def foreign(file: str) -> Finding:
 
 
 Job = tuple[str, Task, str | None]
-"""Split, task, and the file digest of its index; None without a manifest."""
+"""Split, task, and the digest that the manifest has for the task's index (None without a manifest)."""
 
 
 def check_task(root: str, spec: Spec, job: Job) -> list[Finding]:
-    """Everything that is wrong with the index, the shards and the numbers of a task."""
+    """Returns a finding for everything that is wrong with the index, the shards or the numbers of a task."""
     split, task, digest = job
     try:
         index, _ = task_index(root, spec, split, task, digest)
@@ -77,60 +77,59 @@ class _Check:
 
     def findings(self) -> Iterator[Finding]:
         index, split, task = self._index, self._index.split, self._task.name
-        there = storage.list_names(storage.join(self._root, self._directory))
-        for name in sorted(set(there).difference(shard.file for shard in index.shards)):
-            what = "is foreign: the index of the task does not name it"
-            yield Finding(f"{self._directory}/{name}", what, split, foreign=True)
+        names = storage.list_names(storage.join(self._root, self._directory))
+        for name in sorted(set(names).difference(shard.file for shard in index.shards)):
+            problem = "is foreign: the index of the task does not name it"
+            yield Finding(f"{self._directory}/{name}", problem, split, foreign=True)
         complete = True
         for number, shard in enumerate(index.shards):
             file = f"{self._directory}/{shard.file}"
-            if shard.file not in there:
+            if shard.file not in names:
                 complete = False
                 yield Finding(file, "is missing", split, task, missing=True)
                 continue
-            for column, what in self._shard(number):
+            for column, problem in self._check_shard(number):
                 complete = False
-                yield Finding(file, what, split, task, column)
+                yield Finding(file, problem, split, task, column)
         if complete and (self.tokens, self.masked) != (index.tokens, index.masked):
-            what = (
-                f"counts {index.tokens} tokens and {index.masked} masked, not {self.tokens} and {self.masked}"
-            )
-            yield Finding(f"{TASKS}/{split}/{task}.json", what, split, task)
+            problem = f"has tokens: {index.tokens}, masked: {index.masked}, but its shards"
+            problem += f" {self.tokens} and {self.masked}"
+            yield Finding(f"{TASKS}/{split}/{task}.json", problem, split, task)
 
-    def _shard(self, number: int) -> Iterator[tuple[str | None, str]]:
-        """(column or None, what is wrong with it) of one shard, whose bytes are read once."""
+    def _check_shard(self, number: int) -> Iterator[tuple[str | None, str]]:
+        """Reads one shard once and yields (column, problem) pairs; column is None for the whole file."""
         shard, frames, plan = self._index.shards[number], self._index.frames, self._spec.plan
         sizes = shards_of(self._task, plan)[number]
         metadata = shard_metadata(self._spec.digest, self._index.split, self._task.name, number)
         schema = arrow_schema(self._spec.layout.columns(), metadata)
 
-        def whole(data: bytes) -> bytes:
-            right = f"has {len(data)} bytes, the index of its task says {shard.bytes}"
-            require(len(data) == shard.bytes, right)
-            require(storage.digest_bytes(data) == shard.digest, "its digest is not its name")
-            start, found = measure_blocks(data, schema, sizes)
-            same = start == shard.start and all(frames[rows] == frame for rows, frame in found.items())
-            require(same, "its blocks are not where the index of its task says")
+        def undamaged(data: bytes) -> bytes:
+            problem = f"has {len(data)} bytes, but {shard.bytes} according to the index of its task"
+            require(len(data) == shard.bytes, problem)
+            require(storage.digest_bytes(data) == shard.digest, "its digest differs from its name")
+            start, offsets = measure_blocks(data, schema, sizes)
+            same = start == shard.start and all(frames[rows] == frame for rows, frame in offsets.items())
+            require(same, "its blocks are not at the byte offsets in the index of its task")
             return data
 
         path = storage.join(self._root, self._directory, shard.file)
         try:
-            data = storage.read_checked(path, shard.bytes + 1, whole)
+            data = storage.read_checked(path, shard.bytes + 1, undamaged)
         except ValueError as error:
             yield None, str(error)
             return
         start, first = shard.start, number * plan.shard_blocks * plan.block_samples
         for block, rows in enumerate(sizes):
             ids = self._task.sequence_ids()[first : first + rows]
-            for column, row, what in self._block(data, start, shard.block_digests[block], ids):
+            for column, row, problem in self._check_block(data, start, shard.block_digests[block], ids):
                 where = f"block {block}" if row is None else f"sample {first + row} of the task"
-                yield column, f"{where}: {what}"
+                yield column, f"{where}: {problem}"
             start, first = start + frames[rows].bytes, first + rows
 
-    def _block(
+    def _check_block(
         self, data: Any, start: int, digest: int, ids: np.ndarray
     ) -> Iterator[tuple[str, int | None, str]]:
-        """(column, row or None, what is wrong) of the block at byte ``start``."""
+        """Yields (column, row or None, problem) of the block of ``ids`` at byte offset ``start``."""
         layout, offsets, rows = self._spec.layout, self._index.frames[len(ids)].offsets, len(ids)
         views = {
             name: column_view(data, start + offsets[name], rows, column)
@@ -138,11 +137,11 @@ class _Check:
         }
         digests = views.pop(DIGESTS)
         if block_digest(digests) != digest:
-            yield DIGESTS, None, "has another digest than the index of the task says"
+            yield DIGESTS, None, "its digest differs from the one in the index of the task"
         for slot, (name, values) in enumerate(views.items()):
             wrong = row_digests(values) != digests[:, slot]
             if wrong.any():
-                yield name, int(wrong.argmax()), "has another digest than its column of digests says"
+                yield name, int(wrong.argmax()), "its digest differs from the one in the column of digests"
         for bad in check_block(layout, self._spec.special, ids, views):
             yield bad.column, bad.row, bad.what
         self.tokens += int(views["token_count"].sum(dtype=np.int64))

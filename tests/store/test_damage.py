@@ -268,7 +268,7 @@ def test_an_unfinished_store_is_checked_as_far_as_it_goes(store: Store) -> None:
     findings = {finding.file: finding for finding in verify(store.root)}
     shard = f"shards/train/e000-p00000-0000/{shard_paths(Path(store.root))[0].name}"
     assert set(findings) == {"manifest.json", "tasks/train", shard}
-    assert findings["tasks/train"].what.startswith("1 of 2 tasks have no index")
+    assert findings["tasks/train"].problem.startswith("1 of 2 tasks have no index")
     move_damaged(store.root, findings.values())
     remake(store.root)
     assert verify(store.root) == []

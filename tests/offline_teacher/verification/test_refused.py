@@ -32,7 +32,7 @@ def test_what_is_no_store_is_refused_and_left_alone(made: Path, tmp_path: Path) 
     before = everything(tmp_path)
     for more in ([], ["--repair", "--recipe", str(made)]):
         with pytest.raises(
-            UserError, match=r"is not a store: it has no manifest\.json, no spec\.json, no task"
+            UserError, match=r"is not a store: it has no manifest\.json, no spec\.json and no finished task"
         ):
             main(["verify", str(place), *more])
     assert everything(tmp_path) == before

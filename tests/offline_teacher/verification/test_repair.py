@@ -14,7 +14,7 @@ from infra.files import storage
 from offline_teacher.main import main
 from offline_teacher.store.manifest import Manifest
 from offline_teacher.verification.repair import move_damaged
-from offline_teacher.verification.verify_command import Audit, damaged
+from offline_teacher.verification.verify_command import VerifyOptions, find_damage
 from tests.offline_teacher.stores import contents
 from tests.offline_teacher.verification.damage import (
     DAMAGE,
@@ -116,7 +116,9 @@ def test_a_store_on_a_file_system_of_its_own(
     flip(shard)
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", rename)
-        assert len(move_damaged(str(store), damaged(Audit(str(store))))) == 3  # index, shard, manifest
+        assert (
+            len(move_damaged(str(store), find_damage(VerifyOptions(str(store))))) == 3
+        )  # index, shard, manifest
     assert (store.parent / "store.damaged" / shard.relative_to(store)).exists()
     again(made, store)
     assert contents(store) == before

@@ -17,7 +17,7 @@ from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import Manifest
 from offline_teacher.verification import rerun, verify_command
-from offline_teacher.verification.verify_command import Audit
+from offline_teacher.verification.verify_command import VerifyOptions
 from tests.offline_teacher.verification.damage import (
     everything,
 )
@@ -25,8 +25,8 @@ from tests.offline_teacher.verification.damage import (
 
 def whole(store: Path) -> list[str]:
     """What ``verify --rerun`` of all tasks finds."""
-    asked = Audit(str(store), rerun=100)
-    return [str(finding) for finding in verify_command.compared(asked)]
+    asked = VerifyOptions(str(store), rerun=100)
+    return [str(finding) for finding in verify_command.compare_with_teacher(asked)]
 
 
 def test_a_rerun_in_the_same_environment_compares_bytes(
