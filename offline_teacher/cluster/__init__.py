@@ -1,1 +1,1 @@
-"""Work on Ray: assigning items to workers, handling their failures, and the work of one worker."""
+"""Runs the pass on Ray: assigns work to workers, handles failures, and does the work of one worker."""

@@ -1,4 +1,4 @@
-"""The two kinds of workers in a pass: their class, their number, and the CPUs and GPUs of each."""
+"""The two crews of a pass (text workers, teacher workers): class, number, and CPUs and GPUs per worker."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from infra.errors import UserError
 from infra.settings.recipe import Recipe
 from infra.settings.sections import Teacher
 from offline_teacher.cluster.task_work import TaskWorker
-from offline_teacher.cluster.worker_base import Guarded
+from offline_teacher.cluster.worker_base import WorkerBase
 from offline_teacher.corpus.partition import Part
 from offline_teacher.sequences.tokenised_parts import Tokenising
 
 
-class TextWorker(Guarded):
+class TextWorker(WorkerBase):
     """Builds parts of the sequences of one store, one at a time, without torch and without a GPU."""
 
     def __init__(self, how: Tokenising) -> None:
@@ -31,26 +31,28 @@ class TextWorker(Guarded):
 
 @dataclass(frozen=True)
 class Crew:
-    """Workers of one kind. Every worker runs ``prepare()`` before it gets items."""
+    """Workers of one class. Every worker runs ``prepare()`` before it gets items."""
 
-    kind: type[Guarded]
+    kind: type[WorkerBase]
     arguments: tuple[Any, ...]
     """Arguments of the constructor of ``kind``."""
     count: int | None
-    """Largest number of workers; None: one for each CPU of the cluster."""
+    """Largest number of workers; None for one per CPU of the cluster."""
     least: int
-    """Items are handed out only while at least this many workers are ready."""
+    """Number of workers that must be ready before items are assigned."""
     cpus: int
+    """Number of CPUs per worker."""
     gpus: float = 0.0
+    """Number of GPUs per worker; several workers share a GPU if it is below 1."""
 
 
 def text_crew(how: Tokenising) -> Crew:
-    """Workers that tokenise on all CPUs and hold no GPU."""
+    """Returns the crew that tokenises on all CPUs without GPUs."""
     return Crew(TextWorker, (how,), count=None, least=1, cpus=1)
 
 
 def teacher_crew(recipe: Recipe, root: str) -> Crew:
-    """Workers that run the teacher, with the resources that ``recipe.teacher`` asks for."""
+    """Returns the crew that runs the teacher, with the resources in ``recipe.teacher``."""
     settings = recipe.teacher
     assert settings is not None
     return Crew(
@@ -63,18 +65,18 @@ def teacher_crew(recipe: Recipe, root: str) -> Crew:
     )
 
 
-def refuse_too_few_gpus(settings: Teacher, there: int) -> None:
-    """Raises UserError if a local Ray, which cannot grow, has too few GPUs (``there``) for ``min_workers``.
+def refuse_too_few_gpus(settings: Teacher, available: int) -> None:
+    """Raises UserError if the ``available`` GPUs of a local Ray are too few for ``min_workers``.
 
-    CPUs are not checked, because the local Ray is started with as many as needed.
+    CPUs are not checked, because a local Ray is started with as many as needed.
     """
     share = settings.gpus_per_worker
     if not share:
         return
-    workers = there * int(1 / share + 1e-9)
+    workers = available * int(1 / share + 1e-9)
     if workers < settings.min_workers:
         raise UserError(
             f"teacher.gpus_per_worker: {share:g} for each of teacher.min_workers = {settings.min_workers}"
-            f" workers, but Ray finds {there} GPUs on this machine; ask for less, or join a cluster"
-            " (teacher.ray_address)"
+            f" workers, but Ray finds {available} GPUs on this machine; lower one of the two, or join a"
+            " cluster (teacher.ray_address)"
         )

@@ -1,9 +1,10 @@
-"""A Ray cluster, and pools of worker actors in it that do items of work.
+"""A Ray cluster, and pools of workers (Ray actors) in it. This module starts, calls and ends the workers.
 
-An item is a method of a worker with arguments. It is idempotent: it publishes files under deterministic
-names, so it may run twice, even on two workers at once. The driver gives each worker a few items and replaces
-workers that die, fail or hang. `work_queue` decides which worker gets which item. Only small metadata goes
-through Ray's object store.
+The rules are in `work_queue` (which worker gets which item, when a worker is replaced after failures, when an
+item is given up) and in `deadlines` (when an item is late, when a failed host may get a new worker).
+
+An item is a call of a worker's method. It may run twice, even on two workers at once: the names of the files
+that it publishes depend on its arguments only.
 """
 
 from __future__ import annotations
@@ -18,32 +19,32 @@ from infra.ray_cluster import connect, python_path
 from infra.settings.recipe import Recipe
 from offline_teacher.cluster.crews import Crew, refuse_too_few_gpus
 from offline_teacher.cluster.deadlines import Backoff
-from offline_teacher.cluster.failure_log import TroubleLog
-from offline_teacher.cluster.ray_head import Head, HeadLost
+from offline_teacher.cluster.failure_log import FailureLog
+from offline_teacher.cluster.ray_head import HeadLost, RayHead
 from offline_teacher.cluster.work_queue import ITEMS_IN_FLIGHT, Item, Worker, WorkQueue, last_line
 from offline_teacher.cluster.worker_base import NODE, USER
 
 PACKAGES = ("offline_teacher", "infra")
 """The packages of this repository that a worker imports."""
-ROUNDS = 7
-"""How many times in a row all workers may be lost while no item is finished."""
+LOSSES_PER_WORKER = 7
+"""The pass ends after more than this many losses of workers, times their number, without a finished item."""
 WAIT_SECONDS = 2.0
 CHECK_SECONDS = 1.0
 """Seconds between two checks for late workers and for the cluster's head."""
-PATIENCE_SECONDS = 30.0
+NOTICE_SECONDS = 30.0
 """After this many seconds with too few workers, the pass prints what it waits for."""
 REMIND_SECONDS = 60.0
-"""It repeats that message at this interval, in seconds."""
+"""Interval, in seconds, at which that message is repeated."""
 CLOSE_SECONDS = 5.0
-"""Seconds that workers get at the end to remove their temporary files."""
+"""Time, in seconds, that workers get at the end to remove their temporary files."""
 
 WORKER_VARIABLES = {
     "TOKENIZERS_PARALLELISM": "false",
-    # oneDNN keeps compiled kernels of 1,024 shapes. Numbers of masked positions differ from batch to batch,
-    # so most are never used again, and a worker grew by 100 MB in its first hundreds of tasks.
+    # By default oneDNN keeps compiled kernels of 1,024 shapes. The number of masked positions differs between
+    # batches, so most kernels are never used again; a worker grew by 100 MB in its first hundreds of tasks.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
-    # glibc keeps the memory that a forward frees for the next one. By default it returns every freed
-    # activation to the system and faults it in again at the next layer, which made a pass 3 to 15 % slower.
+    # With these settings glibc keeps freed memory for the next forward pass. By default it returns freed
+    # activations to the system and gets them back at the next layer, which made a pass 3 to 15 % slower.
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the largest value that glibc allows
     "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
@@ -51,22 +52,20 @@ WORKER_VARIABLES = {
 
 Done = Callable[[Item, dict[str, Any]], None]
 Started = Callable[[str, dict[str, Any]], None]
-"""Called with the place of a new worker and the result of its ``prepare``."""
+"""Function that is called with the place of a new worker and the result of its ``prepare``."""
 
 
 class Cluster:
-    """A Ray cluster. It is joined, or started on this machine, when a pool first needs it.
-
-    A context manager: on exit it stops Ray if it started Ray itself.
-    """
+    """A Ray cluster, joined or started locally when a pool first needs it. Leaving the context ends a local
+    Ray."""
 
     def __init__(self, recipe: Recipe) -> None:
         assert recipe.teacher is not None
         self.recipe, self.settings = recipe, recipe.teacher
         self.numbers = itertools.count()
         self._started = False
-        self.head: Head | None = None
-        """Of the cluster that was joined; None: a Ray of our own."""
+        self.head: RayHead | None = None
+        """The head of the cluster that was joined; None for a local Ray, which the pass has started."""
 
     def __enter__(self) -> Cluster:
         return self
@@ -85,7 +84,7 @@ class Cluster:
             address = connect(self.settings.ray_address, "teacher.ray_address", PACKAGES, **local)
             self._started = True
             if address:
-                self.head = Head(address, time.monotonic())
+                self.head = RayHead(address, time.monotonic())
             else:
                 import ray
 
@@ -96,7 +95,7 @@ class Cluster:
 
 
 class Pool:
-    """The workers of one crew. A context manager: on exit it ends them and frees their CPUs and GPUs."""
+    """The workers of one crew. Leaving the context ends them, which frees their CPUs and GPUs."""
 
     def __init__(self, cluster: Cluster, crew: Crew, started: Started | None = None) -> None:
         self.cluster, self.crew = cluster, crew
@@ -106,8 +105,8 @@ class Pool:
         self._starting: dict[Any, Worker] = {}
         self._backoff = Backoff()
         self._pauses: list[float] = []
-        """One entry for each worker that waits for its replacement: the time at which that may start."""
-        self._log = TroubleLog(cluster.recipe.root)
+        """Times at which replacements may start; one entry per worker that was ended and not yet replaced."""
+        self._log = FailureLog(cluster.recipe.root)
 
     @property
     def retries(self) -> int:
@@ -137,19 +136,19 @@ class Pool:
         say: Callable[[str], None],
         quarantine: Callable[[Item], None] = lambda item: None,
     ) -> list[Item]:
-        """Does all items and returns the quarantined ones, each with its reason.
+        """Runs all items and returns the quarantined ones, each with its ``reason``.
 
-        ``done(item, result)`` is called once for each finished item, in any order; ``say(text)`` reports
-        problems; ``quarantine(item)`` is called at once. Raises UserError if an item fails by a user's
-        mistake (no file is half written), or if workers fail again and again and finish nothing.
+        ``done(item, result)`` is called once for each finished item, in any order; ``quarantine(item)`` for
+        each quarantined one; ``say(text)`` prints a problem. Raises UserError if an item fails by a user's
+        mistake, or if workers fail again and again and finish nothing.
         """
         work, self._log.say = self._work, say
         work.begin(items, quarantine)
         if work.left:
             self.cluster.connect()
             count = self._count()
-            work.bound = ROUNDS * count
-        speak_at, check_at = time.monotonic() + PATIENCE_SECONDS, 0.0
+            work.max_losses = LOSSES_PER_WORKER * count
+        notice_at, check_at = time.monotonic() + NOTICE_SECONDS, 0.0
         while work.left:
             now = time.monotonic()
             self._start_workers(min(count, work.left), now)
@@ -157,13 +156,13 @@ class Pool:
             needed = min(self.crew.least, work.left)
             if len(ready) >= needed:
                 self._hand_out(ready, now)
-                speak_at = now + PATIENCE_SECONDS
-            elif now >= speak_at:
-                say(self._lack(needed, len(ready)))
-                speak_at = now + REMIND_SECONDS
-            self._collect(done)
+                notice_at = now + NOTICE_SECONDS
+            elif now >= notice_at:
+                say(self._missing_workers(needed, len(ready)))
+                notice_at = now + REMIND_SECONDS
+            self._collect_answers(done)
             if now >= check_at:
-                self._look_for_late()
+                self._handle_late_items()
                 if self.cluster.head:
                     self.cluster.head.raise_if_lost(now)
                 check_at = now + CHECK_SECONDS
@@ -178,14 +177,14 @@ class Pool:
 
         return max(self.cluster.settings.workers, int(ray.cluster_resources().get("CPU", 0)))
 
-    def _lack(self, needed: int, ready: int) -> str:
+    def _missing_workers(self, needed: int, ready: int) -> str:
         import ray
 
-        has = ray.cluster_resources()
+        resources = ray.cluster_resources()
         gpus = f" and {self.crew.gpus:g} GPU" if self.crew.gpus else ""
         return (
             f"waiting for {needed} workers with {self.crew.cpus} CPU{gpus} each, {ready} ready;"
-            f" the cluster has {has.get('CPU', 0):g} CPU and {has.get('GPU', 0):g} GPU"
+            f" the cluster has {resources.get('CPU', 0):g} CPU and {resources.get('GPU', 0):g} GPU"
             f"{' now, more may join' if self.cluster.head else ''}"
         )
 
@@ -205,7 +204,7 @@ class Pool:
             num_gpus=self.crew.gpus,
             max_restarts=0,
             max_task_retries=0,
-            max_concurrency=ITEMS_IN_FLIGHT + 1,  # one for `close`
+            max_concurrency=ITEMS_IN_FLIGHT + 1,  # one more for the method `close`
             runtime_env={"env_vars": variables},
         )
         actor = remote.remote(*self.crew.arguments)
@@ -214,10 +213,10 @@ class Pool:
         self.workers.append(worker)
 
     def _hand_out(self, ready: Sequence[Worker], now: float) -> None:
-        """Gives every worker one item before any gets a second, which spreads the last items."""
-        for room in range(ITEMS_IN_FLIGHT):
+        """Gives every worker one item before any worker gets a second, which spreads the last items."""
+        for held in range(ITEMS_IN_FLIGHT):
             for worker in ready:
-                item = self._work.take(worker, ready, now) if len(worker.items) <= room else None
+                item = self._work.take(worker, ready, now) if len(worker.items) <= held else None
                 if item is not None:
                     call = worker.actor.call.options(name=f"{item.method} {item.name}")  # for Ray's dashboard
                     worker.items[call.remote(item.method, item.arguments)] = item
@@ -228,22 +227,22 @@ class Pool:
         ray.kill(worker.actor)
         self.workers.remove(worker)
         self._starting = {ref: other for ref, other in self._starting.items() if other is not worker}
-        self._pauses.append(self._backoff.trouble(worker.place, time.monotonic()))
+        self._pauses.append(self._backoff.record_failure(worker.place, time.monotonic()))
 
     # --- answers ---
 
-    def _collect(self, done: Done) -> None:
-        """Handles answers before deaths: a worker may have answered one item and died on its other."""
+    def _collect_answers(self, done: Done) -> None:
+        """Handles answers before deaths: a worker may have answered one item and died on its other item."""
         import ray
 
         owners = {reference: worker for worker in self.workers for reference in worker.items} | self._starting
         if not owners:
-            time.sleep(WAIT_SECONDS)  # every place is in its pause
+            time.sleep(WAIT_SECONDS)  # no worker may start before its pause ends
             return
         finished, _ = ray.wait(list(owners), num_returns=len(owners), timeout=0)
         if not finished:
             finished, _ = ray.wait(list(owners), num_returns=1, timeout=WAIT_SECONDS)
-        lost: dict[Worker, tuple[str, bool]] = {}
+        lost: dict[Worker, tuple[str, bool]] = {}  # worker -> (reason, whether it died)
         mistakes: list[UserError] = []
         for reference in finished:
             worker = owners[reference]
@@ -255,18 +254,18 @@ class Pool:
             worker.place = f"{answer['host']} ({answer['device']})"
             if "error" in answer:
                 item = worker.items.get(reference)
-                self._log.tell(worker.place, item, answer["reason"], answer["traceback"])
+                self._log.report(worker.place, item, answer["reason"], answer["traceback"])
             if answer.get("error") == USER:
                 mistakes.append(UserError(answer["reason"], answer["exit_code"]))
             elif answer.get("error") == NODE or ("error" in answer and reference in self._starting):
                 lost.setdefault(worker, (answer["reason"], False))
             else:
-                self._settle(worker, reference, answer, done)
+                self._handle_answer(worker, reference, answer, done)
         if mistakes:
             raise mistakes[0]
         self._replace(lost)
 
-    def _settle(self, worker: Worker, reference: Any, answer: dict[str, Any], done: Done) -> None:
+    def _handle_answer(self, worker: Worker, reference: Any, answer: dict[str, Any], done: Done) -> None:
         if self._starting.pop(reference, None) is not None:
             worker.ready = True
             self._started(worker.place, answer["result"])
@@ -275,7 +274,7 @@ class Pool:
         if "error" in answer:
             self._work.failed(worker, item, answer["reason"])
             return
-        self._backoff.works(worker.place)
+        self._backoff.record_success(worker.place)
         if self._work.finished(worker, item, time.monotonic()):
             done(item, {**answer["result"], "place": worker.place})
 
@@ -285,16 +284,16 @@ class Pool:
             busy = any(other.in_time for other in self.workers if other not in lost)
             death = f"the worker died: {last_line(reason)}"
             for item in (*worker.items.values(),) or (None,) if died else ():
-                self._log.tell(worker.place, item, death, reason)
+                self._log.report(worker.place, item, death, reason)
             self._work.lost(worker, reason, busy, died)
         for worker in [worker for worker in self.workers if self._work.is_broken(worker)]:
             self._end(worker)
             self._work.replaced(worker)
 
-    def _look_for_late(self) -> None:
+    def _handle_late_items(self) -> None:
         for worker, item, replace in [*self._work.delayed(self.workers, time.monotonic())]:
-            what = "the worker is replaced" if replace else "another worker is given the same"
-            self._log.tell(worker.place, item, f"no answer in time: {what}")
+            action = "the worker is replaced" if replace else "another worker is given the same"
+            self._log.report(worker.place, item, f"no answer in time: {action}")
             if replace and worker in self.workers:
                 self._end(worker)
                 self._work.replaced(worker)

@@ -1,4 +1,4 @@
-"""Detects a lost Ray head before Ray itself ends the process with a line of its own."""
+"""Detects that the head node of a Ray cluster is lost, before Ray itself ends the process."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from infra.errors import UserError
 from infra.ray_cluster import host_and_port
 
 LOST_SECONDS = 30.0
-"""A head that has not answered for this long is lost. After 60 seconds Ray ends the driver."""
+"""A head that has not answered for this many seconds is lost. After 60 seconds Ray ends the driver."""
 CONNECT_SECONDS = 2.0
+"""Longest time, in seconds, for one attempt to connect."""
 
 
 class HeadLost(UserError):
-    """The head is gone. Ray must not be called any more, even to clean up: calls fail or do not return."""
+    """Raised if the head is lost. Ray must not be called any more, not even to clean up: calls may hang."""
 
 
-class Head:
-    """The head of a cluster that the pass has joined, by its address: host:port or ray://host:port."""
+class RayHead:
+    """The head node of the joined cluster. ``address``: host:port or ray://host:port."""
 
     def __init__(self, address: str, now: float) -> None:
         self.address, self._answered = address, now
 
     def raise_if_lost(self, now: float) -> None:
-        """Raises HeadLost if the head has not answered for LOST_SECONDS. ``now``: seconds, monotonic."""
+        """Raises HeadLost if the head has not answered for LOST_SECONDS. ``now``: time.monotonic()."""
         try:
             socket.create_connection(host_and_port(self.address), CONNECT_SECONDS).close()
             self._answered = now

@@ -1,4 +1,4 @@
-"""The work of a teacher worker: it runs the teacher over tasks. This module does not import Ray.
+"""The teacher worker, which runs the teacher on tasks. This module does not import Ray.
 
 The content of a task depends only on the store's spec, its sequences and the teacher's weights. So every
 worker in the same environment writes the same bytes, also when a task is repeated.
@@ -18,7 +18,7 @@ from infra.errors import NodeError, UserError
 from infra.files import storage
 from infra.files.cache import Cache
 from infra.settings.recipe import Recipe
-from offline_teacher.cluster.worker_base import Guarded
+from offline_teacher.cluster.worker_base import WorkerBase
 from offline_teacher.sequences.masking import MaskVocab, mask_sequences, mask_vocab
 from offline_teacher.sequences.tokenised_parts import token_counts
 from offline_teacher.sequences.tokenizer import load_encoder
@@ -32,20 +32,20 @@ from offline_teacher.store.schema import Columns
 from offline_teacher.store.writer import TaskWriter
 
 CACHE_BYTES = 4 << 30
-"""Sequences of a remote store kept on a worker's disk."""
+"""Largest number of bytes of a remote store's sequences that a worker keeps on its disk."""
 GROWTH = 1.05
 """Free memory is returned once resident memory exceeds this multiple of what was left the last time."""
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)  # C libraries other than glibc have none
 
 
-class TaskWorker(Guarded):
-    """Holds the teacher (loaded when first needed) and does one computation at a time.
+class TaskWorker(WorkerBase):
+    """Holds the teacher, which is loaded when first needed, and runs one computation at a time.
 
-    Two threads may call ``infer``. While one masks or writes its task, the teacher computes the other's. A
-    third thread does all computing, so that torch keeps using one set of threads."""
+    Two threads may call ``infer``: while one masks or writes its task, the teacher computes the task of the
+    other. A third thread runs all computations, so that torch uses only one set of threads."""
 
     def __init__(self, recipe: Recipe, device: str, root: str) -> None:
-        """``root``: the store; ``recipe`` must have ``masking.probability`` set."""
+        """``root``: path of the store. ``recipe.masking.probability`` must not be None."""
         assert recipe.teacher is not None
         self.recipe, self.settings, self.device, self.root = recipe, recipe.teacher, device, root
         self._buffers, self._least_resident = BufferPool(), 0.0
@@ -63,7 +63,7 @@ class TaskWorker(Guarded):
             raise NodeError(str(error)) from error
 
     def infer(self, split: str, task: Task) -> dict[str, Any]:
-        """Publishes one task and returns its ``{tokens, bytes}``. ValueError if the teacher gives NaN."""
+        """Publishes one task; returns its ``{tokens, bytes}``. Raises ValueError if the teacher gives NaN."""
         environment = self.environment()
         with TaskWriter(self.root, self._spec, split, task, environment, self._buffers) as writer:
             for columns in self.columns(split, task):

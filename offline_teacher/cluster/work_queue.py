@@ -1,7 +1,8 @@
-"""Assigns items to workers, decides what caused a failure, and finds late items. Does not import Ray.
+"""The rules for failures: which worker gets which item, and when a worker is replaced or an item given up.
 
-An error is caused by the user (the run ends), by a node (its worker is replaced) or by the item (the item
-loses an attempt). Times are seconds of a clock that the caller reads.
+A worker is replaced if it dies, if its node fails, after ``WORKER_FAILURES`` failed items in a row, or if it
+misses both deadlines of an item. An item is quarantined after too many failures, deaths or delays. This
+module does not import Ray. Times are seconds of a clock that the caller reads.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from infra.errors import EXIT_INCOMPLETE, UserError
 from offline_teacher.cluster.deadlines import Deadlines
 
 ITEMS_IN_FLIGHT = 2
-"""Items on one worker: it computes one while it writes the other."""
+"""Number of items that a worker holds: it computes one item while it writes the other."""
 ITEM_DEATHS = 8
 """An item that was on this many workers when they died is quarantined."""
 ITEM_DELAYS = 4
 """An item that this many workers did not finish in time is quarantined."""
 WORKER_FAILURES = 2
-"""A worker is broken after this many failures in a row. Items that also failed elsewhere do not count."""
+"""A worker is broken after this many failed items in a row. Items that also failed elsewhere do not count."""
 
 
 @dataclass(eq=False)
@@ -32,24 +33,25 @@ class Worker:
     number: int
     actor: Any
     place: str = "a node"
-    """Host and device, known after its first answer."""
+    """Host and device of the worker, known after its first answer."""
     ready: bool = False
+    """Whether ``prepare`` has succeeded."""
     items: dict[Any, Item] = field(default_factory=dict)
-    """Result reference -> item."""
-    proven: bool = False
-    """Its last item succeeded."""
+    """Ray's reference to the result -> the item that the worker holds."""
+    last_succeeded: bool = False
+    """Whether the last item of the worker succeeded."""
     failures: int = 0
-    """Failures in a row; items that also failed at another place do not count."""
+    """Number of failures in a row. Items that also failed at another place do not count."""
 
     @property
     def in_time(self) -> bool:
-        """Whether it holds an item that is not late yet."""
+        """Whether the worker holds an item that is not late."""
         return any(self not in item.late for item in self.items.values())
 
 
 @dataclass(eq=False)
 class Item:
-    """One unit of work, ``<method>(*arguments)`` of a worker, and what happened to it so far."""
+    """One unit of work, the call ``<method>(*arguments)`` on a worker, with its history."""
 
     name: str
     method: str
@@ -57,85 +59,89 @@ class Item:
     size: float = 1.0
     """Amount of work relative to other items of its kind."""
     attempts: int = 0
+    """Number of attempts that raised an error."""
     deaths: int = 0
+    """Number of workers that died while they held the item."""
     delays: int = 0
+    """Number of workers that were late with the item."""
     reason: str = ""
+    """The last failure, in words."""
     failed_on: set[str] = field(default_factory=set)
-    """Places where it failed or was late."""
+    """Places where the item failed or was late."""
     holders: dict[Worker, float] = field(default_factory=dict)
-    """Worker -> time at which it got this item."""
+    """Worker that holds the item -> time at which it got the item."""
     late: set[Worker] = field(default_factory=set)
     """Holders that passed the deadline."""
     queued: bool = True
     ended: bool = False
-    """Done or quarantined."""
+    """Whether the item is done or quarantined."""
     log: list[str] = field(default_factory=list)
+    """Entries of the item's log file."""
 
 
 class WorkQueue:
     """The remaining items, and the failures of items and workers.
 
-    ``attempts``: failures after which an item is quarantined. ``bound``: how many workers
-    may be lost since the last finished item, and how many may be replaced.
+    ``attempts``: number of failures after which an item is quarantined. ``max_losses``: largest number of
+    workers that may be lost, and that may be replaced, since the last finished item.
     """
 
-    def __init__(self, attempts: int, bound: int) -> None:
-        self.attempts, self.bound = attempts, bound
+    def __init__(self, attempts: int, max_losses: int) -> None:
+        self.attempts, self.max_losses = attempts, max_losses
         self.retries = 0
         self.begin([], lambda item: None)
 
     def begin(self, items: Iterable[Item], quarantine: Callable[[Item], None]) -> None:
-        """Starts anew with these items; ``quarantine(item)`` is called for each one that is quarantined."""
+        """Replaces all items by ``items``; calls ``quarantine(item)`` for each one that is quarantined."""
         self.todo, self.quarantined, self._quarantine = deque(items), list[Item](), quarantine
         self.left = len(self.todo)
-        """Items that are neither done nor quarantined."""
+        """Number of items that are neither done nor quarantined."""
         self._deadlines = Deadlines()
         self._lost = self._replaced = 0
         self._suspects_dropped = False
 
-    # --- giving ---
+    # --- assigning items ---
 
     def take(self, worker: Worker, ready: Sequence[Worker], now: float) -> Item | None:
-        """The next item for ``worker``, which is one of those ``ready``; None if there is none for it."""
+        """Assigns the next item to ``worker``, one of the ``ready`` workers; None if no item suits it."""
         if any(held.deaths for held in worker.items.values()):
             return None
         while self.todo and self.todo[0].ended:
             self.todo.popleft()
         for position, item in enumerate(self.todo):
-            # An item that a worker had when it died runs next on a worker with no other item: if that dies
-            # too,
-            # no other item is blamed.
+            # An item whose worker died goes to a worker without other items, so that a second death is not
+            # blamed on another item.
             if item.ended or worker in item.holders or (item.deaths and worker.items):
                 continue
-            if worker in self._fit(item, ready):
+            if worker in self._eligible(item, ready):
                 del self.todo[position]
                 item.queued, item.holders[worker] = False, now
                 return item
         return None
 
-    def _fit(self, item: Item, ready: Sequence[Worker]) -> Sequence[Worker]:
-        """The workers that may get ``item``.
+    def _eligible(self, item: Item, ready: Sequence[Worker]) -> Sequence[Worker]:
+        """Returns the workers that may get ``item``.
 
-        A failed item goes to another place, and there to a worker whose last item succeeded. Otherwise broken
-        workers would get it, because they fail fast and so ask first. Before its last attempt, an item waits
-        while there is, or may soon be, a worker that has succeeded.
+        A failed item goes to another place and, if possible, to a worker whose last item succeeded. Otherwise
+        broken workers would get it, because they fail fast and so are free first. The last attempt of an item
+        waits while there is, or may soon be, a worker whose last item succeeded.
         """
         if not (item.attempts or item.deaths or item.delays):
             return ready
         others = [worker for worker in ready if worker.place not in item.failed_on] or ready
-        proven = [worker for worker in others if worker.proven]
-        free = [worker for worker in proven if len(worker.items) < (1 if item.deaths else ITEMS_IN_FLIGHT)]
-        promising = [worker for worker in others if worker.proven or (worker.items and not worker.failures)]
+        room = 1 if item.deaths else ITEMS_IN_FLIGHT
+        free = [worker for worker in others if worker.last_succeeded and len(worker.items) < room]
+        promising = [w for w in others if w.last_succeeded or (w.items and not w.failures)]
         if free or (promising and item.attempts == self.attempts - 1):
             return free
         return [worker for worker in others if not worker.failures] or others
 
-    # --- what came of it ---
+    # --- results and failures ---
 
     def finished(self, worker: Worker, item: Item, now: float) -> bool:
-        """Records a finished item. Returns False if it had ended before, for example on another worker."""
-        self._deadlines.took(now - item.holders.pop(worker), item.size)
-        worker.proven, worker.failures = True, 0
+        """Records a finished item. Returns False if the item ended before, for example on another worker."""
+        self._deadlines.record(now - item.holders.pop(worker), item.size)
+        worker.last_succeeded, worker.failures = True, 0
         self._lost = self._replaced = 0
         self._suspects_dropped = False
         first = not item.ended
@@ -144,9 +150,9 @@ class WorkQueue:
         return first
 
     def failed(self, worker: Worker, item: Item, reason: str) -> None:
-        """Records an error raised by an item. The worker is not blamed if the item failed elsewhere too."""
+        """Records an error raised by an item. The worker is not blamed if the item also failed elsewhere."""
         del item.holders[worker]
-        worker.proven = False
+        worker.last_succeeded = False
         if not item.failed_on - {worker.place}:
             worker.failures += 1
         item.failed_on.add(worker.place)
@@ -155,20 +161,22 @@ class WorkQueue:
             self._requeue_or_quarantine(item, item.attempts >= self.attempts)
 
     def is_broken(self, worker: Worker) -> bool:
-        """Whether a new worker should replace it. False after too many replacements since the last finished
-        item."""
-        return worker.failures >= WORKER_FAILURES and self._replaced < self.bound
+        """Whether the worker must be replaced: it failed ``WORKER_FAILURES`` times in a row.
+
+        False after ``max_losses`` replacements without a finished item.
+        """
+        return worker.failures >= WORKER_FAILURES and self._replaced < self.max_losses
 
     def replaced(self, worker: Worker) -> None:
-        """Records that a worker was replaced. Its items are queued again without blame."""
+        """Records that a worker was replaced. Its items are queued again, and no failure is counted."""
         self._replaced += 1
         self._give_back(worker)
 
     def lost(self, worker: Worker, reason: str, busy: bool, died: bool) -> None:
-        """Records that a worker ``died``, or else that its node failed.
+        """Records the loss of a worker, which ``died`` or whose node failed.
 
-        While another worker still holds an item that is not late (``busy``), the loss does not count.
-        Raises UserError if too many workers are lost in a row and no item is finished.
+        The loss does not count if another worker holds an item that is not late (``busy``). Raises UserError
+        after more than ``max_losses`` losses without a finished item.
         """
         self._lost += not busy
         for item in worker.items.values() if died else ():
@@ -178,14 +186,14 @@ class WorkQueue:
                 f"workers died {times} with this item, the last at {worker.place} ({last_line(reason)})"
             )
         self._give_back(worker)
-        if self._lost > self.bound:
+        if self._lost > self.max_losses:
             self._drop_suspects(f"{worker.place}: {last_line(reason)}")
 
     def delayed(self, workers: Iterable[Worker], now: float) -> Iterator[tuple[Worker, Item, bool]]:
-        """Yields (worker, item, replace) for each worker that is late with an item.
+        """Yields (worker, item, whether to replace the worker) for each worker that is late with an item.
 
-        At the first deadline the item is also queued for another worker. ``replace`` is true if the worker
-        also passed the second deadline, which is twice as long, or if the item has ended meanwhile.
+        At the first deadline the item is also queued for another worker. The worker is replaced at the second
+        deadline, which is twice as long, or as soon as the item ends elsewhere.
         """
         for worker in workers:
             for item in list(worker.items.values()):
@@ -201,7 +209,7 @@ class WorkQueue:
                     self._requeue_or_quarantine(item, item.delays >= ITEM_DELAYS)
                     yield worker, item, False
 
-    # --- inside ---
+    # --- internal ---
 
     def _give_back(self, worker: Worker) -> None:
         for item in worker.items.values():
@@ -210,9 +218,10 @@ class WorkQueue:
                 self._requeue_or_quarantine(item, item.deaths >= ITEM_DEATHS)
 
     def _drop_suspects(self, reason: str) -> None:
-        """Quarantines the items with which workers died, since they may be the cause.
+        """Quarantines the queued items on which workers died, because these items may be the cause.
 
-        Raises UserError if there are none, or if workers still die after that was done before."""
+        Raises UserError if there are no such items, or if they were quarantined before and workers still die.
+        """
         suspects = [item for item in self.todo if item.deaths and not item.ended]
         for item in suspects:
             self._requeue_or_quarantine(item, give_up=True)

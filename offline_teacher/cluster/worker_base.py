@@ -1,4 +1,4 @@
-"""The base class of workers: it returns errors as plain data and removes temporary files."""
+"""The base class of workers: returns errors as plain data, and removes temporary files."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from infra.files.os_errors import as_node_error
 from infra.files.scratch import Scratch
 
 USER, NODE, ITEM = "user", "node", "item"
-"""The cause of an error: the recipe, corpus or model (``user``); one machine (``node``); one item."""
+"""Causes of an error: the recipe, corpus or model (``user``); one machine (``node``); one item (``item``)."""
 LONGEST_REASON = 500
+"""Largest number of characters of a reason."""
 LONGEST_TRACEBACK = 20_000
-"""Both limits are in characters."""
+"""Largest number of characters of a traceback."""
 ACCELERATOR_ERRORS = {"OutOfMemoryError", "AcceleratorError", "CudaError", "DeferredCudaCallError"}
-"""Names of torch's exceptions; by name, because this module does not import torch."""
+"""Class names of torch's exceptions. Names are compared, because this module does not import torch."""
 
 
-class Guarded:
-    """Base of a worker's class: ``call`` runs one of its methods and never raises.
+class WorkerBase:
+    """Base class of workers. ``call`` runs a method of the worker and never raises.
 
-    All its temporary files are in one directory. If the worker is killed, the next worker on the machine
-    removes that directory.
+    All temporary files of a worker are in one directory. If the worker is killed, the next worker on the
+    machine removes that directory.
     """
 
     device = "cpu"
@@ -34,13 +35,14 @@ class Guarded:
     _lock = threading.Lock()
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
-        """``{result, host, device}``, or ``{error, reason, traceback, exit_code, host, device}``."""
+        """Runs a method. Returns ``{result, host, device}`` or, after an error, ``{error, reason, traceback,
+        exit_code, host, device}``, where ``error`` is ``user``, ``node`` or ``item``."""
         place = {"host": socket.gethostname(), "device": self._device()}
         try:
             self._own_scratch()
             return {"result": getattr(self, method)(*arguments), **place}
         except Exception as error:  # noqa: BLE001 - no error may stop the other workers
-            return {**described(error), **place}
+            return {**error_as_data(error), **place}
 
     def close(self) -> None:
         if self._scratch is not None:
@@ -57,26 +59,25 @@ class Guarded:
         return self.device if self.device == "cpu" else f"{self.device}:{gpus}"
 
 
-def described(error: Exception) -> dict[str, Any]:
-    """Converts an error to plain data for the driver and the log."""
+def error_as_data(error: Exception) -> dict[str, Any]:
+    """Converts an error to plain data, for the driver and the log."""
     trace = "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:]
     if isinstance(error, OSError):
         error = as_node_error(error, str(error.filename or tempfile.gettempdir()))
-    own_words = isinstance(error, UserError)
     reason = " ".join(str(error).split())[:LONGEST_REASON]
     return {
-        "error": fault_of(error),
-        "reason": reason if own_words else f"{type(error).__name__}: {reason}",
+        "error": cause_of(error),
+        "reason": reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason}",
         "traceback": trace,
         "exit_code": error.exit_code if isinstance(error, UserError) else None,
     }
 
 
-def fault_of(error: Exception) -> str:
-    """``user``, ``node`` or ``item``.
+def cause_of(error: Exception) -> str:
+    """Returns the cause of an error: ``user``, ``node`` or ``item``.
 
-    A failing accelerator, or one without free memory, counts as the node's fault. After such an error the
-    process cannot compute any more.
+    Errors of an accelerator, out-of-memory included, are caused by the node: after such an error the process
+    cannot compute any more.
     """
     if isinstance(error, NodeError | OSError | MemoryError):
         return NODE

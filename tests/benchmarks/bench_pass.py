@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from offline_teacher.cluster.worker_base import Guarded
+from offline_teacher.cluster.worker_base import WorkerBase
 from offline_teacher.store.index import PartIndex
 from offline_teacher.store.numbering import SplitPlan
 from offline_teacher.store.paths import part_path, task_path
@@ -66,7 +66,7 @@ SECTIONS = {
 }
 
 
-class Idle(Guarded):
+class Idle(WorkerBase):
     """A worker that returns at once, without computing a task."""
 
     def prepare(self, root: str) -> dict[str, Any]:

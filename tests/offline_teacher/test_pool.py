@@ -16,7 +16,7 @@ from infra.settings.recipe import Recipe
 from infra.settings.recipe_file import load_recipe
 from offline_teacher.cluster import pool as pool_module
 from offline_teacher.cluster.crews import teacher_crew, text_crew
-from offline_teacher.cluster.pool import ROUNDS, Cluster
+from offline_teacher.cluster.pool import LOSSES_PER_WORKER, Cluster
 from offline_teacher.cluster.work_queue import Item
 from tests.offline_teacher.tiny_teacher import write_recipe
 
@@ -122,7 +122,7 @@ def fake(
     ray = FakeRay(behave)
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(pool_module, "connect", lambda *_, **__: "node-0:6379" if joins else None)
-    monkeypatch.setattr(pool_module, "Head", mock.Mock())  # of a cluster that always answers
+    monkeypatch.setattr(pool_module, "RayHead", mock.Mock())  # of a cluster that always answers
     monkeypatch.setattr(pool_module, "time", Clock())
     return ray
 
@@ -166,7 +166,7 @@ def test_where_everything_fails_workers_are_not_replaced_for_ever(
     ray = fake(monkeypatch, lambda worker, item: FAILURE)
     _, quarantined = run(recipe(), 500)
     assert {item.attempts for item in quarantined} == {3}
-    assert ray.started == 1 + ROUNDS
+    assert ray.started == 1 + LOSSES_PER_WORKER
 
 
 def test_many_items_that_kill_their_workers_are_named_and_the_others_are_done(
@@ -327,7 +327,7 @@ def test_where_every_node_fails_it_ends_with_host_and_cause(
     ) as raised:
         run(made, 3)
     assert raised.value.exit_code == EXIT_INCOMPLETE
-    assert ray.started == ROUNDS + 1
+    assert ray.started == LOSSES_PER_WORKER + 1
     assert "Traceback" in Path(made.root, "logs/0.log").read_text()
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from infra.errors import UserError
 from offline_teacher.cluster import pool as pool_module
 from offline_teacher.cluster.crews import teacher_crew
-from offline_teacher.cluster.failure_log import TroubleLog
-from offline_teacher.cluster.pool import ROUNDS, WAIT_SECONDS, Cluster
+from offline_teacher.cluster.failure_log import FailureLog
+from offline_teacher.cluster.pool import LOSSES_PER_WORKER, WAIT_SECONDS, Cluster
 from offline_teacher.cluster.work_queue import Item
 from tests.offline_teacher.simulated_ray import SimulatedRay
 
@@ -41,7 +41,7 @@ def simulate(ray: SimulatedRay, items: int, workers: int, min_workers: int = 1) 
         patch.setattr(pool_module, "connect", lambda *address, **local: "head:6379")
         patch.setattr("socket.create_connection", ray.connect_to_head)
         patch.setattr(pool_module, "time", ray)
-        patch.setattr(TroubleLog, "tell", lambda *words: None)
+        patch.setattr(FailureLog, "report", lambda *words: None)
         recipe: Any = SimpleNamespace(teacher=settings, root="runs")
         try:
             with Cluster(recipe) as cluster, cluster.pool(teacher_crew(recipe, "store")) as pool:
@@ -195,6 +195,6 @@ def test_a_place_where_everything_fails_is_tried_after_growing_pauses() -> None:
     ray.place = lambda number: "node-0"
     _, _, mistake = simulate(ray, 3, 1)
     assert mistake is not None
-    assert ray.started == ROUNDS + 1
+    assert ray.started == LOSSES_PER_WORKER + 1
     pauses = 0 + 2 + 4 + 8 + 16 + 32 + 60
-    assert 0 <= ray.now - pauses - 6 * ray.started < ROUNDS * WAIT_SECONDS
+    assert 0 <= ray.now - pauses - 6 * ray.started < LOSSES_PER_WORKER * WAIT_SECONDS

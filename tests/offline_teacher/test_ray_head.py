@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from offline_teacher.cluster.ray_head import LOST_SECONDS, Head, HeadLost
+from offline_teacher.cluster.ray_head import LOST_SECONDS, HeadLost, RayHead
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_a_head_is_lost_once_it_has_not_answered_for_long_enough(
     listening: socket.socket, scheme: str
 ) -> None:
     port = listening.getsockname()[1]
-    head = Head(f"{scheme}127.0.0.1:{port}", now=0.0)
+    head = RayHead(f"{scheme}127.0.0.1:{port}", now=0.0)
     head.raise_if_lost(10 * LOST_SECONDS)
     listening.close()
     head.raise_if_lost(11 * LOST_SECONDS - 0.1)
@@ -31,7 +31,7 @@ def test_a_head_is_lost_once_it_has_not_answered_for_long_enough(
 
 def test_a_head_that_answers_again_is_given_its_whole_time_anew(listening: socket.socket) -> None:
     port = listening.getsockname()[1]
-    head = Head(f"127.0.0.1:{port}", now=0.0)
+    head = RayHead(f"127.0.0.1:{port}", now=0.0)
     listening.close()
     head.raise_if_lost(LOST_SECONDS - 1)
     with socket.create_server(("127.0.0.1", port)):

@@ -276,7 +276,7 @@ def test_a_late_item_is_given_to_another_place_and_the_first_answer_counts() -> 
     assert take(work, workers[1], workers) is None
     assert list(work.delayed(workers, LEAST_SECONDS + 1)) == [(workers[0], late, False)]
     assert not workers[0].in_time
-    neighbour = Worker(2, None, workers[0].place, proven=True)
+    neighbour = Worker(2, None, workers[0].place, last_succeeded=True)
     for other, why in ((workers[0], "it has it"), (neighbour, "it is at the same place")):
         assert take(work, other, [*workers, neighbour]) is None, why
     assert give(work, workers[1], workers) is late
@@ -304,7 +304,7 @@ def test_deadlines_grow_with_the_size_of_an_item_and_with_its_delays() -> None:
     deadlines = Deadlines()
     for _ in range(ENOUGH):
         assert deadlines.limit(1.0, 0) == FIRST_SECONDS
-        deadlines.took(200.0, 2.0)
+        deadlines.record(200.0, 2.0)
     assert deadlines.limit(1.0, 0) == FACTOR * 100.0
     assert deadlines.limit(3.0, 0) == 3 * FACTOR * 100.0
     assert deadlines.limit(1.0, 2) == 4 * FACTOR * 100.0
@@ -313,7 +313,7 @@ def test_deadlines_grow_with_the_size_of_an_item_and_with_its_delays() -> None:
 def test_a_deadline_is_that_of_the_median_item() -> None:
     deadlines = Deadlines()
     for seconds in (900.0, 50.0, 100.0):
-        deadlines.took(seconds, 1.0)
+        deadlines.record(seconds, 1.0)
     assert deadlines.limit(1.0, 0) == FACTOR * 100.0
 
 
@@ -339,13 +339,13 @@ def test_a_nodes_fault_counts_against_no_item() -> None:
 
 def test_pauses_of_a_place_grow_while_nothing_works_there() -> None:
     backoff = Backoff()
-    assert backoff.trouble("node-0", 10.0) == 10.0
-    assert backoff.trouble("node-0", 11.0) == 13.0
-    assert backoff.trouble("node-0", 12.0) == 13.0, "another worker of the same trouble"
-    assert backoff.trouble("node-0", 20.0) == 24.0
-    assert backoff.trouble("node-1", 20.0) == 20.0
+    assert backoff.record_failure("node-0", 10.0) == 10.0
+    assert backoff.record_failure("node-0", 11.0) == 13.0
+    assert backoff.record_failure("node-0", 12.0) == 13.0, "another worker of the same trouble"
+    assert backoff.record_failure("node-0", 20.0) == 24.0
+    assert backoff.record_failure("node-1", 20.0) == 20.0
     for _ in range(9):
-        end = backoff.trouble("node-0", 1000.0 + 100 * _)
+        end = backoff.record_failure("node-0", 1000.0 + 100 * _)
     assert end == 1000.0 + 100 * 8 + LONGEST_PAUSE
-    backoff.works("node-0")
-    assert backoff.trouble("node-0", 5000.0) == 5000.0
+    backoff.record_success("node-0")
+    assert backoff.record_failure("node-0", 5000.0) == 5000.0

@@ -16,8 +16,8 @@ from offline_teacher.cluster.worker_base import (
     LONGEST_TRACEBACK,
     NODE,
     USER,
-    Guarded,
-    fault_of,
+    WorkerBase,
+    cause_of,
 )
 
 
@@ -31,7 +31,7 @@ class OutOfMemoryError(RuntimeError):
     """Named like torch's."""
 
 
-class Fails(Guarded):
+class Fails(WorkerBase):
     def __init__(self, error: Exception) -> None:
         self.error = error
 
@@ -53,7 +53,7 @@ class Fails(Guarded):
     ],
 )
 def test_whose_fault_an_error_is(error: Exception, fault: str) -> None:
-    assert fault_of(error) == fault
+    assert cause_of(error) == fault
     answer = Fails(error).call("work", ())
     assert answer["error"] == fault
     assert answer["host"] == socket.gethostname()
@@ -77,7 +77,7 @@ def test_a_users_mistake_keeps_its_exit_code(error: Exception, code: int | None)
 
 
 def test_temporary_files_are_in_one_directory_that_goes_with_the_worker() -> None:
-    class Writes(Guarded):
+    class Writes(WorkerBase):
         def work(self) -> str:
             return tempfile.mkdtemp()
 
@@ -105,7 +105,7 @@ def test_a_worker_without_room_for_temporary_files_answers(
 
 
 def test_an_answer_says_where_it_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Works(Guarded):
+    class Works(WorkerBase):
         device = "cuda"
 
         def work(self, number: int) -> int:
