@@ -1,1 +1,1 @@
-"""Runs batches of text through the teacher and makes the columns of a store."""
+"""Runs batches of text through the teacher and computes the columns of a store."""

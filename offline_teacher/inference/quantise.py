@@ -1,4 +1,4 @@
-"""Symmetric int8 with one scale per position: value = int8 * scale, scale = max|x| / 127; on any device."""
+"""Symmetric int8 with one scale per position: value = int8 * scale, scale = max|value| / 127."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def quantise(hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """hidden [..., D] -> int8 [..., D], float32 scale [...]. Rounds half to even; all zeros have scale 0."""
+    """Returns int8 [..., D] and scale float32 [...]. Rounds half to even; the scale of zeros is 0."""
     hidden = hidden.float()
     scale = hidden.abs().amax(dim=-1) / 127
-    safe = torch.where(scale > 0, scale, 1.0)
-    steps = (hidden / safe[..., None]).round_().clamp_(-127, 127)  # a subnormal scale may round past 127
+    divisor = torch.where(scale > 0, scale, 1.0)
+    steps = (hidden / divisor[..., None]).round_().clamp_(-127, 127)  # a subnormal scale may give more
     return steps.to(torch.int8), scale
 
 
 def dequantise(values: Tensor, scale: Tensor) -> Tensor:
-    """int8 [..., D] and scale [...] -> float32 [..., D]."""
+    """Returns float32 [..., D] from int8 [..., D] and scale [...]."""
     return values.float() * scale[..., None]

@@ -39,7 +39,7 @@ def reduce_logits(logits: Tensor, top_k: int, temperatures: tuple[float, ...]) -
     """
     if logits.device.type == "cpu" and reduction_kernel.available():
         return reduction_kernel.reduce_logits(logits, top_k, temperatures)
-    if logits.device.type == "cuda" and _triton_takes(logits):
+    if logits.device.type == "cuda" and _triton_supports(logits):
         from offline_teacher.inference import reduction_triton
 
         return reduction_triton.reduce_logits(logits, top_k, temperatures)
@@ -49,7 +49,7 @@ def reduce_logits(logits: Tensor, top_k: int, temperatures: tuple[float, ...]) -
     return ids, values, logsumexp
 
 
-def _triton_takes(logits: Tensor) -> bool:
+def _triton_supports(logits: Tensor) -> bool:
     return has_triton() and logits.shape[1] <= TRITON_VOCABULARY and logits.dtype in TRITON_DTYPES
 
 

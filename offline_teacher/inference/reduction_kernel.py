@@ -1,6 +1,6 @@
-"""The compiled reduction of logits on a CPU: ``reduction_kernel.cpp``.
+"""Calls the compiled reduction of logits on a CPU, ``reduction_kernel.cpp``.
 
-If it cannot be built, `reduction` does the same with slower tensor operations.
+If it cannot be built, `reduction` uses slower tensor operations instead.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ FUNCTIONS = {torch.float32: "reduce_float32", torch.bfloat16: "reduce_bfloat16"}
 
 
 def available() -> bool:
-    """Whether the kernel can be used; builds it when first asked."""
+    """Whether the kernel can be used. The first call builds it."""
     return _library() is not None
 
 
 def reduce_logits(
     logits: Tensor, top_k: int, temperatures: tuple[float, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reduction.reduce_logits`. The rows are divided among torch's threads."""
+    """Does what `reduction.reduce_logits` describes, with the rows divided among torch's threads."""
     if logits.dtype not in FUNCTIONS:
         logits = logits.float()
     count, vocab_size = logits.shape
@@ -38,9 +38,9 @@ def reduce_logits(
     function = getattr(_library(), FUNCTIONS[logits.dtype])
 
     def reduce(rows: slice) -> None:
-        mine = logits[rows]
+        part = logits[rows]
         function(
-            mine.data_ptr(), len(mine), vocab_size, top_k, scales.data_ptr(), len(temperatures),
+            part.data_ptr(), len(part), vocab_size, top_k, scales.data_ptr(), len(temperatures),
             ids[rows].data_ptr(), values[rows].data_ptr(), sums[rows].data_ptr(),
         )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """The reduction of logits on a GPU as a Triton kernel, with one program per row.
 
-A row stays in registers as integers that order like its logits. Their K-th largest is built bit by bit: a
-bit is set if at least K integers are no smaller than the result. Larger entries are kept, and of equal ones
-those with the lowest ids, which running counts over the row find. Torch then sorts the K kept entries.
+A row stays in registers as integer keys that are ordered like its logits. The K-th largest key (threshold) is
+built bit by bit: a bit is set if at least K keys are no smaller than the result. The kernel keeps entries
+above the threshold and, of the entries equal to it, those with the lowest ids. Torch sorts the K entries.
 
 Import this module only if Triton is installed. Axes: N positions, V vocabulary, K top-k, T temperatures.
 """
@@ -17,13 +17,13 @@ import triton.language as tl
 from torch import Tensor
 
 UNUSED_BITS = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}
-"""How many last bits of a float32 carry nothing if it was converted from this dtype."""
+"""Dtype -> number of last bits that are 0 in a float32 that was converted from this dtype."""
 
 
 def reduce_logits(
     logits: Tensor, top_k: int, temperatures: tuple[float, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reduction.reduce_logits`. V is at most ``reduction.TRITON_VOCABULARY``; any stride of rows."""
+    """Does what `reduction.reduce_logits` describes, for V <= ``reduction.TRITON_VOCABULARY``."""
     count, vocab_size = logits.shape
     assert logits.stride(1) == 1
     assert 0 < top_k <= vocab_size
@@ -37,7 +37,7 @@ def reduce_logits(
             K=top_k, T=len(temperatures), SHIFT=UNUSED_BITS[logits.dtype], BLOCK=block, TILE=min(block, 4096),
             num_warps=max(1, min(32, block // 2048)),
         )  # fmt: skip
-    values, order = values.sort(dim=1, descending=True, stable=True)  # equal logits keep their order by id
+    values, order = values.sort(dim=1, descending=True, stable=True)  # equal logits stay in the order of ids
     return ids.gather(1, order), values, sums
 
 
@@ -80,12 +80,12 @@ def _reduce_row(  # type: ignore[no-untyped-def]
         step = step >> 1
 
     larger_so_far = tl.full((), 0, tl.int32)
-    equal_so_far = tl.sum((key > threshold).to(tl.int32), 0)  # equal entries come after all larger ones
+    equal_so_far = tl.sum((key > threshold).to(tl.int32), 0)  # slots of equal entries follow all larger ones
     for tile in range(BLOCK // TILE):
         at = tile * TILE + tl.arange(0, TILE)
         again = tl.load(logits + row * stride + at, mask=at < vocab_size, other=float("-inf")).to(tl.float32)
-        its_key = _ordered(again, SHIFT)
-        larger, equal = (its_key > threshold).to(tl.int32), (its_key == threshold).to(tl.int32)
+        tile_key = _ordered(again, SHIFT)
+        larger, equal = (tile_key > threshold).to(tl.int32), (tile_key == threshold).to(tl.int32)
         slot_larger = larger_so_far + tl.cumsum(larger, 0) - 1
         slot = tl.where(larger != 0, slot_larger, equal_so_far + tl.cumsum(equal, 0) - 1)
         kept = (larger + equal != 0) & (slot < K)
@@ -97,6 +97,6 @@ def _reduce_row(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _ordered(x, SHIFT: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: N803
-    """int32 that order like float32 ``x``, whose last SHIFT bits carry nothing."""
+    """Returns int32 keys that are ordered like float32 ``x``, whose last SHIFT bits are 0."""
     bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)  # a negative zero equals zero
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> SHIFT  # sign and magnitude to two's complement

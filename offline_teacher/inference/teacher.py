@@ -1,4 +1,4 @@
-"""Loads the teacher for a worker: cut below its top layers, on the worker's device, in the recipe's dtype."""
+"""Loads the teacher on a worker's device, in the recipe's dtype, split below the layers to be replayed."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ class LoadedTeacher:
     """A teacher ready to run."""
 
     lower: Lower
-    """Computes the hidden states that enter the top ``replay_layers`` layers."""
+    """The layers below the top ``replay_layers`` layers."""
     top: Replay | None
-    """The top layers and the head; None if they are not needed."""
+    """The top ``replay_layers`` layers and the head; None if no logits are needed or there is no head."""
     pooling: Pooling | None
+    """The pooling of a sentence encoder; None for another teacher."""
     config: Any
     weight_digest: str
     device: torch.device
     dtype: torch.dtype
     environment: dict[str, str | int | float | bool | None]
-    """The facts on which the last bits of its results depend."""
+    """The facts on which the last bits of the outputs depend, see ``environment``."""
 
 
 def load_teacher(teacher: Teacher, replay_layers: int, with_top: bool, device: str) -> LoadedTeacher:
@@ -63,7 +64,7 @@ def load_teacher(teacher: Teacher, replay_layers: int, with_top: bool, device: s
 
 
 def environment(teacher: Teacher, device: str) -> dict[str, str | int | float | bool | None]:
-    """What a task records about its machine and libraries; neither host name nor time."""
+    """Returns what a task records about its machine and libraries, without host name and time."""
     import transformers
 
     on_cpu = device == "cpu"
@@ -81,7 +82,7 @@ def environment(teacher: Teacher, device: str) -> dict[str, str | int | float | 
 
 
 def _kernel(on_cpu: bool) -> str:
-    """The implementation that reduces logits."""
+    """Names the implementation that reduces logits."""
     if on_cpu:
         return "C++" if reduction_kernel.available() else "torch"
     return "Triton" if has_triton() else "torch"
