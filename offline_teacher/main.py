@@ -1,8 +1,8 @@
 """The teacher stage: ``python -m offline_teacher.main run --recipe R [section.key=value ...]``.
 
-run      makes the store of a recipe, or the missing tasks of it
-plan     estimates time, bytes, kept probability mass and the error of each soft target
-verify   checks a store: digests; --deep replayed hidden states, --rerun the live teacher; --repair
+run      makes the store of a recipe, or its missing tasks
+plan     estimates time, bytes, kept probability and the error of each soft target before a pass
+verify   checks the files of a store; --deep and --rerun also check its numbers; --repair makes files again
 inspect  shows one sample, and statistics of its task
 """
 
@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-if __name__ == "__main__" and not __package__:  # run as a file: our package, not its directory, on the path
+if __name__ == "__main__" and not __package__:  # run as a file: the repository's root must be on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from infra.console import command, duration, table
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from offline_teacher.teacher_pass import Outcome
 
 DEEP_POSITIONS = 512
-"""Default for positions of a task that ``--deep`` compares. The masked-LM head costs a quarter of the
-teacher, so on a CPU more positions can take longer than a pass on GPUs."""
+"""Default number of positions of a task that ``--deep`` compares. The masked-LM head takes a quarter of the
+teacher's time, so all positions on a CPU can take longer than the pass took on GPUs."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,8 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong argument in one line. Options and overrides may come in any order.
 
-    argparse supports any order (``parse_intermixed_args``) only in parsers without subcommands, so this class
-    looks up the command itself.
+    argparse supports any order (``parse_intermixed_args``) only in parsers without subcommands. So this class
+    finds the parser of the command itself.
     """
 
     commands: dict[str, _Parser] = {}
@@ -81,9 +81,11 @@ def _parser() -> _Parser:
     sub = add("inspect", _inspect, "show one sample of a store")
     sub.add_argument("store", type=expand_home)
     sub.add_argument("--split", default="train", help="train or validation (default: %(default)s)")
-    sub.add_argument("--sample", type=int, default=0, metavar="N", help="the sequence, counted from 0")
-    sub.add_argument("--epoch", type=int, default=0, metavar="E", help="the masking epoch")
-    sub.add_argument("--plot", type=expand_home, metavar="PNG", help="also plot the mass kept by k")
+    sub.add_argument("--sample", type=int, default=0, metavar="N", help="index of the sequence, from 0")
+    sub.add_argument("--epoch", type=int, default=0, metavar="E", help="index of the masking epoch, from 0")
+    sub.add_argument(
+        "--plot", type=expand_home, metavar="PNG", help="plot probability kept over k to this file"
+    )
     return parser
 
 
@@ -104,7 +106,7 @@ def _add_verify_options(sub: _Parser) -> None:
         type=partial(_number, least=0),
         default=0,
         metavar="N",
-        help="run the teacher on N random tasks again",
+        help="compute N random tasks again with the teacher, and compare them",
     )
     sub.add_argument("--repair", action="store_true", help="make damaged files again")
     sub.add_argument(
@@ -112,7 +114,7 @@ def _add_verify_options(sub: _Parser) -> None:
         type=_number,
         default=os.cpu_count() or 1,
         metavar="N",
-        help="number of processes that check tasks (default: one for each processor)",
+        help="number of processes that check tasks (default: one per processor)",
     )
     sub.add_argument(
         "--recipe",
@@ -124,7 +126,7 @@ def _add_verify_options(sub: _Parser) -> None:
 
 
 def _number(text: str, least: int = 1, all_of_them: str = "") -> int:
-    """A number of at least ``least``; ``all`` is more than the positions of any task."""
+    """Converts an argument to an integer >= ``least``; ``all``, if allowed, to ``sys.maxsize``."""
     if all_of_them and text == "all":
         return sys.maxsize
     if not text.isdecimal() or int(text) < least:
@@ -137,10 +139,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def run(recipe: Recipe) -> int:
-    """The store of the recipe's text and held-out text."""
+    """Makes the store of the recipe, or its missing tasks. Returns the exit code."""
     if recipe.corpus is None or recipe.teacher is None:
         missing = "corpus" if recipe.corpus is None else "teacher"
-        raise UserError(f"{missing}: is required to make a store; this recipe can only use an existing one")
+        raise UserError(f"{missing}: is required to make a store; add this section to the recipe")
     recipe.refuse_outputs_in_store()
     from offline_teacher import pass_record
     from offline_teacher.teacher_pass import parts_of
@@ -156,7 +158,7 @@ def run(recipe: Recipe) -> int:
 
 
 def _pass(recipe: Recipe, parts: dict[str, list[Part]]) -> bool:
-    """Makes the store. True if tasks are quarantined."""
+    """Makes the store. Returns whether tasks are quarantined."""
     from infra.tracking import run as tracking
     from offline_teacher import preflight
     from offline_teacher.cluster.pool import Cluster
@@ -192,8 +194,8 @@ def _summary(outcomes: list[Outcome]) -> str:
     rows = []
     for outcome in outcomes:
         rate = f"{outcome.new_tokens / outcome.seconds:,.0f}" if outcome.new_tokens else "-"
-        taken = duration(outcome.seconds) if outcome.new_tokens else "complete"
-        rows.append([outcome.split, f"{outcome.samples:,}", f"{outcome.new_tokens:,}", rate, taken])
+        time_taken = duration(outcome.seconds) if outcome.new_tokens else "complete"
+        rows.append([outcome.split, f"{outcome.samples:,}", f"{outcome.new_tokens:,}", rate, time_taken])
     lines = [table(rows, ["split", "samples", "new tokens", "tokens/s", "time"])]
     for outcome in outcomes:
         for item in outcome.quarantined:
@@ -202,10 +204,10 @@ def _summary(outcomes: list[Outcome]) -> str:
 
 
 def _size(store: Store) -> str:
-    """Tokens and bytes of a finished store, in words."""
+    """Describes the size of a finished store: its tokens, and bytes per token."""
     tokens = sum(split.tokens for split in store.splits.values())
     samples = sum(split.plan.samples for split in store.splits.values())
-    return f"{tokens:,} tokens, {store.layout.bytes_per_sample() * samples / tokens:,.0f} bytes a token"
+    return f"{tokens:,} tokens, {store.layout.bytes_per_sample() * samples / tokens:,.0f} bytes per token"
 
 
 def _plan(options: argparse.Namespace) -> int:

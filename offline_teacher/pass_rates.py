@@ -1,4 +1,4 @@
-"""What a running pass reports: its speed, and warnings about workers in another environment."""
+"""The reports of a running pass: its speed, and warnings about workers in another environment."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ class Rates:
         self._every = max(1, items // REPORTS)
         self._done, self._retries, self._begin = 0, retries, time.monotonic()
         self._places: dict[str, list[float]] = {}
-        """Place -> its tokens, and the time since which they are counted."""
+        """Place -> [tokens computed there, time at which counting started]."""
         self._spread = ""
 
     def count(self, place: str, tokens: int) -> bool:
-        """Counts a finished task. Returns whether a report is due."""
+        """Counts a finished task. Returns whether the metrics are to be sent now."""
         self._done, self.left, self.tokens = self._done + 1, self.left - 1, self.tokens + tokens
         self._places.setdefault(place, [0.0, self._begin])[0] += tokens
         due = self._done % self._every == 0 or self.left == 0
         if due:
-            low, _, high = self._of_places()
-            self._spread = f" ({low:,.0f} to {high:,.0f} a place)" if len(self._places) > 1 else ""
+            low, _, high = self._place_rates()
+            self._spread = f" ({low:,.0f} to {high:,.0f} per place)" if len(self._places) > 1 else ""
         return due
 
     def words(self, retries: int) -> str:
         return f"{self._rate():,.0f} tokens/s{self._spread}, {retries - self._retries} retries"
 
     def metrics(self, retries: int) -> dict[str, float]:
-        low, median, high = self._of_places()
+        low, median, high = self._place_rates()
         return {
             "tokens_per_s": self._rate(),
             "tokens_per_s_slowest_place": low,
@@ -56,7 +56,8 @@ class Rates:
     def _rate(self) -> float:
         return self.tokens / max(time.monotonic() - self._begin, 1e-9)
 
-    def _of_places(self) -> tuple[float, float, float]:
+    def _place_rates(self) -> tuple[float, float, float]:
+        """Returns the lowest, the median and the highest rate of a place, in tokens per second."""
         now = time.monotonic()
         rates = [tokens / max(now - begin, 1e-9) for tokens, begin in self._places.values()]
         return min(rates), statistics.median(rates), max(rates)
@@ -71,16 +72,16 @@ class Environments:
     def __init__(self, root: str, splits: Sequence[str]) -> None:
         self._root, self._splits = root, splits
         self._first: dict[str, Any] | None = None
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
-    def seen(self, place: str, facts: dict[str, Any]) -> None:
-        """Called when a worker is ready. ``facts``: the result of its ``prepare``."""
+    def check(self, place: str, facts: dict[str, Any]) -> None:
+        """Compares the environment of a new worker. ``facts``: the result of the worker's ``prepare``."""
         own = facts["environment"]
         if self._first is None:
             self._first = self._recorded() or own
         changed = "; ".join(difference(self._first, own))
-        if changed and changed not in self._told:
-            self._told.add(changed)
+        if changed and changed not in self._reported:
+            self._reported.add(changed)
             print(
                 f"{place} computes in another environment than the first task of this store ({changed});"
                 " the last bits of its tasks may differ",
@@ -88,7 +89,7 @@ class Environments:
             )
 
     def _recorded(self) -> dict[str, Any] | None:
-        """The environment of a task that is already in the store; None if there is none."""
+        """Returns the environment of a task that is already in the store; None if there is no such task."""
         for split in self._splits:
             directory = storage.join(self._root, TASKS, split)
             for name in storage.list_names(directory)[:1]:
@@ -96,6 +97,6 @@ class Environments:
                     return dict(
                         TaskIndex.from_bytes(storage.read_bytes(storage.join(directory, name))).environment
                     )
-                except ValueError:  # damaged: `verify` says so
+                except ValueError:  # a damaged index, which `verify` reports
                     return None
         return None

@@ -1,8 +1,8 @@
-"""The record of a finished pass. It lets the same command see at once that nothing is left to do.
+"""The record of a finished pass, ``pass.json``, which tells the same command that nothing is left to do.
 
-``pass.json`` holds a digest of the inputs (settings, corpus, teacher) and the digest of the manifest. A
-local file counts as unchanged if its size and change time are the same, much as in make. If anything
-differs, the pass runs and compares contents. This module imports no torch, Ray or MLflow.
+The record holds a digest of the inputs (settings, corpus, teacher) and the digest of the manifest. A local
+file counts as unchanged if its size and change time are the same, as in make. If anything differs, the pass
+runs and compares contents. This module does not import torch, Ray or MLflow.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SECTIONS = ("corpus", "sequences", "masking", "teacher", "store")
 
 
 def inputs_digest(recipe: Recipe, parts: dict[str, list[Part]]) -> str:
-    """Digest of everything that determines a store's content. Of a hub dataset only the name counts.
+    """Returns the digest of everything that determines a store's content; of a hub dataset only its name.
 
     ``parts``: the text of each split. Raises UserError if the teacher does not exist.
     """
@@ -37,8 +37,8 @@ def inputs_digest(recipe: Recipe, parts: dict[str, list[Part]]) -> str:
     assert recipe.teacher is not None
     teacher = find_teacher(recipe.teacher)
     listed = {} if recipe.corpus.source == "hub" else parts
-    spans = {split: [span for part in found for span in part.spans] for split, found in listed.items()}
-    local = {s.path for found in spans.values() for s in found if not storage.is_remote(s.path)}
+    spans = {split: [span for part in ours for span in part.spans] for split, ours in listed.items()}
+    local = {s.path for ours in spans.values() for s in ours if not storage.is_remote(s.path)}
     names = [
         name
         for name in storage.list_names(teacher)
@@ -48,9 +48,9 @@ def inputs_digest(recipe: Recipe, parts: dict[str, list[Part]]) -> str:
         recipe.outcome_settings(*SECTIONS),
         dataclasses.asdict(recipe.corpus),
         dataclasses.asdict(recipe.tracking),
-        [FORMAT_VERSION, version("transformers"), version("tokenizers")],  # they turn text into ids
+        [FORMAT_VERSION, version("transformers"), version("tokenizers")],  # both libraries turn text into ids
         [[name, *_stamp(storage.join(teacher, name))] for name in names],
-        {split: [dataclasses.astuple(span) for span in found] for split, found in spans.items()},
+        {split: [dataclasses.astuple(span) for span in ours] for split, ours in spans.items()},
         [[path, *_stamp(path)] for path in sorted(local)],
     ]
     return storage.digest_bytes(json.dumps(inputs, sort_keys=True).encode())
@@ -61,14 +61,14 @@ def is_recorded(recipe: Recipe, inputs: str) -> bool:
     path = storage.join(recipe.root, NAME)
     if _unsent(recipe) or not storage.exists(path):
         return False
-    with contextlib.suppress(UserError):  # a damaged record counts as none
+    with contextlib.suppress(UserError):  # a damaged record counts as missing
         record = _record(recipe, inputs)
         return record["manifest"] is not None and bool(storage.read_json(path) == record)
     return False
 
 
 def remember(recipe: Recipe, inputs: str) -> None:
-    """Publishes ``pass.json``, after the manifest."""
+    """Publishes ``pass.json``; call it after the manifest is published."""
     storage.publish_json(storage.join(recipe.root, NAME), _record(recipe, inputs))
 
 
@@ -79,12 +79,12 @@ def _record(recipe: Recipe, inputs: str) -> dict[str, Any]:
 
 
 def _unsent(recipe: Recipe) -> bool:
-    """Whether calls to the tracking server are still unsent; starting a run sends them."""
+    """Whether calls to the tracking server are still unsent. Starting a run sends such calls."""
     names = storage.list_names(recipe.root) if recipe.tracking.enabled else []
     return any(fnmatch.fnmatch(name, "tracking-*.jsonl") for name in names)
 
 
 def _stamp(path: str) -> list[int]:
-    """Size of a local file in bytes, and the time of its last change (ctime, ns)."""
+    """Returns the size of a local file in bytes, and the time of its last change (ctime, ns)."""
     status = os.stat(path)
     return [status.st_size, status.st_ctime_ns]

@@ -1,7 +1,7 @@
 """Checks of a recipe, its teacher and a sample of its text before any expensive work.
 
-``run`` calls ``check`` before it starts Ray or writes anything. ``plan`` calls the single checks on its own
-sample, so that both refuse the same recipes with the same messages. Shapes: n sequences, L length.
+``run`` calls ``check`` before it starts Ray or writes anything. ``plan`` calls the other functions with its
+own sample, so that both commands give the same messages. Axes: n sequences, L length.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from offline_teacher.source import Source, layout_of
 from offline_teacher.store.pending import finished_parts
 
 UNKNOWN_SHARE = 0.02
-"""The share of unknown tokens above which a warning is printed. Text in the tokenizer's language has about a
-hundredth of it (at most 0.02 % for novels, Wikipedia and film reviews with an English WordPiece vocabulary).
-The share counts tokens. The share of characters is far larger, because WordPiece turns a whole word into one
-unknown token."""
+"""Share of unknown tokens above which a warning is printed. English text has at most 0.0002 with an English
+WordPiece vocabulary (novels, Wikipedia, film reviews). The share of unknown characters is far larger, because
+WordPiece turns a whole word into one unknown token."""
 REHEARSED = 2
-"""Number of sequences that run through the teacher. Broken weights show in any sequence, an overflow in
-most."""
+"""Number of sequences that run through the teacher. Any sequence reveals broken weights, and most sequences
+reveal an overflow."""
 
 
 def check(recipe: Recipe, source: Source, parts: dict[str, list[Part]]) -> None:
     """Raises UserError if the pass, or a student after it, would fail for a reason that can be checked now.
 
-    Reads a sample of each split, unless all of its text is tokenised already.
+    Reads a sample of each split whose text is not completely tokenised yet.
     """
     assert recipe.corpus is not None
     check_students(recipe, source)
@@ -68,16 +67,16 @@ def check_tokens(
     setting = f"corpus.{held_out if split == 'validation' else 'path'}"
     if np.isin(input_ids, encoder.special_ids).all():
         raise UserError(
-            f"{setting}: no token of what was read can be masked, all are special or unknown; is the text in"
-            f" a language of {recipe.teacher.model}?"
+            f"{setting}: no token of the sample can be masked, because all are special or unknown;"
+            f" is the text in a language of {recipe.teacher.model}?"
         )
-    framing = (encoder.cls_id, encoder.sep_id, encoder.pad_id)
-    text = input_ids[~np.isin(input_ids, framing)]
+    not_text = (encoder.cls_id, encoder.sep_id, encoder.pad_id)
+    text = input_ids[~np.isin(input_ids, not_text)]
     share = 0.0 if encoder.unk_id is None else float((text == encoder.unk_id).mean())
     if share > UNKNOWN_SHARE:
         print(
-            f"warning: {setting}: {100 * share:.0f} % of the tokens of what was read are unknown to the"
-            f" tokenizer of {recipe.teacher.model}; its text is lost, and never masked",
+            f"warning: {setting}: {100 * share:.0f} % of the tokens of the sample are unknown to"
+            f" the tokenizer of {recipe.teacher.model}; their text is lost, and they are never masked",
             file=sys.stderr,
         )
 
@@ -105,7 +104,7 @@ def rehearse(recipe: Recipe, source: Source, input_ids: np.ndarray, token_count:
 
 
 def not_finite(recipe: Recipe, dtype: str) -> UserError:
-    """The error for a teacher with infinite or NaN hidden states in ``dtype``, as float16 may cause them."""
+    """Returns the error for a teacher with infinite or NaN hidden states in ``dtype``, such as float16."""
     assert recipe.teacher is not None
     return UserError(
         f"teacher.dtype: hidden states of {recipe.teacher.model} in {dtype} are not all finite numbers;"

@@ -1,4 +1,7 @@
-"""The inputs of a store on the driver's side: the teacher, the spec, and the files beside the tasks."""
+"""The inputs of a store: the teacher, the spec that follows from teacher and recipe, and the teacher's files.
+
+This module runs in the driver, and loads the teacher's weights only to write them.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,8 @@ from offline_teacher.store.records import encode
 from offline_teacher.store.schema import FORMAT_VERSION, Layout, Plan, SpecialIds
 
 MASKING_PROBABILITY = 0.15
-"""The masking probability for a teacher with a masked-LM head if the recipe gives none."""
-WITHOUT_SETTINGS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+"""Default masking probability for a teacher with a masked-LM head."""
+IGNORED_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 """Keys of the configuration that do not affect the model's outputs."""
 
 
@@ -46,22 +49,22 @@ class Source:
     weight_digest: str
     tokenizer_digest: str
     head: bool
-    """Whether it has a masked-LM head."""
+    """Whether the teacher has a masked-LM head."""
     pooling: Pooling | None
 
     @cached_property
     def architecture(self) -> dict[str, Any]:
-        """Its configuration, without the path that it was loaded from."""
+        """The teacher's configuration without ``IGNORED_KEYS``."""
         config = json.loads(self.config.to_json_string(use_diff=False))
-        return {key: value for key, value in config.items() if key not in WITHOUT_SETTINGS}
+        return {key: value for key, value in config.items() if key not in IGNORED_KEYS}
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The tokenizer as packing needs it, from the files that a store keeps of it."""
+        """The tokenizer as an ``Encoder``, made from those of its files that a store keeps."""
         return encoder_of(tokenizer_files(self.tokenizer), self.directory)
 
     def small_files(self) -> dict[str, bytes]:
-        """Path below the store -> content, for the files of tokenizer and configuration."""
+        """Returns the files of tokenizer, configuration and pooling: path in the store -> content."""
         files = {f"tokenizer/{name}": data for name, data in tokenizer_files(self.tokenizer).items()}
         files[CONFIG] = (json.dumps(self.architecture, indent=1, sort_keys=True) + "\n").encode()
         if self.pooling is not None:
@@ -69,7 +72,7 @@ class Source:
         return files
 
     def weights(self, layout: Layout) -> bytes:
-        """The content of the store's ``teacher/model.safetensors``: all weights, or what replay needs."""
+        """Returns the content of ``teacher/model.safetensors``: all weights, or those needed for replay."""
         from safetensors.torch import save
 
         from offline_teacher.models.loading import load_model, pooler_weights, stored_dtype
@@ -85,7 +88,7 @@ class Source:
 
 
 def find_source(recipe: Recipe) -> tuple[Source, Recipe]:
-    """The teacher, and the recipe with all defaults that depend on it filled in.
+    """Returns the teacher, and the recipe with the defaults that depend on the teacher filled in.
 
     Raises UserError if teacher and recipe do not fit together.
     """
@@ -126,7 +129,7 @@ def check_fit(directory: str, config: Any, tokenizer: Any, length: int) -> None:
 
 
 def _with_masking(recipe: Recipe, source: Source) -> Recipe:
-    """The recipe with ``masking.probability`` decided."""
+    """Returns the recipe with a ``masking.probability`` that is not None."""
     if recipe.masking.probability is not None:
         return recipe
     pooled = recipe.store.positions == "pooled"
@@ -168,15 +171,15 @@ def _check_store(recipe: Recipe, source: Source) -> None:
         longest = source.pooling.max_length
         if longest is not None and recipe.sequences.length > longest:
             raise UserError(
-                f"sequences.length: {recipe.sequences.length} is more than the {longest} tokens after which"
-                f" {where} cuts a text; set it to {longest} at most"
+                f"sequences.length: {recipe.sequences.length} is more than {longest}, the number of tokens to"
+                f" which {where} truncates a text; set it to {longest} at most"
             )
     if masking.probability and masking.whole_word:
         continuation_flags(json.loads(source.tokenizer.backend_tokenizer.to_str()), config.vocab_size)
 
 
 def layout_of(recipe: Recipe, source: Source) -> Layout:
-    """The dimensions of the recipe's store."""
+    """Returns the layout (dimensions and columns) of the recipe's store."""
     store, probability = recipe.store, recipe.masking.probability
     assert probability is not None
     pooled = store.positions == "pooled"
@@ -195,7 +198,7 @@ def layout_of(recipe: Recipe, source: Source) -> Layout:
 
 
 def tokenising(recipe: Recipe, source: Source) -> Tokenising:
-    """How the text of the recipe's store becomes sequences."""
+    """Returns the object that turns the text of the recipe into sequences of its store."""
     assert recipe.corpus is not None
     pooled = recipe.store.positions == "pooled"
     counted = bool(recipe.masking.probability) and recipe.masking.sampling == "frequency"
@@ -205,12 +208,12 @@ def tokenising(recipe: Recipe, source: Source) -> Tokenising:
 
 
 def spec_of(recipe: Recipe, source: Source, parts: dict[str, list[Part]]) -> Spec:
-    """The spec of the recipe's store. ``parts``: the text of each split."""
-    return spec_with(recipe, source, {split: text_digest(found) for split, found in parts.items()})
+    """Returns the spec of the recipe's store. ``parts``: the text of each split."""
+    return spec_with(recipe, source, {split: text_digest(listed) for split, listed in parts.items()})
 
 
 def spec_with(recipe: Recipe, source: Source, corpus: dict[str, str]) -> Spec:
-    """Like ``spec_of``, but without the text. ``corpus``: ``text_digest`` of each split."""
+    """Does what ``spec_of`` does without the text. ``corpus``: ``text_digest`` of each split."""
     layout, store = layout_of(recipe, source), recipe.store
     plan = Plan.from_bytes(
         layout, recipe.masking.epochs, store.task_sequences, store.block_bytes, store.shard_bytes
@@ -237,11 +240,10 @@ def spec_with(recipe: Recipe, source: Source, corpus: dict[str, str]) -> Spec:
 
 
 def publish_files(root: str, source: Source, layout: Layout) -> None:
-    """Publishes tokenizer, configuration and weights. Raises UserError if their directories hold other
-    files."""
+    """Publishes tokenizer, configuration and weights. UserError if their directories have other files."""
     files = source.small_files()
     for name in foreign_files(root, {*files, WEIGHTS}):
-        raise UserError(f"{root}: {name} is foreign, not a file of a store; move it away")
+        raise UserError(f"{root}: {name} is foreign, not a file of a store; move it out of the store")
     for name, data in files.items():
         storage.publish_if_changed(storage.join(root, *name.split("/")), data)
     storage.publish_if_changed(storage.join(root, *WEIGHTS.split("/")), source.weights(layout))

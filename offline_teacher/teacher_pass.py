@@ -1,4 +1,4 @@
-"""One pass of the teacher over a corpus: it makes sequences, then tasks, then the manifest. It can resume."""
+"""Runs the teacher over a corpus: makes sequences, tasks and the manifest. The same call resumes a pass."""
 
 from __future__ import annotations
 
@@ -32,37 +32,37 @@ Report = Callable[[dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a pass did to one split of its store."""
+    """The result of a pass for one split."""
 
     split: str
     samples: int
     new_tokens: int
-    """Tokens, special tokens included; 0 if nothing was left to do."""
+    """Number of tokens computed by this pass, special tokens included; 0 if nothing was left to do."""
     seconds: float
-    """Seconds spent on tasks, from the first worker's start."""
+    """Duration of the work on the split's tasks, including the start of the first workers."""
     quarantined: list[Item]
 
 
 def parts_of(recipe: Recipe) -> dict[str, list[Part]]:
-    """The text of each split. Raises UserError if there is none, before anything is started or written."""
+    """Returns the text of each split, in parts. Raises UserError if there is no text."""
     assert recipe.corpus is not None
     size = recipe.sequences.part_bytes
-    found = {"train": parts(recipe.corpus, size)}
+    by_split = {"train": parts(recipe.corpus, size)}
     if recipe.corpus.validation_path or recipe.corpus.validation_split:
-        found["validation"] = parts(recipe.corpus, size, validation=True)
-    return found
+        by_split["validation"] = parts(recipe.corpus, size, validation=True)
+    return by_split
 
 
 def is_finished(spec: Spec, parts: dict[str, list[Part]], how: Tokenising) -> bool:
-    """Whether the store of this spec is finished, and its text files are unmodified since then.
+    """Whether the store of this spec is finished, and its text files are unmodified since it was made.
 
-    Raises UserError if the directory holds another store.
+    Raises UserError if the directory holds the store of another spec.
     """
     refuse_other(how.root, spec)
     if not storage.exists(storage.join(how.root, MANIFEST)):
         return False
     open_store(how.root)
-    return not any(how.outstanding(split, found) for split, found in parts.items())
+    return not any(how.outstanding(split, listed) for split, listed in parts.items())
 
 
 def run_pass(
@@ -73,12 +73,10 @@ def run_pass(
     cluster: Cluster,
     report: Report | None = None,
 ) -> list[Outcome]:
-    """Makes the recipe's store, or the tasks that it lacks.
-
-    Text is tokenised first, by workers that hold no GPU; then the teacher runs.
+    """Makes the recipe's store, or its missing tasks. The text is tokenised first, by workers without GPUs.
 
     Raises UserError if the store was started with another recipe, teacher, tokenizer or corpus, or if another
-    process is writing it.
+    process is writing to it.
     """
     root = recipe.store_path
     assert recipe.teacher is not None
@@ -89,7 +87,7 @@ def run_pass(
         if not recipe.teacher.gpus_per_worker:
             warn_if_slow("teacher.dtype", recipe.teacher.dtype)
         build_sequences(parts, tokenising(recipe, source), cluster)
-        counts = {split: len(found) for split, found in parts.items()}
+        counts = {split: len(listed) for split, listed in parts.items()}
         return finish_tasks(root, spec, counts, cluster, report)
 
 
@@ -98,11 +96,11 @@ def finish_tasks(
 ) -> list[Outcome]:
     """Makes the missing tasks, held-out text first, and publishes the manifest if no task is quarantined.
 
-    ``parts``: number of parts of each split; their sequences must exist. All workers have ended before the
-    manifest is made.
+    ``parts``: number of parts of each split, whose sequences must exist. The workers end before the manifest
+    is made.
     """
     environments = Environments(root, list(parts))
-    with cluster.pool(teacher_crew(cluster.recipe, root), environments.seen) as pool:
+    with cluster.pool(teacher_crew(cluster.recipe, root), environments.check) as pool:
         outcomes = [_infer(root, spec, split, parts, pool, report) for split in reversed(parts)]
     if not any(outcome.quarantined for outcome in outcomes):
         finish_store(root, parts)
@@ -110,10 +108,10 @@ def finish_tasks(
 
 
 def build_sequences(parts: dict[str, list[Part]], how: Tokenising, cluster: Cluster) -> None:
-    """Tokenises the missing parts. Raises UserError if one cannot be built."""
+    """Tokenises the parts that have no sequences yet. Raises UserError if a part cannot be tokenised."""
     with cluster.pool(text_crew(how)) as pool:
-        for split, found in parts.items():
-            _build_split(split, found, how, pool)
+        for split, listed in parts.items():
+            _build_split(split, listed, how, pool)
 
 
 def _build_split(split: str, parts: list[Part], how: Tokenising, pool: Pool) -> None:
@@ -143,7 +141,7 @@ def _infer(
 ) -> Outcome:
     plan = SplitPlan.of(split, rows_of_parts(root, split, parts[split]), spec.plan)
     finished, begin = finished_tasks(root, split), time.monotonic()
-    for name in quarantined_tasks(root, split):  # they are tried again
+    for name in quarantined_tasks(root, split):  # tasks that an earlier pass gave up are tried again
         storage.remove(failed_path(root, split, name))
     items = [
         Item(f"{split}/{task.name}", "infer", (split, task), task.samples)
@@ -161,11 +159,11 @@ def _infer(
 
     if items:
         with progress(plan.task_count, "tasks", f"teacher, {split}", plan.task_count - len(items)) as shown:
-            quarantined = pool.run(items, done, shown.say, lambda item: _record_failure(root, split, item))
+            quarantined = pool.run(items, done, shown.say, lambda item: _record_quarantine(root, split, item))
     return Outcome(split, plan.samples, rates.tokens, time.monotonic() - begin, quarantined)
 
 
-def _record_failure(root: str, split: str, item: Item) -> None:
+def _record_quarantine(root: str, split: str, item: Item) -> None:
     task: Task = item.arguments[1]
     record = {
         "task": task.name,

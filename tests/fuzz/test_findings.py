@@ -57,7 +57,7 @@ def test_a_message_quotes_no_more_than_can_be_read() -> None:
 def test_a_long_safetensors_header_is_refused_in_short(tmp_path: Path) -> None:
     (whole,), read = READERS["weights"].prepare(tmp_path)
     header = json.dumps({"a": {"dtype": "x" * 100_000, "shape": [1], "data_offsets": [0, 4]}}).encode()
-    with pytest.raises(UserError, match=r"model\.safetensors are no teacher's") as caught:
+    with pytest.raises(UserError, match=r"model\.safetensors do not make a teacher") as caught:
         read(len(header).to_bytes(8, "little") + header + whole[-4:])
     assert len(str(caught.value)) <= LONGEST_MESSAGE
 

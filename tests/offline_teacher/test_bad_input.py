@@ -239,7 +239,11 @@ BAD: dict[str, tuple[Spoil, list[str], list[str]]] = {
 
 FOREIGN = "ภาษาไทยเป็นภาษาที่สวยงามและมีประวัติศาสตร์ยาวนาน\n" * 40
 REFUSED: dict[str, tuple[Spoil, list[str], str]] = {
-    "another language": (write("text.txt", FOREIGN), [], "corpus.path: no token of what was read can be"),
+    "another language": (
+        write("text.txt", FOREIGN),
+        [],
+        "corpus.path: no token of the sample can be",
+    ),
     "no document": (write("text.txt", " \n\n"), [], "no usable document in 1 places of the corpus: 2 x"),
     "strict": (write("text.txt", "ba do\n\n"), ["corpus.strict=true"], "text.txt, line 2: empty document"),
     "layers": (
@@ -281,7 +285,7 @@ def test_held_out_text_of_another_language_is_refused(
 ) -> None:
     (project / "held.txt").write_text(FOREIGN)
     arguments = ["run", "--recipe", f"{project}/recipe.yaml", f"corpus.validation_path={project}/held.txt"]
-    with pytest.raises(UserError, match=r"^corpus\.validation_path: no token of what was read can be masked"):
+    with pytest.raises(UserError, match=r"^corpus\.validation_path: no token of the sample can be masked"):
         main(arguments)
     assert not (project / "runs").exists()
 
@@ -304,7 +308,7 @@ def test_many_unknown_tokens_are_said(
         assert warnings == []
     else:
         (line,) = warnings
-        assert line.startswith(f"warning: corpus.path: {share} of the tokens of what was read are unknown to")
+        assert line.startswith(f"warning: corpus.path: {share} of the tokens of the sample are unknown to")
 
 
 def test_a_document_longer_than_the_sampled_places_is_no_mistake(project: Path) -> None:

@@ -31,7 +31,7 @@ def test_rates_of_all_places_and_of_each(monkeypatch: pytest.MonkeyPatch) -> Non
     now[0] = 110.0
     due = [rates.count(place, 1_000) for place in ("node-0", "node-0", "node-1", "node-0")]
     assert all(due)
-    assert rates.words(retries=3) == "400 tokens/s (100 to 300 a place), 2 retries"
+    assert rates.words(retries=3) == "400 tokens/s (100 to 300 per place), 2 retries"
     metrics = rates.metrics(retries=3)
     assert (metrics["tokens_per_s"], metrics["tasks_left"], metrics["retries"]) == (400, 0, 2)
     assert (metrics["tokens_per_s_slowest_place"], metrics["tokens_per_s_fastest_place"]) == (100, 300)
@@ -88,10 +88,10 @@ def test_another_environment_is_said_once(recipe: Path, capsys: pytest.CaptureFi
     environment = store.task_index("train", 0).environment
     capsys.readouterr()
     environments = Environments(store.root, ["train"])
-    environments.seen("node-0 (cpu)", {"environment": dict(environment)})
+    environments.check("node-0 (cpu)", {"environment": dict(environment)})
     assert capsys.readouterr().err == ""
     for place in ("node-1 (cuda:0)", "node-2 (cuda:0)"):
-        environments.seen(place, {"environment": {**environment, "device": "NVIDIA H100", "batch_size": 8}})
+        environments.check(place, {"environment": {**environment, "device": "NVIDIA H100", "batch_size": 8}})
     said = capsys.readouterr().err
     assert said.count("computes in another environment") == 1
     assert "node-1 (cuda:0)" in said
