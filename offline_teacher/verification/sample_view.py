@@ -105,10 +105,10 @@ def show(root: str, split: str, epoch: int, number: int, plot: str | None) -> in
     if plot is not None:
         _refuse_bad_png_path(plot)
     store = open_store(root)
-    task, row = _find(store, split, epoch, number)
+    task, row = _find_sample(store, split, epoch, number)
     view, tokenizer = TaskView(store, split, task), _tokenizer(store)
-    print(_sample(view, row, number, tokenizer))
-    print(_summary(view))
+    print(_sample_text(view, row, number, tokenizer))
+    print(_task_text(view))
     if plot is not None:
         from offline_teacher.verification.kept_mass_plot import plot_kept_mass
 
@@ -117,7 +117,7 @@ def show(root: str, split: str, epoch: int, number: int, plot: str | None) -> in
     return 0
 
 
-def _find(store: Store, split: str, epoch: int, number: int) -> tuple[Task, int]:
+def _find_sample(store: Store, split: str, epoch: int, number: int) -> tuple[Task, int]:
     """Returns the task of a sample, and the row of the sample in the task."""
     if split not in store.splits:
         raise UserError(f"--split {split}: {store.root} has {' and '.join(store.splits)}")
@@ -156,23 +156,23 @@ def _tokenizer(store: Store) -> Tokenizer:
         ) from None
 
 
-def _sample(view: TaskView, row: int, number: int, tokenizer: Tokenizer) -> str:
+def _sample_text(view: TaskView, row: int, number: int, tokenizer: Tokenizer) -> str:
     task, columns = view.task, view.columns(np.array([row]))
     count = int(columns["token_count"][0])
     ids = columns["input_ids"][0, :count].astype(np.int64)
-    place = f"part {task.part}, row {task.rows.start + row}"
-    title = f"sample {number} of {view.split} ({place}), masking epoch {task.epoch}, {count} tokens"
+    location = f"part {task.part}, row {task.rows.start + row}"
+    title = f"sample {number} of {view.split} ({location}), masking epoch {task.epoch}, {count} tokens"
     lines = [title, tokenizer.decode(ids.tolist(), skip_special_tokens=False), ""]
     if view.store.layout.positions == "pooled":
         vector = columns["embedding"][0].astype(np.float64)
         first = ", ".join(f"{value:.3f}" for value in vector[:POSITIONS])
-        lines.append(f"embedding of length {np.linalg.norm(vector):.4f}: {first}, ...")
+        lines.append(f"embedding of norm {np.linalg.norm(vector):.4f}: {first}, ...")
     else:
-        lines.append(_positions(view, columns, ids, tokenizer))
+        lines.append(_position_table(view, columns, ids, tokenizer))
     return "\n".join([*lines, ""])
 
 
-def _positions(view: TaskView, columns: Columns, ids: np.ndarray, tokenizer: Tokenizer) -> str:
+def _position_table(view: TaskView, columns: Columns, ids: np.ndarray, tokenizer: Tokenizer) -> str:
     """Returns a table with one row per masked position or, if nothing is masked, for some positions."""
     layout = view.store.layout
     if layout.masked:
@@ -202,7 +202,7 @@ def _positions(view: TaskView, columns: Columns, ids: np.ndarray, tokenizer: Tok
         norms = np.linalg.norm(hidden_values(layout, columns)[0, recorded], axis=-1)
         for cells, norm in zip(rows, norms, strict=True):
             cells.append(f"{norm:.3f}")
-        headers.append("length of the hidden state")
+        headers.append("norm of the hidden state")
     return table(rows, headers)
 
 
@@ -212,7 +212,7 @@ def _token(tokenizer: Tokenizer, number: int) -> str:
     return f"id {number}" if token is None else token
 
 
-def _summary(view: TaskView) -> str:
+def _task_text(view: TaskView) -> str:
     layout, task = view.store.layout, view.task
     columns = view.columns(np.arange(task.samples))
     counts = columns["token_count"]
@@ -224,14 +224,14 @@ def _summary(view: TaskView) -> str:
     if layout.masked:
         rows.append(["masked", f"{int((columns['masked_positions'] >= 0).sum()):,}"])
     if layout.positions != "pooled":
-        rows += _teacher_summary(view, columns)
+        rows += _teacher_rows(view, columns)
     environment = view.store.task_index(view.split, task.number).environment
     facts = ", ".join(f"{name} {value}" for name, value in environment.items() if value is not None)
     rows.append(["computed by", facts])
     return f"task {task.name} of {view.split}\n{table(rows, ['', ''])}"
 
 
-def _teacher_summary(view: TaskView, columns: Columns) -> list[list[str]]:
+def _teacher_rows(view: TaskView, columns: Columns) -> list[list[str]]:
     layout, used, rows = view.store.layout, view.store.layout.used_slots(columns), []
     if layout.top_k:
         largest = columns["topk_logits"][..., 0][used].astype(np.float64)
@@ -241,7 +241,7 @@ def _teacher_summary(view: TaskView, columns: Columns) -> list[list[str]]:
     for j, temperature in enumerate(layout.temperatures if layout.top_k else ()):
         logits = columns["topk_logits"][used].astype(np.float64) / temperature
         kept = np.exp(logits - columns["logsumexp"][..., j][used][:, None]).sum(axis=1)
-        name = f"mass kept by {layout.top_k} at T = {temperature:g}"
+        name = f"probability kept by top {layout.top_k} at T = {temperature:g}"
         rows.append([name, f"mean {kept.mean():.3f}, least {kept.min():.3f}"])
     if layout.hidden_states != "none":
         size = np.abs(hidden_values(layout, columns)[used])

@@ -83,7 +83,7 @@ def test_a_sample_is_shown_with_its_task(
         "[MASK]",
         "  entropy  ",
         "task e001-p00000-0000 of train",
-        "mass kept by 5 at T = 2",
+        "probability kept by top 5 at T = 2",
         "|hidden state|, input of the top 1 layer",
         "device cpu",
     ):
