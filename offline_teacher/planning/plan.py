@@ -82,7 +82,7 @@ def plan(recipe: Recipe) -> int:
 
 
 def measure(recipe: Recipe) -> dict[str, Any]:
-    """Returns the report in the form in which it is published."""
+    """Returns the report without the key ``seconds``."""
     source, recipe = find_source(recipe)
     assert recipe.corpus is not None
     preflight.check_students(recipe, source)
