@@ -28,9 +28,7 @@ from offline_teacher.store.schema import Column, Layout
 LARGEST_FLOAT16 = 65504.0
 TEXT = ("sequence_id", "token_count", "input_ids", "masked_positions", "masked_labels")
 """The columns that do not come from the teacher."""
-DEVICE_DTYPES = {
-    "u2": torch.int16, "u4": torch.int32, "f2": torch.float16, "f4": torch.float32, "i1": torch.int8,
-}  # fmt: skip
+DTYPES = {"u2": torch.int16, "u4": torch.int32, "f2": torch.float16, "f4": torch.float32, "i1": torch.int8}
 """Column dtype -> dtype on the device; signed integers of the same size replace unsigned ones."""
 
 
@@ -203,7 +201,7 @@ class _ShardColumns:
     @classmethod
     def zeros(cls, specs: Mapping[str, Column], count: int, device: torch.device) -> _ShardColumns:
         tensors = {
-            name: torch.zeros((count, *c.shape), dtype=DEVICE_DTYPES[c.dtype.str[1:]], device=device)
+            name: torch.zeros((count, *c.shape), dtype=DTYPES[c.dtype.str[1:]], device=device)
             for name, c in specs.items()
         }
         return cls(tensors, torch.zeros((), device=device))

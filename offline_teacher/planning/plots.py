@@ -41,9 +41,8 @@ def plot_kept_mass(report: dict[str, Any]) -> bytes:
         axes.set_title(f"{kind} positions ({mass['positions'][kind]:,})", fontsize=10)
         axes.set_xlabel("k")
     panels[0].set_ylabel("share of the teacher's probability")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), title="T", frameon=False, loc="outside right center"
-    )
+    lines, labels = panels[0].get_legend_handles_labels()
+    figure.legend(lines, labels, title="T", frameon=False, loc="outside right center")
     figure.suptitle("Mean probability of the teacher's k most likely tokens")
     return _png(figure)
 
