@@ -135,7 +135,7 @@ def _spec(root: str, recipe: Recipe, source: Source, text: dict[str, list[Part]]
     if stored is not None:
         refuse_other(root, spec, OTHER_RECIPE)
     elif spec.digest not in (named := _named_specs(root)) and named:
-        raise UserError(f"{root}: its tasks were made with another recipe: {OTHER_RECIPE}")
+        raise UserError(f"{root}: none of its tasks was made with this recipe: {OTHER_RECIPE}")
     return spec
 
 
