@@ -28,7 +28,7 @@ from offline_teacher.store.writer import refuse_other
 from offline_teacher.teacher_pass import build_sequences, finish_tasks, parts_of
 from offline_teacher.verification.verify_task import Finding, foreign
 
-OTHER_RECIPE = "give the recipe of the store (--recipe)"
+OTHER_RECIPE = "give the recipe that the store was made of (--recipe)"
 
 
 def repair_store(root: str, findings: Sequence[Finding], recipe: Recipe) -> None:

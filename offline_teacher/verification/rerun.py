@@ -47,7 +47,7 @@ def rerun(store: Store, recipe: Recipe, count: int) -> Iterator[Finding]:
 
     source, recipe = find_source(recipe)
     spec = spec_with(recipe, source, store.fingerprint["corpus"])
-    refuse_other(store.root, spec, "give the recipe of the store (--recipe)")
+    refuse_other(store.root, spec, "give the recipe that the store was made of (--recipe)")
     worker = TaskWorker(recipe, _device(recipe), store.root)
     own = worker.environment()
     columns = list(store.layout.data_columns())
