@@ -43,7 +43,7 @@ def teacher_of(store: Store) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(
-            f"{store.root}: {CONFIG} and {WEIGHTS} are no teacher's ({first_line(error)}); {AGAIN}"
+            f"{store.root}: {CONFIG} and {WEIGHTS} do not make a teacher ({first_line(error)}); {AGAIN}"
         ) from error
 
 
