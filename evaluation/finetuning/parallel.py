@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from evaluation.finetuning.finetune import device, run, schedule
+from evaluation.finetuning.finetune import run, schedule
 from evaluation.finetuning.jobs import Job, Work
 from evaluation.tasks.task import Split
 from infra import console
@@ -62,7 +63,7 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
     if started_here:
         start_ray(workers)
     try:
-        gpus = 1.0 / workers if device().type == "cuda" else 0.0
+        gpus = gpu_share(workers, int(ray.cluster_resources().get("GPU", 0)))
         threads = max(1, (os.cpu_count() or 1) // workers)
         remote_run = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=REPEATS)(_run_with_threads)
         # one copy per task, not per run
@@ -96,6 +97,15 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
     finally:
         if started_here:
             stop_ray()
+
+
+def gpu_share(workers: int, gpus: int) -> float:
+    """The share of a GPU that each run asks Ray for: a whole one unless there are more workers than GPUs.
+
+    Ray sets CUDA_VISIBLE_DEVICES of a run to the GPU that it chose. The share is as large as lets all workers
+    run at once, so that no GPU has more runs than necessary.
+    """
+    return 1 / math.ceil(workers / gpus) if gpus else 0.0
 
 
 def start_ray(workers: int) -> None:

@@ -23,26 +23,11 @@ def _entities(tags: Sequence[str]) -> Iterator[Entity]:
     last_prefix, last_type, first = "O", "", 0
     for word, tag in enumerate([*tags, "O"]):
         prefix, _, entity_type = str(tag).partition("-")
-        type_changes = entity_type != last_type
-        if _ends(last_prefix, prefix, type_changes):
-            yield last_type, first, word - 1
-        if _starts(last_prefix, prefix, type_changes):
+        if last_prefix in ("E", "S") or prefix in ("B", "S") or entity_type != last_type:
+            if last_prefix != "O":
+                yield last_type, first, word - 1
             first = word
         last_prefix, last_type = prefix, entity_type
-
-
-def _ends(last_prefix: str, prefix: str, type_changes: bool) -> bool:
-    """Returns whether an entity ends before the word with ``prefix``."""
-    if last_prefix == "O":
-        return False
-    return last_prefix in ("E", "S") or prefix in ("B", "S", "O") or type_changes
-
-
-def _starts(last_prefix: str, prefix: str, type_changes: bool) -> bool:
-    """Returns whether an entity starts with the word with ``prefix``."""
-    if prefix == "O":
-        return False
-    return prefix in ("B", "S") or last_prefix in ("E", "S", "O") or type_changes
 
 
 def entity_counts(predicted: Sequence[str] | np.ndarray, expected: Sequence[str] | np.ndarray) -> list[int]:

@@ -35,7 +35,7 @@ import numpy as np
 from evaluation.measures.resampling import Weights, resamples
 
 CONFIDENCE = 0.95
-MEDIAN_VARIANCE = {1: 1.0, 2: 1.0, 3: 1.346, 4: 1.193, 5: 1.434}
+MEDIAN_VARIANCE = {2: 1.0, 3: 1.346, 4: 1.193, 5: 1.434}
 """S -> S times the variance of the median of S standard normal numbers. Larger S use the limit, pi / 2."""
 
 Scorer = Callable[[Weights], np.ndarray]

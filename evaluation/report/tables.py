@@ -30,7 +30,7 @@ def legend(report: Mapping[str, Any]) -> str:
     over = "examples and seeds" if several else "examples, not over seeds"
     best = "\nGap closed, best: the same with the reference of highest macro score, which is named."
     return (
-        f"Scores: percent on the development sets, {seeds} [95 % intervals over {over}].\n"
+        f"Scores: percent (labelled test set, else dev), {seeds} [95 % intervals over {over}].\n"
         "Gap closed: (student - undistilled) / (teacher - undistilled); unclear: its interval is unbounded."
         f"{best if has_better_reference(report) else ''}"
     )
@@ -71,7 +71,7 @@ def to_markdown(report: Mapping[str, Any], plots: list[str]) -> str:
 
 ON_DEVICES = (
     "## On devices\n\nThe student's fine-tuned model of the median seed, exported to "
-    "`export/<student>/<task>/`; the int8 score is that model's own, on the same development set."
+    "`export/<student>/<task>/`; the int8 score is that model's own, on the same examples."
 )
 DETAILS = (
     (

@@ -115,11 +115,8 @@ def labels_in(task: Task, rows: Rows) -> tuple[str, ...]:
         )
     if len(names) > _MAX_CLASSES:
         raise UserError(f"{rows.source}: column {task.label!r} has {len(names):,} labels; is it the label?")
-    return tuple(sorted(names, key=lambda label: (int(label), "") if _are_whole(names) else (0, label)))
-
-
-def _are_whole(labels: set[str]) -> bool:
-    return all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels)
+    whole = all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in names)
+    return tuple(sorted(names, key=lambda label: (int(label) if whole else 0, label)))
 
 
 def _sentences(task: Task, rows: Rows) -> tuple[list[tuple[list[str], list[str]]], list[str]]:

@@ -103,6 +103,7 @@ CASES: dict[str, tuple[str, dict[str, str | bytes], str]] = {
     "a cell too many": (TASK, {"t.csv": CSV + "a,b,c\n"}, "t.csv: line 6: 3 columns instead of 2"),
     "an open quote": (TASK, {"t.csv": CSV + '"a,b\n'}, "t.csv: line 6:"),
     "another encoding": (TASK, {"t.csv": CSV.encode() + b"caf\xe9,a\n"}, "t.csv: line 6: not valid UTF-8"),
+    "another encoding of the first line": (TASK, {"t.csv": b"caf\xe9,a\n"}, "t.csv: line 1: not valid UTF-8"),
     "a binary file": (TASK, {"t.csv": b"PK\x03\x04" + bytes(99)}, "not UTF-8 text"),
     "an unknown label": (TASK + "labels: [a, c]\n", {}, "t.csv: line 3: unknown label 'b'"),
     "an empty label": (TASK, {"t.csv": CSV + "x,\n"}, "t.csv: line 6: label '' is not a text"),

@@ -46,7 +46,7 @@ def test_calibration_error_is_its_definition() -> None:
     for _ in range(CASES):
         probabilities, labels = random_case(generator)
         found = calibration.calibration_error(probabilities, labels)
-        assert found == pytest.approx(expected_error(probabilities, labels, calibration.BINS), abs=1e-12)
+        assert found == pytest.approx(expected_error(probabilities, labels, 15), abs=1e-12)
 
 
 def test_brier_is_its_definition() -> None:
@@ -91,6 +91,7 @@ def test_reliability_of_each_bin() -> None:
     assert found.count.tolist() == [0, 0, 1, 2, 1]  # 0.6 and 0.8 belong to the bins that end there
     np.testing.assert_allclose(found.confidence, [0, 0, 0.6, 0.75, 1.0])
     assert found.accuracy.tolist() == [0, 0, 1.0, 0.5, 1.0]
+    assert len(calibration.reliability(probabilities, np.zeros(4, int)).count) == 15
 
 
 def test_agreement() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from datasets import ClassLabel
 
-from evaluation.sources.catalogue import find_task
+from evaluation.sources.catalogue import TASKS, find_task
 from evaluation.sources.loading import load
 from evaluation.tasks.task import Split
 from infra.errors import UserError
@@ -102,3 +102,55 @@ def test_hub_rows_that_cannot_be_right(
     with pytest.raises(UserError) as caught:
         hub_split(monkeypatch, task, **columns)
     assert says in str(caught.value)
+
+
+COUNTS = {
+    "cola": (8551, 1043, 1063), "sst2": (67349, 872, 1821), "mrpc": (3668, 408, 1725),
+    "stsb": (5749, 1500, 1379), "qqp": (363846, 40430, 390965), "qnli": (104743, 5463, 5463),
+    "mnli": (392702, 9815, 9832, 9796, 9847, 1104), "rte": (2490, 277, 3000), "wnli": (635, 71, 146),
+    "stanfordnlp/imdb": (25000, 25000), "rajpurkar/squad": (87599, 10570),
+    "rajpurkar/squad_v2": (130319, 11873),
+}  # fmt: skip
+"""Data set on the hub (``nyu-mll/glue``'s configurations have short names) -> rows of its splits, as its card
+has them: train, validation, test; MNLI's are matched, mismatched and the diagnostic set."""
+SPLITS = {
+    "mnli": (
+        "train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched", "test"
+    ),
+    "stanfordnlp/imdb": ("train", "test"),
+}  # fmt: skip
+COLUMNS = {
+    "mnli": ("premise", "hypothesis"), "qnli": ("question", "sentence"), "qqp": ("question1", "question2"),
+    "cola": ("sentence",), "sst2": ("sentence",), "stanfordnlp/imdb": ("text",),
+    "rajpurkar/squad": ("question", "context"), "rajpurkar/squad_v2": ("question", "context"),
+}  # fmt: skip
+"""The others have ``sentence1`` and ``sentence2``."""
+
+
+def test_the_built_in_tasks_are_the_hubs() -> None:
+    places = {"/".join(task.hub).removeprefix("nyu-mll/glue/"): task for task in TASKS.values()}
+    assert places.keys() == COUNTS.keys()
+    for name, task in places.items():
+        splits = SPLITS.get(name, ("train", "validation", "test"))
+        assert [(part.hub, part.rows) for part in task.parts.values()] == list(
+            zip(splits, COUNTS[name], strict=False)
+        )
+        assert (task.hub_texts or task.texts) == COLUMNS.get(name, ("sentence1", "sentence2"))
+        assert task.hub_label == "label"
+
+
+def test_the_built_in_tasks_are_scored_as_published() -> None:
+    """GLUE (arXiv 1804.07461), table 1; the tasks that it does not name have accuracy."""
+    metrics = {
+        "CoLA": ["matthews"], "MRPC": ["accuracy", "f1"], "QQP": ["accuracy", "f1"],
+        "STS-B": ["pearson", "spearman"], "MNLI": ["accuracy_matched", "accuracy_mismatched"],
+        "SQuAD": ["exact_match", "f1"], "SQuAD2": ["exact_match", "f1"],
+    }  # fmt: skip
+    for name, task in TASKS.items():
+        assert task.metric_keys == metrics.get(name, ["accuracy"])
+        assert task.main_metrics == task.metrics
+    lengths = {"IMDb": 512, "SQuAD": 384, "SQuAD2": 384}
+    assert {name: task.max_length for name, task in TASKS.items() if task.max_length} == lengths
+    assert [name for name, task in TASKS.items() if task.no_answer] == ["SQuAD2"]
+    assert [name for name, task in TASKS.items() if task.kind == "spans"] == ["SQuAD", "SQuAD2"]
+    assert [name for name, task in TASKS.items() if task.skip_short_rows] == ["QQP"]

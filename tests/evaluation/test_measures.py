@@ -72,6 +72,23 @@ def test_variance_of_medians() -> None:
     for count, factor in intervals.MEDIAN_VARIANCE.items():
         found = count * np.var(np.median(numbers[:, :count], axis=1))
         assert factor == pytest.approx(found, rel=0.01)
+    assert intervals.MEDIAN_VARIANCE.keys() == {2, 3, 4, 5}
+    for count, factor in ((2, 1), (7, np.pi / 2)):  # of more than five seeds, the limit
+        scores = np.linspace(0.6, 0.8, count)
+        share, variance = intervals.seed_variance(scores, np.tile(scores[:, None], 9))
+        assert (share, variance) == (1, pytest.approx(factor * np.var(scores, ddof=1) / count))
+
+
+def test_the_seeds_share_is_what_the_examples_do_not_explain() -> None:
+    """The variance that they explain is the sample variance of the seeds' errors, averaged over resamples."""
+    scores = np.asarray([0.6, 0.9, 0.7])
+    resampled = scores[:, None] + np.random.default_rng(0).normal(0, 0.1, (3, 400))
+    errors = resampled - resampled.mean(axis=1, keepdims=True)
+    explained = np.var(errors, axis=0, ddof=1).mean()
+    share, variance = intervals.seed_variance(scores, resampled)
+    between = np.var(scores, ddof=1)
+    assert share == pytest.approx(1 - explained / between)
+    assert variance == pytest.approx(1.346 * between / 3)
 
 
 # --- intervals ----------------------------------------------------------------------------------------------
@@ -107,12 +124,14 @@ def test_one_seed_is_an_interval_over_examples() -> None:
     low, high = intervals.interval(found, ONE)
     half = t.ppf(0.975, 199) * np.sqrt(0.8 * 0.2 / 200)
     assert (low, high) == (pytest.approx(0.8 - half, abs=0.006), pytest.approx(0.8 + half, abs=0.006))
-    assert len(found.components) == 1
+    assert [one.dof for one in found.components] == [199]
+    assert estimate([answers(1, 1)], expected=np.ones(1, int)).components[0].dof == 1
 
 
 def test_seeds_that_agree_add_nothing() -> None:
     one, three = (estimate([answers(160)] * seeds, expected=LABELS) for seeds in (1, 3))
     assert intervals.interval(three, ONE) == intervals.interval(one, ONE)
+    assert intervals.seed_variance(np.full(3, 0.5), np.full((3, 9), 0.5)) == (0, 0)
 
 
 def test_seeds_that_err_on_other_examples_add_nothing_twice() -> None:
@@ -323,6 +342,23 @@ def test_the_interval_of_a_ratio_is_every_ratio_not_ruled_out() -> None:
     assert ratio.interval == (pytest.approx(possible[0], abs=2e-3), pytest.approx(possible[-1], abs=2e-3))
 
 
+def test_a_ratios_degrees_of_freedom_are_those_of_its_own_contrast() -> None:
+    """Of the seeds, the overestimate with two degrees of freedom gives the shorter interval."""
+    seeds = np.diag([0.02**2, 0, 0])
+    parts = (
+        Component(np.eye(3) * 0.01**2, 100.0), Component(0.1 * seeds, 2 * 0.1**2, Component(seeds, 2.0))
+    )  # fmt: skip
+    ratio = intervals.gap_closed(Estimates(np.asarray([0.7, 0.5, 0.8]), parts), 0, 1, 2)
+    assert ratio is not None
+    assert ratio.interval is not None
+    examples = 0.01**2 * (1 + 1 / 9 + 4 / 9)  # of (1, -1/3, -2/3), the contrast that is 0 at the ratio
+    freedom = (examples + 0.02**2) ** 2 / (examples**2 / 100 + 0.02**4 / 2)
+    grid = np.linspace(-2, 4, 60_001)
+    variance = 0.01**2 * (1 + (1 - grid) ** 2 + grid**2) + 0.02**2
+    possible = grid[np.abs(0.2 - 0.3 * grid) <= t.ppf(0.975, freedom) * np.sqrt(variance)]
+    assert ratio.interval == (pytest.approx(possible[0], abs=2e-4), pytest.approx(possible[-1], abs=2e-4))
+
+
 def test_a_gap_that_may_be_none_has_no_interval() -> None:
     ratio = intervals.gap_closed(three((0.7, 0.5, 0.8), 0.2), 0, 1, 2)
     assert ratio is not None
@@ -339,3 +375,5 @@ def test_retention_of_independent_errors() -> None:
     half = t.ppf(0.975, 100) * 0.001 * np.sqrt(1 + 0.75**2) / 0.8  # delta method
     assert ratio.interval == (pytest.approx(0.75 - half, abs=1e-5), pytest.approx(0.75 + half, abs=1e-5))
     assert intervals.retention(three((0.6, 0.5, 0.0), 0.001), 0, 2) is None
+    itself = intervals.retention(three((0.6, 0.5, 0.8), 0.7), 0, 0)
+    assert itself == intervals.Ratio(1.0, (1.0, 1.0))

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from evaluation.sources.catalogue import GLUE, TASKS, find_task, find_tasks
-from evaluation.sources.loading import load
+from evaluation.sources.loading import has_part, load, location_of
+from evaluation.tasks import official
 from evaluation.tasks.task import Split
+from infra.errors import UserError
+from infra.settings.sections.task_settings import TaskSettings
 
 PARSES = "binary1\tbinary2\tparse1\tparse2"
 MNLI_TRAIN = (
@@ -135,6 +138,97 @@ def test_quirk(
 def test_a_test_part_keeps_the_servers_index(tmp_path: Path) -> None:
     data = write(tmp_path, "CoLA/test.tsv", "index\tsentence\n7\tHe left.\n9\tHe ran.\n")
     assert load(find_task("CoLA"), "test", data).index == ["7", "9"]
+
+
+TEST_HEADERS = {
+    "CoLA/test": "index sentence", "SST-2/test": "index sentence", "QQP/test": "id question1 question2",
+    "MRPC/test": "index #1_ID #2_ID #1_String #2_String", "QNLI/test": "index question sentence",
+    "STS-B/test": "index genre filename year old_index source1 source2 sentence1 sentence2",
+    "MNLI/test_matched": "index promptID pairID genre sentence1_parse sentence2_parse sentence1 sentence2",
+    "MNLI/test_mismatched": "index promptID pairID genre sentence1_parse sentence2_parse sentence1 sentence2",
+    "diagnostic/diagnostic": "index sentence1 sentence2", "RTE/test": "index sentence1 sentence2",
+    "WNLI/test": "index sentence1 sentence2",
+}  # fmt: skip
+"""File of a test set -> its header, with spaces for tabs and underscores for the spaces in MRPC's names."""
+
+
+@pytest.mark.parametrize("file", list(TEST_HEADERS))
+def test_texts_of_every_test_set(file: str, tmp_path: Path) -> None:
+    """Each cell of the row names its column."""
+    names = [name.replace("_", " ") if "#" in name else name for name in TEST_HEADERS[file].split()]
+    task, _, part = file.replace("diagnostic/", "MNLI/test_").partition("/")
+    data = write(tmp_path, f"{file}.tsv", "\t".join(names) + "\n" + "\t".join(names).upper() + "\n")
+    split = load(TASKS[task], part, data)
+    texts = [
+        name for name in names if "String" in name or name in ("question", "sentence") or name[-1] in "12"
+    ]
+    texts = [name for name in texts if not name.startswith("source")]
+    assert split.texts == [tuple(name.upper() for name in texts)]
+    assert (split.ids, split.labels) == ([names[0].upper()], None)
+    assert has_part(TASKS[task], part, data)
+    assert location_of(TASKS[task], part, data) == f"{data}/{file}.tsv"
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "place"),
+    [
+        ("SST-2", "dev.tsv", "SST-2/dev.tsv"), ("SST-2", "dev.tsv", "glue/SST-2/dev.tsv"),
+        ("SST-2", "dev.tsv", "GLUE/SST-2/dev.tsv"), ("IMDb", "aclImdb/test", "aclImdb/test/pos/0_9.txt"),
+        ("IMDb", "aclImdb/test", "imdb/aclImdb/test/pos/0_9.txt"), ("SQuAD", "dev.json", "dev.json"),
+        ("SQuAD", "dev.json", "squad/dev.json"), ("SQuAD", "dev.json", "SQuAD/dev.json"),
+    ],
+)  # fmt: skip
+def test_places_of_official_files(task: str, file: str, place: str, tmp_path: Path) -> None:
+    data = write(tmp_path, place, "x")
+    assert official.find(task, file, data) == f"{data}/{place.partition(file)[0]}{file}"
+
+
+@pytest.mark.parametrize("place", ["dev.tsv", "other/SST-2/dev.tsv", "SST-2/train.tsv", "glue/dev.tsv"])
+def test_a_table_counts_only_in_the_folder_of_its_task(place: str, tmp_path: Path) -> None:
+    data = write(tmp_path, place, "x")
+    assert official.find("SST-2", "dev.tsv", data) is None
+    with pytest.raises(UserError) as caught:
+        official.require_file("SST-2", "dev.tsv", data)
+    assert f"SST-2: {data} has no SST-2/dev.tsv; name the directory" in str(caught.value)
+
+
+def test_the_hub_is_named_with_its_revision() -> None:
+    (rte,) = find_tasks([TaskSettings(name="RTE", revision="v1")])
+    assert location_of(rte, "dev", None) == "hf://datasets/nyu-mll/glue@v1"
+    assert location_of(TASKS["RTE"], "dev", None) == "hf://datasets/nyu-mll/glue"
+    assert has_part(TASKS["RTE"], "test", None)
+    assert not has_part(TASKS["RTE"], "test", "/nowhere")
+
+
+@pytest.mark.parametrize("rating", range(11))
+@pytest.mark.parametrize("folder", ["neg", "pos"])
+def test_a_review_of_four_stars_is_negative_and_of_seven_positive(
+    folder: str, rating: int, tmp_path: Path
+) -> None:
+    path = f"{tmp_path}/{folder}/12_{rating}.txt"
+    if rating in (range(7, 11) if folder == "neg" else range(1, 5)):
+        with pytest.raises(
+            UserError, match=f"the rating {rating} in its name contradicts its folder {folder}"
+        ):
+            official._require_rating(path, folder)
+    else:
+        official._require_rating(path, folder)
+
+
+@pytest.mark.parametrize(
+    ("votes", "good"), [("nnncc", True), ("nnccc", False), ("nncc-", True), ("ncccc", False), ("-----", True)]
+)
+def test_a_label_has_most_of_the_votes(votes: str, good: bool, tmp_path: Path) -> None:
+    """n: neutral, which is the label; c: contradiction; -: no label."""
+    names = {"n": "neutral", "c": "contradiction", "-": "-"}
+    row = "\t".join(names[vote] for vote in votes)
+    line = f"0\t1\t1n\tverbatim\t{PARSES}\tHe left.\tShe sang.\t{row}\tneutral"
+    data = write(tmp_path, "MNLI/dev_matched.tsv", f"{MNLI_DEV}\n{line}\n")
+    if good:
+        assert load(TASKS["MNLI"], "dev_matched", data).labels.tolist() == [1]
+    else:
+        with pytest.raises(UserError, match="line 2: label 'neutral' contradicts"):
+            load(TASKS["MNLI"], "dev_matched", data)
 
 
 def test_torn_rows_and_row_counts_are_reported(tmp_path: Path) -> None:

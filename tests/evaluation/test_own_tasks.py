@@ -17,7 +17,6 @@ from evaluation.finetuning.jobs import grid_folders, grid_points
 from evaluation.main import main
 from evaluation.sources.catalogue import find_task, find_tasks
 from evaluation.sources.loading import load
-from evaluation.sources.own import divide
 from infra.settings.sections import Evaluation
 from infra.settings.sections.task_settings import TaskSettings
 from tests.evaluation.conftest import QUICK
@@ -129,23 +128,6 @@ def test_validation_rows_are_a_share_of_every_label(written: dict[str, str]) -> 
         assert (dev.labels == label).sum() == round(0.1 * whole)
 
 
-def test_the_split_depends_on_its_seed_alone() -> None:
-    settings = TaskSettings(name="t", split_seed=0)
-    groups = ["a"] * 50 + ["b"] * 30
-    first, again = divide(groups, settings), divide(groups, settings)
-    other = divide(groups, TaskSettings(name="t", split_seed=1))
-    assert first == again != other
-    assert sorted(first["train"] + first["dev"]) == list(range(80))
-    assert [sum(groups[row] == name for row in first["dev"]) for name in "ab"] == [5, 3]
-
-
-def test_a_rare_label_has_an_example_in_training() -> None:
-    found = divide(["common"] * 20 + ["rare"], TaskSettings(name="t"))
-    assert 20 in found["train"]
-    found = divide(["common"] * 20 + ["rare"] * 2, TaskSettings(name="t"))
-    assert len({20, 21} & set(found["dev"])) == 1
-
-
 def test_a_tasks_numbers_come_before_the_recipes() -> None:
     settings = Evaluation(epochs=(2.0, 3.0), learning_rate=1e-4, max_steps=9)
     (rte,) = find_tasks([TaskSettings(name="RTE", learning_rate=(2e-5, 5e-5), batch_size=8, max_length=64)])
@@ -156,64 +138,6 @@ def test_a_tasks_numbers_come_before_the_recipes() -> None:
     assert {(one.batch_size, one.max_steps, one.max_length) for one in points} == {(8, 9, 64)}
     assert grid_folders(points)[1] == "epochs-2_learning_rate-5e-05"
     assert grid_folders(grid_points(find_task("SST-2"), Evaluation())) == [""]
-
-
-def test_numbers_and_empty_cells_stay_what_they_are(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("text,label\nNA,007\nnull,7\n1.0,007\ntrue,7\n")
-    settings = TaskSettings(
-        name="t", kind="classification", train=str(tmp_path / "t.csv"), text=("text",), label="label",
-        dev=str(tmp_path / "t.csv"),
-    )  # fmt: skip
-    (task,) = find_tasks([settings])
-    split = load(task, "train", None)
-    assert split.texts == [("NA",), ("null",), ("1.0",), ("true",)]
-    assert set(task.labels) == {"007", "7"}
-    assert [task.labels[label] for label in split.labels] == ["007", "7", "007", "7"]
-
-
-def test_character_spans_become_tags(tmp_path: Path) -> None:
-    people = [{"start": 0, "end": 3, "label": "PER"}, {"start": 8, "end": 15, "label": "PER"}]
-    places = [{"start": 3, "end": 6, "label": "LOC"}]
-    rows = [{"text": "Ann met Bob-Lee.", "spans": people}, {"text": "in Oslo", "spans": places}]
-    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    settings = TaskSettings(
-        name="t", kind="tokens", train=str(tmp_path / "t.jsonl"), dev=str(tmp_path / "t.jsonl"),
-        text=("text",), label="spans",
-    )  # fmt: skip
-    (task,) = find_tasks([settings])
-    split = load(task, "train", None)
-    assert split.texts == [("Ann", "met", "Bob", "-", "Lee", "."), ("in", "Oslo")]
-    tags = [[task.labels[label] for label in row] for row in split.labels]
-    assert tags == [["B-PER", "O", "B-PER", "I-PER", "I-PER", "O"], ["O", "B-LOC"]]
-    assert "widened to it: 1" in split.notes[0]
-
-
-def test_hub_rows_come_with_the_revision_and_the_names_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    asked: list[Any] = []
-    data = datasets.Dataset.from_dict({"words": [["Ann", "ran"], ["no"]], "tags": [[1, 0], [0]]}).cast_column(
-        "tags", datasets.List(datasets.ClassLabel(names=["O", "B-PER"]))
-    )
-
-    def give(*names: str, split: str, revision: str | None) -> datasets.Dataset:
-        asked.append((*names, split, revision))
-        return data
-
-    monkeypatch.setattr(datasets, "load_dataset", give)
-    settings = TaskSettings(
-        name="ner", kind="tokens", hub="some/ner", config="en", revision="abc", train="train",
-        dev="validation", text=("words",), label="tags",
-    )  # fmt: skip
-    (task,) = find_tasks([settings])
-    split = load(task, "dev", None)
-    assert task.labels == ("O", "B-PER")
-    assert [row.tolist() for row in split.labels] == [[1, 0], [0]]
-    assert asked == [("some/ner", "en", "train", "abc"), ("some/ner", "en", "validation", "abc")]
-    del asked[:]
-    with pytest.raises(Exception, match="."):
-        load(find_tasks([TaskSettings(name="RTE", revision="v1")])[0], "dev", None)
-    assert asked == [("nyu-mll/glue", "rte", "validation", "v1")]
 
 
 def test_many_labels_at_once(encoder: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 
 from evaluation.candidates.models import Candidate
 from evaluation.finetuning import parallel
+from evaluation.finetuning.jobs import Job
 from evaluation.finetuning.scores import complete, prepare
 from infra.errors import EXIT_INCOMPLETE, UserError
+from infra.ray_cluster import connect
 from infra.settings.sections import Evaluation
 
 SETTINGS = Evaluation(
@@ -22,10 +25,38 @@ SETTINGS = Evaluation(
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """One Ray for all calls; starting it is most of the time."""
-    parallel.start_ray(2)
+    """One Ray for all calls, since starting it is most of the time. It is told of two GPUs."""
+    connect(None, "RAY_ADDRESS", parallel.PACKAGES, num_cpus=2, num_gpus=2)
     yield
     parallel.stop_ray()
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "share"), [(4, 8, 1), (8, 8, 1), (9, 8, 1 / 2), (3, 1, 1 / 3), (2, 0, 0)]
+)
+def test_every_worker_has_a_gpu_before_two_share_one(workers: int, gpus: int, share: float) -> None:
+    assert parallel.gpu_share(workers, gpus) == share
+
+
+@pytest.mark.end_to_end
+@pytest.mark.usefixtures("cluster")
+def test_runs_side_by_side_have_a_gpu_each(
+    encoder: str, toy_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run waits for the other, so that both are there at once."""
+
+    def gpu(job: Job, *_: object) -> dict[str, str]:
+        (tmp_path / f"there-{job.seed}").touch()
+        while len(list(tmp_path.glob("there-*"))) < 2:
+            time.sleep(0.01)
+        return {"gpu": os.environ["CUDA_VISIBLE_DEVICES"]}
+
+    monkeypatch.setattr(parallel, "_run_with_threads", gpu)
+    settings = dataclasses.replace(SETTINGS, data=toy_data, seeds=(0, 1))
+    plan = prepare([Candidate("m", encoder)], settings, str(tmp_path / "scores"))
+    found = []
+    parallel.run_all(plan.unfinished, 2, lambda job, result: found.append(result["gpu"]))
+    assert sorted(found) == ["0", "1"]
 
 
 @pytest.mark.end_to_end

@@ -80,6 +80,11 @@ def test_the_dev_set_itself_is_a_resample_of_the_tasks_score(case: tuple[Task, P
         assert predictions.resampled_score(task, made)(weights)[0] == pytest.approx(expected, abs=1e-12)
 
 
+def test_answers_are_named_by_their_rows_unless_they_have_ids() -> None:
+    assert Answers(None, ["a", "b"]).ids == ["0", "1"]
+    assert Answers(None, ["a", "b"], ["7", "9"]).ids == ["7", "9"]
+
+
 def test_metrics_of_two_dev_sets_have_their_suffixes() -> None:
     found = predictions.score(find_task("MNLI"), CASES["MNLI"])
     assert list(found) == find_task("MNLI").metric_keys

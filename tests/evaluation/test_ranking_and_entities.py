@@ -40,6 +40,7 @@ def test_recall_by_hand() -> None:
         ("B-PER I-LOC", [("PER", 0, 0), ("LOC", 1, 1)]),  # another type
         ("B-PER E-PER I-PER", [("PER", 0, 1), ("PER", 2, 2)]),  # E- ends one
         ("S-LOC S-LOC O", [("LOC", 0, 0), ("LOC", 1, 1)]),
+        ("I-LOC S-LOC I-LOC I-LOC", [("LOC", 0, 0), ("LOC", 1, 1), ("LOC", 2, 3)]),  # S- is one on its own
         ("O O", []),
         ("B-a-b I-a-b", [("a-b", 0, 1)]),
         ("", []),

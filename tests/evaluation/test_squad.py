@@ -17,6 +17,7 @@ from evaluation.measures.metrics import answer_f1
 from evaluation.sources.catalogue import find_task
 from evaluation.sources.loading import load
 from evaluation.tasks import squad
+from evaluation.tasks.encoded import Encoded
 from evaluation.tasks.squad import Question
 from infra.settings.sections import Evaluation
 from tests.evaluation.test_bad_official import SQUAD_START
@@ -90,6 +91,62 @@ def test_no_span_is_longer_than_thirty_tokens() -> None:
     start[0] = end[59] = 10.0
     end[29] = 1.0
     assert squad.best_span(start, end, np.ones(60, bool)) == (11.0, 0, 29)
+
+
+def test_the_lists_hold_the_twenty_best() -> None:
+    """The best starts all come after the best ends: no span is left, although others exist."""
+    ends, starts = np.arange(40) < 20, np.arange(40) >= 20
+    assert squad.best_span(9.0 * starts, 9.0 * ends, np.ones(40, bool)) is None
+    starts[20] = False
+    assert squad.best_span(9.0 * starts, 9.0 * ends, np.ones(40, bool)) == (9.0, 0, 0)
+
+
+def test_no_answer_is_chosen_where_every_window_prefers_it() -> None:
+    """Two windows of one question; the first token of each is [CLS]."""
+    spans = np.asarray([[-1, -1], [0, 3], [4, 7], [8, 11]])
+    prefers, finds = (
+        np.asarray(logits, np.float32)
+        for logits in ([[5, 1, 0, 0], [5, 0, 2, 0]], [[1, 0, 3, 0], [1, 0, 1, 0]])
+    )
+    asked = [Question("1", "?", "red car day", (), ()), Question("2", "?", "a house", (), ())]
+
+    def answer(*logits: np.ndarray, no_answer: bool = True) -> list[str]:
+        count = len(logits)
+        windows = squad.Windows(Encoded([], []), [0] * count, [spans] * count)
+        return squad.best_answers(windows, logits, asked, no_answer)
+
+    assert answer(prefers) == ["", ""]  # 10 is above 1 + 2; the second question has no window
+    assert answer(prefers, no_answer=False) == ["red car", ""]
+    assert answer(prefers, finds) == answer(finds, prefers) == ["car", ""]  # 1 + 1 is below 3 + 1
+    tie = prefers.copy()
+    tie[:, 0] = 1.5
+    assert answer(tie) == ["red car", ""]
+
+
+@pytest.mark.parametrize(("length", "budget", "overlap"), [(30, 7, 10), (300, 64, 100), (400, 64, 128)])
+def test_room_for_the_question_and_overlap(encoder: str, length: int, budget: int, overlap: int) -> None:
+    """The question has at most 64 tokens and a quarter of the window; windows overlap by a third, at most
+    128."""
+    tokenizer = load_tokenizer(encoder)
+    context = " ".join(["red"] * 1000)
+    for words in (budget, budget + 1):
+        windows = squad.encode(tokenizer, [Question("1", f" {'day ' * words}", context, (), ())], length)
+        first, second = (set(map(tuple, spans.tolist())) - {(-1, -1)} for spans in windows.offsets[:2])
+        assert len(first) == length - budget - 3
+        assert len(first & second) == overlap
+    assert (windows.encoded.targets["start"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("answer", "start", "place"),
+    [("red car", 4, (2, 3)), ("car", 8, (3, 3)), ("ed", 5, (2, 2)), ("re", 4, (2, 2)), ("day", 12, (0, 0)),
+     ("car day", 8, (0, 0)), ("ed car", 5, (2, 3))],
+)  # fmt: skip
+def test_tokens_of_an_answer(answer: str, start: int, place: tuple[int, int]) -> None:
+    """Of a window that ends before the last word. A token that has a part of the answer belongs to it."""
+    spans = np.asarray([[-1, -1], [0, 3], [4, 7], [8, 11], [-1, -1]])
+    asked = Question("1", "?", "the red car day", (answer,), (start,))
+    assert squad._answer_tokens(spans, asked) == place
 
 
 def test_learns_to_find_a_word(encoder: str, tmp_path: Path) -> None:

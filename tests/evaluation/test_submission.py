@@ -5,13 +5,21 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from evaluation.candidates.models import Candidate
+from evaluation.finetuning.jobs import Job, grid_points
+from evaluation.finetuning.scores import Plan
+from evaluation.kinds import predictions
+from evaluation.measures.answers import Answers
 from evaluation.sources.catalogue import GLUE, TASKS
 from evaluation.sources.loading import has_part, load
-from evaluation.submission import prediction_file, submission_line, zip_bytes
+from evaluation.submission import prediction_file, submission_line, write_submission, zip_bytes
+from infra.errors import UserError
+from infra.settings.sections import Evaluation
 
 CLASSES = {
     "CoLA": ("1", "0"), "SST-2": ("1", "0"), "MRPC": ("1", "0"), "QQP": ("1", "0"), "WNLI": ("1", "0"),
@@ -94,3 +102,60 @@ def test_the_hub_has_the_diagnostic_set_of_its_own(monkeypatch: pytest.MonkeyPat
     assert load(TASKS["MNLI"], "test_diagnostic", None).ids == ["4"]
     load(TASKS["MNLI"], "test_matched", None)
     assert asked == [("nyu-mll/glue", "ax", "test"), ("nyu-mll/glue", "mnli", "test_matched")]
+
+
+SCORES = {0: 0.9, 1: 0.5, 2: 0.7}
+"""Seed -> score; seed 2 is the median."""
+
+
+def finished_plan(directory: Path) -> Plan:
+    """Three seeds of two candidates on two tasks. Of MNLI there is one of three test sets, of RTE none. Every
+    run predicts another class id, so that a file shows whose predictions it holds."""
+    results: dict[Job, dict[str, Any] | None] = {}
+    for name in ("student", "teacher"):
+        for task, splits in (("MNLI", ["test_matched"]), ("RTE", [])):
+            for seed, score in SCORES.items():
+                settings = Evaluation()
+                job = Job(
+                    Candidate(name, "m"), "d", TASKS[task], seed, settings,
+                    grid_points(TASKS[task], settings)[0], str(directory),
+                )  # fmt: skip
+                answer = seed if name == "student" else (seed + 1) % 3
+                outputs = np.eye(3, dtype=np.float32)[[answer, 0]]
+                found = dict.fromkeys(["dev_matched", *splits], Answers(None, outputs, ["7", "9"]))
+                digest = predictions.publish(job.predictions_path, TASKS["MNLI"], found)
+                tested = {"test_splits": splits} if splits else {}
+                results[job] = tested | {
+                    "score": score, "dev_score": score, "seed": seed, "predictions": digest
+                }  # fmt: skip
+    return Plan(list(results), {}, results)
+
+
+def test_a_submission_is_the_median_seeds_predictions(tmp_path: Path) -> None:
+    plan, target = finished_plan(tmp_path / "scores"), tmp_path / "s.zip"
+    for candidate, label in (("student", "contradiction"), ("teacher", "entailment")):
+        assert write_submission(plan, candidate, str(target)) == ["MNLI-m.tsv"]
+        with zipfile.ZipFile(target) as archive:
+            text = archive.read("MNLI-m.tsv").decode()
+        assert text == f"index\tprediction\n7\t{label}\n9\tentailment\n"
+
+
+def test_no_submission_is_written_without_test_files(tmp_path: Path) -> None:
+    plan = finished_plan(tmp_path)
+    others = {job: result for job, result in plan.results.items() if job.task_name == "RTE"}
+    assert write_submission(Plan(list(others), {}, others), "student", str(tmp_path / "s.zip")) == []
+    assert not (tmp_path / "s.zip").exists()
+
+
+def test_a_submission_of_damaged_predictions_is_refused(tmp_path: Path) -> None:
+    plan = finished_plan(tmp_path)
+    path = next(job.predictions_path for job in plan.jobs if job.seed == 2)
+    Path(path).write_bytes(Path(path).read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"seed-2\.predictions\.parquet: these predictions are damaged"):
+        write_submission(plan, "student", str(tmp_path / "s.zip"))
+    assert not (tmp_path / "s.zip").exists()
+
+
+def test_every_prediction_has_its_index() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        prediction_file(TASKS["RTE"], ["0"], np.asarray([1, 0]))

@@ -1,4 +1,4 @@
-"""Makes variants of a module's source, each with one fault."""
+"""Faults that are put into a module's source, one at a time."""
 
 from __future__ import annotations
 
@@ -21,40 +21,44 @@ _ARITHMETIC = {
 class Mutant:
     """A module with one fault."""
 
-    line: int
-    fault: str
-    code: str
-    """The original expression or statement."""
+    number: int
+    """Of the line."""
+    key: tuple[str, str]
+    """The fault with the code that it changes, and the line as it was."""
     source: str
-    """Source of the module with the fault."""
+    """The whole module with the fault."""
 
     def __str__(self) -> str:
-        return f"{self.line}: {self.fault}: {self.code}"
+        return f"{self.number}: {self.key[0]}: {self.key[1]}"
 
 
 def mutants(source: str) -> Iterator[Mutant]:
-    """Yields ``source`` with every fault of ``_FAULTS`` at every node of its syntax tree. Annotations,
-    f-strings and ``UserError(...)`` get no faults."""
-    tree = ast.parse(source)
+    """Every fault of ``_FAULTS`` at every place, except in ``_without_effect``."""
+    tree, lines = ast.parse(source), source.splitlines()
     left_out = {id(node) for part in _without_effect(tree) for node in ast.walk(part)}
-    for place, node in enumerate(ast.walk(tree)):
+    for node in [node for node in ast.walk(tree) if id(node) not in left_out]:
+        code, before = ast.unparse(node).partition("\n")[0], vars(node)
+        part = node.ifs[0] if isinstance(node, ast.comprehension) and node.ifs else node
+        number = getattr(part, "lineno", 1)
         for fault, put in _FAULTS.items():
-            changed = copy.deepcopy(tree)
-            (there,) = [one for number, one in enumerate(ast.walk(changed)) if number == place]
-            if id(node) not in left_out and put(there):
-                code = ast.unparse(node).partition("\n")[0]
-                text = ast.unparse(ast.fix_missing_locations(changed))
-                yield Mutant(getattr(node, "lineno", 0), fault, code, text)
+            node.__dict__ = {name: copy.copy(value) for name, value in before.items()}
+            if put(node):
+                text = ast.unparse(ast.fix_missing_locations(tree))
+                yield Mutant(number, (f"{fault} {code}", lines[number - 1].strip()), text)
+        node.__dict__ = before
 
 
 def _without_effect(tree: ast.AST) -> Iterator[ast.AST]:
+    """Annotations, docstrings, texts for people (f-strings, ``UserError(...)``), and ``strict`` of ``zip``,
+    because the lengths that it checks are equal."""
     for node in ast.walk(tree):
         for field in ("annotation", "returns"):
             if isinstance(getattr(node, field, None), ast.AST):
                 yield getattr(node, field)
-        if isinstance(node, ast.JoinedStr) or (
-            isinstance(node, ast.Call) and ast.unparse(node.func) == "UserError"
-        ):
+        documentation = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        error = isinstance(node, ast.Call) and ast.unparse(node.func) == "UserError"
+        check = isinstance(node, ast.keyword) and node.arg == "strict"
+        if documentation or error or check or isinstance(node, ast.JoinedStr):
             yield node
 
 
@@ -78,7 +82,7 @@ def _and_or(node: ast.AST) -> bool:
 
 
 def _sign(node: ast.AST) -> bool:
-    """Changes ``-x`` to ``+x``, and ``not x`` to ``not not x``."""
+    """``-x`` becomes ``+x``, and ``not x`` becomes ``not not x``."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         node.op = ast.UAdd()
         return True
@@ -89,15 +93,24 @@ def _sign(node: ast.AST) -> bool:
 
 
 def _condition(node: ast.AST) -> bool:
-    if isinstance(node, (ast.If, ast.IfExp)):
+    """Negates a condition, also that of a comprehension."""
+    if isinstance(node, (ast.If, ast.IfExp, ast.While)):
         node.test = ast.UnaryOp(ast.Not(), node.test)
-    return isinstance(node, (ast.If, ast.IfExp))
+        return True
+    if isinstance(node, ast.comprehension) and node.ifs:
+        node.ifs[0] = ast.UnaryOp(ast.Not(), node.ifs[0])
+        return True
+    return False
 
 
 def _constant(node: ast.AST) -> bool:
-    if not isinstance(node, ast.Constant) or type(node.value) not in (int, float, bool):
+    """Another truth, a larger number or a longer text."""
+    if not isinstance(node, ast.Constant) or type(node.value) not in (int, float, bool, str):
         return False
-    node.value = not node.value if isinstance(node.value, bool) else node.value + 1  # type: ignore[operator]
+    if isinstance(node.value, bool):
+        node.value = not node.value
+    else:
+        node.value += "X" if isinstance(node.value, str) else 1  # type: ignore[operator]
     return True
 
 
@@ -117,4 +130,4 @@ _FAULTS: dict[str, Callable[[ast.AST], bool]] = {
     "constant": _constant,
     "result": _result,
 }
-"""Name of a fault -> function that puts it into a node, or returns False if it does not fit the node."""
+"""Name -> puts the fault into a node; False where the node has no place for it."""
