@@ -27,8 +27,8 @@ from infra.settings.recipe_file import load_recipe
 
 if TYPE_CHECKING:
     from offline_teacher.corpus.partition import Part
+    from offline_teacher.running.teacher_pass import Outcome
     from offline_teacher.store.reader import Store
-    from offline_teacher.teacher_pass import Outcome
 
 DEEP_POSITIONS = 512
 """Default number of positions of a task that ``--deep`` compares. The masked-LM head takes a quarter of the
@@ -144,8 +144,8 @@ def run(recipe: Recipe) -> int:
         missing = "corpus" if recipe.corpus is None else "teacher"
         raise UserError(f"{missing}: is required to make a store; add this section to the recipe")
     recipe.refuse_outputs_in_store()
-    from offline_teacher import pass_record
-    from offline_teacher.teacher_pass import parts_of
+    from offline_teacher.running import pass_record
+    from offline_teacher.running.teacher_pass import parts_of
 
     parts = parts_of(recipe)
     inputs = pass_record.inputs_digest(recipe, parts)
@@ -160,11 +160,11 @@ def run(recipe: Recipe) -> int:
 def _pass(recipe: Recipe, parts: dict[str, list[Part]]) -> bool:
     """Makes the store. Returns whether tasks are quarantined."""
     from infra.tracking import run as tracking
-    from offline_teacher import preflight
     from offline_teacher.cluster.pool import Cluster
-    from offline_teacher.source import find_source, spec_of, tokenising
+    from offline_teacher.inputs.source import find_source, spec_of, tokenising
+    from offline_teacher.planning import preflight
+    from offline_teacher.running.teacher_pass import is_finished, run_pass
     from offline_teacher.store.reader import open_store
-    from offline_teacher.teacher_pass import is_finished, run_pass
 
     begin = time.monotonic()
     source, recipe = find_source(recipe)

@@ -111,7 +111,7 @@ def _fingerprint(run: StudentRun, stores: list[Store]) -> dict[str, Any]:
 
 def _check(runs: list[StudentRun], stores: Mapping[str, list[Store]], world: World) -> None:
     """Raises UserError, before any training, if a student cannot be trained on these ranks."""
-    from offline_teacher.stored_teacher import stored_config, teacher_of
+    from offline_teacher.inputs.stored_teacher import stored_config, teacher_of
     from student_train.data.loss_needs import check_phases, check_store
     from student_train.data.order import check_world
     from student_train.engine.deepspeed_config import build_config
@@ -242,9 +242,14 @@ def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[An
     import torch
 
     from infra.files.cache import Cache
+    from offline_teacher.inputs.stored_teacher import (
+        stored_config,
+        stored_pooling,
+        stored_weights,
+        teacher_of,
+    )
     from offline_teacher.models.replay import Replay
     from offline_teacher.models.split import lower_of
-    from offline_teacher.stored_teacher import stored_config, stored_pooling, stored_weights, teacher_of
     from student_train.data.loss_needs import teacher_output_layout
     from student_train.objectives.freezing import freeze_unreached
     from student_train.objectives.objective import Objective

@@ -13,7 +13,7 @@ STAGES = ("offline_teacher", "student_train", "evaluation")
 PACKAGES = (*STAGES, "infra")
 STORE = "offline_teacher/store/"
 SHARED = (
-    *("offline_teacher.store", "offline_teacher.stored_teacher"),
+    *("offline_teacher.store", "offline_teacher.inputs.stored_teacher"),
     *("offline_teacher.families", "offline_teacher.models"),
 )
 """What other stages may import of the teacher's."""
@@ -38,6 +38,20 @@ STORE_MAY = {
     "infra.trees",
 }
 NEVER = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+ROOMS = (
+    *("infra", "infra/files", "infra/settings/sections", "infra/settings", "infra/cpu", "infra/tracking"),
+    *("infra/demo", "infra/sizing"),
+    *(f"offline_teacher/{room}" for room in ("families", "models", "corpus", "store", "sequences", "inputs")),
+    *(f"offline_teacher/{room}" for room in ("inference", "cluster", "running", "verification", "planning")),
+    "offline_teacher",
+    *(f"student_train/{room}" for room in ("engine", "data", "student", "objectives")),
+    "student_train",
+    *(f"evaluation/{room}" for room in ("measures", "tasks", "kinds", "sources", "candidates")),
+    *(f"evaluation/{room}" for room in ("finetuning", "devices", "web", "report")),
+    *("evaluation", "evaluation/examples"),
+)
+"""Every folder of modules. The modules of a folder import from folders before it, and from their own."""
 
 MODULES = sorted(
     path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")
@@ -105,3 +119,17 @@ def test_nothing_unpickles(module: str) -> None:
 def test_the_rules_have_modules_to_hold_for() -> None:
     assert any(module.startswith(STORE) for module in MODULES)
     assert {module.partition("/")[0] for module in MODULES} == set(PACKAGES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_rooms_import_one_way(module: str) -> None:
+    own = ROOMS.index(str(Path(module).parent))
+    for name, _ in imports(module):
+        parts = name.split(".")
+        if parts[0] not in PACKAGES:
+            continue
+        while not (ROOT.joinpath(*parts).with_suffix(".py")).is_file() and not ROOT.joinpath(*parts).is_dir():
+            parts.pop()
+        path = ROOT.joinpath(*parts)
+        room = (path if path.is_dir() else path.parent).relative_to(ROOT).as_posix()
+        assert ROOMS.index(room) <= own, f"{module} imports {name}: {room} comes after its own room"

@@ -37,10 +37,10 @@ def start_of(run: StudentRun, store: Store, directory: str, stack: ExitStack) ->
 
 def _build(run: StudentRun, store: Store, directory: str) -> None:
     from infra.files.cache import Cache
+    from offline_teacher.inputs.stored_teacher import stored_config, stored_weights, teacher_of
     from offline_teacher.models.slicing import starting_weights
     from offline_teacher.models.students import new_student, planned_student
     from offline_teacher.store.reader import CACHE_BYTES
-    from offline_teacher.stored_teacher import stored_config, stored_weights, teacher_of
 
     teacher = stored_config(store)
     with tempfile.TemporaryDirectory() as draft, teacher_of(store):

@@ -35,8 +35,8 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.settings.recipe import Recipe
 from infra.settings.sections import Train
-from offline_teacher import preflight
-from offline_teacher.corpus.sample import CorpusSample, sample_corpus
+from offline_teacher.inputs.source import find_source, layout_of
+from offline_teacher.planning import preflight
 from offline_teacher.planning.recommendation import recommend
 from offline_teacher.planning.report import report_text
 from offline_teacher.planning.sample import (
@@ -48,7 +48,7 @@ from offline_teacher.planning.sample import (
 from offline_teacher.planning.soft_targets import compare_targets, kept_mass
 from offline_teacher.planning.speed import measure_speed
 from offline_teacher.planning.step_cost import step_cost
-from offline_teacher.source import find_source, layout_of
+from offline_teacher.sequences.sample import CorpusSample, sample_corpus
 from offline_teacher.store.schema import Layout
 
 KS = (8, 16, 32, 64, 128, 256, 512)

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from infra.settings.recipe import Recipe
-from offline_teacher import preflight
-from offline_teacher.corpus.sample import CorpusSample
+from offline_teacher.inputs.source import Source
 from offline_teacher.models.loading import load_model
 from offline_teacher.models.recording import QueriesKeysValues
 from offline_teacher.models.replay import Replay
 from offline_teacher.models.split import Lower, lower
 from offline_teacher.models.students import choose_layers, new_student, student_config, student_weights
 from offline_teacher.models.weights import named_weights, top_weights
+from offline_teacher.planning import preflight
 from offline_teacher.planning.soft_targets import DenseHead, form_name, relation_gradient, round_as_stored
 from offline_teacher.sequences.masking import mask_sequences, mask_vocab
+from offline_teacher.sequences.sample import CorpusSample
 from offline_teacher.sequences.tokenizer import Encoder
-from offline_teacher.source import Source
 
 MASS_POSITIONS = 1024
 """Largest number of masked positions, and of unmasked ones, at which kept mass is computed."""

@@ -15,8 +15,9 @@ from infra.files.locks import exclusive
 from infra.settings.recipe import Recipe
 from offline_teacher.cluster.pool import Cluster
 from offline_teacher.corpus.partition import Part
+from offline_teacher.inputs.source import Source, find_source, publish_files, spec_of, spec_with, tokenising
+from offline_teacher.running.teacher_pass import build_sequences, finish_tasks, parts_of
 from offline_teacher.sequences.tokenised_parts import Tokenising
-from offline_teacher.source import Source, find_source, publish_files, spec_of, spec_with, tokenising
 from offline_teacher.store import paths
 from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import Manifest, Spec
@@ -25,7 +26,6 @@ from offline_teacher.store.reader import open_store
 from offline_teacher.store.records import read
 from offline_teacher.store.schema import SPLITS
 from offline_teacher.store.writer import refuse_other
-from offline_teacher.teacher_pass import build_sequences, finish_tasks, parts_of
 from offline_teacher.verification.verify_task import Finding, foreign
 
 OTHER_RECIPE = "give the recipe that the store was made of (--recipe)"

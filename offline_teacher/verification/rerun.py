@@ -43,7 +43,7 @@ def rerun(store: Store, recipe: Recipe, count: int) -> Iterator[Finding]:
     Raises UserError if the recipe or its teacher is not that of the store.
     """
     from offline_teacher.cluster.task_work import TaskWorker
-    from offline_teacher.source import find_source, spec_with
+    from offline_teacher.inputs.source import find_source, spec_with
 
     source, recipe = find_source(recipe)
     spec = spec_with(recipe, source, store.fingerprint["corpus"])

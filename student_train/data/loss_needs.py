@@ -11,7 +11,7 @@ from infra.errors import UserError
 from infra.settings.sections import SOFT_TARGETS, StoreNeeds, Train
 from infra.settings.sections import TERMS as LOSS_WEIGHTS
 from infra.trees import difference
-from offline_teacher.stored_teacher import stored_pooling
+from offline_teacher.inputs.stored_teacher import stored_pooling
 
 MAX_RELATION_HEADS = 64
 """Largest A that is chosen by default."""

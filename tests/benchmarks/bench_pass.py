@@ -30,7 +30,7 @@ ROOT_DIR = Path(__file__).resolve().parents[2]
 WORKERS = 2
 DRIVE = """
 import json, re, sys, time
-from offline_teacher import teacher_pass
+from offline_teacher.running import teacher_pass
 from offline_teacher.cluster.crews import Crew
 from offline_teacher.cluster.pool import Cluster, Pool
 from offline_teacher.store.pending import read_spec

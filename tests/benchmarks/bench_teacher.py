@@ -41,8 +41,8 @@ from infra.settings.recipe_file import load_recipe
 from offline_teacher.cluster.crews import teacher_crew
 from offline_teacher.cluster.pool import WORKER_VARIABLES
 from offline_teacher.cluster.work_queue import ITEMS_IN_FLIGHT, Item
+from offline_teacher.inputs.source import find_source
 from offline_teacher.sequences.tokenizer import load_tokenizer
-from offline_teacher.source import find_source
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.reader import Store
 from tests.benchmarks.results import Row, row

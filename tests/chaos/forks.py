@@ -32,8 +32,8 @@ from infra.settings.recipe_file import load_recipe
 from offline_teacher.cluster.crews import Crew
 from offline_teacher.cluster.work_queue import Item
 from offline_teacher.inference import columns, teacher  # noqa: F401 - imported once, before the forks
-from offline_teacher.source import find_source, spec_of
-from offline_teacher.teacher_pass import parts_of, run_pass
+from offline_teacher.inputs.source import find_source, spec_of
+from offline_teacher.running.teacher_pass import parts_of, run_pass
 from offline_teacher.verification.verify import verify
 from tests.chaos.arguments import described
 from tests.offline_teacher.local_pool import LocalCluster, LocalPool, make

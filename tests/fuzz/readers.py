@@ -185,7 +185,7 @@ def _teacher(name: str) -> Callable[[Path], tuple[list[bytes], Read]]:
     """Configuration or weights of a teacher whose top is replayed; the manifest vouches for them."""
 
     def prepare(directory: Path) -> tuple[list[bytes], Read]:
-        from offline_teacher.stored_teacher import stored_top
+        from offline_teacher.inputs.stored_teacher import stored_top
         from tests.offline_teacher.local_pool import make
         from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 

@@ -15,7 +15,7 @@ from transformers import BertForMaskedLM, BertTokenizer
 from infra.settings.recipe import Recipe
 from infra.settings.sections import Corpus, Masking, Sequences, Store, Teacher
 from offline_teacher.cluster.task_work import TaskWorker
-from offline_teacher.source import find_source, publish_files, spec_of
+from offline_teacher.inputs.source import find_source, publish_files, spec_of
 from offline_teacher.store.numbering import SplitPlan, Task
 from offline_teacher.store.parts import publish_part
 from offline_teacher.store.writer import begin_store, finish_store

@@ -10,9 +10,9 @@ from infra.settings.recipe_file import load_recipe
 from offline_teacher.cluster.crews import Crew
 from offline_teacher.cluster.pool import Cluster
 from offline_teacher.cluster.work_queue import Item
-from offline_teacher.source import find_source, spec_of
+from offline_teacher.inputs.source import find_source, spec_of
+from offline_teacher.running.teacher_pass import parts_of, run_pass
 from offline_teacher.store.reader import Store, open_store
-from offline_teacher.teacher_pass import parts_of, run_pass
 
 
 class LocalPool:

@@ -10,9 +10,9 @@ import pytest
 
 from infra.files import storage
 from infra.settings.recipe_file import load_recipe
-from offline_teacher import pass_rates, teacher_pass
-from offline_teacher.pass_rates import Environments, Rates
-from offline_teacher.source import find_source, spec_of, tokenising
+from offline_teacher.inputs.source import find_source, spec_of, tokenising
+from offline_teacher.running import pass_rates, teacher_pass
+from offline_teacher.running.pass_rates import Environments, Rates
 from offline_teacher.store.paths import TASKS
 from tests.offline_teacher.local_pool import LocalCluster, make
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text

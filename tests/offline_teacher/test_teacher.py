@@ -17,10 +17,10 @@ from offline_teacher.inference import columns as inference
 from offline_teacher.inference.columns import Inference
 from offline_teacher.inference.reduction import reduce_logits
 from offline_teacher.inference.teacher import LoadedTeacher, load_teacher
+from offline_teacher.inputs.source import check_fit
 from offline_teacher.models.head import MaskedLmHead
 from offline_teacher.models.loading import find_teacher, read_config, weight_digest
 from offline_teacher.sequences.tokenizer import load_tokenizer
-from offline_teacher.source import check_fit
 from offline_teacher.store.blocks import dequantise
 from offline_teacher.store.schema import Layout
 from tests.offline_teacher.tiny_teacher import save_bert, save_roberta

@@ -19,13 +19,13 @@ from infra.files.cache import Cache
 from infra.files.remote import without_secrets
 from infra.settings.recipe_file import load_recipe
 from infra.tracking.redaction import redact
+from offline_teacher.inputs.stored_teacher import stored_top
 from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import Manifest
 from offline_teacher.store.paths import CONFIG, POOLING, WEIGHTS
 from offline_teacher.store.pending import read_spec
 from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.records import decode, encode
-from offline_teacher.stored_teacher import stored_top
 from offline_teacher.verification.verify import verify
 from student_train.mirror import mirrored
 from tests.store.synthetic import make_store

@@ -15,8 +15,8 @@ from infra.settings.sections import Corpus, Sequences
 from offline_teacher.corpus.documents import documents
 from offline_teacher.corpus.partition import parts
 from offline_teacher.corpus.problems import Problems
-from offline_teacher.corpus.sample import sample_corpus
 from offline_teacher.sequences.packing import Encoder, TextStatistics, batched, pack
+from offline_teacher.sequences.sample import sample_corpus
 from tests.offline_teacher.tiny_teacher import write_text
 
 
@@ -51,7 +51,7 @@ def write_corpus(directory: Path, kind: str) -> Corpus:
 def test_tokens_are_extrapolated_from_a_part(
     tmp_path: Path, encoder: Encoder, kind: str, packing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offline_teacher.corpus.sample.PLACE_BYTES", 1 << 12)
+    monkeypatch.setattr("offline_teacher.sequences.sample.PLACE_BYTES", 1 << 12)
     corpus = write_corpus(tmp_path, kind)
     settings = Sequences(length=16, packing=packing, part_bytes=1 << 14)  # type: ignore[arg-type]
     tokens = sequences = 0

@@ -17,9 +17,9 @@ from offline_teacher.cluster.crews import teacher_crew, text_crew
 from offline_teacher.cluster.pool import Cluster, Pool
 from offline_teacher.cluster.work_queue import Item
 from offline_teacher.corpus.partition import Part, parts, relative_size
-from offline_teacher.pass_rates import Environments, Rates
+from offline_teacher.inputs.source import Source, publish_files, tokenising
+from offline_teacher.running.pass_rates import Environments, Rates
 from offline_teacher.sequences.tokenised_parts import Tokenising, problem_summary, rows_of_parts
-from offline_teacher.source import Source, publish_files, tokenising
 from offline_teacher.store.manifest import Spec
 from offline_teacher.store.numbering import SplitPlan, Task
 from offline_teacher.store.paths import MANIFEST, failed_path, part_name

@@ -14,9 +14,9 @@ import numpy as np
 from infra.errors import UserError
 from infra.settings.recipe import Recipe
 from offline_teacher.corpus.partition import Part
-from offline_teacher.corpus.sample import sample_sequences
+from offline_teacher.inputs.source import Source, layout_of
+from offline_teacher.sequences.sample import sample_sequences
 from offline_teacher.sequences.tokenizer import Encoder
-from offline_teacher.source import Source, layout_of
 from offline_teacher.store.pending import finished_parts
 
 UNKNOWN_SHARE = 0.02

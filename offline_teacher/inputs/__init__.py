@@ -1,0 +1,1 @@
+"""The teacher, tokenizer and text that a recipe names, and the teacher that a finished store holds."""
