@@ -26,7 +26,7 @@ ALIGNED_FROM = 4096
 
 @dataclass(frozen=True)
 class MaskedLmHead:
-    """The modules of a model's head; their parameters stay the model's."""
+    """The modules of a model's head. They share their parameters with the model."""
 
     dense: nn.Linear
     activation: nn.Module
@@ -34,28 +34,28 @@ class MaskedLmHead:
     decoder: nn.Linear
 
     def decoder_input(self, hidden: Tensor) -> Tensor:
-        """z [..., E] of last hidden states [..., D] of any float dtype, in the dtype of the parameters."""
+        """Returns the decoder's input z [..., E], in the parameters' dtype, of hidden states [..., D]."""
         z: Tensor = self.norm(self.activation(self.dense(hidden.to(self.dense.weight.dtype))))
         return z
 
     def modules(self) -> list[nn.Module]:
-        """Those with parameters."""
+        """Returns the modules that have parameters."""
         return [self.dense, self.norm, self.decoder]
 
     @property
     def decoder_weight(self) -> Tensor:
-        """[V, E]; the word embeddings themselves where they are tied."""
+        """[V, E]; the word embeddings themselves if the decoder is tied to them."""
         return self.decoder.weight
 
     @property
     def decoder_bias(self) -> Tensor:
-        """[V]; zeros where the decoder has no bias."""
+        """[V]; zeros if the decoder has no bias."""
         bias = self.decoder.bias
         return self.decoder.weight.new_zeros(self.decoder.weight.shape[0]) if bias is None else bias
 
 
 def masked_lm_head(model: Any) -> MaskedLmHead:
-    """The head of a masked LM. UserError where the model is an encoder alone."""
+    """Returns the head of a masked LM. Raises UserError if the model is an encoder without a head."""
     from transformers.activations import ACT2FN
 
     if not has_masked_lm_head(model):
@@ -67,14 +67,13 @@ def masked_lm_head(model: Any) -> MaskedLmHead:
 
 
 def aligned_decoder(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight [V, E] and bias [V] of a decoder, with rows appended to a multiple of ``ALIGNED_ROWS``.
+    """Returns the weight [V, E] and bias [V] of a decoder, padded to a multiple of ``ALIGNED_ROWS`` rows.
 
-    The rows are zero. Their biases are so low that every softmax gives them probability 0, at any
-    temperature.
+    Appended rows are zero, and their biases are so low that their probability is 0 at any temperature.
     """
     rows = ALIGNED_ROWS.get(weight.device.type, 1)
     extra = -len(weight) % rows if len(weight) >= ALIGNED_FROM else 0
     if not extra:
         return weight, bias
-    lowest = torch.finfo(bias.dtype).min / 2  # half: a difference of two of them is still finite
+    lowest = torch.finfo(bias.dtype).min / 2  # half, so that the difference of two such numbers is finite
     return functional.pad(weight, (0, 0, 0, extra)), functional.pad(bias, (0, extra), value=lowest)

@@ -31,7 +31,7 @@ HUB_FILES = (
     "vocab.*",
     "merges.txt",
 )
-SIZES = (
+SIZE_FIELDS = (
     "vocab_size",
     "hidden_size",
     "num_hidden_layers",
@@ -39,7 +39,7 @@ SIZES = (
     "intermediate_size",
     "max_position_embeddings",
 )
-"""Numbers of a configuration that must be at least 1."""
+"""Fields of a configuration that must be integers of at least 1."""
 UNUSED_WEIGHTS = ("pooler", "position_ids", "token_type_ids")
 """Weights and buffers of a model directory that are not loaded, because the encoder does not use them."""
 
@@ -73,8 +73,10 @@ def _download(teacher: Teacher) -> str:
 
 
 def read_config(directory: str) -> Any:
-    """The configuration with the family's attention. UserError if it is unreadable or of an unknown
-    family, or if no encoder can have its values."""
+    """Returns a directory's configuration with the family's attention.
+
+    Raises UserError if it is unreadable or of an unknown family, or if its values are invalid.
+    """
     from transformers.activations import ACT2FN
 
     path = os.path.join(directory, "config.json")
@@ -88,12 +90,12 @@ def read_config(directory: str) -> Any:
         config = family.config(values)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except Exception as error:  # a file of anything at all: transformers raises what its parts raise
+    except Exception as error:  # the file may contain anything, and transformers raises many types of errors
         raise UserError(f"{where} cannot be read ({first_line(error)})") from None
-    for name in SIZES:
+    for name in SIZE_FIELDS:
         size = getattr(config, family.own_name(name))
         if not isinstance(size, int) or size < 1:
-            raise UserError(f"{where}: {name} is {size!r}, not a number of at least 1")
+            raise UserError(f"{where}: {name} is {size!r}, not an integer of at least 1")
     for name in ("hidden_act", "hidden_activation", "activation"):
         activation = getattr(config, name, None)
         if isinstance(activation, str) and activation not in ACT2FN:
@@ -104,25 +106,26 @@ def read_config(directory: str) -> Any:
 
 
 def load_model(directory: str, config: Any = None) -> Any:
-    """The masked LM in float32 on the CPU, in evaluation mode; the encoder alone if the weights have no head.
+    """Returns the masked LM in float32 on the CPU, in evaluation mode.
 
-    The weights decide whether decoder and word embeddings are tied: they are if both are equal, or if the
-    file has only one of them. The model's ``config.tie_word_embeddings`` is set accordingly.
+    If the weights have no head, returns the encoder without a head. The weights decide whether decoder and
+    word embeddings are tied: they are if both are equal, or if the file has only one of them. The model's
+    ``config.tie_word_embeddings`` is set accordingly.
 
-    Raises UserError if weights are missing, differ in shape from ``config``, or are weights that transformers
-    would ignore (of more layers, of relative positions).
+    Raises UserError if weights are missing, have other shapes than in ``config``, or would be ignored by
+    transformers (such as those of further layers or of relative positions).
     """
     import torch
     from transformers.utils import logging
 
     config = read_config(directory) if config is None else family_of(config).config(config)
     family = family_of(config)
-    config.tie_word_embeddings = True  # transformers compares the weights then, and ties equal ones alone
+    config.tie_word_embeddings = True  # transformers then compares the weights, and ties only equal ones
     head = has_head(directory, config)
     model_class = family.model_class(head)
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its table of keys: what matters of it is said below
+    logging.set_verbosity_error()  # suppresses its table of keys; _check_loading reports wrong ones
     try:
         model, info = model_class.from_pretrained(
             directory,
@@ -132,7 +135,7 @@ def load_model(directory: str, config: Any = None) -> Any:
             trust_remote_code=False,
             attn_implementation=family.attention,
             dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
+            ignore_mismatched_sizes=True,  # _check_loading refuses them, with their names
             output_loading_info=True,
             **family.class_arguments(head),
         )
@@ -149,7 +152,7 @@ def load_model(directory: str, config: Any = None) -> Any:
 
 
 def weight_files(directory: str) -> list[str]:
-    """Paths of the safetensors files. UserError if there are none, or if their index is damaged."""
+    """Returns the paths of the safetensors files. Raises UserError if none exists or the index is damaged."""
     single = os.path.join(directory, "model.safetensors")
     if os.path.isfile(single):
         return [single]
@@ -165,7 +168,7 @@ def weight_files(directory: str) -> list[str]:
         if not names:
             raise ValueError("it names no weights")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"teacher.model: {index} is no index of weights ({first_line(error)})") from None
+        raise UserError(f"teacher.model: {index} is not an index of weights ({first_line(error)})") from None
     for name in names:
         if not isinstance(name, str) or os.path.basename(name) != name or not name:
             raise UserError(f"teacher.model: {index} names {name!r}, which is not in the same directory")
@@ -174,9 +177,9 @@ def weight_files(directory: str) -> list[str]:
 
 @contextmanager
 def open_weights(directory: str) -> Iterator[dict[str, Any]]:
-    """Name of a tensor -> the open safetensors file that has it. UserError if a file is damaged."""
+    """Yields tensor name -> open safetensors file with this tensor. Raises UserError if a file is damaged."""
     with ExitStack() as files:
-        found: dict[str, Any] = {}
+        file_of: dict[str, Any] = {}
         for path in weight_files(directory):
             try:
                 weights = files.enter_context(safe_open(path, framework="pt"))
@@ -184,14 +187,14 @@ def open_weights(directory: str) -> Iterator[dict[str, Any]]:
                 raise UserError(
                     f"teacher.model: {path} is not a whole safetensors file ({first_line(error)})"
                 ) from None
-            found |= dict.fromkeys(weights.keys(), weights)
-        yield found
+            file_of |= dict.fromkeys(weights.keys(), weights)
+        yield file_of
 
 
 def weight_digest(directory: str) -> str:
-    """xxh3 over (name, dtype, shape, bytes as stored) of every tensor in the order of names.
+    """Returns an XXH3 digest of (name, dtype, shape, stored bytes) of all tensors, in the order of names.
 
-    Tensors, not files: the same weights split over other files have the same digest.
+    It does not depend on how the weights are split over files.
     """
     import torch
 
@@ -205,26 +208,26 @@ def weight_digest(directory: str) -> str:
 
 
 def stored_dtype(directory: str) -> torch.dtype:
-    """The floating dtype that all of a directory's weights have; float32 where they have several."""
+    """Returns the floating dtype of all weights of a directory, or float32 if they have several."""
     import torch
 
     with open_weights(directory) as weights:
-        found = {weights[name].get_slice(name).get_dtype() for name in weights}
-    known = {"F16": torch.float16, "BF16": torch.bfloat16}
-    floating = found & {"F64", "F32", "F16", "BF16"}
-    return known.get(floating.pop(), torch.float32) if len(floating) == 1 else torch.float32
+        stored = {weights[name].get_slice(name).get_dtype() for name in weights}
+    short = {"F16": torch.float16, "BF16": torch.bfloat16}
+    floating = stored & {"F64", "F32", "F16", "BF16"}
+    return short.get(floating.pop(), torch.float32) if len(floating) == 1 else torch.float32
 
 
 def has_head(directory: str, config: Any) -> bool:
-    """Whether a directory's weights have a masked-LM head; the weights are not loaded."""
+    """Whether a directory's weights include a masked-LM head. Reads only the names of the tensors."""
     with open_weights(directory) as weights:
         return f"{family_of(config).head.dense}.weight" in weights
 
 
 def pooler_weights(directory: str, config: Any) -> dict[str, torch.Tensor]:
-    """A pooler's tensors, by the masked LM's names; {} where the directory's weights have none.
+    """Returns name in the masked LM -> tensor of the pooler; {} if the directory's weights have no pooler.
 
-    No layer of an encoder needs them; fine-tuning on a task starts from them.
+    No layer of an encoder needs the pooler, but fine-tuning on a task starts from it.
     """
     prefix = f"{family_of(config).prefix}."
     with open_weights(directory) as weights:
@@ -235,23 +238,23 @@ def pooler_weights(directory: str, config: Any) -> dict[str, torch.Tensor]:
 def _check_loading(directory: str, family: Family, info: Any) -> None:
     """Raises UserError if weights of the encoder or the head are missing, unexpected or of a wrong shape."""
     encoder = (f"{family.prefix}.", "embeddings.", f"{family.layers}.")  # with the masked LM's prefix or not
-    unread = [name for name in info["unexpected_keys"] if name.startswith(encoder)]
-    unread = [name for name in unread if not any(part in name.split(".") for part in UNUSED_WEIGHTS)]
-    other = [
+    unexpected = [name for name in info["unexpected_keys"] if name.startswith(encoder)]
+    unexpected = [name for name in unexpected if not any(part in name.split(".") for part in UNUSED_WEIGHTS)]
+    misshapen = [
         f"{name} ({list(found)}, not {list(expected)})" for name, found, expected in info["mismatched_keys"]
     ]
     for names, meaning in (
-        (other, "has weights of other shapes than its config.json says"),
-        (_lost(family, info), "lacks weights of the model that its config.json describes"),
-        (unread, "has weights that the model of its config.json has no place for"),
+        (misshapen, "has weights of other shapes than its config.json says"),
+        (_missing(family, info), "lacks weights of the model that its config.json describes"),
+        (unexpected, "has weights that the model of its config.json has no place for"),
     ):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(f"teacher.model: {directory} {meaning}: {', '.join(sorted(names)[:3])}{more}")
 
 
-def _lost(family: Family, info: Any) -> list[str]:
-    """Weights that are missing. A decoder's bias may lie in one of two places; in neither it is zero."""
+def _missing(family: Family, info: Any) -> list[str]:
+    """Returns the names of missing weights, except the decoder's bias, which is zero if it is absent."""
     decoder = family.head.decoder
     biases = {f"{decoder}.bias", f"{decoder.rpartition('.')[0]}.bias"}
     return [name for name in info["missing_keys"] if name not in biases]

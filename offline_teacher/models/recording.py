@@ -1,6 +1,6 @@
-"""Queries, keys and values of a layer: recorded during a model's own forward, or computed alone.
+"""Queries, keys and values of a layer: recorded during a forward pass of the model, or computed separately.
 
-In families with rotary positions they are taken before the rotation, in teacher and student alike; see
+In families with rotary positions they are recorded before the rotation, for teacher and student alike; see
 `replay`. Axes: B batch, L length, D hidden size.
 """
 
@@ -14,10 +14,10 @@ from offline_teacher.families import family_of
 
 
 class QueriesKeysValues:
-    """Keeps the outputs of a layer's projections in the last forward of ``model``, with their autograd graph.
+    """Records the outputs of a layer's projections in a forward of ``model``, with their autograd graph.
 
-    Make it before ``torch.compile``, which does not see hooks that come later. ``close``, or leaving a
-    ``with`` block, takes the hooks off again. ``layer``: counted from 0, or from the end with -1.
+    Create it before ``torch.compile``, which ignores hooks that are added later. ``close``, or the end of a
+    ``with`` block, removes the hooks. ``layer`` counts from 0, or from the last layer with -1, -2, ...
     """
 
     def __init__(self, model: Any, layer: int = -1) -> None:
@@ -31,7 +31,7 @@ class QueriesKeysValues:
         ]
 
     def take(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Q, K and V, each [B, L, D], heads side by side; they are handed out once."""
+        """Returns Q, K and V, each [B, L, D] with heads side by side, and forgets them."""
         assert len(self._outputs) == self._expected, "no forward pass since the last call"
         outputs = [self._outputs.pop(number) for number in range(self._expected)]
         return separate(outputs)
@@ -54,7 +54,7 @@ class QueriesKeysValues:
 
 
 def projected(encoder: Any, layer: int, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Q, K, V of a layer, each [B, L, D], from the states [B, L, D] that enter it.
+    """Returns Q, K and V of a layer, each [B, L, D], given the layer's input ``states`` [B, L, D].
 
     Runs only the layer's projections, and its norm if one comes before them.
     """
@@ -66,6 +66,6 @@ def projected(encoder: Any, layer: int, states: Tensor) -> tuple[Tensor, Tensor,
 
 
 def separate(outputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Q, K, V [..., D] of three projections' outputs, or of one [..., 3 D] that holds them in this order."""
+    """Returns Q, K and V [..., D] from the outputs of three projections, or of one projection [..., 3 D]."""
     q, k, v = outputs if len(outputs) == 3 else outputs[0].chunk(3, dim=-1)
     return q, k, v
