@@ -1,4 +1,4 @@
-"""The table that the demo ends with, from the report of its evaluation."""
+"""The table that the demo ends with, from its report. ``__main__`` prints the lines around the table."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ def result_table(report: Mapping[str, Any], held_out: Mapping[str, Mapping[str, 
         for task in rows[TEACHER]["scores"]
     ]
     lines.append(["mean", *(_score(row, "macro") for row in shown.values()), _gaps(rows, students)])
-    random = [rows[rows[name]["references"][RANDOM]] for name in students]
-    lines.append(["undistilled mean", "", *(_score(row, "macro") for row in random), ""])
+    undistilled = [rows[rows[name]["references"][RANDOM]] for name in students]
+    lines.append(["undistilled mean", "", *(_score(row, "macro") for row in undistilled), ""])
     losses = [held_out[name].get("mlm_loss") for name in students]
-    teacher = next((one["teacher_mlm_loss"] for one in held_out.values() if "teacher_mlm_loss" in one), None)
+    teacher_loss = next(
+        (one["teacher_mlm_loss"] for one in held_out.values() if "teacher_mlm_loss" in one), None
+    )
     lines += [
-        ["masked-LM loss", *("" if loss is None else f"{loss:.3f}" for loss in (teacher, *losses)), ""],
+        ["masked-LM loss", *("" if loss is None else f"{loss:.3f}" for loss in (teacher_loss, *losses)), ""],
         ["parameters", *(f"{row['parameters'] / 1e6:.2f} M" for row in shown.values()), ""],
-        ["a sentence", *(f"{row['latency']['p50_ms']:.2f} ms" for row in shown.values()), ""],
+        ["latency", *(f"{row['latency']['p50_ms']:.2f} ms" for row in shown.values()), ""],
     ]
     return console.table(lines, ["", *shown, "gap closed"])
 

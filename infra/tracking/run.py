@@ -3,7 +3,8 @@
 Every record is written to a journal and sent by a background thread, so a training step never waits. If the
 server or database does not answer, a stage loses some seconds at its start and end and prints one line. The
 next start of any stage of the recipe sends the remaining records. Only rank 0 logs. A failure of tracking
-never raises an error in a stage.
+never raises an error in a stage. ``mlflow_server`` calls MLflow, ``tracked_runs`` has the runs' parameters,
+and ``evaluation/report/tracked.py`` the numbers of a report.
 """
 
 from __future__ import annotations

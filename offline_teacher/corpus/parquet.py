@@ -78,8 +78,9 @@ class ParquetRows:
 
 
 def _values(cells: pa.Array) -> list[Any]:
+    """Returns the cells as Python values; bytes that are not UTF-8 become lone surrogates."""
     try:
         return list(cells.to_pylist())
     except UnicodeDecodeError:
         raw = cells.cast(pa.binary()).to_pylist()
-        return [value and value.decode(errors="surrogateescape") for value in raw]
+        return [None if value is None else value.decode(errors="surrogateescape") for value in raw]

@@ -1,4 +1,7 @@
-"""Symmetric int8 with one scale per position: value = int8 * scale, scale = max|value| / 127."""
+"""Symmetric int8 with one scale per position: value = int8 * scale, scale = max|value| / 127.
+
+``store.hidden_states`` (infra/settings/sections/store.py) chooses float16 or int8.
+"""
 
 from __future__ import annotations
 

@@ -146,6 +146,15 @@ BAD = [
         "row 2",
         1,
     ),
+    (
+        "Parquet empty beside other bytes",
+        {"source": "parquet"},
+        "a.parquet",
+        parquet_bytes(pa.table({"text": pa.array([b"a", b"", b"\xff"], pa.binary()).view(pa.string())})),
+        "empty document",
+        "row 2",
+        1,
+    ),
 ]
 
 
