@@ -147,7 +147,7 @@ PASS: dict[str, Case] = {
     "longer than the encoder's users cut": (
         nothing,
         settings(*POOLED, "teacher.model={root}/encoder", "sequences.length=40"),
-        ["sequences.length: 40", "32 tokens"],
+        ["sequences.length: 40", "set it to 32 at most"],
     ),
     "a pooling that is not supported": (
         write("encoder/1_Pooling/config.json", '{"pooling_mode_max_tokens": true}'),

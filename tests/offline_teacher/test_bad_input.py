@@ -146,7 +146,7 @@ BAD: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "nothing to store": (
         nothing,
         ["store.top_k=0", "store.hidden_states=none"],
-        ["store: top_k = 0", "nothing"],
+        ["store.top_k: 0", "without outputs of the teacher"],
     ),
     "more workers at least than at most": (
         nothing,

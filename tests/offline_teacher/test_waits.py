@@ -68,5 +68,8 @@ def test_copies_between_host_and_device_are_pinned_and_asynchronous() -> None:
                     copies.add(where)
                 if name in READS:
                     waits.add(where)
-    assert copies == {"columns.py: _sent", "columns.py: _to_host"}
-    assert waits == {"columns.py: wait", "columns.py: _recorded"}  # the latter is numpy, on the host
+    assert copies == {"columns.py: _to_device", "columns.py: _to_host"}
+    assert waits == {
+        "columns.py: wait",
+        "columns.py: _recorded_positions",
+    }  # the latter is numpy, on the host
