@@ -173,7 +173,7 @@ BAD: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "no weights": (remove("model/model.safetensors"), [], ["teacher.model", "model.safetensors"]),
     "pickled weights": (pickled_weights, [], ["teacher.model", "other formats are not read"]),
     "weights cut off": (cut("model/model.safetensors"), [], ["model.safetensors", "whole"]),
-    "index is not JSON": (broken_index, [], ["model.safetensors.index.json", "no index"]),
+    "index is not JSON": (broken_index, [], ["model.safetensors.index.json", "is not an index of weights"]),
     "index of absent weights": (index_of(a="part.safetensors"), [], ["part.safetensors"]),
     "index out of the directory": (
         index_of(a="../../x.safetensors"),
