@@ -91,7 +91,7 @@ BAD: dict[str, tuple[Any, str]] = {
             (d / "model.safetensors").unlink(),
             (d / "model.safetensors.index.json").write_text("{}"),
         ),
-        "no index of weights",
+        "is not an index of weights",
     ),
     "wider": (lambda d: edited(d, intermediate_size=30), "of other shapes"),
     "shallower": (lambda d: edited(d, num_hidden_layers=2), "no place for: bert.encoder.layer.2"),
