@@ -1,7 +1,7 @@
 """The loss of a second distillation: a student is fine-tuned on labels and on a fine-tuned teacher's outputs.
 
     classification  CE(labels, q) + T^2 KL(p_T || q_T)
-    spans           the same loss for start and end positions; their mean
+    spans           the mean of the classification losses of the start and the end position
     regression      (label - q)^2 + (p - q)^2, without T
 
 Here p is the teacher's output and q the student's; p_T and q_T are softmax distributions at temperature T.
@@ -34,7 +34,7 @@ from evaluation.tasks.task import Split, Task
 
 
 def add_outputs(data: Encoded, task: Task, train: Split, soft_labels: SoftLabels, dtype: str) -> Encoded:
-    """Returns ``data`` with the teacher's stored outputs as further targets.
+    """Returns ``data`` with two more targets: the teacher's stored outputs, and the number of tokens per row.
 
     Raises UserError if they are missing, damaged, or belong to other rows.
     """
@@ -44,7 +44,7 @@ def add_outputs(data: Encoded, task: Task, train: Split, soft_labels: SoftLabels
 
 
 def distillation_loss(task: Task, temperature: float) -> Loss:
-    """Returns the loss function of the module's docstring, a mean over rows."""
+    """Returns (model output, targets) -> the sum of the two loss terms, averaged over the batch's rows."""
     kind = kind_of(task)
 
     def loss(output: Any, targets: Targets) -> torch.Tensor:

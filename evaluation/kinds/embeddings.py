@@ -1,4 +1,4 @@
-"""Kinds that compare a model's text embeddings without fine-tuning: similarity and retrieval.
+"""Task kinds that score a model's text embeddings without fine-tuning: similarity and retrieval.
 
 A text's embedding is the mean of its tokens' last hidden states, or the first token's last hidden state
 (``pooling: cls``). Two embeddings are compared by their cosine.
@@ -37,7 +37,7 @@ class Embedding(Kind):
     auto_class = "AutoModel"
 
     def select_outputs(self, output: Any, mask: torch.Tensor) -> torch.Tensor:
-        """Returns float32 [B, 2, D]: the mean of the tokens' states, and the first token's state."""
+        """Returns both poolings, float32 [B, 2, D]: the mean over tokens, and the first token's state."""
         import torch
 
         states = output.last_hidden_state.float()
@@ -48,7 +48,7 @@ class Embedding(Kind):
     def embeddings(
         self, predict: Predict, tokenizer: Any, task: Task, texts: Sequence[str], length: int
     ) -> np.ndarray:
-        """Returns the texts' embeddings, scaled to length 1, float32 [n, D]."""
+        """Returns the texts' embeddings with unit L2 norm, float32 [n, D]."""
         from evaluation.tasks.encoded import Encoded
 
         output = tokenize(tokenizer, list(texts), truncation=True, max_length=length)

@@ -1,4 +1,4 @@
-"""Kinds with one output per text or pair of texts: classification, multi-label, regression."""
+"""Task kinds with one output per text or pair: classification, multi-label classification, regression."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class TextKind(Kind):
-    """Base class of kinds whose examples are a text or a pair of texts, with one vector of logits each."""
+    """Base class of kinds whose examples are texts or pairs; the model gives one logit vector for each."""
 
     def encode(self, tokenizer: Any, task: Task, split: Split, length: int) -> Encoded:
         from evaluation.tasks.encoded import Encoded
@@ -107,7 +107,7 @@ class MultiLabel(TextKind):
         return functional.binary_cross_entropy_with_logits(logits, targets["label"].to(logits.dtype))
 
     def soft_loss(self, output: Any, targets: Targets, temperature: float) -> torch.Tensor:
-        """Returns T^2 times the mean over labels of the KL between two Bernoulli distributions.
+        """Returns T^2 KL(teacher || student) of the labels' Bernoulli distributions, averaged over all.
 
         The KL is the cross-entropy of teacher and student minus the teacher's entropy.
         """

@@ -4,7 +4,7 @@ The attributes of ``Task`` that other modules use:
 
     name            name of the task's row in reports and of its folder of scores
     kind            classification, multilabel, regression, tokens, spans, similarity or retrieval
-    labels          names of the classes, by class id (classification, multilabel, tokens: IOB2 tags)
+    labels          names of the classes in the order of their ids; IOB2 tags for the kind tokens
     texts           names of the text columns
     metrics         names of all metrics that are computed
     main_metrics    metrics whose mean is the task's score: all in GLUE, the first of a user's own task
@@ -44,7 +44,7 @@ class Part:
     file: str
     """Path of the official file within the task's folder."""
     rows: int | None
-    """Official number of rows; None if any number is right."""
+    """Published number of rows, with which a report compares the file; None: no comparison."""
     hub: str
     """Name of the split on the hub."""
     submission: str | None = None
@@ -62,7 +62,7 @@ class Task:
     hub: tuple[str, ...] = ()
     """Arguments of ``datasets.load_dataset``."""
     texts: tuple[str, ...] = ()
-    """Names of the text columns in official files, in any case."""
+    """Names of the text columns in official files, in upper or lower case."""
     hub_texts: tuple[str, ...] = ()
     """Names of the text columns on the hub, if they differ from ``texts``."""
     label: str = "label"
@@ -70,7 +70,7 @@ class Task:
     hub_label: str = "label"
     """Name of the label column on the hub."""
     labels: tuple[str, ...] = ("0", "1")
-    """The labels as written in the file, by class id. For a regression, the lower and the upper bound."""
+    """Labels as written in the file, in the order of their ids; of a regression, the smallest and largest."""
     metrics: tuple[str, ...]
     own_main_metrics: tuple[str, ...] = ()
     """The metrics whose mean is the score; empty if all."""
@@ -79,7 +79,7 @@ class Task:
     headerless: tuple[str, ...] = ()
     """Column names, if the train and dev files have no header line (CoLA)."""
     skip_short_rows: bool = False
-    """Whether to leave out rows with too few columns. Published row counts of QQP do so."""
+    """Whether to leave out rows with too few columns. The published row counts of QQP leave them out, too."""
     check_labels: Callable[[Rows], None] | None = None
     """Function that raises UserError if another column of the official file contradicts a label."""
     max_length: int | None = None
@@ -164,7 +164,7 @@ class Split:
         return " / ".join(self.texts[row])
 
     def digest(self) -> str:
-        """Returns the digest of everything in the split on which a score depends."""
+        """Returns a digest of the split's texts, labels, questions and documents, on which scores depend."""
         labels = [] if self.labels is None else _listed(self.labels)
         content = "\x1e".join("\x1f".join(row) for row in self.texts) + repr(labels) + repr(self.questions)
         content += repr(self.corpus) if self.corpus else ""

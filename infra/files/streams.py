@@ -96,8 +96,8 @@ class TooLargeWindow(DamagedFile):
 
 class Decompressed(io.RawIOBase):
     """The decompressed stream of a ``.gz`` or ``.zst`` file. A read raises ``DamagedFile`` once all bytes
-    before the damage have been read. A gzip file may have several members, and zero bytes after the last
-    member, as the gzip program allows."""
+    before the damage have been read. A gzip file may have several members and NUL bytes at its end,
+    as the gzip program allows."""
 
     def __init__(self, source: Any, path: str) -> None:
         self._source, self._path = source, path
@@ -152,7 +152,7 @@ class _Zstd:
         try:
             data = self._streams[-1].read_buffer(
                 1 if self._by_byte else size
-            )  # read() leaks memory if it fails
+            )  # not pyarrow's read(): it leaks memory if it fails
         except OSError:
             if self._by_byte:
                 raise

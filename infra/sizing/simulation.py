@@ -26,14 +26,14 @@ class Pass:
     tokens: float
     """Tokens of the corpus times masking epochs."""
     tokens_per_second: float
-    """Speed of one teacher, measured up to the results in host memory, without writing them."""
+    """Tokens per second of one teacher, with the copy of its results to host memory, without writing."""
     bytes_per_token: float
     workers: int
     task_tokens: int = 4096 * 128
     in_flight: int = 2
     """Unfinished tasks that one worker holds at a time, as in ``offline_teacher.cluster``."""
     host_bytes_per_second: float = 1.35e9
-    """Bytes per second that the host of a worker checks, digests and writes."""
+    """Bytes per second that a worker's host can check, hash and write."""
     uploads: int = 4
     """Files that a worker uploads at once: two per task in flight, as in ``offline_teacher.store``."""
     upload_bytes_per_second: float = 200e6

@@ -112,7 +112,7 @@ class Server:
         recipe = self._recipe
         uri = recipe.tracking.uri or sqlite_uri(storage.join(recipe.output, "mlflow.db"))
         mlflow.set_tracking_uri(uri)  # MLflow looks there for the source of a model version
-        # Two processes that create one SQLite database would damage it; tracking.json is read, then written.
+        # The lock keeps two processes from creating one SQLite database, and from overwriting tracking.json.
         with connection_lock(uri, recipe):
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             experiment = self._experiment(client, uri)
@@ -136,7 +136,7 @@ class Server:
         return str(client.create_experiment(name, artifact_location=location))
 
     def _find_runs(self, client: Any, experiment: str, uri: str) -> None:
-        """Fills ``ids`` with the runs of tracking.json that exist on the server, and creates the others."""
+        """Fills ``ids`` from tracking.json. Creates the parent run and this run if the server lacks them."""
         saved = self._saved_ids()
         ids = {"uri": uri, **saved} if saved.get("uri", uri) == uri else {"uri": uri}
         parent, created = _known_or_new(client, ids.get("parent"), experiment, self._recipe.name, {})
@@ -168,7 +168,7 @@ class Server:
             count += 1
             for name, value in entry["metrics"].items():
                 step = entry["step"]
-                if entry.get("clock"):  # seconds of the run, which grow over resumes
+                if entry.get("clock"):  # the step is in seconds since the run's first start, over resumes
                     step = max(0, entry["time"] - self._started) // 1000
                 if self._is_new(name, step, value):
                     points.append(Metric(name, value, entry["time"], step or 0))
@@ -212,7 +212,7 @@ class Server:
         known = self.ids | (saved if saved.get("uri") == self.ids["uri"] else {})
         keys = [run.key for run in tracked_runs(self._recipe)]
         statuses = {self._client.get_run(known[key]).info.status for key in keys if key in known}
-        # The parent run ends when no nested run on this server is running; other servers are not asked.
+        # The parent run ends when none of its nested runs on this server is running.
         if "RUNNING" not in statuses:
             self._client.set_terminated(parent, "FAILED" if "FAILED" in statuses else "FINISHED")
 

@@ -46,7 +46,7 @@ class ParquetRows:
             self.columns = list(self._file.schema_arrow.names)
 
     def cells(self, column: str, start: int, stop: int) -> Iterator[tuple[int, Any]]:
-        """Yields (row number in the file, from 1; value) for row groups [start, stop).
+        """Yields (row number in the file, from 1, and value) of every row of row groups [start, stop).
 
         Bytes of a string that are not UTF-8 become lone surrogates. Raises DamagedFile at the first damage.
         """

@@ -14,7 +14,7 @@ from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.paths import TASKS
 
 REPORTS = 100
-"""How many times a pass reports its rates to the tracking server."""
+"""About how many times a pass reports its rates to the tracking server; at most once per finished task."""
 
 
 class Rates:

@@ -1,4 +1,4 @@
-"""Opens a finished store by reading two small files; every other file is checked when it is used."""
+"""Opens a finished store by reading two small files. ``block_reader`` checks the others at their use."""
 
 from __future__ import annotations
 

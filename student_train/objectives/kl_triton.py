@@ -65,7 +65,7 @@ def _exact_row(  # type: ignore[no-untyped-def]
         x = tl.load(s_row + column, mask=inside, other=lowest).to(tl.float32)
         y = tl.load(t_row + column, mask=inside, other=lowest).to(tl.float32)
         higher_m, higher_n = tl.maximum(m, tl.max(x, 0)), tl.maximum(n, tl.max(y, 0))
-        # cross = sum over v of exp((y - n) / T) ((y - n) - (x - m)) / T, corrected for the new maxima
+        # cross = sum_v exp((y_v - n) / T) ((y_v - n) - (x_v - m)) / T; then rescaled to new maxima
         moved = tl.where(z_p > 0, ((n - higher_n) - (m - higher_m)) * inverse, 0.0)
         shrunk = tl.exp((n - higher_n) * inverse)
         cross, z_p = shrunk * (cross + z_p * moved), z_p * shrunk

@@ -22,7 +22,7 @@ def outcome(default: Any = MISSING) -> Any:
 
 def speed(default: Any = MISSING, factory: Any = MISSING) -> Any:
     """Declares a setting that changes only speed, location or appearance, and may differ on resume.
-    ``factory`` makes the default of a mapping; such a setting is left out of the section's hash."""
+    ``factory`` creates the default of a setting that is a mapping; such a setting is not part of the hash."""
     hashed = None if factory is MISSING else False
     return field(default=default, default_factory=factory, hash=hashed, metadata={"outcome": False})
 
