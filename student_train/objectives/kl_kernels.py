@@ -39,7 +39,7 @@ def exact_kernel(
     z_f = f.sum(1, keepdim=True)
     p, q = f * z_f.reciprocal(), e_T * z_T.reciprocal()
     log_p, log_q = y - z_f.log(), x * (1 / temperature) - z_T.log()
-    kl = (p * (log_p - log_q)).sum(1)
+    kl = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(1)  # logits of padding may be -inf at a small T
     gradient = kl_scale[:, None] * (q - p)
     ce = torch.zeros_like(kl)
     if mlm:

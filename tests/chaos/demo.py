@@ -54,7 +54,7 @@ def start(directory: Path) -> tuple[subprocess.Popen[bytes], Path]:
 
 
 def wait_for_progress(process: subprocess.Popen[bytes], log: Path, file: str, part: str) -> bool:
-    """Waits until a progress bar has begun, or without ``file`` until the demo has printed a line. Returns
+    """Waits until a progress bar is shown, or without ``file`` until the demo has printed a line. Returns
     False if the demo ended before."""
     reports = log.parent / f"runs/demo/logs/{file}.progress" if file else log
     words = f'"name": "{part}' if file else "a small language"

@@ -25,7 +25,7 @@ SETTINGS = Evaluation(
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """One Ray for all calls, since starting it is most of the time. It is told of two GPUs."""
+    """Starts one Ray for all tests, which takes most of the time, with two pretended GPUs."""
     connect(None, "RAY_ADDRESS", parallel.PACKAGES, num_cpus=2, num_gpus=2)
     yield
     parallel.stop_ray()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from infra.cpu import native
 from student_train.objectives import kl_kernels, native_kl
@@ -157,3 +158,16 @@ def test_no_memory_is_no_failure_of_the_compiler(compiled_to: Callable[..., None
     case = make_case(19)
     with pytest.raises(torch.OutOfMemoryError):
         fused_loss(case, target_of(case, 6), compile=True)
+
+
+@pytest.mark.parametrize("temperature", [0.2, 2.0])
+def test_padding_of_the_vocabulary_changes_no_kl(temperature: float) -> None:
+    """Below T = 0.5 the padding's logits divided by T are -inf."""
+    student, teacher = torch.randn(2, 4, 10, generator=torch.Generator().manual_seed(0))
+    log_p, log_q = (functional.log_softmax(z.double() / temperature, 1) for z in (teacher, student))
+    expected = (log_p.exp() * (log_p - log_q)).sum(1)
+    s, t = (functional.pad(z, (0, 3), value=torch.finfo(z.dtype).min / 2) for z in (student, teacher))
+    ones = torch.ones(4)
+    kl, _ = kl_kernels.exact_kernel(s, t, torch.zeros(4, dtype=torch.int64), ones, ones, temperature, True)
+    torch.testing.assert_close(kl.double(), expected, rtol=1e-4, atol=1e-5)
+    assert torch.isfinite(s).all()
