@@ -26,8 +26,9 @@ from student_train.objectives.kl_kernels import NO_LABEL, Kernel, exact_kernel, 
 from student_train.objectives.soft_targets import ExactTarget, SoftTarget, aligned
 
 CHUNK_SIZE = {"cpu": 2048, "cuda": 4096}
-"""Number of positions in a chunk of the matrix products. Small chunks make the products slow, and every chunk
-adds a pass over the decoder's gradient. Large chunks only cost memory."""
+"""Number of positions in a chunk of the matrix products, for numbers of two bytes; wider numbers get fewer
+positions, so that a chunk's buffers keep their size. Small chunks make the products slow, and every chunk adds
+a pass over the decoder's gradient. Large chunks only cost memory."""
 TRANSPOSED_TOKENS = {"cpu": 1024}
 """Tokens whose decoder gradient is transposed at once; on a CPU it fits the cache."""
 BIAS_ROWS = 8
@@ -88,7 +89,7 @@ def triple_loss(
         student_hidden: [N', D'], at the positions of the cosine term.
         teacher_hidden: [N', D']; None only if alpha_cos is 0.
         tokens, masked, kl_tokens: denominators of cosine, CE and KL.
-        chunk_size: positions per chunk; None: ``CHUNK_SIZE`` of the device.
+        chunk_size: positions per chunk; None: from ``CHUNK_SIZE`` of the device.
         compile: use the C++ kernel, the Triton kernel or torch.compile; otherwise plain tensor operations.
     """
     zero = torch.zeros((), device=z.device, dtype=_sum_dtype(z))
@@ -99,7 +100,7 @@ def triple_loss(
         temperature=float(temperature),
         kl_weight=alpha_ce * temperature**2 / kl_tokens if alpha_ce and kl_tokens else 0.0,
         mlm_weight=alpha_mlm / masked if alpha_mlm and masked else 0.0,
-        chunk_size=chunk_size or CHUNK_SIZE.get(z.device.type, 1024),
+        chunk_size=chunk_size or CHUNK_SIZE.get(z.device.type, 1024) * 2 // z.element_size(),
         compile=compile,
         gradients=torch.is_grad_enabled(),
     )

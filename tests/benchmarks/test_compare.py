@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import statistics
 import sys
@@ -30,7 +31,7 @@ def plan(size: str, directory: Path) -> Plan:
     return Plan(size, text, TEACHER, directory)
 
 
-@pytest.mark.parametrize("size", ["smoke", "real"])
+@pytest.mark.parametrize("size", ["smoke", "sweep", "real"])
 def test_every_arm_is_a_recipe_and_all_stores_are_read_in_one_order(size: str, tmp_path: Path) -> None:
     """Equal numbers of samples per block give equal orders of samples, whatever the blocks' bytes."""
     made = plan(size, tmp_path)
@@ -131,8 +132,16 @@ def test_an_unknown_arm_is_named(
 def test_text_is_cut_by_whole_lines_of_every_source(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_text("".join(f"{name}{number}\n" for number in range(100)))
-    cut_text([tmp_path / "a", tmp_path / "b"], tmp_path / "cut", 12)
-    assert (tmp_path / "cut").read_text() == "a0\na1\nb0\nb1\n"
+    with gzip.open(tmp_path / "c.gz", "wt") as file:
+        file.write("\nc0\nc1\nc2\n")
+    assert cut_text([tmp_path / "a", tmp_path / "c.gz", tmp_path / "b"], 18) == [
+        "a0",
+        "a1",
+        "c0",
+        "c1",
+        "b0",
+        "b1",
+    ]
 
 
 def test_renormalised_targets_have_no_tail(monkeypatch: pytest.MonkeyPatch) -> None:

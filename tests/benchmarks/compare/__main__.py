@@ -1,6 +1,7 @@
 """``make compare``: trains a student in every way that ``arms.yaml`` lists, and measures all of them alike.
 
     python -m tests.benchmarks.compare --size smoke                  # a quarter of an hour
+    python -m tests.benchmarks.compare --size sweep --data ../shared # 15 minutes per arm on two cores
     python -m tests.benchmarks.compare --size real --data ../shared  # tens of hours on two cores
     python -m tests.benchmarks.compare --size real --arms "relations" "both" --seeds 1
     python -m tests.benchmarks.compare --report                      # docs/results.md from the files alone
@@ -16,6 +17,7 @@ import sys
 from pathlib import Path
 
 from infra.demo.material import make_material
+from infra.files import storage
 from infra.files.locks import exclusive
 from tests.benchmarks.compare.arms import CHARACTERS_PER_TOKEN, Plan, cut_text
 from tests.benchmarks.compare.report import write_report
@@ -27,9 +29,9 @@ HELD_OUT_CHARACTERS = 240_000
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--size", choices=("smoke", "real"), default="smoke")
+    parser.add_argument("--size", choices=("smoke", "sweep", "real"), default="smoke")
     parser.add_argument(
-        "--data", type=Path, default=ROOT.parent / "shared", help="has teacher/ and data/ (real)"
+        "--data", type=Path, default=ROOT.parent / "shared", help="has teacher/ and data/ (sweep, real)"
     )
     parser.add_argument(
         "--directory", type=Path, default=ROOT / "runs" / "compare", help="stores and students"
@@ -62,14 +64,24 @@ def prepare(options: argparse.Namespace) -> Runs:
     else:
         teacher, tasks = options.data / "teacher", options.data / "data" / "glue"
     plan = Plan(options.size, text, teacher, directory)
-    if options.size == "real":
-        corpus = options.data / "data" / "corpus"
-        for split, characters in (
-            ("train", plan.tokens * CHARACTERS_PER_TOKEN),
-            ("validation", HELD_OUT_CHARACTERS),
-        ):
-            cut_text(sorted((corpus / split).glob("*.txt")), text[split], characters)
+    if options.size != "smoke":
+        publish_text(plan, options.data / "data")
     return Runs(plan, RESULTS / options.size, tasks)
+
+
+def publish_text(plan: Plan, data: Path) -> None:
+    """Writes the beginning of every novel and of every file of Wikipedia, in the shares of the size."""
+    folders = {"novels": data / "corpus", "wikipedia": data / "wikipedia"}
+    for split, characters in (
+        ("train", plan.tokens * CHARACTERS_PER_TOKEN),
+        ("validation", HELD_OUT_CHARACTERS),
+    ):
+        lines = [
+            line
+            for name, share in plan.size["text"].items()
+            for line in cut_text(sorted((folders[name] / split).glob("*.txt*")), int(characters * share))
+        ]
+        storage.publish_if_changed(str(plan.text[split]), ("\n".join(lines) + "\n").encode())
 
 
 def run_all(runs: Runs, names: list[str], max_seeds: int | None, scored: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import re
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from infra.cpu.processor import computes_bfloat16
 from infra.files import storage
 from offline_teacher.sequences.masking import masked_count
 from offline_teacher.store.schema import Layout
@@ -81,17 +83,23 @@ class Plan:
             "output": str(self.directory / "runs"),
             "corpus": {"path": str(self.text["train"]), "validation_path": str(self.text["validation"])},
             "sequences": {"length": size["length"]},
-            "teacher": {**base["teacher"], "model": str(self.teacher)},
+            "teacher": {**base["teacher"], "model": str(self.teacher), "dtype": dtype()},
             "store": {**store, **block, "path": str(self.directory / "stores" / slug(arm.store))},
             "student": {**base["student"], "layers": size["layers"], **arm.student},
             "train": {
-                "batch_size": size["batch_size"], "micro_batch_size": size["batch_size"], **base["train"],
+                "batch_size": size["batch_size"], "micro_batch_size": size["batch_size"], "dtype": dtype(),
+                **base["train"],
                 **arm.train, "epochs": 1000.0, "max_steps": max(steps, 1), "seed": seed,
             },
         }  # fmt: skip
         path = self.directory / "recipes" / f"{name}.yaml"
         storage.publish_if_changed(str(path), yaml.safe_dump(sections, sort_keys=False).encode())
         return str(path)
+
+
+def dtype() -> str:
+    """Returns the dtype of teacher and students: bfloat16 if this processor has it, else float32."""
+    return "bfloat16" if computes_bfloat16() else "float32"
 
 
 def slug(name: str) -> str:
@@ -117,15 +125,17 @@ def bytes_per_sample(store: dict[str, Any], length: int, teacher: Path) -> int:
     ).bytes_per_sample()
 
 
-def cut_text(sources: list[Path], target: Path, characters: int) -> None:
-    """Writes to ``target`` the first lines of every source. The sources have equal shares of ``characters``;
-    the line in which a share ends is complete."""
+def cut_text(sources: list[Path], characters: int) -> list[str]:
+    """Returns the first lines of every source; ``.gz`` is decompressed. The sources have equal shares of
+    ``characters``; the line in which a share ends is complete. Blank lines are left out."""
     lines = []
     for path in sources:
         left = characters // len(sources)
-        for line in path.read_text().splitlines():
-            if left <= 0:
-                break
-            lines.append(line)
-            left -= len(line) + 1
-    storage.publish_if_changed(str(target), ("\n".join(lines) + "\n").encode())
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+            for line in file:
+                if left <= 0:
+                    break
+                if line.strip():
+                    lines.append(line.rstrip("\n"))
+                    left -= len(line)
+    return lines

@@ -25,7 +25,8 @@ MEASURES = {
 """Key of a measure on held-out text -> its heading in a table."""
 COSTS = ("minutes", "gain/min", "tokens/s", "peak GB", "bytes/token")
 SIZES = {
-    "real": "A masked LM of 6 x 384 and its student of three layers, English novels, two CPU cores.",
+    "real": "A masked LM of 6 x 384 and its students of three layers, on English novels and Wikipedia.",
+    "sweep": "The same with half the tokens and one seed of fine-tuning.",
     "smoke": "The demo's language and teacher, a few steps: this shows only that the program works.",
 }
 HEAD = """# What a stored teacher is worth

@@ -16,7 +16,7 @@ from infra.files import storage
 from infra.settings.recipe import StudentRun
 from infra.settings.recipe_file import load_recipe
 from offline_teacher.store.reader import open_store
-from tests.benchmarks.compare.arms import REFERENCE, Arm, Plan, slug
+from tests.benchmarks.compare.arms import REFERENCE, Arm, Plan, dtype, slug
 
 ROOT = Path(__file__).resolve().parents[3]
 TRAINER, PEER = ("student_train/main.py",), ("-m", "tests.benchmarks.compare.renormalised")
@@ -48,6 +48,7 @@ class Runs:
         run = load_recipe(recipe).run("student")
         store = command("-m", "offline_teacher.main", "run", "--recipe", recipe)
         result: Result = {"arm": arm.name, "seed": seed, "steps": steps, "tokens": self._tokens(steps)}
+        result |= {"dtype": dtype()}
         result |= {"bytes_per_token": _bytes_per_token(run), "store_seconds": store["seconds"]}
         if steps:
             usage = command(*(PEER if arm.renormalised else TRAINER), "--recipe", recipe)
