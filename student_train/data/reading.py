@@ -51,6 +51,10 @@ class Samples:
         for name, (low, high) in self._bounds.items():
             if name in out and not ((out[name] >= low) & (out[name] <= high)).all():
                 raise DamagedStore(self._root, f"{self._split}: {name} holds numbers outside {low} to {high}")
+        if {"token_count", "masked_positions"} <= out.keys() and (
+            out["masked_positions"] >= out["token_count"].reshape(-1, 1)
+        ).any():
+            raise DamagedStore(self._root, f"{self._split}: masked_positions holds positions of padding")
         return out
 
     def fetch(self, epoch: int, block: int) -> None:

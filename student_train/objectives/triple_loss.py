@@ -27,15 +27,16 @@ from student_train.objectives.soft_targets import ExactTarget, SoftTarget, align
 
 CHUNK_SIZE = {"cpu": 2048, "cuda": 4096}
 """Number of positions in a chunk of the matrix products, for numbers of two bytes; wider numbers get fewer
-positions, so that a chunk's buffers keep their size. Small chunks make the products slow, and every chunk adds
-a pass over the decoder's gradient. Large chunks only cost memory."""
+positions, so that a chunk's buffers keep their size. Small chunks make the products slow, and every chunk
+adds a pass over the decoder's gradient. Large chunks only cost memory."""
 TRANSPOSED_TOKENS = {"cpu": 1024}
 """Tokens whose decoder gradient is transposed at once; on a CPU it fits the cache."""
 BIAS_ROWS = 8
 """Rows added below the transposed z, so that one product gives the gradients of weight and bias: one row of
 ones, and zeros, because tensor cores are faster with multiples of 8."""
-BLOCK_SIZE = {"cpu": 64, "cuda": 4096}
-"""Positions in a block, that is, in one call of a compiled kernel; on a CPU a block fits the cache."""
+BLOCK_SIZE = {"cpu": 64, "cuda": 1024}
+"""Positions in a block, that is, in one call of a compiled kernel. On a CPU a block fits the cache. On a GPU
+blocks are small enough that a chunk's last one, which is filled up with rows of weight 0, wastes little."""
 
 
 @dataclass(frozen=True)

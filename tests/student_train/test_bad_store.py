@@ -55,6 +55,7 @@ DAMAGED: Cases = {
         impossible("topk_ids", V), ["train.soft_targets=topk", "train.alpha_cos=0"], ["topk_ids", "outside"],
     ),
     "no token in a sample": (impossible("token_count", 0), [], ["token_count", "outside 1 to 12"]),
+    "a masked position in the padding": (impossible("token_count", 1), [], ["masked_positions", "padding"]),
     "a masked position beyond the length": (
         impossible("masked_positions", 12), [], ["masked_positions", "outside -1 to 11"],
     ),
