@@ -27,13 +27,7 @@ from offline_teacher.sequences.tokenizer import Encoder, load_encoder
 from offline_teacher.store.index import PartIndex
 from offline_teacher.store.parts import publish_part, read_counts
 from offline_teacher.store.paths import SEQUENCES, part_name, part_path
-from offline_teacher.store.pending import (
-    finished_parts,
-    finished_tasks,
-    in_order,
-    read_part_index,
-    read_parts,
-)
+from offline_teacher.store.pending import finished_tasks, in_order, read_part_index, read_parts
 from offline_teacher.store.schema import SPLITS, Layout
 
 COUNTS_ENDING = ".counts.arrow"
@@ -165,7 +159,7 @@ def _counts(input_ids: np.ndarray, encoder: Encoder) -> dict[str, np.ndarray]:
 def token_counts(root: str, split: str, vocab_size: int, cache: Cache) -> np.ndarray:
     """Returns how often each id occurs in all parts of a split: int64 [V], 0 for special tokens."""
     total = np.zeros(vocab_size, np.int64)
-    for index, _ in read_parts(root, split, finished_parts(root, split)):
+    for index, _ in read_parts(root, split):
         counts = read_counts(root, index, cache)
         total[counts["token"]] += counts["count"]
     return total

@@ -12,19 +12,9 @@ from functools import partial
 
 from infra.errors import UserError
 from infra.files import storage
-from offline_teacher.store import paths
+from offline_teacher.store import paths, pending
 from offline_teacher.store.manifest import Manifest, Spec
 from offline_teacher.store.numbering import SplitPlan
-from offline_teacher.store.pending import (
-    ahead,
-    finished_parts,
-    finished_tasks,
-    foreign_files,
-    in_order,
-    part_index,
-    read_parts,
-    read_spec,
-)
 from offline_teacher.store.reader import Split, read_root
 from offline_teacher.store.records import Missing
 from offline_teacher.store.schema import SPLITS
@@ -64,7 +54,7 @@ def _root(root: str, findings: list[Finding]) -> tuple[Manifest | None, Spec | N
         name, _, what = str(error).partition(" ")
         findings.append(Finding(name, what, missing=what == "is missing"))
     try:
-        return None, read_spec(root)
+        return None, pending.read_spec(root)
     except UserError as error:
         if all(finding.file != paths.SPEC for finding in findings):
             missing = not storage.exists(storage.join(root, paths.SPEC))
@@ -78,7 +68,7 @@ def _splits(root: str, spec: Spec, manifest: Manifest | None, findings: list[Fin
     for name in SPLITS:
         try:
             if manifest is None:
-                rows = tuple(index.rows for index, _ in read_parts(root, name, finished_parts(root, name)))
+                rows = tuple(index.rows for index, _ in pending.read_parts(root, name))
                 if sum(rows):
                     splits.append(Split(name, SplitPlan.of(name, rows, spec.plan)))
             elif name in manifest.splits:
@@ -108,7 +98,7 @@ def _check_names(root: str, splits: list[Split], manifest: Manifest | None) -> I
     for directory in (paths.SEQUENCES, paths.SHARDS, paths.TASKS):
         yield from _unexpected(root, directory, set(names) if manifest else set(SPLITS))
     if manifest is not None:
-        yield from map(foreign, foreign_files(root, set(manifest.files)))
+        yield from map(foreign, pending.foreign_files(root, set(manifest.files)))
     for split in splits:
         number_of = split.plan.number_of
         for name in storage.list_names(storage.join(root, paths.SHARDS, split.name)):
@@ -128,7 +118,7 @@ def _unexpected(root: str, directory: str, expected: set[str]) -> Iterator[Findi
 def _check_parts(root: str, spec: Spec, split: Split) -> Iterator[Finding]:
     directory = f"{paths.SEQUENCES}/{split.name}"
     expected: set[str] = set()
-    for names, findings in in_order(partial(_check_part, root, split), range(len(split.plan.rows))):
+    for names, findings in pending.in_order(partial(_check_part, root, split), range(len(split.plan.rows))):
         expected |= names
         yield from findings
     if split.parts:
@@ -140,7 +130,7 @@ def _check_part(root: str, split: Split, part: int) -> tuple[set[str], list[Find
     directory, name = f"{paths.SEQUENCES}/{split.name}", paths.part_name(part)
     file, names = f"{directory}/{name}.json", {f"{name}.json", f"{name}.arrow", f"{name}.counts.arrow"}
     try:
-        index, _ = part_index(root, split.name, part, split.parts[part] if split.parts else None)
+        index, _ = pending.part_index(root, split.name, part, split.parts[part] if split.parts else None)
         if index.rows != split.plan.rows[part]:
             raise ValueError("is the index of another part")
     except ValueError as error:
@@ -163,7 +153,7 @@ def _tasks_to_check(root: str, split: Split, findings: list[Finding]) -> Iterato
 
     Without a manifest, one finding counts the tasks that have no index.
     """
-    finished = finished_tasks(root, split.name)
+    finished = pending.finished_tasks(root, split.name)
     missing = 0
     for task in split.plan.tasks():
         if split.tasks or task.name in finished:
@@ -187,4 +177,4 @@ def _check_tasks(
         yield from map(partial(check_task, root, spec), tasks)
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from ahead(pool, partial(check_task, root, spec), tasks, 4 * workers)
+        yield from pending.ahead(pool, partial(check_task, root, spec), tasks, 4 * workers)
