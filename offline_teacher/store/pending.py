@@ -90,11 +90,8 @@ def _json_names(directory: str) -> set[str]:
 def task_index(
     root: str, spec: Spec, split: str, task: Task, digest: str | None = None
 ) -> tuple[TaskIndex, str]:
-    """Reads a task's index. Returns the index and the digest of its file.
-
-    Raises ValueError if the index is absent, damaged or of another task, or if its file does not have the
-    given ``digest``.
-    """
+    """Reads a task's index. Returns the index and the digest of its file. Raises ValueError if the index is
+    absent, damaged or of another task, or if its file does not have the given ``digest``."""
 
     def parse(data: bytes) -> TaskIndex:
         index = TaskIndex.from_bytes(data)
