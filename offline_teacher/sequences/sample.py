@@ -1,8 +1,9 @@
 """Samples evenly spaced places of a corpus, and estimates from them the size of the whole corpus.
 
-Only names, sizes and footers of other text are read, so that a laptop can sample a corpus of any size. In plain text a place is a range of bytes. A document belongs to the range in which it starts, so tokens per
-byte is an unbiased estimate. Compressed files and files that are one document are read from their start.
-Parquet and hub datasets are read row by row from the start of some of their parts.
+Only names, sizes and footers of other text are read, so that a laptop can sample a corpus of any size. In
+plain text a place is a range of bytes. A document belongs to the range in which it starts, so tokens per byte
+is an unbiased estimate. Compressed files and files that are one document are read from their start. Parquet
+and hub datasets are read row by row from the start of some of their parts.
 """
 
 from __future__ import annotations
