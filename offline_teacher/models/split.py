@@ -73,12 +73,10 @@ def lower(model: Any, replay_layers: int) -> Lower:
 
 
 def lower_of(config: Any, weights: Mapping[str, Tensor], replay_layers: int) -> Lower:
-    """`lower` of a stored teacher. ``weights``: all of its tensors, named as `named_weights` does.
-
-    Raises UserError if a tensor is missing or has another shape.
-    """
+    """`lower` of a stored teacher. ``weights``: all of its tensors, named as `named_weights` does. Raises
+    UserError if a tensor is missing or has another shape."""
     family = family_of(config)
-    encoder = family.model_class(False)(family.config(config), **family.class_arguments(False))
+    encoder = family.new_model(config, head=False)
     family.prepare(encoder)
     if missing := load_named(encoder, weights):
         raise UserError(f"the store's teacher weights lack {', '.join(missing[:3])}")
@@ -86,11 +84,8 @@ def lower_of(config: Any, weights: Mapping[str, Tensor], replay_layers: int) -> 
 
 
 def cut(encoder: Any, start: int, stop: int, *, embeddings: bool, final_norm: bool) -> Any:
-    """The encoder with layers ``start`` to ``stop`` only, and no pooler; see `split`.
-
-    Without ``embeddings`` it takes hidden states [B, L, D] as ``inputs_embeds``, which enter the first of its
-    layers as they are.
-    """
+    """The encoder with layers ``start`` to ``stop`` only, and no pooler. Without ``embeddings`` it takes
+    hidden states [B, L, D] as ``inputs_embeds``, which enter the first of its layers as they are."""
     family = family_of(encoder.config)
     changed: dict[str, nn.Module | None] = {
         family.layers: nn.ModuleList(encoder.get_submodule(family.layers)[start:stop])

@@ -18,7 +18,7 @@ from offline_teacher.store.numbering import SplitPlan
 from offline_teacher.store.reader import Split, read_root
 from offline_teacher.store.records import Missing
 from offline_teacher.store.schema import SPLITS
-from offline_teacher.verification.verify_task import Finding, check_task, foreign
+from offline_teacher.verification.verify_task import Finding, Job, check_task, foreign
 
 
 def verify(root: str, workers: int = 1, done: Callable[[], None] = lambda: None) -> list[Finding]:
@@ -32,11 +32,12 @@ def verify(root: str, workers: int = 1, done: Callable[[], None] = lambda: None)
     if spec is None:
         return findings
     splits = _splits(root, spec, manifest, findings)
-    findings += _check_files(root, manifest)
+    for name, digest in manifest.files.items() if manifest else ():
+        findings += _check_file(root, name, digest, "the manifest")
     findings += _check_names(root, splits, manifest)
     for split in splits:
         findings += _check_parts(root, spec, split)
-    jobs = [(split, number) for split in splits for number in _tasks_to_check(root, split, findings)]
+    jobs = [job for split in splits for job in _jobs(root, split, findings)]
     for of_task in _check_tasks(root, spec, jobs, workers):
         findings += of_task
         done()
@@ -80,14 +81,13 @@ def _splits(root: str, spec: Spec, manifest: Manifest | None, findings: list[Fin
     return splits
 
 
-def _check_files(root: str, manifest: Manifest | None) -> Iterator[Finding]:
-    """Checks the files of tokenizer and teacher against the manifest."""
-    for name, digest in manifest.files.items() if manifest else ():
-        path = storage.join(root, name)
-        if not storage.exists(path):
-            yield Finding(name, "is missing", missing=True)
-        elif not storage.has_digest(path, digest):
-            yield Finding(name, "its digest differs from the one in the manifest")
+def _check_file(root: str, name: str, digest: str, where: str) -> Iterator[Finding]:
+    """Checks a file against the digest in ``where``."""
+    path = storage.join(root, name)
+    if not storage.exists(path):
+        yield Finding(name, "is missing", missing=True)
+    elif not storage.has_digest(path, digest):
+        yield Finding(name, f"its digest differs from the one in {where}")
 
 
 def _check_names(root: str, splits: list[Split], manifest: Manifest | None) -> Iterator[Finding]:
@@ -138,26 +138,20 @@ def _check_part(root: str, split: Split, part: int) -> tuple[set[str], list[Find
     digests = {f"{name}.arrow": index.file}
     if index.counts is not None:
         digests[f"{name}.counts.arrow"] = index.counts
-    findings = []
+    findings: list[Finding] = []
     for file, digest in digests.items():
-        path = storage.join(root, directory, file)
-        if not storage.exists(path):
-            findings.append(Finding(f"{directory}/{file}", "is missing", missing=True))
-        elif not storage.has_digest(path, digest):
-            findings.append(Finding(f"{directory}/{file}", "its digest differs from the one in its index"))
+        findings += _check_file(root, f"{directory}/{file}", digest, "its index")
     return {f"{name}.json", *digests}, findings
 
 
-def _tasks_to_check(root: str, split: Split, findings: list[Finding]) -> Iterator[int]:
-    """Yields the numbers of all tasks or, without a manifest, of tasks with an index.
-
-    Without a manifest, one finding counts the tasks that have no index.
-    """
-    finished = pending.finished_tasks(root, split.name)
-    missing = 0
+def _jobs(root: str, split: Split, findings: list[Finding]) -> Iterator[Job]:
+    """Yields all tasks or, without a manifest, those with an index; then one finding counts the others."""
+    finished, missing = pending.finished_tasks(root, split.name), 0
     for task in split.plan.tasks():
-        if split.tasks or task.name in finished:
-            yield task.number
+        if split.tasks:
+            yield split.name, task, split.tasks[task.number]
+        elif task.name in finished:
+            yield split.name, task, None
         else:
             missing += 1
     if missing:
@@ -165,16 +159,10 @@ def _tasks_to_check(root: str, split: Split, findings: list[Finding]) -> Iterato
         findings.append(Finding(f"{paths.TASKS}/{split.name}", problem, missing=True))
 
 
-def _check_tasks(
-    root: str, spec: Spec, jobs: list[tuple[Split, int]], workers: int
-) -> Iterator[list[Finding]]:
+def _check_tasks(root: str, spec: Spec, jobs: list[Job], workers: int) -> Iterator[list[Finding]]:
     """Yields the findings of each task, in order. Processes check only a few tasks ahead of the caller."""
-    tasks = (
-        (split.name, split.plan.task(number), split.tasks[number] if split.tasks else None)
-        for split, number in jobs
-    )
     if workers <= 1 or len(jobs) == 1:
-        yield from map(partial(check_task, root, spec), tasks)
+        yield from map(partial(check_task, root, spec), jobs)
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pending.ahead(pool, partial(check_task, root, spec), tasks, 4 * workers)
+        yield from pending.ahead(pool, partial(check_task, root, spec), jobs, 4 * workers)
