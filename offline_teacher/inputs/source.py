@@ -45,7 +45,6 @@ class Source:
     config: Any
     tokenizer: Any
     weight_digest: str
-    tokenizer_digest: str
     head: bool
     """Whether the teacher has a masked-LM head."""
     pooling: Pooling | None
@@ -97,7 +96,6 @@ def find_source(recipe: Recipe) -> tuple[Source, Recipe]:
         config=config,
         tokenizer=tokenizer,
         weight_digest=weight_digest(directory),
-        tokenizer_digest=tokenizer_digest(tokenizer),
         head=has_head(directory, config),
         pooling=read_pooling(directory),
     )
@@ -214,7 +212,7 @@ def spec_with(recipe: Recipe, source: Source, corpus: dict[str, str]) -> Spec:
         fingerprint={
             "recipe": recipe.outcome_settings("corpus", "sequences", "masking", "teacher", "store"),
             "teacher": source.weight_digest,
-            "tokenizer": source.tokenizer_digest,
+            "tokenizer": tokenizer_digest(tokenizer),
             "architecture": source.architecture,
             "corpus": corpus,
             "format": FORMAT_VERSION,

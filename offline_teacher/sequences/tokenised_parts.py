@@ -111,10 +111,9 @@ class Tokenising:
         content = [VERSION, recipe, part.split, spans, tokenizer]
         return storage.digest_bytes(json.dumps(content, sort_keys=True).encode())
 
-    def _is_current(
-        self, split: str, tokenizer: str, sizes: Mapping[str, int], number: int, part: Part
-    ) -> bool:
-        """Whether a published part need not be built again. ``sizes``: name -> bytes of the published files.
+    def _is_current(self, split: str, digest: str, sizes: Mapping[str, int], number: int, part: Part) -> bool:
+        """Whether a published part need not be built again. ``digest``: of the tokenizer. ``sizes``: name ->
+        bytes of the published files.
 
         Compares settings, tokenizer and sizes of files. As in make, a local file must be older than the part.
         """
@@ -126,7 +125,7 @@ class Tokenising:
         except UserError:  # the index is damaged
             return False
         return (
-            index.made_from == self._made_from(part, tokenizer)
+            index.made_from == self._made_from(part, digest)
             and not (self.corpus.strict and index.problems["counts"])  # built while strict was false
             and sizes.get(f"{name}.arrow") == index.bytes
             and (index.counts is None or f"{name}{COUNTS_ENDING}" in sizes)

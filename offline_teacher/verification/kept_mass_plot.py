@@ -46,10 +46,9 @@ def plot_kept_mass(view: TaskView) -> bytes:
 
 def draw(ks: Sequence[int], panels: Mapping[str, Mapping[float, Sequence[float]]]) -> bytes:
     """Returns a PNG. ``panels``: title -> temperature -> probability of the k most likely tokens, by k."""
-    size = 4.8 * len(panels) + 1.2, 4.2
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained"
-    )
+    count = len(panels)
+    figure = pyplot.figure(figsize=(4.8 * count + 1.2, 4.2), layout="constrained")
+    axes = figure.subplots(1, count, sharey=True, squeeze=False)
     for panel, (title, lines) in zip(axes[0], panels.items(), strict=True):
         for temperature, values in lines.items():
             panel.plot(ks, values, marker="o", label=f"T = {temperature:g}")
