@@ -22,10 +22,8 @@ from offline_teacher.models.weights import check_depth, load_named
 
 
 def visible_positions(token_count: Tensor | None, length: int, device: torch.device) -> Tensor | None:
-    """bool [B, L] on ``device``, true below token_count [B]; None where nothing is padded.
-
-    Nothing is padded if ``token_count`` is None, or a CPU tensor whose values are all L.
-    """
+    """bool [B, L] on ``device``, true below token_count [B]; None where nothing is padded (see
+    `offline_teacher.models`)."""
     if token_count is None or (token_count.device.type == "cpu" and bool((token_count >= length).all())):
         return None
     return torch.arange(length, device=device) < token_count.to(device, non_blocking=True)[:, None]
@@ -47,10 +45,7 @@ class Lower(nn.Module):
         self.encoder = encoder.eval().requires_grad_(False)
 
     def forward(self, input_ids: Tensor, token_count: Tensor | None = None) -> Tensor:
-        """Hidden states [B, L, D] of int64 ids [B, L], in the parameters' dtype; zero at padded positions.
-
-        ``token_count`` int [B]: see `offline_teacher.families`.
-        """
+        """Hidden states [B, L, D] of int64 ids [B, L], in the parameters' dtype; zero at padded positions."""
         length, device = input_ids.shape[1], input_ids.device
         visible = visible_positions(token_count, length, device)
         config, dtype = self.encoder.config, self.encoder.dtype
