@@ -69,31 +69,27 @@ def _parser() -> _Parser:
         sub.set_defaults(function=function)
         return sub
 
-    for name, function, words in (
-        ("run", _run, "make the store of a recipe, or its missing tasks"),
-        ("plan", _plan, "estimate time, bytes and errors of a store before the pass"),
+    for sub in (
+        add("run", _run, "make the store of a recipe, or its missing tasks"),
+        add("plan", _plan, "estimate time, bytes and errors of a store before the pass"),
     ):
-        sub = add(name, function, words)
         sub.add_argument("--recipe", required=True, type=expand_home, metavar="FILE")
         sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
-    sub = add("verify", _verify, "check every digest, range and number of a store")
-    _add_verify_options(sub)
+    _add_verify_options(add("verify", _verify, "check every digest, range and number of a store"))
     sub = add("inspect", _inspect, "show one sample of a store")
     sub.add_argument("store", type=expand_home)
     sub.add_argument("--split", default="train", help="train or validation (default: %(default)s)")
     sub.add_argument("--sample", type=int, default=0, metavar="N", help="index of the sequence, from 0")
     sub.add_argument("--epoch", type=int, default=0, metavar="E", help="index of the masking epoch, from 0")
-    sub.add_argument(
-        "--plot", type=expand_home, metavar="PNG", help="plot probability kept over k to this file"
-    )
+    plot = "plot probability kept over k to this file"
+    sub.add_argument("--plot", type=expand_home, metavar="PNG", help=plot)
     return parser
 
 
 def _add_verify_options(sub: _Parser) -> None:
     sub.add_argument("store", type=expand_home)
-    sub.add_argument(
-        "--deep", action="store_true", help="compare stored top-k and logsumexp with the stored hidden states"
-    )
+    deep = "compare stored top-k and logsumexp with the stored hidden states"
+    sub.add_argument("--deep", action="store_true", help=deep)
     sub.add_argument(
         "--deep-positions",
         type=partial(_number, all_of_them=", or all"),
@@ -101,27 +97,13 @@ def _add_verify_options(sub: _Parser) -> None:
         metavar="N",
         help="positions of each task that --deep compares, or all (default: %(default)s)",
     )
-    sub.add_argument(
-        "--rerun",
-        type=partial(_number, least=0),
-        default=0,
-        metavar="N",
-        help="compute N random tasks again with the teacher, and compare them",
-    )
+    rerun = "compute N random tasks again with the teacher, and compare them"
+    sub.add_argument("--rerun", type=partial(_number, least=0), default=0, metavar="N", help=rerun)
     sub.add_argument("--repair", action="store_true", help="make damaged files again")
-    sub.add_argument(
-        "--workers",
-        type=_number,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="number of processes that check tasks (default: one per processor)",
-    )
-    sub.add_argument(
-        "--recipe",
-        type=expand_home,
-        metavar="FILE",
-        help="recipe for --repair and --rerun (default: the store's own)",
-    )
+    workers = "number of processes that check tasks (default: one per processor)"
+    sub.add_argument("--workers", type=_number, default=os.cpu_count() or 1, metavar="N", help=workers)
+    recipe = "recipe for --repair and --rerun (default: the store's own)"
+    sub.add_argument("--recipe", type=expand_home, metavar="FILE", help=recipe)
     sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
 
 
@@ -196,11 +178,9 @@ def _summary(outcomes: list[Outcome]) -> str:
         rate = f"{outcome.new_tokens / outcome.seconds:,.0f}" if outcome.new_tokens else "-"
         time_taken = duration(outcome.seconds) if outcome.new_tokens else "complete"
         rows.append([outcome.split, f"{outcome.samples:,}", f"{outcome.new_tokens:,}", rate, time_taken])
-    lines = [table(rows, ["split", "samples", "new tokens", "tokens/s", "time"])]
-    for outcome in outcomes:
-        for item in outcome.quarantined:
-            lines.append(f"quarantined: task {item.name}: {item.reason}")
-    return "\n".join(lines)
+    quarantined = [item for outcome in outcomes for item in outcome.quarantined]
+    lines = [f"quarantined: task {item.name}: {item.reason}" for item in quarantined]
+    return "\n".join([table(rows, ["split", "samples", "new tokens", "tokens/s", "time"]), *lines])
 
 
 def _size(store: Store) -> str:
@@ -220,15 +200,9 @@ def _plan(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from offline_teacher.verification.verify_command import VerifyOptions, absolute, run_verify
 
-    asked = VerifyOptions(
-        root=absolute(options.store),
-        deep=options.deep_positions if options.deep else 0,
-        rerun=options.rerun,
-        workers=options.workers,
-        recipe_file=options.recipe,
-        overrides=options.overrides,
-    )
-    return run_verify(asked, options.repair)
+    root, deep = absolute(options.store), options.deep_positions if options.deep else 0
+    recipe = options.recipe, options.overrides
+    return run_verify(VerifyOptions(root, deep, options.rerun, options.workers, *recipe), options.repair)
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import mmap
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -55,10 +54,7 @@ class Cache:
             return path
         name = digest.replace(":", "-")
         entry = storage.join(self.directory, name)
-        with (
-            reporting_os_errors(entry),
-            locked(storage.join(self.directory, f".lock-{name[-2:]}")),
-        ):
+        with reporting_os_errors(entry), locked(storage.join(self.directory, f".lock-{name[-2:]}")):
             while True:
                 if not self._usable(entry, path, digest):
                     storage.fetch(path, entry, digest)
@@ -83,7 +79,8 @@ class Cache:
                 if mapped is not None:
                     return mapped
                 data = fetch()
-                _write(entry, data)
+                with storage.publishing(entry, durable=False) as draft, open(draft, "wb") as file:
+                    file.write(data)
         self._added += len(data)
         if self._added * SCANS >= self.max_bytes:
             self._added = 0
@@ -95,14 +92,11 @@ class Cache:
         storage.remove(storage.join(self.directory, f"{ENTRY}{name}"))
 
     def _usable(self, entry: str, path: str, digest: str) -> bool:
-        try:
+        with contextlib.suppress(UserError):  # the entry is absent or damaged
             self._check(entry, path, digest)
-        except WrongContent:
-            os.unlink(entry)
-            return False
-        except UserError:  # absent
-            return False
-        return True
+            return True
+        storage.remove(entry)
+        return False
 
     def _check(self, file: str, path: str, digest: str) -> None:
         with reporting_os_errors(path):
@@ -160,18 +154,6 @@ def _map(entry: str) -> mmap.mmap | None:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (FileNotFoundError, ValueError):  # absent, or empty after a crash
         return None
-
-
-def _write(entry: str, data: bytes) -> None:
-    """Writes an entry without fsync: after a crash of the machine it may be damaged; its reader notices."""
-    draft = os.path.join(os.path.dirname(entry), f"{storage.UNFINISHED}{secrets.token_hex(6)}")
-    try:
-        with open(draft, "xb") as file:
-            file.write(data)
-        os.replace(draft, entry)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
 
 
 def _unlink_unless_locked(entry: str) -> bool:

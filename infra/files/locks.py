@@ -48,7 +48,7 @@ def exclusive(directory: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"{directory}: another process is at work on it; wait for that process, or stop it"
+                f"{directory}: another process is at work on it; let it end, or stop it"
             ) from None
         except OSError:
             pass

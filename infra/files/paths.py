@@ -77,10 +77,8 @@ def _matches(pattern: str) -> list[str]:
     if kind == "file":
         return [pattern]
     if kind == "directory":
-        example = storage.join(remote.without_secrets(pattern), "*.txt")
-        raise UserError(
-            f"{remote.without_secrets(pattern)}: is a directory; name its files, for example {example}"
-        )
+        name = remote.without_secrets(pattern)
+        raise UserError(f"{name}: is a directory; name its files, for example {storage.join(name, '*.txt')}")
     parent = pattern
     while glob.has_magic(parent := parent.rpartition("/")[0]):
         if storage.kind(parent) == "directory":

@@ -148,21 +148,16 @@ def with_retries(attempt_call: Any, path: str) -> Any:
             return attempt_call()
         except UserError:
             raise
-        except Exception as problem:  # noqa: BLE001 - every client library has its own exception classes
-            ended = _code(problem) == ENDED_UPLOAD
-            if isinstance(problem, FileNotFoundError) and not ended:
+        except Exception as error:  # noqa: BLE001 - every client library has its own exception classes
+            code, kind = _code(error), type(error).__name__
+            if isinstance(error, FileNotFoundError) and code != ENDED_UPLOAD:
                 raise
-            lasts = not ended and (
-                isinstance(problem, LASTING)
-                or type(problem).__name__ in LASTING_NAMES
-                or _code(problem) in LASTING_CODES
-            )
+            lasts = isinstance(error, LASTING) or kind in LASTING_NAMES or code in LASTING_CODES
+            lasts = lasts and code != ENDED_UPLOAD
             if lasts or attempt == ATTEMPTS:
                 tries = "" if lasts else f" ({attempt} attempts)"
-                reason = str(problem) or "no answer in time"
-                raise NodeError(
-                    f"{without_secrets(path)}: {type(problem).__name__}: {reason}{tries}"
-                ) from problem
+                reason = str(error) or "no answer in time"
+                raise NodeError(f"{without_secrets(path)}: {kind}: {reason}{tries}") from error
         wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1))
         time.sleep(random.uniform(wait / 2, wait))
     raise AssertionError("not reached")
@@ -183,12 +178,10 @@ def _scheme_of(path: str) -> str:
 
 def _account(path: str) -> str | None:
     """Returns ``account`` for ``abfs://container@account.dfs.core.windows.net/key``, else None."""
+    if PACKAGES[_scheme_of(path)] != "adlfs":
+        return None
     authority = path.partition("://")[2].partition("/")[0]
-    return (
-        authority.partition("@")[2].partition(".")[0] or None
-        if PACKAGES[_scheme_of(path)] == "adlfs"
-        else None
-    )
+    return authority.partition("@")[2].partition(".")[0] or None
 
 
 @functools.cache
@@ -203,10 +196,8 @@ def _filesystem(url_scheme: str, account: str | None, process: int) -> Any:
     try:
         if url_scheme == "s3":
             options["config_kwargs"] = _s3_config()
-        protocol = (
-            "abfs" if PACKAGES[url_scheme] == "adlfs" else url_scheme
-        )  # fsspec alone does not know abfss
-        return fsspec.filesystem(protocol, **options)
+        # fsspec alone does not know abfss.
+        return fsspec.filesystem("abfs" if PACKAGES[url_scheme] == "adlfs" else url_scheme, **options)
     except ImportError:
         package = PACKAGES[url_scheme]
         raise UserError(

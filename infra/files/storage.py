@@ -180,10 +180,8 @@ def fetch(path: str, target: str, digest: str) -> None:
                 if digest_file(draft) != digest:
                     raise WrongContent(path)
             return
-    raise WrongContent(
-        f"{remote.without_secrets(path)}: damaged content (digest is not {digest},"
-        f" {FETCH_ATTEMPTS} downloads)"
-    )
+    where = remote.without_secrets(path)
+    raise WrongContent(f"{where}: damaged content (digest is not {digest}, {FETCH_ATTEMPTS} downloads)")
 
 
 def read_json(path: str) -> Any:
@@ -207,8 +205,11 @@ def digest_bytes(data: bytes | memoryview) -> str:
 
 
 def digest_file(path: str) -> str:
+    state, buffer = xxhash.xxh3_128(), memoryview(bytearray(CHUNK))
     with reporting_os_errors(path), _raw(path) as source:
-        return _digest_stream(source)
+        while count := source.readinto(buffer):
+            state.update(buffer[:count])
+    return f"xxh3-128:{state.hexdigest()}"
 
 
 def has_digest(path: str, digest: str) -> bool:
@@ -220,9 +221,11 @@ def has_digest(path: str, digest: str) -> bool:
 
 
 @contextlib.contextmanager
-def publishing(path: str) -> Iterator[str]:
+def publishing(path: str, durable: bool = True) -> Iterator[str]:
     """Yields the path of an empty local file, which is published as ``path`` if the context ends cleanly. The
-    temporary file has the extension of ``path``, because some libraries choose the format by it."""
+    temporary file has the extension of ``path``, because some libraries choose the format by it. Without
+    ``durable`` there is no fsync, so a crash of the machine may leave a damaged file, as its reader must
+    notice."""
     if is_remote(path):
         with tempfile.TemporaryDirectory() as directory:
             draft = os.path.join(directory, path.rpartition("/")[2])
@@ -240,10 +243,12 @@ def publishing(path: str) -> Iterator[str]:
         with reporting_os_errors(path, only=WRITE_ERRNOS):
             yield draft
         with reporting_os_errors(path):
-            sync(draft)
+            if durable:
+                sync(draft)
             os.chmod(draft, 0o666 & ~_UMASK)
             os.replace(draft, path)
-            sync(directory)
+            if durable:
+                sync(directory)
     finally:
         with contextlib.suppress(OSError):
             os.unlink(draft)
@@ -372,13 +377,6 @@ def _listed(directory: str) -> Iterator[dict[str, Any]]:
 
 def _raw(path: str) -> Any:
     return RemoteFile(path, size(path)) if is_remote(path) else open(path, "rb", buffering=0)  # noqa: SIM115
-
-
-def _digest_stream(source: Any) -> str:
-    state, buffer = xxhash.xxh3_128(), memoryview(bytearray(CHUNK))
-    while count := source.readinto(buffer):
-        state.update(buffer[:count])
-    return f"xxh3-128:{state.hexdigest()}"
 
 
 def sync(path: str) -> None:

@@ -31,9 +31,8 @@ class RemoteFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = (
-            offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        )
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = start + offset
         return self._position
 
     def readinto(self, buffer: Any) -> int:
@@ -101,9 +100,8 @@ class Decompressed(io.RawIOBase):
 
     def __init__(self, source: Any, path: str) -> None:
         self._source, self._path = source, path
-        self._decoder: Any = (
-            _Zstd(source) if compression(path) == "zstd" else gzip.GzipFile(fileobj=source, mode="rb")
-        )
+        zstd = compression(path) == "zstd"
+        self._decoder: Any = _Zstd(source) if zstd else gzip.GzipFile(fileobj=source, mode="rb")
 
     def readable(self) -> bool:
         return True
@@ -150,9 +148,8 @@ class _Zstd:
         """Returns at most ``size`` bytes. A failed read of pyarrow loses the bytes that it has decoded. They
         are then read again one by one."""
         try:
-            data = self._streams[-1].read_buffer(
-                1 if self._by_byte else size
-            )  # not pyarrow's read(): it leaks memory if it fails
+            # Not pyarrow's read(), which leaks memory if it fails.
+            data = self._streams[-1].read_buffer(1 if self._by_byte else size)
         except OSError:
             if self._by_byte:
                 raise

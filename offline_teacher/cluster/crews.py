@@ -31,7 +31,7 @@ class TextWorker(WorkerBase):
 
 @dataclass(frozen=True)
 class Crew:
-    """Workers of one class. Every worker runs ``prepare()`` before it gets items."""
+    """Workers of one class, each with ``cpus`` and ``gpus``; each runs ``prepare()`` before it gets items."""
 
     kind: type[WorkerBase]
     arguments: tuple[Any, ...]
@@ -41,9 +41,8 @@ class Crew:
     least: int
     """Number of workers that must be ready before items are assigned."""
     cpus: int
-    """Number of CPUs per worker."""
     gpus: float = 0.0
-    """Number of GPUs per worker; several workers share a GPU if it is below 1."""
+    """Several workers share a GPU if it is below 1."""
 
 
 def text_crew(how: Tokenising) -> Crew:
@@ -66,15 +65,10 @@ def teacher_crew(recipe: Recipe, root: str) -> Crew:
 
 
 def refuse_too_few_gpus(settings: Teacher, available: int) -> None:
-    """Raises UserError if the ``available`` GPUs of a local Ray are too few for ``min_workers``.
-
-    CPUs are not checked, because a local Ray is started with as many as needed.
-    """
+    """Raises UserError if the ``available`` GPUs of a local Ray are too few for ``min_workers``. CPUs are not
+    checked, because a local Ray is started with as many as needed."""
     share = settings.gpus_per_worker
-    if not share:
-        return
-    workers = available * int(1 / share + 1e-9)
-    if workers < settings.min_workers:
+    if share and available * int(1 / share + 1e-9) < settings.min_workers:
         raise UserError(
             f"teacher.gpus_per_worker: {share:g} for each of teacher.min_workers = {settings.min_workers}"
             f" workers, but Ray finds {available} GPUs on this machine; lower one of the two, or join a"

@@ -42,10 +42,7 @@ class Backoff:
         """Place -> (number of failures in a row, end of the pause)."""
 
     def record_failure(self, place: str, now: float) -> float:
-        """Records a failure. Returns the time from which a new worker may start.
-
-        Failures during a pause count as one.
-        """
+        """Records a failure; failures during a pause count as one. Returns when a new worker may start."""
         count, end = self._failures.get(place, (0, -1.0))
         if now > end:
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (count - 1)) if count else 0.0

@@ -56,8 +56,7 @@ Started = Callable[[str, dict[str, Any]], None]
 
 
 class Cluster:
-    """A Ray cluster, joined or started locally when a pool first needs it. Leaving the context ends a local
-    Ray."""
+    """A Ray cluster, joined or started locally when a pool needs it. Leaving the context ends a local Ray."""
 
     def __init__(self, recipe: Recipe) -> None:
         assert recipe.teacher is not None
@@ -90,16 +89,15 @@ class Cluster:
 
                 refuse_too_few_gpus(self.settings, int(ray.cluster_resources().get("GPU", 0)))
 
-    def pool(self, crew: Crew, started: Started | None = None) -> Pool:
+    def pool(self, crew: Crew, started: Started = lambda place, facts: None) -> Pool:
         return Pool(self, crew, started)
 
 
 class Pool:
     """The workers of one crew. Leaving the context ends them, which frees their CPUs and GPUs."""
 
-    def __init__(self, cluster: Cluster, crew: Crew, started: Started | None = None) -> None:
-        self.cluster, self.crew = cluster, crew
-        self._started: Started = started or (lambda place, facts: None)
+    def __init__(self, cluster: Cluster, crew: Crew, started: Started) -> None:
+        self.cluster, self.crew, self._started = cluster, crew, started
         self.workers: list[Worker] = []
         self._work = WorkQueue(cluster.settings.task_attempts, 0)
         self._starting: dict[Any, Worker] = {}
@@ -138,9 +136,9 @@ class Pool:
     ) -> list[Item]:
         """Runs all items and returns the quarantined ones, each with its ``reason``.
 
-        ``done(item, result)`` is called once for each finished item, in any order; ``quarantine(item)`` for
-        each quarantined one; ``say(text)`` prints a problem. Raises UserError if an item fails by a user's
-        mistake, or if workers fail again and again and finish nothing.
+        ``done(item, result)`` is called once for each finished item, in any order; ``say(text)`` prints a
+        problem. Raises UserError if an item fails by a user's mistake, or if workers fail again and again and
+        finish nothing.
         """
         work, self._log.say = self._work, say
         work.begin(items, quarantine)
@@ -151,7 +149,9 @@ class Pool:
         notice_at, check_at = time.monotonic() + NOTICE_SECONDS, 0.0
         while work.left:
             now = time.monotonic()
-            self._start_workers(min(count, work.left), now)
+            self._pauses = [end for end in self._pauses if end > now]
+            while len(self.workers) + len(self._pauses) < min(count, work.left):
+                self._start_worker()
             ready = [worker for worker in self.workers if worker.ready]
             needed = min(self.crew.least, work.left)
             if len(ready) >= needed:
@@ -187,11 +187,6 @@ class Pool:
             f" the cluster has {resources.get('CPU', 0):g} CPU and {resources.get('GPU', 0):g} GPU"
             f"{' now, more may join' if self.cluster.head else ''}"
         )
-
-    def _start_workers(self, wanted: int, now: float) -> None:
-        self._pauses = [end for end in self._pauses if end > now]
-        while len(self.workers) + len(self._pauses) < wanted:
-            self._start_worker()
 
     def _start_worker(self) -> None:
         import ray

@@ -23,7 +23,6 @@ from offline_teacher.sequences.masking import MaskVocab, mask_sequences, mask_vo
 from offline_teacher.sequences.tokenised_parts import token_counts
 from offline_teacher.sequences.tokenizer import load_encoder
 from offline_teacher.store.blocks import BufferPool
-from offline_teacher.store.index import PartIndex
 from offline_teacher.store.manifest import Spec
 from offline_teacher.store.numbering import Task
 from offline_teacher.store.parts import read_part
@@ -52,11 +51,8 @@ class TaskWorker(WorkerBase):
         self._computing = ThreadPoolExecutor(1, "compute", self._set_threads)
 
     def prepare(self) -> dict[str, Any]:
-        """Loads the teacher, so that a node where this fails is found before it gets a task.
-
-        Returns ``{environment}``. Raises NodeError if loading fails: the driver loaded the same teacher, so
-        the cause is this node.
-        """
+        """Loads the teacher, so that a node where this fails is found before it gets a task. Raises NodeError
+        then: the driver loaded the same teacher, so the cause is this node."""
         try:
             return {"environment": self.environment()}
         except UserError as error:
@@ -76,7 +72,7 @@ class TaskWorker(WorkerBase):
         """Yields all columns of a task, shard by shard, and publishes nothing."""
         size = self._spec.plan.block_samples * self._spec.plan.shard_blocks
         for start in range(0, task.samples, size):
-            masked = self._text.masked(split, task, task.rows[start : start + size])
+            masked = self._masked(split, task, task.rows[start : start + size])
             yield masked | self._compute(self._columns, masked).wait()
 
     def environment(self) -> dict[str, Any]:
@@ -120,57 +116,40 @@ class TaskWorker(WorkerBase):
             )
         return Inference(loaded, layout)
 
-    @cached_property
-    def _text(self) -> _Text:
-        return _Text(self.recipe, self.root, self._spec)
-
-
-class _Text:
-    """The sequences of a store, masked as its spec says."""
-
-    def __init__(self, recipe: Recipe, root: str, spec: Spec) -> None:
-        self._recipe, self._root, self._spec = recipe, root, spec
-        self._cache = Cache(None, CACHE_BYTES)
-        self._part = lru_cache(maxsize=4)(self._read_part)
-
-    def masked(self, split: str, task: Task, rows: range) -> Columns:
+    def _masked(self, split: str, task: Task, rows: range) -> Columns:
         """The columns [n, ...] of some rows of a task that are known without the teacher."""
         layout, part = self._spec.layout, self._part(split, task.part)
-        here = slice(rows.start, rows.stop)
+        input_ids, count = (part[name][rows.start : rows.stop] for name in ("input_ids", "token_count"))
         ids = task.sequence_ids()[rows.start - task.rows.start :][: len(rows)]
-        values = {
-            "sequence_id": ids,
-            "token_count": part["token_count"][here],
-            "input_ids": part["input_ids"][here],
-        }
+        values = {"sequence_id": ids, "token_count": count, "input_ids": input_ids}
         if layout.masked:
-            masked = mask_sequences(
-                values["input_ids"],
-                values["token_count"],
-                ids,
-                task.epoch,
-                self._recipe.masking,
-                self._vocab,
-            )
-            values |= {
-                "input_ids": masked.input_ids,
-                "masked_positions": masked.positions,
-                "masked_labels": masked.labels,
-            }
+            masked = mask_sequences(input_ids, count, ids, task.epoch, self.recipe.masking, self._vocab)
+            values |= {"input_ids": masked.input_ids, "masked_positions": masked.positions}
+            values["masked_labels"] = masked.labels
         columns = layout.columns()
         return {name: value.astype(columns[name].dtype, copy=False) for name, value in values.items()}
 
-    def _read_part(self, split: str, number: int) -> Columns:
-        index: PartIndex = read_part_index(self._root, split, number)[0]
-        return read_part(self._root, self._spec.layout, index, self._cache)
+    @cached_property
+    def _part(self) -> Callable[[str, int], Columns]:
+        """Function of (split, number) that reads a part of the sequences, and keeps the last four."""
+
+        def read(split: str, number: int) -> Columns:
+            index, _ = read_part_index(self.root, split, number)
+            return read_part(self.root, self._spec.layout, index, self._cache)
+
+        return lru_cache(maxsize=4)(read)
+
+    @cached_property
+    def _cache(self) -> Cache:
+        return Cache(None, CACHE_BYTES)
 
     @cached_property
     def _vocab(self) -> MaskVocab:
         """For masking: from the tokenizer and, if masking is by frequency, from the training text."""
-        masking, mask = self._recipe.masking, self._spec.special.mask
-        encoder = load_encoder(storage.join(self._root, "tokenizer"))
+        masking, mask = self.recipe.masking, self._spec.special.mask
+        encoder = load_encoder(storage.join(self.root, "tokenizer"))
         assert mask is not None
         counts = None
         if masking.sampling == "frequency":
-            counts = token_counts(self._root, "train", self._spec.layout.vocab_size, self._cache)
+            counts = token_counts(self.root, "train", self._spec.layout.vocab_size, self._cache)
         return mask_vocab(masking, mask, encoder, counts)

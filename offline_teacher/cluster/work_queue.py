@@ -161,10 +161,8 @@ class WorkQueue:
             self._requeue_or_quarantine(item, item.attempts >= self.attempts)
 
     def is_broken(self, worker: Worker) -> bool:
-        """Whether the worker must be replaced: it failed ``WORKER_FAILURES`` times in a row.
-
-        False after ``max_losses`` replacements without a finished item.
-        """
+        """Whether the worker must be replaced: it failed ``WORKER_FAILURES`` times in a row. False after
+        ``max_losses`` replacements without a finished item."""
         return worker.failures >= WORKER_FAILURES and self._replaced < self.max_losses
 
     def replaced(self, worker: Worker) -> None:
@@ -173,18 +171,15 @@ class WorkQueue:
         self._give_back(worker)
 
     def lost(self, worker: Worker, reason: str, busy: bool, died: bool) -> None:
-        """Records the loss of a worker, which ``died`` or whose node failed.
-
-        The loss does not count if another worker holds an item that is not late (``busy``). Raises UserError
-        after more than ``max_losses`` losses without a finished item.
-        """
+        """Records the loss of a worker, which ``died`` or whose node failed. It does not count if another
+        worker holds an item that is not late (``busy``). Raises UserError after more than ``max_losses``
+        losses without a finished item."""
         self._lost += not busy
         for item in worker.items.values() if died else ():
             item.deaths += 1
             times = f"{item.deaths} times" if item.deaths > 1 else "once"
-            item.reason = (
-                f"workers died {times} with this item, the last at {worker.place} ({last_line(reason)})"
-            )
+            last = f"{worker.place} ({last_line(reason)})"
+            item.reason = f"workers died {times} with this item, the last at {last}"
         self._give_back(worker)
         if self._lost > self.max_losses:
             self._drop_suspects(f"{worker.place}: {last_line(reason)}")
@@ -218,10 +213,8 @@ class WorkQueue:
                 self._requeue_or_quarantine(item, item.deaths >= ITEM_DEATHS)
 
     def _drop_suspects(self, reason: str) -> None:
-        """Quarantines the queued items on which workers died, because these items may be the cause.
-
-        Raises UserError if there are no such items, or if they were quarantined before and workers still die.
-        """
+        """Quarantines the queued items on which workers died, because these items may be the cause. Raises
+        UserError if there are none, or if they were quarantined before and workers still die."""
         suspects = [item for item in self.todo if item.deaths and not item.ended]
         for item in suspects:
             self._requeue_or_quarantine(item, give_up=True)

@@ -74,11 +74,8 @@ def error_as_data(error: Exception) -> dict[str, Any]:
 
 
 def cause_of(error: Exception) -> str:
-    """Returns the cause of an error: ``user``, ``node`` or ``item``.
-
-    Errors of an accelerator, out-of-memory included, are caused by the node: after such an error the process
-    cannot compute any more.
-    """
+    """Returns the cause of an error. Errors of an accelerator, out-of-memory included, are caused by the
+    node: after such an error the process cannot compute any more."""
     if isinstance(error, NodeError | OSError | MemoryError):
         return NODE
     if isinstance(error, UserError):

@@ -41,11 +41,8 @@ def cut(document: str, path: str, start: int, stop: int | None, problems: Proble
 
 
 def rows(path: str, start: int, stop: int | None, problems: Problems) -> Iterator[tuple[int, bytes]]:
-    """Yields (byte offset, line) of each complete line that starts in bytes [start, stop).
-
-    A line longer than LONGEST_ROW is counted in ``problems`` and skipped. An incomplete line before a damage
-    is skipped.
-    """
+    """Yields (byte offset, line) of each complete line that starts in bytes [start, stop). A line longer than
+    LONGEST_ROW is counted in ``problems`` and skipped. An incomplete line before a damage is skipped."""
     pieces: list[bytes] = []
     row_start = row_bytes = 0
     end = math.inf if stop is None else stop
@@ -71,10 +68,8 @@ def rows(path: str, start: int, stop: int | None, problems: Problems) -> Iterato
 
 
 class _UntilDamage(io.RawIOBase):
-    """A file that ends at the first damaged byte, instead of raising; ``damaged`` is true from then on.
-
-    The damage is counted only if it lies in [start, stop), because readers of later ranges find it too.
-    """
+    """A file that ends at the first damaged byte, instead of raising; ``damaged`` is true from then on. The
+    damage is counted only if it lies in [start, stop), because readers of later ranges find it too."""
 
     def __init__(self, source: Any, path: str, problems: Problems, start: int, stop: float) -> None:
         self._source, self._path, self._problems = source, path, problems

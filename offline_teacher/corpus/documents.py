@@ -23,10 +23,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 def documents(part: Part, corpus: Corpus, problems: Problems) -> Iterator[str]:
     """Yields the part's documents in order: not empty, valid Unicode, at most `cuts.LONGEST_DOCUMENT` long.
-
-    Problems are counted in ``problems``, which raises UserError if it is strict. Only one document, or one
-    batch of rows, is in memory at a time.
-    """
+    Only one document, or one batch of rows, is in memory at a time."""
     for text in row_texts(part, corpus, problems):
         if text is not None:
             yield from cut_text(text) if _is_long(text) else (text,)

@@ -54,20 +54,18 @@ def rows(corpus: Corpus, split: str, start: int, stop: int) -> Iterator[tuple[in
     Raises DamagedFile if the data are damaged, UserError if they cannot be read for another reason.
     """
     dataset = _load(corpus.path[0], corpus.config, split, corpus.streaming)
-    number = 1 if corpus.streaming else start + 1
-    iterator = iter(
-        dataset.shard(dataset.num_shards, start)
-        if corpus.streaming
-        else _read_in_batches(dataset, corpus.text_column, start, stop)
-    )
+    if corpus.streaming:
+        number, iterator = 1, iter(dataset.shard(dataset.num_shards, start))
+    else:
+        number, iterator = start + 1, _read_in_batches(dataset, corpus.text_column, start, stop)
+    where = piece_name(corpus, split, start)
     while True:
         try:
             row = next(iterator, None)
         except ValueError as error:  # the parsers of JSON, CSV and Parquet raise ValueError; pyarrow's too
-            raise DamagedFile(f"{piece_name(corpus, split, start)}, row {number}: {_reason(error)}") from None
+            raise DamagedFile(f"{where}, row {number}: {_reason(error)}") from None
         except Exception as error:  # noqa: BLE001 - as in _load
-            where = f"{piece_name(corpus, split, start)}, row {number}"
-            raise UserError(f"corpus.path: cannot read {where}: {_reason(error)}") from None
+            raise UserError(f"corpus.path: cannot read {where}, row {number}: {_reason(error)}") from None
         if row is None:
             return
         yield number, row
@@ -97,17 +95,13 @@ def _load(name: str, config: str | None, split: str, streaming: bool) -> Any:
             return _load_saved(name, split, streaming)
         return datasets.load_dataset(name, config, split=split, streaming=streaming)
     except Exception as error:  # noqa: BLE001 - datasets and huggingface_hub raise a dozen unrelated types here
-        raise UserError(
-            f"corpus.path: cannot load dataset {name!r} (config {config!r}, split {split!r}):"
-            f" {_reason(error)}"
-        ) from None
+        what = f"dataset {name!r} (config {config!r}, split {split!r})"
+        raise UserError(f"corpus.path: cannot load {what}: {_reason(error)}") from None
 
 
 def _load_saved(directory: str, split: str, streaming: bool) -> Any:
-    """Loads a split that ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote into ``directory``.
-
-    A dataset saved without the name of its split is ``train``. Raises ValueError if there is no such split.
-    """
+    """Loads a split from a directory of ``save_to_disk``. A dataset saved without the name of its split is
+    ``train``. Raises ValueError if there is no such split."""
     import datasets
 
     if streaming:

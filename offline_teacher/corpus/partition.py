@@ -54,30 +54,28 @@ def parts(corpus: Corpus, part_bytes: int, validation: bool = False) -> list[Par
     """Returns the parts of the corpus, or of its held-out text if ``validation`` is true.
 
     Reads only names, sizes, first blocks and Parquet footers. The parts depend only on the files' sorted
-    paths and sizes. Raises UserError if a glob matches nothing, if the first block of a file is not of the
-    expected format, if a hub dataset cannot be opened, or if all files are empty; with ``strict`` also if a
+    paths and sizes. Raises UserError if there is no text or if it cannot be opened; with ``strict`` also if a
     Parquet file is damaged.
     """
     name, globs = ("validation_path", corpus.validation_path) if validation else ("path", corpus.path)
     if "" in globs:
-        raise UserError(
-            f"corpus.{name}: one of the paths is empty; give files or globs, for example data/*.txt"
-        )
+        raise UserError(f"corpus.{name}: one of the paths is empty; give files or globs, such as data/*.txt")
     if corpus.source == "hub":
         split = corpus.validation_split if validation else corpus.split
         pieces = hub.pieces(corpus, split, part_bytes) if split else []
         return [Part((Span(corpus.path[0], *piece),), split) for piece in pieces]
     paths = find_files(globs)
-    groups: list[list[Span]] = []
-    room = 0
     with ThreadPoolExecutor(16) as pool:  # each request about a remote file is a round trip
-        sized_spans = list(pool.map(lambda path: _file_spans(corpus, path, part_bytes), paths))
-    if not any(size for _, size in chain.from_iterable(sized_spans)):
+        by_file = pool.map(lambda path: _file_spans(corpus, path, part_bytes), paths)
+        sized_spans = list(chain.from_iterable(by_file))
+    if not any(size for _, size in sized_spans):
         for path in paths if corpus.source == "parquet" else ():
             with open_parquet(path):  # raises an error that says what is damaged
                 pass
         raise UserError(f"corpus.{name}: no usable document, the files are empty: {', '.join(paths[:3])}")
-    for span, size in chain.from_iterable(sized_spans):
+    groups: list[list[Span]] = []
+    room = 0
+    for span, size in sized_spans:
         if not groups or size > room:
             groups.append([])
             room = part_bytes

@@ -53,15 +53,11 @@ class Problems:
     def add(
         self, kind: str, file: str, *, offset: int | None = None, row: int | None = None, count: int = 1
     ) -> None:
-        """Adds ``count`` problems, the first of which is at ``offset`` or ``row``.
-
-        Raises UserError instead if ``strict``.
-        """
+        """Adds ``count`` problems, the first at ``offset`` or ``row``. Raises UserError if ``strict``."""
         example = Example(kind, os.fsencode(file).decode(errors="backslashreplace"), offset, row)
         if self.strict:
-            raise UserError(
-                f"{example.location()}: {kind}; fix it, or set corpus.strict: false to count such problems"
-            )
+            remedy = "fix it, or set corpus.strict: false to count such problems"
+            raise UserError(f"{example.location()}: {kind}; {remedy}")
         if self.counts.get(kind, 0) < EXAMPLES_PER_KIND:
             self.examples.append(example)
         self.counts[kind] = self.counts.get(kind, 0) + count
@@ -75,10 +71,7 @@ class Problems:
 
     @staticmethod
     def merged(problems_of_parts: Iterable[dict[str, Any]]) -> Problems:
-        """Returns the sum of the problems of some parts, each as ``to_json`` returns it.
-
-        Keeps the first examples of each kind, in the order of the parts.
-        """
+        """Returns the sum of the ``to_json`` of parts, with the first examples in the order of the parts."""
         total = Problems()
         for problems in problems_of_parts:
             documents, tokens = problems.get("cut", (0, 0))
@@ -93,23 +86,17 @@ class Problems:
     def summary(self) -> str:
         """Returns a phrase, e.g. ``2 x invalid UTF-8 (first: a.txt, line 7)``; "" without problems."""
         first = {example.kind: example for example in reversed(self.examples)}
-        clauses = [
-            f"{count} x {kind} (first: {first[kind].location()})"
-            for kind, count in sorted(self.counts.items())
-        ]
+        counts = sorted(self.counts.items())
+        clauses = [f"{count} x {kind} (first: {first[kind].location()})" for kind, count in counts]
         if self.cut_documents:
-            clauses.append(
-                f"{self.cut_documents:,} documents longer than a sequence,"
-                f" {self.cut_tokens:,} tokens of them left out"
-            )
+            clauses.append(f"{self.cut_documents:,} documents longer than a sequence")
+            clauses.append(f"{self.cut_tokens:,} tokens of them left out")
         return ", ".join(clauses)
 
 
 def line_number(file: str, offset: int) -> int:
-    """Returns the line number, from 1, of byte ``offset`` of the decompressed file.
-
-    If the file is damaged before ``offset``, only the lines before the damage are counted.
-    """
+    """Returns the line number, from 1, of byte ``offset`` of the decompressed file; that of the damage if the
+    file is damaged before ``offset``."""
     newlines = 0
     with contextlib.suppress(DamagedFile), storage.open_binary(_unescaped(file)) as stream:
         while offset > 0 and (chunk := stream.read1(min(offset, 1 << 20))):  # type: ignore[attr-defined]

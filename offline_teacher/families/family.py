@@ -92,8 +92,7 @@ class Family:
         return self.model_class(head)(self.config(config), **self.class_arguments(head))
 
     def prepare(self, model: Any) -> None:
-        """Corrects what transformers sets up wrongly in a model of this family; called once for each
-        model."""
+        """Corrects what transformers sets up wrongly in a model of this family; called once for each."""
 
     def attention_mask(
         self, config: Any, visible: Tensor | None, length: int, device: torch.device, dtype: torch.dtype
@@ -114,9 +113,8 @@ class Family:
     def check_student(self, layers: Sequence[int], width: int, heads: int) -> None:
         """Raises UserError if this family allows no student with these teacher layers and sizes."""
         if width % heads:
-            raise UserError(
-                f"student.hidden_size: {width} is not a multiple of the student's {heads} attention heads"
-            )
+            what = f"{width} is not a multiple of the student's {heads} attention heads"
+            raise UserError(f"student.hidden_size: {what}")
 
     def student_fields(self, config: Any, layers: Sequence[int]) -> dict[str, Any]:
         """The student's configuration but for its sizes and dropout."""

@@ -22,9 +22,8 @@ class MPNet(Family):
         if visible is None:
             visible = torch.ones(1, length, dtype=torch.bool, device=device)
         hidden = ~visible[:, None, None, :]
-        return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill(
-            hidden, torch.finfo(dtype).min
-        )
+        seen = torch.zeros(hidden.shape, dtype=dtype, device=device)
+        return seen.masked_fill(hidden, torch.finfo(dtype).min)
 
 
 MPNET = MPNet(

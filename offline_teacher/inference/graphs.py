@@ -93,9 +93,8 @@ class GraphedLower:
         except RuntimeError as error:  # an operation that cannot be captured
             self._graphs_left = 0
             reason = "".join(str(error).strip().splitlines()[:1])
-            warnings.warn(
-                f"the teacher runs without CUDA graphs, slower: {reason}", RuntimeWarning, stacklevel=2
-            )
+            what = f"the teacher runs without CUDA graphs, slower: {reason}"
+            warnings.warn(what, RuntimeWarning, stacklevel=2)
             return False
         self._graphs[shape] = _Graph(ids, count, hidden, replay)
         self._graphs_left -= 1

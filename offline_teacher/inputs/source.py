@@ -1,7 +1,5 @@
 """The inputs of a store: the teacher, the spec that follows from teacher and recipe, and the teacher's files.
-
-This module runs in the driver, and loads the teacher's weights only to write them.
-"""
+This module runs in the driver, and loads the teacher's weights only to write them."""
 
 from __future__ import annotations
 
@@ -47,7 +45,6 @@ class Source:
     config: Any
     tokenizer: Any
     weight_digest: str
-    tokenizer_digest: str
     head: bool
     """Whether the teacher has a masked-LM head."""
     pooling: Pooling | None
@@ -88,10 +85,8 @@ class Source:
 
 
 def find_source(recipe: Recipe) -> tuple[Source, Recipe]:
-    """Returns the teacher, and the recipe with the defaults that depend on the teacher filled in.
-
-    Raises UserError if teacher and recipe do not fit together.
-    """
+    """Returns the teacher, and the recipe with the defaults that depend on the teacher filled in. Raises
+    UserError if teacher and recipe do not fit together."""
     assert recipe.teacher is not None
     directory = find_teacher(recipe.teacher)
     config, tokenizer = read_config(directory), load_tokenizer(directory)
@@ -101,7 +96,6 @@ def find_source(recipe: Recipe) -> tuple[Source, Recipe]:
         config=config,
         tokenizer=tokenizer,
         weight_digest=weight_digest(directory),
-        tokenizer_digest=tokenizer_digest(tokenizer),
         head=has_head(directory, config),
         pooling=read_pooling(directory),
     )
@@ -147,27 +141,17 @@ def _check_store(recipe: Recipe, source: Source) -> None:
     check_depth(config, store.replay_layers)
     where = f"the teacher {source.directory}"
     if store.top_k and not source.head:
-        raise UserError(
-            f"store.top_k: {where} has no masked-LM head, so it gives no logits; set store.top_k: 0"
-        )
+        raise UserError(f"store.top_k: {where} has no masked-LM head and so no logits; set store.top_k: 0")
     if store.top_k > config.vocab_size:
-        raise UserError(
-            f"store.top_k: {store.top_k} is more than the {config.vocab_size} tokens of the teacher"
-        )
+        raise UserError(f"store.top_k: {store.top_k} is more than the teacher's {config.vocab_size} tokens")
     if masking.probability and source.tokenizer.mask_token_id is None:
-        raise UserError(
-            f"masking.probability: the tokenizer of {where} has no mask token; set masking.probability: 0"
-        )
+        raise UserError(f"masking.probability: {where} has no mask token; set masking.probability: 0")
     if store.positions == "pooled":
         if source.pooling is None:
-            raise UserError(
-                f"store.positions: pooled needs a sentence encoder, but {where} has no modules.json; set"
-                " it to all"
-            )
+            what = f"{where} has no modules.json"
+            raise UserError(f"store.positions: pooled needs a sentence encoder, but {what}; set it to all")
         if masking.probability:
-            raise UserError(
-                "masking.probability: pooled vectors are computed from unmasked text; set it to 0"
-            )
+            raise UserError("masking.probability: pooled vectors come from unmasked text; set it to 0")
         longest = source.pooling.max_length
         if longest is not None and recipe.sequences.length > longest:
             raise UserError(
@@ -214,14 +198,11 @@ def spec_of(recipe: Recipe, source: Source, parts: dict[str, list[Part]]) -> Spe
 
 def spec_with(recipe: Recipe, source: Source, corpus: dict[str, str]) -> Spec:
     """Does what ``spec_of`` does without the text. ``corpus``: ``text_digest`` of each split."""
-    layout, store = layout_of(recipe, source), recipe.store
-    plan = Plan.from_bytes(
-        layout, recipe.masking.epochs, store.task_sequences, store.block_bytes, store.shard_bytes
-    )
-    tokenizer = source.tokenizer
+    layout, store, tokenizer = layout_of(recipe, source), recipe.store, source.tokenizer
+    sizes = store.task_sequences, store.block_bytes, store.shard_bytes
     return Spec(
         layout=layout,
-        plan=plan,
+        plan=Plan.from_bytes(layout, recipe.masking.epochs, *sizes),
         special=SpecialIds(
             pad=tokenizer.pad_token_id,
             cls=tokenizer.cls_token_id,
@@ -231,7 +212,7 @@ def spec_with(recipe: Recipe, source: Source, corpus: dict[str, str]) -> Spec:
         fingerprint={
             "recipe": recipe.outcome_settings("corpus", "sequences", "masking", "teacher", "store"),
             "teacher": source.weight_digest,
-            "tokenizer": source.tokenizer_digest,
+            "tokenizer": tokenizer_digest(tokenizer),
             "architecture": source.architecture,
             "corpus": corpus,
             "format": FORMAT_VERSION,

@@ -1,6 +1,7 @@
 """Reads a store's teacher. Its files are not trusted, so they are checked before a model is built from them.
 
-A digest shows that a file is as it was written. It does not show that the file holds a valid teacher.
+A digest shows that a file is as it was written. It does not show that the file holds a valid teacher. Where
+files do not make a teacher, functions here raise UserError.
 """
 
 from __future__ import annotations
@@ -58,11 +59,9 @@ def stored_config(store: Store) -> dict[str, Any]:
 def stored_weights(
     store: Store, config: dict[str, Any], cache: Cache | None = None, complete: bool = False
 ) -> dict[str, Tensor]:
-    """The teacher's tensors by name. UserError if one is not finite or has another shape than in ``config``.
-
-    ``cache``: used for a remote store. ``complete``: also require all tensors of the model; otherwise the
-    caller checks that those it needs exist.
-    """
+    """The teacher's tensors by name, all finite and of the shapes in ``config``. ``cache``: for a remote
+    store. ``complete``: require all tensors of the model; otherwise the caller checks that those it needs
+    exist."""
     from safetensors.torch import load_file
 
     from offline_teacher.models.weights import filled
@@ -83,10 +82,7 @@ def stored_weights(
 
 
 def stored_top(store: Store) -> Replay | None:
-    """The teacher's top layers and head in float32; None where it has no masked-LM head.
-
-    UserError where configuration and weights, though their digests are right, make no teacher.
-    """
+    """The teacher's top layers and head in float32; None where it has no masked-LM head."""
     from offline_teacher.models.replay import Replay
 
     config = stored_config(store)
@@ -100,10 +96,8 @@ def stored_top(store: Store) -> Replay | None:
 def decoder_input(
     layout: Layout, top: Replay, columns: Mapping[str, np.ndarray], rows: np.ndarray, slots: np.ndarray
 ) -> Tensor:
-    """z float32 [N, E] at recorded ``slots`` [N] of samples ``rows`` [N], from stored hidden states.
-
-    Logits are z @ top.decoder_weight.T + top.decoder_bias.
-    """
+    """z float32 [N, E] at recorded ``slots`` [N] of samples ``rows`` [N], from stored hidden states. Logits
+    are z @ top.decoder_weight.T + top.decoder_bias."""
     import torch
 
     hidden = torch.from_numpy(hidden_values(layout, columns))
@@ -112,10 +106,7 @@ def decoder_input(
 
 
 def stored_pooling(store: Store) -> Pooling | None:
-    """The teacher's pooling; None if it is not a sentence encoder.
-
-    Raises UserError if the store's file holds no valid pooling.
-    """
+    """The teacher's pooling; None if it is not a sentence encoder."""
     told = store.pooling()
     if told is None:
         return None
@@ -124,9 +115,7 @@ def stored_pooling(store: Store) -> Pooling | None:
         if pooling.mode not in MODES.values() or not isinstance(pooling.normalise, bool):
             raise ValueError(f"it pools by {str(pooling.mode)[:40]!r}")
     except (KeyError, ValueError) as error:
-        raise UserError(
-            f"{store.root}: {POOLING} does not say how vectors are made ({error}); {AGAIN}"
-        ) from None
+        raise UserError(f"{store.root}: {POOLING} is no valid pooling ({error}); {AGAIN}") from None
     return pooling
 
 
@@ -141,13 +130,9 @@ def _check_sizes(store: Store, config: dict[str, Any]) -> None:
         own, stored = config.get(family.own_name(name)), getattr(store.layout, name)
         if own != stored:
             raise UserError(f"{where}: {name} is {str(own)[:40]}, that of the store {stored}")
-    heads = config.get(family.own_name("num_attention_heads"))
-    if not isinstance(heads, int) or heads < 1 or store.layout.hidden_size % heads:
-        raise UserError(
-            f"{where}: {str(heads)[:40]} attention heads do not divide {store.layout.hidden_size}"
-        )
-    longest = usable_length(family.config(config))
-    if longest < store.layout.length:
-        raise UserError(
-            f"{where}: it places {longest} tokens, sequences of the store have {store.layout.length}"
-        )
+    heads, width = config.get(family.own_name("num_attention_heads")), store.layout.hidden_size
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+        raise UserError(f"{where}: {str(heads)[:40]} attention heads do not divide {width}")
+    longest, length = usable_length(family.config(config)), store.layout.length
+    if longest < length:
+        raise UserError(f"{where}: it places {longest} tokens, sequences of the store have {length}")

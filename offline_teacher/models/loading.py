@@ -45,10 +45,8 @@ UNUSED_WEIGHTS = ("pooler", "position_ids", "token_type_ids")
 
 
 def find_teacher(teacher: Teacher) -> str:
-    """The local directory of the teacher; a hub name is downloaded (safetensors, config, tokenizer).
-
-    Raises UserError where there is no such model, no safetensors weights, or no configuration.
-    """
+    """The local directory of the teacher; a hub name is downloaded (safetensors, config, tokenizer). Raises
+    UserError where there is no such model, no safetensors weights, or no configuration."""
     directory = teacher.model if os.path.isdir(teacher.model) else _download(teacher)
     if not os.path.isfile(os.path.join(directory, "config.json")):
         raise UserError(f"teacher.model: {teacher.model} has no config.json; is it a model directory?")
@@ -73,10 +71,8 @@ def _download(teacher: Teacher) -> str:
 
 
 def read_config(directory: str) -> Any:
-    """Returns a directory's configuration with the family's attention.
-
-    Raises UserError if it is unreadable or of an unknown family, or if its values are invalid.
-    """
+    """Returns a directory's configuration with the family's attention. Raises UserError if it is unreadable
+    or of an unknown family, or if its values are invalid."""
     from transformers.activations import ACT2FN
 
     path = os.path.join(directory, "config.json")
@@ -184,18 +180,15 @@ def open_weights(directory: str) -> Iterator[dict[str, Any]]:
             try:
                 weights = files.enter_context(safe_open(path, framework="pt"))
             except (OSError, SafetensorError) as error:
-                raise UserError(
-                    f"teacher.model: {path} is not a whole safetensors file ({first_line(error)})"
-                ) from None
+                what = f"{path} is not a whole safetensors file ({first_line(error)})"
+                raise UserError(f"teacher.model: {what}") from None
             file_of |= dict.fromkeys(weights.keys(), weights)
         yield file_of
 
 
 def weight_digest(directory: str) -> str:
-    """Returns an XXH3 digest of (name, dtype, shape, stored bytes) of all tensors, in the order of names.
-
-    It does not depend on how the weights are split over files.
-    """
+    """Returns an XXH3 digest of (name, dtype, shape, stored bytes) of all tensors, in the order of names. It
+    does not depend on how the weights are split over files."""
     import torch
 
     hasher = xxhash.xxh3_128()
@@ -214,7 +207,7 @@ def stored_dtype(directory: str) -> torch.dtype:
     with open_weights(directory) as weights:
         stored = {weights[name].get_slice(name).get_dtype() for name in weights}
     short = {"F16": torch.float16, "BF16": torch.bfloat16}
-    floating = stored & {"F64", "F32", "F16", "BF16"}
+    floating = stored & {"F64", "F32", *short}
     return short.get(floating.pop(), torch.float32) if len(floating) == 1 else torch.float32
 
 
@@ -225,10 +218,8 @@ def has_head(directory: str, config: Any) -> bool:
 
 
 def pooler_weights(directory: str, config: Any) -> dict[str, torch.Tensor]:
-    """Returns name in the masked LM -> tensor of the pooler; {} if the directory's weights have no pooler.
-
-    No layer of an encoder needs the pooler, but fine-tuning on a task starts from it.
-    """
+    """Returns name in the masked LM -> tensor of the pooler; {} if the directory's weights have no pooler. No
+    layer of an encoder needs the pooler, but fine-tuning on a task starts from it."""
     prefix = f"{family_of(config).prefix}."
     with open_weights(directory) as weights:
         names = [name for name in weights if "pooler" in name.split(".")]
@@ -240,9 +231,8 @@ def _check_loading(directory: str, family: Family, info: Any) -> None:
     encoder = (f"{family.prefix}.", "embeddings.", f"{family.layers}.")  # with the masked LM's prefix or not
     unexpected = [name for name in info["unexpected_keys"] if name.startswith(encoder)]
     unexpected = [name for name in unexpected if not any(part in name.split(".") for part in UNUSED_WEIGHTS)]
-    misshapen = [
-        f"{name} ({list(found)}, not {list(expected)})" for name, found, expected in info["mismatched_keys"]
-    ]
+    mismatched = info["mismatched_keys"]
+    misshapen = [f"{name} ({list(found)}, not {list(wanted)})" for name, found, wanted in mismatched]
     for names, meaning in (
         (misshapen, "has weights of other shapes than its config.json says"),
         (_missing(family, info), "lacks weights of the model that its config.json describes"),

@@ -24,8 +24,7 @@ MODES: dict[str, Mode] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
 }
-"""Name in 1_Pooling/config.json -> mode. Newer files name the mode, older ones have a switch for each
-mode."""
+"""Name in 1_Pooling/config.json -> mode. Newer files name the mode; older ones have a switch for each."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +44,12 @@ class Pooling:
 
     @property
     def prompt(self) -> str:
-        """The text that is put before every text."""
         return "" if self.default_prompt is None else self.prompts.get(self.default_prompt, "")
 
 
 def read_pooling(directory: str) -> Pooling | None:
     """The pooling of a sentence encoder's directory; None for other models, which have no modules.json.
-
-    Raises UserError if the pooling is not supported.
-    """
+    Raises UserError if the pooling is not supported."""
     if not os.path.isfile(os.path.join(directory, "modules.json")):
         return None
     where = f"teacher.model: {directory}"
@@ -115,13 +111,11 @@ def _mode(pooled: Mapping[str, Any], where: str) -> Mode:
     """UserError where it is another, or several are joined."""
     chosen = pooled.get("pooling_mode")
     if chosen is None:
-        chosen = "+".join(
-            name for name, on in pooled.items() if name.startswith("pooling_mode_") and on is True
-        )
+        on = [name for name, value in pooled.items() if value is True and name.startswith("pooling_mode_")]
+        chosen = "+".join(on)
     if chosen not in MODES:
-        raise UserError(
-            f"{where} pools by {chosen or 'nothing'}; supported are mean and cls, the first token"
-        )
+        found = chosen or "nothing"
+        raise UserError(f"{where} pools by {found}; supported are mean and cls, the first token")
     return MODES[chosen]
 
 
@@ -135,7 +129,6 @@ def _read(directory: str, name: str, kind: type, needed: bool = False) -> Any:
         if not isinstance(content, kind):
             raise ValueError(f"it is no {kind.__name__}")
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"teacher.model: {path} cannot be read ({error}); is it a sentence encoder?"
-        ) from None
+        what = f"{path} cannot be read ({error})"
+        raise UserError(f"teacher.model: {what}; is it a sentence encoder?") from None
     return content

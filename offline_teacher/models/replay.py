@@ -84,19 +84,14 @@ class Replay(nn.Module):
     def last_hidden_and_queries_keys_values(
         self, h: Tensor, token_count: Tensor | None = None, layer: int = 0
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """``last_hidden`` and ``queries_keys_values`` together; no projection is computed twice.
-
-        Raises UserError where there is no such layer.
-        """
+        """``last_hidden`` and ``queries_keys_values`` together; no projection is computed twice."""
         with QueriesKeysValues(self._layers(layer), layer) as recorder:
             return self.last_hidden(h, token_count), recorder.take()
 
     @torch.no_grad()
     def decoder_input(self, last_hidden: Tensor) -> Tensor:
-        """z [..., E] of last hidden states [..., D]; logits are z @ decoder_weight.T + decoder_bias.
-
-        This and the decoder raise UserError where the teacher has no masked-LM head.
-        """
+        """z [..., E] of last hidden states [..., D]; logits are z @ decoder_weight.T + decoder_bias. This and
+        the decoder raise UserError where the teacher has no masked-LM head."""
         return self._need_head().decoder_input(last_hidden)
 
     @property

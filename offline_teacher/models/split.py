@@ -22,10 +22,8 @@ from offline_teacher.models.weights import check_depth, load_named
 
 
 def visible_positions(token_count: Tensor | None, length: int, device: torch.device) -> Tensor | None:
-    """bool [B, L] on ``device``, true below token_count [B]; None where nothing is padded.
-
-    Nothing is padded if ``token_count`` is None, or a CPU tensor whose values are all L.
-    """
+    """bool [B, L] on ``device``, true below token_count [B]; None where nothing is padded (see
+    `offline_teacher.models`)."""
     if token_count is None or (token_count.device.type == "cpu" and bool((token_count >= length).all())):
         return None
     return torch.arange(length, device=device) < token_count.to(device, non_blocking=True)[:, None]
@@ -47,10 +45,7 @@ class Lower(nn.Module):
         self.encoder = encoder.eval().requires_grad_(False)
 
     def forward(self, input_ids: Tensor, token_count: Tensor | None = None) -> Tensor:
-        """Hidden states [B, L, D] of int64 ids [B, L], in the parameters' dtype; zero at padded positions.
-
-        ``token_count`` int [B]: see `offline_teacher.families`.
-        """
+        """Hidden states [B, L, D] of int64 ids [B, L], in the parameters' dtype; zero at padded positions."""
         length, device = input_ids.shape[1], input_ids.device
         visible = visible_positions(token_count, length, device)
         config, dtype = self.encoder.config, self.encoder.dtype
@@ -73,12 +68,10 @@ def lower(model: Any, replay_layers: int) -> Lower:
 
 
 def lower_of(config: Any, weights: Mapping[str, Tensor], replay_layers: int) -> Lower:
-    """`lower` of a stored teacher. ``weights``: all of its tensors, named as `named_weights` does.
-
-    Raises UserError if a tensor is missing or has another shape.
-    """
+    """`lower` of a stored teacher. ``weights``: all of its tensors, named as `named_weights` does. Raises
+    UserError if a tensor is missing or has another shape."""
     family = family_of(config)
-    encoder = family.model_class(False)(family.config(config), **family.class_arguments(False))
+    encoder = family.new_model(config, head=False)
     family.prepare(encoder)
     if missing := load_named(encoder, weights):
         raise UserError(f"the store's teacher weights lack {', '.join(missing[:3])}")
@@ -86,11 +79,8 @@ def lower_of(config: Any, weights: Mapping[str, Tensor], replay_layers: int) -> 
 
 
 def cut(encoder: Any, start: int, stop: int, *, embeddings: bool, final_norm: bool) -> Any:
-    """The encoder with layers ``start`` to ``stop`` only, and no pooler; see `split`.
-
-    Without ``embeddings`` it takes hidden states [B, L, D] as ``inputs_embeds``, which enter the first of its
-    layers as they are.
-    """
+    """The encoder with layers ``start`` to ``stop`` only, and no pooler. Without ``embeddings`` it takes
+    hidden states [B, L, D] as ``inputs_embeds``, which enter the first of its layers as they are."""
     family = family_of(encoder.config)
     changed: dict[str, nn.Module | None] = {
         family.layers: nn.ModuleList(encoder.get_submodule(family.layers)[start:stop])

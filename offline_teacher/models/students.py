@@ -60,10 +60,8 @@ def choose_layers(layers: str | Sequence[int], teacher: Any) -> tuple[int, ...]:
 def student_config(
     teacher: Any, layers: Sequence[int], shape: Shape = Shape(), dropout: float = 0.1
 ) -> PretrainedConfig:
-    """The configuration of a student with ``layers`` of the teacher's.
-
-    Raises UserError where layers or widths cannot be a student of this family.
-    """
+    """The configuration of a student with ``layers`` of the teacher's. Raises UserError where layers or
+    widths cannot be a student of this family."""
     family = family_of(teacher)
     teacher = family.config(teacher)
     student = family.student_family(teacher)
@@ -84,9 +82,7 @@ def student_config(
 
 def planned_student(student: Student, teacher: Any) -> tuple[tuple[int, ...], PretrainedConfig]:
     """Returns the teacher's layers that a recipe's student starts from, and the student's configuration.
-
-    Raises UserError if layers or widths do not fit the teacher.
-    """
+    Raises UserError if layers or widths do not fit the teacher."""
     layers = choose_layers(student.layers, teacher)
     shape = Shape(student.hidden_size, student.attention_heads, student.intermediate_size)
     config = student_config(teacher, layers, shape, student.dropout)
@@ -120,10 +116,8 @@ def require_slices(student: Any, teacher: Any) -> None:
 
 
 def student_weights(teacher: Any, weights: Mapping[str, Tensor], layers: Sequence[int]) -> dict[str, Tensor]:
-    """The student's tensors, by its own names, out of the teacher's `weights.named_weights`.
-
-    ``teacher`` is the teacher's configuration. The student has the teacher's widths.
-    """
+    """The student's tensors, by its own names and of the teacher's widths, out of the teacher's
+    `weights.named_weights`. ``teacher`` is the teacher's configuration."""
     family = family_of(teacher)
     return family.student_tensors(family.config(teacher), weights, layers)
 

@@ -1,7 +1,7 @@
 """``plan``: estimates time and bytes of a store, and the error of each form of its soft targets.
 
 ``plan`` reads a few places of the corpus and runs the teacher on some of their sequences. It prints the
-report and publishes it as ``runs/<name>/plan/plan.json`` with up to three plots. Keys of the report:
+report and publishes it as ``runs/<name>/plan/plan.json``, beside a plot of kept mass. Keys of the report:
 
 corpus          size and read (in the unit ``unit``), places, exact (whether all was read), problems (kind ->
                 number), epochs; for one masking epoch: tokens, sequences, relative_error (standard error of
@@ -36,15 +36,10 @@ from infra.files import storage
 from infra.settings.recipe import Recipe
 from infra.settings.sections import Train
 from offline_teacher.inputs.source import find_source, layout_of
-from offline_teacher.planning import preflight
+from offline_teacher.planning import preflight, sample
 from offline_teacher.planning.recommendation import recommend
 from offline_teacher.planning.report import report_text
-from offline_teacher.planning.sample import (
-    TeacherOutputs,
-    compared_positions,
-    masked_sequences,
-    sequences_needed,
-)
+from offline_teacher.planning.sample import TeacherOutputs
 from offline_teacher.planning.soft_targets import compare_targets, kept_mass
 from offline_teacher.planning.speed import measure_speed
 from offline_teacher.planning.step_cost import step_cost
@@ -58,12 +53,7 @@ DEFAULT_TOP_K = 64
 
 
 def plan(recipe: Recipe) -> int:
-    """Measures, prints and publishes the report; returns exit code 0.
-
-    Raises UserError for the same mistakes in recipe, teacher and corpus as ``run``.
-    """
-    from offline_teacher.planning import plots
-
+    """Measures, prints and publishes the report; returns exit code 0."""
     if recipe.corpus is None or recipe.teacher is None:
         missing = "corpus" if recipe.corpus is None else "teacher"
         raise UserError(f"{missing}: is required to plan a store; add this section to the recipe")
@@ -73,12 +63,21 @@ def plan(recipe: Recipe) -> int:
     directory = storage.join(recipe.root, "plan")
     recipe.save(directory)
     storage.publish_json(storage.join(directory, "plan.json"), report)
-    drawn = {name: draw(report) for name, draw in plots.PLOTS.items() if plots.can_draw(name, report)}
-    for name, data in drawn.items():
-        storage.publish_bytes(storage.join(directory, name), data)
+    if report["kept_mass"] is not None:
+        storage.publish_bytes(storage.join(directory, "kept_mass.png"), _plot(report["kept_mass"]))
     print(report_text(report, recipe))
-    print(f"plan.json and {', '.join(drawn)} are in {directory} ({report['seconds']:.0f} s)")
+    print(f"plan.json is in {directory} ({report['seconds']:.0f} s)")
     return 0
+
+
+def _plot(mass: dict[str, Any]) -> bytes:
+    from offline_teacher.verification import kept_mass_plot  # matplotlib
+
+    panels = {}
+    for kind in ("masked", "unmasked"):
+        title = f"{kind} positions ({mass['positions'][kind]:,})"
+        panels[title] = dict(zip(mass["temperatures"], mass[kind], strict=True))
+    return kept_mass_plot.draw(mass["ks"], panels)
 
 
 def measure(recipe: Recipe) -> dict[str, Any]:
@@ -89,10 +88,10 @@ def measure(recipe: Recipe) -> dict[str, Any]:
     encoder = source.encoder
     corpus = sample_corpus(recipe.corpus, recipe.sequences, encoder)
     preflight.check_tokens(recipe, encoder, corpus.input_ids, corpus.token_count)
-    sequences = masked_sequences(recipe, source, encoder, corpus)
+    sequences = sample.masked_sequences(recipe, source, encoder, corpus)
     first = sequences.rows(slice(preflight.REHEARSED))
     preflight.rehearse(recipe, source, first.input_ids, first.token_count)
-    layout, compared = layout_of(recipe, source), sequences.rows(slice(sequences_needed(sequences)))
+    layout, compared = layout_of(recipe, source), sequences.rows(slice(sample.sequences_needed(sequences)))
     outputs = TeacherOutputs(recipe, source, compared)
     report: dict[str, Any] = {
         "name": recipe.name,
@@ -108,14 +107,11 @@ def measure(recipe: Recipe) -> dict[str, Any]:
         report["relation_error"] = outputs.relation_error()
     if source.head and layout.positions != "pooled":
         train = compared_settings(recipe)
-        positions = compared_positions(compared, train.kl_positions)
+        positions = sample.compared_positions(compared, train.kl_positions)
         report["kept_mass"] = _kept_mass(recipe, outputs, positions, train)
-        report["gradient_error"] = {
-            "student_layers": list(outputs.student_layers),
-            **compare_targets(
-                outputs, positions["gradient"], _top_k(recipe, layout.vocab_size), train.temperature
-            ),
-        }
+        top_k = _top_k(recipe, layout.vocab_size)
+        errors = compare_targets(outputs, positions["gradient"], top_k, train.temperature)
+        report["gradient_error"] = {"student_layers": list(outputs.student_layers), **errors}
     report = _finite(report)
     return {**report, "recommendation": recommend(report, recipe)}
 
@@ -135,14 +131,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _corpus(recipe: Recipe, sample: CorpusSample) -> dict[str, Any]:
+def _corpus(recipe: Recipe, corpus: CorpusSample) -> dict[str, Any]:
     names = ("size", "read", "unit", "places", "tokens", "sequences", "relative_error", "exact")
-    return {
-        **{name: getattr(sample, name) for name in names},
-        "epochs": recipe.masking.epochs,
-        "problems": sample.problems.counts,
-        "problems_summary": sample.problems.summary(),
-    }
+    own = {name: getattr(corpus, name) for name in names}
+    problems = {"problems": corpus.problems.counts, "problems_summary": corpus.problems.summary()}
+    return {**own, "epochs": recipe.masking.epochs, **problems}
 
 
 def _kept_mass(recipe: Recipe, outputs: TeacherOutputs, at: dict[str, Any], train: Train) -> dict[str, Any]:
@@ -162,7 +155,7 @@ def _top_k(recipe: Recipe, vocab_size: int) -> int:
     return min(recipe.store.top_k or DEFAULT_TOP_K, vocab_size)
 
 
-def _bytes(recipe: Recipe, own: Layout, sample: CorpusSample) -> dict[str, Any]:
+def _bytes(recipe: Recipe, own: Layout, corpus: CorpusSample) -> dict[str, Any]:
     """Returns for each form of store its bytes per token by column, and the bytes of its shards."""
     forms: dict[str, dict[str, Any]] = {"this recipe": {}}
     """Name -> fields of the layout that differ from the recipe's."""
@@ -176,13 +169,13 @@ def _bytes(recipe: Recipe, own: Layout, sample: CorpusSample) -> dict[str, Any]:
             f"top-{k} and int8": {**top_k, **no_replay, "hidden_states": "int8"},
             f"top-{k} and float16": {**top_k, **no_replay, "hidden_states": "float16"},
         }
-    sizes, per_token = {}, sample.sequences / sample.tokens
+    sizes, per_token = {}, corpus.sequences / corpus.tokens
     for name, changes in forms.items():
         layout = replace(own, **changes)
         sizes[name] = {
             "columns": {column: spec.bytes * per_token for column, spec in layout.columns().items()},
             "per_token": layout.bytes_per_sample() * per_token,
-            "total": layout.bytes_per_sample() * sample.sequences * recipe.masking.epochs,
+            "total": layout.bytes_per_sample() * corpus.sequences * recipe.masking.epochs,
             "top_k": layout.top_k,
             "hidden_states": layout.hidden_states,
         }

@@ -6,7 +6,7 @@ from typing import Any
 
 from infra.settings.recipe import Recipe
 from offline_teacher.planning.report import ZERO_GRADIENT, amount, count_noun, hours, lacks_gpu, two_digits
-from offline_teacher.planning.soft_targets import exact_name, renormalised_name, tail_bucket_name
+from offline_teacher.planning.soft_targets import exact_name, tail_bucket_name
 
 Errors = dict[str, tuple[float, float]]
 """Soft target -> relative gradient error of the student before training, and of one close to the teacher."""
@@ -16,20 +16,19 @@ GOOD = 0.05
 
 
 def recommend(report: dict[str, Any], recipe: Recipe) -> list[str]:
-    """Returns sentences on what to store, the recipe's own choice, replay, dtype, top-k and the pass's time.
-
-    If a student's loss needs hidden states, only forms that store hidden states are considered.
-    """
+    """Returns sentences on what to store, the recipe's own choice, replay, dtype and the pass's time. If a
+    student's loss needs hidden states, only forms that store hidden states are considered."""
     replay, time = _replay_sentence(report, recipe), _time_sentence(report["time"])
     if recipe.store.positions == "pooled":
         return ["The store keeps one vector per text, which is what sentence encoders are trained on.", time]
     if report["gradient_error"] is None:
         return [*replay, time]
-    if None in report["gradient_error"]["at_initialisation"].values():
+    first, close = (report["gradient_error"][key] for key in ("at_initialisation", "close_to_teacher"))
+    if None in first.values():
         return [f"No form of store is recommended: {ZERO_GRADIENT}.", *replay, time]
     needs_hidden = any(run.train.alpha_cos or run.train.alpha_relation for run in recipe.runs().values())
     layers = 1 if benefits_from_replay(recipe) else 0
-    errors = _errors_of(report)
+    errors = {name: (error, close[name]) for name, error in first.items()}
     choices = {form: _target_of(form, report, layers) for form in report["bytes"] if form != "this recipe"}
     if needs_hidden:
         choices = {form: target for form, target in choices.items() if _hidden(form, report) != "none"}
@@ -49,7 +48,6 @@ def recommend(report: dict[str, Any], recipe: Recipe) -> list[str]:
             f" {two_digits(float16_error)} even from float16 hidden states; set teacher.dtype=float32 to"
             " reduce this error."
         )
-    sentences.append(_topk_sentence(report))
     return [*sentences, time]
 
 
@@ -64,9 +62,7 @@ def _replay_sentence(report: dict[str, Any], recipe: Recipe) -> list[str]:
     """Returns a sentence on the benefit and cost of ``store.replay_layers: 1``; none for masked positions."""
     if recipe.store.positions != "all":
         return []
-    share = 100 * max(
-        cost["replay"] / (cost["student"] + cost["vocabulary"]) for cost in report["step"].values()
-    )
+    shares = [cost["replay"] / (cost["student"] + cost["vocabulary"]) for cost in report["step"].values()]
     benefit = "takes the same bytes and also serves relations (MiniLMv2)"
     by_form = (report["relation_error"] or {}).get("errors", {})
     listed = ", ".join(f"{two_digits(error)} ({name})" for name, error in by_form.items())
@@ -74,19 +70,13 @@ def _replay_sentence(report: dict[str, Any], recipe: Recipe) -> list[str]:
     if not benefits_from_replay(recipe):
         return [
             f"Leave store.replay_layers=0 for these students. The value 1 {benefit}, but each step then"
-            f" replays a layer, which adds up to {share:.0f} % to the operations of the step."
+            f" replays a layer, which adds up to {100 * max(shares):.0f} % to the operations of the step."
         ]
     if recipe.store.replay_layers:
         return [f"store.replay_layers={recipe.store.replay_layers} pays here: it {benefit}.{errors}"]
     related = any(run.train.alpha_relation > 0 for run in recipe.runs().values())
     reason = "which the loss of a student uses" if related else "from which narrow students learn best"
     return [f"Set store.replay_layers=1: it {benefit}, {reason}.{errors}"]
-
-
-def _errors_of(report: dict[str, Any]) -> Errors:
-    errors = report["gradient_error"]
-    close = errors["close_to_teacher"]
-    return {name: (first, close[name]) for name, first in errors["at_initialisation"].items()}
 
 
 def _hidden(form: str, report: dict[str, Any]) -> str:
@@ -130,20 +120,6 @@ def _own_sentence(best: str, best_target: str, errors: Errors, report: dict[str,
     return (
         f"{size} ({amount(own['total'], 'bytes')}); its error is up to"
         f" {two_digits(max(errors[target]))}, that of {best} up to {two_digits(max(errors[best_target]))}."
-    )
-
-
-def _topk_sentence(report: dict[str, Any]) -> str:
-    mass, errors = report["kept_mass"], report["gradient_error"]
-    first, close = errors["at_initialisation"], errors["close_to_teacher"]
-    k, row = errors["top_k"], mass["temperatures"].index(errors["temperature"])
-    kept = mass["masked"][row][mass["ks"].index(k)]
-    scaled, bucketed = (max(first[name], close[name]) for name in (renormalised_name(k), tail_bucket_name(k)))
-    verdict = "do not train on it" if scaled > 1 else "poor" if scaled > GOOD else "good enough here"
-    return (
-        f"The top {k} keep {100 * kept:.0f} % of the probability at masked positions at"
-        f" T = {errors['temperature']:g}. If they are scaled to sum to 1, the error of the gradient is up to"
-        f" {two_digits(scaled)} ({verdict}); with a bucket for other tokens, up to {two_digits(bucketed)}."
     )
 
 

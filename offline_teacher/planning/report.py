@@ -68,17 +68,16 @@ def _errors(report: dict[str, Any]) -> str:
     layers, step = ", ".join(map(str, errors["student_layers"])), errors["close_step"]
     dtype = report["time"]["dtype"]
     note = f"\n-: {ZERO_GRADIENT}" if None in first.values() else ""
-    return "\n".join(
-        [
-            f"Relative error of the gradient of the student's MLM head (T = {errors['temperature']:g}, summed"
-            f" over {count_noun(errors['positions'], 'position')}) against the gradient from the teacher's"
-            " full distribution in float32; an error above 1 is worse than no gradient",
-            table(rows, ["soft target", "at initialisation", "close to the teacher"]) + note,
-            f"at initialisation: the student has layers {layers} and the head of the teacher; close to the"
-            f" teacher: hidden states that differ from the teacher's by {100 * step:g} % of the difference"
-            f" at initialisation. Exact targets come from the teacher in {dtype}, as in this recipe",
-        ]
-    )
+    lines = [
+        f"Relative error of the gradient of the student's MLM head (T = {errors['temperature']:g}, summed"
+        f" over {count_noun(errors['positions'], 'position')}) against the gradient from the teacher's"
+        " full distribution in float32; an error above 1 is worse than no gradient",
+        table(rows, ["soft target", "at initialisation", "close to the teacher"]) + note,
+        f"at initialisation: the student has layers {layers} and the head of the teacher; close to the"
+        f" teacher: hidden states that differ from the teacher's by {100 * step:g} % of the difference"
+        f" at initialisation. Exact targets come from the teacher in {dtype}, as in this recipe",
+    ]
+    return "\n".join(lines)
 
 
 def _relations(report: dict[str, Any]) -> str:
@@ -92,10 +91,8 @@ def _relations(report: dict[str, Any]) -> str:
 
 
 def _step(report: dict[str, Any]) -> str:
-    rows = [
-        [name, *(f"{cost[key] / 1e6:,.1f}" for key in ("student", "vocabulary", "replay", "projections"))]
-        for name, cost in report["step"].items()
-    ]
+    parts = ("student", "vocabulary", "replay", "projections")
+    rows = [[name, *(f"{cost[p] / 1e6:,.1f}" for p in parts)] for name, cost in report["step"].items()]
     headers = ["student", "encoder", "vocabulary", "replay of one layer", "replay of Q, K, V only"]
     title = "Arithmetic of a training step, in millions of operations per token (computed, not measured)"
     return title + "\n" + table(rows, headers)
@@ -104,43 +101,33 @@ def _step(report: dict[str, Any]) -> str:
 def _bytes(report: dict[str, Any]) -> str:
     forms = report["bytes"]
     columns = list(dict.fromkeys(column for form in forms.values() for column in form["columns"]))
-    rows = [
-        [
-            name,
-            *(f"{form['columns'][column]:.1f}" if column in form["columns"] else "-" for column in columns),
-            f"{form['per_token']:,.1f}",
-            amount(form["total"], "bytes"),
-        ]
-        for name, form in forms.items()
-    ]
+    rows = []
+    for name, form in forms.items():
+        own = form["columns"]
+        cells = [f"{own[column]:.1f}" if column in own else "-" for column in columns]
+        rows.append([name, *cells, f"{form['per_token']:,.1f}", amount(form["total"], "bytes")])
     title = "Bytes per token by column, and bytes of all shards for all masking epochs of the corpus"
-    return (
-        title
-        + "\n"
-        + table(rows, ["", *(column.replace("_", "\n") for column in columns), "bytes per\ntoken", "all"])
-    )
+    headers = ["", *(column.replace("_", "\n") for column in columns), "bytes per\ntoken", "all"]
+    return title + "\n" + table(rows, headers)
 
 
 def _time(report: dict[str, Any]) -> str:
     time = report["time"]
     rows = [[count, hours(value)] for count, value in time["hours"].items()]
-    warning = []
+    batches = count_noun(time["batches"], "batch", "batches")
+    lines = [
+        f"One worker on this machine: {time['tokens_per_s']:,.0f} tokens/s (median of {batches} of"
+        f" {count_noun(time['batch_size'], 'sequence')}, {time['dtype']}, {time['device']}, threads:"
+        f" {time['cpu_threads']}; this machine has {count_noun(time['cpus'], 'processor')})",
+        table(rows, ["workers", "time"]),
+        "The times are for all masking epochs, if every worker is as fast as this one",
+    ]
     if lacks_gpu(time):
-        warning.append(
+        lines[:0] = [
             f"The recipe asks for GPUs (teacher.gpus_per_worker={time['gpus_per_worker']:g}) and there is"
             " none here: speed and hours are those of this CPU; run plan on a machine with the GPU"
-        )
-    return "\n".join(
-        [
-            *warning,
-            f"One worker on this machine: {time['tokens_per_s']:,.0f} tokens/s (median of"
-            f" {count_noun(time['batches'], 'batch', 'batches')} of"
-            f" {count_noun(time['batch_size'], 'sequence')}, {time['dtype']}, {time['device']}, threads:"
-            f" {time['cpu_threads']}; this machine has {count_noun(time['cpus'], 'processor')})",
-            table(rows, ["workers", "time"]),
-            "The times are for all masking epochs, if every worker is as fast as this one",
         ]
-    )
+    return "\n".join(lines)
 
 
 def _recommendation(report: dict[str, Any]) -> str:

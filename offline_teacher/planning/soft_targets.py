@@ -54,10 +54,8 @@ class DenseHead(nn.Module):
 def kept_mass(
     head: DenseHead, hidden: Tensor, ks: Sequence[int], temperatures: Sequence[float]
 ) -> np.ndarray:
-    """Returns the mean probability of the k most likely tokens, float64 [temperatures, ks].
-
-    The mean is over the N positions of ``hidden`` [N, D]; without positions, the result is NaN.
-    """
+    """Returns the mean probability of the k most likely tokens over the N positions of ``hidden`` [N, D]:
+    float64 [temperatures, ks]; NaN without positions."""
     total = torch.zeros(len(temperatures), len(ks), dtype=torch.float64)
     for rows in hidden.split(head.chunk):
         logits = head(rows).double()
@@ -175,10 +173,8 @@ def gradient_errors(
 def compare_targets(
     outputs: TeacherOutputs, positions: np.ndarray, top_k: int, temperature: float
 ) -> dict[str, Any]:
-    """Returns ``gradient_error`` of the report: the errors of every soft target for two students.
-
-    One student is that before its first step, the other is close to the teacher. ``positions``: flat [N].
-    """
+    """Returns ``gradient_error`` of the report: the errors of every soft target, for a student before its
+    first step and for one close to the teacher. ``positions``: flat [N]."""
     teacher, student = outputs.last_hidden(positions), outputs.student_hidden(positions)
     targets = top_k_targets(top_k)
     targets += [SoftTarget(f"exact, {name}", hidden=last) for name, last in outputs.stored_forms(positions)]

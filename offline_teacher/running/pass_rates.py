@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import sys
 import time
@@ -11,7 +12,8 @@ from typing import Any
 from infra.files import storage
 from infra.trees import difference
 from offline_teacher.store.index import TaskIndex
-from offline_teacher.store.paths import TASKS
+from offline_teacher.store.paths import task_path
+from offline_teacher.store.pending import finished_tasks
 
 REPORTS = 100
 """About how many times a pass reports its rates to the tracking server; at most once per finished task."""
@@ -64,10 +66,8 @@ class Rates:
 
 
 class Environments:
-    """Warns once about each environment that differs from that of the store's first task.
-
-    A store may mix environments: each task records its own, and `verify --rerun` takes it into account.
-    """
+    """Warns once about each environment that differs from that of the store's first task. A store may mix
+    environments: each task records its own, and `verify --rerun` takes it into account."""
 
     def __init__(self, root: str, splits: Sequence[str]) -> None:
         self._root, self._splits = root, splits
@@ -91,12 +91,8 @@ class Environments:
     def _recorded(self) -> dict[str, Any] | None:
         """Returns the environment of a task that is already in the store; None if there is no such task."""
         for split in self._splits:
-            directory = storage.join(self._root, TASKS, split)
-            for name in storage.list_names(directory)[:1]:
-                try:
-                    return dict(
-                        TaskIndex.from_bytes(storage.read_bytes(storage.join(directory, name))).environment
-                    )
-                except ValueError:  # a damaged index, which `verify` reports
-                    return None
+            for name in sorted(finished_tasks(self._root, split))[:1]:
+                data = storage.read_bytes(task_path(self._root, split, name))
+                with contextlib.suppress(ValueError):  # a damaged index, which `verify` reports
+                    return dict(TaskIndex.from_bytes(data).environment)
         return None

@@ -30,20 +30,15 @@ SECTIONS = ("corpus", "sequences", "masking", "teacher", "store")
 
 def inputs_digest(recipe: Recipe, parts: dict[str, list[Part]]) -> str:
     """Returns the digest of everything that determines a store's content; of a hub dataset only its name.
-
-    ``parts``: the text of each split. Raises UserError if the teacher does not exist.
-    """
+    ``parts``: the text of each split."""
     assert recipe.corpus is not None
     assert recipe.teacher is not None
     teacher = find_teacher(recipe.teacher)
     listed = {} if recipe.corpus.source == "hub" else parts
     spans = {split: [span for part in ours for span in part.spans] for split, ours in listed.items()}
     local = {s.path for ours in spans.values() for s in ours if not storage.is_remote(s.path)}
-    names = [
-        name
-        for name in storage.list_names(teacher)
-        if any(fnmatch.fnmatch(name, pattern) for pattern in (*HUB_FILES, *VOCABULARY_FILES))
-    ]
+    patterns = (*HUB_FILES, *VOCABULARY_FILES)
+    names = [name for name in storage.list_names(teacher) if any(fnmatch.fnmatch(name, p) for p in patterns)]
     inputs = [
         recipe.outcome_settings(*SECTIONS),
         dataclasses.asdict(recipe.corpus),

@@ -54,10 +54,8 @@ def parts_of(recipe: Recipe) -> dict[str, list[Part]]:
 
 
 def is_finished(spec: Spec, parts: dict[str, list[Part]], how: Tokenising) -> bool:
-    """Whether the store of this spec is finished, and its text files are unmodified since it was made.
-
-    Raises UserError if the directory holds the store of another spec.
-    """
+    """Whether the store of this spec is finished, and its text files are unmodified since it was made. Raises
+    UserError if the directory holds the store of another spec."""
     refuse_other(how.root, spec)
     if not storage.exists(storage.join(how.root, MANIFEST)):
         return False
@@ -74,10 +72,7 @@ def run_pass(
     report: Report | None = None,
 ) -> list[Outcome]:
     """Makes the recipe's store, or its missing tasks. The text is tokenised first, by workers without GPUs.
-
-    Raises UserError if the store was started with another recipe, teacher, tokenizer or corpus, or if another
-    process is writing to it.
-    """
+    Raises UserError if the store was started with other inputs, or if another process is writing to it."""
     root = recipe.store_path
     assert recipe.teacher is not None
     with exclusive(root):
@@ -94,11 +89,8 @@ def run_pass(
 def finish_tasks(
     root: str, spec: Spec, parts: dict[str, int], cluster: Cluster, report: Report | None = None
 ) -> list[Outcome]:
-    """Makes the missing tasks, held-out text first, and publishes the manifest if no task is quarantined.
-
-    ``parts``: number of parts of each split, whose sequences must exist. The workers end before the manifest
-    is made.
-    """
+    """Makes the missing tasks, held-out text first, and publishes the manifest if no task is quarantined. The
+    workers end before. ``parts``: number of parts of each split, whose sequences must exist."""
     environments = Environments(root, list(parts))
     with cluster.pool(teacher_crew(cluster.recipe, root), environments.check) as pool:
         outcomes = [_infer(root, spec, split, parts, pool, report) for split in reversed(parts)]
@@ -115,19 +107,13 @@ def build_sequences(parts: dict[str, list[Part]], how: Tokenising, cluster: Clus
 
 
 def _build_split(split: str, parts: list[Part], how: Tokenising, pool: Pool) -> None:
-    todo = how.outstanding(split, parts)
-    items = [
-        Item(
-            name=f"{split}/{part_name(number)}",
-            method="build_part",
-            arguments=(split, number, parts[number]),
-            size=relative_size(parts[number], how.sequences.part_bytes),
-        )
-        for number in todo
-    ]
+    items = []
+    for number in how.outstanding(split, parts):
+        name, size = f"{split}/{part_name(number)}", relative_size(parts[number], how.sequences.part_bytes)
+        items.append(Item(name, "build_part", (split, number, parts[number]), size))
     if not items:
         return
-    with progress(len(parts), "parts", f"sequences, {split}", len(parts) - len(todo)) as shown:
+    with progress(len(parts), "parts", f"sequences, {split}", len(parts) - len(items)) as shown:
         failed = pool.run(items, lambda item, answer: shown.advance(), shown.say)
     if failed:
         raise UserError(f"sequences: {failed[0].name} of the corpus cannot be built: {failed[0].reason}")
@@ -165,12 +151,6 @@ def _infer(
 
 def _record_quarantine(root: str, split: str, item: Item) -> None:
     task: Task = item.arguments[1]
-    record = {
-        "task": task.name,
-        "reason": item.reason,
-        "attempts": item.attempts,
-        "worker_deaths": item.deaths,
-        "part": task.part,
-        "rows": [task.rows.start, task.rows.stop],
-    }
+    record = {"task": task.name, "part": task.part, "rows": [task.rows.start, task.rows.stop]}
+    record |= {"reason": item.reason, "attempts": item.attempts, "worker_deaths": item.deaths}
     quarantine_task(root, split, task.name, record)

@@ -14,6 +14,7 @@ mantissa are used, so another last bit changes a mask only if two keys of one se
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -66,7 +67,6 @@ class MaskVocab:
 
     @cached_property
     def is_special(self) -> np.ndarray:
-        """bool [V]: whether a token is special."""
         flags = np.zeros(self.vocab_size, bool)
         flags[list(self.special_ids)] = True
         return flags
@@ -92,7 +92,7 @@ def mask_vocab(
         counts[: len(token_counts)] = np.maximum(token_counts, 1)
         weights = counts**-masking.smoothing
     if masking.whole_word:
-        continuation = continuation_flags(encoder.content(), size)
+        continuation = continuation_flags(json.loads(encoder.backend.to_str()), size)
     return MaskVocab(mask_id, encoder.special_ids, size, weights, continuation)
 
 
@@ -124,7 +124,6 @@ def continuation_flags(tokenizer: Mapping[str, Any], vocab_size: int) -> np.ndar
 
 
 def _pre_tokenizers(pre_tokenizer: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """Returns the members of a pre-tokenizer of type Sequence, or a list of the pre-tokenizer itself."""
     if pre_tokenizer is None:
         return []
     return list(pre_tokenizer["pretokenizers"]) if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
@@ -149,11 +148,8 @@ def masked_count(length: int, probability: float) -> int:
 
 @lru_cache(maxsize=16)
 def _budgets(length: int, probability: float) -> np.ndarray:
-    """Returns ceil(probability * n) for n = 0 .. L: int64 [L + 1].
-
-    The probability is exactly the decimal of the recipe, because rounding of its float could change a ceil.
-    """
-    exact = Fraction(repr(probability))
+    """Returns ceil(probability * n) for n = 0 .. L: int64 [L + 1]."""
+    exact = Fraction(repr(probability))  # the recipe's decimal: rounding of its float could change a ceil
     return np.array([ceil(exact * count) for count in range(length + 1)], np.int64)
 
 
@@ -184,10 +180,8 @@ def mask_sequences(
     rows = max(1, _BLOCK_POSITIONS // length)
     for start in range(0, count, rows):
         block = slice(start, start + rows)
-        words = _random_words(np.asarray(sequence_ids[block]), length, epoch, masking.seed)
-        chosen = _draw_positions(
-            input_ids[block], token_count[block], words, slots, masking.probability, vocab
-        )
+        ids, words = input_ids[block], _random_words(sequence_ids[block], length, epoch, masking.seed)
+        chosen = _draw_positions(ids, token_count[block], words, slots, masking.probability, vocab)
         _apply_masking(output[block], positions[block], labels[block], chosen, words, vocab)
     return Masked(output, positions, labels)
 
@@ -269,11 +263,8 @@ def _random_words(sequence_ids: np.ndarray, length: int, epoch: int, seed: int) 
 
 
 def philox(counter: Sequence[np.ndarray], key: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """Returns the four random words that Philox4x32-10 computes from a counter of four words.
-
-    All words are uint64 arrays with values below 2^32. The function reproduces the test vectors of Random123
-    (kat_vectors).
-    """
+    """Returns the four random words that Philox4x32-10 computes from a counter of four words: uint64 arrays
+    with values below 2^32. Reproduces the test vectors of Random123 (kat_vectors)."""
     a, b, c, d = counter
     key_0, key_1 = key
     for _ in range(_ROUNDS):

@@ -7,7 +7,7 @@ which is [CLS] tokens [SEP] (similar to FULL-SENTENCES of RoBERTa, arXiv 1907.11
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ import xxhash
 from infra.settings.sections import Sequences
 from offline_teacher.sequences.tokenizer import Encoder
 
+Rows = tuple[np.ndarray, np.ndarray]
+"""input_ids uint16|uint32 [n, L], with the pad token from token_count on; token_count uint16 [n]."""
 BATCH_CHARACTERS = 1 << 17
 """Number of characters per call of the tokenizer. Larger batches do not fit into the processor's cache, and
 are slower."""
@@ -46,7 +48,7 @@ class TextStatistics:
         self.digest.update(b"\0\n")  # so that the digest changes if text moves to the next document
 
 
-def batched(texts: Iterator[str], statistics: TextStatistics) -> Iterator[list[str]]:
+def _batched(texts: Iterable[str], statistics: TextStatistics) -> Iterator[list[str]]:
     """Yields batches of about ``BATCH_CHARACTERS``, and adds each text to ``statistics``."""
     batch: list[str] = []
     room = BATCH_CHARACTERS
@@ -62,24 +64,16 @@ def batched(texts: Iterator[str], statistics: TextStatistics) -> Iterator[list[s
 
 
 def pack(
-    batches: Iterator[list[str]],
-    encoder: Encoder,
-    settings: Sequences,
-    statistics: TextStatistics | None = None,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (input_ids [n, L] uint16|uint32, token_count [n] uint16) for batches of texts.
-
-    Positions from token_count on hold the pad token. ``statistics`` counts the truncated documents.
-    """
-    encoded = (encoder.encode(texts) for texts in batches)
+    texts: Iterable[str], encoder: Encoder, settings: Sequences, statistics: TextStatistics
+) -> Iterator[Rows]:
+    """Yields the texts as rows, batch by batch, and adds the texts to ``statistics``."""
+    encoded = (encoder.encode(batch) for batch in _batched(texts, statistics))
     if settings.packing == "packed":
         return _packed(encoded, encoder, settings.length)
-    return _one_per_document(encoded, encoder, settings.length, statistics or TextStatistics())
+    return _one_per_document(encoded, encoder, settings.length, statistics)
 
 
-def _packed(
-    encoded: Iterator[list[list[int]]], encoder: Encoder, length: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _packed(encoded: Iterator[list[list[int]]], encoder: Encoder, length: int) -> Iterator[Rows]:
     body = length - 2
     rest = np.empty(0, encoder.dtype)
     for ids_of_texts in encoded:
@@ -98,7 +92,7 @@ def _packed(
         yield _with_special_tokens(rest[None, :-1], encoder, length)
 
 
-def _with_special_tokens(bodies: np.ndarray, encoder: Encoder, length: int) -> tuple[np.ndarray, np.ndarray]:
+def _with_special_tokens(bodies: np.ndarray, encoder: Encoder, length: int) -> Rows:
     """Returns [CLS] body [SEP] padded to L, and the token counts, of bodies [n, at most L - 2]."""
     count, body = bodies.shape
     rows = np.full((count, length), encoder.pad_id, encoder.dtype)
@@ -110,7 +104,7 @@ def _with_special_tokens(bodies: np.ndarray, encoder: Encoder, length: int) -> t
 
 def _one_per_document(
     encoded: Iterator[list[list[int]]], encoder: Encoder, length: int, statistics: TextStatistics
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[Rows]:
     for ids_of_texts in encoded:
         truncated = [ids[: length - 2] for ids in ids_of_texts if ids]
         left_out = [len(ids) - (length - 2) for ids in ids_of_texts if len(ids) > length - 2]

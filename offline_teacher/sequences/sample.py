@@ -1,9 +1,9 @@
 """Samples evenly spaced places of a corpus, and estimates from them the size of the whole corpus.
 
-Of all other text, only names, sizes and footers are read, so that a laptop can sample a corpus of any size.
-In plain text a place is a range of bytes. A document belongs to the range in which it starts, so tokens per
-byte is an unbiased estimate. Compressed files and files that are one document are read from their start.
-Parquet and hub datasets are read row by row from the start of some of their parts.
+Only names, sizes and footers of other text are read, so that a laptop can sample a corpus of any size. In
+plain text a place is a range of bytes. A document belongs to the range in which it starts, so tokens per byte
+is an unbiased estimate. Compressed files and files that are one document are read from their start. Parquet
+and hub datasets are read row by row from the start of some of their parts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from offline_teacher.corpus import hub
 from offline_teacher.corpus.documents import cut_text, documents, row_texts
 from offline_teacher.corpus.partition import Part, Span, needs_sequential_read, parquet_rows, parts
 from offline_teacher.corpus.problems import Problems
-from offline_teacher.sequences.packing import TextStatistics, batched, pack
+from offline_teacher.sequences.packing import TextStatistics, pack
 from offline_teacher.sequences.tokenizer import Encoder
 
 Item = TypeVar("Item")
@@ -117,10 +117,7 @@ def sample_sequences(
     corpus: Corpus, settings: Sequences, encoder: Encoder, all_parts: list[Part]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the sequences [n, L] of the sampled places and their token counts [n], without an estimate.
-
-    ``all_parts`` are the parts of the corpus or of its held-out text. Raises UserError like
-    ``sample_corpus``.
-    """
+    ``all_parts``: the parts of the corpus or of its held-out text."""
     problems = Problems(corpus.strict)
     if corpus.source in ("hub", "parquet"):
         places = _row_places(all_parts, corpus, problems)
@@ -133,22 +130,17 @@ def sample_sequences(
 def _sequences(
     places: list[Place], encoder: Encoder, settings: Sequences, problems: Problems
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Returns for each place its packed sequences [n, L], and for each place their token counts [n].
-
-    Raises UserError if no place has a sequence.
-    """
+    """Returns for each place its packed sequences [n, L] and their token counts [n]. UserError if no place
+    has a sequence."""
     inputs, counts = [], []
     for place in places:
-        rows = list(pack(batched(iter(place.texts), TextStatistics()), encoder, settings))
-        inputs.append(
-            np.concatenate([ids for ids, _ in rows] or [np.empty((0, settings.length), encoder.dtype)])
-        )
-        counts.append(np.concatenate([count for _, count in rows] or [np.empty(0, np.uint16)]))
+        none = np.empty((0, settings.length), encoder.dtype), np.empty(0, np.uint16)
+        rows = [none, *pack(place.texts, encoder, settings, TextStatistics())]
+        inputs.append(np.concatenate([ids for ids, _ in rows]))
+        counts.append(np.concatenate([count for _, count in rows]))
     if not sum(map(len, counts)):
-        summary = problems.summary()
-        raise UserError(
-            f"no usable document in {len(places)} places of the corpus{': ' + summary if summary else ''}"
-        )
+        summary = f": {problems.summary()}".removesuffix(": ")
+        raise UserError(f"no usable document in {len(places)} places of the corpus{summary}")
     return inputs, counts
 
 
@@ -174,16 +166,11 @@ def _text_places(
     """Returns the size of all files in bytes, and the sampled places."""
     files = {span.path: int(span.stamp) for part in all_parts for span in part.spans}
     total = sum(files.values())
-    if total <= PLACES * PLACE_BYTES:
-        starts, length = [0], total
-    else:
-        starts, length = (
-            [int((i + 0.5) * total / PLACES - PLACE_BYTES / 2) for i in range(PLACES)],
-            PLACE_BYTES,
-        )
-    ranges: list[tuple[str, int, int]] = []
-    for start in starts:
-        ranges += _ranges(files, start, start + length)
+    starts, length = [0], total
+    if total > PLACES * PLACE_BYTES:
+        length = PLACE_BYTES
+        starts = [int((i + 0.5) * total / PLACES - length / 2) for i in range(PLACES)]
+    ranges = [part for start in starts for part in _ranges(files, start, start + length)]
     # Files that can only be read from their start -> bytes to read.
     sequential = Counter({path: 0 for path, _, _ in ranges if needs_sequential_read(corpus, path)})
     places = []
@@ -192,12 +179,13 @@ def _text_places(
             sequential[path] += stop - start
             continue
         span = Span(path, start, stop if stop < files[path] else None, str(files[path]))
-        texts = _texts(Part((span,)), corpus, problems, 64 * PLACE_BYTES)
+        texts = _texts((span,), corpus, problems, 64 * PLACE_BYTES)
         places.append(Place(texts, stop - start, stop - start))
     for path, room in sequential.items():
         places.append(_file_start(path, files[path], max(room, PLACE_BYTES), corpus, settings, problems))
     if length < total and not any(place.texts for place in places):  # no document starts in these ranges
-        texts = [text[: PLACES * PLACE_BYTES] for text in _texts(all_parts[0], corpus, problems, PLACE_BYTES)]
+        first = _texts(all_parts[0].spans, corpus, problems, PLACE_BYTES)
+        texts = [text[: PLACES * PLACE_BYTES] for text in first]
         read = sum(len(text.encode()) for text in texts)
         places = [Place(texts, read, read)]
     return total, places
@@ -220,7 +208,7 @@ def _file_start(
     with contextlib.suppress(DamagedFile), storage.open_binary(path) as stream:
         raw = stream.read(room + 1)
     if len(raw) <= room:
-        return Place(_texts(Part((Span(path, 0, None, str(size)),)), corpus, problems, room), size, size)
+        return Place(_texts((Span(path, 0, None, str(size)),), corpus, problems, room), size, size)
     raw = raw[:room]
     codec = compression(path)
     # Compressing the text again estimates how many bytes of the compressed file it came from.
@@ -228,13 +216,13 @@ def _file_start(
     if corpus.source == "text" and corpus.document == "file":
         units = units if settings.packing == "packed" else size
         return Place([raw.decode(errors="ignore")], units, units)
-    return Place(_texts(Part((Span(path, 0, room, str(size)),)), corpus, problems, 64 * room), units, units)
+    return Place(_texts((Span(path, 0, room, str(size)),), corpus, problems, 64 * room), units, units)
 
 
-def _texts(part: Part, corpus: Corpus, problems: Problems, room: int) -> list[str]:
-    """Returns the first documents of a part, until ``room`` characters are read."""
+def _texts(spans: tuple[Span, ...], corpus: Corpus, problems: Problems, room: int) -> list[str]:
+    """Returns the first documents of spans, until ``room`` characters are read."""
     texts = []
-    for text in documents(part, corpus, problems):
+    for text in documents(Part(spans), corpus, problems):
         texts.append(text)
         room -= len(text)
         if room <= 0:

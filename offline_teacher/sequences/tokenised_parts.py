@@ -1,7 +1,7 @@
 """Makes the documents of each part into sequences of L token ids, one Arrow file per part.
 
-A part is tokenised, packed and published independently, because its sequences are numbered by (part, row). So
-any worker can build any part in any order. Axes: n rows, L length, V vocabulary.
+Sequences are numbered by (part, row), so any worker can build any part in any order. Axes: L length,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,18 +23,12 @@ from infra.settings.sections import Corpus, Sequences
 from offline_teacher.corpus.documents import documents
 from offline_teacher.corpus.partition import Part, last_modified
 from offline_teacher.corpus.problems import Problems
-from offline_teacher.sequences.packing import TextStatistics, batched, pack
+from offline_teacher.sequences.packing import TextStatistics, pack
 from offline_teacher.sequences.tokenizer import Encoder, load_encoder
 from offline_teacher.store.index import PartIndex
 from offline_teacher.store.parts import publish_part, read_counts
 from offline_teacher.store.paths import SEQUENCES, part_name, part_path
-from offline_teacher.store.pending import (
-    finished_parts,
-    finished_tasks,
-    in_order,
-    read_part_index,
-    read_parts,
-)
+from offline_teacher.store.pending import finished_tasks, in_order, read_part_index, read_parts
 from offline_teacher.store.schema import SPLITS, Layout
 
 COUNTS_ENDING = ".counts.arrow"
@@ -62,23 +57,16 @@ class Tokenising:
     def outstanding(self, split: str, parts: Sequence[Part]) -> list[int]:
         """Returns the numbers of the parts that must be built; reads only the indices of finished parts."""
         sizes = storage.list_sizes(storage.join(self.root, SEQUENCES, split))
-        tokenizer = self.encoder.digest
-
-        def is_current(number: int) -> bool:
-            return self._is_current(split, number, parts[number], tokenizer, sizes)
-
-        current = in_order(is_current, range(len(parts)))
+        is_current = partial(self._is_current, split, self.encoder.digest, sizes)
+        current = in_order(lambda numbered: is_current(*numbered), enumerate(parts))
         return [number for number, done in enumerate(current) if not done]
 
     def build(self, split: str, number: int, part: Part) -> PartIndex:
-        """Publishes the sequences of a part and returns its index.
-
-        The sequences depend only on the arguments and this object. Raises UserError if the store has tasks
-        that were computed from other text.
-        """
+        """Publishes the sequences of a part, which depend only on the arguments and this object, and returns
+        its index. Raises UserError if the store has tasks that were computed from other text."""
         encoder, problems, statistics = self.encoder, Problems(self.corpus.strict), TextStatistics()
         texts = (self.prompt + document for document in documents(part, self.corpus, problems))
-        rows = list(pack(batched(texts, statistics), encoder, self.sequences, statistics))
+        rows = list(pack(texts, encoder, self.sequences, statistics))
         problems.cut_documents, problems.cut_tokens = statistics.cut_documents, statistics.cut_tokens
         self._refuse_other_digest(split, number, statistics.xxh3)
         ids = np.concatenate([ids for ids, _ in rows] or [np.empty((0, self.sequences.length))])
@@ -116,19 +104,16 @@ class Tokenising:
             )
 
     def _made_from(self, part: Part, tokenizer: str) -> str:
-        """Returns a digest of everything that decides a part's content, except the bytes of its files.
-
-        The names of the files are left out, so that they may be moved.
-        """
+        """Returns a digest of everything that decides a part's content, except the bytes of its files, and
+        their names, so that they may be moved."""
         recipe = [outcome_settings(section) for section in (self.corpus, self.sequences)]
         spans = [(span.start, span.stop, span.stamp) for span in part.spans]
         content = [VERSION, recipe, part.split, spans, tokenizer]
         return storage.digest_bytes(json.dumps(content, sort_keys=True).encode())
 
-    def _is_current(
-        self, split: str, number: int, part: Part, tokenizer: str, sizes: Mapping[str, int]
-    ) -> bool:
-        """Whether a published part need not be built again. ``sizes``: name -> bytes of the published files.
+    def _is_current(self, split: str, digest: str, sizes: Mapping[str, int], number: int, part: Part) -> bool:
+        """Whether a published part need not be built again. ``digest``: of the tokenizer. ``sizes``: name ->
+        bytes of the published files.
 
         Compares settings, tokenizer and sizes of files. As in make, a local file must be older than the part.
         """
@@ -140,7 +125,7 @@ class Tokenising:
         except UserError:  # the index is damaged
             return False
         return (
-            index.made_from == self._made_from(part, tokenizer)
+            index.made_from == self._made_from(part, digest)
             and not (self.corpus.strict and index.problems["counts"])  # built while strict was false
             and sizes.get(f"{name}.arrow") == index.bytes
             and (index.counts is None or f"{name}{COUNTS_ENDING}" in sizes)
@@ -165,7 +150,7 @@ def _counts(input_ids: np.ndarray, encoder: Encoder) -> dict[str, np.ndarray]:
 def token_counts(root: str, split: str, vocab_size: int, cache: Cache) -> np.ndarray:
     """Returns how often each id occurs in all parts of a split: int64 [V], 0 for special tokens."""
     total = np.zeros(vocab_size, np.int64)
-    for index, _ in read_parts(root, split, finished_parts(root, split)):
+    for index, _ in read_parts(root, split):
         counts = read_counts(root, index, cache)
         total[counts["token"]] += counts["count"]
     return total
@@ -176,9 +161,7 @@ def rows_of_parts(root: str, split: str, parts: int) -> tuple[int, ...]:
     indices = [index for index, _ in read_parts(root, split, parts)]
     if not any(index.rows for index in indices):
         problems = Problems.merged(dict(index.problems) for index in indices).summary()
-        raise UserError(
-            f"the corpus has no usable document{': ' + problems if problems else ', its files are empty'}"
-        )
+        raise UserError(f"the corpus has no usable document: {problems or 'its files are empty'}")
     return tuple(index.rows for index in indices)
 
 

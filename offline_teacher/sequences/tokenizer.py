@@ -23,10 +23,8 @@ VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.
 
 
 def load_tokenizer(directory: str, name: str | None = None) -> Any:
-    """Returns the fast tokenizer in a local directory. Raises UserError if it cannot be used.
-
-    ``name`` is what error messages call the directory; by default its path.
-    """
+    """Returns the fast tokenizer in a local directory. Raises UserError if it cannot be used. ``name`` is
+    what error messages call the directory; by default its path."""
     from transformers import AutoTokenizer
 
     where = name or f"teacher.model: {directory}"
@@ -46,12 +44,7 @@ def load_tokenizer(directory: str, name: str | None = None) -> Any:
 
 def tokenizer_digest(tokenizer: Any) -> str:
     """Returns an XXH3 digest of all that token ids depend on: the tokenizer's JSON and the special ids."""
-    special = [
-        tokenizer.mask_token_id,
-        tokenizer.pad_token_id,
-        tokenizer.cls_token_id,
-        tokenizer.sep_token_id,
-    ]
+    special = [getattr(tokenizer, f"{name}_token_id") for name in ("mask", "pad", "cls", "sep")]
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content.update(truncation=None, padding=None)  # these are arguments of the last call
     text = json.dumps([content, special], sort_keys=True)
@@ -59,10 +52,8 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
-    """Returns name -> content of the files that ``save_pretrained`` writes.
-
-    Keys that say where the tokenizer was loaded from are removed, so that the files do not depend on it.
-    """
+    """Returns name -> content of the files that ``save_pretrained`` writes, without the keys that say where
+    the tokenizer was loaded from."""
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save_pretrained(scratch)
         files = {}
@@ -103,11 +94,6 @@ class Encoder:
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [self.control.replace_in(encoding.ids) for encoding in encodings]
 
-    def content(self) -> dict[str, Any]:
-        """Returns the tokenizer as the JSON object that a tokenizer.json has."""
-        content: dict[str, Any] = json.loads(self.backend.to_str())
-        return content
-
 
 @lru_cache(maxsize=2)
 def load_encoder(directory: str) -> Encoder:
@@ -117,10 +103,7 @@ def load_encoder(directory: str) -> Encoder:
 
 
 def encoder_of(files: Mapping[str, bytes], where: str) -> Encoder:
-    """Loads a tokenizer from its files: name -> content. ``where`` is the directory in error messages.
-
-    Raises UserError if it cannot be used.
-    """
+    """Loads a tokenizer from its files, name -> content. ``where``: the directory in error messages."""
     digest = xxhash.xxh3_128()
     with tempfile.TemporaryDirectory() as local:
         for name, data in files.items():

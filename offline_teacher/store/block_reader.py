@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -40,9 +40,7 @@ class _Location:
     number: int
     """Number of the block in its masking epoch."""
     rows: int
-    """Number of samples in the block."""
     task: str
-    """Name of the task."""
     in_shard: int
     """Number of the block in its shard."""
     shard_path: str
@@ -69,10 +67,8 @@ class BlockReader:
                 raise UserError(f"the store {store.root} holds no {name}; it holds {', '.join(data)}")
         self._store, self._split, self._plan = store, split, store.splits[split].plan
         self._columns = tuple(columns)
-        names = {DIGESTS, *columns}
-        self._needed = {  # in the order of the file
-            name: column for name, column in store.layout.columns().items() if name in names
-        }
+        needed = {DIGESTS, *columns}  # in the next line in the order of the file
+        self._needed = {name: own for name, own in store.layout.columns().items() if name in needed}
         self._digest_index = {name: index for index, name in enumerate(data)}
         if storage.is_remote(store.root):
             self._cache = cache or Cache(None, CACHE_BYTES)
@@ -126,9 +122,7 @@ class BlockReader:
         path = f"{SHARDS}/{self._split}/{index.task}/{shard.file}"
         return _Location(number, rows, index.task, in_shard, path, shard, index.frames[rows], offset)
 
-    def _select_checked(
-        self, location: _Location, views: Mapping[str, np.ndarray], selected: Rows
-    ) -> Columns:
+    def _select_checked(self, location: _Location, views: Columns, selected: Rows) -> Columns:
         digests = views[DIGESTS]
         if block_digest(digests) != location.shard.block_digests[location.in_shard]:
             raise self._damaged(location, f"column {DIGESTS}")
@@ -218,7 +212,7 @@ class BlockReader:
             try:
                 return storage.read_range(path, location.offset + start, location.offset + stop)
             except UserError as error:
-                size = _size(path)
+                size = storage.size(path) if storage.exists(path) else None
                 if size == location.shard.bytes:
                     raise
                 raise self._damaged(location, _size_error(size, location.shard.bytes)) from error
@@ -245,7 +239,3 @@ def _map_file(root: str, name: str) -> mmap.mmap:
     path = storage.join(root, name)
     with reporting_os_errors(path, FileNotFoundError), open(path, "rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def _size(path: str) -> int | None:
-    return storage.size(path) if storage.exists(path) else None

@@ -28,9 +28,8 @@ END_OF_STREAM = struct.pack("<Ii", 0xFFFFFFFF, 0)
 
 def shard_metadata(spec: str, split: str, task: str, shard: int) -> bytes:
     """Returns the metadata of a shard's Arrow schema. ``spec`` is the digest of spec.json."""
-    return canonical(
-        {"format_version": FORMAT_VERSION, "spec": spec, "split": split, "task": task, "shard": shard}
-    )
+    own = {"spec": spec, "split": split, "task": task, "shard": shard}
+    return canonical({"format_version": FORMAT_VERSION, **own})
 
 
 def arrow_schema(columns: Mapping[str, Column], metadata: bytes | None = None) -> pa.Schema:
@@ -64,11 +63,6 @@ def row_digests(values: np.ndarray) -> np.ndarray:
     return np.fromiter((digest(raw[at : at + size]) for at in range(0, len(raw), size)), np.uint64, n)
 
 
-def sample_digests(layout: Layout, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Returns the column ``digests`` of these samples: uint64 [n, C]."""
-    return np.stack([row_digests(columns[name]) for name in layout.data_columns()], axis=1)
-
-
 def block_digest(digests: np.ndarray) -> int:
     """Returns XXH3 (64 bits, seed 0) of the bytes of a block's column ``digests``."""
     return xxhash.xxh3_64_intdigest(_bytes_of(digests))
@@ -79,10 +73,8 @@ def _bytes_of(values: np.ndarray) -> memoryview:
 
 
 class BufferPool:
-    """Reuses the buffers of published shards, because each new buffer costs a page fault per 4 KiB.
-
-    Threads may share a pool. It keeps as many buffers as were ever in use at the same time.
-    """
+    """Reuses the buffers of published shards, because each new buffer costs a page fault per 4 KiB. Threads
+    may share a pool."""
 
     def __init__(self) -> None:
         self._free: list[np.ndarray] = []
@@ -96,7 +88,6 @@ class BufferPool:
         return buffer if len(buffer) >= size else np.empty(size, np.uint8)
 
     def give_back(self, buffer: np.ndarray) -> None:
-        """Returns a buffer of ``take`` to the pool. The caller must not use it any more."""
         self._free.append(buffer)
 
 
@@ -118,7 +109,7 @@ class ShardStream:
 
     def write(self, columns: Mapping[str, np.ndarray]) -> None:
         """Appends a block. ``columns``: arrays [n, *shape] of ``layout.data_columns()``."""
-        digests = sample_digests(self._layout, columns)
+        digests = np.stack([row_digests(columns[name]) for name in self._layout.data_columns()], axis=1)
         self._stream.write_batch(record_batch(self._schema, {**columns, DIGESTS: digests}))
         self._rows.append(len(digests))
         self._block_digests.append(f"{block_digest(digests):016x}")

@@ -65,17 +65,14 @@ class ShardIndex:
     file: str
     """Name of the file: the 32 hexadecimal digits of its digest, and ``.arrow``."""
     bytes: int
-    """Size of the file."""
     samples: int
-    """Number of samples."""
     start: int
     """Byte offset of the first block."""
     blocks: str
     """For each block 16 hexadecimal digits: XXH3 (64 bits) of the bytes of its ``digests`` column."""
 
     def __post_init__(self) -> None:
-        name = self.file
-        named = isinstance(name, str) and _SHARD_FILE.fullmatch(name) is not None
+        named = isinstance(self.file, str) and _SHARD_FILE.fullmatch(self.file) is not None
         require(named, "shards: file must be <32 hex>.arrow")
         counts = all(map(is_count, (self.bytes, self.samples, self.start)))
         require(counts, "shards: bytes, samples and start must be whole numbers")
@@ -98,11 +95,9 @@ class TaskIndex:
 
     split: str
     task: str
-    """Name of the task."""
     spec: str
     """Digest of the file spec.json."""
     samples: int
-    """Number of samples."""
     tokens: int
     """Number of tokens of all samples, without padding."""
     masked: int
@@ -166,7 +161,6 @@ class PartIndex:
 
     split: str
     part: int
-    """Number of the part."""
     bytes: int
     """Size of the part's Arrow file."""
     file: str
@@ -180,7 +174,6 @@ class PartIndex:
     tokens: int
     """Number of tokens, without padding."""
     documents: int
-    """Number of documents."""
     text_bytes: int
     """Size of the documents in UTF-8."""
     problems: dict[str, Any]

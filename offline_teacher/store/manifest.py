@@ -136,9 +136,8 @@ def _decoded(kind: type[Any], data: bytes, where: str) -> dict[str, Any]:
     """The JSON object of a file that holds a format version and the fields of ``kind``."""
     value = decode(data)
     version = value.get("format_version")
-    require(
-        is_count(version) and version == FORMAT_VERSION,
-        f"format_version: is {str(version)[:40]!r}; this version of the program reads {FORMAT_VERSION}",
-    )
+    known = is_count(version) and version == FORMAT_VERSION
+    found = str(version)[:40]
+    require(known, f"format_version: is {found!r}; this version of the program reads {FORMAT_VERSION}")
     check_keys(value, {"format_version", *(field.name for field in fields(kind))}, where)
     return value

@@ -49,16 +49,13 @@ class Task:
 
 
 class BlockLocation(NamedTuple):
-    """The task and shard that contain a block."""
+    """Numbers of a block's task in the split, of its shard in the task and of itself in the shard; and its
+    number of samples."""
 
     task: int
-    """Number of the task in the split."""
     shard: int
-    """Number of the shard in the task."""
     block: int
-    """Number of the block in the shard."""
     samples: int
-    """Number of samples in the block."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +76,7 @@ class SplitPlan:
 
     @classmethod
     def of(cls, split: str, rows: tuple[int, ...], plan: Plan) -> SplitPlan:
-        """Returns the plan of ``split``, whose parts have these numbers of ``rows``.
-
-        ``train`` has the masking epochs of ``plan``, ``validation`` always has one.
-        """
+        """Returns the plan of the split of this name, whose parts have these numbers of ``rows``."""
         return cls(rows, plan.epochs(split), plan)
 
     # --- tasks ---
@@ -103,8 +97,7 @@ class SplitPlan:
 
     @cached_property
     def _first_block(self) -> np.ndarray:
-        """int64 [tasks of one masking epoch + 1]: the number, in the masking epoch, of each task's first
-        block."""
+        """int64 [tasks of one masking epoch + 1]: the number, in the epoch, of each task's first block."""
         return _starts(-(-self._task_samples // self.plan.block_samples))
 
     @property
@@ -128,7 +121,6 @@ class SplitPlan:
         return Task(number, epoch, part, piece, rows)
 
     def tasks(self) -> Iterator[Task]:
-        """Yields all tasks in the order of their numbers."""
         return map(self.task, range(self.task_count))
 
     def number_of(self, name: str) -> int | None:

@@ -14,7 +14,7 @@ from infra.files.cache import Cache
 from offline_teacher.store.blocks import arrow_schema, record_batch
 from offline_teacher.store.index import PartIndex
 from offline_teacher.store.paths import part_path, repair_command
-from offline_teacher.store.schema import Column, Layout
+from offline_teacher.store.schema import Column, Columns, Layout
 
 COUNT_COLUMNS = {"token": Column(np.dtype("<u4"), ()), "count": Column(np.dtype("<i8"), ())}
 
@@ -34,11 +34,10 @@ def publish_part(
     facts: Mapping[str, Any],
     counts: Mapping[str, np.ndarray] | None = None,
 ) -> PartIndex:
-    """Publishes the rows of a part, then its index, which is returned.
+    """Publishes the rows of a part (``part_columns``), then its index, which is returned.
 
-    ``columns`` has the arrays of ``part_columns``. ``facts`` has these fields of ``PartIndex``: text,
-    made_from, documents, text_bytes, problems. ``counts`` is needed if masking is by frequency: ``token``
-    uint32 [ids] and ``count`` int64 [ids].
+    ``facts``: the fields text, made_from, documents, text_bytes and problems of the index. ``counts``, needed
+    if masking is by frequency: ``token`` uint32 [ids] and ``count`` int64 [ids].
     """
     path = part_path(root, split, part, ".arrow")
     with storage.publishing(path) as draft:
@@ -64,11 +63,9 @@ def publish_part(
     return index
 
 
-def read_part(root: str, layout: Layout, index: PartIndex, cache: Cache) -> dict[str, np.ndarray]:
-    """Returns the columns of a part as read-only views. Raises UserError if the part is damaged.
-
-    The digest of the file is checked when it enters ``cache``.
-    """
+def read_part(root: str, layout: Layout, index: PartIndex, cache: Cache) -> Columns:
+    """Returns the columns of a part as read-only views. The digest of the file is checked when it enters
+    ``cache``. Raises UserError if the part is damaged."""
     path = part_path(root, index.split, index.part, ".arrow")
     columns = _read(root, path, index.file, part_columns(layout), cache)
     if len(columns["token_count"]) != index.rows:
@@ -76,7 +73,7 @@ def read_part(root: str, layout: Layout, index: PartIndex, cache: Cache) -> dict
     return columns
 
 
-def read_counts(root: str, index: PartIndex, cache: Cache) -> dict[str, np.ndarray]:
+def read_counts(root: str, index: PartIndex, cache: Cache) -> Columns:
     """Returns the token counts of a part: ``token`` and ``count``. Raises UserError if they are damaged."""
     assert index.counts is not None
     path = part_path(root, index.split, index.part, ".counts.arrow")
@@ -94,9 +91,7 @@ def _write(path: str, columns: Mapping[str, Column], values: Mapping[str, np.nda
             writer.write_batch(record_batch(schema, values))
 
 
-def _read(
-    root: str, path: str, digest: str, columns: Mapping[str, Column], cache: Cache
-) -> dict[str, np.ndarray]:
+def _read(root: str, path: str, digest: str, columns: Mapping[str, Column], cache: Cache) -> Columns:
     try:
         with pa.memory_map(cache.local_path(path, digest)) as file:
             reader = pa.ipc.open_file(file)

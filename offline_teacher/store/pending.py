@@ -90,11 +90,8 @@ def _json_names(directory: str) -> set[str]:
 def task_index(
     root: str, spec: Spec, split: str, task: Task, digest: str | None = None
 ) -> tuple[TaskIndex, str]:
-    """Reads a task's index. Returns the index and the digest of its file.
-
-    Raises ValueError if the index is absent, damaged or of another task, or if its file does not have the
-    given ``digest``.
-    """
+    """Reads a task's index. Returns the index and the digest of its file. Raises ValueError if the index is
+    absent, damaged or of another task, or if its file does not have the given ``digest``."""
 
     def parse(data: bytes) -> TaskIndex:
         index = TaskIndex.from_bytes(data)
@@ -127,9 +124,10 @@ def read_part_index(root: str, split: str, part: int) -> tuple[PartIndex, str]:
         return part_index(root, split, part)
 
 
-def read_parts(root: str, split: str, count: int) -> Iterator[tuple[PartIndex, str]]:
-    """Yields ``read_part_index`` of the first ``count`` parts, in order. Several threads read."""
-    return in_order(lambda part: read_part_index(root, split, part), range(count))
+def read_parts(root: str, split: str, count: int | None = None) -> Iterator[tuple[PartIndex, str]]:
+    """Yields ``read_part_index`` of the first ``count`` parts, in order; None: of all finished parts."""
+    parts = range(finished_parts(root, split) if count is None else count)
+    return in_order(lambda part: read_part_index(root, split, part), parts)
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], threads: int = THREADS) -> Iterator[R]:

@@ -12,18 +12,10 @@ from typing import Any
 from infra.errors import UserError, WrongContent
 from infra.files import storage
 from infra.files.cache import Cache
-from offline_teacher.store import paths
+from offline_teacher.store import paths, pending
 from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import Manifest, Spec, SplitRecord
 from offline_teacher.store.numbering import SplitPlan, Task
-from offline_teacher.store.pending import (
-    finished_parts,
-    finished_tasks,
-    read_parts,
-    read_spec,
-    refuse_format_1,
-    task_index,
-)
 from offline_teacher.store.records import Missing, read
 from offline_teacher.store.schema import SPLITS, require
 
@@ -66,7 +58,10 @@ class Split:
 
 
 class Store:
-    """A finished store, local or remote, as ``open_store`` returns it. Several threads may share it."""
+    """A finished store, local or remote, as ``open_store`` returns it. Several threads may share it.
+
+    Methods that read a file of it raise DamagedStore if the file is damaged.
+    """
 
     def __init__(self, root: str, spec: Spec, manifest: Manifest) -> None:
         """Raises ValueError if the manifest does not fit the spec."""
@@ -75,8 +70,8 @@ class Store:
         self.fingerprint = spec.fingerprint
         self.splits = {name: Split.of(name, spec, record) for name, record in manifest.splits.items()}
         self.task_index = lru_cache(INDICES_KEPT)(partial(_read_index, root, spec, self.splits))
-        """Function of (split, number of a task) that returns the task's index, checked against the manifest.
-        Raises DamagedStore if the index is damaged."""
+        """Function of (split, number of a task) that returns the task's index, checked against the
+        manifest."""
 
     @property
     def digest(self) -> str:
@@ -88,35 +83,27 @@ class Store:
         return [(name, task) for name, split in self.splits.items() for task in split.plan.tasks()]
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """Returns file name -> content of the tokenizer files. Raises DamagedStore if one is damaged."""
+        """Returns file name -> content of the tokenizer files."""
         prefix = f"{paths.TOKENIZER}/"
         names = [name for name in self.manifest.files if name.startswith(prefix)]
         return {name.removeprefix(prefix): self._file(name) for name in names}
 
     def teacher_config(self) -> dict[str, Any]:
-        """Returns the teacher's ``config.json``. Raises DamagedStore if it is damaged."""
         return self._json(paths.CONFIG)
 
     def pooling(self) -> dict[str, Any] | None:
-        """Returns pooling, normalisation and prompts if the teacher is a sentence encoder, else None.
-
-        Raises DamagedStore if the file is damaged.
-        """
+        """Returns pooling, normalisation and prompts if the teacher is a sentence encoder, else None."""
         return self._json(paths.POOLING) if paths.POOLING in self.manifest.files else None
 
     def teacher_weights(self, cache: Cache | None = None) -> str:
-        """Returns the local path of the teacher's ``model.safetensors``, and checks the file's digest.
-
-        A remote file is downloaded to ``cache``. Raises UserError if the store has no weights, and
-        DamagedStore if they are damaged.
-        """
+        """Returns the local path of the teacher's ``model.safetensors``, and checks the file's digest. A
+        remote file is downloaded to ``cache``. Raises UserError if the store has no weights."""
         if paths.WEIGHTS not in self.manifest.files:
             raise UserError(f"the store {self.root} holds no weights of its teacher ({paths.WEIGHTS})")
         self._cache = cache or Cache(None, CACHE_BYTES)  # a private cache is deleted with its object
         try:
-            return self._cache.local_path(
-                storage.join(self.root, paths.WEIGHTS), self.manifest.files[paths.WEIGHTS]
-            )
+            path = storage.join(self.root, paths.WEIGHTS)
+            return self._cache.local_path(path, self.manifest.files[paths.WEIGHTS])
         except WrongContent:
             raise DamagedStore(self.root, f"{paths.WEIGHTS} has another digest") from None
 
@@ -140,23 +127,20 @@ class Store:
 def _read_index(root: str, spec: Spec, splits: Mapping[str, Split], split: str, number: int) -> TaskIndex:
     task = splits[split].plan.task(number)
     try:
-        return task_index(root, spec, split, task, splits[split].tasks[number])[0]
+        return pending.task_index(root, spec, split, task, splits[split].tasks[number])[0]
     except ValueError as error:
         raise DamagedStore(root, f"{paths.TASKS}/{split}/{task.name}.json {error}") from None
 
 
 def open_store(root: str) -> Store:
-    """Reads manifest.json and spec.json, and returns the store.
-
-    Raises UserError if there is no store, if it is of format 1, or, with the number of missing tasks, if it
-    is incomplete. Raises DamagedStore if one of the two files is damaged.
-    """
+    """Returns the store. Raises UserError if there is none, if it is of format 1, or, with the number of
+    missing tasks, if it is incomplete; DamagedStore if manifest.json or spec.json is damaged."""
     try:
         spec_and_manifest = read_root(root)
         if spec_and_manifest is not None:
             return Store(root, *spec_and_manifest)
     except ValueError as error:
-        refuse_format_1(root)
+        pending.refuse_format_1(root)
         raise DamagedStore(root, str(error)) from None
     raise UserError(incomplete_message(root))
 
@@ -179,21 +163,17 @@ def read_root(root: str) -> tuple[Spec, Manifest] | None:
 
 
 def incomplete_message(root: str) -> str:
-    """Returns an error message that says what is missing from a store without a manifest.
-
-    Raises UserError if there is no store.
-    """
-    spec = read_spec(root)
+    """Returns an error message that says what is missing from a store without a manifest."""
+    spec = pending.read_spec(root)
     missing = total = 0
     for split in SPLITS:
-        rows = [index.rows for index, _ in read_parts(root, split, finished_parts(root, split))]
+        rows = [index.rows for index, _ in pending.read_parts(root, split)]
         if sum(rows):
             tasks = SplitPlan.of(split, tuple(rows), spec.plan).task_count
-            total, missing = total + tasks, missing + tasks - len(finished_tasks(root, split))
+            total, missing = total + tasks, missing + tasks - len(pending.finished_tasks(root, split))
     if total == 0:
         what = "its text is not tokenised yet"
     else:
         what = f"{missing} of {total} tasks are missing" if missing else "its manifest is missing"
-    return (
-        f"the store {root} is incomplete, {what}: run the teacher pass again; it continues where it stopped"
-    )
+    again = "run the teacher pass again; it continues where it stopped"
+    return f"the store {root} is incomplete, {what}: {again}"

@@ -31,7 +31,6 @@ SHARD_BYTES = 256 << 20
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises ValueError with this message unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
@@ -50,10 +49,8 @@ def check_keys(value: Any, expected: set[str], where: str) -> None:
 
 
 def parsed(kind: type[T], value: Any, where: str) -> T:
-    """Returns a dataclass ``kind`` made from a JSON object ``value``, whose lists become tuples.
-
-    Raises ValueError unless the object's keys are exactly the fields of the dataclass.
-    """
+    """Returns a dataclass ``kind`` made from a JSON object, whose lists become tuples and whose keys must be
+    exactly the fields. Raises ValueError."""
     check_keys(value, {field.name for field in fields(kind)}, where)  # type: ignore[arg-type]
     return kind(**{name: tuple(item) if isinstance(item, list) else item for name, item in value.items()})
 
@@ -135,26 +132,22 @@ class Layout:
     def _check_temperatures(self) -> None:
         good = isinstance(self.temperatures, tuple) and len(self.temperatures) <= 64
         good = good and all(isinstance(t, float) and 0 < t < math.inf for t in self.temperatures)
-        require(
-            good and list(self.temperatures) == sorted(set(self.temperatures)),
-            f"temperatures: must be positive, ascending and distinct, not {str(self.temperatures)[:200]}",
-        )
+        good = good and list(self.temperatures) == sorted(set(self.temperatures))
+        found = str(self.temperatures)[:200]
+        require(good, f"temperatures: must be positive, ascending and distinct, not {found}")
         require(self.top_k == 0 or len(self.temperatures) > 0, "temperatures: top_k > 0 needs at least one")
 
     def _check_combinations(self) -> None:
+        has_hidden = self.hidden_states != "none"
         if self.positions == "pooled":
             require(self.top_k == 0, "top_k: must be 0 with positions pooled")
-            require(self.hidden_states == "none", "hidden_states: must be none with positions pooled")
+            require(not has_hidden, "hidden_states: must be none with positions pooled")
         else:
-            require(
-                self.top_k > 0 or self.hidden_states != "none",
-                "top_k: is 0 and hidden_states is none, so no output of the teacher would be recorded",
-            )
+            empty = "top_k: is 0 and hidden_states is none, so no output of the teacher would be recorded"
+            require(self.top_k > 0 or has_hidden, empty)
         require(self.positions != "masked" or self.masked > 0, "positions: masked needs masked positions")
-        require(
-            self.replay_layers == 0 or (self.positions == "all" and self.hidden_states != "none"),
-            "replay_layers: needs hidden states at all positions",
-        )
+        replayable = self.positions == "all" and has_hidden
+        require(self.replay_layers == 0 or replayable, "replay_layers: needs hidden states at all positions")
 
     @property
     def recorded(self) -> int:
@@ -220,8 +213,7 @@ class Layout:
         return {name: column for name, column in self.columns().items() if name != DIGESTS}
 
     def bytes_per_sample(self) -> int:
-        """Returns the number of bytes of all columns per sample (FORMAT.md, "Bytes"), without Arrow's
-        overhead."""
+        """Returns the bytes of all columns per sample (FORMAT.md, "Bytes"), without Arrow's overhead."""
         return sum(column.bytes for column in self.columns().values())
 
     def smallest_read(self) -> int:
@@ -230,10 +222,6 @@ class Layout:
         groups = [columns for columns in (self._topk_columns(), self._hidden_columns()) if columns]
         sizes = [sum(column.bytes for column in columns.values()) for columns in groups]
         return sum(column.bytes for column in self._text_columns().values()) + min(sizes, default=0)
-
-    def bytes_per_token(self) -> float:
-        """Returns the number of bytes per sample divided by L."""
-        return self.bytes_per_sample() / self.length
 
 
 @dataclass(frozen=True)
@@ -278,7 +266,7 @@ class Plan:
         return cls(masking_epochs, task_sequences, block_samples, min(shard_blocks, 2**24))
 
     def epochs(self, split: str) -> int:
-        """Returns the number of masking epochs of a split: R for ``train``, one for ``validation``."""
+        """Returns the number of masking epochs of a split."""
         return self.masking_epochs if split == "train" else 1
 
 

@@ -35,11 +35,10 @@ def check_shapes(layout: Layout, columns: Mapping[str, np.ndarray]) -> Iterator[
         if name not in columns:
             yield BadValue(name, 0, "is missing")
             continue
-        array, shape = columns[name], (n, *column.shape)
-        if array.shape != shape or array.dtype != column.dtype:
-            yield BadValue(
-                name, 0, f"must be {column.dtype} {list(shape)}, not {array.dtype} {list(array.shape)}"
-            )
+        wanted = f"{column.dtype} {[n, *column.shape]}"
+        found = f"{columns[name].dtype} {[*columns[name].shape]}"
+        if found != wanted:
+            yield BadValue(name, 0, f"must be {wanted}, not {found}")
 
 
 def check_block(
@@ -74,9 +73,8 @@ def _check_tokens(layout: Layout, special: SpecialIds, block: Mapping[str, np.nd
     yield from _first("token_count", (count < 1) | (count > layout.length), "is not in 1 to length")
     yield from _first("input_ids", input_ids >= layout.vocab_size, "is not below the vocabulary size")
     padding = np.arange(layout.length) >= count[:, None]
-    yield from _first(
-        "input_ids", padding & (input_ids != special.pad), "is not the pad token after token_count"
-    )
+    other = padding & (input_ids != special.pad)
+    yield from _first("input_ids", other, "is not the pad token after token_count")
 
 
 def _check_masked(layout: Layout, special: SpecialIds, block: Mapping[str, np.ndarray]) -> Iterator[BadValue]:
@@ -87,9 +85,7 @@ def _check_masked(layout: Layout, special: SpecialIds, block: Mapping[str, np.nd
     yield from _first("masked_positions", (positions < -1), "is negative but not -1")
     yield from _first("masked_positions", positions >= token_count, "is not below token_count")
     ends = used & ((positions == 0) | (positions == token_count - 1))
-    yield from _first(
-        "masked_positions", ends, "is the position of the first or the last token, which are never masked"
-    )
+    yield from _first("masked_positions", ends, "is at the first or last token, which are never masked")
     ascending = (np.diff(positions, axis=1) > 0) | ~used[:, 1:]
     ascending &= used[:, :-1] | ~used[:, 1:]
     yield from _first("masked_positions", ~ascending, "are not ascending, unused slots last")
@@ -136,9 +132,8 @@ def _check_hidden(layout: Layout, block: Mapping[str, np.ndarray], unused: np.nd
         names.append("hidden_scale")
         scale = block["hidden_scale"]
         yield from _first("hidden_scale", ~(np.isfinite(scale) & (scale >= 0)), "is not a finite number >= 0")
-        yield from _first(
-            "hidden_states", block["hidden_states"] == -128, "is -128, outside the symmetric range"
-        )
+        lowest = block["hidden_states"] == -128
+        yield from _first("hidden_states", lowest, "is -128, outside the symmetric range")
     for name in names:
         yield from _unused_values(name, block[name], unused)
 

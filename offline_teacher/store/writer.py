@@ -17,19 +17,11 @@ import numpy as np
 from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.files import storage
 from infra.trees import difference
-from offline_teacher.store import paths
+from offline_teacher.store import paths, pending
 from offline_teacher.store.blocks import BufferPool, ShardStream, shard_metadata
 from offline_teacher.store.index import Frame, ShardIndex, TaskIndex
 from offline_teacher.store.manifest import Manifest, Spec, SplitRecord
 from offline_teacher.store.numbering import SplitPlan, Task, shards_of
-from offline_teacher.store.pending import (
-    finished_tasks,
-    in_order,
-    read_parts,
-    read_spec,
-    read_task_index,
-    refuse_format_1,
-)
 from offline_teacher.store.records import encode
 from offline_teacher.store.value_checks import check_block, check_shapes
 
@@ -38,10 +30,7 @@ SHARDS_IN_FLIGHT = 2
 
 
 def begin_store(root: str, spec: Spec) -> None:
-    """Publishes ``spec.json``, unless it is already published.
-
-    Raises UserError, which lists the differences, if the directory has a store with another spec.
-    """
+    """Publishes ``spec.json``, unless it is already published. UserError as of ``refuse_other``."""
     refuse_other(root, spec)
     path = storage.join(root, paths.SPEC)
     if not storage.exists(path) and not storage.publish_if_absent(path, spec.to_bytes()):
@@ -50,10 +39,10 @@ def begin_store(root: str, spec: Spec) -> None:
 
 def refuse_other(root: str, spec: Spec, remedy: str = "choose another store.path") -> None:
     """Raises UserError, with the differences and the remedy, if the directory has a store of another spec."""
-    refuse_format_1(root)
+    pending.refuse_format_1(root)
     if not storage.exists(storage.join(root, paths.SPEC)):
         return
-    found = read_spec(root)
+    found = pending.read_spec(root)
     differences = difference(found.fingerprint, spec.fingerprint)
     for name in ("layout", "plan", "special"):
         differences += difference({name: asdict(getattr(found, name))}, {name: asdict(getattr(spec, name))})
@@ -109,13 +98,13 @@ class TaskWriter:
             raise ValueError(f"task {self._task.name}: column {bad.column} {bad.what}")
         n, at = len(columns["sequence_id"]), 0
         while at < n:
-            pending = sum(len(piece["sequence_id"]) for piece in self._pending)
-            if self._samples + pending == self._task.samples:
+            waiting = sum(len(piece["sequence_id"]) for piece in self._pending)
+            if self._samples + waiting == self._task.samples:
                 raise ValueError(f"task {self._task.name}: more than its {self._task.samples} samples")
             size = min(self._spec.plan.block_samples, self._task.samples - self._samples)
-            stop = min(n, at + size - pending)
+            stop = min(n, at + size - waiting)
             self._pending.append({name: array[at:stop] for name, array in columns.items()})
-            if pending + stop - at == size:
+            if waiting + stop - at == size:
                 self._write_block(_concatenated(self._pending))
                 self._pending = []
             at = stop
@@ -156,15 +145,11 @@ class TaskWriter:
         self._buffers.give_back(buffer)
 
     def publish(self) -> TaskIndex:
-        """Publishes the index, unless another attempt has published one. Returns the published index.
-
-        Then removes the shards of the task that the published index does not name. Raises ValueError if
-        samples are missing.
-        """
+        """Publishes the index, unless another attempt has published one, and removes the shards that the
+        published index, which it returns, does not name. Raises ValueError if samples are missing."""
         if self._samples != self._task.samples:
-            raise ValueError(
-                f"task {self._task.name}: {self._samples} of {self._task.samples} samples written"
-            )
+            name = self._task.name
+            raise ValueError(f"task {name}: {self._samples} of {self._task.samples} samples written")
         for publishing in self._publishing:
             publishing.result()
         own = TaskIndex(
@@ -181,7 +166,9 @@ class TaskWriter:
         own.check(self._spec.layout, self._spec.plan, self._split, self._task, self._spec.digest)
         path = paths.task_path(self._root, self._split, self._task.name)
         first = storage.publish_if_absent(path, own.to_bytes())
-        published = own if first else read_task_index(self._root, self._spec, self._split, self._task)[0]
+        published = own
+        if not first:
+            published, _ = pending.read_task_index(self._root, self._spec, self._split, self._task)
         named = {shard.file for shard in published.shards}
         directory = storage.join(self._root, paths.SHARDS, self._split, self._task.name)
         for name in storage.list_names(directory):
@@ -207,7 +194,7 @@ def finish_store(root: str, parts: Mapping[str, int]) -> Manifest:
     ``parts`` is the number of parts of each split. Reads the index of every part and task, and digests the
     files of tokenizer and teacher. Raises UserError with exit code 3 if tasks are missing.
     """
-    spec = read_spec(root)
+    spec = pending.read_spec(root)
     splits = {split: _finished_split(root, spec, split, count) for split, count in parts.items()}
     files = dict(_fixed_files(root))
     if paths.CONFIG not in files or not any(name.startswith(f"{paths.TOKENIZER}/") for name in files):
@@ -220,9 +207,9 @@ def finish_store(root: str, parts: Mapping[str, int]) -> Manifest:
 
 
 def _finished_split(root: str, spec: Spec, split: str, count: int) -> SplitRecord:
-    parts = [(index.rows, digest) for index, digest in read_parts(root, split, count)]
+    parts = [(index.rows, digest) for index, digest in pending.read_parts(root, split, count)]
     plan = SplitPlan.of(split, tuple(rows for rows, _ in parts), spec.plan)
-    finished = finished_tasks(root, split)
+    finished = pending.finished_tasks(root, split)
     missing = [task.name for task in plan.tasks() if task.name not in finished]
     if missing:
         names = f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
@@ -232,7 +219,7 @@ def _finished_split(root: str, spec: Spec, split: str, count: int) -> SplitRecor
             EXIT_INCOMPLETE,
         )
     digests, tokens, masked = [], 0, 0
-    for index, digest in in_order(partial(read_task_index, root, spec, split), plan.tasks()):
+    for index, digest in pending.in_order(partial(pending.read_task_index, root, spec, split), plan.tasks()):
         digests.append(digest)
         tokens, masked = tokens + index.tokens, masked + index.masked
     return SplitRecord(plan.rows, tuple(digest for _, digest in parts), tuple(digests), tokens, masked)

@@ -29,7 +29,6 @@ from infra.console import progress
 from infra.errors import UserError
 from offline_teacher.inputs.stored_teacher import decoder_input, stored_top
 from offline_teacher.store.block_reader import BlockReader
-from offline_teacher.store.paths import SHARDS
 from offline_teacher.store.reader import Store
 from offline_teacher.store.schema import Columns, Layout
 from offline_teacher.verification.verify_task import Finding
@@ -56,9 +55,7 @@ def deep_check(store: Store, positions: int) -> Iterator[Finding]:
     roundoff = _roundoff(store)
     replay = stored_top(store)
     if replay is None:
-        raise UserError(
-            f"{store.root}: its teacher has no masked-LM head, so --deep cannot compare top-k; leave it out"
-        )
+        raise UserError(f"{store.root}: its teacher has no masked-LM head; leave out --deep, which needs one")
     wanted = [n for n in layout.data_columns() if n in TEXT or n.startswith(("topk", "logsum", "hidden"))]
     readers = {split: BlockReader(store, split, wanted) for split in store.splits}
     tasks, counted = store.tasks(), 0
@@ -70,10 +67,9 @@ def deep_check(store: Store, positions: int) -> Iterator[Finding]:
             rows, slots = (axis[:positions] for axis in np.nonzero(layout.used_slots(columns)))
             counted += len(rows)
             for column, index, problem in _compare(layout, replay, roundoff, columns, rows, slots):
-                where = f"sequence {task.sequence_ids()[chosen[rows[index]]]}"
-                where += f", recorded position {slots[index]}"
-                file = f"{SHARDS}/{split}/{task.name}"
-                yield Finding(file, f"{where}: {problem}", split, task.name, column)
+                sequence = task.sequence_ids()[chosen[rows[index]]]
+                where = f"sequence {sequence}, recorded position {slots[index]}"
+                yield Finding.of_task(split, task, column, f"{where}: {problem}")
             shown.advance()
     print(f"deep: {counted:,} recorded positions of {len(tasks):,} tasks compared")
 
@@ -81,12 +77,11 @@ def deep_check(store: Store, positions: int) -> Iterator[Finding]:
 def _roundoff(store: Store) -> float:
     """Returns u_teacher + u_stored. Raises UserError if the fingerprint lacks the dtype (another writer)."""
     try:
-        dtype = store.fingerprint["recipe"]["teacher"]["dtype"]
+        u_teacher = ROUNDOFF[store.fingerprint["recipe"]["teacher"]["dtype"]]
     except (KeyError, TypeError):
-        dtype = None
-    if dtype not in ROUNDOFF:
-        raise UserError(f"{store.root}: --deep needs recipe.teacher.dtype in the store's fingerprint")
-    return ROUNDOFF[dtype] + STORED_ROUNDOFF[store.layout.hidden_states]
+        what = f"{store.root}: --deep needs recipe.teacher.dtype in the store's fingerprint"
+        raise UserError(what) from None
+    return u_teacher + STORED_ROUNDOFF[store.layout.hidden_states]
 
 
 def _compare(

@@ -21,7 +21,7 @@ from offline_teacher.sequences.tokenised_parts import Tokenising
 from offline_teacher.store import paths
 from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import Manifest, Spec
-from offline_teacher.store.pending import finished_parts, finished_tasks, foreign_files, read_parts, read_spec
+from offline_teacher.store.pending import finished_tasks, foreign_files, read_parts, read_spec
 from offline_teacher.store.reader import open_store
 from offline_teacher.store.records import read
 from offline_teacher.store.schema import SPLITS
@@ -32,11 +32,9 @@ OTHER_RECIPE = "give the recipe that the store was made of (--recipe)"
 
 
 def repair_store(root: str, findings: Sequence[Finding], recipe: Recipe) -> None:
-    """Moves all damaged files out of the store and makes them again with the teacher and the text.
-
-    The text is read only if sequences are damaged. ``recipe.store_path`` must be ``root``. Raises UserError
-    and moves nothing if recipe, teacher or text are not those of the store.
-    """
+    """Moves all damaged files out of the store (``recipe.store_path``) and makes them again. The text
+    is read only if sequences are damaged. Raises UserError and moves nothing if recipe, teacher or text are
+    not those of the store."""
     source, recipe = find_source(recipe)
     manifest = _manifest(root)
     with exclusive(root):
@@ -57,13 +55,17 @@ def repair_store(root: str, findings: Sequence[Finding], recipe: Recipe) -> None
         with Cluster(recipe) as cluster:
             if text:
                 build_sequences(text, tokenising(recipe, source), cluster)
-            parts = _part_counts(root, text, manifest)
-            _refuse_other_parts(root, parts, manifest)
+            recorded = {split: record.parts for split, record in manifest.splits.items()} if manifest else {}
+            parts = {split: len(listed) for split, listed in (text or recorded).items()}
+            if manifest is not None:
+                _refuse_other_parts(root, manifest)
             outcomes = finish_tasks(root, spec, parts, cluster)
     for outcome in outcomes:
         for item in outcome.quarantined:
             print(f"quarantined: task {item.name}: {item.reason}")
-    _report_new_digest(root, manifest)
+    with contextlib.suppress(UserError):
+        if manifest is not None and open_store(root).digest != manifest.digest:
+            print(f"{root}: its digest has changed, because tasks were made again in another environment")
 
 
 def damaged_directory(root: str) -> str:
@@ -75,8 +77,7 @@ def move_damaged(root: str, findings: Iterable[Finding]) -> list[str]:
     """Moves all files that ``verify`` found damaged or foreign out of the store. Returns their paths in it.
 
     The index of a task is moved before its shards, because a task without an index counts as not done. The
-    manifest is moved last, so that after an interruption ``verify`` can still find the other files. Raises
-    UserError if a directory has the name of one of the files.
+    manifest is moved last, so that after an interruption ``verify`` can still find the other files.
     """
     findings = list(findings)
     names = [f"{paths.TASKS}/{found.split}/{found.task}.json" for found in findings if found.task is not None]
@@ -152,27 +153,13 @@ def _named_specs(root: str) -> set[str]:
     return named
 
 
-def _part_counts(root: str, text: dict[str, list[Part]] | None, manifest: Manifest | None) -> dict[str, int]:
-    if text is not None:
-        return {split: len(parts) for split, parts in text.items()}
-    assert manifest is not None
-    return {split: len(record.parts) for split, record in manifest.splits.items()}
-
-
-def _refuse_other_parts(root: str, parts: dict[str, int], manifest: Manifest | None) -> None:
+def _refuse_other_parts(root: str, manifest: Manifest) -> None:
     """Raises UserError if the text gave other sequences than those from which the tasks were made."""
-    for split, record in manifest.splits.items() if manifest else ():
-        assert finished_parts(root, split) == parts[split]
-        digests = [digest for _, digest in read_parts(root, split, parts[split])]
-        for number, (digest, recorded) in enumerate(zip(digests, record.parts, strict=True)):
+    for split, record in manifest.splits.items():
+        indices = read_parts(root, split)
+        for number, ((_, digest), recorded) in enumerate(zip(indices, record.parts, strict=True)):
             if digest != recorded:
                 raise UserError(
                     f"corpus: part {number} of the {split} text gives other sequences than those of the"
                     f" store: restore the original text; the earlier files are in {damaged_directory(root)}"
                 )
-
-
-def _report_new_digest(root: str, before: Manifest | None) -> None:
-    with contextlib.suppress(UserError):
-        if before is not None and open_store(root).digest != before.digest:
-            print(f"{root}: its digest has changed, because tasks were made again in another environment")

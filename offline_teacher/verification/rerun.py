@@ -24,13 +24,13 @@ from infra.settings.recipe import Recipe
 from infra.trees import difference
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.blocks import hidden_values
-from offline_teacher.store.numbering import Task
-from offline_teacher.store.paths import SHARDS
 from offline_teacher.store.reader import Store
 from offline_teacher.store.schema import Columns, Layout
 from offline_teacher.store.writer import refuse_other
 from offline_teacher.verification.verify_task import Finding
 
+Difference = tuple[str, int, str]
+"""Column, first row that differs, problem."""
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 6e-2}
 """Dtype of the teacher -> largest relative difference between two environments."""
 STEP = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "int8": 1 / 127, "none": 0.0}
@@ -38,17 +38,19 @@ STEP = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "int8": 1 / 127, "none": 0.0}
 
 
 def rerun(store: Store, recipe: Recipe, count: int) -> Iterator[Finding]:
-    """Computes ``count`` random tasks (or all, if there are fewer) again and yields what differs.
+    """Computes ``count`` random tasks (or all, if there are fewer) again and yields what differs. Raises
+    UserError if the recipe or its teacher is not that of the store."""
+    import torch
 
-    Raises UserError if the recipe or its teacher is not that of the store.
-    """
     from offline_teacher.cluster.task_work import TaskWorker
     from offline_teacher.inputs.source import find_source, spec_with
 
     source, recipe = find_source(recipe)
     spec = spec_with(recipe, source, store.fingerprint["corpus"])
     refuse_other(store.root, spec, "give the recipe that the store was made of (--recipe)")
-    worker = TaskWorker(recipe, _device(recipe), store.root)
+    assert recipe.teacher is not None
+    device = "cuda" if recipe.teacher.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    worker = TaskWorker(recipe, device, store.root)
     own = worker.environment()
     columns = list(store.layout.data_columns())
     readers = {split: BlockReader(store, split, columns) for split in store.splits}
@@ -68,7 +70,8 @@ def rerun(store: Store, recipe: Recipe, count: int) -> Iterator[Finding]:
             else:
                 problems = compare_bytes(stored, computed)
             for column, row, problem in problems:
-                yield _finding(split, task, column, row, problem)
+                where = f"sample {row} of the task (sequence {task.sequence_ids()[row]})"
+                yield Finding.of_task(split, task, column, f"{where}: {problem}")
             shown.advance()
     same = len(chosen) - sum(map(len, differences.values()))
     print(f"rerun: {same} of {len(chosen)} tasks compared byte for byte")
@@ -76,8 +79,8 @@ def rerun(store: Store, recipe: Recipe, count: int) -> Iterator[Finding]:
         print(f"rerun: {len(names)} compared within the tolerance of another environment ({changed})")
 
 
-def compare_bytes(stored: Columns, computed: Columns) -> Iterator[tuple[str, int, str]]:
-    """Yields (column, first row that differs, problem) for each column that differs in any byte."""
+def compare_bytes(stored: Columns, computed: Columns) -> Iterator[Difference]:
+    """Yields each column that differs in any byte."""
     for name, values in stored.items():
         differs = (_bytes_by_row(values) != _bytes_by_row(computed[name])).any(axis=1)
         if differs.any():
@@ -85,9 +88,7 @@ def compare_bytes(stored: Columns, computed: Columns) -> Iterator[tuple[str, int
             yield name, int(differs.argmax()), problem
 
 
-def compare_numbers(
-    layout: Layout, stored: Columns, computed: Columns, dtype: str
-) -> Iterator[tuple[str, int, str]]:
+def compare_numbers(layout: Layout, stored: Columns, computed: Columns, dtype: str) -> Iterator[Difference]:
     """Like ``compare_bytes``, but columns of the teacher may differ by the tolerance for ``dtype``."""
     limit = TOLERANCE.get(dtype, max(TOLERANCE.values()))
     errors = _teacher_errors(layout, stored, computed)
@@ -149,18 +150,6 @@ def _change_of_logits(layout: Layout, stored: Columns, computed: Columns) -> np.
     now = np.where(present, values[index].reshape(ids.shape), np.minimum(new[:, -1:], logits))
     error: np.ndarray = np.abs(np.where(present, logits - now, np.maximum(logits - new[:, -1:], 0)))
     return error.max(axis=1).reshape(stored["topk_ids"].shape[:2])
-
-
-def _finding(split: str, task: Task, column: str, row: int, problem: str) -> Finding:
-    where = f"sample {row} of the task (sequence {task.sequence_ids()[row]})"
-    return Finding(f"{SHARDS}/{split}/{task.name}", f"{where}: {problem}", split, task.name, column)
-
-
-def _device(recipe: Recipe) -> str:
-    import torch
-
-    assert recipe.teacher is not None
-    return "cuda" if recipe.teacher.gpus_per_worker and torch.cuda.is_available() else "cpu"
 
 
 def _bytes_by_row(column: np.ndarray) -> np.ndarray:

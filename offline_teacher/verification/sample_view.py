@@ -66,15 +66,12 @@ class TaskView:
 
     @property
     def has_token_distributions(self) -> bool:
-        """Whether the store holds the teacher's distributions over tokens."""
         layout = self.store.layout
         return layout.top_k > 0 or (layout.hidden_states != "none" and self._replay is not None)
 
     def distributions(self, columns: Columns, rows: np.ndarray, slots: np.ndarray) -> Distributions:
-        """Returns the distributions at recorded ``slots`` [N] of ``rows`` [N] of ``columns``.
-
-        They come from stored hidden states and the teacher's head or, without these, from top-k.
-        """
+        """Returns the distributions at recorded ``slots`` [N] of ``rows`` [N] of ``columns``. They come from
+        stored hidden states and the teacher's head or, without these, from top-k."""
         layout = self.store.layout
         if layout.hidden_states == "none" or self._replay is None:
             return self._of_top_k(columns, rows, slots)
@@ -99,9 +96,7 @@ class TaskView:
 
 def show(root: str, split: str, epoch: int, number: int, plot: str | None) -> int:
     """Prints one sample and its task; writes the PNG of kept mass to ``plot``, if given. Returns exit code 0.
-
-    ``number``: index of the sequence among those of all parts of the split, from 0.
-    """
+    ``number``: index of the sequence among those of all parts of the split, from 0."""
     if plot is not None:
         _refuse_bad_png_path(plot)
     store = open_store(root)
@@ -127,16 +122,14 @@ def _find_sample(store: Store, split: str, epoch: int, number: int) -> tuple[Tas
             f"--sample {number} --epoch {epoch}: {store.root} has sequences 0 to {plan.samples_per_epoch - 1}"
             f" and masking epochs 0 to {plan.masking_epochs - 1} of {split}"
         )
-    for index in range(plan.tasks_per_epoch):
-        task = plan.task(epoch * plan.tasks_per_epoch + index)
-        if number < task.samples:
-            break
+    task = plan.task(epoch * plan.tasks_per_epoch)
+    while number >= task.samples:
         number -= task.samples
+        task = plan.task(task.number + 1)
     return task, number
 
 
 def _refuse_bad_png_path(path: str) -> None:
-    """Raises UserError if ``path`` does not end in .png or cannot be written."""
     if not path.lower().endswith(".png") or os.path.isdir(path):
         raise UserError(f"--plot {path or repr(path)}: give the name of a file that ends in .png")
     directory = os.path.dirname(os.path.abspath(path))
@@ -183,10 +176,8 @@ def _position_table(view: TaskView, columns: Columns, ids: np.ndarray, tokenizer
         slots = positions = np.unique(np.linspace(0, len(ids) - 1, POSITIONS).astype(np.int64))
         true = ids[positions].tolist()
     recorded = slots if layout.positions == "masked" else positions
-    rows = [
-        [int(p), _token(tokenizer, t), _token(tokenizer, int(ids[p]))]
-        for p, t in zip(positions, true, strict=True)
-    ]
+    pairs = zip(positions.tolist(), true, strict=True)
+    rows = [[p, _token(tokenizer, t), _token(tokenizer, int(ids[p]))] for p, t in pairs]
     headers = ["position", "true", "seen"]
     if view.has_token_distributions:
         predicted = view.distributions(columns, np.zeros(len(recorded), np.int64), recorded)
@@ -200,8 +191,7 @@ def _position_table(view: TaskView, columns: Columns, ids: np.ndarray, tokenizer
         headers += [f"teacher's top {SHOWN}", entropy, f"tail beyond {k}"]
     else:
         norms = np.linalg.norm(hidden_values(layout, columns)[0, recorded], axis=-1)
-        for cells, norm in zip(rows, norms, strict=True):
-            cells.append(f"{norm:.3f}")
+        rows = [[*cells, f"{norm:.3f}"] for cells, norm in zip(rows, norms, strict=True)]
         headers.append("norm of the hidden state")
     return table(rows, headers)
 
@@ -234,10 +224,8 @@ def _task_text(view: TaskView) -> str:
 def _teacher_rows(view: TaskView, columns: Columns) -> list[list[str]]:
     layout, used, rows = view.store.layout, view.store.layout.used_slots(columns), []
     if layout.top_k:
-        largest = columns["topk_logits"][..., 0][used].astype(np.float64)
-        rows.append(
-            ["largest logit", f"mean {largest.mean():.2f}, {largest.min():.2f} to {largest.max():.2f}"]
-        )
+        top = columns["topk_logits"][..., 0][used].astype(np.float64)
+        rows.append(["largest logit", f"mean {top.mean():.2f}, {top.min():.2f} to {top.max():.2f}"])
     for j, temperature in enumerate(layout.temperatures if layout.top_k else ()):
         logits = columns["topk_logits"][used].astype(np.float64) / temperature
         kept = np.exp(logits - columns["logsumexp"][..., j][used][:, None]).sum(axis=1)

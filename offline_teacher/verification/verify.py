@@ -12,23 +12,13 @@ from functools import partial
 
 from infra.errors import UserError
 from infra.files import storage
-from offline_teacher.store import paths
+from offline_teacher.store import paths, pending
 from offline_teacher.store.manifest import Manifest, Spec
 from offline_teacher.store.numbering import SplitPlan
-from offline_teacher.store.pending import (
-    ahead,
-    finished_parts,
-    finished_tasks,
-    foreign_files,
-    in_order,
-    part_index,
-    read_parts,
-    read_spec,
-)
 from offline_teacher.store.reader import Split, read_root
 from offline_teacher.store.records import Missing
 from offline_teacher.store.schema import SPLITS
-from offline_teacher.verification.verify_task import Finding, check_task, foreign
+from offline_teacher.verification.verify_task import Finding, Job, check_task, foreign
 
 
 def verify(root: str, workers: int = 1, done: Callable[[], None] = lambda: None) -> list[Finding]:
@@ -42,11 +32,12 @@ def verify(root: str, workers: int = 1, done: Callable[[], None] = lambda: None)
     if spec is None:
         return findings
     splits = _splits(root, spec, manifest, findings)
-    findings += _check_files(root, manifest)
+    for name, digest in manifest.files.items() if manifest else ():
+        findings += _check_file(root, name, digest, "the manifest")
     findings += _check_names(root, splits, manifest)
     for split in splits:
         findings += _check_parts(root, spec, split)
-    jobs = [(split, number) for split in splits for number in _tasks_to_check(root, split, findings)]
+    jobs = [job for split in splits for job in _jobs(root, split, findings)]
     for of_task in _check_tasks(root, spec, jobs, workers):
         findings += of_task
         done()
@@ -64,7 +55,7 @@ def _root(root: str, findings: list[Finding]) -> tuple[Manifest | None, Spec | N
         name, _, what = str(error).partition(" ")
         findings.append(Finding(name, what, missing=what == "is missing"))
     try:
-        return None, read_spec(root)
+        return None, pending.read_spec(root)
     except UserError as error:
         if all(finding.file != paths.SPEC for finding in findings):
             missing = not storage.exists(storage.join(root, paths.SPEC))
@@ -78,7 +69,7 @@ def _splits(root: str, spec: Spec, manifest: Manifest | None, findings: list[Fin
     for name in SPLITS:
         try:
             if manifest is None:
-                rows = tuple(index.rows for index, _ in read_parts(root, name, finished_parts(root, name)))
+                rows = tuple(index.rows for index, _ in pending.read_parts(root, name))
                 if sum(rows):
                     splits.append(Split(name, SplitPlan.of(name, rows, spec.plan)))
             elif name in manifest.splits:
@@ -90,14 +81,13 @@ def _splits(root: str, spec: Spec, manifest: Manifest | None, findings: list[Fin
     return splits
 
 
-def _check_files(root: str, manifest: Manifest | None) -> Iterator[Finding]:
-    """Checks the files of tokenizer and teacher against the manifest."""
-    for name, digest in manifest.files.items() if manifest else ():
-        path = storage.join(root, name)
-        if not storage.exists(path):
-            yield Finding(name, "is missing", missing=True)
-        elif not storage.has_digest(path, digest):
-            yield Finding(name, "its digest differs from the one in the manifest")
+def _check_file(root: str, name: str, digest: str, where: str) -> Iterator[Finding]:
+    """Checks a file against the digest in ``where``."""
+    path = storage.join(root, name)
+    if not storage.exists(path):
+        yield Finding(name, "is missing", missing=True)
+    elif not storage.has_digest(path, digest):
+        yield Finding(name, f"its digest differs from the one in {where}")
 
 
 def _check_names(root: str, splits: list[Split], manifest: Manifest | None) -> Iterator[Finding]:
@@ -108,7 +98,7 @@ def _check_names(root: str, splits: list[Split], manifest: Manifest | None) -> I
     for directory in (paths.SEQUENCES, paths.SHARDS, paths.TASKS):
         yield from _unexpected(root, directory, set(names) if manifest else set(SPLITS))
     if manifest is not None:
-        yield from map(foreign, foreign_files(root, set(manifest.files)))
+        yield from map(foreign, pending.foreign_files(root, set(manifest.files)))
     for split in splits:
         number_of = split.plan.number_of
         for name in storage.list_names(storage.join(root, paths.SHARDS, split.name)):
@@ -128,7 +118,7 @@ def _unexpected(root: str, directory: str, expected: set[str]) -> Iterator[Findi
 def _check_parts(root: str, spec: Spec, split: Split) -> Iterator[Finding]:
     directory = f"{paths.SEQUENCES}/{split.name}"
     expected: set[str] = set()
-    for names, findings in in_order(partial(_check_part, root, split), range(len(split.plan.rows))):
+    for names, findings in pending.in_order(partial(_check_part, root, split), range(len(split.plan.rows))):
         expected |= names
         yield from findings
     if split.parts:
@@ -140,7 +130,7 @@ def _check_part(root: str, split: Split, part: int) -> tuple[set[str], list[Find
     directory, name = f"{paths.SEQUENCES}/{split.name}", paths.part_name(part)
     file, names = f"{directory}/{name}.json", {f"{name}.json", f"{name}.arrow", f"{name}.counts.arrow"}
     try:
-        index, _ = part_index(root, split.name, part, split.parts[part] if split.parts else None)
+        index, _ = pending.part_index(root, split.name, part, split.parts[part] if split.parts else None)
         if index.rows != split.plan.rows[part]:
             raise ValueError("is the index of another part")
     except ValueError as error:
@@ -148,26 +138,20 @@ def _check_part(root: str, split: Split, part: int) -> tuple[set[str], list[Find
     digests = {f"{name}.arrow": index.file}
     if index.counts is not None:
         digests[f"{name}.counts.arrow"] = index.counts
-    findings = []
+    findings: list[Finding] = []
     for file, digest in digests.items():
-        path = storage.join(root, directory, file)
-        if not storage.exists(path):
-            findings.append(Finding(f"{directory}/{file}", "is missing", missing=True))
-        elif not storage.has_digest(path, digest):
-            findings.append(Finding(f"{directory}/{file}", "its digest differs from the one in its index"))
+        findings += _check_file(root, f"{directory}/{file}", digest, "its index")
     return {f"{name}.json", *digests}, findings
 
 
-def _tasks_to_check(root: str, split: Split, findings: list[Finding]) -> Iterator[int]:
-    """Yields the numbers of all tasks or, without a manifest, of tasks with an index.
-
-    Without a manifest, one finding counts the tasks that have no index.
-    """
-    finished = finished_tasks(root, split.name)
-    missing = 0
+def _jobs(root: str, split: Split, findings: list[Finding]) -> Iterator[Job]:
+    """Yields all tasks or, without a manifest, those with an index; then one finding counts the others."""
+    finished, missing = pending.finished_tasks(root, split.name), 0
     for task in split.plan.tasks():
-        if split.tasks or task.name in finished:
-            yield task.number
+        if split.tasks:
+            yield split.name, task, split.tasks[task.number]
+        elif task.name in finished:
+            yield split.name, task, None
         else:
             missing += 1
     if missing:
@@ -175,16 +159,10 @@ def _tasks_to_check(root: str, split: Split, findings: list[Finding]) -> Iterato
         findings.append(Finding(f"{paths.TASKS}/{split.name}", problem, missing=True))
 
 
-def _check_tasks(
-    root: str, spec: Spec, jobs: list[tuple[Split, int]], workers: int
-) -> Iterator[list[Finding]]:
+def _check_tasks(root: str, spec: Spec, jobs: list[Job], workers: int) -> Iterator[list[Finding]]:
     """Yields the findings of each task, in order. Processes check only a few tasks ahead of the caller."""
-    tasks = (
-        (split.name, split.plan.task(number), split.tasks[number] if split.tasks else None)
-        for split, number in jobs
-    )
     if workers <= 1 or len(jobs) == 1:
-        yield from map(partial(check_task, root, spec), tasks)
+        yield from map(partial(check_task, root, spec), jobs)
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from ahead(pool, partial(check_task, root, spec), tasks, 4 * workers)
+        yield from pending.ahead(pool, partial(check_task, root, spec), jobs, 4 * workers)

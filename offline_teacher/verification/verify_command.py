@@ -52,10 +52,8 @@ class VerifyOptions:
 
 
 def run_verify(options: VerifyOptions, repair: bool) -> int:
-    """Prints the findings. Returns exit code 0 if there are none, or if ``repair`` has repaired all.
-
-    Findings of ``--deep`` and ``--rerun`` are not repaired, because the files are as they were written.
-    """
+    """Prints the findings. Returns exit code 0 if there are none, or if ``repair`` has repaired all. Findings
+    of ``--deep`` and ``--rerun`` are not repaired, because the files are as they were written."""
     refuse_other_directory(options.root)
     if options.recipe_file is not None or options.overrides:
         options.recipe()  # raises an error of the recipe before hours of reading
@@ -115,8 +113,7 @@ def absolute(root: str) -> str:
 def _report(root: str, findings: Sequence[Finding]) -> str:
     if not findings:
         return f"{root}: no problem found"
-    lines = [str(finding) for finding in findings[:SHOWN]]
-    if len(findings) > SHOWN:
-        lines.append(f"and {len(findings) - SHOWN} more")
-    count = f"{len(findings)} {'problem' if len(findings) == 1 else 'problems'}"
-    return "\n".join([*lines, f"{root}: {count}"])
+    count = len(findings)
+    more = [f"and {count - SHOWN} more"] if count > SHOWN else []
+    last = f"{root}: {count} {'problem' if count == 1 else 'problems'}"
+    return "\n".join([*map(str, findings[:SHOWN]), *more, last])

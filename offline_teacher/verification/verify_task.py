@@ -43,6 +43,11 @@ class Finding:
     foreign: bool = False
     """Whether a store never has such a file, so that it only has to be moved away."""
 
+    @classmethod
+    def of_task(cls, split: str, task: Task, column: str, problem: str) -> Finding:
+        """Returns a finding about a column of a task, without the name of a shard."""
+        return cls(f"{SHARDS}/{split}/{task.name}", problem, split, task.name, column)
+
     def __str__(self) -> str:
         column = f", column {self.column}" if self.column else ""
         return f"{self.file}{column}: {self.problem}"

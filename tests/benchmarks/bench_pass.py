@@ -32,7 +32,7 @@ DRIVE = """
 import json, re, sys, time
 from offline_teacher.running import teacher_pass
 from offline_teacher.cluster.crews import Crew
-from offline_teacher.cluster.pool import Cluster, Pool
+from offline_teacher.cluster.pool import Cluster
 from offline_teacher.store.pending import read_spec
 from offline_teacher.store.writer import finish_store
 from tests.benchmarks.bench_pass import PARTS, WORKERS, Idle, SECTIONS
@@ -49,7 +49,7 @@ else:
         yaml.safe_dump(SECTIONS, file)
         file.flush()
         recipe = load_recipe(file.name)
-    with Cluster(recipe) as cluster, Pool(cluster, Crew(Idle, (), (root,), WORKERS, WORKERS, 1)) as pool:
+    with Cluster(recipe) as cluster, cluster.pool(Crew(Idle, (), WORKERS, WORKERS, 1)) as pool:
         pool.run([teacher_pass.Item("first", "infer", ())], lambda item, result: None, print)
         begin, used = time.perf_counter(), time.process_time()
         outcome = teacher_pass._infer(root, read_spec(root), "train", {"train": PARTS}, pool, None)
@@ -69,7 +69,7 @@ SECTIONS = {
 class Idle(WorkerBase):
     """A worker that returns at once, without computing a task."""
 
-    def prepare(self, root: str) -> dict[str, Any]:
+    def prepare(self) -> dict[str, Any]:
         return {"environment": {}}
 
     def infer(self, *task: Any) -> dict[str, Any]:

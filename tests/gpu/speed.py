@@ -144,7 +144,8 @@ def _store_row(
     tokens, seconds = making.run("train", in_flight)
     what = f"{_what(layout)}, to a store, {in_flight} tasks at once"
     row = _row(what, tokens, seconds, _pass_flops(size.config, layout), device)
-    results["rows"].append({**row, "bytes_per_second": row["tokens_per_second"] * layout.bytes_per_token()})
+    bytes_per_token = layout.bytes_per_sample() / layout.length
+    results["rows"].append({**row, "bytes_per_second": row["tokens_per_second"] * bytes_per_token})
     shutil.rmtree(scratch / "run")
 
 

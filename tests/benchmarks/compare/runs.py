@@ -149,4 +149,5 @@ def training_of(history: Path, tokens: int, usage: dict[str, float]) -> Result:
 
 
 def _bytes_per_token(run: StudentRun) -> float:
-    return open_store(run.recipe.store_path).layout.bytes_per_token()
+    layout = open_store(run.recipe.store_path).layout
+    return layout.bytes_per_sample() / layout.length

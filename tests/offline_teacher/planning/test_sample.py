@@ -15,7 +15,7 @@ from infra.settings.sections import Corpus, Sequences
 from offline_teacher.corpus.documents import documents
 from offline_teacher.corpus.partition import parts
 from offline_teacher.corpus.problems import Problems
-from offline_teacher.sequences.packing import Encoder, TextStatistics, batched, pack
+from offline_teacher.sequences.packing import Encoder, TextStatistics, pack
 from offline_teacher.sequences.sample import sample_corpus
 from tests.offline_teacher.tiny_teacher import write_text
 
@@ -56,9 +56,7 @@ def test_tokens_are_extrapolated_from_a_part(
     settings = Sequences(length=16, packing=packing, part_bytes=1 << 14)  # type: ignore[arg-type]
     tokens = sequences = 0
     for part in parts(corpus, settings.part_bytes):
-        for _, count in pack(
-            batched(documents(part, corpus, Problems()), TextStatistics()), encoder, settings
-        ):
+        for _, count in pack(documents(part, corpus, Problems()), encoder, settings, TextStatistics()):
             tokens, sequences = tokens + int(count.sum()), sequences + len(count)
     sample = sample_corpus(corpus, settings, encoder)
     assert not sample.exact
@@ -99,9 +97,7 @@ def test_rows_with_something_wrong_count_once(tmp_path: Path, encoder: Encoder, 
     settings = Sequences(length=16, part_bytes=1 << 14)
     tokens = 0
     for part in parts(corpus, settings.part_bytes):
-        for _, count in pack(
-            batched(documents(part, corpus, Problems()), TextStatistics()), encoder, settings
-        ):
+        for _, count in pack(documents(part, corpus, Problems()), encoder, settings, TextStatistics()):
             tokens += int(count.sum())
     sample = sample_corpus(corpus, settings, encoder)
     assert not sample.exact
