@@ -43,6 +43,8 @@ class Crew:
     cpus: int
     gpus: float = 0.0
     """Several workers share a GPU if it is below 1."""
+    in_flight: int = 2
+    """Number of items that a worker holds at once."""
 
 
 def text_crew(how: Tokenising) -> Crew:
@@ -61,6 +63,7 @@ def teacher_crew(recipe: Recipe, root: str) -> Crew:
         least=settings.min_workers,
         cpus=settings.cpu_threads,
         gpus=settings.gpus_per_worker,
+        in_flight=settings.tasks_in_flight,
     )
 
 

@@ -21,7 +21,7 @@ from offline_teacher.cluster.crews import Crew, refuse_too_few_gpus
 from offline_teacher.cluster.deadlines import Backoff
 from offline_teacher.cluster.failure_log import FailureLog
 from offline_teacher.cluster.ray_head import HeadLost, RayHead
-from offline_teacher.cluster.work_queue import ITEMS_IN_FLIGHT, Item, Worker, WorkQueue, last_line
+from offline_teacher.cluster.work_queue import Item, Worker, WorkQueue, last_line
 from offline_teacher.cluster.worker_base import NODE, USER
 
 PACKAGES = ("offline_teacher", "infra")
@@ -99,7 +99,7 @@ class Pool:
     def __init__(self, cluster: Cluster, crew: Crew, started: Started) -> None:
         self.cluster, self.crew, self._started = cluster, crew, started
         self.workers: list[Worker] = []
-        self._work = WorkQueue(cluster.settings.task_attempts, 0)
+        self._work = WorkQueue(cluster.settings.task_attempts, 0, crew.in_flight)
         self._starting: dict[Any, Worker] = {}
         self._backoff = Backoff()
         self._pauses: list[float] = []
@@ -199,7 +199,7 @@ class Pool:
             num_gpus=self.crew.gpus,
             max_restarts=0,
             max_task_retries=0,
-            max_concurrency=ITEMS_IN_FLIGHT + 1,  # one more for the method `close`
+            max_concurrency=self.crew.in_flight + 1,  # one more for the method `close`
             runtime_env={"env_vars": variables},
         )
         actor = remote.remote(*self.crew.arguments)
@@ -209,7 +209,7 @@ class Pool:
 
     def _hand_out(self, ready: Sequence[Worker], now: float) -> None:
         """Gives every worker one item before any worker gets a second, which spreads the last items."""
-        for held in range(ITEMS_IN_FLIGHT):
+        for held in range(self.crew.in_flight):
             for worker in ready:
                 item = self._work.take(worker, ready, now) if len(worker.items) <= held else None
                 if item is not None:

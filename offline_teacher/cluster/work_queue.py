@@ -16,8 +16,6 @@ from typing import Any
 from infra.errors import EXIT_INCOMPLETE, UserError
 from offline_teacher.cluster.deadlines import Deadlines
 
-ITEMS_IN_FLIGHT = 2
-"""Number of items that a worker holds: it computes one item while it writes the other."""
 ITEM_DEATHS = 8
 """An item that was on this many workers when they died is quarantined."""
 ITEM_DELAYS = 4
@@ -83,11 +81,12 @@ class WorkQueue:
     """The remaining items, and the failures of items and workers.
 
     ``attempts``: number of failures after which an item is quarantined. ``max_losses``: largest number of
-    workers that may be lost, and that may be replaced, since the last finished item.
+    workers that may be lost, and that may be replaced, since the last finished item. ``in_flight``: number of
+    items that a worker holds at most.
     """
 
-    def __init__(self, attempts: int, max_losses: int) -> None:
-        self.attempts, self.max_losses = attempts, max_losses
+    def __init__(self, attempts: int, max_losses: int, in_flight: int = 2) -> None:
+        self.attempts, self.max_losses, self.in_flight = attempts, max_losses, in_flight
         self.retries = 0
         self.begin([], lambda item: None)
 
@@ -129,7 +128,7 @@ class WorkQueue:
         if not (item.attempts or item.deaths or item.delays):
             return ready
         others = [worker for worker in ready if worker.place not in item.failed_on] or ready
-        room = 1 if item.deaths else ITEMS_IN_FLIGHT
+        room = 1 if item.deaths else self.in_flight
         free = [worker for worker in others if worker.last_succeeded and len(worker.items) < room]
         promising = [w for w in others if w.last_succeeded or (w.items and not w.failures)]
         if free or (promising and item.attempts == self.attempts - 1):

@@ -40,7 +40,7 @@ from infra.settings.recipe import Recipe
 from infra.settings.recipe_file import load_recipe
 from offline_teacher.cluster.crews import teacher_crew
 from offline_teacher.cluster.pool import WORKER_VARIABLES
-from offline_teacher.cluster.work_queue import ITEMS_IN_FLIGHT, Item
+from offline_teacher.cluster.work_queue import Item
 from offline_teacher.inputs.source import find_source
 from offline_teacher.sequences.tokenizer import load_tokenizer
 from offline_teacher.store.block_reader import BlockReader
@@ -161,7 +161,7 @@ class TwoThreads(LocalPool):
 
     def run(self, items: Iterable[Item], done: Any, say: Any, quarantine: Any = None) -> list[Item]:
         items = list(items)
-        with ThreadPoolExecutor(ITEMS_IN_FLIGHT) as threads:
+        with ThreadPoolExecutor(max_workers=2) as threads:  # the default of teacher.tasks_in_flight
             for item, result in zip(items, threads.map(self._do, items), strict=True):
                 done(item, {**result, "place": "this process"})
         return []

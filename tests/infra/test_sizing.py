@@ -11,10 +11,9 @@ from dataclasses import replace
 
 import pytest
 
-from infra.settings.sections import Sequences, Store
+from infra.settings.sections import Sequences, Store, Teacher
 from infra.sizing.__main__ import main
 from infra.sizing.simulation import PART_BYTES, SHARD_BYTES, Pass, simulate
-from offline_teacher.cluster.work_queue import ITEMS_IN_FLIGHT
 from offline_teacher.store.writer import SHARDS_IN_FLIGHT
 from tests.conftest import ROOT
 
@@ -72,8 +71,8 @@ def test_with_one_task_in_flight_nothing_overlaps() -> None:
 
 
 def test_defaults_of_the_pool_and_of_the_writer_are_the_programs() -> None:
-    assert Pass.in_flight == ITEMS_IN_FLIGHT
-    assert Pass.uploads == ITEMS_IN_FLIGHT * SHARDS_IN_FLIGHT
+    assert Pass.in_flight == Teacher(model="").tasks_in_flight
+    assert Pass.uploads == Pass.in_flight * SHARDS_IN_FLIGHT
     assert Pass.task_tokens == Store.task_sequences * Sequences.length
     assert Store.shard_bytes == SHARD_BYTES
 

@@ -34,6 +34,7 @@ class SimulatedWorker:
         self.death = self.free if dies else float("inf")
         ready = Reference(self, None, self.free, "die" if dies else "ok")
         self._ready = ready
+        self._ends: list[float] = []
         self.call = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._call))
         self.close = SimpleNamespace(remote=lambda: Reference(self, None, ray.now, "ok"))
 
@@ -50,6 +51,8 @@ class SimulatedWorker:
         self.free = max(self.free, self.ray.now) + (float("inf") if kind == "hang" else seconds)
         if kind == "die":
             self.death = min(self.death, self.free)
+        self._ends = [end for end in self._ends if end > self.ray.now] + [self.free]
+        self.ray.most_held = max(self.ray.most_held, len(self._ends))
         return Reference(self, item, self.free, kind)
 
 
@@ -67,6 +70,7 @@ class SimulatedRay:
     ) -> None:
         self.start, self.work = start, work
         self.now, self.started, self.waits = 0.0, 0, 0
+        self.most_held = 0  # items that one worker held at once
         self.held: dict[str, dict[SimulatedWorker, float]] = {}
         self.place: Callable[[int], str] = lambda number: f"node-{number}"
         self.head_dies = float("inf")

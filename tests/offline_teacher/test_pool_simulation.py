@@ -23,12 +23,15 @@ from tests.offline_teacher.simulated_ray import SimulatedRay
 Outcome = tuple[list[str], list[str], str | None]
 
 
-def simulate(ray: SimulatedRay, items: int, workers: int, min_workers: int = 1) -> Outcome:
+def simulate(
+    ray: SimulatedRay, items: int, workers: int, min_workers: int = 1, in_flight: int = 2
+) -> Outcome:
     """Names of the items done and set quarantined, and the mistake that ended it."""
     settings = SimpleNamespace(
         workers=workers,
         min_workers=min_workers,
         task_attempts=3,
+        tasks_in_flight=in_flight,
         cpu_threads=1,
         gpus_per_worker=0,
         ray_address=None,
@@ -62,12 +65,13 @@ shares = st.sampled_from([0.0, 0.1, 0.5, 1.0])
 
 
 @given(
-    workers=st.integers(1, 8), items=st.integers(1, 40), few=st.integers(1, 8), seed=st.integers(0, 2**32),
+    workers=st.integers(1, 8), items=st.integers(1, 40), few=st.integers(1, 8), in_flight=st.integers(1, 4),
+    seed=st.integers(0, 2**32),
     broken=shares, fails=shares, dies=shares, start_dies=shares, bad=shares, killers=shares, hangs=shares,
     sick=st.sampled_from([0.0, 0.1, 0.5]),
 )  # fmt: skip
 def test_no_item_is_lost_or_held_twice_and_it_ends(
-    workers: int, items: int, few: int, seed: int, broken: float, fails: float, dies: float,
+    workers: int, items: int, few: int, in_flight: int, seed: int, broken: float, fails: float, dies: float,
     start_dies: float, bad: float, killers: float, hangs: float, sick: float,
 ) -> None:  # fmt: skip
     luck = random.Random(seed)
@@ -88,7 +92,14 @@ def test_no_item_is_lost_or_held_twice_and_it_ends(
         return seconds, "fail" if chance < fails / 4 else "die" if chance > 1 - dies / 4 else "ok"
 
     ray = SimulatedRay(lambda number: (luck.choice([0.0, 1.0, 5.0, 100.0]), luck.random() < start_dies), work)
-    simulate(ray, items, workers, min(few, workers))
+    simulate(ray, items, workers, min(few, workers), in_flight)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 5])
+def test_a_worker_holds_as_many_tasks_as_the_recipe_allows(in_flight: int) -> None:
+    ray = SimulatedRay(lambda number: (1.0, False), lambda number, item: (1.0, "ok"))
+    simulate(ray, items=12, workers=2, in_flight=in_flight)
+    assert ray.most_held == in_flight
 
 
 def on_slots(workers: int, broken: int, seconds: float) -> SimulatedRay:
