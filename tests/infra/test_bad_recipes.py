@@ -85,6 +85,7 @@ BAD = [
         MINIMAL.replace("model: m", "model: m, gpus_per_worker: 1.5"),
         "gpus_per_worker: must be 0 to 1, not 1.5",
     ),
+    (MINIMAL.replace("model: m", "model: m, tasks_in_flight: 0"), "tasks_in_flight: must be >= 1, not 0"),
     (MINIMAL.replace("a.txt", '"a\\ud800.txt"'), 'corpus.path: ["a\\ud800.txt"] is not valid Unicode'),
     ("name: ../x\ncorpus: {path: a}\nteacher: {model: m}", "name: must be letters, digits"),
     (MINIMAL + "output: ''", "output: is empty; name a directory"),
