@@ -33,7 +33,7 @@ BAD = [
         "train",
         "SST-2/train.tsv",
         SST + "fine\t2\n",
-        "line 2: label '2' is out of range; they are 0, 1",
+        "line 2: label '2' is out of range; it must be 0 or 1",
     ),
     ("SST-2", "train", "SST-2/train.tsv", SST + "fine\tgood\n", "line 2: label 'good' is out of range"),
     (
