@@ -111,7 +111,7 @@ def labels_in(task: Task, rows: Rows) -> tuple[str, ...]:
         names = {_label(value, rows.location(row)) for row, value in enumerate(values)}
     if len(names) < 2:
         raise UserError(
-            f"{rows.source}: column {task.label!r} has {len(names)} different labels; a task needs two"
+            f"{rows.source}: column {task.label!r} must have two or more different labels, not {len(names)}"
         )
     if len(names) > _MAX_CLASSES:
         raise UserError(

@@ -53,7 +53,7 @@ BAD = [
         "gj04\t1\t\tHe.\nsource\tlabel\tm\ts\n",
         "line 2: label 'label' is out of range",
     ),
-    ("RTE", "dev", "RTE/dev.tsv", RTE + "0\tA.\tB.\tneutral\n", "they are entailment, not_entailment"),
+    ("RTE", "dev", "RTE/dev.tsv", RTE + "0\tA.\tB.\tneutral\n", "it must be entailment or not_entailment"),
     ("MNLI", "dev_matched", "MNLI/dev.tsv", "x", "has no MNLI/dev_matched.tsv"),
     (
         "STS-B",

@@ -107,7 +107,11 @@ CASES: dict[str, tuple[str, dict[str, str | bytes], str]] = {
     "a binary file": (TASK, {"t.csv": b"PK\x03\x04" + bytes(99)}, "not UTF-8 text"),
     "an unknown label": (TASK + "labels: [a, c]\n", {}, "t.csv: line 3: unknown label 'b'"),
     "an empty label": (TASK, {"t.csv": CSV + "x,\n"}, "t.csv: line 6: label '' is not a text"),
-    "one label in all rows": (TASK, {"t.csv": "text,label\nx,a\ny,a\n"}, "column 'label' has 1 labels"),
+    "one label in all rows": (
+        TASK,
+        {"t.csv": "text,label\nx,a\ny,a\n"},
+        "column 'label' must have two or more different labels, not 1",
+    ),
     "too few rows to split": (without(TASK, "dev"), {"t.csv": "text,label\nx,a\ny,b\n"}, "too few examples"),
     "a score that is none": (SCORES, {}, "t.csv: line 2: score 'a' is not a number"),
     "a score that is not finite": (

@@ -145,7 +145,10 @@ BAD = [
         "store.shard_bytes: 8 is less than block_bytes = 9",
     ),
     (MINIMAL.replace("a.txt", "a.txt, config: c"), "are for source: hub, not text"),
-    (MINIMAL.replace("a.txt", "a.txt, source: hub, validation_path: b"), "corpus.validation_path: is not for a hub corpus"),
+    (
+        MINIMAL.replace("a.txt", "a.txt, source: hub, validation_path: b"),
+        "corpus.validation_path: is not for a hub corpus",
+    ),
     (MINIMAL.replace("a.txt", "a.txt, source: jsonl, document: file"), "corpus.document: file is for"),
 ]
 
