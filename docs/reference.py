@@ -72,7 +72,7 @@ def _section(section: type) -> str:
     ]
     details = []
     for item in fields(section):
-        fingerprinted = "yes" if item.metadata["outcome"] else ""
+        fingerprinted = "yes" if item.metadata["fingerprinted"] else ""
         lines.append(f"| `{item.name}` | {_type(types[item.name])} | {_default(item)} | {fingerprinted} |")
         if item.name in words:
             details.append(f"- `{item.name}`: {_markdown(words[item.name])}")

@@ -1,4 +1,4 @@
-"""Evaluates models: runs fine-tuning, measures latency, writes the report's files and tracks them.
+"""Evaluates models: fine-tunes them, measures latency, writes the report's files and tracks them.
 
 Modules that need torch, ONNX or matplotlib are imported within functions: a finished evaluation needs none.
 """
@@ -30,7 +30,7 @@ FILES = {"report.json", "report.md", "report.html"}
 
 
 def evaluate(recipe: Recipe, rows: Rows, plan: Plan, submitted: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns the content of report.json, which is made unless ``recipe.evaluation_dir`` has a complete one.
+    """Returns the content of report.json, after making the report unless a complete one exists.
 
     ``submitted``: names of the rows whose GLUE test predictions are zipped when a report is made.
     """
@@ -84,9 +84,7 @@ def _make_report(
 
 def _write_page(recipe: Recipe, notes: list[str]) -> str | None:
     """Writes the page that runs the fine-tuned models in a browser; returns its path within ``evaluation/``.
-
-    Returns None if the page cannot be written, for example without Node, and adds the reason to ``notes``.
-    """
+    If it cannot be written, for example without Node, adds the reason to ``notes`` and returns None."""
     from evaluation.export_run import models_of_recipe
     from evaluation.web.page_bundle import built_page
     from evaluation.web.site import add_to_site
@@ -134,7 +132,7 @@ def _complete_report(plan: Plan, directory: str, key: str) -> dict[str, Any] | N
         return None
     if not isinstance(content, dict) or content.get("key") != key:
         return None
-    # JSON keys are sorted in the file; rows and tasks get the plan's order again
+    # The file's keys are sorted; here rows and tasks get the plan's order again.
     names = list(dict.fromkeys(job.candidate.name for job in plan.jobs))
     tasks = list(dict.fromkeys(job.task_name for job in plan.jobs))
     content["rows"] = {name: content["rows"][name] for name in names}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _WEB_OPTIONS = ("recipe", "teacher", "labels", "compared")
 """Options that require --web."""
 PAGE_KINDS = ("spans", "classification", "regression")
-"""Kinds of tasks that the page has a form for. A model without a task gets a form that compares sentences."""
+"""Kinds of tasks for which the page has a form; a model without a task gets one that compares sentences."""
 SELF_TEST_EXAMPLES = 100
 """Default number of dev examples on which the page's self-test compares its answers with Python's."""
 
@@ -81,14 +81,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _export_files(options: argparse.Namespace) -> int:
     from evaluation.candidates.models import local_directory, require_model
-    from evaluation.devices.export_files import finished
+    from evaluation.devices.export_files import finished_export
 
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(local_directory(options.model))
         require_model(model)
         if options.vocabulary:
             model = _trimmed(options, model, stack)
-        summary = finished(model, options.output, options.embedding_bits)
+        summary = finished_export(model, options.output, options.embedding_bits)
         if summary is None:
             storage.require_writable(options.output)
             from evaluation.devices.export import export
@@ -128,7 +128,7 @@ def _models_of_directories(options: argparse.Namespace, stack: contextlib.ExitSt
 
     task = _catalogue_task(options.task)
     if task and task.kind not in PAGE_KINDS:
-        raise UserError(f"--task {task.name}: the page has no form for tasks of kind {task.kind!r}")
+        raise UserError(f"--task {task.name}: the page has no form for kind {task.kind!r}; leave --web out")
     directories = {
         role: stack.enter_context(local_directory(source))
         for role, source in (("student", options.model), ("teacher", options.teacher))
@@ -209,7 +209,7 @@ def _trimmed(options: argparse.Namespace, directory: str, stack: contextlib.Exit
 
 
 def _catalogue_task(name: str | None) -> Task | None:
-    """Returns the built-in task of this name, or None if there is none."""
+    """Returns the built-in task of this name; None if there is none."""
     from evaluation.sources.catalogue import TASKS, find_task
 
     return find_task(name) if name and name.lower() in map(str.lower, TASKS) else None

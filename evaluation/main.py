@@ -8,8 +8,8 @@
     python -m evaluation.main export --web --model DIR --task SQuAD --output DIR
 
 --model may be repeated; each model is a row of the report. With --teacher each model is also fine-tuned on
-the outputs of the fine-tuned teacher (row "(D)"). "export" writes ONNX files of a model, in float32 and int8,
-or with --web a page that runs the model in a browser.
+the outputs of the fine-tuned teacher, in the row "MODEL (D)". "export" writes ONNX files of a model, in
+float32 and int8, or with --web a page that runs the model in a browser.
 A command that was stopped resumes when it is run again; a finished command does nothing.
 """
 
@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one tokenizer thread per worker
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given[:1] == ["export"]:
-        return _export(given[1:])
+        from evaluation.export_run import export_command
+
+        return export_command(given[1:])
     options = _parse(given)
     if options.recipe:
         recipe = load_recipe(options.recipe, options.overrides)
@@ -68,56 +70,43 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--recipe", type=expand_home, help="recipe file; overrides follow as section.key=value"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--recipe", type=expand_home, help="recipe file; overrides follow as section.key=value")
+    add("overrides", nargs="*", metavar="section.key=value")
+    add(
         "--model",
         type=expand_home,
         action="append",
         metavar="[NAME=]MODEL",
         help="directory, URL or hub name of a model, instead of a recipe; may be repeated",
     )
-    parser.add_argument(
-        "--teacher", type=expand_home, help="directory or hub name of the teacher for a second distillation"
-    )
-    parser.add_argument(
-        "--temperature", type=float, help="temperature of the second distillation (default 2)"
-    )
-    parser.add_argument("--tasks", help="comma-separated names and task files: RTE,my/task.yaml")
-    parser.add_argument(
-        "--data", type=expand_home, help="directory of official task files (default: datasets of the hub)"
-    )
-    parser.add_argument("--seeds", type=int, help="number of random seeds: 0, 1, ... (default 1)")
-    parser.add_argument(
-        "--epochs", type=_grid(float), help="number, or a list such as 3,5: a grid; the score on dev chooses"
-    )
-    parser.add_argument("--max-steps", type=int, help="largest number of steps per run")
-    parser.add_argument("--batch-size", type=_grid(int), help="number, or a list: a grid")
-    parser.add_argument("--learning-rate", type=_grid(float), help="number, or a list: a grid")
-    parser.add_argument(
-        "--max-length", type=int, help="tokens per row; IMDb and SQuAD have their own maximal length"
-    )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
-    parser.add_argument("--workers", type=int, help="number of fine-tuning runs in parallel")
-    parser.add_argument(
-        "--keep-model", action="store_true", help="keep the fine-tuned model of the median seed"
-    )
-    parser.add_argument(
+    add("--teacher", type=expand_home, help="directory or hub name of the teacher for a second distillation")
+    add("--temperature", type=float, help="temperature of the second distillation (default 2)")
+    add("--tasks", help="comma-separated names and task files: RTE,my/task.yaml")
+    add("--data", type=expand_home, help="directory of official task files (default: datasets of the hub)")
+    add("--seeds", type=int, help="number of random seeds: 0, 1, ... (default 1)")
+    add("--epochs", type=_grid(float), help="number, or a list such as 3,5; the score on dev chooses")
+    add("--max-steps", type=int, help="largest number of steps per run")
+    add("--batch-size", type=_grid(int), help="number, or a list as for --epochs")
+    add("--learning-rate", type=_grid(float), help="number, or a list as for --epochs")
+    add("--max-length", type=int, help="tokens per row; IMDb and SQuAD have their own maximal length")
+    add("--dtype", choices=("float32", "bfloat16"))
+    add("--workers", type=int, help="number of fine-tuning runs in parallel")
+    add("--keep-model", action="store_true", help="keep the fine-tuned model of the median seed")
+    add(
         "--latency-sentences",
         type=int,
         metavar="N",
         help="number of sentences on which latency is measured (default 200; 0: all)",
     )
-    parser.add_argument(
+    add(
         "--tracking",
         type=expand_home_in_uri,
         metavar="URI",
         help="URI of MLflow (default: a database in the output directory), or off",
     )
-    parser.add_argument("--submission", action="store_true", help="also write GLUE test predictions as a zip")
-    parser.add_argument("--output", type=expand_home, help="directory in which scores and report are written")
+    add("--submission", action="store_true", help="also write GLUE test predictions as a zip")
+    add("--output", type=expand_home, help="directory in which scores and report are written")
     options = parser.parse_args(arguments)
     if bool(options.recipe) == bool(options.model):
         raise UserError("give either --recipe FILE or --model DIR")
@@ -133,14 +122,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _export(arguments: Sequence[str]) -> int:
-    from evaluation.export_run import export_command
-
-    return export_command(arguments)
-
-
 def cli() -> NoReturn:
-    """Runs ``main`` as a command: a user's mistake is one line on stderr, and the exit code is set."""
     console.command(main)
 
 

@@ -68,7 +68,7 @@ def run_model(options: argparse.Namespace) -> int:
             predict_test=options.submission,
         )
         for name, source in sources.items():
-            names.keep_name(directory, names.source_of(source), name)
+            names.record_name(directory, names.source_of(source), name)
         notes = {note for splits in plan.splits.values() for split in splits.values() for note in split.notes}
         for note in sorted(notes):
             print(f"note: {note}", flush=True)

@@ -53,7 +53,8 @@ def command(function: Callable[[], int | None]) -> NoReturn:
 
 @contextmanager
 def keeping_sigterm_handler() -> Iterator[None]:
-    """A context that restores our SIGTERM handler after ray.init, which replaces it with a silent exit."""
+    """A context in which to call ray.init: it restores our SIGTERM handler, which ray.init replaces with a
+    silent exit."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -105,7 +106,7 @@ class Progress:
             self._print_line()
 
     def note(self, text: str) -> None:
-        """Sets the words that are shown after the count from now on, for example the loss."""
+        """Sets the text that is shown after the count from now on, for example the loss."""
         self._note = text
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)

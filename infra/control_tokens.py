@@ -12,15 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-CONTROL = (
-    "bos_token",
-    "cls_token",
-    "eos_token",
-    "mask_token",
-    "pad_token",
-    "sep_token",
-    "unk_token",
-)
+CONTROL = ("bos_token", "cls_token", "eos_token", "mask_token", "pad_token", "sep_token", "unk_token")
 """Attributes of a transformers tokenizer that name its control tokens."""
 
 

@@ -52,8 +52,8 @@ def connect(address: str | None, setting: str, packages: Sequence[str], **local:
         except (ConnectionError, ray.exceptions.RayError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{setting}: {address or 'the head on this machine'} answers, but this user can join no Ray"
-                f" cluster ({reason}); if the cluster asks for a token, set RAY_AUTH_MODE=token"
+                f"{setting}: {address or 'the head on this machine'} answers, but Ray cannot join it"
+                f" ({reason}); if the cluster asks for a token, set RAY_AUTH_MODE=token"
             ) from None
         except Exception as error:  # Ray raises no more specific type for a timeout
             if "timed out during startup" not in str(error):
@@ -92,14 +92,14 @@ def _cluster_at(address: str | None, setting: str) -> str | None:
             f"{setting}: no Ray cluster answers at {address}; start it, or leave the setting out"
         ) from None
     if address is None and _owner(port) != os.getuid():
-        _print_note(f"the Ray head at {url} is another user's and is not joined (RAY_ADDRESS={url} joins it)")
+        _print_note(f"not joining another user's Ray head at {url}; to join it, set RAY_ADDRESS={url}")
         return None
     token_needed = _asks_for_token(host, port)
     if token_needed is None:
         if address is None:
             return None
         raise UserError(
-            f"{setting}: the server at {address} is no Ray head; a head's default port is 6379, and 10001"
+            f"{setting}: the server at {address} is not a Ray head; a head's default port is 6379, and 10001"
             " for ray://"
         )
     if token_needed:

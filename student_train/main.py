@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         _check(unfinished, stores, world)
         code = _train_all(unfinished, stores, world, single=len(runs) == 1)
-        world.wait()
+        world.barrier()
         return code
     except UserError as problem:
         if world.size == 1:
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
         # error.
         if world.is_rank_0:
             print(f"error: {problem}", file=sys.stderr, flush=True)
-        world.wait()
+        world.barrier()
         return problem.exit_code
     finally:
         world.close()
@@ -85,12 +85,12 @@ def _stores_of_phases(run: StudentRun) -> list[Store]:
 
 
 def _is_finished(run: StudentRun, stores: list[Store]) -> bool:
-    """Returns whether the student is finished, and prints its results. Raises UserError for other
-    settings."""
-    from student_train.student.model_directory import finished, require_same
+    """Returns whether the student is finished, and if so prints its results. Raises UserError if a finished
+    student was trained with other settings."""
+    from student_train.student.model_directory import finished_record, require_same
 
     with mirrored(run.directory, run.train.cache_dir) as mirror:
-        record = finished(mirror.local if mirror else run.directory)
+        record = finished_record(mirror.local if mirror else run.directory)
     if record is None:
         return False
     require_same(record["fingerprint"], _fingerprint(run, stores), run.directory)
@@ -171,18 +171,17 @@ def _locked(directory: str, world: World) -> Iterator[None]:
     Raises UserError if another training holds the lock, or if the directory is not writable."""
     with contextlib.ExitStack() as contexts:
 
-        def lock() -> str:
+        def lock() -> None:
             contexts.enter_context(exclusive(directory))
             storage.require_writable(directory)
-            return directory
 
         world.on_rank_0(lock)
         yield
 
 
 def _train(run: StudentRun, stores: list[Store], world: World, mirror: Mirror | None) -> dict[str, Any]:
-    """Trains a student, writes its model directory, and registers it with MLflow. Returns its results. They
-    are steps, kind of soft targets, last training losses and validation metrics."""
+    """Trains a student, writes its model directory, and registers it with MLflow. Returns its results: steps,
+    kind of soft targets, last training losses and validation metrics."""
     store = stores[0]
     import transformers
 
@@ -199,7 +198,7 @@ def _train(run: StudentRun, stores: list[Store], world: World, mirror: Mirror | 
     if world.is_rank_0 and world.device.type == "cpu":
         warn_if_slow("train.dtype", run.train.dtype)
     directory = mirror.local if mirror else run.directory
-    world.on_rank_0(lambda: _save_recipe(run, directory))
+    world.on_rank_0(lambda: run.recipe.save(directory))
     model, objective = world.on_all_ranks(lambda: model_and_objective(run, store, world))
     frozen = frozen_parameters(model)  # copied before Engine rounds them to train.dtype
     fingerprint = _fingerprint(run, stores)
@@ -221,20 +220,14 @@ def _train(run: StudentRun, stores: list[Store], world: World, mirror: Mirror | 
         }
         weights = {**engine.gather()["weights"], **frozen}
 
-        def publish() -> str:
+        def publish() -> None:
             path = publish_model(run, directory, model, weights, stores, fingerprint, results)
             if mirror:
                 mirror.push()
             tracked.register_model(path, run.registered_name, tags={"store": store.digest})
-            return path
 
         world.on_rank_0(publish)
     return results
-
-
-def _save_recipe(run: StudentRun, directory: str) -> str:
-    run.recipe.save(directory)
-    return directory
 
 
 def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[Any, Any]:

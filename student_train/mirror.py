@@ -50,8 +50,8 @@ class Mirror:
                 self._copied[name] = (*_size_and_time(path), digest)
 
     def push(self) -> None:
-        """Uploads changed files, then the index, then removes remote files that are gone. For one process
-        only."""
+        """Uploads changed files, then the index, and removes remote files that the local copy no longer has.
+        Only one process may call it."""
         digests = {}
         for name in _files(self.local):
             path = storage.join(self.local, name)
@@ -70,7 +70,7 @@ class Mirror:
             del self._copied[name]
 
     def _remove_local_files(self) -> None:
-        """Removes local files if the remote index is gone, unless a training holds the lock."""
+        """Removes the local files, unless a training process holds their lock."""
         with contextlib.suppress(UserError), exclusive(self.local):
             for name in _files(self.local):
                 os.unlink(os.path.join(self.local, name))
@@ -83,7 +83,7 @@ class Mirror:
         content = storage.read_json(path)
         files = content.get("files") if isinstance(content, dict) else None
         if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
-            raise UserError(f"{path}: is damaged; remove the student's directory to start afresh")
+            raise UserError(f"{path}: is damaged; remove the student's directory to start over")
         return files
 
     def _fetch(self, name: str, path: str, digest: str) -> None:
@@ -124,8 +124,8 @@ def mirrored(directory: str, cache_dir: str | None) -> Iterator[Mirror | None]:
 
 
 def _private(path: str) -> str:
-    """Creates the directory ``path`` if needed, and returns ``path``. Its name is predictable: raises
-    UserError if another user owns it or can access it."""
+    """Creates the directory ``path`` if needed, and returns ``path``. Raises UserError if another user owns
+    the directory or can access it, which is possible because its name is predictable."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
     status = os.lstat(path)

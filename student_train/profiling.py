@@ -21,9 +21,9 @@ SKIPPED_STEPS = 10
 def gpu_metrics(device: torch.device, flops: float, dtype: str) -> dict[str, float]:
     """Returns metrics of this rank's GPU; {} on a CPU.
 
-    ``gpu_memory``: peak GiB of tensors since the last call. ``gpu_utilisation``: share of the last moments in
-    which a kernel ran; only if pynvml is installed. ``model_flops_utilisation``: ``flops`` as a share of the
-    GPU's peak in ``dtype``; only if `PEAK_FLOPS` lists the GPU.
+    ``gpu_memory``: peak GiB of tensors since the last call. ``gpu_utilisation``: share of the last second or
+    so in which a kernel ran; only if pynvml is installed. ``model_flops_utilisation``: ``flops`` as a share
+    of the GPU's peak in ``dtype``; only if `PEAK_FLOPS` lists the GPU.
 
     ``flops``: FLOP/s that this rank spends on the student and its loss.
     """

@@ -46,7 +46,7 @@ class Stopped(KeyboardInterrupt):
 
 class Trainer:
     """Trains one student of a recipe; every rank has a Trainer. ``model`` is trained in place. ``stores``:
-    the recipe's own, then those of ``train.phases``. ``mirror``: if the student's directory is remote."""
+    the recipe's own, then those of ``train.phases``. ``mirror``: None if the student's directory is local."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Trainer:
                 step, tokens, masked = read
                 terms = self._forward_backward(step, tokens, masked)
                 rate = learning_rate(section, step.step, self.total_steps)
-                norm = self.engine.step(rate).gradient_norm
+                norm = self.engine.step(rate)
                 self._count(step, terms, tokens, norm)
                 if self._reads_norms_now():
                     self._require_finite()
@@ -185,12 +185,12 @@ class Trainer:
         raise UserError(
             f"step {step}: the {what} is not a finite number. Its {len(locations)} samples (part/row):"
             f" {listed}; masking epoch {sorted(set(locations.masking_epoch.tolist()))}; store"
-            f" {phase.store.root}; {self.checkpoints.last_good()}; lower train.learning_rate or check the"
-            " store"
+            f" {phase.store.root}; {self.checkpoints.newest_as_words()}; lower train.learning_rate or check"
+            " the store"
         )
 
     def _count(self, step: Step, terms: torch.Tensor, tokens: float, norm: torch.Tensor) -> None:
-        """Counts a step as done; ``norm``: of its gradient."""
+        """Counts a step as done. ``norm``: that of its gradient."""
         self.step = step.step + 1
         self.samples_digest = chained_digest(self.samples_digest, step.locations)
         self.log_sums.add(terms, int(tokens), norm)

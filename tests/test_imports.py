@@ -23,7 +23,7 @@ ONLY_IN = {
     "deepspeed": {"student_train/engine/engine.py", "student_train/engine/world.py"},
     "mlflow": {
         f"infra/tracking/{name}.py"
-        for name in ("mlflow_server", "registered_model", "served_model", "system")
+        for name in ("mlflow_sender", "registered_model", "served_model", "system")
     },
     "datasets": {"offline_teacher/corpus/hub.py", "evaluation/tasks/rows.py"},
 }

@@ -1,4 +1,4 @@
-"""Checks model directories, identifies them by their content, and loads them with a task's head."""
+"""Checks model directories, computes digests of their content, and loads models with a task's head."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from evaluation.tasks.task import Task
 
 HUB = "hub:"
-"""Prefix of a hub model's name that could be mistaken for a path."""
+"""Prefix of a hub model's name, for names that could be mistaken for a path."""
 WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"
 _HEADS = ("classifier", "pre_classifier", "pooler", "head", "score", "qa_outputs", "regressor")
@@ -35,14 +35,15 @@ class Candidate:
     name: str
     directory: str
     random_weights: bool = False
-    """Whether only the directory's architecture and tokenizer are used, with weights drawn from the seed."""
+    """Whether the directory's weights are replaced by random ones, drawn from the seed."""
     taught_by: str | None = None
     """Name of the candidate whose fine-tuned models are the teachers of a second distillation."""
     student: str | None = None
-    """Name of the student that the candidate is, or whose architecture it has; None for other rows."""
+    """Name of the student that this is, or whose architecture it has; None for other models."""
 
     def digest(self) -> str:
-        """Returns the digest of all files on which a score depends (no weights, if they are random)."""
+        """Returns the digest of all files on which a score depends: not of weights that are replaced by
+        random ones."""
         names = [name for name in storage.list_names(self.directory) if _affects(name, self.random_weights)]
         files = {name: storage.digest_file(storage.join(self.directory, name)) for name in names}
         return storage.digest_bytes(json.dumps(files, sort_keys=True).encode())
@@ -58,7 +59,8 @@ def _affects(name: str, random_weights: bool) -> bool:
 
 
 def require_model(directory: str, random_weights: bool = False) -> None:
-    """Raises UserError unless ``directory`` has config.json, a tokenizer and, unless random, weights."""
+    """Raises UserError if ``directory`` lacks config.json, a tokenizer or, unless they are random,
+    weights."""
     names = storage.list_names(directory)
     if not names:
         raise UserError(
@@ -68,8 +70,8 @@ def require_model(directory: str, random_weights: bool = False) -> None:
         raise UserError(f"{directory}: no config.json; this is not a model directory")
     if not random_weights and WEIGHTS not in names and SHARDED_WEIGHTS not in names:
         other = [name for name in names if name.endswith((".bin", ".pt", ".h5", ".msgpack"))]
-        hint = f"; {other[0]} is not read, save the model as safetensors" if other else ""
-        raise UserError(f"{directory}: no {WEIGHTS}{hint}")
+        hint = f" ({other[0]} is not read)" if other else ""
+        raise UserError(f"{directory}: no {WEIGHTS}{hint}; save the model as safetensors")
     if not {"tokenizer.json", "vocab.txt", "vocab.json"} & set(names):
         raise UserError(f"{directory}: no tokenizer.json; save the tokenizer beside the model")
     config = storage.read_json(storage.join(directory, "config.json"))
@@ -88,10 +90,7 @@ def local_directory(source: str, revision: str | None = None) -> Iterator[str]:
 
     if storage.is_remote(source):
         with tempfile.TemporaryDirectory() as copy:
-            for name in storage.list_sizes(source):  # without folders, which fine-tuning does not need
-                storage.publish_bytes(
-                    storage.join(copy, name), storage.read_bytes(storage.join(source, name))
-                )
+            copy_files(source, copy)
             yield copy
     elif os.path.isdir(source) or not _is_hub_name(source):
         yield source
@@ -100,10 +99,16 @@ def local_directory(source: str, revision: str | None = None) -> Iterator[str]:
         yield _from_hub(name, pinned or revision)
 
 
+def copy_files(source: str, target: str) -> None:
+    """Copies a directory's files, but not its folders; config.json is last, as it marks a complete model."""
+    for name in sorted(storage.list_sizes(source), key=lambda name: (name == "config.json", name)):
+        storage.publish_bytes(storage.join(target, name), storage.read_bytes(storage.join(source, name)))
+
+
 def _is_hub_name(source: str) -> bool:
     """Returns whether ``source`` is ``owner/name`` or ``hub:name``, with or without ``@revision``.
 
-    ``owner/name`` is a path if a folder ``owner`` exists: a typo must not fetch somebody else's model.
+    ``owner/name`` is a path if a folder ``owner`` exists, so that a typo downloads no model from the hub.
     """
     if source.startswith(HUB):
         return True
@@ -120,7 +125,7 @@ def _from_hub(name: str, revision: str | None) -> str:
         )
     except Exception as error:  # the library raises many unrelated types
         raise UserError(
-            f"{name}: no such directory, and the hub gives no such model: {first_line(error)}"
+            f"{name}: there is no such directory, and the hub's model cannot be loaded: {first_line(error)}"
         ) from error
 
 
@@ -133,10 +138,12 @@ def load_tokenizer(directory: str) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, use_fast=True)
-    except Exception as error:  # damaged files surface as many unrelated types
+    except Exception as error:  # damaged files raise many unrelated types
         raise UserError(f"{directory}: the tokenizer cannot be loaded: {first_line(error)}") from error
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
-        raise UserError(f"{directory}: the tokenizer needs a tokenizer.json and a pad token")
+        raise UserError(
+            f"{directory}: the tokenizer needs a tokenizer.json and a pad token; save one that has both"
+        )
     read_as_text(tokenizer)
     return tokenizer
 
@@ -178,13 +185,13 @@ def load_model(candidate: Candidate, task: Task, seed: int) -> Any:
                 use_safetensors=True, ignore_mismatched_sizes=False, output_loading_info=True,
             )  # fmt: skip
             missing = set(report["missing_keys"])
-    except Exception as error:  # damaged files surface as many unrelated types
+    except Exception as error:  # damaged files raise many unrelated types
         raise UserError(f"{candidate.directory}: the model cannot be loaded: {first_line(error)}") from error
     absent = sorted(key for key in missing if not any(part in _HEADS for part in key.split(".")))
     if absent:
         raise UserError(
-            f"{candidate.directory}: {WEIGHTS} lacks {len(absent)} weights of the architecture in "
-            f"config.json, the first is {absent[0]}"
+            f"{candidate.directory}: {WEIGHTS} lacks {len(absent)} tensors of the architecture in config.json"
+            f" (first: {absent[0]}); give a complete model"
         )
     return model
 
@@ -194,14 +201,14 @@ def require_fit(directory: str, config: Any, tokenizer: Any, length: int) -> Non
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
         raise UserError(
-            f"{directory}: vocabulary mismatch: the tokenizer has ids up to {largest}, "
-            f"the model only {config.vocab_size} embeddings"
+            f"{directory}: the tokenizer has ids up to {largest}, but the model only {config.vocab_size}"
+            " embeddings; give the model its own tokenizer"
         )
     positions = usable_length(config)
     if length > positions:
         raise UserError(
-            f"rows of {length} tokens (evaluation.max_length, or the task's own length), "
-            f"but {directory} has only {positions} positions"
+            f"rows have {length} tokens (max_length of evaluation or of the task), but {directory} has only"
+            f" {positions} positions; lower max_length"
         )
 
 

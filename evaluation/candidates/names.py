@@ -34,7 +34,7 @@ def names_of(source: str) -> list[str]:
 
 
 def free_name(scores: str, source: str, names: Sequence[str]) -> str:
-    """Returns the first name under which ``scores`` has no scores of another model; UserError if all have."""
+    """Returns the first of ``names`` that no other model has in ``scores``, or raises UserError."""
     owners = [_owner(scores, name) for name in names]
     for name, owner in zip(names, owners, strict=True):
         if owner in (None, source):
@@ -45,7 +45,7 @@ def free_name(scores: str, source: str, names: Sequence[str]) -> str:
     )
 
 
-def keep_name(scores: str, source: str, name: str) -> None:
+def record_name(scores: str, source: str, name: str) -> None:
     """Records that the name belongs to this model."""
     if _owner(scores, name) != source:
         storage.publish_json(_path(scores, name), {"model": source})

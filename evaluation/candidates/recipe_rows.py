@@ -23,7 +23,7 @@ from offline_teacher.store.reader import CACHE_BYTES, Store, open_store
 from offline_teacher.store.records import decode
 
 TEACHER, UNDISTILLED, START = "teacher", "undistilled", "start"
-"""Names of rows. If the recipe has ``students``, the student's name follows ``undistilled`` and ``start``."""
+"""Names of rows; with ``students``, a student's name follows ``undistilled`` and ``start``."""
 RANDOM, MASKED_LM = "random", "masked LM alone"
 """Kinds of references, in addition to ``START``."""
 _NOT_SHAPE = ("architectures", "dtype", "torch_dtype", "transformers_version")
@@ -44,7 +44,7 @@ class Rows:
     references: dict[str, dict[str, str]] = field(default_factory=dict)
     """Student -> kind of reference -> name of the reference's row."""
     kl: dict[str, float] = field(default_factory=dict)
-    """Student -> KL to the teacher on held-out text, measured by the student's training."""
+    """Student -> KL to the teacher at T = 1 on held-out text, measured when the student was trained."""
     notes: list[str] = field(default_factory=list)
     """Sentences about missing rows."""
 
@@ -54,7 +54,7 @@ def require_students(recipe: Recipe, path: str) -> None:
     runs = recipe.runs()
     if not any(map(_is_trained, runs.values())):
         model = _model_directory(next(iter(runs.values())))
-        raise UserError(f"{model}: no student yet; train it with student_train/main.py --recipe {path}")
+        raise UserError(f"{model}: is not trained yet; run student_train/main.py --recipe {path}")
 
 
 def rows_of(recipe: Recipe, stack: ExitStack) -> Rows:
@@ -77,7 +77,7 @@ def rows_of(recipe: Recipe, stack: ExitStack) -> Rows:
         rows.notes.append(f"no row for the teacher: {without}")
     rows.notes += [f"no row for {name}: it is not trained" for name in rows.untrained]
     students = [
-        Candidate(name, stack.enter_context(local_directory(_as_path(_model_directory(run)))), student=name)
+        Candidate(name, stack.enter_context(local_directory(_model_directory(run))), student=name)
         for name, run in trained.items()
     ]
     rows.candidates += students
@@ -139,10 +139,8 @@ def _start_references(recipe: Recipe, rows: Rows, stack: ExitStack) -> dict[str,
 
 
 def _add_masked_lm_references(rows: Rows) -> None:
-    """Makes a student that was trained on masked LM alone a reference of comparable students.
-
-    These are the students with the same shape and number of steps.
-    """
+    """Makes a student that was trained on masked LM alone a reference of students with the same shape and
+    number of steps."""
     shapes = {row.name: _shape_key(row.directory) for row in rows.candidates if row.name in rows.students}
     for name, run in rows.students.items():
         if not _is_masked_lm_alone(run):
@@ -172,12 +170,12 @@ def _without_weights(recipe: Recipe) -> str:
 
 
 def _validation_kl(run: StudentRun) -> float | None:
-    """Returns the KL in model.json, beside the model; None if there is no such file or no KL in it."""
+    """Returns the KL at T = 1 that model.json records; None if it records none."""
     path = storage.join(run.directory, "model.json")
     if not storage.exists(path):
         return None
     try:
-        value = decode(storage.read_bytes(path))["results"]["validation"].get("kl")
+        value = decode(storage.read_bytes(path))["results"]["validation"].get("kl_t1")
     except (ValueError, KeyError, AttributeError):  # a damaged file does not prevent the evaluation
         return None
     return value if isinstance(value, float) else None
@@ -189,11 +187,6 @@ def _is_trained(run: StudentRun) -> bool:
 
 def _model_directory(run: StudentRun) -> str:
     return storage.join(run.directory, "model")
-
-
-def _as_path(path: str) -> str:
-    """Returns the path; a relative local path starts with ``./``, so that it is not taken for a hub name."""
-    return path if storage.is_remote(path) or path.startswith(("/", ".")) else f"./{path}"
 
 
 def _teacher_directory(recipe: Recipe, stack: ExitStack) -> str | None:
@@ -209,10 +202,8 @@ def _teacher_directory(recipe: Recipe, stack: ExitStack) -> str | None:
 
 
 def _write_teacher(store: Store, directory: str) -> str:
-    """Makes ``directory`` the store's teacher: its tokenizer, configuration and a link to its weights.
-
-    Returns ``directory``.
-    """
+    """Writes the store's teacher to ``directory``: tokenizer, configuration and a link to the weights.
+    Returns ``directory``."""
     for name, data in store.tokenizer_files().items():
         storage.publish_bytes(storage.join(directory, name), data)
     storage.publish_json(storage.join(directory, "config.json"), store.teacher_config())

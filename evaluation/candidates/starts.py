@@ -6,13 +6,13 @@ import json
 import tempfile
 from contextlib import ExitStack
 
-from evaluation.candidates.models import local_directory
+from evaluation.candidates.models import copy_files, local_directory
 from infra.files import storage
 from infra.settings.recipe import StudentRun, outcome_settings
 from offline_teacher.store.reader import Store
 
 SOURCE = "start.json"
-"""Name of the file that says from what a start was made. It is written last: the directory is complete."""
+"""Name of the file that says from what a start was made. It is written last, so its directory is complete."""
 
 
 def start_key(run: StudentRun) -> str:
@@ -24,15 +24,14 @@ def start_of(run: StudentRun, store: Store, directory: str, stack: ExitStack) ->
     """Returns a local model directory with the student's initial weights, made in ``directory`` if necessary.
 
     The store must hold all of the teacher's weights, and ``student.init`` must be ``teacher``. Raises
-    UserError if the store's teacher is damaged, or if this student cannot be made of it.
+    UserError if the store's teacher is damaged or does not fit the student.
     """
     source = {"store": store.digest, "student": outcome_settings(run.student)}
     marker = storage.join(directory, SOURCE)
     if not storage.exists(marker) or storage.read_json(marker) != source:
         _build(run, store, directory)
         storage.publish_json(marker, source)
-    looks_like_hub_name = not storage.is_remote(directory) and not directory.startswith(("/", "."))
-    return stack.enter_context(local_directory(f"./{directory}" if looks_like_hub_name else directory))
+    return stack.enter_context(local_directory(directory))
 
 
 def _build(run: StudentRun, store: Store, directory: str) -> None:
@@ -53,6 +52,4 @@ def _build(run: StudentRun, store: Store, directory: str) -> None:
         for name, data in store.tokenizer_files().items():
             storage.publish_bytes(storage.join(draft, "model", name), data)
         storage.remove_tree(directory)
-        for name in storage.list_names(storage.join(draft, "model")):
-            data = storage.read_bytes(storage.join(draft, "model", name))
-            storage.publish_bytes(storage.join(directory, name), data)
+        copy_files(storage.join(draft, "model"), directory)

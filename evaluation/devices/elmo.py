@@ -1,4 +1,4 @@
-"""A network of ELMo's size with random weights: a reference for latency, without scores.
+"""A network of ELMo's size with random weights: a reference for latency that has no scores.
 
 It is the encoder of Peters et al. 2018 (arXiv 1802.05365) in the sizes that its authors published as
 "Original" (93.6 M parameters). Each word's characters (262 embeddings of 16 numbers) pass through 2,048

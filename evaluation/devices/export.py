@@ -10,9 +10,9 @@ outputs (names), embedding_bits, opset, versions (of torch and onnxruntime), byt
 (bytes of the int8 file over bytes of the float32 file), difference.float32 and difference.int8 (largest
 absolute difference from torch's outputs), source (digest of the model).
 
-A fine-tuned model's graph outputs logits, any other model's graph outputs the last hidden states.
-torch's TorchScript exporter is used: it needs no further package and leaves batch size and length variable
-(tested on BERT and DistilBERT).
+A fine-tuned model's graph outputs logits, any other model's graph the last hidden states. The exporter is
+torch's TorchScript one, which needs no other package and leaves batch size and length variable (tested on
+BERT and DistilBERT).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from evaluation.candidates.models import load_config, load_tokenizer, require_model
-from evaluation.devices.export_files import FLOAT32, INT8, SUMMARY, finished, source_digest
+from evaluation.devices.export_files import FLOAT32, INT8, SUMMARY, finished_export, source_digest
 from evaluation.devices.latency import Inputs
 from evaluation.devices.onnx_model import open_session, run_session
 from evaluation.devices.quantisation import quantise, quiet
@@ -43,13 +43,13 @@ SHAPES = ((1, 4), (1, 17), (3, 33), (2, 64))
 
 
 def export(directory: str, output: str, embedding_bits: int = 8) -> dict[str, Any]:
-    """Writes all files of the module's docstring into ``output``; returns the content of export.json.
+    """Writes the files that the module's docstring lists; returns the content of export.json.
 
     Writes nothing if ``output`` has a complete export of the same model. Raises UserError if ``directory`` is
     not a model directory, if the model cannot be loaded, or if the ONNX graph differs from torch.
     """
     require_model(directory)
-    existing = finished(directory, output, embedding_bits)
+    existing = finished_export(directory, output, embedding_bits)
     if existing is not None:
         return existing
     tokenizer = load_tokenizer(directory)
@@ -153,7 +153,7 @@ def load_for_export(directory: str) -> Any:
             directory, dtype=torch.float32, trust_remote_code=False, use_safetensors=True,
             attn_implementation="eager",
         )  # fmt: skip
-    except Exception as error:  # damaged files surface as many unrelated types
+    except Exception as error:  # damaged files raise many unrelated types
         raise UserError(f"{directory}: the model cannot be loaded: {first_line(error)}") from error
     return model.eval()
 

@@ -12,7 +12,7 @@ FLOAT32, INT8 = "model.onnx", "model.int8.onnx"
 SUMMARY = "export.json"
 
 
-def finished(directory: str, output: str, embedding_bits: int = 8) -> dict[str, Any] | None:
+def finished_export(directory: str, output: str, embedding_bits: int = 8) -> dict[str, Any] | None:
     """Returns the content of export.json if ``output`` is a complete export of ``directory``, else None."""
     path = storage.join(output, SUMMARY)
     if not storage.exists(path):

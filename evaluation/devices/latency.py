@@ -21,10 +21,10 @@ from infra.control_tokens import tokenize
 Inputs = dict[str, np.ndarray]
 """input_ids, attention_mask, token_type_ids: int64 [B, L]."""
 Runner = Callable[[Inputs], object]
-"""Runs one forward pass; ignores inputs that its model does not take."""
+"""Function that runs one forward pass, and ignores inputs that its model does not take."""
 
 BLOCK = 10
-"""Number of sentences per turn: enough to fill the processor's caches again after another model's turn."""
+"""Number of sentences per turn. The first ones fill the processor's caches after another model's turn."""
 WARMUP = 5
 """Number of batches that each model runs before it is timed."""
 BATCH_SIZES = (8, 32)
@@ -34,7 +34,7 @@ BATCH_SIZES = (8, 32)
 @dataclass(frozen=True)
 class Latency:
     total_seconds: float
-    """Duration of the pass over all sentences at batch size 1; the percentiles are of its sentences."""
+    """Seconds for all sentences at batch size 1; p50, p95 and p99 are percentiles of a sentence's time."""
     p50_ms: float
     p95_ms: float
     p99_ms: float

@@ -1,4 +1,4 @@
-"""Measures the latency of every model in a report's latency table, on texts that it chooses.
+"""Chooses the texts for a report's latency table, and measures the latency of every model in it.
 
 torch and ONNX are imported within functions, so that a finished evaluation loads neither.
 """
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 def measure_latency(
     candidates: Sequence[Candidate], settings: Evaluation, texts: list[tuple[str, ...]]
 ) -> tuple[dict[str, Latency], dict[str, int], dict[str, dict[str, Any]]]:
-    """Times all models on ``texts``: the candidates in torch, each with an untrained STS-B head, and more.
+    """Times the candidates in torch, each with an untrained STS-B head, and further models, on ``texts``.
 
-    Further models: every student in ONNX, every candidate on a GPU if there is one, and a network of ELMo's
-    size. Returns three dicts: candidate -> latency; candidate -> bytes of peak memory at the largest batch
-    size; and ``report.json: latency_rows``, an entry per further model.
+    Further models are every student in ONNX, every candidate on a GPU if there is one, and a network of
+    ELMo's size. Returns three dicts: candidate -> latency; candidate -> bytes of peak memory at the largest
+    batch size; and ``report.json: latency_rows``, an entry per further model.
     """
     from evaluation.devices import elmo, latency, timed_models
     from evaluation.devices.memory import peak_memory
@@ -69,7 +69,7 @@ def as_json(measured: Latency) -> dict[str, Any]:
 
 
 def latency_texts(settings: Evaluation) -> tuple[list[tuple[str, ...]], str]:
-    """Returns the texts on which models are timed, and what the report calls these texts."""
+    """Returns the texts on which models are timed, and the name of these texts in the report."""
     task, part = latency_part(settings)
     split = load(task, part, settings.data)
     texts: list[tuple[str, ...]] = [(item.question, item.context) for item in split.questions] or split.texts

@@ -17,15 +17,14 @@ from typing import Any
 
 import numpy as np
 
-BITS = (8, 4)
 FLOAT16_RANGE = (2.0**-14, 65504.0)
 """Smallest and largest number that float16 stores with full precision."""
 CLIPPING = np.linspace(0.6, 1.0, 9)
-"""Fractions to which a row's largest value may be clipped with 4 bits; the smallest squared error decides."""
+"""With 4 bits, a row is clipped to that of these fractions of its largest value that has the least error."""
 
 
 def quantise(source: str, target: str, embedding_bits: int = 8) -> None:
-    """Reads the ONNX file ``source``, writes it to ``target`` with int8 weights.
+    """Writes the ONNX file ``source`` to ``target`` with int8 weights.
 
     There is one scale per output of a matrix product and one per row of an embedding table. With
     ``embedding_bits=4`` the largest embedding table, the word embeddings, has 4 bits per weight.

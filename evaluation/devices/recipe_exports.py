@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
-from evaluation.candidates.models import load_tokenizer
+from evaluation.candidates.models import load_tokenizer, local_directory
 from evaluation.devices.export import export
 from evaluation.devices.export_files import INT8
 from evaluation.devices.onnx_model import OnnxModel, open_session
@@ -29,7 +29,7 @@ def export_all(
     results: Mapping[str, list[dict[str, Any]]],
     directory: str,
 ) -> dict[str, dict[str, Any]]:
-    """Exports one student's kept model of every task to ``directory/<task>``; skips kinds without export.
+    """Exports one student's kept model of every task to ``directory/<task>``, unless its kind has no export.
 
     Returns task -> entry of ``report.json: devices.<student>`` (``export_task``). ``jobs``: the student's
     chosen jobs. ``results``: task -> content of its score files, one per seed.
@@ -55,10 +55,10 @@ def export_task(
     source, target = storage.join(job.task_directory, MODEL), storage.join(directory, job.task_name)
     seed = median_seed(results)
     score = next(float(result["score"]) for result in results if result["seed"] == seed)
-    with tempfile.TemporaryDirectory() as draft:
-        model_directory = _local(source, os.path.join(draft, "model"))
+    with ExitStack() as stack:
+        model_directory = stack.enter_context(local_directory(source))
         summary = export(model_directory, target)
-        export_directory = _local(target, os.path.join(draft, "export"))
+        export_directory = stack.enter_context(local_directory(target))
         session = open_session(os.path.join(export_directory, INT8), job.settings.latency_threads)
         model, tokenizer = OnnxModel(session), load_tokenizer(model_directory)
         answers = {
@@ -78,12 +78,3 @@ def export_task(
         "int8_lost": score - int8_score,
         "int8_metrics": metrics,
     }
-
-
-def _local(directory: str, copy: str) -> str:
-    """Returns a local directory: ``directory`` itself, or, if it is remote, ``copy`` with its files."""
-    if not storage.is_remote(directory):
-        return directory
-    for name in storage.list_names(directory):
-        storage.publish_bytes(os.path.join(copy, name), storage.read_bytes(storage.join(directory, name)))
-    return copy

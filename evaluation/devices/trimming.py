@@ -1,4 +1,4 @@
-"""Reduces a model's vocabulary to the tokens of its task: word embeddings are most of a small model's bytes.
+"""Reduces a model's vocabulary to its task's tokens: most bytes of a small model are word embeddings.
 
 The control tokens, every token of one character, and the most frequent tokens of the texts are kept. A word
 whose token is left out is split into shorter tokens, so no known word becomes unknown.
@@ -24,17 +24,14 @@ CHUNK = 1000
 
 
 def trim(directory: str, texts: Iterable[str], tokens: int, target: str) -> None:
-    """Saves the model of ``directory`` with a vocabulary of ``tokens`` entries in ``target``.
-
-    Raises UserError if the tokenizer is not WordPiece, or if ``tokens`` is smaller than what must be kept or
-    larger than the vocabulary.
-    """
+    """Saves the model of ``directory`` in ``target`` with a vocabulary of ``tokens`` entries. Raises
+    UserError if the tokenizer is not WordPiece, or if ``tokens`` is out of range (see ``kept_ids``)."""
     import torch
 
     tokenizer, model = load_tokenizer(directory), load_for_export(directory)
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     if content["model"]["type"] != "WordPiece":
-        raise UserError(f"{directory}: only a WordPiece vocabulary can be trimmed")
+        raise UserError(f"{directory}: --vocabulary needs a WordPiece tokenizer; leave the option out")
     kept = kept_ids(tokenizer, content, counts(tokenizer, texts), tokens)
     table = model.get_input_embeddings().weight.detach()
     model.set_input_embeddings(torch.nn.Embedding.from_pretrained(table[torch.from_numpy(kept)].clone()))
@@ -56,7 +53,7 @@ def counts(tokenizer: Any, texts: Iterable[str]) -> Counter[int]:
     """Returns id -> how often the token occurs in the texts."""
     occurrences: Counter[int] = Counter()
     chunk: list[str] = []
-    for text in [*texts, None]:  # None: the last chunk is shorter
+    for text in [*texts, None]:  # None marks the end, where the chunk may be shorter
         if text is not None:
             chunk.append(text)
         if chunk and (text is None or len(chunk) == CHUNK):

@@ -35,9 +35,7 @@ from evaluation.tasks.task import Split, Task
 
 def add_outputs(data: Encoded, task: Task, train: Split, soft_labels: SoftLabels, dtype: str) -> Encoded:
     """Returns ``data`` with two more targets: the teacher's stored outputs, and the number of tokens per row.
-
-    Raises UserError if they are missing, damaged, or belong to other rows.
-    """
+    Raises UserError if the outputs are missing, damaged, or of other rows."""
     logits = read_outputs(task, train, data, soft_labels, dtype)
     targets = data.targets | {TEACHER_LOGITS: logits, TOKEN_COUNTS: data.lengths().astype(np.int64)}
     return dataclasses.replace(data, targets=targets)

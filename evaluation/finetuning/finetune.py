@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.candidates.models import load_model, load_tokenizer, require_fit
+from evaluation.candidates.models import copy_files, load_model, load_tokenizer, require_fit
 from evaluation.finetuning import distillation
 from evaluation.finetuning.jobs import Job, predicted_parts, scores_of
 from evaluation.finetuning.training import Fit, Loss, Schedule, fit, predict
@@ -31,7 +31,7 @@ PREDICT_SIZES = {"spans": 32}
 def run(
     job: Job, splits: dict[str, Split], advance: Callable[[int], None] = lambda rows: None
 ) -> dict[str, Any]:
-    """Fine-tunes the job's model, publishes predictions, then the score file; returns the latter's content.
+    """Fine-tunes the job's model; publishes predictions, then the score file, whose content it returns.
 
     ``advance`` is called with the number of rows after every step. Raises UserError if the loss or an output
     is not finite, or if the model does not fit the tokenizer or the row length.
@@ -151,14 +151,9 @@ def score(
 
 
 def save(model: Any, tokenizer: Any, directory: str) -> None:
-    """Saves model and tokenizer in ``directory``, config.json last, because it marks a complete model."""
-    import os
     import tempfile
 
     with tempfile.TemporaryDirectory() as draft:
         model.save_pretrained(draft, safe_serialization=True)
         tokenizer.save_pretrained(draft)
-        names = sorted(os.listdir(draft), key=lambda name: (name == "config.json", name))
-        for name in names:
-            with open(os.path.join(draft, name), "rb") as file:
-                storage.publish_bytes(storage.join(directory, name), file.read())
+        copy_files(draft, directory)

@@ -1,10 +1,10 @@
 """The jobs of an evaluation: one fine-tuning run per candidate, task, point of the grid, and seed.
 
-A job is done when its score file exists: ``<scores>/<candidate>/<task>/seed-<n>.json``, or, if the task has a
-grid, ``<scores>/<candidate>/<task>/<grid folder>/seed-<n>.json``. Its entry ``key`` holds everything on which
-the scores depend, so a job runs again after a change of settings, dataset or model. Its entry ``predictions``
-is the digest of the predictions from which the scores are computed (``evaluation.kinds.predictions``);
-without that file the job runs again. This module imports no torch, so that a finished evaluation is
+A job is finished when it has a score file: ``<scores>/<candidate>/<task>/seed-<n>.json``, or, if the task has
+a grid, ``<scores>/<candidate>/<task>/<grid folder>/seed-<n>.json``. The file's entry ``key`` holds everything
+on which the scores depend, so a job runs again after a change of settings, dataset or model. Its entry
+``predictions`` is the digest of the file of predictions from which the scores are computed; if that file is
+missing or damaged, the job runs again. This module imports no torch, so that a finished evaluation is
 recognised in a fraction of a second.
 """
 
@@ -231,6 +231,6 @@ def scores_of(task: Task, predicted: predictions.Predictions) -> dict[str, Any]:
 
 
 def median_seed(results: list[dict[str, Any]]) -> int:
-    """Returns the seed with the median score; of an even number of seeds, the one with the lower median."""
+    """Returns the seed with the median score, or with the lower of two medians."""
     ranked = sorted(results, key=lambda result: (result["score"], result["seed"]))
     return int(ranked[(len(ranked) - 1) // 2]["seed"])

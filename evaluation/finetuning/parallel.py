@@ -86,9 +86,8 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
                     raise error.cause from None
                 except RayError as error:
                     raise UserError(
-                        f"{job.title}: its worker died "
-                        f"{REPEATS + 1} times ({type(error).__name__}); is there enough memory? "
-                        "Run the same command again to continue",
+                        f"{job.title}: its worker died {REPEATS + 1} times ({type(error).__name__}), perhaps"
+                        " for lack of memory; lower evaluation.workers, or run the same command again",
                         EXIT_INCOMPLETE,
                     ) from None
                 shown.advance(1)
@@ -100,10 +99,9 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
 
 
 def gpu_share(workers: int, gpus: int) -> float:
-    """The share of a GPU that each run asks Ray for: a whole one unless there are more workers than GPUs.
+    """Returns the share of a GPU for each run: the largest with which all workers can run at once.
 
-    Ray sets CUDA_VISIBLE_DEVICES of a run to the GPU that it chose. The share is as large as lets all workers
-    run at once, so that no GPU has more runs than necessary.
+    Ray sets CUDA_VISIBLE_DEVICES of a run to the GPU that it chose.
     """
     return 1 / math.ceil(workers / gpus) if gpus else 0.0
 

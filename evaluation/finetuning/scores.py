@@ -15,6 +15,7 @@ import numpy as np
 
 from evaluation.candidates.models import (
     Candidate,
+    copy_files,
     load_config,
     load_model,
     load_tokenizer,
@@ -44,7 +45,7 @@ from infra.files import storage
 from infra.settings.sections import Evaluation
 
 OUTPUTS = "train"
-"""File name, without ending, of a fine-tuned teacher's stored outputs, which lie beside its score files."""
+"""File name, without ending, of a fine-tuned teacher's stored outputs, beside its score files."""
 
 OnResult = Callable[[Job, dict[str, Any]], None]
 """Function of a job and the content of its score file."""
@@ -240,21 +241,20 @@ def _require_loadable(candidates: Sequence[Candidate], tasks: Sequence[Task], se
             if vocabularies[0] != vocabularies[1]:
                 raise UserError(
                     f"second distillation on {per_token[0]}: the teacher's outputs belong to tokens, but "
-                    f"{candidate.directory} and {teacher.directory} have different vocabularies"
+                    f"{candidate.directory} and {teacher.directory} have different vocabularies; leave this"
+                    " task out"
                 )
 
 
 def _keep_median(plan: Plan, grid: dict[str, list[Job]]) -> None:
-    """Moves the chosen model to ``<task>/model`` and removes the others; does nothing if that is done."""
+    """Moves the chosen model to ``<task>/model``, unless it is there, and removes the others."""
     best = plan.best_jobs(grid)
     seed = median_seed([plan.result_of(job) for job in best])
     source = next(job.model_directory for job in best if job.seed == seed)
-    names = storage.list_names(source)
-    if names:
+    if storage.list_names(source):
         final = storage.join(best[0].task_directory, MODEL)
         storage.remove_tree(final)
-        for name in sorted(names, key=lambda name: (name == "config.json", name)):
-            storage.publish_bytes(storage.join(final, name), storage.read_bytes(storage.join(source, name)))
+        copy_files(source, final)
     for job in (job for jobs in grid.values() for job in jobs):
         if storage.list_names(job.model_directory):
             storage.remove_tree(job.model_directory)

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 64
 """Batch size of the teacher's predictions."""
-AGAIN = "run the same command again to store it again"
-"""What to do about damaged outputs, in error messages."""
 
 
 def store_outputs(job: Job, train: Split) -> None:
@@ -83,7 +81,9 @@ def read_outputs(task: Task, train: Split, data: Encoded, soft_labels: SoftLabel
     """
     path = _table_path(soft_labels)
     if not _is_stored(soft_labels, _key(task, train, data, soft_labels, dtype)):
-        raise UserError(f"{path}: is missing, damaged, or of another teacher or other rows; {AGAIN}")
+        raise UserError(
+            f"{path}: is missing, damaged, or of another teacher or other rows; run the same command again"
+        )
     table = parquet.read_table(pa.BufferReader(storage.read_bytes(path)))
     column = table["output"].combine_chunks()
     values = column.flatten().to_numpy()

@@ -191,10 +191,10 @@ def predict(
     pad_id: int,
     select_outputs: Callable[[Any, torch.Tensor], torch.Tensor] = lambda output, mask: output.logits,
 ) -> list[np.ndarray]:
-    """Returns one float32 array per row of ``data``, in the same order: the model's logits.
+    """Returns one float32 array per row of ``data``, in the same order: what ``select_outputs`` returns.
 
-    ``select_outputs`` (output of the model's forward, attention mask [B, L]) -> [B, ...] selects something
-    else instead. An axis of L tokens includes the padding of the row's batch.
+    ``select_outputs``: (output of the model's forward, attention mask [B, L]) -> [B, ...], by default the
+    logits. An axis of L tokens includes the padding of the row's batch.
     """
     collator = Collator(model, pad_id)
     order = np.argsort(data.lengths(), kind="stable")

@@ -1,1 +1,1 @@
-"""Kinds of task: how examples of one form are encoded, trained on, decided and scored (see ``base``)."""
+"""Kinds of tasks: how the examples of a kind are encoded, trained on, predicted and scored (see ``base``)."""

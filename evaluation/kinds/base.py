@@ -34,12 +34,11 @@ class Kind:
 
     name: ClassVar[str]
     fine_tuned: ClassVar[bool] = True
-    """Whether a model is fine-tuned. If not, one run per model is enough, because no result depends on the
-    seed."""
+    """Whether models are fine-tuned. If not, no result depends on the seed, so each model has one run."""
     exportable: ClassVar[bool] = True
     """Whether fine-tuned models of this kind are exported for devices."""
     per_token: ClassVar[bool] = False
-    """Whether there are outputs per token, so that a teacher must have the student's vocabulary."""
+    """Whether outputs are per token. A teacher must then have the student's vocabulary."""
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     """Name of the class in ``transformers`` that loads a model with the head of this kind."""
     label_type: ClassVar[pa.DataType]
@@ -66,7 +65,7 @@ class Kind:
         raise NotImplementedError
 
     def select_outputs(self, output: Any, mask: torch.Tensor) -> torch.Tensor:
-        """Returns what is predicted for a batch, [B, ...], usually logits; an axis of L includes the padding.
+        """Returns a batch's outputs, [B, ...], usually the logits; an axis of L includes the padding.
 
         ``output``: of the model's forward. ``mask``: [B, L], 1 for tokens and 0 for padding.
         """
@@ -81,7 +80,7 @@ class Kind:
         raise NotImplementedError
 
     def decide(self, outputs: Any) -> Any:
-        """Converts outputs to decisions, such as class ids (``evaluation.kinds.predictions``)."""
+        """Converts outputs to decisions, such as class ids; ``evaluation.kinds.predictions`` lists them."""
         raise NotImplementedError
 
     def score(self, task: Task, answers: Answers) -> dict[str, float]:

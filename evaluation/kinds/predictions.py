@@ -63,9 +63,7 @@ def read(path: str, task: Task, digest: str, parts: list[str] | None = None) -> 
     kind = kind_of(task)
     data = storage.read_bytes(path)
     if storage.digest_bytes(data) != digest:
-        raise UserError(
-            f"{path}: these predictions are damaged; run the same command again to compute them again"
-        )
+        raise UserError(f"{path}: these predictions are damaged; run the same command again")
     table = parquet.read_table(pa.BufferReader(data))
     predictions = {}
     for part in task.scored_parts if parts is None else parts:

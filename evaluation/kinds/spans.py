@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from evaluation.kinds.base import TEACHER_LOGITS, TOKEN_COUNTS, Kind, Metric, Predict
+from evaluation.kinds.base import TEACHER_LOGITS, TOKEN_COUNTS, Kind, Metric, Predict, kl
 from evaluation.measures import resampling
 from evaluation.measures.answers import Answers
 from evaluation.measures.metrics import answer_exact, answer_f1
@@ -42,8 +42,6 @@ class Spans(Kind):
     def soft_loss(self, output: Any, targets: Targets, temperature: float) -> torch.Tensor:
         """Returns the mean of the KLs of the start and the end position; padding is masked out."""
         import torch
-
-        from evaluation.kinds.base import kl
 
         width = output.start_logits.shape[1]
         padding = torch.arange(width, device=output.start_logits.device) >= targets[TOKEN_COUNTS][:, None]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from evaluation.kinds.base import TEACHER_LOGITS, Kind, Metric, Predict
+from evaluation.kinds.base import TEACHER_LOGITS, Kind, Metric, Predict, kl
 from evaluation.measures import resampling
 from evaluation.measures.answers import Answers
 from evaluation.measures.metrics import METRICS, class_counts, f1_of, macro_f1_of, of_sums
@@ -59,8 +59,6 @@ class Classification(TextKind):
         return functional.cross_entropy(output.logits.float(), targets["label"])
 
     def soft_loss(self, output: Any, targets: Targets, temperature: float) -> torch.Tensor:
-        from evaluation.kinds.base import kl
-
         return kl(output.logits.float(), targets[TEACHER_LOGITS], temperature)
 
     def decide(self, outputs: np.ndarray) -> np.ndarray:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from evaluation.kinds.base import TEACHER_LOGITS, Kind, Metric, Predict
+from evaluation.kinds.base import TEACHER_LOGITS, Kind, Metric, Predict, kl
 from evaluation.kinds.texts import class_config
 from evaluation.measures.answers import Answers
 from evaluation.measures.entities import entity_counts
 from evaluation.measures.metrics import f1_of, of_sums, precision_of, recall_of
+from evaluation.tasks.examples import OUTSIDE
 from evaluation.tasks.task import Split, Task
 from infra.control_tokens import tokenize
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 NO_LABEL = -100
 """Label of tokens that the loss ignores."""
-OUTSIDE = "O"
-"""Tag of words outside every entity."""
 
 
 class Tokens(Kind):
@@ -74,8 +73,6 @@ class Tokens(Kind):
         )
 
     def soft_loss(self, output: Any, targets: Targets, temperature: float) -> torch.Tensor:
-        from evaluation.kinds.base import kl
-
         width = output.logits.shape[1]
         labelled = targets["label"][:, :width] != NO_LABEL
         return kl(output.logits.float()[labelled], targets[TEACHER_LOGITS][:, :width][labelled], temperature)
@@ -121,8 +118,8 @@ class Tokens(Kind):
 def _first_tokens(words: Sequence[str], offsets: np.ndarray) -> np.ndarray:
     """Returns the position of each word's first token, int64 [words]; -1 for a word that was cut off.
 
-    ``offsets``: int64 [L, 2], first and last character + 1 of each token in the words joined by spaces;
-    (0, 0) for special tokens.
+    ``offsets``: int64 [L, 2], where each token begins and ends in the words joined by spaces; (0, 0) for
+    special tokens.
     """
     lengths = np.asarray([len(word) for word in words], np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])

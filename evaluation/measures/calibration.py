@@ -34,7 +34,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> Reliability:
     """Sorts examples into bins by confidence. probabilities: [n, C]; labels: class ids, int64 [n]."""
     confidence = probabilities.max(axis=1)
-    is_correct = probabilities.argmax(axis=1) == labels  # the first class of several with equal probability
+    is_correct = probabilities.argmax(axis=1) == labels  # of equal probabilities, the first counts
     edges = np.arange(1, bins) / bins
     bin_numbers = np.searchsorted(edges, confidence, side="left")
     count, confidence_sum, correct = (

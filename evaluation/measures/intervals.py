@@ -51,7 +51,7 @@ class Component:
     dof: float
     """Degrees of freedom of the covariance."""
     unsubtracted: Component | None = None
-    """Of the seeds: the same error without the subtraction. Covariance and degrees of freedom are larger."""
+    """If the source is the seeds: the error without the subtraction, with larger covariance and ``dof``."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,9 @@ def estimate(scorers: Sequence[Sequence[Scorer]], sizes: Mapping[str, int]) -> E
 def seed_variance(scores: np.ndarray, resampled: np.ndarray) -> tuple[float, float]:
     """Returns (share, variance): the variance of the median of ``scores`` [S], and the seeds' share of it.
 
-    resampled: [S, R]. Scores of seeds also differ because each seed makes mistakes on other examples. The
-    variance over examples already contains this part, so the seeds' share is the rest. The part is estimated
-    by the variance, over resamples, of the seeds' distances from their mean.
+    resampled: [S, R]. A part of the seeds' variance is due to the examples, since each seed makes mistakes on
+    other examples. The variance over examples already contains that part, so the seeds' share is the rest.
+    The part is estimated by the variance, over resamples, of the seeds' distances from their mean.
     """
     count = len(scores)
     if count < 2:

@@ -6,8 +6,7 @@ metrics (for MNLI, on matched and mismatched), the macro score the mean over tas
 section 6.1): exact match and token F1 of normalised answers, the best over the annotators' answers. SQuAD
 2.0 (arXiv 1806.03822) also has questions without an answer.
 
-A new metric is named in ``METRICS`` here and, in its form for bootstrap resamples, in ``resampling.METRICS``;
-``metrics`` of each kind that may use it (``evaluation.kinds``) lists its name. See docs/extending.md.
+docs/extending.md says how to add a metric.
 """
 
 from __future__ import annotations

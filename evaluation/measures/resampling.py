@@ -1,7 +1,7 @@
 """Draws bootstrap resamples of dev sets and computes metrics of many resamples at once.
 
 Dimensions of arrays: n examples of a dev set, R resamples. Weights [n, R] say how often each example occurs
-in each resample; a column of ones stands for the dev set itself.
+in each resample; a column of ones represents the dev set itself.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from evaluation.tasks.task import Split, Task
 MAX_EXAMPLES = 5
 """Largest number of disagreements per student and task in the report."""
 MAX_CHARACTERS = 300
-"""Longer texts of examples are cut in the report."""
+"""Largest number of characters of an example in the report; a longer text is cut."""
 MAX_LABELS = 40
 """A task with more labels has no confusion matrix in the report."""
 

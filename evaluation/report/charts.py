@@ -42,7 +42,7 @@ def interval(value: float, low: float, high: float, least: float, greatest: floa
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
-    """Returns the points whose score no cheaper or equally cheap point reaches, the cheapest first."""
+    """Returns the points that score higher than every point of equal or lower cost, the cheapest first."""
     front: list[Point] = []
     for point in sorted(points, key=lambda one: (one.cost, -one.score)):
         if not front or point.score > front[-1].score:

@@ -25,9 +25,9 @@ def unmet(report: Mapping[str, Any], require: Require) -> list[str]:
                 continue
             value = values[name]
             if value is None:
-                phrases.append(f"{student}: {name} is unknown, required is {_sign(name)} {limit:g}")
+                phrases.append(f"{student}: {name} is unknown, but must be {_sign(name)} {limit:g}")
             elif not (value <= limit if name in AT_MOST else value >= limit):
-                phrases.append(f"{student}: {name} is {value:.4g}, required is {_sign(name)} {limit:g}")
+                phrases.append(f"{student}: {name} is {value:.4g}, but must be {_sign(name)} {limit:g}")
     return phrases
 
 

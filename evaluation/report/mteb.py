@@ -17,7 +17,7 @@ NAMES = {
 """Name of a metric here -> its name in MTEB."""
 UNDETERMINED = "und-Zyyy"
 """Undetermined language and script (ISO 639-3 and 15924), because recipes do not name the language of their
-data. MTEB ignores scores without a language, so the mean of a file with no language would be NaN."""
+data. MTEB ignores scores without any language."""
 
 
 def results(plan: Plan) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Draws the plots of a report; each public function that draws returns the bytes of a PNG file."""
+"""Draws the plots of a report as PNG files."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from evaluation.report import tables
 from evaluation.sources.loading import location_of
 from infra.files import storage
 from infra.settings.recipe import Recipe
-from infra.tracking.mlflow_server import ARTIFACTS
+from infra.tracking.mlflow_sender import ARTIFACTS_PLACEHOLDER
 from infra.tracking.run import Run
 from offline_teacher.store.paths import MANIFEST
 from offline_teacher.store.reader import open_store
@@ -69,10 +69,10 @@ def track(run: Run, rows: Rows, content: dict[str, Any], files: Sequence[str]) -
 
 
 def headline(content: Mapping[str, Any], kl: Mapping[str, float]) -> dict[str, float]:
-    """Returns the metrics by which recipes are compared: those of the best student, without a prefix.
+    """Returns the metrics by which recipes are compared: those of the best student and, if there are several
+    students, those of each with the prefix ``<student>/``.
 
-    If there are several students, each also has metrics with the prefix ``<student>/``. Without students, all
-    rows but the teacher take their place. kl: student -> KL divergence from the teacher.
+    Without students, all rows but the teacher take their place. kl: student -> KL to the teacher.
     """
     names = content["students"] or [name for name in content["rows"] if name != TEACHER] or [TEACHER]
     best = max(names, key=lambda name: content["rows"][name]["macro"])
@@ -96,7 +96,7 @@ def headline_of(content: Mapping[str, Any], name: str, kl: float | None) -> dict
 def description(content: Mapping[str, Any], report: str) -> str:
     """Returns the Markdown description of the run and of each model version: overview, link to the report."""
     table = tables.markdown_table(*tables.overview_rows(content))
-    return f"{table}\n\n[Report]({ARTIFACTS}evaluation/report.html), or the file `{report}`"
+    return f"{table}\n\n[Report]({ARTIFACTS_PLACEHOLDER}evaluation/report.html), or the file `{report}`"
 
 
 def numbers(content: Mapping[str, Any]) -> dict[str, float]:

@@ -169,7 +169,7 @@ def find_tasks(entries: Sequence[str | TaskSettings]) -> list[Task]:
     tasks = [_find(entry) for entry in entries]
     for position, task in enumerate(tasks):
         if task.name.lower() in [earlier.name.lower() for earlier in tasks[:position]]:
-            raise UserError(f"evaluation.tasks: {task.name} is named twice")
+            raise UserError(f"evaluation.tasks: {task.name} is named twice; name it once")
     return tasks
 
 

@@ -1,8 +1,8 @@
 """Loads the splits of a task from official files, from the hub, or from a user's own data.
 
 The splits of a built-in task come from official files if ``evaluation.data`` names a directory, else from the
-hub. A number of rows that differs from the official one gives a note on the split, not an error, because
-evaluating on a sample of a task is allowed.
+hub. If the number of rows is not the official one, the split gets a note; it is no error, because a task may
+be evaluated on a sample.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def load(task: Task, part: str, data: str | None) -> Split:
         raise UserError(f"{task.name} {part}: {task.parts[part].file} has no rows")
     empty = [row for row, texts in enumerate(split.texts) if not all(text.strip() for text in texts)]
     if empty and len(empty) == len(split.texts):
-        raise UserError(f"{task.name} {part}: every row has an empty text")
+        raise UserError(f"{task.name} {part}: every row has an empty text; give another file or column")
     if empty:
         split.notes.append(f"rows with an empty text: {len(empty):,} (first: row {empty[0] + 1})")
     if official_rows is not None and len(split) != official_rows:

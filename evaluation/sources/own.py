@@ -1,7 +1,8 @@
-"""A user's own task: makes a ``Task`` of its settings, and reads its examples."""
+"""A user's own task: makes a ``Task`` of the user's settings, and reads its examples."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -52,12 +53,12 @@ def own_task(settings: TaskSettings, where: str) -> Task:
         settings=settings,
     )
     if settings.kind in _CLASSES and not settings.labels:
-        task = _with_labels(task)
+        task = dataclasses.replace(task, labels=examples.labels_in(task, _rows_of(task, "train")))
     if settings.kind == "classification":
         _require_two_classes(task, where)
     if settings.kind == "spans":
         questions = [question for part in task.parts for question in _questions(settings, part)]
-        task = Task(**{**vars(task), "no_answer": any(not question.answers for question in questions)})
+        task = dataclasses.replace(task, no_answer=any(not question.answers for question in questions))
     return task
 
 
@@ -71,10 +72,6 @@ def _parts(settings: TaskSettings) -> list[str]:
 def _is_conll(settings: TaskSettings) -> bool:
     path = settings.train or settings.test or settings.dev or ""
     return settings.hub is None and format_of(path, settings.format) == "conll"
-
-
-def _with_labels(task: Task) -> Task:
-    return Task(**{**vars(task), "labels": examples.labels_in(task, _rows_of(task, "train"))})
 
 
 def _require_consistent(settings: TaskSettings, where: str) -> None:
@@ -94,7 +91,10 @@ def _require_consistent(settings: TaskSettings, where: str) -> None:
         needs_label = kind not in _UNLABELLED
         example = "tags" if kind == "tokens" else "label"
         require(not needs_label or settings.label is not None, f"label: is required, for example {example}")
-    require(kind not in _UNLABELLED or settings.label is None, f"label: {kind} has no column of labels")
+    require(
+        kind not in _UNLABELLED or settings.label is None,
+        f"label: {kind} has no column of labels; leave it out",
+    )
     if KINDS[kind].fine_tuned:
         require(settings.train is not None, "train: is required, for example train: train.csv")
     else:
@@ -103,17 +103,23 @@ def _require_consistent(settings: TaskSettings, where: str) -> None:
     for name in ("corpus", "queries"):
         given = getattr(settings, name) is not None
         require(given or kind != "retrieval", f"{name}: is required, for example {name}: {name}.jsonl")
-        require(not given or kind == "retrieval", f"{name}: is for kind: retrieval, not {kind}")
-    require(not settings.labels or kind in _CLASSES, f"labels: {kind} has no classes")
+        require(not given or kind == "retrieval", f"{name}: is for kind: retrieval, not {kind}; leave it out")
+    require(not settings.labels or kind in _CLASSES, f"labels: {kind} has no classes; leave it out")
     require(len(settings.labels) != 1, "labels: names one class; there must be two or more")
     twice = next((label for label in settings.labels if settings.labels.count(label) > 1), None)
-    require(twice is None, f"labels: {twice!r} is named twice")
+    require(twice is None, f"labels: {twice!r} is named twice; name it once")
     require(
         0 < settings.dev_fraction <= 0.5, f"dev_fraction: must be > 0 and <= 0.5, not {settings.dev_fraction}"
     )
-    require(settings.hub is None or settings.format is None, "format: is for files, not for a hub dataset")
+    require(
+        settings.hub is None or settings.format is None,
+        "format: is for files, not for a hub dataset; leave it out",
+    )
     for name in ("config", "revision"):
-        require(settings.hub is not None or getattr(settings, name) is None, f"{name}: is for a hub dataset")
+        require(
+            settings.hub is not None or getattr(settings, name) is None,
+            f"{name}: is for a hub dataset; leave it out",
+        )
     known = list(KINDS[kind].metrics)
     for metric in settings.metrics:
         require(
@@ -236,7 +242,7 @@ def require_numbers(settings: TaskSettings, where: str) -> None:
         value = getattr(settings, name)
         values = value if isinstance(value, tuple) else (value,)
         if not values:
-            raise UserError(f"{where}: {name}: the list is empty")
+            raise UserError(f"{where}: {name}: the list is empty; give a value")
         wrong = next((number for number in values if number is not None and number <= 0), None)
         if wrong is not None:
             raise UserError(f"{where}: {name}: must be > 0, not {wrong}")

@@ -26,9 +26,11 @@ def read_queries(queries: str, relevance: str, corpus: dict[str, str]) -> Split:
     columns = (rows.column(name) for name in _HEADER)
     for row, (query, document, value) in enumerate(zip(*columns, strict=True)):
         if query not in texts:
-            raise UserError(f"{rows.location(row)}: query {query!r} is not in {queries}")
+            raise UserError(f"{rows.location(row)}: query {query!r} is not in {queries}; leave the line out")
         if document not in corpus:
-            raise UserError(f"{rows.location(row)}: document {document!r} is not in the corpus")
+            raise UserError(
+                f"{rows.location(row)}: document {document!r} is not in the corpus; leave the line out"
+            )
         try:
             grades.setdefault(query, {})[document] = float(int(value))
         except ValueError:
@@ -37,7 +39,7 @@ def read_queries(queries: str, relevance: str, corpus: dict[str, str]) -> Split:
         query: by_document for query, by_document in grades.items() if max(by_document.values()) > 0
     }
     if not answerable:
-        raise UserError(f"{relevance}: no query has a relevant document (score > 0)")
+        raise UserError(f"{relevance}: no query has a relevant document; give one a score above 0")
     notes = []
     if len(answerable) < len(texts):
         notes.append(
@@ -57,6 +59,6 @@ def _by_id(path: str, noun: str) -> dict[str, str]:
     by_id: dict[str, str] = {}
     for row, (name, title, text) in enumerate(zip(ids, titles, texts, strict=True)):
         if name in by_id:
-            raise UserError(f"{rows.location(row)}: {noun} {name!r} occurs twice")
+            raise UserError(f"{rows.location(row)}: {noun} {name!r} occurs twice; give each another _id")
         by_id[name] = f"{title} {text}".strip()
     return by_id

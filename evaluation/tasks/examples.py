@@ -64,7 +64,7 @@ def _labels(task: Task, rows: Rows) -> np.ndarray:
 def _label(value: Any, location: str) -> str:
     """Returns a label of the data as a string. Strings, whole numbers and booleans are labels."""
     if value is None or value == "" or not isinstance(value, str | int):
-        raise UserError(f"{location}: label {value!r} is not a text; every example needs one label")
+        raise UserError(f"{location}: label {value!r} is not a text; give every example one label")
     return str(value)
 
 
@@ -73,7 +73,7 @@ def _label_list(value: Any, location: str) -> list[str]:
         return [label.strip() for label in value.split(SEPARATOR) if label.strip()]
     if not isinstance(value, list):
         raise UserError(
-            f"{location}: labels {value!r} are neither a list nor a text with {SEPARATOR} between them"
+            f"{location}: labels {value!r} are neither a list nor a text; write label{SEPARATOR}label"
         )
     return [_label(label, location) for label in value]
 
@@ -84,7 +84,7 @@ def _number(value: Any, location: str) -> float:
     except (TypeError, ValueError):
         raise UserError(f"{location}: score {value!r} is not a number") from None
     if not math.isfinite(number):
-        raise UserError(f"{location}: score {value!r} is not finite")
+        raise UserError(f"{location}: score {value!r} is not a finite number")
     return number
 
 
@@ -111,10 +111,13 @@ def labels_in(task: Task, rows: Rows) -> tuple[str, ...]:
         names = {_label(value, rows.location(row)) for row, value in enumerate(values)}
     if len(names) < 2:
         raise UserError(
-            f"{rows.source}: column {task.label!r} has {len(names)} labels; a task needs two or more"
+            f"{rows.source}: column {task.label!r} must have two or more different labels, not {len(names)}"
         )
     if len(names) > _MAX_CLASSES:
-        raise UserError(f"{rows.source}: column {task.label!r} has {len(names):,} labels; is it the label?")
+        raise UserError(
+            f"{rows.source}: column {task.label!r} has {len(names):,} labels; is it the label"
+            f" column? a task may have {_MAX_CLASSES:,} labels"
+        )
     whole = all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in names)
     return tuple(sorted(names, key=lambda label: (int(label) if whole else 0, label)))
 
@@ -144,9 +147,9 @@ def _require_words(words: Any, tags: Any, location: str) -> None:
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
             raise UserError(f"{location}: the {name} are not a list of texts")
     if not words:
-        raise UserError(f"{location}: has no words")
+        raise UserError(f"{location}: has no words; leave the row out")
     if len(words) != len(tags):
-        raise UserError(f"{location}: {len(words)} words and {len(tags)} tags")
+        raise UserError(f"{location}: has {len(words)} words but {len(tags)} tags; give each word one tag")
     wrong = next((tag for tag in tags if tag != OUTSIDE and not _TAG.fullmatch(tag)), None)
     if wrong is not None:
         raise UserError(f"{location}: tag {wrong!r} is not O, B-TYPE or I-TYPE")
@@ -160,7 +163,7 @@ def _from_spans(text: str, spans: Any, location: str) -> tuple[list[str], list[s
     spans = _parsed_spans(spans, location)
     words = list(_WORD.finditer(text))
     if not words:
-        raise UserError(f"{location}: has no words")
+        raise UserError(f"{location}: has no words; leave the row out")
     tags, widened = [OUTSIDE] * len(words), 0
     for start, end, label in spans:
         if not 0 <= start < end <= len(text):
@@ -169,9 +172,9 @@ def _from_spans(text: str, spans: Any, location: str) -> tuple[list[str], list[s
             )
         inside = [number for number, word in enumerate(words) if word.end() > start and word.start() < end]
         if not inside:
-            raise UserError(f"{location}: span {start} to {end} holds no word")
+            raise UserError(f"{location}: span {start} to {end} holds no word; leave it out")
         if any(tags[number] != OUTSIDE for number in inside):
-            raise UserError(f"{location}: span {start} to {end} overlaps another one")
+            raise UserError(f"{location}: span {start} to {end} overlaps another span; keep one of them")
         widened += words[inside[0]].start() < start or words[inside[-1]].end() > end
         for number in inside:
             tags[number] = f"{'B' if number == inside[0] else 'I'}-{label}"
@@ -193,7 +196,7 @@ def _parsed_spans(spans: Any, location: str) -> list[tuple[int, int, str]]:
         numbers = isinstance(span["start"], int) and isinstance(span["end"], int)
         if not numbers or not isinstance(span["label"], str):
             raise UserError(
-                f"{location}: a span has a start and an end in characters, and a text as its label"
+                f"{location}: a span has a start and an end in characters, whole numbers, and a text as label"
             )
     return sorted((span["start"], span["end"], span["label"]) for span in spans)
 
@@ -219,7 +222,7 @@ def _parsed_answers(answers: Any, location: str) -> tuple[list[str], list[int]]:
         raise UserError(f"{location}: answers are not {{text: [...], answer_start: [...]}}")
     texts, starts = answers["text"], answers["answer_start"]
     if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
-        raise UserError(f"{location}: answers need as many texts as starts")
+        raise UserError(f"{location}: answers need as many texts as starts, each in a list")
     if not all(isinstance(text, str) for text in texts) or not all(
         isinstance(start, int) for start in starts
     ):

@@ -14,10 +14,8 @@ from infra.errors import UserError
 from infra.files import storage
 
 _COLLECTIONS = ("", "glue", "GLUE", "imdb", "squad")
-"""Folders of ``evaluation.data`` that are searched, "" being the directory itself.
-
-Within such a folder, files lie in a folder named after the task (GLUE) or directly (IMDb, SQuAD).
-"""
+"""Folders of ``evaluation.data`` that are searched; "" is the directory itself. Within such a folder, files
+are in a folder named after the task (GLUE) or directly (IMDb, SQuAD)."""
 _MNLI_LABELS = ("entailment", "neutral", "contradiction")
 _WRONG_RATINGS = {"neg": range(7, 11), "pos": range(1, 5)}
 """Folder of IMDb's reviews -> ratings that contradict the folder."""
@@ -53,7 +51,7 @@ def classes(rows: Rows, name: str, labels: Sequence[str]) -> list[int]:
     for row, value in enumerate(rows.column(name)):
         if value not in ids:
             raise UserError(
-                f"{rows.location(row)}: label {value!r} is out of range; they are {', '.join(labels)}"
+                f"{rows.location(row)}: label {value!r} is out of range; it must be {' or '.join(labels)}"
             )
     return [ids[value] for value in rows.column(name)]
 
@@ -78,7 +76,9 @@ def require_marks(rows: Rows) -> None:
     """Raises UserError if a sentence of CoLA has the label 1 (correct) and the mark ``*`` (wrong)."""
     for row, (label, mark) in enumerate(zip(rows.column("label"), rows.column("mark"), strict=True)):
         if label == "1" and "*" in mark:
-            raise UserError(f"{rows.location(row)}: label 1 contradicts the mark {mark!r} of the same row")
+            raise UserError(
+                f"{rows.location(row)}: label 1 contradicts the mark {mark!r} of the same row; fix one"
+            )
 
 
 def require_majority(rows: Rows) -> None:
@@ -89,7 +89,8 @@ def require_majority(rows: Rows) -> None:
         counts = Counter(vote for vote in votes if vote in _MNLI_LABELS)
         if counts and counts[gold[row]] < max(counts.values()):
             raise UserError(
-                f"{rows.location(row)}: label {gold[row]!r} contradicts {', '.join(votes)} of the same row"
+                f"{rows.location(row)}: label {gold[row]!r} contradicts {', '.join(votes)} of the same row;"
+                " fix one of them"
             )
 
 

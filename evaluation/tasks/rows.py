@@ -93,7 +93,9 @@ def read_rows(path: str, given: str | None = None) -> Rows:
         raise UserError(f"{path}: there is no such file")
     kind = format_of(path, given)
     if kind == "squad":
-        raise UserError(f"{path}: a .json file is read as SQuAD's, for kind: spans; is it format: jsonl?")
+        raise UserError(
+            f"{path}: a .json file is read as SQuAD's, for kind: spans; for JSON lines write format: jsonl"
+        )
     if kind == "parquet":
         rows = _parquet(path)
     else:

@@ -3,7 +3,7 @@
 Windows and n-best search follow BERT's published recipe (arXiv 1810.04805, section 4.2). Windows overlap, so
 that every answer lies completely in at least one window. In a window without the answer, [CLS] is the target.
 The predicted span has the largest sum of start and end logit over all windows of a question. In SQuAD 2.0
-(section 4.3) the answer is "none" if the smallest such sum of [CLS] over the windows is above the span's.
+(section 4.3) there is no answer if the smallest such sum of [CLS] over the windows is above the span's.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def read_questions(path: str, no_answer: bool = False) -> list[Question]:
     """
     content = storage.read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):
-        raise UserError(f"{path}: no list 'data'; this is not a SQuAD v1.1 file")
+        raise UserError(f"{path}: has no list 'data'; give a file in SQuAD's JSON format")
     questions = []
     for article_number, article in enumerate(content["data"]):
         for paragraph_number, paragraph in enumerate(
@@ -59,7 +59,7 @@ def read_questions(path: str, no_answer: bool = False) -> list[Question]:
 def _question(row: Any, context: str, path: str, where: str, no_answer: bool) -> Question:
     answers = _field(row, "answers", list, path, where)
     if not answers and not no_answer:
-        raise UserError(f"{path}: {where}: no answers; v1.1 has at least one (is this a v2.0 file?)")
+        raise UserError(f"{path}: {where}: no answers; for a v2.0 file, name the task SQuAD2")
     texts = tuple(_field(answer, "text", str, path, where) for answer in answers)
     starts = tuple(_field(answer, "answer_start", int, path, where) for answer in answers)
     return Question(
@@ -84,9 +84,9 @@ def align_answers(
 ) -> tuple[list[Question], list[str]]:
     """Returns the questions with corrected answer positions, and notes on the corrections.
 
-    If an answer does not stand at its ``answer_start``, its nearest occurrence in the context is used. An
-    answer that does not occur is left out, and so is a question that has no other answer. Raises UserError,
-    which starts with ``where``, for a question without answers (unless ``no_answer``), or if none is left.
+    If an answer is not at its ``answer_start``, its nearest occurrence in the context is used. An answer that
+    does not occur is left out, and so is a question that has no other answer. Raises UserError, which starts
+    with ``where``, for a question without answers (unless ``no_answer``), or if no question is left.
     """
     kept: list[Question] = []
     moved, absent = [], []
@@ -95,7 +95,7 @@ def align_answers(
             kept.append(item)
             continue
         if not item.answers:
-            raise UserError(f"{where}: question {item.id}: no answers; v1.1 has at least one (is this v2.0?)")
+            raise UserError(f"{where}: question {item.id}: no answers; for v2.0, name the task SQuAD2")
         aligned = []
         for answer, start in zip(item.answers, item.starts, strict=True):
             text = answer.strip()  # tokens do not include the spaces around an answer
@@ -115,7 +115,7 @@ def align_answers(
     notes = []
     if moved:
         notes.append(
-            f"answers that do not stand at their answer_start, moved to the nearest occurrence:"
+            f"answers that are not at their answer_start, moved to the nearest occurrence:"
             f" {len(moved):,} (first: question {moved[0]} of {where})"
         )
     if absent:
@@ -188,7 +188,7 @@ def _shorten(tokenizer: Any, text: str, tokens: int) -> str:
 
 
 def _answer_tokens(spans: np.ndarray, question: Question) -> tuple[int, int]:
-    """Returns the first and last token of the first answer; (0, 0), the [CLS], if it is not in the window."""
+    """Returns the first and last token of the first answer; (0, 0), [CLS], if the window lacks the answer."""
     if not question.answers:
         return 0, 0
     first = question.starts[0]

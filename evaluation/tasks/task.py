@@ -87,7 +87,7 @@ class Task:
     no_answer: bool = False
     """Whether questions may have no answer, as in SQuAD 2.0 (kind ``spans``)."""
     settings: TaskSettings | None = None
-    """What the user set. If it has a ``kind``, the task is the user's own, else a changed built-in task."""
+    """Settings that the user gave; with a ``kind``, the task is the user's own, else a built-in one."""
 
     @property
     def own(self) -> TaskSettings | None:

@@ -1,4 +1,4 @@
-"""Computes golden.json: an exported model's outputs in Python, with which the browser page compares its own.
+"""Computes golden.json: an exported model's outputs in Python, with which the page compares its outputs.
 
 ONNX Runtime runs each row in a batch of its own with one thread, as the page does. Each example has
 

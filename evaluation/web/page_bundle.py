@@ -85,7 +85,9 @@ def _run(command: list[str], directory: str) -> None:
             command, cwd=directory, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_SECONDS
         )
     except subprocess.TimeoutExpired:
-        raise UserError(f"export --web: {' '.join(command[1:3])} took over {TIMEOUT_SECONDS:.0f} s") from None
+        raise UserError(
+            f"export --web: {' '.join(command[1:3])} took over {TIMEOUT_SECONDS:.0f} s; run it again"
+        ) from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         message = next((line for line in lines if "error" in line.lower()), (lines or ["no message"])[0])

@@ -47,11 +47,11 @@ class SiteModel:
     labels: tuple[str, ...] = ()
     """Names of the classes that the page shows; empty: those in the model's configuration."""
     golden: tuple[Texts, ...] = ()
-    """Further texts of golden.json, beside those of ``golden.py``."""
+    """Texts for golden.json, in addition to those of ``golden.py``."""
     embedding_bits: int = 8
     """Bits per number of the word embeddings in the int8 file, see ``export``."""
     texts: int | None = None
-    """Number of texts per row, 1 or 2; None: unknown, so the page has a second field that may stay empty."""
+    """Number of texts per row, 1 or 2. None: unknown; then the page has a second field that may be empty."""
 
 
 def add_to_site(output: str, page: Path, models: Sequence[SiteModel]) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def _folder(task: str) -> str:
 
 
 def _compress(content: Any) -> bytes:
-    """Returns JSON in gzip, the same bytes for the same content; not every host compresses what it serves."""
+    """Returns JSON in gzip, since not every host compresses files; equal content gives equal bytes."""
     return gzip.compress(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(), mtime=0)
 
 
@@ -154,7 +154,7 @@ def _file_entry(path: str, data: bytes) -> dict[str, Any]:
 
 
 def _tokenizer_json(tokenizer: Any, directory: str) -> dict[str, Any]:
-    """Returns the content of tokenizer.json. Raises UserError if the page cannot tokenize as it says."""
+    """Returns the content of tokenizer.json. Raises UserError if the page does not support this tokenizer."""
     content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     types = {part: (content[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")}
     supported = {"normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer", "model": "WordPiece"}
@@ -162,9 +162,11 @@ def _tokenizer_json(tokenizer: Any, directory: str) -> dict[str, Any]:
     if part is not None:
         raise UserError(
             f"{directory}: the page supports only BERT's tokenizer ({supported[part]}), "
-            f"but this model's {part.replace('_', '-')} is {types[part]}"
+            f"but this model's {part.replace('_', '-')} is {types[part]}; export it without --web"
         )
     added = [token["content"] for token in content["added_tokens"] if not token["special"]]
     if added:
-        raise UserError(f"{directory}: the page does not support added tokens, and this model has {added[0]}")
+        raise UserError(
+            f"{directory}: has the added token {added[0]}, which the page cannot use; leave --web out"
+        )
     return content

@@ -30,7 +30,7 @@ NAME = "sdpa_cpu_dropout"
 SOURCE = Path(__file__).with_suffix(".cpp")
 FUNCTIONS = {torch.float32: "dropout_float32", torch.bfloat16: "dropout_bfloat16"}
 _LEVELS = 1 << 16
-"""Number of values of a 16-bit random number, which is compared with a level to decide on one element."""
+"""Number of values of a 16-bit random number. An element whose number is below a level is dropped."""
 
 
 def use_fast_dropout(model: PreTrainedModel) -> None:
@@ -123,7 +123,7 @@ def attention(
     **more: Any,
 ) -> tuple[Tensor, None]:
     """Returns [B, L, H, E] for query, key and value [B, H, L, E] and a bool mask, true at visible positions.
-    On a CPU torch's fused attention does not support dropout: it runs the operations below and a few more."""
+    Torch's fused attention has no dropout on a CPU: torch then runs the operations below and more."""
     if not dropout or query.device.type != "cpu":
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more

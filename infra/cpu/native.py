@@ -1,4 +1,4 @@
-"""Builds the C++ sources beside our modules for this processor at their first use; calls go through ctypes.
+"""Builds this project's C++ sources for this processor when they are first used; calls go through ctypes.
 
 The machine's compiler builds a library in seconds. The library is kept in the user's cache, under a name
 derived from source, compiler and processor. If the build fails, there is one warning, and the caller uses
@@ -36,7 +36,7 @@ BUILD_SECONDS = 120.0
 
 
 def build_all() -> int:
-    """Builds every library that is not built yet. Returns the exit code, 1 if a library cannot be built."""
+    """Builds every library that is missing. Returns the exit code, 1 if a library cannot be built."""
     sources = sorted(path for name in PACKAGES for path in (HEADERS.parents[1] / name).rglob("*.cpp"))
     libraries = [load_library(source, f"{source.name} is not built") for source in sources]
     return 1 if None in libraries else 0

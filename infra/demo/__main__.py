@@ -28,14 +28,13 @@ NEXT = """Look at {recipe.evaluation_dir}/retention.png, then at
   make ui                                               the tracked runs"""
 
 
-def precision(has_bfloat16: bool) -> list[str]:
-    """Overrides of the recipe: float32 on processors without bfloat16, where the demo would take far
-    longer."""
+def precision_overrides(has_bfloat16: bool) -> list[str]:
+    """Returns overrides of the recipe: float32 on processors on which bfloat16 is far slower."""
     return [] if has_bfloat16 else ["teacher.dtype=float32", "train.dtype=float32"]
 
 
 def commands(overrides: list[str]) -> dict[str, tuple[list[str], str]]:
-    """Stage -> its command as a user types it, and about how long it takes on two cores."""
+    """Returns stage -> (its command as a user types it, about how long it takes on two cores)."""
     path = RECIPE if not RECIPE.is_relative_to(Path.cwd()) else RECIPE.relative_to(Path.cwd())
     student = str(path.parents[2] / "student_train" / "main.py")
     tail = ["--recipe", str(path), *overrides]
@@ -48,10 +47,10 @@ def commands(overrides: list[str]) -> dict[str, tuple[list[str], str]]:
 
 def main() -> None:
     argparse.ArgumentParser(prog="python -m infra.demo", description=__doc__).parse_args()
-    overrides = precision(computes_bfloat16())
+    overrides = precision_overrides(computes_bfloat16())
     recipe = load_recipe(str(RECIPE), overrides)
     begin = time.monotonic()
-    say("a small language, five labelled tasks on it, and a teacher that has read it (about 2 s)")
+    say("writing text in a small language, five labelled tasks and a teacher (about 2 s)")
     make_material(Path(recipe.root) / "input")
     binaries = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
@@ -70,7 +69,6 @@ def main() -> None:
 
 
 def cli() -> NoReturn:
-    """Runs ``main``. A user's mistake is printed as one line and sets the exit code."""
     console.command(main)
 
 

@@ -67,9 +67,9 @@ def _story(author: Author) -> list[str]:
     kind = author.rng.choice(list(KINDS))
     person, deed = author.pick(WORDS["person"]), author.pick(WORDS["deed"])
     classes = {"person": [person], "deed": [deed], "kind": [kind], "word": KINDS[kind]["word"]}
-    names = ("event", "event", "told")
+    names = ("event", "event", "event_with_thing")
     sentences = [author.fill(author.rng.choice(SENTENCES[name]), **classes) for name in names]
-    return [*sentences, author.fill(SENTENCES["implied"], **classes)]
+    return [*sentences, author.fill(SENTENCES["event_with_kind"], **classes)]
 
 
 def _facts(author: Author) -> list[str]:

@@ -49,7 +49,6 @@ def main() -> None:
 
 
 def cli() -> NoReturn:
-    """Runs ``main`` as a command: a mistake is printed in one line, and the exit code tells the outcome."""
     console.command(main)
 
 

@@ -11,7 +11,7 @@ TEACHER, RANDOM = "teacher", "random"
 
 
 def result_table(report: Mapping[str, Any], held_out: Mapping[str, Mapping[str, float]]) -> str:
-    """Scores, sizes and times: one column each for the teacher and the students.
+    """Returns a table of scores, sizes and times, with a column for the teacher and for each student.
 
     Args:
         report: content of report.json (evaluation/report/content.py).

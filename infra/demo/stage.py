@@ -59,8 +59,8 @@ def _prepare_child(words: list[str]) -> None:
     """Prepares the child process before it executes the stage.
 
     On Linux the stage is ended if the demo is killed, so that no old process disturbs the next start.
-    DeepSpeed's launcher would print a traceback on Ctrl-C, so it ignores the signal; its ranks still receive
-    the signal.
+    DeepSpeed's launcher would print a traceback on Ctrl-C, so it is made to ignore the signal; its ranks
+    still receive it.
     """
     if Path(words[0]).name == "deepspeed":
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from pydantic import ConfigDict
 
@@ -14,7 +14,7 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.recipe_words import with_nearest_name
 from infra.settings import sections
-from infra.settings.sections import SOFT_TARGETS, require
+from infra.settings.sections import SOFT_TARGETS, StoreNeeds, require
 from infra.trees import tuples_as_lists
 from infra.yaml_text import dump_yaml
 
@@ -57,7 +57,7 @@ class Recipe:
         lower_names = {name.lower() for name in self.students}
         require(
             len(lower_names) == len(self.students),
-            f"students: two of {', '.join(self.students)} differ only in upper and lower case",
+            f"students: two of {', '.join(self.students)} differ only in upper and lower case; rename one",
         )
         taken = lower_names & set(ROWS)
         require(
@@ -110,8 +110,7 @@ class Recipe:
         return storage.join(self.root, "evaluation")
 
     def outcome_settings(self, *names: str) -> dict[str, dict[str, Any]]:
-        """Returns section -> setting -> value of the settings in these sections that change the result. The
-        values can be written as JSON; they are the recipe's part of a fingerprint."""
+        """Returns section -> setting -> value of the fingerprinted settings in these sections, for JSON."""
         return {name: outcome_settings(getattr(self, name)) for name in names}
 
     def to_yaml(self) -> str:
@@ -148,17 +147,17 @@ class StudentRun:
         return self.name if self.name == DEFAULT_STUDENT else f"student {self.name}"
 
     def outcome_settings(self) -> dict[str, dict[str, Any]]:
-        """Returns section -> setting -> value of the settings that change the trained student, for JSON."""
+        """Returns section -> setting -> value of the student's fingerprinted settings, for JSON."""
         return {"student": outcome_settings(self.student), "train": outcome_settings(self.train)}
 
 
 def outcome_settings(section: Any) -> dict[str, Any]:
-    """Returns setting -> value of a section's settings that change the result, for JSON."""
+    """Returns setting -> value of a section's fingerprinted settings, for JSON."""
     values = dataclasses.asdict(section)
     return {
         item.name: tuples_as_lists(values[item.name])
         for item in dataclasses.fields(section)
-        if item.metadata["outcome"]
+        if item.metadata["fingerprinted"]
     }
 
 
@@ -179,11 +178,11 @@ def _check_across_sections(recipe: Recipe) -> None:
         return
     require(
         corpus.source == "hub" or (corpus.config is None and corpus.validation_split is None),
-        f"corpus.config and corpus.validation_split are for source: hub, not {corpus.source}",
+        f"corpus.config and corpus.validation_split are for source: hub, not {corpus.source}; leave them out",
     )
     require(
         corpus.source != "hub" or not corpus.validation_path,
-        "corpus.validation_path: a hub corpus takes its held-out text from corpus.validation_split",
+        "corpus.validation_path: is not for a hub corpus; name its held-out split in corpus.validation_split",
     )
     require(
         corpus.source == "text" or corpus.document == "line",
@@ -199,34 +198,79 @@ def _check_across_sections(recipe: Recipe) -> None:
     )
 
 
-def unmet_needs(train: sections.Train, store: sections.Store) -> list[str]:
-    """Returns one message for each thing that the loss needs and a store with these settings lacks. Each
-    message begins with the name of a field of ``train``."""
-    if train.teacher == "live":
-        missing = "teacher: live runs the whole teacher, and needs a store with store.teacher_weights: true"
-        return [] if store.teacher_weights else [missing]
-    if store.positions == "pooled":
-        return []
+class StoreContent(Protocol):
+    """What a store holds: the section ``store`` of a recipe, or the ``Layout`` of a finished store."""
+
+    @property
+    def positions(self) -> str: ...
+    @property
+    def hidden_states(self) -> str: ...
+    @property
+    def replay_layers(self) -> int: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def temperatures(self) -> tuple[float, ...]: ...
+    @property
+    def teacher_weights(self) -> bool: ...
+
+
+def unmet_needs(train: sections.Train, store: StoreContent, has_masks: bool = True) -> list[str]:
+    """Returns one message for each thing that the loss needs and the store lacks. Each message begins with
+    the name of a field of ``train``. ``has_masks``: whether the store's text is masked."""
+    kind = train.soft_target_kind(store.hidden_states)
+    needs = StoreNeeds() if kind is None else SOFT_TARGETS[kind]
     problems = []
+    if train.alpha_mlm and not has_masks:
+        problems.append(
+            "alpha_mlm: the text of the store is not masked; set train.alpha_mlm: 0 or run the teacher with"
+            " masking.probability: 0.15"
+        )
+    if train.alpha_ce and train.kl_positions == "masked" and not has_masks:
+        problems.append(
+            "kl_positions: masked, but the store's text is not masked; set train.kl_positions: all"
+        )
+    if train.teacher == "live" and not store.teacher_weights:
+        problems.append(
+            "teacher: live runs the whole teacher, whose weights the store does not hold"
+            " (store.teacher_weights: false); set train.teacher: store"
+        )
+    if train.teacher == "live" or store.positions == "pooled":
+        return problems
+    if train.alpha_embedding and (store.positions != "all" or store.hidden_states == "none"):
+        problems.append(
+            "alpha_embedding: embeddings of texts need pooled embeddings or hidden states at all positions;"
+            " set train.alpha_embedding: 0 or run the teacher with store.positions: all and"
+            " store.hidden_states: float16"
+        )
     if train.alpha_cos and store.hidden_states == "none":
         problems.append(
-            "alpha_cos: the cosine term needs hidden states; set alpha_cos: 0 or store.hidden_states: float16"
+            "alpha_cos: the cosine term needs hidden states, which the store does not hold; set"
+            " train.alpha_cos: 0 or run the teacher with store.hidden_states: float16"
         )
     if train.alpha_relation and store.replay_layers == 0:
-        problems.append("alpha_relation: relations need a store with store.replay_layers: 1 or more")
+        problems.append(
+            "alpha_relation: relations need the input of the teacher's top layer, which the store does not"
+            " hold; set train.alpha_relation: 0 or run the teacher with store.replay_layers: 1"
+        )
     if train.alpha_ce and train.kl_positions == "all" and store.positions == "masked":
-        problems.append("kl_positions: all, but the store keeps masked positions only; set it to masked")
-    kind = train.soft_target_kind(store.hidden_states)
-    if kind is None:
-        return problems
-    needs = SOFT_TARGETS[kind]
+        problems.append(
+            "kl_positions: all, but the store holds masked positions only; set train.kl_positions: masked or"
+            " run the teacher with store.positions: all"
+        )
     if needs.hidden_states and store.hidden_states == "none":
-        problems.append(f"soft_targets: {kind} needs store.hidden_states: float16 or int8, not none")
+        problems.append(
+            f"soft_targets: {kind} needs hidden states, which the store does not hold; set another kind or"
+            " run the teacher with store.hidden_states: float16"
+        )
     if needs.top_k and store.top_k == 0:
-        problems.append(f"soft_targets: {kind} needs store.top_k > 0")
-    if needs.top_k and train.temperature not in store.temperatures:
+        problems.append(
+            f"soft_targets: {kind} needs top-k logits, which the store does not hold; set another kind or run"
+            " the teacher with store.top_k: 64"
+        )
+    elif needs.top_k and train.temperature not in store.temperatures:
         problems.append(
             f"temperature: {train.temperature:g} is not among the store's temperatures"
-            f" {list(store.temperatures)}, which {kind} soft targets need"
+            f" {list(store.temperatures)}, which {kind} needs; use one of them or train.soft_targets: exact"
         )
     return problems

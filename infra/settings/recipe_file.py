@@ -13,13 +13,12 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import TypeAdapter, ValidationError
 
 from infra.errors import UserError
-from infra.files import storage
 from infra.files.paths import expand_settings
 from infra.recipe_words import expected, union_members, with_nearest_name
 from infra.settings import sections
 from infra.settings.recipe import Recipe, unmet_needs
 from infra.settings.sections import require
-from infra.settings.sections.task_settings import validated
+from infra.settings.sections.task_settings import read_yaml, validated
 from infra.trees import leaves, shortened
 from infra.yaml_text import NotYaml, parse_yaml
 
@@ -27,8 +26,6 @@ OPTIONAL = ("corpus", "teacher")
 """Sections that only the teacher pass needs."""
 VARIANT_SECTIONS = ("student", "train")
 """Sections that each of several students may set for itself."""
-MAX_BYTES = 1 << 16
-"""Largest size of a recipe file."""
 SECRET_NAME = re.compile(r"token|secret|passw|key|sig|credential", re.IGNORECASE)
 """Matches the name of a URL parameter that is a secret."""
 _ADAPTER = TypeAdapter(Recipe)
@@ -47,13 +44,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
 def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Reads and checks a recipe; ``overrides`` are ``section.key=value`` (or ``name=``, ``output=``). Raises
     UserError, whose one sentence names the file or override, the field and the values that it takes."""
-    if storage.exists(path) and storage.size(path) > MAX_BYTES:
-        raise UserError(f"{path}: a recipe is at most {MAX_BYTES} bytes, this file is {storage.size(path)}")
-    try:
-        text = storage.read_bytes(path).decode()
-        tree = parse_yaml(text)
-    except (UnicodeDecodeError, NotYaml) as problem:
-        raise UserError(f"{path}: not a recipe in YAML: {problem}") from None
+    tree = read_yaml(path, "recipe")
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, this is {shortened(tree)}")
     for section in SECTIONS:
@@ -166,7 +157,7 @@ def _validated(tree: dict[str, Any], source: str) -> Recipe:
         # Unexpected keys first: a misspelt key is also reported as a missing one.
         errors.sort(key=lambda error: "unexpected" not in error["type"])
         others = len({error["loc"][:2] for error in errors}) - 1
-        rest = f" ({others} more to put right after it)" if others else ""
+        rest = f" (other wrong fields: {others})" if others else ""
         raise UserError(f"{source}: {_sentence(errors[0], tree)}{rest}") from None
     except ValueError as problem:
         raise UserError(f"{source}: {problem}") from None
@@ -261,13 +252,13 @@ def _refuse_broken_text(tree: Mapping[str, Any]) -> None:
 
 
 def refuse_credentials(tree: Mapping[str, Any]) -> None:
-    """Raises ValueError for a secret in a URL, since settings are copied beside outputs and into MLflow."""
+    """Raises ValueError for a secret in a URL, since settings are saved with the outputs and in MLflow."""
     for key, value in leaves(tree):
         for text in value if isinstance(value, list) else [value]:
             secret = _secret_in(text)
             require(
                 secret is None,
-                f"{key}: holds {secret}; settings are copied beside every output, so give credentials "
+                f"{key}: holds {secret}; settings are saved with every output, so give credentials "
                 "through the environment (AWS_*, AZURE_*, MLFLOW_TRACKING_*, PGPASSWORD)",
             )
 

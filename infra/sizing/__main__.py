@@ -15,11 +15,11 @@ from dataclasses import fields, replace
 from typing import NoReturn
 
 from infra.console import command, duration, table
-from infra.sizing.simulation import Pass, simulate
+from infra.sizing.simulation import TeacherPass, simulate
 
 OPTIONS = {
     "task_tokens": "tokens per task: store.task_sequences times sequences.length",
-    "in_flight": "unfinished tasks that one worker holds at a time",
+    "in_flight": "largest number of unfinished tasks of one worker",
     "host_bytes_per_second": "bytes per second that the host of one worker checks and writes",
     "uploads": "files that one worker uploads at once",
     "upload_bytes_per_second": "bytes per second of one file's upload",
@@ -32,7 +32,7 @@ OPTIONS = {
     "mtbf_hours": "mean time between failures of one worker, in hours",
     "replace_seconds": "seconds from the loss of a worker until its replacement is ready",
 }
-"""Help texts of the options that set the field of `Pass` with the same name."""
+"""Field of `TeacherPass` -> help text of the option that sets it."""
 MAY_BE_0 = ("driver_seconds", "start_seconds", "finish_seconds", "replace_seconds")
 
 
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[8, 64, 512, 2048],
         help="numbers of workers, one row each",
     )
-    for field in fields(Pass):
+    for field in fields(TeacherPass):
         if field.name in OPTIONS:
             kind = _count if field.type == "int" else _seconds if field.name in MAY_BE_0 else _positive
             text = f"{OPTIONS[field.name]} (default: %(default)g)"
@@ -99,10 +99,10 @@ def _count(text: str) -> int:
     return value
 
 
-def _teacher_pass(options: argparse.Namespace) -> Pass:
+def _teacher_pass(options: argparse.Namespace) -> TeacherPass:
     seconds = options.task_seconds or [options.task_tokens / options.tokens_per_second]
     mean = sum(seconds) / len(seconds)
-    return Pass(
+    return TeacherPass(
         tokens=options.tokens * options.masking_epochs,
         tokens_per_second=options.task_tokens / mean,
         bytes_per_token=options.bytes_per_token,
@@ -113,7 +113,6 @@ def _teacher_pass(options: argparse.Namespace) -> Pass:
 
 
 def cli() -> NoReturn:
-    """Runs ``main`` as a command: a mistake is printed in one line, and the exit code tells the outcome."""
     command(main)
 
 

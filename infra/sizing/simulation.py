@@ -1,9 +1,9 @@
 """Simulates how long a teacher pass takes on many workers that can fail, task by task.
 
-A worker computes tasks one after the other. Its host checks and writes each computed task, then uploads it.
-The three steps overlap for the tasks that the driver keeps in flight on the worker. All workers share two
-resources that serve one task at a time: the driver, and the store with its limits of bytes and requests per
-second. If a worker is lost, its tasks go to other workers, and later a new worker replaces it.
+A worker computes tasks one after the other. Its host checks and writes each computed task, then uploads it. A
+worker has several tasks in flight, so these three steps overlap. All workers share the driver and the store,
+each of which serves one task at a time; the store is limited by bytes and by requests per second. If a worker
+is lost, its tasks go to other workers, and later a new worker replaces it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import heapq
 import math
 import random
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 SHARD_BYTES, PART_BYTES = 256 << 20, 50 << 20
@@ -19,7 +20,7 @@ SHARD_BYTES, PART_BYTES = 256 << 20, 50 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pass:
+class TeacherPass:
     """A teacher pass on a cluster. Rates are per worker, except those of the store. docs/sizing.md names the
     source of each default and says which defaults are estimates."""
 
@@ -31,7 +32,7 @@ class Pass:
     workers: int
     task_tokens: int = 4096 * 128
     in_flight: int = 2
-    """Unfinished tasks that one worker holds at a time, as in ``offline_teacher.cluster``."""
+    """Largest number of unfinished tasks of one worker, as in ``offline_teacher.cluster``."""
     host_bytes_per_second: float = 1.35e9
     """Bytes per second that a worker's host can check, hash and write."""
     uploads: int = 4
@@ -47,7 +48,7 @@ class Pass:
     driver_seconds: float = 1e-3
     """Seconds of the driver's work per task; the driver handles one task at a time."""
     relative_durations: tuple[float, ...] = (1.0,)
-    """Measured task durations divided by their mean; each simulated task draws one of these factors."""
+    """Measured task durations divided by their mean. Each simulated task draws one of them as its factor."""
     start_seconds: float = 60.0
     """Seconds from the command until workers compute."""
     finish_seconds: float = 60.0
@@ -93,7 +94,7 @@ class Pass:
         return max(self.task_bytes / self.store_bytes_per_second, request_seconds)
 
     def limits(self) -> dict[str, float]:
-        """Returns the tasks per second that each possible bottleneck, taken by itself, allows."""
+        """Returns possible bottleneck -> tasks per second that it would allow if it were the only one."""
         sequential_seconds = self.compute_seconds + self.write_seconds + self.upload_seconds
         requests = self.prefixes * self.store_requests_per_second / self.task_requests
         return {
@@ -117,7 +118,7 @@ class Timing:
     bottleneck: str
 
 
-def simulate(teacher_pass: Pass, seed: int = 0) -> Timing:
+def simulate(teacher_pass: TeacherPass, seed: int = 0) -> Timing:
     """Simulates every task of ``teacher_pass`` with an event queue; equal seeds give equal results."""
     simulation = _Simulation(teacher_pass, random.Random(seed))
     seconds = simulation.run() + teacher_pass.finish_seconds
@@ -131,36 +132,38 @@ def simulate(teacher_pass: Pass, seed: int = 0) -> Timing:
 class _Worker:
     """A worker and, after each loss, its replacement."""
 
-    def __init__(self, slowness: float) -> None:
-        self.slowness, self.generation = slowness, 0
-        """Factor of its computing time, and number of times that it was replaced."""
+    def __init__(self, time_factor: float) -> None:
+        self.time_factor = time_factor
+        """Factor of the time that a task takes."""
+        self.replacements = 0
+        """Number of times that the worker was replaced."""
         self.reset(0.0)
 
     def reset(self, now: float) -> None:
         """Makes the worker idle at the time ``now``, with no tasks."""
-        self.held = 0
-        """Number of tasks in flight."""
+        self.tasks = 0
+        """Number of unfinished tasks."""
         self.computed_at = self.written_at = now
-        """Times at which the last task in flight will be computed and written."""
-        self.waiting = 0
+        """Times at which the last of these tasks will be computed and written."""
+        self.waiting_uploads = 0
         """Number of written tasks that wait until the current upload ends."""
         self.uploading = False
 
 
 class _Simulation:
-    """An event is (time, serial number, kind, worker number, generation of the worker). Events of an earlier
-    generation than the worker's are ignored, because that worker was lost."""
+    """A queue of events. An event of a worker that has been replaced since is ignored, as that worker is
+    lost."""
 
-    def __init__(self, teacher_pass: Pass, rng: random.Random) -> None:
+    def __init__(self, teacher_pass: TeacherPass, rng: random.Random) -> None:
         self._pass, self._rng = teacher_pass, rng
         slow, share = teacher_pass.slow_factor, teacher_pass.slow_share
-        slowness = [slow if rng.random() < share else 1.0 for _ in range(teacher_pass.workers)]
-        self._workers = [_Worker(factor) for factor in slowness]
+        self._workers = [_Worker(slow if rng.random() < share else 1.0) for _ in range(teacher_pass.workers)]
         self._unassigned = self._unfinished = teacher_pass.tasks
         self._available: deque[int] = deque()
-        """Numbers of the workers that hold fewer than ``in_flight`` tasks."""
+        """Numbers of the workers that have fewer than ``in_flight`` tasks."""
         self._driver_free_at = self._store_free_at = 0.0
-        self._events: list[tuple[float, int, str, int, int]] = []
+        self._events: list[tuple[float, int, Callable[[float, int], None], int, int]] = []
+        """Heap of (time, number of the event, handler, number of the worker, replacements of the worker)."""
         self._event_count = 0
         self.lost_tasks = 0
 
@@ -170,79 +173,72 @@ class _Simulation:
         for number in range(self._pass.workers):
             self._on_ready(now, number)
         self._assign(now)
-        handlers = {
-            "assigned": self._on_assigned,
-            "written": self._on_written,
-            "uploaded": self._on_uploaded,
-            "ready": self._on_ready,
-            "lost": self._on_lost,
-        }
         while self._unfinished:
-            now, _, kind, number, generation = heapq.heappop(self._events)
-            if generation == self._workers[number].generation:
-                handlers[kind](now, number)
+            now, _, handler, number, replacements = heapq.heappop(self._events)
+            if replacements == self._workers[number].replacements:
+                handler(now, number)
                 self._assign(now)
         return now
 
-    def _push(self, when: float, kind: str, number: int) -> None:
+    def _schedule(self, when: float, handler: Callable[[float, int], None], number: int) -> None:
         self._event_count += 1
-        generation = self._workers[number].generation
-        heapq.heappush(self._events, (when, self._event_count, kind, number, generation))
+        replacements = self._workers[number].replacements
+        heapq.heappush(self._events, (when, self._event_count, handler, number, replacements))
 
     def _assign(self, now: float) -> None:
         """Assigns tasks to workers in turn: no worker gets a second task before every worker has one."""
         while self._unassigned and self._available:
             number = self._available.popleft()
-            self._workers[number].held += 1
+            self._workers[number].tasks += 1
             self._unassigned -= 1
             self._driver_free_at = max(self._driver_free_at, now) + self._pass.driver_seconds
-            self._push(self._driver_free_at, "assigned", number)
-            if self._workers[number].held < self._pass.in_flight:
+            self._schedule(self._driver_free_at, self._on_assigned, number)
+            if self._workers[number].tasks < self._pass.in_flight:
                 self._available.append(number)
 
     def _on_assigned(self, now: float, number: int) -> None:
         worker = self._workers[number]
         relative_duration = self._rng.choice(self._pass.relative_durations)
-        compute_seconds = self._pass.compute_seconds * worker.slowness * relative_duration
+        compute_seconds = self._pass.compute_seconds * worker.time_factor * relative_duration
         worker.computed_at = max(worker.computed_at, now) + compute_seconds
         worker.written_at = max(worker.written_at, worker.computed_at) + self._pass.write_seconds
-        self._push(worker.written_at, "written", number)
+        self._schedule(worker.written_at, self._on_written, number)
 
     def _on_written(self, now: float, number: int) -> None:
-        self._workers[number].waiting += 1
+        self._workers[number].waiting_uploads += 1
         self._start_upload(now, number)
 
     def _start_upload(self, now: float, number: int) -> None:
-        """Starts to upload a task of the worker, if one waits and no other is being uploaded."""
+        """Starts to upload a waiting task of the worker, unless the worker uploads another task."""
         worker = self._workers[number]
-        if worker.uploading or not worker.waiting:
+        if worker.uploading or not worker.waiting_uploads:
             return
         worker.uploading = True
-        worker.waiting -= 1
+        worker.waiting_uploads -= 1
         self._store_free_at = max(self._store_free_at, now) + self._pass.store_seconds
-        self._push(max(self._store_free_at, now + self._pass.upload_seconds), "uploaded", number)
+        self._schedule(max(self._store_free_at, now + self._pass.upload_seconds), self._on_uploaded, number)
 
     def _on_uploaded(self, now: float, number: int) -> None:
         worker = self._workers[number]
         self._unfinished -= 1
         worker.uploading = False
-        if worker.held == self._pass.in_flight:
+        if worker.tasks == self._pass.in_flight:
             self._available.append(number)
-        worker.held -= 1
+        worker.tasks -= 1
         self._start_upload(now, number)
 
     def _on_lost(self, now: float, number: int) -> None:
         worker = self._workers[number]
-        self.lost_tasks += worker.held
-        self._unassigned += worker.held
-        if worker.held < self._pass.in_flight:
+        self.lost_tasks += worker.tasks
+        self._unassigned += worker.tasks
+        if worker.tasks < self._pass.in_flight:
             self._available.remove(number)
-        worker.generation += 1
+        worker.replacements += 1
         worker.reset(now)
-        self._push(now + self._pass.replace_seconds, "ready", number)
+        self._schedule(now + self._pass.replace_seconds, self._on_ready, number)
 
     def _on_ready(self, now: float, number: int) -> None:
         self._workers[number].reset(now)
         self._available.append(number)
         failure_seconds = self._rng.expovariate(1 / (self._pass.mtbf_hours * 3600))
-        self._push(now + failure_seconds, "lost", number)
+        self._schedule(now + failure_seconds, self._on_lost, number)

@@ -28,8 +28,8 @@ WEIGHTS = "weights"
 def register(client: Any, experiment: str, run_id: str, entry: Entry) -> None:
     """Registers the directory ``entry["model"]`` as a new version, unless a version has the same weights.
 
-    The new or existing version gets the tags, description and scores of ``entry``, and the alias if
-    ``_takes_alias``. Raises FileNotFoundError if the directory does not exist.
+    The new or existing version gets the tags, description and scores of ``entry``, and its alias unless a
+    better version has that. Raises FileNotFoundError if the directory does not exist.
     """
     if not os.path.isdir(entry["model"]):
         raise FileNotFoundError(f"{entry['model']}: no such directory")
@@ -139,8 +139,8 @@ def _ensure_name(client: Any, name: str) -> None:
 
 
 def _takes_alias(client: Any, entry: Entry, version: str) -> bool:
-    """Returns whether ``version`` takes the alias from the version that has it now. If both have the score's
-    tag and equal ``tasks``, the score of ``version`` must be at least as high."""
+    """Returns whether ``version`` takes the alias from the version that has it now. If that version has a
+    score, ``version`` must have the same ``tasks`` and at least the same score."""
     score, tags = entry.get("score"), entry["tags"]
     aliases = client.get_registered_model(entry["name"]).aliases
     if score is None or entry["alias"] not in aliases:

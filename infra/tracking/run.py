@@ -3,7 +3,7 @@
 Every record is written to a journal and sent by a background thread, so a training step never waits. If the
 server or database does not answer, a stage loses some seconds at its start and end and prints one line. The
 next start of any stage of the recipe sends the remaining records. Only rank 0 logs. A failure of tracking
-never raises an error in a stage. ``mlflow_server`` calls MLflow, ``tracked_runs`` has the runs' parameters,
+never raises an error in a stage. ``mlflow_sender`` calls MLflow, ``tracked_runs`` has the runs' parameters,
 and ``evaluation/report/tracked.py`` the numbers of a report.
 """
 
@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from infra.files import storage
-from infra.tracking.journal import Journal
-from infra.tracking.mlflow_server import POINTS, Server
+from infra.tracking.journal import Entry, Journal
+from infra.tracking.mlflow_sender import MAX_POINTS, RunSender
 from infra.tracking.redaction import flatten, redact, short_message
 from infra.tracking.system import sampler
 from infra.tracking.tracked_runs import TrackedRun, tracked_run, tracked_runs
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 _START_SECONDS = 5.0
 """Seconds to wait at the start for the server's first answer, after which ``run_id`` is known."""
-_PATIENCE_SECONDS, _AWAY_SECONDS = 120.0, 10.0
-"""Seconds that a run waits at its end while no record is accepted. The longer time holds for a file and for a
-server that has answered, the shorter time for a server that has not."""
+_REACHABLE_SECONDS, _UNREACHABLE_SECONDS = 120.0, 10.0
+"""Seconds that a run waits at its end while no record is accepted. The first time holds for a file and for a
+server that has answered, the second for a server that has not."""
 _RETRY_SECONDS = 15.0
 """Seconds after a failure before records are sent again."""
 _SYSTEM_SECONDS = 10.0
@@ -39,8 +39,10 @@ _SYSTEM_SECONDS = 10.0
 
 
 class Run:
-    """The interface of a run, which itself records nothing. It is used by every rank except rank 0, and by
-    rank 0 too if ``tracking.enabled`` is false."""
+    """A tracked run. An object of this class itself records nothing. It is used by every rank except rank 0,
+    and by rank 0 too if ``tracking.enabled`` is false."""
+
+    _stage = ""
 
     @property
     def run_id(self) -> str | None:
@@ -50,28 +52,39 @@ class Run:
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Logs each parameter once. If a resumed run has another value, it becomes the tag
         ``resumed.<name>``."""
+        self._record({"params": flatten(params)})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Adds one point to each metric; a point at or before the metric's last recorded step is ignored."""
+        values = {name: float(value) for name, value in metrics.items()}
+        self._record({"metrics": values, "step": step, "time": _milliseconds()})
 
     def log_artifact(self, path: str, folder: str | None = None) -> None:
         """Uploads a local file or directory in the background, with its content at that time."""
+        self._record({"artifact": _absolute(path), "folder": folder}, at_once=True)
 
     def log_store(self, store_dir: str, digest: str) -> None:
         """Logs the store as a dataset of the run; ``digest`` is the manifest's digest."""
+        contexts = {"teacher": "produced", "student": "training"}
+        self.log_dataset("store", store_dir, digest, contexts.get(self._stage, "evaluation"))
 
     def log_dataset(self, name: str, source: str, digest: str, context: str = "evaluation") -> None:
         """Logs data that the run read. ``source``: a directory, URL or hub name; ``digest``: the digest of
         the content."""
+        location = redact(_absolute(source) if os.path.exists(source) else source)
+        self._record({"dataset": name, "source": location, "digest": digest, "context": context})
 
     def log_child(self, name: str, metrics: Mapping[str, float], step: int, tags: Mapping[str, str]) -> None:
         """Adds one point per metric to the run ``name`` nested in this run, for example a model on a task.
         ``step``: the random seed of the fine-tuning."""
+        entry = {"child": name, "values": dict(metrics), "step": step, "tags": dict(tags)}
+        self._record({**entry, "time": _milliseconds()}, at_once=True)
 
     def log_headline(self, metrics: Mapping[str, float], note: str) -> None:
         """Writes to the recipe's parent run the metrics by which recipes are compared, and a description.
-        ``note``: the description in Markdown. A link in it that begins with ``mlflow_server.ARTIFACTS`` leads
+        ``note``: the description in Markdown. A link in it that begins with ``ARTIFACTS_PLACEHOLDER`` leads
         to an artifact of this run."""
+        self._record({"headline": dict(metrics), "note": redact(note), "time": _milliseconds()})
 
     def register_model(
         self,
@@ -91,9 +104,15 @@ class Run:
         tag with a number, the version that has the alias now keeps it if its number is higher, or if the
         tags ``tasks`` of the two versions differ.
         """
+        clean = {key: redact(str(value)) for key, value in (tags or {}).items()}
+        entry = {"model": os.path.abspath(model_dir), "name": name, "alias": alias, "tags": clean}
+        self._record({**entry, "score": score, "scores": dict(scores or {}), "note": note}, at_once=True)
 
     def finish(self, ok: bool) -> None:
         """Sends the remaining records and ends the run; the parent run ends with its last running stage."""
+
+    def _record(self, entry: Entry, at_once: bool = False) -> None:
+        """Records an entry. ``at_once``: wakes the thread that sends entries."""
 
     def __enter__(self) -> Self:
         return self
@@ -129,9 +148,9 @@ class _LiveRun(Run):
     """Writes records to the journal, from which a background thread sends them."""
 
     def __init__(self, recipe: Recipe, nested: TrackedRun) -> None:
-        self._recipe, self._nested = recipe, nested
+        self._recipe, self._nested, self._stage = recipe, nested, nested.stage
         self._journal = Journal(_journal_path(recipe, nested))
-        self._server = Server(recipe, nested)
+        self._sender = RunSender(recipe, nested)
         self._answered, self._wake, self._stopping = threading.Event(), threading.Event(), False
         self._retry_at, self._problem = 0.0, ""
         self._sample = sampler() if recipe.tracking.system_metrics else None
@@ -145,51 +164,12 @@ class _LiveRun(Run):
 
     @property
     def run_id(self) -> str | None:
-        return self._server.run_id
+        return self._sender.run_id
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        self._journal.append({"params": flatten(params)})
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        values = {name: float(value) for name, value in metrics.items()}
-        self._journal.append({"metrics": values, "step": step, "time": int(time.time() * 1000)})
-
-    def log_artifact(self, path: str, folder: str | None = None) -> None:
-        self._journal.append({"artifact": _absolute(path), "folder": folder})
-        self._wake.set()
-
-    def log_store(self, store_dir: str, digest: str) -> None:
-        contexts = {"teacher": "produced", "student": "training"}
-        self.log_dataset("store", store_dir, digest, contexts.get(self._nested.stage, "evaluation"))
-
-    def log_dataset(self, name: str, source: str, digest: str, context: str = "evaluation") -> None:
-        location = redact(_absolute(source) if os.path.exists(source) else source)
-        self._journal.append({"dataset": name, "source": location, "digest": digest, "context": context})
-
-    def log_child(self, name: str, metrics: Mapping[str, float], step: int, tags: Mapping[str, str]) -> None:
-        entry = {"child": name, "values": dict(metrics), "step": step, "tags": dict(tags)}
-        self._journal.append({**entry, "time": int(time.time() * 1000)})
-        self._wake.set()
-
-    def log_headline(self, metrics: Mapping[str, float], note: str) -> None:
-        entry = {"headline": dict(metrics), "note": redact(note)}
-        self._journal.append({**entry, "time": int(time.time() * 1000)})
-
-    def register_model(
-        self,
-        model_dir: str,
-        name: str,
-        *,
-        alias: str | None = None,
-        tags: Mapping[str, str] | None = None,
-        score: str | None = None,
-        scores: Mapping[str, float] | None = None,
-        note: str | None = None,
-    ) -> None:
-        clean = {key: redact(str(value)) for key, value in (tags or {}).items()}
-        entry = {"model": os.path.abspath(model_dir), "name": name, "alias": alias, "tags": clean}
-        self._journal.append({**entry, "score": score, "scores": dict(scores or {}), "note": note})
-        self._wake.set()
+    def _record(self, entry: Entry, at_once: bool = False) -> None:
+        self._journal.append(entry)
+        if at_once:
+            self._wake.set()
 
     def finish(self, ok: bool) -> None:
         if self._stopping:
@@ -198,18 +178,18 @@ class _LiveRun(Run):
         self._stopping = True
         self._wake.set()
         self._wait_for_delivery()
-        if len(self._journal) or self._server.refused:
-            fate = (
+        if len(self._journal) or self._sender.refusals:
+            what_happens = (
                 f"kept in {self._journal.path}, sent when a stage starts again"
                 if self._journal.on_disk
                 else "lost"
             )
             unsent = (
-                f"{len(self._journal)} records were not sent ({self._problem or 'no answer'}), {fate}"
+                f"{len(self._journal)} records were not sent ({self._problem or 'no answer'}), {what_happens}"
                 if len(self._journal)
                 else ""
             )
-            _say("tracking: " + "; ".join(part for part in (unsent, *self._server.refused[:1]) if part))
+            _say("tracking: " + "; ".join(part for part in (unsent, *self._sender.refusals[:1]) if part))
         self._journal.close()
 
     def _wait_for_delivery(self) -> None:
@@ -219,14 +199,14 @@ class _LiveRun(Run):
             self._thread.join(0.5)
             if len(self._journal) < unsent:
                 unsent, last_success = len(self._journal), time.monotonic()
-            reachable = self._server.is_file or (self._server.answered and not self._problem)
-            if time.monotonic() - last_success > (_PATIENCE_SECONDS if reachable else _AWAY_SECONDS):
+            reachable = self._sender.is_sqlite or (self._sender.has_answered and not self._problem)
+            if time.monotonic() - last_success > (_REACHABLE_SECONDS if reachable else _UNREACHABLE_SECONDS):
                 return
 
     def _run(self) -> None:
         self._run_once()
         self._answered.set()
-        if self._server.connected:
+        if self._sender.connected:
             _send_old_journals(self._recipe, self._nested)
         while not self._stopping:
             self._wake.wait(1.0)
@@ -241,21 +221,21 @@ class _LiveRun(Run):
             self._sample_at = time.monotonic() + _SYSTEM_SECONDS
             with contextlib.suppress(Exception):
                 entry = {"metrics": self._sample(), "step": None, "clock": True}
-                self._journal.append({**entry, "time": int(time.time() * 1000)})
+                self._journal.append({**entry, "time": _milliseconds()})
 
     def _deliver(self) -> None:
         try:
-            deliver(self._journal, self._server)
+            deliver(self._journal, self._sender)
             self._problem = ""
         except Exception as problem:
             self._problem = short_message(problem)
             self._retry_at = time.monotonic() + _RETRY_SECONDS
 
 
-def deliver(journal: Journal, server: Server) -> None:
+def deliver(journal: Journal, sender: RunSender) -> None:
     """Sends all entries of the journal. Raises an error if the server cannot be reached."""
-    while entries := journal.head(POINTS):
-        journal.discard(server.send(entries))
+    while entries := journal.head(MAX_POINTS):
+        journal.discard(sender.send(entries))
 
 
 def _send_old_journals(recipe: Recipe, nested: TrackedRun) -> None:
@@ -267,8 +247,13 @@ def _send_old_journals(recipe: Recipe, nested: TrackedRun) -> None:
         journal = Journal(path)
         with contextlib.suppress(Exception):
             if journal.on_disk:
-                deliver(journal, Server(recipe, other))
+                deliver(journal, RunSender(recipe, other))
         journal.close()
+
+
+def _milliseconds() -> int:
+    """Returns the present time as MLflow counts it, in milliseconds since 1970."""
+    return int(time.time() * 1000)
 
 
 def _absolute(path: str) -> str:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from infra.settings.recipe import Recipe
 
-STAGES = ("teacher", "student", "evaluation")
-_PASS = ("corpus", "sequences", "masking", "teacher", "store")
+_TEACHER_SECTIONS = ("corpus", "sequences", "masking", "teacher", "store")
 """Sections of a recipe that are logged as parameters of the teacher pass."""
 
 
@@ -21,11 +20,11 @@ class TrackedRun:
     key: str
     """Name of the run in MLflow, in ``tracking.json`` and in the name of its journal."""
     stage: str
-    """One of ``STAGES``."""
+    """teacher, student or evaluation."""
     student: str | None
     """Name of the student; None for the other stages."""
     params: dict[str, Any]
-    """Section -> settings, for the sections that the run depends on and the recipe has."""
+    """Section of the recipe -> its settings, for the sections that the run depends on."""
 
     @property
     def tags(self) -> dict[str, str]:
@@ -37,7 +36,7 @@ def tracked_runs(recipe: Recipe) -> list[TrackedRun]:
     """Returns all nested runs in the order of the stages; the teacher pass only if the recipe has a corpus. A
     student of ``students`` has the key ``student-<name>``; the student of a recipe without ``students`` has
     the key ``student``."""
-    teacher = TrackedRun("teacher", "teacher", None, _params(recipe, _PASS))
+    teacher = TrackedRun("teacher", "teacher", None, _params(recipe, _TEACHER_SECTIONS))
     students = [
         TrackedRun(
             f"student-{name}" if recipe.students else "student",
@@ -59,7 +58,7 @@ def tracked_run(recipe: Recipe, stage: str, student: str | None = None) -> Track
 
 
 def parent_params(recipe: Recipe) -> dict[str, Any]:
-    """Returns the parameters of the parent run: all sections, except that several students log their own."""
+    """Returns the parameters of the parent run: all sections, but of several students only their names."""
     runs = tracked_runs(recipe)
     shared = [run for run in runs if run.stage != "student" or not recipe.students]
     params = {name: values for run in shared for name, values in run.params.items()}

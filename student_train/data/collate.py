@@ -3,8 +3,9 @@
 The indices depend on the text alone, so they are computed on the host: on a GPU, each of them would force a
 synchronisation.
 
-Axes: n samples, L length, M masked positions, P recorded positions (L or M), N positions that the loss uses
-(without padding; of a store of masked positions, the masked ones), K top-k, T temperatures, D hidden size.
+Axes: n samples, L length, M masked positions, P recorded positions (L or M), K top-k, T temperatures, D
+hidden size. N positions are those that the loss uses: the masked ones if the store recorded only these,
+otherwise all without padding.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ NO_LABEL = -100
 TEXT_COLUMNS = ("token_count", "input_ids", "masked_positions", "masked_labels")
 """Text columns of a batch. A store of unmasked text lacks the masked ones."""
 TEACHER_COLUMNS = ("hidden_states", "hidden_scale", "embedding", "topk_ids", "topk_logits", "logsumexp")
-"""Columns of the teacher's outputs; a batch has those that the loss reads, in the store's dtypes except for
-int64 ids and bfloat16 hidden states."""
+"""Columns of the teacher's outputs. A batch has those that the loss reads; `Batch` states their dtypes."""
 UNCONVERTED = frozenset(TEACHER_COLUMNS) - {"topk_ids"}
 """Columns that a batch keeps as read, so that the reader may write them directly into pinned memory."""
 
@@ -33,7 +33,7 @@ class Batch:
     """One micro-batch of one rank. A column of the teacher that the loss does not read is None."""
 
     input_ids: Tensor  # int64 [n, L], masked
-    token_count: Tensor  # int64 [n]; positions from there on are padding
+    token_count: Tensor  # int64 [n]; all later positions are padding
     positions: Tensor | None  # int64 [N], ascending indices into [n L]; None: every position, N = n L
     masked_slots: Tensor | None  # int64 [N], indices into [n M]; None if the store recorded all positions
     labels: Tensor  # int64 [N], NO_LABEL where not masked
@@ -41,7 +41,7 @@ class Batch:
     no_padding: bool
     """Whether no sequence has padding, so that attention needs no mask."""
     tokens: int
-    """Number of tokens without padding; 0 in a dummy."""
+    """Number of tokens without padding; 0 in a dummy (see ``weight``)."""
     masked: int
     """Number of masked tokens; 0 in a dummy."""
     hidden_states: Tensor | None = None  # float16, bfloat16 or int8 [n, P, D]

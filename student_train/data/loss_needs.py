@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from infra.errors import UserError
+from infra.settings.recipe import unmet_needs
 from infra.settings.sections import SOFT_TARGETS, StoreNeeds, Train
 from infra.settings.sections import TERMS as LOSS_WEIGHTS
 from infra.trees import difference
 from offline_teacher.inputs.stored_teacher import stored_pooling
 
 MAX_RELATION_HEADS = 64
-"""Largest A that is chosen by default."""
+"""Largest number of relation heads that is chosen by default."""
 
 if TYPE_CHECKING:
     from offline_teacher.store.reader import Store
@@ -38,21 +39,14 @@ def teacher_output_layout(train: Train, store_layout: Layout) -> Layout:
 
 def check_store(train: Train, store: Store) -> None:
     """Raises UserError if the store lacks what the loss of ``train`` needs."""
-    layout = store.layout
-    if train.teacher == "live" and not layout.teacher_weights:
-        raise UserError(
-            "train.teacher: live runs the whole teacher, whose weights the store does not hold"
-            " (store.teacher_weights: false); set train.teacher: store"
-        )
-    checked_soft_target_kind(train, teacher_output_layout(train, layout))
+    checked_soft_target_kind(train, teacher_output_layout(train, store.layout))
     if train.alpha_embedding:
         _check_one_text_per_sequence(store)
 
 
 def check_phases(train: Train, stores: Sequence[Store]) -> None:
-    """Raises UserError unless a student can continue on every store with the loss of the first one.
-    ``stores``: the recipe's own, then those of ``train.phases``. They need the same teacher, tokenizer and
-    architecture, and the same layout of the teacher's outputs."""
+    """Raises UserError unless all stores have the same teacher, tokenizer and architecture, and hold the
+    teacher's outputs in the same form. ``stores``: the recipe's own, then those of ``train.phases``."""
     first = stores[0]
     for store in stores[1:]:
         where = f"train.phases: {store.root}"
@@ -90,8 +84,8 @@ def _check_one_text_per_sequence(store: Store) -> None:
     embedding term of the loss has no text embedding to compare."""
     if stored_pooling(store) is None:
         raise UserError(
-            "train.alpha_embedding: the store's teacher is no sentence encoder, so it makes no embeddings of"
-            " texts; set train.alpha_embedding: 0"
+            "train.alpha_embedding: the store's teacher is not a sentence encoder, so it makes no embeddings"
+            " of texts; set train.alpha_embedding: 0"
         )
     recipe = store.fingerprint.get("recipe")
     sequences = recipe.get("sequences") if isinstance(recipe, dict) else None
@@ -105,44 +99,13 @@ def _check_one_text_per_sequence(store: Store) -> None:
 
 def checked_soft_target_kind(train: Train, layout: Layout) -> str | None:
     """Returns the kind of soft target, ``exact`` or ``topk``; None if ``train.alpha_ce`` is 0. ``layout``:
-    see `teacher_output_layout`. Raises UserError if it lacks what a term of the loss needs."""
+    see `teacher_output_layout`. Raises UserError if the layout lacks what a term of the loss needs."""
     if layout.positions == "pooled":
         _check_pooled(train)
         return None
-    if train.alpha_embedding and (layout.positions != "all" or layout.hidden_states == "none"):
-        raise UserError(
-            "train.alpha_embedding: embeddings of texts need pooled embeddings or hidden states at all"
-            " positions, which the store does not hold; set train.alpha_embedding: 0 or run the teacher with"
-            " store.positions: all"
-        )
-    if train.alpha_cos and layout.hidden_states == "none":
-        raise UserError(
-            "train.alpha_cos: the cosine term needs hidden states, which the store does not hold; "
-            "set train.alpha_cos: 0 or run the teacher with store.hidden_states: float16"
-        )
-    if train.alpha_relation and layout.replay_layers == 0:
-        raise UserError(
-            "train.alpha_relation: relations need the input of the teacher's top layer, which the store does"
-            " not hold; set train.alpha_relation: 0 or run the teacher with store.replay_layers: 1"
-        )
-    if train.alpha_mlm and layout.masked == 0:
-        raise UserError(
-            "train.alpha_mlm: the text of the store is not masked; set train.alpha_mlm: 0 or run the teacher"
-            " with masking.probability: 0.15"
-        )
-    if train.kl_positions == "masked" and train.alpha_ce and layout.masked == 0:
-        raise UserError(
-            "train.kl_positions: masked, but the text of the store is not masked; set train.kl_positions: all"
-        )
-    if train.kl_positions == "all" and train.alpha_ce and layout.positions == "masked":
-        raise UserError(
-            "train.kl_positions: all, but the store holds masked positions only; set train.kl_positions: "
-            "masked or run the teacher with store.positions: all"
-        )
-    kind = train.soft_target_kind(layout.hidden_states)
-    if kind is not None:
-        _check_soft_target(kind, train, layout)
-    return kind
+    for problem in unmet_needs(train, layout, has_masks=layout.masked > 0):
+        raise UserError(f"train.{problem}")
+    return train.soft_target_kind(layout.hidden_states)
 
 
 def _check_pooled(train: Train) -> None:
@@ -150,29 +113,9 @@ def _check_pooled(train: Train) -> None:
     others = [name for name in LOSS_WEIGHTS if name != "alpha_embedding" and getattr(train, name)]
     if others or not train.alpha_embedding:
         raise UserError(
-            f"train.{(others or ['alpha_embedding'])[0]}: the store holds one pooled embedding per text: set"
+            f"train.{(others or ['alpha_embedding'])[0]}: the store holds one pooled embedding per text; set"
             " train.alpha_embedding: 1 and the other weights of the loss to 0, or run the teacher with"
             " store.positions: all"
-        )
-
-
-def _check_soft_target(kind: str, train: Train, layout: Layout) -> None:
-    """Raises UserError if the layout lacks what soft targets of this kind need."""
-    needs = SOFT_TARGETS[kind]
-    if needs.hidden_states and layout.hidden_states == "none":
-        raise UserError(
-            f"train.soft_targets: {kind} needs hidden states, which the store does not hold; "
-            "set another kind or run the teacher with store.hidden_states: float16"
-        )
-    if needs.top_k and layout.top_k == 0:
-        raise UserError(
-            f"train.soft_targets: {kind} needs top-k logits, which the store does not hold; "
-            "set another kind or run the teacher with store.top_k: 64"
-        )
-    if needs.top_k and train.temperature not in layout.temperatures:
-        raise UserError(
-            f"train.temperature: {train.temperature:g} is not among the store's temperatures "
-            f"{list(layout.temperatures)}, which {kind} needs; use one of them or train.soft_targets: exact"
         )
 
 
@@ -196,14 +139,14 @@ def needs_head(train: Train) -> bool:
 
 
 def relation_heads(teacher_width: int, student_width: int, requested: int | None = None) -> int:
-    """Returns A: ``requested``, or else the largest common divisor of both widths that is at most 64. Raises
-    UserError if ``requested`` does not divide both widths."""
+    """Returns the number of relation heads: ``requested``, or else the largest common divisor of both widths
+    that is at most 64. Raises UserError if ``requested`` does not divide both widths."""
     common = math.gcd(teacher_width, student_width)
     if requested is None:
         return max(n for n in range(1, MAX_RELATION_HEADS + 1) if common % n == 0)
     if requested < 1 or common % requested:
         raise UserError(
             f"train.relation_heads: {requested} does not divide both the teacher's width {teacher_width} and"
-            f" the student's {student_width}; choose a divisor of {common}, or leave it out"
+            f" the student's {student_width}; choose a divisor of {common}, or leave the setting out"
         )
     return requested

@@ -1,14 +1,14 @@
-"""Which samples a training run reads, in which order: a pure function of the seed. numpy only.
+"""Which samples a training run reads, and in which order: a pure function of the seed.
 
-An epoch reads every sequence once, masked as in masking epoch (epoch mod masking_epochs), block by block in a
-permuted order. The samples of all epochs, one epoch after the other, are numbered from 0; the number of a
-sample is its *ordinal*. A *window* is ``window_batches`` batches, whose ordinals are consecutive. It is cut
-into ``batch_size`` equal segments, one per row of a batch. Every batch of the window takes one sample of each
-segment, in an order drawn per segment.
+An epoch reads the blocks of the store in a permuted order, and so every sequence once, with the masks of
+masking epoch (epoch mod masking_epochs). The samples of all epochs, one epoch after the other, are numbered
+from 0; the number of a sample is its *ordinal*. A *window* is ``window_batches`` batches with consecutive
+ordinals. It is cut into ``batch_size`` equal segments, one per row of a batch. Every batch of the window
+takes one sample of each segment, in a random order.
 
-So the rows of a batch come from ``batch_size`` different parts of the window. Ranks take contiguous rows of a
-batch. Therefore a rank reads, during a window, one contiguous range of ordinals: whole blocks (but for the
-first and the last) that no other rank reads.
+So the rows of a batch come from ``batch_size`` different parts of the window. A rank takes contiguous rows of
+every batch, so in a window it reads one contiguous range of ordinals. Apart from the first and the last, the
+blocks in this range are read by no other rank.
 
 The order does not depend on the number of ranks. Its memory does not grow with samples or blocks.
 """
@@ -68,9 +68,9 @@ class _Epoch:
     key: int
     """Key of the permutation."""
     short_ends: np.ndarray
-    """Offset in the epoch behind each short block, ascending: int64 [s]."""
+    """Offset in the epoch of the end of each short block, ascending: int64 [s]."""
     missing: np.ndarray
-    """Number of samples by which the first i short blocks together are short: int64 [s + 1]."""
+    """Number of samples that the first i short blocks together lack: int64 [s + 1]."""
 
 
 class SampleOrder:
@@ -98,7 +98,7 @@ class SampleOrder:
         return min(self.batch_size, self.samples - step * self.batch_size)
 
     def batch(self, step: int, rows: range | None = None) -> Locations:
-        """Returns where the samples of a global batch are, or those of its consecutive ``rows``."""
+        """Returns the locations of a global batch's samples, or only of its consecutive ``rows``."""
         window, number = divmod(step, self.window_batches)
         ordinals = self._window(window)[number]
         ordinals = ordinals[ordinals >= 0]  # -1 fills the missing rows of a short batch
@@ -106,14 +106,14 @@ class SampleOrder:
         return self.locations(ordinals[rows.start : rows.stop])
 
     def window_locations(self, window: int, rank: int, world: int) -> Locations:
-        """Returns where the samples are that a rank reads in a window, by ascending ordinal."""
+        """Returns the locations of the samples that a rank reads in a window, by ascending ordinal."""
         ordinals = self._window(window)
         first, last = rank * self.batch_size // world, (rank + 1) * self.batch_size // world
         of_rank = ordinals[:, first:last]
         return self.locations(np.sort(of_rank[of_rank >= 0]))
 
     def locations(self, ordinals: np.ndarray) -> Locations:
-        """Returns where the samples with these ordinals, int64 [n], are."""
+        """Returns the locations of the samples with these ordinals, int64 [n]."""
         epochs, offsets = np.divmod(ordinals, self.blocks.samples_per_epoch)
         block, row = np.empty_like(ordinals), np.empty_like(ordinals)
         for number in np.unique(epochs).tolist():
@@ -124,8 +124,8 @@ class SampleOrder:
     def _locate(self, epoch: int, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns block and row, int64 [n] each, of the samples at ``offsets`` [n] of an epoch.
 
-        If all blocks had the full size, offset x would be in permuted block x // size. So the samples that
-        short blocks before x are missing are added to x.
+        If all blocks had the full size, offset x would be in permuted block x // size. Therefore the number
+        of samples that the short blocks before x lack is first added to x.
         """
         permuted = self._epoch(epoch)
         shifted = offsets + permuted.missing[np.searchsorted(permuted.short_ends, offsets, side="right")]
@@ -155,7 +155,7 @@ class SampleOrder:
         inside = offset < borders[1:, None]
         key = np.uint64(mix_int(mix_int(self.seed + 1) ^ mix_int(~window & (1 << 63) - 1)))
         draws = mix(offset.astype(np.uint64) ^ key) >> np.uint64(1)
-        draws[~inside] = np.uint64(1) << np.uint64(63)  # sorted behind all samples of the segment
+        draws[~inside] = np.uint64(1) << np.uint64(63)  # after all samples of the segment
         order = np.argsort(draws, axis=1, kind="stable")
         shuffled = np.where(
             np.take_along_axis(inside, order, axis=1), start + np.take_along_axis(offset, order, axis=1), -1
@@ -200,8 +200,8 @@ def micro_batch_rows(n: int, micro_batch_size: int, rank: int, world: int) -> li
 
 
 def check_world(batch_size: int, world: int, sequences: int, what: str = "the store") -> None:
-    """Raises UserError if there are more ranks than sequences in the store ``what``, or than rows of a
-    batch."""
+    """Raises UserError if there are more ranks than sequences in the store or rows in a batch. ``what``: the
+    store's name in the message."""
     if world > sequences:
         raise UserError(
             f"{world} ranks are too many for {what} of {sequences} sequences: start at most {sequences}"

@@ -36,7 +36,7 @@ class Phase:
         return self.first_step + self.order.steps
 
     def locations(self, step: int) -> Locations:
-        """Returns where the samples of the run's step ``step`` are."""
+        """Returns the locations of the samples of the run's step ``step``."""
         return self.order.batch(step - self.first_step)
 
     def names(self, locations: Locations, count: int) -> list[str]:

@@ -2,8 +2,8 @@
 
 A GPU copies from pinned memory while host and kernels go on. Pinning memory is slow, so a few buffers are
 kept and reused. The reader writes the teacher's columns directly into a buffer; the other tensors of the
-batch are appended to it. One copy then brings the batch to the GPU while the GPU computes the batch before.
-A buffer is reused after its copy has ended; a collating thread waits for that, the training step does not.
+batch are appended to it. One copy then brings the batch to the GPU, which still computes the previous batch.
+A collating thread reuses a buffer after the buffer's copy has ended; the training step never waits for it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class PinnedBuffer:
         """Event at the end of the last copy out of the buffer; None before the first copy."""
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """Returns an array for the column ``name``; its values are not set. The array lies in the buffer if
-        there is room and the batch uses the column without conversion."""
+        """Returns an uninitialised array for the column ``name``. It lies in the buffer if there is room and
+        the batch uses the column without conversion."""
         if name not in UNCONVERTED:
             return np.empty(shape, dtype)
         size = int(np.prod(shape)) * dtype.itemsize

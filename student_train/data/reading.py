@@ -73,7 +73,7 @@ def open_stream(
     start: int = 0,
 ) -> Stream:
     """Opens the stream of this rank's batches from step ``start`` to the end of ``order``. ``columns``: the
-    teacher's columns that the batches shall have; see `required_columns`."""
+    teacher's columns that the batches have; see `required_columns`."""
     names = [*(name for name in TEXT_COLUMNS if name in store.layout.columns()), *columns]
     remote = storage.is_remote(store.root)
     cache = Cache(train.cache_dir, train.cache_bytes) if remote else None

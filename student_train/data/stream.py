@@ -18,11 +18,10 @@ from student_train.data.order import Locations, SampleOrder, micro_batch_rows
 from student_train.data.pinned_buffers import BufferPool
 
 PARALLEL_DOWNLOADS = 8
-"""Number of blocks of a remote store that are downloaded at once; each waits for a round trip."""
-
+"""Number of blocks of a remote store that are downloaded at once, since a download mostly waits."""
 
 Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
-"""A function that returns an array for a column, given its name, shape and dtype, without setting values."""
+"""A function that returns an uninitialised array for a column, given the column's name, shape and dtype."""
 
 
 def new_array(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -73,7 +72,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of every global batch this rank reads, and how far ahead."""
+    """Which part of every global batch a rank reads, and how far ahead of the training step."""
 
     rank: int
     world: int

@@ -6,9 +6,9 @@
       exp_avg_sq.safetensors Adam's second moments, float32
       state.json             `RunState`, with its own digest and the digests of the other files
 
-A checkpoint is written into a temporary directory, with ``state.json`` last, synced, and renamed. So a
-directory named ``step-*`` was complete once. If it is invalid, it was damaged later: it is renamed, and the
-checkpoint before it is used.
+A checkpoint is written into a temporary directory, with ``state.json`` last, synced, and renamed. So every
+directory named ``step-*`` was once complete. If one is damaged later, it is renamed, and the previous
+checkpoint is used.
 """
 
 from __future__ import annotations
@@ -143,14 +143,14 @@ def load_newest(directory: str) -> Checkpoint | None:
         except ValueError as problem:
             damaged.append(_rename_damaged(path))
             print(
-                f"warning: checkpoint {path} {problem}; it is kept as {damaged[-1]}, and the"
-                " checkpoint before it is used",
+                f"warning: checkpoint {path} {problem}; it is renamed {damaged[-1]}, and the"
+                " previous checkpoint is used instead",
                 file=sys.stderr,
             )
     if damaged:
         raise UserError(
             f"{directory}: no valid checkpoint is left (damaged: {', '.join(sorted(damaged))}); "
-            "remove the student's directory to start afresh"
+            "remove the student's directory to start over"
         )
     return None
 
@@ -222,7 +222,7 @@ def _rename_damaged(path: str) -> str:
     try:
         os.rename(path, f"{path}.damaged-{number}")
     except OSError as problem:
-        raise UserError(f"{path}: damaged, and it cannot be renamed ({problem}); fix access") from None
+        raise UserError(f"{path}: is damaged and cannot be renamed ({problem}); fix access") from None
     return os.path.basename(f"{path}.damaged-{number}")
 
 

@@ -66,17 +66,12 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when the started checkpoint is on disk. Raises UserError if writing failed."""
-
-        def wait_for_writer() -> str:
-            self._writer.wait()
-            return ""
-
-        self._world.on_rank_0(wait_for_writer)
+        self._world.on_rank_0(self._writer.wait)
 
     def resume(self, check: Callable[[dict[str, Any]], None]) -> tuple[int, str]:
         """Loads the newest valid checkpoint into the engine. Returns its step and its digest of samples; 0
-        and "" if there is no checkpoint. ``check`` gets its fingerprint, and raises UserError if it belongs
-        to another training."""
+        and "" if there is no checkpoint. ``check``: raises UserError if it gets another training's
+        fingerprint."""
         loaded: list[checkpoint_format.Checkpoint] = []
 
         def load() -> str:
@@ -97,8 +92,8 @@ class Checkpoints:
         self._saved_step = step
         return step, digest
 
-    def last_good(self) -> str:
-        """Returns a phrase that names the newest checkpoint, for an error message on rank 0."""
+    def newest_as_words(self) -> str:
+        """Returns a phrase for an error message of rank 0 that names the newest checkpoint."""
         step = checkpoint_format.newest_step(self.directory) if self._world.is_rank_0 else None
         if step is None:
             return "no checkpoint was written yet"

@@ -71,14 +71,16 @@ def _check(user: Mapping[str, Any], train: Train, accumulation: int, path: str) 
     kind = _get(user, "optimizer.type")
     if kind is not None and str(kind).lower() != "adamw":
         raise UserError(
-            f"{path}: optimizer.type is {kind!r}, but students are trained with AdamW; leave it out"
+            f"{path}: optimizer.type is {kind!r}, but students are trained with AdamW; leave the key out"
         )
     if user.get("scheduler") is not None:
-        raise UserError(f"{path}: scheduler is set, but the recipe's train.schedule decides; leave it out")
+        raise UserError(
+            f"{path}: scheduler is set, but the recipe's train.schedule decides; leave the key out"
+        )
     for key in ("zero_optimization.offload_optimizer", "zero_optimization.offload_param"):
         if _get(user, f"{key}.device") not in (None, "none"):
             raise UserError(
-                f"{path}: {key} is not supported; an encoder's optimiser state fits, leave it out"
+                f"{path}: {key} is not supported, and an encoder does not need it; leave the key out"
             )
 
 

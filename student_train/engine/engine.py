@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -31,13 +30,6 @@ from student_train.engine.world import World, deepspeed_quiet
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-
-
-@dataclass(frozen=True)
-class StepResult:
-    gradient_norm: Tensor
-    """2-norm of the whole gradient before clipping, without the loss scale; scalar, perhaps still in the
-    GPU's queue. If it is not finite, the step changed nothing."""
 
 
 class Engine:
@@ -78,15 +70,17 @@ class Engine:
         self.restore(state if world.is_rank_0 else None, optimizer_step=0)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Adds the gradient of ``loss``, a micro-batch's share; ``last``: the rank's last of the step."""
+        """Adds the gradient of a micro-batch's ``loss``. ``last``: whether it is the step's last."""
         scale = float(self.world.size)
         if self._stage == 0 and self.train.dtype == "float16":
             scale *= self.loss_scale
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * scale, scale_wrt_gas=False)
 
-    def step(self, rate: float) -> StepResult:
-        """Clips and applies the gradient with learning rate ``rate``; skips it if it is not finite."""
+    def step(self, rate: float) -> Tensor:
+        """Clips and applies the gradient with learning rate ``rate``. Returns its 2-norm before clipping,
+        without the loss scale: a scalar that a GPU may still have to compute. If the norm is not finite, the
+        step changes nothing."""
         for group in self._adamw.param_groups:
             group["lr"] = rate
         if self._stage == 0 and self.train.dtype == "float32":
@@ -94,14 +88,14 @@ class Engine:
             norm = torch.nn.utils.get_total_norm(gradients)
             if math.isfinite(float(norm)):
                 self._engine.step()
-            return StepResult(norm)
+            return norm
         scale = self.loss_scale if self._stage == 0 else 1.0
         self._engine.step()
         if not self._engine.was_step_applied():
-            return StepResult(torch.tensor(math.inf))
+            return torch.tensor(math.inf)
         if self._master_step is not None:
-            return StepResult(self._master_step.norm / scale)
-        return StepResult(torch.as_tensor(self._engine.get_global_grad_norm() / scale))
+            return self._master_step.norm / scale
+        return torch.as_tensor(self._engine.get_global_grad_norm() / scale)
 
     @property
     def loss_scale(self) -> float:

@@ -1,9 +1,10 @@
-"""DeepSpeed's stage-0 optimiser step for 16-bit weights, with fewer memory passes and without waiting.
+"""DeepSpeed's stage-0 optimiser step for 16-bit weights, with less memory traffic and less waiting.
 
 DeepSpeed's ``FP16_UnfusedOptimizer.step`` waits for the norm of every gradient, reads every gradient twice to
 find an overflow that the norm shows too, and converts and clips in separate passes. Here a GPU does the step
-in a dozen operations without a wait of the host. A CPU converts, clips and applies gradients slice by slice
-in its cache, with a third of the memory traffic. Loss scaling, clipping and skipped steps are DeepSpeed's.
+in a dozen operations, and the host does not wait for it. A CPU converts, clips and applies gradients slice by
+slice in its cache, with a third of the memory traffic. Loss scaling, clipping and skipped steps are as in
+DeepSpeed.
 """
 
 from __future__ import annotations
@@ -72,8 +73,7 @@ class MasterStep:
         return torch.stack(parts).double().norm().float()
 
     def _divisor(self) -> Tensor:
-        """Returns the divisor of gradients: the loss scale, times norm / limit if the norm exceeds the
-        limit."""
+        """Returns what gradients are divided by: the loss scale, times norm / limit if that is above 1."""
         scale, limit = float(self._wrapper.loss_scale_config.cur_scale), float(self._wrapper.clip_grad)
         if not limit:
             return torch.full_like(self.norm, scale)

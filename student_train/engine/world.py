@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This rank and its connection to the others. Messages are in CPU memory, so they wait for no GPU."""
+    """This rank and its connection to the others. Messages are in CPU memory, so no rank waits for a GPU."""
 
     rank: int
     """Number of this process, from 0."""
@@ -31,7 +31,7 @@ class World:
     """Number of processes."""
     device: torch.device
     """Where this rank computes."""
-    host: dist.ProcessGroup | None = None
+    cpu_group: dist.ProcessGroup | None = None
     """The process group for messages in CPU memory; None: torch's default group."""
 
     @property
@@ -48,40 +48,40 @@ class World:
 
     def _reduced(self, values: list[float], operation: Any) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, operation, group=self.host)
+        dist.all_reduce(tensor, operation, group=self.cpu_group)
         return tensor.tolist()
 
-    def text_from(self, rank: int, text: str) -> str:
-        """Returns the ``text`` of rank ``rank``. All ranks call it."""
+    def broadcast_text(self, source: int, text: str) -> str:
+        """Returns the ``text`` that rank ``source`` gives. All ranks call it."""
         data = text.encode()
         size = torch.tensor([len(data)])
-        dist.broadcast(size, rank, group=self.host)
+        dist.broadcast(size, source, group=self.cpu_group)
         if not size:
             return ""
         buffer = torch.zeros(int(size), dtype=torch.uint8)
-        if self.rank == rank:
+        if self.rank == source:
             buffer.copy_(torch.tensor(list(data), dtype=torch.uint8))
-        dist.broadcast(buffer, rank, group=self.host)
+        dist.broadcast(buffer, source, group=self.cpu_group)
         return bytes(buffer.tolist()).decode()
 
-    def on_rank_0(self, function: Callable[[], str]) -> str:
+    def on_rank_0(self, function: Callable[[], str | None]) -> str:
         """Runs ``function`` on rank 0. All ranks call it, and return its text or raise its UserError."""
         text, problem = "", ""
         if self.is_rank_0:
             try:
-                text = function()
+                text = function() or ""
             except UserError as error:
                 problem = str(error)
-        problem = self.text_from(0, problem)
+        problem = self.broadcast_text(0, problem)
         if problem:
             raise UserError(problem)
-        return self.text_from(0, text)
+        return self.broadcast_text(0, text)
 
     def raise_on_all_ranks(self, problem: str) -> None:
         """Raises UserError, the same on all ranks, if any has a ``problem``. All ranks call it."""
         failed = int(self.max([float(self.size - self.rank) if problem else 0.0])[0])
         if failed:
-            raise UserError(self.text_from(self.size - failed, problem))
+            raise UserError(self.broadcast_text(self.size - failed, problem))
 
     def on_all_ranks(self, function: Callable[[], T]) -> T:
         """Returns what ``function`` returns. If it raises UserError on any rank, all ranks raise it."""
@@ -94,8 +94,8 @@ class World:
         self.raise_on_all_ranks(problem)
         return result[0]
 
-    def wait(self) -> None:
-        """Returns when all ranks have called ``wait``."""
+    def barrier(self) -> None:
+        """Returns when all ranks have called it."""
         self.sum([0.0])
 
     def close(self) -> None:
@@ -127,8 +127,8 @@ def start_world() -> World:
         torch.cuda.set_device(device)
     with deepspeed_quiet():
         deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
-    host = dist.new_group(backend="gloo") if on_gpu else None
-    return World(dist.get_rank(), dist.get_world_size(), device, host)
+    cpu_group = dist.new_group(backend="gloo") if on_gpu else None
+    return World(dist.get_rank(), dist.get_world_size(), device, cpu_group)
 
 
 @contextlib.contextmanager
@@ -150,12 +150,12 @@ def _require_free_port(port: int) -> None:
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             with socket.socket(family) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # just closed counts as free
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port closed just now is free
                 probe.bind(("", port))  # on every address, as torch does, without listening
         except OSError as problem:
             if problem.errno != errno.EADDRINUSE:
                 continue  # this machine lacks the address family
             raise UserError(
-                f"--master_port: another program has port {port}; name a free one, for example"
+                f"--master_port: another program uses port {port}; give a free one, for example"
                 f" deepspeed --master_port {port + 1} ... (without a launcher: MASTER_PORT={port + 1})"
             ) from None

@@ -66,7 +66,7 @@ class Objective:
 
     train: Train
     layout: Layout
-    """Layout of the teacher's outputs; see `store_needs.teacher_output_layout`."""
+    """Layout of the teacher's outputs; see `loss_needs.teacher_output_layout`."""
     replay: Replay | None
     """The teacher's top layers and head, in the student's dtype. None: the loss reads only stored top-k
     logits or stored embeddings."""

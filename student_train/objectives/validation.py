@@ -1,24 +1,22 @@
 """Measures a student on held-out text: its distance from the teacher, and its masked-LM predictions.
 
-Axes: N positions, V vocabulary, K top-k, D hidden.
+Axes: n positions of a chunk, N of a micro-batch, V vocabulary, K top-k, D hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from infra.errors import UserError
 from infra.settings.sections import Train
 from student_train.data.collate import NO_LABEL, Batch
 from student_train.data.loss_needs import needs_head
 from student_train.data.order import SampleOrder
 from student_train.data.reading import open_stream
-from student_train.data.stream import Step, Stream
 from student_train.objectives.objective import Objective, select_positions, topk_target
 from student_train.objectives.soft_targets import ExactTarget
 
@@ -67,7 +65,7 @@ def validate(
     batch_size = train.micro_batch_size * world.size
     order = SampleOrder(plan, 0, batch_size, plan.samples, window_batches=1)
     with open_stream(store, "validation", measures.columns, order, train, world) as stream:
-        for step in _steps_on_all_ranks(stream, world):
+        while (step := world.on_all_ranks(lambda: next(stream, None))) is not None:
             for batch in step.micro_batches:
                 if batch.weight:
                     measures.add(sums, batch.to(world.device))
@@ -75,20 +73,6 @@ def validate(
     model.train(was_training)
     totals = dict(zip(sums, world.sum(list(sums.values())), strict=True))
     return measures.means(totals)
-
-
-def _steps_on_all_ranks(stream: Stream, world: World) -> Iterator[Step]:
-    """Yields the steps of the stream. If the stream of one rank raises UserError, all ranks raise it."""
-    while True:
-        step, problem = None, ""
-        try:
-            step = next(stream, None)
-        except UserError as error:
-            problem = str(error)
-        world.raise_on_all_ranks(problem)
-        if step is None:
-            return
-        yield step
 
 
 class _Measures:

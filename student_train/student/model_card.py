@@ -52,7 +52,7 @@ def model_card(
         "\n## Held-out text\n",
         _table(("measure", "value"), sorted(results["validation"].items()))
         if results["validation"]
-        else "The store holds none.\n",
+        else "The store holds no held-out text.\n",
         "" if needs_head(train) else "Measures over the vocabulary: not trained.\n",
         "\n## Recipe\n",
         f"```json\n{json.dumps(run.outcome_settings(), indent=1, sort_keys=True)}\n```\n",

@@ -82,7 +82,7 @@ def _files(directory: str) -> list[str]:
     return sorted(os.path.relpath(path, directory) for path in paths)
 
 
-def finished(student_dir: str) -> dict[str, Any] | None:
+def finished_record(student_dir: str) -> dict[str, Any] | None:
     """Returns the content of model.json; None unless every model file has its recorded digest."""
     path = os.path.join(student_dir, MODEL_RECORD)
     if not os.path.isfile(path):
@@ -104,5 +104,5 @@ def require_same(old: dict[str, Any], new: dict[str, Any], where: str) -> None:
     if changed:
         raise UserError(
             f"{where}: this student was started with other settings ({'; '.join(changed)}); "
-            "restore them, choose another name for the student, or remove the directory to start afresh"
+            "restore them, choose another name for the student, or remove the directory to start over"
         )

@@ -33,7 +33,7 @@ BAD = [
         "train",
         "SST-2/train.tsv",
         SST + "fine\t2\n",
-        "line 2: label '2' is out of range; they are 0, 1",
+        "line 2: label '2' is out of range; it must be 0 or 1",
     ),
     ("SST-2", "train", "SST-2/train.tsv", SST + "fine\tgood\n", "line 2: label 'good' is out of range"),
     (
@@ -53,7 +53,7 @@ BAD = [
         "gj04\t1\t\tHe.\nsource\tlabel\tm\ts\n",
         "line 2: label 'label' is out of range",
     ),
-    ("RTE", "dev", "RTE/dev.tsv", RTE + "0\tA.\tB.\tneutral\n", "they are entailment, not_entailment"),
+    ("RTE", "dev", "RTE/dev.tsv", RTE + "0\tA.\tB.\tneutral\n", "it must be entailment or not_entailment"),
     ("MNLI", "dev_matched", "MNLI/dev.tsv", "x", "has no MNLI/dev_matched.tsv"),
     (
         "STS-B",

@@ -107,10 +107,18 @@ CASES: dict[str, tuple[str, dict[str, str | bytes], str]] = {
     "a binary file": (TASK, {"t.csv": b"PK\x03\x04" + bytes(99)}, "not UTF-8 text"),
     "an unknown label": (TASK + "labels: [a, c]\n", {}, "t.csv: line 3: unknown label 'b'"),
     "an empty label": (TASK, {"t.csv": CSV + "x,\n"}, "t.csv: line 6: label '' is not a text"),
-    "one label in all rows": (TASK, {"t.csv": "text,label\nx,a\ny,a\n"}, "column 'label' has 1 labels"),
+    "one label in all rows": (
+        TASK,
+        {"t.csv": "text,label\nx,a\ny,a\n"},
+        "column 'label' must have two or more different labels, not 1",
+    ),
     "too few rows to split": (without(TASK, "dev"), {"t.csv": "text,label\nx,a\ny,b\n"}, "too few examples"),
     "a score that is none": (SCORES, {}, "t.csv: line 2: score 'a' is not a number"),
-    "a score that is not finite": (SCORES, {"t.csv": "text,label\nx,nan\n"}, "score 'nan' is not finite"),
+    "a score that is not finite": (
+        SCORES,
+        {"t.csv": "text,label\nx,nan\n"},
+        "score 'nan' is not a finite number",
+    ),
     "labels that are a number": (
         MANY.replace("t.csv", "t.jsonl"),
         {"t.jsonl": row(text="x", label=3)},
@@ -133,14 +141,18 @@ CASES: dict[str, tuple[str, dict[str, str | bytes], str]] = {
         {"t.parquet": "x"},
         "t.parquet: not a Parquet file",
     ),
-    "SQuAD's file to classify": (TASK.replace("t.csv", "t.json"), {"t.json": "{}"}, "is it format: jsonl?"),
+    "SQuAD's file to classify": (
+        TASK.replace("t.csv", "t.json"),
+        {"t.json": "{}"},
+        "for JSON lines write format: jsonl",
+    ),
     "a word without a tag": (NER, {"t.conll": "Ann B-PER\nran\n"}, "t.conll: line 2: a word without a tag"),
     "a tag that is none": (
         NER,
         {"t.conll": "Ann PERSON\n"},
         "line 1: tag 'PERSON' is not O, B-TYPE or I-TYPE",
     ),
-    "fewer tags than words": (JSON_NER, {"t.jsonl": row(words=["a", "b"], tags=["O"])}, "2 words and 1 tags"),
+    "fewer tags than words": (JSON_NER, {"t.jsonl": row(words=["a", "b"], tags=["O"])}, "2 words but 1 tags"),
     "a span outside": (
         JSON_NER,
         {"t.jsonl": row(words="Ann", tags=[{"start": 0, "end": 9, "label": "P"}])},
@@ -154,7 +166,7 @@ CASES: dict[str, tuple[str, dict[str, str | bytes], str]] = {
                 tags=[{"start": 0, "end": 7, "label": "P"}, {"start": 4, "end": 7, "label": "P"}],
             )
         },
-        "span 4 to 7 overlaps another one",
+        "span 4 to 7 overlaps another span",
     ),
     "spans without ends": (
         JSON_NER,

@@ -148,7 +148,7 @@ def test_answers_that_stand_elsewhere_are_said_before_the_training(
     arguments = model_arguments(encoder, str(tmp_path), tmp_path / "out") | {"--tasks": "SQuAD"}
     assert main([f"{name}={value}" for name, value in arguments.items()]) == 0
     printed = capsys.readouterr().out
-    note = "SQuAD train: answers that do not stand at their answer_start, moved to the nearest occurrence: 1"
+    note = "SQuAD train: answers that are not at their answer_start, moved to the nearest occurrence: 1"
     assert f"note: {note} (first: question train 1 of {tmp_path}/train-v1.1.json)" in printed
     assert printed.index("note:") < printed.index("exact_match")
 
@@ -348,7 +348,7 @@ BROKEN: list[tuple[Callable[[Path], object], str]] = [
     (lambda model: (model / "config.json").write_text("{}"), "no 'model_type'"),
     (lambda model: (model / "config.json").write_text("{"), "is not JSON"),
     (lambda model: edit_config(model, model_type="unheard"), "config.json: cannot be used"),
-    (lambda model: edit_config(model, vocab_size=12), "vocabulary mismatch"),
+    (lambda model: edit_config(model, vocab_size=12), "but the model only 12 embeddings"),
     (lambda model: edit_config(model, max_position_embeddings=16), "has only 16 positions"),
     (lambda model: (model / "tokenizer.json").unlink(), "no tokenizer.json"),
     (lambda model: (model / "tokenizer.json").write_text("{}"), "the tokenizer cannot be loaded"),
@@ -371,7 +371,7 @@ def test_broken_model(
 
 def test_a_recipe_without_its_student(recipe_file: str) -> None:
     shutil.rmtree(load_recipe(recipe_file).run("student").directory)
-    with pytest.raises(UserError, match="no student yet; train it with student_train"):
+    with pytest.raises(UserError, match="is not trained yet; run student_train"):
         main(["--recipe", recipe_file])
     assert not Path(load_recipe(recipe_file).evaluation_dir).exists()
 

@@ -141,7 +141,7 @@ def test_word_embeddings_in_four_bits(classifier: str, tmp_path: Path) -> None:
     largest = max(np.prod(tensor.dims) for tensor in tensors if tensor.data_type == TensorProto.INT8)
     assert len(packed) == 1
     assert 2 * np.prod(packed[0].dims) > largest  # the largest table
-    assert export.finished(classifier, str(tmp_path / "out"), 8) is None
+    assert export.finished_export(classifier, str(tmp_path / "out"), 8) is None
 
 
 @given(st.integers(1, 20), st.integers(1, 10), st.integers(0, 2**32 - 1))

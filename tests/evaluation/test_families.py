@@ -153,5 +153,5 @@ def test_an_encoder_alone_takes_a_head(family: str, task: str, tmp_path: Path) -
     save_file(
         {key: lost[key] for key in lost if key != name}, tmp_path / "model.safetensors", {"format": "pt"}
     )
-    with pytest.raises(UserError, match="lacks 1 weights"):
+    with pytest.raises(UserError, match="lacks 1 tensors"):
         load_model(Candidate("m", str(tmp_path)), find_task(task), seed=0)

@@ -40,15 +40,15 @@ MET = [
     {"megabytes": 68.0}, {"beats": "random"}, {},
 ]  # fmt: skip
 UNMET = [
-    ({"macro": 0.61}, "student: macro is 0.6, required is at least 0.61"),
-    ({"retention": 0.97}, "student: retention is 0.96, required is at least 0.97"),
-    ({"gap_closed": 0.71}, "student: gap_closed is 0.7, required is at least 0.71"),
-    ({"gap_closed_best": 0.41}, "student: gap_closed_best is 0.4, required is at least 0.41"),
-    ({"agreement": 0.86}, "student: agreement is 0.85, required is at least 0.86"),
-    ({"int8_loss": 0.39}, "student: int8_loss is 0.4, required is at most 0.39"),
-    ({"calibration_error": 0.09}, "student: calibration_error is 0.1, required is at most 0.09"),
-    ({"p50_ms": 1.9}, "student: p50_ms is 2, required is at most 1.9"),
-    ({"megabytes": 67.0}, "student: megabytes is 68, required is at most 67"),
+    ({"macro": 0.61}, "student: macro is 0.6, but must be at least 0.61"),
+    ({"retention": 0.97}, "student: retention is 0.96, but must be at least 0.97"),
+    ({"gap_closed": 0.71}, "student: gap_closed is 0.7, but must be at least 0.71"),
+    ({"gap_closed_best": 0.41}, "student: gap_closed_best is 0.4, but must be at least 0.41"),
+    ({"agreement": 0.86}, "student: agreement is 0.85, but must be at least 0.86"),
+    ({"int8_loss": 0.39}, "student: int8_loss is 0.4, but must be at most 0.39"),
+    ({"calibration_error": 0.09}, "student: calibration_error is 0.1, but must be at most 0.09"),
+    ({"p50_ms": 1.9}, "student: p50_ms is 2, but must be at most 1.9"),
+    ({"megabytes": 67.0}, "student: megabytes is 68, but must be at most 67"),
     (
         {"beats": "start"},
         "student: does not beat start: the difference of their macro scores is +2.0 points [-1.0, 5.0]",
@@ -75,7 +75,7 @@ def test_every_requirement_is_measured() -> None:
 
 def test_what_is_unknown_is_not_met() -> None:
     assert gates.unmet(report(retention=None), Require(retention=0.5)) == [
-        "student: retention is unknown, required is at least 0.5"
+        "student: retention is unknown, but must be at least 0.5"
     ]
     assert gates.unmet(report(references={}), Require(beats="start")) == [
         "student: there is no reference start to beat"

@@ -233,7 +233,7 @@ def test_an_answer_is_looked_for_where_it_stands(
     for item in split.questions:
         assert item.context[item.starts[0] :].startswith(item.answers[0])
     moved, absent = split.notes[:2]
-    start = "SQuAD train: answers that do not stand at their answer_start, moved to the nearest occurrence: 4"
+    start = "SQuAD train: answers that are not at their answer_start, moved to the nearest occurrence: 4"
     assert moved.startswith(f"{start} (first: ")
     assert absent.startswith("SQuAD train: answers that do not occur in their context, left out: 1, ")
     assert "left out: 1 (first: question q5 of " in absent

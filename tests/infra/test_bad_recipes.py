@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.errors import UserError
-from infra.settings.recipe_file import MAX_BYTES, load_recipe
+from infra.settings.recipe_file import load_recipe
+from infra.settings.sections.task_settings import MAX_BYTES
 from tests.infra.test_recipe import MINIMAL, load
 
 BAD = [
@@ -52,7 +53,7 @@ BAD = [
     ),
     (
         MINIMAL + "train: {alpha_relation: 1}",
-        "train.alpha_relation: relations need a store with store.replay",
+        "train.alpha_relation: relations need the input of the teacher's top layer",
     ),
     (MINIMAL + "trian: {}", "unknown key trian; did you mean train?"),
     (MINIMAL + "train: {temprature: 2}", "unknown key train.temprature; did you mean temperature?"),
@@ -110,9 +111,12 @@ BAD = [
     (MINIMAL + "store: {hidden_states: none}", "train.alpha_cos: the cosine term needs hidden states"),
     (
         MINIMAL + "store: {hidden_states: none}\ntrain: {alpha_cos: 0, soft_targets: exact}",
-        "train.soft_targets: exact needs store.hidden_states",
+        "train.soft_targets: exact needs hidden states",
     ),
-    (MINIMAL + "store: {top_k: 0}\ntrain: {soft_targets: topk}", "topk needs store.top_k > 0"),
+    (
+        MINIMAL + "store: {top_k: 0}\ntrain: {soft_targets: topk}",
+        "train.soft_targets: topk needs top-k logits",
+    ),
     (
         MINIMAL + "train: {soft_targets: topk, temperature: 3}",
         "train.temperature: 3 is not among the store's temperatures [1.0, 2.0]",
@@ -123,7 +127,7 @@ BAD = [
     ),
     (
         MINIMAL + "store: {positions: masked}",
-        "train.kl_positions: all, but the store keeps masked positions only",
+        "train.kl_positions: all, but the store holds masked positions only",
     ),
     (
         MINIMAL + "store: {positions: pooled, top_k: 0}",
@@ -142,7 +146,10 @@ BAD = [
         "store.shard_bytes: 8 is less than block_bytes = 9",
     ),
     (MINIMAL.replace("a.txt", "a.txt, config: c"), "are for source: hub, not text"),
-    (MINIMAL.replace("a.txt", "a.txt, source: hub, validation_path: b"), "corpus.validation_path: a hub"),
+    (
+        MINIMAL.replace("a.txt", "a.txt, source: hub, validation_path: b"),
+        "corpus.validation_path: is not for a hub corpus",
+    ),
     (MINIMAL.replace("a.txt", "a.txt, source: jsonl, document: file"), "corpus.document: file is for"),
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from infra.cpu.processor import computes_bfloat16, warn_if_slow
-from infra.demo.__main__ import RECIPE, precision
+from infra.demo.__main__ import RECIPE, precision_overrides
 from infra.settings.recipe_file import load_recipe
 
 
@@ -25,7 +25,7 @@ def test_emulated_bfloat16_is_told(
 
 
 def test_demo_is_float32_throughout_where_bfloat16_is_slow() -> None:
-    assert precision(has_bfloat16=True) == []
-    recipe = load_recipe(str(RECIPE), precision(has_bfloat16=False))
+    assert precision_overrides(has_bfloat16=True) == []
+    recipe = load_recipe(str(RECIPE), precision_overrides(has_bfloat16=False))
     assert recipe.teacher is not None
     assert (recipe.teacher.dtype, recipe.train.dtype) == ("float32", "float32")

@@ -108,7 +108,7 @@ def test_what_answers_and_is_no_ray_is_one_line(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(ray_cluster, "CONNECT_SECONDS", 0.5)
     with socket.create_server(("", 0)) as other:
         address = form.format(other.getsockname()[1])
-        with pytest.raises(UserError, match=f"the server at {address} is no Ray head"):
+        with pytest.raises(UserError, match=f"the server at {address} is not a Ray head"):
             connect(address, SETTING, ())
 
 

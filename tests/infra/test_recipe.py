@@ -217,7 +217,7 @@ def test_every_field_says_whether_it_changes_the_outcome() -> None:
     for field in dataclasses.fields(Recipe):
         if field.name not in ("name", "output", "students"):
             for item in dataclasses.fields(getattr(sections, field.name.capitalize())):
-                assert isinstance(item.metadata.get("outcome"), bool), f"{field.name}.{item.name}"
+                assert isinstance(item.metadata.get("fingerprinted"), bool), f"{field.name}.{item.name}"
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ import pytest
 
 from infra.settings.sections import Sequences, Store, Teacher
 from infra.sizing.__main__ import main
-from infra.sizing.simulation import PART_BYTES, SHARD_BYTES, Pass, simulate
+from infra.sizing.simulation import PART_BYTES, SHARD_BYTES, TeacherPass, simulate
 from offline_teacher.store.writer import SHARDS_IN_FLIGHT
 from tests.conftest import ROOT
 
 FREE = 1e18
-CALM = Pass(
+CALM = TeacherPass(
     tokens=1e8, tokens_per_second=1e4, bytes_per_token=1000, workers=8, task_tokens=100_000,
     host_bytes_per_second=FREE, upload_bytes_per_second=FREE, store_bytes_per_second=FREE,
     store_requests_per_second=FREE, driver_seconds=0.0, start_seconds=0.0, finish_seconds=0.0,
@@ -71,9 +71,9 @@ def test_with_one_task_in_flight_nothing_overlaps() -> None:
 
 
 def test_defaults_of_the_pool_and_of_the_writer_are_the_programs() -> None:
-    assert Pass.in_flight == Teacher(model="").tasks_in_flight
-    assert Pass.uploads == Pass.in_flight * SHARDS_IN_FLIGHT
-    assert Pass.task_tokens == Store.task_sequences * Sequences.length
+    assert TeacherPass.in_flight == Teacher(model="").tasks_in_flight
+    assert TeacherPass.uploads == TeacherPass.in_flight * SHARDS_IN_FLIGHT
+    assert TeacherPass.task_tokens == Store.task_sequences * Sequences.length
     assert Store.shard_bytes == SHARD_BYTES
 
 

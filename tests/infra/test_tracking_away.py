@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from infra.tracking import run as tracking_run
-from infra.tracking.mlflow_server import Server
+from infra.tracking.mlflow_sender import RunSender
 from infra.tracking.run import start_run
 from tests.infra.test_tracking import client, family, ids, points, recipe
 
@@ -59,17 +59,17 @@ def test_a_server_that_has_answered_is_waited_for(tmp_path: Path, monkeypatch: p
     """It knows the experiment, and then takes longer for the runs than a server that is away may take."""
     with start_run(recipe(tmp_path), "teacher"):
         pass
-    find_runs, never = Server._find_runs, threading.Event()
+    find_runs, never = RunSender._find_runs, threading.Event()
 
-    def slowly(self: Server, *arguments: Any) -> None:
+    def slowly(self: RunSender, *arguments: Any) -> None:
         never.wait(1.5 * away)
         find_runs(self, *arguments)
 
     away = 3.0
-    monkeypatch.setattr(tracking_run, "_AWAY_SECONDS", away)
+    monkeypatch.setattr(tracking_run, "_UNREACHABLE_SECONDS", away)
     monkeypatch.setattr(tracking_run, "_START_SECONDS", 0.0)
-    monkeypatch.setattr(Server, "is_file", False)
-    monkeypatch.setattr(Server, "_find_runs", slowly)
+    monkeypatch.setattr(RunSender, "is_sqlite", False)
+    monkeypatch.setattr(RunSender, "_find_runs", slowly)
     with start_run(recipe(tmp_path), "student") as run:
         run.log_metrics({"loss": 1.0}, 1)
     assert points(tmp_path, "loss") == [(1, 1.0)]

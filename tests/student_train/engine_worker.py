@@ -82,9 +82,9 @@ def run(job: dict, world: World) -> dict:
             loss = model.loss(x, y)
             engine.backward(loss, number == len(micro) - 1)
             total += float(loss.detach())
-        result = engine.step(1e-2)
+        norm = engine.step(1e-2)
         losses.append(world.sum([total])[0])
-        norms.append(float(result.gradient_norm))
+        norms.append(float(norm))
         if job.get("save_at") == step + 1:
             state = engine.gather()
             facts = checkpoint_format.RunState(

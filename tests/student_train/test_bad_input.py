@@ -90,7 +90,7 @@ LOSS: Cases = {
         ["train.alpha_cos", "pooled", "train.alpha_embedding: 1"],
     ),
     "vectors of a teacher that makes none": (
-        nothing, ["train.alpha_embedding=1"], ["train.alpha_embedding", "no sentence encoder"],
+        nothing, ["train.alpha_embedding=1"], ["train.alpha_embedding", "not a sentence encoder"],
     ),
     "vectors of sequences that are no texts": (
         packed_texts, ["train.alpha_embedding=1"], ["train.alpha_embedding", "packing: document"],
@@ -219,5 +219,5 @@ def test_a_port_that_another_program_has(monkeypatch: pytest.MonkeyPatch, addres
         port = taken.getsockname()[1]
         for name, value in {"RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(UserError, match=f"--master_port: another program has port {port}"):
+        with pytest.raises(UserError, match=f"--master_port: another program uses port {port}"):
             worlds.start_world()

@@ -236,7 +236,7 @@ def test_a_store_without_held_out_text_has_no_measures(alone: World, tmp_path: P
     make_run(tmp_path, held_out=0)
     assert command(tmp_path, "train.epochs=1") == 0
     assert all("loss" in line for line in history(tmp_path))
-    assert "The store holds none." in (student(tmp_path) / "model" / "README.md").read_text()
+    assert "The store holds no held-out text." in (student(tmp_path) / "model" / "README.md").read_text()
 
 
 def test_two_trainers_of_one_student(alone: World, run_dir: Path) -> None:

@@ -3,13 +3,13 @@
 All sections are in this folder, not beside their stages, because every command validates the whole recipe (a
 typo in ``train`` must be found before the teacher pass, not after it) and no stage may import another.
 
-A field declared with ``outcome`` changes the result and is part of the fingerprint. A field declared with
-``speed`` changes only speed or location, and may differ when a run is resumed.
+A field declared with ``fingerprinted`` changes the result, and must stay the same when a run is resumed. A
+field declared with ``unfingerprinted`` changes only speed or location, and may differ.
 """
 
 from infra.settings.sections.corpus import Corpus, CorpusSource, DocumentUnit
 from infra.settings.sections.evaluation import Evaluation, Require
-from infra.settings.sections.fields import Precision, grid_values, outcome, require, speed
+from infra.settings.sections.fields import Precision, grid_values, require
 from infra.settings.sections.masking import Masking
 from infra.settings.sections.sequences import MAX_LENGTH, Sequences
 from infra.settings.sections.store import Store
@@ -19,27 +19,7 @@ from infra.settings.sections.tracking import Tracking
 from infra.settings.sections.train import SOFT_TARGETS, TERMS, Phase, StoreNeeds, Train, Variant
 
 __all__ = [
-    "MAX_LENGTH",
-    "SOFT_TARGETS",
-    "TERMS",
-    "Corpus",
-    "CorpusSource",
-    "DocumentUnit",
-    "Evaluation",
-    "Masking",
-    "Phase",
-    "Precision",
-    "Require",
-    "Sequences",
-    "Store",
-    "StoreNeeds",
-    "Student",
-    "Teacher",
-    "Tracking",
-    "Train",
-    "Variant",
-    "grid_values",
-    "outcome",
-    "require",
-    "speed",
-]
+    "MAX_LENGTH", "SOFT_TARGETS", "TERMS", "Corpus", "CorpusSource", "DocumentUnit", "Evaluation",
+    "Masking", "Phase", "Precision", "Require", "Sequences", "Store", "StoreNeeds", "Student", "Teacher",
+    "Tracking", "Train", "Variant", "grid_values", "require",
+]  # fmt: skip

@@ -15,16 +15,16 @@ TEMPERATURE_RANGE = "{:g} to {:g}".format(*TEMPERATURES)
 Precision = Literal["bfloat16", "float16", "float32"]
 
 
-def outcome(default: Any = MISSING) -> Any:
-    """Declares a setting that changes the result and is part of the fingerprint."""
-    return field(default=default, metadata={"outcome": True})
+def fingerprinted(default: Any = MISSING) -> Any:
+    """Declares a setting that changes the result, and so is part of the fingerprint."""
+    return field(default=default, metadata={"fingerprinted": True})
 
 
-def speed(default: Any = MISSING, factory: Any = MISSING) -> Any:
-    """Declares a setting that changes only speed, location or appearance, and may differ on resume.
-    ``factory`` creates the default of a setting that is a mapping; such a setting is not part of the hash."""
+def unfingerprinted(default: Any = MISSING, factory: Any = MISSING) -> Any:
+    """Declares a setting that changes only speed, location or appearance. ``factory`` creates the default of
+    a setting that is a mapping; such a setting is not part of the hash."""
     hashed = None if factory is MISSING else False
-    return field(default=default, default_factory=factory, hash=hashed, metadata={"outcome": False})
+    return field(default=default, default_factory=factory, hash=hashed, metadata={"fingerprinted": False})
 
 
 def require(condition: bool, message: str) -> None:
@@ -36,6 +36,20 @@ def require(condition: bool, message: str) -> None:
 def grid_values(value: Any) -> tuple[Any, ...]:
     """Returns the values of a setting that may be a grid: the items of a list, or the single value."""
     return value if isinstance(value, tuple) else (value,)
+
+
+def check_at_least(section: Any, lowest: int, *names: str) -> None:
+    """Raises ValueError if one of these settings, or an item of its list, is below ``lowest``."""
+    for name in names:
+        for value in grid_values(getattr(section, name)):
+            require(value is None or value >= lowest, f"{name}: must be >= {lowest}, not {value}")
+
+
+def check_positive(section: Any, *names: str) -> None:
+    """Raises ValueError if one of these settings, or an item of its list, is not above 0."""
+    for name in names:
+        for value in grid_values(getattr(section, name)):
+            require(value is None or value > 0, f"{name}: must be > 0, not {value}")
 
 
 def is_temperature(value: float) -> bool:

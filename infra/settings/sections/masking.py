@@ -5,25 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from infra.settings.sections.fields import outcome, require
+from infra.settings.sections.fields import check_at_least, fingerprinted, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class Masking:
     """Which tokens the teacher and the student must predict."""
 
-    probability: float | None = outcome(None)
+    probability: float | None = fingerprinted(None)
     """Share of the maskable tokens that are masked in every sequence, rounded up; 0: masking is off.
     None: 0.15 for a teacher with a masked-LM head, else 0."""
-    sampling: Literal["uniform", "frequency"] = outcome("uniform")
+    sampling: Literal["uniform", "frequency"] = fingerprinted("uniform")
     """Distribution of the masked tokens. ``frequency``: with a probability proportional to count^-smoothing
     of the token (DistilBERT, XLM)."""
-    smoothing: float = outcome(0.7)
+    smoothing: float = fingerprinted(0.7)
     """Exponent for ``sampling: frequency``."""
-    whole_word: bool = outcome(False)
-    epochs: int = outcome(1)
+    whole_word: bool = fingerprinted(False)
+    epochs: int = fingerprinted(1)
     """R: number of times that the corpus is masked and passed through the teacher."""
-    seed: int = outcome(0)
+    seed: int = fingerprinted(0)
 
     def __post_init__(self) -> None:
         require(
@@ -35,5 +35,5 @@ class Masking:
             self.probability != 0 or self.epochs == 1,
             f"epochs: {self.epochs} passes over text that is not masked would all be the same; set epochs: 1",
         )
-        require(self.smoothing >= 0, f"smoothing: must be >= 0, not {self.smoothing}")
+        check_at_least(self, 0, "smoothing")
         require(0 <= self.seed < 2**63, f"seed: must be 0 to 2^63 - 1, not {self.seed}")

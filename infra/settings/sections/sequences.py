@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from infra.settings.sections.fields import outcome, require
+from infra.settings.sections.fields import fingerprinted, require
 
 MAX_LENGTH = 1024
 """Largest number of tokens in a sequence; the teacher's position embeddings may allow fewer."""
@@ -15,12 +15,12 @@ MAX_LENGTH = 1024
 class Sequences:
     """Cutting of documents into sequences."""
 
-    length: int = outcome(128)
+    length: int = fingerprinted(128)
     """L: number of tokens of a sequence, special tokens included."""
-    packing: Literal["packed", "document"] = outcome("packed")
+    packing: Literal["packed", "document"] = fingerprinted("packed")
     """``packed``: documents are concatenated and cut every L tokens. ``document``: a sequence is one
     document, truncated to L tokens."""
-    part_bytes: int = outcome(16 << 20)
+    part_bytes: int = fingerprinted(16 << 20)
     """Bytes of text per part; one worker tokenises a part. With ``packing: packed``, only a part's last
     sequence can have fewer than L tokens."""
 

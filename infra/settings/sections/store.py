@@ -7,10 +7,11 @@ from typing import Literal
 
 from infra.settings.sections.fields import (
     TEMPERATURE_RANGE,
+    check_at_least,
+    fingerprinted,
     is_temperature,
-    outcome,
     require,
-    speed,
+    unfingerprinted,
 )
 
 
@@ -18,29 +19,29 @@ from infra.settings.sections.fields import (
 class Store:
     """Location of the store, and its content per sample. Students and evaluation only read ``path``."""
 
-    path: str | None = speed(None)
+    path: str | None = unfingerprinted(None)
     """Directory or URL of the store; None: ``<output>/<name>/store``."""
-    replay_layers: int = outcome(0)
+    replay_layers: int = fingerprinted(0)
     """n: the store keeps the hidden states that enter the teacher's top n encoder layers, and training runs
     these layers again. 0: the store keeps the output of the last layer."""
-    hidden_states: Literal["float16", "bfloat16", "int8", "none"] = outcome("float16")
+    hidden_states: Literal["float16", "bfloat16", "int8", "none"] = fingerprinted("float16")
     """Number format of the stored hidden states; ``none``: they are not stored."""
-    positions: Literal["all", "masked", "pooled"] = outcome("all")
+    positions: Literal["all", "masked", "pooled"] = fingerprinted("all")
     """Positions whose outputs are stored. ``pooled``: only the sentence encoder's embedding of each
     sequence."""
-    top_k: int = outcome(64)
+    top_k: int = fingerprinted(64)
     """K: number of largest logits stored per position. 0: neither logits nor logsumexp are stored."""
-    temperatures: tuple[float, ...] = outcome((1.0, 2.0))
+    temperatures: tuple[float, ...] = fingerprinted((1.0, 2.0))
     """Temperatures T, ascending, at which logsumexp(logits / T) is stored."""
-    teacher_weights: bool = outcome(True)
+    teacher_weights: bool = fingerprinted(True)
     """true: the store contains all weights of the teacher. false: only the weights that replay needs, for
     teachers that may not be redistributed; students can then not start from the teacher's layers."""
-    task_sequences: int = outcome(4096)
+    task_sequences: int = fingerprinted(4096)
     """Sequences per task, the unit of work, retry and commit."""
-    block_bytes: int | None = outcome(None)
+    block_bytes: int | None = fingerprinted(None)
     """Bytes per block, the unit of range requests and of shuffling. None: 4 MiB, or more if a block's top-k
     or hidden states, whichever are smaller, would otherwise have less than 1 MiB."""
-    shard_bytes: int = outcome(256 << 20)
+    shard_bytes: int = fingerprinted(256 << 20)
     """Largest number of bytes of one file."""
 
     def __post_init__(self) -> None:
@@ -54,18 +55,14 @@ class Store:
             f"temperatures: must be {TEMPERATURE_RANGE}, ascending and distinct,"
             f" not {list(self.temperatures)}",
         )
-        require(
-            self.top_k == 0 or 1.0 in self.temperatures,
-            "temperatures: must contain 1.0 if top_k > 0",
-        )
+        require(self.top_k == 0 or 1.0 in self.temperatures, "temperatures: must contain 1.0 if top_k > 0")
         require(
             1 <= self.task_sequences <= 1 << 24, f"task_sequences: must be >= 1, not {self.task_sequences}"
         )
-        least = 1 if self.block_bytes is None else self.block_bytes
-        require(least >= 1, f"block_bytes: must be >= 1, not {self.block_bytes}")
+        check_at_least(self, 1, "block_bytes", "shard_bytes")
         require(
-            self.shard_bytes >= least,
-            f"shard_bytes: {self.shard_bytes} is less than block_bytes = {self.block_bytes}",
+            self.shard_bytes >= (self.block_bytes or 1),
+            f"shard_bytes: {self.shard_bytes} is less than block_bytes = {self.block_bytes}; raise it",
         )
         self._check_positions()
 

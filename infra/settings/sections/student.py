@@ -5,27 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from infra.settings.sections.fields import outcome, require
+from infra.settings.sections.fields import check_at_least, fingerprinted, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
     """The student's architecture and initial weights."""
 
-    layers: str | tuple[int, ...] = outcome("every_second")
+    layers: str | tuple[int, ...] = fingerprinted("every_second")
     """Teacher layers from which the student's layers are initialised: a list, ``last:N``, or
     ``every_second``, which ends with the teacher's last layer."""
-    init: Literal["teacher", "random"] = outcome("teacher")
+    init: Literal["teacher", "random"] = fingerprinted("teacher")
     """Initial weights: copied from the teacher's ``layers``, or random."""
-    hidden_size: int | None = outcome(None)
+    hidden_size: int | None = fingerprinted(None)
     """None: the teacher's hidden size. A narrower student starts from slices of the teacher's layers unless
     ``init`` is random. For the cosine loss it also learns a projection to the teacher's hidden size."""
-    attention_heads: int | None = outcome(None)
+    attention_heads: int | None = fingerprinted(None)
     """Number of attention heads per layer. None: the teacher's number."""
-    intermediate_size: int | None = outcome(None)
+    intermediate_size: int | None = fingerprinted(None)
     """Width of the feed-forward layers. None: the teacher's width, reduced in proportion to
     ``hidden_size``."""
-    dropout: float = outcome(0.1)
+    dropout: float = fingerprinted(0.1)
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, str):
@@ -35,12 +35,10 @@ class Student:
                 f"layers: must be a list of layer numbers, every_second or last:N, not {self.layers!r}",
             )
         else:
-            require(len(self.layers) > 0, "layers: the list is empty")
+            require(len(self.layers) > 0, "layers: the list is empty; name one or more layers")
             require(
                 all(layer >= 0 for layer in self.layers) and list(self.layers) == sorted(set(self.layers)),
                 f"layers: must be ascending and distinct, counted from 0, not {list(self.layers)}",
             )
         require(0 <= self.dropout < 1, f"dropout: must be in [0, 1), not {self.dropout}")
-        for name in ("hidden_size", "attention_heads", "intermediate_size"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name}: must be >= 1, not {value}")
+        check_at_least(self, 1, "hidden_size", "attention_heads", "intermediate_size")

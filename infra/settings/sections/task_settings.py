@@ -25,6 +25,7 @@ from infra.yaml_text import NotYaml, parse_yaml
 Kind = Literal["classification", "multilabel", "regression", "tokens", "spans", "similarity", "retrieval"]
 Format = Literal["csv", "tsv", "jsonl", "parquet", "conll", "squad"]
 MAX_BYTES = 1 << 16
+"""Largest size of a recipe file or a task file."""
 FILES = (".yaml", ".yml")
 PATHS = ("train", "dev", "test", "corpus", "queries")
 """Fields that name files, unless the data come from the hub."""
@@ -84,6 +85,16 @@ _TYPES = typing.get_type_hints(TaskSettings)
 FIELDS = {item.name: _TYPES[item.name] for item in dataclasses.fields(TaskSettings)}
 
 
+def read_yaml(path: str, noun: str) -> Any:
+    """Returns the data of a YAML file. ``noun``: what the file contains, for error messages."""
+    if storage.exists(path) and storage.size(path) > MAX_BYTES:
+        raise UserError(f"{path}: a {noun} is at most {MAX_BYTES} bytes, this file is {storage.size(path)}")
+    try:
+        return parse_yaml(storage.read_bytes(path).decode())
+    except (UnicodeDecodeError, NotYaml) as problem:
+        raise UserError(f"{path}: not a {noun} in YAML: {problem}") from None
+
+
 def is_file(entry: str) -> bool:
     """Returns whether an entry of ``evaluation.tasks`` names a file rather than a built-in task."""
     return entry.endswith(FILES)
@@ -94,13 +105,7 @@ def read_file(path: str) -> TaskSettings:
     path = expand_home(path)
     if not storage.exists(path):
         raise UserError(f"evaluation.tasks: {path}: there is no such file")
-    if storage.size(path) > MAX_BYTES:
-        raise UserError(f"{path}: a task file is at most {MAX_BYTES} bytes; this one is larger")
-    try:
-        tree = parse_yaml(storage.read_bytes(path).decode())
-    except (UnicodeDecodeError, NotYaml) as problem:
-        raise UserError(f"{path}: not a task in YAML: {problem}") from None
-    task = validated(tree, path)
+    task = validated(read_yaml(path, "task"), path)
     folder = path.rpartition("/")[0]
     paths: dict[str, Any] = {
         name: _relative_to(folder, value)

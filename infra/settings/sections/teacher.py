@@ -4,42 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from infra.settings.sections.fields import Precision, outcome, require, speed
+from infra.settings.sections.fields import Precision, check_at_least, fingerprinted, require, unfingerprinted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
     """The teacher model, and the workers that run it."""
 
-    model: str = speed()
+    model: str = unfingerprinted()
     """Hub name or local directory. The weights are fingerprinted, not the name."""
-    revision: str | None = speed(None)
+    revision: str | None = unfingerprinted(None)
     """Commit, tag or branch of a model on the hub."""
-    dtype: Precision = outcome("bfloat16")
-    batch_size: int = outcome(32)
+    dtype: Precision = fingerprinted("bfloat16")
+    batch_size: int = fingerprinted(32)
     """Sequences per forward. It changes the last bits of the outputs, since it changes the order of sums in
     matrix products."""
-    cpu_threads: int = outcome(1)
+    cpu_threads: int = fingerprinted(1)
     """Number of torch threads per worker. It is fixed, so that the outputs do not depend on ``workers``."""
-    workers: int = speed(2)
+    workers: int = unfingerprinted(2)
     """Largest number of workers."""
-    min_workers: int = speed(1)
+    min_workers: int = unfingerprinted(1)
     """The pass runs only while at least this many workers are available."""
-    gpus_per_worker: float = speed(0.0)
+    gpus_per_worker: float = unfingerprinted(0.0)
     """GPUs per worker; a fraction lets several workers share a GPU."""
-    tasks_in_flight: int = speed(2)
+    tasks_in_flight: int = unfingerprinted(2)
     """Number of tasks that a worker holds at once: it computes one while it masks, writes and uploads the
     others. Each needs memory for two shards. A GPU that waits for the disk or the network gains from more:
     on an H200, 8 instead of 2 gave 1.47 times the rate."""
-    task_attempts: int = speed(3)
+    task_attempts: int = unfingerprinted(3)
     """Number of failures on healthy workers after which a task is quarantined and reported; the pass
     continues."""
-    ray_address: str | None = speed(None)
+    ray_address: str | None = unfingerprinted(None)
     """Address of a Ray cluster. None: the cluster to which this process was submitted, else a local Ray."""
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, f"batch_size: must be >= 1, not {self.batch_size}")
-        require(self.cpu_threads >= 1, f"cpu_threads: must be >= 1, not {self.cpu_threads}")
+        check_at_least(self, 1, "batch_size", "cpu_threads", "tasks_in_flight", "task_attempts")
         require(
             1 <= self.min_workers <= self.workers,
             f"min_workers: must be 1 to workers = {self.workers}, not {self.min_workers}",
@@ -49,5 +48,3 @@ class Teacher:
             0 <= gpus <= 1,
             f"gpus_per_worker: must be 0 to 1, not {gpus}: a worker uses one GPU; start more workers",
         )
-        require(self.tasks_in_flight >= 1, f"tasks_in_flight: must be >= 1, not {self.tasks_in_flight}")
-        require(self.task_attempts >= 1, f"task_attempts: must be >= 1, not {self.task_attempts}")

@@ -8,10 +8,12 @@ from typing import Literal
 from infra.settings.sections.fields import (
     TEMPERATURE_RANGE,
     Precision,
+    check_at_least,
+    check_positive,
+    fingerprinted,
     is_temperature,
-    outcome,
     require,
-    speed,
+    unfingerprinted,
 )
 from infra.settings.sections.student import Student
 
@@ -35,9 +37,9 @@ SOFT_TARGETS = {"exact": StoreNeeds(hidden_states=True), "topk": StoreNeeds(top_
 class Phase:
     """More steps after those on the recipe's own store, for example with longer sequences."""
 
-    store: str = speed()
+    store: str = unfingerprinted()
     """Directory or URL of a store of the same teacher, with the teacher's outputs in the same form."""
-    steps: int = outcome()
+    steps: int = fingerprinted()
     """Number of optimiser steps of this phase, each with ``batch_size`` sequences."""
 
     def __post_init__(self) -> None:
@@ -49,110 +51,97 @@ class Phase:
 class Train:
     """Training of the student. The default weights of the loss are DistilBERT's (arXiv 1910.01108)."""
 
-    epochs: float = outcome(3.0)
+    epochs: float = fingerprinted(3.0)
     """Number of passes over the corpus; epoch e reads masking epoch e mod R."""
-    max_steps: int | None = outcome(None)
+    max_steps: int | None = fingerprinted(None)
     """Largest number of optimiser steps on the recipe's own store. None: ``epochs`` decides."""
-    phases: tuple[Phase, ...] = speed(())
+    phases: tuple[Phase, ...] = unfingerprinted(())
     """Phases that follow, each ``{store: PATH, steps: N}``: N steps on another store of the same teacher, for
     example with longer sequences. One learning-rate schedule covers all phases. The steps and the content of
     the stores are fingerprinted, but not their paths."""
-    batch_size: int = outcome(256)
+    batch_size: int = fingerprinted(256)
     """Sequences per optimiser step, over all ranks and accumulation steps."""
-    micro_batch_size: int = speed(32)
+    micro_batch_size: int = unfingerprinted(32)
     """Sequences per forward on one rank."""
-    learning_rate: float = outcome(5e-4)
-    betas: tuple[float, float] = outcome((0.9, 0.98))
-    eps: float = outcome(1e-6)
-    weight_decay: float = outcome(0.0)
-    schedule: Literal["linear", "cosine", "constant"] = outcome("linear")
-    warmup_ratio: float = outcome(0.05)
-    max_grad_norm: float = outcome(5.0)
-    temperature: float = outcome(2.0)
-    alpha_ce: float = outcome(5.0)
-    alpha_mlm: float = outcome(2.0)
-    alpha_cos: float = outcome(1.0)
-    alpha_relation: float = outcome(0.0)
+    learning_rate: float = fingerprinted(5e-4)
+    betas: tuple[float, float] = fingerprinted((0.9, 0.98))
+    eps: float = fingerprinted(1e-6)
+    weight_decay: float = fingerprinted(0.0)
+    schedule: Literal["linear", "cosine", "constant"] = fingerprinted("linear")
+    warmup_ratio: float = fingerprinted(0.05)
+    max_grad_norm: float = fingerprinted(5.0)
+    temperature: float = fingerprinted(2.0)
+    alpha_ce: float = fingerprinted(5.0)
+    alpha_mlm: float = fingerprinted(2.0)
+    alpha_cos: float = fingerprinted(1.0)
+    alpha_relation: float = fingerprinted(0.0)
     """Weight of the relation loss of MiniLMv2 (arXiv 2012.15828); needs ``store.replay_layers`` of 1 or
     more."""
-    alpha_embedding: float = outcome(0.0)
+    alpha_embedding: float = fingerprinted(0.0)
     """Weight of the distance between the student's and the teacher's embedding of a text. It needs the store
     of a sentence encoder, with ``positions: pooled`` (then no other term is possible) or
     ``sequences.packing: document``."""
-    relation_heads: int | None = outcome(None)
+    relation_heads: int | None = fingerprinted(None)
     """Number of relation heads, which must divide the hidden sizes of student and teacher. None: the largest
     common divisor of both, at most 64."""
-    relation_weights: tuple[float, float, float] = outcome((1.0, 1.0, 1.0))
+    relation_weights: tuple[float, float, float] = fingerprinted((1.0, 1.0, 1.0))
     """Relative weights of the query, key and value relations; 0 leaves a relation out."""
-    relation_layer: int = outcome(-1)
+    relation_layer: int = fingerprinted(-1)
     """The student's layer whose queries, keys and values are compared; -1: the last layer."""
-    soft_targets: Literal["auto", "exact", "topk"] = outcome("auto")
+    soft_targets: Literal["auto", "exact", "topk"] = fingerprinted("auto")
     """Form of the teacher's distribution. ``exact``: over the whole vocabulary, computed from hidden states.
     ``topk``: the stored top-k logits. ``auto``: exact if the store has hidden states, else topk."""
-    kl_positions: Literal["all", "masked"] = outcome("all")
-    teacher: Literal["store", "live"] = outcome("store")
+    kl_positions: Literal["all", "masked"] = fingerprinted("all")
+    teacher: Literal["store", "live"] = fingerprinted("store")
     """``store``: the loss uses the stored outputs of the teacher. ``live``: every step runs the whole teacher
     on the store's text, which needs ``store.teacher_weights: true``."""
-    dtype: Precision = outcome("bfloat16")
-    zero_stage: Literal[0, 1, 2] = speed(0)
-    deepspeed_config: str | None = speed(None)
+    dtype: Precision = fingerprinted("bfloat16")
+    zero_stage: Literal[0, 1, 2] = unfingerprinted(0)
+    deepspeed_config: str | None = unfingerprinted(None)
     """A DeepSpeed JSON file that is merged with the recipe; a key with different values in both is an
     error."""
-    seed: int = outcome(0)
-    window_batches: int = outcome(64)
+    seed: int = fingerprinted(0)
+    window_batches: int = fingerprinted(64)
     """Size of the shuffle window in batches. Each window takes random blocks from the whole corpus."""
-    prefetch: int = speed(4)
+    prefetch: int = unfingerprinted(4)
     """Number of micro-batches that are decoded ahead."""
-    compile: bool = speed(True)
+    compile: bool = unfingerprinted(True)
     """Fuse the elementwise part of the loss with torch.compile. If that fails, the loss runs uncompiled, with
     a warning."""
-    deterministic: bool = speed(False)
+    deterministic: bool = unfingerprinted(False)
     """Use torch's deterministic algorithms. On a GPU they are slower, but make a resumed run bit-equal to an
     uninterrupted run. On a CPU runs are bit-equal without them."""
-    profile_steps: int = speed(0)
+    profile_steps: int = unfingerprinted(0)
     """Number of steps that rank 0 profiles, after the first ten steps. The result is ``trace.json`` beside
     the history."""
-    log_every: int = speed(10)
+    log_every: int = unfingerprinted(10)
     """Steps between two lines of the training history."""
-    validate_every: int = speed(0)
+    validate_every: int = unfingerprinted(0)
     """Steps between two validations; 0: only at the end."""
-    checkpoint_every: int = speed(0)
+    checkpoint_every: int = unfingerprinted(0)
     """Steps between two checkpoints; 0: only ``checkpoint_minutes`` counts."""
-    checkpoint_minutes: float = speed(5.0)
+    checkpoint_minutes: float = unfingerprinted(5.0)
     """Minutes between two checkpoints; 0: only ``checkpoint_every`` counts."""
-    keep_checkpoints: int = speed(2)
-    cache_dir: str | None = speed(None)
+    keep_checkpoints: int = unfingerprinted(2)
+    cache_dir: str | None = unfingerprinted(None)
     """Directory in which all ranks of a node cache blocks of a remote store. None: a temporary directory."""
-    cache_bytes: int = speed(20 << 30)
+    cache_bytes: int = unfingerprinted(20 << 30)
     """Largest size of the cache in bytes."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "batch_size",
-            "micro_batch_size",
-            "window_batches",
-            "prefetch",
-            "log_every",
-        ):
-            require(getattr(self, name) >= 1, f"{name}: must be >= 1, not {getattr(self, name)}")
+        at_least_1 = ("batch_size", "micro_batch_size", "window_batches", "prefetch", "log_every")
+        check_at_least(self, 1, *at_least_1, "max_steps", "keep_checkpoints")
         at_least_0 = ("weight_decay", "max_grad_norm", "validate_every", "checkpoint_every", "profile_steps")
-        for name in (*TERMS, *at_least_0, "checkpoint_minutes"):
-            require(getattr(self, name) >= 0, f"{name}: must be >= 0, not {getattr(self, name)}")
-        for name in ("epochs", "learning_rate", "eps"):
-            require(getattr(self, name) > 0, f"{name}: must be > 0, not {getattr(self, name)}")
+        check_at_least(self, 0, *TERMS, *at_least_0, "checkpoint_minutes", "cache_bytes")
+        check_positive(self, "epochs", "learning_rate", "eps")
         require(
             is_temperature(self.temperature),
             f"temperature: must be {TEMPERATURE_RANGE}, not {self.temperature}",
-        )
-        require(
-            self.max_steps is None or self.max_steps >= 1, f"max_steps: must be >= 1, not {self.max_steps}"
         )
         require(0 <= self.warmup_ratio < 1, f"warmup_ratio: must be in [0, 1), not {self.warmup_ratio}")
         require(
             min(self.betas) >= 0 and max(self.betas) < 1, f"betas: must be in [0, 1), not {list(self.betas)}"
         )
-        require(self.cache_bytes >= 0, f"cache_bytes: must be >= 0, not {self.cache_bytes}")
-        require(self.keep_checkpoints >= 1, f"keep_checkpoints: must be >= 1, not {self.keep_checkpoints}")
         require(
             any(getattr(self, name) > 0 for name in TERMS),
             f"{', '.join(TERMS)} are all zero: there is no loss; set one of them above 0",
@@ -168,7 +157,8 @@ class Train:
         )
         require(
             self.batch_size % self.micro_batch_size == 0,
-            f"batch_size: {self.batch_size} is not a multiple of micro_batch_size = {self.micro_batch_size}",
+            f"batch_size: {self.batch_size} is not a multiple of micro_batch_size = {self.micro_batch_size};"
+            " change one",
         )
 
     def soft_target_kind(self, hidden_states: str) -> str | None:

@@ -40,7 +40,7 @@ def tracking(
         )
         directory = Path(recipe.run("student").directory)
         shutil.copytree(headless_encoder, directory / "model")
-        (directory / "model.json").write_bytes(encode({"results": {"validation": {"kl": 0.25}}}))
+        (directory / "model.json").write_bytes(encode({"results": {"validation": {"kl_t1": 0.25}}}))
         path = base / f"{name}.yaml"
         path.write_text(recipe.to_yaml())
         assert main(["--recipe", str(path)]) == 0

@@ -1,4 +1,4 @@
-"""The MLflow side of tracking: sends the entries of a stage's journal as calls of MLflow's public API."""
+"""Sends the entries of a journal to MLflow, through MLflow's public API."""
 
 from __future__ import annotations
 
@@ -21,33 +21,34 @@ from infra.tracking.tracked_runs import TrackedRun, parent_params, tracked_runs
 if TYPE_CHECKING:
     from infra.settings.recipe import Recipe
 
-IDS = "tracking.json"
-"""Name of the JSON file that maps the key of a run to MLflow's id of it."""
-ARTIFACTS = "artifacts-of-this-run:"
-"""Placeholder in a note for the address of the nested run's artifacts, with which links to them begin. When
-the note is sent, the address in MLflow replaces it."""
-POINTS, _PARAMS = 1000, 100
+IDS_FILE = "tracking.json"
+"""Name of the JSON file that maps the key of each run to the run's id in MLflow."""
+ARTIFACTS_PLACEHOLDER = "artifacts-of-this-run:"
+"""Beginning of a link in a note to an artifact of the nested run. When the note is sent, the address of the
+run's artifacts in MLflow replaces it."""
+MAX_POINTS, _MAX_PARAMS = 1000, 100
 """MLflow's limits: metric points per request and parameters per request."""
-_PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "PERMISSION_DENIED")
-"""Error codes of requests that would be refused again if they were repeated."""
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "PERMISSION_DENIED")
+"""Error codes of requests that MLflow would refuse again."""
 
 
-class Server:
-    """The MLflow side of one nested run. Methods raise an error if the server cannot be reached."""
+class RunSender:
+    """Sends the entries of one nested run. Its methods raise an error if MLflow cannot be reached."""
 
     def __init__(self, recipe: Recipe, run: TrackedRun) -> None:
-        # Imported in the main thread: a second thread could see a package that is only partly imported.
+        # The main thread imports it: a second thread could see a package that is only partly imported.
         import mlflow.tracking  # noqa: F401
 
         self._run, self._recipe = run, recipe
         self.ids: dict[str, str] = {}
-        self.refused: list[str] = []  # one message per refused entry
-        self.answered = False
-        """Whether the server has answered a call. Connecting takes about a dozen more calls."""
+        self.refusals: list[str] = []
+        """One message per entry that MLflow refused."""
+        self.has_answered = False
+        """Whether MLflow has answered the first of about a dozen calls that connecting takes."""
         self._client: Any = None
         self._params: dict[str, str] = {}
-        self._experiment_id, self._started = "", 0
-        self._newest: dict[str, tuple[int, float]] = {}
+        self._experiment_id, self._start_time = "", 0
+        self._newest_points: dict[str, tuple[int, float]] = {}
         """Metric -> step and value of its newest point on the server."""
 
     @property
@@ -56,13 +57,13 @@ class Server:
         return self._client is not None
 
     @property
-    def is_file(self) -> bool:
-        """Whether tracking goes to an SQLite file, which is always reachable but may take long to create."""
+    def is_sqlite(self) -> bool:
+        """Whether runs go to an SQLite file, which is always reachable but may take long to create."""
         return (self._recipe.tracking.uri or "sqlite:").startswith("sqlite:")
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id of the nested run; None if the server has not answered yet."""
+        """MLflow's id of the nested run; None if it is not known yet."""
         return self.ids.get(self._run.key)
 
     @property
@@ -70,7 +71,7 @@ class Server:
         return self.ids[self._run.key]
 
     def send(self, entries: list[Entry]) -> int:
-        """Sends the first entry, together with the metric entries that follow if it has metrics. Returns the
+        """Sends the first entry; if it has metrics, also the entries with metrics that follow it. Returns the
         number of entries that were sent or refused, which can be discarded."""
         from mlflow.exceptions import MlflowException
 
@@ -79,7 +80,7 @@ class Server:
         first, count = entries[0], 1
         if first.get("note"):
             page = f"#/experiments/{self._experiment_id}/runs/{self._run_id}/artifacts/"
-            first = {**first, "note": first["note"].replace(ARTIFACTS, page)}
+            first = {**first, "note": first["note"].replace(ARTIFACTS_PLACEHOLDER, page)}
         try:
             if "metrics" in first:
                 count = self._send_metrics(entries)
@@ -88,7 +89,7 @@ class Server:
             elif "status" in first:
                 self._send_status(first["status"])
             elif "artifact" in first:
-                self._send_files(first["artifact"], first["folder"])
+                self._send_artifact(first["artifact"], first["folder"])
             elif "dataset" in first:
                 self._send_dataset(first)
             elif "headline" in first:
@@ -98,9 +99,9 @@ class Server:
             elif "model" in first:
                 register(self._client, self._experiment_id, self._run_id, first)
         except (MlflowException, FileNotFoundError) as problem:
-            if isinstance(problem, MlflowException) and problem.error_code not in _PERMANENT:
+            if isinstance(problem, MlflowException) and problem.error_code not in _REFUSALS:
                 raise
-            self.refused.append(f"{next(iter(first))} was refused: {short_message(problem)}")
+            self.refusals.append(f"{next(iter(first))} was refused: {short_message(problem)}")
         return count
 
     def _connect(self) -> None:
@@ -111,19 +112,19 @@ class Server:
 
         recipe = self._recipe
         uri = recipe.tracking.uri or sqlite_uri(storage.join(recipe.output, "mlflow.db"))
-        mlflow.set_tracking_uri(uri)  # MLflow looks there for the source of a model version
+        mlflow.set_tracking_uri(uri)  # where MLflow looks for the source of a model version
         # The lock keeps two processes from creating one SQLite database, and from overwriting tracking.json.
         with connection_lock(uri, recipe):
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-            experiment = self._experiment(client, uri)
-            self.answered = True
+            experiment = self._find_or_create_experiment(client, uri)
+            self.has_answered = True
             self._find_runs(client, experiment, redact(uri))
         run = client.get_run(self._run_id)
         self._params = dict(run.data.params)
-        self._experiment_id, self._started = run.info.experiment_id, run.info.start_time
+        self._experiment_id, self._start_time = run.info.experiment_id, run.info.start_time
         self._client = client
 
-    def _experiment(self, client: Any, uri: str) -> str:
+    def _find_or_create_experiment(self, client: Any, uri: str) -> str:
         """Returns the id of the experiment, which is created if it does not exist."""
         name = self._recipe.tracking.experiment
         known = client.get_experiment_by_name(name)
@@ -139,20 +140,20 @@ class Server:
         """Fills ``ids`` from tracking.json. Creates the parent run and this run if the server lacks them."""
         saved = self._saved_ids()
         ids = {"uri": uri, **saved} if saved.get("uri", uri) == uri else {"uri": uri}
-        parent, created = _known_or_new(client, ids.get("parent"), experiment, self._recipe.name, {})
+        parent, created = _find_or_create_run(client, ids.get("parent"), experiment, self._recipe.name, {})
         ids["parent"] = parent
         if created:
             _log_params(client, parent, flatten(parent_params(self._recipe)))
             client.log_text(parent, redact(self._recipe.to_yaml()), "recipe.yaml")
         key, tags = self._run.key, {"mlflow.parentRunId": parent, **self._run.tags}
-        ids[key], _ = _known_or_new(client, ids.get(key), experiment, key, tags)
+        ids[key], _ = _find_or_create_run(client, ids.get(key), experiment, key, tags)
         if ids != saved:
-            storage.publish_json(storage.join(self._recipe.root, IDS), ids)
+            storage.publish_json(storage.join(self._recipe.root, IDS_FILE), ids)
         self.ids = ids
 
     def _saved_ids(self) -> dict[str, str]:
         """Returns the content of tracking.json, which every stage updates; {} if it is absent or damaged."""
-        path = storage.join(self._recipe.root, IDS)
+        path = storage.join(self._recipe.root, IDS_FILE)
         with contextlib.suppress(UserError):
             return dict(storage.read_json(path)) if storage.exists(path) else {}
         return {}
@@ -163,33 +164,33 @@ class Server:
         points: list[Any] = []
         count = 0
         for entry in entries:
-            if "metrics" not in entry or len(points) + len(entry["metrics"]) > POINTS:
+            if "metrics" not in entry or len(points) + len(entry["metrics"]) > MAX_POINTS:
                 break
             count += 1
             for name, value in entry["metrics"].items():
                 step = entry["step"]
-                if entry.get("clock"):  # the step is in seconds since the run's first start, over resumes
-                    step = max(0, entry["time"] - self._started) // 1000
-                if self._is_new(name, step, value):
+                if entry.get("clock"):  # the step is the seconds since the run was first started
+                    step = max(0, entry["time"] - self._start_time) // 1000
+                if self._is_new_point(name, step, value):
                     points.append(Metric(name, value, entry["time"], step or 0))
-                    self._newest[name] = (step or 0, value)
+                    self._newest_points[name] = (step or 0, value)
         if points:
             try:
                 self._client.log_batch(self._run_id, metrics=points)
             except Exception:
-                self._newest.clear()  # unknown which points arrived: ask the server again
+                self._newest_points.clear()  # it is unknown which points arrived: ask MLflow again
                 raise
         return max(1, count)
 
-    def _is_new(self, name: str, step: int | None, value: float) -> bool:
-        """Whether the server does not have this point of the metric ``name`` yet."""
-        if name not in self._newest:
+    def _is_new_point(self, name: str, step: int | None, value: float) -> bool:
+        """Whether MLflow lacks this point of the metric ``name``."""
+        if name not in self._newest_points:
             history = self._client.get_metric_history(self._run_id, name)
             newest = max(history, key=lambda point: (point.step, point.timestamp), default=None)
             if newest is None:
                 return True
-            self._newest[name] = (newest.step, newest.value)
-        last_step, last_value = self._newest[name]
+            self._newest_points[name] = (newest.step, newest.value)
+        last_step, last_value = self._newest_points[name]
         # A metric without steps is a score: an equal value is the same point, another value is a new point.
         return step > last_step if step is not None else value != last_value
 
@@ -237,18 +238,18 @@ class Server:
         )
 
     def _send_child(self, entry: Entry) -> None:
-        """Sends the points of a run nested in this one; the first call creates it, and every call ends it.
-        Points that the server has already are left out, so a stage may send all points at every start."""
+        """Sends points of a run that is nested in this one. The first call creates that run, and every call
+        ends it. Points that MLflow has are left out, so a stage may send all points at every start."""
         from mlflow.entities import Metric
 
         key = f"{self._run.key}/{entry['child']}"
         if key not in self.ids:
             tags = {"mlflow.parentRunId": self._run_id, **self._run.tags, **entry["tags"]}
-            self.ids[key], _ = _known_or_new(
+            self.ids[key], _ = _find_or_create_run(
                 self._client, self._saved_ids().get(key), self._experiment_id, entry["child"], tags
             )
             known = {**self._saved_ids(), **self.ids}
-            storage.publish_json(storage.join(self._recipe.root, IDS), known)
+            storage.publish_json(storage.join(self._recipe.root, IDS_FILE), known)
         points = [
             Metric(name, value, entry["time"], entry["step"])
             for name, value in entry["values"].items()
@@ -261,7 +262,7 @@ class Server:
     def _points(self, run_id: str, name: str) -> set[tuple[int, float]]:
         return {(point.step, point.value) for point in self._client.get_metric_history(run_id, name)}
 
-    def _send_files(self, path: str, folder: str | None) -> None:
+    def _send_artifact(self, path: str, folder: str | None) -> None:
         """Uploads a file or directory as artifacts; a remote file is downloaded first."""
         if storage.is_remote(path):
             with tempfile.TemporaryDirectory() as draft:
@@ -273,11 +274,11 @@ class Server:
         send(self._run_id, path, folder)
 
 
-def _known_or_new(
+def _find_or_create_run(
     client: Any, run_id: str | None, experiment: str, name: str, tags: dict[str, str]
 ) -> tuple[str, bool]:
-    """Returns a run's id and whether the run was created: ``run_id`` if the server has this run and it is not
-    deleted, else the id of a new run."""
+    """Returns a run's id, and whether this call created the run. The id is ``run_id`` if MLflow has this run
+    and it is not deleted."""
     from mlflow.exceptions import MlflowException
     from mlflow.tracking.context.registry import resolve_tags
 
@@ -296,5 +297,5 @@ def _log_params(client: Any, run_id: str, params: dict[str, str]) -> None:
     from mlflow.entities import Param
 
     items = [Param(name, value) for name, value in params.items()]
-    for start in range(0, len(items), _PARAMS):
-        client.log_batch(run_id, params=items[start : start + _PARAMS])
+    for start in range(0, len(items), _MAX_PARAMS):
+        client.log_batch(run_id, params=items[start : start + _MAX_PARAMS])
