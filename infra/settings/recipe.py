@@ -235,6 +235,13 @@ def unmet_needs(train: sections.Train, store: StoreContent, has_masks: bool = Tr
             "teacher: live runs the whole teacher, whose weights the store does not hold"
             " (store.teacher_weights: false); set train.teacher: store"
         )
+    replayed = max(store.replay_layers, int(train.teacher == "live"))
+    layer = train.relation_teacher_layer
+    if train.alpha_relation and replayed and layer is not None and not -replayed <= layer < 0:
+        problems.append(
+            f"relation_teacher_layer: {layer} is not a replayed layer of the teacher; set a number from"
+            f" {-replayed} to -1, or run the teacher with more store.replay_layers"
+        )
     if train.teacher == "live" or store.positions == "pooled":
         return problems
     if train.alpha_embedding and (store.positions != "all" or store.hidden_states == "none"):

@@ -136,10 +136,10 @@ class Objective:
         assert self.replay is not None
         states, count = stored_states(batch, dtype), None if batch.no_padding else batch.token_count
         if not (last_hidden or embeddings):
-            return TeacherOutputs(None, _named(self.replay.queries_keys_values(states, count)))
+            return TeacherOutputs(None, _named(self.replay.queries_keys_values(states, count, self._layer())))
         qkv = None
         if relations:
-            last, last_qkv = self.replay.last_hidden_and_queries_keys_values(states, count)
+            last, last_qkv = self.replay.last_hidden_and_queries_keys_values(states, count, self._layer())
             qkv = _named(last_qkv)
         else:
             last = self.replay.last_hidden(states, count)
@@ -205,6 +205,11 @@ class Objective:
             assert last_hidden is not None
             return ExactTarget(self.replay, last_hidden if rows is None else last_hidden[rows])
         return topk_target(self.layout, batch, temperature, rows) if kind == "topk" else None
+
+    def _layer(self) -> int:
+        """Returns the number of the teacher's compared layer among the replayed ones, from the lowest, 0."""
+        layer = self.train.relation_teacher_layer
+        return 0 if layer is None else self.layout.replay_layers + layer
 
     def relation(
         self, batch: Batch, student: dict[str, Tensor], teacher: TeacherOutputs, tokens: float

@@ -145,6 +145,11 @@ STUDENT: Cases = {
     "no such layer of relations": (
         store_of(replay_layers=1), [*RELATIONS, "train.relation_layer=4"], ["no layer 4", "1 layers"],
     ),
+    "no such layer of the teacher": (
+        store_of(replay_layers=1),
+        [*RELATIONS, "train.relation_teacher_layer=-2"],
+        ["train.relation_teacher_layer: -2", "-1 to -1"],
+    ),
     "no such layer of relations from the end": (
         store_of(replay_layers=1), [*RELATIONS, "train.relation_layer=-2"], ["train.relation_layer", "-2"],
     ),

@@ -88,6 +88,9 @@ class Train:
     """Relative weights of the query, key and value relations; 0 leaves a relation out."""
     relation_layer: int = fingerprinted(-1)
     """The student's layer whose queries, keys and values are compared; -1: the last layer."""
+    relation_teacher_layer: int | None = fingerprinted(None)
+    """The teacher's layer that they are compared with, one of the ``store.replay_layers``: -1 is its last
+    layer, -2 the layer below. None: the lowest replayed layer."""
     soft_targets: Literal["auto", "exact", "topk"] = fingerprinted("auto")
     """Form of the teacher's distribution. ``exact``: over the whole vocabulary, computed from hidden states.
     ``topk``: the stored top-k logits. ``auto``: exact if the store has hidden states, else topk."""

@@ -66,25 +66,33 @@ def test_exact_loss_and_gradient_are_the_live_teachers(
 
 
 @pytest.mark.parametrize(
-    ("layout", "tolerance"),
+    ("layout", "chosen", "layer", "tolerance"),
     [
-        ({"replay_layers": 1}, 4e-3),
-        ({"replay_layers": 2}, 4e-3),
-        ({"replay_layers": 1, "hidden_states": "int8"}, 1e-1),
+        ({"replay_layers": 1}, None, 1, 4e-3),
+        ({"replay_layers": 2}, None, 0, 4e-3),
+        ({"replay_layers": 2}, -1, 1, 4e-3),
+        ({"replay_layers": 2}, -2, 0, 4e-3),
+        ({"replay_layers": 1, "hidden_states": "int8"}, None, 1, 1e-1),
     ],
 )
 def test_relations_are_those_of_the_live_teachers_layer(
-    teacher: BertForMaskedLM, stores: typing.Callable[..., Store], layout: dict[str, Any], tolerance: float
+    teacher: BertForMaskedLM,
+    stores: typing.Callable[..., Store],
+    layout: dict[str, Any],
+    chosen: int | None,
+    layer: int,
+    tolerance: float,
 ) -> None:
-    """Value and gradient equal the paper's formula in float64, for the deepest replayed layer."""
-    store, train = stores(**layout), train_of(**RELATIONS, relation_heads=4)
+    """Value and gradient equal the paper's formula in float64, for the chosen or lowest replayed layer."""
+    store = stores(**layout)
+    train = train_of(**RELATIONS, relation_heads=4, relation_teacher_layer=chosen)
     model = student_of(teacher, train)
     step = whole_step(store, train)
     ours, our_gradients = from_store(objective_of(store, model, train), model, step)
     assert ours["loss"] == ours["relation"]
     model.zero_grad()
     ids, mask, _ = (torch.cat(x) for x in zip(*map(dense_inputs, step.micro_batches), strict=True))
-    with QueriesKeysValues(teacher, 2 - layout["replay_layers"]) as recorder, torch.no_grad():
+    with QueriesKeysValues(teacher, layer) as recorder, torch.no_grad():
         teacher(input_ids=ids, attention_mask=mask)
         expected = [x.double() for x in recorder.take()]
     with QueriesKeysValues(model.model) as recorder:
