@@ -14,7 +14,6 @@ mantissa are used, so another last bit changes a mask only if two keys of one se
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -92,7 +91,7 @@ def mask_vocab(
         counts[: len(token_counts)] = np.maximum(token_counts, 1)
         weights = counts**-masking.smoothing
     if masking.whole_word:
-        continuation = continuation_flags(json.loads(encoder.backend.to_str()), size)
+        continuation = continuation_flags(encoder.content(), size)
     return MaskVocab(mask_id, encoder.special_ids, size, weights, continuation)
 
 

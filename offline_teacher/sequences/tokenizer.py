@@ -94,6 +94,10 @@ class Encoder:
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [self.control.replace_in(encoding.ids) for encoding in encodings]
 
+    def content(self) -> Any:
+        """Returns the tokenizer as the JSON object that a tokenizer.json has."""
+        return json.loads(self.backend.to_str())
+
 
 @lru_cache(maxsize=2)
 def load_encoder(directory: str) -> Encoder:
