@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,6 +160,13 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def make_task() -> Callable[[Path, int], str]:
     return write_task
+
+
+@pytest.fixture
+def content() -> dict[str, Any]:
+    from tests.evaluation.report_content import report_content
+
+    return report_content()
 
 
 @pytest.fixture

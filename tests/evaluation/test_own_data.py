@@ -1,151 +1,23 @@
-"""What a user's settings and files become: fields of the task, labels, spans, judgements."""
+"""What rows become: labels, tags, spans, questions, judgements, and a split for validation."""
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
 
 from evaluation.sources.catalogue import find_tasks
-from evaluation.sources.loading import has_part, load, location_of
-from evaluation.sources.own import data_fields, divide, own_task
+from evaluation.sources.loading import load
+from evaluation.sources.own import divide, own_task
 from evaluation.tasks.beir import read_corpus, read_queries
 from evaluation.tasks.examples import questions_in
-from evaluation.tasks.rows import read_hub, read_rows
+from evaluation.tasks.rows import read_rows
 from evaluation.tasks.task import Split, Task
 from infra.errors import UserError
 from infra.settings.sections.task_settings import TaskSettings
-
-CLASSES: dict[str, Any] = {"train": "t.csv", "text": ("text",), "label": "label", "labels": ("b", "a")}
-# kind, settings, parts, texts, label, metrics
-TASKS: list[tuple[str, dict[str, Any], list[str], tuple[str, ...], str, tuple[str, ...]]] = [
-    ("classification", CLASSES, ["train", "dev"], ("text",), "label", ("accuracy",)),
-    (
-        "classification", CLASSES | {"test": "x.csv"}, ["train", "dev", "test"], ("text",), "label",
-        ("accuracy",),
-    ),
-    ("multilabel", CLASSES, ["train", "dev"], ("text",), "label", ("micro_f1", "macro_f1", "exact_match")),
-    ("regression", CLASSES | {"labels": ()}, ["train", "dev"], ("text",), "label", ("pearson", "spearman")),
-    (
-        "tokens", {"train": "t.conll", "labels": ("O", "B-PER")}, ["train", "dev"], ("words",), "tags",
-        ("entity_f1", "entity_precision", "entity_recall"),
-    ),
-    (
-        "tokens", {"train": "t.conll", "label": "ner", "text": ("tokens",), "labels": ("O", "B-PER")},
-        ["train", "dev"], ("tokens",), "ner", ("entity_f1", "entity_precision", "entity_recall"),
-    ),
-    (
-        "similarity", {"dev": "t.csv", "text": ("a", "b"), "label": "score"}, ["dev"], ("a", "b"), "score",
-        ("spearman", "pearson"),
-    ),
-    (
-        "retrieval", {"test": "t.tsv", "corpus": "c.jsonl", "queries": "q.jsonl"}, ["test"], (), "",
-        ("ndcg_10", "recall_100"),
-    ),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("kind", "fields", "parts", "texts", "label", "metrics"), TASKS)
-def test_settings_become_a_task(
-    kind: Any, fields: dict[str, Any], parts: list[str], texts: tuple[str, ...], label: str, metrics: Any
-) -> None:
-    task = own_task(TaskSettings(name="t", kind=kind, max_length=99, **fields), "here")
-    assert (task.name, task.kind, task.max_length) == ("t", kind, 99)
-    assert (list(task.parts), task.texts, task.label) == (parts, texts, label)
-    assert (task.metrics, task.main_metrics) == (metrics, metrics[:1])
-    assert task.labels == fields.get("labels", ())
-    assert task.no_answer is False
-    assert task.scored_parts == parts[-1:]
-    assert [has_part(task, part, None) for part in ("train", "dev", "test")] == [
-        part in parts for part in ("train", "dev", "test")
-    ]
-    assert location_of(task, parts[-1], None) == fields.get(parts[-1], fields.get("train"))
-
-
-def test_the_first_metric_is_the_score() -> None:
-    metrics = ("macro_f1", "accuracy", "f1")
-    task = own_task(TaskSettings(name="t", kind="classification", metrics=metrics, **CLASSES), "here")
-    assert (task.metrics, task.main_metrics) == (metrics, ("macro_f1",))
-    hub = TaskSettings(name="t", kind="classification", hub="a/b", revision="v1", **CLASSES)
-    assert location_of(own_task(hub, "here"), "dev", None) == "hf://datasets/a/b@v1"
-    newest = dataclasses.replace(hub, revision=None)
-    assert location_of(own_task(newest, "here"), "dev", None) == "hf://datasets/a/b"
-
-
-WRONG: list[tuple[str, dict[str, Any], str]] = [
-    (
-        "tokens",
-        {"train": "t.jsonl", "text": ("a", "b"), "label": "x"},
-        "tokens takes 1 columns of text, not 2",
-    ),
-    ("tokens", {"train": "t.jsonl", "text": ("a",)}, "label: is required, for example tags"),
-    ("classification", CLASSES | {"label": None}, "label: is required, for example label"),
-    ("similarity", {"test": "t.csv", "text": ("a",), "label": "x"}, "takes 2 columns of text, not 1"),
-    ("spans", {"train": "t.json", "text": ("a",)}, "spans takes 0 or 2 columns of text, not 1"),
-    ("spans", {"train": "t.json", "label": "x"}, "label: spans has no column of labels"),
-    ("retrieval", {"test": "t", "corpus": "c", "queries": "q", "text": ("a",)}, "takes 0 columns of text"),
-    ("retrieval", {"test": "t", "corpus": "c", "queries": "q", "label": "a"}, "has no column of labels"),
-    ("retrieval", {"test": "t", "queries": "q"}, "corpus: is required, for example corpus: corpus.jsonl"),
-    ("classification", CLASSES | {"queries": "q"}, "queries: is for kind: retrieval, not classification"),
-    ("classification", CLASSES | {"config": "en"}, "config: is for a hub dataset"),
-    ("classification", CLASSES | {"dev_fraction": 0.0}, "dev_fraction: must be > 0 and <= 0.5, not 0.0"),
-    ("classification", CLASSES | {"dev_fraction": 0.51}, "dev_fraction: must be > 0 and <= 0.5, not 0.51"),
-    ("classification", CLASSES | {"metrics": ("f1",), "labels": ("a", "b", "c")}, "3 labels; write macro_f1"),
-]
-
-
-@pytest.mark.parametrize(("kind", "fields", "says"), WRONG)
-def test_settings_that_do_not_go_together(kind: Any, fields: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError) as caught:
-        own_task(TaskSettings(name="t", kind=kind, **fields), "here")
-    assert str(caught.value).startswith("here: ")
-    assert says in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"name": "a b"}, "here.yaml: name: must be letters"),
-        ({"name": "-a"}, "name: must be letters"),
-        ({"name": "a" * 101}, "name: must be letters"),
-        ({"name": "RTE", "epochs": (1.0, 0.0)}, "epochs: must be > 0, not 0"),
-        ({"name": "RTE", "batch_size": 0}, "batch_size: must be > 0, not 0"),
-        ({"name": "RTE", "max_steps": 0}, "max_steps: must be > 0, not 0"),
-        ({"name": "RTE", "max_length": 7}, "max_length: must be >= 8, not 7"),
-        ({"name": "RTE", "metrics": ("f1",)}, "metrics: needs a kind"),
-        ({"name": "RTE", "corpus": "c"}, "corpus: needs a kind"),
-    ],
-)
-def test_numbers_and_names_that_cannot_be(settings: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError) as caught:
-        find_tasks([TaskSettings(**settings)])
-    assert says.replace("here.yaml", f"evaluation.tasks: {settings['name']}") in str(caught.value)
-
-
-def test_the_smallest_numbers_are_taken() -> None:
-    (rte,) = find_tasks([TaskSettings(name="RTE", max_length=8, max_steps=1, batch_size=1, epochs=0.1)])
-    assert (rte.name, rte.max_length, rte.own) == ("RTE", 8, None)
-    (imdb,) = find_tasks([TaskSettings(name="imdb", epochs=1)])
-    assert (imdb.name, imdb.max_length) == ("IMDb", 512)
-    long = own_task(TaskSettings(name="t" * 100, kind="classification", dev_fraction=0.5, **CLASSES), "here")
-    assert (long.name, long.max_length) == ("t" * 100, None)
-
-
-def test_every_field_of_data_is_one() -> None:
-    names = [
-        "train", "dev", "test", "corpus", "queries", "hub", "config", "format", "text", "label", "labels",
-        "id", "metrics",
-    ]  # fmt: skip
-    assert data_fields(TaskSettings(name="t", **dict.fromkeys(names, ("x",)))) == names  # type: ignore[arg-type]
-    assert data_fields(TaskSettings(name="t", epochs=3, revision="v1")) == []
 
 
 def lines(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -258,6 +130,23 @@ def test_spans_may_be_written_in_a_cell(tmp_path: Path) -> None:
         read(path, "tokens", labels=("O", "E-Y", "S-X"))
 
 
+def test_character_spans_become_tags(tmp_path: Path) -> None:
+    people = [{"start": 0, "end": 3, "label": "PER"}, {"start": 8, "end": 15, "label": "PER"}]
+    places = [{"start": 3, "end": 6, "label": "LOC"}]
+    rows = [{"text": "Ann met Bob-Lee.", "spans": people}, {"text": "in Oslo", "spans": places}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = TaskSettings(
+        name="t", kind="tokens", train=str(tmp_path / "t.jsonl"), dev=str(tmp_path / "t.jsonl"),
+        text=("text",), label="spans",
+    )  # fmt: skip
+    (task,) = find_tasks([settings])
+    split = load(task, "train", None)
+    assert split.texts == [("Ann", "met", "Bob", "-", "Lee", "."), ("in", "Oslo")]
+    tags = [[task.labels[label] for label in row] for row in split.labels]
+    assert tags == [["B-PER", "O", "B-PER", "I-PER", "I-PER", "O"], ["O", "B-LOC"]]
+    assert "widened to it: 1" in split.notes[0]
+
+
 def test_questions_of_rows(tmp_path: Path) -> None:
     rows = [
         {
@@ -341,9 +230,6 @@ def test_a_search_is_read_as_beir_has_it(tmp_path: Path) -> None:
         read_queries(twice, str(judged), corpus)
 
 
-# --- files ------------------------------------------------------------------------------------------------
-
-
 def test_the_split_depends_on_its_seed_alone() -> None:
     settings = TaskSettings(name="t", split_seed=0)
     groups = ["a"] * 50 + ["b"] * 30
@@ -359,115 +245,3 @@ def test_a_rare_label_has_an_example_in_training() -> None:
     assert 20 in found["train"]
     found = divide(["common"] * 20 + ["rare"] * 2, TaskSettings(name="t"))
     assert len({20, 21} & set(found["dev"])) == 1
-
-
-def test_numbers_and_empty_cells_stay_what_they_are(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("text,label\nNA,007\nnull,7\n1.0,007\ntrue,7\n")
-    settings = TaskSettings(
-        name="t", kind="classification", train=str(tmp_path / "t.csv"), text=("text",), label="label",
-        dev=str(tmp_path / "t.csv"),
-    )  # fmt: skip
-    (task,) = find_tasks([settings])
-    split = load(task, "train", None)
-    assert split.texts == [("NA",), ("null",), ("1.0",), ("true",)]
-    assert set(task.labels) == {"007", "7"}
-    assert [task.labels[label] for label in split.labels] == ["007", "7", "007", "7"]
-
-
-ROWS = {"text": ["NA", 'the "red" car', "Straße", "x" * 200_000], "label": ["007", "a", "b", ""]}
-
-
-@pytest.mark.parametrize(
-    ("name", "place"),
-    [("t.csv", "line 3"), ("t.csv.gz", "line 3"), ("t.tsv", "line 3"), ("t.jsonl", "line 2"),
-     ("t.ndjson.zst", "line 2"), ("t.parquet", "row 2")],
-)  # fmt: skip
-def test_rows_are_the_same_in_every_format(name: str, place: str, tmp_path: Path) -> None:
-    path, kind = tmp_path / name, name.split(".")[1]
-    table = pa.table(ROWS)
-    if kind == "parquet":
-        parquet.write_table(table, path)
-    else:
-        if kind in ("jsonl", "ndjson"):
-            text = "\n".join(map(json.dumps, table.to_pylist()))
-        else:
-            buffer = io.StringIO()
-            writer = (
-                csv.writer(buffer, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
-                if kind == "tsv"
-                else csv.writer(buffer, quoting=csv.QUOTE_ALL)
-            )
-            writer.writerows([list(ROWS), *zip(*ROWS.values(), strict=True)])
-            text = buffer.getvalue()
-        with pa.output_stream(path, compression="zstd" if name.endswith("zst") else "detect") as file:
-            file.write(text.encode())
-    rows = read_rows(str(path))
-    assert rows.columns == ROWS
-    assert (len(rows), rows.location(1)) == (4, f"{path}: {place}")
-    some = rows.select([3, 1])
-    assert some.columns == {"text": [ROWS["text"][3], ROWS["text"][1]], "label": ["", "a"]}
-    assert (len(some), some.location(1)) == (2, f"{path}: {place}")
-
-
-@pytest.mark.parametrize("ending", ["conll", "bio", "iob.gz"])
-def test_sentences_of_a_conll_file(ending: str, tmp_path: Path) -> None:
-    """Columns with tabs or spaces; the first is the word, the last its tag."""
-    path = tmp_path / f"t.{ending}"
-    text = "-DOCSTART- -X- O\n\n# a comment\nNew York\tNNP\tB-LOC\n.\t.\tO \n\n\n#\tO\nAnn NNP B-PER"
-    with pa.output_stream(path) as file:
-        file.write(text.encode())
-    rows = read_rows(str(path))
-    assert rows.columns == {
-        "words": [["New York", "."], ["#", "Ann"]], "tags": [["B-LOC", "O"], ["O", "B-PER"]]
-    }  # fmt: skip
-    assert [rows.location(row) for row in (0, 1)] == [f"{path}: line 4", f"{path}: line 8"]
-
-
-def test_character_spans_become_tags(tmp_path: Path) -> None:
-    people = [{"start": 0, "end": 3, "label": "PER"}, {"start": 8, "end": 15, "label": "PER"}]
-    places = [{"start": 3, "end": 6, "label": "LOC"}]
-    rows = [{"text": "Ann met Bob-Lee.", "spans": people}, {"text": "in Oslo", "spans": places}]
-    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    settings = TaskSettings(
-        name="t", kind="tokens", train=str(tmp_path / "t.jsonl"), dev=str(tmp_path / "t.jsonl"),
-        text=("text",), label="spans",
-    )  # fmt: skip
-    (task,) = find_tasks([settings])
-    split = load(task, "train", None)
-    assert split.texts == [("Ann", "met", "Bob", "-", "Lee", "."), ("in", "Oslo")]
-    tags = [[task.labels[label] for label in row] for row in split.labels]
-    assert tags == [["B-PER", "O", "B-PER", "I-PER", "I-PER", "O"], ["O", "B-LOC"]]
-    assert "widened to it: 1" in split.notes[0]
-
-
-def test_hub_rows_come_with_the_revision_and_the_names_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    asked: list[Any] = []
-    data = datasets.Dataset.from_dict({"words": [["Ann", "ran"], ["no"]], "tags": [[1, 0], [0]]}).cast_column(
-        "tags", datasets.List(datasets.ClassLabel(names=["O", "B-PER"]))
-    )
-
-    def give(*names: str, split: str, revision: str | None) -> datasets.Dataset:
-        asked.append((*names, split, revision))
-        return data
-
-    monkeypatch.setattr(datasets, "load_dataset", give)
-    settings = TaskSettings(
-        name="ner", kind="tokens", hub="some/ner", config="en", revision="abc", train="train",
-        dev="validation", text=("words",), label="tags",
-    )  # fmt: skip
-    (task,) = find_tasks([settings])
-    split = load(task, "dev", None)
-    assert task.labels == ("O", "B-PER")
-    assert [row.tolist() for row in split.labels] == [[1, 0], [0]]
-    assert asked == [("some/ner", "en", "train", "abc"), ("some/ner", "en", "validation", "abc")]
-    names = datasets.ClassLabel(names=["a", "b"])
-    data = datasets.Dataset.from_dict({"label": [1, 0, -1, None]}).cast_column("label", names)
-    rows = read_hub("some/set", None, "train", None)
-    assert rows.columns == {"label": ["b", "a", None, None]}
-    assert (len(rows), rows.location(3)) == (4, "some/set train: row 4")
-    del asked[:]
-    with pytest.raises(Exception, match="."):
-        load(find_tasks([TaskSettings(name="RTE", revision="v1")])[0], "dev", None)
-    assert asked == [("nyu-mll/glue", "rte", "validation", "v1")]

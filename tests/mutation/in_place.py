@@ -25,7 +25,7 @@ def put(name: str, source: str) -> None:
 
 
 def _change(old: Any, new: Any) -> None:
-    """A function gets the code of ``new``, a class the attributes."""
+    """A function gets the code of ``new``, a class the attributes, and no others."""
     if isinstance(old, FunctionType):
         old.__code__, old.__defaults__, old.__kwdefaults__ = (
             new.__code__,
@@ -33,6 +33,8 @@ def _change(old: Any, new: Any) -> None:
             new.__kwdefaults__,
         )
         return
+    for name in vars(old).keys() - vars(new).keys():
+        delattr(old, name)
     for name, value in vars(new).items():
         if name not in ("__dict__", "__weakref__"):
             setattr(old, name, value)
