@@ -4,7 +4,7 @@
     python -m tests.benchmarks.compare.measures --recipe RECIPE --save DIR
 
 ``--recipe`` has the student's architecture. The measures are the same for every training loss: the relation
-loss and, for a student with a masked-LM head, KL at T = 1 and 2, masked-LM loss, agreement and cosine. A
+loss, the cosine and, for a student with a masked-LM head, KL at T = 1 and 2, masked-LM loss and agreement. A
 narrower student has no cosine, because its directory lacks the projection to the teacher's hidden size.
 ``--save`` writes the student's initial weights as a model directory.
 """
@@ -35,7 +35,7 @@ ALL: dict[str, Any] = {
     "alpha_relation": 1.0,
     "soft_targets": "auto",
 }
-WITHOUT_HEAD: dict[str, Any] = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0}
+WITHOUT_HEAD: dict[str, Any] = {"alpha_ce": 0.0, "alpha_mlm": 0.0}
 
 
 def main() -> int:
