@@ -3,7 +3,9 @@
     python -m tests.evaluation.references --cases 10000
 
 References are scikit-learn and scipy for the metrics of GLUE and of several labels, seqeval for entities,
-trec_eval (pytrec_eval) for rankings, and for SQuAD the official scripts' definitions, written again here.
+trec_eval (``pytrec_eval-terrier``) for rankings, torchmetrics for the calibration error, and for SQuAD the
+official scripts' definitions, written again here. seqeval, pytrec_eval-terrier and torchmetrics are not among
+the project's packages; without them their cases are left out.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import numpy as np
 
 from evaluation.kinds.predictions import score_split
 from evaluation.kinds.registry import kind_of
+from evaluation.measures import calibration
 from evaluation.measures.answers import Answers
 from evaluation.measures.metrics import answer_exact, answer_f1
 from evaluation.tasks.task import Task
@@ -97,9 +100,8 @@ def numbers(random: Generator) -> None:
 
     size = int(random.integers(3, 40))
     labels = random.integers(0, 6, size).astype(np.float32)  # with ties
+    labels[0] = labels[1] + 1  # the correlation with a constant is undefined
     outputs = (labels * random.normal() + random.normal(size=size)).astype(np.float32)
-    if np.ptp(labels) == 0:
-        return
     first, second = outputs.astype(np.float64), labels.astype(np.float64)
     expected = {
         "pearson": float(stats.pearsonr(first, second)[0]),
@@ -136,8 +138,6 @@ def rankings(random: Generator) -> None:
     documents = [f"d{number}" for number in range(int(random.integers(2, 150)))]
     chosen = random.choice(documents, int(random.integers(1, min(20, len(documents)) + 1)), replace=False)
     grades = {str(document): int(random.integers(0, 4)) for document in chosen}
-    if max(grades.values()) == 0:
-        return
     ranked = [str(document) for document in random.permutation(documents)][:100]
     scores = {document: float(len(ranked) - rank) for rank, document in enumerate(ranked)}
     evaluator = pytrec_eval.RelevanceEvaluator({"q": grades}, {"ndcg_cut.10", "recall.100"})
@@ -146,6 +146,21 @@ def rankings(random: Generator) -> None:
     floats = {document: float(grade) for document, grade in grades.items()}
     answers = Answers([floats], [list(scores.items())])
     require_equal(both(task_of("retrieval", tuple(expected)), answers), expected)
+
+
+def calibration_errors(random: Generator) -> None:
+    """The reference computes in float32, and has bins that contain their lower edge instead of their upper
+    one; random confidences are on no edge."""
+    import torch
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    size, count = int(random.integers(1, 60)), int(random.integers(2, 6))
+    logits = random.normal(size=(size, count)) * random.choice([0.2, 0.5, 1.0, 1.5])
+    probabilities, labels = calibration.softmax(logits), random.integers(0, count, size)
+    expected = multiclass_calibration_error(
+        torch.from_numpy(probabilities), torch.from_numpy(labels), count, calibration.BINS, "l1"
+    )
+    assert abs(calibration.calibration_error(probabilities, labels) - float(expected)) < 1e-6
 
 
 # --- SQuAD: the definitions of evaluate-v1.1.py and evaluate-v2.0.py ---------------------------------------
@@ -199,6 +214,7 @@ CHECKS: dict[str, tuple[str | None, Callable[[Generator], None]]] = {
     "regression": (None, numbers),
     "tokens": ("seqeval", entities),
     "retrieval": ("pytrec_eval", rankings),
+    "calibration error": ("torchmetrics", calibration_errors),
     "SQuAD 1.1": (None, lambda random: answers(random, official_1, no_answer=False)),
     "SQuAD 2.0": (None, lambda random: answers(random, official_2, no_answer=True)),
 }
@@ -215,6 +231,7 @@ def main() -> None:
     )
     parser.add_argument("--cases", type=int, default=10_000)
     cases = parser.parse_args().cases
+    warnings.filterwarnings("ignore", "A single label was found")  # scikit-learn, of constant vectors
     for name, (package, check) in CHECKS.items():
         if not is_installed(package):
             print(f"{name}: left out, {package} is not installed")

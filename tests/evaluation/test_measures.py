@@ -67,6 +67,15 @@ def test_resamples_hold_as_many_examples_as_the_set(monkeypatch: pytest.MonkeyPa
     assert together.mean() == 1
 
 
+def test_a_thousand_resamples_are_drawn_in_batches_that_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    (small,) = resampling.resamples({"dev": 3})
+    assert small["dev"].shape == (3, 1000)
+    large = next(resampling.resamples({"dev": 40_430, "other": 3}))  # 51 times 40,430 is just below 2^21
+    assert (large["dev"].shape, large["other"].shape) == ((40_430, 51), (3, 51))
+    monkeypatch.setattr(resampling, "MAX_WEIGHTS", 3)  # fewer than the examples
+    assert [batch["dev"].shape for batch in resampling.resamples({"dev": 4}, count=2)] == [(4, 1), (4, 1)]
+
+
 def test_variance_of_medians() -> None:
     numbers = np.random.default_rng(0).standard_normal((400_000, 5))
     for count, factor in intervals.MEDIAN_VARIANCE.items():

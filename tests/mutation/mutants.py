@@ -49,8 +49,8 @@ def mutants(source: str) -> Iterator[Mutant]:
 
 
 def _without_effect(tree: ast.AST) -> Iterator[ast.AST]:
-    """Annotations, docstrings, texts for people (f-strings, ``UserError(...)``), and ``strict`` of ``zip``,
-    because the lengths that it checks are equal."""
+    """Annotations and imports for them, docstrings, texts for people (f-strings, ``UserError(...)``), and
+    ``strict`` of ``zip``, because the lengths that it checks are equal."""
     for node in ast.walk(tree):
         for field in ("annotation", "returns"):
             if isinstance(getattr(node, field, None), ast.AST):
@@ -58,7 +58,8 @@ def _without_effect(tree: ast.AST) -> Iterator[ast.AST]:
         documentation = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         error = isinstance(node, ast.Call) and ast.unparse(node.func) == "UserError"
         check = isinstance(node, ast.keyword) and node.arg == "strict"
-        if documentation or error or check or isinstance(node, ast.JoinedStr):
+        types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if documentation or error or check or types or isinstance(node, ast.JoinedStr):
             yield node
 
 
