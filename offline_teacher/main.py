@@ -28,7 +28,7 @@ from infra.settings.recipe_file import load_recipe
 if TYPE_CHECKING:
     from offline_teacher.corpus.partition import Part
     from offline_teacher.running.teacher_pass import Outcome
-    from offline_teacher.store.reader import Store
+    from offline_teacher.store.store import Store
 
 DEEP_POSITIONS = 512
 """Default number of positions of a task that ``--deep`` compares. The masked-LM head takes a quarter of the
@@ -146,7 +146,7 @@ def _pass(recipe: Recipe, parts: dict[str, list[Part]]) -> bool:
     from offline_teacher.inputs.source import find_source, spec_of, tokenising
     from offline_teacher.planning import preflight
     from offline_teacher.running.teacher_pass import is_finished, run_pass
-    from offline_teacher.store.reader import open_store
+    from offline_teacher.store.store import open_store
 
     begin = time.monotonic()
     source, recipe = find_source(recipe)

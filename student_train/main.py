@@ -27,7 +27,7 @@ from infra.files.locks import exclusive
 from infra.files.paths import expand_home
 from infra.settings.recipe import StudentRun
 from infra.settings.recipe_file import load_recipe
-from offline_teacher.store.reader import Store, open_store
+from offline_teacher.store.store import Store, open_store
 from student_train.mirror import Mirror, mirrored
 from student_train.ranks import end_process, rank_of_environment, share_cores
 

@@ -18,7 +18,7 @@ from infra import console
 from infra.errors import UserError
 from infra.files import storage
 from infra.settings.recipe import StudentRun
-from offline_teacher.store.reader import Store
+from offline_teacher.store.store import Store
 from student_train.data.loss_needs import teacher_output_layout
 from student_train.data.order import chained_digest, dropout_seed
 from student_train.data.phases import Phases

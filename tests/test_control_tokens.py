@@ -13,8 +13,8 @@ from evaluation.candidates.models import load_tokenizer
 from evaluation.devices import latency
 from evaluation.kinds.registry import kind_of
 from evaluation.sources.catalogue import find_task
-from evaluation.tasks import squad
-from evaluation.tasks.squad import Question
+from evaluation.tasks import answer_spans
+from evaluation.tasks.answer_spans import Question
 from evaluation.tasks.task import Split
 from offline_teacher.sequences.tokenizer import load_encoder
 
@@ -83,7 +83,7 @@ def test_pass_and_evaluation_agree(directory: str) -> None:
     timed = latency.batches(tokenizer, rows.texts, 1, 512)
     assert [batch["input_ids"][0].tolist() for batch in timed] == expected
     for text, ids in zip(TEXTS, passed, strict=True):
-        windows = squad.encode(tokenizer, [Question("0", "a", text, ("a",), (0,))], 512)
+        windows = answer_spans.encode(tokenizer, [Question("0", "a", text, ("a",), (0,))], 512)
         (row,) = windows.encoded.input_ids
         assert row[-len(ids) - 1 : -1] == ids
 

@@ -80,7 +80,7 @@ def output(recipe: Path) -> Path:
 
 
 def test_the_store_is_sound(output: Path) -> None:
-    from offline_teacher.store.reader import open_store
+    from offline_teacher.store.store import open_store
     from offline_teacher.verification.verify import verify
 
     assert verify(str(output / "store")) == []

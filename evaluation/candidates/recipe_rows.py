@@ -19,8 +19,8 @@ from infra.files.cache import Cache
 from infra.settings.recipe import Recipe, StudentRun
 from infra.settings.sections import TERMS
 from offline_teacher.store.paths import MANIFEST
-from offline_teacher.store.reader import CACHE_BYTES, Store, open_store
 from offline_teacher.store.records import decode
+from offline_teacher.store.store import CACHE_BYTES, Store, open_store
 
 TEACHER, UNDISTILLED, START = "teacher", "undistilled", "start"
 """Names of rows; with ``students``, a student's name follows ``undistilled`` and ``start``."""

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from evaluation.candidates.models import copy_files, local_directory
 from infra.files import storage
 from infra.settings.recipe import StudentRun, outcome_settings
-from offline_teacher.store.reader import Store
+from offline_teacher.store.store import Store
 
 SOURCE = "start.json"
 """Name of the file that says from what a start was made. It is written last, so its directory is complete."""
@@ -39,7 +39,7 @@ def _build(run: StudentRun, store: Store, directory: str) -> None:
     from offline_teacher.inputs.stored_teacher import stored_config, stored_weights, teacher_of
     from offline_teacher.models.slicing import starting_weights
     from offline_teacher.models.students import new_student, planned_student
-    from offline_teacher.store.reader import CACHE_BYTES
+    from offline_teacher.store.store import CACHE_BYTES
 
     teacher = stored_config(store)
     with tempfile.TemporaryDirectory() as draft, teacher_of(store):

@@ -13,7 +13,7 @@ from evaluation.kinds.base import TEACHER_LOGITS, TOKEN_COUNTS, Kind, Metric, Pr
 from evaluation.measures import resampling
 from evaluation.measures.answers import Answers
 from evaluation.measures.metrics import answer_exact, answer_f1
-from evaluation.tasks import squad
+from evaluation.tasks import answer_spans
 from evaluation.tasks.task import Split, Task
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Spans(Kind):
     metrics = ("exact_match", "f1")
 
     def encode(self, tokenizer: Any, task: Task, split: Split, length: int) -> Encoded:
-        return squad.encode(tokenizer, split.questions, length).encoded
+        return answer_spans.encode(tokenizer, split.questions, length).encoded
 
     def loss(self, output: Any, targets: Targets) -> torch.Tensor:
         """Returns the mean of the cross-entropies of the start and the end position."""
@@ -65,8 +65,8 @@ class Spans(Kind):
         return (2, length)
 
     def answers(self, predict: Predict, tokenizer: Any, task: Task, split: Split, length: int) -> Answers:
-        windows = squad.encode(tokenizer, split.questions, length)
-        texts = squad.best_answers(windows, predict(windows.encoded), split.questions, task.no_answer)
+        windows = answer_spans.encode(tokenizer, split.questions, length)
+        texts = answer_spans.best_answers(windows, predict(windows.encoded), split.questions, task.no_answer)
         return Answers([question.answers for question in split.questions], texts, split.ids)
 
     def decide(self, outputs: Sequence[str]) -> Sequence[str]:

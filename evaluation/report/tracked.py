@@ -16,7 +16,7 @@ from infra.settings.recipe import Recipe
 from infra.tracking.mlflow_sender import ARTIFACTS_PLACEHOLDER
 from infra.tracking.run import Run
 from offline_teacher.store.paths import MANIFEST
-from offline_teacher.store.reader import open_store
+from offline_teacher.store.store import open_store
 
 DEVICE_NUMBERS = ("score", "int8_score", "int8_lost", "bytes", "int8_size_ratio", "difference")
 """Keys of ``devices.<student>.<task>`` that become metrics."""

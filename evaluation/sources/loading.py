@@ -13,8 +13,8 @@ import numpy as np
 
 from evaluation.sources.own import load_own, own_location
 from evaluation.tasks import hub_conversion, official
-from evaluation.tasks.rows import Rows, hub_url, load_hub
-from evaluation.tasks.squad import Question, align_answers, read_questions
+from evaluation.tasks.answer_spans import Question, align_answers, read_questions
+from evaluation.tasks.row_files import Rows, hub_url, load_hub
 from evaluation.tasks.task import Split, Task
 from infra.errors import UserError
 

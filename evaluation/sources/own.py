@@ -11,9 +11,9 @@ import numpy as np
 
 from evaluation.kinds.registry import KINDS
 from evaluation.tasks import examples
+from evaluation.tasks.answer_spans import Question, align_answers, read_questions
 from evaluation.tasks.beir import read_corpus, read_queries
-from evaluation.tasks.rows import TAGS, WORDS, Rows, format_of, hub_url, read_hub, read_rows
-from evaluation.tasks.squad import Question, align_answers, read_questions
+from evaluation.tasks.row_files import TAGS, WORDS, Rows, format_of, hub_url, read_hub, read_rows
 from evaluation.tasks.task import Part, Split, Task
 from infra.errors import UserError
 from infra.files.paths import expand_home

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evaluation.tasks.rows import read_rows
+from evaluation.tasks.row_files import read_rows
 from evaluation.tasks.task import Split
 from infra.errors import UserError
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.tasks.rows import Rows
-from evaluation.tasks.squad import Question
+from evaluation.tasks.answer_spans import Question
+from evaluation.tasks.row_files import Rows
 from evaluation.tasks.task import Split, Task
 from infra.errors import UserError
 from infra.recipe_words import with_nearest_name

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from evaluation.tasks.rows import Rows
-from evaluation.tasks.squad import Question
+from evaluation.tasks.answer_spans import Question
+from evaluation.tasks.row_files import Rows
 from infra.errors import UserError
 
 

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from evaluation.tasks.rows import Rows, read_text
+from evaluation.tasks.row_files import Rows, read_text
 from infra.errors import UserError
 from infra.files import storage
 

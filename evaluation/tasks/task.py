@@ -31,8 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.tasks.rows import Rows
-from evaluation.tasks.squad import Question
+from evaluation.tasks.answer_spans import Question
+from evaluation.tasks.row_files import Rows
 from infra.files import storage
 from infra.settings.sections.task_settings import Kind, TaskSettings
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.devices.onnx_model import open_session, run_session
-from evaluation.tasks import squad
+from evaluation.tasks import answer_spans
 from infra.control_tokens import tokenize
 
 Texts = tuple[str, ...]
@@ -76,12 +76,12 @@ def run_rows(session: Any, ids: Sequence[list[int]], types: Sequence[list[int]])
 
 def _span_example(session: Any, tokenizer: Any, texts: Texts, length: int) -> dict[str, Any]:
     """Returns the example of texts = (question, context)."""
-    question = squad.Question("", texts[0], texts[1], ("",), (0,))
-    windows = squad.encode(tokenizer, [question], length)
+    question = answer_spans.Question("", texts[0], texts[1], ("",), (0,))
+    windows = answer_spans.encode(tokenizer, [question], length)
     outputs = run_rows(session, windows.encoded.input_ids, windows.encoded.token_type_ids)
     best: dict[str, Any] | None = None
     for number, (row, offsets) in enumerate(zip(outputs, windows.offsets, strict=True)):
-        span = squad.best_span(row["start_logits"], row["end_logits"], offsets[:, 0] >= 0)
+        span = answer_spans.best_span(row["start_logits"], row["end_logits"], offsets[:, 0] >= 0)
         if span is not None and (best is None or span[0] > best["score"]):
             score, first, last = span
             text = question.context[offsets[first, 0] : offsets[last, 1]]

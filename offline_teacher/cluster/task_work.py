@@ -26,8 +26,8 @@ from offline_teacher.store.blocks import BufferPool
 from offline_teacher.store.manifest import Spec
 from offline_teacher.store.numbering import Task
 from offline_teacher.store.parts import read_part
-from offline_teacher.store.pending import read_part_index, read_spec
 from offline_teacher.store.schema import Columns
+from offline_teacher.store.unfinished import read_part_index, read_spec
 from offline_teacher.store.writer import TaskWriter
 
 CACHE_BYTES = 4 << 30

@@ -27,9 +27,9 @@ from offline_teacher.sequences.tokenizer import (
 )
 from offline_teacher.store.manifest import Spec
 from offline_teacher.store.paths import CONFIG, POOLING, WEIGHTS
-from offline_teacher.store.pending import foreign_files
 from offline_teacher.store.records import encode
 from offline_teacher.store.schema import FORMAT_VERSION, Layout, Plan, SpecialIds
+from offline_teacher.store.unfinished import foreign_files
 
 MASKING_PROBABILITY = 0.15
 """Default masking probability for a teacher with a masked-LM head."""

@@ -19,8 +19,8 @@ from offline_teacher.families import family_of
 from offline_teacher.models.pooling import MODES, Pooling
 from offline_teacher.store.blocks import hidden_values
 from offline_teacher.store.paths import CONFIG, POOLING, WEIGHTS
-from offline_teacher.store.reader import Store
 from offline_teacher.store.schema import Layout
+from offline_teacher.store.store import Store
 
 if TYPE_CHECKING:
     from torch import Tensor

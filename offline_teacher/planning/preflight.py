@@ -17,7 +17,7 @@ from offline_teacher.corpus.partition import Part
 from offline_teacher.inputs.source import Source, layout_of
 from offline_teacher.sequences.sample import sample_sequences
 from offline_teacher.sequences.tokenizer import Encoder
-from offline_teacher.store.pending import finished_parts
+from offline_teacher.store.unfinished import finished_parts
 
 UNKNOWN_SHARE = 0.02
 """Share of unknown tokens above which a warning is printed. English text has at most 0.0002 with an English

@@ -13,7 +13,7 @@ from infra.files import storage
 from infra.trees import difference
 from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.paths import task_path
-from offline_teacher.store.pending import finished_tasks
+from offline_teacher.store.unfinished import finished_tasks
 
 REPORTS = 100
 """About how many times a pass reports its rates to the tracking server; at most once per finished task."""

@@ -23,8 +23,8 @@ from offline_teacher.sequences.tokenised_parts import Tokenising, problem_summar
 from offline_teacher.store.manifest import Spec
 from offline_teacher.store.numbering import SplitPlan, Task
 from offline_teacher.store.paths import MANIFEST, failed_path, part_name
-from offline_teacher.store.pending import finished_tasks, quarantined_tasks
-from offline_teacher.store.reader import open_store
+from offline_teacher.store.store import open_store
+from offline_teacher.store.unfinished import finished_tasks, quarantined_tasks
 from offline_teacher.store.writer import begin_store, finish_store, quarantine_task, refuse_other
 
 Report = Callable[[dict[str, float]], None]

@@ -28,8 +28,8 @@ from offline_teacher.sequences.tokenizer import Encoder, load_encoder
 from offline_teacher.store.index import PartIndex
 from offline_teacher.store.parts import publish_part, read_counts
 from offline_teacher.store.paths import SEQUENCES, part_name, part_path
-from offline_teacher.store.pending import finished_tasks, in_order, read_part_index, read_parts
 from offline_teacher.store.schema import SPLITS, Layout
+from offline_teacher.store.unfinished import finished_tasks, map_in_order, read_part_index, read_parts
 
 COUNTS_ENDING = ".counts.arrow"
 VERSION = 3
@@ -58,7 +58,7 @@ class Tokenising:
         """Returns the numbers of the parts that must be built; reads only the indices of finished parts."""
         sizes = storage.list_sizes(storage.join(self.root, SEQUENCES, split))
         is_current = partial(self._is_current, split, self.encoder.digest, sizes)
-        current = in_order(lambda numbered: is_current(*numbered), enumerate(parts))
+        current = map_in_order(lambda numbered: is_current(*numbered), enumerate(parts))
         return [number for number, done in enumerate(current) if not done]
 
     def build(self, split: str, number: int, part: Part) -> PartIndex:

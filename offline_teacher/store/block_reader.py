@@ -19,8 +19,8 @@ from offline_teacher.store.blocks import block_digest, column_view, row_digests
 from offline_teacher.store.index import Frame, ShardIndex
 from offline_teacher.store.numbering import Task
 from offline_teacher.store.paths import SHARDS
-from offline_teacher.store.reader import CACHE_BYTES, DamagedStore, Store
 from offline_teacher.store.schema import DIGESTS, Columns
+from offline_teacher.store.store import CACHE_BYTES, DamagedStore, Store
 
 Rows = slice | np.ndarray | Sequence[int]
 """Selection of rows of a block: anything that indexes the first axis of an array."""

@@ -17,7 +17,7 @@ import numpy as np
 from infra.errors import EXIT_INCOMPLETE, UserError
 from infra.files import storage
 from infra.trees import difference
-from offline_teacher.store import paths, pending
+from offline_teacher.store import paths, unfinished
 from offline_teacher.store.blocks import BufferPool, ShardStream, shard_metadata
 from offline_teacher.store.index import Frame, ShardIndex, TaskIndex
 from offline_teacher.store.manifest import Manifest, Spec, SplitRecord
@@ -39,10 +39,10 @@ def begin_store(root: str, spec: Spec) -> None:
 
 def refuse_other(root: str, spec: Spec, remedy: str = "choose another store.path") -> None:
     """Raises UserError, with the differences and the remedy, if the directory has a store of another spec."""
-    pending.refuse_format_1(root)
+    unfinished.refuse_format_1(root)
     if not storage.exists(storage.join(root, paths.SPEC)):
         return
-    found = pending.read_spec(root)
+    found = unfinished.read_spec(root)
     differences = difference(found.fingerprint, spec.fingerprint)
     for name in ("layout", "plan", "special"):
         differences += difference({name: asdict(getattr(found, name))}, {name: asdict(getattr(spec, name))})
@@ -168,7 +168,7 @@ class TaskWriter:
         first = storage.publish_if_absent(path, own.to_bytes())
         published = own
         if not first:
-            published, _ = pending.read_task_index(self._root, self._spec, self._split, self._task)
+            published, _ = unfinished.read_task_index(self._root, self._spec, self._split, self._task)
         named = {shard.file for shard in published.shards}
         directory = storage.join(self._root, paths.SHARDS, self._split, self._task.name)
         for name in storage.list_names(directory):
@@ -194,7 +194,7 @@ def finish_store(root: str, parts: Mapping[str, int]) -> Manifest:
     ``parts`` is the number of parts of each split. Reads the index of every part and task, and digests the
     files of tokenizer and teacher. Raises UserError with exit code 3 if tasks are missing.
     """
-    spec = pending.read_spec(root)
+    spec = unfinished.read_spec(root)
     splits = {split: _finished_split(root, spec, split, count) for split, count in parts.items()}
     files = dict(_fixed_files(root))
     if paths.CONFIG not in files or not any(name.startswith(f"{paths.TOKENIZER}/") for name in files):
@@ -207,9 +207,9 @@ def finish_store(root: str, parts: Mapping[str, int]) -> Manifest:
 
 
 def _finished_split(root: str, spec: Spec, split: str, count: int) -> SplitRecord:
-    parts = [(index.rows, digest) for index, digest in pending.read_parts(root, split, count)]
+    parts = [(index.rows, digest) for index, digest in unfinished.read_parts(root, split, count)]
     plan = SplitPlan.of(split, tuple(rows for rows, _ in parts), spec.plan)
-    finished = pending.finished_tasks(root, split)
+    finished = unfinished.finished_tasks(root, split)
     missing = [task.name for task in plan.tasks() if task.name not in finished]
     if missing:
         names = f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
@@ -219,7 +219,8 @@ def _finished_split(root: str, spec: Spec, split: str, count: int) -> SplitRecor
             EXIT_INCOMPLETE,
         )
     digests, tokens, masked = [], 0, 0
-    for index, digest in pending.in_order(partial(pending.read_task_index, root, spec, split), plan.tasks()):
+    read = partial(unfinished.read_task_index, root, spec, split)
+    for index, digest in unfinished.map_in_order(read, plan.tasks()):
         digests.append(digest)
         tokens, masked = tokens + index.tokens, masked + index.masked
     return SplitRecord(plan.rows, tuple(digest for _, digest in parts), tuple(digests), tokens, masked)

@@ -29,8 +29,8 @@ from infra.console import progress
 from infra.errors import UserError
 from offline_teacher.inputs.stored_teacher import decoder_input, stored_top
 from offline_teacher.store.block_reader import BlockReader
-from offline_teacher.store.reader import Store
 from offline_teacher.store.schema import Columns, Layout
+from offline_teacher.store.store import Store
 from offline_teacher.verification.verify_task import Finding
 
 if TYPE_CHECKING:

@@ -21,10 +21,10 @@ from offline_teacher.sequences.tokenised_parts import Tokenising
 from offline_teacher.store import paths
 from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import Manifest, Spec
-from offline_teacher.store.pending import finished_tasks, foreign_files, read_parts, read_spec
-from offline_teacher.store.reader import open_store
 from offline_teacher.store.records import read
 from offline_teacher.store.schema import SPLITS
+from offline_teacher.store.store import open_store
+from offline_teacher.store.unfinished import finished_tasks, foreign_files, read_parts, read_spec
 from offline_teacher.store.writer import refuse_other
 from offline_teacher.verification.verify_task import Finding, foreign
 

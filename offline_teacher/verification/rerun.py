@@ -24,8 +24,8 @@ from infra.settings.recipe import Recipe
 from infra.trees import difference
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.blocks import hidden_values
-from offline_teacher.store.reader import Store
 from offline_teacher.store.schema import Columns, Layout
+from offline_teacher.store.store import Store
 from offline_teacher.store.writer import refuse_other
 from offline_teacher.verification.verify_task import Finding
 

@@ -21,8 +21,8 @@ from offline_teacher.inputs.stored_teacher import decoder_input, stored_top
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.blocks import hidden_values
 from offline_teacher.store.numbering import Task
-from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.schema import Columns
+from offline_teacher.store.store import Store, open_store
 
 if TYPE_CHECKING:
     from offline_teacher.models.replay import Replay

@@ -12,12 +12,12 @@ from functools import partial
 
 from infra.errors import UserError
 from infra.files import storage
-from offline_teacher.store import paths, pending
+from offline_teacher.store import paths, unfinished
 from offline_teacher.store.manifest import Manifest, Spec
 from offline_teacher.store.numbering import SplitPlan
-from offline_teacher.store.reader import Split, read_root
 from offline_teacher.store.records import Missing
 from offline_teacher.store.schema import SPLITS
+from offline_teacher.store.store import Split, read_root
 from offline_teacher.verification.verify_task import Finding, Job, check_task, foreign
 
 
@@ -55,7 +55,7 @@ def _root(root: str, findings: list[Finding]) -> tuple[Manifest | None, Spec | N
         name, _, what = str(error).partition(" ")
         findings.append(Finding(name, what, missing=what == "is missing"))
     try:
-        return None, pending.read_spec(root)
+        return None, unfinished.read_spec(root)
     except UserError as error:
         if all(finding.file != paths.SPEC for finding in findings):
             missing = not storage.exists(storage.join(root, paths.SPEC))
@@ -69,7 +69,7 @@ def _splits(root: str, spec: Spec, manifest: Manifest | None, findings: list[Fin
     for name in SPLITS:
         try:
             if manifest is None:
-                rows = tuple(index.rows for index, _ in pending.read_parts(root, name))
+                rows = tuple(index.rows for index, _ in unfinished.read_parts(root, name))
                 if sum(rows):
                     splits.append(Split(name, SplitPlan.of(name, rows, spec.plan)))
             elif name in manifest.splits:
@@ -98,7 +98,7 @@ def _check_names(root: str, splits: list[Split], manifest: Manifest | None) -> I
     for directory in (paths.SEQUENCES, paths.SHARDS, paths.TASKS):
         yield from _unexpected(root, directory, set(names) if manifest else set(SPLITS))
     if manifest is not None:
-        yield from map(foreign, pending.foreign_files(root, set(manifest.files)))
+        yield from map(foreign, unfinished.foreign_files(root, set(manifest.files)))
     for split in splits:
         number_of = split.plan.number_of
         for name in storage.list_names(storage.join(root, paths.SHARDS, split.name)):
@@ -118,7 +118,8 @@ def _unexpected(root: str, directory: str, expected: set[str]) -> Iterator[Findi
 def _check_parts(root: str, spec: Spec, split: Split) -> Iterator[Finding]:
     directory = f"{paths.SEQUENCES}/{split.name}"
     expected: set[str] = set()
-    for names, findings in pending.in_order(partial(_check_part, root, split), range(len(split.plan.rows))):
+    parts = range(len(split.plan.rows))
+    for names, findings in unfinished.map_in_order(partial(_check_part, root, split), parts):
         expected |= names
         yield from findings
     if split.parts:
@@ -130,7 +131,7 @@ def _check_part(root: str, split: Split, part: int) -> tuple[set[str], list[Find
     directory, name = f"{paths.SEQUENCES}/{split.name}", paths.part_name(part)
     file, names = f"{directory}/{name}.json", {f"{name}.json", f"{name}.arrow", f"{name}.counts.arrow"}
     try:
-        index, _ = pending.part_index(root, split.name, part, split.parts[part] if split.parts else None)
+        index, _ = unfinished.part_index(root, split.name, part, split.parts[part] if split.parts else None)
         if index.rows != split.plan.rows[part]:
             raise ValueError("is the index of another part")
     except ValueError as error:
@@ -146,7 +147,7 @@ def _check_part(root: str, split: Split, part: int) -> tuple[set[str], list[Find
 
 def _jobs(root: str, split: Split, findings: list[Finding]) -> Iterator[Job]:
     """Yields all tasks or, without a manifest, those with an index; then one finding counts the others."""
-    finished, missing = pending.finished_tasks(root, split.name), 0
+    finished, missing = unfinished.finished_tasks(root, split.name), 0
     for task in split.plan.tasks():
         if split.tasks:
             yield split.name, task, split.tasks[task.number]
@@ -165,4 +166,4 @@ def _check_tasks(root: str, spec: Spec, jobs: list[Job], workers: int) -> Iterat
         yield from map(partial(check_task, root, spec), jobs)
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pending.ahead(pool, partial(check_task, root, spec), jobs, 4 * workers)
+        yield from unfinished.ahead(pool, partial(check_task, root, spec), jobs, 4 * workers)

@@ -12,9 +12,9 @@ from infra.files import storage
 from infra.settings.recipe import Recipe
 from infra.settings.recipe_file import load_recipe
 from offline_teacher.store.paths import MANIFEST, RECIPE, SPEC
-from offline_teacher.store.pending import finished_tasks, refuse_format_1
-from offline_teacher.store.reader import open_store
 from offline_teacher.store.schema import SPLITS
+from offline_teacher.store.store import open_store
+from offline_teacher.store.unfinished import finished_tasks, refuse_format_1
 from offline_teacher.verification.verify import verify
 from offline_teacher.verification.verify_task import Finding
 

@@ -21,9 +21,9 @@ from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import Spec
 from offline_teacher.store.numbering import Task, shards_of
 from offline_teacher.store.paths import SHARDS, TASKS
-from offline_teacher.store.pending import task_index
 from offline_teacher.store.records import Missing
 from offline_teacher.store.schema import DIGESTS, require
+from offline_teacher.store.unfinished import task_index
 from offline_teacher.store.value_checks import check_block
 
 

@@ -18,8 +18,8 @@ MAX_RELATION_HEADS = 64
 """Largest number of relation heads that is chosen by default."""
 
 if TYPE_CHECKING:
-    from offline_teacher.store.reader import Store
     from offline_teacher.store.schema import Layout
+    from offline_teacher.store.store import Store
 
 
 def teacher_output_layout(train: Train, store_layout: Layout) -> Layout:

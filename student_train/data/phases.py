@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from infra.settings.sections import Train
-from offline_teacher.store.reader import Store
+from offline_teacher.store.store import Store
 from student_train.data.loss_needs import required_columns
 from student_train.data.order import Locations, SampleOrder, run_order
 from student_train.data.reading import open_stream, sequence_names

@@ -12,7 +12,7 @@ from infra.files.cache import Cache
 from infra.settings.sections import Train
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.numbering import PART_SHIFT
-from offline_teacher.store.reader import DamagedStore, Split, Store
+from offline_teacher.store.store import DamagedStore, Split, Store
 from student_train.data.collate import TEXT_COLUMNS
 from student_train.data.order import Locations, SampleOrder
 from student_train.data.pinned_buffers import BufferPool

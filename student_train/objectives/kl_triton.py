@@ -1,4 +1,4 @@
-"""`kl_kernels.exact_kernel` on a GPU: KL with temperature and CE in one Triton kernel, one program per row.
+"""`kl_loss.exact_kernel` on a GPU: KL with temperature and CE in one Triton kernel, one program per row.
 
 A program reads its row of both logits once for all sums, with running maxima (Milakov and Gimelshein, arXiv
 1805.02867), and once more, from the cache, for the gradient. Compiled tensor operations read the rows four
@@ -21,7 +21,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 def exact_kernel(
     s: Tensor, t: Tensor, label: Tensor, kl_scale: Tensor, mlm_scale: Tensor, temperature: float, mlm: bool
 ) -> tuple[Tensor, Tensor]:
-    """See `kl_kernels.exact_kernel`. ``s`` and ``t`` [C, V] have one of ``DTYPES``; sums are float32. Every
+    """See `kl_loss.exact_kernel`. ``s`` and ``t`` [C, V] have one of ``DTYPES``; sums are float32. Every
     row must be contiguous in memory; the stride between rows is free."""
     count, vocab_size = s.shape
     assert s.stride(1) == t.stride(1) == 1

@@ -1,5 +1,5 @@
 // KL with temperature and CE of the exact soft target, with their gradient, over rows of logits on a CPU.
-// native_kl.py builds, loads and calls this file. The formulas are those of kl_kernels.exact_kernel.
+// native_kl.py builds, loads and calls this file. The formulas are those of kl_loss.exact_kernel.
 //
 // There are three passes over a row, which stays in the cache: maxima; exponentials and their sums; gradient.
 // Sums have a fixed order.

@@ -1,6 +1,6 @@
 """KL with temperature and CE of the exact soft target in C++ for CPUs: calls ``native_kl.cpp``.
 
-The formulas are those of `kl_kernels.exact_kernel`, which runs on other devices, in other dtypes, and without
+The formulas are those of `kl_loss.exact_kernel`, which runs on other devices, in other dtypes, and without
 a C++ compiler. Tests compare the two.
 """
 
@@ -36,7 +36,7 @@ def exact_loss(
     temperature: float,
     mlm: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Computes `kl_kernels.exact_kernel` of the logits ``s + s_bias`` and ``t + t_bias``.
+    """Computes `kl_loss.exact_kernel` of the logits ``s + s_bias`` and ``t + t_bias``.
 
     ``s``, ``t``: [N, V]; the biases: [V]. The C++ code adds the biases, in float32, because torch's addmm
     would first write them to all rows of its output. The gradient is written to ``s``. Returns KL [N] and CE

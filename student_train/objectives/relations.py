@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from student_train.objectives import native_relations
-from student_train.objectives.kl_kernels import fused
+from student_train.objectives.kl_loss import fused
 
 RELATIONS = ("queries", "keys", "values")
 """The relations of a layer, by their x: QQ, KK and VV in the paper."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from offline_teacher.models.head import aligned_decoder
-from student_train.objectives.kl_kernels import Kernel, exact_kernel, topk_kernel
+from student_train.objectives.kl_loss import Kernel, exact_kernel, topk_kernel
 
 
 class Decoder(Protocol):
@@ -38,7 +38,7 @@ class SoftTarget(Protocol):
     """The teacher's distributions at N positions, which the loss reads chunk by chunk."""
 
     kernel: ClassVar[Kernel]
-    """The function of `kl_kernels` that compares the student's logits with ``arguments``."""
+    """The function of `kl_loss` that compares the student's logits with ``arguments``."""
 
     def __len__(self) -> int:
         """N"""

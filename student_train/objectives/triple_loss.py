@@ -22,7 +22,7 @@ from torch.nn import functional
 from infra.cpu.native import has_triton
 from offline_teacher.models.head import aligned_decoder
 from student_train.objectives import native_kl
-from student_train.objectives.kl_kernels import NO_LABEL, Kernel, exact_kernel, fused, mlm_kernel
+from student_train.objectives.kl_loss import NO_LABEL, Kernel, exact_kernel, fused, mlm_kernel
 from student_train.objectives.soft_targets import ExactTarget, SoftTarget, aligned
 
 CHUNK_SIZE = {"cpu": 2048, "cuda": 4096}

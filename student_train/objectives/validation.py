@@ -21,7 +21,7 @@ from student_train.objectives.objective import Objective, select_positions, topk
 from student_train.objectives.soft_targets import ExactTarget
 
 if TYPE_CHECKING:
-    from offline_teacher.store.reader import Store
+    from offline_teacher.store.store import Store
     from student_train.engine.world import World
     from student_train.student.model import StudentModel
 

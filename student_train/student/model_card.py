@@ -10,7 +10,7 @@ from infra.settings.recipe import StudentRun
 from infra.settings.sections import Train
 from offline_teacher.families import family_of
 from offline_teacher.families.positions import usable_length
-from offline_teacher.store.reader import Store
+from offline_teacher.store.store import Store
 from student_train.data.loss_needs import needs_head
 from student_train.student.model import StudentModel
 

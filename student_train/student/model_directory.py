@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from infra.settings.recipe import StudentRun
-    from offline_teacher.store.reader import Store
+    from offline_teacher.store.store import Store
     from student_train.student.model import StudentModel
 
 MODEL = "model"

@@ -33,7 +33,7 @@ import json, re, sys, time
 from offline_teacher.running import teacher_pass
 from offline_teacher.cluster.crews import Crew
 from offline_teacher.cluster.pool import Cluster
-from offline_teacher.store.pending import read_spec
+from offline_teacher.store.unfinished import read_spec
 from offline_teacher.store.writer import finish_store
 from tests.benchmarks.bench_pass import PARTS, WORKERS, Idle, SECTIONS
 import yaml, tempfile

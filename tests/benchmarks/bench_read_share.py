@@ -19,8 +19,8 @@ import torch
 
 from infra.files import storage
 from infra.settings.sections import Train
-from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.schema import Layout, Plan
+from offline_teacher.store.store import Store, open_store
 from student_train.data.collate import TEXT_COLUMNS
 from student_train.data.order import SampleOrder
 from student_train.data.reading import open_stream

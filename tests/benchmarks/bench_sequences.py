@@ -27,8 +27,8 @@ from offline_teacher.sequences.packing import BATCH_CHARACTERS
 from offline_teacher.sequences.tokenised_parts import Tokenising, token_counts
 from offline_teacher.sequences.tokenizer import load_encoder
 from offline_teacher.store.parts import read_part
-from offline_teacher.store.pending import read_part_index
 from offline_teacher.store.schema import Layout
+from offline_teacher.store.unfinished import read_part_index
 
 REPEATS = 5
 LAYOUT = Layout(

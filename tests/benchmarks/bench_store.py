@@ -23,9 +23,9 @@ from offline_teacher.store.index import Frame, PartIndex, ShardIndex, TaskIndex
 from offline_teacher.store.manifest import Manifest, Spec, SplitRecord
 from offline_teacher.store.numbering import SplitPlan, Task, shards_of
 from offline_teacher.store.paths import part_path, task_path
-from offline_teacher.store.pending import finished_parts, finished_tasks, read_parts, read_spec
-from offline_teacher.store.reader import Store
 from offline_teacher.store.schema import Layout, Plan
+from offline_teacher.store.store import Store
+from offline_teacher.store.unfinished import finished_parts, finished_tasks, read_parts, read_spec
 from tests.benchmarks.timing import interleave
 from tests.s3_server import FaultyProxy, free_port, wait_for_port
 from tests.store.synthetic import Columns, make_spec, make_store, recorded_slots
@@ -138,7 +138,7 @@ def _bytes_of(store: Store) -> int:
 
 OPEN = """
 import json, re, sys, time
-from offline_teacher.store.reader import open_store
+from offline_teacher.store.store import open_store
 started = time.perf_counter()
 store = open_store(sys.argv[1])
 opened = time.perf_counter() - started

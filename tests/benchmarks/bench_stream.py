@@ -16,8 +16,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from infra.settings.sections import Train
-from offline_teacher.store.reader import Store
 from offline_teacher.store.schema import Layout
+from offline_teacher.store.store import Store
 from student_train.data.order import SampleOrder
 from student_train.data.reading import open_stream
 from student_train.engine.world import World

@@ -44,7 +44,7 @@ from offline_teacher.cluster.work_queue import Item
 from offline_teacher.inputs.source import find_source
 from offline_teacher.sequences.tokenizer import load_tokenizer
 from offline_teacher.store.block_reader import BlockReader
-from offline_teacher.store.reader import Store
+from offline_teacher.store.store import Store
 from tests.benchmarks.results import Row, row
 from tests.benchmarks.timing import interleave
 from tests.offline_teacher.local_pool import LocalPool, make

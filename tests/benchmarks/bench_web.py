@@ -25,8 +25,8 @@ from evaluation.devices.onnx_model import open_session
 from evaluation.kinds.predictions import Answers, score_split
 from evaluation.main import main as evaluate
 from evaluation.sources.catalogue import find_task
-from evaluation.tasks import squad
-from evaluation.tasks.squad import read_questions
+from evaluation.tasks import answer_spans
+from evaluation.tasks.answer_spans import read_questions
 from evaluation.web.golden import run_rows
 from infra import console
 from tests.evaluation.web.browser import page_tests, served, visit
@@ -51,7 +51,9 @@ def main() -> None:
         print(console.table(time_rows(options, questions[: options.windows], site, work), ("what", "value")))
 
 
-def score_rows(options: argparse.Namespace, questions: list[squad.Question], work: str) -> list[list[Any]]:
+def score_rows(
+    options: argparse.Namespace, questions: list[answer_spans.Question], work: str
+) -> list[list[Any]]:
     """Returns one row per exported file with its size and scores; windows are computed one at a time."""
     base = ["export", "--model", options.model, "--task", "SQuAD", "--data", options.data]
     fewer = ["--vocabulary", str(options.vocabulary)]
@@ -75,16 +77,18 @@ def score_rows(options: argparse.Namespace, questions: list[squad.Question], wor
     return rows
 
 
-def span_scores(path: str, output: str, model: str, questions: list[squad.Question]) -> dict[str, float]:
+def span_scores(
+    path: str, output: str, model: str, questions: list[answer_spans.Question]
+) -> dict[str, float]:
     from tokenizers import Tokenizer
 
     tokenizer = load_tokenizer(model)
     tokenizer._tokenizer = Tokenizer.from_file(os.path.join(output, "tokenizer.json"))  # of a trimmed model
     tokenizer.backend_tokenizer.encode_special_tokens = True
-    windows = squad.encode(tokenizer, questions, 384)
+    windows = answer_spans.encode(tokenizer, questions, 384)
     outputs = run_rows(open_session(path), windows.encoded.input_ids, windows.encoded.token_type_ids)
     logits = [np.stack([row["start_logits"], row["end_logits"]]) for row in outputs]
-    answers = squad.best_answers(windows, logits, questions)
+    answers = answer_spans.best_answers(windows, logits, questions)
     return score_split(find_task("SQuAD"), Answers([item.answers for item in questions], answers))
 
 
@@ -101,7 +105,7 @@ def byte_rows(site: str) -> list[list[Any]]:
 
 
 def time_rows(
-    options: argparse.Namespace, questions: list[squad.Question], site: str, work: str
+    options: argparse.Namespace, questions: list[answer_spans.Question], site: str, work: str
 ) -> list[list[Any]]:
     with open(os.path.join(site, "site.json")) as file:
         graph = os.path.join(site, json.load(file)["tasks"][0]["models"][0]["graph"]["path"])
@@ -126,10 +130,10 @@ def time_rows(
     ]
 
 
-def native(graph: str, model: str, questions: list[squad.Question]) -> list[float]:
+def native(graph: str, model: str, questions: list[answer_spans.Question]) -> list[float]:
     """Returns the milliseconds of each window in ONNX Runtime from Python."""
     session = open_session(graph)
-    encoded = squad.encode(load_tokenizer(model), questions, 384).encoded
+    encoded = answer_spans.encode(load_tokenizer(model), questions, 384).encoded
     times = []
     for ids, types in zip(encoded.input_ids, encoded.token_type_ids, strict=True):
         start = time.perf_counter()

@@ -37,7 +37,7 @@ from infra.files import storage
 from infra.settings.recipe import StudentRun
 from infra.settings.recipe_file import load_recipe
 from offline_teacher.models.pooling import pool, read_pooling
-from offline_teacher.store.reader import Store, open_store
+from offline_teacher.store.store import Store, open_store
 from student_train.engine.world import World
 from student_train.main import model_and_objective
 from student_train.student.sentence_files import write_sentence_files

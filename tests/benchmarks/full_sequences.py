@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from offline_teacher.store.reader import Store
 from offline_teacher.store.schema import Layout, Plan
+from offline_teacher.store.store import Store
 from tests.benchmarks.bench_store import plausible_teacher
 from tests.store.synthetic import FIRST_WORD, SPECIAL, Columns, make_store
 

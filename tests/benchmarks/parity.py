@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from infra.settings.recipe import StudentRun
 from infra.settings.recipe_file import load_recipe
-from offline_teacher.store.reader import Store, open_store
+from offline_teacher.store.store import Store, open_store
 from student_train.data.order import SampleOrder, chained_digest
 from student_train.data.reading import open_stream
 from student_train.data.stream import Step

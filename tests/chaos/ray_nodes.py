@@ -26,7 +26,7 @@ import yaml
 
 from infra.console import command, table
 from offline_teacher.store.numbering import SplitPlan
-from offline_teacher.store.pending import finished_parts, read_parts, read_spec
+from offline_teacher.store.unfinished import finished_parts, read_parts, read_spec
 from tests.chaos.arguments import described
 from tests.chaos.hosts import Machine, Machines
 from tests.conftest import ROOT

@@ -24,7 +24,7 @@ from evaluation.kinds.registry import KINDS
 from evaluation.main import main
 from evaluation.sources.catalogue import find_task
 from evaluation.sources.loading import load
-from evaluation.tasks import squad
+from evaluation.tasks import answer_spans
 from infra.errors import UserError
 from tests.starts import COMMANDS, HEAVY, loaded, start
 
@@ -245,13 +245,13 @@ def test_a_device_without_torch_answers_as_evaluation_does(
         ("house ?", long),
         ("who " * 90, long),
     ):
-        asked = squad.Question("", question, context, ("",), (0,))
-        windows = squad.encode(tokenizer, [asked], 384)
+        asked = answer_spans.Question("", question, context, ("",), (0,))
+        windows = answer_spans.encode(tokenizer, [asked], 384)
         assert (len(windows.question) > 1) == (context is long)
         logits = predict(
             model, windows.encoded, 1, "float32", tokenizer.pad_token_id, KINDS["spans"].select_outputs
         )
-        (expected,) = squad.best_answers(windows, logits, [asked])
+        (expected,) = answer_spans.best_answers(windows, logits, [asked])
         lines = example(root_dir, "answer_on_device.py", out, question, context).splitlines()
         assert lines[0].partition("\t")[2] == expected
         shares = [float(line.partition("\t")[0]) for line in lines]

@@ -14,7 +14,7 @@ from evaluation.sources.loading import load
 from evaluation.sources.own import divide, own_task
 from evaluation.tasks.beir import read_corpus, read_queries
 from evaluation.tasks.examples import questions_in
-from evaluation.tasks.rows import read_rows
+from evaluation.tasks.row_files import read_rows
 from evaluation.tasks.task import Split, Task
 from infra.errors import UserError
 from infra.settings.sections.task_settings import TaskSettings

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from evaluation.sources.catalogue import find_tasks
 from evaluation.sources.loading import load
-from evaluation.tasks.rows import read_hub, read_rows
+from evaluation.tasks.row_files import read_hub, read_rows
 from infra.settings.sections.task_settings import TaskSettings
 
 ROWS = {"text": ["NA", 'the "red" car', "Straße", "x" * 200_000], "label": ["007", "a", "b", ""]}

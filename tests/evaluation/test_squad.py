@@ -16,9 +16,9 @@ from evaluation.finetuning.scores import complete, prepare
 from evaluation.measures.metrics import answer_f1
 from evaluation.sources.catalogue import find_task
 from evaluation.sources.loading import load
-from evaluation.tasks import squad
+from evaluation.tasks import answer_spans
+from evaluation.tasks.answer_spans import Question
 from evaluation.tasks.encoded import Encoded
-from evaluation.tasks.squad import Question
 from infra.settings.sections import Evaluation
 from tests.evaluation.test_bad_official import SQUAD_START
 from tests.evaluation.test_hub_tasks import hub_split
@@ -33,7 +33,7 @@ def question(context: str, answer: str, text: str = "who ?") -> Question:
 
 def test_windows_cover_the_context_and_hold_the_answer(encoder: str) -> None:
     context = f"{LONG} red car {LONG}"
-    windows = squad.encode(load_tokenizer(encoder), [question(context, "red car")], 32)
+    windows = answer_spans.encode(load_tokenizer(encoder), [question(context, "red car")], 32)
     assert all(len(ids) <= 32 for ids in windows.encoded.input_ids)
     covered = {int(start) for spans in windows.offsets for start, _ in spans if start >= 0}
     assert len(covered) == len(context.split())
@@ -48,21 +48,21 @@ def test_windows_cover_the_context_and_hold_the_answer(encoder: str) -> None:
 
 def test_a_long_question_leaves_room_for_the_context(encoder: str) -> None:
     asked = question("a red car", "red", text=LONG)
-    windows = squad.encode(load_tokenizer(encoder), [asked], 32)
+    windows = answer_spans.encode(load_tokenizer(encoder), [asked], 32)
     assert all((spans[:, 0] >= 0).sum() >= 3 for spans in windows.offsets)
 
 
 def test_best_answer_over_windows(encoder: str) -> None:
     asked = [question(f"{LONG} red car {LONG}", "red car"), question("a house", "house")]
-    windows = squad.encode(load_tokenizer(encoder), asked, 32)
+    windows = answer_spans.encode(load_tokenizer(encoder), asked, 32)
     logits = []
     for window, ids in enumerate(windows.encoded.input_ids):
         scores = np.zeros((2, len(ids)), np.float32)
         scores[0, windows.encoded.targets["start"][window]] = 5
         scores[1, windows.encoded.targets["end"][window]] = 5
         logits.append(scores)
-    assert squad.best_answers(windows, logits, asked) == ["red car", "house"]
-    assert squad.best_answers(windows, logits, asked) == [one.answers[0] for one in asked]
+    assert answer_spans.best_answers(windows, logits, asked) == ["red car", "house"]
+    assert answer_spans.best_answers(windows, logits, asked) == [one.answers[0] for one in asked]
 
 
 @given(st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9), st.booleans()), min_size=1, max_size=18))
@@ -74,9 +74,9 @@ def test_best_span_is_the_best_of_all(tokens: list[tuple[int, int, bool]]) -> No
         start[i] + end[j]
         for i in range(len(tokens))
         for j in range(i, len(tokens))
-        if allowed[i] and allowed[j] and j - i < squad.MAX_ANSWER_TOKENS
+        if allowed[i] and allowed[j] and j - i < answer_spans.MAX_ANSWER_TOKENS
     ]
-    found = squad.best_span(start, end, allowed)
+    found = answer_spans.best_span(start, end, allowed)
     if not pairs:
         assert found is None
     else:
@@ -90,15 +90,15 @@ def test_no_span_is_longer_than_thirty_tokens() -> None:
     start, end = np.zeros(60), np.zeros(60)
     start[0] = end[59] = 10.0
     end[29] = 1.0
-    assert squad.best_span(start, end, np.ones(60, bool)) == (11.0, 0, 29)
+    assert answer_spans.best_span(start, end, np.ones(60, bool)) == (11.0, 0, 29)
 
 
 def test_the_lists_hold_the_twenty_best() -> None:
     """The best starts all come after the best ends: no span is left, although others exist."""
     ends, starts = np.arange(40) < 20, np.arange(40) >= 20
-    assert squad.best_span(9.0 * starts, 9.0 * ends, np.ones(40, bool)) is None
+    assert answer_spans.best_span(9.0 * starts, 9.0 * ends, np.ones(40, bool)) is None
     starts[20] = False
-    assert squad.best_span(9.0 * starts, 9.0 * ends, np.ones(40, bool)) == (9.0, 0, 0)
+    assert answer_spans.best_span(9.0 * starts, 9.0 * ends, np.ones(40, bool)) == (9.0, 0, 0)
 
 
 def test_no_answer_is_chosen_where_every_window_prefers_it() -> None:
@@ -112,8 +112,8 @@ def test_no_answer_is_chosen_where_every_window_prefers_it() -> None:
 
     def answer(*logits: np.ndarray, no_answer: bool = True) -> list[str]:
         count = len(logits)
-        windows = squad.Windows(Encoded([], []), [0] * count, [spans] * count)
-        return squad.best_answers(windows, logits, asked, no_answer)
+        windows = answer_spans.Windows(Encoded([], []), [0] * count, [spans] * count)
+        return answer_spans.best_answers(windows, logits, asked, no_answer)
 
     assert answer(prefers) == ["", ""]  # 10 is above 1 + 2; the second question has no window
     assert answer(prefers, no_answer=False) == ["red car", ""]
@@ -130,7 +130,9 @@ def test_room_for_the_question_and_overlap(encoder: str, length: int, budget: in
     tokenizer = load_tokenizer(encoder)
     context = " ".join(["red"] * 1000)
     for words in (budget, budget + 1):
-        windows = squad.encode(tokenizer, [Question("1", f" {'day ' * words}", context, (), ())], length)
+        windows = answer_spans.encode(
+            tokenizer, [Question("1", f" {'day ' * words}", context, (), ())], length
+        )
         first, second = (set(map(tuple, spans.tolist())) - {(-1, -1)} for spans in windows.offsets[:2])
         assert len(first) == length - budget - 3
         assert len(first & second) == overlap
@@ -146,7 +148,7 @@ def test_tokens_of_an_answer(answer: str, start: int, place: tuple[int, int]) ->
     """Of a window that ends before the last word. A token that has a part of the answer belongs to it."""
     spans = np.asarray([[-1, -1], [0, 3], [4, 7], [8, 11], [-1, -1]])
     asked = Question("1", "?", "the red car day", (answer,), (start,))
-    assert squad._answer_tokens(spans, asked) == place
+    assert answer_spans._answer_tokens(spans, asked) == place
 
 
 def test_learns_to_find_a_word(encoder: str, tmp_path: Path) -> None:
@@ -178,7 +180,7 @@ def test_shared_answers_are_whole_in_some_window(shared_dir: Path) -> None:
 
     questions = load(find_task("SQuAD"), "dev", str(shared_dir / "data")).questions
     tokenizer = load_tokenizer(str(shared_dir / "teacher"))
-    windows = squad.encode(tokenizer, questions, 384)
+    windows = answer_spans.encode(tokenizer, questions, 384)
     logits = []
     for window, ids in enumerate(windows.encoded.input_ids):
         scores = np.zeros((2, len(ids)), np.float32)
@@ -186,7 +188,7 @@ def test_shared_answers_are_whole_in_some_window(shared_dir: Path) -> None:
         scores[1, windows.encoded.targets["end"][window]] = 5
         logits.append(scores)
     # Word pieces cannot end inside a piece, so a few gold spans gain characters.
-    found = squad.best_answers(windows, logits, questions)
+    found = answer_spans.best_answers(windows, logits, questions)
     f1 = [answer_f1(text, item.answers) for text, item in zip(found, questions, strict=True)]
     assert np.mean(f1) > 0.98
 

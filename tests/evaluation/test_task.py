@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from evaluation.sources.catalogue import find_task, find_tasks
+from evaluation.tasks.answer_spans import Question
 from evaluation.tasks.encoded import Encoded
-from evaluation.tasks.squad import Question
 from evaluation.tasks.task import Part, Split, Task
 from infra.settings.sections.task_settings import TaskSettings
 

@@ -12,7 +12,7 @@ from evaluation.finetuning import parallel
 from evaluation.main import main
 from infra.settings.recipe_file import load_recipe
 from infra.tracking.run import Run
-from offline_teacher.store.reader import open_store
+from offline_teacher.store.store import open_store
 from tests.evaluation.families import save_store
 
 pytest.importorskip("mlflow")

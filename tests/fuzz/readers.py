@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from evaluation.sources.catalogue import find_task
 from evaluation.sources.loading import load
-from evaluation.tasks.squad import read_questions
+from evaluation.tasks.answer_spans import read_questions
 from infra.files import storage
 from infra.settings.recipe_file import load_recipe
 from infra.settings.sections import Corpus, CorpusSource
@@ -29,9 +29,9 @@ from offline_teacher.corpus.problems import Problems
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.index import TaskIndex, shard_file
 from offline_teacher.store.paths import CONFIG, MANIFEST, SPEC, WEIGHTS
-from offline_teacher.store.pending import read_part_index, read_spec
-from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.records import encode
+from offline_teacher.store.store import Store, open_store
+from offline_teacher.store.unfinished import read_part_index, read_spec
 from offline_teacher.verification.verify import verify
 from tests.fuzz.mutations import mutate_bytes, mutate_json
 from tests.store.synthetic import make_store, small_plan

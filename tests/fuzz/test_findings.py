@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation.tasks.squad import read_questions
+from evaluation.tasks.answer_spans import read_questions
 from infra.errors import LONGEST_MESSAGE, UserError
 from infra.settings.sections import Corpus
 from offline_teacher.corpus.documents import documents

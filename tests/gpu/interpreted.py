@@ -13,7 +13,7 @@ import sys
 import torch
 
 from student_train.data.collate import NO_LABEL
-from student_train.objectives import kl_kernels
+from student_train.objectives import kl_loss
 
 
 def reduction() -> None:
@@ -52,7 +52,7 @@ def exact_loss() -> None:
         s[0], t[1] = s[0].sort().values, t[1].sort(descending=True).values
         scales = kl_scale.double(), mlm_scale.double()
         beside, gradient = wide[:, vocab_size:].clone(), s.double()
-        kl, ce = kl_kernels.exact_kernel(gradient, t.double(), label, *scales, temperature, mlm)
+        kl, ce = kl_loss.exact_kernel(gradient, t.double(), label, *scales, temperature, mlm)
         found_kl, found_ce = exact_kernel(s, t, label, kl_scale, mlm_scale, temperature, mlm)
         torch.testing.assert_close(found_kl.double(), kl, rtol=2e-6, atol=2e-6)
         torch.testing.assert_close(found_ce.double(), ce, rtol=2e-6, atol=2e-6)

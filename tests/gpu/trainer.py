@@ -15,7 +15,7 @@ import torch
 
 from infra.settings.recipe import Recipe
 from infra.settings.sections import Precision, Store, Train
-from offline_teacher.store.reader import open_store
+from offline_teacher.store.store import open_store
 from tests.gpu import stores
 from tests.gpu.models import Size, random_teacher, student_and_loss, tiny_config
 from tests.gpu.steps import NO_DEEPSPEED, deepspeed_there, world

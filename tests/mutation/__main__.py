@@ -41,13 +41,13 @@ TESTS = {
     "evaluation/measures/ranking.py": ("test_ranking_and_entities", "test_references"),
     "evaluation/measures/resampling.py": ("test_measures", "test_references"),
     "evaluation/measures": ("test_predictions",),
-    "evaluation/tasks/squad.py": ("test_squad", "test_bad_official", "test_hub_tasks"),
+    "evaluation/tasks/answer_spans.py": ("test_squad", "test_bad_official", "test_hub_tasks"),
     "evaluation/tasks/task.py": (
         "test_task", "test_official", "test_bad_official", "test_task_settings", "test_own_data"
     ),
     "evaluation/tasks/encoded.py": ("test_task",),
     **dict.fromkeys(
-        ("evaluation/tasks/beir.py", "evaluation/tasks/examples.py", "evaluation/tasks/rows.py",
+        ("evaluation/tasks/beir.py", "evaluation/tasks/examples.py", "evaluation/tasks/row_files.py",
          "evaluation/sources/own.py"),
         ("test_bad_tasks", "test_task_settings", "test_own_data", "test_own_rows"),
     ),

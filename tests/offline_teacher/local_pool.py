@@ -12,7 +12,7 @@ from offline_teacher.cluster.pool import Cluster
 from offline_teacher.cluster.work_queue import Item
 from offline_teacher.inputs.source import find_source, spec_of
 from offline_teacher.running.teacher_pass import parts_of, run_pass
-from offline_teacher.store.reader import Store, open_store
+from offline_teacher.store.store import Store, open_store
 
 
 class LocalPool:

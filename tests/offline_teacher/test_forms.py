@@ -17,7 +17,7 @@ from infra.settings.recipe_file import load_recipe
 from offline_teacher.main import main
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.paths import WEIGHTS
-from offline_teacher.store.reader import Store
+from offline_teacher.store.store import Store
 from offline_teacher.verification import deep
 from offline_teacher.verification.rerun import rerun
 from offline_teacher.verification.verify import verify

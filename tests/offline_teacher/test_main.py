@@ -18,7 +18,7 @@ from offline_teacher.main import _parser, main
 from offline_teacher.running import pass_record
 from offline_teacher.running.teacher_pass import parts_of
 from offline_teacher.store.block_reader import BlockReader
-from offline_teacher.store.reader import open_store
+from offline_teacher.store.store import open_store
 from tests import starts
 from tests.offline_teacher.stores import contents, finish, start
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from infra.errors import UserError
 from offline_teacher.main import main
-from offline_teacher.store.reader import Store
+from offline_teacher.store.store import Store
 from offline_teacher.verification.kept_mass_plot import plot_kept_mass
 from offline_teacher.verification.sample_view import Distributions, TaskView
 from tests.offline_teacher.local_pool import make

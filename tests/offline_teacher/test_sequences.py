@@ -25,8 +25,8 @@ from offline_teacher.sequences.tokenised_parts import (
 )
 from offline_teacher.sequences.tokenizer import load_encoder
 from offline_teacher.store.parts import read_part
-from offline_teacher.store.pending import finished_parts, read_part_index
 from offline_teacher.store.schema import Layout
+from offline_teacher.store.unfinished import finished_parts, read_part_index
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", "##s", "[", "]", "sep"]
 PAD, UNK, CLS, SEP = range(4)

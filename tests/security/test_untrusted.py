@@ -23,9 +23,9 @@ from offline_teacher.inputs.stored_teacher import stored_top
 from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import Manifest
 from offline_teacher.store.paths import CONFIG, POOLING, WEIGHTS
-from offline_teacher.store.pending import read_spec
-from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.records import decode, encode
+from offline_teacher.store.store import Store, open_store
+from offline_teacher.store.unfinished import read_spec
 from offline_teacher.verification.verify import verify
 from student_train.mirror import mirrored
 from tests.store.synthetic import make_store

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from offline_teacher.store.reader import Store
+from offline_teacher.store.store import Store
 from tests.store.synthetic import make_store
 
 

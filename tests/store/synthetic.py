@@ -19,8 +19,8 @@ from offline_teacher.store.manifest import Spec
 from offline_teacher.store.numbering import SplitPlan, Task
 from offline_teacher.store.parts import publish_part
 from offline_teacher.store.paths import CONFIG, POOLING, WEIGHTS
-from offline_teacher.store.reader import Store, open_store
 from offline_teacher.store.schema import FORMAT_VERSION, Layout, Plan, SpecialIds
+from offline_teacher.store.store import Store, open_store
 from offline_teacher.store.writer import TaskWriter, begin_store, finish_store
 
 SPECIAL = SpecialIds(pad=0, cls=2, sep=3, mask=4)

@@ -14,9 +14,9 @@ import pytest
 from infra.errors import UserError
 from offline_teacher.store import writer
 from offline_teacher.store.numbering import SplitPlan
-from offline_teacher.store.pending import finished_tasks
-from offline_teacher.store.reader import DamagedStore, Store, open_store
 from offline_teacher.store.schema import Layout
+from offline_teacher.store.store import DamagedStore, Store, open_store
+from offline_teacher.store.unfinished import finished_tasks
 from offline_teacher.store.writer import begin_store, finish_store
 from offline_teacher.verification.repair import damaged_directory, move_damaged
 from offline_teacher.verification.verify import verify

@@ -15,8 +15,8 @@ from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.numbering import SplitPlan
 from offline_teacher.store.parts import part_columns, read_part
 from offline_teacher.store.paths import shard_path
-from offline_teacher.store.pending import finished_tasks, read_part_index
-from offline_teacher.store.reader import DamagedStore, Store, open_store
+from offline_teacher.store.store import DamagedStore, Store, open_store
+from offline_teacher.store.unfinished import finished_tasks, read_part_index
 from offline_teacher.verification.verify import verify
 from tests.s3_server import FaultyProxy
 from tests.store.synthetic import make_store, make_text, small_layout, small_plan

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from infra.files import storage
-from offline_teacher.store.reader import DamagedStore, Store, open_store
 from offline_teacher.store.records import canonical, decode, encode
+from offline_teacher.store.store import DamagedStore, Store, open_store
 from offline_teacher.verification.verify import verify
 from tests.store.synthetic import make_store, small_plan
 from tests.store.test_round_trip import read_split

@@ -23,8 +23,8 @@ from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.blocks import MAX_BLOCK_OVERHEAD, MAX_SHARD_OVERHEAD, dequantise
 from offline_teacher.store.parts import read_part
 from offline_teacher.store.paths import shard_path
-from offline_teacher.store.pending import read_part_index
-from offline_teacher.store.reader import Store, open_store
+from offline_teacher.store.store import Store, open_store
+from offline_teacher.store.unfinished import read_part_index
 from offline_teacher.store.writer import TaskWriter, begin_store, finish_store
 from offline_teacher.verification.verify import verify
 from tests.store.synthetic import (

@@ -15,9 +15,9 @@ import pytest
 
 from infra.errors import UserError
 from offline_teacher.store.numbering import SplitPlan, Task
-from offline_teacher.store.pending import finished_tasks, quarantined_tasks
-from offline_teacher.store.reader import open_store
 from offline_teacher.store.schema import Layout, Plan
+from offline_teacher.store.store import open_store
+from offline_teacher.store.unfinished import finished_tasks, quarantined_tasks
 from offline_teacher.store.value_checks import check_block
 from offline_teacher.store.writer import TaskWriter, begin_store, finish_store, quarantine_task
 from offline_teacher.verification.verify import verify

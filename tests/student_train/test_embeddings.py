@@ -99,7 +99,7 @@ def vectors(model_dir: Path, ids: torch.Tensor, mask: torch.Tensor) -> torch.Ten
 def measured(root: Path, model_dir: Path, split: str = "validation") -> float:
     """Returns the mean embedding distance of the published directory on the texts of a split."""
     from offline_teacher.store.block_reader import BlockReader
-    from offline_teacher.store.reader import open_store
+    from offline_teacher.store.store import open_store
 
     store = open_store(str(root / "runs" / "tiny" / "store"))
     reader = BlockReader(store, split, ["input_ids", "token_count", "embedding"])

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from infra.errors import UserError
-from offline_teacher.store.reader import open_store
+from offline_teacher.store.store import open_store
 from student_train.data.phases import Phases
 from student_train.data.stream import Step
 from student_train.engine.learning_rate import learning_rate

@@ -64,7 +64,7 @@ def test_metrics_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_flop_of_a_step(alone: World, run_dir: Path, dropout: float) -> None:
     """FLOP of the triple loss of a one-layer student: products of encoder, both heads and both decoders."""
     from infra.settings.recipe_file import load_recipe
-    from offline_teacher.store.reader import open_store
+    from offline_teacher.store.store import open_store
 
     recipe = load_recipe(str(run_dir / "recipe.yaml"), [f"student.dropout={dropout}"])
     model, _ = model_and_objective(recipe.run("student"), open_store(recipe.store_path), alone)

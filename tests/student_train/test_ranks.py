@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from offline_teacher.store.block_reader import BlockReader
-from offline_teacher.store.reader import open_store
+from offline_teacher.store.store import open_store
 from student_train.data.order import SampleOrder
 from student_train.engine.world import World, free_port
 from student_train.trainer import Trainer

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from infra.errors import UserError
 from infra.files import storage
 from infra.settings.recipe_file import load_recipe
-from offline_teacher.store.reader import open_store
+from offline_teacher.store.store import open_store
 from student_train.engine import world as worlds
 from student_train.engine.world import World
 from student_train.objectives import triple_loss

@@ -23,8 +23,8 @@ from infra.files import storage
 from offline_teacher.models.weights import named_weights, top_weights
 from offline_teacher.store.manifest import Spec
 from offline_teacher.store.paths import POOLING
-from offline_teacher.store.reader import Store
 from offline_teacher.store.schema import Layout
+from offline_teacher.store.store import Store
 from student_train import main
 from tests.store import synthetic
 from tests.store.synthetic import SPECIAL, Columns, Teacher

@@ -15,7 +15,7 @@ from typing import Any
 from infra.files import storage
 from infra.settings.recipe import StudentRun
 from infra.settings.recipe_file import load_recipe
-from offline_teacher.store.reader import open_store
+from offline_teacher.store.store import open_store
 from tests.benchmarks.compare.arms import REFERENCE, Arm, Plan, dtype, slug
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from offline_teacher.main import main
-from offline_teacher.store.reader import Store
+from offline_teacher.store.store import Store
 from tests.offline_teacher.local_pool import make
 
 TASK = "e000-p00000-0001"

@@ -12,7 +12,7 @@ import yaml
 from infra.errors import UserError
 from offline_teacher.main import main
 from offline_teacher.store.block_reader import BlockReader
-from offline_teacher.store.reader import Store, open_store
+from offline_teacher.store.store import Store, open_store
 from offline_teacher.verification import deep
 from tests.offline_teacher.local_pool import make
 from tests.offline_teacher.tiny_teacher import save_bert

@@ -18,8 +18,8 @@ from infra.files import storage
 from infra.settings.sections import Train
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.numbering import SplitPlan
-from offline_teacher.store.reader import DamagedStore, Store, open_store
 from offline_teacher.store.schema import Layout
+from offline_teacher.store.store import DamagedStore, Store, open_store
 from student_train.data.order import SampleOrder, run_samples
 from student_train.data.reading import open_stream
 from student_train.data.stream import Allocate, Share, Step, Stream, new_array

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import BertForMaskedLM
 
-from offline_teacher.store.reader import Store
+from offline_teacher.store.store import Store
 from tests.student_train.objectives.from_stores import SEQUENCES
 from tests.student_train.tiny_run import make_store, make_teacher
 

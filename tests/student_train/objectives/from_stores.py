@@ -10,7 +10,7 @@ from transformers import BertForMaskedLM
 
 from infra.settings.sections import Student, Train
 from offline_teacher.models.replay import Replay
-from offline_teacher.store.reader import Store
+from offline_teacher.store.store import Store
 from student_train.data.loss_needs import required_columns
 from student_train.data.order import SampleOrder
 from student_train.data.reading import open_stream

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from student_train.objectives import kl_kernels
+from student_train.objectives import kl_loss
 from student_train.objectives import triple_loss as losses
 from student_train.objectives.soft_targets import ExactTarget
 from tests.student_train.objectives.loss_cases import (
@@ -129,9 +129,7 @@ def test_temperature_of_a_tail_that_underflows() -> None:
     s = torch.tensor([[0.0, -200.0, -201.0]])
     ids, p = torch.tensor([[0]]), torch.tensor([[0.75]])
     one = torch.ones(1)
-    kl, _ = kl_kernels.topk_kernel(
-        s, ids, p, torch.tensor([0.25]), torch.tensor([-100]), one, one, 1.0, False
-    )
+    kl, _ = kl_loss.topk_kernel(s, ids, p, torch.tensor([0.25]), torch.tensor([-100]), one, one, 1.0, False)
     log_q_tail = float(torch.logsumexp(torch.tensor([-200.0, -201.0]), 0))
     expected = 0.75 * torch.tensor(0.75).log() + 0.25 * (torch.tensor(0.25).log() - log_q_tail)
     assert float(kl) == pytest.approx(float(expected), rel=1e-5)
@@ -189,7 +187,7 @@ def test_every_tensor_has_an_effect() -> None:
 
 
 class CountedKernel:
-    def __init__(self, kernel: kl_kernels.Kernel) -> None:
+    def __init__(self, kernel: kl_loss.Kernel) -> None:
         self.kernel, self.rows = kernel, 0
 
     def __call__(self, s: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -210,7 +208,7 @@ def test_a_term_that_is_off_costs_nothing(
     changes: dict[str, float], exact: int, mlm: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = make_case(14, n=30)
-    counters = CountedKernel(kl_kernels.exact_kernel), CountedKernel(kl_kernels.mlm_kernel)
+    counters = CountedKernel(kl_loss.exact_kernel), CountedKernel(kl_loss.mlm_kernel)
     monkeypatch.setattr(ExactTarget, "kernel", counters[0])
     monkeypatch.setattr(losses, "mlm_kernel", counters[1])
     fused_loss(case, target_of(case, None), chunk_size=1, **changes)

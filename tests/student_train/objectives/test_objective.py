@@ -13,7 +13,7 @@ from transformers import BertForMaskedLM
 from infra.errors import UserError
 from infra.settings.sections import SOFT_TARGETS, Train
 from offline_teacher.models.recording import QueriesKeysValues
-from offline_teacher.store.reader import Store
+from offline_teacher.store.store import Store
 from student_train.data.loss_needs import checked_soft_target_kind
 from student_train.data.order import dropout_seed
 from student_train.objectives.validation import validate

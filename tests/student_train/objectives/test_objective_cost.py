@@ -10,9 +10,9 @@ import torch
 from transformers import BertForMaskedLM
 
 from offline_teacher.models.replay import Replay
-from offline_teacher.store.reader import Store
+from offline_teacher.store.store import Store
 from student_train.objectives import triple_loss
-from student_train.objectives.kl_kernels import exact_kernel, mlm_kernel
+from student_train.objectives.kl_loss import exact_kernel, mlm_kernel
 from student_train.objectives.soft_targets import ExactTarget
 from student_train.student.model import StudentModel
 from tests.student_train.objectives.from_stores import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BertForMaskedLM
 
-from offline_teacher.store.reader import Store
+from offline_teacher.store.store import Store
 from student_train.data.order import SampleOrder
 from student_train.data.reading import open_stream
 from student_train.objectives.validation import validate

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from infra.cpu import native
-from student_train.objectives import kl_kernels, native_kl
+from student_train.objectives import kl_loss, native_kl
 from student_train.objectives import triple_loss as losses
 from tests.student_train.objectives.loss_cases import (
     fused_loss,
@@ -39,7 +39,7 @@ def test_the_native_kernel_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
         kl_scale[3] = 0.0
         biases = torch.randn(2, v, generator=generator)
         wide = s.double() + biases[0]
-        expected = kl_kernels.exact_kernel(
+        expected = kl_loss.exact_kernel(
             wide, t.double() + biases[1], labels, kl_scale.double(), mlm_scale.double(), 2.0, True
         )
         assert native_kl.usable(s, t)
@@ -55,16 +55,16 @@ def test_without_a_cpp_compiler_the_exact_target_is_compiled_by_torch(
     with pytest.warns(RuntimeWarning, match="no C\\+\\+ compiler was found"):
         assert native_kl._library.__wrapped__() is None
     monkeypatch.setattr(native_kl, "_library", lambda: None)
-    kernels: list[kl_kernels.Kernel] = []
+    kernels: list[kl_loss.Kernel] = []
 
-    def fused(kernel: kl_kernels.Kernel) -> kl_kernels.Kernel:
+    def fused(kernel: kl_loss.Kernel) -> kl_loss.Kernel:
         kernels.append(kernel)
         return kernel
 
     monkeypatch.setattr(losses, "fused", fused)
     case = make_case(19).to(torch.float32)
     assert torch.isfinite(fused_loss(case, target_of(case, None), compile=True).total)
-    assert set(kernels) == {kl_kernels.exact_kernel}
+    assert set(kernels) == {kl_loss.exact_kernel}
 
 
 @pytest.mark.parametrize("k", [None, 6])
@@ -80,13 +80,13 @@ def test_compiled_equals_eager(k: int | None) -> None:
 
 COMPARED = """
 import torch
-from student_train.objectives import kl_kernels
+from student_train.objectives import kl_loss
 generator = torch.Generator().manual_seed(0)
 logits, ids = torch.randn(8, 50, generator=generator), torch.arange(48).view(8, 6)
 p, scale = torch.full((8, 6), 1 / 8), torch.ones(8)
 given = ids, p, torch.full((8,), 1 / 4), ids[:, 0], scale, scale, 2.0, True
 results = [kernel(logits.clone(), *given) for kernel in
-           (kl_kernels.topk_kernel, kl_kernels.fused(kl_kernels.topk_kernel))]
+           (kl_loss.topk_kernel, kl_loss.fused(kl_loss.topk_kernel))]
 torch.testing.assert_close(*results)
 """
 
@@ -108,11 +108,11 @@ def test_two_kinds_of_processor_can_share_the_cache_of_kernels(root_dir: Path, t
 
 
 @pytest.fixture
-def compiled_to(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[kl_kernels.Kernel], None]]:
+def compiled_to(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[kl_loss.Kernel], None]]:
     """Returns a function that sets what torch.compile makes of a kernel."""
-    kl_kernels.fused.cache_clear()
+    kl_loss.fused.cache_clear()
     yield lambda kernel: monkeypatch.setattr(torch, "compile", lambda *_, **__: kernel)
-    kl_kernels.fused.cache_clear()
+    kl_loss.fused.cache_clear()
 
 
 def test_falls_back_to_eager_with_one_warning(compiled_to: Callable[..., None]) -> None:
@@ -142,7 +142,7 @@ def test_an_error_of_a_kernel_that_worked_is_raised(compiled_to: Callable[..., N
     def breaks_later(*arguments: Any) -> tuple[Tensor, Tensor]:
         if next(calls) > 1:
             raise RuntimeError("an illegal memory access")
-        return kl_kernels.topk_kernel(*arguments)
+        return kl_loss.topk_kernel(*arguments)
 
     compiled_to(breaks_later)
     case = make_case(19)
@@ -168,6 +168,6 @@ def test_padding_of_the_vocabulary_changes_no_kl(temperature: float) -> None:
     expected = (log_p.exp() * (log_p - log_q)).sum(1)
     s, t = (functional.pad(z, (0, 3), value=torch.finfo(z.dtype).min / 2) for z in (student, teacher))
     ones = torch.ones(4)
-    kl, _ = kl_kernels.exact_kernel(s, t, torch.zeros(4, dtype=torch.int64), ones, ones, temperature, True)
+    kl, _ = kl_loss.exact_kernel(s, t, torch.zeros(4, dtype=torch.int64), ones, ones, temperature, True)
     torch.testing.assert_close(kl.double(), expected, rtol=1e-4, atol=1e-5)
     assert torch.isfinite(s).all()

@@ -127,10 +127,10 @@ def read_part_index(root: str, split: str, part: int) -> tuple[PartIndex, str]:
 def read_parts(root: str, split: str, count: int | None = None) -> Iterator[tuple[PartIndex, str]]:
     """Yields ``read_part_index`` of the first ``count`` parts, in order; None: of all finished parts."""
     parts = range(finished_parts(root, split) if count is None else count)
-    return in_order(lambda part: read_part_index(root, split, part), parts)
+    return map_in_order(lambda part: read_part_index(root, split, part), parts)
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T], threads: int = THREADS) -> Iterator[R]:
+def map_in_order(function: Callable[[T], R], items: Iterable[T], threads: int = THREADS) -> Iterator[R]:
     """Yields ``function`` of each item, in order, like ``map``, but with several threads."""
     with ThreadPoolExecutor(threads) as pool:
         yield from ahead(pool, function, items, 2 * threads)

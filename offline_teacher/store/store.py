@@ -12,7 +12,7 @@ from typing import Any
 from infra.errors import UserError, WrongContent
 from infra.files import storage
 from infra.files.cache import Cache
-from offline_teacher.store import paths, pending
+from offline_teacher.store import paths, unfinished
 from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import Manifest, Spec, SplitRecord
 from offline_teacher.store.numbering import SplitPlan, Task
@@ -127,7 +127,7 @@ class Store:
 def _read_index(root: str, spec: Spec, splits: Mapping[str, Split], split: str, number: int) -> TaskIndex:
     task = splits[split].plan.task(number)
     try:
-        return pending.task_index(root, spec, split, task, splits[split].tasks[number])[0]
+        return unfinished.task_index(root, spec, split, task, splits[split].tasks[number])[0]
     except ValueError as error:
         raise DamagedStore(root, f"{paths.TASKS}/{split}/{task.name}.json {error}") from None
 
@@ -140,7 +140,7 @@ def open_store(root: str) -> Store:
         if spec_and_manifest is not None:
             return Store(root, *spec_and_manifest)
     except ValueError as error:
-        pending.refuse_format_1(root)
+        unfinished.refuse_format_1(root)
         raise DamagedStore(root, str(error)) from None
     raise UserError(incomplete_message(root))
 
@@ -164,13 +164,13 @@ def read_root(root: str) -> tuple[Spec, Manifest] | None:
 
 def incomplete_message(root: str) -> str:
     """Returns an error message that says what is missing from a store without a manifest."""
-    spec = pending.read_spec(root)
+    spec = unfinished.read_spec(root)
     missing = total = 0
     for split in SPLITS:
-        rows = [index.rows for index, _ in pending.read_parts(root, split)]
+        rows = [index.rows for index, _ in unfinished.read_parts(root, split)]
         if sum(rows):
             tasks = SplitPlan.of(split, tuple(rows), spec.plan).task_count
-            total, missing = total + tasks, missing + tasks - len(pending.finished_tasks(root, split))
+            total, missing = total + tasks, missing + tasks - len(unfinished.finished_tasks(root, split))
     if total == 0:
         what = "its text is not tokenised yet"
     else:
