@@ -144,7 +144,7 @@ def test_wrong_models(
 
 def test_a_secret_in_the_place_of_tracking(encoder: str, toy_data: str, tmp_path: Path) -> None:
     arguments = [*command(toy_data, tmp_path / "out", encoder), "--tracking", "https://me:secret@host"]
-    with pytest.raises(UserError, match="--tracking: holds a password; settings are copied"):
+    with pytest.raises(UserError, match="--tracking: holds a password; settings are saved"):
         main(arguments)
     assert not (tmp_path / "out").exists()
 
