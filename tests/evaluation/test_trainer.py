@@ -55,7 +55,7 @@ def test_without_warm_up_and_dropout_the_weights_are_the_trainers(
         for row in order
     ]
     collator = DataCollatorWithPadding(load_tokenizer(encoder))
-    run = Trainer(theirs, arguments, train_dataset=dataset, data_collator=collator)  # type: ignore[arg-type]
+    run = Trainer(theirs, arguments, train_dataset=dataset, data_collator=collator)
     assert run.train().global_step == fitted.steps == EPOCHS * ROWS // SIZE
 
     found = dict(ours.named_parameters())
