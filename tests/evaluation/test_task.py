@@ -15,14 +15,18 @@ from evaluation.tasks.task import Part, Split, Task
 from infra.settings.sections.task_settings import TaskSettings
 
 QUESTION = Question("7", "who ?", "the red car", ("red",), (4,))
-TASK = Task(name="t", metrics=("accuracy", "f1"), parts={"dev": Part("dev.tsv", None, "validation")})
+DEV = Part("dev.tsv", None, "validation")
+
+
+def plain_task(**more: Any) -> Task:
+    return Task(name="t", metrics=("accuracy", "f1"), parts={"dev": DEV}, **more)
 
 
 def test_a_task_that_says_nothing_else_has_two_classes() -> None:
-    assert (TASK.kind, TASK.labels, TASK.label, TASK.hub_label) == (
-        "classification", ("0", "1"), "label", "label"
-    )  # fmt: skip
-    assert (TASK.skip_short_rows, TASK.no_answer, TASK.pooling, TASK.own) == (False, False, "mean", None)
+    task = plain_task()
+    assert (task.kind, task.labels) == ("classification", ("0", "1"))
+    assert (task.label, task.hub_label) == ("label", "label")
+    assert (task.skip_short_rows, task.no_answer, task.pooling, task.own) == (False, False, "mean", None)
 
 
 def test_settings_make_a_task_the_users_own_if_they_name_a_kind() -> None:
@@ -35,9 +39,16 @@ def test_settings_make_a_task_the_users_own_if_they_name_a_kind() -> None:
 
 
 def test_a_tasks_score_is_the_mean_of_its_main_metrics_on_its_scored_parts() -> None:
-    assert TASK.main_metrics == ("accuracy", "f1")
-    main = Task(name="t", metrics=("accuracy", "f1"), own_main_metrics=("f1",), parts=TASK.parts)
+    assert plain_task().main_metrics == ("accuracy", "f1")
+    main = plain_task(own_main_metrics=("f1",))
     assert (main.main_metrics, main.metric_keys) == (("f1",), ["accuracy", "f1"])
+    own = TaskSettings(name="t", kind="similarity", test="t.csv", text=("a", "b"), label="x")
+    (tested,) = find_tasks([own])
+    assert (tested.scored_parts, tested.test_parts) == (["test"], [])
+    assert tested.metric_keys == ["spearman", "pearson"]
+    files = {"train": "t.csv", "test": "t.csv", "text": ("a",), "label": "x", "labels": ("0", "1")}
+    (tested,) = find_tasks([TaskSettings(name="t", kind="classification", **files)])  # type: ignore[arg-type]
+    assert (tested.scored_parts, tested.metric_keys) == (["test"], ["accuracy"])
     mnli = find_task("MNLI")
     assert mnli.dev_parts == mnli.scored_parts == ["dev_matched", "dev_mismatched"]
     assert mnli.metric_keys == ["accuracy_matched", "accuracy_mismatched"]
@@ -91,7 +102,7 @@ def test_rows_have_their_own_lengths() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [TASK, TASK.parts["dev"], QUESTION, Split([], None), Encoded([], [])],
+    [plain_task(), DEV, QUESTION, Split([], None), Encoded([], [])],
     ids=lambda one: type(one).__name__,
 )
 def test_no_attribute_can_be_set(value: Any) -> None:
