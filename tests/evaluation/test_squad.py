@@ -19,6 +19,7 @@ from evaluation.sources.loading import load
 from evaluation.tasks import answer_spans
 from evaluation.tasks.answer_spans import Question
 from evaluation.tasks.encoded import Encoded
+from infra.errors import UserError
 from infra.settings.sections import Evaluation
 from tests.evaluation.test_bad_official import SQUAD_START
 from tests.evaluation.test_hub_tasks import hub_split
@@ -110,17 +111,19 @@ def test_no_answer_is_chosen_where_every_window_prefers_it() -> None:
     )
     asked = [Question("1", "?", "red car day", (), ()), Question("2", "?", "a house", (), ())]
 
-    def answer(*logits: np.ndarray, no_answer: bool = True) -> list[str]:
+    def answer(*logits: np.ndarray, **more: bool) -> list[str]:
         count = len(logits)
         windows = answer_spans.Windows(Encoded([], []), [0] * count, [spans] * count)
-        return answer_spans.best_answers(windows, logits, asked, no_answer)
+        return answer_spans.best_answers(windows, logits, asked, **more)
 
-    assert answer(prefers) == ["", ""]  # 10 is above 1 + 2; the second question has no window
-    assert answer(prefers, no_answer=False) == ["red car", ""]
-    assert answer(prefers, finds) == answer(finds, prefers) == ["car", ""]  # 1 + 1 is below 3 + 1
+    assert answer(prefers, no_answer=True) == ["", ""]  # 10 is above 1 + 2; the second question has no window
+    assert answer(prefers) == ["red car", ""]
+    assert (
+        answer(prefers, finds, no_answer=True) == answer(finds, prefers, no_answer=True) == ["car", ""]
+    )  # 1 + 1 is below 3 + 1
     tie = prefers.copy()
     tie[:, 0] = 1.5
-    assert answer(tie) == ["red car", ""]
+    assert answer(tie, no_answer=True) == ["red car", ""]
 
 
 @pytest.mark.parametrize(("length", "budget", "overlap"), [(30, 7, 10), (300, 64, 100), (400, 64, 128)])
@@ -141,14 +144,20 @@ def test_room_for_the_question_and_overlap(encoder: str, length: int, budget: in
 
 @pytest.mark.parametrize(
     ("answer", "start", "place"),
-    [("red car", 4, (2, 3)), ("car", 8, (3, 3)), ("ed", 5, (2, 2)), ("re", 4, (2, 2)), ("day", 12, (0, 0)),
-     ("car day", 8, (0, 0)), ("ed car", 5, (2, 3))],
+    [("the", 0, (1, 1)), ("red car", 4, (2, 3)), ("car", 8, (3, 3)), ("ed", 5, (2, 2)),
+     ("re", 4, (2, 2)), ("day", 12, (0, 0)), ("car day", 8, (0, 0)), ("ed car", 5, (2, 3))],
 )  # fmt: skip
 def test_tokens_of_an_answer(answer: str, start: int, place: tuple[int, int]) -> None:
     """Of a window that ends before the last word. A token that has a part of the answer belongs to it."""
     spans = np.asarray([[-1, -1], [0, 3], [4, 7], [8, 11], [-1, -1]])
     asked = Question("1", "?", "the red car day", (answer,), (start,))
     assert answer_spans._answer_tokens(spans, asked) == place
+
+
+def test_a_token_beside_an_answer_does_not_belong_to_it() -> None:
+    spans = np.asarray([[-1, -1], [0, 3], [3, 6], [6, 9], [-1, -1]])
+    asked = Question("1", "?", "redcarday", ("car",), (3,))
+    assert answer_spans._answer_tokens(spans, asked) == (2, 2)
 
 
 def test_learns_to_find_a_word(encoder: str, tmp_path: Path) -> None:
@@ -239,6 +248,19 @@ def test_an_answer_is_looked_for_where_it_stands(
     assert moved.startswith(f"{start} (first: ")
     assert absent.startswith("SQuAD train: answers that do not occur in their context, left out: 1, ")
     assert "left out: 1 (first: question q5 of " in absent
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [('[{"paragraphs": 1}]', "data[0]: field 'paragraphs' is not a list"),
+     ('[{"paragraphs": [{"context": 1}]}]', "data[0].paragraphs[0]: field 'context' is not a text")],
+)  # fmt: skip
+def test_a_field_of_another_type_is_named(content: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(f'{{"data": {content}}}')
+    with pytest.raises(UserError) as caught:
+        answer_spans.read_questions(str(path))
+    assert str(caught.value) == f"{path}: {says}"
 
 
 def test_an_answer_that_does_not_occur_leaves_the_others(tmp_path: Path) -> None:
