@@ -1,4 +1,4 @@
-"""Draws bootstrap resamples of dev sets and computes metrics of many resamples at once.
+"""Draws bootstrap resamples of dev sets and computes metrics of many resamples at once, for `intervals`.
 
 Dimensions of arrays: n examples of a dev set, R resamples. Weights [n, R] say how often each example occurs
 in each resample; a column of ones represents the dev set itself.

@@ -4,7 +4,8 @@ Each kernel takes the student's logits ``s`` [C, V], and overwrites them with th
 ``s`` of ``sum(kl_scale * T * KL) + sum(mlm_scale * CE)``. It returns KL [C] and CE [C] in nats; CE is 0 at
 positions without a label. Inputs may be bfloat16 or float16; the arithmetic is float32, or float64 for
 float64. The kernels are plain tensor operations, which torch.compile fuses into a few passes over a row in
-the cache.
+the cache. For exact targets a CPU usually runs the same formula in C++ (`native_kl`), and a GPU in Triton
+(`kl_triton`); `triple_loss` chooses, and applies T^2 and the weights.
 
 KL is the sum of p (log p - log q); in float32 its error is about 2e-7, from rounding both normalisers.
 

@@ -1,4 +1,4 @@
-// Finds the best answers in the logits of windows, with the same search as evaluation/tasks/squad.py.
+// Finds the best answers in the logits of windows, with the same search as evaluation/tasks/answer_spans.py.
 import type { Row } from "./windows";
 
 const N_BEST = 20;
