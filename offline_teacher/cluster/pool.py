@@ -282,7 +282,8 @@ class Pool:
             self._end(worker)
             busy = any(other.in_time for other in self.workers if other not in lost)
             if died:
-                for item in [*worker.items.values()] or [None]:
+                held: list[Item | None] = [*worker.items.values()]
+                for item in held or [None]:
                     self._log.report(worker.place, item, f"the worker died: {last_line(reason)}", reason)
             self._work.lost(worker, reason, busy, died)
         for worker in [worker for worker in self.workers if self._work.is_broken(worker)]:
