@@ -242,7 +242,7 @@ def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[An
         teacher_of,
     )
     from offline_teacher.models.replay import Replay
-    from offline_teacher.models.split import lower_of
+    from offline_teacher.models.split import lower_part_from_weights
     from student_train.data.loss_needs import teacher_output_layout
     from student_train.objectives.freezing import freeze_unreached
     from student_train.objectives.objective import Objective
@@ -257,7 +257,11 @@ def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[An
             run.student, train, config, weights if layout.teacher_weights else None, pooling
         )
         replay = Replay(config, weights, layout.replay_layers) if layout.hidden_states != "none" else None
-        live = lower_of(config, weights, layout.replay_layers) if train.teacher == "live" else None
+        live = (
+            lower_part_from_weights(config, weights, layout.replay_layers)
+            if train.teacher == "live"
+            else None
+        )
         objective = Objective(train, layout, replay, live, pooling)
         model.flops_per_token = freeze_unreached(model, objective)
     for part in (replay, live):

@@ -27,7 +27,7 @@ Result = dict[str, Any]
 def run_all(work: list[Work], workers: int, done: Callable[[Job, Result], None]) -> None:
     """Runs every job; calls ``done`` with each job and the content of its score file.
 
-    No job is started after the first UserError, which is raised.
+    Raises the first UserError at once; no further job is started.
     """
     if workers == 1 or len(work) < 2:
         _in_process(work, done)
@@ -66,9 +66,9 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
         gpus = gpu_share(workers, int(ray.cluster_resources().get("GPU", 0)))
         threads = max(1, (os.cpu_count() or 1) // workers)
         remote_run = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=REPEATS)(_run_with_threads)
-        # one copy per task, not per run
+        # one copy of the data per benchmark task, not per job
         shared = {id(splits): ray.put(splits) for _, splits in work}
-        waiting: Iterator[Work] = iter(work)  # an iterator, because the inner loop stops and goes on
+        waiting: Iterator[Work] = iter(work)  # so that the inner loop continues where it stopped
         running: dict[Any, Job] = {}
         with console.progress(len(work), "runs", "fine-tuning") as shown:
             while True:
@@ -99,7 +99,8 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
 
 
 def gpu_share(workers: int, gpus: int) -> float:
-    """Returns the share of a GPU for each run: the largest with which all workers can run at once.
+    """Returns the share of a GPU for each run: the largest share at which all workers fit on the
+    GPUs at once.
 
     Ray sets CUDA_VISIBLE_DEVICES of a run to the GPU that it chose.
     """

@@ -3,9 +3,9 @@
 A score is the median over S fine-tuning seeds of a metric on n dev examples. It has two sources of error: the
 choice of the dev examples and the choice of the seeds.
 
-* Examples: the dev set is resampled with replacement (``resampling``), with the same examples for every seed
-  and model, so that models are compared in pairs. The covariance of the medians over resamples is the
-  bootstrap estimate (Efron and Tibshirani 1993, chapter 6), with n - 1 degrees of freedom.
+* Examples: the dev set is resampled with replacement (`resampling` does it), with the same examples for
+  every seed and model, so that models are compared in pairs. The covariance of the medians over resamples is
+  the bootstrap estimate (Efron and Tibshirani 1993, chapter 6), with n - 1 degrees of freedom.
 * Seeds: the variance between a model's seeds, minus the part that the examples explain, is divided by S and
   multiplied by ``MEDIAN_VARIANCE``. Without the subtraction it has S - 1 degrees of freedom. The seeds of
   different models count as independent. Nothing is subtracted if that makes the interval shorter.

@@ -1,4 +1,7 @@
-"""Compares the rows of a report: intervals, retention, gap closed and paired differences."""
+"""Compares the rows of a report: intervals, retention, gap closed and paired differences.
+
+retention = student / teacher; gap closed = (student - reference) / (teacher - reference).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ def add_comparisons(
 ) -> None:
     """Adds best_reference, retention, gaps closed, differences and intervals to every row.
 
-    tasks: estimates of each task by name; macro: of the macro score. Their models have the order of ``rows``.
+    ``tasks``: task name -> estimates; ``macro``: estimates of the macro score. Model i of each is the i-th
+    row. A row's ``references``: kind of start -> name of the row.
     """
     names = list(rows)
     for row in rows.values():
@@ -52,7 +56,8 @@ def _best_reference(row: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]
 
 
 def _positions(name: str, row: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, tuple[int, ...]]:
-    """Returns ratio -> positions of student, teacher and reference in ``names``; () if it is undefined."""
+    """Returns name of the ratio -> positions in ``names`` of student, teacher and (not for retention)
+    reference; () if that ratio is undefined, as a gap closed is without its reference."""
     if name == TEACHER or TEACHER not in names:
         return dict.fromkeys(("retention", "gap_closed", "gap_closed_best"), ())
     student, teacher = names.index(name), names.index(TEACHER)
@@ -88,7 +93,7 @@ def _differences(
     tasks: Mapping[str, Estimates], macro: Estimates, position: int, other: int
 ) -> dict[str, Any]:
     """Returns the difference of the macro scores, and in ``by_task`` those of the tasks' scores."""
-    by_task = {task: _difference(scores, position, other) for task, scores in tasks.items()}
+    by_task = {task: _difference(estimates, position, other) for task, estimates in tasks.items()}
     return _difference(macro, position, other) | {"by_task": by_task}
 
 

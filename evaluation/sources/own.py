@@ -1,4 +1,4 @@
-"""A user's own task: makes a ``Task`` of the user's settings, and reads its examples."""
+"""A user's own task: makes a ``Task`` from the user's settings, and reads its examples."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ def own_task(settings: TaskSettings, where: str) -> Task:
         texts=texts,
         label=TAGS if conll and settings.label is None else settings.label or "",
         labels=settings.labels,
+        # Classification computes only its first metric unless the user lists some.
         metrics=metrics if settings.metrics or settings.kind != "classification" else metrics[:1],
         own_main_metrics=metrics[:1],
         parts={name: Part("", None, "") for name in _parts(settings)},
@@ -63,7 +64,7 @@ def own_task(settings: TaskSettings, where: str) -> Task:
 
 
 def _parts(settings: TaskSettings) -> list[str]:
-    """Returns the names of the splits. If there is no file for dev, dev is a part of train."""
+    """Returns the names of the splits. If there is no file for dev, dev is divided off train."""
     if not KINDS[settings.kind or ""].fine_tuned:
         return ["test" if settings.test else "dev"]
     return ["train", "dev", *(["test"] if settings.test else [])]
@@ -85,7 +86,8 @@ def _require_consistent(settings: TaskSettings, where: str) -> None:
     assert kind is not None
     data = (settings.train, settings.dev, settings.test)
     allowed = _COLUMNS.get(kind, (1, 2))
-    if not (kind == "tokens" and count == 0 and any(data) and _is_conll(settings)):
+    columns_are_fixed = kind == "tokens" and count == 0 and any(data) and _is_conll(settings)
+    if not columns_are_fixed:
         numbers = " or ".join(map(str, allowed))
         require(count in allowed, f"text: {kind} takes {numbers} columns of text, not {count}")
         needs_label = kind not in _UNLABELLED
@@ -99,11 +101,13 @@ def _require_consistent(settings: TaskSettings, where: str) -> None:
         require(settings.train is not None, "train: is required, for example train: train.csv")
     else:
         require(settings.train is None, f"train: {kind} scores a model without training; give dev or test")
-        require(bool(settings.dev or settings.test), "test: is required, for example test: test.tsv")
+        require(any(data), "test: dev or test is required, for example test: test.tsv")
     for name in ("corpus", "queries"):
         given = getattr(settings, name) is not None
-        require(given or kind != "retrieval", f"{name}: is required, for example {name}: {name}.jsonl")
-        require(not given or kind == "retrieval", f"{name}: is for kind: retrieval, not {kind}; leave it out")
+        if kind == "retrieval":
+            require(given, f"{name}: is required, for example {name}: {name}.jsonl")
+        else:
+            require(not given, f"{name}: is for kind: retrieval, not {kind}; leave it out")
     require(not settings.labels or kind in _CLASSES, f"labels: {kind} has no classes; leave it out")
     require(len(settings.labels) != 1, "labels: names one class; there must be two or more")
     twice = next((label for label in settings.labels if settings.labels.count(label) > 1), None)
@@ -251,6 +255,6 @@ def require_numbers(settings: TaskSettings, where: str) -> None:
 
 
 def data_fields(settings: TaskSettings) -> list[str]:
-    """Returns those given settings that only a user's own task may have."""
+    """Returns the names of the settings that the user gave and that only an own task may have."""
     names = (*PATHS, "hub", "config", "format", "text", "label", "labels", "id", "metrics")
     return [name for name in names if getattr(settings, name)]

@@ -1,4 +1,4 @@
-"""``python -m infra.demo``: makes the material, runs the three stage commands, and shows what came out."""
+"""``python -m infra.demo``: writes the inputs, runs the three stage commands, and shows what came out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from infra import console
 from infra.cpu.processor import computes_bfloat16
-from infra.demo.material import make_material
+from infra.demo.inputs import write_inputs
 from infra.demo.result import result_table
 from infra.demo.stage import run_stage
 from infra.files import storage
@@ -51,7 +51,7 @@ def main() -> None:
     recipe = load_recipe(str(RECIPE), overrides)
     begin = time.monotonic()
     say("writing text in a small language, five labelled tasks and a teacher (about 2 s)")
-    make_material(Path(recipe.root) / "input")
+    write_inputs(Path(recipe.root) / "input")
     binaries = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"}
     for name, (words, duration) in commands(overrides).items():

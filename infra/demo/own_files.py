@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from infra import console
+from infra.demo.inputs import CORPUS, TEACHER
 from infra.demo.language import documents
-from infra.demo.material import CORPUS, TEACHER
 from infra.demo.tasks import TASKS, task_files
 from infra.files.storage import publish_if_changed
 

@@ -26,8 +26,8 @@ OPTIONAL = ("corpus", "teacher")
 """Sections that only the teacher pass needs."""
 VARIANT_SECTIONS = ("student", "train")
 """Sections that each of several students may set for itself."""
-SECRET_NAME = re.compile(r"token|secret|passw|key|sig|credential", re.IGNORECASE)
-"""Matches the name of a URL parameter that is a secret."""
+SECRET_NAME = "token|secret|passw|key|sig|credential"
+"""Regular expression that is found, in any case, in the name of a URL parameter that is a secret."""
 _ADAPTER = TypeAdapter(Recipe)
 _TYPES: dict[str, Any] = {
     name: kind for name, kind in typing.get_type_hints(Recipe).items() if not name.startswith("_")
@@ -49,7 +49,7 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{path}: a recipe is a mapping of sections, this is {shortened(tree)}")
     for section in SECTIONS:
         if section in tree and tree[section] is None and section not in OPTIONAL:
-            tree[section] = {}  # all keys of the section are commented out
+            tree[section] = {}  # `section:` whose keys are all commented out is read as null
     for override in overrides:
         _apply_override(tree, override)
     students = tree.pop("students", None) or {}
@@ -96,7 +96,7 @@ def _check_students(recipe: Recipe, path: str) -> None:
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    section, dot, name = key.partition(".")
+    first, dot, rest = key.partition(".")
     where = f"override {key}"
     if not equals or not key.strip() or (key in SECTIONS):
         raise UserError(f"override {override!r}: write section.key=value, for example train.seed=1")
@@ -105,23 +105,24 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             raise UserError(_unknown(where, key, ["name", "output"]))
         tree[key] = _override_value(text, _TYPES[key])
         return
-    if section == "students":
-        tree = _student_tree(tree, name, where)
-        section, _, name = name.partition(".")[2].partition(".")
+    target, section, name = tree, first, rest
+    if first == "students":
+        target = _student_tree(tree, rest, where)
+        section, _, name = rest.partition(".")[2].partition(".")
     if section not in SECTIONS:
         raise UserError(_unknown(f"{where}: unknown section {section}", section, list(SECTIONS)))
     if name not in SECTIONS[section]:
         raise UserError(_unknown(f"{where}: unknown key", name, list(SECTIONS[section])))
-    values = tree.setdefault(section, {})
+    values = target.setdefault(section, {})
     if not isinstance(values, dict):
         raise UserError(f"{section}: expected a mapping of settings, not {shortened(values)}")
     values[name] = _override_value(text, SECTIONS[section][name])
 
 
-def _student_tree(tree: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+def _student_tree(tree: dict[str, Any], rest: str, where: str) -> dict[str, Any]:
     """Returns the mapping of one student's sections, for an override ``students.NAME.section.key=value``.
-    ``name``: the part after ``students.``."""
-    students, student = tree.get("students"), name.partition(".")[0]
+    ``rest``: the part after ``students.``."""
+    students, student = tree.get("students"), rest.partition(".")[0]
     if not isinstance(students, dict) or student not in students:
         raise UserError(_unknown(f"{where}: unknown student {student}", student, list(students or {})))
     students[student] = own = students[student] if isinstance(students[student], dict) else {}
@@ -129,8 +130,8 @@ def _student_tree(tree: dict[str, Any], name: str, where: str) -> dict[str, Any]
 
 
 def _override_value(text: str, kind: Any) -> Any:
-    """Parses the value of an override as YAML; invalid YAML (``*.txt``), and a scalar for a field that takes
-    only text, stay text."""
+    """Parses the value of an override as YAML. Invalid YAML (such as ``*.txt``) stays text. So does a number
+    or a boolean if the field takes only text."""
     try:
         value = parse_yaml(text)
     except NotYaml:
@@ -151,7 +152,8 @@ def _validated(tree: dict[str, Any], source: str) -> Recipe:
         _refuse_broken_text(tree)
         refuse_credentials(tree)
         _refuse_near_literals(tree)
-        return _ADAPTER.validate_json(json.dumps(tree))  # JSON: strict, yet lists may become tuples
+        # As JSON, because in strict mode pydantic accepts a list for a tuple only from JSON.
+        return _ADAPTER.validate_json(json.dumps(tree))
     except ValidationError as problems:
         errors = problems.errors(include_url=False)
         # Unexpected keys first: a misspelt key is also reported as a missing one.
@@ -264,9 +266,9 @@ def refuse_credentials(tree: Mapping[str, Any]) -> None:
 
 
 def _secret_in(text: Any) -> str | None:
-    """Returns a description of the secret in a URL: a password, a token in place of the user, or a parameter.
-    None if there is none. The user of a database (postgresql://user@host) and an Azure container
-    (abfs://name@account) are no secrets."""
+    """Returns a description of the secret in a URL: a password, a user name, or a parameter whose name
+    suggests a secret. None if there is none. The user of a database (postgresql://user@host) and an Azure
+    container (abfs://name@account) are no secrets."""
     if not isinstance(text, str) or "://" not in text:
         return None
     try:
@@ -278,5 +280,5 @@ def _secret_in(text: Any) -> str | None:
         return None
     if parts.username and parts.scheme.lower() in ("http", "https"):
         return "a user name or token before the host"
-    secret = next((name for name in names if SECRET_NAME.search(name)), None)
-    return secret and f"a token or signature, its parameter {secret}"
+    secret = next((name for name in names if re.search(SECRET_NAME, name, re.IGNORECASE)), None)
+    return secret and f"a token or signature in its parameter {secret}"

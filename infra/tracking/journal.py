@@ -1,4 +1,4 @@
-"""A queue of records for a server, kept in a file; the next process sends what one could not send."""
+"""A queue of entries for a server, kept in a file; what a process could not send, the next process sends."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ Entry = dict[str, Any]
 
 
 class Journal:
-    """A queue of JSON objects, each kept in a file until ``discard``; one process at a time owns the file.
-    The queue is in memory only (``on_disk`` is False) if ``path`` is None or cannot be written, or if another
-    process owns the file. Appending costs one small write to the page cache. The incomplete last line of a
-    killed process is skipped."""
+    """A queue of entries (JSON objects), each kept in a file at least until ``discard``; after a crash, sent
+    entries may be sent again, so the sender must tolerate repeats. One process at a time owns the file. The
+    queue is in memory only (``on_disk`` is False) if ``path`` is None or cannot be written, or if another
+    process owns the file. Appending is flushed to the operating system, not synced to disk. The incomplete
+    last line of a killed process is skipped."""
 
     def __init__(self, path: str | None) -> None:
         self.path = path

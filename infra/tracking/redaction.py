@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from infra.errors import first_line
+from infra.settings.recipe_file import SECRET_NAME
 
 LONGEST_VALUE = 6000
 """MLflow's largest number of characters of a parameter."""
@@ -16,7 +17,7 @@ LONGEST_VALUE = 6000
 def redact(text: str) -> str:
     """Returns ``text`` without the user names and passwords of URIs and the secrets in their queries."""
     text = re.sub(r"(\b[a-z][a-z0-9+.-]*://)[^/\s]*@", r"\1", text, flags=re.IGNORECASE)
-    secret = r"[^=&\s]*(?:token|secret|passw|key|sig|credential)[^=&\s]*"
+    secret = rf"[^=&\s]*(?:{SECRET_NAME})[^=&\s]*"
     return re.sub(rf"([?&]{secret}=)[^&\s#]*", r"\1***", text, flags=re.IGNORECASE)
 
 

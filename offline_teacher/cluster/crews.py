@@ -38,7 +38,7 @@ class Crew:
     """Arguments of the constructor of ``kind``."""
     count: int | None
     """Largest number of workers; None for one per CPU of the cluster."""
-    least: int
+    min_ready: int
     """Number of workers that must be ready before items are assigned."""
     cpus: int
     gpus: float = 0.0
@@ -49,7 +49,7 @@ class Crew:
 
 def text_crew(how: Tokenising) -> Crew:
     """Returns the crew that tokenises on all CPUs without GPUs."""
-    return Crew(TextWorker, (how,), count=None, least=1, cpus=1)
+    return Crew(TextWorker, (how,), count=None, min_ready=1, cpus=1)
 
 
 def teacher_crew(recipe: Recipe, root: str) -> Crew:
@@ -60,7 +60,7 @@ def teacher_crew(recipe: Recipe, root: str) -> Crew:
         kind=TaskWorker,
         arguments=(recipe, "cuda" if settings.gpus_per_worker else "cpu", root),
         count=settings.workers,
-        least=settings.min_workers,
+        min_ready=settings.min_workers,
         cpus=settings.cpu_threads,
         gpus=settings.gpus_per_worker,
         in_flight=settings.tasks_in_flight,

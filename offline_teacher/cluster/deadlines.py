@@ -1,4 +1,4 @@
-"""Deadlines of items, and pauses of places (host and device) after failures, as arithmetic on seconds."""
+"""Deadlines of items, and pauses of places (host and device) after failures. `pool` prints what is late."""
 
 from __future__ import annotations
 

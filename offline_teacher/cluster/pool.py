@@ -1,10 +1,10 @@
 """A Ray cluster, and pools of workers (Ray actors) in it. This module starts, calls and ends the workers.
 
-The rules are in `work_queue` (which worker gets which item, when a worker is replaced after failures, when an
+The rules are in `work_queue` (which worker gets which item, when a worker is removed after failures, when an
 item is given up) and in `deadlines` (when an item is late, when a failed host may get a new worker).
 
-An item is a call of a worker's method. It may run twice, even on two workers at once: the names of the files
-that it publishes depend on its arguments only.
+An item is a call of a worker's method. It may run twice, even on two workers at once. This is safe, because
+the names of the files it publishes depend only on its arguments.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from offline_teacher.cluster.worker_base import NODE, USER
 PACKAGES = ("offline_teacher", "infra")
 """The packages of this repository that a worker imports."""
 LOSSES_PER_WORKER = 7
-"""The pass ends after more than this many losses of workers, times their number, without a finished item."""
+"""Limit on lost workers since the last finished item, per worker of the pool. Beyond it, items on which
+workers died are quarantined; if there are none, the pass ends."""
 WAIT_SECONDS = 2.0
+"""Longest wait for an answer, in seconds."""
 CHECK_SECONDS = 1.0
 """Seconds between two checks for late workers and for the cluster's head."""
 NOTICE_SECONDS = 30.0
@@ -51,8 +53,9 @@ WORKER_VARIABLES = {
 }
 
 Done = Callable[[Item, dict[str, Any]], None]
+"""Called with a finished item and its result."""
 Started = Callable[[str, dict[str, Any]], None]
-"""Function that is called with the place of a new worker and the result of its ``prepare``."""
+"""Called with the place (host and device) of a new worker and the result of its ``prepare``."""
 
 
 class Cluster:
@@ -102,8 +105,8 @@ class Pool:
         self._work = WorkQueue(cluster.settings.task_attempts, 0, crew.in_flight)
         self._starting: dict[Any, Worker] = {}
         self._backoff = Backoff()
-        self._pauses: list[float] = []
-        """Times at which replacements may start; one entry per worker that was ended and not yet replaced."""
+        self._pause_ends: list[float] = []
+        """End times of the running pauses. Each keeps one worker's place empty until then."""
         self._log = FailureLog(cluster.recipe.root)
 
     @property
@@ -149,16 +152,16 @@ class Pool:
         notice_at, check_at = time.monotonic() + NOTICE_SECONDS, 0.0
         while work.left:
             now = time.monotonic()
-            self._pauses = [end for end in self._pauses if end > now]
-            while len(self.workers) + len(self._pauses) < min(count, work.left):
+            self._pause_ends = [end for end in self._pause_ends if end > now]
+            while len(self.workers) + len(self._pause_ends) < min(count, work.left):
                 self._start_worker()
             ready = [worker for worker in self.workers if worker.ready]
-            needed = min(self.crew.least, work.left)
+            needed = min(self.crew.min_ready, work.left)
             if len(ready) >= needed:
                 self._hand_out(ready, now)
                 notice_at = now + NOTICE_SECONDS
             elif now >= notice_at:
-                say(self._missing_workers(needed, len(ready)))
+                say(self._waiting_message(needed, len(ready)))
                 notice_at = now + REMIND_SECONDS
             self._collect_answers(done)
             if now >= check_at:
@@ -177,7 +180,7 @@ class Pool:
 
         return max(self.cluster.settings.workers, int(ray.cluster_resources().get("CPU", 0)))
 
-    def _missing_workers(self, needed: int, ready: int) -> str:
+    def _waiting_message(self, needed: int, ready: int) -> str:
         import ray
 
         resources = ray.cluster_resources()
@@ -222,17 +225,18 @@ class Pool:
         ray.kill(worker.actor)
         self.workers.remove(worker)
         self._starting = {ref: other for ref, other in self._starting.items() if other is not worker}
-        self._pauses.append(self._backoff.record_failure(worker.place, time.monotonic()))
+        self._pause_ends.append(self._backoff.record_failure(worker.place, time.monotonic()))
 
     # --- answers ---
 
     def _collect_answers(self, done: Done) -> None:
-        """Handles answers before deaths: a worker may have answered one item and died on its other item."""
+        """Waits up to WAIT_SECONDS for answers and handles them. Answers come before deaths, because a worker
+        may have answered one item and died on another."""
         import ray
 
         owners = {reference: worker for worker in self.workers for reference in worker.items} | self._starting
         if not owners:
-            time.sleep(WAIT_SECONDS)  # no worker may start before its pause ends
+            time.sleep(WAIT_SECONDS)  # no worker starts or holds an item, mostly because of pauses
             return
         finished, _ = ray.wait(list(owners), num_returns=len(owners), timeout=0)
         if not finished:
@@ -258,7 +262,7 @@ class Pool:
                 self._handle_answer(worker, reference, answer, done)
         if mistakes:
             raise mistakes[0]
-        self._replace(lost)
+        self._end_lost_and_broken(lost)
 
     def _handle_answer(self, worker: Worker, reference: Any, answer: dict[str, Any], done: Done) -> None:
         if self._starting.pop(reference, None) is not None:
@@ -273,22 +277,23 @@ class Pool:
         if self._work.finished(worker, item, time.monotonic()):
             done(item, {**answer["result"], "place": worker.place})
 
-    def _replace(self, lost: dict[Worker, tuple[str, bool]]) -> None:
+    def _end_lost_and_broken(self, lost: dict[Worker, tuple[str, bool]]) -> None:
         for worker, (reason, died) in lost.items():
             self._end(worker)
             busy = any(other.in_time for other in self.workers if other not in lost)
-            death = f"the worker died: {last_line(reason)}"
-            for item in (*worker.items.values(),) or (None,) if died else ():
-                self._log.report(worker.place, item, death, reason)
+            if died:
+                held: list[Item | None] = [*worker.items.values()]
+                for item in held or [None]:
+                    self._log.report(worker.place, item, f"the worker died: {last_line(reason)}", reason)
             self._work.lost(worker, reason, busy, died)
         for worker in [worker for worker in self.workers if self._work.is_broken(worker)]:
             self._end(worker)
-            self._work.replaced(worker)
+            self._work.removed(worker)
 
     def _handle_late_items(self) -> None:
-        for worker, item, replace in [*self._work.delayed(self.workers, time.monotonic())]:
-            action = "the worker is replaced" if replace else "another worker is given the same"
+        for worker, item, remove in [*self._work.delayed(self.workers, time.monotonic())]:
+            action = "the worker is replaced" if remove else "another worker also gets this item"
             self._log.report(worker.place, item, f"no answer in time: {action}")
-            if replace and worker in self.workers:
+            if remove and worker in self.workers:
                 self._end(worker)
-                self._work.replaced(worker)
+                self._work.removed(worker)

@@ -1,6 +1,6 @@
-"""The rules for failures: which worker gets which item, and when a worker is replaced or an item given up.
+"""The rules for failures: which worker gets which item, and when a worker is removed or an item given up.
 
-A worker is replaced if it dies, if its node fails, after ``WORKER_FAILURES`` failed items in a row, or if it
+A worker is removed if it dies, if its node fails, after ``WORKER_FAILURES`` failed items in a row, or if it
 misses both deadlines of an item. An item is quarantined after too many failures, deaths or delays. This
 module does not import Ray. Times are seconds of a clock that the caller reads.
 """
@@ -81,7 +81,7 @@ class WorkQueue:
     """The remaining items, and the failures of items and workers.
 
     ``attempts``: number of failures after which an item is quarantined. ``max_losses``: largest number of
-    workers that may be lost, and that may be replaced, since the last finished item. ``in_flight``: number of
+    workers that may be lost, and that may be removed, since the last finished item. ``in_flight``: number of
     items that a worker holds at most.
     """
 
@@ -96,7 +96,7 @@ class WorkQueue:
         self.left = len(self.todo)
         """Number of items that are neither done nor quarantined."""
         self._deadlines = Deadlines()
-        self._lost = self._replaced = 0
+        self._lost = self._removed = 0
         self._suspects_dropped = False
 
     # --- assigning items ---
@@ -141,7 +141,7 @@ class WorkQueue:
         """Records a finished item. Returns False if the item ended before, for example on another worker."""
         self._deadlines.record(now - item.holders.pop(worker), item.size)
         worker.last_succeeded, worker.failures = True, 0
-        self._lost = self._replaced = 0
+        self._lost = self._removed = 0
         self._suspects_dropped = False
         first = not item.ended
         if first:
@@ -160,13 +160,13 @@ class WorkQueue:
             self._requeue_or_quarantine(item, item.attempts >= self.attempts)
 
     def is_broken(self, worker: Worker) -> bool:
-        """Whether the worker must be replaced: it failed ``WORKER_FAILURES`` times in a row. False after
-        ``max_losses`` replacements without a finished item."""
-        return worker.failures >= WORKER_FAILURES and self._replaced < self.max_losses
+        """Whether the worker must be removed: it failed ``WORKER_FAILURES`` times in a row. False after
+        ``max_losses`` removals without a finished item."""
+        return worker.failures >= WORKER_FAILURES and self._removed < self.max_losses
 
-    def replaced(self, worker: Worker) -> None:
-        """Records that a worker was replaced. Its items are queued again, and no failure is counted."""
-        self._replaced += 1
+    def removed(self, worker: Worker) -> None:
+        """Records that a broken or late worker was removed. Its items are queued again; no failure counts."""
+        self._removed += 1
         self._give_back(worker)
 
     def lost(self, worker: Worker, reason: str, busy: bool, died: bool) -> None:
@@ -184,9 +184,9 @@ class WorkQueue:
             self._drop_suspects(f"{worker.place}: {last_line(reason)}")
 
     def delayed(self, workers: Iterable[Worker], now: float) -> Iterator[tuple[Worker, Item, bool]]:
-        """Yields (worker, item, whether to replace the worker) for each worker that is late with an item.
+        """Yields (worker, item, whether to remove the worker) for each worker that is late with an item.
 
-        At the first deadline the item is also queued for another worker. The worker is replaced at the second
+        At the first deadline the item is also queued for another worker. The worker is removed at the second
         deadline, which is twice as long, or as soon as the item ends elsewhere.
         """
         for worker in workers:

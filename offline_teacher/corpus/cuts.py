@@ -13,26 +13,27 @@ from infra.files.streams import TooLargeWindow, compression
 from offline_teacher.corpus.problems import Problems
 
 LONGEST_DOCUMENT = 4 << 20
-"""Largest document in bytes. Longer documents are cut, so that an endless line cannot fill the memory."""
+"""Largest document in bytes. Longer documents are split into pieces of about this size, to limit memory."""
 LONGEST_ROW = 256 << 20
 """Largest row of a JSON lines file, in bytes; a longer row is skipped."""
 
 Piece = tuple[int, bytes, bool]
-"""(byte offset in the decompressed file, bytes, whether these begin a document or continue a cut one)."""
+"""(byte offset in the decompressed file, bytes, True if they begin a document, False if they continue it)."""
 
 
-def cut(document: str, path: str, start: int, stop: int | None, problems: Problems) -> Iterator[Piece]:
-    """Yields the pieces of all documents that start in bytes [start, stop) of the decompressed file.
+def cut(unit: str, path: str, start: int, stop: int | None, problems: Problems) -> Iterator[Piece]:
+    """Yields the pieces of all documents that belong to bytes [start, stop) of the decompressed file: lines
+    that start there, blocks whose preceding blank line starts there.
 
-    ``document`` is ``line``, ``block`` or ``file``. ``stop`` None means the end of the file. Compressed data
-    is decompressed from its start, which is some hundred times as fast as tokenising. A damaged file is read
-    up to the damage, which is counted in ``problems`` if it lies in the range.
+    ``unit`` is ``line``, ``block`` or ``file``. ``stop`` None means the end of the file. Compressed data is
+    always decompressed from the start of the file, about a hundred times as fast as it is tokenised. A
+    damaged file is read up to the damage, which is counted in ``problems`` if it lies in the range.
     """
-    cut_pieces = {"line": _lines, "block": _blocks, "file": _file}[document]
+    read_pieces = {"line": _lines, "block": _blocks, "file": _file}[unit]
     end = math.inf if stop is None else stop
     with storage.open_binary(path) as stream:
         source = _UntilDamage(stream, path, problems, start, end)
-        for offset, raw, begins in cut_pieces(source.buffered(), start, end):
+        for offset, raw, begins in read_pieces(source.buffered(), start, end):
             if source.damaged:
                 raw = raw[: _complete_length(raw)]
                 if not raw.strip():
@@ -42,7 +43,7 @@ def cut(document: str, path: str, start: int, stop: int | None, problems: Proble
 
 def rows(path: str, start: int, stop: int | None, problems: Problems) -> Iterator[tuple[int, bytes]]:
     """Yields (byte offset, line) of each complete line that starts in bytes [start, stop). A line longer than
-    LONGEST_ROW is counted in ``problems`` and skipped. An incomplete line before a damage is skipped."""
+    LONGEST_ROW is counted in ``problems`` and skipped. A line that is cut off by damage is skipped."""
     pieces: list[bytes] = []
     row_start = row_bytes = 0
     end = math.inf if stop is None else stop
@@ -55,7 +56,7 @@ def rows(path: str, start: int, stop: int | None, problems: Problems) -> Iterato
             if begins:
                 row_start, row_bytes = offset, 0
             row_bytes += len(piece)
-            if row_bytes > LONGEST_ROW and row_bytes - len(piece) <= LONGEST_ROW:
+            if row_bytes - len(piece) <= LONGEST_ROW < row_bytes:  # crosses the limit: report the row once
                 problems.add(f"row longer than {LONGEST_ROW >> 20} MiB", path, offset=row_start)
                 pieces = []
             if row_bytes <= LONGEST_ROW:
@@ -68,8 +69,8 @@ def rows(path: str, start: int, stop: int | None, problems: Problems) -> Iterato
 
 
 class _UntilDamage(io.RawIOBase):
-    """A file that ends at the first damaged byte, instead of raising; ``damaged`` is true from then on. The
-    damage is counted only if it lies in [start, stop), because readers of later ranges find it too."""
+    """A file that ends at the first damaged byte, instead of raising. The damage counts only if it lies in
+    [start, stop), because readers of later ranges meet it too: they also decompress from the start."""
 
     def __init__(self, source: Any, path: str, problems: Problems, start: int, stop: float) -> None:
         self._source, self._path, self._problems = source, path, problems
@@ -105,7 +106,7 @@ def _lines(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
     """Yields the lines that start in [start, stop), newline included, in pieces up to LONGEST_DOCUMENT."""
     offset = start
     if offset > 0:
-        # Skip to the first line that starts in the range: read from one byte before the range to the newline.
+        # Begin one byte early and drop all up to the first newline: a line that starts at `start` is kept.
         offset -= 1
         _skip(stream, offset)
         piece = stream.readline(LONGEST_DOCUMENT)
@@ -113,13 +114,13 @@ def _lines(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
             offset += len(piece)
             piece = stream.readline(LONGEST_DOCUMENT)
         offset += len(piece)
-    ended, rest = True, b""
-    while offset < stop or not ended:
+    line_ended, rest = True, b""  # rest: bytes of an incomplete UTF-8 character
+    while offset < stop or not line_ended:
         piece = rest + stream.readline(LONGEST_DOCUMENT - len(rest))
         if not piece:
             return
-        begins, ended = ended, piece.endswith(b"\n")
-        size = len(piece) if ended or len(piece) < LONGEST_DOCUMENT else _complete_length(piece)
+        begins, line_ended = line_ended, piece.endswith(b"\n")
+        size = len(piece) if line_ended or len(piece) < LONGEST_DOCUMENT else _complete_length(piece)
         piece, rest = piece[:size], piece[size:]
         yield offset, piece, begins
         offset += size
@@ -137,10 +138,10 @@ def _skip(stream: IO[bytes], offset: int) -> None:
 def _blocks(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
     """Yields the blocks of lines between blank lines, in pieces of about LONGEST_DOCUMENT.
 
-    A block belongs to the range in which the blank line before it starts, so a reader of a range needs no
-    bytes before it. The reader skips to the first blank line, and reads past the end to the next blank line.
-    A blank line has only ASCII white space. A line with a no-break or ideographic space counts as text; a
-    block of only such lines is an empty document.
+    A block belongs to the range that contains the start of its preceding blank line, so a reader needs no
+    bytes before its range. It skips to the first blank line, and reads past the end to the next blank line. A
+    blank line has only ASCII white space. A line with a no-break or ideographic space counts as text; a block
+    of only such lines is an empty document.
     """
     in_range = start == 0
     lines: list[bytes] = []
@@ -164,7 +165,7 @@ def _blocks(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
 
 
 def _file(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
-    """Yields the file as one document, in pieces of at most LONGEST_DOCUMENT."""
+    """Yields the file as one document, in pieces up to LONGEST_DOCUMENT; signature as of `_lines`."""
     offset, rest = 0, b""
     while True:
         chunks, room = [rest], LONGEST_DOCUMENT - len(rest)

@@ -14,7 +14,7 @@ from offline_teacher.inference import reduction_kernel
 from offline_teacher.models.loading import find_teacher, load_model, read_config, weight_digest
 from offline_teacher.models.pooling import Pooling, read_pooling
 from offline_teacher.models.replay import Replay
-from offline_teacher.models.split import Lower, lower
+from offline_teacher.models.split import Lower, lower_part
 from offline_teacher.models.weights import has_masked_lm_head, top_weights
 
 
@@ -52,7 +52,7 @@ def load_teacher(teacher: Teacher, replay_layers: int, with_top: bool, device: s
     if with_top and has_masked_lm_head(model):
         top = Replay(config, top_weights(model, replay_layers), replay_layers, dtype).to(device)
     return LoadedTeacher(
-        lower=lower(model, replay_layers).to(device=device, dtype=dtype),
+        lower=lower_part(model, replay_layers).to(device=device, dtype=dtype),
         top=top,
         pooling=read_pooling(directory),
         config=config,

@@ -1,8 +1,9 @@
-"""A teacher cut below its top layers: the part that the teacher pass runs, and the part that is replayed.
+"""A teacher split below its top layers: the part that the teacher pass runs, and the top layers, which
+training runs again on the stored hidden states (`replay.py`).
 
-Both parts are the transformers encoder with some modules left out, so embeddings, masks, rotary or relative
-positions and attention are those of transformers. Parameters are shared with the original model, not copied;
-a conversion of one (dtype, device) changes both.
+Both parts are the transformers encoder with some modules left out, so embeddings, masks, positions and
+attention are those of transformers. Parameters are shared with the original model, not copied, so moving one
+to another dtype or device also moves the other. Which tensors are stored with the top: `weights.top_weights`.
 
 Axes: B batch, L length, D hidden size.
 """
@@ -22,8 +23,8 @@ from offline_teacher.models.weights import check_depth, load_named
 
 
 def visible_positions(token_count: Tensor | None, length: int, device: torch.device) -> Tensor | None:
-    """bool [B, L] on ``device``, true below token_count [B]; None where nothing is padded (see
-    `offline_teacher.models`)."""
+    """bool [B, L] on ``device``: True before ``token_count`` [B]; None if no row is padded (see
+    `offline_teacher.models`). Counts on a GPU are not read, since that would wait for the device."""
     if token_count is None or (token_count.device.type == "cpu" and bool((token_count >= length).all())):
         return None
     return torch.arange(length, device=device) < token_count.to(device, non_blocking=True)[:, None]
@@ -32,7 +33,7 @@ def visible_positions(token_count: Tensor | None, length: int, device: torch.dev
 def encoder_mask(
     config: Any, token_count: Tensor | None, length: int, device: torch.device, dtype: torch.dtype
 ) -> Any:
-    """The ``attention_mask`` for an encoder of any family, which computes in ``dtype``."""
+    """The ``attention_mask`` for an encoder of any family; the encoder computes in ``dtype``."""
     visible = visible_positions(token_count, length, device)
     return family_of(config).attention_mask(config, visible, length, device, dtype)
 
@@ -54,44 +55,44 @@ class Lower(nn.Module):
         return hidden if visible is None else hidden.masked_fill(~visible[..., None], 0)
 
 
-def lower(model: Any, replay_layers: int) -> Lower:
+def lower_part(model: Any, replay_layers: int) -> Lower:
     """The lower part of a masked LM or an encoder: it computes the hidden states that enter the top layers.
 
-    With ``replay_layers`` 0 these are the encoder's output, the input of the head; in pre-norm families after
-    the final norm. Otherwise they are the states between two layers; in pre-norm families the residual
-    stream, before any norm. The parameters are shared with ``model``, which becomes frozen. Raises UserError
-    if the model has fewer layers.
+    ``replay_layers`` 0: the encoder's output, which the head takes (pre-norm families: after the final norm).
+    Otherwise: the output of the last layer that is kept (pre-norm families: the residual stream, not
+    normalised). The parameters are shared with ``model``, which becomes frozen. Raises UserError if the model
+    has fewer layers.
     """
     check_depth(model.config, replay_layers)
     stop = model.config.num_hidden_layers - replay_layers
     return Lower(cut(model.base_model, 0, stop, embeddings=True, final_norm=replay_layers == 0))
 
 
-def lower_of(config: Any, weights: Mapping[str, Tensor], replay_layers: int) -> Lower:
-    """`lower` of a stored teacher. ``weights``: all of its tensors, named as `named_weights` does. Raises
-    UserError if a tensor is missing or has another shape."""
+def lower_part_from_weights(config: Any, weights: Mapping[str, Tensor], replay_layers: int) -> Lower:
+    """`lower_part` of a stored teacher. ``weights``: all of its tensors, named as `named_weights` does.
+    Raises UserError if a tensor is missing or has another shape."""
     family = family_of(config)
     encoder = family.new_model(config, head=False)
     family.prepare(encoder)
     if missing := load_named(encoder, weights):
         raise UserError(f"the store's teacher weights lack {', '.join(missing[:3])}")
-    return lower(encoder, replay_layers)
+    return lower_part(encoder, replay_layers)
 
 
 def cut(encoder: Any, start: int, stop: int, *, embeddings: bool, final_norm: bool) -> Any:
-    """The encoder with layers ``start`` to ``stop`` only, and no pooler. Without ``embeddings`` it takes
+    """The encoder with layers [start, stop) only, and no pooler. Without ``embeddings`` it takes
     hidden states [B, L, D] as ``inputs_embeds``, which enter the first of its layers as they are."""
     family = family_of(encoder.config)
-    changed: dict[str, nn.Module | None] = {
+    replacements: dict[str, nn.Module | None] = {
         family.layers: nn.ModuleList(encoder.get_submodule(family.layers)[start:stop])
     }
     if not embeddings:
-        changed["embeddings"] = _HiddenStates()
+        replacements["embeddings"] = _HiddenStates()
     if family.final_norm is not None and not final_norm:
-        changed[family.final_norm] = nn.Identity()
+        replacements[family.final_norm] = nn.Identity()
     if getattr(encoder, "pooler", None) is not None:
-        changed["pooler"] = None
-    return _with_modules(encoder, changed)
+        replacements["pooler"] = None
+    return _with_modules(encoder, replacements)
 
 
 class _HiddenStates(nn.Module):
@@ -104,11 +105,11 @@ class _HiddenStates(nn.Module):
         return hidden
 
 
-def _with_modules(module: nn.Module, changed: Mapping[str, nn.Module | None]) -> nn.Module:
-    """A copy of a module with other submodules at some paths; all that is not on a path is shared."""
+def _with_modules(module: nn.Module, replacements: Mapping[str, nn.Module | None]) -> nn.Module:
+    """A shallow copy of ``module`` with the submodules at these dotted paths replaced; all else is shared."""
     copied = copy.copy(module)
     copied._modules = dict(module._modules)
-    for path, new in changed.items():
+    for path, new in replacements.items():
         name, _, rest = path.partition(".")
         inner = copied._modules[name]
         copied._modules[name] = _with_modules(inner, {rest: new}) if rest and inner is not None else new

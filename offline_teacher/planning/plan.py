@@ -36,13 +36,13 @@ from infra.files import storage
 from infra.settings.recipe import Recipe
 from infra.settings.sections import Train
 from offline_teacher.inputs.source import find_source, layout_of
-from offline_teacher.planning import preflight, sample
+from offline_teacher.planning import preflight, teacher_sample
 from offline_teacher.planning.recommendation import recommend
 from offline_teacher.planning.report import report_text
-from offline_teacher.planning.sample import TeacherOutputs
 from offline_teacher.planning.soft_targets import compare_targets, kept_mass
 from offline_teacher.planning.speed import measure_speed
 from offline_teacher.planning.step_cost import step_cost
+from offline_teacher.planning.teacher_sample import SampledTeacher
 from offline_teacher.sequences.sample import CorpusSample, sample_corpus
 from offline_teacher.store.schema import Layout
 
@@ -88,11 +88,12 @@ def measure(recipe: Recipe) -> dict[str, Any]:
     encoder = source.encoder
     corpus = sample_corpus(recipe.corpus, recipe.sequences, encoder)
     preflight.check_tokens(recipe, encoder, corpus.input_ids, corpus.token_count)
-    sequences = sample.masked_sequences(recipe, source, encoder, corpus)
+    sequences = teacher_sample.masked_sequences(recipe, source, encoder, corpus)
     first = sequences.rows(slice(preflight.REHEARSED))
     preflight.rehearse(recipe, source, first.input_ids, first.token_count)
-    layout, compared = layout_of(recipe, source), sequences.rows(slice(sample.sequences_needed(sequences)))
-    outputs = TeacherOutputs(recipe, source, compared)
+    layout = layout_of(recipe, source)
+    compared = sequences.rows(slice(teacher_sample.sequences_needed(sequences)))
+    outputs = SampledTeacher(recipe, source, compared)
     report: dict[str, Any] = {
         "name": recipe.name,
         "corpus": _corpus(recipe, corpus),
@@ -107,7 +108,7 @@ def measure(recipe: Recipe) -> dict[str, Any]:
         report["relation_error"] = outputs.relation_error()
     if source.head and layout.positions != "pooled":
         train = compared_settings(recipe)
-        positions = sample.compared_positions(compared, train.kl_positions)
+        positions = teacher_sample.compared_positions(compared, train.kl_positions)
         report["kept_mass"] = _kept_mass(recipe, outputs, positions, train)
         top_k = _top_k(recipe, layout.vocab_size)
         errors = compare_targets(outputs, positions["gradient"], top_k, train.temperature)
@@ -138,7 +139,7 @@ def _corpus(recipe: Recipe, corpus: CorpusSample) -> dict[str, Any]:
     return {**own, "epochs": recipe.masking.epochs, **problems}
 
 
-def _kept_mass(recipe: Recipe, outputs: TeacherOutputs, at: dict[str, Any], train: Train) -> dict[str, Any]:
+def _kept_mass(recipe: Recipe, outputs: SampledTeacher, at: dict[str, Any], train: Train) -> dict[str, Any]:
     head = outputs.head
     ks = sorted({min(k, head.vocab_size) for k in (*KS, _top_k(recipe, head.vocab_size))})
     temperatures = sorted({*TEMPERATURES, *recipe.store.temperatures, train.temperature})

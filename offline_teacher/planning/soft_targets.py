@@ -20,7 +20,7 @@ from offline_teacher.inference.quantise import dequantise, quantise
 from offline_teacher.models.head import masked_lm_head
 
 if TYPE_CHECKING:
-    from offline_teacher.planning.sample import TeacherOutputs
+    from offline_teacher.planning.teacher_sample import SampledTeacher
 
 CLOSE_STEP = 0.05
 """Share of the new student in the hidden states of the student close to the teacher; the teacher has 95 %."""
@@ -171,7 +171,7 @@ def gradient_errors(
 
 
 def compare_targets(
-    outputs: TeacherOutputs, positions: np.ndarray, top_k: int, temperature: float
+    outputs: SampledTeacher, positions: np.ndarray, top_k: int, temperature: float
 ) -> dict[str, Any]:
     """Returns ``gradient_error`` of the report: the errors of every soft target, for a student before its
     first step and for one close to the teacher. ``positions``: flat [N]."""

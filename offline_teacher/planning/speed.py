@@ -14,7 +14,7 @@ from infra.settings.recipe import Recipe
 from infra.settings.sections import Teacher
 from offline_teacher.inference.columns import Inference
 from offline_teacher.inference.teacher import load_teacher
-from offline_teacher.planning.sample import Sequences
+from offline_teacher.planning.teacher_sample import MaskedSequences
 from offline_teacher.store.schema import Layout
 
 LEAST_BATCHES, MOST_BATCHES = 3, 8
@@ -24,7 +24,7 @@ WORKERS = (1, 8, 64)
 """Numbers of workers for which the report has hours, beside the recipe's own number."""
 
 
-def measure_speed(recipe: Recipe, layout: Layout, sequences: Sequences, tokens: int) -> dict[str, Any]:
+def measure_speed(recipe: Recipe, layout: Layout, sequences: MaskedSequences, tokens: int) -> dict[str, Any]:
     """Returns ``time`` of the report. ``tokens``: number of tokens in all masking epochs.
 
     If the recipe asks for GPUs and there is none, for example on a laptop, the CPU is measured.
@@ -49,7 +49,7 @@ def measure_speed(recipe: Recipe, layout: Layout, sequences: Sequences, tokens: 
     }
 
 
-def _rates(teacher: Teacher, inference: Inference, sequences: Sequences) -> list[float]:
+def _rates(teacher: Teacher, inference: Inference, sequences: MaskedSequences) -> list[float]:
     """Returns tokens/s of each timed batch, with as many threads as a worker has. One more batch warms up."""
     size = teacher.batch_size
     # Sequences of one batch have similar lengths, as in a task.

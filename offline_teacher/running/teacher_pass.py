@@ -25,7 +25,7 @@ from offline_teacher.store.numbering import SplitPlan, Task
 from offline_teacher.store.paths import MANIFEST, failed_path, part_name
 from offline_teacher.store.store import open_store
 from offline_teacher.store.unfinished import finished_tasks, quarantined_tasks
-from offline_teacher.store.writer import begin_store, finish_store, quarantine_task, refuse_other
+from offline_teacher.store.writer import begin_store, finish_store, quarantine_task, refuse_different_spec
 
 Report = Callable[[dict[str, float]], None]
 
@@ -56,7 +56,7 @@ def parts_of(recipe: Recipe) -> dict[str, list[Part]]:
 def is_finished(spec: Spec, parts: dict[str, list[Part]], how: Tokenising) -> bool:
     """Whether the store of this spec is finished, and its text files are unmodified since it was made. Raises
     UserError if the directory holds the store of another spec."""
-    refuse_other(how.root, spec)
+    refuse_different_spec(how.root, spec)
     if not storage.exists(storage.join(how.root, MANIFEST)):
         return False
     open_store(how.root)

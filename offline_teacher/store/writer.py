@@ -30,14 +30,14 @@ SHARDS_IN_FLIGHT = 2
 
 
 def begin_store(root: str, spec: Spec) -> None:
-    """Publishes ``spec.json``, unless it is already published. UserError as of ``refuse_other``."""
-    refuse_other(root, spec)
+    """Publishes ``spec.json``, unless it is published. Raises UserError like `refuse_different_spec`."""
+    refuse_different_spec(root, spec)
     path = storage.join(root, paths.SPEC)
     if not storage.exists(path) and not storage.publish_if_absent(path, spec.to_bytes()):
-        refuse_other(root, spec)
+        refuse_different_spec(root, spec)
 
 
-def refuse_other(root: str, spec: Spec, remedy: str = "choose another store.path") -> None:
+def refuse_different_spec(root: str, spec: Spec, remedy: str = "choose another store.path") -> None:
     """Raises UserError, with the differences and the remedy, if the directory has a store of another spec."""
     unfinished.refuse_format_1(root)
     if not storage.exists(storage.join(root, paths.SPEC)):
@@ -72,9 +72,9 @@ class TaskWriter:
         self._ids = task.sequence_ids()
         self._shard_blocks = shards_of(task, spec.plan)
         self._samples = self._tokens = self._masked = 0  # of the blocks that are written
-        self._pending: list[dict[str, np.ndarray]] = []  # samples of the next block
+        self._waiting: list[dict[str, np.ndarray]] = []  # samples of the next block
         self._stream: ShardStream | None = None
-        self._blocks_left = 0  # blocks that are missing from the open shard
+        self._blocks_left = 0  # blocks still to be written to the open shard
         self._shards: list[ShardIndex] = []
         self._frames: dict[int, Frame] = {}
         self._pool = ThreadPoolExecutor(SHARDS_IN_FLIGHT)
@@ -98,17 +98,17 @@ class TaskWriter:
             raise ValueError(f"task {self._task.name}: column {bad.column} {bad.what}")
         n, at = len(columns["sequence_id"]), 0
         while at < n:
-            waiting = sum(len(piece["sequence_id"]) for piece in self._pending)
-            if self._samples + waiting == self._task.samples:
+            waiting_rows = sum(len(piece["sequence_id"]) for piece in self._waiting)
+            if self._samples + waiting_rows == self._task.samples:
                 raise ValueError(f"task {self._task.name}: more than its {self._task.samples} samples")
-            size = min(self._spec.plan.block_samples, self._task.samples - self._samples)
-            stop = min(n, at + size - waiting)
-            self._pending.append({name: array[at:stop] for name, array in columns.items()})
-            if waiting + stop - at == size:
-                self._write_block(_concatenated(self._pending))
-                self._pending = []
+            block_rows = min(self._spec.plan.block_samples, self._task.samples - self._samples)
+            stop = min(n, at + block_rows - waiting_rows)
+            self._waiting.append({name: array[at:stop] for name, array in columns.items()})
+            if waiting_rows + stop - at == block_rows:
+                self._write_block(_concatenated(self._waiting))
+                self._waiting = []
             at = stop
-        self._pending = [{name: a.copy() for name, a in piece.items()} for piece in self._pending]
+        self._waiting = [{name: a.copy() for name, a in piece.items()} for piece in self._waiting]
 
     def _write_block(self, block: Mapping[str, np.ndarray]) -> None:
         layout, n = self._spec.layout, len(block["sequence_id"])
@@ -133,7 +133,7 @@ class TaskWriter:
             self._stream = None
 
     def _close_shard(self, stream: ShardStream) -> None:
-        data, index = stream.close(self._frames)
+        data, index = stream.close(self._frames)  # which also adds the shard's frames to them
         path = paths.shard_path(self._root, self._split, self._task.name, index.file)
         self._shards.append(index)
         while len(self._publishing) >= SHARDS_IN_FLIGHT:
@@ -145,8 +145,8 @@ class TaskWriter:
         self._buffers.give_back(buffer)
 
     def publish(self) -> TaskIndex:
-        """Publishes the index, unless another attempt has published one, and removes the shards that the
-        published index, which it returns, does not name. Raises ValueError if samples are missing."""
+        """Publishes the index unless another attempt already has, removes this task's shards that the
+        published index does not name, and returns that index. Raises ValueError if samples are missing."""
         if self._samples != self._task.samples:
             name = self._task.name
             raise ValueError(f"task {name}: {self._samples} of {self._task.samples} samples written")

@@ -25,7 +25,7 @@ from offline_teacher.store.records import read
 from offline_teacher.store.schema import SPLITS
 from offline_teacher.store.store import open_store
 from offline_teacher.store.unfinished import finished_tasks, foreign_files, read_parts, read_spec
-from offline_teacher.store.writer import refuse_other
+from offline_teacher.store.writer import refuse_different_spec
 from offline_teacher.verification.verify_task import Finding, foreign
 
 OTHER_RECIPE = "give the recipe that the store was made of (--recipe)"
@@ -134,7 +134,7 @@ def _spec(root: str, recipe: Recipe, source: Source, text: dict[str, list[Part]]
         assert stored is not None
         spec = spec_with(recipe, source, stored.fingerprint["corpus"])
     if stored is not None:
-        refuse_other(root, spec, OTHER_RECIPE)
+        refuse_different_spec(root, spec, OTHER_RECIPE)
     elif spec.digest not in (named := _named_specs(root)) and named:
         raise UserError(f"{root}: none of its tasks was made with this recipe: {OTHER_RECIPE}")
     return spec

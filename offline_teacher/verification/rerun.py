@@ -26,7 +26,7 @@ from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.blocks import hidden_values
 from offline_teacher.store.schema import Columns, Layout
 from offline_teacher.store.store import Store
-from offline_teacher.store.writer import refuse_other
+from offline_teacher.store.writer import refuse_different_spec
 from offline_teacher.verification.verify_task import Finding
 
 Difference = tuple[str, int, str]
@@ -47,7 +47,7 @@ def rerun(store: Store, recipe: Recipe, count: int) -> Iterator[Finding]:
 
     source, recipe = find_source(recipe)
     spec = spec_with(recipe, source, store.fingerprint["corpus"])
-    refuse_other(store.root, spec, "give the recipe that the store was made of (--recipe)")
+    refuse_different_spec(store.root, spec, "give the recipe that the store was made of (--recipe)")
     assert recipe.teacher is not None
     device = "cuda" if recipe.teacher.gpus_per_worker and torch.cuda.is_available() else "cpu"
     worker = TaskWorker(recipe, device, store.root)

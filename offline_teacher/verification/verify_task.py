@@ -41,11 +41,11 @@ class Finding:
     missing: bool = False
     """Whether the file does not exist."""
     foreign: bool = False
-    """Whether a store never has such a file, so that it only has to be moved away."""
+    """Whether the file does not belong to the store. Repair then only moves it away."""
 
     @classmethod
     def of_task(cls, split: str, task: Task, column: str, problem: str) -> Finding:
-        """Returns a finding about a column of a task, without the name of a shard."""
+        """Returns a finding about a column in an unknown shard; ``file`` is the task's directory."""
         return cls(f"{SHARDS}/{split}/{task.name}", problem, split, task.name, column)
 
     def __str__(self) -> str:
@@ -86,19 +86,19 @@ class _Check:
         for name in sorted(set(names).difference(shard.file for shard in index.shards)):
             problem = "is foreign: the index of the task does not name it"
             yield Finding(f"{self._directory}/{name}", problem, split, foreign=True)
-        complete = True
+        counts_valid = True
         for number, shard in enumerate(index.shards):
             file = f"{self._directory}/{shard.file}"
             if shard.file not in names:
-                complete = False
+                counts_valid = False
                 yield Finding(file, "is missing", split, task, missing=True)
                 continue
             for column, problem in self._check_shard(number):
-                complete = False
+                counts_valid = False
                 yield Finding(file, problem, split, task, column)
-        if complete and (self.tokens, self.masked) != (index.tokens, index.masked):
-            problem = f"has tokens: {index.tokens}, masked: {index.masked}, but its shards"
-            problem += f" {self.tokens} and {self.masked}"
+        if counts_valid and (self.tokens, self.masked) != (index.tokens, index.masked):
+            problem = f"says tokens: {index.tokens}, masked: {index.masked}, but its shards"
+            problem += f" hold {self.tokens} and {self.masked}"
             yield Finding(f"{TASKS}/{split}/{task}.json", problem, split, task)
 
     def _check_shard(self, number: int) -> Iterator[tuple[str | None, str]]:
@@ -108,18 +108,20 @@ class _Check:
         metadata = shard_metadata(self._spec.digest, self._index.split, self._task.name, number)
         schema = arrow_schema(self._spec.layout.columns(), metadata)
 
-        def undamaged(data: bytes) -> bytes:
+        def require_undamaged(data: bytes) -> bytes:
             problem = f"has {len(data)} bytes, but {shard.bytes} according to the index of its task"
             require(len(data) == shard.bytes, problem)
             require(storage.digest_bytes(data) == shard.digest, "its digest differs from its name")
-            start, offsets = measure_blocks(data, schema, sizes)
-            same = start == shard.start and all(frames[rows] == frame for rows, frame in offsets.items())
+            start, measured_frames = measure_blocks(data, schema, sizes)
+            same = start == shard.start and all(
+                frames[rows] == frame for rows, frame in measured_frames.items()
+            )
             require(same, "its blocks are not at the byte offsets in the index of its task")
             return data
 
         path = storage.join(self._root, self._directory, shard.file)
-        try:
-            data = storage.read_checked(path, shard.bytes + 1, undamaged)
+        try:  # one byte more, so that a file that is too long is noticed
+            data = storage.read_checked(path, shard.bytes + 1, require_undamaged)
         except ValueError as error:
             yield None, str(error)
             return
@@ -132,16 +134,16 @@ class _Check:
             start, first = start + frames[rows].bytes, first + rows
 
     def _check_block(
-        self, data: Any, start: int, digest: int, ids: np.ndarray
+        self, data: Any, start: int, expected_digest: int, ids: np.ndarray
     ) -> Iterator[tuple[str, int | None, str]]:
-        """Yields (column, row or None, problem) of the block of ``ids`` at byte offset ``start``."""
+        """Yields (column, row or None, problem) of the block that holds ``ids`` and begins at ``start``."""
         layout, offsets, rows = self._spec.layout, self._index.frames[len(ids)].offsets, len(ids)
         views = {
             name: column_view(data, start + offsets[name], rows, column)
             for name, column in layout.columns().items()
         }
         digests = views.pop(DIGESTS)
-        if block_digest(digests) != digest:
+        if block_digest(digests) != expected_digest:
             yield DIGESTS, None, "its digest differs from the one in the index of the task"
         for slot, (name, values) in enumerate(views.items()):
             wrong = row_digests(values) != digests[:, slot]

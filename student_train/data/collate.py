@@ -1,11 +1,11 @@
-"""Makes one micro-batch of the columns of its samples, with all indices that the loss needs.
+"""Builds a micro-batch from the columns of its samples, together with all indices that the loss needs.
 
 The indices depend on the text alone, so they are computed on the host: on a GPU, each of them would force a
 synchronisation.
 
 Axes: n samples, L length, M masked positions, P recorded positions (L or M), K top-k, T temperatures, D
 hidden size. N positions are those that the loss uses: the masked ones if the store recorded only these,
-otherwise all without padding.
+otherwise every position that is not padding.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ class Batch:
 
     input_ids: Tensor  # int64 [n, L], masked
     token_count: Tensor  # int64 [n]; all later positions are padding
-    positions: Tensor | None  # int64 [N], ascending indices into [n L]; None: every position, N = n L
-    masked_slots: Tensor | None  # int64 [N], indices into [n M]; None if the store recorded all positions
+    # int64 [N], ascending indices into the flattened [n * L]; None: every position, N = n * L
+    positions: Tensor | None
+    # int64 [N], indices into the store's flattened [n * M]; None if the store recorded all positions
+    store_slots: Tensor | None
     labels: Tensor  # int64 [N], NO_LABEL where not masked
-    masked_indices: Tensor  # int64 [masked tokens], indices into [N]
+    masked_in_positions: Tensor  # int64 [masked tokens], indices into the N positions
     no_padding: bool
     """Whether no sequence has padding, so that attention needs no mask."""
     tokens: int
@@ -51,8 +53,8 @@ class Batch:
     topk_logits: Tensor | None = None  # float16 [n, P, K]
     logsumexp: Tensor | None = None  # float32 [n, P, T]
     weight: float = 1.0
-    """Factor of the batch's loss: 1.0, or 0.0 for a dummy. A rank without samples computes a dummy, one
-    sample of another rank, because all ranks must run the same number of micro-batches."""
+    """Factor of the batch's loss: 1.0, or 0.0 for a dummy. All ranks must run the same number of
+    micro-batches. So a rank that has no samples computes a dummy: one sample of another rank, weight 0."""
     copy_event: Any = None
     """CUDA event at the end of the copy to the device; None if there is no copy to wait for."""
 
@@ -61,8 +63,8 @@ class Batch:
 
     @property
     def recorded_positions(self) -> Tensor | None:
-        """Indices of the N positions into the store's [n P], int64 [N]; None: all n P positions."""
-        return self.positions if self.masked_slots is None else self.masked_slots
+        """Indices of the N positions into the store's flattened [n * P], int64 [N]; None: all positions."""
+        return self.positions if self.store_slots is None else self.store_slots
 
     def to(self, device: torch.device | str) -> Batch:
         """Returns the batch on ``device``. If the copy to the device is under way, the device's next kernels
@@ -87,7 +89,7 @@ class Batch:
 
 
 def collate(columns: Mapping[str, np.ndarray], masked_only: bool, bfloat16: bool, weight: float) -> Batch:
-    """Makes a batch of columns [n, ...]. ``masked_only``: the store recorded masked positions only.
+    """Builds a batch from columns [n, ...]. ``masked_only``: the store recorded masked positions only.
     ``bfloat16``: the uint16 numbers of ``hidden_states`` are bfloat16 bits. ``weight``: see `Batch`."""
     count = columns["token_count"].astype(np.int64)
     n, length = columns["input_ids"].shape
@@ -95,21 +97,21 @@ def collate(columns: Mapping[str, np.ndarray], masked_only: bool, bfloat16: bool
     slots = None
     if masked_only:
         slots = torch.from_numpy(np.flatnonzero(columns["masked_positions"] >= 0))
-        positions, labels, masked_indices = masked, masked_labels, np.arange(len(masked))
+        positions, labels, masked_in_positions = masked, masked_labels, np.arange(len(masked))
     else:
         positions = np.flatnonzero(np.arange(length) < count[:, None])
         all_labels = np.full(n * length, NO_LABEL, np.int64)
         all_labels[masked] = masked_labels
-        labels, masked_indices = all_labels[positions], np.searchsorted(positions, masked)
+        labels, masked_in_positions = all_labels[positions], np.searchsorted(positions, masked)
     all_positions = len(positions) == n * length
     dummy = weight == 0.0
     return Batch(
         input_ids=torch.from_numpy(columns["input_ids"].astype(np.int64)),
         token_count=torch.from_numpy(count),
         positions=None if all_positions else torch.from_numpy(positions),
-        masked_slots=slots,
+        store_slots=slots,
         labels=torch.from_numpy(labels),
-        masked_indices=torch.from_numpy(masked_indices),
+        masked_in_positions=torch.from_numpy(masked_in_positions),
         no_padding=bool((count == length).all()),
         tokens=0 if dummy else int(count.sum()),
         masked=0 if dummy else len(masked),
@@ -119,7 +121,7 @@ def collate(columns: Mapping[str, np.ndarray], masked_only: bool, bfloat16: bool
 
 
 def _masked(columns: Mapping[str, np.ndarray], n: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the masked tokens' ascending indices into [n L], and their labels: int64 [masked] each."""
+    """Returns the masked tokens' ascending indices into the flattened [n * L], and labels: int64 [masked]."""
     if "masked_positions" not in columns:
         return np.empty(0, np.int64), np.empty(0, np.int64)
     used = columns["masked_positions"] >= 0  # unused slots hold -1

@@ -1,10 +1,10 @@
-"""DeepSpeed's stage-0 optimiser step for 16-bit weights, with less memory traffic and less waiting.
+"""Updates the float32 master weights of a 16-bit model: DeepSpeed's stage-0 step, with less to wait for.
 
-DeepSpeed's ``FP16_UnfusedOptimizer.step`` waits for the norm of every gradient, reads every gradient twice to
-find an overflow that the norm shows too, and converts and clips in separate passes. Here a GPU does the step
-in a dozen operations, and the host does not wait for it. A CPU converts, clips and applies gradients slice by
-slice in its cache, with a third of the memory traffic. Loss scaling, clipping and skipped steps are as in
-DeepSpeed.
+DeepSpeed's ``FP16_UnfusedOptimizer.step`` waits for the norm of every gradient, and converts and clips in
+separate passes. It also reads every gradient twice to look for an overflow, although the norm already shows
+it. Here a GPU does the step in a dozen operations, and the host does not wait for it. A CPU converts, clips
+and applies gradients slice by slice in its cache, with a third of the memory traffic. Loss scaling, clipping
+and skipped steps are as in DeepSpeed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 SLICE = 1 << 18
-"""Elements that a CPU processes at once: with weights and moments 4 MB, which fits a core's cache."""
+"""Number of elements that a CPU processes at once. In float32 their gradients, weights and two moments take
+4 MB, which fits a core's cache."""
 NORM_EPSILON = 1e-6
 """Added to the norm before clipping, as in DeepSpeed."""
 
@@ -27,11 +28,13 @@ class MasterStep:
     """Replaces ``step`` of a stage-0 optimiser around ``torch.optim.AdamW(fused=True)``.
 
     ``host_waits``: the host reads the norm in every step, as a loss scaler needs. A step whose gradient is
-    not finite changes nothing; without ``host_waits``, only ``norm`` shows it.
+    not finite changes nothing; without ``host_waits``, only ``norm`` shows it. ``sliced`` needs
+    ``host_waits``, because otherwise AdamW would count such a step.
     """
 
     def __init__(self, wrapper: Any, host_waits: bool, sliced: bool) -> None:
         """``wrapper``: DeepSpeed's optimiser. ``sliced``: works slice by slice, for a CPU."""
+        assert host_waits or not sliced
         self._wrapper, self._host_waits, self._sliced = wrapper, host_waits, sliced
         largest = SLICE if sliced else max(sum(p.numel() for p in group) for group in wrapper.fp16_groups)
         self._buffer = torch.empty(largest, device=wrapper.fp16_groups[0][0].device)
@@ -46,11 +49,11 @@ class MasterStep:
         wrapper.overflow = self._host_waits and not math.isfinite(float(self.norm))
         if wrapper.overflow:
             return bool(wrapper._skip_invalid_grad_norm())
-        wrapper._update_scale(False)
+        wrapper._update_scale(False)  # before the division, as in DeepSpeed, which divides by the new scale
         divisor, not_finite = self._divisor(), (~torch.isfinite(self.norm)).float()
         for group, params16 in zip(wrapper.optimizer.param_groups, wrapper.fp16_groups, strict=True):
-            pieces = self._pieces(group["params"], params16)
-            for weights16, gradients, weights, means, squares, steps in pieces:
+            slices = self._slices(group["params"], params16)
+            for weights16, gradients, weights, means, squares, steps in slices:
                 adamw(
                     weights, self._in_float32(gradients), means, squares, [], steps,
                     fused=True, grad_scale=divisor, found_inf=not_finite, amsgrad=False, maximize=False,
@@ -61,19 +64,20 @@ class MasterStep:
         return False
 
     def _norm(self) -> Tensor:
-        """Returns the gradient's 2-norm, summed in float32 within a piece and in float64 over pieces."""
-        parts = []
+        """Returns the gradient's 2-norm, summed in float32 within a slice and in float64 over slices."""
+        norms = []
         for params16 in self._wrapper.fp16_groups:
             gradients = [p.grad for p in params16 if p.grad is not None]
             if self._sliced:
-                pieces = [[part] for gradient in gradients for part in gradient.view(-1).split(SLICE)]
+                slices = [[flat] for gradient in gradients for flat in gradient.view(-1).split(SLICE)]
             else:
-                pieces = [gradients] if gradients else []
-            parts += [torch.nn.utils.get_total_norm(self._in_float32(piece)) for piece in pieces]
-        return torch.stack(parts).double().norm().float()
+                slices = [gradients] if gradients else []
+            norms += [torch.nn.utils.get_total_norm(self._in_float32(one)) for one in slices]
+        return torch.stack(norms).double().norm().float()
 
     def _divisor(self) -> Tensor:
-        """Returns what gradients are divided by: the loss scale, times norm / limit if that is above 1."""
+        """Returns what gradients are divided by: the loss scale; if the unscaled norm exceeds the
+        clipping limit, also times unscaled norm / limit."""
         scale, limit = float(self._wrapper.loss_scale_config.cur_scale), float(self._wrapper.clip_grad)
         if not limit:
             return torch.full_like(self.norm, scale)
@@ -82,12 +86,12 @@ class MasterStep:
     def _in_float32(self, gradients: list[Tensor]) -> list[Tensor]:
         """Returns the gradients in float32, in a buffer that the next call overwrites."""
         sizes = [gradient.numel() for gradient in gradients]
-        parts = self._buffer[: sum(sizes)].split(sizes)
-        copies = [part.view(gradient.shape) for part, gradient in zip(parts, gradients, strict=True)]
+        buffers = self._buffer[: sum(sizes)].split(sizes)
+        copies = [flat.view(gradient.shape) for flat, gradient in zip(buffers, gradients, strict=True)]
         torch._foreach_copy_(copies, gradients)
         return copies
 
-    def _pieces(self, weights: list[Tensor], params16: list[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
+    def _slices(self, weights: list[Tensor], params16: list[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
         """Yields what one call of AdamW updates: 16-bit weights, gradients, float32 weights, moments, steps.
         A parameter without a gradient counts as having gradient 0, as in DeepSpeed."""
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in params16]
@@ -100,6 +104,6 @@ class MasterStep:
             yield *columns, steps
             return
         for *tensors, step in zip(*columns, steps, strict=True):
-            for parts in zip(*(tensor.view(-1).split(SLICE) for tensor in tensors), strict=True):
-                yield *([part] for part in parts), [step.clone()]
+            for slices in zip(*(tensor.view(-1).split(SLICE) for tensor in tensors), strict=True):
+                yield *([flat] for flat in slices), [step.clone()]
             step += 1

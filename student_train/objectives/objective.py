@@ -1,4 +1,4 @@
-"""The loss of a micro-batch: runs the student, replays the teacher's top, and adds up the terms.
+"""The loss of a micro-batch: runs the student, replays the teacher's top layers, and adds up the terms.
 
     loss = alpha_ce T^2 KL(p_T || q_T) + alpha_mlm CE + alpha_cos (1 - cos) + alpha_relation R
            + alpha_embedding E
@@ -45,8 +45,8 @@ def stored_states(batch: Batch, dtype: torch.dtype) -> Tensor:
 
 
 def select_positions(values: Tensor, index: Tensor | None) -> Tensor:
-    """Returns values [N, ...] at ``index``, int64 [N], of ``values`` [B, P, ...] flattened to [B P, ...].
-    With ``index`` None, N = B P."""
+    """Flattens ``values`` [B, P, ...] to [B * P, ...] and returns the rows ``index``, int64 [N]; None: all
+    rows."""
     flat = values.flatten(0, 1)
     return flat if index is None else flat[index]
 
@@ -71,7 +71,8 @@ class Objective:
     """The teacher's top layers and head, in the student's dtype. None: the loss reads only stored top-k
     logits or stored embeddings."""
     live: Lower | None = None
-    """The live teacher's layers below the replayed ones. None: hidden states are read from the store."""
+    """Lower layers of a teacher that runs during training (a live teacher). None: hidden states are read from
+    the store."""
     pooling: Pooling | None = None
     """How the teacher pools hidden states to a text's embedding; None without an embedding term."""
 
@@ -167,19 +168,19 @@ class Objective:
         train = self.train
         masked_only = self.layout.positions == "masked"
         kl_masked = train.kl_positions == "masked" or masked_only
-        student = select_positions(hidden, batch.positions)
-        # KL and CE are computed at the same rows of the N positions: at all (None) if KL needs all or the
-        # store recorded masked positions only, otherwise at the masked ones.
-        rows = None if masked_only or (kind and not kl_masked) else batch.masked_indices
+        student_hidden = select_positions(hidden, batch.positions)
+        # Which of the N positions get KL and CE. None, all of them: KL needs all, or the store has masked
+        # positions only. Otherwise: the masked ones.
+        rows = None if masked_only or (kind and not kl_masked) else batch.masked_in_positions
         vocabulary = needs_head(train)
-        vocabulary_hidden = student if rows is None else student[rows]
+        vocabulary_hidden = student_hidden if rows is None else student_hidden[rows]
         return triple_loss(
             model.head_transform(vocabulary_hidden) if vocabulary else vocabulary_hidden,
             model.decoder_weight if vocabulary else None,
             model.decoder_bias if vocabulary else None,
             self.target(batch, teacher.last_hidden, train.temperature, kind, rows),
             batch.labels if rows is None else batch.labels[rows],
-            model.project(student),
+            model.project(student_hidden),
             teacher.last_hidden if train.alpha_cos else None,
             temperature=train.temperature,
             alpha_ce=train.alpha_ce,
@@ -207,7 +208,8 @@ class Objective:
         return topk_target(self.layout, batch, temperature, rows) if kind == "topk" else None
 
     def _layer(self) -> int:
-        """Returns the number of the teacher's compared layer among the replayed ones, from the lowest, 0."""
+        """Returns the index among the replayed layers (0 = lowest) of the teacher layer whose relations are
+        compared; the setting counts from the top and is negative."""
         layer = self.train.relation_teacher_layer
         return 0 if layer is None else self.layout.replay_layers + layer
 
@@ -241,12 +243,12 @@ def embedding_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """
     student, teacher = student.float(), teacher.float()
     angle = 1 - functional.cosine_similarity(student, teacher, dim=1)
-    length = teacher.square().sum(1).clamp_min(1e-12)
-    return (angle + (student - teacher).square().sum(1) / length).sum()
+    squared_norm = teacher.square().sum(1).clamp_min(1e-12)
+    return (angle + (student - teacher).square().sum(1) / squared_norm).sum()
 
 
 def _named(queries_keys_values: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-    """Returns the three tensors by the names of their relations."""
+    """Returns the three tensors as a dict with the keys queries, keys, values."""
     return dict(zip(RELATIONS, queries_keys_values, strict=True))
 
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from infra.cpu.processor import computes_bfloat16
 from offline_teacher.families import family_of
 from offline_teacher.models.replay import Replay
-from offline_teacher.models.split import lower
+from offline_teacher.models.split import lower_part
 from offline_teacher.models.weights import top_weights
 from tests.benchmarks.results import Row, row
 from tests.benchmarks.timing import interleave
@@ -40,7 +40,7 @@ def run() -> list[Row]:
     dtype = torch.bfloat16 if computes_bfloat16() else torch.float32
     model = family_of(config).model_class(head=False)(config, add_pooling_layer=False).eval()
     replay = Replay(config, top_weights(model, 1), 1).to(dtype)
-    encoder, below = lower(model, 0).to(dtype), lower(model, 1).to(dtype)
+    encoder, below = lower_part(model, 0).to(dtype), lower_part(model, 1).to(dtype)
     ids = torch.randint(1000, config.vocab_size, (BATCH, LENGTH))
     with torch.inference_mode():
         stored = below(ids).half()

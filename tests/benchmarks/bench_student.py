@@ -33,7 +33,7 @@ from infra.cpu.processor import computes_bfloat16
 from infra.settings.recipe import Recipe
 from infra.settings.sections import Precision, Student, Train
 from infra.tracking.run import Run
-from offline_teacher.models.split import lower_of
+from offline_teacher.models.split import lower_part_from_weights
 from offline_teacher.models.weights import named_weights, top_weights
 from offline_teacher.store.schema import Layout
 from student_train.data.loss_needs import required_columns
@@ -117,7 +117,7 @@ class Training:
     def with_live_teacher(self) -> Callable[[Step], None]:
         """Returns the function that does a step with ``train.teacher: live``."""
         weights = named_weights(self.teacher)
-        live = lower_of(self.teacher.config, weights, self.case.replay_layers)
+        live = lower_part_from_weights(self.teacher.config, weights, self.case.replay_layers)
         live.to(self.world.device, getattr(torch, self.train.dtype))
         objective = replace(self.trainer.objective, live=live)
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from infra.demo.material import TEACHER
+from infra.demo.inputs import TEACHER
 from infra.settings.recipe_file import load_recipe
 from offline_teacher.sequences.masking import masked_count
 from offline_teacher.store import schema

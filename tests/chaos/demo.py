@@ -29,7 +29,7 @@ from tests.offline_teacher.stores import contents
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = {  # stage -> name of its progress file, beginning of the name of its longest progress bar
-    "material": ("", ""),
+    "inputs": ("", ""),
     "teacher pass": ("teacher", "teacher"),
     "student": ("student", "student"),
     "evaluation": ("evaluation", "fine-tuning"),

@@ -84,7 +84,7 @@ CASES: dict[str, tuple[str, dict[str, str | bytes], str]] = {
     "a corpus to classify": (TASK + "corpus: c.jsonl\n", {}, "corpus: is for kind: retrieval"),
     "a search without queries": (without(SEARCH, "queries"), {}, "queries: is required"),
     "a trained search": (SEARCH + "train: t.csv\n", {}, "scores a model without training"),
-    "a search without judgements": (without(SEARCH, "test"), {}, "test: is required"),
+    "a search without judgements": (without(SEARCH, "test"), {}, "test: dev or test is required"),
     # its data
     "a missing file": (TASK.replace("train: t.csv", "train: no.csv"), {}, "no.csv: there is no such file"),
     "an unknown ending": (

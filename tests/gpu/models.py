@@ -15,7 +15,7 @@ from offline_teacher.families import family_of
 from offline_teacher.inference.columns import Inference
 from offline_teacher.inference.teacher import LoadedTeacher
 from offline_teacher.models.replay import Replay
-from offline_teacher.models.split import lower
+from offline_teacher.models.split import lower_part
 from offline_teacher.models.weights import named_weights, top_weights
 from offline_teacher.store.schema import Layout
 from student_train.data.collate import Batch, collate
@@ -89,7 +89,7 @@ def loaded(
     """Returns the teacher as a worker of the pass loads it; ``model`` is not changed."""
     model = copy.deepcopy(model)
     top = Replay(model.config, top_weights(model, replay_layers), replay_layers, dtype).to(device)
-    lower_layers = lower(model, replay_layers).to(device=device, dtype=dtype)
+    lower_layers = lower_part(model, replay_layers).to(device=device, dtype=dtype)
     return LoadedTeacher(lower_layers, top, None, model.config, "", torch.device(device), dtype, {})
 
 

@@ -94,19 +94,19 @@ BAD = [
     (MINIMAL + "tracking: {uri: 'https://TOKEN@host/'}", "tracking.uri: holds a user name or token"),
     (
         MINIMAL + "tracking: {uri: 'https://host/?token=S'}",
-        "tracking.uri: holds a token or signature, its parameter token",
+        "tracking.uri: holds a token or signature in its parameter token",
     ),
     (
         MINIMAL + "output: 'abfs://c@a.dfs.core.windows.net/x?sv=1&sig=S'",
-        "output: holds a token or signature, its parameter sig",
+        "output: holds a token or signature in its parameter sig",
     ),
     (
         MINIMAL + "evaluation: {data: 's3://b/x?X-Amz-Signature=S'}",
-        "holds a token or signature, its parameter X-Amz-Signature",
+        "holds a token or signature in its parameter X-Amz-Signature",
     ),
     (
         MINIMAL + "store: {path: 'https://host/s?AccessKeyId='}",
-        "holds a token or signature, its parameter AccessKeyId",
+        "holds a token or signature in its parameter AccessKeyId",
     ),
     (MINIMAL + "store: {hidden_states: none}", "train.alpha_cos: the cosine term needs hidden states"),
     (

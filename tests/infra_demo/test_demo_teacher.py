@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import BertForMaskedLM
 
+from infra.demo.inputs import TEACHER
 from infra.demo.make_teacher import (
     DOCUMENTS,
     RECORD,
@@ -19,7 +20,6 @@ from infra.demo.make_teacher import (
     tokenized_documents,
     train,
 )
-from infra.demo.material import TEACHER
 
 STEPS = 8
 RECORDED = json.loads((TEACHER / RECORD).read_text())

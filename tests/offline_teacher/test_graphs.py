@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
 from offline_teacher.inference.graphs import MOST_GRAPHS, GraphedLower
-from offline_teacher.models.split import Lower, lower
+from offline_teacher.models.split import Lower, lower_part
 
 SIZE: dict[str, Any] = {
     "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -23,7 +23,7 @@ SIZE: dict[str, Any] = {
 @pytest.fixture
 def encoder() -> Lower:
     torch.manual_seed(0)
-    return lower(BertForMaskedLM(BertConfig(**SIZE)), 1)
+    return lower_part(BertForMaskedLM(BertConfig(**SIZE)), 1)
 
 
 def never(*_: Any, **__: Any) -> bool:
@@ -112,7 +112,7 @@ def test_a_captured_encoder_attends_without_a_mask(encoder: Lower, monkeypatch: 
 def test_local_attention_keeps_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     config = ModernBertConfig(**SIZE, local_attention=4, layer_types=["sliding_attention", "full_attention"])
-    encoder = lower(ModernBertForMaskedLM(config), 1)
+    encoder = lower_part(ModernBertForMaskedLM(config), 1)
     graphed = GraphedLower(encoder, Capturing(monkeypatch))
     for seed in range(3):
         ids, _ = text(seed)

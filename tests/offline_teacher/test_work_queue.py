@@ -163,7 +163,7 @@ def test_workers_are_not_replaced_for_ever() -> None:
         for _ in range(WORKER_FAILURES):
             work.failed(worker, give(work, worker, [worker]), "x")
         assert work.is_broken(worker)
-        work.replaced(worker)
+        work.removed(worker)
     last = Worker(BOUND, None, f"node-{BOUND}")
     for _ in range(WORKER_FAILURES):
         work.failed(last, give(work, last, [last]), "x")
@@ -173,7 +173,7 @@ def test_workers_are_not_replaced_for_ever() -> None:
 def test_what_a_replaced_worker_held_is_given_to_others() -> None:
     work, worker = queue("a"), Worker(0, None, "node-0")
     item = give(work, worker, [worker])
-    work.replaced(worker)
+    work.removed(worker)
     assert (list(work.todo), item.attempts, item.deaths) == ([item], 0, 0)
 
 

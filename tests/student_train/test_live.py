@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from offline_teacher.families import family_of
-from offline_teacher.models.split import lower, lower_of
+from offline_teacher.models.split import lower_part, lower_part_from_weights
 from offline_teacher.models.weights import named_weights
 from student_train.engine.world import World
 from tests.offline_teacher.families.tiny_models import FAMILIES, batch, masked_lm
@@ -47,9 +47,9 @@ def test_a_live_teacher_in_bfloat16_is_set_up_as_its_family_asks(family: str) ->
     """It is set up as the teacher of a pass. ModernBERT's rotary frequencies, for example, must stay
     float32."""
     model, (ids, count) = masked_lm(family), batch()
-    live = lower_of(model.config, named_weights(model), 1).to(torch.bfloat16)
+    live = lower_part_from_weights(model.config, named_weights(model), 1).to(torch.bfloat16)
     family_of(model.config).prepare(model)
-    recorded = lower(model, 1).to(torch.bfloat16)
+    recorded = lower_part(model, 1).to(torch.bfloat16)
     torch.testing.assert_close(live(ids, count), recorded(ids, count), rtol=0, atol=0)
 
 

@@ -16,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from infra.demo.material import make_material
+from infra.demo.inputs import write_inputs
 from infra.files import storage
 from infra.files.locks import exclusive
 from tests.benchmarks.compare.arms import CHARACTERS_PER_TOKEN, Plan, cut_text
@@ -58,7 +58,7 @@ def prepare(options: argparse.Namespace) -> Runs:
     directory = options.directory / options.size
     text = {split: directory / f"{split}.txt" for split in ("train", "validation")}
     if options.size == "smoke":
-        make_material(directory / "input")
+        write_inputs(directory / "input")
         text = {split: directory / "input" / "corpus" / f"{split}.txt" for split in text}
         teacher, tasks = directory / "input" / "teacher", directory / "input" / "glue"
     else:

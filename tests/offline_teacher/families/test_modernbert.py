@@ -12,7 +12,7 @@ from infra.errors import UserError
 from offline_teacher.families import family_of
 from offline_teacher.models.loading import load_model
 from offline_teacher.models.replay import Replay
-from offline_teacher.models.split import encoder_mask, lower
+from offline_teacher.models.split import encoder_mask, lower_part
 from offline_teacher.models.students import Shape, new_student, student_config, student_weights
 from offline_teacher.models.weights import named_weights, top_weights
 from tests.offline_teacher.families.tiny_models import batch, masked_lm, oracle
@@ -27,7 +27,7 @@ def test_1024_positions_through_global_and_local_layers(n: int) -> None:
     assert [kind[:4] for kind in model.config.layer_types] == ["full", "slid", "slid", "full"]
     ids, count = batch(1024, (1024, 700))
     expected = oracle(model, ids, count)
-    h = lower(copy.deepcopy(model).double(), n)(ids, count)
+    h = lower_part(copy.deepcopy(model).double(), n)(ids, count)
     last = Replay(model.config, top_weights(model, n), n, torch.float64).last_hidden(h, count)
     real = torch.arange(1024) < count[:, None]
     torch.testing.assert_close(last[real], expected.last_hidden[real], rtol=0, atol=1e-10)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from infra.errors import UserError
 from offline_teacher.models.replay import Replay
-from offline_teacher.models.split import lower
+from offline_teacher.models.split import lower_part
 from offline_teacher.models.weights import named_weights, top_weights
 from tests.offline_teacher.families.tiny_models import FAMILIES, MODELS, Oracle, batch, masked_lm, oracle
 
@@ -30,7 +30,7 @@ def stored(model: object, n: int, ids: Tensor, count: Tensor) -> Tensor:
     """Entering the top n layers, float64 [B, L, D]."""
     import copy
 
-    return lower(copy.deepcopy(model), n).double()(ids, count)
+    return lower_part(copy.deepcopy(model), n).double()(ids, count)
 
 
 def at(real: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -209,7 +209,7 @@ def test_a_pooler_is_left_out() -> None:
 
     encoder = BertModel(masked_lm("bert").config)
     assert encoder.pooler is not None
-    part = lower(encoder, 1)
+    part = lower_part(encoder, 1)
     ids, count = batch()
     part(ids, count)
     assert not any("pooler" in name for name in [*named_weights(encoder), *dict(part.named_parameters())])
@@ -228,7 +228,7 @@ def test_replay_stays_frozen_and_in_evaluation_mode() -> None:
 def test_what_cannot_be_replayed_is_one_line() -> None:
     model = masked_lm("bert")
     with pytest.raises(UserError, match="replay_layers: 5 is not from 0 to the teacher's 4 layers"):
-        lower(model, 5)
+        lower_part(model, 5)
     with pytest.raises(UserError, match="replay_layers: 5 is not"):
         Replay(model.config, {}, 5)
     with pytest.raises(UserError, match="no replayed layer 0"):

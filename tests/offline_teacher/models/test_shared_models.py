@@ -12,7 +12,7 @@ from torch import Tensor
 from offline_teacher.models.loading import load_model
 from offline_teacher.models.pooling import Pooling, pool, read_pooling
 from offline_teacher.models.replay import Replay
-from offline_teacher.models.split import lower
+from offline_teacher.models.split import lower_part
 from offline_teacher.models.weights import top_weights
 
 LENGTH, ROWS, TEMPERATURE = 128, 16, 2.0
@@ -86,7 +86,7 @@ def test_distribution_and_relations_from_float16(directory: Path, shared_dir: Pa
     real = torch.arange(LENGTH) < count[:, None]
     for n, bound in ((0, 1.5e-4), (1, 1.8e-4)):
         replay = Replay(model.config, top_weights(model, n), n)
-        h = lower(model, n)(ids, count).half()
+        h = lower_part(model, n)(ids, count).half()
         z = replay.decoder_input(replay.last_hidden(h, count)[real])
         logits = z @ replay.decoder_weight.T + replay.decoder_bias
         error = distance(logits, out.logits[real])
@@ -110,7 +110,7 @@ def test_a_sentence_encoder_from_float16(directory: Path, shared_dir: Path) -> N
     expected = pool(out.last_hidden_state, count, pooling)
     for n in (0, 1):
         replay = Replay(model.config, top_weights(model, n), n)
-        h = lower(model, n)(ids, count).half()
+        h = lower_part(model, n)(ids, count).half()
         vectors = pool(replay.last_hidden(h, count), count, pooling)
         cosine = (vectors * expected).sum(-1)
         assert float(cosine.min()) >= 0.99999

@@ -21,7 +21,7 @@ def test_positions_that_are_real_count() -> None:
     assert batch.positions is not None
     assert batch.positions.tolist() == [0, 1, 2, 3, 4, 5]
     assert batch.labels.tolist() == [NO_LABEL, 16, NO_LABEL, 18, 19, NO_LABEL]
-    assert batch.masked_indices.tolist() == [1, 3, 4]
+    assert batch.masked_in_positions.tolist() == [1, 3, 4]
     assert (batch.tokens, batch.masked, batch.no_padding, len(batch)) == (6, 3, False, 2)
     assert batch.recorded_positions is batch.positions
     assert batch.input_ids.dtype == torch.int64
@@ -34,7 +34,7 @@ def test_masked_positions_alone() -> None:
     assert batch.positions.tolist() == [1, 3, 4]
     assert batch.recorded_positions.tolist() == [0, 1, 2]
     assert batch.labels.tolist() == [16, 18, 19]
-    assert batch.masked_indices.tolist() == [0, 1, 2]
+    assert batch.masked_in_positions.tolist() == [0, 1, 2]
 
 
 def test_without_padding_nothing_is_picked() -> None:
@@ -49,7 +49,7 @@ def test_without_padding_nothing_is_picked() -> None:
 def test_text_that_is_not_masked() -> None:
     text = {name: COLUMNS[name] for name in ("token_count", "input_ids")}
     batch = collate(text, masked_only=False, bfloat16=False, weight=1.0)
-    assert (batch.tokens, batch.masked, batch.masked_indices.tolist()) == (6, 0, [])
+    assert (batch.tokens, batch.masked, batch.masked_in_positions.tolist()) == (6, 0, [])
     assert set(batch.labels.tolist()) == {NO_LABEL}
 
 

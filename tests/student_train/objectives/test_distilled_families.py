@@ -18,7 +18,7 @@ from infra.settings.sections import Student, Train
 from offline_teacher.families import family_of
 from offline_teacher.models.recording import QueriesKeysValues
 from offline_teacher.models.replay import Replay
-from offline_teacher.models.split import lower
+from offline_teacher.models.split import lower_part
 from offline_teacher.models.weights import top_weights
 from offline_teacher.store.schema import Layout
 from student_train.data.collate import Batch, collate
@@ -38,7 +38,7 @@ TOLERANCE = 5e-3
 
 def stored(teacher: Any, n: int, ids: Tensor, count: Tensor) -> Batch:
     """Returns the columns that a teacher pass would have stored for these ids."""
-    states = lower(copy.deepcopy(teacher), n).double()(ids, count).half()
+    states = lower_part(copy.deepcopy(teacher), n).double()(ids, count).half()
     columns = {
         "input_ids": ids.numpy(),
         "token_count": count.numpy(),

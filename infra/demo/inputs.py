@@ -14,14 +14,14 @@ CORPUS = {"train": (1, 1_000_000), "validation": (2, 60_000)}
 TASK_SEED = 3
 
 
-def make_material(root: Path) -> None:
+def write_inputs(root: Path) -> None:
     """Writes ``root/corpus``, ``root/glue`` and ``root/teacher``, with the same bytes on every machine. Files
     that already have these bytes are not written again."""
     files = {f"teacher/{path.name}": path.read_bytes() for path in TEACHER.iterdir()}
     for name, (seed, size) in CORPUS.items():
         files[f"corpus/{name}.txt"] = "".join(f"{text}\n" for text in documents(seed, size)).encode()
     for task in TASKS:
-        for name, rows in task_files(task, TASK_SEED).items():
-            files[f"glue/{task.name}/{name}"] = rows.encode()
+        for name, text in task_files(task, TASK_SEED).items():
+            files[f"glue/{task.name}/{name}"] = text.encode()
     for name, data in files.items():
         publish_if_changed(str(root / name), data)

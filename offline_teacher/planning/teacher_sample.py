@@ -1,4 +1,4 @@
-"""Runs sampled sequences through the teacher for ``plan``, and rounds hidden states as each store would.
+"""Runs sampled sequences through the teacher, and rounds states as each form of store that ``plan`` compares.
 
 Axes: n sequences, L length, M masked positions, N compared positions, D hidden size.
 """
@@ -19,7 +19,7 @@ from offline_teacher.inputs.source import Source
 from offline_teacher.models.loading import load_model
 from offline_teacher.models.recording import QueriesKeysValues
 from offline_teacher.models.replay import Replay
-from offline_teacher.models.split import Lower, lower
+from offline_teacher.models.split import Lower, lower_part
 from offline_teacher.models.students import choose_layers, new_student, student_config, student_weights
 from offline_teacher.models.weights import named_weights, top_weights
 from offline_teacher.planning import preflight
@@ -29,7 +29,7 @@ from offline_teacher.sequences.sample import CorpusSample
 from offline_teacher.sequences.tokenizer import Encoder
 
 MASS_POSITIONS = 1024
-"""Largest number of masked positions, and of unmasked ones, at which kept mass is computed."""
+"""Largest number of masked, and of unmasked, positions for kept mass (probability of the top k tokens)."""
 GRADIENT_POSITIONS = 512
 """Largest number of positions at which gradients are compared."""
 RELATION_SEQUENCES = 8
@@ -41,7 +41,7 @@ STORED_FORMATS = ("int8", "float16")
 
 
 @dataclass(frozen=True)
-class Sequences:
+class MaskedSequences:
     """Sequences of the sample in random order, masked as in a pass."""
 
     input_ids: np.ndarray
@@ -51,12 +51,14 @@ class Sequences:
     token_count: np.ndarray
     """Number of tokens of each sequence [n]."""
 
-    def rows(self, chosen: Any) -> Sequences:
+    def rows(self, chosen: Any) -> MaskedSequences:
         """Selects sequences by a slice or an index array."""
-        return Sequences(self.input_ids[chosen], self.positions[chosen], self.token_count[chosen])
+        return MaskedSequences(self.input_ids[chosen], self.positions[chosen], self.token_count[chosen])
 
 
-def masked_sequences(recipe: Recipe, source: Source, encoder: Encoder, sample: CorpusSample) -> Sequences:
+def masked_sequences(
+    recipe: Recipe, source: Source, encoder: Encoder, sample: CorpusSample
+) -> MaskedSequences:
     """Shuffles all sequences of the sample and masks them as in masking epoch 0.
 
     Sequences of unknown tokens only, in which nothing is masked, come last.
@@ -65,18 +67,18 @@ def masked_sequences(recipe: Recipe, source: Source, encoder: Encoder, sample: C
     input_ids, token_count = sample.input_ids[order], sample.token_count[order]
     masking = recipe.masking
     if not masking.probability:
-        return Sequences(input_ids, np.zeros((len(order), 0), np.int16), token_count)
+        return MaskedSequences(input_ids, np.zeros((len(order), 0), np.int16), token_count)
     counts = np.bincount(input_ids.ravel(), minlength=encoder.vocab_size)
     counts[list(encoder.special_ids)] = 0
     vocab = mask_vocab(masking, source.tokenizer.mask_token_id, encoder, counts)
     masked = mask_sequences(input_ids, token_count, np.arange(len(order)), 0, masking, vocab)
-    sequences = Sequences(masked.input_ids, masked.positions, token_count)
+    sequences = MaskedSequences(masked.input_ids, masked.positions, token_count)
     return sequences.rows(np.argsort(masked.positions[:, 0] < 0, kind="stable"))
 
 
-def sequences_needed(sequences: Sequences) -> int:
-    """Returns how many of the first sequences give ``MASS_POSITIONS`` masked positions, or any if masking is
-    off, within ``SAMPLE_TOKENS`` tokens; at least 1."""
+def sequences_needed(sequences: MaskedSequences) -> int:
+    """Returns the number of leading sequences that together have ``MASS_POSITIONS`` masked positions
+    (positions of any kind if masking is off), but at most ``SAMPLE_TOKENS`` tokens; at least 1."""
     tokens = sequences.token_count.astype(np.int64).cumsum()
     limit = int(np.searchsorted(tokens, SAMPLE_TOKENS, side="right"))
     if not sequences.positions.shape[1]:
@@ -85,20 +87,20 @@ def sequences_needed(sequences: Sequences) -> int:
     return max(1, min(int(np.searchsorted(masked, MASS_POSITIONS)) + 1, limit))
 
 
-def compared_positions(sequences: Sequences, kl_positions: str) -> dict[str, np.ndarray]:
-    """Chooses the flat positions (indices into [n L]) for kept mass (``masked``, ``unmasked``) and gradients.
+def compared_positions(sequences: MaskedSequences, kl_positions: str) -> dict[str, np.ndarray]:
+    """Chooses the flat positions for kept mass (``masked``, ``unmasked``) and for gradients.
 
-    With ``kl_positions`` = ``masked``, gradients are compared at masked positions only.
+    They index the flattened [n * L]. If ``kl_positions`` is ``masked``, gradients are compared at these only.
     """
     real = np.arange(sequences.input_ids.shape[1]) < sequences.token_count[:, None]
     masked = np.zeros_like(real)
     row, slot = np.nonzero(sequences.positions >= 0)
     masked[row, sequences.positions[row, slot]] = True
-    trained = masked if kl_positions == "masked" and masked.any() else real
+    kl_allowed = masked if kl_positions == "masked" and masked.any() else real
     return {
         "masked": _choose(masked, MASS_POSITIONS),
         "unmasked": _choose(real & ~masked, MASS_POSITIONS),
-        "gradient": _choose(trained, GRADIENT_POSITIONS),
+        "gradient": _choose(kl_allowed, GRADIENT_POSITIONS),
     }
 
 
@@ -108,25 +110,25 @@ def _choose(allowed: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(1).permutation(flat)[:count])
 
 
-class TeacherOutputs:
-    """Hidden states of the teacher on some sequences, exact in float32 and as each store would keep them.
+class SampledTeacher:
+    """Hidden states of the teacher on some sequences, exact in float32 and as each form of store has them.
 
     The teacher runs on the CPU. Stored hidden states come from the teacher in the recipe's dtype.
     """
 
-    def __init__(self, recipe: Recipe, source: Source, sequences: Sequences) -> None:
+    def __init__(self, recipe: Recipe, source: Source, sequences: MaskedSequences) -> None:
         """Raises UserError if hidden states in float32 or in the recipe's dtype are not finite."""
         assert recipe.teacher is not None
         self.recipe, self.sequences, self.config = recipe, sequences, source.config
         self._model = load_model(source.directory, source.config)
         depth = source.config.num_hidden_layers
         self.replay_depths = sorted({n for n in (0, 1, recipe.store.replay_layers) if n <= depth})
-        self._states = {n: self._run(lower(self._model, n), "float32") for n in self.replay_depths}
+        self._states = {n: self._run(lower_part(self._model, n), "float32") for n in self.replay_depths}
         self._states_as_run, dtype = self._states, recipe.teacher.dtype
         if dtype != "float32":
-            model = load_model(source.directory, source.config)  # `lower` shares parameters with its model
+            model = load_model(source.directory, source.config)  # self._model stays float32: head, replays
             model.to(getattr(torch, dtype))
-            self._states_as_run = {n: self._run(lower(model, n), dtype) for n in self.replay_depths}
+            self._states_as_run = {n: self._run(lower_part(model, n), dtype) for n in self.replay_depths}
         self._replays = {n: Replay(source.config, top_weights(self._model, n), n) for n in self.replay_depths}
         run = next(iter(recipe.runs().values()))
         self.student_layers = choose_layers(run.student.layers, source.config)
@@ -140,7 +142,7 @@ class TeacherOutputs:
         return self._states[0].flatten(0, 1)[torch.from_numpy(positions)]
 
     def stored_forms(self, positions: np.ndarray) -> Iterator[tuple[str, Tensor]]:
-        """Yields (name of a form of hidden states, the last hidden states, float32 [N, D], that it gives)."""
+        """Yields (name of a stored form, last hidden states, float32 [N, D], that are replayed from it)."""
         for n, states in self._states_as_run.items():
             for stored in STORED_FORMATS:
                 yield form_name(stored, n), self._replayed(round_as_stored(states, stored), n, positions)
@@ -149,7 +151,7 @@ class TeacherOutputs:
         """Returns last hidden states, float32 [N, D], of a student of full width before its first step."""
         if self._starts_as_teacher:
             return self.last_hidden(positions)
-        return self._run(lower(self._student, 0), "float32").flatten(0, 1)[torch.from_numpy(positions)]
+        return self._run(lower_part(self._student, 0), "float32").flatten(0, 1)[torch.from_numpy(positions)]
 
     @property
     def _starts_as_teacher(self) -> bool:
@@ -159,15 +161,16 @@ class TeacherOutputs:
         """Returns the relative error of the gradient of MiniLMv2's relations for each form of hidden states.
 
         The gradient is with respect to queries, keys and values of the student's last layer before its first
-        step. The result is None if the student starts as its teacher, because the gradient is then zero.
+        step. None if the student is identical to its teacher at the start, because the gradient is then zero.
         """
         if self._starts_as_teacher:
             return None
         ids, count = self._batch(slice(0, RELATION_SEQUENCES))
         with torch.no_grad(), QueriesKeysValues(self._student) as recorder:
-            lower(self._student, 0)(ids, count)
+            lower_part(self._student, 0)(ids, count)
             own = recorder.take()
         heads = max(n for n in range(1, 65) if self.config.hidden_size % n == 0)
+        # The recipe's replay_layers, or 1 if that is 0: relations need a replayed layer.
         replay = self._replays[max(n for n in self.replay_depths if n)]
         n, rows = replay.replay_layers, slice(0, RELATION_SEQUENCES)
         exact, states = self._states[n][rows], self._states_as_run[n][rows]
