@@ -40,15 +40,14 @@ def run(
     task, settings = job.task, job.settings
     tokenizer = load_tokenizer(job.candidate.directory)
     model = load_model(job.candidate, task, job.seed).to(device())
-    length = job.hyper_parameters.max_length
+    length, dtype = job.hyper_parameters.max_length, settings.dtype
     require_fit(job.candidate.directory, model.config, tokenizer, length)
     fitted = _train(job, model, tokenizer, splits["train"], advance) if kind_of(task).fine_tuned else None
     parts = {part: splits[part] for part in predicted_parts(task)}
     if job.predict_test:
         existing = [part for part in task.test_parts if has_part(task, part, settings.data)]
         parts |= {part: load(task, part, settings.data) for part in existing}
-    options = {"length": length, "dtype": settings.dtype}
-    predicted = {part: answers(model, tokenizer, task, parts[part], **options) for part in parts}
+    predicted = {part: answers(model, tokenizer, task, parts[part], length, dtype) for part in parts}
     result = _result(job, splits, fitted, predicted) | {"seconds": round(time.perf_counter() - started, 3)}
     if job.keep_model:
         save(model, tokenizer, job.model_directory)

@@ -48,7 +48,8 @@ class Spans(Kind):
         sides = (output.start_logits.float(), output.end_logits.float())
         students = [logits.masked_fill(padding, -1e4) for logits in sides]
         teachers = targets[TEACHER_LOGITS][:, :, :width].masked_fill(padding[:, None], -1e4)
-        return sum(kl(students[side], teachers[:, side], temperature) for side in (0, 1)) / 2
+        start, end = (kl(students[side], teachers[:, side], temperature) for side in (0, 1))
+        return (start + end) / 2
 
     def select_outputs(self, output: Any, mask: torch.Tensor) -> torch.Tensor:
         """Returns the logits of start and end, [B, 2, L]."""

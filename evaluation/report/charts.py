@@ -93,8 +93,8 @@ def curves(lines: Mapping[str, Sequence[Sequence[float]]], colours: Mapping[str,
 
 def legend(colours: Mapping[str, str]) -> str:
     """Returns a list of the names, each with a disc of its colour."""
-    discs = {name: f'<i style="background:{colour}"></i>' for name, colour in colours.items()}
-    entries = "".join(f"<li>{disc}{escape(name)}</li>" for name, disc in discs.items())
+    discs = ((name, f'<i style="background:{colour}"></i>') for name, colour in colours.items())
+    entries = "".join(f"<li>{disc}{escape(name)}</li>" for name, disc in discs)
     return f'<ul class="legend">{entries}</ul>'
 
 

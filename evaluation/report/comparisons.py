@@ -67,8 +67,10 @@ def _ratio(estimates: Estimates, *positions: int) -> tuple[float | None, dict[st
     if not positions:
         return None, None
     student, teacher, *reference = positions
-    measure = intervals.gap_closed if reference else intervals.retention
-    ratio = measure(estimates, student, *reference, teacher)
+    if reference:
+        ratio = intervals.gap_closed(estimates, student, reference[0], teacher)
+    else:
+        ratio = intervals.retention(estimates, student, teacher)
     if ratio is None:
         return None, None
     return ratio.value, ratio.interval and dict(zip(("low", "high"), ratio.interval, strict=True))

@@ -89,8 +89,6 @@ _TASKS = (
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
 GLUE = tuple(name for name, task in TASKS.items() if task.hub[0] == _GLUE_ON_THE_HUB)
 """Names of the tasks of GLUE, whose mean score is the macro score."""
-
-
 _GLUE_PARTS = [part for name in GLUE for part in TASKS[name].parts.values()]
 TEST_FILES = tuple(f"{part.submission}.tsv" for part in _GLUE_PARTS if part.submission)
 """Names of the files that GLUE's server expects in a zip."""

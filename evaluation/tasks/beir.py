@@ -38,8 +38,9 @@ def read_queries(queries: str, relevance: str, corpus: dict[str, str]) -> Split:
         raise UserError(f"{relevance}: no query has a relevant document; give one a score above 0")
     left_out = len(texts) - len(answerable)
     note = f"{relevance}: queries without a relevant document, left out: {left_out:,}"
-    asked, labels = [(texts[query],) for query in answerable], list(answerable.values())
-    return Split(asked, labels, list(answerable), corpus=corpus, notes=[note] if left_out else [])
+    asked: list[tuple[str, ...]] = [(texts[query],) for query in answerable]
+    labels, notes = list(answerable.values()), [note] if left_out else []
+    return Split(asked, labels, list(answerable), corpus=corpus, notes=notes)
 
 
 def _by_id(path: str, noun: str) -> dict[str, str]:

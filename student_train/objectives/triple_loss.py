@@ -211,9 +211,8 @@ class _Chunks:
     def compute(self, start: int, stop: int) -> None:
         """Computes values and gradients of the positions [start, stop), one chunk."""
         rows = slice(start, stop)
-        z, s, target = self.z[rows], self.logits[: stop - start], self.target
-        exact = isinstance(target, ExactTarget) and self.inputs.compile
-        if exact and native_kl.usable(z, target.head.decoder_weight):
+        z, s, target = self.z[rows], self.logits[: stop - start], self.target if self.inputs.compile else None
+        if isinstance(target, ExactTarget) and native_kl.usable(z, target.head.decoder_weight):
             self._run_native(target, start, stop)
         else:
             torch.addmm(self.bias, z, self.weight.t(), out=s)
