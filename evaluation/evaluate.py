@@ -34,8 +34,7 @@ def evaluate(recipe: Recipe, rows: Rows, plan: Plan, submitted: Sequence[str] = 
 
     ``submitted``: names of the rows whose GLUE test predictions are zipped when a report is made.
     """
-    directory = recipe.evaluation_dir
-    key = _key(plan, rows, recipe)
+    directory, key = recipe.evaluation_dir, _key(plan, rows, recipe)
     content = _complete_report(plan, directory, key)
     if content is None or plan.unfinished:
         recipe.save(directory)
@@ -56,21 +55,14 @@ def _make_report(
     directory = recipe.evaluation_dir
     tracked.log_data(run, plan, recipe)
     results = complete(plan, recipe.evaluation.workers, partial(tracked.log_score, run))
-    histories = {
-        name: read_history(storage.join(student.directory, "history.jsonl"))
-        for name, student in rows.students.items()
-    }
+    histories = {name: read_history(run.directory) for name, run in rows.students.items()}
     content = {"key": key, **report.build(recipe.name, recipe.evaluation, rows, plan, results, histories)}
     content["choices"] = plan.choices()
-    content["devices"] = {
-        name: recipe_exports.export_all(
-            [job for job in plan.chosen if job.candidate.name == name],
-            plan.splits,
-            results[name],
-            storage.join(directory, EXPORT, name),
-        )
-        for name in rows.students
-    }
+    content["devices"] = {}
+    for name in rows.students:
+        jobs = [job for job in plan.chosen if job.candidate.name == name]
+        target = storage.join(directory, EXPORT, name)
+        content["devices"][name] = recipe_exports.export_all(jobs, plan.splits, results[name], target)
     if recipe.evaluation.export_web:
         content["page"] = _write_page(recipe, content["notes"])
     files = [*write_files(content, directory), *_write_submissions(plan, submitted, directory)]
@@ -126,11 +118,8 @@ def _complete_report(plan: Plan, directory: str, key: str) -> dict[str, Any] | N
     """Returns the content of report.json if all FILES exist and its key is ``key``; else None."""
     if not set(storage.list_names(directory)) >= FILES:
         return None
-    try:
-        content = storage.read_json(storage.join(directory, "report.json"))
-    except UserError:
-        return None
-    if not isinstance(content, dict) or content.get("key") != key:
+    content = storage.read_object(storage.join(directory, "report.json"))
+    if content.get("key") != key:
         return None
     # The file's keys are sorted; here rows and tasks get the plan's order again.
     names = list(dict.fromkeys(job.candidate.name for job in plan.jobs))
@@ -151,18 +140,16 @@ def write_files(content: dict[str, Any], directory: str) -> list[str]:
     curves = plots.loss_curves(content["curves"])
     if curves is not None:
         images["loss_curves.png"] = curves
-    files = {
-        **images,
-        "report.md": tables.to_markdown(content, list(images)).encode(),
-        "report.html": page.to_html(content).encode(),
-    }
+    markdown, html = tables.to_markdown(content, list(images)), page.to_html(content)
+    files = images | {"report.md": markdown.encode(), "report.html": html.encode()}
     for name, data in files.items():
         storage.publish_bytes(storage.join(directory, name), data)
     return [storage.join(directory, name) for name in files]
 
 
-def read_history(path: str) -> list[dict[str, Any]]:
-    """Returns the valid lines of history.jsonl; [] if there is no file."""
+def read_history(directory: str) -> list[dict[str, Any]]:
+    """Returns the valid lines of history.jsonl in a student's directory; [] if there is no such file."""
+    path = storage.join(directory, "history.jsonl")
     if not storage.exists(path):
         return []
     lines = []

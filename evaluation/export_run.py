@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from infra import console
@@ -35,9 +36,8 @@ def export_command(arguments: Sequence[str]) -> int:
     if without_web:
         raise UserError(f"--{without_web}: needs --web")
     if options.vocabulary and not options.data:
-        raise UserError(
-            "--vocabulary: needs --task and --data; the tokens of the task's training texts are kept"
-        )
+        reason = "the tokens of the task's training texts are kept"
+        raise UserError(f"--vocabulary: needs --task and --data; {reason}")
     return _export_page(options) if options.web else _export_files(options)
 
 
@@ -47,35 +47,23 @@ def _parser() -> argparse.ArgumentParser:
         description="Write ONNX files of a model, or a page that runs it.",
     )
     add = parser.add_argument
+    kept = "with --task and --data: keep this number of tokens, the most frequent of the training texts"
+    recipe = "with --web: recipe whose fine-tuned models are written, instead of --model"
+    compared = (
+        f"with --web and --data: number of dev examples in the self-test (default {SELF_TEST_EXAMPLES})"
+    )
+    bits = "bits per word-embedding value (default 8)"
     add("--model", type=expand_home, help="directory or hub name of a fine-tuned model or an encoder")
     add("--output", type=expand_home, required=True, help="directory in which the files are written")
     add("--task", help="name of the model's task, for example SQuAD")
     add("--data", type=expand_home, help="directory of official task files")
-    add(
-        "--vocabulary",
-        type=int,
-        help="with --task and --data: keep this number of tokens, the most frequent of the training texts",
-    )
-    add(
-        "--embedding-bits",
-        type=int,
-        choices=(8, 4),
-        default=8,
-        help="bits per word-embedding value (default 8)",
-    )
+    add("--vocabulary", type=int, help=kept)
+    add("--embedding-bits", type=int, choices=(8, 4), default=8, help=bits)
     add("--web", action="store_true", help="write a page that runs the model in a browser")
     add("--teacher", type=expand_home, help="with --web: fine-tuned teacher, added to the page in int8")
-    add(
-        "--recipe",
-        type=expand_home,
-        help="with --web: recipe whose fine-tuned models are written, instead of --model",
-    )
+    add("--recipe", type=expand_home, help=recipe)
     add("--labels", help="with --web: names of the classes, comma-separated")
-    add(
-        "--compared",
-        type=int,
-        help=f"with --web and --data: number of dev examples in the self-test (default {SELF_TEST_EXAMPLES})",
-    )
+    add("--compared", type=int, help=compared)
     return parser
 
 
@@ -96,10 +84,8 @@ def _export_files(options: argparse.Namespace) -> int:
             summary = export(model, options.output, options.embedding_bits)
     rows = [[name, f"{size / 1e6:.2f} MB"] for name, size in summary["bytes"].items()]
     print(console.table(rows, ("file", "size")))
-    difference = summary["difference"]
-    print(
-        f"largest difference from torch: float32 {difference['float32']:.1e}, int8 {difference['int8']:.1e}"
-    )
+    float32, int8 = (summary["difference"][name] for name in ("float32", "int8"))
+    print(f"largest difference from torch: float32 {float32:.1e}, int8 {int8:.1e}")
     print(storage.join(options.output, "export.json"))
     return 0
 
@@ -107,9 +93,14 @@ def _export_files(options: argparse.Namespace) -> int:
 def _export_page(options: argparse.Namespace) -> int:
     from evaluation.web.page_bundle import built_page
     from evaluation.web.site import add_to_site
+    from infra.settings.recipe_file import load_recipe
 
     with contextlib.ExitStack() as stack:
-        models = _recipe_models(options) if options.recipe else _models_of_directories(options, stack)
+        if options.recipe:
+            count = options.compared or SELF_TEST_EXAMPLES
+            models = models_of_recipe(load_recipe(options.recipe), options.embedding_bits, count)
+        else:
+            models = _models_of_directories(options, stack)
         storage.require_writable(options.output)
         site = add_to_site(options.output, built_page(), models)
     rows = [
@@ -129,11 +120,9 @@ def _models_of_directories(options: argparse.Namespace, stack: contextlib.ExitSt
     task = _catalogue_task(options.task)
     if task and task.kind not in PAGE_KINDS:
         raise UserError(f"--task {task.name}: the page has no form for kind {task.kind!r}; leave --web out")
-    directories = {
-        role: stack.enter_context(local_directory(source))
-        for role, source in (("student", options.model), ("teacher", options.teacher))
-        if source
-    }
+    directories = {"student": stack.enter_context(local_directory(options.model))}
+    if options.teacher:
+        directories["teacher"] = stack.enter_context(local_directory(options.teacher))
     for directory in directories.values():
         require_model(directory)
     count = options.compared or SELF_TEST_EXAMPLES
@@ -155,13 +144,6 @@ def _models_of_directories(options: argparse.Namespace, stack: contextlib.ExitSt
     ]
 
 
-def _recipe_models(options: argparse.Namespace) -> list[SiteModel]:
-    from infra.settings.recipe_file import load_recipe
-
-    recipe = load_recipe(options.recipe)
-    return models_of_recipe(recipe, options.embedding_bits, options.compared or SELF_TEST_EXAMPLES)
-
-
 def models_of_recipe(
     recipe: Recipe, embedding_bits: int = 8, self_test_examples: int = SELF_TEST_EXAMPLES
 ) -> list[SiteModel]:
@@ -179,17 +161,9 @@ def models_of_recipe(
         for role in (*recipe.runs(), "teacher"):
             directory = storage.join(recipe.evaluation_dir, "scores", role, task.name, "model")
             if storage.exists(storage.join(directory, "config.json")):
-                models.append(
-                    SiteModel(
-                        directory=directory,
-                        role=role,
-                        task=task.name,
-                        length=task.max_length or settings.max_length,
-                        texts=len(task.texts),
-                        golden=tuple(examples),
-                        embedding_bits=embedding_bits if role != "teacher" else 8,
-                    )
-                )
+                model = SiteModel(directory, role, task.name, task.max_length or settings.max_length)
+                bits, golden = embedding_bits if role != "teacher" else 8, tuple(examples)
+                models.append(replace(model, texts=len(task.texts), golden=golden, embedding_bits=bits))
     if not models:
         raise UserError(f"{recipe.name}: no fine-tuned models for the page yet; evaluate the recipe first")
     return models

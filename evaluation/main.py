@@ -71,15 +71,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
+    model = "directory, URL or hub name of a model, instead of a recipe; may be repeated"
+    sentences = "number of sentences on which latency is measured (default 200; 0: all)"
+    tracking = "URI of MLflow (default: a database in the output directory), or off"
     add("--recipe", type=expand_home, help="recipe file; overrides follow as section.key=value")
     add("overrides", nargs="*", metavar="section.key=value")
-    add(
-        "--model",
-        type=expand_home,
-        action="append",
-        metavar="[NAME=]MODEL",
-        help="directory, URL or hub name of a model, instead of a recipe; may be repeated",
-    )
+    add("--model", type=expand_home, action="append", metavar="[NAME=]MODEL", help=model)
     add("--teacher", type=expand_home, help="directory or hub name of the teacher for a second distillation")
     add("--temperature", type=float, help="temperature of the second distillation (default 2)")
     add("--tasks", help="comma-separated names and task files: RTE,my/task.yaml")
@@ -93,18 +90,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--dtype", choices=("float32", "bfloat16"))
     add("--workers", type=int, help="number of fine-tuning runs in parallel")
     add("--keep-model", action="store_true", help="keep the fine-tuned model of the median seed")
-    add(
-        "--latency-sentences",
-        type=int,
-        metavar="N",
-        help="number of sentences on which latency is measured (default 200; 0: all)",
-    )
-    add(
-        "--tracking",
-        type=expand_home_in_uri,
-        metavar="URI",
-        help="URI of MLflow (default: a database in the output directory), or off",
-    )
+    add("--latency-sentences", type=int, metavar="N", help=sentences)
+    add("--tracking", type=expand_home_in_uri, metavar="URI", help=tracking)
     add("--submission", action="store_true", help="also write GLUE test predictions as a zip")
     add("--output", type=expand_home, help="directory in which scores and report are written")
     options = parser.parse_args(arguments)

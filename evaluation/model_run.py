@@ -24,7 +24,7 @@ from infra.files.locks import locked
 from infra.files.paths import expand_home
 from infra.settings.recipe import Recipe, StudentRun
 from infra.settings.recipe_file import refuse_credentials
-from infra.settings.sections import Evaluation, Tracking
+from infra.settings.sections import Evaluation, Tracking, is_name
 
 SCORES = "scores"
 """Name of the folder of score files in the output directory."""
@@ -96,10 +96,8 @@ def comparison_of(options: argparse.Namespace) -> Comparison:
         name, colon, rest = str(error).removeprefix("distillation_").partition(":")
         raise UserError(f"--{name.replace('_', '-')}{colon}{rest}") from None
     title = re.sub(r"[^A-Za-z0-9._-]", "", os.path.basename(os.path.abspath(options.output))).lstrip("._-")
-    tracking = Tracking(enabled=options.tracking != OFF, uri=options.tracking)
-    return Comparison(
-        name=title[:100] or SCORES, output=options.output, evaluation=settings, tracking=tracking
-    )
+    name, tracking = title[:100] or SCORES, Tracking(enabled=options.tracking != OFF, uri=options.tracking)
+    return Comparison(name=name, output=options.output, evaluation=settings, tracking=tracking)
 
 
 def _named_sources(options: argparse.Namespace, directory: str) -> dict[str, str]:
@@ -130,11 +128,9 @@ def _name_and_source(given: str) -> tuple[str, str]:
     name, equals, source = given.partition("=")
     if not equals or "/" in name or os.path.exists(given):
         return "", given
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is None:
-        raise UserError(
-            f"--model: a name is letters, digits, dots, dashes and underscores, not {name!r}; "
-            "write --model NAME=DIR"
-        )
+    if not is_name(name):
+        allowed = "letters, digits, dots, dashes and underscores"
+        raise UserError(f"--model: a name is {allowed}, not {name!r}; write --model NAME=DIR")
     if not source:
         raise UserError(f"--model: {name}= names no model; write --model {name}=DIR")
     return name, expand_home(source)
@@ -170,15 +166,9 @@ def _add_scores(output: str, scores: dict[str, Any]) -> str:
     Returns the path of scores.json.
     """
     path = storage.join(output, "scores.json")
-    lock = (
-        contextlib.nullcontext() if storage.is_remote(output) else locked(storage.join(output, storage.LOCK))
-    )
-    with lock:
-        before = {}
-        if storage.exists(path):
-            with contextlib.suppress(UserError):  # a damaged file is replaced; the score files are kept
-                content = storage.read_json(path)
-                before = content if isinstance(content, dict) else {}
+    lock = locked(storage.join(output, storage.LOCK)) if not storage.is_remote(output) else None
+    with lock or contextlib.nullcontext():
+        before = storage.read_object(path)  # a damaged file is replaced; the score files are kept
         rows = {name: row for name, row in before.items() if isinstance(row, dict)}
         merged = {name: {**rows.get(name, {}), **tasks} for name, tasks in scores.items()}
         storage.publish_json(path, {**rows, **merged})

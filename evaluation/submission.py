@@ -23,9 +23,8 @@ def write_submission(plan: Plan, candidate: str, target: str) -> list[str]:
         jobs = [job for job in plan.chosen if (job.candidate.name, job.task_name) == (candidate, task.name)]
         seed = median_seed([plan.result_of(job) for job in jobs])
         job = next(job for job in jobs if job.seed == seed)
-        result = plan.result_of(job)
-        parts = result.get("test_splits", [])
-        by_part = predictions.read(job.predictions_path, task, result["predictions"], parts)
+        result, path = plan.result_of(job), job.predictions_path
+        by_part = predictions.read(path, task, result["predictions"], result.get("test_splits", []))
         for part, answers in by_part.items():
             text = prediction_file(task, answers.ids, predictions.decide(task, answers))
             files[f"{task.parts[part].submission}.tsv"] = text.encode()

@@ -137,12 +137,8 @@ class Progress:
     def _print_line(self) -> None:
         self._printed, self._printed_done = time.monotonic(), self.done
         rate = (self.done - self._first) / max(self._printed - self._start, 1e-9)
-        line = (
-            f"{self._description}: {self.done:,}/{self._total:,}"
-            if self._total
-            else f"{self._description}: {self.done:,}"
-        )
-        line += f" {self._unit}, {rate:,.4g} {self._unit}/s"
+        count = f"{self.done:,}/{self._total:,}" if self._total else f"{self.done:,}"
+        line = f"{self._description}: {count} {self._unit}, {rate:,.4g} {self._unit}/s"
         if self._total and rate > 0 and self.done < self._total:
             line += f", {duration((self._total - self.done) / rate)} left"
         print(f"{line}, {self._note}" if self._note else line, file=sys.stderr, flush=True)

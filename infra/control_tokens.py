@@ -24,9 +24,8 @@ def read_as_text(tokenizer: Any) -> None:
 
     control = {getattr(tokenizer, name) for name in CONTROL}
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    other = [
-        token for token in content["added_tokens"] if token["special"] and token["content"] not in control
-    ]
+    special = [token for token in content["added_tokens"] if token["special"]]
+    other = [token for token in special if token["content"] not in control]
     if other:
         for token in other:
             token["special"] = False
@@ -58,11 +57,8 @@ class ControlIds:
         1 at each id that the tokenizer added; these ids are kept."""
         if self.ids.isdisjoint(ids):
             return ids
-        added_mask = special_tokens_mask or [0] * len(ids)
-        return [
-            self.replacement if token in self.ids and not added else token
-            for token, added in zip(ids, added_mask, strict=True)
-        ]
+        masked = zip(ids, special_tokens_mask or [0] * len(ids), strict=True)
+        return [self.replacement if token in self.ids and not added else token for token, added in masked]
 
 
 def tokenize(tokenizer: Any, *columns: list[str], **options: Any) -> Any:
@@ -71,8 +67,6 @@ def tokenize(tokenizer: Any, *columns: list[str], **options: Any) -> Any:
     ``read_as_text`` has changed. ``options``: further arguments of the tokenizer's call."""
     output = tokenizer(*columns, return_token_type_ids=True, return_special_tokens_mask=True, **options)
     control = ControlIds.of(tokenizer)
-    masks = output.pop("special_tokens_mask")
-    output["input_ids"] = [
-        control.replace_in(ids, mask) for ids, mask in zip(output["input_ids"], masks, strict=True)
-    ]
+    rows = zip(output["input_ids"], output.pop("special_tokens_mask"), strict=True)
+    output["input_ids"] = [control.replace_in(ids, mask) for ids, mask in rows]
     return output

@@ -58,9 +58,8 @@ def connect(address: str | None, setting: str, packages: Sequence[str], **local:
         except Exception as error:  # Ray raises no more specific type for a timeout
             if "timed out during startup" not in str(error):
                 raise
-            raise UserError(
-                "Ray did not start within 30 seconds; the machine may be overloaded: run the command again"
-            ) from None
+            reason = "the machine may be overloaded: run the command again"
+            raise UserError(f"Ray did not start within 30 seconds; {reason}") from None
     return cluster_address
 
 
@@ -88,9 +87,8 @@ def _cluster_at(address: str | None, setting: str) -> str | None:
     except OSError:
         if address is None:
             return None  # Ray's address file is unreadable, or names a head that no longer runs
-        raise UserError(
-            f"{setting}: no Ray cluster answers at {address}; start it, or leave the setting out"
-        ) from None
+        remedy = "start it, or leave the setting out"
+        raise UserError(f"{setting}: no Ray cluster answers at {address}; {remedy}") from None
     if address is None and _owner(port) != os.getuid():
         _print_note(f"not joining another user's Ray head at {url}; to join it, set RAY_ADDRESS={url}")
         return None
@@ -98,10 +96,8 @@ def _cluster_at(address: str | None, setting: str) -> str | None:
     if token_needed is None:
         if address is None:
             return None
-        raise UserError(
-            f"{setting}: the server at {address} is not a Ray head; a head's default port is 6379, and 10001"
-            " for ray://"
-        )
+        ports = "a head's default port is 6379, and 10001 for ray://"
+        raise UserError(f"{setting}: the server at {address} is not a Ray head; {ports}")
     if token_needed:
         _enable_token(f"{setting}: the Ray cluster at {url}")
     return url

@@ -8,13 +8,7 @@ import types
 import typing
 from typing import Any, Literal
 
-_WORDS = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    types.NoneType: "null",
-}
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 _PLURALS = {str: "texts", int: "whole numbers", float: "numbers"}
 
 

@@ -31,9 +31,7 @@ def shortened(value: Any) -> str:
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Returns one line per leaf that differs between two fingerprints, for example ``masking.seed: 0 -> 1``.
     The prefix ``recipe.`` of a path is removed, so that settings have the names that users know."""
-    before, after = (
-        {key.removeprefix("recipe."): value for key, value in leaves(tree)} for tree in (old, new)
-    )
+    before, after = ({key.removeprefix("recipe."): value for key, value in leaves(one)} for one in (old, new))
     return [
         f"{key}: {shortened(before[key]) if key in before else 'absent'}"
         f" -> {shortened(after[key]) if key in after else 'absent'}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -55,7 +55,9 @@ def run(options: argparse.Namespace) -> int:
     recipe.refuse_outputs_in_store()
     runs = recipe.runs() if options.student is None else {options.student: recipe.run(options.student)}
     store = open_store(recipe.store_path)
-    stores = {name: [store, *_stores_of_phases(student)] for name, student in runs.items()}
+    stores = {}
+    for name, student in runs.items():
+        stores[name] = [store, *(open_store(expand_home(phase.store)) for phase in student.train.phases)]
     unfinished = [student for student in runs.values() if not _is_finished(student, stores[student.name])]
     if not unfinished:
         return 0
@@ -78,10 +80,6 @@ def run(options: argparse.Namespace) -> int:
         return problem.exit_code
     finally:
         world.close()
-
-
-def _stores_of_phases(run: StudentRun) -> list[Store]:
-    return [open_store(expand_home(phase.store)) for phase in run.train.phases]
 
 
 def _is_finished(run: StudentRun, stores: list[Store]) -> bool:
@@ -157,32 +155,24 @@ def _train_all(runs: list[StudentRun], stores: Mapping[str, list[Store]], world:
 
 
 def _train_one(run: StudentRun, stores: list[Store], world: World) -> dict[str, Any]:
+    """Trains a student in a directory that is locked as long as rank 0 lives: ranks may outlive a killed
+    launcher. Raises UserError if another training holds the lock, or if the directory is not writable."""
     with contextlib.ExitStack() as contexts:
-        mirror = world.on_all_ranks(
-            lambda: contexts.enter_context(mirrored(run.directory, run.train.cache_dir))
-        )
-        contexts.enter_context(_locked(mirror.local if mirror else run.directory, world))
-        return _train(run, stores, world, mirror)
-
-
-@contextlib.contextmanager
-def _locked(directory: str, world: World) -> Iterator[None]:
-    """Locks the student's directory as long as rank 0 lives, because ranks may outlive a killed launcher.
-    Raises UserError if another training holds the lock, or if the directory is not writable."""
-    with contextlib.ExitStack() as contexts:
+        remote = mirrored(run.directory, run.train.cache_dir)
+        mirror = world.on_all_ranks(lambda: contexts.enter_context(remote))
+        directory = mirror.local if mirror else run.directory
 
         def lock() -> None:
             contexts.enter_context(exclusive(directory))
             storage.require_writable(directory)
 
         world.on_rank_0(lock)
-        yield
+        return _train(run, stores, world, mirror)
 
 
 def _train(run: StudentRun, stores: list[Store], world: World, mirror: Mirror | None) -> dict[str, Any]:
     """Trains a student, writes its model directory, and registers it with MLflow. Returns its results: steps,
     kind of soft targets, last training losses and validation metrics."""
-    store = stores[0]
     import transformers
 
     from infra.cpu.processor import warn_if_slow
@@ -197,11 +187,11 @@ def _train(run: StudentRun, stores: list[Store], world: World, mirror: Mirror | 
     transformers.logging.disable_progress_bar()
     if world.is_rank_0 and world.device.type == "cpu":
         warn_if_slow("train.dtype", run.train.dtype)
-    directory = mirror.local if mirror else run.directory
+    store, directory = stores[0], mirror.local if mirror else run.directory
     world.on_rank_0(lambda: run.recipe.save(directory))
     model, objective = world.on_all_ranks(lambda: model_and_objective(run, store, world))
     frozen = frozen_parameters(model)  # copied before Engine rounds them to train.dtype
-    fingerprint = _fingerprint(run, stores)
+    fingerprint, layout = _fingerprint(run, stores), teacher_output_layout(run.train, store.layout)
     with (
         deterministic(run.train.deterministic),
         tracking.start_run(run.recipe, "student", world.rank, run.name) as tracked,
@@ -212,9 +202,7 @@ def _train(run: StudentRun, stores: list[Store], world: World, mirror: Mirror | 
         validated = trainer.train()
         results = {
             "steps": trainer.total_steps,
-            "soft_targets": checked_soft_target_kind(
-                run.train, teacher_output_layout(run.train, store.layout)
-            ),
+            "soft_targets": checked_soft_target_kind(run.train, layout),
             "training": trainer.history.last_losses(),
             "validation": validated,
         }
@@ -253,9 +241,8 @@ def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[An
     weights = stored_weights(store, config, cache, complete=store.layout.teacher_weights)
     pooling = stored_pooling(store) if train.alpha_embedding else None
     with teacher_of(store):
-        model = build_student(
-            run.student, train, config, weights if layout.teacher_weights else None, pooling
-        )
+        initial = weights if layout.teacher_weights else None
+        model = build_student(run.student, train, config, initial, pooling)
         replay = Replay(config, weights, layout.replay_layers) if layout.hidden_states != "none" else None
         live = (
             lower_part_from_weights(config, weights, layout.replay_layers)

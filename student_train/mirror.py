@@ -94,10 +94,10 @@ class Mirror:
         except WrongContent:  # the file changed after the index was written
             with (
                 storage.publishing(path) as draft,
-                storage.open_binary(source) as remote,
-                open(draft, "wb") as file,
+                storage.open_binary(source) as old,
+                open(draft, "wb") as new,
             ):
-                shutil.copyfileobj(remote, file, storage.CHUNK)
+                shutil.copyfileobj(old, new, storage.CHUNK)
 
 
 @contextlib.contextmanager
@@ -138,14 +138,10 @@ def _files(root: str) -> list[str]:
     """Returns the files below ``root``, as relative paths, tensors before the files with their digests."""
     paths = []
     for folder, directories, names in os.walk(root):
-        directories[:] = [
-            name for name in directories if not name.startswith(_NOT_COPIED) and ".damaged-" not in name
-        ]
-        paths += [
-            os.path.relpath(os.path.join(folder, name), root)
-            for name in names
-            if not name.startswith(_NOT_COPIED)
-        ]
+        copied = [name for name in directories if not name.startswith(_NOT_COPIED)]
+        directories[:] = [name for name in copied if ".damaged-" not in name]
+        files = [os.path.join(folder, name) for name in names if not name.startswith(_NOT_COPIED)]
+        paths += [os.path.relpath(file, root) for file in files]
     return sorted(paths, key=lambda name: (name.endswith(("state.json", "model.json")), name))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import torch
 
@@ -54,9 +55,6 @@ def profiled(steps: int, path: str) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     schedule = torch.profiler.schedule(wait=SKIPPED_STEPS - 1, warmup=1, active=steps, repeat=1)
-
-    def write(profile: torch.profiler.profile) -> None:
-        profile.export_chrome_trace(path)
-
+    write = partial(torch.profiler.profile.export_chrome_trace, path=path)
     with torch.profiler.profile(schedule=schedule, on_trace_ready=write) as profile:
         yield profile.step

@@ -231,9 +231,8 @@ class Trainer:
         if held_out is None:
             return {}
         with progress(self.world.is_rank_0, held_out.plan.samples, "sequences", "validation") as bar:
-            metrics = validate(
-                self.model, self.objective, self.store, self.world, self.train_section, bar.advance
-            )
+            inputs = self.model, self.objective, self.store, self.world, self.train_section
+            metrics = validate(*inputs, bar.advance)
         self.history.record(self.step, {f"validation_{name}": value for name, value in metrics.items()})
         return metrics
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,16 @@ if TYPE_CHECKING:
     import torch
 
     from evaluation.tasks.task import Task
+    from infra.settings.sections import Evaluation
 
 HUB = "hub:"
 """Prefix of a hub model's name, for names that could be mistaken for a path."""
 WEIGHTS = "model.safetensors"
 SHARDED_WEIGHTS = "model.safetensors.index.json"
+_OTHER_FILES = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt"
+)  # fmt: skip
+"""Files, besides the weights, on which a score depends."""
 _HEADS = ("classifier", "pre_classifier", "pooler", "head", "score", "qa_outputs", "regressor")
 """Modules whose weights may be missing in a model directory, because they belong to a task's head."""
 
@@ -42,30 +47,20 @@ class Candidate:
     """Name of the student that this is, or whose architecture it has; None for other models."""
 
     def digest(self) -> str:
-        """Returns the digest of all files on which a score depends: not of weights that are replaced by
-        random ones."""
-        names = [name for name in storage.list_names(self.directory) if _affects(name, self.random_weights)]
+        """Returns the digest of all files on which a score depends: of the weights unless they are random."""
+        names = storage.list_names(self.directory)
+        weights = [] if self.random_weights else [name for name in names if name.endswith(".safetensors")]
+        names = [name for name in names if name in _OTHER_FILES or name in weights]
         files = {name: storage.digest_file(storage.join(self.directory, name)) for name in names}
         return storage.digest_bytes(json.dumps(files, sort_keys=True).encode())
 
 
-def _affects(name: str, random_weights: bool) -> bool:
-    """Returns whether scores depend on the file of this name."""
-    if name.endswith(".safetensors"):
-        return not random_weights
-    return name in (
-        "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt"
-    )  # fmt: skip
-
-
 def require_model(directory: str, random_weights: bool = False) -> None:
-    """Raises UserError if ``directory`` lacks config.json, a tokenizer or, unless they are random,
-    weights."""
+    """Raises UserError if ``directory`` lacks config.json, a tokenizer or (if not random) weights."""
     names = storage.list_names(directory)
     if not names:
-        raise UserError(
-            f"{directory}: no such model directory; a model of the hub is written owner/name or {HUB}name"
-        )
+        remedy = f"a model of the hub is written owner/name or {HUB}name"
+        raise UserError(f"{directory}: no such model directory; {remedy}")
     if "config.json" not in names:
         raise UserError(f"{directory}: no config.json; this is not a model directory")
     if not random_weights and WEIGHTS not in names and SHARDED_WEIGHTS not in names:
@@ -141,9 +136,8 @@ def load_tokenizer(directory: str) -> Any:
     except Exception as error:  # damaged files raise many unrelated types
         raise UserError(f"{directory}: the tokenizer cannot be loaded: {first_line(error)}") from error
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
-        raise UserError(
-            f"{directory}: the tokenizer needs a tokenizer.json and a pad token; save one that has both"
-        )
+        problem = "the tokenizer needs a tokenizer.json and a pad token; save one that has both"
+        raise UserError(f"{directory}: {problem}")
     read_as_text(tokenizer)
     return tokenizer
 
@@ -163,30 +157,14 @@ def load_model(candidate: Candidate, task: Task, seed: int) -> Any:
     Raises UserError for damaged weights, weights of another architecture, and code in the directory.
     """
     import torch
-    import transformers
-    from transformers import logging
 
     from evaluation.kinds.registry import kind_of
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    kind = kind_of(task)
-    auto_class = getattr(transformers, kind.auto_class)
-    config = load_config(candidate.directory)
+    kind, config = kind_of(task), load_config(candidate.directory)
     torch.manual_seed(seed)
-    try:
-        for name, value in kind.head_config(task).items():
-            setattr(config, name, value)
-        if candidate.random_weights:
-            model, missing = auto_class.from_config(config, dtype=torch.float32), set()
-        else:
-            model, report = auto_class.from_pretrained(
-                candidate.directory, config=config, dtype=torch.float32, trust_remote_code=False,
-                use_safetensors=True, ignore_mismatched_sizes=False, output_loading_info=True,
-            )  # fmt: skip
-            missing = set(report["missing_keys"])
-    except Exception as error:  # damaged files raise many unrelated types
-        raise UserError(f"{candidate.directory}: the model cannot be loaded: {first_line(error)}") from error
+    for name, value in kind.head_config(task).items():
+        setattr(config, name, value)
+    model, missing = load_weights(kind.auto_class, candidate.directory, config, candidate.random_weights)
     absent = sorted(key for key in missing if not any(part in _HEADS for part in key.split(".")))
     if absent:
         raise UserError(
@@ -194,6 +172,30 @@ def load_model(candidate: Candidate, task: Task, seed: int) -> Any:
             f" (first: {absent[0]}); give a complete model"
         )
     return model
+
+
+def load_weights(auto_class: str, directory: str, config: Any, random: bool = False) -> tuple[Any, set[str]]:
+    """Returns a float32 model of a class of transformers, and the names of weights that the directory lacks.
+
+    ``random``: draw all weights instead. Raises UserError if the model cannot be loaded.
+    """
+    import torch
+    import transformers
+    from transformers import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    kind = getattr(transformers, auto_class)
+    try:
+        if random:
+            return kind.from_config(config, dtype=torch.float32), set()
+        model, report = kind.from_pretrained(
+            directory, config=config, dtype=torch.float32, trust_remote_code=False, use_safetensors=True,
+            ignore_mismatched_sizes=False, output_loading_info=True,
+        )  # fmt: skip
+        return model, set(report["missing_keys"])
+    except Exception as error:  # damaged files raise many unrelated types
+        raise UserError(f"{directory}: the model cannot be loaded: {first_line(error)}") from error
 
 
 def require_fit(directory: str, config: Any, tokenizer: Any, length: int) -> None:
@@ -212,22 +214,42 @@ def require_fit(directory: str, config: Any, tokenizer: Any, length: int) -> Non
         )
 
 
+def require_loadable(candidates: Sequence[Candidate], tasks: Sequence[Task], settings: Evaluation) -> None:
+    """Raises UserError if a model cannot be loaded, or does not fit its tokenizer, tasks or teacher."""
+    from evaluation.kinds.registry import kind_of
+
+    vocabularies = {}
+    for candidate in candidates:
+        tokenizer, config = load_tokenizer(candidate.directory), load_config(candidate.directory)
+        vocabularies[candidate.name] = tokenizer.get_vocab()
+        for task in tasks:
+            require_fit(candidate.directory, config, tokenizer, task.max_length or settings.max_length)
+        load_model(candidate, tasks[0], seed=0)  # finds damaged weights now, not after hours
+    directories = {candidate.name: candidate.directory for candidate in candidates}
+    per_token = [task.name for task in tasks if kind_of(task).per_token]
+    for candidate in candidates:
+        teacher = candidate.taught_by
+        if per_token and teacher and vocabularies[candidate.name] != vocabularies[teacher]:
+            raise UserError(
+                f"second distillation on {per_token[0]}: the teacher's outputs belong to tokens, but "
+                f"{candidate.directory} and {directories[teacher]} have different vocabularies; leave this"
+                " task out"
+            )
+
+
 def parameters(model: torch.nn.Module) -> int:
     """Returns the number of parameters; tied parameters count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def body_parameters(directory: str) -> int:
-    """Returns the number of parameters of the encoder with embeddings and pooler, as papers count them.
-
-    No weights are read.
-    """
+    """Returns the parameters of the encoder with embeddings and pooler, as papers count; reads no weights."""
     import torch
     from transformers import AutoModel
 
     config = load_config(directory)
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
+        return parameters(AutoModel.from_config(config))
 
 
 def weight_bytes(directory: str) -> int:

@@ -48,17 +48,10 @@ def free_name(scores: str, source: str, names: Sequence[str]) -> str:
 def record_name(scores: str, source: str, name: str) -> None:
     """Records that the name belongs to this model."""
     if _owner(scores, name) != source:
-        storage.publish_json(_path(scores, name), {"model": source})
+        storage.publish_json(storage.join(scores, name, SOURCE), {"model": source})
 
 
 def _owner(scores: str, name: str) -> str | None:
     """Returns the model to which the name belongs, or None."""
-    path = _path(scores, name)
-    if not storage.exists(path):
-        return None
-    content = storage.read_json(path)
-    return str(content.get("model")) if isinstance(content, dict) else None
-
-
-def _path(scores: str, name: str) -> str:
-    return storage.join(scores, name, SOURCE)
+    owner: str | None = storage.read_object(storage.join(scores, name, SOURCE)).get("model")
+    return owner

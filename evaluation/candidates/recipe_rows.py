@@ -71,9 +71,8 @@ def rows_of(recipe: Recipe, stack: ExitStack) -> Rows:
     else:
         without = _without_weights(recipe)
         if settings.second_distillation:
-            raise UserError(
-                f"evaluation.second_distillation: {without}; set it to false, or give teacher.model"
-            )
+            remedy = "set it to false, or give teacher.model"
+            raise UserError(f"evaluation.second_distillation: {without}; {remedy}")
         rows.notes.append(f"no row for the teacher: {without}")
     rows.notes += [f"no row for {name}: it is not trained" for name in rows.untrained]
     students = [
@@ -93,10 +92,8 @@ def rows_of(recipe: Recipe, stack: ExitStack) -> Rows:
     if START in settings.references:
         _add_references(rows, START, _start_references(recipe, rows, stack))
     _add_masked_lm_references(rows)
-    rows.candidates += [
-        Candidate(name, stack.enter_context(local_directory(model)))
-        for name, model in settings.models.items()
-    ]
+    for name, model in settings.models.items():
+        rows.candidates.append(Candidate(name, stack.enter_context(local_directory(model))))
     return rows
 
 
@@ -139,8 +136,7 @@ def _start_references(recipe: Recipe, rows: Rows, stack: ExitStack) -> dict[str,
 
 
 def _add_masked_lm_references(rows: Rows) -> None:
-    """Makes a student that was trained on masked LM alone a reference of students with the same shape and
-    number of steps."""
+    """Makes a student trained on masked LM alone a reference of others with its shape and number of steps."""
     shapes = {row.name: _shape_key(row.directory) for row in rows.candidates if row.name in rows.students}
     for name, run in rows.students.items():
         if not _is_masked_lm_alone(run):
@@ -208,6 +204,5 @@ def _write_teacher(store: Store, directory: str) -> str:
         storage.publish_bytes(storage.join(directory, name), data)
     storage.publish_json(storage.join(directory, "config.json"), store.teacher_config())
     cache = Cache(storage.join(directory, ".cache"), CACHE_BYTES)
-    weights = os.path.abspath(store.teacher_weights(cache))
-    os.symlink(weights, storage.join(directory, "model.safetensors"))
+    os.symlink(os.path.abspath(store.teacher_weights(cache)), storage.join(directory, "model.safetensors"))
     return directory

@@ -28,7 +28,7 @@ def start_of(run: StudentRun, store: Store, directory: str, stack: ExitStack) ->
     """
     source = {"store": store.digest, "student": outcome_settings(run.student)}
     marker = storage.join(directory, SOURCE)
-    if not storage.exists(marker) or storage.read_json(marker) != source:
+    if storage.read_object(marker) != source:
         _build(run, store, directory)
         storage.publish_json(marker, source)
     return stack.enter_context(local_directory(directory))

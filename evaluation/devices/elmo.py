@@ -47,10 +47,8 @@ class Elmo(nn.Module):
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         words = self.words(input_ids)
-        forward, backward = (
-            self._run(layers, states)
-            for layers, states in zip(self.directions, (words, words.flip(1)), strict=True)
-        )
+        forward = self._run(self.directions[0], words)
+        backward = self._run(self.directions[1], words.flip(1))
         return torch.cat([forward, backward.flip(1)], dim=-1)
 
     def words(self, characters: torch.Tensor) -> torch.Tensor:

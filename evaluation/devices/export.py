@@ -1,18 +1,8 @@
 """Exports a model directory to ONNX files for devices, in float32 and in int8.
 
-    model.onnx       float32, variable batch size and length; must agree with torch within ``TOLERANCE``
-    model.int8.onnx  the same graph with int8 weights (or 4-bit word embeddings) and float32 activations
-    tokenizer.json
-    export.json      written last; keys below
-
-Keys of export.json: kind (classification, regression, spans or encoder), labels, max_length, inputs and
-outputs (names), embedding_bits, opset, versions (of torch and onnxruntime), bytes.<file>, int8_size_ratio
-(bytes of the int8 file over bytes of the float32 file), difference.float32 and difference.int8 (largest
-absolute difference from torch's outputs), source (digest of the model).
-
-A fine-tuned model's graph outputs logits, any other model's graph the last hidden states. The exporter is
-torch's TorchScript one, which needs no other package and leaves batch size and length variable (tested on
-BERT and DistilBERT).
+docs/web.md lists the files and the keys of export.json. A fine-tuned model's graph outputs logits, any other
+model's graph the last hidden states. The exporter is torch's TorchScript one, which needs no other package
+and leaves batch size and length variable (tested on BERT and DistilBERT).
 """
 
 from __future__ import annotations
@@ -24,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.candidates.models import load_config, load_tokenizer, require_model
+from evaluation.candidates.models import load_config, load_tokenizer, load_weights, require_model
 from evaluation.devices.export_files import FLOAT32, INT8, SUMMARY, finished_export, source_digest
 from evaluation.devices.latency import Inputs
 from evaluation.devices.onnx_model import open_session, run_session
 from evaluation.devices.quantisation import quantise, quiet
 from evaluation.finetuning.model_inputs import input_names, inputs_of
-from infra.errors import UserError, first_line
+from infra.errors import UserError
 from infra.files import storage
 from offline_teacher.families.positions import usable_length
 
@@ -43,7 +33,7 @@ SHAPES = ((1, 4), (1, 17), (3, 33), (2, 64))
 
 
 def export(directory: str, output: str, embedding_bits: int = 8) -> dict[str, Any]:
-    """Writes the files that the module's docstring lists; returns the content of export.json.
+    """Writes the files of an export; returns the content of export.json.
 
     Writes nothing if ``output`` has a complete export of the same model. Raises UserError if ``directory`` is
     not a model directory, if the model cannot be loaded, or if the ONNX graph differs from torch.
@@ -54,16 +44,14 @@ def export(directory: str, output: str, embedding_bits: int = 8) -> dict[str, An
         return existing
     tokenizer = load_tokenizer(directory)
     model = load_for_export(directory)
-    summary = {
-        "kind": _kind_of(model),
-        "labels": _labels(model),
-        "max_length": usable_length(model.config),
-        "source": source_digest(directory),
-    }
-    storage.publish_bytes(
-        storage.join(output, "tokenizer.json"), tokenizer.backend_tokenizer.to_str().encode()
-    )
-    summary |= export_model(model, output, directory, embedding_bits)
+    kind, labels = _kind_of(model), []
+    if kind == "classification":
+        labels = [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
+    limits = {"max_length": usable_length(model.config), "source": source_digest(directory)}
+    tokenizer_json = tokenizer.backend_tokenizer.to_str().encode()
+    storage.publish_bytes(storage.join(output, "tokenizer.json"), tokenizer_json)
+    files = export_model(model, output, directory, embedding_bits)
+    summary = {"kind": kind, "labels": labels, **limits, **files}
     storage.publish_json(storage.join(output, SUMMARY), summary)
     return summary
 
@@ -80,10 +68,8 @@ def export_model(model: Any, output: str, name: str, embedding_bits: int = 8) ->
         paths = {file: os.path.join(draft, file) for file in (FLOAT32, INT8)}
         to_onnx(model, inputs, outputs, paths[FLOAT32])
         quantise(paths[FLOAT32], paths[INT8], embedding_bits)
-        difference = {
-            "float32": largest_difference(model, paths[FLOAT32], outputs),
-            "int8": largest_difference(model, paths[INT8], outputs),
-        }
+        named = {"float32": paths[FLOAT32], "int8": paths[INT8]}
+        difference = {name: largest_difference(model, path, outputs) for name, path in named.items()}
         if not difference["float32"] <= TOLERANCE:
             raise UserError(
                 f"{name}: the ONNX graph differs from torch by {difference['float32']:.2g}, more than "
@@ -123,12 +109,6 @@ def _kind_of(model: Any) -> str:
     return model_kind(type(model).__name__, model.config)
 
 
-def _labels(model: Any) -> list[str]:
-    if _kind_of(model) != "classification":
-        return []
-    return [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
-
-
 def output_names(kind: str) -> list[str]:
     return {"spans": ["start_logits", "end_logits"], "encoder": ["last_hidden_state"]}.get(kind, ["logits"])
 
@@ -138,23 +118,12 @@ def load_for_export(directory: str) -> Any:
 
     Raises UserError if the model cannot be loaded.
     """
-    from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
-    from transformers import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     config = load_config(directory)
     kind = model_kind((config.architectures or [""])[0], config)
-    auto_class = {"spans": AutoModelForQuestionAnswering, "encoder": AutoModel}.get(
-        kind, AutoModelForSequenceClassification
-    )
-    try:
-        model = auto_class.from_pretrained(
-            directory, dtype=torch.float32, trust_remote_code=False, use_safetensors=True,
-            attn_implementation="eager",
-        )  # fmt: skip
-    except Exception as error:  # damaged files raise many unrelated types
-        raise UserError(f"{directory}: the model cannot be loaded: {first_line(error)}") from error
+    names = {"spans": "AutoModelForQuestionAnswering", "encoder": "AutoModel"}
+    auto_class = names.get(kind, "AutoModelForSequenceClassification")
+    model, _ = load_weights(auto_class, directory, config)
+    model.set_attn_implementation("eager")
     return model.eval()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from evaluation.candidates.models import Candidate
-from infra.errors import UserError
 from infra.files import storage
 
 FLOAT32, INT8 = "model.onnx", "model.int8.onnx"
@@ -14,23 +13,12 @@ SUMMARY = "export.json"
 
 def finished_export(directory: str, output: str, embedding_bits: int = 8) -> dict[str, Any] | None:
     """Returns the content of export.json if ``output`` is a complete export of ``directory``, else None."""
-    path = storage.join(output, SUMMARY)
-    if not storage.exists(path):
+    summary = storage.read_object(storage.join(output, SUMMARY))
+    if summary.get("source") != source_digest(directory) or summary.get("embedding_bits") != embedding_bits:
         return None
-    try:
-        summary = storage.read_json(path)
-    except UserError:  # damaged: export again
-        return None
-    if not isinstance(summary, dict) or summary.get("source") != source_digest(directory):
-        return None
-    if summary.get("embedding_bits") != embedding_bits:
-        return None
-    sizes = summary.get("bytes", {})
-    complete = all(
-        storage.exists(storage.join(output, file)) and storage.size(storage.join(output, file)) == size
-        for file, size in sizes.items()
-    )
-    return summary if complete and storage.exists(storage.join(output, "tokenizer.json")) else None
+    sizes = storage.list_sizes(output)
+    complete = summary.get("bytes", {}).items() <= sizes.items() and "tokenizer.json" in sizes
+    return summary if complete else None
 
 
 def source_digest(directory: str) -> str:

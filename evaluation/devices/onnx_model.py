@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from evaluation.devices.latency import Inputs, Runner
+from evaluation.finetuning.model_inputs import NAMES
 
 
 def open_session(path: str, threads: int = 1) -> Any:
@@ -38,7 +39,7 @@ def session_runner(session: Any) -> Runner:
 
 
 class OnnxModel(torch.nn.Module):
-    """A session with the interface of the torch model, for ``training.predict`` and ``finetune.score``.
+    """A session with the interface of the torch model, for ``training.predict``.
 
     Every row is run as a batch of its own, without padding, as on a device.
     """
@@ -52,17 +53,14 @@ class OnnxModel(torch.nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
     ) -> Any:
-        arrays = {
-            "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids
-        }  # fmt: skip
+        arrays = dict(zip(NAMES, (input_ids, attention_mask, token_type_ids), strict=True))
         rows = []
         for row, count in enumerate(attention_mask.sum(dim=1).tolist()):
             inputs = {name: array[row : row + 1, :count].numpy() for name, array in arrays.items()}
             rows.append(run_session(self.session, inputs))
         length = input_ids.shape[1]
-        return SimpleNamespace(
-            **{name: _batch(name, [row[name][0] for row in rows], length) for name in rows[0]}
-        )
+        outputs = {name: _batch(name, [row[name][0] for row in rows], length) for name in rows[0]}
+        return SimpleNamespace(**outputs)
 
 
 def _batch(name: str, rows: list[np.ndarray], length: int) -> torch.Tensor:

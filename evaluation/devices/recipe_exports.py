@@ -61,20 +61,14 @@ def export_task(
         export_directory = stack.enter_context(local_directory(target))
         session = open_session(os.path.join(export_directory, INT8), job.settings.latency_threads)
         model, tokenizer = OnnxModel(session), load_tokenizer(model_directory)
+        length = job.hyper_parameters.max_length
         answers = {
-            part: finetune.answers(
-                model, tokenizer, job.task, splits[part], job.hyper_parameters.max_length, "float32"
-            )
+            part: finetune.answers(model, tokenizer, job.task, splits[part], length, "float32")
             for part in job.task.scored_parts
         }
     predictions.publish(storage.join(target, PREDICTIONS), job.task, answers)
     metrics = predictions.score(job.task, answers)
     int8_score = predictions.task_score(job.task, metrics)
     kept = {key: summary[key] for key in ("kind", "bytes", "int8_size_ratio", "difference")}
-    return kept | {
-        "seed": seed,
-        "score": score,
-        "int8_score": int8_score,
-        "int8_lost": score - int8_score,
-        "int8_metrics": metrics,
-    }
+    scores = {"score": score, "int8_score": int8_score, "int8_lost": score - int8_score}
+    return kept | scores | {"seed": seed, "int8_metrics": metrics}

@@ -52,14 +52,10 @@ def trim(directory: str, texts: Iterable[str], tokens: int, target: str) -> None
 def counts(tokenizer: Any, texts: Iterable[str]) -> Counter[int]:
     """Returns id -> how often the token occurs in the texts."""
     occurrences: Counter[int] = Counter()
-    chunk: list[str] = []
-    for text in [*texts, None]:  # None marks the end, where the chunk may be shorter
-        if text is not None:
-            chunk.append(text)
-        if chunk and (text is None or len(chunk) == CHUNK):
-            for ids in tokenizer(chunk, add_special_tokens=False)["input_ids"]:
-                occurrences.update(ids)
-            chunk = []
+    listed = list(texts)
+    for start in range(0, len(listed), CHUNK):
+        for ids in tokenizer(listed[start : start + CHUNK], add_special_tokens=False)["input_ids"]:
+            occurrences.update(ids)
     return occurrences
 
 

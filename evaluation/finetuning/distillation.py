@@ -12,8 +12,6 @@ comparable (Hinton et al. 2015, arXiv 1503.02531, section 2). For regression the
 factor, the KL between two Gaussians of the same fixed variance.
 
 ``soft_loss`` in ``evaluation.kinds`` computes the second term of every kind.
-
-Axes: B batch, C classes.
 """
 
 from __future__ import annotations

@@ -40,15 +40,14 @@ def run(
     task, settings = job.task, job.settings
     tokenizer = load_tokenizer(job.candidate.directory)
     model = load_model(job.candidate, task, job.seed).to(device())
-    length = job.hyper_parameters.max_length
+    length, dtype = job.hyper_parameters.max_length, settings.dtype
     require_fit(job.candidate.directory, model.config, tokenizer, length)
     fitted = _train(job, model, tokenizer, splits["train"], advance) if kind_of(task).fine_tuned else None
     parts = {part: splits[part] for part in predicted_parts(task)}
     if job.predict_test:
-        parts |= {part: load(task, part, settings.data) for part in _test_parts(job)}
-    predicted = {
-        part: answers(model, tokenizer, task, split, length, settings.dtype) for part, split in parts.items()
-    }
+        existing = [part for part in task.test_parts if has_part(task, part, settings.data)]
+        parts |= {part: load(task, part, settings.data) for part in existing}
+    predicted = {part: answers(model, tokenizer, task, parts[part], length, dtype) for part in parts}
     result = _result(job, splits, fitted, predicted) | {"seconds": round(time.perf_counter() - started, 3)}
     if job.keep_model:
         save(model, tokenizer, job.model_directory)
@@ -69,20 +68,10 @@ def _train(job: Job, model: Any, tokenizer: Any, train: Split, advance: Callable
     return fit(model, data, loss, schedule(job), job.seed, tokenizer.pad_token_id, advance)
 
 
-def _test_parts(job: Job) -> list[str]:
-    """Returns the unlabelled test splits whose official files exist."""
-    return [part for part in job.task.test_parts if has_part(job.task, part, job.settings.data)]
-
-
 def schedule(job: Job) -> Schedule:
     chosen = job.hyper_parameters
-    return Schedule(
-        chosen.epochs,
-        chosen.batch_size,
-        chosen.learning_rate,
-        job.settings.dtype,
-        max_steps=chosen.max_steps,
-    )
+    rate, dtype = chosen.learning_rate, job.settings.dtype
+    return Schedule(chosen.epochs, chosen.batch_size, rate, dtype, max_steps=chosen.max_steps)
 
 
 def _result(
@@ -104,15 +93,10 @@ def _result(
     if job.predict_test:
         result["test_splits"] = [part for part in predicted if part not in labelled]
     if fitted is not None:
-        result["train"] = {
-            "rows": fitted.rows,
-            "steps": fitted.steps,
-            "seconds": round(fitted.seconds, 3),
-            "rows_per_second": round(fitted.rows / fitted.seconds, 3),
-            "loss": fitted.loss,
-            "threads": torch.get_num_threads(),
-            "device": str(device()),
-        }
+        speed = {"seconds": fitted.seconds, "rows_per_second": fitted.rows / fitted.seconds}
+        rounded = {name: round(value, 3) for name, value in speed.items()}
+        machine = {"threads": torch.get_num_threads(), "device": str(device())}
+        result["train"] = asdict(fitted) | rounded | machine
     return result
 
 
@@ -141,13 +125,6 @@ def answers(
         return predict(model, data, size, dtype, pad_id, kind.select_outputs)
 
     return kind.answers(outputs, tokenizer, task, split, length)
-
-
-def score(
-    model: torch.nn.Module, tokenizer: Any, task: Task, split: Split, length: int, dtype: str
-) -> dict[str, float]:
-    """Returns the task's metrics on a labelled split, as fractions."""
-    return predictions.score_split(task, answers(model, tokenizer, task, split, length, dtype))
 
 
 def save(model: Any, tokenizer: Any, directory: str) -> None:

@@ -21,7 +21,6 @@ from evaluation.kinds import predictions
 from evaluation.kinds.registry import kind_of
 from evaluation.sources.loading import load
 from evaluation.tasks.task import Split, Task
-from infra.errors import UserError
 from infra.files import storage
 from infra.settings.sections import Evaluation, grid_values
 
@@ -72,20 +71,9 @@ def grid_points(task: Task, settings: Evaluation) -> list[HyperParameters]:
         return getattr(settings, name) if own is None else own
 
     points = product(*(grid_values(value(name)) for name in GRID))
-    grid = [
-        HyperParameters(
-            **dict(zip(GRID, point, strict=True)),
-            max_steps=value("max_steps"),
-            max_length=task.max_length or settings.max_length,
-        )
-        for point in points
-    ]
+    others = {"max_steps": value("max_steps"), "max_length": task.max_length or settings.max_length}
+    grid = [HyperParameters(**dict(zip(GRID, point, strict=True)), **others) for point in points]
     return grid if kind_of(task).fine_tuned else grid[:1]
-
-
-def seeds_of(task: Task, settings: Evaluation) -> tuple[int, ...]:
-    """Returns all seeds, or only the first if nothing is trained."""
-    return settings.seeds if kind_of(task).fine_tuned else settings.seeds[:1]
 
 
 def grid_folders(points: Sequence[HyperParameters]) -> list[str]:
@@ -119,8 +107,9 @@ class Job:
         return self.task.name
 
     @property
-    def title(self) -> str:
-        return " ".join(filter(None, (self.candidate.name, self.task_name, self.folder, f"seed {self.seed}")))
+    def names(self) -> list[str]:
+        """What a line of output calls the job: model, task, point of the grid if there are several, seed."""
+        return [*filter(None, (self.candidate.name, self.task_name, self.folder)), f"seed {self.seed}"]
 
     @property
     def task_directory(self) -> str:
@@ -144,29 +133,39 @@ class Job:
 
     def key(self, splits: dict[str, Split]) -> dict[str, Any]:
         """Returns everything on which the job's scores depend, as JSON values."""
-        settings = self.settings
-        extra: dict[str, Any] = {}
-        if self.soft_labels is not None:
-            extra["teacher"] = self.soft_labels.digest
-            extra["temperature"] = settings.distillation_temperature
-        if self.task.own is not None:
-            extra["task"] = [self.task.kind, *self.task.labels]
-        used = asdict(self.hyper_parameters)
+        key = asdict(self.hyper_parameters)
         if not kind_of(self.task).fine_tuned:
-            used = {"max_length": self.hyper_parameters.max_length, "pooling": self.task.pooling}
-        return (
-            extra
-            | used
-            | {
-                "model": self.digest,
-                "random_weights": self.candidate.random_weights,
-                "data": {part: split.digest() for part, split in splits.items()},
-                "dtype": settings.dtype,
-                "warm_up": WARM_UP,
-                "versions": {name: version(name) for name in LIBRARIES},
-                "code": CODE,
-            }
-        )
+            key = {"max_length": self.hyper_parameters.max_length, "pooling": self.task.pooling}
+        if self.soft_labels is not None:
+            key["teacher"] = self.soft_labels.digest
+            key["temperature"] = self.settings.distillation_temperature
+        if self.task.own is not None:
+            key["task"] = [self.task.kind, *self.task.labels]
+        return key | {
+            "model": self.digest,
+            "random_weights": self.candidate.random_weights,
+            "data": {part: split.digest() for part, split in splits.items()},
+            "dtype": self.settings.dtype,
+            "warm_up": WARM_UP,
+            "versions": {name: version(name) for name in LIBRARIES},
+            "code": CODE,
+        }
+
+
+def seed_jobs(
+    candidate: Candidate, digest: str, task: Task, settings: Evaluation, scores: str, **options: Any
+) -> list[Job]:
+    """Returns the jobs of a candidate on a task, for every point of the task's grid and every seed.
+
+    ``options``: the other fields of ``Job``.
+    """
+    points = grid_points(task, settings)
+    seeds = settings.seeds if kind_of(task).fine_tuned else settings.seeds[:1]  # no result depends on it
+    return [
+        Job(candidate, digest, task, seed, settings, point, scores, folder=folder, **options)
+        for point, folder in zip(points, grid_folders(points), strict=True)
+        for seed in seeds
+    ]
 
 
 Work = tuple[Job, dict[str, Split]]
@@ -190,13 +189,8 @@ def finished(job: Job, splits: dict[str, Split]) -> dict[str, Any] | None:
     The job must run if its score file is missing or has another key, if its predictions are missing or
     damaged, or if a model or test predictions that are asked for were not kept.
     """
-    if not storage.exists(job.path):
-        return None
-    try:
-        result = storage.read_json(job.path)
-    except UserError:  # damaged: run again
-        return None
-    if not isinstance(result, dict) or result.get("key") != job.key(splits):
+    result = storage.read_object(job.path)
+    if result.get("key") != job.key(splits):
         return None
     path = job.predictions_path
     if not storage.exists(path) or storage.digest_file(path) != result.get("predictions"):
@@ -206,18 +200,11 @@ def finished(job: Job, splits: dict[str, Split]) -> dict[str, Any] | None:
         return None
     if job.predict_test and "test_splits" not in result:
         return None
-    return _with_metrics(job, result)
-
-
-def _with_metrics(job: Job, result: dict[str, Any]) -> dict[str, Any]:
-    """Returns ``result``; if the task's metrics have changed since, computes them from the predictions."""
-    if list(result["metrics"]) == job.task.metric_keys:
-        return result
-    parts = predicted_parts(job.task)
-    saved = predictions.read(job.predictions_path, job.task, result["predictions"], parts)
-    scores = scores_of(job.task, saved)
-    storage.publish_json(job.path, result | scores)
-    return result | scores
+    if list(result["metrics"]) != job.task.metric_keys:  # the task's metrics have changed since
+        saved = predictions.read(path, job.task, result["predictions"], predicted_parts(job.task))
+        result |= scores_of(job.task, saved)
+        storage.publish_json(job.path, result)
+    return result
 
 
 def scores_of(task: Task, predicted: predictions.Predictions) -> dict[str, Any]:

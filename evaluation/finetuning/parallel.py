@@ -37,7 +37,7 @@ def run_all(work: list[Work], workers: int, done: Callable[[Job, Result], None])
 
 def _in_process(work: list[Work], done: Callable[[Job, Result], None]) -> None:
     for number, (job, splits) in enumerate(work, start=1):
-        title = f"{job.title} ({number}/{len(work)})"
+        title = f"{' '.join(job.names)} ({number}/{len(work)})"
         with console.progress(_training_rows(job, splits), "rows", title) as shown:
             result = run(job, splits, shown.advance)
         done(job, result)
@@ -60,8 +60,8 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
     from ray.exceptions import RayError, RayTaskError
 
     started_here = not ray.is_initialized()
-    if started_here:
-        start_ray(workers)
+    if started_here:  # joins the cluster of RAY_ADDRESS, or starts one with a CPU per worker
+        connect(None, "RAY_ADDRESS", PACKAGES, num_cpus=workers)
     try:
         gpus = gpu_share(workers, int(ray.cluster_resources().get("GPU", 0)))
         threads = max(1, (os.cpu_count() or 1) // workers)
@@ -85,8 +85,9 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
                 except RayTaskError as error:
                     raise error.cause from None
                 except RayError as error:
+                    title, kind = " ".join(job.names), type(error).__name__
                     raise UserError(
-                        f"{job.title}: its worker died {REPEATS + 1} times ({type(error).__name__}), perhaps"
+                        f"{title}: its worker died {REPEATS + 1} times ({kind}), perhaps"
                         " for lack of memory; lower evaluation.workers, or run the same command again",
                         EXIT_INCOMPLETE,
                     ) from None
@@ -95,7 +96,7 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
                 done(job, result)
     finally:
         if started_here:
-            stop_ray()
+            ray.shutdown()
 
 
 def gpu_share(workers: int, gpus: int) -> float:
@@ -105,17 +106,6 @@ def gpu_share(workers: int, gpus: int) -> float:
     Ray sets CUDA_VISIBLE_DEVICES of a run to the GPU that it chose.
     """
     return 1 / math.ceil(workers / gpus) if gpus else 0.0
-
-
-def start_ray(workers: int) -> None:
-    """Joins the Ray cluster of RAY_ADDRESS; without one, starts a cluster with one CPU per worker."""
-    connect(None, "RAY_ADDRESS", PACKAGES, num_cpus=workers)
-
-
-def stop_ray() -> None:
-    import ray
-
-    ray.shutdown()
 
 
 def _run_with_threads(job: Job, splits: dict[str, Split], threads: int) -> Result:

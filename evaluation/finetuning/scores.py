@@ -8,31 +8,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from evaluation.candidates.models import (
-    Candidate,
-    copy_files,
-    load_config,
-    load_model,
-    load_tokenizer,
-    require_fit,
-    require_model,
-)
+from evaluation.candidates.models import Candidate, copy_files, require_loadable, require_model
 from evaluation.finetuning.jobs import (
     MODEL,
     Job,
     SoftLabels,
     Work,
     finished,
-    grid_folders,
-    grid_points,
     load_splits,
     median_seed,
-    seeds_of,
+    seed_jobs,
 )
 from evaluation.kinds import predictions
 from evaluation.kinds.registry import kind_of
@@ -40,7 +30,6 @@ from evaluation.measures import intervals
 from evaluation.measures.metrics import macro_score
 from evaluation.sources.catalogue import GLUE, find_tasks
 from evaluation.tasks.task import Split, Task
-from infra.errors import UserError
 from infra.files import storage
 from infra.settings.sections import Evaluation
 
@@ -134,36 +123,23 @@ def prepare(
     teachers = {candidate.taught_by for candidate in candidates}
     jobs: list[Job] = []
     for candidate in sorted(candidates, key=lambda candidate: candidate.taught_by is not None):
-        first = Job(
-            candidate, candidate.digest(), tasks[0], 0, settings, grid_points(tasks[0], settings)[0],
-            directory,
-            keep_model=candidate.name in keep_models or candidate.name in teachers,
-            predict_test=predict_test,
-        )  # fmt: skip
+        digest, kept = candidate.digest(), candidate.name in keep_models or candidate.name in teachers
         for task in tasks:
             teacher = (candidate.taught_by, task.name)
             teacher_jobs = [job for job in jobs if (job.candidate.name, job.task_name) == teacher]
             trained = kind_of(task).fine_tuned
             soft_labels = _soft_labels(teacher_jobs, splits[task.name]) if teacher_jobs and trained else None
-            keep = first.keep_model and trained
-            jobs += _grid(replace(first, task=task, soft_labels=soft_labels, keep_model=keep))
+            jobs += seed_jobs(
+                candidate, digest, task, settings, directory,
+                keep_model=kept and trained, predict_test=predict_test, soft_labels=soft_labels,
+            )  # fmt: skip
     order = [candidate.name for candidate in candidates]
     jobs.sort(key=lambda job: order.index(job.candidate.name))
     plan = Plan(jobs, splits, {job: finished(job, splits[job.task_name]) for job in jobs})
     if plan.unfinished:
         storage.require_writable(directory)
-        _require_loadable(candidates, tasks, settings)
+        require_loadable(candidates, tasks, settings)
     return plan
-
-
-def _grid(job: Job) -> list[Job]:
-    """Returns copies of the job for every point of its task's grid and every seed."""
-    points = grid_points(job.task, job.settings)
-    return [
-        replace(job, hyper_parameters=point, folder=folder, seed=seed)
-        for point, folder in zip(points, grid_folders(points), strict=True)
-        for seed in seeds_of(job.task, job.settings)
-    ]
 
 
 def _soft_labels(teacher: list[Job], splits: dict[str, Split]) -> SoftLabels:
@@ -206,8 +182,7 @@ def _run(jobs: Sequence[Job], plan: Plan, workers: int, on_result: OnResult) -> 
         values = "  ".join(f"{name} {100 * value:.1f}" for name, value in result["metrics"].items())
         train = result["train"]
         rate = f"  ({train['rows_per_second']:,.0f} rows/s)" if train else ""
-        names = filter(None, (job.candidate.name, job.task_name, job.folder, f"seed {job.seed}"))
-        print(f"{'  '.join(names)}  {values}{rate}", flush=True)
+        print(f"{'  '.join(job.names)}  {values}{rate}", flush=True)
         on_result(job, result)
 
     distilled = {job.task_name: (job, splits) for job, splits in work if job.soft_labels is not None}
@@ -217,47 +192,25 @@ def _run(jobs: Sequence[Job], plan: Plan, workers: int, on_result: OnResult) -> 
 
 
 def _keep_medians(jobs: Sequence[Job], plan: Plan) -> None:
-    """Keeps one model per candidate and task: the median seed's at the chosen point of the grid."""
+    """Keeps one model per candidate and task, the median seed's at the chosen point of the grid.
+
+    Moves it to ``<task>/model``, unless it is there, and removes the others.
+    """
     kept = {job for job in jobs if job.keep_model}
     for grid in plan.grids():
-        if next(iter(grid.values()))[0] in kept:
-            _keep_median(plan, grid)
-
-
-def _require_loadable(candidates: Sequence[Candidate], tasks: Sequence[Task], settings: Evaluation) -> None:
-    """Raises UserError if a model cannot be loaded, or does not fit its tokenizer, tasks or teacher."""
-    for candidate in candidates:
-        tokenizer = load_tokenizer(candidate.directory)
-        config = load_config(candidate.directory)
-        for task in tasks:
-            require_fit(candidate.directory, config, tokenizer, task.max_length or settings.max_length)
-        load_model(candidate, tasks[0], seed=0)  # finds damaged weights now, not after hours
-    teachers = {candidate.name: candidate for candidate in candidates}
-    for candidate in candidates:
-        per_token = [task.name for task in tasks if kind_of(task).per_token]
-        if candidate.taught_by is not None and per_token:
-            teacher = teachers[candidate.taught_by]
-            vocabularies = [load_tokenizer(model.directory).get_vocab() for model in (candidate, teacher)]
-            if vocabularies[0] != vocabularies[1]:
-                raise UserError(
-                    f"second distillation on {per_token[0]}: the teacher's outputs belong to tokens, but "
-                    f"{candidate.directory} and {teacher.directory} have different vocabularies; leave this"
-                    " task out"
-                )
-
-
-def _keep_median(plan: Plan, grid: dict[str, list[Job]]) -> None:
-    """Moves the chosen model to ``<task>/model``, unless it is there, and removes the others."""
-    best = plan.best_jobs(grid)
-    seed = median_seed([plan.result_of(job) for job in best])
-    source = next(job.model_directory for job in best if job.seed == seed)
-    if storage.list_names(source):
-        final = storage.join(best[0].task_directory, MODEL)
-        storage.remove_tree(final)
-        copy_files(source, final)
-    for job in (job for jobs in grid.values() for job in jobs):
-        if storage.list_names(job.model_directory):
-            storage.remove_tree(job.model_directory)
+        in_grid = [job for seeds in grid.values() for job in seeds]
+        if in_grid[0] not in kept:
+            continue
+        best = plan.best_jobs(grid)
+        seed = median_seed([plan.result_of(job) for job in best])
+        source = next(job.model_directory for job in best if job.seed == seed)
+        if storage.list_names(source):
+            final = storage.join(best[0].task_directory, MODEL)
+            storage.remove_tree(final)
+            copy_files(source, final)
+        for job in in_grid:
+            if storage.list_names(job.model_directory):
+                storage.remove_tree(job.model_directory)
 
 
 def medians(results: list[dict[str, Any]]) -> dict[str, float]:
@@ -291,16 +244,10 @@ def estimates(
     plan: Plan, answers: Mapping[tuple[str, str], Seeds]
 ) -> tuple[dict[str, intervals.Estimates], intervals.Estimates]:
     """Returns the scores' estimates per task, and the macro score's. ``answers``: from ``read_answers``."""
-    by_task = {
-        name: _estimate(
-            task, [list(seeds.values()) for (_, task_name), seeds in answers.items() if task_name == name]
-        )
-        for name, task in plan.tasks.items()
-    }
+    by_task = {}
+    for name, task in plan.tasks.items():
+        models = [list(seeds.values()) for (_, task_name), seeds in answers.items() if task_name == name]
+        sizes = {part: len(one) for part, one in models[0][0].items()}
+        scorers = [[predictions.resampled_score(task, one_seed) for one_seed in seeds] for seeds in models]
+        by_task[name] = intervals.estimate(scorers, sizes)
     return by_task, intervals.mean([by_task[name] for name in macro_tasks(by_task)])
-
-
-def _estimate(task: Task, models: list[list[predictions.Predictions]]) -> intervals.Estimates:
-    sizes = {part: len(answers) for part, answers in models[0][0].items()}
-    scorers = [[predictions.resampled_score(task, one_seed) for one_seed in seeds] for seeds in models]
-    return intervals.estimate(scorers, sizes)

@@ -49,9 +49,8 @@ def store_outputs(job: Job, train: Split) -> None:
         rows = _predict(job, soft_labels, data, tokenizer.pad_token_id)
         shown.advance(len(data))
     if not all(np.isfinite(row).all() for row in rows):
-        raise UserError(
-            f"{soft_labels.outputs}: the teacher's outputs are not finite; lower evaluation.learning_rate"
-        )
+        problem = "the teacher's outputs are not finite; lower evaluation.learning_rate"
+        raise UserError(f"{soft_labels.outputs}: {problem}")
     columns = {
         "split": pa.array(["train"] * len(rows)),
         "row": pa.array(range(len(rows)), pa.int64()),
@@ -81,12 +80,10 @@ def read_outputs(task: Task, train: Split, data: Encoded, soft_labels: SoftLabel
     """
     path = _table_path(soft_labels)
     if not _is_stored(soft_labels, _key(task, train, data, soft_labels, dtype)):
-        raise UserError(
-            f"{path}: is missing, damaged, or of another teacher or other rows; run the same command again"
-        )
+        problem = "is missing, damaged, or of another teacher or other rows"
+        raise UserError(f"{path}: {problem}; run the same command again")
     table = parquet.read_table(pa.BufferReader(storage.read_bytes(path)))
-    column = table["output"].combine_chunks()
-    values = column.flatten().to_numpy()
+    values = table["output"].combine_chunks().flatten().to_numpy()
     shapes = _shapes(task, data)
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
     padded = np.zeros((len(shapes), *np.max(shapes, axis=0)), np.float32)
@@ -115,13 +112,10 @@ def _key(task: Task, train: Split, data: Encoded, soft_labels: SoftLabels, dtype
 
 def _is_stored(soft_labels: SoftLabels, key: dict[str, Any]) -> bool:
     """Returns whether outputs with this key are stored and undamaged."""
-    if not storage.exists(_summary_path(soft_labels)) or not storage.exists(_table_path(soft_labels)):
+    summary, path = storage.read_object(_summary_path(soft_labels)), _table_path(soft_labels)
+    if summary.get("key") != key or not storage.exists(path):
         return False
-    try:
-        content = storage.read_json(_summary_path(soft_labels))
-    except UserError:  # damaged
-        return False
-    return content == {"key": key, "predictions": storage.digest_file(_table_path(soft_labels))}
+    return bool(summary.get("predictions") == storage.digest_file(path))
 
 
 def _table_path(soft_labels: SoftLabels) -> str:

@@ -95,9 +95,7 @@ class Collator:
         ``rows``: indices of the rows in ``data``, int64 [B].
         """
         shape = (len(rows), max(len(data.input_ids[row]) for row in rows))
-        ids = np.full(shape, self.pad_id, np.int64)
-        mask = np.zeros(shape, np.int64)
-        types = np.zeros(shape, np.int64)
+        ids, mask, types = (np.full(shape, fill, np.int64) for fill in (self.pad_id, 0, 0))
         for slot, row in enumerate(rows):
             length = len(data.input_ids[row])
             ids[slot, :length] = data.input_ids[row]
@@ -146,9 +144,8 @@ def _fit(
     losses: list[torch.Tensor] = []
     rows_seen, started = 0, time.perf_counter()
     model.train()
-    for step, rows in enumerate(_endless_batches(data.lengths(), schedule.batch_size, generator)):
-        if step == steps:
-            break
+    batches = _endless_batches(data.lengths(), schedule.batch_size, generator)
+    for step, rows in zip(range(steps), batches, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step, steps)
         with _autocast(collator.device, schedule.dtype):
@@ -158,8 +155,10 @@ def _fit(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.detach())
-        if (step + 1) % 50 == 0 or step + 1 == steps:
-            _require_finite(losses[-50:], step + 1)
+        is_checked = (step + 1) % 50 == 0 or step + 1 == steps
+        if is_checked and not torch.isfinite(torch.stack(losses[-50:])).all():
+            problem = f"the loss is not finite by step {step + 1}; lower evaluation.learning_rate"
+            raise UserError(f"fine-tuning: {problem}")
         rows_seen += len(rows)
         advance(len(rows))
     last_losses = losses[-max(1, steps // 10) :]
@@ -175,11 +174,6 @@ def _endless_batches(
 
 def _autocast(device: torch.device, dtype: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-
-
-def _require_finite(losses: list[torch.Tensor], step: int) -> None:
-    if not torch.isfinite(torch.stack(losses)).all():
-        raise UserError(f"fine-tuning: the loss is not finite by step {step}; lower evaluation.learning_rate")
 
 
 @torch.inference_mode()

@@ -30,9 +30,8 @@ def reduced_vocabulary(model: Any, input_ids: list[list[int]], pad_id: int) -> I
     kept = max(pad_id, full.padding_idx or 0) + 1
     used = np.unique(np.concatenate([np.arange(kept), *(np.asarray(row) for row in input_ids)]))
     rows = torch.from_numpy(used).to(full.weight.device)
-    reduced = nn.Embedding.from_pretrained(
-        full.weight.detach()[rows], freeze=False, padding_idx=full.padding_idx
-    )
+    weight = full.weight.detach()[rows]
+    reduced = nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=full.padding_idx)
     model.set_input_embeddings(reduced)
     try:
         yield [np.searchsorted(used, row).tolist() for row in input_ids]

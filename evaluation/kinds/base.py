@@ -81,21 +81,19 @@ class Kind:
 
     def decide(self, outputs: Any) -> Any:
         """Converts outputs to decisions, such as class ids; ``evaluation.kinds.predictions`` lists them."""
-        raise NotImplementedError
+        return outputs
 
     def score(self, task: Task, answers: Answers) -> dict[str, float]:
         """Returns the task's metrics on a labelled split, as fractions."""
-        weights = np.ones((len(answers), 1))
-        return {
-            name: float(metric(weights)[0]) for name, metric in self.weighted_metrics(task, answers).items()
-        }
+        weights, metrics = np.ones((len(answers), 1)), self.weighted_metrics(task, answers)
+        return {name: float(metric(weights)[0]) for name, metric in metrics.items()}
 
     def weighted_metrics(self, task: Task, answers: Answers) -> Mapping[str, Metric]:
         """Returns the metrics of ``score`` as functions of the examples' weights."""
         raise NotImplementedError
 
     def all_finite(self, outputs: Any) -> bool:
-        return bool(np.isfinite(outputs).all())
+        return all(np.isfinite(output).all() for output in outputs)
 
     def to_arrow(self, values: Any) -> Sequence[Any]:
         """Converts labels or outputs to the Python values that pyarrow takes."""

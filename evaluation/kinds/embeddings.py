@@ -65,10 +65,8 @@ class Similarity(Embedding, Regression):
         return {}
 
     def answers(self, predict: Predict, tokenizer: Any, task: Task, split: Split, length: int) -> Answers:
-        first, second = (
-            self.embeddings(predict, tokenizer, task, column, length)
-            for column in zip(*split.texts, strict=True)
-        )
+        columns = zip(*split.texts, strict=True)
+        first, second = (self.embeddings(predict, tokenizer, task, texts, length) for texts in columns)
         return Answers(split.labels, (first * second).sum(axis=1), split.ids)
 
 
@@ -95,10 +93,8 @@ class Retrieval(Embedding):
     def weighted_metrics(self, task: Task, answers: Answers) -> Mapping[str, Metric]:
         metrics = {"ndcg_10": partial(ndcg, depth=10), "recall_100": partial(recall, depth=100)}
         pairs = list(zip(self.decide(answers.outputs), answers.labels, strict=True))
-        return {
-            name: partial(resampling.average, np.asarray([metrics[name](*pair) for pair in pairs]))
-            for name in task.metrics
-        }
+        scored = {name: [metrics[name](*pair) for pair in pairs] for name in task.metrics}
+        return {name: partial(resampling.average, np.asarray(values)) for name, values in scored.items()}
 
     def all_finite(self, outputs: Sequence[Sequence[tuple[str, float]]]) -> bool:
         return all(np.isfinite(score) for ranking in outputs for _, score in ranking)

@@ -1,22 +1,6 @@
 """Writes and reads the predictions of a fine-tuned model, from which all its scores are computed.
 
-A fine-tuning run has one file, ``seed-<n>.predictions.parquet``, beside its score file; its columns are
-
-    split     string          dev, dev_matched, test, ...
-    example   string          id of the example (``Split.ids``)
-    label     by task kind    gold value; null in a test set without labels
-    output    by task kind    output of the model
-
-    kind             label                                    output
-    classification   int64, class id                          list<float32>, logits [classes]
-    multilabel       list<int8>, 0 or 1 for each class        list<float32>, logits [classes]; > 0: predicted
-    regression       float32                                  float32
-    similarity       float32                                  float32, cosine similarity
-    tokens           list<int64>, a class id for each word    list<list<float32>>, logits [words][classes]
-    spans            list<string>, all correct answers;       string; empty: no answer
-                     empty: the text has no answer
-    retrieval        list<struct<id: string, grade: float>>,  list<struct<id: string, score: float>>, at
-                     the relevant documents                   most 100 documents, the best first
+docs/evaluation.md lists the columns of such a file, and the labels and outputs of every kind of task.
 
 ``decide`` turns outputs into decisions: class ids, 0 or 1 for each class, numbers, class ids of words, texts,
 or ids of documents. ``score`` returns a task's metrics, and ``resampled_score`` its score on resamples.
@@ -45,9 +29,8 @@ def publish(path: str, task: Task, predictions: Predictions) -> str:
     kind = kind_of(task)
     if not all(kind.all_finite(answers.outputs) for answers in predictions.values()):
         raise UserError(f"{path}: the model's outputs are not finite; lower evaluation.learning_rate")
-    names = ("split", "example", "label", "output")
-    types = (pa.string(), pa.string(), kind.label_type, kind.output_type)
-    schema = pa.schema(list(zip(names, types, strict=True)))
+    text = pa.string()
+    schema = pa.schema({"split": text, "example": text, "label": kind.label_type, "output": kind.output_type})
     tables = []
     for part, answers in predictions.items():
         labels = [None] * len(answers) if answers.labels is None else kind.to_arrow(answers.labels)

@@ -9,12 +9,8 @@ from evaluation.kinds.texts import Classification, MultiLabel, Regression
 from evaluation.kinds.tokens import Tokens
 from evaluation.tasks.task import Task
 
-KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for kind in (
-        Classification(), MultiLabel(), Regression(), Tokens(), Spans(), Similarity(), Retrieval(),
-    )
-}  # fmt: skip
+_KINDS = (Classification(), MultiLabel(), Regression(), Tokens(), Spans(), Similarity(), Retrieval())
+KINDS: dict[str, Kind] = {kind.name: kind for kind in _KINDS}
 
 
 def kind_of(task: Task) -> Kind:

@@ -45,15 +45,11 @@ class Spans(Kind):
 
         width = output.start_logits.shape[1]
         padding = torch.arange(width, device=output.start_logits.device) >= targets[TOKEN_COUNTS][:, None]
-        losses = [
-            kl(
-                student.float().masked_fill(padding, -1e4),
-                targets[TEACHER_LOGITS][:, side, :width].masked_fill(padding, -1e4),
-                temperature,
-            )
-            for side, student in enumerate((output.start_logits, output.end_logits))
-        ]
-        return (losses[0] + losses[1]) / 2
+        sides = (output.start_logits.float(), output.end_logits.float())
+        students = [logits.masked_fill(padding, -1e4) for logits in sides]
+        teachers = targets[TEACHER_LOGITS][:, :, :width].masked_fill(padding[:, None], -1e4)
+        start, end = (kl(students[side], teachers[:, side], temperature) for side in (0, 1))
+        return (start + end) / 2
 
     def select_outputs(self, output: Any, mask: torch.Tensor) -> torch.Tensor:
         """Returns the logits of start and end, [B, 2, L]."""
@@ -69,17 +65,11 @@ class Spans(Kind):
         texts = answer_spans.best_answers(windows, predict(windows.encoded), split.questions, task.no_answer)
         return Answers([question.answers for question in split.questions], texts, split.ids)
 
-    def decide(self, outputs: Sequence[str]) -> Sequence[str]:
-        return outputs
-
     def weighted_metrics(self, task: Task, answers: Answers) -> Mapping[str, Metric]:
         pairs = list(zip(answers.outputs, answers.labels, strict=True))
         metrics = {"exact_match": answer_exact, "f1": answer_f1}
-        values = {
-            name: [metrics[name](answer, gold, task.no_answer) for answer, gold in pairs]
-            for name in task.metrics
-        }
-        return {name: partial(resampling.average, np.asarray(column)) for name, column in values.items()}
+        scored = {name: [metrics[name](*pair, task.no_answer) for pair in pairs] for name in task.metrics}
+        return {name: partial(resampling.average, np.asarray(values)) for name, values in scored.items()}
 
     def all_finite(self, outputs: Sequence[str]) -> bool:
         return True

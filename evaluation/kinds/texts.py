@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class TextKind(Kind):
     """Base class of kinds whose examples are texts or pairs; the model gives one logit vector for each."""
 
+    label_dtype: ClassVar[type]
+
     def encode(self, tokenizer: Any, task: Task, split: Split, length: int) -> Encoded:
         from evaluation.tasks.encoded import Encoded
 
@@ -41,13 +43,16 @@ class TextKind(Kind):
         """Converts logits [n, C] to the outputs in a file of predictions."""
         return outputs
 
+    def labels_from_arrow(self, column: list[Any]) -> np.ndarray:
+        return np.asarray(column, self.label_dtype)
+
     def outputs_from_arrow(self, column: list[Any]) -> np.ndarray:
         return np.asarray(column, np.float32)
 
 
 class Classification(TextKind):
     name = "classification"
-    label_type, output_type = pa.int64(), pa.list_(pa.float32())
+    label_dtype, label_type, output_type = np.int64, pa.int64(), pa.list_(pa.float32())
     metrics = ("accuracy", "f1", "macro_f1", "matthews")
 
     def head_config(self, task: Task) -> dict[str, Any]:
@@ -84,15 +89,12 @@ class Classification(TextKind):
         counts = class_counts(predicted[:, None] == classes, labels[:, None] == classes)
         return partial(of_sums, macro_f1_of, counts)
 
-    def labels_from_arrow(self, column: list[Any]) -> np.ndarray:
-        return np.asarray(column, np.int64)
-
 
 class MultiLabel(TextKind):
     """An example has any number of labels. A label is predicted if its logit is above 0."""
 
     name = "multilabel"
-    label_type, output_type = pa.list_(pa.int8()), pa.list_(pa.float32())
+    label_dtype, label_type, output_type = np.int8, pa.list_(pa.int8()), pa.list_(pa.float32())
     metrics = ("micro_f1", "macro_f1", "exact_match")
 
     def head_config(self, task: Task) -> dict[str, Any]:
@@ -123,22 +125,17 @@ class MultiLabel(TextKind):
     def weighted_metrics(self, task: Task, answers: Answers) -> Mapping[str, Metric]:
         predicted, labels = self.decide(answers.outputs) > 0, answers.labels > 0
         counts = class_counts(predicted, labels)
-        over_labels = counts.reshape(len(counts), 3, -1).sum(axis=2)
-        exact = (predicted == labels).all(axis=1).astype(np.float64)
         metrics: dict[str, Metric] = {
-            "micro_f1": partial(of_sums, f1_of, over_labels),
+            "micro_f1": partial(of_sums, f1_of, counts.reshape(len(counts), 3, -1).sum(axis=2)),
             "macro_f1": partial(of_sums, macro_f1_of, counts),
-            "exact_match": partial(resampling.average, exact),
+            "exact_match": partial(resampling.average, (predicted == labels).all(axis=1)),
         }
         return {name: metrics[name] for name in task.metrics}
-
-    def labels_from_arrow(self, column: list[Any]) -> np.ndarray:
-        return np.asarray(column, np.int8)
 
 
 class Regression(TextKind):
     name = "regression"
-    label_type, output_type = pa.float32(), pa.float32()
+    label_dtype, label_type, output_type = np.float32, pa.float32(), pa.float32()
     metrics = ("pearson", "spearman")
 
     def head_config(self, task: Task) -> dict[str, Any]:
@@ -160,26 +157,16 @@ class Regression(TextKind):
     def to_stored(self, outputs: np.ndarray) -> np.ndarray:
         return outputs[:, 0]
 
-    def decide(self, outputs: np.ndarray) -> np.ndarray:
-        return outputs
-
     def score(self, task: Task, answers: Answers) -> dict[str, float]:
         return {name: METRICS[name](answers.outputs, answers.labels) for name in task.metrics}
 
     def weighted_metrics(self, task: Task, answers: Answers) -> Mapping[str, Metric]:
-        return {
-            name: partial(resampling.METRICS[name], answers.outputs, answers.labels) for name in task.metrics
-        }
-
-    def labels_from_arrow(self, column: list[Any]) -> np.ndarray:
-        return np.asarray(column, np.float32)
+        values = answers.outputs, answers.labels
+        return {name: partial(resampling.METRICS[name], *values) for name in task.metrics}
 
 
 def class_config(task: Task) -> dict[str, Any]:
     """Returns the entries of a model's configuration that name the task's classes."""
-    labels: Sequence[str] = task.labels
-    return {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: number for number, label in enumerate(labels)},
-    }
+    names = dict(enumerate(task.labels))
+    ids = {label: number for number, label in names.items()}
+    return {"num_labels": len(names), "id2label": names, "label2id": ids}

@@ -46,7 +46,7 @@ class Tokens(Kind):
         from evaluation.tasks.encoded import Encoded
 
         output = self._tokenize(tokenizer, split, length)
-        rows = [_first_tokens(words, offsets) for words, offsets in self._words_and_offsets(split, output)]
+        rows = self._positions(split, output)
         targets = {}
         if split.labels is not None:
             width = max(map(len, output["input_ids"]))
@@ -60,17 +60,16 @@ class Tokens(Kind):
         texts = [" ".join(words) for words in split.texts]
         return tokenize(tokenizer, texts, truncation=True, max_length=length, return_offsets_mapping=True)
 
-    def _words_and_offsets(self, split: Split, output: Any) -> list[tuple[Sequence[str], np.ndarray]]:
-        offsets = [np.asarray(row, np.int64).reshape(-1, 2) for row in output["offset_mapping"]]
-        return list(zip(split.texts, offsets, strict=True))
+    def _positions(self, split: Split, output: Any) -> list[np.ndarray]:
+        offsets = (np.asarray(row, np.int64).reshape(-1, 2) for row in output["offset_mapping"])
+        return [_first_tokens(*pair) for pair in zip(split.texts, offsets, strict=True)]
 
     def loss(self, output: Any, targets: Targets) -> torch.Tensor:
         from torch.nn import functional
 
-        labels = targets["label"][:, : output.logits.shape[1]]
-        return functional.cross_entropy(
-            output.logits.float().flatten(0, 1), labels.flatten(), ignore_index=NO_LABEL
-        )
+        labels = targets["label"][:, : output.logits.shape[1]].flatten()
+        logits = output.logits.float().flatten(0, 1)
+        return functional.cross_entropy(logits, labels, ignore_index=NO_LABEL)
 
     def soft_loss(self, output: Any, targets: Targets, temperature: float) -> torch.Tensor:
         width = output.logits.shape[1]
@@ -82,11 +81,10 @@ class Tokens(Kind):
 
     def answers(self, predict: Predict, tokenizer: Any, task: Task, split: Split, length: int) -> Answers:
         logits = predict(self.encode(tokenizer, task, split, length))
-        output = self._tokenize(tokenizer, split, length)
+        rows = self._positions(split, self._tokenize(tokenizer, split, length))
         outside = task.labels.index(OUTSIDE)
         outputs = []
-        for (words, offsets), row in zip(self._words_and_offsets(split, output), logits, strict=True):
-            firsts = _first_tokens(words, offsets)
+        for firsts, row in zip(rows, logits, strict=True):
             values = row[np.maximum(firsts, 0)].astype(np.float32)
             values[firsts < 0] = np.arange(len(task.labels)) == outside
             outputs.append(values)
@@ -101,9 +99,6 @@ class Tokens(Kind):
         counts = np.asarray([entity_counts(names[tags], names[gold]) for tags, gold in pairs], np.float64)
         metrics = {"entity_f1": f1_of, "entity_precision": precision_of, "entity_recall": recall_of}
         return {name: partial(of_sums, metrics[name], counts) for name in task.metrics}
-
-    def all_finite(self, outputs: Sequence[np.ndarray]) -> bool:
-        return all(np.isfinite(row).all() for row in outputs)
 
     def to_arrow(self, values: Sequence[np.ndarray]) -> list[Any]:
         return [list(row) for row in values]

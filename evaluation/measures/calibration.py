@@ -35,8 +35,7 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS)
     """Sorts examples into bins by confidence. probabilities: [n, C]; labels: class ids, int64 [n]."""
     confidence = probabilities.max(axis=1)
     is_correct = probabilities.argmax(axis=1) == labels  # of equal probabilities, the first counts
-    edges = np.arange(1, bins) / bins
-    bin_numbers = np.searchsorted(edges, confidence, side="left")
+    bin_numbers = np.searchsorted(np.arange(1, bins) / bins, confidence, side="left")
     count, confidence_sum, correct = (
         np.bincount(bin_numbers, weights, bins).astype(np.float64)
         for weights in (None, confidence, is_correct)
@@ -52,7 +51,6 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
 
 
 def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the mean squared distance of probabilities [n, C] from one-hot labels, in [0, 2] (Brier 1950,
-    Monthly Weather Review 78:1)."""
+    """Returns the mean squared distance from one-hot labels, in [0, 2] (Brier 1950, Mon Weather Rev 78:1)."""
     one_hot = np.eye(probabilities.shape[1])[labels]
     return float(((probabilities - one_hot) ** 2).sum(axis=1).mean())

@@ -15,10 +15,7 @@ and Satterthwaite (Satterthwaite 1946, Biometrics Bulletin 2:110). Percentiles o
 resamples three seeds would be too narrow: they cannot lie beyond the worst and the best seed, but the true
 median does so in one of four cases.
 
-An interval accounts for another dev set from the same source and for other fine-tuning seeds; with one seed,
-only for another dev set. It does not account for another pre-training or distillation run, for other
-hyper-parameters, or for text of another kind. It is too short for scores within a few examples of the
-metric's bounds: a model without a mistake has an interval of width 0.
+docs/evaluation.md says what an interval covers, and when it is too short.
 
 Dimensions of arrays: M models, S seeds, R resamples, n examples of a dev set. A contrast [M] has one
 coefficient per model: ``contrast . scores`` is one model's score, or the difference of two models' scores.

@@ -4,9 +4,7 @@ GLUE (arXiv 1804.07461, section 3): Matthews correlation for CoLA, Pearson and S
 accuracy and F1 of class 1 for MRPC and QQP, accuracy for the others. A task's score is the mean of its main
 metrics (for MNLI, on matched and mismatched), the macro score the mean over tasks. SQuAD (arXiv 1606.05250,
 section 6.1): exact match and token F1 of normalised answers, the best over the annotators' answers. SQuAD
-2.0 (arXiv 1806.03822) also has questions without an answer.
-
-docs/extending.md says how to add a metric.
+2.0 (arXiv 1806.03822) also has questions without an answer. docs/extending.md says how to add a metric.
 """
 
 from __future__ import annotations

@@ -142,17 +142,16 @@ def disagreements(
         distances = distance(task, answers, teacher[part])
         for row in largest(distances, MAX_EXAMPLES):
             text = splits[part].text_of(row)
-            examples.append(
-                {
-                    "split": part,
-                    "example": answers.ids[row],
-                    "text": text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…",
-                    "label": _value_text(task, answers.labels[row]),
-                    "teacher": _answer_text(task, teacher[part], row),
-                    "student": _answer_text(task, answers, row),
-                    "distance": float(distances[row]),
-                }
-            )
+            example = {
+                "split": part,
+                "example": answers.ids[row],
+                "text": text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…",
+                "label": _value_text(task, answers.labels[row]),
+                "teacher": _answer_text(task, teacher[part], row),
+                "student": _answer_text(task, answers, row),
+                "distance": float(distances[row]),
+            }
+            examples.append(example)
     return sorted(examples, key=lambda example: -example["distance"])[:MAX_EXAMPLES]
 
 
@@ -165,9 +164,7 @@ def distance(task: Task, student: Answers, teacher: Answers) -> np.ndarray:
     """
     if task.kind == "spans":
         pairs = zip(student.outputs, teacher.outputs, strict=True)
-        return np.asarray(
-            [1 - answer_f1(ours, [theirs]) if ours != theirs else 0.0 for ours, theirs in pairs]
-        )
+        return np.asarray([1 - answer_f1(text, [other]) if text != other else 0.0 for text, other in pairs])
     ours, theirs = predictions.decide(task, student), predictions.decide(task, teacher)
     if task.kind == "classification":
         first, second = calibration.softmax(student.outputs), calibration.softmax(teacher.outputs)

@@ -62,10 +62,8 @@ def scatter(points: Sequence[Point], colours: Mapping[str, str], title: str) -> 
     path += "".join(f"H{right:.1f}V{up:.1f}" for right, up in corners[1:]) + f"H{WIDTH - _RIGHT}"
     parts = [_axes(y, title), f'<path class="front" d="{path}"/>']
     for cost in _cost_ticks(min(point.cost for point in points), max(point.cost for point in points)):
-        tick_x = x(math.log10(cost))
-        parts.append(
-            f'<text class="tick" x="{tick_x:.1f}" y="{HEIGHT - 26}" text-anchor="middle">{cost:.3g}</text>'
-        )
+        at = f'x="{x(math.log10(cost)):.1f}" y="{HEIGHT - 26}"'
+        parts.append(f'<text class="tick" {at} text-anchor="middle">{cost:.3g}</text>')
     for point, cost in zip(points, costs, strict=True):
         point_x, colour = x(cost), colours[point.name]
         parts.append(
@@ -84,22 +82,19 @@ def curves(lines: Mapping[str, Sequence[Sequence[float]]], colours: Mapping[str,
     values = [point[1] for point in points]
     y = _Scale(min(values), max(values), HEIGHT - _BOTTOM, _TOP)
     parts = [_axes(y, "step"), f'<text class="tick" x="{_LEFT}" y="{HEIGHT - 26}">{x.low:g}</text>']
-    parts.append(
-        f'<text class="tick" x="{WIDTH - _RIGHT}" y="{HEIGHT - 26}" text-anchor="end">{x.high:g}</text>'
-    )
+    at = f'x="{WIDTH - _RIGHT}" y="{HEIGHT - 26}"'
+    parts.append(f'<text class="tick" {at} text-anchor="end">{x.high:g}</text>')
     for name, line in lines.items():
         path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in line)
-        parts.append(
-            f'<polyline points="{path}" stroke="{colours[name]}"><title>{escape(name)}</title></polyline>'
-        )
+        title_of_line = f"<title>{escape(name)}</title>"
+        parts.append(f'<polyline points="{path}" stroke="{colours[name]}">{title_of_line}</polyline>')
     return _figure("".join(parts), title)
 
 
 def legend(colours: Mapping[str, str]) -> str:
     """Returns a list of the names, each with a disc of its colour."""
-    entries = "".join(
-        f'<li><i style="background:{colour}"></i>{escape(name)}</li>' for name, colour in colours.items()
-    )
+    discs = ((name, f'<i style="background:{colour}"></i>') for name, colour in colours.items())
+    entries = "".join(f"<li>{disc}{escape(name)}</li>" for name, disc in discs)
     return f'<ul class="legend">{entries}</ul>'
 
 
@@ -126,10 +121,8 @@ def _axes(y: _Scale, title: str) -> str:
             f'<text class="tick" x="{_LEFT - 6}" y="{line_y + 4:.1f}" text-anchor="end">{value:.4g}</text>'
         )
         value += step
-    middle = (_LEFT + WIDTH - _RIGHT) / 2
-    parts.append(
-        f'<text class="title" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(title)}</text>'
-    )
+    at = f'x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{HEIGHT - 6}"'
+    parts.append(f'<text class="title" {at} text-anchor="middle">{escape(title)}</text>')
     return "".join(parts)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from evaluation.candidates.recipe_rows import RANDOM, TEACHER
 from evaluation.measures import intervals
-from evaluation.measures.intervals import Estimates, Ratio
+from evaluation.measures.intervals import Estimates
 from evaluation.tasks.task import Task
 
 
@@ -31,16 +31,12 @@ def add_comparisons(
     for row in rows.values():
         row["best_reference"] = _best_reference(row, rows)
     for position, (name, row) in enumerate(rows.items()):
-        row["intervals"] = {
-            "scores": {
-                task: _score_interval(one, position, _lowest(task_by_name[task]))
-                for task, one in tasks.items()
-            },
-            "macro": _score_interval(macro, position, -1.0),
-        }
+        lowest = {task: _lowest(task_by_name[task]) for task in tasks}
+        scores = {task: _score_interval(one, position, lowest[task]) for task, one in tasks.items()}
+        row["intervals"] = {"scores": scores, "macro": _score_interval(macro, position, -1.0)}
         for measure, positions in _positions(name, row, names).items():
-            ratios = {task: _as_json(_ratio(scores, *positions)) for task, scores in tasks.items()}
-            row[measure], row["intervals"][measure] = _as_json(_ratio(macro, *positions))
+            ratios = {task: _ratio(scores, *positions) for task, scores in tasks.items()}
+            row[measure], row["intervals"][measure] = _ratio(macro, *positions)
             row[f"{measure}_by_task"] = {task: value for task, (value, _) in ratios.items()}
             row["intervals"][f"{measure}_by_task"] = {task: ends for task, (_, ends) in ratios.items()}
         row["differences"] = {
@@ -68,22 +64,18 @@ def _positions(name: str, row: Mapping[str, Any], names: Sequence[str]) -> Mappi
     }
 
 
-def _ratio(
-    estimates: Estimates,
-    student: int | None = None,
-    teacher: int | None = None,
-    reference: int | None = None,
-) -> Ratio | None:
-    """Returns the gap closed, or without a reference the retention; None without student and teacher."""
-    if student is None or teacher is None:
-        return None
-    if reference is None:
-        return intervals.retention(estimates, student, teacher)
-    return intervals.gap_closed(estimates, student, reference, teacher)
+def _ratio(estimates: Estimates, *positions: int) -> tuple[float | None, dict[str, float] | None]:
+    """Returns the gap closed, or without a reference the retention, and its interval, as in report.json.
 
-
-def _as_json(ratio: Ratio | None) -> tuple[float | None, dict[str, float] | None]:
-    """Returns the value and the interval of a ratio in the form of report.json."""
+    ``positions``: of student, teacher and reference. Both results are None if there are no positions.
+    """
+    if not positions:
+        return None, None
+    student, teacher, *reference = positions
+    if reference:
+        ratio = intervals.gap_closed(estimates, student, reference[0], teacher)
+    else:
+        ratio = intervals.retention(estimates, student, teacher)
     if ratio is None:
         return None, None
     return ratio.value, ratio.interval and dict(zip(("low", "high"), ratio.interval, strict=True))

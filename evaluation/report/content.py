@@ -1,59 +1,6 @@
 """Builds the content of ``report.json``, from which every page, table, plot and tracked number is made.
 
-Keys (scores are fractions; times are in seconds, or in ms if the key ends in _ms):
-
-    recipe               name of the recipe
-    students             names of the trained students, in the recipe's order
-    seeds                seeds of which every score is the median
-    settings             the fields of the recipe's evaluation section that results depend on
-    latency_setting      of the timings: texts (name of the dataset), sentences (their number), threads,
-                         processor, gpus, versions; price_per_hour and watts as the recipe states them
-    rows.<name>          one row per model: teacher, if its weights were found; each student by name
-                         ("student" if the recipe has one); "<student> (D)" after a second distillation;
-                         the references undistilled and start, followed by the student's name if the recipe
-                         has several (students of one shape share a row); other models of the recipe by name
-      student            the student that the row belongs to or whose architecture it has; otherwise null
-      references         kind (random, start, masked LM alone) -> row with which the student is compared
-      best_reference     the reference of highest macro score; null if there are no references
-      scores.<task>      the task's metrics by name, and "score", the mean of its main metrics
-      seed_scores.<task> the score of each seed
-      macro              mean of the task scores (of the GLUE tasks only, if there are any)
-      retention          macro / the teacher's macro; null in the teacher's row, without a teacher, or if the
-                         teacher's macro is not positive
-      gap_closed         (macro - random) / (teacher - random), where random is the macro of the reference
-                         with random weights; null if a row is missing or the teacher is not above random
-      gap_closed_best    gap_closed with best_reference in place of random
-      <ratio>_by_task    retention, gap_closed and gap_closed_best of each task
-      differences.<row>  the row's macro score minus that of the teacher or a reference: difference, interval,
-                         p of the paired test; by_task.<task> has the same keys
-      intervals          low and high bound of the 95 % interval (evaluation/measures/intervals.py) of
-                         scores.<task>, macro and every ratio; null if the interval of a ratio is unbounded
-      parameters         number of parameters without a task head
-      bytes              size of the directory's safetensors files; null if there is no such directory
-      latency            total_seconds, p50_ms, p95_ms, p99_ms, throughput.<batch size> (sentences/s)
-      peak_memory        bytes of the weights plus the peak of a forward pass with the largest batch
-      cost               of a million sentences at the best throughput: seconds, money and kwh (null if the
-                         recipe has no price_per_hour or watts)
-    latency_rows.<name>  rows that are only timed: <student> ONNX fp32 and int8, <row> GPU, ELMo-size (random
-                         weights); parameters, bytes, latency and cost as in rows
-    page                 path of the browser page with these models; null if writing it failed; absent if the
-                         recipe does not ask for it
-    devices.<student>.<task>  the student's fine-tuned model of the median seed, in export/<student>/<task>/
-      seed, score        seed of that model, and its score in torch
-      int8_score         score of the same model in int8 on the dev sets; int8_metrics has each metric
-      int8_lost          score - int8_score
-      kind, bytes, int8_size_ratio, difference   as in export.json, see evaluation/devices/export.py
-    details.<row>.<task> see evaluation/report/analysis.py
-      agreement          share of the teacher's answers that the row gives too (of numbers: the correlation);
-                         in the teacher's row, agreement of its fine-tuning seeds with each other
-      calibration        of classifications: error (expected calibration error) and brier
-      reliability        [examples, confidence, accuracy] of every bin that holds an example
-      labels.<label>     precision, recall, f1, support
-      confusion          [label][predicted] counts of the median seed
-    disagreements.<student>.<task>   examples on which the answers of student and teacher differ most
-    curves.<student>     loss term -> [step, value] points of the training
-    notes                differences from the official datasets
-    paper                the reference rows of arXiv 1910.01108 (percent)
+docs/evaluation.md lists its keys. Scores are fractions; times are in seconds, or in ms if a key ends in _ms.
 """
 
 from __future__ import annotations
@@ -114,17 +61,15 @@ def build(
     times, memory, only_timed = measure_latency(timed, settings, texts)
     by_name: dict[str, dict[str, Any]] = {}
     for one in rows.candidates:
-        scores = {task: medians(seeds) for task, seeds in results[one.name].items()}
+        runs = results[one.name]
+        scores = {task: medians(seeds) for task, seeds in runs.items()}
         timed_name = one.student or one.name  # models of one architecture have one latency
         is_student = one.student is not None and one.name in (one.student, f"{one.student} (D)")
         by_name[one.name] = {
             "student": one.student,
             "references": rows.references.get(one.student or "", {}) if is_student else {},
             "scores": scores,
-            "seed_scores": {
-                task: {str(run["seed"]): run["score"] for run in seeds}
-                for task, seeds in results[one.name].items()
-            },
+            "seed_scores": {task: {str(run["seed"]): run["score"] for run in runs[task]} for task in runs},
             "macro": macro({task: values["score"] for task, values in scores.items()}),
             "parameters": body_parameters(one.directory),
             "bytes": weight_bytes(one.directory),
@@ -136,7 +81,7 @@ def build(
     tasks, mean = estimates(plan, answers)
     add_comparisons(by_name, tasks, mean, {job.task_name: job.task for job in plan.jobs})
     details, disagreements = analyse(plan, answers, TEACHER, list(rows.students))
-    runs = (run for tasks in results.values() for seeds in tasks.values() for run in seeds)
+    all_runs = (run for by_task in results.values() for seeds in by_task.values() for run in seeds)
     return {
         "recipe": title,
         "students": list(rows.students),
@@ -158,7 +103,7 @@ def build(
         "details": details,
         "disagreements": disagreements,
         "curves": {name: curve(lines) for name, lines in histories.items()},
-        "notes": list(dict.fromkeys([*rows.notes, *(note for run in runs for note in run["notes"])])),
+        "notes": list(dict.fromkeys([*rows.notes, *(note for run in all_runs for note in run["notes"])])),
         "paper": PAPER,
     }
 

@@ -81,12 +81,10 @@ def costs(report: Mapping[str, Any]) -> Table:
 
 def disagreements(report: Mapping[str, Any]) -> Table:
     """Returns one line per example on which a student's and the teacher's answers differ most."""
-    lines = [
-        [student, task, one["example"], one["text"], one["label"], one["teacher"], one["student"]]
-        for student, tasks in report["disagreements"].items()
-        for task, examples in tasks.items()
-        for one in examples
-    ]
+    keys, lines = ("example", "text", "label", "teacher", "student"), []
+    for student, tasks in report["disagreements"].items():
+        for task, examples in tasks.items():
+            lines += [[student, task, *(one[key] for key in keys)] for one in examples]
     return ["student", "task", "example", "text", "label", "teacher's answer", "student's answer"], lines
 
 

@@ -15,6 +15,7 @@ def to_html(report: Mapping[str, Any]) -> str:
     """Returns the HTML text of ``report.html``; ``report`` is the content of report.json."""
     names = list(report["rows"])
     colours = {name: charts.PALETTE[index % len(charts.PALETTE)] for index, name in enumerate(names)}
+    cost_note = escape(detail_tables.cost_note(report))
     sections = [
         _section("Models", _models(report)),
         _section("Score against cost", _score_against_cost(report, colours)),
@@ -31,11 +32,7 @@ def to_html(report: Mapping[str, Any]) -> str:
         _section("Training", _loss_curves(report, colours)),
         _section("Every metric", _table(*tables.metric_rows(report))),
         _section("Latency", _latency_note(report), _table(*tables.latency_rows(report))),
-        _section(
-            "A million sentences",
-            f"<p>{escape(detail_tables.cost_note(report))}</p>",
-            _table(*detail_tables.costs(report)),
-        ),
+        _section("A million sentences", f"<p>{cost_note}</p>", _table(*detail_tables.costs(report))),
         _section("On devices", _page_link(report), _table(*tables.device_rows(report))),
         _section("For reference: the DistilBERT paper", _table(*tables.paper_rows())),
         _section("Notes", "".join(f"<p>{escape(note)}</p>" for note in report["notes"])),

@@ -55,10 +55,8 @@ def retention(report: Mapping[str, Any]) -> bytes:
     width = 0.8 / max(1, len(rows))
     for position, (name, row) in enumerate(rows.items()):
         values = [row["retention_by_task"][task] for task in tasks] + [row["retention"]]
-        row_intervals = row["intervals"]
-        intervals = [row_intervals["retention_by_task"][task] for task in tasks] + [
-            row_intervals["retention"]
-        ]
+        ends = row["intervals"]
+        intervals = [ends["retention_by_task"][task] for task in tasks] + [ends["retention"]]
         heights = [np.nan if value is None else 100 * value for value in values]
         x = np.arange(len(labels)) + (position - (len(rows) - 1) / 2) * width
         bars = axes.bar(

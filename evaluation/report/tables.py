@@ -116,9 +116,8 @@ def summary_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     students = [name for name in rows if has_gap(report, name)]
     lines = []
     for task in next(iter(rows.values()))["scores"]:
-        cells = [
-            score(row["scores"][task]["score"], row["intervals"]["scores"][task]) for row in rows.values()
-        ]
+        scored = [(row["scores"][task], row["intervals"]["scores"][task]) for row in rows.values()]
+        cells = [score(one["score"], interval) for one, interval in scored]
         gaps = (_ratio(rows[name], "gap_closed_by_task", task) for name in students)
         lines.append([task, *cells, *gaps])
     cells = [score(row["macro"], row["intervals"]["macro"]) for row in rows.values()]
@@ -214,17 +213,12 @@ def latency_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
 
 def device_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     lines = []
-    for student, task, row in (
-        (student, task, row) for student, tasks in report["devices"].items() for task, row in tasks.items()
-    ):
-        sizes, error = row["bytes"], row["difference"]["float32"]
-        lines.append(
-            [
-                student, task, f"{100 * row['score']:.2f}", f"{100 * row['int8_score']:.2f}",
-                f"{100 * row['int8_lost']:.2f}", f"{sizes[FLOAT32] / 1e6:.1f} MB",
-                f"{sizes[INT8] / 1e6:.1f} MB", f"{row['int8_size_ratio']:.3f}", f"{error:.1e}",
-            ]
-        )  # fmt: skip
+    for student, tasks in report["devices"].items():
+        for task, row in tasks.items():
+            scores = [f"{100 * row[name]:.2f}" for name in ("score", "int8_score", "int8_lost")]
+            sizes = [f"{row['bytes'][file] / 1e6:.1f} MB" for file in (FLOAT32, INT8)]
+            ratio, error = f"{row['int8_size_ratio']:.3f}", f"{row['difference']['float32']:.1e}"
+            lines.append([student, task, *scores, *sizes, ratio, error])
     scores, sizes = ["torch", "int8", "int8 loss"], ["ONNX fp32", "ONNX int8", "size ratio"]
     return ["student", "task", *scores, *sizes, "largest fp32 error"], lines
 

@@ -77,11 +77,9 @@ def headline(content: Mapping[str, Any], kl: Mapping[str, float]) -> dict[str, f
     names = content["students"] or [name for name in content["rows"] if name != TEACHER] or [TEACHER]
     best = max(names, key=lambda name: content["rows"][name]["macro"])
     metrics = headline_of(content, best, kl.get(best))
-    if len(names) > 1:
-        for name in names:
-            metrics |= {
-                f"{name}/{key}": value for key, value in headline_of(content, name, kl.get(name)).items()
-            }
+    for name in names if len(names) > 1 else ():
+        of_row = headline_of(content, name, kl.get(name))
+        metrics |= {f"{name}/{key}": value for key, value in of_row.items()}
     return metrics
 
 

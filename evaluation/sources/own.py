@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -18,6 +17,7 @@ from evaluation.tasks.task import Part, Split, Task
 from infra.errors import UserError
 from infra.files.paths import expand_home
 from infra.recipe_words import with_nearest_name
+from infra.settings.sections import grid_values, is_name
 from infra.settings.sections.task_settings import PATHS, TaskSettings
 
 _COLUMNS = {"tokens": (1,), "similarity": (2,), "spans": (0, 2), "retrieval": (0,)}
@@ -55,8 +55,11 @@ def own_task(settings: TaskSettings, where: str) -> Task:
     )
     if settings.kind in _CLASSES and not settings.labels:
         task = dataclasses.replace(task, labels=examples.labels_in(task, _rows_of(task, "train")))
-    if settings.kind == "classification":
-        _require_two_classes(task, where)
+    if settings.kind == "classification" and "f1" in task.metrics and len(task.labels) != 2:
+        raise UserError(
+            f"{where}: metrics: f1 is the second of two labels' F1, but there are {len(task.labels)} labels;"
+            " write macro_f1"
+        )
     if settings.kind == "spans":
         questions = [question for part in task.parts for question in _questions(settings, part)]
         task = dataclasses.replace(task, no_answer=any(not question.answers for question in questions))
@@ -93,10 +96,8 @@ def _require_consistent(settings: TaskSettings, where: str) -> None:
         needs_label = kind not in _UNLABELLED
         example = "tags" if kind == "tokens" else "label"
         require(not needs_label or settings.label is not None, f"label: is required, for example {example}")
-    require(
-        kind not in _UNLABELLED or settings.label is None,
-        f"label: {kind} has no column of labels; leave it out",
-    )
+    unlabelled = kind in _UNLABELLED
+    require(not unlabelled or settings.label is None, f"label: {kind} has no column of labels; leave it out")
     if KINDS[kind].fine_tuned:
         require(settings.train is not None, "train: is required, for example train: train.csv")
     else:
@@ -112,31 +113,17 @@ def _require_consistent(settings: TaskSettings, where: str) -> None:
     require(len(settings.labels) != 1, "labels: names one class; there must be two or more")
     twice = next((label for label in settings.labels if settings.labels.count(label) > 1), None)
     require(twice is None, f"labels: {twice!r} is named twice; name it once")
-    require(
-        0 < settings.dev_fraction <= 0.5, f"dev_fraction: must be > 0 and <= 0.5, not {settings.dev_fraction}"
-    )
-    require(
-        settings.hub is None or settings.format is None,
-        "format: is for files, not for a hub dataset; leave it out",
-    )
+    fraction, on_hub = settings.dev_fraction, settings.hub is not None
+    require(0 < fraction <= 0.5, f"dev_fraction: must be > 0 and <= 0.5, not {fraction}")
+    has_format = settings.format is not None
+    require(not (on_hub and has_format), "format: is for files, not for a hub dataset; leave it out")
     for name in ("config", "revision"):
-        require(
-            settings.hub is not None or getattr(settings, name) is None,
-            f"{name}: is for a hub dataset; leave it out",
-        )
+        given = getattr(settings, name) is not None
+        require(on_hub or not given, f"{name}: is for a hub dataset; leave it out")
     known = list(KINDS[kind].metrics)
     for metric in settings.metrics:
-        require(
-            metric in known, with_nearest_name(f"metrics: {kind} has no metric {metric!r}", metric, known)
-        )
-
-
-def _require_two_classes(task: Task, where: str) -> None:
-    if "f1" in task.metrics and len(task.labels) != 2:
-        raise UserError(
-            f"{where}: metrics: f1 is the second of two labels' F1, but there are {len(task.labels)} labels;"
-            " write macro_f1"
-        )
+        message = with_nearest_name(f"metrics: {kind} has no metric {metric!r}", metric, known)
+        require(metric in known, message)
 
 
 def load_own(task: Task, part: str) -> Split:
@@ -145,15 +132,12 @@ def load_own(task: Task, part: str) -> Split:
     assert settings is not None
     if settings.kind == "spans":
         kept, notes = align_answers(_questions(settings, part), _source(settings, part), task.no_answer)
-        questions = _questions_of_part(settings, part, kept)
-        return _require_examples(Split([], None, questions=questions, notes=notes), settings, part)
-    if settings.kind == "retrieval":
+        split = Split([], None, questions=_questions_of_part(settings, part, kept), notes=notes)
+    elif settings.kind == "retrieval":
         corpus = read_corpus(expand_home(settings.corpus or ""))
-        return read_queries(expand_home(settings.queries or ""), _source(settings, part), corpus)
-    return _require_examples(examples.split_of(task, _rows_of(task, part)), settings, part)
-
-
-def _require_examples(split: Split, settings: TaskSettings, part: str) -> Split:
+        split = read_queries(expand_home(settings.queries or ""), _source(settings, part), corpus)
+    else:
+        split = examples.split_of(task, _rows_of(task, part))
     if len(split) == 0:
         raise UserError(f"{_source(settings, part)}: no examples for {part} of {settings.name}")
     return split
@@ -203,9 +187,8 @@ def divide(groups: Sequence[str], settings: TaskSettings) -> dict[str, list[int]
     chosen = set(dev)
     train = [row for row in range(len(groups)) if row not in chosen]
     if not chosen or not train:
-        raise UserError(
-            f"{settings.name}: too few examples for a validation split; give dev: a file of its own"
-        )
+        remedy = "give dev: a file of its own"
+        raise UserError(f"{settings.name}: too few examples for a validation split; {remedy}")
     return {"train": train, "dev": sorted(chosen)}
 
 
@@ -213,9 +196,8 @@ def divide(groups: Sequence[str], settings: TaskSettings) -> dict[str, list[int]
 def _all_questions(settings: TaskSettings, name: str) -> tuple[Question, ...]:
     if settings.hub is None and format_of(name, settings.format) == "squad":
         return tuple(read_questions(expand_home(name), no_answer=True))
-    return tuple(
-        examples.questions_in(_read(settings, name), settings.text or ("question", "context"), settings.id)
-    )
+    columns = settings.text or ("question", "context")
+    return tuple(examples.questions_in(_read(settings, name), columns, settings.id))
 
 
 def _questions(settings: TaskSettings, part: str) -> Sequence[Question]:
@@ -234,17 +216,15 @@ def _questions_of_part(settings: TaskSettings, part: str, questions: list[Questi
 
 def require_name(settings: TaskSettings, where: str) -> None:
     """Raises UserError for a name that is not allowed, because folders have the names of tasks."""
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", settings.name) is None:
-        raise UserError(
-            f"{where}: name: must be letters, digits, dots, dashes and underscores, not {settings.name!r}"
-        )
+    if not is_name(settings.name):
+        allowed = "letters, digits, dots, dashes and underscores"
+        raise UserError(f"{where}: name: must be {allowed}, not {settings.name!r}")
 
 
 def require_numbers(settings: TaskSettings, where: str) -> None:
     """Raises UserError for a hyper-parameter out of range."""
     for name in ("epochs", "learning_rate", "batch_size", "max_steps"):
-        value = getattr(settings, name)
-        values = value if isinstance(value, tuple) else (value,)
+        values = grid_values(getattr(settings, name))
         if not values:
             raise UserError(f"{where}: {name}: the list is empty; give a value")
         wrong = next((number for number in values if number is not None and number <= 0), None)

@@ -46,9 +46,8 @@ def read_questions(path: str, no_answer: bool = False) -> list[Question]:
         raise UserError(f"{path}: has no list 'data'; give a file in SQuAD's JSON format")
     questions = []
     for article_number, article in enumerate(content["data"]):
-        for paragraph_number, paragraph in enumerate(
-            _field(article, "paragraphs", list, path, f"data[{article_number}]")
-        ):
+        paragraphs = _field(article, "paragraphs", list, path, f"data[{article_number}]")
+        for paragraph_number, paragraph in enumerate(paragraphs):
             where = f"data[{article_number}].paragraphs[{paragraph_number}]"
             context = _field(paragraph, "context", str, path, where)
             for number, row in enumerate(_field(paragraph, "qas", list, path, where)):
@@ -62,9 +61,8 @@ def _question(row: Any, context: str, path: str, where: str, no_answer: bool) ->
         raise UserError(f"{path}: {where}: no answers; for a v2.0 file, name the task SQuAD2")
     texts = tuple(_field(answer, "text", str, path, where) for answer in answers)
     starts = tuple(_field(answer, "answer_start", int, path, where) for answer in answers)
-    return Question(
-        _field(row, "id", str, path, where), _field(row, "question", str, path, where), context, texts, starts
-    )
+    name, question = (_field(row, field, str, path, where) for field in ("id", "question"))
+    return Question(name, question, context, texts, starts)
 
 
 def _field(value: Any, name: str, kind: type, path: str, where: str) -> Any:
@@ -157,15 +155,10 @@ def encode(tokenizer: Any, questions: Sequence[Question], max_length: int) -> Wi
 
     texts = [_shorten(tokenizer, item.question, min(64, max_length // 4)) for item in questions]
     output = tokenize(
-        tokenizer,
-        texts,
-        [item.context for item in questions],
-        truncation="only_second",
-        max_length=max_length,
-        stride=min(128, max_length // 3),
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-    )
+        tokenizer, texts, [item.context for item in questions],
+        truncation="only_second", max_length=max_length, stride=min(128, max_length // 3),
+        return_overflowing_tokens=True, return_offsets_mapping=True,
+    )  # fmt: skip
     owners = list(output["overflow_to_sample_mapping"])
     offsets, starts, ends = [], [], []
     for window, owner in enumerate(owners):
@@ -229,9 +222,8 @@ def best_span(start: np.ndarray, end: np.ndarray, allowed: np.ndarray) -> tuple[
     starts = positions[np.argsort(-start[positions], kind="stable")[:N_BEST]]
     ends = positions[np.argsort(-end[positions], kind="stable")[:N_BEST]]
     length = ends[None, :] - starts[:, None] + 1
-    scores = np.where(
-        (length >= 1) & (length <= MAX_ANSWER_TOKENS), start[starts][:, None] + end[ends][None, :], -np.inf
-    )
+    scores = start[starts][:, None] + end[ends][None, :]
+    scores = np.where((length >= 1) & (length <= MAX_ANSWER_TOKENS), scores, -np.inf)
     row, column = np.unravel_index(int(np.argmax(scores)), scores.shape)
     if not np.isfinite(scores[row, column]):
         return None

@@ -26,29 +26,21 @@ def read_queries(queries: str, relevance: str, corpus: dict[str, str]) -> Split:
     columns = (rows.column(name) for name in _HEADER)
     for row, (query, document, value) in enumerate(zip(*columns, strict=True)):
         if query not in texts:
-            raise UserError(f"{rows.location(row)}: query {query!r} is not in {queries}; leave the line out")
+            raise rows.error(row, f"query {query!r} is not in {queries}; leave the line out")
         if document not in corpus:
-            raise UserError(
-                f"{rows.location(row)}: document {document!r} is not in the corpus; leave the line out"
-            )
+            raise rows.error(row, f"document {document!r} is not in the corpus; leave the line out")
         try:
             grades.setdefault(query, {})[document] = float(int(value))
         except ValueError:
-            raise UserError(f"{rows.location(row)}: score {value!r} is not a whole number") from None
-    answerable = {
-        query: by_document for query, by_document in grades.items() if max(by_document.values()) > 0
-    }
+            raise rows.error(row, f"score {value!r} is not a whole number") from None
+    answerable = {query: graded for query, graded in grades.items() if max(graded.values()) > 0}
     if not answerable:
         raise UserError(f"{relevance}: no query has a relevant document; give one a score above 0")
-    notes = []
-    if len(answerable) < len(texts):
-        notes.append(
-            f"{relevance}: queries without a relevant document, left out: {len(texts) - len(answerable):,}"
-        )
-    labels = list(answerable.values())
-    return Split(
-        [(texts[query],) for query in answerable], labels, list(answerable), corpus=corpus, notes=notes
-    )
+    left_out = len(texts) - len(answerable)
+    note = f"{relevance}: queries without a relevant document, left out: {left_out:,}"
+    asked: list[tuple[str, ...]] = [(texts[query],) for query in answerable]
+    labels, notes = list(answerable.values()), [note] if left_out else []
+    return Split(asked, labels, list(answerable), corpus=corpus, notes=notes)
 
 
 def _by_id(path: str, noun: str) -> dict[str, str]:
@@ -59,6 +51,6 @@ def _by_id(path: str, noun: str) -> dict[str, str]:
     by_id: dict[str, str] = {}
     for row, (name, title, text) in enumerate(zip(ids, titles, texts, strict=True)):
         if name in by_id:
-            raise UserError(f"{rows.location(row)}: {noun} {name!r} occurs twice; give each another _id")
+            raise rows.error(row, f"{noun} {name!r} occurs twice; give each another _id")
         by_id[name] = f"{title} {text}".strip()
     return by_id

@@ -27,9 +27,8 @@ _MAX_CLASSES = 1000
 
 def split_of(task: Task, rows: Rows) -> Split:
     """Returns the examples in ``rows``. Raises UserError for a wrong value."""
-    index = (
-        [] if task.own is None or task.own.id is None else [str(value) for value in rows.column(task.own.id)]
-    )
+    id_column = task.own.id if task.own is not None else None
+    index = [] if id_column is None else [str(value) for value in rows.column(id_column)]
     if task.kind == "tokens":
         sentences, notes = _sentences(task, rows)
         ids = {label: number for number, label in enumerate(task.labels)}
@@ -45,9 +44,8 @@ def split_of(task: Task, rows: Rows) -> Split:
 def _labels(task: Task, rows: Rows) -> np.ndarray:
     values = rows.column(task.label)
     if task.kind in ("regression", "similarity"):
-        return np.asarray(
-            [_number(value, rows.location(row)) for row, value in enumerate(values)], np.float32
-        )
+        numbers = [_number(value, rows.location(row)) for row, value in enumerate(values)]
+        return np.asarray(numbers, np.float32)
     ids = {label: number for number, label in enumerate(task.labels)}
     if task.kind == "multilabel":
         has_label = np.zeros((len(rows), len(ids)), np.int8)
@@ -72,9 +70,8 @@ def _label_list(value: Any, location: str) -> list[str]:
     if isinstance(value, str):
         return [label.strip() for label in value.split(SEPARATOR) if label.strip()]
     if not isinstance(value, list):
-        raise UserError(
-            f"{location}: labels {value!r} are neither a list nor a text; write label{SEPARATOR}label"
-        )
+        remedy = f"write label{SEPARATOR}label"
+        raise UserError(f"{location}: labels {value!r} are neither a list nor a text; {remedy}")
     return [_label(label, location) for label in value]
 
 
@@ -102,13 +99,11 @@ def labels_in(task: Task, rows: Rows) -> tuple[str, ...]:
         sentences, _ = _sentences(task, rows)
         names = {tag for _, tags in sentences for tag in tags} | {OUTSIDE}
         return (OUTSIDE, *sorted(names - {OUTSIDE}))
-    values = rows.column(task.label)
+    located = [(value, rows.location(row)) for row, value in enumerate(rows.column(task.label))]
     if task.kind == "multilabel":
-        names = {
-            label for row, value in enumerate(values) for label in _label_list(value, rows.location(row))
-        }
+        names = {label for value in located for label in _label_list(*value)}
     else:
-        names = {_label(value, rows.location(row)) for row, value in enumerate(values)}
+        names = {_label(*value) for value in located}
     if len(names) < 2:
         raise UserError(
             f"{rows.source}: column {task.label!r} must have two or more different labels, not {len(names)}"
@@ -167,9 +162,8 @@ def _from_spans(text: str, spans: Any, location: str) -> tuple[list[str], list[s
     tags, widened = [OUTSIDE] * len(words), 0
     for start, end, label in spans:
         if not 0 <= start < end <= len(text):
-            raise UserError(
-                f"{location}: span {start} to {end} is not within the text of {len(text)} characters"
-            )
+            problem = f"is not within the text of {len(text)} characters"
+            raise UserError(f"{location}: span {start} to {end} {problem}")
         inside = [number for number, word in enumerate(words) if word.end() > start and word.start() < end]
         if not inside:
             raise UserError(f"{location}: span {start} to {end} holds no word; leave it out")

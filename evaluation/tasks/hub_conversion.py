@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evaluation.tasks.answer_spans import Question
+from evaluation.tasks.examples import questions_in
 from evaluation.tasks.row_files import Rows
 from infra.errors import UserError
 
@@ -15,17 +16,10 @@ def questions(rows: Any, where: str) -> list[Question]:
 
     ``where``: what error messages call the dataset.
     """
-    _require_columns(rows, ("id", "question", "context", "answers"), where)
-    return [
-        Question(
-            row["id"],
-            row["question"],
-            row["context"],
-            tuple(row["answers"]["text"]),
-            tuple(row["answers"]["answer_start"]),
-        )
-        for row in rows
-    ]
+    names = ("id", "question", "context", "answers")
+    _require_columns(rows, names, where)
+    columns = {name: list(rows[name]) for name in names}
+    return questions_in(Rows(where, columns, range(1, len(rows) + 1), "row"), ("question", "context"), "id")
 
 
 def table(rows: Any, texts: Sequence[str], column: str, where: str, labels: Sequence[str] = ()) -> Rows:
@@ -56,6 +50,5 @@ def _label_names(values: list[Any], labels: Sequence[str], names: Sequence[str] 
     else an index of ``labels``.
     """
     known = names if names is not None and sorted(names) == sorted(labels) else labels
-    return [
-        known[value] if isinstance(value, int) and 0 <= value < len(known) else str(value) for value in values
-    ]
+    label_of = dict(enumerate(known))
+    return [label_of.get(value, str(value)) if isinstance(value, int) else str(value) for value in values]

@@ -50,9 +50,7 @@ def classes(rows: Rows, name: str, labels: Sequence[str]) -> list[int]:
     ids = {label: position for position, label in enumerate(labels)}
     for row, value in enumerate(rows.column(name)):
         if value not in ids:
-            raise UserError(
-                f"{rows.location(row)}: label {value!r} is out of range; it must be {' or '.join(labels)}"
-            )
+            raise rows.error(row, f"label {value!r} is out of range; it must be {' or '.join(labels)}")
     return [ids[value] for value in rows.column(name)]
 
 
@@ -63,11 +61,9 @@ def numbers(rows: Rows, name: str, low: float, high: float) -> list[float]:
         try:
             number = float(value)
         except ValueError:
-            raise UserError(f"{rows.location(row)}: score {value!r} is not a number") from None
+            raise rows.error(row, f"score {value!r} is not a number") from None
         if not low <= number <= high:
-            raise UserError(
-                f"{rows.location(row)}: score {value} is out of range; it must be {low:g} to {high:g}"
-            )
+            raise rows.error(row, f"score {value} is out of range; it must be {low:g} to {high:g}")
         parsed.append(number)
     return parsed
 
@@ -76,9 +72,7 @@ def require_marks(rows: Rows) -> None:
     """Raises UserError if a sentence of CoLA has the label 1 (correct) and the mark ``*`` (wrong)."""
     for row, (label, mark) in enumerate(zip(rows.column("label"), rows.column("mark"), strict=True)):
         if label == "1" and "*" in mark:
-            raise UserError(
-                f"{rows.location(row)}: label 1 contradicts the mark {mark!r} of the same row; fix one"
-            )
+            raise rows.error(row, f"label 1 contradicts the mark {mark!r} of the same row; fix one")
 
 
 def require_majority(rows: Rows) -> None:
@@ -88,10 +82,8 @@ def require_majority(rows: Rows) -> None:
     for row, votes in enumerate(zip(*annotators, strict=True)):
         counts = Counter(vote for vote in votes if vote in _MNLI_LABELS)
         if counts and counts[gold[row]] < max(counts.values()):
-            raise UserError(
-                f"{rows.location(row)}: label {gold[row]!r} contradicts {', '.join(votes)} of the same row;"
-                " fix one of them"
-            )
+            problem = f"label {gold[row]!r} contradicts {', '.join(votes)} of the same row"
+            raise rows.error(row, f"{problem}; fix one of them")
 
 
 def read_tsv(path: str, headerless: Sequence[str] = (), skip_short_rows: bool = False) -> tuple[Rows, int]:
@@ -146,6 +138,5 @@ def _require_rating(path: str, label: str) -> None:
     """Raises UserError unless the rating fits: 1 to 4 stars of 10 are negative, 7 to 10 positive (README)."""
     rated = re.fullmatch(r".*/\d+_(\d+)\.txt", path)
     if rated and int(rated[1]) in _WRONG_RATINGS.get(label, ()):
-        raise UserError(
-            f"{path}: the rating {rated[1]} in its name contradicts its folder {label}; move or rename it"
-        )
+        problem = f"the rating {rated[1]} in its name contradicts its folder {label}"
+        raise UserError(f"{path}: {problem}; move or rename it")

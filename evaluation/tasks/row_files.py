@@ -20,16 +20,9 @@ from infra.files.content import BLOCK, binary_format
 from infra.recipe_words import with_nearest_name
 
 FORMATS = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".conll": "conll",
-    ".bio": "conll",
-    ".iob": "conll",
-    ".json": "squad",
-}
+    ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
+    ".conll": "conll", ".bio": "conll", ".iob": "conll", ".json": "squad",
+}  # fmt: skip
 """Ending of a file's name, before ``.gz`` or ``.zst`` -> format."""
 WORDS, TAGS = "words", "tags"
 """Names of the two columns of a CoNLL file that are read, the first and the last; one list per sentence."""
@@ -54,6 +47,10 @@ class Rows:
         """Returns source and line of a row, for error messages."""
         return f"{self.source}: {self.unit} {self.lines[row]}"
 
+    def error(self, row: int, problem: str) -> UserError:
+        """Returns the error for a wrong value in a row."""
+        return UserError(f"{self.location(row)}: {problem}")
+
     def column(self, name: str) -> list[Any]:
         """Returns a column. Raises UserError with the most similar name if there is none."""
         if name not in self.columns:
@@ -65,7 +62,7 @@ class Rows:
         values = self.column(name)
         for row, value in enumerate(values):
             if not isinstance(value, str):
-                raise UserError(f"{self.location(row)}: column {name!r}: {value!r} is not a text")
+                raise self.error(row, f"column {name!r}: {value!r} is not a text")
         return values
 
     def select(self, chosen: Sequence[int]) -> Rows:
@@ -82,9 +79,8 @@ def format_of(path: str, given: str | None) -> str:
     for ending, found in FORMATS.items():
         if name.endswith(ending):
             return found
-    raise UserError(
-        f"{path}: unknown ending; known are {', '.join(FORMATS)}; or give a format, for example format: csv"
-    )
+    remedy = "give a format, for example format: csv"
+    raise UserError(f"{path}: unknown ending; known are {', '.join(FORMATS)}; or {remedy}")
 
 
 def read_rows(path: str, given: str | None = None) -> Rows:
@@ -93,9 +89,8 @@ def read_rows(path: str, given: str | None = None) -> Rows:
         raise UserError(f"{path}: there is no such file")
     kind = format_of(path, given)
     if kind == "squad":
-        raise UserError(
-            f"{path}: a .json file is read as SQuAD's, for kind: spans; for JSON lines write format: jsonl"
-        )
+        reason = "a .json file is read as SQuAD's, for kind: spans"
+        raise UserError(f"{path}: {reason}; for JSON lines write format: jsonl")
     if kind == "parquet":
         rows = _parquet(path)
     else:
@@ -145,7 +140,10 @@ def _separated(separator: str, quoting: int, path: str, text: str) -> Rows:
     lines: list[int] = []
     try:
         header = next(reader)
-        _require_header(path, header)
+        twice = next((name for name in header if header.count(name) > 1), None)
+        if twice is not None:
+            problem = f"column {twice!r} occurs twice; the first line names the columns"
+            raise UserError(f"{path}: line 1: {problem}")
         line = reader.line_num + 1
         for row in reader:
             if row and len(row) != len(header):
@@ -158,12 +156,6 @@ def _separated(separator: str, quoting: int, path: str, text: str) -> Rows:
         raise UserError(f"{path}: line {reader.line_num}: {error}") from None
     columns = {name: [row[index] for row in cells] for index, name in enumerate(header)}
     return Rows(path, columns, lines)
-
-
-def _require_header(path: str, header: Sequence[str]) -> None:
-    twice = next((name for name in header if header.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{path}: line 1: column {twice!r} occurs twice; the first line names the columns")
 
 
 def _json_lines(path: str, text: str) -> Rows:

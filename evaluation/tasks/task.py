@@ -1,25 +1,6 @@
 """Defines tasks and their splits, for built-in tasks and a user's own.
 
-The attributes of ``Task`` that other modules use:
-
-    name            name of the task's row in reports and of its folder of scores
-    kind            classification, multilabel, regression, tokens, spans, similarity or retrieval
-    labels          names of the classes in the order of their ids; IOB2 tags for the kind tokens
-    texts           names of the text columns
-    metrics         names of all metrics that are computed
-    main_metrics    metrics whose mean is the task's score: all in GLUE, the first of a user's own task
-    dev_parts       splits on which hyper-parameters are chosen
-    scored_parts    splits on which the reported score is computed: a labelled test set, else the dev sets
-    metric_keys     keys of a score file's ``metrics``; they end in the split's suffix if there are two (MNLI)
-
-The attributes of ``Split``, the examples of one split in the order in which they were read:
-
-    ids             an id (str) per example: from the data's id column, or the row's number from 0
-    labels          gold values, in the form of ``evaluation.kinds.predictions``
-    text_of(row)    the example's text, for people to read
-    notes           what was left out or corrected
-
-A model's answers to these examples are in ``evaluation.kinds.predictions``. If a task has a grid of
+A model's answers to the examples of a split are in ``evaluation.kinds.predictions``. If a task has a grid of
 hyper-parameters, ``Plan.chosen`` in ``evaluation.finetuning.scores`` decides which runs count.
 """
 
@@ -70,10 +51,11 @@ class Task:
     hub_label: str = "label"
     """Name of the label column on the hub."""
     labels: tuple[str, ...] = ("0", "1")
-    """Labels as written in the file, in the order of their ids; of a regression, the smallest and largest."""
+    """Labels as written in the file, in the order of their ids: classes, or IOB2 tags (kind ``tokens``); of a
+    regression, the smallest and the largest."""
     metrics: tuple[str, ...]
     own_main_metrics: tuple[str, ...] = ()
-    """The metrics whose mean is the score; empty if all."""
+    """The metrics whose mean is the score, in a user's own task the first; empty if all."""
     parts: dict[str, Part]
     """Name of a split (train, dev, dev_matched, test, ...) -> where its examples come from."""
     headerless: tuple[str, ...] = ()
@@ -105,11 +87,12 @@ class Task:
 
     @property
     def scored_parts(self) -> list[str]:
-        """Names of the splits on which the reported score is computed."""
+        """Splits on which the reported score is computed: a labelled test set, else the dev sets."""
         return ["test"] if self.own is not None and "test" in self.parts else self.dev_parts
 
     @property
     def dev_parts(self) -> list[str]:
+        """Splits on which hyper-parameters are chosen."""
         return [name for name in self.parts if name.startswith("dev")]
 
     @property

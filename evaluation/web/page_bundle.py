@@ -58,10 +58,8 @@ def _require_node() -> str:
             "from https://nodejs.org"
         )
     version = subprocess.run([node, "--version"], capture_output=True, text=True).stdout.strip()
-    if (
-        not version.lstrip("v").partition(".")[0].isdigit()
-        or int(version[1:].partition(".")[0]) < OLDEST_NODE
-    ):
+    major = version.removeprefix("v").partition(".")[0]
+    if not major.isdigit() or int(major) < OLDEST_NODE:
         raise UserError(f"export --web: Node is {version or 'broken'}; install Node {OLDEST_NODE} or newer")
     return npm
 
@@ -73,9 +71,8 @@ def _build(npm: str, files: list[Path], target: Path) -> None:
             copy = Path(draft) / path.relative_to(SOURCES)
             copy.parent.mkdir(exist_ok=True)
             shutil.copy(path, copy)
-        install = [npm, "ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund"]
-        for command in (install, [npm, "run", "build"]):
-            _run(command, draft)
+        _run([npm, "ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund"], draft)
+        _run([npm, "run", "build"], draft)
         os.replace(Path(draft) / "build" / "site", target)
 
 

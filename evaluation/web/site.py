@@ -9,7 +9,6 @@ Models that are already in the folder are kept, unless a new one has the same ta
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import json
@@ -60,29 +59,19 @@ def add_to_site(output: str, page: Path, models: Sequence[SiteModel]) -> dict[st
     page: directory of the built page. Raises UserError if a model cannot be exported or the page does not
     support its tokenizer.
     """
-    tasks = _tasks(output)
+    tasks: list[dict[str, Any]] = storage.read_object(storage.join(output, SITE)).get("tasks") or []
     for model in models:
         task = next((task for task in tasks if task["name"] == model.task), None)
         if task is None:
             task = {"name": model.task, "models": []}
             tasks.append(task)
         others = [entry for entry in task["models"] if entry["role"] != model.role]
-        task["models"] = sorted(
-            [*others, _write_model(output, model)], key=lambda entry: entry["role"] == "teacher"
-        )
+        entries = [*others, _write_model(output, model)]
+        task["models"] = sorted(entries, key=lambda entry: entry["role"] == "teacher")
     runtimes = {key: _file_entry(name, (page / name).read_bytes()) for key, name in RUNTIMES.items()}
     _write_page(output, page, {"runtimes": runtimes, "tasks": tasks})
     site: dict[str, Any] = storage.read_json(storage.join(output, SITE))
     return site
-
-
-def _tasks(output: str) -> list[dict[str, Any]]:
-    """Returns the tasks of the folder's site.json; none if the file is missing or damaged."""
-    path = storage.join(output, SITE)
-    with contextlib.suppress(UserError, TypeError, KeyError):
-        if storage.exists(path):
-            return list(storage.read_json(path)["tasks"])
-    return []
 
 
 def _write_page(output: str, page: Path, site: dict[str, Any]) -> None:
@@ -166,7 +155,6 @@ def _tokenizer_json(tokenizer: Any, directory: str) -> dict[str, Any]:
         )
     added = [token["content"] for token in content["added_tokens"] if not token["special"]]
     if added:
-        raise UserError(
-            f"{directory}: has the added token {added[0]}, which the page cannot use; leave --web out"
-        )
+        remedy = "leave --web out"
+        raise UserError(f"{directory}: has the added token {added[0]}, which the page cannot use; {remedy}")
     return content

@@ -55,11 +55,8 @@ def load_library(
             function.restype, function.argtypes = None, arguments
         return loaded
     except (OSError, subprocess.SubprocessError) as error:
-        warnings.warn(
-            f"{consequence}: {_reason(error)}; install a C++ compiler, for example apt-get install g++",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        remedy = "install a C++ compiler, for example apt-get install g++"
+        warnings.warn(f"{consequence}: {_reason(error)}; {remedy}", RuntimeWarning, stacklevel=2)
         return None
 
 
@@ -106,14 +103,8 @@ def _build(compiler: str, source: Path, target: Path) -> None:
     os.close(handle)
     try:
         command = [compiler, *FLAGS, f"-I{HEADERS}", "-o", temporary, str(source)]
-        subprocess.run(
-            command,
-            check=True,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=BUILD_SECONDS,
-        )
+        decoding: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}
+        subprocess.run(command, check=True, capture_output=True, timeout=BUILD_SECONDS, **decoding)
         os.replace(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -58,11 +58,10 @@ def main() -> None:
         say(f"$ {shlex.join(words)}  (about {duration})")
         run_stage(words, environment, Path(recipe.root) / "logs" / f"{name}.log")
     report = storage.read_json(f"{recipe.evaluation_dir}/report.json")
-    models = {
-        name: storage.read_json(storage.join(run.directory, "model.json"))
-        for name, run in recipe.runs().items()
-    }
-    held_out = {name: model["results"]["validation"] for name, model in models.items()}
+    held_out = {}
+    for name, run in recipe.runs().items():
+        model = storage.read_json(storage.join(run.directory, "model.json"))
+        held_out[name] = model["results"]["validation"]
     say(f"\n{result_table(report, held_out)}\n")
     say(f"Scores: percent, medians of {len(report['seeds'])} seeds [95 % intervals over examples and seeds].")
     say(f"Done in {console.duration(time.monotonic() - begin)}. {NEXT.format(recipe=recipe)}")

@@ -12,11 +12,7 @@ TEACHER, RANDOM = "teacher", "random"
 
 def result_table(report: Mapping[str, Any], held_out: Mapping[str, Mapping[str, float]]) -> str:
     """Returns a table of scores, sizes and times, with a column for the teacher and for each student.
-
-    Args:
-        report: content of report.json (evaluation/report/content.py).
-        held_out: student -> its measures on held-out sequences (``results.validation`` of its model.json).
-    """
+    ``report``: content of report.json. ``held_out``: student -> ``results.validation`` of its model.json."""
     rows, students = report["rows"], report["students"]
     shown = {name: rows[name] for name in (TEACHER, *students)}
     lines = [
@@ -27,9 +23,8 @@ def result_table(report: Mapping[str, Any], held_out: Mapping[str, Mapping[str, 
     undistilled = [rows[rows[name]["references"][RANDOM]] for name in students]
     lines.append(["undistilled mean", "", *(_score(row, "macro") for row in undistilled), ""])
     losses = [held_out[name].get("mlm_loss") for name in students]
-    teacher_loss = next(
-        (one["teacher_mlm_loss"] for one in held_out.values() if "teacher_mlm_loss" in one), None
-    )
+    name = "teacher_mlm_loss"
+    teacher_loss = next((measures[name] for measures in held_out.values() if name in measures), None)
     lines += [
         ["masked-LM loss", *("" if loss is None else f"{loss:.3f}" for loss in (teacher_loss, *losses)), ""],
         ["parameters", *(f"{row['parameters'] / 1e6:.2f} M" for row in shown.values()), ""],
@@ -46,8 +41,6 @@ def _score(row: Mapping[str, Any], name: str, task: str | None = None) -> str:
 
 
 def _gaps(rows: Mapping[str, Any], students: list[str], task: str | None = None) -> str:
-    gaps = (
-        rows[name]["gap_closed"] if task is None else rows[name]["gap_closed_by_task"][task]
-        for name in students
-    )
+    closed = (rows[name] for name in students)
+    gaps = (row["gap_closed"] if task is None else row["gap_closed_by_task"][task] for row in closed)
     return ", ".join("unclear" if gap is None else f"{100 * gap:.0f} %" for gap in gaps)

@@ -50,9 +50,8 @@ def run_stage(words: list[str], environment: dict[str, str], log: Path) -> None:
     if code:
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-LAST_LINES:]
         print("\n".join(f"| {line}" for line in last), file=sys.stderr)
-        raise UserError(
-            f"{words[0]} ended with exit code {code}; its output is in {log}; the same command continues"
-        )
+        where = f"its output is in {log}; the same command continues"
+        raise UserError(f"{words[0]} ended with exit code {code}; {where}")
 
 
 def _prepare_child(words: list[str]) -> None:

@@ -191,6 +191,14 @@ def read_json(path: str) -> Any:
         raise UserError(f"{remote.without_secrets(path)}: is not JSON: {problem}") from None
 
 
+def read_object(path: str) -> dict[str, Any]:
+    """Returns the object in a JSON file; {} if the file is missing, damaged or holds no object."""
+    with contextlib.suppress(UserError):
+        content = read_json(path) if exists(path) else {}
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
 def open_binary(path: str) -> BinaryIO:
     """Opens a file as a stream of bytes. A .gz or .zst file is decompressed; damage raises DamagedFile."""
     with reporting_os_errors(path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -14,7 +13,7 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.recipe_words import with_nearest_name
 from infra.settings import sections
-from infra.settings.sections import SOFT_TARGETS, StoreNeeds, require
+from infra.settings.sections import SOFT_TARGETS, StoreNeeds, is_name, require
 from infra.trees import tuples_as_lists
 from infra.yaml_text import dump_yaml
 
@@ -49,21 +48,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for field_name, value in (("name", self.name), *(("students", name) for name in self.students)):
-            require(
-                re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value) is not None,
-                f"{field_name}: must be letters, digits, dots, dashes and underscores, at most 100,"
-                f" not {value!r}",
-            )
+            allowed = "letters, digits, dots, dashes and underscores, at most 100"
+            require(is_name(value), f"{field_name}: must be {allowed}, not {value!r}")
         lower_names = {name.lower() for name in self.students}
-        require(
-            len(lower_names) == len(self.students),
-            f"students: two of {', '.join(self.students)} differ only in upper and lower case; rename one",
-        )
+        names, differ = ", ".join(self.students), len(lower_names) == len(self.students)
+        require(differ, f"students: two of {names} differ only in upper and lower case; rename one")
         taken = lower_names & set(ROWS)
-        require(
-            not taken,
-            f"students: {', '.join(taken)} is the name of another row of the report; choose another",
-        )
+        another = "is the name of another row of the report; choose another"
+        require(not taken, f"students: {', '.join(taken)} {another}")
         require(self.output != "", "output: is empty; name a directory")
         _check_models(self)
         _check_across_sections(self)
@@ -91,12 +83,9 @@ class Recipe:
 
     def runs(self) -> dict[str, StudentRun]:
         """Returns student name -> student, in the order of the file."""
-        variants = self.students or {
-            DEFAULT_STUDENT: sections.Variant(student=self.student, train=self.train)
-        }
-        return {
-            name: StudentRun(self, name, variant.student, variant.train) for name, variant in variants.items()
-        }
+        only = sections.Variant(student=self.student, train=self.train)
+        variants = self.students or {DEFAULT_STUDENT: only}
+        return {name: StudentRun(self, name, one.student, one.train) for name, one in variants.items()}
 
     def run(self, name: str) -> StudentRun:
         """Returns the student ``name``. Raises UserError, which suggests a name, if there is none."""
@@ -153,22 +142,17 @@ class StudentRun:
 
 def outcome_settings(section: Any) -> dict[str, Any]:
     """Returns setting -> value of a section's fingerprinted settings, for JSON."""
-    values = dataclasses.asdict(section)
-    return {
-        item.name: tuples_as_lists(values[item.name])
-        for item in dataclasses.fields(section)
-        if item.metadata["fingerprinted"]
-    }
+    values, fields = dataclasses.asdict(section), dataclasses.fields(section)
+    names = [item.name for item in fields if item.metadata["fingerprinted"]]
+    return {name: tuples_as_lists(values[name]) for name in names}
 
 
 def _check_models(recipe: Recipe) -> None:
     """Raises ValueError if a name in ``evaluation.models`` is also the name of another row of the report."""
     taken = {name.lower() for name in (*ROWS, *(recipe.students or (DEFAULT_STUDENT,)))}
     for name in recipe.evaluation.models:
-        require(
-            name.lower() not in taken,
-            f"evaluation.models: {name} is the name of another row of the report; choose another",
-        )
+        another = "is the name of another row of the report; choose another"
+        require(name.lower() not in taken, f"evaluation.models: {name} {another}")
 
 
 def _check_across_sections(recipe: Recipe) -> None:
@@ -227,9 +211,8 @@ def unmet_needs(train: sections.Train, store: StoreContent, has_masks: bool = Tr
             " masking.probability: 0.15"
         )
     if train.alpha_ce and train.kl_positions == "masked" and not has_masks:
-        problems.append(
-            "kl_positions: masked, but the store's text is not masked; set train.kl_positions: all"
-        )
+        remedy = "set train.kl_positions: all"
+        problems.append(f"kl_positions: masked, but the store's text is not masked; {remedy}")
     if train.teacher == "live" and not store.teacher_weights:
         problems.append(
             "teacher: live runs the whole teacher, whose weights the store does not hold"

@@ -29,9 +29,8 @@ VARIANT_SECTIONS = ("student", "train")
 SECRET_NAME = "token|secret|passw|key|sig|credential"
 """Regular expression that is found, in any case, in the name of a URL parameter that is a secret."""
 _ADAPTER = TypeAdapter(Recipe)
-_TYPES: dict[str, Any] = {
-    name: kind for name, kind in typing.get_type_hints(Recipe).items() if not name.startswith("_")
-}
+_HINTS = typing.get_type_hints(Recipe)
+_TYPES: dict[str, Any] = {name: kind for name, kind in _HINTS.items() if not name.startswith("_")}
 SECTIONS: dict[str, dict[str, Any]] = {
     name: typing.get_type_hints(member)
     for name, kind in _TYPES.items()
@@ -171,12 +170,11 @@ def _read_tasks(tree: dict[str, Any], source: str) -> None:
     tasks = section.get("tasks") if isinstance(section, dict) else None
     tasks = [tasks] if isinstance(tasks, dict) else tasks
     if isinstance(section, dict) and isinstance(tasks, list):
-        section["tasks"] = [
-            dataclasses.asdict(validated(entry, f"{source}: evaluation.tasks[{number}]"))
-            if isinstance(entry, dict)
-            else entry
-            for number, entry in enumerate(tasks)
-        ]
+        for number, entry in enumerate(tasks):
+            if isinstance(entry, dict):
+                where = f"{source}: evaluation.tasks[{number}]"
+                tasks[number] = dataclasses.asdict(validated(entry, where))
+        section["tasks"] = tasks
 
 
 def _sentence(error: Any, tree: dict[str, Any]) -> str:
@@ -224,9 +222,8 @@ _EXAMPLES = {
 
 def _unknown(where: str, name: str, known: list[str]) -> str:
     """Returns ``where`` with the nearest known name, else with the setting ``name`` of another section."""
-    return with_nearest_name(
-        where, name, known, [f"{one}.{name}" for one, names in SECTIONS.items() if name in names]
-    )
+    elsewhere = [f"{section}.{name}" for section, names in SECTIONS.items() if name in names]
+    return with_nearest_name(where, name, known, elsewhere)
 
 
 def _refuse_near_literals(tree: Mapping[str, Any]) -> None:
@@ -238,9 +235,8 @@ def _refuse_near_literals(tree: Mapping[str, Any]) -> None:
         for name, value in values.items():
             kind = kinds.get(name)
             if typing.get_origin(kind) is Literal:
-                near = any(
-                    value == choice and type(value) is not type(choice) for choice in typing.get_args(kind)
-                )
+                choices = typing.get_args(kind)
+                near = any(value == choice and type(value) is not type(choice) for choice in choices)
                 require(not near, f"{section}.{name}: expected {expected(kind)}, not {shortened(value)}")
 
 
@@ -257,12 +253,9 @@ def refuse_credentials(tree: Mapping[str, Any]) -> None:
     """Raises ValueError for a secret in a URL, since settings are saved with the outputs and in MLflow."""
     for key, value in leaves(tree):
         for text in value if isinstance(value, list) else [value]:
-            secret = _secret_in(text)
-            require(
-                secret is None,
-                f"{key}: holds {secret}; settings are saved with every output, so give credentials "
-                "through the environment (AWS_*, AZURE_*, MLFLOW_TRACKING_*, PGPASSWORD)",
-            )
+            secret, names = _secret_in(text), "AWS_*, AZURE_*, MLFLOW_TRACKING_*, PGPASSWORD"
+            reason = "settings are saved with every output, so give credentials through the environment"
+            require(secret is None, f"{key}: holds {secret}; {reason} ({names})")
 
 
 def _secret_in(text: Any) -> str | None:

@@ -17,22 +17,7 @@ from typing import NoReturn
 from infra.console import command, duration, table
 from infra.sizing.simulation import TeacherPass, simulate
 
-OPTIONS = {
-    "task_tokens": "tokens per task: store.task_sequences times sequences.length",
-    "in_flight": "largest number of unfinished tasks of one worker",
-    "host_bytes_per_second": "bytes per second that the host of one worker checks and writes",
-    "uploads": "files that one worker uploads at once",
-    "upload_bytes_per_second": "bytes per second of one file's upload",
-    "store_bytes_per_second": "bytes per second that the store accepts from all workers together",
-    "store_requests_per_second": "write requests per second that the store accepts under one key prefix",
-    "prefixes": "number of key prefixes among which the store has split its load",
-    "driver_seconds": "seconds of the driver's work per task",
-    "start_seconds": "seconds from the command until workers compute",
-    "finish_seconds": "seconds from the end of the last task until the manifest is published",
-    "mtbf_hours": "mean time between failures of one worker, in hours",
-    "replace_seconds": "seconds from the loss of a worker until its replacement is ready",
-}
-"""Field of `TeacherPass` -> help text of the option that sets it."""
+OPTIONS = {field.name: field for field in fields(TeacherPass) if "help" in field.metadata}
 MAY_BE_0 = ("driver_seconds", "start_seconds", "finish_seconds", "replace_seconds")
 
 
@@ -60,22 +45,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--masking-epochs", type=_count, default=1, help="number of masking epochs (default: 1)")
     rate = parser.add_mutually_exclusive_group(required=True)
     rate.add_argument("--tokens-per-second", type=_positive, help="speed of one teacher, as plan prints it")
-    rate.add_argument(
-        "--task-seconds", type=_positive, nargs="+", help="measured durations of tasks on one worker"
-    )
+    measured = "measured durations of tasks on one worker"
+    rate.add_argument("--task-seconds", type=_positive, nargs="+", help=measured)
     add("--bytes-per-token", type=_positive, required=True, help="bytes per token in the store, from plan")
-    add(
-        "--workers",
-        type=_count,
-        nargs="+",
-        default=[8, 64, 512, 2048],
-        help="numbers of workers, one row each",
-    )
-    for field in fields(TeacherPass):
-        if field.name in OPTIONS:
-            kind = _count if field.type == "int" else _seconds if field.name in MAY_BE_0 else _positive
-            text = f"{OPTIONS[field.name]} (default: %(default)g)"
-            add(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help=text)
+    workers = [8, 64, 512, 2048]
+    add("--workers", type=_count, nargs="+", default=workers, help="numbers of workers, one row each")
+    for name, field in OPTIONS.items():
+        kind = _count if field.type == "int" else _seconds if name in MAY_BE_0 else _positive
+        text = f"{field.metadata['help']} (default: %(default)g)"
+        add(f"--{name.replace('_', '-')}", type=kind, default=field.default, help=text)
     add("--price", type=float, default=0.0, help="price of one worker per hour")
     add("--terabyte-price", type=float, default=0.0, help="price of keeping a terabyte for a month")
     return parser

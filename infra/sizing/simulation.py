@@ -13,10 +13,16 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 SHARD_BYTES, PART_BYTES = 256 << 20, 50 << 20
 """Bytes of a shard (``store.shard_bytes``), and of one part of a multipart upload by s3fs."""
+
+
+def _option(default: float, text: str) -> Any:
+    """Declares a field that an option of the command sets; ``text``, the option's help, describes it."""
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,33 +36,34 @@ class TeacherPass:
     """Tokens per second of one teacher, with the copy of its results to host memory, without writing."""
     bytes_per_token: float
     workers: int
-    task_tokens: int = 4096 * 128
-    in_flight: int = 2
-    """Largest number of unfinished tasks of one worker, as in ``offline_teacher.cluster``."""
-    host_bytes_per_second: float = 1.35e9
-    """Bytes per second that a worker's host can check, hash and write."""
-    uploads: int = 4
-    """Files that a worker uploads at once: two per task in flight, as in ``offline_teacher.store``."""
-    upload_bytes_per_second: float = 200e6
-    """Bytes per second of one file's upload."""
-    store_bytes_per_second: float = 100e9
-    """Bytes per second that the store accepts from all workers together."""
-    store_requests_per_second: float = 3500.0
-    """Write requests per second that the store accepts under one key prefix."""
-    prefixes: int = 16
-    """Number of key prefixes among which the store has split its load."""
-    driver_seconds: float = 1e-3
-    """Seconds of the driver's work per task; the driver handles one task at a time."""
+    task_tokens: int = _option(4096 * 128, "tokens per task: store.task_sequences times sequences.length")
+    in_flight: int = _option(2, "largest number of unfinished tasks of one worker")
+    host_bytes_per_second: float = _option(
+        1.35e9, "bytes per second that the host of one worker checks and writes"
+    )
+    uploads: int = _option(4, "files that one worker uploads at once")
+    """Two per task in flight, as in ``offline_teacher.store``."""
+    upload_bytes_per_second: float = _option(200e6, "bytes per second of one file's upload")
+    store_bytes_per_second: float = _option(
+        100e9, "bytes per second that the store accepts from all workers together"
+    )
+    store_requests_per_second: float = _option(
+        3500.0, "write requests per second that the store accepts under one key prefix"
+    )
+    prefixes: int = _option(16, "number of key prefixes among which the store has split its load")
+    driver_seconds: float = _option(1e-3, "seconds of the driver's work per task")
+    """The driver handles one task at a time."""
     relative_durations: tuple[float, ...] = (1.0,)
     """Measured task durations divided by their mean. Each simulated task draws one of them as its factor."""
-    start_seconds: float = 60.0
-    """Seconds from the command until workers compute."""
-    finish_seconds: float = 60.0
-    """Seconds from the end of the last task until the manifest is published."""
-    mtbf_hours: float = 24.0
-    """Mean time between failures of one worker, in hours; these times have an exponential distribution."""
-    replace_seconds: float = 180.0
-    """Seconds from a failure until a new worker is ready: new machine, its image, the teacher's weights."""
+    start_seconds: float = _option(60.0, "seconds from the command until workers compute")
+    finish_seconds: float = _option(
+        60.0, "seconds from the end of the last task until the manifest is published"
+    )
+    mtbf_hours: float = _option(24.0, "mean time between failures of one worker, in hours")
+    """These times have an exponential distribution."""
+    replace_seconds: float = _option(
+        180.0, "seconds from the loss of a worker until its replacement is ready"
+    )
     slow_share: float = 0.02
     """Share of the workers that compute slower by ``slow_factor``."""
     slow_factor: float = 2.0

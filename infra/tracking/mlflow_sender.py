@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -10,7 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.errors import UserError
 from infra.files import storage
 from infra.tracking.database import connection_lock, sqlite_uri
 from infra.tracking.journal import Entry
@@ -81,23 +79,16 @@ class RunSender:
         if first.get("note"):
             page = f"#/experiments/{self._experiment_id}/runs/{self._run_id}/artifacts/"
             first = {**first, "note": first["note"].replace(ARTIFACTS_PLACEHOLDER, page)}
+        senders = {
+            "params": self._send_params, "status": self._send_status, "artifact": self._send_artifact,
+            "dataset": self._send_dataset, "headline": self._send_headline, "child": self._send_child,
+            "model": self._send_model,
+        }  # fmt: skip
         try:
             if "metrics" in first:
                 count = self._send_metrics(entries)
-            elif "params" in first:
-                self._send_params(first["params"])
-            elif "status" in first:
-                self._send_status(first["status"])
-            elif "artifact" in first:
-                self._send_artifact(first["artifact"], first["folder"])
-            elif "dataset" in first:
-                self._send_dataset(first)
-            elif "headline" in first:
-                self._send_headline(first)
-            elif "child" in first:
-                self._send_child(first)
-            elif "model" in first:
-                register(self._client, self._experiment_id, self._run_id, first)
+            for kind in senders.keys() & first.keys():
+                senders[kind](first)
         except (MlflowException, FileNotFoundError) as problem:
             if isinstance(problem, MlflowException) and problem.error_code not in _REFUSALS:
                 raise
@@ -130,10 +121,9 @@ class RunSender:
         known = client.get_experiment_by_name(name)
         if known is not None:
             return str(known.experiment_id)
-        local = uri.startswith("sqlite:") and not storage.is_remote(self._recipe.output)
-        location = (
-            Path(storage.join(self._recipe.output, "mlartifacts")).absolute().as_uri() if local else None
-        )
+        location = None
+        if uri.startswith("sqlite:") and not storage.is_remote(self._recipe.output):
+            location = Path(storage.join(self._recipe.output, "mlartifacts")).absolute().as_uri()
         return str(client.create_experiment(name, artifact_location=location))
 
     def _find_runs(self, client: Any, experiment: str, uri: str) -> None:
@@ -153,10 +143,7 @@ class RunSender:
 
     def _saved_ids(self) -> dict[str, str]:
         """Returns the content of tracking.json, which every stage updates; {} if it is absent or damaged."""
-        path = storage.join(self._recipe.root, IDS_FILE)
-        with contextlib.suppress(UserError):
-            return dict(storage.read_json(path)) if storage.exists(path) else {}
-        return {}
+        return storage.read_object(storage.join(self._recipe.root, IDS_FILE))
 
     def _send_metrics(self, entries: list[Entry]) -> int:
         from mlflow.entities import Metric
@@ -194,7 +181,11 @@ class RunSender:
         # A metric without steps is a score: an equal value is the same point, another value is a new point.
         return step > last_step if step is not None else value != last_value
 
-    def _send_params(self, params: dict[str, str]) -> None:
+    def _send_model(self, entry: Entry) -> None:
+        register(self._client, self._experiment_id, self._run_id, entry)
+
+    def _send_params(self, entry: Entry) -> None:
+        params: dict[str, str] = entry["params"]
         for name, value in params.items():
             if self._params.get(name, value) != value:
                 self._client.set_tag(self._run_id, f"resumed.{name}", value)
@@ -202,8 +193,8 @@ class RunSender:
         _log_params(self._client, self._run_id, fresh)
         self._params.update(fresh)
 
-    def _send_status(self, status: str) -> None:
-        parent = self.ids["parent"]
+    def _send_status(self, entry: Entry) -> None:
+        parent, status = self.ids["parent"], entry["status"]
         if status == "RUNNING":
             self._client.update_run(self._run_id, status=status)
             self._client.update_run(parent, status=status)
@@ -233,9 +224,8 @@ class RunSender:
         from mlflow.entities import Metric, RunTag
 
         points = [Metric(name, value, entry["time"], 0) for name, value in entry["headline"].items()]
-        self._client.log_batch(
-            self.ids["parent"], metrics=points, tags=[RunTag("mlflow.note.content", entry["note"])]
-        )
+        tags = [RunTag("mlflow.note.content", entry["note"])]
+        self._client.log_batch(self.ids["parent"], metrics=points, tags=tags)
 
     def _send_child(self, entry: Entry) -> None:
         """Sends points of a run that is nested in this one. The first call creates that run, and every call
@@ -245,25 +235,22 @@ class RunSender:
         key = f"{self._run.key}/{entry['child']}"
         if key not in self.ids:
             tags = {"mlflow.parentRunId": self._run_id, **self._run.tags, **entry["tags"]}
-            self.ids[key], _ = _find_or_create_run(
-                self._client, self._saved_ids().get(key), self._experiment_id, entry["child"], tags
-            )
+            run = self._saved_ids().get(key), self._experiment_id, entry["child"], tags
+            self.ids[key], _ = _find_or_create_run(self._client, *run)
             known = {**self._saved_ids(), **self.ids}
             storage.publish_json(storage.join(self._recipe.root, IDS_FILE), known)
-        points = [
-            Metric(name, value, entry["time"], entry["step"])
-            for name, value in entry["values"].items()
-            if (entry["step"], value) not in self._points(self.ids[key], name)
-        ]
+        points, run_id = [], self.ids[key]
+        for name, value in entry["values"].items():
+            history = self._client.get_metric_history(run_id, name)
+            if (entry["step"], value) not in [(point.step, point.value) for point in history]:
+                points.append(Metric(name, value, entry["time"], entry["step"]))
         if points:
-            self._client.log_batch(self.ids[key], metrics=points)
-            self._client.set_terminated(self.ids[key])
+            self._client.log_batch(run_id, metrics=points)
+            self._client.set_terminated(run_id)
 
-    def _points(self, run_id: str, name: str) -> set[tuple[int, float]]:
-        return {(point.step, point.value) for point in self._client.get_metric_history(run_id, name)}
-
-    def _send_artifact(self, path: str, folder: str | None) -> None:
+    def _send_artifact(self, entry: Entry) -> None:
         """Uploads a file or directory as artifacts; a remote file is downloaded first."""
+        path, folder = entry["artifact"], entry["folder"]
         if storage.is_remote(path):
             with tempfile.TemporaryDirectory() as draft:
                 copy = os.path.join(draft, path.rstrip("/").rpartition("/")[2])

@@ -61,30 +61,24 @@ def save(directory: str, target: str) -> None:
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Array
 
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "text")]),
-        outputs=Schema([ColSpec(Array(DataType.double), "vector")]),
-    )
+    text, vector = ColSpec(DataType.string, "text"), ColSpec(Array(DataType.double), "vector")
+    signature = ModelSignature(inputs=Schema([text]), outputs=Schema([vector]))
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as draft:
         warnings.simplefilter("ignore", UserWarning)  # about type hints in MLflow's own code
         copy = os.path.join(draft, "model")  # MLflow may take a path with special characters for a URL
         shutil.copytree(directory, copy)
+        requirements = [f"{package}=={installed(package)}" for package in PACKAGES]
         mlflow.pyfunc.save_model(
-            target,
-            python_model=str(CODE),
-            artifacts={"model": copy},
-            signature=signature,
-            input_example=pandas.DataFrame({"text": [EXAMPLE]}),
-            pip_requirements=[f"{package}=={installed(package)}" for package in PACKAGES],
-        )
+            target, python_model=str(CODE), artifacts={"model": copy}, signature=signature,
+            input_example=pandas.DataFrame({"text": [EXAMPLE]}), pip_requirements=requirements,
+        )  # fmt: skip
 
 
 def _logged_model(client: Any, experiment: str, run_id: str, entry: Entry) -> Any:
     """Creates a LoggedModel with the files of the directory, and returns it."""
-    title = re.sub(r"[/:.%\"']", "-", entry["name"])
-    model = client.create_logged_model(
-        experiment, name=title, source_run_id=run_id, tags=entry["tags"], model_type="encoder"
-    )
+    title, tags = re.sub(r"[/:.%\"']", "-", entry["name"]), entry["tags"]
+    about = {"name": title, "source_run_id": run_id, "tags": tags, "model_type": "encoder"}
+    model = client.create_logged_model(experiment, **about)
     with tempfile.TemporaryDirectory() as draft:
         target = os.path.join(draft, "model")
         save(entry["model"], target)
@@ -101,27 +95,20 @@ def _digest(directory: str) -> str:
 
 
 def _known_version(client: Any, name: str, weights: str) -> Any:
-    """Returns the newest version whose weights have this digest, or None."""
-    same = [version for version in _versions(client, name) if version.tags.get(WEIGHTS) == weights]
-    return max(same, key=lambda version: int(version.version), default=None)
-
-
-def _versions(client: Any, name: str) -> list[Any]:
-    """Returns all versions of a registered model. MLflow's filter cannot express a name with a quote, so the
-    versions of such a name are selected here."""
+    """Returns the newest version of a registered model whose weights have this digest, or None. MLflow's
+    filter cannot express a name with a quote, so the versions of such a name are selected here."""
     query = f"name = '{name}'" if "'" not in name else ""
-    return [version for version in client.search_model_versions(query) if version.name == name]
+    versions = [version for version in client.search_model_versions(query) if version.name == name]
+    same = [version for version in versions if version.tags.get(WEIGHTS) == weights]
+    return max(same, key=lambda version: int(version.version), default=None)
 
 
 def _log_scores(client: Any, run_id: str, model: str, entry: Entry) -> None:
     """Logs the scores of ``entry`` as metrics of the LoggedModel with the id ``model``."""
     from mlflow.entities import Metric
 
-    now = int(time.time() * 1000)
-    points = [
-        Metric(key, value, now, 0, model_id=model, run_id=run_id)
-        for key, value in entry.get("scores", {}).items()
-    ]
+    now, scores = int(time.time() * 1000), entry.get("scores", {})
+    points = [Metric(name, scores[name], now, 0, model_id=model, run_id=run_id) for name in scores]
     if points:
         client.log_batch(run_id, metrics=points)
 

@@ -179,16 +179,10 @@ class _LiveRun(Run):
         self._wake.set()
         self._wait_for_delivery()
         if len(self._journal) or self._sender.refusals:
-            what_happens = (
-                f"kept in {self._journal.path}, sent when a stage starts again"
-                if self._journal.on_disk
-                else "lost"
-            )
-            unsent = (
-                f"{len(self._journal)} records were not sent ({self._problem or 'no answer'}), {what_happens}"
-                if len(self._journal)
-                else ""
-            )
+            kept = f"kept in {self._journal.path}, sent when a stage starts again"
+            fate, reason = kept if self._journal.on_disk else "lost", self._problem or "no answer"
+            count = len(self._journal)
+            unsent = f"{count} records were not sent ({reason}), {fate}" if count else ""
             _say("tracking: " + "; ".join(part for part in (unsent, *self._sender.refusals[:1]) if part))
         self._journal.close()
 

@@ -37,15 +37,10 @@ def tracked_runs(recipe: Recipe) -> list[TrackedRun]:
     student of ``students`` has the key ``student-<name>``; the student of a recipe without ``students`` has
     the key ``student``."""
     teacher = TrackedRun("teacher", "teacher", None, _params(recipe, _TEACHER_SECTIONS))
-    students = [
-        TrackedRun(
-            f"student-{name}" if recipe.students else "student",
-            "student",
-            name,
-            _params(run, ("student", "train")),
-        )
-        for name, run in recipe.runs().items()
-    ]
+    students = []
+    for name, run in recipe.runs().items():
+        key = f"student-{name}" if recipe.students else "student"
+        students.append(TrackedRun(key, "student", name, _params(run, ("student", "train"))))
     evaluation = TrackedRun("evaluation", "evaluation", None, _params(recipe, ("evaluation",)))
     return [*([teacher] if recipe.corpus else []), *students, evaluation]
 

@@ -27,14 +27,9 @@ def teacher_output_layout(train: Train, store_layout: Layout) -> Layout:
     which computes float16 hidden states at all positions and no top-k logits."""
     if train.teacher == "store":
         return store_layout
-    return replace(
-        store_layout,
-        positions="all",
-        hidden_states="float16",
-        top_k=0,
-        temperatures=(),
-        replay_layers=max(store_layout.replay_layers, int(train.alpha_relation > 0)),
-    )
+    replayed = max(store_layout.replay_layers, int(train.alpha_relation > 0))
+    computed: dict[str, Any] = {"positions": "all", "hidden_states": "float16", "replay_layers": replayed}
+    return replace(store_layout, top_k=0, temperatures=(), **computed)
 
 
 def check_store(train: Train, store: Store) -> None:
@@ -52,10 +47,8 @@ def check_phases(train: Train, stores: Sequence[Store]) -> None:
         where = f"train.phases: {store.root}"
         for name in ("teacher", "tokenizer", "architecture"):
             if store.fingerprint.get(name) != first.fingerprint.get(name):
-                raise UserError(
-                    f"{where} was made with another {name} than {first.root};"
-                    " run its teacher pass with the same teacher"
-                )
+                remedy = "run its teacher pass with the same teacher"
+                raise UserError(f"{where} was made with another {name} than {first.root}; {remedy}")
         try:
             check_store(train, store)
         except UserError as problem:
@@ -100,23 +93,18 @@ def _check_one_text_per_sequence(store: Store) -> None:
 def checked_soft_target_kind(train: Train, layout: Layout) -> str | None:
     """Returns the kind of soft target, ``exact`` or ``topk``; None if ``train.alpha_ce`` is 0. ``layout``:
     see `teacher_output_layout`. Raises UserError if the layout lacks what a term of the loss needs."""
-    if layout.positions == "pooled":
-        _check_pooled(train)
+    if layout.positions == "pooled":  # the store has no other outputs
+        others = [name for name in LOSS_WEIGHTS if name != "alpha_embedding" and getattr(train, name)]
+        if others or not train.alpha_embedding:
+            raise UserError(
+                f"train.{(others or ['alpha_embedding'])[0]}: the store holds one pooled embedding per text;"
+                " set train.alpha_embedding: 1 and the other weights of the loss to 0, or run the teacher"
+                " with store.positions: all"
+            )
         return None
     for problem in unmet_needs(train, layout, has_masks=layout.masked > 0):
         raise UserError(f"train.{problem}")
     return train.soft_target_kind(layout.hidden_states)
-
-
-def _check_pooled(train: Train) -> None:
-    """Raises UserError unless the embedding term is the only term: a pooled store has no other outputs."""
-    others = [name for name in LOSS_WEIGHTS if name != "alpha_embedding" and getattr(train, name)]
-    if others or not train.alpha_embedding:
-        raise UserError(
-            f"train.{(others or ['alpha_embedding'])[0]}: the store holds one pooled embedding per text; set"
-            " train.alpha_embedding: 1 and the other weights of the loss to 0, or run the teacher with"
-            " store.positions: all"
-        )
 
 
 def required_columns(train: Train, store_layout: Layout) -> list[str]:

@@ -78,9 +78,8 @@ class SampleOrder:
 
     def __init__(self, blocks: Blocks, seed: int, batch_size: int, samples: int, window_batches: int) -> None:
         if blocks.samples_per_epoch < 1:
-            raise UserError(
-                "the store holds no sequences: give the corpus some text and run the teacher again"
-            )
+            remedy = "give the corpus some text and run the teacher again"
+            raise UserError(f"the store holds no sequences: {remedy}")
         assert min(batch_size, samples, window_batches) >= 1
         self.blocks, self.seed, self.batch_size, self.samples = blocks, seed, batch_size, samples
         self.window_batches = window_batches
@@ -157,10 +156,8 @@ class SampleOrder:
         draws = mix(offset.astype(np.uint64) ^ key) >> np.uint64(1)
         draws[~inside] = np.uint64(1) << np.uint64(63)  # after all samples of the segment
         order = np.argsort(draws, axis=1, kind="stable")
-        shuffled = np.where(
-            np.take_along_axis(inside, order, axis=1), start + np.take_along_axis(offset, order, axis=1), -1
-        )
-        return np.ascontiguousarray(shuffled.T)
+        real, moved = (np.take_along_axis(values, order, axis=1) for values in (inside, offset))
+        return np.ascontiguousarray(np.where(real, start + moved, -1).T)
 
 
 def run_samples(sequences: int, epochs: float, max_steps: int | None, batch_size: int) -> int:

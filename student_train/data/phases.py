@@ -77,9 +77,7 @@ class Phases:
             if start >= phase.end_step:
                 continue
             columns = required_columns(self._train, phase.store.layout)
-            start_in_phase = max(0, start - phase.first_step)
-            with open_stream(
-                phase.store, "train", columns, phase.order, self._train, world, start=start_in_phase
-            ) as stream:
+            source, first = (phase.store, "train", columns, phase.order), max(0, start - phase.first_step)
+            with open_stream(*source, self._train, world, start=first) as stream:
                 for step in stream:
                     yield replace(step, step=step.step + phase.first_step)

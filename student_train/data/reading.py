@@ -51,9 +51,8 @@ class Samples:
         for name, (low, high) in self._bounds.items():
             if name in out and not ((out[name] >= low) & (out[name] <= high)).all():
                 raise DamagedStore(self._root, f"{self._split}: {name} holds numbers outside {low} to {high}")
-        if {"token_count", "masked_positions"} <= out.keys() and (
-            out["masked_positions"] >= out["token_count"].reshape(-1, 1)
-        ).any():
+        both = {"token_count", "masked_positions"} <= out.keys()
+        if both and (out["masked_positions"] >= out["token_count"].reshape(-1, 1)).any():
             raise DamagedStore(self._root, f"{self._split}: masked_positions holds positions of padding")
         return out
 
@@ -80,16 +79,10 @@ def open_stream(
     share = Share(world.rank, world.size, train.micro_batch_size, train.prefetch)
     buffers = BufferPool(world.device, share.threads + 2) if world.device.type == "cuda" else None
     return Stream(
-        Samples(store, split, names, cache),
-        order,
-        share,
-        start,
-        order.steps,
+        Samples(store, split, names, cache), order, share, start, order.steps,
         masked_only=store.layout.positions == "masked" and train.teacher == "store",
-        bfloat16=store.layout.hidden_states == "bfloat16",
-        remote=remote,
-        buffers=buffers,
-    )
+        bfloat16=store.layout.hidden_states == "bfloat16", remote=remote, buffers=buffers,
+    )  # fmt: skip
 
 
 def sequence_names(split: Split, locations: Locations, count: int) -> list[str]:

@@ -84,9 +84,8 @@ def save(directory: str, run_state: RunState, tensors: Mapping[str, Mapping[str,
             save_file(dict(tensors[name]), file)
             storage.sync(file)
             digests[os.path.basename(file)] = storage.digest_file(file)
-        storage.publish_bytes(
-            os.path.join(draft, STATE_NAME), encode({**asdict(run_state), "files": digests})
-        )
+        state = encode({**asdict(run_state), "files": digests})
+        storage.publish_bytes(os.path.join(draft, STATE_NAME), state)
         storage.sync(draft)
         os.rename(draft, final)
         storage.sync(directory)

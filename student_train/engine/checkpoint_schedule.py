@@ -52,14 +52,10 @@ class Checkpoints:
         self.wait()
         tensors = self._engine.gather()
         run_state = checkpoint_format.RunState(
-            step=step,
-            samples_seen=samples_seen,
-            optimizer_step=self._engine.optimizer_step(),
-            loss_scaler=self._engine.scaler_state(),
-            samples_digest=samples_digest,
-            fingerprint=self._fingerprint,
-            tracking_run=tracking_run,
-        )
+            step=step, samples_seen=samples_seen, samples_digest=samples_digest,
+            optimizer_step=self._engine.optimizer_step(), loss_scaler=self._engine.scaler_state(),
+            fingerprint=self._fingerprint, tracking_run=tracking_run,
+        )  # fmt: skip
         if self._world.is_rank_0:
             self._writer.start(run_state, tensors)
         self._saved_step = step

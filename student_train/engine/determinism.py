@@ -20,10 +20,8 @@ def deterministic(on: bool) -> Iterator[None]:
         return
     # cuBLAS reads this variable at the process's first matrix product on a GPU.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -33,4 +31,4 @@ def deterministic(on: bool) -> Iterator[None]:
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(f"train.deterministic: {reason}; set train.deterministic: false") from error
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)

@@ -96,9 +96,8 @@ class MasterStep:
         A parameter without a gradient counts as having gradient 0, as in DeepSpeed."""
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in params16]
         states = [self._wrapper.optimizer.state[weight] for weight in weights]
-        means, squares, steps = (
-            [state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step")
-        )
+        names = ("exp_avg", "exp_avg_sq", "step")
+        means, squares, steps = ([state[name] for state in states] for name in names)
         columns = ([p.data for p in params16], gradients, weights, means, squares)
         if not self._sliced:
             yield *columns, steps

@@ -30,9 +30,8 @@ def freeze_unreached(model: StudentModel, objective: Objective) -> float:
     must be on the CPU. Only matrix products of forward and backward count, without those of a live teacher.
     """
     layout = objective.layout
-    batch = collate(
-        _sample(layout), layout.positions == "masked", layout.hidden_states == "bfloat16", weight=1.0
-    )
+    masked_only, bfloat16 = layout.positions == "masked", layout.hidden_states == "bfloat16"
+    batch = collate(_sample(layout), masked_only, bfloat16, weight=1.0)
     objective = replace(objective, train=replace(objective.train, compile=False), live=None)
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         objective(model, batch, tokens=batch.tokens, masked=max(1, batch.masked)).total.backward()
@@ -50,9 +49,8 @@ def frozen_parameters(model: StudentModel) -> dict[str, Tensor]:
 
 def _sample(layout: Layout) -> dict[str, np.ndarray]:
     """Returns the columns [1, ...] of one sample without padding: zeros, with all masked positions used."""
-    columns = {
-        name: np.zeros((1, *column.shape), column.dtype) for name, column in layout.data_columns().items()
-    }
+    described = layout.data_columns().items()
+    columns = {name: np.zeros((1, *column.shape), column.dtype) for name, column in described}
     columns["token_count"][:] = layout.length
     if layout.masked:
         columns["masked_positions"][:] = np.arange(layout.masked)

@@ -58,6 +58,5 @@ def summed_kl(
 @cache
 def _library() -> ctypes.CDLL | None:
     arguments = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 6, ctypes.c_void_p]
-    return native.load_library(
-        SOURCE, "the relation loss runs uncompiled, slower", FUNCTIONS.values(), arguments
-    )
+    slower = "the relation loss runs uncompiled, slower"
+    return native.load_library(SOURCE, slower, FUNCTIONS.values(), arguments)

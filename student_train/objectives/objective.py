@@ -138,21 +138,17 @@ class Objective:
         states, count = stored_states(batch, dtype), None if batch.no_padding else batch.token_count
         if not (last_hidden or embeddings):
             return TeacherOutputs(None, _named(self.replay.queries_keys_values(states, count, self._layer())))
-        qkv = None
+        qkv = pooled = None
         if relations:
             last, last_qkv = self.replay.last_hidden_and_queries_keys_values(states, count, self._layer())
             qkv = _named(last_qkv)
         else:
             last = self.replay.last_hidden(states, count)
-        return TeacherOutputs(
-            select_positions(last, batch.recorded_positions) if last_hidden else None,
-            qkv,
-            self._pooled(last, batch) if embeddings else None,
-        )
-
-    def _pooled(self, last_hidden: Tensor, batch: Batch) -> Tensor:
-        assert self.pooling is not None
-        return pool(last_hidden, batch.token_count, self.pooling)
+        if embeddings:
+            assert self.pooling is not None
+            pooled = pool(last, batch.token_count, self.pooling)
+        recorded = select_positions(last, batch.recorded_positions) if last_hidden else None
+        return TeacherOutputs(recorded, qkv, pooled)
 
     def _position_terms(
         self,
@@ -182,15 +178,10 @@ class Objective:
             batch.labels if rows is None else batch.labels[rows],
             model.project(student_hidden),
             teacher.last_hidden if train.alpha_cos else None,
-            temperature=train.temperature,
-            alpha_ce=train.alpha_ce,
-            alpha_mlm=train.alpha_mlm,
-            alpha_cos=train.alpha_cos,
-            tokens=masked if masked_only else tokens,
-            masked=masked,
-            kl_tokens=masked if kl_masked else tokens,
-            compile=train.compile,
-        )
+            temperature=train.temperature, alpha_ce=train.alpha_ce, alpha_mlm=train.alpha_mlm,
+            alpha_cos=train.alpha_cos, tokens=masked if masked_only else tokens, masked=masked,
+            kl_tokens=masked if kl_masked else tokens, compile=train.compile,
+        )  # fmt: skip
 
     def target(
         self,
@@ -217,22 +208,12 @@ class Objective:
         self, batch: Batch, student: dict[str, Tensor], teacher: TeacherOutputs, tokens: float
     ) -> Tensor:
         """Returns this micro-batch's share of R; see `relation_loss`. ``student``: queries, keys, values."""
-        assert teacher.queries_keys_values is not None
-        heads = relation_heads(
-            teacher.queries_keys_values["queries"].shape[-1],
-            student["queries"].shape[-1],
-            self.train.relation_heads,
-        )
-        return relation_loss(
-            student,
-            teacher.queries_keys_values,
-            batch.token_count,
-            heads,
-            tokens,
-            dict(zip(RELATIONS, self.train.relation_weights, strict=True)),
-            no_padding=batch.no_padding,
-            compile=self.train.compile,
-        )
+        qkv, train, count = teacher.queries_keys_values, self.train, batch.token_count
+        assert qkv is not None
+        widths = qkv["queries"].shape[-1], student["queries"].shape[-1]
+        heads = relation_heads(*widths, train.relation_heads)
+        weights = dict(zip(RELATIONS, train.relation_weights, strict=True))
+        return relation_loss(student, qkv, count, heads, tokens, weights, batch.no_padding, train.compile)
 
 
 def embedding_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -258,10 +239,8 @@ def topk_target(layout: Layout, batch: Batch, temperature: float, rows: Tensor |
     assert batch.topk_ids is not None
     assert batch.topk_logits is not None
     assert batch.logsumexp is not None
-    ids, logits, logsumexp = (
-        select_positions(column, batch.recorded_positions)
-        for column in (batch.topk_ids, batch.topk_logits, batch.logsumexp)
-    )
+    columns = (batch.topk_ids, batch.topk_logits, batch.logsumexp)
+    ids, logits, logsumexp = (select_positions(column, batch.recorded_positions) for column in columns)
     if rows is not None:
         ids, logits, logsumexp = ids[rows], logits[rows], logsumexp[rows]
     return TopkTarget(ids, logits, logsumexp[:, layout.temperatures.index(temperature)], temperature)

@@ -111,10 +111,8 @@ def _in_chunks(
         rows = slice(start, start + size)
         counts = None if token_count is None else token_count[rows]
         # A shorter last chunk runs uncompiled: compiling another shape takes longer.
-        full_size = min(size, B) <= B - start
-        value, part = _chunk(
-            student[rows], teacher[rows], counts, heads, with_gradient, compile and full_size
-        )
+        compiled = compile and min(size, B) <= B - start
+        value, part = _chunk(student[rows], teacher[rows], counts, heads, with_gradient, compiled)
         total += value
         if gradient is not None and part is not None:
             gradient[rows] = part

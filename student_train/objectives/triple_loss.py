@@ -12,7 +12,7 @@ Axes: N positions of a micro-batch without padding, V vocabulary, D student's hi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -95,37 +95,30 @@ def triple_loss(
     """
     zero = torch.zeros((), device=z.device, dtype=_sum_dtype(z))
     total = kl = mlm = cosine = zero
+    kl_weight = alpha_ce * temperature**2 / kl_tokens if alpha_ce and kl_tokens else 0.0
+    mlm_weight = alpha_mlm / masked if alpha_mlm and masked else 0.0
     inputs = _Inputs(
-        target=target,
+        target=target if kl_weight else None,
         labels=labels,
         temperature=float(temperature),
-        kl_weight=alpha_ce * temperature**2 / kl_tokens if alpha_ce and kl_tokens else 0.0,
-        mlm_weight=alpha_mlm / masked if alpha_mlm and masked else 0.0,
+        kl_weight=kl_weight,
+        mlm_weight=mlm_weight,
         chunk_size=chunk_size or CHUNK_SIZE.get(z.device.type, 1024) * 2 // z.element_size(),
         compile=compile,
         gradients=torch.is_grad_enabled(),
     )
-    if inputs.kl_weight or inputs.mlm_weight:
-        total, kl, mlm = _vocabulary_terms(z, decoder_weight, decoder_bias, inputs)
-        kl = kl / kl_tokens if inputs.kl_weight else zero
-        mlm = mlm / masked if inputs.mlm_weight else zero
+    if kl_weight or mlm_weight:
+        assert decoder_weight is not None, "KL and CE need the decoder"
+        assert target is not None or not kl_weight, "KL needs a soft target"
+        total, kl, mlm = VocabularyLoss.apply(z, decoder_weight, decoder_bias, inputs)
+        kl = kl / kl_tokens if kl_weight else zero
+        mlm = mlm / masked if mlm_weight else zero
     if alpha_cos and tokens:
         assert teacher_hidden is not None, "a cosine term needs the teacher's hidden states"
         distance = cosine_distance(student_hidden, teacher_hidden)
         total = total + alpha_cos / tokens * distance
         cosine = distance.detach() / tokens
     return LossTerms(total, kl, mlm, cosine, zero, zero)
-
-
-def _vocabulary_terms(
-    z: Tensor, decoder_weight: Tensor | None, decoder_bias: Tensor | None, inputs: _Inputs
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the weighted loss of KL and CE, the sum of KL, and the sum of CE."""
-    assert decoder_weight is not None, "KL and CE need the decoder"
-    assert inputs.target is not None or not inputs.kl_weight, "KL needs a soft target"
-    inputs = inputs if inputs.kl_weight else replace(inputs, target=None)
-    terms: tuple[Tensor, Tensor, Tensor] = VocabularyLoss.apply(z, decoder_weight, decoder_bias, inputs)
-    return terms
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -206,8 +199,7 @@ class _Chunks:
         self.block = min(inputs.chunk_size, BLOCK_SIZE.get(z.device.type, inputs.chunk_size))
         mlm_scale = (inputs.labels != NO_LABEL).to(self.sum_dtype) * (inputs.mlm_weight / scale)
         kl_scale = torch.full_like(mlm_scale, inputs.kl_weight / inputs.temperature / scale)
-        self.kl_scale = self._padded(kl_scale)
-        self.mlm_scale = self._padded(mlm_scale)
+        self.kl_scale, self.mlm_scale = self._padded(kl_scale), self._padded(mlm_scale)
         self.labels = self._padded(inputs.labels, NO_LABEL)
         self.values = z.new_zeros(2, len(self.labels), dtype=self.sum_dtype)  # KL and CE of every position
         self.logits = z.new_empty(-(-inputs.chunk_size // self.block) * self.block, len(weight))
@@ -219,12 +211,8 @@ class _Chunks:
     def compute(self, start: int, stop: int) -> None:
         """Computes values and gradients of the positions [start, stop), one chunk."""
         rows = slice(start, stop)
-        z, s, target = self.z[rows], self.logits[: stop - start], self.target
-        if (
-            self.inputs.compile
-            and isinstance(target, ExactTarget)
-            and native_kl.usable(z, target.head.decoder_weight)
-        ):
+        z, s, target = self.z[rows], self.logits[: stop - start], self.target if self.inputs.compile else None
+        if isinstance(target, ExactTarget) and native_kl.usable(z, target.head.decoder_weight):
             self._run_native(target, start, stop)
         else:
             torch.addmm(self.bias, z, self.weight.t(), out=s)
@@ -262,9 +250,9 @@ class _Chunks:
         target = self.target
         soft: tuple[Tensor, ...] = ()
         if target is not None:
-            soft = tuple(
-                self._full_blocks(part) for part in target.arguments(slice(start, stop), self.buffer)
-            )
+            arguments = target.arguments(slice(start, stop), self.buffer)
+            # the buffer has rows for full blocks already
+            soft = tuple(part if part is self.buffer else self._padded(part) for part in arguments)
         for offset in range(0, stop - start, self.block):
             in_chunk = slice(offset, offset + self.block)
             at = slice(start + offset, start + offset + self.block)  # in the micro-batch
@@ -278,10 +266,6 @@ class _Chunks:
                 kl, ce = self._run(target.kernel, s, *parts, label, kl_scale, mlm_scale, *options)
             self.values[0, at] = kl * (kl_scale > 0)
             self.values[1, at] = ce
-
-    def _full_blocks(self, part: Tensor) -> Tensor:
-        """Returns a kernel's argument with rows for full blocks; the buffer has them already."""
-        return part if part is self.buffer else self._padded(part)
 
     def _run(self, kernel: Kernel, *arguments: Any) -> tuple[Tensor, Tensor]:
         if not self.inputs.compile:

@@ -115,10 +115,8 @@ class _Measures:
         sums["positions"] += len(student)
         if self.cosine:
             assert teacher.last_hidden is not None
-            similarity = functional.cosine_similarity(
-                model.project(student).float(), teacher.last_hidden.float(), dim=1
-            )
-            sums["cosine"] += float(similarity.sum())
+            pair = model.project(student).float(), teacher.last_hidden.float()
+            sums["cosine"] += float(functional.cosine_similarity(*pair, dim=1).sum())
         if self.vocabulary:
             self._add_vocabulary(sums, model.head_transform(student), batch, teacher.last_hidden)
 
@@ -137,11 +135,10 @@ class _Measures:
             sums["mlm_loss"] += _summed_loss(logits, labels)
             best = logits.argmax(1)
             sums["mlm_accuracy"] += float((best == labels)[masked].sum())
-            teacher_best = (
-                self._add_topk(sums, logits, batch, rows)
-                if teacher_hidden is None
-                else self._add_exact(sums, logits, labels, teacher_hidden[rows])
-            )
+            if teacher_hidden is None:
+                teacher_best = self._add_topk(sums, logits, batch, rows)
+            else:
+                teacher_best = self._add_exact(sums, logits, labels, teacher_hidden[rows])
             if teacher_best is not None:
                 sums["agreement"] += float((best == teacher_best)[masked].sum())
 

@@ -116,10 +116,7 @@ class StudentModel(nn.Module):
 
 
 def architecture(
-    student: sections.Student,
-    train: sections.Train,
-    teacher_config: Mapping[str, Any],
-    has_weights: bool,
+    student: sections.Student, train: sections.Train, teacher_config: Mapping[str, Any], has_weights: bool
 ) -> tuple[tuple[int, ...], PretrainedConfig]:
     """Returns the teacher's layers (numbers) that a student starts from, and the student's configuration.
 
@@ -135,10 +132,10 @@ def architecture(
     layers, config = planned_student(student, teacher_config)
     if train.alpha_relation:
         relation_heads(_width(teacher_config), config.hidden_size, train.relation_heads)
-        if not -len(layers) <= train.relation_layer < len(layers):
+        layer, count = train.relation_layer, len(layers)
+        if not -count <= layer < count:
             raise UserError(
-                f"train.relation_layer: there is no layer {train.relation_layer}; the student has"
-                f" {len(layers)} layers"
+                f"train.relation_layer: there is no layer {layer}; the student has {count} layers"
             )
     return layers, config
 

@@ -79,9 +79,8 @@ def _frozen(model: StudentModel) -> str:
     names = [name.removeprefix("model.") for name, p in model.named_parameters() if not p.requires_grad]
     if not names:
         return ""
-    return "\nNo term of the loss reaches these parameters; they keep their initial values:\n\n" + "".join(
-        f"- `{name}`\n" for name in names
-    )
+    lines = "".join(f"- `{name}`\n" for name in names)
+    return f"\nNo term of the loss reaches these parameters; they keep their initial values:\n\n{lines}"
 
 
 def _lengths(lengths: Sequence[int], run: StudentRun, model: StudentModel) -> str:

@@ -37,10 +37,8 @@ def publish_model(
     """Writes ``root/model``, then ``root/model.json``. Returns the path of the model directory. ``stores``:
     the recipe's, then those of ``train.phases``. ``weights``: float32. Raises UserError if a file cannot be
     written."""
-    final, draft = (
-        os.path.join(root, MODEL),
-        os.path.join(root, f"{storage.UNFINISHED}{secrets.token_hex(6)}"),
-    )
+    final = os.path.join(root, MODEL)
+    draft = os.path.join(root, f"{storage.UNFINISHED}{secrets.token_hex(6)}")
     import torch
 
     from student_train.student.model_card import model_card
@@ -64,9 +62,8 @@ def publish_model(
             os.rename(final, os.path.join(root, f"{storage.UNFINISHED}{secrets.token_hex(6)}"))
         os.rename(draft, final)
     except OSError as problem:
-        raise UserError(
-            f"{final}: the model could not be written ({problem}); free space or fix access"
-        ) from None
+        remedy = "free space or fix access"
+        raise UserError(f"{final}: the model could not be written ({problem}); {remedy}") from None
     finally:
         for name in os.listdir(root):
             if name.startswith(storage.UNFINISHED):

@@ -30,7 +30,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from evaluation.candidates.models import Candidate, load_model, load_tokenizer
-from evaluation.finetuning.finetune import device, score
+from evaluation.finetuning.finetune import answers, device
 from evaluation.finetuning.jobs import WARM_UP
 from evaluation.finetuning.training import Schedule, fit
 from evaluation.kinds.predictions import Answers, score_split, task_score
@@ -56,7 +56,7 @@ def ours(
     tokenizer, model = load_tokenizer(candidate.directory), load_model(candidate, task, seed).to(device())
     data = kind_of(task).encode(tokenizer, task, train, 128)
     fitted = fit(model, data, kind_of(task).loss, schedule, seed, tokenizer.pad_token_id)
-    values = score(model, tokenizer, task, dev, 128, schedule.dtype)
+    values = score_split(task, answers(model, tokenizer, task, dev, 128, schedule.dtype))
     return fitted.rows / fitted.seconds, task_score(task, values)
 
 

@@ -20,6 +20,7 @@ from evaluation.devices.quantisation import pack_rows, quantise_rows
 from evaluation.finetuning import finetune
 from evaluation.finetuning.finetune import save
 from evaluation.finetuning.training import predict
+from evaluation.kinds.predictions import score_split
 from evaluation.kinds.registry import KINDS
 from evaluation.main import main
 from evaluation.sources.catalogue import find_task
@@ -205,8 +206,11 @@ def test_scores_of_an_exported_model(classifier: str, exported: Path, toy_data: 
     task, tokenizer = find_task("SST-2"), load_tokenizer(classifier)
     split = load(task, "dev", toy_data)
     model = OnnxModel(open_session(str(exported / FLOAT32)))
-    ours = finetune.score(model, tokenizer, task, split, 16, "float32")
-    assert ours == finetune.score(export.load_for_export(classifier), tokenizer, task, split, 16, "float32")
+    ours, theirs = (
+        score_split(task, finetune.answers(one, tokenizer, task, split, 16, "float32"))
+        for one in (model, export.load_for_export(classifier))
+    )
+    assert ours == theirs
 
 
 def example(root: Path, name: str, *arguments: str) -> str:

@@ -276,8 +276,10 @@ def test_only_the_median_model_is_kept(encoder: str, toy_data: str, tmp_path: Pa
     task, chosen = find_task("SST-2"), median_seed(results)
     model = AutoModelForSequenceClassification.from_pretrained(str(folder / "model"))
     split = load_splits(task, toy_data)["dev"]
-    values = finetune.score(model, load_tokenizer(str(folder / "model")), task, split, 16, "float32")
-    assert values == next(result["metrics"] for result in results if result["seed"] == chosen)
+    answers = finetune.answers(model, load_tokenizer(str(folder / "model")), task, split, 16, "float32")
+    assert predictions.score_split(task, answers) == next(
+        result["metrics"] for result in results if result["seed"] == chosen
+    )
     assert prepare([candidate], settings, str(tmp_path), keep_models=("m",)).unfinished == []
 
 

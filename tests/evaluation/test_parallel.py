@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from evaluation.candidates.models import Candidate
 from evaluation.finetuning import parallel
@@ -28,7 +29,7 @@ def cluster() -> Iterator[None]:
     """Starts one Ray for all tests, which takes most of the time, with two pretended GPUs."""
     connect(None, "RAY_ADDRESS", parallel.PACKAGES, num_cpus=2, num_gpus=2)
     yield
-    parallel.stop_ray()
+    ray.shutdown()
 
 
 @pytest.mark.parametrize(

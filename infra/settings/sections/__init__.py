@@ -9,7 +9,7 @@ field declared with ``unfingerprinted`` changes only speed or location, and may 
 
 from infra.settings.sections.corpus import Corpus, CorpusSource, DocumentUnit
 from infra.settings.sections.evaluation import Evaluation, Require
-from infra.settings.sections.fields import Precision, grid_values, require
+from infra.settings.sections.fields import Precision, grid_values, is_name, require
 from infra.settings.sections.masking import Masking
 from infra.settings.sections.sequences import MAX_LENGTH, Sequences
 from infra.settings.sections.store import Store
@@ -21,5 +21,5 @@ from infra.settings.sections.train import SOFT_TARGETS, TERMS, Phase, StoreNeeds
 __all__ = [
     "MAX_LENGTH", "SOFT_TARGETS", "TERMS", "Corpus", "CorpusSource", "DocumentUnit", "Evaluation",
     "Masking", "Phase", "Precision", "Require", "Sequences", "Store", "StoreNeeds", "Student", "Teacher",
-    "Tracking", "Train", "Variant", "grid_values", "require",
+    "Tracking", "Train", "Variant", "grid_values", "is_name", "require",
 ]  # fmt: skip

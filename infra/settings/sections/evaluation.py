@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
-from infra.settings.sections.fields import (
-    check_at_least,
-    check_positive,
-    fingerprinted,
-    require,
-    unfingerprinted,
-)
+from infra.settings.sections import fields
+from infra.settings.sections.fields import fingerprinted, require, unfingerprinted
 from infra.settings.sections.task_settings import TaskSettings
 
 
@@ -90,9 +84,11 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         self._check_rows()
-        check_positive(self, "price_per_hour", "watts", "epochs", "learning_rate", "distillation_temperature")
-        check_at_least(self, 1, "batch_size", "latency_threads", "workers", "max_steps")
-        check_at_least(self, 0, "latency_sentences")
+        fields.check_positive(
+            self, "price_per_hour", "watts", "epochs", "learning_rate", "distillation_temperature"
+        )
+        fields.check_at_least(self, 1, "batch_size", "latency_threads", "workers", "max_steps")
+        fields.check_at_least(self, 0, "latency_sentences")
         require(len(self.tasks) > 0, "tasks: names no task; name one or more")
         require(len(self.seeds) > 0, "seeds: names no seed; name one or more")
         for name in ("epochs", "learning_rate", "batch_size"):
@@ -100,17 +96,11 @@ class Evaluation:
         require(8 <= self.max_length <= 512, f"max_length: must be 8 to 512, not {self.max_length}")
 
     def _check_rows(self) -> None:
-        require(
-            len(set(self.references)) == len(self.references),
-            f"references: {', '.join(self.references)} contains a name twice; name it once",
-        )
+        names, distinct = ", ".join(self.references), len(set(self.references)) == len(self.references)
+        require(distinct, f"references: {names} contains a name twice; name it once")
         for name in self.models:
-            require(
-                re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is not None,
-                f"models: a name is letters, digits, dots, dashes and underscores, not {name!r}",
-            )
+            characters = "letters, digits, dots, dashes and underscores"
+            require(fields.is_name(name), f"models: a name is {characters}, not {name!r}")
         reference = self.require.beats if self.require else None
-        require(
-            reference is None or reference in self.references,
-            f"require: beats: {reference} must also be in evaluation.references",
-        )
+        known = reference is None or reference in self.references
+        require(known, f"require: beats: {reference} must also be in evaluation.references")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, field
 from typing import Any, Literal
 
@@ -31,6 +32,11 @@ def require(condition: bool, message: str) -> None:
     """Raises ValueError with the message unless the condition holds."""
     if not condition:
         raise ValueError(message)
+
+
+def is_name(text: str) -> bool:
+    """Returns whether the text can be the name of a recipe, student, task or model, and so of a folder."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text) is not None
 
 
 def grid_values(value: Any) -> tuple[Any, ...]:

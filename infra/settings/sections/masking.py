@@ -26,14 +26,10 @@ class Masking:
     seed: int = fingerprinted(0)
 
     def __post_init__(self) -> None:
-        require(
-            self.probability is None or 0 <= self.probability <= 0.5,
-            f"probability: must be 0 to 0.5, not {self.probability}",
-        )
+        share = self.probability
+        require(share is None or 0 <= share <= 0.5, f"probability: must be 0 to 0.5, not {share}")
         require(1 <= self.epochs <= 1000, f"epochs: must be 1 to 1000, not {self.epochs}")
-        require(
-            self.probability != 0 or self.epochs == 1,
-            f"epochs: {self.epochs} passes over text that is not masked would all be the same; set epochs: 1",
-        )
+        repeats = f"{self.epochs} passes over text that is not masked would all be the same"
+        require(share != 0 or self.epochs == 1, f"epochs: {repeats}; set epochs: 1")
         check_at_least(self, 0, "smoothing")
         require(0 <= self.seed < 2**63, f"seed: must be 0 to 2^63 - 1, not {self.seed}")

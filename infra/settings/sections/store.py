@@ -5,14 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from infra.settings.sections.fields import (
-    TEMPERATURE_RANGE,
-    check_at_least,
-    fingerprinted,
-    is_temperature,
-    require,
-    unfingerprinted,
-)
+from infra.settings.sections import fields
+from infra.settings.sections.fields import fingerprinted, require, unfingerprinted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,27 +40,17 @@ class Store:
 
     def __post_init__(self) -> None:
         require(0 <= self.top_k <= 1024, f"top_k: must be 0 to 1024, not {self.top_k}")
-        require(
-            0 <= self.replay_layers <= 1000, f"replay_layers: must be 0 or more, not {self.replay_layers}"
-        )
-        require(
-            all(is_temperature(t) for t in self.temperatures)
-            and list(self.temperatures) == sorted(set(self.temperatures)),
-            f"temperatures: must be {TEMPERATURE_RANGE}, ascending and distinct,"
-            f" not {list(self.temperatures)}",
-        )
+        replayed, temperatures = self.replay_layers, list(self.temperatures)
+        require(0 <= replayed <= 1000, f"replay_layers: must be 0 or more, not {replayed}")
+        allowed = f"must be {fields.TEMPERATURE_RANGE}, ascending and distinct"
+        valid = all(map(fields.is_temperature, temperatures)) and temperatures == sorted(set(temperatures))
+        require(valid, f"temperatures: {allowed}, not {temperatures}")
         require(self.top_k == 0 or 1.0 in self.temperatures, "temperatures: must contain 1.0 if top_k > 0")
-        require(
-            1 <= self.task_sequences <= 1 << 24, f"task_sequences: must be >= 1, not {self.task_sequences}"
-        )
-        check_at_least(self, 1, "block_bytes", "shard_bytes")
-        require(
-            self.shard_bytes >= (self.block_bytes or 1),
-            f"shard_bytes: {self.shard_bytes} is less than block_bytes = {self.block_bytes}; raise it",
-        )
-        self._check_positions()
-
-    def _check_positions(self) -> None:
+        count = self.task_sequences
+        require(1 <= count <= 1 << 24, f"task_sequences: must be >= 1, not {count}")
+        fields.check_at_least(self, 1, "block_bytes", "shard_bytes")
+        shard, block = self.shard_bytes, self.block_bytes
+        require(shard >= (block or 1), f"shard_bytes: {shard} is less than block_bytes = {block}; raise it")
         if self.positions == "pooled":
             require(
                 self.top_k == 0 and self.replay_layers == 0,

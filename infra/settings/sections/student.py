@@ -30,15 +30,13 @@ class Student:
     def __post_init__(self) -> None:
         if isinstance(self.layers, str):
             name, _, count = self.layers.partition(":")
-            require(
-                self.layers == "every_second" or (name == "last" and count.isdigit() and int(count) > 0),
-                f"layers: must be a list of layer numbers, every_second or last:N, not {self.layers!r}",
-            )
+            valid = self.layers == "every_second" or (name == "last" and count.isdigit() and int(count) > 0)
+            allowed = "a list of layer numbers, every_second or last:N"
+            require(valid, f"layers: must be {allowed}, not {self.layers!r}")
         else:
-            require(len(self.layers) > 0, "layers: the list is empty; name one or more layers")
-            require(
-                all(layer >= 0 for layer in self.layers) and list(self.layers) == sorted(set(self.layers)),
-                f"layers: must be ascending and distinct, counted from 0, not {list(self.layers)}",
-            )
+            layers = list(self.layers)
+            require(len(layers) > 0, "layers: the list is empty; name one or more layers")
+            valid = min(layers) >= 0 and layers == sorted(set(layers))
+            require(valid, f"layers: must be ascending and distinct, counted from 0, not {layers}")
         require(0 <= self.dropout < 1, f"dropout: must be in [0, 1), not {self.dropout}")
         check_at_least(self, 1, "hidden_size", "attention_heads", "intermediate_size")

@@ -11,7 +11,7 @@ import json
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -35,9 +35,7 @@ PATHS = ("train", "dev", "test", "corpus", "queries")
 class TaskSettings:
     """The settings of a task; ``None`` and ``()`` mean that a setting is not given."""
 
-    __pydantic_config__: typing.ClassVar[ConfigDict] = ConfigDict(
-        extra="forbid", strict=True, allow_inf_nan=False
-    )
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     name: str
     kind: Kind | None = None
@@ -107,11 +105,8 @@ def read_file(path: str) -> TaskSettings:
         raise UserError(f"evaluation.tasks: {path}: there is no such file")
     task = validated(read_yaml(path, "task"), path)
     folder = path.rpartition("/")[0]
-    paths: dict[str, Any] = {
-        name: _relative_to(folder, value)
-        for name in PATHS
-        if (value := getattr(task, name)) is not None and task.hub is None
-    }
+    given = [name for name in PATHS if getattr(task, name) is not None and task.hub is None]
+    paths: dict[str, Any] = {name: _relative_to(folder, getattr(task, name)) for name in given}
     return dataclasses.replace(task, **paths)
 
 

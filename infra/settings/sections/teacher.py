@@ -39,12 +39,7 @@ class Teacher:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "batch_size", "cpu_threads", "tasks_in_flight", "task_attempts")
-        require(
-            1 <= self.min_workers <= self.workers,
-            f"min_workers: must be 1 to workers = {self.workers}, not {self.min_workers}",
-        )
-        gpus = self.gpus_per_worker
-        require(
-            0 <= gpus <= 1,
-            f"gpus_per_worker: must be 0 to 1, not {gpus}: a worker uses one GPU; start more workers",
-        )
+        least, most, gpus = self.min_workers, self.workers, self.gpus_per_worker
+        require(1 <= least <= most, f"min_workers: must be 1 to workers = {most}, not {least}")
+        reason = "a worker uses one GPU; start more workers"
+        require(0 <= gpus <= 1, f"gpus_per_worker: must be 0 to 1, not {gpus}: {reason}")

@@ -5,16 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from infra.settings.sections.fields import (
-    TEMPERATURE_RANGE,
-    Precision,
-    check_at_least,
-    check_positive,
-    fingerprinted,
-    is_temperature,
-    require,
-    unfingerprinted,
-)
+from infra.settings.sections import fields
+from infra.settings.sections.fields import fingerprinted, require, unfingerprinted
 from infra.settings.sections.student import Student
 
 TERMS = ("alpha_ce", "alpha_mlm", "alpha_cos", "alpha_relation", "alpha_embedding")
@@ -98,7 +90,7 @@ class Train:
     teacher: Literal["store", "live"] = fingerprinted("store")
     """``store``: the loss uses the stored outputs of the teacher. ``live``: every step runs the whole teacher
     on the store's text, which needs ``store.teacher_weights: true``."""
-    dtype: Precision = fingerprinted("bfloat16")
+    dtype: fields.Precision = fingerprinted("bfloat16")
     zero_stage: Literal[0, 1, 2] = unfingerprinted(0)
     deepspeed_config: str | None = unfingerprinted(None)
     """A DeepSpeed JSON file that is merged with the recipe; a key with different values in both is an
@@ -133,36 +125,27 @@ class Train:
 
     def __post_init__(self) -> None:
         at_least_1 = ("batch_size", "micro_batch_size", "window_batches", "prefetch", "log_every")
-        check_at_least(self, 1, *at_least_1, "max_steps", "keep_checkpoints")
+        fields.check_at_least(self, 1, *at_least_1, "max_steps", "keep_checkpoints")
         at_least_0 = ("weight_decay", "max_grad_norm", "validate_every", "checkpoint_every", "profile_steps")
-        check_at_least(self, 0, *TERMS, *at_least_0, "checkpoint_minutes", "cache_bytes")
-        check_positive(self, "epochs", "learning_rate", "eps")
-        require(
-            is_temperature(self.temperature),
-            f"temperature: must be {TEMPERATURE_RANGE}, not {self.temperature}",
-        )
+        fields.check_at_least(self, 0, *TERMS, *at_least_0, "checkpoint_minutes", "cache_bytes")
+        fields.check_positive(self, "epochs", "learning_rate", "eps")
+        valid = fields.is_temperature(self.temperature)
+        require(valid, f"temperature: must be {fields.TEMPERATURE_RANGE}, not {self.temperature}")
         require(0 <= self.warmup_ratio < 1, f"warmup_ratio: must be in [0, 1), not {self.warmup_ratio}")
-        require(
-            min(self.betas) >= 0 and max(self.betas) < 1, f"betas: must be in [0, 1), not {list(self.betas)}"
-        )
-        require(
-            any(getattr(self, name) > 0 for name in TERMS),
-            f"{', '.join(TERMS)} are all zero: there is no loss; set one of them above 0",
-        )
-        require(
-            min(self.relation_weights) >= 0 and max(self.relation_weights) > 0,
-            f"relation_weights: must be >= 0 and not all 0, not {list(self.relation_weights)}",
-        )
+        betas, weights = list(self.betas), list(self.relation_weights)
+        require(min(betas) >= 0 and max(betas) < 1, f"betas: must be in [0, 1), not {betas}")
+        has_loss = any(getattr(self, name) > 0 for name in TERMS)
+        require(has_loss, f"{', '.join(TERMS)} are all zero: there is no loss; set one of them above 0")
+        valid = min(weights) >= 0 and max(weights) > 0
+        require(valid, f"relation_weights: must be >= 0 and not all 0, not {weights}")
         require(
             self.teacher == "store" or self.soft_targets != "topk",
             "soft_targets: topk needs stored logits, but teacher: live computes exact soft targets; set"
             " soft_targets: exact",
         )
-        require(
-            self.batch_size % self.micro_batch_size == 0,
-            f"batch_size: {self.batch_size} is not a multiple of micro_batch_size = {self.micro_batch_size};"
-            " change one",
-        )
+        batch, micro = self.batch_size, self.micro_batch_size
+        message = f"batch_size: {batch} is not a multiple of micro_batch_size = {micro}; change one"
+        require(batch % micro == 0, message)
 
     def soft_target_kind(self, hidden_states: str) -> str | None:
         """Returns exact or topk for a store with this ``hidden_states`` setting; None if alpha_ce is 0."""
