@@ -156,7 +156,7 @@ def _pass(recipe: Recipe, parts: dict[str, list[Part]]) -> bool:
         return False
     preflight.check(recipe, source, parts)
     with tracking.start_run(recipe, "teacher") as record, Cluster(recipe) as cluster:
-        record.log_params(recipe.outcome_settings("corpus", "sequences", "masking", "teacher", "store"))
+        record.log_params(recipe.fingerprinted_settings("corpus", "sequences", "masking", "teacher", "store"))
         outcomes = run_pass(recipe, source, spec, parts, cluster, report=record.log_metrics)
         quarantined = any(outcome.quarantined for outcome in outcomes)
         if not quarantined:

@@ -103,7 +103,7 @@ def _fingerprint(run: StudentRun, stores: list[Store]) -> dict[str, Any]:
         str(number): {"store": store.digest, "steps": phase.steps}
         for number, (store, phase) in enumerate(zip(stores[1:], run.train.phases, strict=True), 1)
     }
-    fingerprint = {"recipe": run.outcome_settings(), "store": stores[0].digest}
+    fingerprint = {"recipe": run.fingerprinted_settings(), "store": stores[0].digest}
     return {**fingerprint, "phases": phases} if phases else fingerprint
 
 

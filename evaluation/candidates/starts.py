@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from evaluation.candidates.models import copy_files, local_directory
 from infra.files import storage
-from infra.settings.recipe import StudentRun, outcome_settings
+from infra.settings.recipe import StudentRun, fingerprinted_settings
 from offline_teacher.store.store import Store
 
 SOURCE = "start.json"
@@ -17,7 +17,7 @@ SOURCE = "start.json"
 
 def start_key(run: StudentRun) -> str:
     """Returns a key that is equal for students that start from the same weights."""
-    return json.dumps(outcome_settings(run.student), sort_keys=True)
+    return json.dumps(fingerprinted_settings(run.student), sort_keys=True)
 
 
 def start_of(run: StudentRun, store: Store, directory: str, stack: ExitStack) -> str:
@@ -26,7 +26,7 @@ def start_of(run: StudentRun, store: Store, directory: str, stack: ExitStack) ->
     The store must hold all of the teacher's weights, and ``student.init`` must be ``teacher``. Raises
     UserError if the store's teacher is damaged or does not fit the student.
     """
-    source = {"store": store.digest, "student": outcome_settings(run.student)}
+    source = {"store": store.digest, "student": fingerprinted_settings(run.student)}
     marker = storage.join(directory, SOURCE)
     if storage.read_object(marker) != source:
         _build(run, store, directory)

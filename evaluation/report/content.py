@@ -18,7 +18,7 @@ from evaluation.report.charts import LOSS_TERMS
 from evaluation.report.comparisons import add_comparisons
 from evaluation.report.paper import PAPER
 from infra.cpu.processor import cpu_name, gpu_names
-from infra.settings.recipe import outcome_settings
+from infra.settings.recipe import fingerprinted_settings
 from infra.settings.sections import Evaluation
 
 FORM = 2
@@ -86,7 +86,7 @@ def build(
         "recipe": title,
         "students": list(rows.students),
         "seeds": list(settings.seeds),
-        "settings": outcome_settings(settings),
+        "settings": fingerprinted_settings(settings),
         "latency_setting": {
             "texts": label,
             "sentences": len(texts),

@@ -27,7 +27,6 @@ from infra.files.streams import Decompressed, RemoteFile, compression, remote_ra
 
 T = TypeVar("T")
 CHUNK = 8 << 20
-"""Number of bytes that are read at once."""
 FETCH_ATTEMPTS = 3
 """Number of downloads of a file with a wrong digest before its content counts as damaged."""
 UNFINISHED = ".tmp-"
@@ -84,8 +83,7 @@ def size(path: str) -> int:
 
 
 def list_names(directory: str) -> list[str]:
-    """Returns the sorted names of the files and directories in ``directory``; [] if it is absent. Temporary
-    files and the lock file are left out."""
+    """Returns the sorted names in ``directory``, [] if it is absent, without temporary and lock files."""
     if is_remote(directory):
         names = {item["name"].rpartition("/")[2] for item in _listed(directory)}
     else:
@@ -116,7 +114,6 @@ def list_sizes(directory: str) -> dict[str, int]:
 
 
 def read_bytes(path: str) -> bytes:
-    """Returns the content of a file."""
     with reporting_os_errors(path):
         if is_remote(path):
             return remote_range(path, 0, size(path))

@@ -98,9 +98,9 @@ class Recipe:
     def evaluation_dir(self) -> str:
         return storage.join(self.root, "evaluation")
 
-    def outcome_settings(self, *names: str) -> dict[str, dict[str, Any]]:
+    def fingerprinted_settings(self, *names: str) -> dict[str, dict[str, Any]]:
         """Returns section -> setting -> value of the fingerprinted settings in these sections, for JSON."""
-        return {name: outcome_settings(getattr(self, name)) for name in names}
+        return {name: fingerprinted_settings(getattr(self, name)) for name in names}
 
     def to_yaml(self) -> str:
         """Returns all settings, defaults included, as YAML; ``load_recipe`` reads an equal recipe from it."""
@@ -135,12 +135,12 @@ class StudentRun:
         """Name on progress bars and in messages."""
         return self.name if self.name == DEFAULT_STUDENT else f"student {self.name}"
 
-    def outcome_settings(self) -> dict[str, dict[str, Any]]:
+    def fingerprinted_settings(self) -> dict[str, dict[str, Any]]:
         """Returns section -> setting -> value of the student's fingerprinted settings, for JSON."""
-        return {"student": outcome_settings(self.student), "train": outcome_settings(self.train)}
+        return {"student": fingerprinted_settings(self.student), "train": fingerprinted_settings(self.train)}
 
 
-def outcome_settings(section: Any) -> dict[str, Any]:
+def fingerprinted_settings(section: Any) -> dict[str, Any]:
     """Returns setting -> value of a section's fingerprinted settings, for JSON."""
     values, fields = dataclasses.asdict(section), dataclasses.fields(section)
     names = [item.name for item in fields if item.metadata["fingerprinted"]]

@@ -210,7 +210,7 @@ def spec_with(recipe: Recipe, source: Source, corpus: dict[str, str]) -> Spec:
             mask=tokenizer.mask_token_id if layout.masked else None,
         ),
         fingerprint={
-            "recipe": recipe.outcome_settings("corpus", "sequences", "masking", "teacher", "store"),
+            "recipe": recipe.fingerprinted_settings("corpus", "sequences", "masking", "teacher", "store"),
             "teacher": source.weight_digest,
             "tokenizer": tokenizer_digest(tokenizer),
             "architecture": source.architecture,

@@ -40,7 +40,7 @@ def inputs_digest(recipe: Recipe, parts: dict[str, list[Part]]) -> str:
     patterns = (*HUB_FILES, *VOCABULARY_FILES)
     names = [name for name in storage.list_names(teacher) if any(fnmatch.fnmatch(name, p) for p in patterns)]
     inputs = [
-        recipe.outcome_settings(*SECTIONS),
+        recipe.fingerprinted_settings(*SECTIONS),
         dataclasses.asdict(recipe.corpus),
         dataclasses.asdict(recipe.tracking),
         [FORMAT_VERSION, version("transformers"), version("tokenizers")],  # both libraries turn text into ids

@@ -18,7 +18,7 @@ import numpy as np
 from infra.errors import UserError
 from infra.files import storage
 from infra.files.cache import Cache
-from infra.settings.recipe import outcome_settings
+from infra.settings.recipe import fingerprinted_settings
 from infra.settings.sections import Corpus, Sequences
 from offline_teacher.corpus.documents import documents
 from offline_teacher.corpus.partition import Part, last_modified
@@ -106,7 +106,7 @@ class Tokenising:
     def _made_from(self, part: Part, tokenizer: str) -> str:
         """Returns a digest of everything that decides a part's content, except the bytes of its files, and
         their names, so that they may be moved."""
-        recipe = [outcome_settings(section) for section in (self.corpus, self.sequences)]
+        recipe = [fingerprinted_settings(section) for section in (self.corpus, self.sequences)]
         spans = [(span.start, span.stop, span.stamp) for span in part.spans]
         content = [VERSION, recipe, part.split, spans, tokenizer]
         return storage.digest_bytes(json.dumps(content, sort_keys=True).encode())

@@ -55,7 +55,7 @@ def model_card(
         else "The store holds no held-out text.\n",
         "" if needs_head(train) else "Measures over the vocabulary: not trained.\n",
         "\n## Recipe\n",
-        f"```json\n{json.dumps(run.outcome_settings(), indent=1, sort_keys=True)}\n```\n",
+        f"```json\n{json.dumps(run.fingerprinted_settings(), indent=1, sort_keys=True)}\n```\n",
     ]
     return "\n".join(parts)
 

@@ -278,4 +278,4 @@ def test_a_recipe_with_tasks_in_place_comes_back_from_its_own_file(tmp_path: Pat
     recipe = load_recipe(str(path))
     path.write_text(recipe.to_yaml())
     assert load_recipe(str(path)) == recipe
-    assert recipe.outcome_settings("evaluation")["evaluation"]["tasks"][1]["kind"] == "tokens"
+    assert recipe.fingerprinted_settings("evaluation")["evaluation"]["tasks"][1]["kind"] == "tokens"

@@ -78,7 +78,7 @@ def test_students_set_what_they_have_of_their_own(tmp_path: Path) -> None:
     assert (tiny.student.dropout, tiny.student.hidden_size) == (0, 64)
     assert tiny.directory == "runs/x/students/tiny"
     assert (half.registered_name, tiny.registered_name) == ("x-half", "x-tiny")
-    assert tiny.outcome_settings()["train"]["epochs"] == 7
+    assert tiny.fingerprinted_settings()["train"]["epochs"] == 7
     recipe.save(str(tmp_path))
     assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
     with pytest.raises(UserError, match="no student 'tini'; did you mean tiny"):
@@ -90,7 +90,7 @@ def test_a_student_alone_has_the_settings_it_has_in_the_family(tmp_path: Path) -
     train = "train: {epochs: 7, seed: 5, alpha_ce: 0}"
     student = "student: {dropout: 0, layers: [0], init: random, hidden_size: 64}"
     only = load(tmp_path, f"name: other\n{train}\n{student}").run("student")
-    assert only.outcome_settings() == tiny.outcome_settings()
+    assert only.fingerprinted_settings() == tiny.fingerprinted_settings()
     assert (only.name, only.registered_name) == ("student", "other")
 
 
@@ -206,7 +206,7 @@ def test_the_home_directory_is_meant_by_a_tilde_in_every_path(
 
 
 def test_the_outcome_holds_outcome_fields_only(tmp_path: Path) -> None:
-    outcome = load(tmp_path, MINIMAL).outcome_settings("masking", "teacher", "store")
+    outcome = load(tmp_path, MINIMAL).fingerprinted_settings("masking", "teacher", "store")
     assert set(outcome) == {"masking", "teacher", "store"}
     assert outcome["teacher"] == {"dtype": "bfloat16", "batch_size": 32, "cpu_threads": 1}
     assert outcome["store"]["temperatures"] == [1.0, 2.0]

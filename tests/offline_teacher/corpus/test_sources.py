@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 
 from infra.errors import UserError
 from infra.files import paths
-from infra.settings.recipe import outcome_settings
+from infra.settings.recipe import fingerprinted_settings
 from infra.settings.sections import Corpus
 from offline_teacher.corpus.documents import documents
 from offline_teacher.corpus.partition import parts
@@ -195,4 +195,4 @@ def test_a_downloaded_data_set_is_read_by_ranges(tmp_path: Path, monkeypatch: py
 def test_a_stream_and_a_download_of_a_data_set_are_two_corpora() -> None:
     """They are cut at different places, and sequences do not cross a cut."""
     corpora = [Corpus(source="hub", path=("name",), streaming=streaming) for streaming in (False, True)]
-    assert outcome_settings(corpora[0]) != outcome_settings(corpora[1])
+    assert fingerprinted_settings(corpora[0]) != fingerprinted_settings(corpora[1])
