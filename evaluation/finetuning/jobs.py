@@ -168,7 +168,7 @@ def seed_jobs(
     ]
 
 
-Work = tuple[Job, dict[str, Split]]
+JobWithData = tuple[Job, dict[str, Split]]
 """A job, and name -> split of its task."""
 
 

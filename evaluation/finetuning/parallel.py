@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from evaluation.finetuning.finetune import run, schedule
-from evaluation.finetuning.jobs import Job, Work
+from evaluation.finetuning.jobs import Job, JobWithData
 from evaluation.tasks.task import Split
 from infra import console
 from infra.errors import EXIT_INCOMPLETE, UserError
@@ -24,22 +24,22 @@ REPEATS = 2
 Result = dict[str, Any]
 
 
-def run_all(work: list[Work], workers: int, done: Callable[[Job, Result], None]) -> None:
+def run_all(jobs: list[JobWithData], workers: int, done: Callable[[Job, Result], None]) -> None:
     """Runs every job; calls ``done`` with each job and the content of its score file.
 
     Raises the first UserError at once; no further job is started.
     """
-    if workers == 1 or len(work) < 2:
-        _in_process(work, done)
+    if workers == 1 or len(jobs) < 2:
+        _in_process(jobs, done)
     else:
-        _on_ray(work, workers, done)
+        _on_ray(jobs, workers, done)
 
 
-def _in_process(work: list[Work], done: Callable[[Job, Result], None]) -> None:
-    for number, (job, splits) in enumerate(work, start=1):
-        title = f"{' '.join(job.names)} ({number}/{len(work)})"
-        with console.progress(_training_rows(job, splits), "rows", title) as shown:
-            result = run(job, splits, shown.advance)
+def _in_process(jobs: list[JobWithData], done: Callable[[Job, Result], None]) -> None:
+    for number, (job, splits) in enumerate(jobs, start=1):
+        title = f"{' '.join(job.names)} ({number}/{len(jobs)})"
+        with console.progress(_training_rows(job, splits), "rows", title) as bar:
+            result = run(job, splits, bar.advance)
         done(job, result)
 
 
@@ -55,22 +55,22 @@ def _training_rows(job: Job, splits: dict[str, Split]) -> int:
     return min(round(rows * planned.epochs), planned.steps(rows) * planned.batch_size)
 
 
-def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None]) -> None:
+def _on_ray(jobs: list[JobWithData], workers: int, done: Callable[[Job, Result], None]) -> None:
     import ray
     from ray.exceptions import RayError, RayTaskError
 
     started_here = not ray.is_initialized()
-    if started_here:  # joins the cluster of RAY_ADDRESS, or starts one with a CPU per worker
+    if started_here:  # joins RAY_ADDRESS or this user's head on this machine, else starts a local Ray
         connect(None, "RAY_ADDRESS", PACKAGES, num_cpus=workers)
     try:
         gpus = gpu_share(workers, int(ray.cluster_resources().get("GPU", 0)))
         threads = max(1, (os.cpu_count() or 1) // workers)
         remote_run = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=REPEATS)(_run_with_threads)
         # one copy of the data per benchmark task, not per job
-        shared = {id(splits): ray.put(splits) for _, splits in work}
-        waiting: Iterator[Work] = iter(work)  # so that the inner loop continues where it stopped
+        shared = {id(splits): ray.put(splits) for _, splits in jobs}
+        waiting: Iterator[JobWithData] = iter(jobs)  # so that the inner loop continues where it stopped
         running: dict[Any, Job] = {}
-        with console.progress(len(work), "runs", "fine-tuning") as shown:
+        with console.progress(len(jobs), "runs", "fine-tuning") as bar:
             while True:
                 for job, splits in waiting:
                     running[remote_run.remote(job, shared[id(splits)], threads)] = job
@@ -91,8 +91,8 @@ def _on_ray(work: list[Work], workers: int, done: Callable[[Job, Result], None])
                         " for lack of memory; lower evaluation.workers, or run the same command again",
                         EXIT_INCOMPLETE,
                     ) from None
-                shown.advance(1)
-                shown.note(f"{job.candidate.name} {job.task_name}")
+                bar.advance(1)
+                bar.note(f"{job.candidate.name} {job.task_name}")
                 done(job, result)
     finally:
         if started_here:

@@ -17,8 +17,8 @@ from evaluation.candidates.models import Candidate, copy_files, require_loadable
 from evaluation.finetuning.jobs import (
     MODEL,
     Job,
+    JobWithData,
     SoftLabels,
-    Work,
     finished,
     load_splits,
     median_seed,
@@ -98,7 +98,7 @@ class Plan:
         return result
 
     @property
-    def unfinished(self) -> list[Work]:
+    def unfinished(self) -> list[JobWithData]:
         return [(job, self.splits[job.task_name]) for job in self.jobs if self.results[job] is None]
 
 

@@ -32,10 +32,12 @@ def add_comparisons(
         row["best_reference"] = _best_reference(row, rows)
     for position, (name, row) in enumerate(rows.items()):
         lowest = {task: _lowest(task_by_name[task]) for task in tasks}
-        scores = {task: _score_interval(one, position, lowest[task]) for task, one in tasks.items()}
+        scores = {
+            task: _score_interval(estimates, position, lowest[task]) for task, estimates in tasks.items()
+        }
         row["intervals"] = {"scores": scores, "macro": _score_interval(macro, position, -1.0)}
         for measure, positions in _positions(name, row, names).items():
-            ratios = {task: _ratio(scores, *positions) for task, scores in tasks.items()}
+            ratios = {task: _ratio(estimates, *positions) for task, estimates in tasks.items()}
             row[measure], row["intervals"][measure] = _ratio(macro, *positions)
             row[f"{measure}_by_task"] = {task: value for task, (value, _) in ratios.items()}
             row["intervals"][f"{measure}_by_task"] = {task: ends for task, (_, ends) in ratios.items()}

@@ -49,7 +49,7 @@ def own_task(settings: TaskSettings, where: str) -> Task:
         # Classification computes only its first metric unless the user lists some.
         metrics=metrics if settings.metrics or settings.kind != "classification" else metrics[:1],
         own_main_metrics=metrics[:1],
-        parts={name: Part("", None, "") for name in _parts(settings)},
+        parts={name: Part("", None, "") for name in _split_names(settings)},
         max_length=settings.max_length,
         settings=settings,
     )
@@ -57,16 +57,16 @@ def own_task(settings: TaskSettings, where: str) -> Task:
         task = dataclasses.replace(task, labels=examples.labels_in(task, _rows_of(task, "train")))
     if settings.kind == "classification" and "f1" in task.metrics and len(task.labels) != 2:
         raise UserError(
-            f"{where}: metrics: f1 is the second of two labels' F1, but there are {len(task.labels)} labels;"
-            " write macro_f1"
+            f"{where}: metrics: f1 is the F1 of the second label and needs exactly two labels, but there"
+            f" are {len(task.labels)}; write macro_f1"
         )
     if settings.kind == "spans":
-        questions = [question for part in task.parts for question in _questions(settings, part)]
+        questions = [question for split_name in task.parts for question in _questions(settings, split_name)]
         task = dataclasses.replace(task, no_answer=any(not question.answers for question in questions))
     return task
 
 
-def _parts(settings: TaskSettings) -> list[str]:
+def _split_names(settings: TaskSettings) -> list[str]:
     """Returns the names of the splits. If there is no file for dev, dev is divided off train."""
     if not KINDS[settings.kind or ""].fine_tuned:
         return ["test" if settings.test else "dev"]
@@ -126,43 +126,45 @@ def _require_consistent(settings: TaskSettings, where: str) -> None:
         require(metric in known, message)
 
 
-def load_own(task: Task, part: str) -> Split:
+def load_own(task: Task, split_name: str) -> Split:
     """Returns the examples of a split. Raises UserError for a missing column or a wrong value."""
     settings = task.own
     assert settings is not None
     if settings.kind == "spans":
-        kept, notes = align_answers(_questions(settings, part), _source(settings, part), task.no_answer)
-        split = Split([], None, questions=_questions_of_part(settings, part, kept), notes=notes)
+        kept, notes = align_answers(
+            _questions(settings, split_name), _source(settings, split_name), task.no_answer
+        )
+        split = Split([], None, questions=_questions_of_split(settings, split_name, kept), notes=notes)
     elif settings.kind == "retrieval":
         corpus = read_corpus(expand_home(settings.corpus or ""))
-        split = read_queries(expand_home(settings.queries or ""), _source(settings, part), corpus)
+        split = read_queries(expand_home(settings.queries or ""), _source(settings, split_name), corpus)
     else:
-        split = examples.split_of(task, _rows_of(task, part))
+        split = examples.split_of(task, _rows_of(task, split_name))
     if len(split) == 0:
-        raise UserError(f"{_source(settings, part)}: no examples for {part} of {settings.name}")
+        raise UserError(f"{_source(settings, split_name)}: no examples for {split_name} of {settings.name}")
     return split
 
 
-def _source(settings: TaskSettings, part: str) -> str:
-    path = str(getattr(settings, part) or settings.train)
+def _source(settings: TaskSettings, split_name: str) -> str:
+    path = str(getattr(settings, split_name) or settings.train)
     return path if settings.hub is not None else expand_home(path)
 
 
-def own_location(settings: TaskSettings, part: str) -> str:
+def own_location(settings: TaskSettings, split_name: str) -> str:
     """Returns where a split's examples are: a path, a URL, or ``hf://datasets/`` and the hub's name."""
     if settings.hub is not None:
         return hub_url(settings.hub, settings.revision)
-    return _source(settings, part)
+    return _source(settings, split_name)
 
 
-def _rows_of(task: Task, part: str) -> Rows:
+def _rows_of(task: Task, split_name: str) -> Rows:
     settings = task.own
     assert settings is not None
-    rows = _read(settings, getattr(settings, part) or settings.train or "")
-    if part == "test" or settings.dev is not None or not KINDS[task.kind].fine_tuned:
+    rows = _read(settings, getattr(settings, split_name) or settings.train or "")
+    if split_name == "test" or settings.dev is not None or not KINDS[task.kind].fine_tuned:
         return rows
     groups = rows.column(task.label) if task.kind == "classification" else [None] * len(rows)
-    return rows.select(divide([str(group) for group in groups], settings)[part])
+    return rows.select(divide([str(group) for group in groups], settings)[split_name])
 
 
 @lru_cache(maxsize=4)
@@ -187,7 +189,7 @@ def divide(groups: Sequence[str], settings: TaskSettings) -> dict[str, list[int]
     chosen = set(dev)
     train = [row for row in range(len(groups)) if row not in chosen]
     if not chosen or not train:
-        remedy = "give dev: a file of its own"
+        remedy = "set dev to a separate file"
         raise UserError(f"{settings.name}: too few examples for a validation split; {remedy}")
     return {"train": train, "dev": sorted(chosen)}
 
@@ -200,24 +202,24 @@ def _all_questions(settings: TaskSettings, name: str) -> tuple[Question, ...]:
     return tuple(examples.questions_in(_read(settings, name), columns, settings.id))
 
 
-def _questions(settings: TaskSettings, part: str) -> Sequence[Question]:
-    return _all_questions(settings, getattr(settings, part) or settings.train or "")
+def _questions(settings: TaskSettings, split_name: str) -> Sequence[Question]:
+    return _all_questions(settings, getattr(settings, split_name) or settings.train or "")
 
 
-def _questions_of_part(settings: TaskSettings, part: str, questions: list[Question]) -> list[Question]:
+def _questions_of_split(settings: TaskSettings, split_name: str, questions: list[Question]) -> list[Question]:
     """Returns the questions of this split. All questions of a context are in the same split."""
-    if part == "test" or settings.dev is not None:
+    if split_name == "test" or settings.dev is not None:
         return questions
     contexts = list(dict.fromkeys(question.context for question in questions))
-    chosen = divide([""] * len(contexts), settings)[part]
+    chosen = divide([""] * len(contexts), settings)[split_name]
     kept = {contexts[number] for number in chosen}
     return [question for question in questions if question.context in kept]
 
 
 def require_name(settings: TaskSettings, where: str) -> None:
-    """Raises UserError for a name that is not allowed, because folders have the names of tasks."""
+    """Raises UserError unless the name can name a folder, because each task has a folder of its name."""
     if not is_name(settings.name):
-        allowed = "letters, digits, dots, dashes and underscores"
+        allowed = "letters, digits, dots, dashes and underscores, at most 100, the first a letter or digit"
         raise UserError(f"{where}: name: must be {allowed}, not {settings.name!r}")
 
 

@@ -221,7 +221,8 @@ _EXAMPLES = {
 
 
 def _unknown(where: str, name: str, known: list[str]) -> str:
-    """Returns ``where`` with the nearest known name, else with the setting ``name`` of another section."""
+    """Returns the message ``where`` with a suggestion: the nearest known name, or else the same setting in
+    another section."""
     elsewhere = [f"{section}.{name}" for section, names in SECTIONS.items() if name in names]
     return with_nearest_name(where, name, known, elsewhere)
 

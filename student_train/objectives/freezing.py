@@ -34,7 +34,7 @@ def freeze_unreached(model: StudentModel, objective: Objective) -> float:
     batch = collate(_sample(layout), masked_only, bfloat16, weight=1.0)
     objective = replace(objective, train=replace(objective.train, compile=False), live=None)
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        objective(model, batch, tokens=batch.tokens, masked=max(1, batch.masked)).total.backward()
+        objective(model, batch, token_total=batch.tokens, masked_total=max(1, batch.masked)).total.backward()
     for parameter in model.parameters():
         if parameter.grad is None:
             parameter.requires_grad_(False)

@@ -77,22 +77,29 @@ class Objective:
     """How the teacher pools hidden states to a text's embedding; None without an embedding term."""
 
     def __call__(
-        self, model: StudentModel, batch: Batch, tokens: float, masked: float, sequences: float = 1.0
+        self,
+        model: StudentModel,
+        batch: Batch,
+        token_total: float,
+        masked_total: float,
+        sequences: float = 1.0,
     ) -> LossTerms:
         """Returns this micro-batch's share of the terms; the shares of a step add up to its loss.
 
-        ``tokens``, ``masked``, ``sequences``: numbers of tokens without padding, of masked tokens, and of
-        sequences in the whole optimiser step. Only the embedding term needs ``sequences``.
+        ``token_total``, ``masked_total``, ``sequences``: numbers of tokens without padding, of masked
+        tokens, and of sequences in the whole optimiser step. Only the embedding term needs ``sequences``.
         """
         train, batch = self.train, self.with_live_states(batch)
         hidden, student_qkv = self.student_outputs(model, batch)
         kind = checked_soft_target_kind(train, self.layout)
-        teacher = self.teacher_outputs(batch, model.dtype, bool(kind == "exact" or train.alpha_cos))
+        teacher = self.teacher_outputs(
+            batch, model.dtype, needs_last_hidden=bool(kind == "exact" or train.alpha_cos)
+        )
         terms = LossTerms.zero(batch.input_ids.device)
         if hidden is not None and (needs_head(train) or train.alpha_cos):
-            terms = self._position_terms(model, hidden, batch, teacher, kind, tokens, masked)
+            terms = self._position_terms(model, hidden, batch, teacher, kind, token_total, masked_total)
         if student_qkv is not None:
-            relation = self.relation(batch, student_qkv, teacher, tokens)
+            relation = self.relation(batch, student_qkv, teacher, token_total)
             total = terms.total + train.alpha_relation * relation
             terms = replace(terms, total=total, relation=relation.detach())
         if hidden is not None and train.alpha_embedding:
@@ -126,17 +133,17 @@ class Objective:
         assert teacher.embeddings is not None
         return embedding_distance(model.text_embeddings(hidden, batch.token_count), teacher.embeddings)
 
-    def teacher_outputs(self, batch: Batch, dtype: torch.dtype, last_hidden: bool) -> TeacherOutputs:
+    def teacher_outputs(self, batch: Batch, dtype: torch.dtype, *, needs_last_hidden: bool) -> TeacherOutputs:
         """Returns what the loss needs of the teacher, with as little replay as possible; a pooled store needs
-        none. ``last_hidden``: whether the loss needs last hidden states."""
+        none. ``needs_last_hidden``: whether the loss needs last hidden states."""
         if self.layout.positions == "pooled":
             return TeacherOutputs(embeddings=batch.embedding)
         relations, embeddings = self.train.alpha_relation > 0, self.train.alpha_embedding > 0
-        if not (last_hidden or relations or embeddings):
+        if not (needs_last_hidden or relations or embeddings):
             return TeacherOutputs()
         assert self.replay is not None
         states, count = stored_states(batch, dtype), None if batch.no_padding else batch.token_count
-        if not (last_hidden or embeddings):
+        if not (needs_last_hidden or embeddings):
             return TeacherOutputs(None, _named(self.replay.queries_keys_values(states, count, self._layer())))
         qkv = pooled = None
         if relations:
@@ -147,7 +154,7 @@ class Objective:
         if embeddings:
             assert self.pooling is not None
             pooled = pool(last, batch.token_count, self.pooling)
-        recorded = select_positions(last, batch.recorded_positions) if last_hidden else None
+        recorded = select_positions(last, batch.recorded_positions) if needs_last_hidden else None
         return TeacherOutputs(recorded, qkv, pooled)
 
     def _position_terms(
@@ -157,17 +164,17 @@ class Objective:
         batch: Batch,
         teacher: TeacherOutputs,
         kind: str | None,
-        tokens: float,
-        masked: float,
+        token_total: float,
+        masked_total: float,
     ) -> LossTerms:
         """Returns the terms that compare single positions: KL, masked LM, cosine."""
         train = self.train
-        masked_only = self.layout.positions == "masked"
-        kl_masked = train.kl_positions == "masked" or masked_only
+        store_masked_only = self.layout.positions == "masked"
+        kl_masked = train.kl_positions == "masked" or store_masked_only
         student_hidden = select_positions(hidden, batch.positions)
         # Which of the N positions get KL and CE. None, all of them: KL needs all, or the store has masked
         # positions only. Otherwise: the masked ones.
-        rows = None if masked_only or (kind and not kl_masked) else batch.masked_in_positions
+        rows = None if store_masked_only or (kind and not kl_masked) else batch.masked_in_positions
         vocabulary = needs_head(train)
         vocabulary_hidden = student_hidden if rows is None else student_hidden[rows]
         return triple_loss(
@@ -179,8 +186,8 @@ class Objective:
             model.project(student_hidden),
             teacher.last_hidden if train.alpha_cos else None,
             temperature=train.temperature, alpha_ce=train.alpha_ce, alpha_mlm=train.alpha_mlm,
-            alpha_cos=train.alpha_cos, tokens=masked if masked_only else tokens, masked=masked,
-            kl_tokens=masked if kl_masked else tokens, compile=train.compile,
+            alpha_cos=train.alpha_cos, tokens=masked_total if store_masked_only else token_total,
+            masked=masked_total, kl_tokens=masked_total if kl_masked else token_total, compile=train.compile,
         )  # fmt: skip
 
     def target(
@@ -205,15 +212,17 @@ class Objective:
         return 0 if layer is None else self.layout.replay_layers + layer
 
     def relation(
-        self, batch: Batch, student: dict[str, Tensor], teacher: TeacherOutputs, tokens: float
+        self, batch: Batch, student_qkv: dict[str, Tensor], teacher: TeacherOutputs, token_total: float
     ) -> Tensor:
-        """Returns this micro-batch's share of R; see `relation_loss`. ``student``: queries, keys, values."""
+        """Returns this micro-batch's share of R, see `relation_loss`."""
         qkv, train, count = teacher.queries_keys_values, self.train, batch.token_count
         assert qkv is not None
-        widths = qkv["queries"].shape[-1], student["queries"].shape[-1]
+        widths = qkv["queries"].shape[-1], student_qkv["queries"].shape[-1]
         heads = relation_heads(*widths, train.relation_heads)
         weights = dict(zip(RELATIONS, train.relation_weights, strict=True))
-        return relation_loss(student, qkv, count, heads, tokens, weights, batch.no_padding, train.compile)
+        return relation_loss(
+            student_qkv, qkv, count, heads, token_total, weights, batch.no_padding, train.compile
+        )
 
 
 def embedding_distance(student: Tensor, teacher: Tensor) -> Tensor:

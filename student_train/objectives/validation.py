@@ -102,10 +102,10 @@ class _Measures:
         batch = objective.with_live_states(batch)
         hidden, student_qkv = objective.student_outputs(model, batch)
         needs_hidden = self.has_hidden and (self.vocabulary or self.cosine)
-        teacher = objective.teacher_outputs(batch, model.dtype, needs_hidden)
+        teacher = objective.teacher_outputs(batch, model.dtype, needs_last_hidden=needs_hidden)
         sums["tokens"] += batch.tokens
         if student_qkv is not None:
-            sums["relation"] += float(objective.relation(batch, student_qkv, teacher, tokens=1.0))
+            sums["relation"] += float(objective.relation(batch, student_qkv, teacher, token_total=1.0))
         if hidden is None:
             return
         if self.embedding:

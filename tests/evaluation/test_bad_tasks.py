@@ -61,7 +61,7 @@ CASES: dict[str, tuple[str, dict[str, str | bytes], str]] = {
     "F1 of three labels": (
         TASK + "metrics: f1\n",
         {"t.csv": CSV + "x,c\n"},
-        "there are 3 labels; write macro_f1",
+        "there are 3; write macro_f1",
     ),
     "a learning rate below zero": (
         TASK + "learning_rate: -1.0e-5\n",

@@ -87,7 +87,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("classification", CLASSES | {"config": "en"}, "config: is for a hub dataset"),
     ("classification", CLASSES | {"dev_fraction": 0.0}, "dev_fraction: must be > 0 and <= 0.5, not 0.0"),
     ("classification", CLASSES | {"dev_fraction": 0.51}, "dev_fraction: must be > 0 and <= 0.5, not 0.51"),
-    ("classification", CLASSES | {"metrics": ("f1",), "labels": ("a", "b", "c")}, "3 labels; write macro_f1"),
+    ("classification", CLASSES | {"metrics": ("f1",), "labels": ("a", "b", "c")}, "3; write macro_f1"),
 ]
 
 
