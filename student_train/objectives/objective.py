@@ -214,7 +214,7 @@ class Objective:
     def relation(
         self, batch: Batch, student_qkv: dict[str, Tensor], teacher: TeacherOutputs, token_total: float
     ) -> Tensor:
-        """Returns this micro-batch's share of R, see `relation_loss`."""
+        """Returns this micro-batch's share of R; see `relation_loss`."""
         qkv, train, count = teacher.queries_keys_values, self.train, batch.token_count
         assert qkv is not None
         widths = qkv["queries"].shape[-1], student_qkv["queries"].shape[-1]
