@@ -102,6 +102,13 @@ def test_the_lists_hold_the_twenty_best() -> None:
     assert answer_spans.best_span(9.0 * starts, 9.0 * ends, np.ones(40, bool)) == (9.0, 0, 0)
 
 
+def test_one_allowed_token_is_the_answer_and_none_is_no_answer() -> None:
+    logits, allowed = np.arange(4.0), np.zeros(4, bool)
+    assert answer_spans.best_span(logits, logits, allowed) is None
+    allowed[2] = True
+    assert answer_spans.best_span(logits, logits, allowed) == (4.0, 2, 2)
+
+
 def test_no_answer_is_chosen_where_every_window_prefers_it() -> None:
     """Two windows of one question; the first token of each is [CLS]."""
     spans = np.asarray([[-1, -1], [0, 3], [4, 7], [8, 11]])
@@ -121,6 +128,11 @@ def test_no_answer_is_chosen_where_every_window_prefers_it() -> None:
     assert (
         answer(prefers, finds, no_answer=True) == answer(finds, prefers, no_answer=True) == ["car", ""]
     )  # 1 + 1 is below 3 + 1
+    for side in range(2):  # [CLS] counts as start and as end: 0 + 9 and 9 + 0 are above 1 + 2
+        one_sided = prefers.copy()
+        one_sided[:, 0] = 0
+        one_sided[side, 0] = 9
+        assert answer(one_sided, no_answer=True) == ["", ""]
     tie = prefers.copy()
     tie[:, 0] = 1.5
     assert answer(tie, no_answer=True) == ["red car", ""]
@@ -253,7 +265,9 @@ def test_an_answer_is_looked_for_where_it_stands(
 @pytest.mark.parametrize(
     ("content", "says"),
     [('[{"paragraphs": 1}]', "data[0]: field 'paragraphs' is not a list"),
-     ('[{"paragraphs": [{"context": 1}]}]', "data[0].paragraphs[0]: field 'context' is not a text")],
+     ('[{"paragraphs": [{"context": 1}]}]', "data[0].paragraphs[0]: field 'context' is not a text"),
+     ('[{"paragraphs": [{"context": "a", "qas": [{"answers": [{"text": "a", "answer_start": "0"}]}]}]}]',
+      "data[0].paragraphs[0].qas[0]: field 'answer_start' is not a whole number")],
 )  # fmt: skip
 def test_a_field_of_another_type_is_named(content: str, says: str, tmp_path: Path) -> None:
     path = tmp_path / "t.json"
