@@ -39,7 +39,7 @@ class WrongContent(UserError):
 
 
 class DamagedFile(UserError):
-    """A compressed file cannot be decompressed to its end, or a Parquet file cannot be read."""
+    """A compressed file cannot be decompressed to its end, or a Parquet or JSON file cannot be read."""
 
 
 def first_line(error: BaseException) -> str:

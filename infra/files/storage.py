@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import xxhash
 
-from infra.errors import UserError, WrongContent
+from infra.errors import DamagedFile, UserError, WrongContent
 from infra.files import remote
 from infra.files.os_errors import WRITE_ERRNOS, reporting_os_errors
 from infra.files.streams import Decompressed, RemoteFile, compression, remote_range
@@ -185,12 +185,12 @@ def read_json(path: str) -> Any:
     try:
         return json.loads(read_bytes(path).decode())
     except (ValueError, RecursionError) as problem:
-        raise UserError(f"{remote.without_secrets(path)}: is not JSON: {problem}") from None
+        raise DamagedFile(f"{remote.without_secrets(path)}: is not JSON: {problem}") from None
 
 
 def read_object(path: str) -> dict[str, Any]:
-    """Returns the object in a JSON file; {} if the file is missing, damaged or holds no object."""
-    with contextlib.suppress(UserError):
+    """Returns the object in a JSON file; {} if it is missing or no JSON object. UserError if unreadable."""
+    with contextlib.suppress(DamagedFile):
         content = read_json(path) if exists(path) else {}
         return content if isinstance(content, dict) else {}
     return {}

@@ -369,3 +369,19 @@ def test_many_writers_of_one_file_leave_one_whole_file(tmp_path: Path) -> None:
         thread.join()
     assert Path(path).read_bytes() in contents
     assert os.listdir(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff", b"[1]"])
+def test_an_object_that_may_be_missing_or_damaged(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert storage.read_object(str(path)) == {}
+    path.write_text('{"a": 1}')
+    assert storage.read_object(str(path)) == {"a": 1}
+
+
+def test_an_object_that_cannot_be_read_is_not_taken_for_a_missing_one(tmp_path: Path) -> None:
+    """Otherwise a failing disk or object store would make a command write over what it could not read."""
+    with pytest.raises(UserError):
+        storage.read_object(str(tmp_path))
