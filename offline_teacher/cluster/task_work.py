@@ -40,8 +40,8 @@ _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)  # C libraries other tha
 class TaskWorker(WorkerBase):
     """Holds the teacher, which is loaded when first needed, and runs one computation at a time.
 
-    Two threads may call ``infer``: while one masks or writes its task, the teacher computes the task of the
-    other. A third thread runs all computations, so that torch uses only one set of threads."""
+    Several threads may call ``infer``: while one masks, loads or writes its task, the teacher computes the
+    task of another. One more thread runs all computations, so that torch uses only one set of threads."""
 
     def __init__(self, recipe: Recipe, device: str, root: str) -> None:
         """``root``: path of the store. ``recipe.masking.probability`` must not be None."""
@@ -62,25 +62,29 @@ class TaskWorker(WorkerBase):
         """Publishes one task; returns its ``{tokens, bytes}``. Raises ValueError if the teacher gives NaN."""
         environment = self.environment()
         with TaskWriter(self.root, self._spec, split, task, environment, self._buffers) as writer:
-            for columns in self.columns(split, task):
-                writer.write(columns)
+            for columns, checked in self._shards(split, task):
+                writer.write(columns, checked)
             index = writer.publish()
         self._return_memory()
         return {"tokens": index.tokens, "bytes": sum(shard.bytes for shard in index.shards)}
 
     def columns(self, split: str, task: Task) -> Iterator[Columns]:
         """Yields all columns of a task, shard by shard, and publishes nothing."""
+        return (columns for columns, _ in self._shards(split, task))
+
+    def _shards(self, split: str, task: Task) -> Iterator[tuple[Columns, bool]]:
+        """Yields the columns of each shard, and whether the device found the teacher's values possible."""
+        inference = self._compute(lambda: self._inference)
         size = self._spec.plan.block_samples * self._spec.plan.shard_blocks
         for start in range(0, task.samples, size):
             masked = self._masked(split, task, task.rows[start : start + size])
-            yield masked | self._compute(self._columns, masked).wait()
+            batches = inference.load(masked, self.settings.batch_size)
+            pending = self._compute(inference.compute, batches, len(masked["sequence_id"]))
+            yield masked | pending.wait(), pending.possible()
 
     def environment(self) -> dict[str, Any]:
         """The facts on which the last bits of this worker's numbers depend."""
         return dict(self._compute(lambda: self._inference.teacher.environment))
-
-    def _columns(self, masked: Columns) -> Any:
-        return self._inference.columns(masked, self.settings.batch_size)
 
     def _compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return self._computing.submit(function, *arguments).result()

@@ -193,7 +193,20 @@ def columns(device: torch.device, size: Size) -> dict[str, Any]:
                 allowed = 1 if here[name].dtype == np.int8 else 0.02  # float16: 2^-9 at 8
                 assert off <= allowed, f"columns are off: {worst}"
     assert same > 0.99, f"only {same:.3f} of the top-k ids agree"
-    return {"largest_difference": worst, "same_topk_ids": same}
+    rounded = _rounded_logits(model, device)
+    assert rounded == (device.type == "cpu"), "a GPU rounds the logits of a bfloat16 teacher to bfloat16"
+    return {"largest_difference": worst, "same_topk_ids": same, "rounded_logits": rounded}
+
+
+def _rounded_logits(model: Any, device: torch.device) -> bool:
+    """Returns whether all logits of a teacher in bfloat16 are numbers of bfloat16."""
+    layout = layout_for(model.config, 32, 8, 0, "float16")
+    teacher = loaded(model.bfloat16(), 0, device, torch.bfloat16)
+    logits = torch.from_numpy(
+        columns_of(teacher, layout, random_text(layout, 12, padded=True))["topk_logits"]
+    )
+    model.float()
+    return bool((logits.bfloat16().half() == logits).all())
 
 
 def graphs(device: torch.device, size: Size) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def test_no_batch_of_a_pass_waits_for_its_device(
 
 
 def test_copies_between_host_and_device_are_pinned_and_asynchronous() -> None:
-    """In this room, `_sent` and `_to_host` alone copy, and ``Pending.wait`` alone waits."""
+    """In this room, `to_device` and `to_host` alone copy, and `Pending` alone waits."""
     copies, waits = set(), set()
     for path in sorted(Path(inference.__path__[0]).glob("*.py")):
         for function in (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)):
@@ -64,12 +64,9 @@ def test_copies_between_host_and_device_are_pinned_and_asynchronous() -> None:
             for call in (n for n in ast.walk(function) if isinstance(n, ast.Call)):
                 name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
                 words = {word.arg for word in call.keywords}
-                if "non_blocking" in words or name in ("pin_memory", "cuda"):
+                if words & {"non_blocking", "pin_memory"} or name in ("pin_memory", "cuda"):
                     copies.add(where)
                 if name in READS:
                     waits.add(where)
-    assert copies == {"columns.py: _to_device", "columns.py: _to_host"}
-    assert waits == {
-        "columns.py: wait",
-        "columns.py: _recorded_positions",
-    }  # the latter is numpy, on the host
+    assert copies == {"batches.py: _pinned", "batches.py: to_device", "batches.py: to_host"}
+    assert waits == {"shard_columns.py: wait", "batches.py: _recorded_positions"}  # the latter is numpy

@@ -1,0 +1,96 @@
+"""Cuts a shard's text into batches in pinned memory, and copies them to the device without waiting.
+
+The thread of a task loads its batches while the computing thread runs those of another task.
+
+Axes: n samples of a shard, B batch, L length, P recorded positions of a sequence, N of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offline_teacher.store.schema import Layout
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples of a shard, the longest first. All tensors are int64."""
+
+    input_ids: Tensor
+    """[B, L]; L is the length of the longest sample, rounded up."""
+    token_count: Tensor
+    """[B]"""
+    padded: bool
+    """Whether a sample is shorter than L."""
+    rows: Tensor
+    """[B]: the samples' numbers in the shard."""
+    source: Tensor | None
+    """[N]: flat indices of the recorded positions in [B, L]; None for all, in order."""
+    target: Tensor
+    """[N]: flat indices of the same positions in the shard's [n, P]."""
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Makes the batches of shards for one layout and device."""
+
+    layout: Layout
+    device: torch.device
+    step: int
+    """The length of a batch is a multiple of this, so that there are few shapes."""
+
+    def batches(self, text: Mapping[str, np.ndarray], batch_size: int) -> list[Batch]:
+        """Returns the batches of a shard from its text columns. A batch has sequences of similar lengths. The
+        same samples always give the same batches."""
+        count = text["token_count"].astype(np.int64)
+        order = np.argsort(-count, kind="stable")
+        rows = (order[start : start + batch_size] for start in range(0, len(count), batch_size))
+        return [self._batch(text, count, some) for some in rows]
+
+    def _batch(self, text: Mapping[str, np.ndarray], count: np.ndarray, rows: np.ndarray) -> Batch:
+        length = min(-(-int(count[rows[0]]) // self.step) * self.step, self.layout.length)
+        source, target = self._recorded_positions(text, count, rows, length)
+        every = len(source) == len(rows) * length and self.layout.positions != "masked"
+        return Batch(
+            input_ids=self._pinned(text["input_ids"][rows, :length].astype(np.int64)),
+            token_count=self._pinned(count[rows]),
+            padded=count[rows[-1]] < length,
+            rows=self._pinned(rows),
+            source=None if every else self._pinned(source),
+            target=self._pinned(target),
+        )
+
+    def _recorded_positions(
+        self, text: Mapping[str, np.ndarray], count: np.ndarray, rows: np.ndarray, length: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns flat indices, int64 [N], of the recorded positions: in the batch [B, length] and in the
+        shard [n, P]."""
+        if self.layout.positions == "masked":
+            masked = text["masked_positions"][rows]
+            row, slot = np.nonzero(masked >= 0)
+            return row * length + masked[row, slot], rows[row] * self.layout.recorded + slot
+        row, position = np.nonzero(np.arange(length) < count[rows][:, None])
+        return row * length + position, rows[row] * self.layout.recorded + position
+
+    def _pinned(self, values: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(values)
+        return tensor if self.device.type == "cpu" else tensor.pin_memory()
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Starts a copy to the device and does not wait for its end. The tensor must be pinned, unless the device
+    is a CPU."""
+    if device.type == "cpu":
+        return tensor
+    assert tensor.is_pinned()
+    return tensor.to(device, non_blocking=True)
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """Starts a copy into pinned memory on the current stream, and returns its target."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
