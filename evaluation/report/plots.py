@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from evaluation.report.charts import LOSS_TERMS, PALETTE  # noqa: E402
 COLOURS = {"teacher": "#4c566a", "student": "#0072b2", "undistilled": "#d55e00"}
 OTHER_COLOURS = (*PALETTE[2:6], *PALETTE[:2])
 """Colours of rows that ``COLOURS`` does not name."""
+LARGEST_DISC = 1200
+"""Square of the diameter of the largest model's disc, in points."""
 ERROR_BARS: dict[str, Any] = {"elinewidth": 1, "capsize": 3, "ecolor": "0.25"}
 """Matplotlib's settings of the error bars that show intervals."""
 
@@ -91,7 +94,7 @@ def score_against_latency(report: Mapping[str, Any]) -> bytes:
     for position, (name, row) in enumerate(rows.items()):
         x, y = row["latency"]["p50_ms"], 100 * row["macro"]
         disc = {"alpha": 0.75, "linewidths": 0} | style(report, name, position)
-        axes.scatter(x, y, s=1200 * _megabytes(row) / largest, **disc)
+        axes.scatter(x, y, s=LARGEST_DISC * _megabytes(row) / largest, **disc)
         axes.errorbar(x, y, yerr=_error_lengths([y], [row["intervals"]["macro"]]), fmt="none", **ERROR_BARS)
     axes.set_xlabel("median latency, ms (batch size 1, CPU)")
     axes.set_ylabel("macro score, %")
@@ -107,7 +110,8 @@ def score_against_latency(report: Mapping[str, Any]) -> bytes:
 
 
 def _label_discs(figure: Figure, axes: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes name and size of each model beside its disc; a label that would cover another is moved up."""
+    """Writes name and size of each model beside its disc; a label that would cover another label or disc is
+    moved up."""
     labels = [
         axes.annotate(
             f"{name}\n{row['parameters'] / 1e6:.2f} M, {_megabytes(row):.1f} MB",
@@ -117,13 +121,24 @@ def _label_discs(figure: Figure, axes: Axes, rows: Mapping[str, Mapping[str, Any
         for name, row in sorted(rows.items(), key=lambda item: item[1]["macro"])
     ]  # fmt: skip
     figure.draw_without_rendering()
-    boxes: list[Bbox] = []  # of the labels in their final positions
+    boxes = _disc_boxes(figure, axes, rows)  # and then of the labels in their final positions
     for label in labels:
         while overlaps := [box for box in boxes if box.overlaps(label.get_window_extent())]:
             pixels = max(box.y1 for box in overlaps) - label.get_window_extent().y0 + 1
             x, y = label.xyann
             label.xyann = (x, y + pixels * 72 / figure.dpi)  # in points
         boxes.append(label.get_window_extent())
+
+
+def _disc_boxes(figure: Figure, axes: Axes, rows: Mapping[str, Mapping[str, Any]]) -> list[Bbox]:
+    """Returns the bounding boxes of all discs, in pixels."""
+    largest = max(_megabytes(row) for row in rows.values())
+    boxes = []
+    for row in rows.values():
+        x, y = axes.transData.transform((row["latency"]["p50_ms"], 100 * row["macro"]))
+        radius = math.sqrt(LARGEST_DISC * _megabytes(row) / largest) / 2 * figure.dpi / 72
+        boxes.append(Bbox.from_extents(x - radius, y - radius, x + radius, y + radius))
+    return boxes
 
 
 def _megabytes(row: Mapping[str, Any]) -> float:

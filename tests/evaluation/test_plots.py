@@ -78,6 +78,27 @@ def test_labels_of_close_models_do_not_cover_each_other(content: dict[str, Any])
 
 
 @pytest.mark.usefixtures("drawn")
+def test_a_label_covers_no_disc_of_another_model(content: dict[str, Any]) -> None:
+    """The second model's disc is where the first one's label would be."""
+    rows = family_rows()
+    for number, each in enumerate(rows.values()):
+        each["macro"], each["latency"]["p50_ms"] = 0.5 + 0.1 * (number // 2), 2.0 + 0.5 * (number % 2)
+    compare(rows)
+    family = content | {"rows": rows, "students": ["half", "tiny", "other"]}
+    axes = plots.score_against_latency(family).axes[0]  # type: ignore[attr-defined]
+    axes.figure.draw_without_rendering()
+    labels = [text for text in axes.texts if isinstance(text, Annotation)]
+    discs = [one for one in axes.collections if isinstance(one, PathCollection)]
+    moved = [label for label in labels if label.xyann[1] > 0]
+    assert moved
+    for label, disc in itertools.product(labels, discs):
+        (x, y), box = axes.transData.transform(disc.get_offsets()[0]), label.get_window_extent()
+        nearest = np.clip([x, y], [box.x0, box.y0], [box.x1, box.y1])
+        diameter = np.sqrt(disc.get_sizes()[0]) * axes.figure.dpi / 72
+        assert np.hypot(*(nearest - (x, y))) >= diameter / 2
+
+
+@pytest.mark.usefixtures("drawn")
 def test_rows_of_one_student_have_one_colour(content: dict[str, Any]) -> None:
     rows = family_rows() | {"tiny (D)": row(0.25, 0.85, 5_000_000, "undistilled tiny")}
     students = {"half": "half", "undistilled half": "half", "other": "other"}
