@@ -21,19 +21,13 @@ from offline_teacher.inference.graphs import STEP, GraphedLower
 from offline_teacher.inference.quantise import quantise
 from offline_teacher.inference.reduction import reduce_logits
 from offline_teacher.inference.shard_columns import Pending, ShardColumns, impossible_top_k
-from offline_teacher.inference.teacher import LoadedTeacher
+from offline_teacher.inference.teacher import LoadedTeacher, logit_dtype
 from offline_teacher.models.head import aligned_decoder
 from offline_teacher.models.pooling import pool
 from offline_teacher.store.schema import Layout
 
 TEXT = ("sequence_id", "token_count", "input_ids", "masked_positions", "masked_labels")
 """The columns that do not come from the teacher."""
-
-
-def logit_dtype(device_type: str, dtype: torch.dtype) -> torch.dtype:
-    """Returns the dtype of the logits for a teacher of this dtype. CUDA sums 16-bit products in float32 and
-    can return the sums without rounding them; a CPU cannot."""
-    return torch.float32 if device_type == "cuda" else dtype
 
 
 def matmul_positions(device_type: str, dtype: torch.dtype) -> int:

@@ -74,11 +74,18 @@ def environment(teacher: Teacher, device: str) -> dict[str, str | int | float | 
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "kernel": _kernel(on_cpu),
+        "logits": str(logit_dtype("cpu" if on_cpu else "cuda", getattr(torch, teacher.dtype))).split(".")[1],
         "dtype": teacher.dtype,
         "batch_size": teacher.batch_size,
         "threads": teacher.cpu_threads if on_cpu else None,
         "onednn": os.environ.get("ONEDNN_MAX_CPU_ISA") if on_cpu else None,
     }
+
+
+def logit_dtype(device_type: str, dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype of the logits for a teacher of this dtype. CUDA sums 16-bit products in float32 and
+    can return the sums without rounding them; a CPU cannot."""
+    return torch.float32 if device_type == "cuda" else dtype
 
 
 def _kernel(on_cpu: bool) -> str:

@@ -92,7 +92,7 @@ def test_a_label_covers_no_disc_of_another_model(content: dict[str, Any]) -> Non
     moved = [label for label in labels if label.xyann[1] > 0]
     assert moved
     for label, disc in itertools.product(labels, discs):
-        (x, y), box = axes.transData.transform(disc.get_offsets()[0]), label.get_window_extent()
+        (x, y), box = axes.transData.transform(np.asarray(disc.get_offsets())[0]), label.get_window_extent()
         nearest = np.clip([x, y], [box.x0, box.y0], [box.x1, box.y1])
         diameter = np.sqrt(disc.get_sizes()[0]) * axes.figure.dpi / 72
         assert np.hypot(*(nearest - (x, y))) >= diameter / 2

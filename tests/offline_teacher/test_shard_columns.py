@@ -15,7 +15,7 @@ from infra.settings.sections import Teacher
 from offline_teacher.inference import columns as inference
 from offline_teacher.inference.columns import Inference
 from offline_teacher.inference.shard_columns import Pending, ShardColumns, impossible_top_k
-from offline_teacher.inference.teacher import LoadedTeacher, load_teacher
+from offline_teacher.inference.teacher import LoadedTeacher, environment, load_teacher, logit_dtype
 from offline_teacher.store.numbering import SplitPlan
 from offline_teacher.store.schema import Layout
 from offline_teacher.store.value_checks import check_block
@@ -226,7 +226,6 @@ def test_the_logits_of_a_16_bit_teacher_are_not_rounded_where_the_device_can(
         library.impl("addmm.dtype_out", wider, "CPU")
         monkeypatch.setattr(inference, "logit_dtype", lambda *_: torch.float32)
         found = pending(teacher, layout).wait()
-    assert inference.logit_dtype is not None
     for columns, all_bfloat16 in ((rounded, True), (found, False)):
         logits = torch.from_numpy(columns["topk_logits"])
         assert bool((logits.bfloat16().half() == logits).all()) == all_bfloat16
@@ -235,6 +234,7 @@ def test_the_logits_of_a_16_bit_teacher_are_not_rounded_where_the_device_can(
 
 
 def test_where_logits_are_wider() -> None:
-    assert inference.logit_dtype("cuda", torch.bfloat16) == torch.float32
-    assert inference.logit_dtype("cpu", torch.bfloat16) == torch.bfloat16
-    assert inference.logit_dtype("cpu", torch.float32) == torch.float32
+    assert logit_dtype("cuda", torch.bfloat16) == torch.float32
+    assert logit_dtype("cpu", torch.bfloat16) == torch.bfloat16
+    assert logit_dtype("cpu", torch.float32) == torch.float32
+    assert environment(Teacher(model="unused", dtype="bfloat16"), "cpu")["logits"] == "bfloat16"
