@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from infra.errors import UserError
 from infra.settings.sections import Train
 from student_train.engine.deepspeed_config import build_config
+from student_train.engine.learning_rate import layer_scales
 from student_train.engine.master_step import MasterStep
 from student_train.engine.world import World, deepspeed_quiet
 
@@ -48,7 +49,7 @@ class Engine:
             )
         self.model, self.world, self.train = model, world, train
         optimizer = torch.optim.AdamW(
-            _parameter_groups(model, train.weight_decay), lr=0.0, betas=train.betas, eps=train.eps, fused=True
+            _parameter_groups(model, train), lr=0.0, betas=train.betas, eps=train.eps, fused=True
         )
         initial = {name: p.detach().clone() for name, p in trained_parameters(model)}
         with deepspeed_quiet():
@@ -82,7 +83,7 @@ class Engine:
         without the loss scale: a scalar that a GPU may still have to compute. If the norm is not finite, the
         step changes nothing."""
         for group in self._adamw.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_scale"]
         if self._stage == 0 and self.train.dtype == "float32":
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
@@ -218,10 +219,14 @@ def _mapping(parameter: nn.Parameter) -> Any:
     return parameter._hp_mapping  # type: ignore[attr-defined]
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Returns AdamW's groups: weight decay for matrices, none for biases and layer norms, as in BERT."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def _parameter_groups(model: nn.Module, train: Train) -> list[dict[str, Any]]:
+    """Returns AdamW's groups: weight decay for matrices, none for biases and layer norms, as in BERT. Each
+    group has the factor of its learning rate, ``rate_scale``: there are two groups if that is always 1."""
+    parameters = dict(trained_parameters(model))
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    for name, scale in layer_scales(list(parameters), train.layer_decay).items():
+        is_matrix = parameters[name].ndim > 1
+        decay = train.weight_decay if is_matrix else 0.0
+        new = {"params": [], "weight_decay": decay, "rate_scale": scale}
+        groups.setdefault((is_matrix, scale), new)["params"].append(parameters[name])
+    return list(groups.values())

@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 
 from infra.settings.sections import Train
+
+_LAYER = re.compile(r"\blayers?\.(\d+)\.")
+"""The number of a parameter's layer in its name, in all families of teachers."""
+
+
+def layer_scales(names: list[str], decay: float) -> dict[str, float]:
+    """Returns the factor of the learning rate of each parameter: decay^d for a parameter d layers below the
+    head, as in ELECTRA (arXiv 2003.10555, appendix A). d is 0 for the head and everything else outside layers
+    and embeddings, 1 for the last of n layers, n for the first, and n + 1 for the embeddings."""
+    layer_of = {name: int(match[1]) for name in names if (match := _LAYER.search(name))}
+    count = max(layer_of.values(), default=-1) + 1
+    depths = {name: count + 1 if "embeddings." in name else 0 for name in names}
+    depths |= {name: count - layer for name, layer in layer_of.items()}
+    return {name: decay**depth for name, depth in depths.items()}
 
 
 def learning_rate(train: Train, step: int, total: int) -> float:

@@ -22,17 +22,20 @@ BATCH, VOCABULARY, WIDTH = 8, 23, 7
 
 
 class Toy(nn.Module):
-    """A model with embeddings tied to the output, a layer norm and a bias."""
+    """A model with embeddings tied to the output, two layers with biases, and a layer norm."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
-        self.dense = nn.Linear(WIDTH, WIDTH)
+        self.embeddings = nn.ModuleDict({"words": nn.Embedding(VOCABULARY, WIDTH)})
+        self.layer = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
         self.norm = nn.LayerNorm(WIDTH)
 
     def loss(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        hidden = self.norm(torch.tanh(self.dense(self.embedding(ids))))
-        logits = (hidden @ self.embedding.weight.T).float()
+        words = self.embeddings["words"]
+        hidden = words(ids)
+        for layer in self.layer:
+            hidden = torch.tanh(layer(hidden))
+        logits = (self.norm(hidden) @ words.weight.T).float()
         return nn.functional.cross_entropy(logits, labels, reduction="sum") / BATCH
 
 
@@ -66,7 +69,7 @@ def run(job: dict, world: World) -> dict:
         dtype=job["dtype"],
         zero_stage=job["stage"],
         max_grad_norm=0.5,
-        weight_decay=job.get("weight_decay", 0.0),
+        layer_decay=job.get("layer_decay", 1.0),
         deepspeed_config=job.get("config"),
     )
     model = toy()

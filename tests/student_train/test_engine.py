@@ -16,7 +16,7 @@ import torch
 from infra.errors import UserError
 from infra.settings.sections import Train
 from student_train.engine.deepspeed_config import build_config
-from student_train.engine.learning_rate import learning_rate
+from student_train.engine.learning_rate import layer_scales, learning_rate
 from tests.student_train.engine_worker import data, toy
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
@@ -56,7 +56,7 @@ def results(root_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         return [
             job(f"{ranks}-{s}-{d}", s, d, save_at=HALF, to=str(root / f"{ranks}-{s}-{d}"))
             for s, d in COMBINATIONS
-        ]
+        ] + [job(f"{ranks}-{s}-{d}-decay", s, d, layer_decay=0.5) for s, d in COMBINATIONS]
 
     def resumed(ranks: int, source: int) -> list[dict]:
         return [
@@ -70,11 +70,15 @@ def results(root_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return found | start(resumed(1, 2), 1, root_dir)
 
 
-@pytest.fixture(scope="module")
-def reference() -> dict[str, Any]:
-    """Returns the same steps computed by torch alone, in float32."""
+def plain_steps(rates: dict[str, float]) -> dict[str, Any]:
+    """Returns the same steps computed by torch alone, in float32. ``rates``: start of a parameter's name ->
+    its learning rate."""
     model = toy()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)
+    groups = [
+        {"params": [p for name, p in model.named_parameters() if name.startswith(start)], "lr": rate}
+        for start, rate in rates.items()
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)
     losses, norms = [], []
     for step in range(STEPS):
         optimizer.zero_grad()
@@ -85,6 +89,31 @@ def reference() -> dict[str, Any]:
         losses.append(float(loss.detach()))
     weights = {name: parameter.detach().flatten().tolist() for name, parameter in model.named_parameters()}
     return {"losses": losses, "norms": norms, "weights": weights}
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Any]:
+    return plain_steps({"": 1e-2})
+
+
+@pytest.fixture(scope="module")
+def decayed() -> dict[str, Any]:
+    return plain_steps({"norm": 1e-2, "layer.1": 5e-3, "layer.0": 2.5e-3, "embeddings": 1.25e-3})
+
+
+@pytest.mark.parametrize(("stage", "dtype"), COMBINATIONS)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_lower_layers_learn_more_slowly(
+    results: dict, decayed: dict, reference: dict, stage: int, dtype: str, ranks: int
+) -> None:
+    found, tolerance = results[f"{ranks}-{stage}-{dtype}-decay"], TOLERANCE[dtype]
+    assert found["losses"] == pytest.approx(decayed["losses"], rel=tolerance)
+    allowed = {"float32": 2e-6, "bfloat16": 2e-3, "float16": 1e-3}[dtype]
+    for name, values in decayed["weights"].items():
+        assert found["weights"][name] == pytest.approx(values, abs=allowed), name
+        undecayed = reference["weights"][name]
+        if name.startswith(("embeddings", "layer.0")):
+            assert max(abs(a - b) for a, b in zip(values, undecayed, strict=True)) > 5 * allowed
 
 
 @pytest.mark.parametrize(("stage", "dtype"), COMBINATIONS)
@@ -181,6 +210,24 @@ def test_conflicts_name_both(tmp_path: Path, user: Any, names: list[str]) -> Non
 
 
 # --- the schedule -------------------------------------------------------------------------------------------
+
+
+def test_scales_of_a_real_students_layers() -> None:
+    names = [
+        "model.bert.embeddings.word_embeddings.weight",
+        "model.bert.embeddings.LayerNorm.bias",
+        "model.bert.encoder.layer.0.attention.self.query.weight",
+        "model.bert.encoder.layer.2.output.dense.bias",
+        "model.cls.predictions.transform.dense.weight",
+        "projection.weight",
+    ]
+    found = list(layer_scales(names, 0.5).values())
+    assert found == [0.5**4, 0.5**4, 0.5**3, 0.5, 1.0, 1.0]
+    assert layer_scales(["model.layers.11.mlp.Wi.weight", "model.layers.3.mlp.Wi.weight"], 0.9) == {
+        "model.layers.11.mlp.Wi.weight": pytest.approx(0.9),
+        "model.layers.3.mlp.Wi.weight": pytest.approx(0.9**9),
+    }
+    assert set(layer_scales(names, 1.0).values()) == {1.0}
 
 
 def test_learning_rates() -> None:

@@ -56,6 +56,9 @@ class Train:
     micro_batch_size: int = unfingerprinted(32)
     """Sequences per forward on one rank."""
     learning_rate: float = fingerprinted(5e-4)
+    layer_decay: float = fingerprinted(1.0)
+    """Factor of the learning rate from each layer to the one below it, from the head down to the embeddings.
+    Below 1, layers that are copied from the teacher change less the lower they are."""
     betas: tuple[float, float] = fingerprinted((0.9, 0.98))
     eps: float = fingerprinted(1e-6)
     weight_decay: float = fingerprinted(0.0)
@@ -132,6 +135,7 @@ class Train:
         valid = fields.is_temperature(self.temperature)
         require(valid, f"temperature: must be {fields.TEMPERATURE_RANGE}, not {self.temperature}")
         require(0 <= self.warmup_ratio < 1, f"warmup_ratio: must be in [0, 1), not {self.warmup_ratio}")
+        require(0 < self.layer_decay <= 1, f"layer_decay: must be in (0, 1], not {self.layer_decay}")
         betas, weights = list(self.betas), list(self.relation_weights)
         require(min(betas) >= 0 and max(betas) < 1, f"betas: must be in [0, 1), not {betas}")
         has_loss = any(getattr(self, name) > 0 for name in TERMS)
