@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 
 from infra.errors import UserError
-from infra.files import remote, storage
+from infra.files import storage
+from infra.redaction import without_secrets
 from infra.settings.recipe import DEFAULT_STUDENT
 
 SOURCE = "source.json"
@@ -16,7 +17,7 @@ SOURCE = "source.json"
 def source_of(model: str) -> str:
     """Returns what identifies a model in every working directory: an absolute path, a URL or a hub name."""
     if storage.is_remote(model):
-        return remote.without_secrets(model).rstrip("/")
+        return without_secrets(model).rstrip("/")
     return os.path.realpath(model) if os.path.isdir(model) else model
 
 
@@ -40,7 +41,7 @@ def free_name(scores: str, source: str, names: Sequence[str]) -> str:
         if owner in (None, source):
             return name
     raise UserError(
-        f"{remote.without_secrets(scores)}: the scores in {names[-1]} belong to {owners[-1]}, not to"
+        f"{without_secrets(scores)}: the scores in {names[-1]} belong to {owners[-1]}, not to"
         f" {source}; give another --output"
     )
 

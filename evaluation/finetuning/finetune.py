@@ -16,7 +16,7 @@ from evaluation.finetuning.jobs import Job, predicted_parts, scores_of
 from evaluation.finetuning.training import Fit, Loss, Schedule, fit, predict
 from evaluation.kinds import predictions
 from evaluation.kinds.registry import kind_of
-from evaluation.measures.answers import Answers
+from evaluation.measures.model_outputs import Answers
 from evaluation.sources.loading import has_part, load
 from evaluation.tasks.encoded import Encoded
 from evaluation.tasks.task import Split, Task

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from evaluation.measures.answers import Answers
+from evaluation.measures.model_outputs import Answers
 from evaluation.tasks.task import Split, Task
 
 if TYPE_CHECKING:

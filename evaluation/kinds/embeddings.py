@@ -16,7 +16,7 @@ import pyarrow as pa
 from evaluation.kinds.base import Kind, Metric, Predict
 from evaluation.kinds.texts import Regression
 from evaluation.measures import resampling
-from evaluation.measures.answers import Answers
+from evaluation.measures.model_outputs import Answers
 from evaluation.measures.ranking import ndcg, recall
 from evaluation.tasks.task import Split, Task
 from infra.control_tokens import tokenize

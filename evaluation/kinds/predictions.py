@@ -16,7 +16,7 @@ from pyarrow import compute, parquet
 
 from evaluation.kinds.registry import kind_of
 from evaluation.measures import intervals
-from evaluation.measures.answers import Answers, Predictions
+from evaluation.measures.model_outputs import Answers, Predictions
 from evaluation.tasks.task import Task
 from infra.errors import UserError
 from infra.files import storage

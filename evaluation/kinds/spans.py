@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from evaluation.kinds.base import TEACHER_LOGITS, TOKEN_COUNTS, Kind, Metric, Predict, kl
 from evaluation.measures import resampling
-from evaluation.measures.answers import Answers
-from evaluation.measures.metrics import answer_exact, answer_f1
+from evaluation.measures.model_outputs import Answers
+from evaluation.measures.squad import answer_exact, answer_f1
 from evaluation.tasks import answer_spans
 from evaluation.tasks.task import Split, Task
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from evaluation.kinds.base import TEACHER_LOGITS, Kind, Metric, Predict, kl
 from evaluation.measures import resampling
-from evaluation.measures.answers import Answers
 from evaluation.measures.metrics import METRICS, class_counts, f1_of, macro_f1_of, of_sums
+from evaluation.measures.model_outputs import Answers
 from evaluation.tasks.task import Split, Task
 from infra.control_tokens import tokenize
 

@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from evaluation.kinds.base import TEACHER_LOGITS, Kind, Metric, Predict, kl
 from evaluation.kinds.texts import class_config
-from evaluation.measures.answers import Answers
 from evaluation.measures.entities import entity_counts
 from evaluation.measures.metrics import f1_of, of_sums, precision_of, recall_of
+from evaluation.measures.model_outputs import Answers
 from evaluation.tasks.examples import OUTSIDE
 from evaluation.tasks.task import Split, Task
 from infra.control_tokens import tokenize

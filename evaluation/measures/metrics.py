@@ -2,17 +2,13 @@
 
 GLUE (arXiv 1804.07461, section 3): Matthews correlation for CoLA, Pearson and Spearman correlation for STS-B,
 accuracy and F1 of class 1 for MRPC and QQP, accuracy for the others. A task's score is the mean of its main
-metrics (for MNLI, on matched and mismatched), the macro score the mean over tasks. SQuAD (arXiv 1606.05250,
-section 6.1): exact match and token F1 of normalised answers, the best over the annotators' answers. SQuAD
-2.0 (arXiv 1806.03822) also has questions without an answer. docs/extending.md says how to add a metric.
+metrics (for MNLI, on matched and mismatched), the macro score the mean over tasks. Those of SQuAD are in
+`squad`. docs/extending.md says how to add a metric.
 """
 
 from __future__ import annotations
 
-import re
-import string
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -71,49 +67,6 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 def macro_score(scores: Mapping[str, float]) -> float:
     """Returns the mean over tasks; 0.0 if there are no tasks."""
     return float(np.mean(list(scores.values()))) if scores else 0.0
-
-
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalise_answer(text: str) -> str:
-    """Returns SQuAD's normal form: lower case, without ASCII punctuation, articles and extra white space."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
-
-
-def answer_exact(predicted: str, answers: Sequence[str], no_answer: bool = False) -> float:
-    """Returns 1.0 if the prediction equals any of the annotators' answers after normalisation, otherwise 0.0.
-
-    no_answer: use SQuAD 2.0's definition. Answers whose normal form is empty do not count; if no others are
-    left, the empty answer is right.
-    """
-    correct = _squad_2_answers(answers) if no_answer else answers
-    return float(any(normalise_answer(predicted) == normalise_answer(answer) for answer in correct))
-
-
-def answer_f1(predicted: str, answers: Sequence[str], no_answer: bool = False) -> float:
-    """Returns the highest token F1 with any of the annotators' answers, after normalisation.
-
-    no_answer: as in ``answer_exact``; F1 of two empty answers is then 1.0.
-    """
-    correct = _squad_2_answers(answers) if no_answer else answers
-    return max((_token_f1(predicted, answer, no_answer) for answer in correct), default=0.0)
-
-
-def _squad_2_answers(answers: Sequence[str]) -> Sequence[str]:
-    return [answer for answer in answers if normalise_answer(answer)] or [""]
-
-
-def _token_f1(predicted: str, answer: str, no_answer: bool) -> float:
-    first, second = normalise_answer(predicted).split(), normalise_answer(answer).split()
-    if no_answer and not (first and second):
-        return float(first == second)
-    common = sum((Counter(first) & Counter(second)).values())
-    if common == 0:
-        return 0.0
-    precision, recall = common / len(first), common / len(second)
-    return 2 * precision * recall / (precision + recall)
 
 
 # --- metrics that are functions of sums over examples ---------------------------------------------------

@@ -17,7 +17,8 @@ from evaluation.finetuning.scores import Plan, Seeds
 from evaluation.kinds import predictions
 from evaluation.kinds.predictions import Answers, Predictions
 from evaluation.measures import calibration
-from evaluation.measures.metrics import answer_f1, normalise_answer, pearson
+from evaluation.measures.metrics import pearson
+from evaluation.measures.squad import answer_f1, normalise_answer
 from evaluation.tasks.task import Split, Task
 
 MAX_EXAMPLES = 5

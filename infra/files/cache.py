@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable
 
 from infra.errors import UserError, WrongContent
-from infra.files import remote, storage
+from infra.files import storage
 from infra.files.locks import locked
 from infra.files.os_errors import reporting_os_errors
 from infra.files.scratch import Scratch
+from infra.redaction import without_secrets
 
 _Version = tuple[str, int, int, int]
 """Path, inode, size and modification time in nanoseconds: they differ if the content was replaced."""
@@ -103,9 +104,7 @@ class Cache:
             version = _version(file)
         if version not in self._checked:
             if storage.digest_file(file) != digest:
-                raise WrongContent(
-                    f"{remote.without_secrets(path)}: damaged content (digest is not {digest})"
-                )
+                raise WrongContent(f"{without_secrets(path)}: damaged content (digest is not {digest})")
             self._checked.add(version)
 
     def _hold(self, entry: str) -> bool:

@@ -7,7 +7,7 @@ import errno
 from collections.abc import Container, Iterator
 
 from infra.errors import NodeError
-from infra.files import remote
+from infra.redaction import without_secrets
 
 _REASONS = {
     errno.ENOENT: "no such file",
@@ -43,4 +43,4 @@ def as_node_error(problem: OSError, path: str) -> NodeError:
     """Returns the NodeError for an OSError; its one sentence names ``path``."""
     number = errno.ENOENT if isinstance(problem, FileNotFoundError) else problem.errno or 0
     reason = _REASONS.get(number, problem.strerror or str(problem))
-    return NodeError(f"{remote.without_secrets(path)}: {reason}")
+    return NodeError(f"{without_secrets(path)}: {reason}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from infra.errors import UserError
 from infra.files import remote, storage
+from infra.redaction import without_secrets
 
 
 def expand_home(path: str) -> str:
@@ -64,7 +65,7 @@ def find_files(globs: Sequence[str]) -> list[str]:
     for pattern in map(expand_home, globs):
         matches = _matches(pattern)
         if not matches:
-            raise UserError(f"{remote.without_secrets(pattern)}: matches no file")
+            raise UserError(f"{without_secrets(pattern)}: matches no file")
         paths.update(matches)
     unique: dict[str, str] = {}
     for path in sorted(paths):
@@ -77,7 +78,7 @@ def _matches(pattern: str) -> list[str]:
     if kind == "file":
         return [pattern]
     if kind == "directory":
-        name = remote.without_secrets(pattern)
+        name = without_secrets(pattern)
         raise UserError(f"{name}: is a directory; name its files, for example {storage.join(name, '*.txt')}")
     parent = pattern
     while glob.has_magic(parent := parent.rpartition("/")[0]):

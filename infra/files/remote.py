@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from infra.errors import NodeError, UserError
+from infra.redaction import without_secrets
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs"}
 """URL scheme -> package that implements it; it is imported only if such a URL is used."""
@@ -58,16 +59,6 @@ def scheme(path: str) -> str | None:
     """Returns ``s3`` for ``s3://bucket/key``; None for a local path."""
     head, separator, _ = path.partition("://")
     return head.lower() if separator and head.isalnum() else None
-
-
-def without_secrets(path: str) -> str:
-    """Returns a path for messages: a URL loses its user name, password and query (signatures, tokens)."""
-    if scheme(path) is None:
-        return path
-    head, _, rest = path.partition("://")
-    host, slash, key = rest.partition("?")[0].partition("/")
-    keeps_user = scheme(path) in ("abfs", "abfss")  # container@account, not a secret
-    return f"{head}://{host if keeps_user and ':' not in host else host.rpartition('@')[2]}{slash}{key}"
 
 
 def call(

@@ -24,6 +24,7 @@ from infra.errors import DamagedFile, UserError, WrongContent
 from infra.files import remote
 from infra.files.os_errors import WRITE_ERRNOS, reporting_os_errors
 from infra.files.streams import Decompressed, RemoteFile, compression, remote_range
+from infra.redaction import without_secrets
 
 T = TypeVar("T")
 CHUNK = 8 << 20
@@ -51,7 +52,7 @@ def join(root: str, *names: str) -> str:
     for name in names:
         parts = name.split("/")
         if any(part in ("", ".", "..") for part in parts) or any(c in "\\\0" or ord(c) < 32 for c in name):
-            raise UserError(f"{remote.without_secrets(root)}: {name!r} is not the name of a file inside it")
+            raise UserError(f"{without_secrets(root)}: {name!r} is not the name of a file inside it")
     base = root.rstrip("/")
     if not base:  # "" or "/"
         return root[:1] + "/".join(names)
@@ -78,7 +79,7 @@ def size(path: str) -> int:
             return os.stat(path).st_size
     info = _info(path)
     if info is None:
-        raise UserError(f"{remote.without_secrets(path)}: no such file")
+        raise UserError(f"{without_secrets(path)}: no such file")
     return int(info["size"] or 0)
 
 
@@ -177,7 +178,7 @@ def fetch(path: str, target: str, digest: str) -> None:
                 if digest_file(draft) != digest:
                     raise WrongContent(path)
             return
-    where = remote.without_secrets(path)
+    where = without_secrets(path)
     raise WrongContent(f"{where}: damaged content (digest is not {digest}, {FETCH_ATTEMPTS} downloads)")
 
 
@@ -185,7 +186,7 @@ def read_json(path: str) -> Any:
     try:
         return json.loads(read_bytes(path).decode())
     except (ValueError, RecursionError) as problem:
-        raise DamagedFile(f"{remote.without_secrets(path)}: is not JSON: {problem}") from None
+        raise DamagedFile(f"{without_secrets(path)}: is not JSON: {problem}") from None
 
 
 def read_object(path: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from infra.errors import DamagedFile
 from infra.files import remote
 from infra.files.os_errors import reporting_os_errors
+from infra.redaction import without_secrets
 
 
 class RemoteFile(io.RawIOBase):
@@ -110,7 +111,7 @@ class Decompressed(io.RawIOBase):
         try:
             data = self._decoder.read1(min(len(buffer), io.DEFAULT_BUFFER_SIZE))
         except (OSError, EOFError, zlib.error) as problem:
-            name = remote.without_secrets(self._path)
+            name = without_secrets(self._path)
             if "too much memory" in str(problem):
                 raise TooLargeWindow(
                     f"{name}: zstd window above 128 MiB; recompress it without --long"

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
-from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
 from infra.errors import UserError
 from infra.files.paths import expand_settings
 from infra.recipe_words import expected, union_members, with_nearest_name
+from infra.redaction import secret_in
 from infra.settings import sections
 from infra.settings.recipe import Recipe, unmet_needs
 from infra.settings.sections import require
@@ -26,8 +25,6 @@ OPTIONAL = ("corpus", "teacher")
 """Sections that only the teacher pass needs."""
 VARIANT_SECTIONS = ("student", "train")
 """Sections that each of several students may set for itself."""
-SECRET_NAME = "token|secret|passw|key|sig|credential"
-"""Regular expression that is found, in any case, in the name of a URL parameter that is a secret."""
 _ADAPTER = TypeAdapter(Recipe)
 _HINTS = typing.get_type_hints(Recipe)
 _TYPES: dict[str, Any] = {name: kind for name, kind in _HINTS.items() if not name.startswith("_")}
@@ -254,25 +251,6 @@ def refuse_credentials(tree: Mapping[str, Any]) -> None:
     """Raises ValueError for a secret in a URL, since settings are saved with the outputs and in MLflow."""
     for key, value in leaves(tree):
         for text in value if isinstance(value, list) else [value]:
-            secret, names = _secret_in(text), "AWS_*, AZURE_*, MLFLOW_TRACKING_*, PGPASSWORD"
+            secret, names = secret_in(text), "AWS_*, AZURE_*, MLFLOW_TRACKING_*, PGPASSWORD"
             reason = "settings are saved with every output, so give credentials through the environment"
             require(secret is None, f"{key}: holds {secret}; {reason} ({names})")
-
-
-def _secret_in(text: Any) -> str | None:
-    """Returns a description of the secret in a URL: a password, a user name, or a parameter whose name
-    suggests a secret. None if there is none. The user of a database (postgresql://user@host) and an Azure
-    container (abfs://name@account) are no secrets."""
-    if not isinstance(text, str) or "://" not in text:
-        return None
-    try:
-        parts = urlsplit(text)
-        if parts.password:
-            return "a password"
-        names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    except ValueError:
-        return None
-    if parts.username and parts.scheme.lower() in ("http", "https"):
-        return "a user name or token before the host"
-    secret = next((name for name in names if re.search(SECRET_NAME, name, re.IGNORECASE)), None)
-    return secret and f"a token or signature in its parameter {secret}"

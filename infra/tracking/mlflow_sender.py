@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.files import storage
+from infra.redaction import flatten, redact, short_message
 from infra.tracking.database import connection_lock, sqlite_uri
 from infra.tracking.journal import Entry
-from infra.tracking.redaction import flatten, redact, short_message
 from infra.tracking.registered_model import register
 from infra.tracking.tracked_runs import TrackedRun, parent_params, tracked_runs
 

@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from infra.files import storage
+from infra.redaction import flatten, redact, short_message
 from infra.tracking.journal import Entry, Journal
 from infra.tracking.mlflow_sender import MAX_POINTS, RunSender
-from infra.tracking.redaction import flatten, redact, short_message
 from infra.tracking.system import sampler
 from infra.tracking.tracked_runs import TrackedRun, tracked_run, tracked_runs
 

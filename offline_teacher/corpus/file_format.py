@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from infra.errors import UserError
-from infra.files import remote
 from infra.files.content import BINARY, BLOCK, binary_format
 from infra.files.streams import compression, decompress_beginning, first_bytes
+from infra.redaction import without_secrets
 
 COMPRESSED_BLOCK = 1 << 16
 """Number of bytes of a compressed file that are read to decompress the first block of its text. It is large
@@ -18,7 +18,7 @@ def require_format(path: str, size: int, source: str) -> None:
     head = first_bytes(path, size, count)
     problem = _format_problem(head, path, source) if head else None
     if problem is not None:
-        raise UserError(f"{remote.without_secrets(path)}: {problem}")
+        raise UserError(f"{without_secrets(path)}: {problem}")
 
 
 def _format_problem(head: bytes, path: str, source: str) -> str | None:

@@ -26,8 +26,8 @@ import numpy as np
 from evaluation.kinds.predictions import score_split
 from evaluation.kinds.registry import kind_of
 from evaluation.measures import calibration
-from evaluation.measures.answers import Answers
-from evaluation.measures.metrics import answer_exact, answer_f1
+from evaluation.measures.model_outputs import Answers
+from evaluation.measures.squad import answer_exact, answer_f1
 from evaluation.tasks.task import Task
 
 Generator = np.random.Generator

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.kinds.predictions import task_score
-from evaluation.measures import metrics
+from evaluation.measures import metrics, squad
 from evaluation.sources.catalogue import find_task
 
 BINARY = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40)
@@ -84,7 +84,7 @@ def test_constants_score_zero(name: str, predicted: list[int], expected: list[in
     ],
 )
 def test_answer_normalisation(text: str, normal: str) -> None:
-    assert metrics.normalise_answer(text) == normal
+    assert squad.normalise_answer(text) == normal
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_answer_normalisation(text: str, normal: str) -> None:
     ],
 )
 def test_answers(predicted: str, answers: list[str], exact: float, f1: float) -> None:
-    assert metrics.answer_exact(predicted, answers) == exact
-    assert metrics.answer_f1(predicted, answers) == pytest.approx(f1)
+    assert squad.answer_exact(predicted, answers) == exact
+    assert squad.answer_f1(predicted, answers) == pytest.approx(f1)
 
 
 def test_glue_macro_is_a_mean_of_task_means() -> None:
@@ -127,4 +127,4 @@ def test_precision_recall_and_f1_of_sums(pairs: list[tuple[bool, bool]]) -> None
 
 
 def test_a_question_without_any_answer_has_no_f1() -> None:
-    assert metrics.answer_f1("red", []) == 0.0
+    assert squad.answer_f1("red", []) == 0.0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from evaluation.candidates.models import Candidate, load_tokenizer
 from evaluation.finetuning.scores import complete, prepare
-from evaluation.measures.metrics import answer_f1
+from evaluation.measures.squad import answer_f1
 from evaluation.sources.catalogue import find_task
 from evaluation.sources.loading import load
 from evaluation.tasks import answer_spans

@@ -14,7 +14,7 @@ from evaluation.candidates.models import Candidate
 from evaluation.finetuning.jobs import Job, grid_points
 from evaluation.finetuning.scores import Plan
 from evaluation.kinds import predictions
-from evaluation.measures.answers import Answers
+from evaluation.measures.model_outputs import Answers
 from evaluation.sources.catalogue import GLUE, TASKS
 from evaluation.sources.loading import has_part, load
 from evaluation.submission import prediction_file, submission_line, write_submission, zip_bytes

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from infra.redaction import redact
 from infra.settings import sections
 from infra.settings.recipe import Recipe
-from infra.tracking.redaction import redact
 from infra.tracking.run import start_run
 
 if TYPE_CHECKING:

@@ -16,9 +16,8 @@ import pytest
 from infra.errors import UserError
 from infra.files import storage
 from infra.files.cache import Cache
-from infra.files.remote import without_secrets
+from infra.redaction import redact, without_secrets
 from infra.settings.recipe_file import load_recipe
-from infra.tracking.redaction import redact
 from offline_teacher.inputs.stored_teacher import stored_top
 from offline_teacher.store.index import TaskIndex
 from offline_teacher.store.manifest import Manifest
