@@ -80,7 +80,7 @@ class TaskWorker(WorkerBase):
             masked = self._masked(split, task, task.rows[start : start + size])
             batches = inference.load(masked, self.settings.batch_size)
             pending = self._compute(inference.compute, batches, len(masked["sequence_id"]))
-            yield masked | pending.wait(), pending.possible()
+            yield masked | pending.wait(), pending.values_possible()
 
     def environment(self) -> dict[str, Any]:
         """The facts on which the last bits of this worker's numbers depend."""

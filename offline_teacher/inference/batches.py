@@ -1,8 +1,8 @@
 """Cuts a shard's text into batches in pinned memory, and copies them to the device without waiting.
 
-The thread of a task loads its batches while the computing thread runs those of another task.
+The thread of a task makes its batches while the computing thread runs those of another task.
 
-Axes: n samples of a shard, B batch, L length, P recorded positions of a sequence, N of a batch.
+Axes: n samples of a shard, B batch, L length; recorded positions: P of a sequence, N of a batch.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Batch:
     rows: Tensor
     """[B]: the samples' numbers in the shard."""
     source: Tensor | None
-    """[N]: flat indices of the recorded positions in [B, L]; None for all, in order."""
+    """[N]: flat indices in [B, L] of the recorded positions; None if they are all B * L. Unused if pooled."""
     target: Tensor
-    """[N]: flat indices of the same positions in the shard's [n, P]."""
+    """[N]: flat indices of the same positions in the shard's [n, P]. Unused if pooled."""
 
 
 @dataclass(frozen=True)
@@ -42,31 +42,31 @@ class Loader:
     layout: Layout
     device: torch.device
     step: int
-    """The length of a batch is a multiple of this, so that there are few shapes."""
+    """The length of a batch is a multiple of this, so that few CUDA graphs are needed."""
 
     def batches(self, text: Mapping[str, np.ndarray], batch_size: int) -> list[Batch]:
         """Returns the batches of a shard from its text columns. A batch has sequences of similar lengths. The
         same samples always give the same batches."""
-        count = text["token_count"].astype(np.int64)
-        order = np.argsort(-count, kind="stable")
-        rows = (order[start : start + batch_size] for start in range(0, len(count), batch_size))
-        return [self._batch(text, count, some) for some in rows]
+        counts = text["token_count"].astype(np.int64)
+        order = np.argsort(-counts, kind="stable")
+        chunks = (order[start : start + batch_size] for start in range(0, len(counts), batch_size))
+        return [self._batch(text, counts, rows) for rows in chunks]
 
-    def _batch(self, text: Mapping[str, np.ndarray], count: np.ndarray, rows: np.ndarray) -> Batch:
-        length = min(-(-int(count[rows[0]]) // self.step) * self.step, self.layout.length)
-        source, target = self._recorded_positions(text, count, rows, length)
-        every = len(source) == len(rows) * length and self.layout.positions != "masked"
+    def _batch(self, text: Mapping[str, np.ndarray], counts: np.ndarray, rows: np.ndarray) -> Batch:
+        length = min(-(-int(counts[rows[0]]) // self.step) * self.step, self.layout.length)
+        source, target = self._recorded_positions(text, counts, rows, length)
+        all_recorded = len(source) == len(rows) * length and self.layout.positions != "masked"
         return Batch(
             input_ids=self._pinned(text["input_ids"][rows, :length].astype(np.int64)),
-            token_count=self._pinned(count[rows]),
-            padded=count[rows[-1]] < length,
+            token_count=self._pinned(counts[rows]),
+            padded=counts[rows[-1]] < length,
             rows=self._pinned(rows),
-            source=None if every else self._pinned(source),
+            source=None if all_recorded else self._pinned(source),
             target=self._pinned(target),
         )
 
     def _recorded_positions(
-        self, text: Mapping[str, np.ndarray], count: np.ndarray, rows: np.ndarray, length: int
+        self, text: Mapping[str, np.ndarray], counts: np.ndarray, rows: np.ndarray, length: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns flat indices, int64 [N], of the recorded positions: in the batch [B, length] and in the
         shard [n, P]."""
@@ -74,7 +74,7 @@ class Loader:
             masked = text["masked_positions"][rows]
             row, slot = np.nonzero(masked >= 0)
             return row * length + masked[row, slot], rows[row] * self.layout.recorded + slot
-        row, position = np.nonzero(np.arange(length) < count[rows][:, None])
+        row, position = np.nonzero(np.arange(length) < counts[rows][:, None])
         return row * length + position, rows[row] * self.layout.recorded + position
 
     def _pinned(self, values: np.ndarray) -> Tensor:
@@ -92,5 +92,5 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """Starts a copy into pinned memory on the current stream, and returns its target."""
+    """Starts a copy on the current stream; returns its target, in pinned memory."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

@@ -104,11 +104,11 @@ class Inference:
         """Converts hidden states [N, D] to the store's number format."""
         if self.layout.hidden_states == "int8":
             steps, scale = quantise(states)
-            shard.check(~torch.isfinite(scale))
+            shard.record_impossible(~torch.isfinite(scale))
             return {"hidden_states": steps, "hidden_scale": scale}
         if self.layout.hidden_states == "bfloat16":
             rounded = states.bfloat16()
-            shard.check(~torch.isfinite(rounded))
+            shard.record_impossible(~torch.isfinite(rounded))
             return {"hidden_states": rounded.view(torch.int16)}
         return {"hidden_states": shard.to_float16(states)}
 
@@ -130,7 +130,9 @@ class Inference:
             unpadded = logits[:, : self.layout.vocab_size]
             ids, values, sums = reduce_logits(unpadded, self.layout.top_k, self.layout.temperatures)
             values = values.half()
-            shard.check(impossible_top_k(ids, values, sums, self._temperatures, self.layout.vocab_size))
+            shard.record_impossible(
+                impossible_top_k(ids, values, sums, self._temperatures, self.layout.vocab_size)
+            )
             pieces.append((ids, values, sums))
         names = "topk_ids", "topk_logits", "logsumexp"
         return {name: torch.cat(parts) for name, parts in zip(names, zip(*pieces, strict=True), strict=True)}

@@ -1,6 +1,7 @@
 """Checks that the values of a block are possible, before the block is written and again by ``verify``.
 
-All checks are vectorised, and a block is small enough for the processor's cache.
+All checks are vectorised, and a block is small enough for the processor's cache. The pass makes most checks
+of the teacher's values on the device instead (`inference.shard_columns`): a rule here needs its like there.
 """
 
 from __future__ import annotations

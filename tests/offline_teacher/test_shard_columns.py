@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from infra.errors import UserError
 from infra.settings.sections import Teacher
 from offline_teacher.inference import columns as inference
 from offline_teacher.inference.columns import Inference
 from offline_teacher.inference.shard_columns import Pending, ShardColumns, impossible_top_k
 from offline_teacher.inference.teacher import LoadedTeacher, environment, load_teacher, logit_dtype
 from offline_teacher.store.numbering import SplitPlan
-from offline_teacher.store.schema import Layout
+from offline_teacher.store.schema import Column, Layout
 from offline_teacher.store.value_checks import check_block
 from offline_teacher.store.writer import HOST_CHECKS, TaskWriter
 from tests.offline_teacher.tiny_teacher import save_bert
@@ -135,7 +136,7 @@ def test_a_hidden_state_that_is_no_number_is_impossible(
     layout = layout_of(teacher, **changes)
     right = pending(teacher, layout)
     right.wait()
-    assert right.possible()
+    assert right.values_possible()
     lower, calls = teacher.lower, iter(range(3))
 
     def broken(ids: Tensor, count: Tensor | None = None) -> Tensor:
@@ -152,7 +153,23 @@ def test_a_hidden_state_that_is_no_number_is_impossible(
         object.__setattr__(teacher, "lower", lower)
     wrong.wait()
     # Position 0 is no masked position, so its hidden state is not recorded.
-    assert wrong.possible() == (changes.get("positions") == "masked" and at == 0)
+    assert wrong.values_possible() == (changes.get("positions") == "masked" and at == 0)
+
+
+@pytest.mark.parametrize(("value", "possible"), [(1e6, None), (np.inf, False), (60_000.0, True)])
+def test_an_embedding_that_float16_cannot_hold(value: float, possible: bool | None) -> None:
+    specs = {"embedding": Column(np.dtype("<f2"), (4,))}
+    shard = ShardColumns(specs, 2, torch.device("cpu"))
+    shard.put_embeddings(torch.full((1, 4), value), torch.tensor([1]))
+    found = shard.copy(None)
+    if possible is None:
+        with pytest.raises(
+            UserError, match=r"embeddings, the largest of which is 1e\+06; set store.positions"
+        ):
+            found.wait()
+    else:
+        found.wait()
+        assert found.values_possible() == possible
 
 
 def test_the_columns_of_a_shard_are_one_block_of_memory() -> None:
