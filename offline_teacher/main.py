@@ -1,10 +1,4 @@
-"""The teacher stage: ``python -m offline_teacher.main run --recipe R [section.key=value ...]``.
-
-run      makes the store of a recipe, or its missing tasks
-plan     estimates time, bytes, kept probability and the error of each soft target before a pass
-verify   checks the files of a store; --deep and --rerun also check its numbers; --repair makes files again
-inspect  shows one sample, and statistics of its task
-"""
+"""The teacher stage: ``python -m offline_teacher.main run --recipe R [section.key=value ...]``."""
 
 from __future__ import annotations
 
@@ -31,8 +25,7 @@ if TYPE_CHECKING:
     from offline_teacher.store.store import Store
 
 DEEP_POSITIONS = 512
-"""Default number of positions of a task that ``--deep`` compares. The masked-LM head takes a quarter of the
-teacher's time, so all positions on a CPU can take longer than the pass took on GPUs."""
+"""Default number of positions of a task that ``--deep`` compares; docs/teacher.md says why not all."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,7 +53,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="python -m offline_teacher.main", description=__doc__.split("\n")[0])
+    parser = _Parser(prog="python -m offline_teacher.main", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     parser.commands = commands.choices
 

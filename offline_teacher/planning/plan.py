@@ -1,27 +1,7 @@
 """``plan``: estimates time and bytes of a store, and the error of each form of its soft targets.
 
 ``plan`` reads a few places of the corpus and runs the teacher on some of their sequences. It prints the
-report and publishes it as ``runs/<name>/plan/plan.json``, beside a plot of kept mass. Keys of the report:
-
-corpus          size and read (in the unit ``unit``), places, exact (whether all was read), problems (kind ->
-                number), epochs; for one masking epoch: tokens, sequences, relative_error (standard error of
-                tokens)
-kept_mass       ks, temperatures, positions (kind -> number), masked and unmasked (both [temperatures][ks]);
-                null if the teacher has no masked-LM head
-gradient_error  temperature, positions, top_k, student_layers, close_step; at_initialisation and
-                close_to_teacher: soft target -> relative error of the head's gradient, see soft_targets.py;
-                exact targets come from the teacher in the recipe's dtype; null if kept_mass is null
-relation_error  heads; errors: form of hidden states -> relative error of the gradient of the relations; null
-                if the student starts as its teacher
-bytes           form of store -> columns (bytes per token), per_token, total (all masking epochs), top_k,
-                hidden_states
-step            student -> operations per token of a training step, see step_cost.py
-time            tokens_per_s of one worker (median of batches), its settings, hours: number of workers ->
-                hours; measured on the CPU if ``device`` says so
-recommendation  sentences
-seconds         duration of the plan itself
-
-Numbers that are not finite are null, such as all gradient errors if the student starts as its teacher.
+report and publishes it, beside a plot of kept mass, as ``plan.json``; docs/runs.md explains its keys.
 """
 
 from __future__ import annotations

@@ -12,9 +12,8 @@ more. So, for n replayed layers,
 
     tolerance = SAFETY * (1 + LAYER n) * (u_teacher + u_stored) * (|z| max_v |w_v| / sqrt(E) + |logit|)
 
-SAFETY covers roundings before the decoder, and the maximum over all logits of a task. A real teacher (6
-layers of width 384, n from 0 to 2, 4,096 positions per task) needed at most 4 of the 8 with float16 states,
-and 5 with int8. Swapped or shifted numbers differ by far more.
+SAFETY covers roundings before the decoder, and the maximum over all logits of a task; docs/teacher.md says
+how much of it was needed. Swapped or shifted numbers differ by far more.
 """
 
 from __future__ import annotations
