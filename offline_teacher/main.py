@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from offline_teacher.running.teacher_pass import Outcome
     from offline_teacher.store.store import Store
 
-DEEP_POSITIONS = 512
-"""Default number of positions of a task that ``--deep`` compares; docs/teacher.md says why not all."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
@@ -36,8 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong argument in one line. Options and overrides may come in any order.
 
-    argparse supports any order (``parse_intermixed_args``) only in parsers without subcommands. So this class
-    finds the parser of the command itself.
+    argparse allows this (``parse_intermixed_args``) only in a command's parser, which this class finds.
     """
 
     commands: dict[str, _Parser] = {}
@@ -86,7 +82,7 @@ def _add_verify_options(sub: _Parser) -> None:
     sub.add_argument(
         "--deep-positions",
         type=partial(_number, all_of_them=", or all"),
-        default=DEEP_POSITIONS,
+        default=512,  # docs/teacher.md says why not all
         metavar="N",
         help="positions of each task that --deep compares, or all (default: %(default)s)",
     )

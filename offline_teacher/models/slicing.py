@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,24 +43,11 @@ def starting_weights(
 def sliced_weights(student: Any, weights: Mapping[str, Tensor], teacher_heads: int) -> dict[str, Tensor]:
     """Returns the tensors of a narrower student. ``student`` is its configuration.
 
-    ``weights``: the result of `students.student_weights`, which has the student's names and the teacher's
-    widths.
+    ``weights``: of `students.student_weights`, with the student's names and the teacher's widths.
     """
     family = family_of(student)
     slices = _Slices(family, family.config(student), weights, teacher_heads)
     return {name: slices.apply(name, tensor) for name, tensor in weights.items()}
-
-
-@dataclass(frozen=True)
-class _LayerSlices:
-    """The attention dimensions and neurons that one layer keeps."""
-
-    attention: Index
-    """Numbers of the kept attention dimensions, of the teacher's D."""
-    neurons: Index
-    """Numbers of the kept feed-forward neurons, of the teacher's I."""
-    teacher_neurons: int
-    """I of the teacher."""
 
 
 class _Slices:
@@ -82,7 +68,8 @@ class _Slices:
 
     def _layer_slices(
         self, prefix: str, student: Any, weights: Mapping[str, Tensor], teacher_heads: int
-    ) -> _LayerSlices:
+    ) -> tuple[Index, Index, int]:
+        """Returns the attention dimensions (of D) and neurons (of I) that a layer keeps; the teacher's I."""
         width = self.teacher_width
         matrices = {
             name.removeprefix(prefix): weight
@@ -98,11 +85,9 @@ class _Slices:
         count = min(map(len, norms))  # the first matrix of a gated layer has 2 I rows: values, then gates
         neuron_importance = math.prod(norm.view(-1, count).prod(0) for norm in norms)
         choose = _rotary_dimensions if self.family.rotary else _attention_dimensions
-        return _LayerSlices(
-            choose(importance, teacher_heads, student.num_attention_heads, student.hidden_size),
-            _largest(neuron_importance, getattr(student, self.family.own_name("intermediate_size"))),
-            count,
-        )
+        attention = choose(importance, teacher_heads, student.num_attention_heads, student.hidden_size)
+        kept_neurons = getattr(student, self.family.own_name("intermediate_size"))
+        return attention, _largest(neuron_importance, kept_neurons), count
 
     def apply(self, name: str, tensor: Tensor) -> Tensor:
         for axis, index in enumerate(self._indices(name, tensor)):
@@ -115,13 +100,13 @@ class _Slices:
         if not name.startswith(self.layer_prefix):
             return [self.hidden if size == width else None for size in tensor.shape]
         number, _, parameter = name.removeprefix(self.layer_prefix).partition(".")
-        layer, module = self.layers[int(number)], parameter.rpartition(".")[0]
+        (attention, neurons, teacher_neurons), module = self.layers[int(number)], parameter.rpartition(".")[0]
         if module in self.family.projections:
-            return [_repeated(layer.attention, width, len(tensor)), self.hidden][: tensor.ndim]
+            return [_repeated(attention, width, len(tensor)), self.hidden][: tensor.ndim]
         if tensor.shape == (width, width):
-            return [self.hidden, layer.attention]
+            return [self.hidden, attention]
         return [
-            self.hidden if size == width else _repeated(layer.neurons, layer.teacher_neurons, size)
+            self.hidden if size == width else _repeated(neurons, teacher_neurons, size)
             for size in tensor.shape
         ]
 
@@ -129,8 +114,7 @@ class _Slices:
 def _attention_dimensions(importance: Tensor, teacher_heads: int, heads: int, width: int) -> Index:
     """Returns the ``width`` attention dimensions to keep, given the importance of each of the teacher's D.
 
-    Keeps whole heads if the student's heads are as wide as the teacher's, else equally many dimensions of
-    each head.
+    Keeps whole heads if the student's are as wide as the teacher's, else equally many dimensions of each.
     """
     by_head = importance.view(teacher_heads, -1)  # [H, d]
     teacher_size, size = by_head.shape[1], width // heads  # dimensions per head

@@ -28,8 +28,6 @@ from offline_teacher.store.schema import Layout
 
 KS = (8, 16, 32, 64, 128, 256, 512)
 TEMPERATURES = (1.0, 2.0, 4.0)
-DEFAULT_TOP_K = 64
-"""The k that is compared if the recipe stores no top-k."""
 
 
 def plan(recipe: Recipe) -> int:
@@ -87,7 +85,8 @@ def measure(recipe: Recipe) -> dict[str, Any]:
     if layout.positions != "pooled":
         report["relation_error"] = outputs.relation_error()
     if source.head and layout.positions != "pooled":
-        train = compared_settings(recipe)
+        runs = list(recipe.runs().values())
+        train = next((run.train for run in runs if run.train.alpha_ce), runs[0].train)
         positions = teacher_sample.compared_positions(compared, train.kl_positions)
         report["kept_mass"] = _kept_mass(recipe, outputs, positions, train)
         top_k = _top_k(recipe, layout.vocab_size)
@@ -95,12 +94,6 @@ def measure(recipe: Recipe) -> dict[str, Any]:
         report["gradient_error"] = {"student_layers": list(outputs.student_layers), **errors}
     report = _finite(report)
     return {**report, "recommendation": recommend(report, recipe)}
-
-
-def compared_settings(recipe: Recipe) -> Train:
-    """Returns the settings of the first student with ``alpha_ce`` > 0, or else of the first student."""
-    runs = list(recipe.runs().values())
-    return next((run.train for run in runs if run.train.alpha_ce), runs[0].train)
 
 
 def _finite(value: Any) -> Any:
@@ -133,7 +126,7 @@ def _kept_mass(recipe: Recipe, outputs: SampledTeacher, at: dict[str, Any], trai
 
 
 def _top_k(recipe: Recipe, vocab_size: int) -> int:
-    return min(recipe.store.top_k or DEFAULT_TOP_K, vocab_size)
+    return min(recipe.store.top_k or 64, vocab_size)
 
 
 def _bytes(recipe: Recipe, own: Layout, corpus: CorpusSample) -> dict[str, Any]:

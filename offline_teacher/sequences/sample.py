@@ -37,8 +37,7 @@ PLACES = 16
 PLACE_BYTES = 1 << 14
 """Number of bytes of text that are read at one place."""
 MAX_FOOTERS = 256
-"""Maximum number of Parquet files whose rows are counted. Other files are assumed to have the same number of
-rows per byte."""
+"""Maximum number of Parquet files whose rows are counted; others are taken to have as many rows per byte."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,7 @@ def sample_sequences(
 def _sequences(
     places: list[Place], encoder: Encoder, settings: Sequences, problems: Problems
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Returns for each place its packed sequences [n, L] and their token counts [n]. UserError if no place
-    has a sequence."""
+    """Returns for each place its sequences [n, L] and their token counts [n]. UserError if none has any."""
     inputs, counts = [], []
     for place in places:
         none = np.empty((0, settings.length), encoder.dtype), np.empty(0, np.uint16)
@@ -147,8 +145,7 @@ def _sequences(
 def _rate(tokens: np.ndarray, units: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     """Returns the ratio estimate of tokens per unit, and its relative standard error (NaN for one place).
 
-    Each place's tokens are first scaled from its units to its weight. The formula of the error is in
-    Cochran, Sampling Techniques, section 6.4.
+    A place's tokens are scaled from its units to its weight. Error: Cochran, Sampling Techniques, 6.4.
     """
     tokens = tokens * (weights / np.maximum(units, 1))
     rate = float(tokens.sum() / max(weights.sum(), 1))

@@ -51,7 +51,12 @@ def deep_check(store: Store, positions: int) -> Iterator[Finding]:
     if layout.top_k == 0 or layout.hidden_states == "none":
         print("deep: nothing to compare, the store does not hold both top-k and hidden states")
         return
-    roundoff = _roundoff(store)
+    try:
+        roundoff = ROUNDOFF[store.fingerprint["recipe"]["teacher"]["dtype"]]
+    except (KeyError, TypeError):  # another writer
+        what = f"{store.root}: --deep needs recipe.teacher.dtype in the store's fingerprint"
+        raise UserError(what) from None
+    roundoff += STORED_ROUNDOFF[layout.hidden_states]
     replay = stored_top(store)
     if replay is None:
         raise UserError(f"{store.root}: its teacher has no masked-LM head; leave out --deep, which needs one")
@@ -71,16 +76,6 @@ def deep_check(store: Store, positions: int) -> Iterator[Finding]:
                 yield Finding.of_task(split, task, column, f"{where}: {problem}")
             shown.advance()
     print(f"deep: {counted:,} recorded positions of {len(tasks):,} tasks compared")
-
-
-def _roundoff(store: Store) -> float:
-    """Returns u_teacher + u_stored. Raises UserError if the fingerprint lacks the dtype (another writer)."""
-    try:
-        u_teacher = ROUNDOFF[store.fingerprint["recipe"]["teacher"]["dtype"]]
-    except (KeyError, TypeError):
-        what = f"{store.root}: --deep needs recipe.teacher.dtype in the store's fingerprint"
-        raise UserError(what) from None
-    return u_teacher + STORED_ROUNDOFF[store.layout.hidden_states]
 
 
 def _compare(

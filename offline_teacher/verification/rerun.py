@@ -101,10 +101,7 @@ def compare_numbers(layout: Layout, stored: Columns, computed: Columns, dtype: s
 
 
 def _teacher_errors(layout: Layout, stored: Columns, computed: Columns) -> dict[str, np.ndarray]:
-    """Returns the relative error [n, ...] of each column of the teacher.
-
-    That of ``hidden_scale`` is 0, because the error of the hidden states includes it.
-    """
+    """Returns the relative error [n, ...] of each column of the teacher."""
     errors: dict[str, np.ndarray] = {}
     if layout.positions == "pooled":
         embedding, other = (c["embedding"].astype(np.float32) for c in (stored, computed))
@@ -113,7 +110,7 @@ def _teacher_errors(layout: Layout, stored: Columns, computed: Columns) -> dict[
         hidden, other = (hidden_values(layout, c) for c in (stored, computed))
         errors["hidden_states"] = _relative_error(hidden, other)
         if layout.hidden_states == "int8":
-            errors["hidden_scale"] = np.zeros(len(stored["hidden_scale"]))
+            errors["hidden_scale"] = np.zeros(len(hidden))  # that of the hidden states includes it
     if layout.top_k:
         logits, other = (c["topk_logits"].astype(np.float32) for c in (stored, computed))
         largest = np.maximum(np.abs(logits).max(axis=-1), 1.0)
