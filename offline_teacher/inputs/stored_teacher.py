@@ -1,6 +1,7 @@
 """Reads a store's teacher. Its files are not trusted, so they are checked before a model is built from them.
 
-A digest shows that a file is as it was written, not that it is a valid teacher. Otherwise: UserError.
+A digest shows that a file is as it was written, not that it holds a valid teacher. Where files do not make a
+teacher, functions here raise UserError.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The attention of a replayed layer sees all positions below ``token_count``, or in ModernBERT's local layers
 those within its window. Queries and keys for relations (MiniLMv2, arXiv 2012.15828) are the outputs of the
-projections, in families with rotary positions before the rotation, because it only adds the distance of
-positions, which teacher and student have in common, and works within attention heads, while relation heads
+projections, in families with rotary positions before the rotation. The rotation only adds the distance of
+positions, which teacher and student have in common. And it works within attention heads, while relation heads
 may span several. `recording` takes the student's queries and keys at the same place.
 
 Axes: B batch, L length, D hidden size, E the decoder's input width, V vocabulary.

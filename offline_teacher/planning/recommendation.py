@@ -53,7 +53,8 @@ def recommend(report: dict[str, Any], recipe: Recipe) -> list[str]:
 
 
 def benefits_from_replay(recipe: Recipe) -> bool:
-    """Whether a student is trained by relations, which need replayed layers, or narrow, so that they suit."""
+    """Whether a student of the recipe is trained by relations, which need replayed layers, or is narrower
+    than the teacher, so that relations would suit it best."""
     runs = recipe.runs().values()
     return any(run.train.alpha_relation > 0 or run.student.hidden_size is not None for run in runs)
 

@@ -145,7 +145,8 @@ def _sequences(
 def _rate(tokens: np.ndarray, units: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     """Returns the ratio estimate of tokens per unit, and its relative standard error (NaN for one place).
 
-    A place's tokens are scaled from its units to its weight. Error: Cochran, Sampling Techniques, 6.4.
+    Each place's tokens are first scaled from its units to its weight. The formula of the error is in
+    Cochran, Sampling Techniques, section 6.4.
     """
     tokens = tokens * (weights / np.maximum(units, 1))
     rate = float(tokens.sum() / max(weights.sum(), 1))

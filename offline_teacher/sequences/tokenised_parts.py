@@ -101,7 +101,8 @@ class Tokenising:
             )
 
     def _made_from(self, part: Part, tokenizer: str) -> str:
-        """Returns a digest of what decides a part's content, but not of its files' bytes and names."""
+        """Returns a digest of everything that decides a part's content, except the bytes of its files, and
+        their names, so that they may be moved."""
         recipe = [fingerprinted_settings(section) for section in (self.corpus, self.sequences)]
         spans = [(span.start, span.stop, span.stamp) for span in part.spans]
         content = [VERSION, recipe, part.split, spans, tokenizer]

@@ -73,7 +73,8 @@ def _bytes_of(values: np.ndarray) -> memoryview:
 
 
 class BufferPool:
-    """Reuses the buffers of published shards: new ones cost page faults. Threads may share a pool."""
+    """Reuses the buffers of published shards, because each new buffer costs a page fault per 4 KiB. Threads
+    may share a pool."""
 
     def __init__(self) -> None:
         self._free: list[np.ndarray] = []
