@@ -1,10 +1,4 @@
-"""The teacher stage: ``python -m offline_teacher.main run --recipe R [section.key=value ...]``.
-
-run      makes the store of a recipe, or its missing tasks
-plan     estimates time, bytes, kept probability and the error of each soft target before a pass
-verify   checks the files of a store; --deep and --rerun also check its numbers; --repair makes files again
-inspect  shows one sample, and statistics of its task
-"""
+"""The teacher stage: ``python -m offline_teacher.main run --recipe R [section.key=value ...]``."""
 
 from __future__ import annotations
 
@@ -30,10 +24,6 @@ if TYPE_CHECKING:
     from offline_teacher.running.teacher_pass import Outcome
     from offline_teacher.store.store import Store
 
-DEEP_POSITIONS = 512
-"""Default number of positions of a task that ``--deep`` compares. The masked-LM head takes a quarter of the
-teacher's time, so all positions on a CPU can take longer than the pass took on GPUs."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
@@ -43,8 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong argument in one line. Options and overrides may come in any order.
 
-    argparse supports any order (``parse_intermixed_args``) only in parsers without subcommands. So this class
-    finds the parser of the command itself.
+    argparse allows this (``parse_intermixed_args``) only in a command's parser, which this class finds.
     """
 
     commands: dict[str, _Parser] = {}
@@ -60,7 +49,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="python -m offline_teacher.main", description=__doc__.split("\n")[0])
+    parser = _Parser(prog="python -m offline_teacher.main", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     parser.commands = commands.choices
 
@@ -93,7 +82,7 @@ def _add_verify_options(sub: _Parser) -> None:
     sub.add_argument(
         "--deep-positions",
         type=partial(_number, all_of_them=", or all"),
-        default=DEEP_POSITIONS,
+        default=512,  # docs/teacher.md says why not all
         metavar="N",
         help="positions of each task that --deep compares, or all (default: %(default)s)",
     )

@@ -11,8 +11,6 @@ from infra.errors import UserError
 from infra.files import storage
 from offline_teacher.cluster.work_queue import Item
 
-LOGS = "logs"
-"""Subdirectory of a recipe's output."""
 REMIND_SECONDS = 60.0
 """The same failure at the same place is printed at most once in this many seconds."""
 COMPARED_CHARACTERS = 40
@@ -33,7 +31,7 @@ class FailureLog:
         log_path = ""
         if item is not None:
             item.log.append(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC {line}\n{trace}".rstrip())
-            path = storage.join(self._root, LOGS, f"{item.name.replace('/', '-')}.log")
+            path = storage.join(self._root, "logs", f"{item.name.replace('/', '-')}.log")
             with contextlib.suppress(UserError):  # the pass continues if the log cannot be written
                 storage.publish_bytes(path, "\n\n".join([*item.log, ""]).encode())
                 log_path = f" (log: {path})"

@@ -1,7 +1,6 @@
 """A Ray cluster, and pools of workers (Ray actors) in it. This module starts, calls and ends the workers.
 
-The rules are in `work_queue` (which worker gets which item, when a worker is removed after failures, when an
-item is given up) and in `deadlines` (when an item is late, when a failed host may get a new worker).
+The rules for items and failures are in `work_queue`, those for late items and failed hosts in `deadlines`.
 
 An item is a call of a worker's method. It may run twice, even on two workers at once. This is safe, because
 the names of the files it publishes depend only on its arguments.
@@ -139,9 +138,8 @@ class Pool:
     ) -> list[Item]:
         """Runs all items and returns the quarantined ones, each with its ``reason``.
 
-        ``done(item, result)`` is called once for each finished item, in any order; ``say(text)`` prints a
-        problem. Raises UserError if an item fails by a user's mistake, or if workers fail again and again and
-        finish nothing.
+        ``done(item, result)`` is called once for each finished item; ``say(text)`` prints a problem. Raises
+        UserError if an item fails by a user's mistake, or if workers keep failing and finish nothing.
         """
         work, self._log.say = self._work, say
         work.begin(items, quarantine)

@@ -80,9 +80,8 @@ class Item:
 class WorkQueue:
     """The remaining items, and the failures of items and workers.
 
-    ``attempts``: number of failures after which an item is quarantined. ``max_losses``: largest number of
-    workers that may be lost, and that may be removed, since the last finished item. ``in_flight``: number of
-    items that a worker holds at most.
+    ``attempts``: failures after which an item is quarantined. ``max_losses``: workers that may be lost, and
+    that may be removed, since the last finished item. ``in_flight``: items that a worker holds at most.
     """
 
     def __init__(self, attempts: int, max_losses: int, in_flight: int = 2) -> None:
@@ -170,9 +169,8 @@ class WorkQueue:
         self._give_back(worker)
 
     def lost(self, worker: Worker, reason: str, busy: bool, died: bool) -> None:
-        """Records the loss of a worker, which ``died`` or whose node failed. It does not count if another
-        worker holds an item that is not late (``busy``). Raises UserError after more than ``max_losses``
-        losses without a finished item."""
+        """Records the loss of a worker, which ``died`` or whose node failed. It counts unless another is
+        ``busy`` with an item in time. UserError after more than ``max_losses`` without a finished item."""
         self._lost += not busy
         for item in worker.items.values() if died else ():
             item.deaths += 1

@@ -26,8 +26,7 @@ ACCELERATOR_ERRORS = {"OutOfMemoryError", "AcceleratorError", "CudaError", "Defe
 class WorkerBase:
     """Base class of workers. ``call`` runs a method of the worker and never raises.
 
-    All temporary files of a worker are in one directory. If the worker is killed, the next worker on the
-    machine removes that directory.
+    Its temporary files are in one directory, which the machine's next worker removes if it is killed.
     """
 
     device = "cpu"

@@ -140,8 +140,7 @@ def _blocks(stream: IO[bytes], start: int, stop: float) -> Iterator[Piece]:
 
     A block belongs to the range that contains the start of its preceding blank line, so a reader needs no
     bytes before its range. It skips to the first blank line, and reads past the end to the next blank line. A
-    blank line has only ASCII white space. A line with a no-break or ideographic space counts as text; a block
-    of only such lines is an empty document.
+    blank line has only ASCII white space; a block of lines with other white space is an empty document.
     """
     in_range = start == 0
     lines: list[bytes] = []

@@ -8,8 +8,7 @@ from infra.files.streams import compression, decompress_beginning, first_bytes
 from infra.redaction import without_secrets
 
 COMPRESSED_BLOCK = 1 << 16
-"""Number of bytes of a compressed file that are read to decompress the first block of its text. It is large
-because zstd compresses 128 KiB at once."""
+"""Bytes of a compressed file that are read for the first block of text; zstd compresses 128 KiB at once."""
 
 
 def require_format(path: str, size: int, source: str) -> None:

@@ -53,9 +53,8 @@ class Part:
 def parts(corpus: Corpus, part_bytes: int, validation: bool = False) -> list[Part]:
     """Returns the parts of the corpus, or of its held-out text if ``validation`` is true.
 
-    Reads only names, sizes, first blocks and Parquet footers. The parts depend only on the files' sorted
-    paths and sizes. Raises UserError if there is no text or if it cannot be opened; with ``strict`` also if a
-    Parquet file is damaged.
+    Reads only names, sizes, first blocks and Parquet footers; sorted paths and sizes decide the parts. Raises
+    UserError if there is no text or it cannot be opened; with ``strict`` also if a Parquet file is damaged.
     """
     name, globs = ("validation_path", corpus.validation_path) if validation else ("path", corpus.path)
     if "" in globs:

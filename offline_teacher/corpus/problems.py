@@ -45,8 +45,7 @@ class Problems:
     """Kind -> number of problems."""
     examples: list[Example] = field(default_factory=list)
     cut_documents: int = 0
-    """Number of documents that ``sequences.packing: document`` cuts to one sequence. They are no problems,
-    because the recipe asks for cutting."""
+    """Number of documents that ``sequences.packing: document`` cuts, which are no problems but asked for."""
     cut_tokens: int = 0
     """Number of tokens of these documents that are left out."""
 
@@ -98,16 +97,11 @@ def line_number(file: str, offset: int) -> int:
     """Returns the line number, from 1, of byte ``offset`` of the decompressed file; that of the damage if the
     file is damaged before ``offset``."""
     newlines = 0
-    with contextlib.suppress(DamagedFile), storage.open_binary(_unescaped(file)) as stream:
+    if not storage.is_remote(file) and not os.path.exists(file):  # escapes like \xe9 become bytes again
+        raw = re.sub(rb"\\x([89a-f][0-9a-f])", lambda escape: bytes([int(escape[1], 16)]), file.encode())
+        file = os.fsdecode(raw)
+    with contextlib.suppress(DamagedFile), storage.open_binary(file) as stream:
         while offset > 0 and (chunk := stream.read1(min(offset, 1 << 20))):  # type: ignore[attr-defined]
             newlines += chunk.count(b"\n")
             offset -= len(chunk)
     return newlines + 1
-
-
-def _unescaped(file: str) -> str:
-    """Returns the path of ``Example.file``, in which escapes like ``\\xe9`` become bytes again."""
-    if storage.is_remote(file) or os.path.exists(file):
-        return file
-    raw = re.sub(rb"\\x([89a-f][0-9a-f])", lambda escape: bytes([int(escape[1], 16)]), file.encode())
-    return os.fsdecode(raw)

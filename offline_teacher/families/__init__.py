@@ -4,8 +4,7 @@ Each family has one file, which describes as data how its models differ from oth
 of any family is in ``offline_teacher.models``. Importing this package imports neither torch nor transformers.
 
 A new family is one file here, an entry in ``FAMILIES`` and one in the tests' ``tiny_models.py``. ``mpnet.py``
-is an example, which overrides one method. ``positions`` has ``usable_length(config) -> int``: the longest
-sequence that the position embeddings of a transformers configuration allow.
+is an example, which overrides one method.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: Mapping[str, Any] | Any) -> Family:
-    """The family of a configuration. Raises UserError, with the names of all families, for any other
-    model."""
+    """The family of a configuration. Raises UserError, with the names of all families, if there is none."""
     name = config.get("model_type") if isinstance(config, Mapping) else config.model_type
     if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(f"{name!r} is not a supported family of models; supported are {', '.join(FAMILIES)}")

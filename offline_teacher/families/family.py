@@ -1,10 +1,7 @@
 """What differs between families of encoders, as data and a few methods that a family may override.
 
-To add a family, see ``offline_teacher/families/__init__.py``.
-
 Paths are attribute paths as ``torch.nn.Module.get_submodule`` takes them. Names of tensors are those of the
-family's masked LM, also where a model is the encoder alone. torch and transformers are imported only by
-methods that need them.
+family's masked LM, also where a model is the encoder alone. Only methods import torch and transformers.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""The number of tokens that a model's positions allow; the pass, students, evaluation and export all use
-it."""
+"""The number of tokens that a model's positions allow, for the pass, students, evaluation and export."""
 
 from __future__ import annotations
 

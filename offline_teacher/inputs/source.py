@@ -99,7 +99,12 @@ def find_source(recipe: Recipe) -> tuple[Source, Recipe]:
         head=has_head(directory, config),
         pooling=read_pooling(directory),
     )
-    recipe = _with_masking(recipe, source)
+    if recipe.masking.probability is None:
+        pooled = recipe.store.positions == "pooled"
+        probability = MASKING_PROBABILITY if source.head and not pooled else 0.0
+        epochs = recipe.masking.epochs if probability else 1
+        masking = dataclasses.replace(recipe.masking, probability=probability, epochs=epochs)
+        recipe = dataclasses.replace(recipe, masking=masking)
     _check_store(recipe, source)
     return source, recipe
 
@@ -120,17 +125,6 @@ def check_fit(directory: str, config: Any, tokenizer: Any, length: int) -> None:
     positions = usable_length(config)
     if length > positions:
         raise UserError(f"sequences.length: {length} is more than the {positions} positions of {directory}")
-
-
-def _with_masking(recipe: Recipe, source: Source) -> Recipe:
-    """Returns the recipe with a ``masking.probability`` that is not None."""
-    if recipe.masking.probability is not None:
-        return recipe
-    pooled = recipe.store.positions == "pooled"
-    probability = MASKING_PROBABILITY if source.head and not pooled else 0.0
-    epochs = recipe.masking.epochs if probability else 1
-    masking = dataclasses.replace(recipe.masking, probability=probability, epochs=epochs)
-    return dataclasses.replace(recipe, masking=masking)
 
 
 def _check_store(recipe: Recipe, source: Source) -> None:

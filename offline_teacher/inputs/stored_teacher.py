@@ -1,7 +1,7 @@
 """Reads a store's teacher. Its files are not trusted, so they are checked before a model is built from them.
 
-A digest shows that a file is as it was written. It does not show that the file holds a valid teacher. Where
-files do not make a teacher, functions here raise UserError.
+A digest shows that a file is as it was written, not that it holds a valid teacher. Where files do not make a
+teacher, functions here raise UserError.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from infra.errors import UserError, first_line
 from infra.files.cache import Cache
 from offline_teacher.families import family_of
+from offline_teacher.families.positions import usable_length
 from offline_teacher.models.pooling import MODES, Pooling
 from offline_teacher.store.blocks import hidden_values
 from offline_teacher.store.paths import CONFIG, POOLING, WEIGHTS
@@ -34,15 +35,12 @@ AGAIN = "make the store again from a sound teacher"
 
 @contextmanager
 def teacher_of(store: Store) -> Iterator[None]:
-    """Turns every exception while a teacher is built from the store's files into a UserError that names them.
-
-    transformers, safetensors and torch raise many kinds of exceptions for invalid files.
-    """
+    """Turns any exception while a teacher is built from a store's files into a UserError that names them."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # transformers, safetensors and torch raise many kinds for invalid files
         raise UserError(
             f"{store.root}: {CONFIG} and {WEIGHTS} do not make a teacher ({first_line(error)}); {AGAIN}"
         ) from error
@@ -50,9 +48,22 @@ def teacher_of(store: Store) -> Iterator[None]:
 
 def stored_config(store: Store) -> dict[str, Any]:
     """The teacher's configuration. Raises UserError if its sizes differ from those of the store."""
-    config = store.teacher_config()
+    config, where = store.teacher_config(), f"{store.root}: {CONFIG}"
     with teacher_of(store):
-        _check_sizes(store, config)
+        family = family_of(config)
+        depth = config.get(family.own_name("num_hidden_layers"), 0)
+        if not isinstance(depth, int) or not 0 <= depth <= MOST_LAYERS:
+            raise UserError(f"{where}: num_hidden_layers is {str(depth)[:40]}, not 0 to {MOST_LAYERS}")
+        for name in ("hidden_size", "vocab_size"):
+            own, stored = config.get(family.own_name(name)), getattr(store.layout, name)
+            if own != stored:
+                raise UserError(f"{where}: {name} is {str(own)[:40]}, that of the store {stored}")
+        heads, width = config.get(family.own_name("num_attention_heads")), store.layout.hidden_size
+        if not isinstance(heads, int) or heads < 1 or width % heads:
+            raise UserError(f"{where}: {str(heads)[:40]} attention heads do not divide {width}")
+        longest, length = usable_length(family.config(config)), store.layout.length
+        if longest < length:
+            raise UserError(f"{where}: it places {longest} tokens, sequences of the store have {length}")
     return config
 
 
@@ -60,8 +71,7 @@ def stored_weights(
     store: Store, config: dict[str, Any], cache: Cache | None = None, complete: bool = False
 ) -> dict[str, Tensor]:
     """The teacher's tensors by name, all finite and of the shapes in ``config``. ``cache``: for a remote
-    store. ``complete``: require all tensors of the model; otherwise the caller checks that those it needs
-    exist."""
+    store. ``complete``: require all tensors of the model; otherwise the caller checks those that it needs."""
     from safetensors.torch import load_file
 
     from offline_teacher.models.weights import filled
@@ -117,22 +127,3 @@ def stored_pooling(store: Store) -> Pooling | None:
     except (KeyError, ValueError) as error:
         raise UserError(f"{store.root}: {POOLING} is no valid pooling ({error}); {AGAIN}") from None
     return pooling
-
-
-def _check_sizes(store: Store, config: dict[str, Any]) -> None:
-    from offline_teacher.families.positions import usable_length
-
-    family, where = family_of(config), f"{store.root}: {CONFIG}"
-    depth = config.get(family.own_name("num_hidden_layers"), 0)
-    if not isinstance(depth, int) or not 0 <= depth <= MOST_LAYERS:
-        raise UserError(f"{where}: num_hidden_layers is {str(depth)[:40]}, not 0 to {MOST_LAYERS}")
-    for name in ("hidden_size", "vocab_size"):
-        own, stored = config.get(family.own_name(name)), getattr(store.layout, name)
-        if own != stored:
-            raise UserError(f"{where}: {name} is {str(own)[:40]}, that of the store {stored}")
-    heads, width = config.get(family.own_name("num_attention_heads")), store.layout.hidden_size
-    if not isinstance(heads, int) or heads < 1 or width % heads:
-        raise UserError(f"{where}: {str(heads)[:40]} attention heads do not divide {width}")
-    longest, length = usable_length(family.config(config)), store.layout.length
-    if longest < length:
-        raise UserError(f"{where}: it places {longest} tokens, sequences of the store have {length}")

@@ -7,6 +7,4 @@ Axes: B batch, L length, D hidden size, V vocabulary, n replayed layers. ``token
 number of tokens at the start of each row that are not padding. If it is None, or a CPU tensor whose values
 are all L, no row is padded and no attention mask is built. Building a mask never synchronises with the
 device. ``config`` is a teacher's configuration: a transformers object or the mapping in its ``config.json``.
-
-Every mistake that a user can correct is raised as `infra.errors.UserError`.
 """

@@ -231,20 +231,16 @@ def _check_loading(directory: str, family: Family, info: Any) -> None:
     encoder = (f"{family.prefix}.", "embeddings.", f"{family.layers}.")  # with the masked LM's prefix or not
     unexpected = [name for name in info["unexpected_keys"] if name.startswith(encoder)]
     unexpected = [name for name in unexpected if not any(part in name.split(".") for part in UNUSED_WEIGHTS)]
+    decoder = family.head.decoder  # its bias is zero if it is absent
+    biases = {f"{decoder}.bias", f"{decoder.rpartition('.')[0]}.bias"}
+    missing = [name for name in info["missing_keys"] if name not in biases]
     mismatched = info["mismatched_keys"]
     misshapen = [f"{name} ({list(found)}, not {list(wanted)})" for name, found, wanted in mismatched]
     for names, meaning in (
         (misshapen, "has weights of other shapes than its config.json says"),
-        (_missing(family, info), "lacks weights of the model that its config.json describes"),
+        (missing, "lacks weights of the model that its config.json describes"),
         (unexpected, "has weights that the model of its config.json has no place for"),
     ):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(f"teacher.model: {directory} {meaning}: {', '.join(sorted(names)[:3])}{more}")
-
-
-def _missing(family: Family, info: Any) -> list[str]:
-    """Returns the names of missing weights, except the decoder's bias, which is zero if it is absent."""
-    decoder = family.head.decoder
-    biases = {f"{decoder}.bias", f"{decoder.rpartition('.')[0]}.bias"}
-    return [name for name in info["missing_keys"] if name not in biases]

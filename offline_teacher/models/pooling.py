@@ -1,5 +1,4 @@
-"""Pooling of a sentence encoder (hidden states of a text to one vector), read from its sentence-transformers
-files.
+"""Pooling of a sentence encoder: hidden states to one vector, as its sentence-transformers files say.
 
 Axes: B batch, L length, D hidden size. Reading needs no torch.
 """

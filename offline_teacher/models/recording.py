@@ -33,8 +33,7 @@ class QueriesKeysValues:
     def take(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns Q, K and V, each [B, L, D] with heads side by side, and forgets them."""
         assert len(self._outputs) == self._expected, "no forward pass since the last call"
-        outputs = [self._outputs.pop(number) for number in range(self._expected)]
-        return separate(outputs)
+        return separate([self._outputs.pop(number) for number in range(self._expected)])
 
     def close(self) -> None:
         for hook in self._hooks:
@@ -54,10 +53,7 @@ class QueriesKeysValues:
 
 
 def projected(encoder: Any, layer: int, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns Q, K and V of a layer, each [B, L, D], given the layer's input ``states`` [B, L, D].
-
-    Runs only the layer's projections, and its norm if one comes before them.
-    """
+    """Returns Q, K and V [B, L, D] of a layer for its input ``states`` [B, L, D]; runs nothing else of it."""
     family = family_of(encoder.config)
     block = encoder.get_submodule(family.layers)[layer]
     if family.attention_norm is not None:

@@ -2,10 +2,9 @@
 
 The attention of a replayed layer sees all positions below ``token_count``, or in ModernBERT's local layers
 those within its window. Queries and keys for relations (MiniLMv2, arXiv 2012.15828) are the outputs of the
-projections, in families with rotary positions before the rotation. There are two reasons. A relation compares
-the content of positions, while the rotation adds their distance, which teacher and student have in common.
-And the rotation works within attention heads, while relation heads may span several of them. `recording`
-takes the student's queries and keys at the same place.
+projections, in families with rotary positions before the rotation. The rotation only adds the distance of
+positions, which teacher and student have in common. And it works within attention heads, while relation heads
+may span several. `recording` takes the student's queries and keys at the same place.
 
 Axes: B batch, L length, D hidden size, E the decoder's input width, V vocabulary.
 """
@@ -47,7 +46,12 @@ class Replay(nn.Module):
         family = family_of(config)
         self.config, self.replay_layers = family.config(config), replay_layers
         check_depth(self.config, replay_layers)
-        model = _filled(self.config, weights, replay_layers)
+        model, missing = filled(self.config, weights)
+        missing = [name for name in missing if is_above(name, self.config, replay_layers)]
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise UserError(f"the store's teacher weights lack {', '.join(missing[:3])}{more}")
+        family.prepare(model)
         self._head = masked_lm_head(model) if has_masked_lm_head(model) else None
         self.head = nn.ModuleList(self._head.modules() if self._head else ())
         depth, encoder = self.config.num_hidden_layers, model.base_model
@@ -129,14 +133,3 @@ class Replay(nn.Module):
     def _cast(self, h: Tensor) -> Tensor:
         parameter = next(self.parameters(), None)
         return h if parameter is None else h.to(parameter.dtype)
-
-
-def _filled(config: Any, weights: Mapping[str, Tensor], replay_layers: int) -> Any:
-    """The teacher with the tensors there are, which must be all that replay needs."""
-    model, missing = filled(config, weights)
-    missing = [name for name in missing if is_above(name, config, replay_layers)]
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise UserError(f"the store's teacher weights lack {', '.join(missing[:3])}{more}")
-    family_of(config).prepare(model)
-    return model

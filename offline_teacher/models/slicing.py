@@ -2,17 +2,7 @@
 
 Each layer writes the same hidden dimensions that the next one reads. The kept hidden dimensions are those in
 which the word embeddings vary most. Each layer keeps the attention dimensions and the feed-forward neurons
-whose weights have the largest norms. No weight is scaled.
-
-Measured on held-out novels, with a teacher of 6 layers x 384 dimensions and students of 3 x 192: the KL
-divergence (T = 2) before training is 1.08. It is 1.46 if weights are scaled by the square root of the share
-of kept inputs, 1.83 with evenly spaced dimensions, and 2.53 with random weights. After 200 steps of 256
-tokens it is 0.29 from slices and 0.97 from random weights. Students that train with relations alone then
-have a relation loss of 0.331 from slices and 0.354 from random weights.
-
-Measured for ModernBERT, with a teacher of 4 x 128 trained for 300 steps on characters of novels, and students
-of 2 x 64: the KL divergence on other novels is 0.294 before training, 0.143 after 25 steps of 16 x 64 tokens
-and 0.094 after 100. From random weights it is 0.482, 0.284 and 0.146.
+whose weights have the largest norms. No weight is scaled. docs/student.md compares this with other choices.
 
 Axes: D hidden size, I feed-forward width, H heads, d = D / H dimensions per head.
 """
@@ -21,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -54,24 +43,11 @@ def starting_weights(
 def sliced_weights(student: Any, weights: Mapping[str, Tensor], teacher_heads: int) -> dict[str, Tensor]:
     """Returns the tensors of a narrower student. ``student`` is its configuration.
 
-    ``weights``: the result of `students.student_weights`, which has the student's names and the teacher's
-    widths.
+    ``weights``: of `students.student_weights`, with the student's names and the teacher's widths.
     """
     family = family_of(student)
     slices = _Slices(family, family.config(student), weights, teacher_heads)
     return {name: slices.apply(name, tensor) for name, tensor in weights.items()}
-
-
-@dataclass(frozen=True)
-class _LayerSlices:
-    """The attention dimensions and neurons that one layer keeps."""
-
-    attention: Index
-    """Numbers of the kept attention dimensions, of the teacher's D."""
-    neurons: Index
-    """Numbers of the kept feed-forward neurons, of the teacher's I."""
-    teacher_neurons: int
-    """I of the teacher."""
 
 
 class _Slices:
@@ -92,7 +68,8 @@ class _Slices:
 
     def _layer_slices(
         self, prefix: str, student: Any, weights: Mapping[str, Tensor], teacher_heads: int
-    ) -> _LayerSlices:
+    ) -> tuple[Index, Index, int]:
+        """Returns the attention dimensions (of D) and neurons (of I) that a layer keeps; the teacher's I."""
         width = self.teacher_width
         matrices = {
             name.removeprefix(prefix): weight
@@ -108,11 +85,9 @@ class _Slices:
         count = min(map(len, norms))  # the first matrix of a gated layer has 2 I rows: values, then gates
         neuron_importance = math.prod(norm.view(-1, count).prod(0) for norm in norms)
         choose = _rotary_dimensions if self.family.rotary else _attention_dimensions
-        return _LayerSlices(
-            choose(importance, teacher_heads, student.num_attention_heads, student.hidden_size),
-            _largest(neuron_importance, getattr(student, self.family.own_name("intermediate_size"))),
-            count,
-        )
+        attention = choose(importance, teacher_heads, student.num_attention_heads, student.hidden_size)
+        kept_neurons = getattr(student, self.family.own_name("intermediate_size"))
+        return attention, _largest(neuron_importance, kept_neurons), count
 
     def apply(self, name: str, tensor: Tensor) -> Tensor:
         for axis, index in enumerate(self._indices(name, tensor)):
@@ -125,13 +100,13 @@ class _Slices:
         if not name.startswith(self.layer_prefix):
             return [self.hidden if size == width else None for size in tensor.shape]
         number, _, parameter = name.removeprefix(self.layer_prefix).partition(".")
-        layer, module = self.layers[int(number)], parameter.rpartition(".")[0]
+        (attention, neurons, teacher_neurons), module = self.layers[int(number)], parameter.rpartition(".")[0]
         if module in self.family.projections:
-            return [_repeated(layer.attention, width, len(tensor)), self.hidden][: tensor.ndim]
+            return [_repeated(attention, width, len(tensor)), self.hidden][: tensor.ndim]
         if tensor.shape == (width, width):
-            return [self.hidden, layer.attention]
+            return [self.hidden, attention]
         return [
-            self.hidden if size == width else _repeated(layer.neurons, layer.teacher_neurons, size)
+            self.hidden if size == width else _repeated(neurons, teacher_neurons, size)
             for size in tensor.shape
         ]
 
@@ -139,8 +114,7 @@ class _Slices:
 def _attention_dimensions(importance: Tensor, teacher_heads: int, heads: int, width: int) -> Index:
     """Returns the ``width`` attention dimensions to keep, given the importance of each of the teacher's D.
 
-    Keeps whole heads if the student's heads are as wide as the teacher's, else equally many dimensions of
-    each head.
+    Keeps whole heads if the student's are as wide as the teacher's, else equally many dimensions of each.
     """
     by_head = importance.view(teacher_heads, -1)  # [H, d]
     teacher_size, size = by_head.shape[1], width // heads  # dimensions per head

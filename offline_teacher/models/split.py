@@ -1,5 +1,4 @@
-"""A teacher split below its top layers: the part that the teacher pass runs, and the top layers, which
-training runs again on the stored hidden states (`replay.py`).
+"""A teacher split below its top layers: the part that the pass runs, and the part that `replay` runs.
 
 Both parts are the transformers encoder with some modules left out, so embeddings, masks, positions and
 attention are those of transformers. Parameters are shared with the original model, not copied, so moving one
@@ -59,9 +58,8 @@ def lower_part(model: Any, replay_layers: int) -> Lower:
     """The lower part of a masked LM or an encoder: it computes the hidden states that enter the top layers.
 
     ``replay_layers`` 0: the encoder's output, which the head takes (pre-norm families: after the final norm).
-    Otherwise: the output of the last layer that is kept (pre-norm families: the residual stream, not
-    normalised). The parameters are shared with ``model``, which becomes frozen. Raises UserError if the model
-    has fewer layers.
+    Otherwise: the output of the last kept layer (pre-norm families: the residual stream, not normalised). The
+    parameters are shared with ``model``, which becomes frozen. Raises UserError if it has fewer layers.
     """
     check_depth(model.config, replay_layers)
     stop = model.config.num_hidden_layers - replay_layers

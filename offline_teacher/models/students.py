@@ -19,8 +19,7 @@ from offline_teacher.families import family_of
 from offline_teacher.models.weights import load_named
 
 DISTILBERT_LAYERS = (0, 2, 4, 7, 9, 11)
-"""The layers of BERT-base that DistilBERT's authors chose (transformers-research-projects,
-distillation/scripts/extract.py)."""
+"""BERT-base's layers in DistilBERT (transformers-research-projects, distillation/scripts/extract.py)."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,7 @@ def choose_layers(layers: str | Sequence[int], teacher: Any) -> tuple[int, ...]:
 def student_config(
     teacher: Any, layers: Sequence[int], shape: Shape = Shape(), dropout: float = 0.1
 ) -> PretrainedConfig:
-    """The configuration of a student with ``layers`` of the teacher's. Raises UserError where layers or
-    widths cannot be a student of this family."""
+    """The configuration of a student. Raises UserError if its family allows no such layers or widths."""
     family = family_of(teacher)
     teacher = family.config(teacher)
     student = family.student_family(teacher)

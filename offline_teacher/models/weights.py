@@ -68,8 +68,7 @@ def load_named(model: nn.Module, weights: Mapping[str, Tensor], *, assign: bool 
     """Puts `named_weights` into a model of that configuration, or into its encoder alone.
 
     Returns the names of tensors that the model has and ``weights`` do not. ``assign``: the given tensors
-    become the parameters, which a model on the meta device needs; else they are copied into them. Raises
-    UserError where shapes are others.
+    become the parameters, as a model on the meta device needs. UserError where shapes are others.
     """
     config: Any = model.config
     family = family_of(config)

@@ -1,27 +1,7 @@
 """``plan``: estimates time and bytes of a store, and the error of each form of its soft targets.
 
 ``plan`` reads a few places of the corpus and runs the teacher on some of their sequences. It prints the
-report and publishes it as ``runs/<name>/plan/plan.json``, beside a plot of kept mass. Keys of the report:
-
-corpus          size and read (in the unit ``unit``), places, exact (whether all was read), problems (kind ->
-                number), epochs; for one masking epoch: tokens, sequences, relative_error (standard error of
-                tokens)
-kept_mass       ks, temperatures, positions (kind -> number), masked and unmasked (both [temperatures][ks]);
-                null if the teacher has no masked-LM head
-gradient_error  temperature, positions, top_k, student_layers, close_step; at_initialisation and
-                close_to_teacher: soft target -> relative error of the head's gradient, see soft_targets.py;
-                exact targets come from the teacher in the recipe's dtype; null if kept_mass is null
-relation_error  heads; errors: form of hidden states -> relative error of the gradient of the relations; null
-                if the student starts as its teacher
-bytes           form of store -> columns (bytes per token), per_token, total (all masking epochs), top_k,
-                hidden_states
-step            student -> operations per token of a training step, see step_cost.py
-time            tokens_per_s of one worker (median of batches), its settings, hours: number of workers ->
-                hours; measured on the CPU if ``device`` says so
-recommendation  sentences
-seconds         duration of the plan itself
-
-Numbers that are not finite are null, such as all gradient errors if the student starts as its teacher.
+report and publishes it, beside a plot of kept mass, as ``plan.json``; docs/runs.md explains its keys.
 """
 
 from __future__ import annotations
@@ -48,8 +28,6 @@ from offline_teacher.store.schema import Layout
 
 KS = (8, 16, 32, 64, 128, 256, 512)
 TEMPERATURES = (1.0, 2.0, 4.0)
-DEFAULT_TOP_K = 64
-"""The k that is compared if the recipe stores no top-k."""
 
 
 def plan(recipe: Recipe) -> int:
@@ -107,7 +85,8 @@ def measure(recipe: Recipe) -> dict[str, Any]:
     if layout.positions != "pooled":
         report["relation_error"] = outputs.relation_error()
     if source.head and layout.positions != "pooled":
-        train = compared_settings(recipe)
+        runs = list(recipe.runs().values())
+        train = next((run.train for run in runs if run.train.alpha_ce), runs[0].train)
         positions = teacher_sample.compared_positions(compared, train.kl_positions)
         report["kept_mass"] = _kept_mass(recipe, outputs, positions, train)
         top_k = _top_k(recipe, layout.vocab_size)
@@ -115,12 +94,6 @@ def measure(recipe: Recipe) -> dict[str, Any]:
         report["gradient_error"] = {"student_layers": list(outputs.student_layers), **errors}
     report = _finite(report)
     return {**report, "recommendation": recommend(report, recipe)}
-
-
-def compared_settings(recipe: Recipe) -> Train:
-    """Returns the settings of the first student with ``alpha_ce`` > 0, or else of the first student."""
-    runs = list(recipe.runs().values())
-    return next((run.train for run in runs if run.train.alpha_ce), runs[0].train)
 
 
 def _finite(value: Any) -> Any:
@@ -153,7 +126,7 @@ def _kept_mass(recipe: Recipe, outputs: SampledTeacher, at: dict[str, Any], trai
 
 
 def _top_k(recipe: Recipe, vocab_size: int) -> int:
-    return min(recipe.store.top_k or DEFAULT_TOP_K, vocab_size)
+    return min(recipe.store.top_k or 64, vocab_size)
 
 
 def _bytes(recipe: Recipe, own: Layout, corpus: CorpusSample) -> dict[str, Any]:

@@ -20,12 +20,10 @@ from offline_teacher.sequences.tokenizer import Encoder
 from offline_teacher.store.unfinished import finished_parts
 
 UNKNOWN_SHARE = 0.02
-"""Share of unknown tokens above which a warning is printed. English text has at most 0.0002 with an English
-WordPiece vocabulary (novels, Wikipedia, film reviews). The share of unknown characters is far larger, because
-WordPiece turns a whole word into one unknown token."""
+"""Share of unknown tokens (in WordPiece: whole words) above which a warning is printed. English text has at
+most 0.0002 with an English WordPiece vocabulary (novels, Wikipedia, film reviews)."""
 REHEARSED = 2
-"""Number of sequences that run through the teacher. Any sequence reveals broken weights, and most sequences
-reveal an overflow."""
+"""Number of sequences that run through the teacher: any reveals broken weights, most reveal an overflow."""
 
 
 def check(recipe: Recipe, source: Source, parts: dict[str, list[Part]]) -> None:

@@ -29,12 +29,13 @@ def recommend(report: dict[str, Any], recipe: Recipe) -> list[str]:
     needs_hidden = any(run.train.alpha_cos or run.train.alpha_relation for run in recipe.runs().values())
     layers = 1 if benefits_from_replay(recipe) else 0
     errors = {name: (error, close[name]) for name, error in first.items()}
-    choices = {form: _target_of(form, report, layers) for form in report["bytes"] if form != "this recipe"}
+    forms = report["bytes"]
+    choices = {form: _target_of(forms[form], layers) for form in forms if form != "this recipe"}
     if needs_hidden:
-        choices = {form: target for form, target in choices.items() if _hidden(form, report) != "none"}
+        choices = {form: target for form, target in choices.items() if forms[form]["hidden_states"] != "none"}
     good = [form for form, target in choices.items() if max(errors[target]) <= GOOD]
     if good:
-        best = min(good, key=lambda form: report["bytes"][form]["per_token"])
+        best = min(good, key=lambda form: forms[form]["per_token"])
     else:
         best = min(choices, key=lambda form: max(errors[choices[form]]))
     sentences = [_best_sentence(best, choices[best], bool(good), errors, report, needs_hidden)]
@@ -79,16 +80,12 @@ def _replay_sentence(report: dict[str, Any], recipe: Recipe) -> list[str]:
     return [f"Set store.replay_layers=1: it {benefit}, {reason}.{errors}"]
 
 
-def _hidden(form: str, report: dict[str, Any]) -> str:
-    return str(report["bytes"][form]["hidden_states"])
-
-
-def _target_of(form: str, report: dict[str, Any], replay_layers: int) -> str:
+def _target_of(form: dict[str, Any], replay_layers: int) -> str:
     """Returns the name of the soft target on which students of a store of this form train."""
-    kind = _hidden(form, report)
+    kind = form["hidden_states"]
     if kind != "none":
         return exact_name("float16" if kind == "bfloat16" else kind, replay_layers)
-    return tail_bucket_name(report["bytes"][form]["top_k"])
+    return tail_bucket_name(form["top_k"])
 
 
 def _best_sentence(
@@ -113,7 +110,7 @@ def _own_sentence(best: str, best_target: str, errors: Errors, report: dict[str,
     own, form = report["bytes"]["this recipe"], report["bytes"][best]
     if (own["top_k"], own["hidden_states"]) == (form["top_k"], form["hidden_states"]):
         return "This recipe already stores this form."
-    target = _target_of("this recipe", report, recipe.store.replay_layers)
+    target = _target_of(own, recipe.store.replay_layers)
     size = f"This recipe stores {own['per_token'] / form['per_token']:.2f} times as many bytes"
     if target == best_target:
         return f"{size} for the same soft target: leave out top-{own['top_k']}, which hidden states replace."

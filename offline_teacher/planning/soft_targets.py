@@ -80,8 +80,7 @@ class SoftTarget:
     top_k: int = 0
     """Number of most likely tokens whose logits are stored."""
     tail: bool = False
-    """Whether the other tokens form one bucket of exactly known probability. If not, the probabilities of the
-    top k are scaled to sum to 1."""
+    """Whether the other tokens are one bucket of exactly known probability. If not, the top k sum to 1."""
 
     def gradient(
         self, head: DenseHead, rows: slice, teacher: Tensor, q: Tensor, temperature: float

@@ -25,10 +25,7 @@ WORKERS = (1, 8, 64)
 
 
 def measure_speed(recipe: Recipe, layout: Layout, sequences: MaskedSequences, tokens: int) -> dict[str, Any]:
-    """Returns ``time`` of the report. ``tokens``: number of tokens in all masking epochs.
-
-    If the recipe asks for GPUs and there is none, for example on a laptop, the CPU is measured.
-    """
+    """Returns ``time`` of the report; without a GPU, the CPU's. ``tokens``: those of all masking epochs."""
     teacher = recipe.teacher
     assert teacher is not None
     device = "cuda" if teacher.gpus_per_worker and torch.cuda.is_available() else "cpu"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from infra.settings.recipe import Recipe, StudentRun
+from infra.settings.recipe import Recipe
 from offline_teacher.families import family_of
 from offline_teacher.models.students import planned_student
 from offline_teacher.store.schema import Layout
@@ -22,21 +22,20 @@ def step_cost(recipe: Recipe, teacher: Any, layout: Layout) -> dict[str, dict[st
     ``student``: its encoder layers; ``vocabulary``: products with the output embeddings of student and
     teacher; ``replay``: one replayed teacher layer; ``projections``: only its queries, keys and values.
     """
-    return {name: _cost(run, teacher, layout) for name, run in recipe.runs().items()}
-
-
-def _cost(run: StudentRun, teacher: Any, layout: Layout) -> dict[str, float]:
-    layers, config = planned_student(run.student, teacher)
-    needs_logits = bool(run.train.alpha_ce or run.train.alpha_mlm)
-    vocabulary = 3 * 2 * config.hidden_size * layout.vocab_size * needs_logits
-    exact = bool(run.train.alpha_ce) and run.train.soft_target_kind(layout.hidden_states) == "exact"
-    vocabulary += 2 * teacher.hidden_size * layout.vocab_size * exact
-    return {
-        "student": 3 * len(layers) * _layer_forward(config, layout.length),
-        "vocabulary": vocabulary,
-        "replay": _layer_forward(teacher, layout.length),
-        "projections": 6.0 * teacher.hidden_size**2,
-    }
+    costs = {}
+    for name, run in recipe.runs().items():
+        layers, config = planned_student(run.student, teacher)
+        needs_logits = bool(run.train.alpha_ce or run.train.alpha_mlm)
+        vocabulary = 3 * 2 * config.hidden_size * layout.vocab_size * needs_logits
+        exact = bool(run.train.alpha_ce) and run.train.soft_target_kind(layout.hidden_states) == "exact"
+        vocabulary += 2 * teacher.hidden_size * layout.vocab_size * exact
+        costs[name] = {
+            "student": 3 * len(layers) * _layer_forward(config, layout.length),
+            "vocabulary": vocabulary,
+            "replay": _layer_forward(teacher, layout.length),
+            "projections": 6.0 * teacher.hidden_size**2,
+        }
+    return costs
 
 
 def _layer_forward(config: Any, length: int) -> float:

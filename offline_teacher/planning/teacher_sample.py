@@ -59,10 +59,7 @@ class MaskedSequences:
 def masked_sequences(
     recipe: Recipe, source: Source, encoder: Encoder, sample: CorpusSample
 ) -> MaskedSequences:
-    """Shuffles all sequences of the sample and masks them as in masking epoch 0.
-
-    Sequences of unknown tokens only, in which nothing is masked, come last.
-    """
+    """Shuffles the sequences and masks them as in masking epoch 0; those without a masked token come last."""
     order = np.random.default_rng(0).permutation(len(sample.input_ids))
     input_ids, token_count = sample.input_ids[order], sample.token_count[order]
     masking = recipe.masking
@@ -120,6 +117,7 @@ class SampledTeacher:
         """Raises UserError if hidden states in float32 or in the recipe's dtype are not finite."""
         assert recipe.teacher is not None
         self.recipe, self.sequences, self.config = recipe, sequences, source.config
+        self._batch_size = recipe.teacher.batch_size
         self._model = load_model(source.directory, source.config)
         depth = source.config.num_hidden_layers
         self.replay_depths = sorted({n for n in (0, 1, recipe.store.replay_layers) if n <= depth})
@@ -143,9 +141,11 @@ class SampledTeacher:
 
     def stored_forms(self, positions: np.ndarray) -> Iterator[tuple[str, Tensor]]:
         """Yields (name of a stored form, last hidden states, float32 [N, D], that are replayed from it)."""
+        _, count = self._batch(slice(None))
         for n, states in self._states_as_run.items():
             for stored in STORED_FORMATS:
-                yield form_name(stored, n), self._replayed(round_as_stored(states, stored), n, positions)
+                last = self._replays[n].last_hidden(round_as_stored(states, stored), count)
+                yield form_name(stored, n), last.flatten(0, 1)[torch.from_numpy(positions)]
 
     def student_hidden(self, positions: np.ndarray) -> Tensor:
         """Returns last hidden states, float32 [N, D], of a student of full width before its first step."""
@@ -192,8 +192,7 @@ class SampledTeacher:
     @torch.no_grad()
     def _run(self, encoder: Lower, dtype: str) -> Tensor:
         """Returns the hidden states of all sequences, float32 [n, L, D]. UserError if one is not finite."""
-        assert self.recipe.teacher is not None
-        size, pieces = self.recipe.teacher.batch_size, []
+        size, pieces = self._batch_size, []
         for start in range(0, len(self.sequences.token_count), size):
             pieces.append(encoder(*self._batch(slice(start, start + size))).float())
         states = torch.cat(pieces)
@@ -205,9 +204,3 @@ class SampledTeacher:
         batch = self.sequences.rows(rows)
         ids, count = (values.astype(np.int64) for values in (batch.input_ids, batch.token_count))
         return torch.from_numpy(ids), torch.from_numpy(count)
-
-    @torch.no_grad()
-    def _replayed(self, states: Tensor, replay_layers: int, positions: np.ndarray) -> Tensor:
-        _, count = self._batch(slice(None))
-        last = self._replays[replay_layers].last_hidden(states, count)
-        return last.flatten(0, 1)[torch.from_numpy(positions)]

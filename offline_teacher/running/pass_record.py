@@ -54,7 +54,9 @@ def inputs_digest(recipe: Recipe, parts: dict[str, list[Part]]) -> str:
 def is_recorded(recipe: Recipe, inputs: str) -> bool:
     """Whether the last pass of this recipe had the same ``inputs``, and its manifest is unchanged."""
     path = storage.join(recipe.root, NAME)
-    if _unsent(recipe) or not storage.exists(path):
+    names = storage.list_names(recipe.root) if recipe.tracking.enabled else []
+    unsent = any(fnmatch.fnmatch(name, "tracking-*.jsonl") for name in names)
+    if unsent or not storage.exists(path):  # starting a run sends unsent calls to the tracking server
         return False
     with contextlib.suppress(UserError):  # a damaged record counts as missing
         record = _record(recipe, inputs)
@@ -71,12 +73,6 @@ def _record(recipe: Recipe, inputs: str) -> dict[str, Any]:
     path = storage.join(recipe.store_path, MANIFEST)
     manifest = storage.digest_bytes(storage.read_bytes(path)) if storage.exists(path) else None
     return {"store": recipe.store_path, "inputs": inputs, "manifest": manifest}
-
-
-def _unsent(recipe: Recipe) -> bool:
-    """Whether calls to the tracking server are still unsent. Starting a run sends such calls."""
-    names = storage.list_names(recipe.root) if recipe.tracking.enabled else []
-    return any(fnmatch.fnmatch(name, "tracking-*.jsonl") for name in names)
 
 
 def _stamp(path: str) -> list[int]:

@@ -73,14 +73,13 @@ def run_pass(
 ) -> list[Outcome]:
     """Makes the recipe's store, or its missing tasks. The text is tokenised first, by workers without GPUs.
     Raises UserError if the store was started with other inputs, or if another process is writing to it."""
-    root = recipe.store_path
-    assert recipe.teacher is not None
+    root, settings = recipe.store_path, cluster.settings
     with exclusive(root):
         begin_store(root, spec)
         publish_files(root, source, spec.layout)
         recipe.save(root)
-        if not recipe.teacher.gpus_per_worker:
-            warn_if_slow("teacher.dtype", recipe.teacher.dtype)
+        if not settings.gpus_per_worker:
+            warn_if_slow("teacher.dtype", settings.dtype)
         build_sequences(parts, tokenising(recipe, source), cluster)
         counts = {split: len(listed) for split, listed in parts.items()}
         return finish_tasks(root, spec, counts, cluster, report)
@@ -143,14 +142,13 @@ def _infer(
         if report is not None and split == "train" and due:
             report({**rates.metrics(pool.retries), "tasks": plan.task_count - rates.left})
 
+    def quarantine(item: Item) -> None:
+        task: Task = item.arguments[1]
+        record = {"task": task.name, "part": task.part, "rows": [task.rows.start, task.rows.stop]}
+        record |= {"reason": item.reason, "attempts": item.attempts, "worker_deaths": item.deaths}
+        quarantine_task(root, split, task.name, record)
+
     if items:
         with progress(plan.task_count, "tasks", f"teacher, {split}", plan.task_count - len(items)) as shown:
-            quarantined = pool.run(items, done, shown.say, lambda item: _record_quarantine(root, split, item))
+            quarantined = pool.run(items, done, shown.say, quarantine)
     return Outcome(split, plan.samples, rates.tokens, time.monotonic() - begin, quarantined)
-
-
-def _record_quarantine(root: str, split: str, item: Item) -> None:
-    task: Task = item.arguments[1]
-    record = {"task": task.name, "part": task.part, "rows": [task.rows.start, task.rows.stop]}
-    record |= {"reason": item.reason, "attempts": item.attempts, "worker_deaths": item.deaths}
-    quarantine_task(root, split, task.name, record)

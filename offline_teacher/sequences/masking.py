@@ -28,8 +28,7 @@ from infra.settings.sections import Masking
 from offline_teacher.sequences.tokenizer import Encoder
 
 WORD_STARTS = {"ByteLevel": "\u0120", "Metaspace": "\u2581"}
-"""Type of a pre-tokenizer (ByteLevel: GPT-2, RoBERTa; Metaspace: SentencePiece) -> the character that it puts
-in place of the space before a word."""
+"""Pre-tokenizer (of GPT-2 and RoBERTa; of SentencePiece) -> its character for the space before a word."""
 
 _LOW_32 = np.uint64(0xFFFFFFFF)
 _SHIFT_32 = np.uint64(32)
@@ -37,10 +36,8 @@ _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
-_POSITION_BITS = np.uint64(10)
 _POSITION_MASK = np.uint64(1023)
-"""The low 10 bits of a sort key are its position (L <= 1024). So positions can be read from sorted keys, and
-no two keys of a sequence are equal."""
+"""The low 10 bits of a sort key are its position (L <= 1024), so no two keys of a sequence are equal."""
 _LARGEST_KEY = np.uint64(0xFFFFFFFFFFFFFFFF)
 """Sort key of positions that must not be masked."""
 _BLOCK_POSITIONS = 1 << 13
@@ -105,7 +102,10 @@ def continuation_flags(tokenizer: Mapping[str, Any], vocab_size: int) -> np.ndar
     ids = model["vocab"]
     if model["type"] == "Unigram":  # a list of (piece, log probability), ordered by id
         ids = {piece: token for token, (piece, _) in enumerate(ids)}
-    steps = [step for step in _pre_tokenizers(tokenizer["pre_tokenizer"]) if step["type"] in WORD_STARTS]
+    steps = [tokenizer["pre_tokenizer"] or {"type": None}]
+    if steps[0]["type"] == "Sequence":
+        steps = steps[0]["pretokenizers"]
+    steps = [step for step in steps if step["type"] in WORD_STARTS]
     word_starts = [step.get("replacement", WORD_STARTS[step["type"]]) for step in steps]
     if model["type"] == "WordPiece":
         prefix = model["continuing_subword_prefix"]
@@ -120,12 +120,6 @@ def continuation_flags(tokenizer: Mapping[str, Any], vocab_size: int) -> np.ndar
     flags = np.zeros(vocab_size, bool)
     flags[continuing] = True
     return flags
-
-
-def _pre_tokenizers(pre_tokenizer: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    if pre_tokenizer is None:
-        return []
-    return list(pre_tokenizer["pretokenizers"]) if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
 
 
 @dataclass(frozen=True)
@@ -195,9 +189,8 @@ def _draw_positions(
 ) -> np.ndarray:
     """Returns the positions to mask, int64 [b, M], ascending; L in unused slots.
 
-    Each token gets a random sort key, and the tokens with the smallest keys are masked, which draws without
-    replacement. Uniform keys draw uniformly; keys -log(u) / w draw in proportion to w (Efraimidis & Spirakis,
-    2006).
+    The tokens with the smallest random sort keys are masked, which draws without replacement. Uniform keys
+    draw uniformly; keys -log(u) / w draw in proportion to w (Efraimidis & Spirakis, 2006).
     """
     length = input_ids.shape[1]
     position = np.arange(length, dtype=np.uint64)

@@ -20,20 +20,17 @@ from offline_teacher.sequences.tokenizer import Encoder
 Rows = tuple[np.ndarray, np.ndarray]
 """input_ids uint16|uint32 [n, L], with the pad token from token_count on; token_count uint16 [n]."""
 BATCH_CHARACTERS = 1 << 17
-"""Number of characters per call of the tokenizer. Larger batches do not fit into the processor's cache, and
-are slower."""
+"""Number of characters per call of the tokenizer. Larger batches do not fit into the processor's cache."""
 
 
 @dataclass
 class TextStatistics:
-    """Counts and digest of the texts of a part. They do not depend on the tokenizer, except ``cut_*``."""
+    """Counts and digest of a part's texts. Only ``cut_*`` (see `Problems`) depend on the tokenizer."""
 
     documents: int = 0
     text_bytes: int = 0
     cut_documents: int = 0
-    """Number of documents that packing ``document`` truncated to one sequence."""
     cut_tokens: int = 0
-    """Number of tokens that truncation left out."""
     digest: Any = field(default_factory=xxhash.xxh3_128)
 
     @property

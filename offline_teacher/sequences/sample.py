@@ -37,8 +37,7 @@ PLACES = 16
 PLACE_BYTES = 1 << 14
 """Number of bytes of text that are read at one place."""
 MAX_FOOTERS = 256
-"""Maximum number of Parquet files whose rows are counted. Other files are assumed to have the same number of
-rows per byte."""
+"""Maximum number of Parquet files whose rows are counted; others are taken to have as many rows per byte."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,7 @@ def sample_sequences(
 def _sequences(
     places: list[Place], encoder: Encoder, settings: Sequences, problems: Problems
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Returns for each place its packed sequences [n, L] and their token counts [n]. UserError if no place
-    has a sequence."""
+    """Returns for each place its sequences [n, L] and their token counts [n]. UserError if none has any."""
     inputs, counts = [], []
     for place in places:
         none = np.empty((0, settings.length), encoder.dtype), np.empty(0, np.uint16)

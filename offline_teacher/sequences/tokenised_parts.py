@@ -1,7 +1,6 @@
 """Makes the documents of each part into sequences of L token ids, one Arrow file per part.
 
-Sequences are numbered by (part, row), so any worker can build any part in any order. Axes: L length,
-V vocabulary.
+Sequences are numbered by (part, row), so any worker can build any part. Axes: L length, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from offline_teacher.store.paths import SEQUENCES, part_name, part_path
 from offline_teacher.store.schema import SPLITS, Layout
 from offline_teacher.store.unfinished import finished_tasks, map_in_order, read_part_index, read_parts
 
-COUNTS_ENDING = ".counts.arrow"
 VERSION = 3
 """Version of tokenising and packing. Parts that another version built are built again."""
 
@@ -85,8 +83,7 @@ class Tokenising:
         return publish_part(self.root, self.layout, split, number, columns, facts, counts)
 
     def refuse_other_text(self, split: str, number: int, part: Part) -> None:
-        """Reads the documents of a part, and raises UserError if the store's tasks were computed from other
-        text."""
+        """Reads a part's documents. Raises UserError if the store's tasks were computed from other text."""
         statistics = TextStatistics()
         for document in documents(part, self.corpus, Problems(strict=False)):
             statistics.add(self.prompt + document)
@@ -128,7 +125,7 @@ class Tokenising:
             index.made_from == self._made_from(part, digest)
             and not (self.corpus.strict and index.problems["counts"])  # built while strict was false
             and sizes.get(f"{name}.arrow") == index.bytes
-            and (index.counts is None or f"{name}{COUNTS_ENDING}" in sizes)
+            and (index.counts is None or f"{name}.counts.arrow" in sizes)
             and (storage.is_remote(path) or last_modified(part) < os.stat(path).st_mtime)
         )
 

@@ -52,8 +52,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
-    """Returns name -> content of the files that ``save_pretrained`` writes, without the keys that say where
-    the tokenizer was loaded from."""
+    """Returns name -> content of what ``save_pretrained`` writes, without keys about where it came from."""
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save_pretrained(scratch)
         files = {}

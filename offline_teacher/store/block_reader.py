@@ -154,8 +154,7 @@ class BlockReader:
     def _read_ahead(self, location: _Location, data: mmap.mmap) -> None:
         """Asks the operating system, when a block is first used, to read the bytes of the needed columns.
 
-        Without this, the system reads up to megabytes around every missing page, and evicts pages that other
-        reads need.
+        Without this, it reads up to megabytes around every missing page, and evicts pages of other reads.
         """
         key = location.shard_path, location.in_shard
         with self._lock:

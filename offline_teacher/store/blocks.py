@@ -153,10 +153,12 @@ def _measure_blocks(data: pa.Buffer, schema: pa.Schema, rows: Iterable[int]) -> 
         if batch.num_rows != expected:
             raise ValueError(f"has a block of {batch.num_rows} samples instead of {expected}")
         size = message.body.address + message.body.size - data.address - at
-        offsets = {
-            name: _values_buffer(column).address - data.address - at
-            for name, column in zip(schema.names, batch.columns, strict=True)
-        }
+        offsets = {}
+        for name, column in zip(schema.names, batch.columns, strict=True):
+            if column.null_count:
+                raise ValueError("holds nulls")
+            values = column.values if pa.types.is_fixed_size_list(column.type) else column
+            offsets[name] = values.buffers()[1].address - data.address - at
         frame = Frame(size, offsets)
         if frames.setdefault(expected, frame) != frame:
             raise ValueError(f"has two blocks of {expected} samples with different offsets")
@@ -164,13 +166,6 @@ def _measure_blocks(data: pa.Buffer, schema: pa.Schema, rows: Iterable[int]) -> 
     if data.slice(at).to_pybytes() != END_OF_STREAM:
         raise ValueError("does not end with the end-of-stream marker after its last block")
     return start, frames
-
-
-def _values_buffer(column: pa.Array) -> pa.Buffer:
-    """Returns the buffer of a column's values. Raises ValueError if there are nulls."""
-    if column.null_count:
-        raise ValueError("holds nulls")
-    return (column.values if pa.types.is_fixed_size_list(column.type) else column).buffers()[1]
 
 
 def column_view(data: Any, offset: int, rows: int, column: Column) -> np.ndarray:

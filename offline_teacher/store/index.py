@@ -60,16 +60,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """One shard, as the index of its task records it."""
+    """One shard, as the index of its task records it; FORMAT.md explains the fields."""
 
     file: str
-    """Name of the file: the 32 hexadecimal digits of its digest, and ``.arrow``."""
     bytes: int
     samples: int
     start: int
-    """Byte offset of the first block."""
     blocks: str
-    """For each block 16 hexadecimal digits: XXH3 (64 bits) of the bytes of its ``digests`` column."""
 
     def __post_init__(self) -> None:
         named = isinstance(self.file, str) and _SHARD_FILE.fullmatch(self.file) is not None
@@ -91,19 +88,15 @@ class ShardIndex:
 
 @dataclass(frozen=True)
 class TaskIndex:
-    """The index of a task: ``tasks/SPLIT/TASK.json``. A task without an index counts as missing."""
+    """The index of a task, ``tasks/SPLIT/TASK.json``; FORMAT.md explains the fields."""
 
     split: str
     task: str
     spec: str
-    """Digest of the file spec.json."""
     samples: int
     tokens: int
-    """Number of tokens of all samples, without padding."""
     masked: int
-    """Number of masked tokens of all samples."""
     environment: dict[str, str | int | float | bool | None]
-    """Hardware and software on which the last bits of the teacher's outputs depend."""
     frames: dict[int, Frame]
     """Number of rows of a block -> frame: one entry, or two if the last block is short."""
     shards: tuple[ShardIndex, ...]
@@ -157,29 +150,21 @@ class TaskIndex:
 
 @dataclass(frozen=True)
 class PartIndex:
-    """The index of a part of the text: ``sequences/SPLIT/part-00000.json``."""
+    """The index of a part of the text, ``sequences/SPLIT/part-00000.json``; FORMAT.md explains the fields."""
 
     split: str
     part: int
     bytes: int
-    """Size of the part's Arrow file."""
     file: str
-    """Digest of the part's Arrow file."""
     text: str
-    """Digest of the part's documents."""
     made_from: str
-    """Digest of the settings, the tokenizer and the sizes of files from which the part was built."""
     rows: int
-    """Number of sequences."""
     tokens: int
-    """Number of tokens, without padding."""
     documents: int
     text_bytes: int
-    """Size of the documents in UTF-8."""
     problems: dict[str, Any]
-    """Problems of the text: see `Problems.to_json`."""
+    """See `Problems.to_json`."""
     counts: str | None = None
-    """Digest of the file of token counts, if masking is by frequency."""
 
     def __post_init__(self) -> None:
         require(self.split in SPLITS, "split: must be train or validation")

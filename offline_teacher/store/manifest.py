@@ -69,18 +69,13 @@ class Spec:
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """One split, as the manifest records it."""
+    """One split, as the manifest records it; FORMAT.md explains the fields."""
 
     rows: tuple[int, ...]
-    """Number of rows of each part."""
     parts: tuple[str, ...]
-    """Digest of the index file of each part."""
     tasks: tuple[str, ...]
-    """Digest of the index file of each task, in the order of tasks."""
     tokens: int
-    """Number of tokens of all samples, without padding."""
     masked: int
-    """Number of masked tokens of all samples."""
 
     def __post_init__(self) -> None:
         for name in ("rows", "parts", "tasks"):
@@ -97,13 +92,11 @@ class SplitRecord:
 class Manifest:
     """The root of a finished store's tree of digests: ``manifest.json``.
 
-    The indices that it lists contain the digests of all other files.
+    The indices that it lists contain the digests of all other files. FORMAT.md explains the fields.
     """
 
     spec: str
-    """Digest of the file spec.json."""
     files: dict[str, str]
-    """Path relative to the store -> digest, for every file of ``tokenizer/`` and ``teacher/``."""
     splits: dict[str, SplitRecord]
 
     def __post_init__(self) -> None:

@@ -49,8 +49,7 @@ class Task:
 
 
 class BlockLocation(NamedTuple):
-    """Numbers of a block's task in the split, of its shard in the task and of itself in the shard; and its
-    number of samples."""
+    """Numbers of the task in the split, the shard in the task, the block in the shard; number of samples."""
 
     task: int
     shard: int

@@ -18,10 +18,7 @@ MAX_BYTES = 1 << 30
 
 
 def canonical(value: Any) -> bytes:
-    """Returns the canonical bytes of a JSON value (FORMAT.md, "Digests and JSON").
-
-    Raises ValueError if the value contains NaN or infinity.
-    """
+    """Returns the bytes of a JSON value (FORMAT.md, "Digests and JSON"). ValueError for NaN and infinity."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return f"{text}\n".encode()
 

@@ -49,8 +49,7 @@ def check_keys(value: Any, expected: set[str], where: str) -> None:
 
 
 def parsed(kind: type[T], value: Any, where: str) -> T:
-    """Returns a dataclass ``kind`` made from a JSON object, whose lists become tuples and whose keys must be
-    exactly the fields. Raises ValueError."""
+    """Makes a dataclass of a JSON object with exactly its fields; lists become tuples. Raises ValueError."""
     check_keys(value, {field.name for field in fields(kind)}, where)  # type: ignore[arg-type]
     return kind(**{name: tuple(item) if isinstance(item, list) else item for name, item in value.items()})
 
@@ -98,8 +97,7 @@ class Layout:
     positions: str
     """Recorded positions: all (P = L), masked (P = M) or pooled (one embedding per sequence)."""
     replay_layers: int = 0
-    """n, if the recorded hidden states are the input of the teacher's top n layers; 0 for the output of the
-    last layer."""
+    """n, if hidden states are the input of the teacher's top n layers; 0: the output of the last layer."""
     teacher_weights: bool = True
     """Whether the store has all of the teacher's weights, or only those that replay needs."""
 
@@ -162,8 +160,7 @@ class Layout:
     def columns(self) -> dict[str, Column]:
         """Returns the columns of a shard in the order of the file, ``digests`` included.
 
-        Top-k columns come before the text and hidden states after it, so that the text together with either
-        of them is one byte range.
+        Top-k columns come before the text, hidden states after it: the text and either are one byte range.
         """
         data = {**self._topk_columns(), **self._text_columns(), **self._hidden_columns()}
         digests = {DIGESTS: Column(np.dtype("<u8"), (len(data),))}
@@ -217,8 +214,7 @@ class Layout:
         return sum(column.bytes for column in self.columns().values())
 
     def smallest_read(self) -> int:
-        """Returns the minimum number of bytes per sample that a student reads: the text, and the smaller of
-        top-k columns and hidden states."""
+        """Returns the fewest bytes per sample that a student reads: text, and top-k or hidden states."""
         groups = [columns for columns in (self._topk_columns(), self._hidden_columns()) if columns]
         sizes = [sum(column.bytes for column in columns.values()) for columns in groups]
         return sum(column.bytes for column in self._text_columns().values()) + min(sizes, default=0)
@@ -254,9 +250,8 @@ class Plan:
     ) -> Plan:
         """Returns the plan with the largest blocks and shards that do not exceed these sizes.
 
-        A block has at least one sample and at most those of a task; a shard has at least one block. If
-        ``block_bytes`` is None, blocks have ``BLOCK_BYTES``, or more if the smallest read of a block would
-        otherwise have less than ``MIN_READ_BYTES``.
+        A block has at least one sample and at most those of a task; a shard has at least one block. Blocks
+        have ``BLOCK_BYTES`` by default, or more if the smallest read would be below ``MIN_READ_BYTES``.
         """
         samples = (block_bytes or BLOCK_BYTES) // layout.bytes_per_sample()
         if block_bytes is None:

@@ -34,19 +34,14 @@ class DamagedStore(UserError):
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a store."""
+    """One split of a store. All fields after ``plan`` are as in `SplitRecord`, empty without a manifest."""
 
     name: str
     plan: SplitPlan
-    """Tasks, shards, blocks and samples of the split."""
     parts: tuple[str, ...] = ()
-    """Digest of the index file of each part; empty for a store without a manifest."""
     tasks: tuple[str, ...] = ()
-    """Digest of the index file of each task, in the order of tasks; empty for a store without a manifest."""
     tokens: int = 0
-    """Number of tokens of all samples, without padding."""
     masked: int = 0
-    """Number of masked tokens of all samples."""
 
     @classmethod
     def of(cls, name: str, spec: Spec, record: SplitRecord) -> Split:
@@ -70,8 +65,7 @@ class Store:
         self.fingerprint = spec.fingerprint
         self.splits = {name: Split.of(name, spec, record) for name, record in manifest.splits.items()}
         self.task_index = lru_cache(INDICES_KEPT)(partial(_read_index, root, spec, self.splits))
-        """Function of (split, number of a task) that returns the task's index, checked against the
-        manifest."""
+        """Function of (split, number of a task): the task's index, checked against the manifest."""
 
     @property
     def digest(self) -> str:

@@ -12,9 +12,8 @@ more. So, for n replayed layers,
 
     tolerance = SAFETY * (1 + LAYER n) * (u_teacher + u_stored) * (|z| max_v |w_v| / sqrt(E) + |logit|)
 
-SAFETY covers roundings before the decoder, and the maximum over all logits of a task. A real teacher (6
-layers of width 384, n from 0 to 2, 4,096 positions per task) needed at most 4 of the 8 with float16 states,
-and 5 with int8. Swapped or shifted numbers differ by far more.
+SAFETY covers roundings before the decoder, and the maximum over all logits of a task; docs/teacher.md says
+how much of it was needed. Swapped or shifted numbers differ by far more.
 """
 
 from __future__ import annotations
@@ -52,7 +51,12 @@ def deep_check(store: Store, positions: int) -> Iterator[Finding]:
     if layout.top_k == 0 or layout.hidden_states == "none":
         print("deep: nothing to compare, the store does not hold both top-k and hidden states")
         return
-    roundoff = _roundoff(store)
+    try:
+        roundoff = ROUNDOFF[store.fingerprint["recipe"]["teacher"]["dtype"]]
+    except (KeyError, TypeError):  # another writer
+        what = f"{store.root}: --deep needs recipe.teacher.dtype in the store's fingerprint"
+        raise UserError(what) from None
+    roundoff += STORED_ROUNDOFF[layout.hidden_states]
     replay = stored_top(store)
     if replay is None:
         raise UserError(f"{store.root}: its teacher has no masked-LM head; leave out --deep, which needs one")
@@ -72,16 +76,6 @@ def deep_check(store: Store, positions: int) -> Iterator[Finding]:
                 yield Finding.of_task(split, task, column, f"{where}: {problem}")
             shown.advance()
     print(f"deep: {counted:,} recorded positions of {len(tasks):,} tasks compared")
-
-
-def _roundoff(store: Store) -> float:
-    """Returns u_teacher + u_stored. Raises UserError if the fingerprint lacks the dtype (another writer)."""
-    try:
-        u_teacher = ROUNDOFF[store.fingerprint["recipe"]["teacher"]["dtype"]]
-    except (KeyError, TypeError):
-        what = f"{store.root}: --deep needs recipe.teacher.dtype in the store's fingerprint"
-        raise UserError(what) from None
-    return u_teacher + STORED_ROUNDOFF[store.layout.hidden_states]
 
 
 def _compare(

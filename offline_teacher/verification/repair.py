@@ -1,8 +1,4 @@
-"""``verify --repair``: moves damaged files out of the store and makes them again.
-
-Files are moved only if ``verify`` finds them damaged without ``--deep`` or ``--rerun``: numbers that differ
-in another environment are not damage.
-"""
+"""``verify --repair``: moves damaged files out of the store and makes them again."""
 
 from __future__ import annotations
 
@@ -32,9 +28,8 @@ OTHER_RECIPE = "give the recipe that the store was made of (--recipe)"
 
 
 def repair_store(root: str, findings: Sequence[Finding], recipe: Recipe) -> None:
-    """Moves all damaged files out of the store (``recipe.store_path``) and makes them again. The text
-    is read only if sequences are damaged. Raises UserError and moves nothing if recipe, teacher or text are
-    not those of the store."""
+    """Moves all damaged files out of the store and makes them again. Reads the text only if sequences are
+    damaged. Raises UserError and moves nothing if recipe, teacher or text are not those of the store."""
     source, recipe = find_source(recipe)
     manifest = _manifest(root)
     with exclusive(root):

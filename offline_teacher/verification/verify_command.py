@@ -53,7 +53,7 @@ class VerifyOptions:
 
 def run_verify(options: VerifyOptions, repair: bool) -> int:
     """Prints the findings. Returns exit code 0 if there are none, or if ``repair`` has repaired all. Findings
-    of ``--deep`` and ``--rerun`` are not repaired, because the files are as they were written."""
+    of ``--deep`` and ``--rerun`` are not repaired: numbers of another environment are not damage."""
     refuse_other_directory(options.root)
     if options.recipe_file is not None or options.overrides:
         options.recipe()  # raises an error of the recipe before hours of reading
