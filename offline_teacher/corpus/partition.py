@@ -24,14 +24,14 @@ from offline_teacher.corpus.file_format import require_format
 from offline_teacher.corpus.parquet import open_parquet
 
 MAX_COMPRESSED_SPANS = 64
-"""Maximum number of spans of one compressed file. On average, each decompresses half of the file."""
+"""Maximum number of spans of one compressed file. Reading one decompresses half of the file on average."""
 SAMPLED_BYTES = 1 << 20
 """Number of bytes of a compressed file from which the size of its text is estimated."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A range [start, stop) of one file: bytes (text, jsonl), row groups (parquet), rows or files (hub)."""
+    """A range [start, stop): bytes of a file, its row groups (parquet), or rows or file numbers (hub)."""
 
     path: str
     start: int
@@ -53,8 +53,8 @@ class Part:
 def parts(corpus: Corpus, part_bytes: int, validation: bool = False) -> list[Part]:
     """Returns the parts of the corpus, or of its held-out text if ``validation`` is true.
 
-    Reads only names, sizes, first blocks and Parquet footers; sorted paths and sizes decide the parts. Raises
-    UserError if there is no text or it cannot be opened; with ``strict`` also if a Parquet file is damaged.
+    Reads only names, sizes, beginnings of files and Parquet footers, on which alone the parts depend. Raises
+    UserError if no text is found or readable; with ``corpus.strict`` also if a Parquet file is damaged.
     """
     name, globs = ("validation_path", corpus.validation_path) if validation else ("path", corpus.path)
     if "" in globs:
@@ -83,11 +83,17 @@ def parts(corpus: Corpus, part_bytes: int, validation: bool = False) -> list[Par
     return [Part(tuple(group)) for group in groups]
 
 
-def relative_size(part: Part, part_bytes: int) -> float:
-    """Returns the part's size over ``part_bytes``, at least 1; an upper bound if the size is unknown."""
-    compressed = [span for span in part.spans if compression(span.path) is not None]
-    # Assumed where the size is unknown: text is seldom compressed better than 4 to 1.
-    size = sum((span.stop or 4 * int(span.stamp)) - span.start for span in compressed)
+def relative_size(corpus: Corpus, part: Part, part_bytes: int) -> float:
+    """Estimates the part's size over ``part_bytes``, at least 1, which only compressed files exceed.
+
+    Where a span does not tell its bytes, four times the file's size is assumed, as text is seldom compressed
+    better.
+    """
+    size = 0
+    for span in part.spans:
+        if compression(span.path) is not None:
+            known = span.stop if corpus.source != "parquet" else None
+            size += (known or 4 * int(span.stamp)) - span.start
     return max(1.0, size / part_bytes)
 
 
@@ -98,7 +104,7 @@ def last_modified(part: Part) -> float:
 
 
 def _file_spans(corpus: Corpus, path: str, part_bytes: int) -> list[tuple[Span, int]]:
-    """Returns the spans of one file, each with its size in bytes."""
+    """Returns the spans of one file, each with its size in bytes (small compressed files: compressed)."""
     size = storage.size(path)
     require_format(path, size, corpus.source)
     spans = _parquet_spans if corpus.source == "parquet" else _text_spans
@@ -113,7 +119,7 @@ def needs_sequential_read(corpus: Corpus, path: str) -> bool:
 def _text_spans(corpus: Corpus, path: str, size: int, part_bytes: int) -> Iterator[tuple[Span, int]]:
     stamp, text_bytes, count = str(size), size, 1
     if corpus.source != "text" or corpus.document != "file":
-        if compression(path) is not None and size > part_bytes // 8:  # a smaller file is one part anyway
+        if compression(path) is not None and size > part_bytes // 8:  # else surely one part
             text_bytes = round(size * expansion_ratio(path, size, SAMPLED_BYTES))
         count = max(1, round(text_bytes / part_bytes))
         if compression(path) is not None:
@@ -124,7 +130,7 @@ def _text_spans(corpus: Corpus, path: str, size: int, part_bytes: int) -> Iterat
 
 
 def _parquet_spans(corpus: Corpus, path: str, size: int, part_bytes: int) -> Iterator[tuple[Span, int]]:
-    """Yields one span without row groups for a damaged file, whose damage is counted when it is read."""
+    """Yields spans of row groups; an empty one for a damaged file, so that the reader counts the damage."""
     stamp = str(size)
     try:
         with open_parquet(path) as table:

@@ -108,8 +108,9 @@ def build_sequences(parts: dict[str, list[Part]], how: Tokenising, cluster: Clus
 def _build_split(split: str, parts: list[Part], how: Tokenising, pool: Pool) -> None:
     items = []
     for number in how.outstanding(split, parts):
-        name, size = f"{split}/{part_name(number)}", relative_size(parts[number], how.sequences.part_bytes)
-        items.append(Item(name, "build_part", (split, number, parts[number]), size))
+        name, part = f"{split}/{part_name(number)}", parts[number]
+        size = relative_size(how.corpus, part, how.sequences.part_bytes)
+        items.append(Item(name, "build_part", (split, number, part), size))
     if not items:
         return
     with progress(len(parts), "parts", f"sequences, {split}", len(parts) - len(items)) as shown:

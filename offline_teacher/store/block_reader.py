@@ -1,4 +1,4 @@
-"""Reads samples of a store by masking epoch, block and rows, and checks the digest of each one."""
+"""Reads samples of a store by masking epoch, block and rows, and checks the digests of each sample."""
 
 from __future__ import annotations
 
@@ -170,8 +170,9 @@ class BlockReader:
     def _map_shard(self, location: _Location) -> mmap.mmap:
         try:
             data = self._mapped(location.shard_path)
-        except (FileNotFoundError, ValueError):  # the file is absent, or empty
-            raise self._damaged(location, _size_error(None, location.shard.bytes)) from None
+        except (FileNotFoundError, ValueError) as error:  # the file is absent, or empty
+            size = None if isinstance(error, FileNotFoundError) else 0
+            raise self._damaged(location, _size_error(size, location.shard.bytes)) from None
         if len(data) != location.shard.bytes:
             raise self._damaged(location, _size_error(len(data), location.shard.bytes))
         return data

@@ -1,4 +1,4 @@
-"""Checks every file of a store against its manifest: names, digests, ranges and numbers.
+"""Checks every file of a store against its manifest: names, digests, byte offsets and values in blocks.
 
 Tasks are checked by several processes. Each process has one shard in memory at a time.
 """
@@ -28,7 +28,7 @@ def verify(root: str, workers: int = 1, done: Callable[[], None] = lambda: None)
     ``workers``: number of processes that check tasks. ``done()`` is called after every task.
     """
     findings: list[Finding] = []
-    manifest, spec = _root(root, findings)
+    manifest, spec = _manifest_and_spec(root, findings)
     if spec is None:
         return findings
     splits = _splits(root, spec, manifest, findings)
@@ -36,23 +36,23 @@ def verify(root: str, workers: int = 1, done: Callable[[], None] = lambda: None)
         findings += _check_file(root, name, digest, "the manifest")
     findings += _check_names(root, splits, manifest)
     for split in splits:
-        findings += _check_parts(root, spec, split)
+        findings += _check_parts(root, split)
     jobs = [job for split in splits for job in _jobs(root, split, findings)]
-    for of_task in _check_tasks(root, spec, jobs, workers):
-        findings += of_task
+    for task_findings in _check_tasks(root, spec, jobs, workers):
+        findings += task_findings
         done()
     return findings
 
 
-def _root(root: str, findings: list[Finding]) -> tuple[Manifest | None, Spec | None]:
-    """Reads manifest.json and spec.json, None for a bad one, and adds their problems to ``findings``."""
+def _manifest_and_spec(root: str, findings: list[Finding]) -> tuple[Manifest | None, Spec | None]:
+    """Reads both files; (None, spec or None) if one is bad or missing. Adds problems to ``findings``."""
     try:
         both = read_root(root)
         if both is not None:
             return both[1], both[0]
         findings.append(Finding(paths.MANIFEST, "is missing: the store is not finished", missing=True))
     except ValueError as error:
-        name, _, what = str(error).partition(" ")
+        name, _, what = str(error).partition(" ")  # the message begins with the file's name
         findings.append(Finding(name, what, missing=what == "is missing"))
     try:
         return None, unfinished.read_spec(root)
@@ -91,7 +91,7 @@ def _check_file(root: str, name: str, digest: str, where: str) -> Iterator[Findi
 
 
 def _check_names(root: str, splits: list[Split], manifest: Manifest | None) -> Iterator[Finding]:
-    """Finds unexpected files, except in the directories of shards, which ``check_task`` looks at."""
+    """Finds foreign files, but not among those of a part or a task: see `_check_part` and `check_task`."""
     top = paths.TOP | ({paths.FAILED} if manifest is None else set())
     names = [split.name for split in splits]
     yield from _unexpected(root, "", top)
@@ -115,7 +115,7 @@ def _unexpected(root: str, directory: str, expected: set[str]) -> Iterator[Findi
             yield foreign(f"{directory}/{name}".lstrip("/"))
 
 
-def _check_parts(root: str, spec: Spec, split: Split) -> Iterator[Finding]:
+def _check_parts(root: str, split: Split) -> Iterator[Finding]:
     directory = f"{paths.SEQUENCES}/{split.name}"
     expected: set[str] = set()
     parts = range(len(split.plan.rows))
@@ -133,7 +133,7 @@ def _check_part(root: str, split: Split, part: int) -> tuple[set[str], list[Find
     try:
         index, _ = unfinished.part_index(root, split.name, part, split.parts[part] if split.parts else None)
         if index.rows != split.plan.rows[part]:
-            raise ValueError("is the index of another part")
+            raise ValueError(f"has {index.rows} rows, but the manifest says {split.plan.rows[part]}")
     except ValueError as error:
         return names, [Finding(file, str(error), missing=isinstance(error, Missing))]
     digests = {f"{name}.arrow": index.file}
@@ -146,7 +146,7 @@ def _check_part(root: str, split: Split, part: int) -> tuple[set[str], list[Find
 
 
 def _jobs(root: str, split: Split, findings: list[Finding]) -> Iterator[Job]:
-    """Yields all tasks or, without a manifest, those with an index; then one finding counts the others."""
+    """Yields all tasks or, without a manifest, those with an index, and adds one finding for the others."""
     finished, missing = unfinished.finished_tasks(root, split.name), 0
     for task in split.plan.tasks():
         if split.tasks:

@@ -39,7 +39,7 @@ class Finding:
     """Name of the task that the file belongs to; None if it belongs to no task."""
     column: str | None = None
     missing: bool = False
-    """Whether the file does not exist."""
+    """Whether there is no file to move."""
     foreign: bool = False
     """Whether the file does not belong to the store. Repair then only moves it away."""
 

@@ -13,6 +13,7 @@ import pytest
 
 from infra.errors import UserError
 from offline_teacher.store import writer
+from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.numbering import SplitPlan
 from offline_teacher.store.schema import Layout
 from offline_teacher.store.store import DamagedStore, Store, open_store
@@ -161,6 +162,18 @@ SHARD_DAMAGE = [
     damage_duplicate,
     damage_from_another_store,
 ]
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "the file is missing"), (b"", "the file has 0 bytes")])
+def test_a_reader_says_whether_a_shard_is_missing_or_empty(
+    store: Store, content: bytes | None, words: str
+) -> None:
+    for path in shard_paths(Path(store.root)):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+    with pytest.raises(DamagedStore, match=words):
+        BlockReader(store, "train", ["input_ids"]).rows(0, 0, slice(None))
 
 
 @pytest.mark.parametrize("damage", SHARD_DAMAGE, ids=lambda function: function.__name__)

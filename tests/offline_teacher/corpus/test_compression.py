@@ -15,7 +15,7 @@ import zstandard
 
 from infra.errors import UserError
 from infra.settings.sections import Corpus, CorpusSource, DocumentUnit
-from offline_teacher.corpus.partition import parts
+from offline_teacher.corpus.partition import parts, relative_size
 from tests.offline_teacher.corpus.reading import WORDS, flat, read
 
 
@@ -70,6 +70,8 @@ def test_parquet_compressed_as_a_whole(tmp_path: Path, name: str) -> None:
     texts, problems = read(corpus, 1)
     assert texts == [[str(number) for number in range(100)]]
     assert not problems.counts
+    (part,) = parts(corpus, 100)
+    assert relative_size(corpus, part, 100) == 4 * len(packed) / 100  # its text is in row groups, not bytes
     (tmp_path / name).write_bytes(packed[:-20])
     with pytest.raises(UserError, match=f"{name}: damaged compressed data"):
         parts(corpus, 1)
