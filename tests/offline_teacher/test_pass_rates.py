@@ -14,7 +14,7 @@ from offline_teacher.inputs.source import find_source, spec_of, tokenising
 from offline_teacher.running import pass_rates, teacher_pass
 from offline_teacher.running.pass_rates import Environments, Rates
 from offline_teacher.store.paths import TASKS
-from tests.offline_teacher.local_pool import LocalCluster, make
+from tests.offline_teacher.local_pool import LocalCluster, LocalPool, make
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 
 
@@ -110,3 +110,22 @@ def test_a_corpus_is_listed_once(recipe: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(pool, "Cluster", LocalCluster)
     assert main.run(load_recipe(str(recipe), [f"output={tmp_path}"])) == 0
     assert listed.call_count == 1
+
+
+def test_no_worker_is_held_while_the_driver_finishes_the_store(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    finish = teacher_pass.finish_store
+
+    def leave(pool: LocalPool, *error: object) -> None:
+        events.append("the workers end")
+
+    def finish_store(*arguments: Any) -> None:
+        events.append("the manifest is made")
+        finish(*arguments)
+
+    monkeypatch.setattr(LocalPool, "__exit__", leave)
+    monkeypatch.setattr(teacher_pass, "finish_store", finish_store)
+    make(recipe, f"store.path={tmp_path}/store")
+    assert events == ["the workers end", "the workers end", "the manifest is made"]  # of text, and of tasks
