@@ -108,7 +108,7 @@ def _key(plan: Plan, rows: Rows, recipe: Recipe) -> str:
         "notes": rows.notes,
         "references": rows.references,
         "timings": report.timing_key(recipe.evaluation),
-        "form": report.FORM,
+        "form": report.KEYS_VERSION,
         **({"web": True} if recipe.evaluation.export_web else {}),
     }
     return storage.digest_bytes(json.dumps(content, sort_keys=True).encode())

@@ -98,7 +98,7 @@ class Trainer:
                 started = time.perf_counter()
                 step, tokens, masked = read
                 terms = self._forward_backward(step, tokens, masked)
-                rate = learning_rate(section, step.step, self.total_steps)
+                rate = learning_rate(section, step.number, self.total_steps)
                 norm = self.engine.step(rate)
                 self._count(step, terms, tokens, norm)
                 if self._reads_norms_now():
@@ -143,19 +143,19 @@ class Trainer:
         if stop:
             return None
         assert step is not None
-        assert step.step == self.step
+        assert step.number == self.step
         return step, tokens, masked
 
     def _forward_backward(self, step: Step, tokens: float, masked: float) -> torch.Tensor:
         """Adds up this rank's gradients of the step. Returns its share of each of `TERMS`, float64 [6]."""
-        torch.manual_seed(dropout_seed(self.train_section.seed, step.step, self.world.rank))
+        torch.manual_seed(dropout_seed(self.train_section.seed, step.number, self.world.rank))
         sums = torch.zeros(len(TERMS), dtype=torch.float64, device=self.world.device)
-        layout = teacher_output_layout(self.train_section, self.phases.at(step.step).store.layout)
+        layout = teacher_output_layout(self.train_section, self.phases.at(step.number).store.layout)
         objective = replace(self.objective, layout=layout)
-        for number, batch in enumerate(step.micro_batches):
+        for index, batch in enumerate(step.micro_batches):
             batch = batch.to(self.world.device)
             terms = objective(self.model, batch, tokens, masked, len(step.locations))
-            last = number == len(step.micro_batches) - 1
+            last = index == len(step.micro_batches) - 1
             self.engine.backward(terms.total * batch.weight, last)
             sums += torch.stack([value.detach().double() for value in terms.values()]) * batch.weight
         return sums
@@ -180,7 +180,7 @@ class Trainer:
         self.checkpoints.wait()
         phase = self.phases.at(step)
         locations = phase.locations(step)
-        listed = ", ".join(phase.names(locations, SHOWN_IDS))
+        listed = ", ".join(phase.sequence_names(locations, SHOWN_IDS))
         listed += ", ..." if len(locations) > SHOWN_IDS else ""
         raise UserError(
             f"step {step}: the {what} is not a finite number. Its {len(locations)} samples (part/row):"
@@ -191,7 +191,7 @@ class Trainer:
 
     def _count(self, step: Step, terms: torch.Tensor, tokens: float, norm: torch.Tensor) -> None:
         """Counts a step as done. ``norm``: that of its gradient."""
-        self.step = step.step + 1
+        self.step = step.number + 1
         self.samples_digest = chained_digest(self.samples_digest, step.locations)
         self.log_sums.add(terms, int(tokens), norm)
 

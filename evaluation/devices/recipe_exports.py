@@ -29,13 +29,14 @@ def export_all(
     results: Mapping[str, list[dict[str, Any]]],
     directory: str,
 ) -> dict[str, dict[str, Any]]:
-    """Exports one student's kept model of every task to ``directory/<task>``, unless its kind has no export.
+    """Exports one student's kept model of each task whose kind is exportable, to ``directory/<task>``.
 
-    Returns task -> entry of ``report.json: devices.<student>`` (``export_task``). ``jobs``: the student's
-    chosen jobs. ``results``: task -> content of its score files, one per seed.
+    Returns task -> what ``export_task`` returns: the entries of ``report.json: devices.<student>``. ``jobs``:
+    the student's chosen jobs. ``results``: task -> content of its score files, one per seed.
     """
     entries = {}
-    job_of = {job.task_name: job for job in reversed(jobs) if kind_of(job.task).exportable}
+    exportable = [job for job in jobs if kind_of(job.task).exportable]
+    job_of = {job.task_name: job for job in reversed(exportable)}  # the first job of each task
     with console.progress(len(job_of), "tasks", "export") as shown:
         for task_name in (name for name in results if name in job_of):
             job = job_of[task_name]
@@ -47,10 +48,10 @@ def export_all(
 def export_task(
     job: Job, splits: Mapping[str, Split], results: list[dict[str, Any]], directory: str
 ) -> dict[str, Any]:
-    """Exports the median seed's model of one task; publishes and scores the int8 file's predictions.
+    """Exports the median seed's model of one task, and scores its int8 file. ``job``: of any seed.
 
-    Returns four keys of export.json, and ``seed``, ``score`` (torch), ``int8_score``, ``int8_metrics`` and
-    ``int8_lost``, which is ``score - int8_score``. Scores are fractions.
+    Returns kind, bytes, int8_size_ratio and difference as in export.json; ``seed``, ``score`` (torch model),
+    ``int8_score``, ``int8_metrics`` (ONNX file), ``int8_lost`` = score - int8_score. Scores are fractions.
     """
     source, target = storage.join(job.task_directory, MODEL), storage.join(directory, job.task_name)
     seed = median_seed(results)
@@ -69,6 +70,6 @@ def export_task(
     predictions.publish(storage.join(target, PREDICTIONS), job.task, answers)
     metrics = predictions.score(job.task, answers)
     int8_score = predictions.task_score(job.task, metrics)
-    kept = {key: summary[key] for key in ("kind", "bytes", "int8_size_ratio", "difference")}
+    exported = {key: summary[key] for key in ("kind", "bytes", "int8_size_ratio", "difference")}
     scores = {"score": score, "int8_score": int8_score, "int8_lost": score - int8_score}
-    return kept | scores | {"seed": seed, "int8_metrics": metrics}
+    return exported | scores | {"seed": seed, "int8_metrics": metrics}

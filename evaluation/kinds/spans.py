@@ -43,12 +43,12 @@ class Spans(Kind):
         """Returns the mean of the KLs of the start and the end position; padding is masked out."""
         import torch
 
-        width = output.start_logits.shape[1]
+        width = output.start_logits.shape[1]  # the teacher's logits are padded to the data's longest row
         padding = torch.arange(width, device=output.start_logits.device) >= targets[TOKEN_COUNTS][:, None]
         sides = (output.start_logits.float(), output.end_logits.float())
-        students = [logits.masked_fill(padding, -1e4) for logits in sides]
-        teachers = targets[TEACHER_LOGITS][:, :, :width].masked_fill(padding[:, None], -1e4)
-        start, end = (kl(students[side], teachers[:, side], temperature) for side in (0, 1))
+        student_logits = [logits.masked_fill(padding, -1e4) for logits in sides]
+        teacher_logits = targets[TEACHER_LOGITS][:, :, :width].masked_fill(padding[:, None], -1e4)
+        start, end = (kl(student_logits[side], teacher_logits[:, side], temperature) for side in (0, 1))
         return (start + end) / 2
 
     def select_outputs(self, output: Any, mask: torch.Tensor) -> torch.Tensor:
@@ -66,10 +66,13 @@ class Spans(Kind):
         return Answers([question.answers for question in split.questions], texts, split.ids)
 
     def weighted_metrics(self, task: Task, answers: Answers) -> Mapping[str, Metric]:
-        pairs = list(zip(answers.outputs, answers.labels, strict=True))
-        metrics = {"exact_match": answer_exact, "f1": answer_f1}
-        scored = {name: [metrics[name](*pair, task.no_answer) for pair in pairs] for name in task.metrics}
+        predicted_and_correct = list(zip(answers.outputs, answers.labels, strict=True))
+        functions = {"exact_match": answer_exact, "f1": answer_f1}
+        scored = {
+            name: [functions[name](*pair, task.no_answer) for pair in predicted_and_correct]
+            for name in task.metrics
+        }
         return {name: partial(resampling.average, np.asarray(values)) for name, values in scored.items()}
 
     def all_finite(self, outputs: Sequence[str]) -> bool:
-        return True
+        return True  # answers are texts

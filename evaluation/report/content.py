@@ -21,7 +21,7 @@ from infra.cpu.processor import cpu_name, gpu_names
 from infra.settings.recipe import fingerprinted_settings
 from infra.settings.sections import Evaluation
 
-FORM = 2
+KEYS_VERSION = 2
 """Version of the report's keys; a report of another version is built again from the saved scores."""
 MILLION = 1_000_000
 MAX_POINTS = 200
@@ -54,25 +54,27 @@ def build(
 ) -> dict[str, Any]:
     """Measures latency and returns the content of report.json without ``devices``, ``page`` and ``key``.
 
-    title: of the report; histories: student -> lines of its training history.
+    title: the report's title, its key ``recipe``; histories: student -> lines of its training history.
     """
-    timed = [one for one in rows.candidates if one.student is None or one.name in rows.students]
-    texts, label = latency_texts(settings)
-    times, memory, only_timed = measure_latency(timed, settings, texts)
+    timed = [model for model in rows.candidates if model.student is None or model.name in rows.students]
+    texts, texts_name = latency_texts(settings)
+    times, memory, latency_rows = measure_latency(timed, settings, texts)
     by_name: dict[str, dict[str, Any]] = {}
-    for one in rows.candidates:
-        runs = results[one.name]
-        scores = {task: medians(seeds) for task, seeds in runs.items()}
-        timed_name = one.student or one.name  # models of one architecture have one latency
-        is_student = one.student is not None and one.name in (one.student, f"{one.student} (D)")
-        by_name[one.name] = {
-            "student": one.student,
-            "references": rows.references.get(one.student or "", {}) if is_student else {},
+    for model in rows.candidates:
+        by_task, student = results[model.name], model.student
+        scores = {task: medians(runs) for task, runs in by_task.items()}
+        timed_name = student or model.name  # models of one architecture have one latency
+        is_student = model.name in (student, f"{student} (D)")
+        by_name[model.name] = {
+            "student": student,
+            "references": rows.references.get(student, {}) if student and is_student else {},
             "scores": scores,
-            "seed_scores": {task: {str(run["seed"]): run["score"] for run in runs[task]} for task in runs},
+            "seed_scores": {
+                task: {str(run["seed"]): run["score"] for run in runs} for task, runs in by_task.items()
+            },
             "macro": macro({task: values["score"] for task, values in scores.items()}),
-            "parameters": body_parameters(one.directory),
-            "bytes": weight_bytes(one.directory),
+            "parameters": body_parameters(model.directory),
+            "bytes": weight_bytes(model.directory),
             "latency": as_json(times[timed_name]),
             "peak_memory": memory[timed_name],
             "cost": cost(times[timed_name].throughput.values(), settings),
@@ -81,14 +83,14 @@ def build(
     tasks, mean = estimates(plan, answers)
     add_comparisons(by_name, tasks, mean, {job.task_name: job.task for job in plan.jobs})
     details, disagreements = analyse(plan, answers, TEACHER, list(rows.students))
-    all_runs = (run for by_task in results.values() for seeds in by_task.values() for run in seeds)
+    all_runs = (run for by_task in results.values() for runs in by_task.values() for run in runs)
     return {
         "recipe": title,
         "students": list(rows.students),
         "seeds": list(settings.seeds),
         "settings": fingerprinted_settings(settings),
         "latency_setting": {
-            "texts": label,
+            "texts": texts_name,
             "sentences": len(texts),
             "threads": settings.latency_threads,
             "price_per_hour": settings.price_per_hour,
@@ -98,7 +100,7 @@ def build(
         "rows": by_name,
         "latency_rows": {
             name: row | {"cost": cost(row["latency"]["throughput"].values(), settings)}
-            for name, row in only_timed.items()
+            for name, row in latency_rows.items()
         },
         "details": details,
         "disagreements": disagreements,
@@ -129,10 +131,10 @@ def curve(history: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
         points = {line["step"]: line[term] for line in history if "step" in line and term in line}
         if any(points.values()):
             ordered = [[step, value] for step, value in sorted(points.items())]
-            curves[term] = ordered[:: -(-len(ordered) // MAX_POINTS)]
+            curves[term] = ordered[:: -(-len(ordered) // MAX_POINTS)]  # the quotient is rounded up
     return curves
 
 
-def has_gap(report: Mapping[str, Any], name: str) -> bool:
-    """Returns whether the report has the teacher and, for this row, the reference with random weights."""
+def has_gap_closed(report: Mapping[str, Any], name: str) -> bool:
+    """Returns whether the report has the teacher and this row's random reference, as ``gap_closed`` needs."""
     return TEACHER in report["rows"] and RANDOM in report["rows"][name]["references"]

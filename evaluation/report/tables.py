@@ -8,7 +8,7 @@ from typing import Any
 from evaluation.candidates.recipe_rows import RANDOM, TEACHER
 from evaluation.devices.export_files import FLOAT32, INT8
 from evaluation.report import detail_tables
-from evaluation.report.content import has_gap
+from evaluation.report.content import has_gap_closed
 from evaluation.report.paper import PAPER, PAPER_COST
 from infra import console
 
@@ -113,7 +113,7 @@ def _details(report: Mapping[str, Any]) -> list[str]:
 def summary_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Returns tasks, macro score, retention and costs as lines; models, then gaps closed, as columns."""
     rows = report["rows"]
-    students = [name for name in rows if has_gap(report, name)]
+    students = [name for name in rows if has_gap_closed(report, name)]
     lines = []
     for task in next(iter(rows.values()))["scores"]:
         scored = [(row["scores"][task], row["intervals"]["scores"][task]) for row in rows.values()]
@@ -137,7 +137,7 @@ def overview_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
     lines, better = [], has_better_reference(report)
     for name, row in report["rows"].items():
         retention = "" if name == TEACHER or TEACHER not in report["rows"] else _ratio(row, "retention")
-        gap = _ratio(row, "gap_closed") if has_gap(report, name) else ""
+        gap = _ratio(row, "gap_closed") if has_gap_closed(report, name) else ""
         cells = [name, score(row["macro"], row["intervals"]["macro"]), retention, gap]
         cells += [_best_gap(row)] if better else []
         size = "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.1f} MB"

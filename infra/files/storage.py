@@ -35,7 +35,7 @@ UNFINISHED = ".tmp-"
 LOCK = ".lock"
 """Name of the empty file that `infra.files.locks` locks. Listings leave it out."""
 
-_UMASK = os.umask(0o077)
+_UMASK = os.umask(0o077)  # it can be read only by setting it
 os.umask(_UMASK)
 
 
@@ -84,7 +84,7 @@ def size(path: str) -> int:
 
 
 def list_names(directory: str) -> list[str]:
-    """Returns the sorted names in ``directory``, [] if it is absent, without temporary and lock files."""
+    """Returns the sorted names in ``directory``, without temporary and lock files; [] if it is absent."""
     if is_remote(directory):
         names = {item["name"].rpartition("/")[2] for item in _listed(directory)}
     else:
@@ -98,7 +98,7 @@ def list_names(directory: str) -> list[str]:
 
 def list_sizes(directory: str) -> dict[str, int]:
     """Returns the size in bytes of each file in ``directory`` by its name; {} if the directory is absent.
-    Temporary files are left out. On an object store this takes one listing."""
+    Locally, temporary and lock files are left out. On an object store this takes one listing."""
     if is_remote(directory):
         files = [item for item in _listed(directory) if item["type"] == "file"]
         return {item["name"].rpartition("/")[2]: int(item["size"]) for item in files}
@@ -145,8 +145,8 @@ def read_small(path: str, limit: int) -> bytes | None:
                 data = remote.read_first_bytes(path, limit + 1)
             else:
                 with open(path, "rb") as file:
-                    size = os.fstat(file.fileno()).st_size  # read(n) allocates n bytes at once
-                    data = file.read(min(size, limit) + 1)
+                    actual = os.fstat(file.fileno()).st_size  # read(limit + 1) would allocate limit bytes
+                    data = file.read(min(actual, limit) + 1)
     except FileNotFoundError:
         return None
     if len(data) > limit:
@@ -155,7 +155,7 @@ def read_small(path: str, limit: int) -> bytes | None:
 
 
 def read_range(path: str, start: int, stop: int) -> bytes:
-    """Returns bytes ``start`` to ``stop`` of a file in one request. UserError if it ends before ``stop``."""
+    """Returns bytes ``start`` to ``stop - 1`` of a file in one request. UserError if it has fewer."""
     with reporting_os_errors(path):
         if is_remote(path):
             return remote_range(path, start, stop)
@@ -173,13 +173,13 @@ def fetch(path: str, target: str, digest: str) -> None:
     for _ in range(FETCH_ATTEMPTS):
         with contextlib.suppress(WrongContent):
             with publishing(target) as draft:
-                with _raw(path) as source, open(draft, "wb") as file:
+                with _open_raw(path) as source, open(draft, "wb") as file:
                     shutil.copyfileobj(source, file, CHUNK)
                 if digest_file(draft) != digest:
                     raise WrongContent(path)
             return
-    where = without_secrets(path)
-    raise WrongContent(f"{where}: damaged content (digest is not {digest}, {FETCH_ATTEMPTS} downloads)")
+    reason = f"after {FETCH_ATTEMPTS} downloads its digest is still not {digest}"
+    raise WrongContent(f"{without_secrets(path)}: damaged content ({reason})")
 
 
 def read_json(path: str) -> Any:
@@ -190,7 +190,7 @@ def read_json(path: str) -> Any:
 
 
 def read_object(path: str) -> dict[str, Any]:
-    """Returns the object in a JSON file; {} if it is missing or no JSON object. UserError if unreadable."""
+    """Returns a JSON file's object; {} if the file is absent, damaged or no object. Other failures raise."""
     with contextlib.suppress(DamagedFile):
         content = read_json(path) if exists(path) else {}
         return content if isinstance(content, dict) else {}
@@ -200,7 +200,7 @@ def read_object(path: str) -> dict[str, Any]:
 def open_binary(path: str) -> BinaryIO:
     """Opens a file as a stream of bytes. A .gz or .zst file is decompressed; damage raises DamagedFile."""
     with reporting_os_errors(path):
-        source = io.BufferedReader(_raw(path), CHUNK if is_remote(path) else io.DEFAULT_BUFFER_SIZE)
+        source = io.BufferedReader(_open_raw(path), CHUNK if is_remote(path) else io.DEFAULT_BUFFER_SIZE)
     if compression(path) is not None:
         return io.BufferedReader(Decompressed(source, path), 1 << 20)
     return source
@@ -212,7 +212,7 @@ def digest_bytes(data: bytes | memoryview) -> str:
 
 def digest_file(path: str) -> str:
     state, buffer = xxhash.xxh3_128(), memoryview(bytearray(CHUNK))
-    with reporting_os_errors(path), _raw(path) as source:
+    with reporting_os_errors(path), _open_raw(path) as source:
         while count := source.readinto(buffer):
             state.update(buffer[:count])
     return f"xxh3-128:{state.hexdigest()}"
@@ -228,9 +228,9 @@ def has_digest(path: str, digest: str) -> bool:
 
 @contextlib.contextmanager
 def publishing(path: str, durable: bool = True) -> Iterator[str]:
-    """Yields the path of an empty local file, which is published as ``path`` if the context ends cleanly. The
+    """Yields a local path to write to; its file is published as ``path`` if the context ends cleanly. The
     temporary file has the extension of ``path``, because some libraries choose the format by it. Without
-    ``durable`` there is no fsync, so a crash of the machine may leave a damaged file, as its reader must
+    ``durable`` there is no fsync: a crash of the machine may leave a damaged file, which its reader must
     notice."""
     if is_remote(path):
         with tempfile.TemporaryDirectory() as directory:
@@ -241,7 +241,7 @@ def publishing(path: str, durable: bool = True) -> Iterator[str]:
                 remote.call(path, "put_file", draft, remote.key_of(path), size=os.stat(draft).st_size)
         return
     directory, name = os.path.split(os.path.abspath(path))
-    draft = os.path.join(directory, f"{UNFINISHED}{secrets.token_hex(6)}-{name[-200:]}")
+    draft = os.path.join(directory, f"{UNFINISHED}{secrets.token_hex(6)}-{name[-200:]}")  # names: <= 255
     with reporting_os_errors(path):
         os.makedirs(directory, exist_ok=True)
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -309,6 +309,15 @@ def publish_json(path: str, value: Any) -> None:
     """Publishes canonical JSON: equal values give equal bytes. NaN and infinity raise ValueError."""
     text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     publish_bytes(path, (text + "\n").encode())
+
+
+def sync(path: str) -> None:
+    """Waits until the content of a local file, or a directory's list of names, is on the disk (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def require_writable(directory: str) -> None:
@@ -381,14 +390,5 @@ def _listed(directory: str) -> Iterator[dict[str, Any]]:
         yield from (entry for entry in entries if entry["name"] != own_key)
 
 
-def _raw(path: str) -> Any:
+def _open_raw(path: str) -> Any:
     return RemoteFile(path, size(path)) if is_remote(path) else open(path, "rb", buffering=0)  # noqa: SIM115
-
-
-def sync(path: str) -> None:
-    """Waits until the content of a local file, or a directory's list of names, is on the disk (fsync)."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from infra.settings.recipe import Recipe
 
 IDS_FILE = "tracking.json"
-"""Name of the JSON file that maps the key of each run to the run's id in MLflow."""
+"""Name of the JSON file with ``uri``, and run key (or ``parent``) -> the run's id in MLflow."""
 ARTIFACTS_PLACEHOLDER = "artifacts-of-this-run:"
-"""Beginning of a link in a note to an artifact of the nested run. When the note is sent, the address of the
-run's artifacts in MLflow replaces it."""
+"""Notes link to artifacts of the nested run by addresses that begin with this. When a note is sent, the
+address of the run's artifacts in MLflow replaces it."""
 MAX_POINTS, _MAX_PARAMS = 1000, 100
 """MLflow's limits: metric points per request and parameters per request."""
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "PERMISSION_DENIED")
-"""Error codes of requests that MLflow would refuse again."""
+"""Error codes of requests that it is useless to repeat."""
 
 
 class RunSender:
     """Sends the entries of one nested run. Its methods raise an error if MLflow cannot be reached."""
 
     def __init__(self, recipe: Recipe, run: TrackedRun) -> None:
-        # The main thread imports it: a second thread could see a package that is only partly imported.
+        # Imported here, in the main thread, because another thread could see a half-imported package.
         import mlflow.tracking  # noqa: F401
 
         self._run, self._recipe = run, recipe
@@ -42,7 +42,7 @@ class RunSender:
         self.refusals: list[str] = []
         """One message per entry that MLflow refused."""
         self.has_answered = False
-        """Whether MLflow has answered the first of about a dozen calls that connecting takes."""
+        """Whether MLflow has answered yet; set early in ``_connect``, which makes about a dozen calls."""
         self._client: Any = None
         self._params: dict[str, str] = {}
         self._experiment_id, self._start_time = "", 0
@@ -65,7 +65,7 @@ class RunSender:
         return self.ids.get(self._run.key)
 
     @property
-    def _run_id(self) -> str:
+    def _known_run_id(self) -> str:
         return self.ids[self._run.key]
 
     def send(self, entries: list[Entry]) -> int:
@@ -77,7 +77,7 @@ class RunSender:
             self._connect()
         first, count = entries[0], 1
         if first.get("note"):
-            page = f"#/experiments/{self._experiment_id}/runs/{self._run_id}/artifacts/"
+            page = f"#/experiments/{self._experiment_id}/runs/{self._known_run_id}/artifacts/"
             first = {**first, "note": first["note"].replace(ARTIFACTS_PLACEHOLDER, page)}
         senders = {
             "params": self._send_params, "status": self._send_status, "artifact": self._send_artifact,
@@ -103,14 +103,14 @@ class RunSender:
 
         recipe = self._recipe
         uri = recipe.tracking.uri or sqlite_uri(storage.join(recipe.output, "mlflow.db"))
-        mlflow.set_tracking_uri(uri)  # where MLflow looks for the source of a model version
+        mlflow.set_tracking_uri(uri)  # MLflow resolves a version's source here, not at the client's URI
         # The lock keeps two processes from creating one SQLite database, and from overwriting tracking.json.
         with connection_lock(uri, recipe):
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             experiment = self._find_or_create_experiment(client, uri)
             self.has_answered = True
             self._find_runs(client, experiment, redact(uri))
-        run = client.get_run(self._run_id)
+        run = client.get_run(self._known_run_id)
         self._params = dict(run.data.params)
         self._experiment_id, self._start_time = run.info.experiment_id, run.info.start_time
         self._client = client
@@ -151,7 +151,7 @@ class RunSender:
         points: list[Any] = []
         count = 0
         for entry in entries:
-            if "metrics" not in entry or len(points) + len(entry["metrics"]) > MAX_POINTS:
+            if "metrics" not in entry or (count and len(points) + len(entry["metrics"]) > MAX_POINTS):
                 break
             count += 1
             for name, value in entry["metrics"].items():
@@ -161,18 +161,18 @@ class RunSender:
                 if self._is_new_point(name, step, value):
                     points.append(Metric(name, value, entry["time"], step or 0))
                     self._newest_points[name] = (step or 0, value)
-        if points:
-            try:
-                self._client.log_batch(self._run_id, metrics=points)
-            except Exception:
-                self._newest_points.clear()  # it is unknown which points arrived: ask MLflow again
-                raise
-        return max(1, count)
+        try:
+            for start in range(0, len(points), MAX_POINTS):
+                self._client.log_batch(self._known_run_id, metrics=points[start : start + MAX_POINTS])
+        except Exception:
+            self._newest_points.clear()  # it is unknown which points arrived: ask MLflow again
+            raise
+        return count
 
     def _is_new_point(self, name: str, step: int | None, value: float) -> bool:
         """Whether MLflow lacks this point of the metric ``name``."""
         if name not in self._newest_points:
-            history = self._client.get_metric_history(self._run_id, name)
+            history = self._client.get_metric_history(self._known_run_id, name)
             newest = max(history, key=lambda point: (point.step, point.timestamp), default=None)
             if newest is None:
                 return True
@@ -182,24 +182,24 @@ class RunSender:
         return step > last_step if step is not None else value != last_value
 
     def _send_model(self, entry: Entry) -> None:
-        register(self._client, self._experiment_id, self._run_id, entry)
+        register(self._client, self._experiment_id, self._known_run_id, entry)
 
     def _send_params(self, entry: Entry) -> None:
         params: dict[str, str] = entry["params"]
         for name, value in params.items():
-            if self._params.get(name, value) != value:
-                self._client.set_tag(self._run_id, f"resumed.{name}", value)
+            if self._params.get(name, value) != value:  # MLflow refuses to change a parameter
+                self._client.set_tag(self._known_run_id, f"resumed.{name}", value)
         fresh = {name: value for name, value in params.items() if name not in self._params}
-        _log_params(self._client, self._run_id, fresh)
+        _log_params(self._client, self._known_run_id, fresh)
         self._params.update(fresh)
 
     def _send_status(self, entry: Entry) -> None:
         parent, status = self.ids["parent"], entry["status"]
         if status == "RUNNING":
-            self._client.update_run(self._run_id, status=status)
+            self._client.update_run(self._known_run_id, status=status)
             self._client.update_run(parent, status=status)
             return
-        self._client.set_terminated(self._run_id, status)
+        self._client.set_terminated(self._known_run_id, status)
         saved = self._saved_ids()
         known = self.ids | (saved if saved.get("uri") == self.ids["uri"] else {})
         keys = [run.key for run in tracked_runs(self._recipe)]
@@ -211,13 +211,13 @@ class RunSender:
     def _send_dataset(self, entry: Entry) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        # MLflow stores 36 characters of a digest. The 32 hexadecimal digits fit without the algorithm's name.
+        # MLflow stores 36 characters; without the algorithm's name, our 32 digits fit. Longer ones are cut.
         digest = entry["digest"].rpartition(":")[2][:36]
         kind = entry["source"].partition("://")[0] if "://" in entry["source"] else "local"
         source = json.dumps({"uri": entry["source"]})
         tag = InputTag("mlflow.data.context", entry["context"])
         dataset = Dataset(entry["dataset"], digest, kind, source)
-        self._client.log_inputs(self._run_id, [DatasetInput(dataset, [tag])])
+        self._client.log_inputs(self._known_run_id, [DatasetInput(dataset, [tag])])
 
     def _send_headline(self, entry: Entry) -> None:
         """Writes the metrics by which recipes are compared, and a description, to the parent run."""
@@ -228,15 +228,15 @@ class RunSender:
         self._client.log_batch(self.ids["parent"], metrics=points, tags=tags)
 
     def _send_child(self, entry: Entry) -> None:
-        """Sends points of a run that is nested in this one. The first call creates that run, and every call
+        """Sends points of a run that is nested in this one. The first call creates it; a call with new points
         ends it. Points that MLflow has are left out, so a stage may send all points at every start."""
         from mlflow.entities import Metric
 
         key = f"{self._run.key}/{entry['child']}"
         if key not in self.ids:
-            tags = {"mlflow.parentRunId": self._run_id, **self._run.tags, **entry["tags"]}
-            run = self._saved_ids().get(key), self._experiment_id, entry["child"], tags
-            self.ids[key], _ = _find_or_create_run(self._client, *run)
+            tags = {"mlflow.parentRunId": self._known_run_id, **self._run.tags, **entry["tags"]}
+            arguments = self._saved_ids().get(key), self._experiment_id, entry["child"], tags
+            self.ids[key], _ = _find_or_create_run(self._client, *arguments)
             known = {**self._saved_ids(), **self.ids}
             storage.publish_json(storage.join(self._recipe.root, IDS_FILE), known)
         points, run_id = [], self.ids[key]
@@ -252,13 +252,13 @@ class RunSender:
         """Uploads a file or directory as artifacts; a remote file is downloaded first."""
         path, folder = entry["artifact"], entry["folder"]
         if storage.is_remote(path):
-            with tempfile.TemporaryDirectory() as draft:
-                copy = os.path.join(draft, path.rstrip("/").rpartition("/")[2])
+            with tempfile.TemporaryDirectory() as directory:
+                copy = os.path.join(directory, path.rstrip("/").rpartition("/")[2])
                 storage.publish_bytes(copy, storage.read_bytes(path))
-                self._client.log_artifact(self._run_id, copy, folder)
+                self._client.log_artifact(self._known_run_id, copy, folder)
             return
         send = self._client.log_artifacts if os.path.isdir(path) else self._client.log_artifact
-        send(self._run_id, path, folder)
+        send(self._known_run_id, path, folder)
 
 
 def _find_or_create_run(

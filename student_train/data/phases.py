@@ -1,7 +1,8 @@
-"""The phases of a training run. Each phase reads one store: the recipe's own, then those of ``train.phases``.
+"""The phases of a training run.
 
-Step numbers continue from phase to phase. So a step number alone determines store and samples, and a run that
-is killed at any step resumes in the right phase.
+Each phase reads one store: the first the recipe's own, the others those of ``train.phases``. Step numbers
+continue from phase to phase. So a step number alone determines store and samples, and a run that is killed at
+any step resumes in the right phase.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ class Phase:
     store: Store
     order: SampleOrder
     first_step: int
-    """Number in the run of the phase's first step."""
+    """The phase's first step, as the run counts."""
 
     @property
     def end_step(self) -> int:
-        """Number in the run of the first step after the phase."""
+        """The run's first step after the phase."""
         return self.first_step + self.order.steps
 
     def locations(self, step: int) -> Locations:
         """Returns the locations of the samples of the run's step ``step``."""
         return self.order.batch(step - self.first_step)
 
-    def names(self, locations: Locations, count: int) -> list[str]:
-        """Returns ``part/row`` of the first ``count`` samples."""
+    def sequence_names(self, locations: Locations, count: int) -> list[str]:
+        """Returns ``part/row`` of the sequences of the first ``count`` of these samples."""
         return sequence_names(self.store.splits["train"], locations, count)
 
 
@@ -50,10 +51,10 @@ class Phases:
     def __init__(self, stores: Sequence[Store], train: Train) -> None:
         """``stores``: the recipe's own, then one store per entry of ``train.phases``."""
         self._train, self._phases = train, list[Phase]()
-        phase_steps = [None, *(phase.steps for phase in train.phases)]
+        phase_steps = [None, *(entry.steps for entry in train.phases)]  # None: by train.epochs, max_steps
         for store, steps in zip(stores, phase_steps, strict=True):
             order = run_order(store.splits["train"].plan, train, steps)
-            self._phases.append(Phase(store, order, self.steps))
+            self._phases.append(Phase(store, order, first_step=self.steps))  # the steps so far
 
     @property
     def steps(self) -> int:
@@ -77,7 +78,7 @@ class Phases:
             if start >= phase.end_step:
                 continue
             columns = required_columns(self._train, phase.store.layout)
-            source, first = (phase.store, "train", columns, phase.order), max(0, start - phase.first_step)
-            with open_stream(*source, self._train, world, start=first) as stream:
+            arguments, first = (phase.store, "train", columns, phase.order), max(0, start - phase.first_step)
+            with open_stream(*arguments, self._train, world, start=first) as stream:
                 for step in stream:
-                    yield replace(step, step=step.step + phase.first_step)
+                    yield replace(step, number=step.number + phase.first_step)

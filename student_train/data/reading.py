@@ -86,7 +86,7 @@ def open_stream(
 
 
 def sequence_names(split: Split, locations: Locations, count: int) -> list[str]:
-    """Returns ``part/row`` of the first ``count`` samples."""
+    """Returns ``part/row`` of the sequences of the first ``count`` of these samples."""
     names = []
     for block, row in zip(locations.block[:count].tolist(), locations.row[:count].tolist(), strict=True):
         sequence = int(split.plan.sequence_ids(block)[row])

@@ -1,6 +1,6 @@
 """The batches of one rank, which threads read and collate before the training step needs them.
 
-A stream has one state, the number of its next step. A new stream that starts there gives identical batches.
+A stream's whole state is the number of its next step: a new stream from there gives identical batches.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Reader(Protocol):
     def gather(
         self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray, allocate: Allocate = new_array
     ) -> Mapping[str, np.ndarray]:
-        """Reads n samples. Returns column name -> array [n, *shape], made by ``allocate``."""
+        """Reads n samples, given by masking epoch, block and row, each int64 [n]. Returns column name ->
+        array [n, *shape], made by ``allocate``."""
         ...
 
     def fetch(self, epoch: int, block: int) -> None:
@@ -52,8 +53,8 @@ class Reader(Protocol):
 class Step:
     """One rank's part of an optimiser step."""
 
-    step: int
-    """Number of the step, from 0."""
+    number: int
+    """Number of the step, from 0 in the stream's order; `Phases` counts on from phase to phase."""
     micro_batches: list[Batch]
     """This rank's micro-batches; every rank has the same number."""
     locations: Locations
@@ -84,7 +85,7 @@ class Share:
 
 
 class Stream:
-    """Iterates the steps [start, stop) of a run for one rank. Close it, or use it as a context manager.
+    """Iterates the steps [start, stop) of an order for one rank. Close it, or use it as a context manager.
 
     Raises UserError at the step that needs a damaged sample, although a thread read the sample earlier.
     """
@@ -102,8 +103,8 @@ class Stream:
         remote: bool = False,
         buffers: BufferPool | None = None,
     ) -> None:
-        """``masked_only``, ``bfloat16``: see `collate`. ``remote``: blocks are downloaded a window ahead.
-        ``buffers``: for copies to a GPU; if None, batches stay in host memory."""
+        """``masked_only``, ``bfloat16``: see `collate`. ``remote``: blocks are downloaded a window (see
+        `order`) ahead, except the first window's. ``buffers``: for copies to a GPU; None: no copies."""
         assert start >= 0
         assert stop <= order.steps
         self._reader, self._order, self._share = reader, order, share
@@ -115,8 +116,8 @@ class Stream:
         self._pool = ThreadPoolExecutor(share.threads, thread_name_prefix="stream")
         self._fetchers = ThreadPoolExecutor(PARALLEL_DOWNLOADS, thread_name_prefix="fetch")
         self._pending: deque[tuple[int, Locations, list[Future[Batch]]]] = deque()
-        self._fetched_window = start // order.window_batches - 1
-        self._closing = False
+        self._queued_window = start // order.window_batches  # the first is downloaded when it is read
+        self._closing = False  # once True, queued downloads no longer start
 
     def __iter__(self) -> Iterator[Step]:
         return self
@@ -126,10 +127,10 @@ class Stream:
         if not self._pending:
             self.close()
             raise StopIteration
-        step, locations, batches = self._pending.popleft()
+        number, locations, batches = self._pending.popleft()
         self._submit_ahead()
         try:
-            return Step(step, [batch.result() for batch in batches], locations)
+            return Step(number, [batch.result() for batch in batches], locations)
         except BaseException:
             self.close()
             raise
@@ -163,7 +164,7 @@ class Stream:
             self._pending.append((step, locations, batches))
 
     def _submit(self, locations: Locations, rows: range) -> Future[Batch]:
-        # A rank without samples takes a sample with weight 0: all ranks run the same number of micro-batches.
+        # Empty rows: the batch's first sample with weight 0, as all ranks run equally many micro-batches.
         part = slice(rows.start, rows.stop) if rows else slice(0, 1)
         samples = Locations(locations.masking_epoch[part], locations.block[part], locations.row[part])
         return self._pool.submit(self._collate, samples, 1.0 if rows else 0.0)
@@ -178,10 +179,10 @@ class Stream:
 
     def _fetch_window(self, window: int) -> None:
         """Queues the download of this rank's blocks of ``window``, unless they are queued."""
-        first_of_window = window * self._order.window_batches
-        if window <= self._fetched_window or first_of_window >= self._stop:
+        first_step = window * self._order.window_batches
+        if window <= self._queued_window or first_step >= self._stop:
             return
-        self._fetched_window = window
+        self._queued_window = window
         locations = self._order.window_locations(window, self._share.rank, self._share.world)
         needed = np.unique(np.stack([locations.masking_epoch, locations.block]), axis=1)
         for epoch, block in needed.T.tolist():

@@ -1,14 +1,15 @@
 """DeepSpeed behind a small interface: backward, step, and reading and writing the full training state.
 
-Gradients are exact sums over ranks and micro-batches, because the caller divides its losses by counts over
-the whole optimiser step. DeepSpeed averages over ranks, so every loss is multiplied by the number of ranks.
+Gradients are summed, not averaged, over ranks and micro-batches: the caller has already divided its losses by
+counts over the whole optimiser step. DeepSpeed averages over ranks, so ``backward`` multiplies every loss by
+the number of ranks.
 
 Faults of DeepSpeed 0.19.8, seen on a CPU and worked around here:
 - at stage 0 with float16, ``engine.backward`` omits the loss scale by which ``step`` divides;
 - at stage 0 with float16 or bfloat16, the optimiser's step counter starts at 1, which weakens Adam's bias
-  correction, so the engine resets it to 0;
-- its functions for the full state return None at stage 0, and cannot set moments before the first step at
-  stages 1 and 2, so this module addresses DeepSpeed's flat partitions itself, by DeepSpeed's mapping.
+  correction, so `Engine` resets it to 0;
+- DeepSpeed's functions for the full state return None at stage 0, and cannot set moments before the first
+  step at stages 1 and 2, so this module addresses DeepSpeed's flat partitions itself, by DeepSpeed's mapping.
 """
 
 from __future__ import annotations
@@ -47,36 +48,36 @@ class Engine:
             raise UserError(
                 "train.dtype: float16 is not supported on this processor; use bfloat16 or float32"
             )
-        self.model, self.world, self.train = model, world, train
+        self.model, self.world, self.train_section = model, world, train
         optimizer = torch.optim.AdamW(
             _parameter_groups(model, train), lr=0.0, betas=train.betas, eps=train.eps, fused=True
         )
-        initial = {name: p.detach().clone() for name, p in trained_parameters(model)}
+        unrounded = {name: p.detach().clone() for name, p in trained_parameters(model)}
         with deepspeed_quiet():
-            self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-        self._adamw: torch.optim.AdamW = self._engine.basic_optimizer
+            self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        self._adamw: torch.optim.AdamW = self._deepspeed.basic_optimizer
         self._stage = train.zero_stage
         if self._stage == 0 and world.size == 1:
             # On a single rank, the all-reduce would only flatten all gradients and copy them back.
-            self._engine.enable_backward_allreduce = False
+            self._deepspeed.enable_backward_allreduce = False
         self._master_step: MasterStep | None = None
         if self._stage == 0 and train.dtype != "float32":
             on_cpu = world.device.type == "cpu"
             host_waits = on_cpu or train.dtype == "float16"
-            self._master_step = MasterStep(self._engine.optimizer, host_waits, sliced=on_cpu)
-            self._engine.optimizer.step = self._master_step
+            self._master_step = MasterStep(self._deepspeed.optimizer, host_waits, sliced=on_cpu)
+            self._deepspeed.optimizer.step = self._master_step
         # DeepSpeed made its master weights from rounded weights; the weights before rounding replace them.
-        zeros = {name: torch.zeros_like(p) for name, p in initial.items()}
-        state = {"weights": initial, **dict.fromkeys(MOMENTS, zeros)}
+        zeros = {name: torch.zeros_like(p) for name, p in unrounded.items()}
+        state = {"weights": unrounded, **dict.fromkeys(MOMENTS, zeros)}
         self.restore(state if world.is_rank_0 else None, optimizer_step=0)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Adds the gradient of a micro-batch's ``loss``. ``last``: whether it is the step's last."""
         scale = float(self.world.size)
-        if self._stage == 0 and self.train.dtype == "float16":
+        if self._stage == 0 and self.train_section.dtype == "float16":
             scale *= self.loss_scale
-        self._engine.set_gradient_accumulation_boundary(last)
-        self._engine.backward(loss * scale, scale_wrt_gas=False)
+        self._deepspeed.set_gradient_accumulation_boundary(last)
+        self._deepspeed.backward(loss * scale, scale_wrt_gas=False)  # gas: gradient accumulation steps
 
     def step(self, rate: float) -> Tensor:
         """Clips and applies the gradient with learning rate ``rate``. Returns its 2-norm before clipping,
@@ -84,19 +85,19 @@ class Engine:
         step changes nothing."""
         for group in self._adamw.param_groups:
             group["lr"] = rate * group["rate_scale"]
-        if self._stage == 0 and self.train.dtype == "float32":
+        if self._stage == 0 and self.train_section.dtype == "float32":
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             if math.isfinite(float(norm)):
-                self._engine.step()
+                self._deepspeed.step()
             return norm
-        scale = self.loss_scale if self._stage == 0 else 1.0
-        self._engine.step()
-        if not self._engine.was_step_applied():
+        scale = self.loss_scale  # read before the step, which may change it
+        self._deepspeed.step()
+        if not self._deepspeed.was_step_applied():
             return torch.tensor(math.inf)
         if self._master_step is not None:
             return self._master_step.norm / scale
-        return torch.as_tensor(self._engine.get_global_grad_norm() / scale)
+        return torch.as_tensor(self._deepspeed.get_global_grad_norm())
 
     @property
     def loss_scale(self) -> float:
@@ -107,8 +108,8 @@ class Engine:
     # --- full state, at every ZeRO stage --------------------------------------------------------------------
 
     def gather(self) -> dict[str, dict[str, Tensor]]:
-        """Returns "weights", "exp_avg" and "exp_avg_sq", each parameter name -> float32 CPU tensor. Only rank
-        0 gets tensors, but all ranks call it."""
+        """Returns kind -> parameter name -> float32 CPU tensor, for kinds "weights", "exp_avg", "exp_avg_sq".
+        Only rank 0 gets tensors, but all ranks call it."""
         state: dict[str, dict[str, Tensor]] = {"weights": {}, **{moment: {} for moment in MOMENTS}}
         for name, parameter in trained_parameters(self.model):
             for kind in state:
@@ -131,7 +132,7 @@ class Engine:
     def scaler_state(self) -> dict[str, float]:
         """Returns the state of the loss scaler; {} unless the dtype is float16."""
         scaler = self._scaler()
-        values = {name: getattr(scaler, name, None) for name in _SCALER_FIELDS}
+        values = {name: getattr(scaler, name, None) for name in _SCALER_FIELDS}  # None if no scaler
         return {name: value for name, value in values.items() if value is not None}
 
     def restore_scaler(self, state: Mapping[str, float]) -> None:
@@ -149,22 +150,22 @@ class Engine:
 
     def _set_optimizer_step(self, count: int) -> None:
         for parameter in (p for group in self._adamw.param_groups for p in group["params"]):
-            state = self._moments(parameter)
+            state = self._adamw_state(parameter)
             state["step"] = torch.as_tensor(float(count), device=parameter.device)
 
-    def _moments(self, optimized: Tensor) -> dict[str, Tensor]:
-        """Returns AdamW's state of the tensor ``optimized``; created with zeros if no step has created it."""
-        state = self._adamw.state[optimized]
+    def _adamw_state(self, updated: Tensor) -> dict[str, Tensor]:
+        """Returns AdamW's state of a tensor that it updates; created with zeros if no step has created it."""
+        state = self._adamw.state[updated]
         if "exp_avg" not in state:
-            state["step"] = torch.zeros((), device=optimized.device)
-            state.update({moment: torch.zeros_like(optimized) for moment in MOMENTS})
+            state["step"] = torch.zeros((), device=updated.device)
+            state.update({moment: torch.zeros_like(updated) for moment in MOMENTS})
         return state
 
     def _read_full(self, parameter: nn.Parameter, kind: str) -> Tensor:
         """Returns the float32 weights or moments of a parameter, whole on every rank. All ranks call it."""
         if self._stage == 0:
             master = self._master(parameter)
-            return master if kind == "weights" else self._moments(master)[kind]
+            return master if kind == "weights" else self._adamw_state(master)[kind]
         result = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
         mapping = _mapping(parameter)
         if mapping is not None:
@@ -180,7 +181,7 @@ class Engine:
                 parameter.copy_(values)
             if self._stage == 0:
                 master = self._master(parameter)
-                (master if kind == "weights" else self._moments(master)[kind]).copy_(values)
+                (master if kind == "weights" else self._adamw_state(master)[kind]).copy_(values)
             elif (mapping := _mapping(parameter)) is not None:
                 part = mapping.lp_fragment_address
                 self._fragment(mapping, kind).copy_(values.flatten().narrow(0, part.start, part.numel))
@@ -189,23 +190,24 @@ class Engine:
         """Returns this rank's part of a parameter in the flat tensor that AdamW updates (stages 1 and 2)."""
         flat = self._adamw.param_groups[mapping.param_group_index]["params"][0]
         part = mapping.hp_fragment_address
-        return (flat if kind == "weights" else self._moments(flat)[kind]).narrow(0, part.start, part.numel)
+        whole = flat if kind == "weights" else self._adamw_state(flat)[kind]
+        return whole.narrow(0, part.start, part.numel)
 
     def _master(self, parameter: nn.Parameter) -> Tensor:
         """Returns the float32 tensor that AdamW updates for a parameter (stage 0)."""
-        if self.train.dtype == "float32":
+        if self.train_section.dtype == "float32":
             return parameter
         if not hasattr(self, "_masters"):
-            wrapper = self._engine.optimizer
+            wrapper = self._deepspeed.optimizer  # DeepSpeed's optimiser, around AdamW
             params16, params32 = chain(*wrapper.fp16_groups), chain(*wrapper.fp32_groups)
             self._masters = {id(p16): p32 for p16, p32 in zip(params16, params32, strict=True)}
         return self._masters[id(parameter)]
 
     def _scaler(self) -> Any:
         """Returns DeepSpeed's loss scaler; None unless the dtype is float16."""
-        if self.train.dtype != "float16":
+        if self.train_section.dtype != "float16":
             return None
-        wrapper = self._engine.optimizer
+        wrapper = self._deepspeed.optimizer
         return wrapper.loss_scale_config if self._stage == 0 else wrapper.loss_scaler
 
 
@@ -215,7 +217,8 @@ def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _mapping(parameter: nn.Parameter) -> Any:
-    """Returns where DeepSpeed keeps this rank's part of a parameter; None if the rank has no part of it."""
+    """Returns where DeepSpeed keeps this rank's part of a parameter; None if the rank has no part of it. The
+    part's address is "lp" in the parameter, and "hp" in the flat tensor that AdamW updates."""
     return parameter._hp_mapping  # type: ignore[attr-defined]
 
 

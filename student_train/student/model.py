@@ -35,15 +35,17 @@ TeacherWeights = Mapping[str, Tensor]
 
 
 class StudentModel(nn.Module):
-    """A transformers model, and if its width differs from the teacher's, a projection to the teacher's width.
-    The projection is published only with sentence encoders, whose embeddings need it."""
+    """A transformers model and, if the loss needs it, a projection to the teacher's width. Only a sentence
+    encoder is published with its projection, by `sentence_files`: its embeddings need it."""
 
-    def __init__(self, model: Any, teacher_width: int, project: bool, pooling: Pooling | None = None) -> None:
-        """``project``: whether the loss compares hidden states or embeddings."""
+    def __init__(
+        self, model: Any, teacher_width: int, compares: bool, pooling: Pooling | None = None
+    ) -> None:
+        """``compares``: whether the loss compares hidden states or embeddings with the teacher's."""
         super().__init__()
         self.model, self.pooling = model, pooling
         width = model.config.hidden_size
-        needs_projection = project and width != teacher_width
+        needs_projection = compares and width != teacher_width
         self.projection = nn.Linear(width, teacher_width, bias=False) if needs_projection else None
         self.flops_per_token = 0.0
         """FLOP per token of a training step, with its loss; 0 until ``freeze_unreached`` counts them."""
@@ -84,19 +86,19 @@ class StudentModel(nn.Module):
         return masked_lm_head(self.model).decoder_input(hidden)
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Returns hidden states [N, D] in the teacher's width, projected if the widths differ."""
+        """Returns hidden states [N, D] as [N, teacher's width], projected if the widths differ."""
         return hidden if self.projection is None else self.projection(hidden)
 
     def text_embeddings(self, hidden: Tensor, token_count: Tensor) -> Tensor:
         """Returns the embeddings of texts, float32 [B, teacher's width], pooled as the teacher's are.
         ``hidden``: last hidden states [B, L, D]."""
         assert self.pooling is not None
-        projected = self.project(pool(hidden, token_count, self.pooling).to(hidden.dtype)).float()
-        return functional.normalize(projected, dim=-1) if self.pooling.normalise else projected
+        embeddings = self.project(pool(hidden, token_count, self.pooling).to(hidden.dtype)).float()
+        return functional.normalize(embeddings, dim=-1) if self.pooling.normalise else embeddings
 
     @property
     def decoder_weight(self) -> Tensor:
-        """[V, D]; if they are tied, the word embeddings themselves."""
+        """[V, D]; the word embeddings themselves if the head is tied to them."""
         return masked_lm_head(self.model).decoder_weight
 
     @property
@@ -108,8 +110,8 @@ class StudentModel(nn.Module):
         """Writes weights (safetensors) and configuration by save_pretrained, without the projection."""
         if has_masked_lm_head(self.model):
             # Some heads hold the bias twice, and programs differ in which of the two they read.
-            module, _, _ = family_of(self.model.config).head.decoder.rpartition(".")
-            second_bias = getattr(self.model.get_submodule(module), "bias", None)
+            path, _, _ = family_of(self.model.config).head.decoder.rpartition(".")
+            second_bias = getattr(self.model.get_submodule(path), "bias", None)
             if second_bias is not None:
                 second_bias.data.copy_(self.decoder_bias)
         self.model.save_pretrained(directory)
@@ -118,7 +120,7 @@ class StudentModel(nn.Module):
 def architecture(
     student: sections.Student, train: sections.Train, teacher_config: Mapping[str, Any], has_weights: bool
 ) -> tuple[tuple[int, ...], PretrainedConfig]:
-    """Returns the teacher's layers (numbers) that a student starts from, and the student's configuration.
+    """Returns the numbers of the teacher's layers from which a student starts, and its configuration.
 
     ``has_weights``: whether the store holds all of the teacher's weights. Raises UserError if the teacher's
     family is not supported, if a layer, a width or the relation heads do not fit the teacher, or if
@@ -126,7 +128,7 @@ def architecture(
     """
     if student.init == "teacher" and not has_weights:
         raise UserError(
-            "student.init: teacher needs the teacher's weights, which the store does not hold"
+            "student.init is teacher, but the store does not hold the teacher's weights"
             " (store.teacher_weights: false); set student.init: random"
         )
     layers, config = planned_student(student, teacher_config)
@@ -159,17 +161,17 @@ def build_student(
             tensor of the weights is missing or has another shape.
     """
     layers, config = architecture(student, train, teacher_config, teacher_weights is not None)
-    start = None
+    initial = None
     if student.init == "teacher":
         assert teacher_weights is not None
         if needs_head(train) and f"{family_of(teacher_config).head.dense}.weight" not in teacher_weights:
             raise no_head("the store's teacher")
-        start = starting_weights(config, teacher_config, teacher_weights, layers)
-    model = new_student(config, start, head=needs_head(train), seed=train.seed)
+        initial = starting_weights(config, teacher_config, teacher_weights, layers)
+    model = new_student(config, initial, head=needs_head(train), seed=train.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train.seed)
-        project = train.alpha_cos > 0 or train.alpha_embedding > 0
-        built = StudentModel(model, _width(teacher_config), project, pooling)
+        compares = train.alpha_cos > 0 or train.alpha_embedding > 0
+        built = StudentModel(model, _width(teacher_config), compares, pooling)
     if student.dropout:
         use_fast_dropout(built.model)
     return built.train()

@@ -5,13 +5,14 @@ import dataclasses
 import json
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from infra.redaction import redact
 from infra.settings import sections
 from infra.settings.recipe import Recipe
+from infra.tracking import mlflow_sender
 from infra.tracking.run import start_run
 
 if TYPE_CHECKING:
@@ -224,6 +225,28 @@ def test_a_resumed_run_repeats_no_point_and_changes_no_param(tmp_path: Path) -> 
     assert data.tags["resumed.prefetch"] == "8"
     assert "resumed.world" not in data.tags
     assert client(tmp_path).get_run(first).info.status == "FINISHED"
+
+
+def test_a_record_with_more_metrics_than_a_request_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    log_batch, sizes = MlflowClient.log_batch, []
+
+    def counted(self: MlflowClient, run_id: str, **content: Any) -> None:
+        sizes.append(len(content.get("metrics", ())))
+        log_batch(self, run_id, **content)
+
+    monkeypatch.setattr(mlflow_sender, "MAX_POINTS", 2)
+    monkeypatch.setattr(MlflowClient, "log_batch", counted)
+    many = {f"score_{number}": number / 8 for number in range(5)}
+    with start_run(recipe(tmp_path), "student") as run:
+        run.log_metrics(many, 1)
+        run.log_metrics({"loss": 0.5}, 1)
+    metrics = client(tmp_path).get_run(ids(tmp_path)["student"]).data.metrics
+    assert metrics == {**many, "loss": 0.5}
+    assert max(sizes) == 2
 
 
 @pytest.mark.parametrize("name", ["exp#2 b'c\"d ü[1];::&=x", "what? #%41"])

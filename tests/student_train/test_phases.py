@@ -57,7 +57,7 @@ def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     forward = Trainer._forward_backward
 
     def watched(self: Trainer, step: Any, tokens: float, masked: float) -> torch.Tensor:
-        seen.extend((step.step, batch.input_ids.shape[1]) for batch in step.micro_batches)
+        seen.extend((step.number, batch.input_ids.shape[1]) for batch in step.micro_batches)
         return forward(self, step, tokens, masked)
 
     monkeypatch.setattr(Trainer, "_forward_backward", watched)
@@ -137,7 +137,7 @@ def test_a_run_that_is_killed_repeats_every_bit(
     count = Trainer._count
 
     def noted(self: Trainer, step: Step, *rest: Any) -> Any:
-        resumed.append(step.step)
+        resumed.append(step.number)
         return count(self, step, *rest)
 
     monkeypatch.setattr(Trainer, "_count", noted)
@@ -202,7 +202,7 @@ def test_a_loss_that_is_not_finite_in_a_later_phase(
 
     def poisoned(self: Trainer, step: Any, tokens: float, masked: float) -> torch.Tensor:
         terms = forward(self, step, tokens, masked)
-        return terms * torch.nan if step.step == STEPS + 1 else terms
+        return terms * torch.nan if step.number == STEPS + 1 else terms
 
     monkeypatch.setattr(Trainer, "_forward_backward", poisoned)
     with pytest.raises(

@@ -336,7 +336,7 @@ def test_what_the_store_does_not_hold(bert: tuple[dict[str, Any], str], tmp_path
         built({**bert[0], "model_type": "gpt2"}, bert[1])
     with pytest.raises(UserError, match="size mismatch"):
         built({**bert[0], "vocab_size": 60}, bert[1])
-    with pytest.raises(UserError, match="teacher needs the teacher's weights.*teacher_weights: false"):
+    with pytest.raises(UserError, match="does not hold the teacher's weights.*teacher_weights: false"):
         built(bert[0], init="teacher")
     AutoModel.from_pretrained(bert[1]).save_pretrained(tmp_path)  # an encoder without its head
     with pytest.raises(UserError, match="the store's teacher has no masked-LM head"):

@@ -171,7 +171,7 @@ def test_a_store_without_all_of_the_teachers_weights(
     """The store has the weights for replay, but a student cannot start from the teacher's layers."""
     make_run(tmp_path, teacher_weights=False, replay_layers=replay_layers)
     relations = ["train.alpha_relation=1"] * replay_layers
-    with pytest.raises(UserError, match="student.init: teacher needs the teacher's weights"):
+    with pytest.raises(UserError, match="student.init is teacher, but the store does not hold"):
         command(tmp_path, *relations)
     assert command(tmp_path, "student.init=random", *relations) == 0
     lines = logged(tmp_path)

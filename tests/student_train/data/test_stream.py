@@ -138,7 +138,7 @@ def test_the_log_is_the_same_for_every_world_and_resume() -> None:
         ]
         for shares in zip(*ranks, strict=True):
             assert len({len(share.micro_batches) for share in shares}) == 1
-            assert {share.step for share in shares} == {len(seen)}
+            assert {share.number for share in shares} == {len(seen)}
             seen.append(sum((log(share) for share in shares), []))
             assert all(whole_batch(plan, share) == seen[-1] for share in shares)
     assert seen == expected
@@ -189,7 +189,7 @@ def test_a_damaged_block_stops_at_its_step() -> None:
     reader = MemoryReader(plan, damaged={(0, 9)})
     steps = stream(reader, order, stop=16, micro=2, prefetch=8)
     for g in range(guilty):
-        assert next(steps).step == g
+        assert next(steps).number == g
     with pytest.raises(UserError, match="block 9 of masking epoch 0 is damaged"):
         next(steps)
     assert threads() == []
@@ -271,7 +271,7 @@ def test_a_real_store_and_a_flipped_bit_in_it(tmp_path: Path) -> None:
     guilty = next(g for g, step in enumerate(logs[0]) if sample in step)
     steps = open_real(open_store(str(root)), 0, 1, ["hidden_states"])
     for g in range(guilty):
-        assert next(steps).step == g
+        assert next(steps).number == g
     with pytest.raises(DamagedStore, match="column hidden_states"):
         next(steps)
     assert len(list(open_real(open_store(str(root)), 0, 1, ["topk_ids"]))) == 10  # bytes that are not read

@@ -128,7 +128,7 @@ def test_every_family_is_distilled_as_with_its_live_teacher(family: str, n: int)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_relations_alone_need_no_more_than_the_projections_of_their_layer(family: str) -> None:
     """The layer's own attention is not run, and the result equals that of a whole forward."""
-    model, (ids, count) = StudentModel(masked_lm(family), teacher_width=16, project=False), batch()
+    model, (ids, count) = StudentModel(masked_lm(family), teacher_width=16, compares=False), batch()
     layers = model.model.base_model.get_submodule(family_of(model.model.config).layers)
     for number, layer in enumerate(layers):
         _, expected = model.body_and_queries_keys_values(ids, count, number)
