@@ -57,7 +57,7 @@ RECIPE: Cases = {
 
 LOSS: Cases = {
     "teacher's weights withheld": (
-        store_of(teacher_weights=False), [], ["student.init is teacher", "teacher_weights: false", ": random"],
+        store_of(teacher_weights=False), [], ["student.init is teacher", "teacher_weights: false", "random"],
     ),
     "exact without hidden states": (
         store_of(hidden_states="none"),
