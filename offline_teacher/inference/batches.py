@@ -27,12 +27,10 @@ class Batch:
     """[B]"""
     padded: bool
     """Whether a sample is shorter than L."""
-    rows: Tensor
-    """[B]: the samples' numbers in the shard."""
     source: Tensor | None
-    """[N]: flat indices in [B, L] of the recorded positions; None if they are all B * L. Unused if pooled."""
+    """[N]: flat indices in [B, L] of the recorded positions; None if they are all B * L, or pooled."""
     target: Tensor
-    """[N]: flat indices of the same positions in the shard's [n, P]. Unused if pooled."""
+    """[N]: flat indices of the same positions in the shard's [n, P]. Pooled: [B], the samples' numbers."""
 
 
 @dataclass(frozen=True)
@@ -55,27 +53,28 @@ class Loader:
     def _batch(self, text: Mapping[str, np.ndarray], counts: np.ndarray, rows: np.ndarray) -> Batch:
         length = min(-(-int(counts[rows[0]]) // self.step) * self.step, self.layout.length)
         source, target = self._recorded_positions(text, counts, rows, length)
-        all_recorded = len(source) == len(rows) * length and self.layout.positions != "masked"
         return Batch(
             input_ids=self._pinned(text["input_ids"][rows, :length].astype(np.int64)),
             token_count=self._pinned(counts[rows]),
-            padded=counts[rows[-1]] < length,
-            rows=self._pinned(rows),
-            source=None if all_recorded else self._pinned(source),
+            padded=bool(counts[rows[-1]] < length),
+            source=None if source is None else self._pinned(source),
             target=self._pinned(target),
         )
 
     def _recorded_positions(
         self, text: Mapping[str, np.ndarray], counts: np.ndarray, rows: np.ndarray, length: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns flat indices, int64 [N], of the recorded positions: in the batch [B, length] and in the
-        shard [n, P]."""
+    ) -> tuple[np.ndarray | None, np.ndarray]:
+        """Returns ``source`` and ``target`` of a `Batch`."""
+        if self.layout.positions == "pooled":
+            return None, rows
         if self.layout.positions == "masked":
             masked = text["masked_positions"][rows]
             row, slot = np.nonzero(masked >= 0)
             return row * length + masked[row, slot], rows[row] * self.layout.recorded + slot
         row, position = np.nonzero(np.arange(length) < counts[rows][:, None])
-        return row * length + position, rows[row] * self.layout.recorded + position
+        source = row * length + position
+        target = rows[row] * self.layout.recorded + position
+        return None if len(source) == len(rows) * length else source, target
 
     def _pinned(self, values: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(values)

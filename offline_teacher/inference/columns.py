@@ -84,12 +84,12 @@ class Inference:
         ids, counts = self._to_device(batch.input_ids), self._to_device(batch.token_count)
         padded = counts if batch.padded else None
         states = self._lower(ids, padded)  # [B, L, D]
+        target = self._to_device(batch.target)
         if self.layout.positions == "pooled":
             assert self.teacher.pooling is not None
-            shard.put_embeddings(pool(states, counts, self.teacher.pooling), self._to_device(batch.rows))
+            shard.put_embeddings(pool(states, counts, self.teacher.pooling), target)
             return
         source = None if batch.source is None else self._to_device(batch.source)
-        target = self._to_device(batch.target)
         if self.layout.hidden_states != "none":
             shard.put(self._hidden_columns(shard, _select(states, source)), target)
         if self.layout.top_k:

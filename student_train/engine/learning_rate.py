@@ -13,7 +13,7 @@ _LAYER = re.compile(r"\blayers?\.(\d+)\.")
 
 def layer_scales(names: list[str], decay: float) -> dict[str, float]:
     """Returns the factor of the learning rate of each parameter: decay^d for a parameter d layers below the
-    head, as in ELECTRA (arXiv 2003.10555, appendix A). d is 0 for the head and everything else outside layers
+    head, as in ELECTRA (arXiv 2003.10555, appendix B). d is 0 for the head and everything else outside layers
     and embeddings, 1 for the last of n layers, n for the first, and n + 1 for the embeddings."""
     layer_of = {name: int(match[1]) for name in names if (match := _LAYER.search(name))}
     count = max(layer_of.values(), default=-1) + 1

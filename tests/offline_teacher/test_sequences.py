@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import os
-import pickle
 import random
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def build(
     if order is not None:
         random.Random(order).shuffle(todo)
     for index in todo:
-        copy, part = pickle.loads(pickle.dumps((made, listed[index])))  # noqa: S301
+        copy, part = deepcopy((made, listed[index]))  # a worker gets copies, too
         copy.build("train", index, part)
     return len(listed)
 

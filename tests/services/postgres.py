@@ -6,6 +6,7 @@ import glob
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 from tests.s3_server import free_port
@@ -28,11 +29,8 @@ class Postgres:
         directory.mkdir(parents=True)
         if self._as:
             for parent in directory.parents:
-                if (
-                    parent.stat().st_uid == os.getuid()
-                    and parent.is_relative_to("/tmp/")
-                    and parent != Path("/tmp")
-                ):
+                temporary = Path(tempfile.gettempdir())
+                if parent.stat().st_uid == os.getuid() and temporary in parent.parents:
                     parent.chmod(parent.stat().st_mode | 0o011)
             shutil.chown(directory, "nobody", "nogroup")
         self._run("initdb", "-D", str(self.data), "-U", "mlflow", "--auth=trust", "-E", "UTF8", "--no-sync")
