@@ -43,8 +43,8 @@ _LARGEST_KEY = np.uint64(0xFFFFFFFFFFFFFFFF)
 _BLOCK_POSITIONS = 1 << 13
 """Number of positions that are masked together: few enough for the processor's cache."""
 
-_MASK_BELOW = np.uint64(2**32 * 8 // 10)
-"""A random number below this replaces the token by [MASK] (80 %)."""
+_MASK_BELOW = {"bert": np.uint64(2**32 * 8 // 10), "mask": np.uint64(2**32)}
+"""``masking.replacement`` -> a random number below this replaces the token by [MASK]."""
 _RANDOM_BELOW = np.uint64(2**32 * 9 // 10)
 """A random number from ``_MASK_BELOW`` to this replaces the token by a random one (10 %)."""
 
@@ -157,8 +157,8 @@ def mask_sequences(
     """Masks ceil(probability * maskable) tokens of every sequence, drawn without replacement.
 
     ``input_ids`` [B, L], ``token_count`` [B], ``sequence_ids`` [B]. Special tokens and padding are never
-    masked. Of the masked tokens 80 % become [MASK], 10 % a uniformly drawn ordinary token, 10 % stay
-    (BERT, arXiv 1810.04805, section 3.1).
+    masked. With ``masking.replacement: bert``, 80 % of the masked tokens become [MASK], 10 % a uniformly
+    drawn ordinary token, and 10 % stay (BERT, arXiv 1810.04805, section 3.1).
 
     In whole-word masking, words are drawn until the count is reached. Only as many first tokens of the last
     word are masked as the count allows. With frequency sampling, a word has the weight of its first token. If
@@ -175,7 +175,8 @@ def mask_sequences(
         block = slice(start, start + rows)
         ids, words = input_ids[block], _random_words(sequence_ids[block], length, epoch, masking.seed)
         chosen = _draw_positions(ids, token_count[block], words, slots, masking.probability, vocab)
-        _apply_masking(output[block], positions[block], labels[block], chosen, words, vocab)
+        outputs = output[block], positions[block], labels[block]
+        _apply_masking(*outputs, chosen, words, vocab, _MASK_BELOW[masking.replacement])
     return Masked(output, positions, labels)
 
 
@@ -229,6 +230,7 @@ def _apply_masking(
     chosen: np.ndarray,
     words: Sequence[np.ndarray],
     vocab: MaskVocab,
+    mask_below: np.uint64,
 ) -> None:
     """Writes masked ids, positions and labels of the ``chosen`` positions into the first three arguments."""
     row, slot = np.nonzero(chosen < output.shape[1])
@@ -240,7 +242,7 @@ def _apply_masking(
     # Multiply and shift (Lemire, arXiv 1805.10941) without rejection: probabilities err by at most V / 2^32.
     random = vocab.ordinary[((draw * np.uint64(len(vocab.ordinary))) >> _SHIFT_32).astype(np.int64)]
     kept_or_random = np.where(choice < _RANDOM_BELOW, random, original)
-    output[row, at] = np.where(choice < _MASK_BELOW, vocab.mask_id, kept_or_random)
+    output[row, at] = np.where(choice < mask_below, vocab.mask_id, kept_or_random)
 
 
 def _random_words(sequence_ids: np.ndarray, length: int, epoch: int, seed: int) -> tuple[np.ndarray, ...]:

@@ -42,7 +42,7 @@ def test_every_arm_is_a_recipe_and_all_stores_are_read_in_one_order(size: str, t
         store, length = recipe.store, recipe.sequences.length
         layout = schema.Layout(
             length=length,
-            masked=masked_count(length, 0.15),
+            masked=masked_count(length, recipe.masking.probability or 0.0),
             vocab_size=json.loads((TEACHER / "config.json").read_text())["vocab_size"],
             hidden_size=json.loads((TEACHER / "config.json").read_text())["hidden_size"],
             top_k=store.top_k,

@@ -38,6 +38,7 @@ FORMS = {
     "weights withheld": ["store.teacher_weights=false", "store.replay_layers=1"],
     "frequency": ["masking.sampling=frequency", "masking.epochs=2"],
     "whole words": ["masking.whole_word=true"],
+    "only mask tokens": ["masking.replacement=mask", "masking.probability=0.4"],
     "bfloat16 teacher": ["teacher.dtype=bfloat16", "store.replay_layers=1"],
     "another family": ["teacher.model={root}/roberta", "store.replay_layers=1"],
     "documents": ["sequences.packing=document"],

@@ -181,6 +181,20 @@ def test_eighty_ten_ten() -> None:
     assert stats.chisquare(np.delete(counts, [*SPECIAL, 7])).pvalue > 1e-3
 
 
+def test_every_masked_token_becomes_the_mask_token_and_positions_stay() -> None:
+    """Only the replacement differs from BERT's rule, so that the two can be compared at equal positions."""
+    input_ids, token_count, ids = batch(50, 64)
+    bert = Masking(probability=0.15)
+    usual = mask_sequences(input_ids, token_count, ids, 0, bert, PLAIN)
+    got = mask_sequences(input_ids, token_count, ids, 0, replace(bert, replacement="mask"), PLAIN)
+    np.testing.assert_array_equal(got.positions, usual.positions)
+    np.testing.assert_array_equal(got.labels, usual.labels)
+    expected = input_ids.copy()
+    row, slot = np.nonzero(got.positions >= 0)
+    expected[row, got.positions[row, slot]] = MASK
+    np.testing.assert_array_equal(got.input_ids, expected)
+
+
 @pytest.mark.parametrize("step", ["sequence", "epoch", "seed"])
 def test_positions_are_uniform_and_neighbours_independent(step: str) -> None:
     count, length = 4000, 66

@@ -21,6 +21,9 @@ class Masking:
     smoothing: float = fingerprinted(0.7)
     """Exponent for ``sampling: frequency``."""
     whole_word: bool = fingerprinted(False)
+    replacement: Literal["bert", "mask"] = fingerprinted("bert")
+    """What replaces a masked token. ``bert``: [MASK] for 80 % of them, a random token for 10 %, and 10 % keep
+    their token. ``mask``: always [MASK]."""
     epochs: int = fingerprinted(1)
     """R: number of times that the corpus is masked and passed through the teacher."""
     seed: int = fingerprinted(0)

@@ -75,7 +75,9 @@ class Plan:
         """Writes the recipe of one run, and returns its path."""
         base, size = copy.deepcopy(self.file["base"]), self.size
         store = {**base["store"], **self.file["stores"][arm.store]}
-        block = {"block_bytes": size["block_samples"] * bytes_per_sample(store, size["length"], self.teacher)}
+        masking = {"probability": 0.15, **store.pop("masking", {})}
+        sample = bytes_per_sample(store, masking["probability"], size["length"], self.teacher)
+        block = {"block_bytes": size["block_samples"] * sample}
         name = f"{slug(arm.name)}-{seed}"
         sections = {
             **base,
@@ -83,6 +85,7 @@ class Plan:
             "output": str(self.directory / "runs"),
             "corpus": {"path": str(self.text["train"]), "validation_path": str(self.text["validation"])},
             "sequences": {"length": size["length"]},
+            "masking": masking,
             "teacher": {**base["teacher"], "model": str(self.teacher), "dtype": dtype()},
             "store": {**store, **block, "path": str(self.directory / "stores" / slug(arm.store))},
             "student": {**base["student"], "layers": size["layers"], **arm.student},
@@ -107,13 +110,13 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
-def bytes_per_sample(store: dict[str, Any], length: int, teacher: Path) -> int:
-    """Returns the bytes per sample of a store. ``Plan.recipe`` uses them to give all stores blocks of equally
-    many samples, and so one order of samples."""
+def bytes_per_sample(store: dict[str, Any], probability: float, length: int, teacher: Path) -> int:
+    """Returns the bytes per sample of a store with this share of masked tokens. ``Plan.recipe`` uses them to
+    give all stores blocks of equally many samples, and so one order of samples."""
     config = json.loads((teacher / "config.json").read_text())
     return Layout(
         length=length,
-        masked=masked_count(length, 0.15),
+        masked=masked_count(length, probability),
         vocab_size=config["vocab_size"],
         hidden_size=config["hidden_size"],
         top_k=store["top_k"],
