@@ -28,6 +28,7 @@ from tests.benchmarks.compare.runs import Runs
 
 def plan(size: str, directory: Path) -> Plan:
     text = {split: directory / f"{split}.txt" for split in ("train", "validation")}
+    text["train"].write_text("".join(f"line {number}\n" for number in range(10)))
     return Plan(size, text, TEACHER, directory)
 
 
@@ -142,6 +143,12 @@ def test_text_is_cut_by_whole_lines_of_every_source(tmp_path: Path) -> None:
         "b0",
         "b1",
     ]
+
+
+def test_a_quarter_of_the_text_is_spread_over_all_of_it(tmp_path: Path) -> None:
+    made = plan("smoke", tmp_path)
+    assert made.part_of_text(1.0) == made.text["train"]
+    assert made.part_of_text(0.25).read_text() == "line 0\nline 4\nline 8\n"
 
 
 def test_renormalised_targets_have_no_tail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,11 +71,22 @@ class Plan:
         """Number of training tokens of an arm, unless it has ``steps`` or ``time_of``."""
         return int(self.size["steps"] * self.size["batch_size"] * self.size["length"])
 
+    def part_of_text(self, share: float) -> Path:
+        """Returns the path of the training text, or of evenly spaced lines of it, about ``share`` of them."""
+        whole = self.text["train"]
+        if share == 1.0:
+            return whole
+        path = whole.with_stem(f"{whole.stem}-{share:g}")
+        lines = whole.read_text().splitlines(keepends=True)
+        storage.publish_if_changed(str(path), "".join(lines[:: round(1 / share)]).encode())
+        return path
+
     def recipe(self, arm: Arm, seed: int, steps: int) -> str:
         """Writes the recipe of one run, and returns its path."""
         base, size = copy.deepcopy(self.file["base"]), self.size
         store = {**base["store"], **self.file["stores"][arm.store]}
         masking = {"probability": 0.15, **store.pop("masking", {})}
+        text = self.part_of_text(store.pop("text_share", 1.0))
         sample = bytes_per_sample(store, masking["probability"], size["length"], self.teacher)
         block = {"block_bytes": size["block_samples"] * sample}
         name = f"{slug(arm.name)}-{seed}"
@@ -83,7 +94,7 @@ class Plan:
             **base,
             "name": name,
             "output": str(self.directory / "runs"),
-            "corpus": {"path": str(self.text["train"]), "validation_path": str(self.text["validation"])},
+            "corpus": {"path": str(text), "validation_path": str(self.text["validation"])},
             "sequences": {"length": size["length"]},
             "masking": masking,
             "teacher": {**base["teacher"], "model": str(self.teacher), "dtype": dtype()},

@@ -23,6 +23,11 @@ MEASURES = {
     "relation": "relations",
 }
 """Key of a measure on held-out text -> its heading in a table."""
+AXES = {
+    "kl_t2": "KL between teacher and student at T = 2, nats per token (smaller is better)",
+    "relation": "relation loss between teacher and student (smaller is better)",
+}
+"""Key of a measure that is plotted -> the text at its axis."""
 COSTS = ("minutes", "gain/min", "tokens/s", "peak GB", "bytes/token")
 SIZES = {
     "real": "A masked LM of 6 x 384 and its students of three layers, on English novels and Wikipedia.",
@@ -71,8 +76,10 @@ def _tables(arms: dict[str, list[Result]], pictures: Path) -> list[str]:
         if present:
             sections.append(f"### {title}\n\n{table(present)}")
             picture = pictures / f"{title.split(',')[0].lower().replace(' ', '-')}.png"
-            if draw(present, picture):
-                sections.append(f"![KL of {title.lower()}](results/{pictures.name}/{picture.name})\n")
+            measure = draw(present, picture)
+            if measure:
+                words = f"{MEASURES[measure]} of: {title.lower()}"
+                sections.append(f"![{words}](results/{pictures.name}/{picture.name})\n")
             if LIVE in present and len(present[LIVE]) > 1:
                 sections.append(differences(present))
     return sections
@@ -152,16 +159,19 @@ def differences(arms: dict[str, list[Result]]) -> str:
     )
 
 
-def draw(arms: dict[str, list[Result]], path: Path) -> bool:
-    """Plots KL at T = 2, one point per run and one line per arm. Returns False, and writes nothing, if fewer
-    than two arms have it."""
+def draw(arms: dict[str, list[Result]], path: Path) -> str:
+    """Plots one measure, one point per run and one line per arm. It is KL at T = 2, or the relation loss if
+    most arms have no masked-LM head. Returns its key in ``MEASURES``; if fewer than two arms have it, returns
+    an empty text and writes nothing."""
+    with_head = sum("kl_t2" in runs[0]["validation"] for runs in arms.values())
+    key = "kl_t2" if with_head > len(arms) / 2 else "relation"
     points = {
-        name: [run["validation"]["kl_t2"] for run in runs if "kl_t2" in run["validation"]]
+        name: [run["validation"][key] for run in runs if key in run["validation"]]
         for name, runs in arms.items()
     }
     points = {name: values for name, values in points.items() if values}
     if len(points) < 2:
-        return False
+        return ""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 0.6 + 0.34 * len(points)), layout="constrained")
@@ -170,7 +180,7 @@ def draw(arms: dict[str, list[Result]], path: Path) -> bool:
         axes.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.6)
     axes.set_yticks(range(len(points)), list(points))
     axes.invert_yaxis()
-    axes.set_xlabel("KL between teacher and student at T = 2, nats per token (smaller is better)")
+    axes.set_xlabel(AXES[key])
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120, metadata={"Software": None})
-    return True
+    return key
