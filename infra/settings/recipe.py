@@ -141,9 +141,11 @@ class StudentRun:
 
 
 def fingerprinted_settings(section: Any) -> dict[str, Any]:
-    """Returns setting -> value of a section's fingerprinted settings, for JSON."""
+    """Returns setting -> value of a section's fingerprinted settings, for JSON. A setting that earlier
+    versions lacked is left out if it has its default (`fields.added`)."""
     values, fields = dataclasses.asdict(section), dataclasses.fields(section)
-    names = [item.name for item in fields if item.metadata["fingerprinted"]]
+    unset = [item.name for item in fields if "added" in item.metadata and values[item.name] == item.default]
+    names = [item.name for item in fields if item.metadata["fingerprinted"] and item.name not in unset]
     return {name: tuples_as_lists(values[name]) for name in names}
 
 

@@ -206,6 +206,15 @@ def test_the_home_directory_is_meant_by_a_tilde_in_every_path(
         assert load_recipe(str(tmp_path / "r.yaml"), [f"tracking.uri={uri}"]).tracking.uri == meant
 
 
+def test_a_setting_that_a_version_added_keeps_the_fingerprints_of_earlier_ones(tmp_path: Path) -> None:
+    """Otherwise every finished store would be refused after an upgrade."""
+    before = load(tmp_path, MINIMAL).fingerprinted_settings("masking")["masking"]
+    assert "replacement" not in before
+    assert "whole_word" in before
+    changed = load(tmp_path, MINIMAL + "masking: {replacement: mask}\n").fingerprinted_settings("masking")
+    assert changed["masking"] == {**before, "replacement": "mask"}
+
+
 def test_the_outcome_holds_outcome_fields_only(tmp_path: Path) -> None:
     outcome = load(tmp_path, MINIMAL).fingerprinted_settings("masking", "teacher", "store")
     assert set(outcome) == {"masking", "teacher", "store"}

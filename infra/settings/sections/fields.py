@@ -21,6 +21,13 @@ def fingerprinted(default: Any = MISSING) -> Any:
     return field(default=default, metadata={"fingerprinted": True})
 
 
+def added(default: Any) -> Any:
+    """Declares a setting that changes the result and that earlier versions lacked. It is part of the
+    fingerprint unless it has its default, so that stores and students of earlier versions stay usable. The
+    default must keep the earlier behaviour."""
+    return field(default=default, metadata={"fingerprinted": True, "added": True})
+
+
 def unfingerprinted(default: Any = MISSING, factory: Any = MISSING) -> Any:
     """Declares a setting that changes only speed, location or appearance. ``factory`` creates the default of
     a setting that is a mapping; such a setting is not part of the hash."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from infra.settings.sections.fields import check_at_least, fingerprinted, require
+from infra.settings.sections.fields import added, check_at_least, fingerprinted, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Masking:
     smoothing: float = fingerprinted(0.7)
     """Exponent for ``sampling: frequency``."""
     whole_word: bool = fingerprinted(False)
-    replacement: Literal["bert", "mask"] = fingerprinted("bert")
+    replacement: Literal["bert", "mask"] = added("bert")
     """What replaces a masked token. ``bert``: [MASK] for 80 % of them, a random token for 10 %, and 10 % keep
     their token. ``mask``: always [MASK]."""
     epochs: int = fingerprinted(1)
