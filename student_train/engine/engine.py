@@ -109,13 +109,18 @@ class Engine:
 
     def gather(self) -> dict[str, dict[str, Tensor]]:
         """Returns kind -> parameter name -> float32 CPU tensor, for kinds "weights", "exp_avg", "exp_avg_sq".
-        Only rank 0 gets tensors, but all ranks call it."""
+        Only rank 0 gets tensors, but all ranks call it. A GPU copies to pinned memory, with one wait at the
+        end."""
+        on_gpu = self.world.device.type == "cuda"
         state: dict[str, dict[str, Tensor]] = {"weights": {}, **{moment: {} for moment in MOMENTS}}
         for name, parameter in trained_parameters(self.model):
             for kind in state:
                 tensor = self._read_full(parameter, kind)
                 if self.world.is_rank_0:
-                    state[kind][name] = tensor.detach().to("cpu", copy=True).contiguous()
+                    state[kind][name] = torch.empty(tensor.shape, dtype=torch.float32, pin_memory=on_gpu)
+                    state[kind][name].copy_(tensor.detach(), non_blocking=on_gpu)
+        if on_gpu:
+            torch.cuda.current_stream().synchronize()
         return state
 
     def restore(self, state: Mapping[str, Mapping[str, Tensor]] | None, optimizer_step: int) -> None:
