@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from infra.settings.sections import fields
-from infra.settings.sections.fields import fingerprinted, require, unfingerprinted
+from infra.settings.sections.fields import added, fingerprinted, require, unfingerprinted
 from infra.settings.sections.student import Student
 
 TERMS = ("alpha_ce", "alpha_mlm", "alpha_cos", "alpha_relation", "alpha_embedding")
@@ -56,7 +56,7 @@ class Train:
     micro_batch_size: int = unfingerprinted(32)
     """Sequences per forward on one rank."""
     learning_rate: float = fingerprinted(5e-4)
-    layer_decay: float = fingerprinted(1.0)
+    layer_decay: float = added(1.0)
     """Factor of the learning rate from each layer to the one below it, from the head down to the embeddings.
     Below 1, layers that are copied from the teacher change less the lower they are."""
     betas: tuple[float, float] = fingerprinted((0.9, 0.98))
@@ -83,7 +83,7 @@ class Train:
     """Relative weights of the query, key and value relations; 0 leaves a relation out."""
     relation_layer: int = fingerprinted(-1)
     """The student's layer whose queries, keys and values are compared; -1: the last layer."""
-    relation_teacher_layer: int | None = fingerprinted(None)
+    relation_teacher_layer: int | None = added(None)
     """The teacher's layer that they are compared with, one of the ``store.replay_layers``: -1 is its last
     layer, -2 the layer below. None: the lowest replayed layer."""
     soft_targets: Literal["auto", "exact", "topk"] = fingerprinted("auto")
