@@ -108,6 +108,20 @@ def test_a_page_has_means_spreads_and_scores(tmp_path: Path) -> None:
     assert (results / "real" / "objectives.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_picture_of_arms_without_a_head_shows_their_relation_loss(tmp_path: Path) -> None:
+    """A student of relations alone has no distribution, so a KL axis would leave most rows empty."""
+    states = ["relations and cosine", "states, learning rate 3e-4", "states, dropout 0.1"]
+    runs = [result(name, 0) for name in states]
+    for one in runs:
+        one["validation"] = {"relation": 0.1}
+    write(tmp_path / "results", result("start", 0, tokens=0), *runs)
+    section = write_report(tmp_path / "results").read_text().split("### Relations and cosine")[1]
+    assert "![relations of: relations and cosine, one setting at a time]" in section
+    write(tmp_path / "results", *(result(name, 0) for name in states))
+    section = write_report(tmp_path / "results").read_text().split("### Relations and cosine")[1]
+    assert "![KL, T = 2 of: relations and cosine, one setting at a time]" in section
+
+
 def test_distance_from_live_is_in_its_own_standard_deviations(tmp_path: Path) -> None:
     results = tmp_path / "results"
     live = [result("live", seed) for seed in range(3)]
