@@ -32,6 +32,12 @@ def full_store(
 def full_teacher(layout: Layout, columns: Columns, random: np.random.Generator) -> None:
     """Replaces the text by full-length random words, of which a seventh are masked, and adds teacher
     outputs."""
+    full_text(layout, columns, random)
+    plausible_teacher(layout, columns, random)
+
+
+def full_text(layout: Layout, columns: Columns, random: np.random.Generator) -> None:
+    """Replaces the text by full-length random words, of which ``layout.masked`` are masked."""
     ids, slots = columns["input_ids"], columns["masked_positions"]
     ids[:] = random.integers(FIRST_WORD, layout.vocab_size, ids.shape)
     ids[:, 0], ids[:, -1] = SPECIAL.cls, SPECIAL.sep
@@ -40,4 +46,3 @@ def full_teacher(layout: Layout, columns: Columns, random: np.random.Generator) 
     columns["masked_labels"][:] = np.take_along_axis(ids, slots.astype(np.int64), 1)
     assert SPECIAL.mask is not None
     np.put_along_axis(ids, slots.astype(np.int64), SPECIAL.mask, 1)
-    plausible_teacher(layout, columns, random)

@@ -1,0 +1,159 @@
+"""Writes the measured part of ``docs/storage.md``, and its picture, from ``docs/storage.json``.
+
+    python tests/benchmarks/bench_peer_storage.py --json docs/storage.json
+    python -m docs.storage_table
+
+`tests/benchmarks/test_peer_storage.py` checks that the page is up to date.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+RESULT, PAGE, PICTURE = FOLDER / "storage.json", FOLDER / "storage.md", FOLDER / "storage.png"
+MEASURED = re.compile(r"(?<=<!-- measured -->\n\n).*?(?=\n<!-- end of what was measured -->)", re.DOTALL)
+OUTCOMES = {
+    "named": "noticed, sample named",
+    "noticed": "noticed, no sample named",
+    "silent": "silent wrong numbers",
+    "unchanged": "no number changed",
+}
+"""Outcome of a flipped bit -> its heading."""
+COLOURS = {"named": "tab:green", "noticed": "tab:olive", "silent": "tab:red", "unchanged": "lightgray"}
+Result = dict[str, Any]
+
+
+def page(result: Result) -> str:
+    """Returns the page with the tables of this result."""
+    text, count = MEASURED.subn(lambda _: measured(result), PAGE.read_text())
+    if count != 1:
+        raise ValueError(f"{PAGE}: {count} parts for what was measured instead of one")
+    return text
+
+
+def measured(result: Result) -> str:
+    """Returns the sentence about the machine, both tables, and the comparison in words."""
+    known, logits = result["conditions"], result["vocabulary"]
+    machine = (
+        f"The machine had {known['machine']}. Rates are tokens per second of {known['clock']}. Each is the "
+        f"median of {known['rounds']} rounds in which the formats took turns."
+    )
+    vocabulary = (
+        f"All {known['vocab_size']:,} logits of a token took {logits['bytes_per_token']:,.0f} bytes as "
+        f"float16 tensors in the compressed tar file ({logits['samples']} samples, measured for size alone)."
+    )
+    flips = (
+        f"{known['flips']} bits of each format were flipped, one at a time, in files of a few samples with "
+        "hidden states and top-k:"
+    )
+    parts = [
+        _filled(machine),
+        _table(_rates(result)),
+        "Beside the store of the same outputs:",
+        "\n".join(_filled(sentence, "- ") for sentence in comparison(result)),
+        _filled(vocabulary),
+        _filled(flips),
+        _table(_flips(result)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _filled(text: str, start: str = "") -> str:
+    """Returns the text in lines as long as those of the other pages."""
+    return textwrap.fill(text, 140, initial_indent=start, subsequent_indent=" " * len(start))
+
+
+def _table(cells: list[list[str]]) -> str:
+    """Returns a Markdown table whose numbers are aligned to the right."""
+    lines = [cells[0], ["---"] + ["---:"] * (len(cells[0]) - 1), *cells[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _rates(result: Result) -> list[list[str]]:
+    head = ["outputs: format", "bytes/token", "write, MB/s", "write, tokens/s", "read in order, tokens/s"]
+    cells = [[*head, "read in training order, tokens/s"]]
+    for one in result["formats"]:
+        keys = ("write_tokens_per_s", "read_tokens_per_s", "shuffled_tokens_per_s")
+        rates = [_three_digits(one[key]) for key in keys]
+        megabytes = _three_digits(one["write_bytes_per_s"] / 1e6)
+        name = f"{one['holds']}: {one['format']}"
+        cells.append([name, f"{one['bytes_per_token']:,.0f}", megabytes, *rates])
+    return cells
+
+
+def _three_digits(value: float) -> str:
+    """Returns the number rounded to three digits, with commas; more would be noise."""
+    return f"{float(f'{value:.3g}'):,.0f}"
+
+
+def _flips(result: Result) -> list[list[str]]:
+    return [["format", *OUTCOMES.values()]] + [
+        [one["format"], *(str(one[key]) for key in OUTCOMES)] for one in result["flips"]
+    ]
+
+
+def comparison(result: Result) -> list[str]:
+    """Returns a sentence per format that compares it with the store of the same outputs."""
+    known = {(one["format"], one["holds"]): one for one in result["formats"]}
+    sentences = []
+    for name in dict.fromkeys(one["format"] for one in result["formats"] if one["format"] != "store"):
+        contents = [holds for other, holds in known if other == name]
+
+        def times(key: str, name: str = name, contents: list[str] = contents) -> str:
+            ratios = [known[name, holds][key] / known["store", holds][key] for holds in contents]
+            return " and ".join(f"{ratio:.2g}" for ratio in ratios)
+
+        sentences.append(
+            f"{name}, {' and '.join(contents)}: it has {times('bytes_per_token')} times the bytes. "
+            f"It is written {times('write_tokens_per_s')} times as fast, and is read "
+            f"{times('shuffled_tokens_per_s')} times as fast in training order."
+        )
+    return sentences
+
+
+def draw(result: Result, path: Path) -> None:
+    """Draws bytes per token, the rate of reading in training order, and the outcomes of flips as bars."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(9, 6))
+    names = [f"{one['holds']}: {one['format']}" for one in result["formats"]]
+    colours = ["tab:blue" if one["format"].startswith("store") else "tab:gray" for one in result["formats"]]
+    panels = {
+        "bytes_per_token": ("bytes per token (fewer is better)", "{:,.0f}".format),
+        "shuffled_tokens_per_s": ("tokens/s in training order (more is better)", _three_digits),
+    }
+    for place, (key, (title, words)) in enumerate(panels.items()):
+        axes = figure.add_subplot(grid[0, place])
+        values = [one[key] for one in result["formats"]]
+        bars = axes.barh(names, values, color=colours)
+        axes.bar_label(bars, [words(value) for value in values], padding=3)
+        axes.set(xscale="log", title=title, xlim=(min(values) / 3, max(values) * 40))
+        axes.invert_yaxis()
+        if place:
+            axes.set_yticklabels([])
+    axes = figure.add_subplot(grid[1, :])
+    names, left = [one["format"] for one in result["flips"]], [0] * len(result["flips"])
+    for key, title in OUTCOMES.items():
+        counts = [one[key] for one in result["flips"]]
+        axes.barh(names, counts, left=left, color=COLOURS[key], label=title)
+        left = [before + count for before, count in zip(left, counts, strict=True)]
+    axes.set_title(f"what {result['conditions']['flips']} flipped bits did, one at a time")
+    axes.invert_yaxis()
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.12), ncols=len(OUTCOMES), frameon=False)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def main() -> None:
+    result = json.loads(RESULT.read_text())
+    PAGE.write_text(page(result))
+    draw(result, PICTURE)
+
+
+if __name__ == "__main__":
+    main()
