@@ -90,7 +90,7 @@ def test_best_span_is_the_best_of_all(tokens: list[tuple[int, int, bool]]) -> No
 def test_no_span_is_longer_than_thirty_tokens() -> None:
     start, end = np.zeros(60), np.zeros(60)
     start[0] = end[59] = 10.0
-    end[29] = 1.0
+    end[29], end[30] = 1.0, 5.0
     assert answer_spans.best_span(start, end, np.ones(60, bool)) == (11.0, 0, 29)
 
 
@@ -100,6 +100,43 @@ def test_the_lists_hold_the_twenty_best() -> None:
     assert answer_spans.best_span(9.0 * starts, 9.0 * ends, np.ones(40, bool)) is None
     starts[20] = False
     assert answer_spans.best_span(9.0 * starts, 9.0 * ends, np.ones(40, bool)) == (9.0, 0, 0)
+
+
+def test_of_equal_windows_the_first_answers() -> None:
+    spans = [np.asarray([[-1, -1], [0, 3]]), np.asarray([[-1, -1], [4, 7]])]
+    windows = answer_spans.Windows(Encoded([], []), [0, 0], spans)
+    asked = [Question("1", "?", "red car", (), ())]
+    assert answer_spans.best_answers(windows, [np.zeros((2, 2))] * 2, asked) == ["red"]
+
+
+def test_a_question_without_an_answer_points_to_its_first_token(encoder: str) -> None:
+    asked = [Question("1", "who ?", "a red car", (), ())]
+    targets = answer_spans.encode(load_tokenizer(encoder), asked, 32).encoded.targets
+    assert (targets["start"].tolist(), targets["end"].tolist()) == ([0], [0])
+
+
+@pytest.mark.parametrize(
+    ("context", "text", "start", "place"),
+    [("red car", "red", 0, 0), ("red car", "red", -3, 0), ("xred", "red", -2, 1), ("baaa", "aa", 3, 2)],
+)
+def test_the_nearest_occurrence(context: str, text: str, start: int, place: int) -> None:
+    """At the beginning of the context, before it, and among occurrences that overlap."""
+    assert answer_spans._nearest(context, text, start) == place
+
+
+def test_questions_without_answers_need_a_task_that_allows_them(tmp_path: Path) -> None:
+    path = tmp_path / "v2.json"
+    row = {"id": "1", "question": "?", "answers": []}
+    path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "a red car", "qas": [row]}]}]}))
+    with pytest.raises(UserError, match="no answers; for a v2.0 file, name the task SQuAD2"):
+        answer_spans.read_questions(str(path))
+    questions = answer_spans.read_questions(str(path), no_answer=True)
+    with pytest.raises(UserError, match="question 1: no answers; for v2.0, name the task SQuAD2"):
+        answer_spans.align_answers(questions, "here")
+    moved = Question("2", "?", "a red car", ("red",), (0,))
+    aligned, notes = answer_spans.align_answers([*questions, moved], "here", no_answer=True)
+    assert [item.starts for item in aligned] == [(), (2,)]
+    assert len(notes) == 1
 
 
 def test_one_allowed_token_is_the_answer_and_none_is_no_answer() -> None:
