@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import xxhash
 
 from infra.errors import UserError
 from infra.files import storage
 from infra.files.cache import Cache
 from infra.files.os_errors import reporting_os_errors
-from offline_teacher.store.blocks import block_digest, column_view, row_digests
+from offline_teacher.store.blocks import block_digest, bytes_of_rows, column_view
 from offline_teacher.store.index import Frame, ShardIndex
 from offline_teacher.store.numbering import Task
 from offline_teacher.store.paths import SHARDS
@@ -29,8 +30,10 @@ MAPS_KEPT = 256
 """Number of local shards that a reader keeps mapped into memory."""
 GAP_BYTES = 64 << 10
 """Two needed byte ranges are read in one request if the gap between them is at most this many bytes."""
-BLOCKS_ADVISED = 4096
-"""Number of local blocks for which a reader remembers that it has asked the system to read ahead."""
+BLOCKS_KEPT = 4096
+"""Number of local blocks that a reader keeps open."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,19 @@ class _Location:
     """Byte offset in the shard at which the block's message begins."""
 
 
+@dataclass(frozen=True)
+class _Block:
+    """An open block, whose column of digests has been checked."""
+
+    location: _Location
+    columns: Columns
+    """Read-only views [rows, *shape] of the columns that the reader reads."""
+    raw: Columns
+    """The bytes of these columns, uint8 [rows, bytes]."""
+    digests: Mapping[str, list[int]]
+    """Column -> recorded digest of each row. These are copies, so later changes of the file do not matter."""
+
+
 class BlockReader:
     """Reads some columns of one split. Several threads may share a reader."""
 
@@ -69,12 +85,15 @@ class BlockReader:
         self._columns = tuple(columns)
         needed = {DIGESTS, *columns}  # in the next line in the order of the file
         self._needed = {name: own for name, own in store.layout.columns().items() if name in needed}
+        self._sample_bytes = sum(data[name].bytes for name in columns)
         self._digest_index = {name: index for index, name in enumerate(data)}
-        if storage.is_remote(store.root):
+        self._remote = storage.is_remote(store.root)
+        if self._remote:
             self._cache = cache or Cache(None, CACHE_BYTES)
         # A map that the cache drops stays mapped as long as arrays use it.
         self._mapped = lru_cache(MAPS_KEPT)(partial(_map_file, store.root))
-        self._advised: set[tuple[str, int]] = set()
+        # Opening a block costs more than copying a sample, and training returns to the blocks of its window.
+        self._local_block = lru_cache(BLOCKS_KEPT)(self._open_local)
         self._lock = threading.Lock()
         self.bytes_read = 0
         """Number of bytes checked in local files, or requested from an object store, so far."""
@@ -88,20 +107,44 @@ class BlockReader:
         their bits, uint16. Raises DamagedStore, with file, task, block, sample and column, if the digest of
         a selected row differs from the recorded digest.
         """
-        location = self._locate(epoch, block)
         selected = slice(None) if rows is None else rows
-        if not storage.is_remote(self._store.root):
-            arrays = self._select_checked(location, self._local_columns(location), selected)
-            with self._lock:
-                self.bytes_read += location.rows * self._needed[DIGESTS].bytes
-                self.bytes_read += sum(array.nbytes for array in arrays.values())
+
+        def read(found: _Block) -> Columns:
+            arrays = {name: view[selected] for name, view in found.columns.items()}
+            numbers = np.arange(found.location.rows)[selected].tolist()
+            for name, values in arrays.items():
+                self._check(found, name, numbers, bytes_of_rows(values))
+            self._count(len(numbers))
             return arrays
+
+        return self._read(epoch, block, read)
+
+    def copy_rows(self, epoch: int, block: int, rows: list[int], target: Columns, places: list[int]) -> None:
+        """Copies the n ``rows`` of a block into the rows ``places`` of the arrays ``target``, column -> bytes
+        of samples, uint8 [m, bytes]. The copies are checked, so the file may change meanwhile. Raises
+        DamagedStore like ``rows``."""
+
+        def read(found: _Block) -> None:
+            for name, source in found.raw.items():
+                copies = target[name]
+                for row, place in zip(rows, places, strict=True):
+                    copies[place] = source[row]
+                self._check(found, name, rows, (copies[place] for place in places))
+            self._count(len(rows))
+
+        self._read(epoch, block, read)
+
+    def _read(self, epoch: int, number: int, read: Callable[[_Block], T]) -> T:
+        """Returns what ``read`` makes of a block."""
+        if not self._remote:
+            return read(self._local_block(epoch, number))
+        location = self._locate(epoch, number)
         try:
-            return self._select_checked(location, self._remote_columns(location), selected)
+            return read(self._checked(location, self._remote_columns(location)))
         except DamagedStore:  # perhaps only the cached copy or the download is damaged: download again
             for start, stop in self._byte_ranges(location):
                 self._cache.drop(_cache_key(location, start, stop))
-            return self._select_checked(location, self._remote_columns(location), selected)
+            return read(self._checked(location, self._remote_columns(location)))
 
     def task_rows(self, task: Task, rows: np.ndarray) -> Columns:
         """Like ``rows``, for rows of a task: ``rows`` int [n], ascending, counted from the task's first."""
@@ -122,20 +165,29 @@ class BlockReader:
         path = f"{SHARDS}/{self._split}/{index.task}/{shard.file}"
         return _Location(number, rows, index.task, in_shard, path, shard, index.frames[rows], offset)
 
-    def _select_checked(self, location: _Location, views: Columns, selected: Rows) -> Columns:
-        digests = views[DIGESTS]
+    def _checked(self, location: _Location, views: Columns) -> _Block:
+        """Returns the block of these columns. Raises DamagedStore if its column of digests is damaged."""
+        digests = views[DIGESTS].copy()
         if block_digest(digests) != location.shard.block_digests[location.in_shard]:
             raise self._damaged(location, f"column {DIGESTS}")
-        expected = digests[selected]
-        arrays = {}
-        for name in self._columns:
-            arrays[name] = views[name][selected]
-            actual, recorded = row_digests(arrays[name]), expected[:, self._digest_index[name]]
-            if actual.tobytes() != recorded.tobytes():
-                row = int(np.arange(location.rows)[selected][int((actual != recorded).argmax())])
-                sequence = self._plan.sequence_ids(location.number)[row]
-                raise self._damaged(location, f"sample {row} (sequence {sequence}), column {name}")
-        return arrays
+        recorded = {name: digests[:, self._digest_index[name]].tolist() for name in self._columns}
+        columns = {name: views[name] for name in self._columns}
+        raw = {name: bytes_of_rows(view) for name, view in columns.items()}
+        return _Block(location, columns, raw, recorded)
+
+    def _check(self, found: _Block, name: str, rows: list[int], data: Iterable[Any]) -> None:
+        """Raises DamagedStore if the bytes of one of these rows do not have the recorded digest."""
+        recorded, digest = found.digests[name], xxhash.xxh3_64_intdigest
+        for row, values in zip(rows, data, strict=True):
+            if digest(values) != recorded[row]:
+                sequence = self._plan.sequence_ids(found.location.number)[row]
+                raise self._damaged(found.location, f"sample {row} (sequence {sequence}), column {name}")
+
+    def _count(self, rows: int) -> None:
+        """Counts the bytes of this number of samples of a local store."""
+        if not self._remote:
+            with self._lock:
+                self.bytes_read += rows * self._sample_bytes
 
     def _damaged(self, location: _Location, what: str) -> DamagedStore:
         where = f"{location.shard_path}, task {location.task}, block {location.in_shard} of the shard"
@@ -143,29 +195,21 @@ class BlockReader:
 
     # --- local ---
 
-    def _local_columns(self, location: _Location) -> Columns:
+    def _open_local(self, epoch: int, number: int) -> _Block:
+        """Maps a block. Asks the operating system to read the bytes of the needed columns: without this, it
+        reads up to megabytes around every missing page, and evicts pages of other reads."""
+        location = self._locate(epoch, number)
         data = self._map_shard(location)
-        self._read_ahead(location, data)
-        return {
-            name: column_view(data, location.offset + location.frame.offsets[name], location.rows, column)
-            for name, column in self._needed.items()
-        }
-
-    def _read_ahead(self, location: _Location, data: mmap.mmap) -> None:
-        """Asks the operating system, when a block is first used, to read the bytes of the needed columns.
-
-        Without this, it reads up to megabytes around every missing page, and evicts pages of other reads.
-        """
-        key = location.shard_path, location.in_shard
-        with self._lock:
-            if key in self._advised:
-                return
-            if len(self._advised) == BLOCKS_ADVISED:
-                self._advised.clear()
-            self._advised.add(key)
         for start, stop in self._byte_ranges(location):
             page = (location.offset + start) // mmap.PAGESIZE * mmap.PAGESIZE
             data.madvise(mmap.MADV_WILLNEED, page, location.offset + stop - page)
+        with self._lock:
+            self.bytes_read += location.rows * self._needed[DIGESTS].bytes
+        views = {
+            name: column_view(data, location.offset + location.frame.offsets[name], location.rows, column)
+            for name, column in self._needed.items()
+        }
+        return self._checked(location, views)
 
     def _map_shard(self, location: _Location) -> mmap.mmap:
         try:

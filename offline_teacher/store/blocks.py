@@ -5,6 +5,7 @@ Spec: https://arrow.apache.org/docs/format/Columnar.html#serialization-and-inter
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -57,19 +58,18 @@ def record_batch(schema: pa.Schema, columns: Mapping[str, np.ndarray]) -> pa.Rec
 
 def row_digests(values: np.ndarray) -> np.ndarray:
     """Returns XXH3 (64 bits, seed 0) of the bytes of each row of an array [n, ...]: uint64 [n]."""
-    raw = _bytes_of(values)
-    n, digest = len(values), xxhash.xxh3_64_intdigest
-    size = max(1, len(raw) // max(1, n))
-    return np.fromiter((digest(raw[at : at + size]) for at in range(0, len(raw), size)), np.uint64, n)
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, bytes_of_rows(values)), np.uint64, len(values))
 
 
 def block_digest(digests: np.ndarray) -> int:
     """Returns XXH3 (64 bits, seed 0) of the bytes of a block's column ``digests``."""
-    return xxhash.xxh3_64_intdigest(_bytes_of(digests))
+    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(digests).data)
 
 
-def _bytes_of(values: np.ndarray) -> memoryview:
-    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+def bytes_of_rows(values: np.ndarray) -> np.ndarray:
+    """Returns the bytes of each row of an array [n, *shape]: uint8 [n, bytes], a view if it is contiguous."""
+    flat = np.ascontiguousarray(values).reshape(len(values), math.prod(values.shape[1:]))
+    return flat.view(np.uint8)
 
 
 class BufferPool:

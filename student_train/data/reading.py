@@ -11,6 +11,7 @@ from infra.files import storage
 from infra.files.cache import Cache
 from infra.settings.sections import Train
 from offline_teacher.store.block_reader import BlockReader
+from offline_teacher.store.blocks import bytes_of_rows
 from offline_teacher.store.numbering import PART_SHIFT
 from offline_teacher.store.store import DamagedStore, Split, Store
 from student_train.data.collate import TEXT_COLUMNS
@@ -29,6 +30,7 @@ class Samples:
         self.names = names
         self._reader = BlockReader(store, split, names, cache)
         self._root, self._split = store.root, split
+        self._columns = {name: store.layout.columns()[name] for name in names}
         last, length = store.layout.vocab_size - 1, store.layout.length
         # Smallest and largest allowed value of a column, both inclusive.
         self._bounds = dict.fromkeys(("input_ids", "masked_labels", "topk_ids"), (0, last))
@@ -40,14 +42,17 @@ class Samples:
         """Reads n samples, given by masking epoch, block and row, each int64 [n]. Returns column name ->
         array [n, *shape], made by ``allocate``. Raises DamagedStore if a digest does not match, or if an id
         or a position is out of range, because the kernels do not check them."""
-        out: dict[str, np.ndarray] = {}
-        blocks = np.stack([epoch, block], axis=1)
-        for key in np.unique(blocks, axis=0):
-            in_block = np.flatnonzero((blocks == key).all(axis=1))
-            for name, values in self._reader.rows(int(key[0]), int(key[1]), row[in_block]).items():
-                if name not in out:
-                    out[name] = allocate(name, (len(row), *values.shape[1:]), values.dtype.newbyteorder("="))
-                out[name][in_block] = values
+        out = {
+            name: allocate(name, (len(row), *column.shape), column.dtype.newbyteorder("="))
+            for name, column in self._columns.items()
+        }
+        places: dict[tuple[int, int], list[int]] = {}
+        for place, key in enumerate(zip(epoch.tolist(), block.tolist(), strict=True)):
+            places.setdefault(key, []).append(place)
+        assert all(values.flags.c_contiguous for values in out.values()), "raw would be copies"
+        raw = {name: bytes_of_rows(values) for name, values in out.items()}
+        for key, in_block in sorted(places.items()):
+            self._reader.copy_rows(*key, row[in_block].tolist(), raw, in_block)
         for name, (low, high) in self._bounds.items():
             if name in out and not ((out[name] >= low) & (out[name] <= high)).all():
                 raise DamagedStore(self._root, f"{self._split}: {name} holds numbers outside {low} to {high}")
