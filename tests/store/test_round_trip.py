@@ -7,12 +7,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +22,7 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.files.cache import Cache
 from offline_teacher.store.block_reader import BlockReader
-from offline_teacher.store.blocks import MAX_BLOCK_OVERHEAD, MAX_SHARD_OVERHEAD, dequantise
+from offline_teacher.store.blocks import MAX_BLOCK_OVERHEAD, MAX_SHARD_OVERHEAD, block_digest, dequantise
 from offline_teacher.store.parts import read_part
 from offline_teacher.store.paths import shard_path
 from offline_teacher.store.store import Store, open_store
@@ -121,6 +123,32 @@ def test_a_reader_counts_what_it_reads(store: Store) -> None:
     reader.rows(0, 0, [1])
     assert reader.bytes_read == 2 * columns["digests"].bytes + columns["topk_ids"].bytes
     assert reader.requests == 0
+
+
+def test_digests_are_of_copies_because_the_file_may_change_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is checked must be what the training uses, and not the mapped file behind it."""
+    layout, hashed = store.layout.columns()["topk_ids"], []
+    target = np.zeros((2, layout.bytes), np.uint8)
+
+    def digest_of_block(digests: np.ndarray) -> int:
+        assert digests.flags.writeable, "a view of the file"
+        return block_digest(digests)
+
+    def digest_of_sample(values: np.ndarray) -> int:
+        hashed.append(np.shares_memory(values, target))
+        return xxhash.xxh3_64_intdigest(values.data)
+
+    monkeypatch.setattr("offline_teacher.store.block_reader.block_digest", digest_of_block)
+    monkeypatch.setattr(
+        "offline_teacher.store.block_reader.xxhash", SimpleNamespace(xxh3_64_intdigest=digest_of_sample)
+    )
+    reader = BlockReader(store, "train", ["topk_ids"])
+    reader.copy_rows(0, 0, [1, 0], {"topk_ids": target}, [0, 1])
+    assert hashed == [True, True]
+    first, _ = columns_of_split(store, "train")
+    assert target.tobytes() == first["topk_ids"][[1, 0]].tobytes()
 
 
 class Advised(mmap.mmap):
