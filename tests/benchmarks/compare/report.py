@@ -31,7 +31,9 @@ AXES = {
 COSTS = ("minutes", "gain/min", "tokens/s", "peak GB", "bytes/token")
 SIZES = {
     "real": "A masked LM of 6 x 384 and its students of three layers, on English novels and Wikipedia.",
-    "sweep": "The same with half the tokens and one seed of fine-tuning.",
+    "sweep": "The same with half the tokens and one seed of fine-tuning. Two trainings ran side by side,\n"
+    "each on one core of a processor with AVX2, in float32. Other programs used both cores, so minutes and\n"
+    "tokens/s are rough.",
     "smoke": "The demo's language and teacher, a few steps: this shows only that the program works.",
 }
 HEAD = """# What a stored teacher is worth
@@ -73,7 +75,7 @@ def _tables(arms: dict[str, list[Result]], pictures: Path) -> list[str]:
     sections = []
     for title, names in yaml.safe_load(FILE.read_text())["tables"].items():
         present = {name: arms[name] for name in names if name in arms}
-        if present:
+        if len(present) > 1:
             sections.append(f"### {title}\n\n{table(present)}")
             picture = pictures / f"{title.split(',')[0].lower().replace(' ', '-')}.png"
             measure = draw(present, picture)
@@ -108,7 +110,8 @@ def table(arms: dict[str, list[Result]]) -> str:
         ]
         cells = [_cell(column, 1) for column in (*zip(*scores, strict=True), means)]
         rows.append([name, f"{runs[0]['tokens']:,}", *measures, *cells, *costs])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+    filled = [place for place, column in enumerate(zip(*rows[2:], strict=True)) if any(column)]
+    return "\n".join(f"| {' | '.join(row[place] for place in filled)} |" for row in rows) + "\n"
 
 
 def _scores(run: Result, tasks: Sequence[str]) -> list[float | None]:

@@ -51,8 +51,11 @@ class Runs:
         result |= {"dtype": dtype()}
         result |= {"bytes_per_token": _bytes_per_token(run), "store_seconds": store["seconds"]}
         if steps:
+            finished = Path(run.directory, "model.json").exists()
             usage = command(*(PEER if arm.renormalised else TRAINER), "--recipe", recipe)
-            result |= training_of(Path(run.directory, "history.jsonl"), self._tokens(1), usage)
+            result |= training_of(Path(run.directory, "history.jsonl"), self._tokens(1))
+            if not finished:  # otherwise the command has only looked at the student
+                result |= {"peak_bytes": usage["peak_bytes"]}
             model = f"{run.directory}/model"
         else:
             model = self._untrained(run, recipe)
@@ -138,14 +141,14 @@ def command(*words: str) -> dict[str, float]:
     return {"seconds": time.monotonic() - start, "peak_bytes": usage.ru_maxrss * 1024}
 
 
-def training_of(history: Path, tokens: int, usage: dict[str, float]) -> Result:
-    """Returns the seconds of the steps alone, tokens per second, and peak memory of a training. ``history``:
-    the trainer's log. ``tokens``: number of tokens per step."""
+def training_of(history: Path, tokens: int) -> Result:
+    """Returns the seconds of the steps alone, and the tokens per second, of a training. ``history``: the
+    trainer's log. ``tokens``: number of tokens per step."""
     lines = [json.loads(line) for line in history.read_text().splitlines()]
     windows = {line["step"]: line for line in lines if "tokens_per_second" in line}.values()
     seconds = sum(line["steps"] * tokens / line["tokens_per_second"] for line in windows)
     rate = sum(line["steps"] for line in windows) * tokens / seconds
-    return {"train_seconds": seconds, "tokens_per_second": rate, "peak_bytes": usage["peak_bytes"]}
+    return {"train_seconds": seconds, "tokens_per_second": rate}
 
 
 def _bytes_per_token(run: StudentRun) -> float:
