@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from infra.errors import UserError
 from infra.settings import sections
-from infra.settings.recipe import Recipe
+from infra.settings.recipe import Recipe, fingerprinted_settings
 from infra.settings.recipe_file import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,6 +204,25 @@ def test_the_home_directory_is_meant_by_a_tilde_in_every_path(
     assert recipe.tracking.uri == f"sqlite:///{home}/m.db"
     for uri, meant in {"file://~/m": f"file://{home}/m", "http://h/~me": "http://h/~me"}.items():
         assert load_recipe(str(tmp_path / "r.yaml"), [f"tracking.uri={uri}"]).tracking.uri == meant
+
+
+FINGERPRINTED = {
+    "masking": "probability sampling smoothing whole_word epochs seed",
+    "sequences": "length packing part_bytes",
+    "student": "layers init hidden_size attention_heads intermediate_size dropout",
+    "train": "epochs max_steps batch_size learning_rate betas eps weight_decay schedule warmup_ratio"
+    " max_grad_norm temperature alpha_ce alpha_mlm alpha_cos alpha_relation alpha_embedding relation_heads"
+    " relation_weights relation_layer soft_targets kl_positions teacher dtype seed window_batches",
+    "store": "replay_layers hidden_states positions top_k temperatures teacher_weights task_sequences"
+    " block_bytes shard_bytes",
+}
+
+
+@pytest.mark.parametrize("section", FINGERPRINTED)
+def test_fingerprints_of_default_settings_have_these_keys(section: str) -> None:
+    """One more key would refuse every finished store or student. Declare a new setting with `fields.added`."""
+    defaults = getattr(sections, section.capitalize())()
+    assert list(fingerprinted_settings(defaults)) == FINGERPRINTED[section].split()
 
 
 def test_a_setting_that_a_version_added_keeps_the_fingerprints_of_earlier_ones(tmp_path: Path) -> None:
