@@ -220,7 +220,7 @@ FINGERPRINTED = {
 
 @pytest.mark.parametrize("section", FINGERPRINTED)
 def test_fingerprints_of_default_settings_have_these_keys(section: str) -> None:
-    """One more key would refuse every finished store or student. Declare a new setting with `fields.added`."""
+    """One more key refuses all finished stores or students: declare new settings with `fields.added`."""
     defaults = getattr(sections, section.capitalize())()
     assert list(fingerprinted_settings(defaults)) == FINGERPRINTED[section].split()
 
