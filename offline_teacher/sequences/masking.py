@@ -5,7 +5,7 @@ Axes: B batch, b sequences of a block, L length, M slots for masked positions pe
 Random numbers are counter-based: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as
 1, 2, 3", SC 2011) of the counter (position, masking epoch, sequence id), with the seed as key. So there is no
 state, and a mask does not depend on the batch, the order or the worker. Each position gets four random 32-bit
-numbers: 0 and 1 decide whether it is masked, 2 makes the 80/10/10 choice, 3 draws the replacement token.
+numbers: 0 and 1 decide whether it is masked, 2 chooses the replacement's kind, 3 draws the replacement token.
 
 Uniform sampling uses only integers, so its results are the same on every platform. Frequency sampling uses a
 float64 ``log`` and a power, whose last bit may differ between platforms. Only the first 42 bits of a key's
@@ -46,7 +46,7 @@ _BLOCK_POSITIONS = 1 << 13
 _MASK_BELOW = {"bert": np.uint64(2**32 * 8 // 10), "mask": np.uint64(2**32)}
 """``masking.replacement`` -> a random number below this replaces the token by [MASK]."""
 _RANDOM_BELOW = np.uint64(2**32 * 9 // 10)
-"""A random number from ``_MASK_BELOW`` to this replaces the token by a random one (10 %)."""
+"""A random number from ``_MASK_BELOW`` to this replaces the token by a random one (10 % for ``bert``)."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -26,12 +26,12 @@ from offline_teacher.store.store import CACHE_BYTES, DamagedStore, Store
 Rows = slice | np.ndarray | Sequence[int]
 """Selection of rows of a block: anything that indexes the first axis of an array."""
 
-MAPS_KEPT = 256
-"""Number of local shards that a reader keeps mapped into memory."""
+SHARDS_KEPT = 256
+"""Number of local shards that a reader keeps open, each with one file handle and its open blocks."""
 GAP_BYTES = 64 << 10
 """Two needed byte ranges are read in one request if the gap between them is at most this many bytes."""
-BLOCKS_KEPT = 4096
-"""Number of local blocks that a reader keeps open."""
+LOCATIONS_KEPT = 4096
+"""Number of blocks of which a reader remembers the location."""
 
 T = TypeVar("T")
 
@@ -63,8 +63,18 @@ class _Block:
     """Read-only views [rows, *shape] of the columns that the reader reads."""
     raw: Columns
     """The bytes of these columns, uint8 [rows, bytes]."""
-    digests: Mapping[str, list[int]]
-    """Column -> recorded digest of each row. These are copies, so later changes of the file do not matter."""
+    digests: Columns
+    """Column -> recorded digests, uint64 [rows]. They were copied from the file and then checked, so a later
+    change of the file cannot change them."""
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A local shard that is mapped into memory."""
+
+    data: mmap.mmap
+    blocks: dict[int, _Block]
+    """Number of a block in the shard -> the block, if it is open."""
 
 
 class BlockReader:
@@ -90,10 +100,10 @@ class BlockReader:
         self._remote = storage.is_remote(store.root)
         if self._remote:
             self._cache = cache or Cache(None, CACHE_BYTES)
-        # A map that the cache drops stays mapped as long as arrays use it.
-        self._mapped = lru_cache(MAPS_KEPT)(partial(_map_file, store.root))
-        # Opening a block costs more than copying a sample, and training returns to the blocks of its window.
-        self._local_block = lru_cache(BLOCKS_KEPT)(self._open_local)
+        # Training reads many samples of each block within a window, and opening a block costs more than
+        # copying a sample. So open blocks are kept. Arrays keep the map of a dropped shard alive.
+        self._shard = lru_cache(SHARDS_KEPT)(partial(_open_shard, store.root))
+        self._locate = lru_cache(LOCATIONS_KEPT)(partial(_locate, store, split))
         self._lock = threading.Lock()
         self.bytes_read = 0
         """Number of bytes checked in local files, or requested from an object store, so far."""
@@ -120,9 +130,9 @@ class BlockReader:
         return self._read(epoch, block, read)
 
     def copy_rows(self, epoch: int, block: int, rows: list[int], target: Columns, places: list[int]) -> None:
-        """Copies the n ``rows`` of a block into the rows ``places`` of the arrays ``target``, column -> bytes
-        of samples, uint8 [m, bytes]. The copies are checked, so the file may change meanwhile. Raises
-        DamagedStore like ``rows``."""
+        """Copies the n ``rows`` of a block into the distinct ``places`` of ``target``: column -> contiguous
+        bytes of samples, uint8 [m, bytes]. Digests are computed from the copies, so a change of the file meanwhile
+        is noticed. Raises DamagedStore like ``rows``."""
 
         def read(found: _Block) -> None:
             for name, source in found.raw.items():
@@ -135,10 +145,10 @@ class BlockReader:
         self._read(epoch, block, read)
 
     def _read(self, epoch: int, number: int, read: Callable[[_Block], T]) -> T:
-        """Returns what ``read`` makes of a block."""
-        if not self._remote:
-            return read(self._local_block(epoch, number))
+        """Opens a block and returns ``read(block)``. Downloads a damaged remote block again, once."""
         location = self._locate(epoch, number)
+        if not self._remote:
+            return read(self._local_block(location))
         try:
             return read(self._checked(location, self._remote_columns(location)))
         except DamagedStore:  # perhaps only the cached copy or the download is damaged: download again
@@ -155,22 +165,12 @@ class BlockReader:
                 pieces.append(self.rows(task.epoch, block, in_block))
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
-    def _locate(self, epoch: int, number: int) -> _Location:
-        task, shard_number, in_shard, rows = self._plan.locate(epoch, number)
-        index = self._store.task_index(self._split, task)
-        shard = index.shards[shard_number]
-        # None if the task has no full block; then its only block is the first of the shard.
-        full = index.frames.get(self._plan.plan.block_samples)
-        offset = shard.start + (in_shard * full.bytes if full else 0)
-        path = f"{SHARDS}/{self._split}/{index.task}/{shard.file}"
-        return _Location(number, rows, index.task, in_shard, path, shard, index.frames[rows], offset)
-
     def _checked(self, location: _Location, views: Columns) -> _Block:
         """Returns the block of these columns. Raises DamagedStore if its column of digests is damaged."""
         digests = views[DIGESTS].copy()
         if block_digest(digests) != location.shard.block_digests[location.in_shard]:
             raise self._damaged(location, f"column {DIGESTS}")
-        recorded = {name: digests[:, self._digest_index[name]].tolist() for name in self._columns}
+        recorded = {name: digests[:, self._digest_index[name]].copy() for name in self._columns}
         columns = {name: views[name] for name in self._columns}
         raw = {name: bytes_of_rows(view) for name, view in columns.items()}
         return _Block(location, columns, raw, recorded)
@@ -179,12 +179,12 @@ class BlockReader:
         """Raises DamagedStore if the bytes of one of these rows do not have the recorded digest."""
         recorded, digest = found.digests[name], xxhash.xxh3_64_intdigest
         for row, values in zip(rows, data, strict=True):
-            if digest(values) != recorded[row]:
+            if digest(values) != int(recorded[row]):
                 sequence = self._plan.sequence_ids(found.location.number)[row]
                 raise self._damaged(found.location, f"sample {row} (sequence {sequence}), column {name}")
 
     def _count(self, rows: int) -> None:
-        """Counts the bytes of this number of samples of a local store."""
+        """Adds the bytes of this number of samples to ``bytes_read`` if the store is local."""
         if not self._remote:
             with self._lock:
                 self.bytes_read += rows * self._sample_bytes
@@ -195,31 +195,30 @@ class BlockReader:
 
     # --- local ---
 
-    def _open_local(self, epoch: int, number: int) -> _Block:
-        """Maps a block. Asks the operating system to read the bytes of the needed columns: without this, it
-        reads up to megabytes around every missing page, and evicts pages of other reads."""
-        location = self._locate(epoch, number)
-        data = self._map_shard(location)
-        for start, stop in self._byte_ranges(location):
-            page = (location.offset + start) // mmap.PAGESIZE * mmap.PAGESIZE
-            data.madvise(mmap.MADV_WILLNEED, page, location.offset + stop - page)
-        with self._lock:
-            self.bytes_read += location.rows * self._needed[DIGESTS].bytes
-        views = {
-            name: column_view(data, location.offset + location.frame.offsets[name], location.rows, column)
-            for name, column in self._needed.items()
-        }
-        return self._checked(location, views)
-
-    def _map_shard(self, location: _Location) -> mmap.mmap:
+    def _local_block(self, location: _Location) -> _Block:
+        """Returns an open block of a local shard. When it opens a block, it checks the block's digests, and
+        asks the system to read the needed columns. Otherwise the system reads up to megabytes around every
+        missing page, and evicts pages of other reads."""
         try:
-            data = self._mapped(location.shard_path)
+            shard = self._shard(location.shard_path)
         except (FileNotFoundError, ValueError) as error:  # the file is absent, or empty
             size = None if isinstance(error, FileNotFoundError) else 0
             raise self._damaged(location, _size_error(size, location.shard.bytes)) from None
-        if len(data) != location.shard.bytes:
-            raise self._damaged(location, _size_error(len(data), location.shard.bytes))
-        return data
+        if len(shard.data) != location.shard.bytes:
+            raise self._damaged(location, _size_error(len(shard.data), location.shard.bytes))
+        if location.in_shard not in shard.blocks:
+            for start, stop in self._byte_ranges(location):
+                page = (location.offset + start) // mmap.PAGESIZE * mmap.PAGESIZE
+                shard.data.madvise(mmap.MADV_WILLNEED, page, location.offset + stop - page)
+            with self._lock:
+                self.bytes_read += location.rows * self._needed[DIGESTS].bytes
+            start, offsets = location.offset, location.frame.offsets
+            views = {
+                name: column_view(shard.data, start + offsets[name], location.rows, column)
+                for name, column in self._needed.items()
+            }
+            shard.blocks[location.in_shard] = self._checked(location, views)
+        return shard.blocks[location.in_shard]
 
     def _byte_ranges(self, location: _Location) -> list[tuple[int, int]]:
         """Byte ranges of the needed columns, counted from the block's message; close ones are merged."""
@@ -269,6 +268,18 @@ class BlockReader:
         return self._cache.get_or_fetch(key, fetch)
 
 
+def _locate(store: Store, split: str, epoch: int, number: int) -> _Location:
+    plan = store.splits[split].plan
+    task, shard_number, in_shard, rows = plan.locate(epoch, number)
+    index = store.task_index(split, task)
+    shard = index.shards[shard_number]
+    # None if the task has no full block; then its only block is the first of the shard.
+    full = index.frames.get(plan.plan.block_samples)
+    offset = shard.start + (in_shard * full.bytes if full else 0)
+    path = f"{SHARDS}/{split}/{index.task}/{shard.file}"
+    return _Location(number, rows, index.task, in_shard, path, shard, index.frames[rows], offset)
+
+
 def _cache_key(location: _Location, start: int, stop: int) -> str:
     shard = location.shard.file.removesuffix(".arrow")
     return f"{shard}-{location.offset + start}-{location.offset + stop}"
@@ -277,6 +288,10 @@ def _cache_key(location: _Location, start: int, stop: int) -> str:
 def _size_error(size: int | None, expected: int) -> str:
     found = "the file is missing" if size is None else f"the file has {size} bytes"
     return f"{found}; it should have {expected} bytes"
+
+
+def _open_shard(root: str, name: str) -> _Shard:
+    return _Shard(_map_file(root, name), {})
 
 
 def _map_file(root: str, name: str) -> mmap.mmap:

@@ -40,16 +40,16 @@ class Samples:
         self, epoch: np.ndarray, block: np.ndarray, row: np.ndarray, allocate: Allocate = new_array
     ) -> Mapping[str, np.ndarray]:
         """Reads n samples, given by masking epoch, block and row, each int64 [n]. Returns column name ->
-        array [n, *shape], made by ``allocate``. Raises DamagedStore if a digest does not match, or if an id
-        or a position is out of range, because the kernels do not check them."""
+        C-contiguous array [n, *shape], made by ``allocate``. Raises DamagedStore if a digest does not match,
+        or if an id or a position is out of range, because the kernels do not check them."""
         out = {
-            name: allocate(name, (len(row), *column.shape), column.dtype.newbyteorder("="))
+            name: allocate(name, (len(row), *column.shape), column.dtype)
             for name, column in self._columns.items()
         }
         places: dict[tuple[int, int], list[int]] = {}
         for place, key in enumerate(zip(epoch.tolist(), block.tolist(), strict=True)):
             places.setdefault(key, []).append(place)
-        assert all(values.flags.c_contiguous for values in out.values()), "raw would be copies"
+        assert all(values.flags.c_contiguous for values in out.values())
         raw = {name: bytes_of_rows(values) for name, values in out.items()}
         for key, in_block in sorted(places.items()):
             self._reader.copy_rows(*key, row[in_block].tolist(), raw, in_block)

@@ -191,6 +191,21 @@ def test_a_local_block_is_asked_for_once_and_nothing_else(
     assert spans[0][1] == expected[1]
 
 
+def test_few_shards_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map keeps a file handle, of which a process often has 1,024; a store may have a million shards."""
+    monkeypatch.setattr("offline_teacher.store.block_reader.SHARDS_KEPT", 3)
+    plan = small_plan(masking_epochs=1, block_samples=2, task_sequences=2)
+    store = make_store(str(tmp_path), small_layout(), {"train": (24,)}, plan)
+    reader = BlockReader(store, "train", ["topk_ids"])
+    target = {"topk_ids": np.zeros((1, store.layout.columns()["topk_ids"].bytes), np.uint8)}
+    for block in range(12):
+        reader.copy_rows(0, block, [0], target, [0])
+        shards = [path for path in Path("/proc/self/fd").iterdir() if str(path.resolve()).endswith(".arrow")]
+        assert len(shards) == min(block + 1, 3)
+    del reader  # without a collection of garbage
+    assert not any(str(path.resolve()).endswith(".arrow") for path in Path("/proc/self/fd").iterdir())
+
+
 def read_task_of_format_md(root_dir: Path) -> Any:
     """The function that FORMAT.md prints under "A reader", compiled from that page's own text."""
     text = (root_dir / "offline_teacher" / "store" / "FORMAT.md").read_text()

@@ -22,9 +22,9 @@ def fingerprinted(default: Any = MISSING) -> Any:
 
 
 def added(default: Any) -> Any:
-    """Declares a setting that changes the result and that earlier versions lacked. It is part of the
-    fingerprint unless it has its default, so that stores and students of earlier versions stay usable. The
-    default must keep the earlier behaviour."""
+    """Declares a fingerprinted setting that a later version introduced. It is left out of the fingerprint if
+    it has its default, so that earlier stores and students stay usable. The default must mean what earlier
+    versions did, and must never change."""
     return field(default=default, metadata={"fingerprinted": True, "added": True})
 
 
