@@ -44,8 +44,8 @@ def measured(result: Result) -> str:
         f"median of {known['rounds']} rounds in which the formats took turns."
     )
     vocabulary = (
-        f"All {known['vocab_size']:,} logits of a token took {logits['bytes_per_token']:,.0f} bytes as "
-        f"float16 tensors in the compressed tar file ({logits['samples']} samples, measured for size alone)."
+        f"For comparison, all {known['vocab_size']:,} logits take {logits['bytes_per_token']:,.0f} bytes per "
+        f"token in the compressed tar file in float16 ({logits['samples']} samples, size only)."
     )
     flips = (
         f"{known['flips']} bits of each format were flipped, one at a time, in files of a few samples with "
@@ -54,8 +54,8 @@ def measured(result: Result) -> str:
     parts = [
         _filled(machine),
         _table(_rates(result)),
-        "Beside the store of the same outputs:",
-        "\n".join(_filled(sentence, "- ") for sentence in comparison(result)),
+        "The same, divided by the numbers of the store of the same outputs:",
+        _table(_ratios(result)),
         _filled(vocabulary),
         _filled(flips),
         _table(_flips(result)),
@@ -97,23 +97,18 @@ def _flips(result: Result) -> list[list[str]]:
     ]
 
 
-def comparison(result: Result) -> list[str]:
-    """Returns a sentence per format that compares it with the store of the same outputs."""
-    known = {(one["format"], one["holds"]): one for one in result["formats"]}
-    sentences = []
-    for name in dict.fromkeys(one["format"] for one in result["formats"] if one["format"] != "store"):
-        contents = [holds for other, holds in known if other == name]
-
-        def times(key: str, name: str = name, contents: list[str] = contents) -> str:
-            ratios = [known[name, holds][key] / known["store", holds][key] for holds in contents]
-            return " and ".join(f"{ratio:.2g}" for ratio in ratios)
-
-        sentences.append(
-            f"{name}, {' and '.join(contents)}: it has {times('bytes_per_token')} times the bytes. "
-            f"It is written {times('write_tokens_per_s')} times as fast, and is read "
-            f"{times('shuffled_tokens_per_s')} times as fast in training order."
-        )
-    return sentences
+def _ratios(result: Result) -> list[list[str]]:
+    """Returns the rows of a table that compares each format with the store of the same outputs."""
+    stores = {one["holds"]: one for one in result["formats"] if one["format"] == "store"}
+    rows = [["outputs: format", "bytes", "write, tokens/s", "read in training order, tokens/s"]]
+    for one in result["formats"]:
+        if one["format"] != "store":
+            store = stores[one["holds"]]
+            keys = ("bytes_per_token", "write_tokens_per_s", "shuffled_tokens_per_s")
+            rows.append(
+                [f"{one['holds']}: {one['format']}", *(f"{one[key] / store[key]:.2g}" for key in keys)]
+            )
+    return rows
 
 
 def draw(result: Result, path: Path) -> None:

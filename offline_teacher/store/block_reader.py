@@ -131,8 +131,8 @@ class BlockReader:
 
     def copy_rows(self, epoch: int, block: int, rows: list[int], target: Columns, places: list[int]) -> None:
         """Copies the n ``rows`` of a block into the distinct ``places`` of ``target``: column -> contiguous
-        bytes of samples, uint8 [m, bytes]. Digests are computed from the copies, so a change of the file meanwhile
-        is noticed. Raises DamagedStore like ``rows``."""
+        bytes of samples, uint8 [m, bytes]. Digests are of the copies, so a change of the file meanwhile is
+        noticed. Raises DamagedStore like ``rows``."""
 
         def read(found: _Block) -> None:
             for name, source in found.raw.items():

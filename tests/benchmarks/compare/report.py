@@ -31,21 +31,24 @@ AXES = {
 COSTS = ("minutes", "gain/min", "tokens/s", "peak GB", "bytes/token")
 SIZES = {
     "real": "A masked LM of 6 x 384 and its students of three layers, on English novels and Wikipedia.",
-    "sweep": "The same with half the tokens and one seed of fine-tuning. Two trainings ran side by side,\n"
-    "each on one core of a processor with AVX2, in float32. Other programs used both cores, so minutes and\n"
-    "tokens/s are rough.",
+    "sweep": "A masked LM of 6 x 384 and its students of three layers, with half the tokens of size `real`\n"
+    "and one seed of fine-tuning. Two trainings ran at once, one per core of a processor with AVX2, in\n"
+    "float32, beside other programs. So minutes and tokens/s are only approximate.",
     "smoke": "The demo's language and teacher, a few steps: this shows only that the program works.",
 }
 HEAD = """# What a stored teacher is worth
 
-`make compare` trains the same student in many ways and measures all of them alike; the ways are in
-[arms.yaml](../tests/benchmarks/compare/arms.yaml). It makes this page from the files in [results](results),
-one per training run. A number in brackets is the standard deviation over training seeds; a row without
-brackets has one seed. KL is between teacher and student, in nats per token, on held-out text. *Relations* is
-MiniLMv2's distance on that text. *Agreement* is the share of masked tokens for which teacher and student name
-the same word. Scores are those of GLUE's dev sets after fine-tuning, times 100, and *mean* is that of the
-tasks. *Gain/min* is a row's mean less that of the untrained row above it, divided by the minutes of training.
-It is empty in tables without an untrained row.
+`make compare` trains one student in many ways (*arms*, listed in
+[arms.yaml](../tests/benchmarks/compare/arms.yaml)) and measures each in the same way. Some arms also change
+the student. This page is generated from [results](results), which has one file per training run.
+
+A number in brackets is the standard deviation over training seeds; a row without brackets has one seed.
+*KL* is the divergence of the student's distribution from the teacher's, in nats per token, at temperature
+T. *Agreement* is the share of masked tokens for which both name the same word. *Cosine* is the mean cosine
+of last hidden states. *Relations* is MiniLMv2's loss. All these are measured on held-out text. Scores are
+those of GLUE's dev sets after fine-tuning, times 100, and *mean* is the mean over tasks. *Minutes* are of
+the training steps alone. *Gain/min* is the mean score minus that of the last untrained row above, divided
+by the minutes. *Peak GB* is the memory of the process, and *bytes/token* the size of the store.
 """
 
 Result = dict[str, Any]
