@@ -40,7 +40,7 @@ HEAD = """# What a stored teacher is worth
 
 `make compare` trains one student in many ways (*arms*, listed in
 [arms.yaml](../tests/benchmarks/compare/arms.yaml)) and measures each in the same way. Some arms also change
-the student. This page is generated from [results](results), which has one file per training run.
+the student. This page is generated from the files in docs/results, one per training run.
 
 A number in brackets is the standard deviation over training seeds; a row without brackets has one seed.
 *KL* is the divergence of the student's distribution from the teacher's, in nats per token, at temperature
@@ -78,7 +78,7 @@ def _tables(arms: dict[str, list[Result]], pictures: Path) -> list[str]:
     sections = []
     for title, names in yaml.safe_load(FILE.read_text())["tables"].items():
         present = {name: arms[name] for name in names if name in arms}
-        if len(present) > 1:
+        if len(present) > min(len(names) - 1, 2):  # all of a short table, or three rows of a long one
             sections.append(f"### {title}\n\n{table(present)}")
             picture = pictures / f"{title.split(',')[0].lower().replace(' ', '-')}.png"
             measure = draw(present, picture)
