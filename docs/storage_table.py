@@ -14,16 +14,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.bit_flips import OUTCOMES
+
 FOLDER = Path(__file__).parent
 RESULT, PAGE, PICTURE = FOLDER / "storage.json", FOLDER / "storage.md", FOLDER / "storage.png"
 MEASURED = re.compile(r"(?<=<!-- measured -->\n\n).*?(?=\n<!-- end of what was measured -->)", re.DOTALL)
-OUTCOMES = {
-    "named": "noticed, sample named",
-    "noticed": "noticed, no sample named",
-    "silent": "silent wrong numbers",
-    "unchanged": "no number changed",
-}
-"""Outcome of a flipped bit -> its heading."""
 COLOURS = {"named": "tab:green", "noticed": "tab:olive", "silent": "tab:red", "unchanged": "lightgray"}
 Result = dict[str, Any]
 
@@ -37,7 +32,7 @@ def page(result: Result) -> str:
 
 
 def measured(result: Result) -> str:
-    """Returns the sentence about the machine, both tables, and the comparison in words."""
+    """Returns the sentence about the machine, and the three tables."""
     known, logits = result["conditions"], result["vocabulary"]
     machine = (
         f"The machine had {known['machine']}. Rates are tokens per second of {known['clock']}. Each is the "
@@ -63,9 +58,9 @@ def measured(result: Result) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _filled(text: str, start: str = "") -> str:
+def _filled(text: str) -> str:
     """Returns the text in lines as long as those of the other pages."""
-    return textwrap.fill(text, 140, initial_indent=start, subsequent_indent=" " * len(start))
+    return textwrap.fill(text, 140)
 
 
 def _table(cells: list[list[str]]) -> str:

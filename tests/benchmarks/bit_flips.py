@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 OUTCOMES = {
-    "named": "the reader refused, and its message named the sample",
-    "noticed": "the reader refused, and its message named no sample",
-    "silent": "the reader returned other numbers without a message",
-    "unchanged": "the reader returned the right numbers",
+    "named": "noticed, sample named",
+    "noticed": "noticed, no sample named",
+    "silent": "silent wrong numbers",
+    "unchanged": "no number changed",
 }
-"""What happens to a flipped bit -> what that means."""
+"""Key of an outcome -> the same in words. A reader that notices a flip raises an error."""
 Columns = Mapping[str, np.ndarray]
 
 

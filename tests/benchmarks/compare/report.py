@@ -32,8 +32,7 @@ COSTS = ("minutes", "gain/min", "tokens/s", "peak GB", "bytes/token")
 SIZES = {
     "real": "A masked LM of 6 x 384 and its students of three layers, on English novels and Wikipedia.",
     "sweep": "A masked LM of 6 x 384 and its students of three layers, with half the tokens of size `real`\n"
-    "and one seed of fine-tuning. Two trainings ran at once, one per core of a processor with AVX2, in\n"
-    "float32, beside other programs. So minutes and tokens/s are only approximate.",
+    "and one seed of fine-tuning.",
     "smoke": "The demo's language and teacher, a few steps: this shows only that the program works.",
 }
 HEAD = """# What a stored teacher is worth
@@ -48,7 +47,9 @@ T. *Agreement* is the share of masked tokens for which both name the same word. 
 of last hidden states. *Relations* is MiniLMv2's loss. All these are measured on held-out text. Scores are
 those of GLUE's dev sets after fine-tuning, times 100, and *mean* is the mean over tasks. *Minutes* are of
 the training steps alone. *Gain/min* is the mean score minus that of the last untrained row above, divided
-by the minutes. *Peak GB* is the memory of the process, and *bytes/token* the size of the store.
+by the minutes. *Peak GB* is the memory of the process, and *bytes/token* the size of the store. Minutes
+and tokens/s depend on the machine and on the other programs that it ran meanwhile, so compare them only
+roughly.
 """
 
 Result = dict[str, Any]
@@ -185,7 +186,7 @@ def draw(arms: dict[str, list[Result]], path: Path) -> str:
     for place, values in enumerate(points.values()):
         axes.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.6)
     axes.set_yticks(range(len(points)), list(points))
-    axes.invert_yaxis()
+    axes.set_ylim(len(points) - 0.5, -0.5)  # from above, and no point is cut off at an edge
     axes.set_xlabel(AXES[key])
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120, metadata={"Software": None})
