@@ -40,6 +40,8 @@ class Arm:
     lost."""
     time_of: str | None
     """Name of the arm whose training time this arm gets, instead of an equal number of tokens."""
+    is_teacher: bool
+    """Whether the teacher itself is scored, and nothing is trained."""
 
 
 class Plan:
@@ -58,7 +60,7 @@ class Plan:
     def _arm(self, name: str, settings: dict[str, Any]) -> Arm:
         fields: dict[str, Any] = {
             "student": {}, "train": {}, "store": REFERENCE, "seeds": 1, "steps": None,
-            "renormalised": False, "time_of": None, "narrow": False,
+            "renormalised": False, "time_of": None, "is_teacher": False, "narrow": False,
         }  # fmt: skip
         assert settings.keys() <= fields.keys(), f"{FILE}: {name}: {settings.keys() - fields.keys()}"
         fields |= {**settings, "seeds": min(settings.get("seeds", 1), self.size.get("seeds", 5))}
@@ -101,11 +103,11 @@ class Plan:
             "store": {**store, **block, "path": str(self.directory / "stores" / slug(arm.store))},
             "student": {**base["student"], "layers": size["layers"], **arm.student},
             "train": {
-                "batch_size": size["batch_size"], "micro_batch_size": size["batch_size"], "dtype": dtype(),
-                **base["train"],
+                "batch_size": size["batch_size"], "dtype": dtype(), **base["train"],
                 **arm.train, "epochs": 1000.0, "max_steps": max(steps, 1), "seed": seed,
             },
         }  # fmt: skip
+        sections["train"]["micro_batch_size"] = sections["train"]["batch_size"]
         path = self.directory / "recipes" / f"{name}.yaml"
         storage.publish_if_changed(str(path), yaml.safe_dump(sections, sort_keys=False).encode())
         return str(path)

@@ -13,7 +13,7 @@ import yaml
 from infra.files import storage
 from tests.benchmarks.compare.arms import FILE
 
-LIVE = "live"
+LIVE, TEACHER, START = "live", "teacher", "start"
 MEASURES = {
     "kl_t1": "KL, T = 1",
     "kl_t2": "KL, T = 2",
@@ -28,7 +28,9 @@ AXES = {
     "relation": "relation loss between teacher and student (smaller is better)",
 }
 """Key of a measure that is plotted -> the text at its axis."""
-COSTS = ("minutes", "gain/min", "tokens/s", "peak GB", "bytes/token")
+CURVE = "Learning curve"
+"""The table whose picture shows scores against tokens."""
+COSTS = ("gap closed", "minutes", "gain/min", "tokens/s", "peak GB", "bytes/token")
 SIZES = {
     "real": "A masked LM of 6 x 384 and its students of three layers, on English novels and Wikipedia.",
     "sweep": "A masked LM of 6 x 384 and its students of three layers, with half the tokens of size `real`\n"
@@ -45,8 +47,8 @@ A number in brackets is the standard deviation over training seeds; a row withou
 *KL* is the divergence of the student's distribution from the teacher's, in nats per token, at temperature
 T. *Agreement* is the share of masked tokens for which both name the same word. *Cosine* is the mean cosine
 of last hidden states. *Relations* is MiniLMv2's loss. All these are measured on held-out text. Scores are
-those of GLUE's dev sets after fine-tuning, times 100, and *mean* is the mean over tasks. *Minutes* are of
-the training steps alone. *Gain/min* is the mean score minus that of the last untrained row above, divided
+those of GLUE's dev sets after fine-tuning, times 100, and *mean* is the mean over tasks. *Gap closed*
+is 0 % for the untrained row above and 100 % for the teacher. *Minutes* are of the training steps alone. *Gain/min* is the mean score minus that of the last untrained row above, divided
 by the minutes. *Peak GB* is the memory of the process, and *bytes/token* the size of the store. Minutes
 and tokens/s depend on the machine and on the other programs that it ran meanwhile, so compare them only
 roughly.
@@ -82,9 +84,9 @@ def _tables(arms: dict[str, list[Result]], pictures: Path) -> list[str]:
         if len(present) > min(len(names) - 1, 2):  # all of a short table, or three rows of a long one
             sections.append(f"### {title}\n\n{table(present)}")
             picture = pictures / f"{title.split(',')[0].lower().replace(' ', '-')}.png"
-            measure = draw(present, picture)
-            if measure:
-                words = f"{MEASURES[measure]} of: {title.lower()}"
+            shown = draw_curve(present, picture) if title == CURVE else draw(present, picture)
+            if shown:
+                words = f"{shown} of: {title.lower()}"
                 sections.append(f"![{words}](results/{pictures.name}/{picture.name})\n")
             if LIVE in present and len(present[LIVE]) > 1:
                 sections.append(differences(present))
@@ -96,21 +98,21 @@ def table(arms: dict[str, list[Result]]) -> str:
     tasks = sorted({task for runs in arms.values() for run in runs for task in run.get("scores", {})})
     header = ["arm", "tokens", *MEASURES.values(), *tasks, "mean", *COSTS]
     rows, start = [header, ["---"] * len(header)], None
+    teacher = _mean([_mean(_scores(run, tasks)) for run in arms.get(TEACHER, [])])
     for name, runs in arms.items():
         measures = [_cell([run["validation"].get(key) for run in runs], 4) for key in MEASURES]
         scores = [_scores(run, tasks) for run in runs]
         means = [_mean(one) for one in scores]
-        if not runs[0]["tokens"]:
-            start = (
-                statistics.mean(known) if (known := [mean for mean in means if mean is not None]) else None
-            )
+        if name != TEACHER and not runs[0]["tokens"]:
+            start = _mean(means)
         minutes = [run["train_seconds"] / 60 if "train_seconds" in run else None for run in runs]
         costs = [
+            _cell([_closed(mean, start, teacher) for mean in means] if runs[0]["tokens"] else [], 0),
             _cell(minutes, 1),
             _cell([_gain(mean, start, time) for mean, time in zip(means, minutes, strict=True)], 2),
             _cell([run.get("tokens_per_second") for run in runs], 0),
             _cell([run["peak_bytes"] / 1e9 for run in runs if "peak_bytes" in run], 2),
-            _cell([run["bytes_per_token"] for run in runs][:1], 0),
+            _cell([run.get("bytes_per_token") for run in runs][:1], 0),
         ]
         cells = [_cell(column, 1) for column in (*zip(*scores, strict=True), means)]
         rows.append([name, f"{runs[0]['tokens']:,}", *measures, *cells, *costs])
@@ -125,9 +127,16 @@ def _scores(run: Result, tasks: Sequence[str]) -> list[float | None]:
 
 
 def _mean(scores: Sequence[float | None]) -> float | None:
-    """Returns the mean over all tasks; None if a task is missing."""
+    """Returns the mean; None if a score is missing or there is none."""
     known = [score for score in scores if score is not None]
     return statistics.mean(known) if known and len(known) == len(scores) else None
+
+
+def _closed(mean: float | None, start: float | None, teacher: float | None) -> float | None:
+    """Returns the share of the gap between the untrained student and the teacher that is closed, in percent."""
+    if mean is None or start is None or teacher is None:
+        return None
+    return 100 * (mean - start) / (teacher - start)
 
 
 def _gain(mean: float | None, start: float | None, minutes: float | None) -> float | None:
@@ -168,8 +177,8 @@ def differences(arms: dict[str, list[Result]]) -> str:
 
 def draw(arms: dict[str, list[Result]], path: Path) -> str:
     """Plots one measure, one point per run and one line per arm. It is KL at T = 2, or the relation loss if
-    most arms have no masked-LM head. Returns its key in ``MEASURES``; if fewer than two arms have it, returns
-    an empty text and writes nothing."""
+    most arms have no masked-LM head. Returns its name; if fewer than two arms have it, returns an empty text
+    and writes nothing."""
     with_head = sum("kl_t2" in runs[0]["validation"] for runs in arms.values())
     key = "kl_t2" if with_head > len(arms) / 2 else "relation"
     points = {
@@ -190,4 +199,36 @@ def draw(arms: dict[str, list[Result]], path: Path) -> str:
     axes.set_xlabel(AXES[key])
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120, metadata={"Software": None})
-    return key
+    return MEASURES[key]
+
+
+def draw_curve(arms: dict[str, list[Result]], path: Path) -> str:
+    """Plots the score of every task, and their mean, against the number of tokens. Horizontal lines are the
+    teacher and the untrained student. Returns what is shown; without scores returns an empty text and
+    writes nothing."""
+    tasks = sorted(arms.get(START, [{}])[0].get("scores", {}))
+    points = {  # arm -> (tokens, scores of all tasks, their mean)
+        name: (runs[0]["tokens"], [*(scores := _scores(runs[0], tasks)), _mean(scores)])
+        for name, runs in arms.items()
+    }
+    points = {name: point for name, point in points.items() if point[1][-1] is not None}
+    trained = sorted(point for point in points.values() if point[0])
+    if not trained:
+        return ""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.8 * (len(tasks) + 1), 3), layout="constrained")
+    for place, (axes, title) in enumerate(
+        zip(figure.subplots(1, len(tasks) + 1), [*tasks, "mean"], strict=True)
+    ):
+        axes.plot([tokens / 1e6 for tokens, _ in trained], [scores[place] for _, scores in trained], "o-")
+        for name, colour in ((TEACHER, "tab:green"), (START, "tab:gray")):
+            if name in points:
+                axes.axhline(points[name][1][place], color=colour, linestyle="--", label=name)
+        axes.set_title(title)
+        axes.set_xscale("log")
+        axes.set_xlabel("million tokens")
+        axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    return "scores"

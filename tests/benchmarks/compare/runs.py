@@ -43,17 +43,20 @@ class Runs:
         existing = self.result(arm, seed)
         if existing is not None:
             return existing
+        if arm.is_teacher:
+            empty = {"arm": arm.name, "seed": seed, "steps": 0, "tokens": 0, "dtype": dtype(), "validation": {}}
+            return self._publish(arm, seed, empty)
         steps = self._steps(arm, seed)
         recipe = self.plan.recipe(arm, seed, steps)
         run = load_recipe(recipe).run("student")
         store = command("-m", "offline_teacher.main", "run", "--recipe", recipe)
-        result: Result = {"arm": arm.name, "seed": seed, "steps": steps, "tokens": self._tokens(steps)}
+        result: Result = {"arm": arm.name, "seed": seed, "steps": steps, "tokens": self._tokens(arm, steps)}
         result |= {"dtype": dtype()}
         result |= {"bytes_per_token": _bytes_per_token(run), "store_seconds": store["seconds"]}
         if steps:
             finished = Path(run.directory, "model.json").exists()
             usage = command(*(PEER if arm.renormalised else TRAINER), "--recipe", recipe)
-            result |= training_of(Path(run.directory, "history.jsonl"), self._tokens(1))
+            result |= training_of(Path(run.directory, "history.jsonl"), self._tokens(arm, 1))
             if not finished:  # otherwise the command has only looked at the student
                 result |= {"peak_bytes": usage["peak_bytes"]}
             model = f"{run.directory}/model"
@@ -67,14 +70,16 @@ class Runs:
         result = self.train(arm, seed)
         if "scores" in result:
             return result
-        steps = self._steps(arm, seed)
-        run = load_recipe(self.plan.recipe(arm, seed, steps)).run("student")
-        return self._publish(arm, seed, result | {"scores": self.scores_of(f"{run.directory}/model")})
+        if arm.is_teacher:
+            model, output = str(self.plan.teacher), str(self.plan.directory / "runs" / "teacher-scores")
+        else:
+            run = load_recipe(self.plan.recipe(arm, seed, self._steps(arm, seed))).run("student")
+            model, output = f"{run.directory}/model", f"{run.directory}/model-scores"
+        return self._publish(arm, seed, result | {"scores": self.scores_of(model, output)})
 
-    def scores_of(self, model: str) -> dict[str, list[float]]:
-        """Returns task -> one score per fine-tuning seed."""
+    def scores_of(self, model: str, output: str) -> dict[str, list[float]]:
+        """Fine-tunes ``model``, with files in ``output``. Returns task -> one score per fine-tuning seed."""
         settings = self.plan.size["fine_tuning"]
-        output = f"{model}-scores"
         words = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if name != "seeds"]
         command(
             *("-m", "evaluation.main", "--model", model, "--data", str(self.tasks), "--output", output),
@@ -87,7 +92,7 @@ class Runs:
 
     def _steps(self, arm: Arm, seed: int) -> int:
         if arm.time_of is None:
-            return int(self.plan.size["steps"] if arm.steps is None else arm.steps)
+            return self.plan.tokens // self._tokens(arm, 1) if arm.steps is None else arm.steps
         equal_tokens = self.train(self._with_equal_tokens(arm), 0)
         timed = self.train(self.plan.arms[arm.time_of], 0)
         return round(timed["train_seconds"] / equal_tokens["train_seconds"] * equal_tokens["steps"])
@@ -101,8 +106,9 @@ class Runs:
             if replace(arm, name=other.name, time_of=None) == replace(other, seeds=arm.seeds)
         )
 
-    def _tokens(self, steps: int) -> int:
-        return int(steps * self.plan.size["batch_size"] * self.plan.size["length"])
+    def _tokens(self, arm: Arm, steps: int) -> int:
+        batch_size = arm.train.get("batch_size", self.plan.size["batch_size"])
+        return int(steps * batch_size * self.plan.size["length"])
 
     def _untrained(self, run: StudentRun, recipe: str) -> str:
         """Saves the student's initial weights as a model directory, and returns its path."""
