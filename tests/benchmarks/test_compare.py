@@ -32,7 +32,7 @@ def plan(size: str, directory: Path) -> Plan:
     return Plan(size, text, TEACHER, directory)
 
 
-@pytest.mark.parametrize("size", ["smoke", "sweep", "real"])
+@pytest.mark.parametrize("size", ["smoke", "sweep", "real", "curve"])
 def test_every_arm_is_a_recipe_and_all_stores_are_read_in_one_order(size: str, tmp_path: Path) -> None:
     """Equal numbers of samples per block give equal orders of samples, whatever the blocks' bytes."""
     made = plan(size, tmp_path)

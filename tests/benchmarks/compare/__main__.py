@@ -20,7 +20,7 @@ from infra.demo.inputs import write_inputs
 from infra.files import storage
 from infra.files.locks import exclusive
 from tests.benchmarks.compare.arms import CHARACTERS_PER_TOKEN, Plan, cut_text
-from tests.benchmarks.compare.report import write_report
+from tests.benchmarks.compare.report import SIZES, write_report
 from tests.benchmarks.compare.runs import ROOT, Runs
 
 RESULTS = ROOT / "docs" / "results"
@@ -29,9 +29,12 @@ HELD_OUT_CHARACTERS = 240_000
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--size", choices=("smoke", "sweep", "real"), default="smoke")
+    parser.add_argument("--size", choices=tuple(SIZES), default="smoke")
     parser.add_argument(
-        "--data", type=Path, default=ROOT.parent / "shared", help="has teacher/ and data/ (sweep, real)"
+        "--data",
+        type=Path,
+        default=ROOT.parent / "shared",
+        help="has teacher/ and data/ (not needed by smoke)",
     )
     parser.add_argument(
         "--directory", type=Path, default=ROOT / "runs" / "compare", help="stores and students"

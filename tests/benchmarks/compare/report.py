@@ -33,6 +33,8 @@ CURVE = "Learning curve"
 COSTS = ("gap closed", "minutes", "gain/min", "tokens/s", "peak GB", "bytes/token")
 SIZES = {
     "real": "A masked LM of 6 x 384 and its students of three layers, on English novels and Wikipedia.",
+    "curve": "The same models and text, and more and more tokens. The text has 4,194,304 tokens; longer\n"
+    "trainings read it again, with the same masks. Every training has its own learning-rate schedule.",
     "sweep": "A masked LM of 6 x 384 and its students of three layers, with half the tokens of size `real`\n"
     "and one seed of fine-tuning.",
     "smoke": "The demo's language and teacher, a few steps: this shows only that the program works.",
@@ -48,10 +50,10 @@ A number in brackets is the standard deviation over training seeds; a row withou
 T. *Agreement* is the share of masked tokens for which both name the same word. *Cosine* is the mean cosine
 of last hidden states. *Relations* is MiniLMv2's loss. All these are measured on held-out text. Scores are
 those of GLUE's dev sets after fine-tuning, times 100, and *mean* is the mean over tasks. *Gap closed*
-is 0 % for the untrained row above and 100 % for the teacher. *Minutes* are of the training steps alone. *Gain/min* is the mean score minus that of the last untrained row above, divided
-by the minutes. *Peak GB* is the memory of the process, and *bytes/token* the size of the store. Minutes
-and tokens/s depend on the machine and on the other programs that it ran meanwhile, so compare them only
-roughly.
+is 0 % for the last untrained row above and 100 % for the teacher. *Minutes* are of the training steps
+alone. *Gain/min* is the mean score minus that of the same untrained row, divided by the minutes. *Peak GB*
+is the memory of the process, and *bytes/token* the size of the store. Minutes and tokens/s depend on the
+machine and on the other programs that it ran meanwhile, so compare them only roughly.
 """
 
 Result = dict[str, Any]
@@ -133,7 +135,7 @@ def _mean(scores: Sequence[float | None]) -> float | None:
 
 
 def _closed(mean: float | None, start: float | None, teacher: float | None) -> float | None:
-    """Returns the share of the gap between the untrained student and the teacher that is closed, in percent."""
+    """Returns how much of the gap between the untrained student and the teacher is closed, in percent."""
     if mean is None or start is None or teacher is None:
         return None
     return 100 * (mean - start) / (teacher - start)

@@ -44,7 +44,14 @@ class Runs:
         if existing is not None:
             return existing
         if arm.is_teacher:
-            empty = {"arm": arm.name, "seed": seed, "steps": 0, "tokens": 0, "dtype": dtype(), "validation": {}}
+            empty = {
+                "arm": arm.name,
+                "seed": seed,
+                "steps": 0,
+                "tokens": 0,
+                "dtype": dtype(),
+                "validation": {},
+            }
             return self._publish(arm, seed, empty)
         steps = self._steps(arm, seed)
         recipe = self.plan.recipe(arm, seed, steps)
