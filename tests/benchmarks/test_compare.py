@@ -137,6 +137,57 @@ def test_distance_from_live_is_in_its_own_standard_deviations(tmp_path: Path) ->
     assert cells[2:4] == ["0.00", f"{0.05 / statistics.stdev([0.2, 0.3, 0.4]):.2f}"]
 
 
+def test_smaller_batches_take_more_steps_for_the_same_tokens(tmp_path: Path) -> None:
+    runs = Runs(plan("sweep", tmp_path), tmp_path, tmp_path)
+    arm = runs.plan.arms["states, batches of 8"]
+    assert runs._steps(arm, 0) == 4 * runs.plan.size["steps"]
+    assert runs._tokens(arm, runs._steps(arm, 0)) == runs.plan.tokens
+    train = load_recipe(runs.plan.recipe(arm, 0, 7)).run("student").train
+    assert (train.batch_size, train.micro_batch_size) == (8, 8)
+
+
+def test_the_teacher_is_scored_in_our_directory_and_not_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, commands = Runs(plan("curve", tmp_path), tmp_path / "results", tmp_path), []
+
+    def command(*words: str) -> dict[str, float]:
+        commands.append(words)
+        for task, score in (("CoLA", 0.25), ("MRPC", 0.5)):
+            path = Path(words[words.index("--output") + 1], "scores", "teacher", task, "seed-0.json")
+            path.parent.mkdir(parents=True)
+            path.write_text(json.dumps({"score": score}))
+        return {}
+
+    monkeypatch.setattr("tests.benchmarks.compare.runs.command", command)
+    found = runs.score(runs.plan.arms["teacher"], 0)
+    assert found["scores"] == {"CoLA": [0.25], "MRPC": [0.5]}
+    assert found["validation"] == {}
+    (words,) = commands
+    assert words[words.index("--model") + 1] == str(TEACHER)
+    assert Path(words[words.index("--output") + 1]).is_relative_to(tmp_path)
+    assert runs.score(runs.plan.arms["teacher"], 0) == found
+    assert len(commands) == 1
+
+
+def test_the_gap_closed_is_between_the_untrained_student_and_the_teacher(tmp_path: Path) -> None:
+    """The mean over tasks counts, and the picture shows it against the number of tokens."""
+    results = tmp_path / "results"
+    names = {"teacher": (0.9, 0.7), "start": (0.5, 0.5), "1 M tokens": (0.7, 0.4), "2 M tokens": (0.8, 0.6)}
+    runs = [
+        result(name, 0, tokens=2**20 if "M" in name else 0, scores={"A": [a], "B": [b]})
+        for name, (a, b) in names.items()
+    ]
+    runs[0]["validation"] = {}
+    write(results, *runs)
+    page = write_report(results).read_text().split("### Learning curve")[1]
+    header, _, *rows = (line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| "))
+    closed = {row[0]: row[header.index("gap closed")].strip() for row in rows[:4]}
+    assert closed == {"teacher": "", "start": "", "1 M tokens": "17", "2 M tokens": "67"}
+    assert "![scores of: learning curve](results/real/learning-curve.png)" in page
+    assert (results / "real" / "learning-curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_an_unknown_arm_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
