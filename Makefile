@@ -20,8 +20,8 @@ help:
 	@echo "make docs         build the documentation as a site, strictly: site/index.html"
 	@echo "make ui           MLflow UI on 127.0.0.1:$(PORT) (PORT=..., RUNS=directory with mlflow.db)"
 	@echo "make bench        measure the hot paths"
-	@echo "make compare      train students in many ways, measure all alike: docs/results.md (SIZE=smoke, sweep or real)"
-	@echo "make gpu          correctness and speed on a GPU; needs torch and transformers alone"
+	@echo "make compare      train students in many ways, measure all alike: docs/results.md (SIZE=smoke, sweep, real or curve)"
+	@echo "make gpu          correctness and speed on a GPU; needs torch, transformers and pydantic"
 	@echo "make chaos        stop and damage every stage, and see it recover (an hour)"
 
 demo: .venv/installed

@@ -44,9 +44,9 @@ _BLOCK_POSITIONS = 1 << 13
 """Number of positions that are masked together: few enough for the processor's cache."""
 
 _MASK_BELOW = {"bert": np.uint64(2**32 * 8 // 10), "mask": np.uint64(2**32)}
-"""``masking.replacement`` -> a random number below this replaces the token by [MASK]."""
+"""``masking.replacement`` -> a masked token whose last random number is below this becomes [MASK]."""
 _RANDOM_BELOW = np.uint64(2**32 * 9 // 10)
-"""A random number from ``_MASK_BELOW`` to this replaces the token by a random one (10 % for ``bert``)."""
+"""With a number from ``_MASK_BELOW`` to this, it becomes a random token (``bert``: 10 %), else it stays."""
 
 
 @dataclass(frozen=True)
@@ -173,17 +173,17 @@ def mask_sequences(
     rows = max(1, _BLOCK_POSITIONS // length)
     for start in range(0, count, rows):
         block = slice(start, start + rows)
-        ids, words = input_ids[block], _random_words(sequence_ids[block], length, epoch, masking.seed)
-        chosen = _draw_positions(ids, token_count[block], words, slots, masking.probability, vocab)
+        ids, draws = input_ids[block], _random_numbers(sequence_ids[block], length, epoch, masking.seed)
+        chosen = _draw_positions(ids, token_count[block], draws, slots, masking.probability, vocab)
         outputs = output[block], positions[block], labels[block]
-        _apply_masking(*outputs, chosen, words, vocab, _MASK_BELOW[masking.replacement])
+        _apply_masking(*outputs, chosen, draws, vocab, _MASK_BELOW[masking.replacement])
     return Masked(output, positions, labels)
 
 
 def _draw_positions(
     input_ids: np.ndarray,
     token_count: np.ndarray,
-    words: Sequence[np.ndarray],
+    draws: Sequence[np.ndarray],
     slots: int,
     probability: float,
     vocab: MaskVocab,
@@ -196,7 +196,7 @@ def _draw_positions(
     length = input_ids.shape[1]
     position = np.arange(length, dtype=np.uint64)
     maskable = (position < token_count[:, None]) & ~vocab.is_special[input_ids]
-    keys = (words[0] << _SHIFT_32) | words[1]
+    keys = (draws[0] << _SHIFT_32) | draws[1]
     if vocab.weights is not None:
         uniform = ((keys >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1)
         # A positive float64 and its bits, read as an integer, are in the same order.
@@ -228,7 +228,7 @@ def _apply_masking(
     positions: np.ndarray,
     labels: np.ndarray,
     chosen: np.ndarray,
-    words: Sequence[np.ndarray],
+    draws: Sequence[np.ndarray],
     vocab: MaskVocab,
     mask_below: np.uint64,
 ) -> None:
@@ -238,14 +238,14 @@ def _apply_masking(
     original = output[row, at]
     positions[row, slot] = at
     labels[row, slot] = original
-    choice, draw = words[2][row, at], words[3][row, at]
+    choice, draw = draws[2][row, at], draws[3][row, at]
     # Multiply and shift (Lemire, arXiv 1805.10941) without rejection: probabilities err by at most V / 2^32.
     random = vocab.ordinary[((draw * np.uint64(len(vocab.ordinary))) >> _SHIFT_32).astype(np.int64)]
     kept_or_random = np.where(choice < _RANDOM_BELOW, random, original)
     output[row, at] = np.where(choice < mask_below, vocab.mask_id, kept_or_random)
 
 
-def _random_words(sequence_ids: np.ndarray, length: int, epoch: int, seed: int) -> tuple[np.ndarray, ...]:
+def _random_numbers(sequence_ids: np.ndarray, length: int, epoch: int, seed: int) -> tuple[np.ndarray, ...]:
     """Returns four arrays of independent random 32-bit numbers, uint64 [b, L], one number per position."""
     shape = (len(sequence_ids), length)
     ids = sequence_ids.astype(np.uint64)[:, None]

@@ -93,7 +93,8 @@ class BlockReader:
                 raise UserError(f"the store {store.root} holds no {name}; it holds {', '.join(data)}")
         self._store, self._split, self._plan = store, split, store.splits[split].plan
         self._columns = tuple(columns)
-        needed = {DIGESTS, *columns}  # in the next line in the order of the file
+        needed = {DIGESTS, *columns}
+        # In the order of the file, which merging ranges of bytes needs.
         self._needed = {name: own for name, own in store.layout.columns().items() if name in needed}
         self._sample_bytes = sum(data[name].bytes for name in columns)
         self._digest_index = {name: index for index, name in enumerate(data)}
@@ -101,7 +102,8 @@ class BlockReader:
         if self._remote:
             self._cache = cache or Cache(None, CACHE_BYTES)
         # Training reads many samples of each block within a window, and opening a block costs more than
-        # copying a sample. So open blocks are kept. Arrays keep the map of a dropped shard alive.
+        # copying a sample. So open blocks are kept. An array that was returned earlier keeps the
+        # map of its shard, so it stays valid after the shard is dropped.
         self._shard = lru_cache(SHARDS_KEPT)(partial(_open_shard, store.root))
         self._locate = lru_cache(LOCATIONS_KEPT)(partial(_locate, store, split))
         self._lock = threading.Lock()

@@ -71,7 +71,7 @@ def main() -> int:
     for name, run in recipe.runs().items():
         start = options.directory / f"start-{name}"
         save_start(run, open_store(recipe.store_path), start)
-        scores[f"{name}, undistilled"] = score(str(start), dev)
+        scores[f"{name}, start"] = score(str(start), dev)
         command("student_train/main.py", "--recipe", str(recipe_path), "--student", name)
         scores[name] = score(f"{run.directory}/model", dev)
         storage.publish_json(str(options.directory / "embedding_students.json"), scores)

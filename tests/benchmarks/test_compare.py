@@ -113,16 +113,16 @@ def test_a_page_has_means_spreads_and_scores(tmp_path: Path) -> None:
 
 def test_the_picture_of_arms_without_a_head_shows_their_relation_loss(tmp_path: Path) -> None:
     """A student of relations alone has no distribution, so a KL axis would leave most rows empty."""
-    states = ["relations and cosine", "states, learning rate 3e-4", "states, dropout 0.1"]
+    states = ["relations and cosine", "states, learning rate 3e-4", "states, 1e-3, dropout 0.1"]
     runs = [result(name, 0) for name in states]
     for one in runs:
         one["validation"] = {"relation": 0.1}
     write(tmp_path / "results", result("start", 0, tokens=0), *runs)
     section = write_report(tmp_path / "results").read_text().split("### Relations and cosine")[1]
-    assert "![relations of: relations and cosine, one setting at a time]" in section
+    assert "![Relations and cosine, one setting at a time: relations]" in section
     write(tmp_path / "results", *(result(name, 0) for name in states))
     section = write_report(tmp_path / "results").read_text().split("### Relations and cosine")[1]
-    assert "![KL, T = 2 of: relations and cosine, one setting at a time]" in section
+    assert "![Relations and cosine, one setting at a time: KL, T = 2]" in section
 
 
 def test_distance_from_live_is_in_its_own_standard_deviations(tmp_path: Path) -> None:
@@ -137,9 +137,16 @@ def test_distance_from_live_is_in_its_own_standard_deviations(tmp_path: Path) ->
     assert cells[2:4] == ["0.00", f"{0.05 / statistics.stdev([0.2, 0.3, 0.4]):.2f}"]
 
 
+def test_every_size_has_the_arms_of_its_own_tables(tmp_path: Path) -> None:
+    sweep, curve = (plan(size, tmp_path).needed for size in ("sweep", "curve"))
+    assert curve == ["teacher", "start"] + [f"{tokens} M tokens" for tokens in (1, 2, 4, 8, 16)]
+    assert set(sweep) & set(curve) == {"teacher", "start"}
+    assert set(sweep) | set(curve) == set(yaml.safe_load(FILE.read_text())["arms"])
+
+
 def test_smaller_batches_take_more_steps_for_the_same_tokens(tmp_path: Path) -> None:
     runs = Runs(plan("sweep", tmp_path), tmp_path, tmp_path)
-    arm = runs.plan.arms["states, batches of 8"]
+    arm = runs.plan.arms["states, 1e-3, batches of 8"]
     assert runs._steps(arm, 0) == 4 * runs.plan.size["steps"]
     assert runs._tokens(arm, runs._steps(arm, 0)) == runs.plan.tokens
     train = load_recipe(runs.plan.recipe(arm, 0, 7)).run("student").train
@@ -150,12 +157,13 @@ def test_the_teacher_is_scored_in_our_directory_and_not_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, commands = Runs(plan("curve", tmp_path), tmp_path / "results", tmp_path), []
+    scores = {"CoLA": 0.25, "MRPC": 0.5}
 
     def command(*words: str) -> dict[str, float]:
         commands.append(words)
-        for task, score in (("CoLA", 0.25), ("MRPC", 0.5)):
+        for task, score in scores.items():
             path = Path(words[words.index("--output") + 1], "scores", "teacher", task, "seed-0.json")
-            path.parent.mkdir(parents=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"score": score}))
         return {}
 
@@ -166,8 +174,11 @@ def test_the_teacher_is_scored_in_our_directory_and_not_trained(
     (words,) = commands
     assert words[words.index("--model") + 1] == str(TEACHER)
     assert Path(words[words.index("--output") + 1]).is_relative_to(tmp_path)
+    scores["STS-B"] = 0.75  # a task of the size that was not scored yet
+    found = runs.score(runs.plan.arms["teacher"], 0)
+    assert found["scores"] == {"CoLA": [0.25], "MRPC": [0.5], "STS-B": [0.75]}
     assert runs.score(runs.plan.arms["teacher"], 0) == found
-    assert len(commands) == 1
+    assert len(commands) == 2
 
 
 def test_the_gap_closed_is_between_the_untrained_student_and_the_teacher(tmp_path: Path) -> None:
@@ -182,9 +193,9 @@ def test_the_gap_closed_is_between_the_untrained_student_and_the_teacher(tmp_pat
     write(results, *runs)
     page = write_report(results).read_text().split("### Learning curve")[1]
     header, _, *rows = (line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| "))
-    closed = {row[0]: row[header.index("gap closed")].strip() for row in rows[:4]}
+    closed = {row[0]: row[header.index("gap from start closed")].strip() for row in rows[:4]}
     assert closed == {"teacher": "", "start": "", "1 M tokens": "17", "2 M tokens": "67"}
-    assert "![scores of: learning curve](results/real/learning-curve.png)" in page
+    assert "![Learning curve: scores](results/real/learning-curve.png)" in page
     assert (results / "real" / "learning-curve.png").read_bytes()[:4] == b"\x89PNG"
 
 

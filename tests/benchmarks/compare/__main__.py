@@ -1,8 +1,9 @@
 """``make compare``: trains a student in every way that ``arms.yaml`` lists, and measures all of them alike.
 
-    python -m tests.benchmarks.compare --size smoke                  # a quarter of an hour
-    python -m tests.benchmarks.compare --size sweep --data ../shared # 15 minutes per arm on two cores
+    python -m tests.benchmarks.compare --size smoke                  # an hour
+    python -m tests.benchmarks.compare --size sweep --data ../shared # half an hour per arm, on one core
     python -m tests.benchmarks.compare --size real --data ../shared  # tens of hours on two cores
+    python -m tests.benchmarks.compare --size curve --data ../shared # more and more tokens, 8 hours
     python -m tests.benchmarks.compare --size real --arms "relations" "both" --seeds 1
     python -m tests.benchmarks.compare --report                      # docs/results.md from the files alone
 
@@ -46,7 +47,7 @@ def main() -> int:
     options = parser.parse_args()
     if not options.report:
         runs = prepare(options)
-        names = options.arms or list(runs.plan.arms)
+        names = options.arms or runs.plan.needed
         unknown = [name for name in names if name not in runs.plan.arms]
         if unknown:
             parser.error(f"no arm is called {unknown[0]!r}; there are: {', '.join(runs.plan.arms)}")

@@ -21,7 +21,8 @@ FILE = Path(__file__).with_name("arms.yaml")
 REFERENCE = "replay 1"
 """Name of the arm on whose store every student is measured."""
 CHARACTERS_PER_TOKEN = 5
-"""More than the average of English text, so that no run reads a sequence twice."""
+"""More than the average of English text, so that an arm of the size's number of steps reads no sequence
+twice."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Arm:
     store: str
     seeds: int
     steps: int | None
-    """Number of steps. None: the same number as in all arms; 0: the student is not trained."""
+    """Number of steps. None: as many as the size's number of tokens needs; 0: the student is not trained."""
     renormalised: bool
     """Whether top-k probabilities are divided by their sum, as in other programs, so that the tail is
     lost."""
@@ -54,6 +55,11 @@ class Plan:
         self.text, self.teacher, self.directory = text, teacher, directory
         self.arms = {name: self._arm(name, settings) for name, settings in self.file["arms"].items()}
         self.tables: dict[str, list[str]] = self.file["tables"]
+        special = {title for other in self.file["sizes"].values() for title in other.get("tables", [])}
+        own = self.size.get("tables") or [title for title in self.tables if title not in special]
+        needed = {name for title in own for name in self.tables[title]}
+        self.needed = [name for name in self.arms if name in needed]
+        """Names of the arms that the tables of this size need."""
         for name in (name for names in self.tables.values() for name in names):
             assert name in self.arms, f"{FILE}: no arm is called {name!r}"
 

@@ -30,30 +30,41 @@ AXES = {
 """Key of a measure that is plotted -> the text at its axis."""
 CURVE = "Learning curve"
 """The table whose picture shows scores against tokens."""
-COSTS = ("gap closed", "minutes", "gain/min", "tokens/s", "peak GB", "bytes/token")
+COSTS = ("gap from start closed", "minutes", "gain/min", "tokens/s", "peak GB", "bytes/token")
 SIZES = {
     "real": "A masked LM of 6 x 384 and its students of three layers, on English novels and Wikipedia.",
     "curve": "The same models and text, and more and more tokens. The text has 4,194,304 tokens; longer\n"
     "trainings read it again, with the same masks. Every training has its own learning-rate schedule.",
-    "sweep": "A masked LM of 6 x 384 and its students of three layers, with half the tokens of size `real`\n"
-    "and one seed of fine-tuning.",
+    "sweep": "A masked LM of 6 x 384 and its students of three layers, on English novels and Wikipedia:\n"
+    "1,048,576 tokens, in steps of 32 sequences of 128 tokens unless the name says otherwise. Fine-tuning\n"
+    "had 3 epochs, batches of 32, learning rate 1e-4 and one seed.",
     "smoke": "The demo's language and teacher, a few steps: this shows only that the program works.",
 }
-HEAD = """# What a stored teacher is worth
+HEAD = """# Ways of training a student, compared
 
 `make compare` trains one student in many ways (*arms*, listed in
 [arms.yaml](../tests/benchmarks/compare/arms.yaml)) and measures each in the same way. Some arms also change
 the student. This page is generated from the files in docs/results, one per training run.
 
 A number in brackets is the standard deviation over training seeds; a row without brackets has one seed.
-*KL* is the divergence of the student's distribution from the teacher's, in nats per token, at temperature
-T. *Agreement* is the share of masked tokens for which both name the same word. *Cosine* is the mean cosine
-of last hidden states. *Relations* is MiniLMv2's loss. All these are measured on held-out text. Scores are
-those of GLUE's dev sets after fine-tuning, times 100, and *mean* is the mean over tasks. *Gap closed*
-is 0 % for the last untrained row above and 100 % for the teacher. *Minutes* are of the training steps
-alone. *Gain/min* is the mean score minus that of the same untrained row, divided by the minutes. *Peak GB*
-is the memory of the process, and *bytes/token* the size of the store. Minutes and tokens/s depend on the
-machine and on the other programs that it ran meanwhile, so compare them only roughly.
+An empty cell was not measured. *Start* is the student before training, with layers of the teacher.
+*Replay 1* is DistilBERT's triple loss (KL at all positions, masked LM and cosine), from a store with one
+replayed layer. *Masked KL* is the same with its KL at masked positions only. *States* is relations and
+cosine. The learning rate is 1e-4 unless the name gives another.
+
+*KL* is the divergence of the student's distribution from the teacher's at temperature T, in nats, as a mean
+over all positions. *Agreement* is the share of masked tokens for which student and teacher find the same
+token most likely. *Cosine* is the mean cosine of last hidden states. *Relations* is MiniLMv2's loss. All
+these are measured on held-out text.
+
+Scores are those of GLUE's dev sets after fine-tuning, times 100: medians of fine-tuning seeds. Scores of
+other pages, whose models were fine-tuned with other settings, cannot be compared with them. *Mean* is the
+mean over tasks. *Gap from start closed* is 0 % for the last untrained row above and 100 % for the teacher.
+
+*Minutes* are of the training steps alone. *Gain/min* is the mean score minus that of the same untrained row,
+divided by the minutes. *Peak GB* is the memory of the process, and *bytes/token* the size of the store.
+Minutes and tokens/s depend on the machine and on the other programs that it ran meanwhile, so compare them
+only roughly.
 """
 
 Result = dict[str, Any]
@@ -88,7 +99,7 @@ def _tables(arms: dict[str, list[Result]], pictures: Path) -> list[str]:
             picture = pictures / f"{title.split(',')[0].lower().replace(' ', '-')}.png"
             shown = draw_curve(present, picture) if title == CURVE else draw(present, picture)
             if shown:
-                words = f"{shown} of: {title.lower()}"
+                words = f"{title}: {shown}"
                 sections.append(f"![{words}](results/{pictures.name}/{picture.name})\n")
             if LIVE in present and len(present[LIVE]) > 1:
                 sections.append(differences(present))

@@ -19,7 +19,8 @@ from offline_teacher.store.store import open_store
 from tests.benchmarks.compare.arms import REFERENCE, Arm, Plan, dtype, slug
 
 ROOT = Path(__file__).resolve().parents[3]
-TRAINER, PEER = ("student_train/main.py",), ("-m", "tests.benchmarks.compare.renormalised")
+TRAINER = ("student_train/main.py",)
+RENORMALISED_TRAINER = ("-m", "tests.benchmarks.compare.renormalised")
 Result = dict[str, Any]
 
 
@@ -62,7 +63,7 @@ class Runs:
         result |= {"bytes_per_token": _bytes_per_token(run), "store_seconds": store["seconds"]}
         if steps:
             finished = Path(run.directory, "model.json").exists()
-            usage = command(*(PEER if arm.renormalised else TRAINER), "--recipe", recipe)
+            usage = command(*(RENORMALISED_TRAINER if arm.renormalised else TRAINER), "--recipe", recipe)
             result |= training_of(Path(run.directory, "history.jsonl"), self._tokens(arm, 1))
             if not finished:  # otherwise the command has only looked at the student
                 result |= {"peak_bytes": usage["peak_bytes"]}
@@ -75,7 +76,7 @@ class Runs:
     def score(self, arm: Arm, seed: int) -> Result:
         """Fine-tunes the trained student on every task, with the same settings for all arms."""
         result = self.train(arm, seed)
-        if "scores" in result:
+        if result.get("scores", {}).keys() >= set(self.plan.size["tasks"]):
             return result
         if arm.is_teacher:
             model, output = str(self.plan.teacher), str(self.plan.directory / "runs" / "teacher-scores")
