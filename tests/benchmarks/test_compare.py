@@ -162,9 +162,10 @@ def test_the_teacher_is_scored_in_our_directory_and_not_trained(
     def command(*words: str) -> dict[str, float]:
         commands.append(words)
         for task, score in scores.items():
-            path = Path(words[words.index("--output") + 1], "scores", "teacher", task, "seed-0.json")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"score": score}))
+            for seed in range(int(words[words.index("--seeds") + 1])):
+                directory = Path(words[words.index("--output") + 1], "scores", "teacher", task)
+                directory.mkdir(parents=True, exist_ok=True)
+                (directory / f"seed-{seed}.json").write_text(json.dumps({"score": score}))
         return {}
 
     monkeypatch.setattr("tests.benchmarks.compare.runs.command", command)
@@ -179,6 +180,8 @@ def test_the_teacher_is_scored_in_our_directory_and_not_trained(
     assert found["scores"] == {"CoLA": [0.25], "MRPC": [0.5], "STS-B": [0.75]}
     assert runs.score(runs.plan.arms["teacher"], 0) == found
     assert len(commands) == 2
+    runs.plan.size["fine_tuning"]["seeds"] = [0, 1]
+    assert runs.score(runs.plan.arms["teacher"], 0)["scores"]["CoLA"] == [0.25, 0.25]
 
 
 def test_the_gap_closed_is_between_the_untrained_student_and_the_teacher(tmp_path: Path) -> None:

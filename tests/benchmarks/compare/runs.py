@@ -76,7 +76,8 @@ class Runs:
     def score(self, arm: Arm, seed: int) -> Result:
         """Fine-tunes the trained student on every task, with the same settings for all arms."""
         result = self.train(arm, seed)
-        if result.get("scores", {}).keys() >= set(self.plan.size["tasks"]):
+        known, size = result.get("scores", {}), self.plan.size
+        if all(len(known.get(task, [])) >= len(size["fine_tuning"]["seeds"]) for task in size["tasks"]):
             return result
         if arm.is_teacher:
             model, output = str(self.plan.teacher), str(self.plan.directory / "runs" / "teacher-scores")
