@@ -45,21 +45,12 @@ class Runs:
         if existing is not None:
             return existing
         if arm.is_teacher:
-            empty = {
-                "arm": arm.name,
-                "seed": seed,
-                "steps": 0,
-                "tokens": 0,
-                "dtype": dtype(),
-                "validation": {},
-            }
-            return self._publish(arm, seed, empty)
+            return self._publish(arm, seed, self._head(arm, seed, 0) | {"validation": {}})
         steps = self._steps(arm, seed)
         recipe = self.plan.recipe(arm, seed, steps)
         run = load_recipe(recipe).run("student")
         store = command("-m", "offline_teacher.main", "run", "--recipe", recipe)
-        result: Result = {"arm": arm.name, "seed": seed, "steps": steps, "tokens": self._tokens(arm, steps)}
-        result |= {"dtype": dtype()}
+        result = self._head(arm, seed, steps)
         result |= {"bytes_per_token": _bytes_per_token(run), "store_seconds": store["seconds"]}
         if steps:
             finished = Path(run.directory, "model.json").exists()
@@ -72,6 +63,11 @@ class Runs:
             model = self._untrained(run, recipe)
         result |= {"validation": self._measures(arm, seed, steps, model)}
         return self._publish(arm, seed, result)
+
+    def _head(self, arm: Arm, seed: int, steps: int) -> Result:
+        """Returns what identifies the run, and its number of tokens."""
+        tokens = self._tokens(arm, steps)
+        return {"arm": arm.name, "seed": seed, "steps": steps, "tokens": tokens, "dtype": dtype()}
 
     def score(self, arm: Arm, seed: int) -> Result:
         """Fine-tunes the trained student on every task, with the same settings for all arms."""
