@@ -99,7 +99,7 @@ def test_a_page_has_means_spreads_and_scores(tmp_path: Path) -> None:
     runs = [{**one, "train_seconds": 120.0} for one in runs]
     start = result("start", 0, tokens=0, scores={"MRPC": [0.75]})
     write(results, *runs, start)
-    assert "### Objectives" not in write_report(results).read_text()  # two rows of seven say little
+    assert "### Objectives" not in write_report(results).read_text()  # two rows of many say little
     write(results, result("relations", 0))
     page = write_report(results).read_text().split("### Objectives")[1]
     row = next(line for line in page.splitlines() if line.startswith("| replay 1 |"))
@@ -153,7 +153,7 @@ def test_smaller_batches_take_more_steps_for_the_same_tokens(tmp_path: Path) -> 
     assert (train.batch_size, train.micro_batch_size) == (8, 8)
 
 
-def test_the_teacher_is_scored_in_our_directory_and_not_trained(
+def test_the_teacher_is_scored_in_the_directory_of_the_runs_and_not_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, commands = Runs(plan("curve", tmp_path), tmp_path / "results", tmp_path), []
@@ -200,6 +200,51 @@ def test_the_gap_closed_is_between_the_untrained_student_and_the_teacher(tmp_pat
     assert closed == {"teacher": "", "start": "", "1 M tokens": "17", "2 M tokens": "67"}
     assert "![Learning curve: scores](results/real/learning-curve.png)" in page
     assert (results / "real" / "learning-curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_equal_scores_of_start_and_teacher_leave_the_gap_empty(tmp_path: Path) -> None:
+    names = ("teacher", "start", "1 M tokens")
+    runs = [result(name, 0, tokens=2**20 if "M" in name else 0, scores={"A": [0.5]}) for name in names]
+    write(tmp_path / "results", *runs)
+    assert "gap from start closed |" not in write_report(tmp_path / "results").read_text()
+
+
+def test_a_student_is_compared_with_its_own_start(tmp_path: Path) -> None:
+    """Not with the untrained student of the row above, which may have other layers."""
+    names = {"1 layer start": 0.2, "2 layers start": 0.4, "1 layer": 0.5, "2 layers": 0.5}
+    runs = [
+        result(name, 0, tokens=0 if "start" in name else 9, scores={"A": [score]})
+        for name, score in names.items()
+    ]
+    runs = [{**one, "train_seconds": 600.0} if one["tokens"] else one for one in runs]
+    write(tmp_path / "results", *runs)
+    page = write_report(tmp_path / "results").read_text().split("### A family")[1]
+    header, _, *rows = (line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| "))
+    gains = {row[0]: row[header.index("gain/min")] for row in rows[:4] if row[0] in ("1 layer", "2 layers")}
+    assert gains == {"1 layer": "3.00", "2 layers": "1.00"}
+
+
+def test_a_size_without_a_table_has_no_heading(tmp_path: Path) -> None:
+    write(tmp_path / "results", result("start", 0, tokens=0))
+    assert "## Size" not in write_report(tmp_path / "results").read_text()
+
+
+def test_a_result_without_its_student_is_trained_again_before_it_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The results come with the repository, and the students do not."""
+    runs, made = Runs(plan("sweep", tmp_path), tmp_path / "results", tmp_path), []
+    (tmp_path / "results").mkdir()
+    runs.path(runs.plan.arms["relations"], 0).write_text(json.dumps(result("relations", 0)))
+
+    def make(self: Runs, arm: Any, seed: int) -> dict[str, Any]:
+        made.append(arm.name)
+        return result(arm.name, seed)
+
+    monkeypatch.setattr(Runs, "_make", make)
+    monkeypatch.setattr(Runs, "scores_of", lambda *_: {"CoLA": [0.5]})
+    assert runs.score(runs.plan.arms["relations"], 0)["scores"] == {"CoLA": [0.5]}
+    assert made == ["relations"]
 
 
 def test_an_unknown_arm_is_named(

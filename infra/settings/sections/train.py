@@ -90,8 +90,8 @@ class Train:
     """Form of the teacher's distribution. ``exact``: over the whole vocabulary, computed from hidden states.
     ``topk``: the stored top-k logits. ``auto``: exact if the store has hidden states, else topk."""
     kl_positions: Literal["all", "masked"] = fingerprinted("all")
-    """Positions at which the soft targets are compared. ``masked`` needs logits at masked positions only,
-    which makes a step cheaper."""
+    """Positions at which the soft targets are compared. ``all``: at every token. ``masked``: at masked tokens
+    only, which makes a step cheaper."""
     teacher: Literal["store", "live"] = fingerprinted("store")
     """``store``: the loss uses the stored outputs of the teacher. ``live``: every step runs the whole teacher
     on the store's text, which needs ``store.teacher_weights: true``."""

@@ -21,8 +21,8 @@ FILE = Path(__file__).with_name("arms.yaml")
 REFERENCE = "replay 1"
 """Name of the arm on whose store every student is measured."""
 CHARACTERS_PER_TOKEN = 5
-"""More than the average of English text, so that an arm of the size's number of steps reads no sequence
-twice."""
+"""More than the average of English text, so that an arm of the size's number of tokens reads no sequence
+twice, unless its store has a part of the text."""
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ CURVE = "Learning curve"
 COSTS = ("gap from start closed", "minutes", "gain/min", "tokens/s", "peak GB", "bytes/token")
 SIZES = {
     "real": "A masked LM of 6 x 384 and its students of three layers, on English novels and Wikipedia.",
-    "curve": "Relations and cosine at a learning rate of 1e-3 in steps of 8 sequences of 128 tokens, with more\n"
-    "and more tokens of English novels and Wikipedia. The store holds 4.7 million tokens; longer\n"
+    "curve": "Relations and cosine at a learning rate of 1e-3 in steps of 8 sequences of 128 tokens, with\n"
+    "more and more tokens of English novels and Wikipedia. The store holds 4.7 million tokens; longer\n"
     "trainings read them again, with the same masks. Every training has its own learning-rate schedule.\n"
     "Fine-tuning had 3 epochs, batches of 32, learning rate 1e-4 and one seed.",
     "sweep": "A masked LM of 6 x 384 and its students of three layers, on English novels and Wikipedia:\n"
@@ -49,10 +49,12 @@ HEAD = """# Ways of training a student, compared
 the student. This page is generated from the files in docs/results, one per training run.
 
 A number in brackets is the standard deviation over training seeds; a row without brackets has one seed.
-An empty cell was not measured. *Start* is the student before training, with layers of the teacher.
+An empty cell has no value yet, or none is possible: a student trained by relations or cosine alone has no
+masked-LM head. *Start* is the student before training, with layers of the teacher.
 *Replay 1* is DistilBERT's triple loss (KL at all positions, masked LM and cosine), from a store with one
 replayed layer. *Masked KL* is the same with its KL at masked positions only. *States* is relations and
-cosine. The learning rate is 1e-4 unless the name gives another.
+cosine. A number such as 1e-3 in a name is the learning rate; it is 1e-4 in the rows without one, such as
+*KL at masked positions* and *relations and cosine*.
 
 *KL* is the divergence of the student's distribution from the teacher's at temperature T, in nats, as a mean
 over all positions. *Agreement* is the share of masked tokens for which student and teacher find the same
@@ -61,12 +63,13 @@ these are measured on held-out text.
 
 Scores are those of GLUE's dev sets after fine-tuning, times 100: medians of fine-tuning seeds. Scores of
 other pages, whose models were fine-tuned with other settings, cannot be compared with them. *Mean* is the
-mean over tasks. *Gap from start closed* is 0 % for the last untrained row above and 100 % for the teacher.
+mean over tasks. *Gap from start closed* is 0 % for the same student before training and 100 % for the
+teacher.
 
-*Minutes* are of the training steps alone. *Gain/min* is the mean score minus that of the same untrained row,
-divided by the minutes. *Peak GB* is the memory of the process, and *bytes/token* the size of the store.
-Minutes and tokens/s depend on the machine and on the other programs that it ran meanwhile, so compare them
-only roughly.
+*Minutes* are of the training steps alone. *Gain/min* is the mean score minus that of the student before
+training, divided by the minutes. *Peak GB* is the memory of the process, and *bytes/token* the size of the
+store. Minutes and tokens/s depend on the machine and on the other programs that it ran meanwhile, so
+compare them only roughly.
 """
 
 Result = dict[str, Any]
@@ -112,14 +115,18 @@ def table(arms: dict[str, list[Result]]) -> str:
     """Returns a Markdown table with one row per arm."""
     tasks = sorted({task for runs in arms.values() for run in runs for task in run.get("scores", {})})
     header = ["arm", "tokens", *MEASURES.values(), *tasks, "mean", *COSTS]
-    rows, start = [header, ["---"] * len(header)], None
+    rows = [header, ["---"] * len(header)]
+    starts = {
+        _shape(name): _mean([_mean(_scores(run, tasks)) for run in runs])
+        for name, runs in arms.items()
+        if name != TEACHER and not runs[0]["tokens"]
+    }
     teacher = _mean([_mean(_scores(run, tasks)) for run in arms.get(TEACHER, [])])
     for name, runs in arms.items():
         measures = [_cell([run["validation"].get(key) for run in runs], 4) for key in MEASURES]
         scores = [_scores(run, tasks) for run in runs]
         means = [_mean(one) for one in scores]
-        if name != TEACHER and not runs[0]["tokens"]:
-            start = _mean(means)
+        start = starts.get(_shape(name))
         minutes = [run["train_seconds"] / 60 if "train_seconds" in run else None for run in runs]
         costs = [
             _cell([_closed(mean, start, teacher) for mean in means] if runs[0]["tokens"] else [], 0),
@@ -133,6 +140,13 @@ def table(arms: dict[str, list[Result]]) -> str:
         rows.append([name, f"{runs[0]['tokens']:,}", *measures, *cells, *costs])
     filled = [place for place, column in enumerate(zip(*rows[2:], strict=True)) if any(column)]
     return "\n".join(f"| {' | '.join(row[place] for place in filled)} |" for row in rows) + "\n"
+
+
+def _shape(name: str) -> str:
+    """Returns the settings of an arm's student before training. Equal texts mean equal students."""
+    settings = yaml.safe_load(FILE.read_text())["arms"].get(name, {})
+    student = {key: value for key, value in settings.get("student", {}).items() if key != "dropout"}
+    return json.dumps([student, settings.get("narrow", False)], sort_keys=True)
 
 
 def _scores(run: Result, tasks: Sequence[str]) -> list[float | None]:
@@ -149,7 +163,7 @@ def _mean(scores: Sequence[float | None]) -> float | None:
 
 def _closed(mean: float | None, start: float | None, teacher: float | None) -> float | None:
     """Returns how much of the gap between the untrained student and the teacher is closed, in percent."""
-    if mean is None or start is None or teacher is None:
+    if mean is None or start is None or teacher is None or teacher <= start:
         return None
     return 100 * (mean - start) / (teacher - start)
 
@@ -194,8 +208,9 @@ def draw(arms: dict[str, list[Result]], path: Path) -> str:
     """Plots one measure, one point per run and one line per arm. It is KL at T = 2, or the relation loss if
     most arms have no masked-LM head. Returns its name; if fewer than two arms have it, returns an empty text
     and writes nothing."""
-    with_head = sum("kl_t2" in runs[0]["validation"] for runs in arms.values())
-    key = "kl_t2" if with_head > len(arms) / 2 else "relation"
+    measured = [runs[0]["validation"] for runs in arms.values() if runs[0]["validation"]]
+    with_head = sum("kl_t2" in measures for measures in measured)
+    key = "kl_t2" if with_head > len(measured) / 2 else "relation"
     points = {
         name: [run["validation"][key] for run in runs if key in run["validation"]]
         for name, runs in arms.items()

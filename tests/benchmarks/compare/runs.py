@@ -44,6 +44,9 @@ class Runs:
         existing = self.result(arm, seed)
         if existing is not None:
             return existing
+        return self._make(arm, seed)
+
+    def _make(self, arm: Arm, seed: int) -> Result:
         if arm.is_teacher:
             return self._publish(arm, seed, self._head(arm, seed, 0) | {"validation": {}})
         steps = self._steps(arm, seed)
@@ -80,6 +83,8 @@ class Runs:
         else:
             run = load_recipe(self.plan.recipe(arm, seed, self._steps(arm, seed))).run("student")
             model, output = f"{run.directory}/model", f"{run.directory}/model-scores"
+            if not Path(model).exists():  # the result came with the repository, without the student
+                result = self._make(arm, seed)
         return self._publish(arm, seed, result | {"scores": self.scores_of(model, output)})
 
     def scores_of(self, model: str, output: str) -> dict[str, list[float]]:
