@@ -1,6 +1,6 @@
 """Training rate from a store relative to running the teacher in every step, and to batches in memory.
 
-    python tests/benchmarks/bench_student.py [half] [6x384] [3x384]    # default: all; each takes minutes
+    python tests/benchmarks/bench_student.py [half] [6x384] [3x384] [losses]    # default: all; minutes each
 
 All sides do complete optimiser steps with the same shapes and dtype, in turn, on torch's threads. The weights
 and the stored numbers are random, since they do not change the time. Two sides run the teacher in every step:
@@ -75,6 +75,20 @@ HALF = Case("BERT-base to 6 layers, triple loss")
 NARROW = Case("BERT-base to 6 x 384, relations", width=384, train=RELATIONS, replay_layers=1)
 NARROW_TRIPLE = Case("BERT-base to 6 x 384, triple loss", width=384)
 TINY = Case("24 x 1024 to 3 x 384, relations", LARGE, (0, 12, 23), 384, RELATIONS, 1)
+SMALL = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+BOTH = {"alpha_relation": 10.0}
+LOSSES = {
+    name: Case(f"6 x 384 to 3 x {width or 384}, {name}", SMALL, (0, 2, 5), width, train, replay_layers=1)
+    for name, width, train in (
+        ("triple", None, {}),
+        ("triple, KL at masked positions", None, {"kl_positions": "masked"}),
+        ("relations", None, RELATIONS),
+        ("both", None, BOTH),
+        ("half width, relations", 192, RELATIONS),
+        ("half width, both", 192, BOTH),
+    )
+}
+"""Loss -> the case that trains with it. All have one teacher."""
 
 
 class Training:
@@ -182,7 +196,17 @@ def tiny_rows(directory: str, world: World) -> list[Row]:
     return [row("student.over_live_same_loss_3x384_of_large", ratio, "ratio", ">= 5", where)]
 
 
-CASES = {"half": half_rows, "6x384": narrow_rows, "3x384": tiny_rows}
+def losses_rows(directory: str, world: World) -> list[Row]:
+    trainings = [Training(case, f"{directory}/{name}", world) for name, case in LOSSES.items()]
+    seconds = rounds("student, losses", trainings, {})
+    where = conditions(trainings[0], seconds)
+    return [
+        row(f"student.over_triple.{name}", seconds["store0"] / seconds[f"store{i}"], "ratio", None, where)
+        for i, name in enumerate(LOSSES)
+    ]
+
+
+CASES = {"half": half_rows, "6x384": narrow_rows, "3x384": tiny_rows, "losses": losses_rows}
 
 
 def plain_student(training: Training) -> DistilBertForMaskedLM:
