@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from student_train.objectives.soft_targets import TopkTarget
 from tests.benchmarks.compare import __main__ as compare
 from tests.benchmarks.compare import renormalised
 from tests.benchmarks.compare.arms import FILE, Plan, cut_text, slug
+from tests.benchmarks.compare.curve import Point, extrapolation, tokens_for
 from tests.benchmarks.compare.report import write_report
 from tests.benchmarks.compare.runs import Runs
 
@@ -200,6 +202,36 @@ def test_the_gap_closed_is_between_the_untrained_student_and_the_teacher(tmp_pat
     assert closed == {"teacher": "", "start": "", "1 M tokens": "17", "2 M tokens": "67"}
     assert "![Learning curve: scores](results/real/learning-curve.png)" in page
     assert (results / "real" / "learning-curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def points_of_law(a: float, b: float, tokens: tuple[int, ...] = (1, 2, 4, 8)) -> dict[str, Point]:
+    """A teacher of 80 points, and students whose distance from it is ``a * (million tokens)**-b``."""
+    students = {f"{n} M": Point(n * 1_000_000, {"A": 80 - a * n**-b}) for n in tokens}
+    return {"teacher": Point(0, {"A": 80.0}), **students}
+
+
+def test_an_extrapolation_finds_the_law_that_made_the_scores() -> None:
+    """97 % of 80 is a gap of 2.4 points: 8 * n**-0.5 reaches it at (8 / 2.4)**2 = 11.1; 0.8 at 100."""
+    row = extrapolation(points_of_law(8, 0.5)).splitlines()[-1]
+    assert row == "| A | 80.0 | 77.2 | 96.5% | 11 M (11 M to 11 M) | 100 M (100 M to 100 M) |"
+
+
+def test_an_extrapolation_says_what_is_reached_and_what_more_tokens_never_reach() -> None:
+    row = extrapolation(points_of_law(2, 0.1)).splitlines()[-1]
+    assert [cell.strip() for cell in row.split("|")[5:-1]][0] == "reached"
+    row = extrapolation(points_of_law(4, -0.1)).splitlines()[-1]
+    assert row.endswith("| never (never to never) | never (never to never) |")
+    assert extrapolation(points_of_law(8, 0.5, tokens=(1, 2, 4))) == ""
+
+
+def test_the_range_of_an_extrapolation_is_that_without_one_point() -> None:
+    points = points_of_law(8, 0.5)
+    points["8 M"] = Point(8_000_000, {"A": 76.0})  # the last one is worse than that of 4 M tokens
+    low = tokens_for(2.4, [(n * 10**6, 8 * n**-0.5) for n in (1, 2, 4)])
+    cell = extrapolation(points).splitlines()[-1].split("|")[5]
+    assert f"({low / 1e6:.0f} M to " in cell
+    numbers = [float(word.replace(",", "")) for word in re.findall(r"[\d,.]+", cell)]
+    assert numbers[1] < numbers[0] < numbers[2]
 
 
 def test_equal_scores_of_start_and_teacher_leave_the_gap_empty(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import yaml
 
 from infra.files import storage
 from tests.benchmarks.compare.arms import FILE
+from tests.benchmarks.compare.curve import MEAN, TEACHER, Point, draw_curve, extrapolation
 
-LIVE, TEACHER, START = "live", "teacher", "start"
+LIVE = "live"
 MEASURES = {
     "kl_t1": "KL, T = 1",
     "kl_t2": "KL, T = 2",
@@ -102,10 +103,16 @@ def _tables(arms: dict[str, list[Result]], pictures: Path) -> list[str]:
         if len(present) > min(len(names) - 1, 2):  # all of a short table, or three rows of a long one
             sections.append(f"### {title}\n\n{table(present)}")
             picture = pictures / f"{title.split(',')[0].lower().replace(' ', '-')}.png"
-            shown = draw_curve(present, picture) if title == CURVE else draw(present, picture)
+            points = curve_points(present)
+            if title == CURVE:
+                shown = "scores" if draw_curve(points, picture) else ""
+            else:
+                shown = draw(present, picture)
             if shown:
                 words = f"{title}: {shown}"
                 sections.append(f"![{words}](results/{pictures.name}/{picture.name})\n")
+            if title == CURVE:
+                sections.append(extrapolation(points))
             if LIVE in present and len(present[LIVE]) > 1:
                 sections.append(differences(present))
     return sections
@@ -232,33 +239,14 @@ def draw(arms: dict[str, list[Result]], path: Path) -> str:
     return MEASURES[key]
 
 
-def draw_curve(arms: dict[str, list[Result]], path: Path) -> str:
-    """Plots the score of every task, and their mean, against the number of tokens. Horizontal lines are the
-    teacher and the untrained student. Returns what is shown; without scores returns an empty text and
-    writes nothing."""
-    tasks = sorted(arms.get(START, [{}])[0].get("scores", {}))
-    points = {  # arm -> (tokens, scores of all tasks, their mean)
-        name: (runs[0]["tokens"], [*(scores := _scores(runs[0], tasks)), _mean(scores)])
-        for name, runs in arms.items()
-    }
-    points = {name: point for name, point in points.items() if point[1][-1] is not None}
-    trained = sorted(point for point in points.values() if point[0])
-    if not trained:
-        return ""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.8 * (len(tasks) + 1), 3), layout="constrained")
-    for place, (axes, title) in enumerate(
-        zip(figure.subplots(1, len(tasks) + 1), [*tasks, "mean"], strict=True)
-    ):
-        axes.plot([tokens / 1e6 for tokens, _ in trained], [scores[place] for _, scores in trained], "o-")
-        for name, colour in ((TEACHER, "tab:green"), (START, "tab:gray")):
-            if name in points:
-                axes.axhline(points[name][1][place], color=colour, linestyle="--", label=name)
-        axes.set_title(title)
-        axes.set_xscale("log")
-        axes.set_xlabel("million tokens")
-        axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    return "scores"
+def curve_points(arms: dict[str, list[Result]]) -> dict[str, Point]:
+    """Returns arm -> point of the learning curve (the first training seed), for arms with all scores."""
+    tasks = sorted({task for runs in arms.values() for task in runs[0].get("scores", {})})
+    points = {}
+    for name, runs in arms.items():
+        scores = _scores(runs[0], tasks)
+        known = {task: score for task, score in zip(tasks, scores, strict=True) if score is not None}
+        if known and len(known) == len(tasks):
+            known[MEAN] = statistics.mean(known.values())
+            points[name] = Point(runs[0]["tokens"], known)
+    return points
