@@ -1,9 +1,9 @@
 """Writes the measured part of ``docs/storage.md``, and its picture, from ``docs/storage.json``.
 
-    python tests/benchmarks/bench_peer_storage.py --json docs/storage.json
+    python tests/benchmarks/bench_storage_formats.py --json docs/storage.json
     python -m docs.storage_table
 
-`tests/benchmarks/test_peer_storage.py` checks that the page is up to date.
+`tests/benchmarks/test_storage_formats.py` checks that the page is up to date.
 """
 
 from __future__ import annotations

@@ -55,7 +55,9 @@ masked-LM head. *Start* is the student before training, with layers of the teach
 *Replay 1* is DistilBERT's triple loss (KL at all positions, masked LM and cosine), from a store with one
 replayed layer. *Masked KL* is the same with its KL at masked positions only. *States* is relations and
 cosine. A number such as 1e-3 in a name is the learning rate; it is 1e-4 in the rows without one, such as
-*KL at masked positions* and *relations and cosine*.
+*KL at masked positions* and *relations and cosine*. A row that begins with *batches of 8* changes one setting
+of *states, 1e-3, batches of 8*. *MASK alone* means that every masked token is replaced by [MASK]; otherwise
+80 % are, 10 % get a random token and 10 % stay.
 
 *KL* is the divergence of the student's distribution from the teacher's at temperature T, in nats, as a mean
 over all positions. *Agreement* is the share of masked tokens for which student and teacher find the same

@@ -1,6 +1,6 @@
 """Writes the same teacher outputs as a store and in other programs' formats, and compares the files.
 
-``python tests/benchmarks/bench_peer_storage.py [--json docs/storage.json]`` prints the rows; ``run()``
+``python tests/benchmarks/bench_storage_formats.py [--json docs/storage.json]`` prints the rows; ``run()``
 returns them. ``python -m docs.storage_table`` makes the tables of docs/storage.md from the JSON file.
 
 Measured are bytes per token, the rates of writing, of reading in the order of the samples and of reading in
@@ -36,9 +36,9 @@ from offline_teacher.store.schema import Columns, Layout, Plan
 from student_train.data.order import SampleOrder
 from tests.benchmarks.bench_store import SHAPE, TARGETS
 from tests.benchmarks.bit_flips import count_outcomes
-from tests.benchmarks.peer_formats import Format, JsonFormat, RecordFormat, StoreFormat, TarFormat
-from tests.benchmarks.peer_outputs import make_outputs
+from tests.benchmarks.random_outputs import make_outputs
 from tests.benchmarks.results import Row, row, rows_table
+from tests.benchmarks.storage_formats import Format, JsonFormat, RecordFormat, StoreFormat, TarFormat
 
 BASE = Layout(**SHAPE, **TARGETS, hidden_states="float16", positions="all")
 """BERT-base's dimensions, with everything that the formats are compared on."""
@@ -226,7 +226,7 @@ def rows(result: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _row_name(*parts: str) -> str:
-    return ".".join(["peer_storage", *(re.sub(r"\W+", "_", part) for part in parts)])
+    return ".".join(["storage_formats", *(re.sub(r"\W+", "_", part) for part in parts)])
 
 
 def main() -> None:

@@ -13,10 +13,11 @@ import pytest
 from docs import storage_table
 from offline_teacher.store.schema import Columns, Layout
 from offline_teacher.store.store import DamagedStore, open_store
-from tests.benchmarks import bench_peer_storage
-from tests.benchmarks.bench_peer_storage import BASE, Size, measure, rows, training_order
+from tests.benchmarks import bench_storage_formats
+from tests.benchmarks.bench_storage_formats import BASE, Size, measure, rows, training_order
 from tests.benchmarks.bit_flips import count_outcomes, flipped, outcome
-from tests.benchmarks.peer_formats import (
+from tests.benchmarks.random_outputs import LOGIT_DEVIATION, make_outputs
+from tests.benchmarks.storage_formats import (
     Format,
     JsonFormat,
     RecordFormat,
@@ -24,7 +25,6 @@ from tests.benchmarks.peer_formats import (
     TarFormat,
     UnreadableSample,
 )
-from tests.benchmarks.peer_outputs import LOGIT_DEVIATION, make_outputs
 
 LAYOUT = Layout(
     length=16,
@@ -208,7 +208,7 @@ def test_flips_are_counted_in_proportion_to_the_bytes_of_the_files(tmp_path: Pat
 def test_a_whole_measurement_makes_rows_a_page_and_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_peer_storage, "BATCH", 4)
+    monkeypatch.setattr(bench_storage_formats, "BATCH", 4)
     (tmp_path / "files").mkdir()
     result = measure(tmp_path / "files", Size(12, 12, 4, 1, 1, 2, 60), LAYOUT)
     assert len(list(rows(result))) == 11 * 5 + 5
