@@ -54,7 +54,7 @@ def test_another_run_with_another_number_of_workers(
 
 
 def test_sigterm_ends_it_with_its_own_code_and_the_workers_clean_up(
-    recipe: Path, reference: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes while the driver waits for Ray, which has no home, and a TMPDIR too long for its sockets."""
     temporary = tmp_path / ("t" * 100)

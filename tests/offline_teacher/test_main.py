@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -157,16 +158,16 @@ def test_speed_settings_may_differ(made: Path, monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_another_recipe_is_refused_and_nothing_changes(
-    made: Path, tmp_path: Path, override: str, words: str
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, words: str
 ) -> None:
+    """Before Ray is started."""
     other = save_bert(tmp_path / "other", seed=5)
     text = write_text(tmp_path / "text.txt", 60, seed=7)
+    monkeypatch.setattr("ray.init", lambda **options: pytest.fail("Ray was started"))
     before = contents(store_of(made))
-    code, output = finish(start(made, override.format(other=other, text=text)))
-    assert code == 2, output
-    assert words in output
-    assert "Traceback" not in output
-    assert len([line for line in output.splitlines() if line.startswith("error: ")]) == 1
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        main(["run", "--recipe", str(made), override.format(other=other, text=text)])
+    assert "\n" not in str(caught.value)
     assert contents(store_of(made)) == before
 
 
