@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 
 from infra.demo.inputs import TEACHER
 from infra.settings.recipe_file import load_recipe
@@ -21,7 +22,7 @@ from offline_teacher.sequences.masking import masked_count
 from offline_teacher.store import schema
 from student_train.objectives.soft_targets import TopkTarget
 from tests.benchmarks.compare import __main__ as compare
-from tests.benchmarks.compare import renormalised
+from tests.benchmarks.compare import pictures, renormalised
 from tests.benchmarks.compare.arms import FILE, Plan, cut_text, slug
 from tests.benchmarks.compare.curve import Point, extrapolation, tokens_for
 from tests.benchmarks.compare.report import write_report
@@ -109,7 +110,7 @@ def test_a_page_has_means_spreads_and_scores(tmp_path: Path) -> None:
     spread = statistics.stdev([0.2, 0.3, 0.4])
     assert cells[3] == f"0.3000 ({spread:.4f})"
     assert cells[8] == "81.0 (1.0)"  # the median of each student's fine-tuning seeds, then their mean
-    assert cells[9:] == ["81.0 (1.0)", "2.0 (0.0)", "3.00 (0.50)", "1,000 (0)", "2.00 (0.00)", "786"]
+    assert cells[9:] == ["81.0 (1.0)", "3", "2.0 (0.0)", "3.00 (0.50)", "1,000 (0)", "2.00 (0.00)", "786"]
     assert (results / "real" / "objectives.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -122,9 +123,30 @@ def test_the_picture_of_arms_without_a_head_shows_their_relation_loss(tmp_path: 
     write(tmp_path / "results", result("start", 0, tokens=0), *runs)
     section = write_report(tmp_path / "results").read_text().split("### Relations and cosine")[1]
     assert "![Relations and cosine, one setting at a time: relations]" in section
+    for one in runs:
+        one["scores"] = {"A": [0.5]}
+    write(tmp_path / "results", *runs)
+    section = write_report(tmp_path / "results").read_text().split("### Relations and cosine")[1]
+    assert "![Relations and cosine, one setting at a time: relations and mean score]" in section
     write(tmp_path / "results", *(result(name, 0) for name in states))
     section = write_report(tmp_path / "results").read_text().split("### Relations and cosine")[1]
     assert "![Relations and cosine, one setting at a time: KL, T = 2]" in section
+
+
+def test_a_picture_has_a_row_for_every_arm_with_one_of_its_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *words, **options: figures.append(figure))
+    loss, score = ("loss", {"a": [0.1], "b": [0.2, 0.3], "c": []}), ("score", {"c": [50.0], "b": [60.0]})
+    assert pictures.draw_arms(["a", "b", "c", "d"], [loss, score, ("one arm", {"a": [1.0]})], tmp_path)
+    ((left, right),) = (figure.axes for figure in figures)
+    assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b", "c"]
+    assert [line.get_xydata().tolist() for line in left.lines] == [[[0.1, 0]], [[0.2, 1], [0.3, 1]], []]
+    assert [line.get_xydata().tolist() for line in right.lines] == [[], [[60.0, 1]], [[50.0, 2]]]
+    assert (left.get_xlabel(), right.get_xlabel()) == ("loss", "score")
+    assert not pictures.draw_arms(["a", "b"], [("one arm", {"a": [1.0]})], tmp_path)
+    assert len(figures) == 1
 
 
 def test_distance_from_live_is_in_its_own_standard_deviations(tmp_path: Path) -> None:
@@ -232,6 +254,15 @@ def test_the_range_of_an_extrapolation_is_that_without_one_point() -> None:
     assert f"({low / 1e6:.0f} M to " in cell
     numbers = [float(word.replace(",", "")) for word in re.findall(r"[\d,.]+", cell)]
     assert numbers[1] < numbers[0] < numbers[2]
+
+
+def test_unequal_numbers_of_fine_tuning_seeds_are_said(tmp_path: Path) -> None:
+    names = {"teacher": [0.5], "start": [0.5, 0.4], "1 M tokens": [0.5, 0.3]}
+    runs = [result(name, 0, scores={"A": values, "B": [0.5]}) for name, values in names.items()]
+    write(tmp_path / "results", *runs)
+    page = write_report(tmp_path / "results").read_text().split("### Learning curve")[1]
+    header, _, *rows = (line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| "))
+    assert [row[header.index("fine-tuned")] for row in rows[:3]] == ["1", "1 to 2", "1 to 2"]
 
 
 def test_equal_scores_of_start_and_teacher_leave_the_gap_empty(tmp_path: Path) -> None:

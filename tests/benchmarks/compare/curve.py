@@ -1,4 +1,4 @@
-"""The learning curve: scores against the number of tokens, as a picture and as an extrapolation.
+"""The learning curve: scores against the number of tokens, extrapolated.
 
 The extrapolation fits a power law to the distance from the teacher's score: ``gap = a * tokens**-b`` (the
 form that Hestness et al. found for errors, arXiv 1712.00409), by least squares of the logarithms.
@@ -10,9 +10,9 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 TEACHER, START, MEAN = "teacher", "start", "mean"
+"""Names of the arms without training, and of the mean over tasks."""
 RETAINED = (0.97, 0.99)
 """Shares of the teacher's score for which the extrapolation states the number of tokens."""
 LEAST_POINTS = 4
@@ -78,32 +78,3 @@ def _millions(tokens: float) -> str:
         return "never"
     digits = max(1 - math.floor(math.log10(tokens / 1e6)), 0)
     return f"{round(tokens / 1e6, 1 - math.floor(math.log10(tokens / 1e6))):,.{digits}f} M"
-
-
-def draw_curve(points: Mapping[str, Point], path: Path) -> bool:
-    """Plots the score of every task, and their mean, against the number of tokens. Horizontal lines are the
-    teacher and the untrained student. Returns whether there was a trained student to draw."""
-    trained = sorted((point for point in points.values() if point.tokens), key=lambda point: point.tokens)
-    if not trained:
-        return False
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
-
-    tasks = list(trained[0].scores)
-    figure = Figure(figsize=(2.8 * len(tasks), 3), layout="constrained")
-    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        tokens = [point.tokens / 1e6 for point in trained]
-        axes.plot(tokens, [point.scores[task] for point in trained], "o-")
-        for name, colour in ((TEACHER, "tab:green"), (START, "tab:gray")):
-            if name in points:
-                axes.axhline(points[name].scores[task], color=colour, linestyle="--", label=name)
-        axes.set_title(task)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks([round(number, 1) for number in tokens])
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("million tokens")
-        axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    return True

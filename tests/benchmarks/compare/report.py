@@ -12,7 +12,8 @@ import yaml
 
 from infra.files import storage
 from tests.benchmarks.compare.arms import FILE
-from tests.benchmarks.compare.curve import MEAN, TEACHER, Point, draw_curve, extrapolation
+from tests.benchmarks.compare.curve import MEAN, TEACHER, Point, extrapolation
+from tests.benchmarks.compare.pictures import draw_arms, draw_curve
 
 LIVE = "live"
 MEASURES = {
@@ -25,8 +26,8 @@ MEASURES = {
 }
 """Key of a measure on held-out text -> its heading in a table."""
 AXES = {
-    "kl_t2": "KL between teacher and student at T = 2, nats per token (smaller is better)",
-    "relation": "relation loss between teacher and student (smaller is better)",
+    "kl_t2": "KL at T = 2, nats per token (smaller is better)",
+    "relation": "relation loss (smaller is better)",
 }
 """Key of a measure that is plotted -> the text at its axis."""
 CURVE = "Learning curve"
@@ -37,10 +38,10 @@ SIZES = {
     "curve": "Relations and cosine at a learning rate of 1e-3 in steps of 8 sequences of 128 tokens, with\n"
     "more and more tokens of English novels and Wikipedia. The store holds 4.7 million tokens; longer\n"
     "trainings read them again, with the same masks. Every training has its own learning-rate schedule.\n"
-    "Fine-tuning had 3 epochs, batches of 32, learning rate 1e-4 and one seed.",
+    "Fine-tuning had 3 epochs, batches of 32 and learning rate 1e-4.",
     "sweep": "A masked LM of 6 x 384 and its students of three layers, on English novels and Wikipedia:\n"
     "1,048,576 tokens, in steps of 32 sequences of 128 tokens unless the name says otherwise. Fine-tuning\n"
-    "had 3 epochs, batches of 32, learning rate 1e-4 and one seed.",
+    "had 3 epochs, batches of 32 and learning rate 1e-4.",
     "smoke": "The demo's language and teacher, a few steps: this shows only that the program works.",
 }
 HEAD = """# Ways of training a student, compared
@@ -66,8 +67,8 @@ these are measured on held-out text.
 
 Scores are those of GLUE's dev sets after fine-tuning, times 100: medians of fine-tuning seeds. Scores of
 other pages, whose models were fine-tuned with other settings, cannot be compared with them. *Mean* is the
-mean over tasks. *Gap from start closed* is 0 % for the same student before training and 100 % for the
-teacher.
+mean over tasks, and *fine-tuned* the number of fine-tuning seeds. *Gap from start closed* is 0 % for the
+same student before training and 100 % for the teacher.
 
 *Minutes* are of the training steps alone. *Gain/min* is the mean score minus that of the student before
 training, divided by the minutes. *Peak GB* is the memory of the process, and *bytes/token* the size of the
@@ -122,8 +123,8 @@ def _tables(arms: dict[str, list[Result]], pictures: Path) -> list[str]:
 
 def table(arms: dict[str, list[Result]]) -> str:
     """Returns a Markdown table with one row per arm."""
-    tasks = sorted({task for runs in arms.values() for run in runs for task in run.get("scores", {})})
-    header = ["arm", "tokens", *MEASURES.values(), *tasks, "mean", *COSTS]
+    tasks = _tasks(arms)
+    header = ["arm", "tokens", *MEASURES.values(), *tasks, "mean", "fine-tuned", *COSTS]
     rows = [header, ["---"] * len(header)]
     starts = {
         _shape(name): _mean([_mean(_scores(run, tasks)) for run in runs])
@@ -145,7 +146,7 @@ def table(arms: dict[str, list[Result]]) -> str:
             _cell([run["peak_bytes"] / 1e9 for run in runs if "peak_bytes" in run], 2),
             _cell([run.get("bytes_per_token") for run in runs][:1], 0),
         ]
-        cells = [_cell(column, 1) for column in (*zip(*scores, strict=True), means)]
+        cells = [_cell(column, 1) for column in (*zip(*scores, strict=True), means)] + [_fine_tuned(runs)]
         rows.append([name, f"{runs[0]['tokens']:,}", *measures, *cells, *costs])
     filled = [place for place, column in enumerate(zip(*rows[2:], strict=True)) if any(column)]
     return "\n".join(f"| {' | '.join(row[place] for place in filled)} |" for row in rows) + "\n"
@@ -162,6 +163,12 @@ def _scores(run: Result, tasks: Sequence[str]) -> list[float | None]:
     """Returns for each task the median score over fine-tuning seeds, times 100; None if it was not run."""
     scores = run.get("scores", {})
     return [100 * statistics.median(scores[task]) if task in scores else None for task in tasks]
+
+
+def _fine_tuned(runs: Sequence[Result]) -> str:
+    """Returns the number of fine-tuning seeds of all runs and tasks, or its range; empty without scores."""
+    counts = sorted({len(values) for run in runs for values in run.get("scores", {}).values()})
+    return " to ".join(str(count) for count in (counts[:1] + counts[1:][-1:]))
 
 
 def _mean(scores: Sequence[float | None]) -> float | None:
@@ -214,36 +221,33 @@ def differences(arms: dict[str, list[Result]]) -> str:
 
 
 def draw(arms: dict[str, list[Result]], path: Path) -> str:
-    """Plots one measure, one point per run and one line per arm. It is KL at T = 2, or the relation loss if
-    most arms have no masked-LM head. Returns its name; if fewer than two arms have it, returns an empty text
-    and writes nothing."""
+    """Plots a measure on held-out text and the mean score of every arm. The measure is KL at T = 2, or the
+    relation loss if most arms have no masked-LM head. Returns what is shown; if fewer than two arms have
+    one of the two, returns an empty text and writes nothing."""
     measured = [runs[0]["validation"] for runs in arms.values() if runs[0]["validation"]]
     with_head = sum("kl_t2" in measures for measures in measured)
     key = "kl_t2" if with_head > len(measured) / 2 else "relation"
-    points = {
+    tasks = _tasks(arms)
+    values = {
         name: [run["validation"][key] for run in runs if key in run["validation"]]
         for name, runs in arms.items()
     }
-    points = {name: values for name, values in points.items() if values}
-    if len(points) < 2:
-        return ""
-    from matplotlib.figure import Figure
+    scores = {
+        name: [mean for run in runs if (mean := _mean(_scores(run, tasks))) is not None]
+        for name, runs in arms.items()
+    }
+    panels = {MEASURES[key]: (AXES[key], values), "mean score": ("mean score (larger is better)", scores)}
+    shown = [name for name, (_, points) in panels.items() if sum(map(bool, points.values())) > 1]
+    return " and ".join(shown) if draw_arms(list(arms), list(panels.values()), path) else ""
 
-    figure = Figure(figsize=(8, 0.6 + 0.34 * len(points)), layout="constrained")
-    axes = figure.subplots()
-    for place, values in enumerate(points.values()):
-        axes.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.6)
-    axes.set_yticks(range(len(points)), list(points))
-    axes.set_ylim(len(points) - 0.5, -0.5)  # from above, and no point is cut off at an edge
-    axes.set_xlabel(AXES[key])
-    axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    return MEASURES[key]
+
+def _tasks(arms: dict[str, list[Result]]) -> list[str]:
+    return sorted({task for runs in arms.values() for run in runs for task in run.get("scores", {})})
 
 
 def curve_points(arms: dict[str, list[Result]]) -> dict[str, Point]:
     """Returns arm -> point of the learning curve (the first training seed), for arms with all scores."""
-    tasks = sorted({task for runs in arms.values() for task in runs[0].get("scores", {})})
+    tasks = _tasks(arms)
     points = {}
     for name, runs in arms.items():
         scores = _scores(runs[0], tasks)
