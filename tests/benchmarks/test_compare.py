@@ -184,10 +184,12 @@ def test_the_teacher_is_scored_in_the_directory_of_the_runs_and_not_trained(
     scores = {"CoLA": 0.25, "MRPC": 0.5}
 
     def command(*words: str) -> dict[str, float]:
-        commands.append(words)
+        options = dict(word.removeprefix("--").split("=", 1) for word in words[2:])
+        commands.append(options)
+        name = options["model"].split("=")[0]
         for task, score in scores.items():
-            for seed in range(int(words[words.index("--seeds") + 1])):
-                directory = Path(words[words.index("--output") + 1], "scores", "teacher", task)
+            for seed in range(int(options["seeds"])):
+                directory = Path(options["output"], "scores", name, task)
                 directory.mkdir(parents=True, exist_ok=True)
                 (directory / f"seed-{seed}.json").write_text(json.dumps({"score": score}))
         return {}
@@ -196,9 +198,12 @@ def test_the_teacher_is_scored_in_the_directory_of_the_runs_and_not_trained(
     found = runs.score(runs.plan.arms["teacher"], 0)
     assert found["scores"] == {"CoLA": [0.25], "MRPC": [0.5]}
     assert found["validation"] == {}
-    (words,) = commands
-    assert words[words.index("--model") + 1] == str(TEACHER)
-    assert Path(words[words.index("--output") + 1]).is_relative_to(tmp_path)
+    (options,) = commands
+    assert options["model"] == f"teacher={TEACHER}"
+    assert Path(options["output"]).is_relative_to(tmp_path)
+    other = Path(options["output"], "scores", "other", "CoLA")  # of another model in the same directory
+    other.mkdir(parents=True)
+    (other / "seed-0.json").write_text('{"score": 0.75}')
     scores["STS-B"] = 0.75  # a task of the size that was not scored yet
     found = runs.score(runs.plan.arms["teacher"], 0)
     assert found["scores"] == {"CoLA": [0.25], "MRPC": [0.5], "STS-B": [0.75]}

@@ -79,24 +79,25 @@ class Runs:
         if all(len(known.get(task, [])) >= len(size["fine_tuning"]["seeds"]) for task in size["tasks"]):
             return result
         if arm.is_teacher:
-            model, output = str(self.plan.teacher), str(self.plan.directory / "runs" / "teacher-scores")
+            name, model = arm.name, str(self.plan.teacher)
+            output = str(self.plan.directory / "runs" / "teacher-scores")
         else:
+            name = f"{slug(arm.name)}-{seed}"
             run = load_recipe(self.plan.recipe(arm, seed, self._steps(arm, seed))).run("student")
             model, output = f"{run.directory}/model", f"{run.directory}/model-scores"
             if not Path(model).exists():  # the result came with the repository, without the student
                 result = self._make(arm, seed)
-        return self._publish(arm, seed, result | {"scores": self.scores_of(model, output)})
+        return self._publish(arm, seed, result | {"scores": self.scores_of(name, model, output)})
 
-    def scores_of(self, model: str, output: str) -> dict[str, list[float]]:
-        """Fine-tunes ``model``, with files in ``output``. Returns task -> one score per fine-tuning seed."""
-        settings = self.plan.size["fine_tuning"]
-        words = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if name != "seeds"]
-        command(
-            *("-m", "evaluation.main", "--model", model, "--data", str(self.tasks), "--output", output),
-            *("--tasks", ",".join(self.plan.size["tasks"]), "--seeds", str(len(settings["seeds"])), *words),
-        )
+    def scores_of(self, name: str, model: str, output: str) -> dict[str, list[float]]:
+        """Fine-tunes ``model``, with files in ``output`` under ``name``. Returns task -> one score per
+        fine-tuning seed."""
+        settings = {key.replace("_", "-"): value for key, value in self.plan.size["fine_tuning"].items()}
+        settings |= {"tasks": ",".join(self.plan.size["tasks"]), "seeds": len(settings["seeds"])}
+        settings |= {"model": f"{name}={model}", "data": self.tasks, "output": output}
+        command("-m", "evaluation.main", *(f"--{key}={value}" for key, value in settings.items()))
         scores: dict[str, list[float]] = {}
-        for path in sorted(Path(output).glob("scores/*/*/seed-*.json")):
+        for path in sorted(Path(output, "scores", name).glob("*/seed-*.json")):
             scores.setdefault(path.parent.name, []).append(json.loads(path.read_text())["score"])
         return scores
 
