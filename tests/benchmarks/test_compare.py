@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from infra.demo.inputs import TEACHER
 from infra.settings.recipe_file import load_recipe
+from infra.settings.sections import Train
 from offline_teacher.sequences.masking import masked_count
 from offline_teacher.store import schema
 from student_train.objectives.soft_targets import TopkTarget
@@ -89,10 +90,10 @@ def result(arm: str, seed: int, **others: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write(results: Path, *results_of_runs: dict[str, Any]) -> None:
-    (results / "real").mkdir(parents=True, exist_ok=True)
+def write(results: Path, *results_of_runs: dict[str, Any], size: str = "real") -> None:
+    (results / size).mkdir(parents=True, exist_ok=True)
     for one in results_of_runs:
-        path = results / "real" / f"{slug(one['arm'])}-{one['seed']}.json"
+        path = results / size / f"{slug(one['arm'])}-{one['seed']}.json"
         path.write_text(json.dumps(one))
 
 
@@ -120,15 +121,15 @@ def test_the_picture_of_arms_without_a_head_shows_their_relation_loss(tmp_path: 
     runs = [result(name, 0) for name in states]
     for one in runs:
         one["validation"] = {"relation": 0.1}
-    write(tmp_path / "results", result("start", 0, tokens=0), *runs)
+    write(tmp_path / "results", result("start", 0, tokens=0), *runs, size="sweep")
     section = write_report(tmp_path / "results").read_text().split("### Relations and cosine")[1]
     assert "![Relations and cosine, one setting at a time: relations]" in section
     for one in runs:
         one["scores"] = {"A": [0.5]}
-    write(tmp_path / "results", *runs)
+    write(tmp_path / "results", *runs, size="sweep")
     section = write_report(tmp_path / "results").read_text().split("### Relations and cosine")[1]
     assert "![Relations and cosine, one setting at a time: relations and mean score]" in section
-    write(tmp_path / "results", *(result(name, 0) for name in states))
+    write(tmp_path / "results", *(result(name, 0) for name in states), size="sweep")
     section = write_report(tmp_path / "results").read_text().split("### Relations and cosine")[1]
     assert "![Relations and cosine, one setting at a time: KL, T = 2]" in section
 
@@ -162,10 +163,25 @@ def test_distance_from_live_is_in_its_own_standard_deviations(tmp_path: Path) ->
 
 
 def test_every_size_has_the_arms_of_its_own_tables(tmp_path: Path) -> None:
-    sweep, curve = (plan(size, tmp_path).needed for size in ("sweep", "curve"))
-    assert curve == ["teacher", "start"] + [f"{tokens} M tokens" for tokens in (1, 2, 4, 8, 16)]
-    assert set(sweep) & set(curve) == {"teacher", "start"}
-    assert set(sweep) | set(curve) == set(yaml.safe_load(FILE.read_text())["arms"])
+    smoke, sweep, real, curve = (
+        set(plan(size, tmp_path).needed) for size in ("smoke", "sweep", "real", "curve")
+    )
+    lengths = {f"{tokens} M tokens" for tokens in (1, 2, 4, 8, 16)}
+    assert curve == {"teacher", "start"} | lengths
+    assert smoke == set(yaml.safe_load(FILE.read_text())["arms"]) - lengths
+    assert sweep | real == smoke
+    assert {"live", "replay 1"} <= real
+
+
+def test_a_size_has_settings_of_its_own_that_an_arm_may_change(tmp_path: Path) -> None:
+    def train(size: str, name: str) -> Train:
+        made = plan(size, tmp_path)
+        return load_recipe(made.recipe(made.arms[name], 0, 7)).run("student").train
+
+    assert (train("real", "replay 1").learning_rate, train("sweep", "replay 1").learning_rate) == (1e-3, 1e-4)
+    assert (train("real", "replay 1").batch_size, train("sweep", "replay 1").batch_size) == (8, 32)
+    assert train("real", "replay 1").kl_positions == "masked"
+    assert train("real", "KL at all positions").kl_positions == "all"
 
 
 def test_smaller_batches_take_more_steps_for_the_same_tokens(tmp_path: Path) -> None:
@@ -222,13 +238,13 @@ def test_the_gap_closed_is_between_the_untrained_student_and_the_teacher(tmp_pat
         for name, (a, b) in names.items()
     ]
     runs[0]["validation"] = {}
-    write(results, *runs)
+    write(results, *runs, size="curve")
     page = write_report(results).read_text().split("### Learning curve")[1]
     header, _, *rows = (line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| "))
     closed = {row[0]: row[header.index("gap from start closed")].strip() for row in rows[:4]}
     assert closed == {"teacher": "", "start": "", "1 M tokens": "17", "2 M tokens": "67"}
-    assert "![Learning curve: scores](results/real/learning-curve.png)" in page
-    assert (results / "real" / "learning-curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert "![Learning curve: scores](results/curve/learning-curve.png)" in page
+    assert (results / "curve" / "learning-curve.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def points_of_law(a: float, b: float, tokens: tuple[int, ...] = (1, 2, 4, 8)) -> dict[str, Point]:
@@ -264,7 +280,7 @@ def test_the_range_of_an_extrapolation_is_that_without_one_point() -> None:
 def test_unequal_numbers_of_fine_tuning_seeds_are_said(tmp_path: Path) -> None:
     names = {"teacher": [0.5], "start": [0.5, 0.4], "1 M tokens": [0.5, 0.3]}
     runs = [result(name, 0, scores={"A": values, "B": [0.5]}) for name, values in names.items()]
-    write(tmp_path / "results", *runs)
+    write(tmp_path / "results", *runs, size="curve")
     page = write_report(tmp_path / "results").read_text().split("### Learning curve")[1]
     header, _, *rows = (line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| "))
     assert [row[header.index("fine-tuned")] for row in rows[:3]] == ["1", "1 to 2", "1 to 2"]
@@ -273,7 +289,7 @@ def test_unequal_numbers_of_fine_tuning_seeds_are_said(tmp_path: Path) -> None:
 def test_equal_scores_of_start_and_teacher_leave_the_gap_empty(tmp_path: Path) -> None:
     names = ("teacher", "start", "1 M tokens")
     runs = [result(name, 0, tokens=2**20 if "M" in name else 0, scores={"A": [0.5]}) for name in names]
-    write(tmp_path / "results", *runs)
+    write(tmp_path / "results", *runs, size="curve")
     assert "gap from start closed |" not in write_report(tmp_path / "results").read_text()
 
 

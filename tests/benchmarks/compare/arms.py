@@ -55,9 +55,7 @@ class Plan:
         self.text, self.teacher, self.directory = text, teacher, directory
         self.arms = {name: self._arm(name, settings) for name, settings in self.file["arms"].items()}
         self.tables: dict[str, list[str]] = self.file["tables"]
-        special = {title for other in self.file["sizes"].values() for title in other.get("tables", [])}
-        own = self.size.get("tables") or [title for title in self.tables if title not in special]
-        needed = {name for title in own for name in self.tables[title]}
+        needed = {name for title in self.size["tables"] for name in self.tables[title]}
         self.needed = [name for name in self.arms if name in needed]
         """Names of the arms that the tables of this size need."""
         for name in (name for names in self.tables.values() for name in names):
@@ -110,7 +108,8 @@ class Plan:
             "student": {**base["student"], "layers": size["layers"], **arm.student},
             "train": {
                 "batch_size": size["batch_size"], "dtype": dtype(), **base["train"],
-                **arm.train, "epochs": 1000.0, "max_steps": max(steps, 1), "seed": seed,
+                **self.size.get("train", {}), **arm.train,
+                "epochs": 1000.0, "max_steps": max(steps, 1), "seed": seed,
             },
         }  # fmt: skip
         sections["train"]["micro_batch_size"] = sections["train"]["batch_size"]
