@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from tests.benchmarks.compare.curve import START, TEACHER, Point
 
@@ -52,9 +51,8 @@ def draw_curve(points: Mapping[str, Point], path: Path) -> bool:
                 axes.axhline(points[name].scores[task], color=colour, linestyle="--", label=name)
         axes.set_title(task)
         axes.set_xscale("log", base=2)
-        axes.set_xticks([round(number, 1) for number in tokens])
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xticks(tokens, [f"{number:.0f}" for number in tokens])
+        axes.set_xticks([], minor=True)
         axes.set_xlabel("million tokens")
         axes.grid(alpha=0.3)
     axes.legend()

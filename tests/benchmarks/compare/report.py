@@ -35,9 +35,8 @@ CURVE = "Learning curve"
 COSTS = ("gap from start closed", "minutes", "gain/min", "tokens/s", "peak GB", "bytes/token")
 SIZES = {
     "real": "A masked LM of 6 x 384 and its students of three layers, on English novels and Wikipedia:\n"
-    "2,097,152 tokens, in steps of 8 sequences of 128 tokens. The learning rate is 1e-3, and KL is taken at\n"
-    "masked positions, unless the name says otherwise. Fine-tuning had 3 epochs, batches of 32 and learning\n"
-    "rate 1e-4.",
+    "2,097,152 tokens, in steps of 8 sequences of 128 tokens. KL is taken at masked positions, unless the\n"
+    "name says otherwise. Fine-tuning had 3 epochs, batches of 32 and learning rate 1e-4.",
     "curve": "Relations and cosine at a learning rate of 1e-3 in steps of 8 sequences of 128 tokens, with\n"
     "more and more tokens of English novels and Wikipedia. The store holds 4.7 million tokens; longer\n"
     "trainings read them again, with the same masks. Every training has its own learning-rate schedule.\n"
@@ -56,12 +55,14 @@ the student. This page is generated from the files in docs/results, one per trai
 A number in brackets is the standard deviation over training seeds; a row without brackets has one seed.
 An empty cell has no value yet, or none is possible: a student trained by relations or cosine alone has no
 masked-LM head. *Start* is the student before training, with layers of the teacher.
-*Replay 1* is DistilBERT's triple loss (KL at all positions, masked LM and cosine), from a store with one
-replayed layer. *Masked KL* is the same with its KL at masked positions only. *States* is relations and
-cosine. A number such as 1e-3 in a name is the learning rate; it is 1e-4 in the rows without one, such as
-*KL at masked positions* and *relations and cosine*. A row that begins with *batches of 8* changes one setting
-of *states, 1e-3, batches of 8*. *MASK alone* means that every masked token is replaced by [MASK]; otherwise
-80 % are, 10 % get a random token and 10 % stay.
+*Replay 1* is DistilBERT's triple loss (KL, masked LM and cosine), from a store with one replayed layer. KL
+is taken at all positions, unless the size or the name says otherwise. *Masked KL* is the triple loss with KL
+at masked positions. *States* is relations and cosine. A number such as 1e-3 in a name is the learning rate;
+it is 1e-4 in the rows without one, such as *KL at masked positions* and *relations and cosine*. Students
+with another number of layers, narrow ones of relations alone, and relations and states of equal time have
+1e-3; other narrow ones have 5e-4. A row that begins with *batches of 8* changes one setting of *states,
+1e-3, batches of 8*. *MASK alone* means that every masked token is replaced by [MASK]; otherwise 80 % are,
+10 % get a random token and 10 % stay.
 
 *KL* is the divergence of the student's distribution from the teacher's at temperature T, in nats, as a mean
 over all positions. *Agreement* is the share of masked tokens for which student and teacher find the same
@@ -118,8 +119,8 @@ def _tables(size: str, arms: dict[str, list[Result]], pictures: Path) -> list[st
             if shown:
                 words = f"{title}: {shown}"
                 sections.append(f"![{words}](results/{pictures.name}/{picture.name})\n")
-            if title == CURVE:
-                sections.append(extrapolation(points))
+            if title == CURVE and (text := extrapolation(points)):
+                sections.append(text)
             if LIVE in present and len(present[LIVE]) > 1:
                 sections.append(differences(present))
     return sections
