@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -143,8 +144,9 @@ def test_a_picture_has_a_row_for_every_arm_with_one_of_its_measures(
     assert pictures.draw_arms(["a", "b", "c", "d"], [loss, score, ("one arm", {"a": [1.0]})], tmp_path)
     ((left, right),) = (figure.axes for figure in figures)
     assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b", "c"]
-    assert [line.get_xydata().tolist() for line in left.lines] == [[[0.1, 0]], [[0.2, 1], [0.3, 1]], []]
-    assert [line.get_xydata().tolist() for line in right.lines] == [[], [[60.0, 1]], [[50.0, 2]]]
+    points = [[np.asarray(line.get_xydata()).tolist() for line in axes.lines] for axes in (left, right)]
+    assert points[0] == [[[0.1, 0]], [[0.2, 1], [0.3, 1]], []]
+    assert points[1] == [[], [[60.0, 1]], [[50.0, 2]]]
     assert (left.get_xlabel(), right.get_xlabel()) == ("loss", "score")
     assert not pictures.draw_arms(["a", "b"], [("one arm", {"a": [1.0]})], tmp_path)
     assert len(figures) == 1
