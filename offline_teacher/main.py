@@ -15,7 +15,6 @@ if __name__ == "__main__" and not __package__:  # run as a file: the repository'
 
 from infra.console import command, duration, table
 from infra.errors import EXIT_INCOMPLETE, UserError
-from infra.files import storage
 from infra.files.paths import expand_home
 from infra.settings.recipe import Recipe
 from infra.settings.recipe_file import load_recipe
@@ -145,7 +144,6 @@ def _pass(recipe: Recipe, parts: dict[str, list[Part]]) -> bool:
         _nothing_to_do(recipe)
         return False
     preflight.check(recipe, source, parts)
-    storage.require_writable(root)
     with tracking.start_run(recipe, "teacher") as record, Cluster(recipe) as cluster:
         record.log_params(recipe.fingerprinted_settings("corpus", "sequences", "masking", "teacher", "store"))
         outcomes = run_pass(recipe, source, spec, parts, cluster, report=record.log_metrics)

@@ -203,6 +203,7 @@ def losses_rows(directory: str, world: World) -> list[Row]:
     return [
         row(f"student.over_triple.{name}", seconds["store0"] / seconds[f"store{i}"], "ratio", None, where)
         for i, name in enumerate(LOSSES)
+        if i  # the first is the triple loss itself
     ]
 
 

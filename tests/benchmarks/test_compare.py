@@ -110,9 +110,10 @@ def test_a_page_has_means_spreads_and_scores(tmp_path: Path) -> None:
     row = next(line for line in page.splitlines() if line.startswith("| replay 1 |"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     spread = statistics.stdev([0.2, 0.3, 0.4])
-    assert cells[3] == f"0.3000 ({spread:.4f})"
-    assert cells[8] == "81.0 (1.0)"  # the median of each student's fine-tuning seeds, then their mean
-    assert cells[9:] == ["81.0 (1.0)", "3", "2.0 (0.0)", "3.00 (0.50)", "1,000 (0)", "2.00 (0.00)", "786"]
+    assert cells[2:4] == ["1e-4", "8"]
+    assert cells[5] == f"0.3000 ({spread:.4f})"
+    assert cells[10] == "81.0 (1.0)"  # the median of each student's fine-tuning seeds, then their mean
+    assert cells[11:] == ["81.0 (1.0)", "3", "2.0 (0.0)", "3.00 (0.50)", "1,000 (0)", "2.00 (0.00)", "786"]
     assert (results / "real" / "objectives.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -124,15 +125,19 @@ def test_the_picture_of_arms_without_a_head_shows_their_relation_loss(tmp_path: 
         one["validation"] = {"relation": 0.1}
     write(tmp_path / "results", result("start", 0, tokens=0), *runs, size="sweep")
     section = write_report(tmp_path / "results").read_text().split("### Relations and cosine")[1]
-    assert "![Relations and cosine, one setting at a time: relations]" in section
+    assert "![Relations and cosine, one setting at a time: relation loss (smaller is better)]" in section
     for one in runs:
         one["scores"] = {"A": [0.5]}
     write(tmp_path / "results", *runs, size="sweep")
     section = write_report(tmp_path / "results").read_text().split("### Relations and cosine")[1]
-    assert "![Relations and cosine, one setting at a time: relations and mean score]" in section
+    both = "relation loss (smaller is better) and mean score (larger is better)"
+    assert f"![Relations and cosine, one setting at a time: {both}]" in section
     write(tmp_path / "results", *(result(name, 0) for name in states), size="sweep")
     section = write_report(tmp_path / "results").read_text().split("### Relations and cosine")[1]
-    assert "![Relations and cosine, one setting at a time: KL, T = 2]" in section
+    assert (
+        "![Relations and cosine, one setting at a time: KL at T = 2, nats per token (smaller is better)"
+        in section
+    )
 
 
 def test_a_picture_has_a_row_for_every_arm_with_one_of_its_measures(
@@ -141,7 +146,8 @@ def test_a_picture_has_a_row_for_every_arm_with_one_of_its_measures(
     figures: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *words, **options: figures.append(figure))
     loss, score = ("loss", {"a": [0.1], "b": [0.2, 0.3], "c": []}), ("score", {"c": [50.0], "b": [60.0]})
-    assert pictures.draw_arms(["a", "b", "c", "d"], [loss, score, ("one arm", {"a": [1.0]})], tmp_path)
+    panels = [loss, score, ("one arm", {"a": [1.0]})]
+    assert pictures.draw_arms(["a", "b", "c", "d"], panels, tmp_path) == ["loss", "score"]
     ((left, right),) = (figure.axes for figure in figures)
     assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b", "c"]
     points = [[np.asarray(line.get_xydata()).tolist() for line in axes.lines] for axes in (left, right)]

@@ -1,8 +1,8 @@
 """``make compare``: trains a student in every way that ``arms.yaml`` lists, and measures all of them alike.
 
-    python -m tests.benchmarks.compare --size smoke                  # every arm, a few steps
+    python -m tests.benchmarks.compare --size smoke                  # a few steps per arm
     python -m tests.benchmarks.compare --size sweep --data ../shared # half an hour per arm, on one core
-    python -m tests.benchmarks.compare --size real --data ../shared  # tens of hours on two cores
+    python -m tests.benchmarks.compare --size real --data ../shared  # 40 hours of one core
     python -m tests.benchmarks.compare --size curve --data ../shared # 1 to 16 M tokens
     python -m tests.benchmarks.compare --size real --arms "relations" "both" --seeds 1
     python -m tests.benchmarks.compare --report                      # docs/results.md from the files alone

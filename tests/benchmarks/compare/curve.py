@@ -1,7 +1,8 @@
 """The learning curve: scores against the number of tokens, extrapolated.
 
 The extrapolation fits a power law to the distance from the teacher's score: ``gap = a * tokens**-b`` (the
-form that Hestness et al. found for errors, arXiv 1712.00409), by least squares of the logarithms.
+form that Hestness et al. found for errors, arXiv 1712.00409), by least squares of the logarithms. It assumes
+that a student with endless training reaches the teacher. A student above the teacher is left out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ TEACHER, START, MEAN = "teacher", "start", "mean"
 RETAINED = (0.97, 0.99)
 """Shares of the teacher's score for which the extrapolation states the number of tokens."""
 LEAST_POINTS = 4
+"""Least number of trained students for an extrapolation."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,11 @@ def extrapolation(points: Mapping[str, Point]) -> str:
     trained = sorted((point for point in points.values() if point.tokens), key=lambda point: point.tokens)
     if TEACHER not in points or len(trained) < LEAST_POINTS:
         return ""
-    header = ["", "teacher", f"{trained[-1].tokens / 1e6:.1f} M tokens", "of the teacher's"]
-    rows = [header + [f"{share:.0%} at" for share in RETAINED], ["---"] * (len(header) + len(RETAINED))]
+    header = ["", "teacher", f"{trained[-1].tokens / 1e6:.1f} M tokens", "share of the teacher's score"]
+    rows = [
+        header + [f"tokens for {share:.0%}" for share in RETAINED],
+        ["---"] * (len(header) + len(RETAINED)),
+    ]
     for task, teacher in points[TEACHER].scores.items():
         last = trained[-1].scores[task]
         known = [(point.tokens, teacher - point.scores[task]) for point in trained]
@@ -55,7 +60,7 @@ def extrapolation(points: Mapping[str, Point]) -> str:
     lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return (
         "The last columns are extrapolated: a power law is fitted to the distance from the teacher's score.\n"
-        "The range in brackets is that of the same fits without one of the points.\n\n" + lines + "\n"
+        "In brackets are the lowest and the highest result if one point is left out.\n\n" + lines + "\n"
     )
 
 

@@ -13,14 +13,14 @@ Panel = tuple[str, Mapping[str, Sequence[float]]]
 """The text at the axis of a panel, and its values: arm -> one value per run."""
 
 
-def draw_arms(names: Sequence[str], panels: Sequence[Panel], path: Path) -> bool:
-    """Plots one point per run and one line per arm, with a panel per measure. An arm that has a measure of no
-    panel is left out; so is a panel with fewer than two arms. Returns whether a panel is left; writes nothing
-    if none is."""
+def draw_arms(names: Sequence[str], panels: Sequence[Panel], path: Path) -> list[str]:
+    """Plots one point per run and one row per arm, with a panel per measure. Leaves out panels with values
+    of fewer than two arms, and then arms without a value in any remaining panel. Returns the texts at the
+    axes of the panels that are drawn; writes nothing if there is none."""
     panels = [(title, values) for title, values in panels if sum(map(bool, values.values())) > 1]
     names = [name for name in names if any(values.get(name) for _, values in panels)]
     if not panels:
-        return False
+        return []
     figure = Figure(figsize=(3.5 + 4 * len(panels), 0.9 + 0.3 * len(names)), layout="constrained")
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (title, values) in zip(row, panels, strict=True):
@@ -32,7 +32,7 @@ def draw_arms(names: Sequence[str], panels: Sequence[Panel], path: Path) -> bool
         axes.set_xlabel(title)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120, metadata={"Software": None})
-    return True
+    return [title for title, _ in panels]
 
 
 def draw_curve(points: Mapping[str, Point], path: Path) -> bool:

@@ -55,24 +55,24 @@ the student. This page is generated from the files in docs/results, one per trai
 A number in brackets is the standard deviation over training seeds; a row without brackets has one seed.
 An empty cell has no value yet, or none is possible: a student trained by relations or cosine alone has no
 masked-LM head. *Start* is the student before training, with layers of the teacher.
-*Replay 1* is DistilBERT's triple loss (KL, masked LM and cosine), from a store with one replayed layer. KL
-is taken at all positions, unless the size or the name says otherwise. *Masked KL* is the triple loss with KL
-at masked positions. *States* is relations and cosine. A number such as 1e-3 in a name is the learning rate;
-it is 1e-4 in the rows without one, such as *KL at masked positions* and *relations and cosine*. Students
-with another number of layers, narrow ones of relations alone, and relations and states of equal time have
-1e-3; other narrow ones have 5e-4. A row that begins with *batches of 8* changes one setting of *states,
-1e-3, batches of 8*. *MASK alone* means that every masked token is replaced by [MASK]; otherwise 80 % are,
-10 % get a random token and 10 % stay.
+*Replay 1* is DistilBERT's triple loss (KL, masked LM and cosine), from a store with one replayed layer;
+*live* is the same loss with the teacher beside the student. KL is taken at all positions, unless the size or
+the name says otherwise. *Masked KL* is the triple loss with KL at masked positions. *States* is relations and
+cosine. *Both* is the triple loss and ten times the relations. A row that begins with *batches of 8* changes
+one setting of *states, 1e-3, batches of 8*. *MASK alone* means that every masked token is replaced by
+[MASK]; otherwise 80 % are, 10 % get a random token and 10 % stay. *Batch* is the number of sequences of a
+step.
 
 *KL* is the divergence of the student's distribution from the teacher's at temperature T, in nats, as a mean
 over all positions. *Agreement* is the share of masked tokens for which student and teacher find the same
 token most likely. *Cosine* is the mean cosine of last hidden states. *Relations* is MiniLMv2's loss. All
-these are measured on held-out text.
+these are measured on the same held-out text for every row, with 15 % of its tokens masked.
 
-Scores are those of GLUE's dev sets after fine-tuning, times 100: medians of fine-tuning seeds. Scores of
-other pages, whose models were fine-tuned with other settings, cannot be compared with them. *Mean* is the
-mean over tasks, and *fine-tuned* the number of fine-tuning seeds. *Gap from start closed* is 0 % for the
-same student before training and 100 % for the teacher.
+Scores are those of GLUE's dev sets after fine-tuning, times 100: Matthews' correlation (CoLA), the mean of
+accuracy and F1 (MRPC), the mean of Pearson's and Spearman's correlation (STS-B). They are medians of
+fine-tuning seeds. Scores of other pages, whose models were fine-tuned with other settings, cannot be compared
+with them. *Mean* is the mean over tasks, and *fine-tuned* the number of fine-tuning seeds. *Gap from start
+closed* is 0 % for the same student before training and 100 % for the teacher.
 
 *Minutes* are of the training steps alone. *Gain/min* is the mean score minus that of the student before
 training, divided by the minutes. *Peak GB* is the memory of the process, and *bytes/token* the size of the
@@ -109,7 +109,8 @@ def _tables(size: str, arms: dict[str, list[Result]], pictures: Path) -> list[st
         names = file["tables"][title]
         present = {name: arms[name] for name in names if name in arms}
         if len(present) > min(len(names) - 1, 2):  # all of a short table, or three rows of a long one
-            sections.append(f"### {title}\n\n{table(present)}")
+            settings = {name: _settings(file, size, name) for name in present}
+            sections.append(f"### {title}\n\n{table(present, settings)}")
             picture = pictures / f"{title.split(',')[0].lower().replace(' ', '-')}.png"
             points = curve_points(present)
             if title == CURVE:
@@ -126,10 +127,28 @@ def _tables(size: str, arms: dict[str, list[Result]], pictures: Path) -> list[st
     return sections
 
 
-def table(arms: dict[str, list[Result]]) -> str:
-    """Returns a Markdown table with one row per arm."""
+def _settings(file: dict[str, Any], size: str, name: str) -> list[str]:
+    """Returns the learning rate and batch size of an arm."""
+    own, arm = file["sizes"][size], file["arms"].get(name, {})
+    train = {**file["base"]["train"], "batch_size": own["batch_size"], **own.get("train", {})}
+    train |= arm.get("train", {})
+    return [f"{train['learning_rate']:.0e}".replace("e-0", "e-"), str(train["batch_size"])]
+
+
+def table(arms: dict[str, list[Result]], settings: dict[str, list[str]]) -> str:
+    """Returns a Markdown table with one row per arm. ``settings``: arm -> learning rate and batch size."""
     tasks = _tasks(arms)
-    header = ["arm", "tokens", *MEASURES.values(), *tasks, "mean", "fine-tuned", *COSTS]
+    header = [
+        "arm",
+        "tokens",
+        "learning rate",
+        "batch",
+        *MEASURES.values(),
+        *tasks,
+        "mean",
+        "fine-tuned",
+        *COSTS,
+    ]
     rows = [header, ["---"] * len(header)]
     starts = {
         _shape(name): _mean([_mean(_scores(run, tasks)) for run in runs])
@@ -152,7 +171,8 @@ def table(arms: dict[str, list[Result]]) -> str:
             _cell([run.get("bytes_per_token") for run in runs][:1], 0),
         ]
         cells = [_cell(column, 1) for column in (*zip(*scores, strict=True), means)] + [_fine_tuned(runs)]
-        rows.append([name, f"{runs[0]['tokens']:,}", *measures, *cells, *costs])
+        trained = settings[name] if runs[0]["tokens"] else ["", ""]
+        rows.append([name, f"{runs[0]['tokens']:,}", *trained, *measures, *cells, *costs])
     filled = [place for place, column in enumerate(zip(*rows[2:], strict=True)) if any(column)]
     return "\n".join(f"| {' | '.join(row[place] for place in filled)} |" for row in rows) + "\n"
 
@@ -227,8 +247,8 @@ def differences(arms: dict[str, list[Result]]) -> str:
 
 def draw(arms: dict[str, list[Result]], path: Path) -> str:
     """Plots a measure on held-out text and the mean score of every arm. The measure is KL at T = 2, or the
-    relation loss if most arms have no masked-LM head. Returns what is shown; if fewer than two arms have
-    one of the two, returns an empty text and writes nothing."""
+    relation loss if most arms have no masked-LM head. Returns what is shown; an empty text if neither has
+    values of two arms."""
     measured = [runs[0]["validation"] for runs in arms.values() if runs[0]["validation"]]
     with_head = sum("kl_t2" in measures for measures in measured)
     key = "kl_t2" if with_head > len(measured) / 2 else "relation"
@@ -241,9 +261,8 @@ def draw(arms: dict[str, list[Result]], path: Path) -> str:
         name: [mean for run in runs if (mean := _mean(_scores(run, tasks))) is not None]
         for name, runs in arms.items()
     }
-    panels = {MEASURES[key]: (AXES[key], values), "mean score": ("mean score (larger is better)", scores)}
-    shown = [name for name, (_, points) in panels.items() if sum(map(bool, points.values())) > 1]
-    return " and ".join(shown) if draw_arms(list(arms), list(panels.values()), path) else ""
+    panels = [(AXES[key], values), ("mean score (larger is better)", scores)]
+    return " and ".join(draw_arms(list(arms), panels, path))
 
 
 def _tasks(arms: dict[str, list[Result]]) -> list[str]:
