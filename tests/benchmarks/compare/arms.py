@@ -107,8 +107,7 @@ class Plan:
             "store": {**store, **block, "path": str(self.directory / "stores" / slug(arm.store))},
             "student": {**base["student"], "layers": size["layers"], **arm.student},
             "train": {
-                "batch_size": size["batch_size"], "dtype": dtype(), **base["train"],
-                **self.size.get("train", {}), **arm.train,
+                "dtype": dtype(), **train_settings(self.file, size, arm.train),
                 "epochs": 1000.0, "max_steps": max(steps, 1), "seed": seed,
             },
         }  # fmt: skip
@@ -116,6 +115,12 @@ class Plan:
         path = self.directory / "recipes" / f"{name}.yaml"
         storage.publish_if_changed(str(path), yaml.safe_dump(sections, sort_keys=False).encode())
         return str(path)
+
+
+def train_settings(file: dict[str, Any], size: dict[str, Any], arm: dict[str, Any]) -> dict[str, Any]:
+    """Returns the ``train`` section for an arm. ``file``: ``arms.yaml``; ``size``: one of its sizes; ``arm``:
+    the arm's own ``train`` section."""
+    return {"batch_size": size["batch_size"], **file["base"]["train"], **size.get("train", {}), **arm}
 
 
 def dtype() -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from infra.files import storage
-from tests.benchmarks.compare.arms import FILE
+from tests.benchmarks.compare.arms import FILE, train_settings
 from tests.benchmarks.compare.curve import MEAN, TEACHER, Point, extrapolation
 from tests.benchmarks.compare.pictures import draw_arms, draw_curve
 
@@ -129,9 +129,7 @@ def _tables(size: str, arms: dict[str, list[Result]], pictures: Path) -> list[st
 
 def _settings(file: dict[str, Any], size: str, name: str) -> list[str]:
     """Returns the learning rate and batch size of an arm."""
-    own, arm = file["sizes"][size], file["arms"].get(name, {})
-    train = {**file["base"]["train"], "batch_size": own["batch_size"], **own.get("train", {})}
-    train |= arm.get("train", {})
+    train = train_settings(file, file["sizes"][size], file["arms"].get(name, {}).get("train", {}))
     return [f"{train['learning_rate']:.0e}".replace("e-0", "e-"), str(train["batch_size"])]
 
 
