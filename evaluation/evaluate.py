@@ -104,6 +104,8 @@ def _key(plan: Plan, rows: Rows, recipe: Recipe) -> str:
     """Returns the digest of everything on which the report depends. If it changes, a new report is made."""
     content = {
         "runs": [[job.path, job.key(plan.splits[job.task_name])] for job in plan.jobs],
+        "metrics": {name: [task.metrics, task.main_metrics] for name, task in plan.tasks.items()},
+        "tests": plan.test_digests,
         "weights": {candidate.name: candidate.digest() for candidate in rows.candidates},
         "notes": rows.notes,
         "references": rows.references,

@@ -24,7 +24,7 @@ def write_submission(plan: Plan, candidate: str, target: str) -> list[str]:
         seed = median_seed([plan.result_of(job) for job in jobs])
         job = next(job for job in jobs if job.seed == seed)
         result, path = plan.result_of(job), job.predictions_path
-        by_part = predictions.read(path, task, result["predictions"], result.get("test_splits", []))
+        by_part = predictions.read(path, task, result["predictions"], list(result.get("test_splits", ())))
         for part, answers in by_part.items():
             text = prediction_file(task, answers.ids, predictions.decide(task, answers))
             files[f"{task.parts[part].submission}.tsv"] = text.encode()

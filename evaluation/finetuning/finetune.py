@@ -12,12 +12,11 @@ import torch
 
 from evaluation.candidates.models import copy_files, load_model, load_tokenizer, require_fit
 from evaluation.finetuning import distillation
-from evaluation.finetuning.jobs import Job, predicted_parts, scores_of
+from evaluation.finetuning.jobs import ORIGIN, Job, load_test_splits, predicted_parts, scores_of
 from evaluation.finetuning.training import Fit, Loss, Schedule, fit, predict
 from evaluation.kinds import predictions
 from evaluation.kinds.registry import kind_of
 from evaluation.measures.model_outputs import Answers
-from evaluation.sources.loading import has_part, load
 from evaluation.tasks.encoded import Encoded
 from evaluation.tasks.task import Split, Task
 from infra.files import storage
@@ -44,13 +43,14 @@ def run(
     require_fit(job.candidate.directory, model.config, tokenizer, length)
     fitted = _train(job, model, tokenizer, splits["train"], advance) if kind_of(task).fine_tuned else None
     parts = {part: splits[part] for part in predicted_parts(task)}
-    if job.predict_test:
-        existing = [part for part in task.test_parts if has_part(task, part, settings.data)]
-        parts |= {part: load(task, part, settings.data) for part in existing}
+    tests = load_test_splits(task, settings.data) if job.predict_test else {}
+    parts |= tests
     predicted = {part: answers(model, tokenizer, task, parts[part], length, dtype) for part in parts}
     result = _result(job, splits, fitted, predicted) | {"seconds": round(time.perf_counter() - started, 3)}
+    if job.predict_test:
+        result["test_splits"] = {part: split.digest() for part, split in tests.items()}
     if job.keep_model:
-        save(model, tokenizer, job.model_directory)
+        save(model, tokenizer, job.model_directory, job.origin(splits))
     storage.publish_json(job.path, result)
     return result
 
@@ -90,8 +90,6 @@ def _result(
         "train": None,
         "notes": [note for split in splits.values() for note in split.notes],
     }
-    if job.predict_test:
-        result["test_splits"] = [part for part in predicted if part not in labelled]
     if fitted is not None:
         speed = {"seconds": fitted.seconds, "rows_per_second": fitted.rows / fitted.seconds}
         rounded = {name: round(value, 3) for name, value in speed.items()}
@@ -127,10 +125,12 @@ def answers(
     return kind.answers(outputs, tokenizer, task, split, length)
 
 
-def save(model: Any, tokenizer: Any, directory: str) -> None:
+def save(model: Any, tokenizer: Any, directory: str, origin: dict[str, Any]) -> None:
+    """Publishes a fine-tuned model, with ``origin`` in the file ORIGIN."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as draft:
         model.save_pretrained(draft, safe_serialization=True)
         tokenizer.save_pretrained(draft)
+        storage.publish_json(storage.join(draft, ORIGIN), origin)
         copy_files(draft, directory)

@@ -10,7 +10,8 @@ recognised in a fraction of a second.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import product
@@ -19,7 +20,7 @@ from typing import Any
 from evaluation.candidates.models import Candidate
 from evaluation.kinds import predictions
 from evaluation.kinds.registry import kind_of
-from evaluation.sources.loading import load
+from evaluation.sources.loading import has_part, load
 from evaluation.tasks.task import Split, Task
 from infra.files import storage
 from infra.settings.sections import Evaluation, grid_values
@@ -32,6 +33,8 @@ LIBRARIES = ("torch", "transformers", "tokenizers")
 """Packages on whose versions predictions depend."""
 MODEL = "model"
 """Name of the folder, beside the score files, of the fine-tuned model that is kept."""
+ORIGIN = "fine_tuning.json"
+"""File in the folder of a fine-tuned model which says which job made it."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,21 @@ class Job:
     def model_directory(self) -> str:
         return storage.join(self.directory, f"seed-{self.seed}-{MODEL}")
 
+    def origin(self, splits: dict[str, Split]) -> dict[str, Any]:
+        """Returns what the file ORIGIN of this job's fine-tuned model holds."""
+        key = json.dumps(self.key(splits), sort_keys=True)
+        return {"seed": self.seed, "folder": self.folder, "key": storage.digest_bytes(key.encode())}
+
+    def has_model(self, splits: dict[str, Split]) -> bool:
+        """Returns whether the job's fine-tuned model exists, in its own folder or as the one that is kept."""
+        folders = (self.model_directory, storage.join(self.task_directory, MODEL))
+        return any(self.made(folder, splits) for folder in folders)
+
+    def made(self, folder: str, splits: dict[str, Split]) -> bool:
+        """Returns whether the folder holds this job's fine-tuned model, complete (config.json comes last)."""
+        origin = storage.read_object(storage.join(folder, ORIGIN))
+        return origin == self.origin(splits) and storage.exists(storage.join(folder, "config.json"))
+
     def key(self, splits: dict[str, Split]) -> dict[str, Any]:
         """Returns everything on which the job's scores depend, as JSON values."""
         key = asdict(self.hyper_parameters)
@@ -183,11 +201,18 @@ def predicted_parts(task: Task) -> list[str]:
     return list(dict.fromkeys([*(task.dev_parts if kind_of(task).fine_tuned else []), *task.scored_parts]))
 
 
-def finished(job: Job, splits: dict[str, Split]) -> dict[str, Any] | None:
+def load_test_splits(task: Task, data: str | None) -> dict[str, Split]:
+    """Returns name -> split for those of the task's unlabelled test splits that exist."""
+    return {part: load(task, part, data) for part in task.test_parts if has_part(task, part, data)}
+
+
+def finished(
+    job: Job, splits: dict[str, Split], test_digests: Mapping[str, str] | None = None
+) -> dict[str, Any] | None:
     """Returns the content of the job's score file; None if the job must run (again).
 
-    The job must run if its score file is missing or has another key, if its predictions are missing or
-    damaged, or if a model or test predictions that are asked for were not kept.
+    The job must run if its score file is missing or has another key, or if its predictions are missing or
+    damaged. ``test_digests``: name -> digest of the test splits that must be predicted, too.
     """
     result = storage.read_object(job.path)
     if result.get("key") != job.key(splits):
@@ -195,22 +220,22 @@ def finished(job: Job, splits: dict[str, Split]) -> dict[str, Any] | None:
     path = job.predictions_path
     if not storage.exists(path) or storage.digest_file(path) != result.get("predictions"):
         return None
-    folders = (job.model_directory, storage.join(job.task_directory, MODEL))
-    if job.keep_model and not any(storage.list_names(folder) for folder in folders):
+    if job.predict_test and result.get("test_splits") != test_digests:
         return None
-    if job.predict_test and "test_splits" not in result:
-        return None
-    if list(result["metrics"]) != job.task.metric_keys:  # the task's metrics have changed since
+    names, main = job.task.metric_keys, list(job.task.main_metrics)
+    if set(result["metrics"]) != set(names) or result.get("main_metrics") != main:  # they have changed since
         saved = predictions.read(path, job.task, result["predictions"], predicted_parts(job.task))
         result |= scores_of(job.task, saved)
         storage.publish_json(job.path, result)
-    return result
+    return result | {"metrics": {name: result["metrics"][name] for name in names}}  # the file's are sorted
 
 
 def scores_of(task: Task, predicted: predictions.Predictions) -> dict[str, Any]:
-    """Returns ``metrics`` and ``score`` on the scored splits, and ``dev_score``, as in a score file."""
+    """Returns ``metrics`` and ``score``, the mean of the ``main_metrics``, on the scored splits, and
+    ``dev_score``, as in a score file."""
     metrics = predictions.score(task, {part: predicted[part] for part in task.scored_parts})
-    scores = {"metrics": metrics, "score": predictions.task_score(task, metrics)}
+    scores: dict[str, Any] = {"metrics": metrics, "main_metrics": list(task.main_metrics)}
+    scores["score"] = predictions.task_score(task, metrics)
     if all(part in task.scored_parts for part in predicted):
         return scores | {"dev_score": scores["score"]}
     on_dev = predictions.score(task, {part: predicted[part] for part in task.dev_parts})

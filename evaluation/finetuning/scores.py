@@ -21,6 +21,7 @@ from evaluation.finetuning.jobs import (
     SoftLabels,
     finished,
     load_splits,
+    load_test_splits,
     median_seed,
     seed_jobs,
 )
@@ -53,6 +54,8 @@ class Plan:
     """Task -> name of a split -> split."""
     results: dict[Job, dict[str, Any] | None]
     """Job -> content of its score file; None if it is not finished."""
+    test_digests: dict[str, dict[str, str]]
+    """Task -> name -> digest of the test splits that are predicted for a submission."""
 
     @property
     def tasks(self) -> dict[str, Task]:
@@ -73,6 +76,22 @@ class Plan:
 
     def best_jobs(self, grid: dict[str, list[Job]]) -> list[Job]:
         return max(grid.values(), key=self._dev_score) if len(grid) > 1 else next(iter(grid.values()))
+
+    def median_job(self, grid: dict[str, list[Job]]) -> Job:
+        """Returns the job with the median seed at the chosen point of the grid, whose jobs are all finished."""
+        best = self.best_jobs(grid)
+        seed = median_seed([self.result_of(job) for job in best])
+        return next(job for job in best if job.seed == seed)
+
+    def without_model(self) -> list[Job]:
+        """Returns the median jobs whose models are to be kept and do not exist: after a change of the seeds,
+        another seed can be the median. Grids with unfinished jobs are left out."""
+        medians = [
+            self.median_job(grid)
+            for grid in self.grids()
+            if all(self.results[job] is not None for jobs in grid.values() for job in jobs)
+        ]
+        return [job for job in medians if job.keep_model and not job.has_model(self.splits[job.task_name])]
 
     def _dev_score(self, jobs: Sequence[Job]) -> float:
         return float(np.median([self.result_of(job)["dev_score"] for job in jobs]))
@@ -135,7 +154,11 @@ def prepare(
             )  # fmt: skip
     order = [candidate.name for candidate in candidates]
     jobs.sort(key=lambda job: order.index(job.candidate.name))
-    plan = Plan(jobs, splits, {job: finished(job, splits[job.task_name]) for job in jobs})
+    tests = {task.name: load_test_splits(task, settings.data) for task in tasks if predict_test}
+    digests = {name: {part: split.digest() for part, split in parts.items()} for name, parts in tests.items()}
+    results = {job: finished(job, splits[job.task_name], digests.get(job.task_name)) for job in jobs}
+    plan = Plan(jobs, splits, results, digests)
+    plan.results |= dict.fromkeys(plan.without_model())
     if plan.unfinished:
         storage.require_writable(directory)
         require_loadable(candidates, tasks, settings)
@@ -162,6 +185,9 @@ def complete(plan: Plan, workers: int, on_result: OnResult = lambda job, result:
     without_teacher = [job for job in plan.jobs if job.soft_labels is None]
     for jobs in (without_teacher, [job for job in plan.jobs if job.soft_labels is not None]):
         _run(jobs, plan, workers, on_result)
+        while lost := [job for job in plan.without_model() if job in jobs]:
+            plan.results |= dict.fromkeys(lost)
+            _run(lost, plan, workers, on_result)
         _keep_medians(jobs, plan)
     results: Results = {}
     for job in plan.chosen:
@@ -201,11 +227,10 @@ def _keep_medians(jobs: Sequence[Job], plan: Plan) -> None:
         in_grid = [job for seeds in grid.values() for job in seeds]
         if in_grid[0] not in kept:
             continue
-        best = plan.best_jobs(grid)
-        seed = median_seed([plan.result_of(job) for job in best])
-        source = next(job.model_directory for job in best if job.seed == seed)
-        if storage.list_names(source):
-            final = storage.join(best[0].task_directory, MODEL)
+        median = plan.median_job(grid)
+        source = median.model_directory
+        if median.made(source, plan.splits[median.task_name]):
+            final = storage.join(median.task_directory, MODEL)
             storage.remove_tree(final)
             copy_files(source, final)
         for job in in_grid:

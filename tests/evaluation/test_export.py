@@ -46,7 +46,7 @@ def fine_tuned(encoder: str, task_name: str, directory: Path) -> str:
     model = load_model(Candidate("m", encoder), find_task(task_name), seed=1)
     head = getattr(model, "classifier", None) or model.qa_outputs
     torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(2))
-    save(model, load_tokenizer(encoder), str(directory))
+    save(model, load_tokenizer(encoder), str(directory), {})
     return str(directory)
 
 

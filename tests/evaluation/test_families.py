@@ -42,7 +42,7 @@ def pair_classifier(roberta: str, tmp_path_factory: pytest.TempPathFactory) -> s
     model = load_model(Candidate("m", roberta), find_task("RTE"), seed=1)
     torch.nn.init.normal_(model.classifier.out_proj.weight, generator=torch.Generator().manual_seed(2))
     directory = tmp_path_factory.mktemp("pair_classifier")
-    save(model, load_tokenizer(roberta), str(directory))
+    save(model, load_tokenizer(roberta), str(directory), {})
     return str(directory)
 
 

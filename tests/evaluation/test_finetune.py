@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.candidates.models import Candidate, load_model, load_tokenizer
-from evaluation.finetuning import finetune, training
+from evaluation.finetuning import finetune, parallel, training
 from evaluation.finetuning.jobs import Job, grid_points, load_splits, median_seed
 from evaluation.finetuning.scores import complete, medians, prepare
 from evaluation.finetuning.training import Schedule, bucketed_batches
@@ -283,6 +283,34 @@ def test_only_the_median_model_is_kept(encoder: str, toy_data: str, tmp_path: Pa
     assert prepare([candidate], settings, str(tmp_path), keep_models=("m",)).unfinished == []
 
 
+def test_the_kept_model_follows_the_median_when_seeds_change(
+    encoder: str, toy_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of seeds 0 to 2, seed 1 is the median, and the models of the others go. Of seeds 0 to 4 it is seed 0,
+    and of seed 2 alone it is seed 2: both are trained again, and no other one."""
+    points = {0: 0.5, 1: 0.6, 2: 0.7, 3: 0.1, 4: 0.2}
+    ran: list[int] = []
+
+    def run(job: Job, splits: dict[str, Any], advance: object = None) -> dict[str, Any]:
+        ran.append(job.seed)
+        result = finetune.run(job, splits) | {"score": points[job.seed], "dev_score": points[job.seed]}
+        storage.publish_json(job.path, result)
+        return result
+
+    monkeypatch.setattr(parallel, "run", run)
+    settings = dataclasses.replace(SETTINGS, data=toy_data, max_steps=1)
+    for seeds, expected, median in (
+        ((0, 1, 2), [0, 1, 2], 1), ((0, 1, 2, 3, 4), [3, 4, 0], 0), ((2,), [2], 2)
+    ):  # fmt: skip
+        ran.clear()
+        chosen = dataclasses.replace(settings, seeds=seeds)
+        complete(prepare([Candidate("m", encoder)], chosen, str(tmp_path), keep_models=("m",)), 1)
+        assert ran == expected
+        kept = json.loads((tmp_path / "m/SST-2/model/fine_tuning.json").read_text())
+        assert kept["seed"] == median
+        assert not list((tmp_path / "m/SST-2").glob("seed-*-model"))
+
+
 @pytest.mark.parametrize(
     ("scores", "seed"), [([0.1, 0.9, 0.5], 2), ([0.5], 0), ([0.2, 0.4], 0), ([0.3, 0.3, 0.3], 1)]
 )
@@ -316,6 +344,11 @@ def test_test_predictions_make_a_submission(
     assert header == "index\tprediction"
     assert [row.split("\t")[0] for row in rows] == ["0", "1"]
     assert {row.split("\t")[1] for row in rows} <= {"0", "1"}
+    assert prepare([candidate], settings, scores, predict_test=True).unfinished == []
+    (tmp_path / "data/SST-2/test.tsv").write_text("index\tsentence\n0\tthe fine film\n1\tfine\n")
+    changed = prepare([candidate], settings, scores, predict_test=True)
+    assert len(changed.unfinished) == 1
+    assert changed.test_digests != plan.test_digests
 
 
 def test_a_job_knows_its_place() -> None:

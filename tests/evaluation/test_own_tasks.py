@@ -85,6 +85,23 @@ def test_a_change_of_metrics_needs_no_new_run(
     assert scores_of(scored)["entities"].keys() == {"entity_recall", "score"}
 
 
+def test_the_report_follows_the_metrics_and_their_order(
+    written: dict[str, str], encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first metric of a user's own task is its score."""
+    from evaluation.finetuning import parallel
+
+    text, task = Path(written["entities"]).read_text(), Path(written["entities"]).with_name("few.yaml")
+    for names in (["entity_f1"], ["entity_recall", "entity_f1"], ["entity_f1", "entity_recall"]):
+        task.write_text(f"{text}metrics: {json.dumps(names)}\n")
+        assert main(["--model", encoder, "--tasks", str(task), *QUICK, "--output", str(tmp_path)]) == 0
+        (row,) = json.loads((tmp_path / "report.json").read_text())["rows"].values()
+        (scores,) = row["scores"].values()
+        assert scores.keys() == {*names, "score"}
+        assert scores["score"] == scores[names[0]]
+        monkeypatch.setattr(parallel, "run_all", lambda *_: pytest.fail("ran again"))
+
+
 def test_the_grid_is_run_by_every_setting_and_dev_chooses(scored: Path) -> None:
     (model,) = (path for path in (scored / "scores").iterdir())
     folders = sorted(path.name for path in (model / "tickets").iterdir())

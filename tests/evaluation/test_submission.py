@@ -124,11 +124,11 @@ def finished_plan(directory: Path) -> Plan:
                 outputs = np.eye(3, dtype=np.float32)[[answer, 0]]
                 found = dict.fromkeys(["dev_matched", *splits], Answers(None, outputs, ["7", "9"]))
                 digest = predictions.publish(job.predictions_path, TASKS["MNLI"], found)
-                tested = {"test_splits": splits} if splits else {}
+                tested = {"test_splits": dict.fromkeys(splits, "digest")} if splits else {}
                 results[job] = tested | {
                     "score": score, "dev_score": score, "seed": seed, "predictions": digest
                 }  # fmt: skip
-    return Plan(list(results), {}, results)
+    return Plan(list(results), {}, results, {})
 
 
 def test_a_submission_is_the_median_seeds_predictions(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_submission_is_the_median_seeds_predictions(tmp_path: Path) -> None:
 def test_no_submission_is_written_without_test_files(tmp_path: Path) -> None:
     plan = finished_plan(tmp_path)
     others = {job: result for job, result in plan.results.items() if job.task_name == "RTE"}
-    assert write_submission(Plan(list(others), {}, others), "student", str(tmp_path / "s.zip")) == []
+    assert write_submission(Plan(list(others), {}, others, {}), "student", str(tmp_path / "s.zip")) == []
     assert not (tmp_path / "s.zip").exists()
 
 
