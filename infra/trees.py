@@ -22,6 +22,15 @@ def tuples_as_lists(value: Any) -> Any:
     return [tuples_as_lists(item) for item in value] if isinstance(value, tuple | list) else value
 
 
+def texts(value: Any) -> Iterator[str]:
+    """Yields all text in a value, also in nested lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from texts(item)
+
+
 def shortened(value: Any) -> str:
     """Returns a value as YAML writes it, cut to 80 characters."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)

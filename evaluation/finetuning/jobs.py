@@ -166,7 +166,7 @@ class Job:
             "dtype": self.settings.dtype,
             "warm_up": WARM_UP,
             "versions": {name: version(name) for name in LIBRARIES},
-            "code": CODE,
+            "code": CODE + kind_of(self.task).version,
         }
 
 

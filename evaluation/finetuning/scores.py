@@ -78,7 +78,7 @@ class Plan:
         return max(grid.values(), key=self._dev_score) if len(grid) > 1 else next(iter(grid.values()))
 
     def median_job(self, grid: dict[str, list[Job]]) -> Job:
-        """Returns the job with the median seed at the chosen point of the grid, whose jobs are all finished."""
+        """Returns the job with the median seed at the chosen point of a grid whose jobs are all finished."""
         best = self.best_jobs(grid)
         seed = median_seed([self.result_of(job) for job in best])
         return next(job for job in best if job.seed == seed)

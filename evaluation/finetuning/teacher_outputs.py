@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from evaluation.candidates.models import Candidate, load_model, load_tokenizer
+from evaluation.candidates.models import Candidate, load_model, load_tokenizer, local_directory
 from evaluation.finetuning.jobs import Job, SoftLabels
 from evaluation.kinds.registry import kind_of
 from evaluation.tasks.task import Split, Task
@@ -40,14 +40,15 @@ def store_outputs(job: Job, train: Split) -> None:
     """
     soft_labels, task = job.soft_labels, job.task
     assert soft_labels is not None
-    tokenizer = load_tokenizer(soft_labels.model)
-    data = kind_of(task).encode(tokenizer, task, train, job.hyper_parameters.max_length)
-    key = _key(task, train, data, soft_labels, job.settings.dtype)
-    if _is_stored(soft_labels, key):
-        return
-    with console.progress(len(data), "rows", f"teacher's outputs for {task.name}") as shown:
-        rows = _predict(job, soft_labels, data, tokenizer.pad_token_id)
-        shown.advance(len(data))
+    with local_directory(soft_labels.model) as directory:
+        tokenizer = load_tokenizer(directory)
+        data = kind_of(task).encode(tokenizer, task, train, job.hyper_parameters.max_length)
+        key = _key(task, train, data, soft_labels, job.settings.dtype)
+        if _is_stored(soft_labels, key):
+            return
+        with console.progress(len(data), "rows", f"teacher's outputs for {task.name}") as shown:
+            rows = _predict(job, directory, data, tokenizer.pad_token_id)
+            shown.advance(len(data))
     if not all(np.isfinite(row).all() for row in rows):
         problem = "the teacher's outputs are not finite; lower evaluation.learning_rate"
         raise UserError(f"{soft_labels.outputs}: {problem}")
@@ -62,12 +63,13 @@ def store_outputs(job: Job, train: Split) -> None:
     storage.publish_json(_summary_path(soft_labels), {"key": key, "predictions": digest})
 
 
-def _predict(job: Job, soft_labels: SoftLabels, data: Encoded, pad_id: int) -> list[np.ndarray]:
-    """Returns the teacher's logits, one float32 array per row, without padding."""
+def _predict(job: Job, teacher: str, data: Encoded, pad_id: int) -> list[np.ndarray]:
+    """Returns the logits of the model in the directory ``teacher``, one float32 array per row, without
+    padding."""
     from evaluation.finetuning import finetune, training
 
     kind = kind_of(job.task)
-    model = load_model(Candidate("teacher", soft_labels.model), job.task, seed=0).to(finetune.device())
+    model = load_model(Candidate("teacher", teacher), job.task, seed=0).to(finetune.device())
     padded = training.predict(model, data, BATCH_SIZE, job.settings.dtype, pad_id, kind.select_outputs)
     shapes = _shapes(job.task, data)
     return [row[tuple(map(slice, shape))] for row, shape in zip(padded, shapes, strict=True)]

@@ -35,6 +35,8 @@ class Kind:
     name: ClassVar[str]
     fine_tuned: ClassVar[bool] = True
     """Whether models are fine-tuned. If not, no result depends on the seed, so each model has one run."""
+    version: ClassVar[int] = 0
+    """Increase it if the predictions of this kind alone change; its jobs then run again."""
     exportable: ClassVar[bool] = True
     """Whether fine-tuned models of this kind are exported for devices."""
     per_token: ClassVar[bool] = False

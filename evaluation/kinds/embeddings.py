@@ -75,16 +75,21 @@ class Retrieval(Embedding):
     label_type = pa.list_(pa.struct([("id", pa.string()), ("grade", pa.float32())]))
     output_type = pa.list_(pa.struct([("id", pa.string()), ("score", pa.float32())]))
     metrics = ("ndcg_10", "recall_100")
+    version = 1
 
     def answers(self, predict: Predict, tokenizer: Any, task: Task, split: Split, length: int) -> Answers:
+        """Ranks the documents for each query. A document with the query's id is left out, as in BEIR's
+        evaluation, unless it is judged: in sets such as ArguAna queries are documents, too."""
         ids = np.asarray(list(split.corpus))
         documents = self.embeddings(predict, tokenizer, task, list(split.corpus.values()), length)
         queries = self.embeddings(predict, tokenizer, task, [text for (text,) in split.texts], length)
         rankings = []
-        for query in queries:
+        for name, judged, query in zip(split.ids, split.labels, queries, strict=True):
             scores = documents @ query
+            if name not in judged:
+                scores[ids == name] = -np.inf
             best = np.argsort(-scores, kind="stable")[:RETRIEVED]
-            rankings.append([(str(ids[row]), float(scores[row])) for row in best])
+            rankings.append([(str(ids[row]), float(scores[row])) for row in best if scores[row] > -np.inf])
         return Answers(split.labels, rankings, split.ids)
 
     def decide(self, outputs: Sequence[Sequence[tuple[str, float]]]) -> list[list[str]]:

@@ -29,6 +29,9 @@ class Spans(Kind):
     label_type, output_type = pa.list_(pa.string()), pa.string()
     metrics = ("exact_match", "f1")
 
+    def head_config(self, task: Task) -> dict[str, Any]:
+        return {"num_labels": 2}  # the logits of start and end
+
     def encode(self, tokenizer: Any, task: Task, split: Split, length: int) -> Encoded:
         return answer_spans.encode(tokenizer, split.questions, length).encoded
 

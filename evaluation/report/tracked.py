@@ -3,6 +3,7 @@ finishes, and at the end the report, the headline metrics and the students as re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,7 +81,7 @@ def headline(content: Mapping[str, Any], kl: Mapping[str, float]) -> dict[str, f
     for name in names if len(names) > 1 else ():
         of_row = headline_of(content, name, kl.get(name))
         metrics |= {f"{name}/{key}": value for key, value in of_row.items()}
-    return metrics
+    return {_metric_name(name): value for name, value in metrics.items()}
 
 
 def headline_of(content: Mapping[str, Any], name: str, kl: float | None) -> dict[str, float]:
@@ -110,17 +111,17 @@ def numbers(content: Mapping[str, Any]) -> dict[str, float]:
 
     for name, row in (content["rows"] | content["latency_rows"]).items():
         values = {key: value for key, value in row.items() if key not in _NOT_METRICS}
-        collect(_metric_name(name), values)
+        collect(name, values)
     for name, tasks in content["details"].items():
         for task, detail in tasks.items():
             logged = {key: detail.get(key) for key in ("agreement", "calibration")}
-            collect(_metric_name(name), {task: logged})
+            collect(name, {task: logged})
     for student, tasks in content["devices"].items():
         for task, row in tasks.items():
             collect(f"export/{student}/{task}", {key: row[key] for key in DEVICE_NUMBERS})
-    return metrics
+    return {_metric_name(name): value for name, value in metrics.items()}
 
 
 def _metric_name(name: str) -> str:
-    """Returns the name without brackets, which MLflow does not allow in names of metrics."""
-    return name.replace("(", "").replace(")", "")
+    """Returns the name as MLflow accepts it: without brackets, and with ``_`` for other characters."""
+    return re.sub(r"[^\w.\- :/]", "_", re.sub(r"[()]", "", name))

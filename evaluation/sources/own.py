@@ -115,6 +115,7 @@ def _require_consistent(settings: TaskSettings, where: str) -> None:
     require(twice is None, f"labels: {twice!r} is named twice; name it once")
     fraction, on_hub = settings.dev_fraction, settings.hub is not None
     require(0 < fraction <= 0.5, f"dev_fraction: must be > 0 and <= 0.5, not {fraction}")
+    require(settings.split_seed >= 0, f"split_seed: must be >= 0, not {settings.split_seed}")
     has_format = settings.format is not None
     require(not (on_hub and has_format), "format: is for files, not for a hub dataset; leave it out")
     for name in ("config", "revision"):

@@ -190,11 +190,16 @@ def _conll(path: str, text: str) -> Rows:
 
 
 def _sentences(path: str, text: str) -> Iterator[list[tuple[int, str, str]]]:
-    """Yields sentences as lists of (line number, word, tag)."""
+    """Yields sentences as lists of (line number, word, tag).
+
+    A line that begins with ``# `` is a comment; within a sentence without tabs it is the word ``#``.
+    """
     sentence: list[tuple[int, str, str]] = []
+    tabs = "\t" in text
     for number, line in enumerate(text.split("\n"), start=1):
         fields = line.split("\t") if "\t" in line else line.split()
-        if not line.strip() or fields[0] == "-DOCSTART-" or line.startswith("# "):
+        comment = line.startswith("# ") and (tabs or not sentence)
+        if not line.strip() or fields[0] == "-DOCSTART-" or comment:
             if sentence:
                 yield sentence
             sentence = []

@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ def add_to_site(output: str, page: Path, models: Sequence[SiteModel]) -> dict[st
     page: directory of the built page. Raises UserError if a model cannot be exported or the page does not
     support its tokenizer.
     """
+    from evaluation.candidates.models import local_directory
+
     tasks: list[dict[str, Any]] = storage.read_object(storage.join(output, SITE)).get("tasks") or []
     for model in models:
         task = next((task for task in tasks if task["name"] == model.task), None)
@@ -66,7 +68,8 @@ def add_to_site(output: str, page: Path, models: Sequence[SiteModel]) -> dict[st
             task = {"name": model.task, "models": []}
             tasks.append(task)
         others = [entry for entry in task["models"] if entry["role"] != model.role]
-        entries = [*others, _write_model(output, model)]
+        with local_directory(model.directory) as directory:
+            entries = [*others, _write_model(output, replace(model, directory=directory))]
         task["models"] = sorted(entries, key=lambda entry: entry["role"] == "teacher")
     runtimes = {key: _file_entry(name, (page / name).read_bytes()) for key, name in RUNTIMES.items()}
     _write_page(output, page, {"runtimes": runtimes, "tasks": tasks})

@@ -32,9 +32,11 @@ SETTINGS: dict[str, Callable[[str], str]] = {
     "corpus.path": expand_home,
     "corpus.validation_path": expand_home,
     "teacher.model": expand_home,
+    "store.path": expand_home,
     "train.deepspeed_config": expand_home,
     "train.cache_dir": expand_home,
     "evaluation.data": expand_home,
+    "evaluation.models": expand_home,
     "tracking.uri": expand_home_in_uri,
 }
 """The settings that name files or directories, and the function that expands each of them."""
@@ -52,6 +54,10 @@ def expand_settings(tree: dict[str, Any]) -> None:
             values[name] = expand(value)
         elif isinstance(value, list):
             values[name] = [expand(item) if isinstance(item, str) else item for item in value]
+        elif isinstance(value, dict):
+            values[name] = {
+                key: expand(item) if isinstance(item, str) else item for key, item in value.items()
+            }
 
 
 def find_files(globs: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from infra.settings import sections
 from infra.settings.recipe import Recipe, unmet_needs
 from infra.settings.sections import require
 from infra.settings.sections.task_settings import read_yaml, validated
-from infra.trees import leaves, shortened
+from infra.trees import leaves, shortened, texts
 from infra.yaml_text import NotYaml, parse_yaml
 
 OPTIONAL = ("corpus", "teacher")
@@ -250,7 +250,7 @@ def _refuse_broken_text(tree: Mapping[str, Any]) -> None:
 def refuse_credentials(tree: Mapping[str, Any]) -> None:
     """Raises ValueError for a secret in a URL, since settings are saved with the outputs and in MLflow."""
     for key, value in leaves(tree):
-        for text in value if isinstance(value, list) else [value]:
+        for text in texts(value):
             secret, names = secret_in(text), "AWS_*, AZURE_*, MLFLOW_TRACKING_*, PGPASSWORD"
             reason = "settings are saved with every output, so give credentials through the environment"
             require(secret is None, f"{key}: holds {secret}; {reason} ({names})")

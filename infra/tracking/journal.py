@@ -57,6 +57,11 @@ class Journal:
             if self._file and not self._pending:
                 self._file.truncate(0)
 
+    def postpone(self) -> None:
+        """Puts the oldest entry behind the others. In the file it keeps its place until ``close``."""
+        with self._lock:
+            self._pending.rotate(-1)
+
     def close(self) -> None:
         """Rewrites the file with the pending entries, or removes it if there are none; releases its lock."""
         with self._lock:

@@ -95,6 +95,14 @@ class RunSender:
             self.refusals.append(f"{next(iter(first))} was refused: {short_message(problem)}")
         return count
 
+    def answers(self) -> bool:
+        """Whether MLflow answers now."""
+        try:
+            self._client.get_run(self._known_run_id)
+        except Exception:
+            return False
+        return True
+
     def _connect(self) -> None:
         for noisy in ("alembic", "mlflow", "urllib3"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -130,16 +138,22 @@ class RunSender:
         """Fills ``ids`` from tracking.json. Creates the parent run and this run if the server lacks them."""
         saved = self._saved_ids()
         ids = {"uri": uri, **saved} if saved.get("uri", uri) == uri else {"uri": uri}
-        parent, created = _find_or_create_run(client, ids.get("parent"), experiment, self._recipe.name, {})
-        ids["parent"] = parent
-        if created:
-            _log_params(client, parent, flatten(parent_params(self._recipe)))
-            client.log_text(parent, redact(self._recipe.to_yaml()), "recipe.yaml")
+        parent = _find_or_create_run(client, ids.get("parent"), experiment, self._recipe.name, {})
         key, tags = self._run.key, {"mlflow.parentRunId": parent, **self._run.tags}
-        ids[key], _ = _find_or_create_run(client, ids.get(key), experiment, key, tags)
-        if ids != saved:
+        ids |= {"parent": parent, key: _find_or_create_run(client, ids.get(key), experiment, key, tags)}
+        if ids != saved:  # at once, so that a failure of what follows creates no more runs
             storage.publish_json(storage.join(self._recipe.root, IDS_FILE), ids)
         self.ids = ids
+        if not client.get_run(parent).data.params:
+            self._describe(client, parent)
+
+    def _describe(self, client: Any, parent: str) -> None:
+        """Logs the recipe to a new parent run: as a file, if MLflow can store files, and as parameters."""
+        try:
+            client.log_text(parent, redact(self._recipe.to_yaml()), "recipe.yaml")
+        except Exception as problem:  # of any kind of artifact store
+            self.refusals.append(f"recipe.yaml was not stored: {short_message(problem)}")
+        _log_params(client, parent, flatten(parent_params(self._recipe)))
 
     def _saved_ids(self) -> dict[str, str]:
         """Returns the content of tracking.json, which every stage updates; {} if it is absent or damaged."""
@@ -236,7 +250,7 @@ class RunSender:
         if key not in self.ids:
             tags = {"mlflow.parentRunId": self._known_run_id, **self._run.tags, **entry["tags"]}
             arguments = self._saved_ids().get(key), self._experiment_id, entry["child"], tags
-            self.ids[key], _ = _find_or_create_run(self._client, *arguments)
+            self.ids[key] = _find_or_create_run(self._client, *arguments)
             known = {**self._saved_ids(), **self.ids}
             storage.publish_json(storage.join(self._recipe.root, IDS_FILE), known)
         points, run_id = [], self.ids[key]
@@ -263,21 +277,20 @@ class RunSender:
 
 def _find_or_create_run(
     client: Any, run_id: str | None, experiment: str, name: str, tags: dict[str, str]
-) -> tuple[str, bool]:
-    """Returns a run's id, and whether this call created the run. The id is ``run_id`` if MLflow has this run
-    and it is not deleted."""
+) -> str:
+    """Returns ``run_id`` if MLflow has this run and it is not deleted, else the id of a new run."""
     from mlflow.exceptions import MlflowException
     from mlflow.tracking.context.registry import resolve_tags
 
     if run_id:
         try:
             if client.get_run(run_id).info.lifecycle_stage == "active":
-                return run_id, False
+                return run_id
         except MlflowException as problem:
             if problem.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
     tags = {**resolve_tags(), **tags}  # user, command and commit, as in mlflow.start_run
-    return str(client.create_run(experiment, run_name=name, tags=tags).info.run_id), True
+    return str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
 
 
 def _log_params(client: Any, run_id: str, params: dict[str, str]) -> None:

@@ -227,9 +227,24 @@ class _LiveRun(Run):
 
 
 def deliver(journal: Journal, sender: RunSender) -> None:
-    """Sends all entries of the journal. Raises an error if the server cannot be reached."""
-    while entries := journal.head(MAX_POINTS):
-        journal.discard(sender.send(entries))
+    """Sends all entries of the journal. Raises an error if the server cannot be reached.
+
+    A server that answers may still be unable to store files. Then files and models are tried once and stay
+    in the journal, all other entries are sent, and the last error is raised.
+    """
+    failed: list[Entry] = []
+    problem: Exception | None = None
+    while (entries := journal.head(MAX_POINTS)) and entries[0] not in failed:
+        try:
+            journal.discard(sender.send(entries))
+        except Exception as error:
+            if entries[0].keys().isdisjoint({"artifact", "model"}) or not sender.answers():
+                raise
+            failed.append(entries[0])
+            problem = error
+            journal.postpone()
+    if problem is not None:
+        raise problem
 
 
 def _send_old_journals(recipe: Recipe, nested: TrackedRun) -> None:

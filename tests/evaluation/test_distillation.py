@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from evaluation.candidates.models import Candidate, load_model, load_tokenizer
+from evaluation.candidates.models import Candidate, copy_files, load_model, load_tokenizer
 from evaluation.finetuning import finetune, teacher_outputs
 from evaluation.finetuning.distillation import distillation_loss
 from evaluation.finetuning.jobs import Job, SoftLabels, grid_points
@@ -126,6 +126,21 @@ def test_stored_outputs_are_the_teachers(
     assert [rows[3]["split"], rows[3]["row"], len(rows)] == ["train", 3, len(train)]
     forbid_computing(monkeypatch)
     teacher_outputs.store_outputs(job, train)
+
+
+@pytest.mark.services
+def test_a_teacher_may_lie_in_an_object_store(
+    encoder: str, toy_data: str, tmp_path: Path, bucket: str
+) -> None:
+    copy_files(encoder, f"{bucket}/model")
+    found = []
+    for name, model in (("here", encoder), ("there", f"{bucket}/model")):
+        job, train = taught(encoder, tmp_path / name, toy_data)
+        assert job.soft_labels is not None
+        job = dataclasses.replace(job, soft_labels=dataclasses.replace(job.soft_labels, model=model))
+        teacher_outputs.store_outputs(job, train)
+        found.append(read(job, train))
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize("name", ["train.predictions.parquet", "train.json"])

@@ -66,6 +66,15 @@ def test_sentences_of_a_conll_file(ending: str, tmp_path: Path) -> None:
     assert [rows.location(row) for row in (0, 1)] == [f"{path}: line 4", f"{path}: line 8"]
 
 
+def test_a_hash_is_a_word_within_a_sentence_of_columns_with_spaces(tmp_path: Path) -> None:
+    """In CoNLL-2000 it is the sign of the pound; before a sentence it begins a comment."""
+    path = tmp_path / "t.conll"
+    path.write_text("# text = We paid\nWe O\npaid O\n# B-MONEY\n5 I-MONEY\n\n# another\nWe O\n")
+    assert read_rows(str(path)).columns["words"] == [["We", "paid", "#", "5"], ["We"]]
+    path.write_text("We\tO\n# a comment\n\n5\tO\n")
+    assert read_rows(str(path)).columns["words"] == [["We"], ["5"]]
+
+
 def test_numbers_and_empty_cells_stay_what_they_are(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("text,label\nNA,007\nnull,7\n1.0,007\ntrue,7\n")
     settings = TaskSettings(

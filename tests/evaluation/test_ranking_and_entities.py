@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
+from evaluation.kinds.embeddings import Retrieval
 from evaluation.measures.entities import entities, entity_counts
 from evaluation.measures.ranking import ndcg, recall
+from evaluation.tasks.task import Split
 
 
 def test_ndcg_by_hand() -> None:
@@ -21,6 +24,23 @@ def test_ndcg_by_hand() -> None:
     assert ndcg(["d", "x"], grades, 10) == 0.0
     assert ndcg(["a"], {"a": 0.0}, 10) == 0.0
     assert ndcg(["a", "b"], {"a": -1.0, "b": 1.0}, 10) == pytest.approx(1 / math.log2(3))
+
+
+@pytest.mark.parametrize(
+    ("judged", "expected"), [({"d1": 1.0}, ["d1", "d2"]), ({"q1": 1.0}, ["q1", "d1", "d2"])]
+)
+def test_a_query_does_not_find_itself(
+    judged: dict[str, float], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the document with its id is judged for it."""
+    vectors = {"query": [1.0, 0.0], "near": [0.8, 0.6], "far": [0.0, 1.0]}
+    monkeypatch.setattr(
+        Retrieval, "embeddings", lambda *arguments: np.array([vectors[text] for text in arguments[4]])
+    )
+    corpus = {"q1": "query", "d1": "near", "d2": "far"}
+    split = Split([("query",)], [judged], ["q1"], corpus=corpus)
+    answers = Retrieval().answers(None, None, None, split, 8)  # type: ignore[arg-type]
+    assert Retrieval().decide(answers.outputs) == [expected]
 
 
 def test_recall_by_hand() -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.candidates.models import Candidate, load_tokenizer
+from evaluation.candidates.models import Candidate, load_model, load_tokenizer
 from evaluation.finetuning.scores import complete, prepare
 from evaluation.measures.squad import answer_f1
 from evaluation.sources.catalogue import find_task
@@ -230,6 +231,15 @@ def test_learns_to_find_a_word(encoder: str, tmp_path: Path) -> None:
         prepare([Candidate("m", encoder)], dataclasses.replace(settings), str(tmp_path / "scores")).unfinished
         == []
     )
+
+
+def test_a_classifier_of_three_classes_gets_a_head_of_two_outputs(encoder: str, tmp_path: Path) -> None:
+    task = find_task("SQuAD")
+    classifier = load_model(Candidate("m", encoder), find_task("MNLI"), seed=0)
+    classifier.save_pretrained(tmp_path)
+    model = load_model(Candidate("m", str(tmp_path)), task, seed=0)
+    output = model(input_ids=torch.ones(1, 5, dtype=torch.long))
+    assert output.start_logits.shape == output.end_logits.shape == (1, 5)
 
 
 def test_shared_answers_are_whole_in_some_window(shared_dir: Path) -> None:

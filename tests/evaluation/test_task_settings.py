@@ -78,6 +78,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("tokens", {"train": "t.jsonl", "text": ("a",)}, "label: is required, for example tags"),
     ("classification", CLASSES | {"label": None}, "label: is required, for example label"),
     ("similarity", {"test": "t.csv", "text": ("a",), "label": "x"}, "takes 2 columns of text, not 1"),
+    ("classification", CLASSES | {"split_seed": -1}, "split_seed: must be >= 0, not -1"),
     ("spans", {"train": "t.json", "text": ("a",)}, "spans takes 0 or 2 columns of text, not 1"),
     ("spans", {"train": "t.json", "label": "x"}, "label: spans has no column of labels"),
     ("retrieval", {"test": "t", "corpus": "c", "queries": "q", "text": ("a",)}, "takes 0 columns of text"),

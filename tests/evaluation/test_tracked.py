@@ -10,10 +10,12 @@ import pytest
 
 from evaluation.finetuning import parallel
 from evaluation.main import main
+from evaluation.report import tracked
 from infra.settings.recipe_file import load_recipe
 from infra.tracking.run import Run
 from offline_teacher.store.store import open_store
 from tests.evaluation.families import save_store
+from tests.evaluation.report_content import report_content
 
 pytest.importorskip("mlflow")
 CHANGES = [
@@ -102,6 +104,20 @@ def test_seeds_are_told_while_others_still_run(recipe_file: str, monkeypatch: py
     monkeypatch.setattr(parallel, "run", first)
     assert main(["--recipe", recipe_file, *CHANGES]) == 0
     assert told == [(f"{model}/SST-2", seed) for model in ("teacher", "student") for seed in (0, 1)]
+
+
+def test_mlflow_takes_the_metrics_of_any_row() -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    content = report_content()
+    names = ["a (D)", "owner/name@rev", "a+b"]
+    row, latency = next(iter(content["rows"].values())), next(iter(content["latency_rows"].values()))
+    content |= {"rows": dict.fromkeys(names, row), "latency_rows": {"a+b int8": latency}, "students": []}
+    content["details"] = {names[0]: {"RTE": {"agreement": 0.5}}}
+    metrics = tracked.numbers(content) | tracked.headline(content, {})
+    assert {"a D/macro", "owner/name_rev/macro", "a_b/macro", "a D/RTE/agreement"} <= metrics.keys()
+    for name in metrics:
+        _validate_metric_name(name)
 
 
 @pytest.mark.parametrize(

@@ -191,8 +191,12 @@ def test_the_home_directory_is_meant_by_a_tilde_in_every_path(
         "train.cache_dir=~/c",
         "train.deepspeed_config=~/ds.json",
         "tracking.uri=sqlite:///~/m.db",
+        "evaluation.models={a: ~/a, b: owner/name}",
     ]
     recipe = load_recipe(str(tmp_path / "r.yaml"), overrides)
+    assert recipe.evaluation.models == {"a": f"{home}/a", "b": "owner/name"}
+    stored = load_recipe(str(tmp_path / "r.yaml"), ["store.path=~/stores/s"])
+    assert stored.store_path == f"{home}/stores/s"
     assert recipe.store_path == f"{home}/x/x/store"
     assert recipe.corpus is not None
     assert recipe.teacher is not None
@@ -204,6 +208,38 @@ def test_the_home_directory_is_meant_by_a_tilde_in_every_path(
     assert recipe.tracking.uri == f"sqlite:///{home}/m.db"
     for uri, meant in {"file://~/m": f"file://{home}/m", "http://h/~me": "http://h/~me"}.items():
         assert load_recipe(str(tmp_path / "r.yaml"), [f"tracking.uri={uri}"]).tracking.uri == meant
+
+
+URL = "https://user:hunter2@host/x.csv"
+TASK = {"name": "own", "kind": "classification", "text": ["t"], "label": "l"}
+
+
+@pytest.mark.parametrize(
+    ("override", "setting"),
+    [
+        (f"evaluation.tasks={json.dumps([{**TASK, 'train': URL}])}", "evaluation.tasks"),
+        (f"train.phases={json.dumps([{'store': URL, 'steps': 3}])}", "train.phases"),
+        (f"evaluation.models={json.dumps({'a': URL})}", "evaluation.models"),
+    ],
+)
+def test_a_password_inside_a_list_is_refused_and_not_repeated(
+    tmp_path: Path, override: str, setting: str
+) -> None:
+    (tmp_path / "r.yaml").write_text("name: x\n")
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(tmp_path / "r.yaml"), [override])
+    assert setting in str(caught.value)
+    assert "holds a password" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "says"), [("[-1]", "seeds: must be >= 0, not -1"), ("[0, 1, 0]", "0, 1, 0 names a seed twice")]
+)
+def test_seeds_that_cannot_be(tmp_path: Path, seeds: str, says: str) -> None:
+    (tmp_path / "r.yaml").write_text("name: x\n")
+    with pytest.raises(UserError, match=says):
+        load_recipe(str(tmp_path / "r.yaml"), [f"evaluation.seeds={seeds}"])
 
 
 FINGERPRINTED = {

@@ -140,6 +140,34 @@ def test_what_the_server_refuses_is_said_and_passed_over(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_server_that_can_store_no_files_gets_everything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The files stay in the journal. A later start sends them, and creates no run."""
+    from mlflow import MlflowClient
+
+    def fails(*_: object) -> None:
+        raise OSError("no credentials")
+
+    (tmp_path / "plot.png").write_bytes(b"picture")
+    with monkeypatch.context() as broken:
+        for name in ("log_artifact", "log_text"):
+            broken.setattr(MlflowClient, name, fails)
+        with start_run(recipe(tmp_path), "student") as run:
+            run.log_artifact(str(tmp_path / "plot.png"))
+            run.log_metrics({"loss": 1.0}, 1)
+    assert points(tmp_path, "loss") == [(1, 1.0)]
+    assert "1 records were not sent (no credentials)" in capsys.readouterr().err
+    before = ids(tmp_path)
+    server = client(tmp_path)
+    assert server.get_run(before["student"]).info.status == "FINISHED"
+    with start_run(recipe(tmp_path), "student"):
+        pass
+    assert ids(tmp_path) == before
+    assert len(server.search_runs(["1"])) == 2
+    assert [file.path for file in server.list_artifacts(before["student"])] == ["plot.png"]
+
+
 def test_processes_starting_at_once_on_a_fresh_database(tmp_path: Path) -> None:
     text = """
 import sys

@@ -88,9 +88,11 @@ class Evaluation:
             self, "price_per_hour", "watts", "epochs", "learning_rate", "distillation_temperature"
         )
         fields.check_at_least(self, 1, "batch_size", "latency_threads", "workers", "max_steps")
-        fields.check_at_least(self, 0, "latency_sentences")
+        fields.check_at_least(self, 0, "latency_sentences", "seeds")
         require(len(self.tasks) > 0, "tasks: names no task; name one or more")
         require(len(self.seeds) > 0, "seeds: names no seed; name one or more")
+        distinct = len(set(self.seeds)) == len(self.seeds)
+        require(distinct, f"seeds: {', '.join(map(str, self.seeds))} names a seed twice; name it once")
         for name in ("epochs", "learning_rate", "batch_size"):
             require(getattr(self, name) != (), f"{name}: the list is empty; give a value")
         require(8 <= self.max_length <= 512, f"max_length: must be 8 to 512, not {self.max_length}")

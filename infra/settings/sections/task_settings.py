@@ -19,6 +19,7 @@ from infra.errors import UserError
 from infra.files import storage
 from infra.files.paths import expand_home
 from infra.recipe_words import expected, with_nearest_name
+from infra.redaction import secret_in
 from infra.trees import shortened
 from infra.yaml_text import NotYaml, parse_yaml
 
@@ -106,6 +107,10 @@ def read_file(path: str) -> TaskSettings:
     task = validated(read_yaml(path, "task"), path)
     folder = path.rpartition("/")[0]
     given = [name for name in PATHS if getattr(task, name) is not None and task.hub is None]
+    for name in given:
+        secret = secret_in(getattr(task, name))
+        if secret is not None:
+            raise UserError(f"{path}: {name}: holds {secret}; give credentials through the environment")
     paths: dict[str, Any] = {name: _relative_to(folder, getattr(task, name)) for name in given}
     return dataclasses.replace(task, **paths)
 

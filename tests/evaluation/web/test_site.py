@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from evaluation.candidates.models import copy_files
 from evaluation.main import main
 from evaluation.web import page_bundle
 from evaluation.web.golden import SENTENCES
-from evaluation.web.site import SITE
+from evaluation.web.site import OFFLINE, RUNTIMES, SITE, SiteModel, add_to_site
 from infra.errors import UserError
 from tests.evaluation.families import family_recipe, save_store
 from tests.evaluation.test_export import fine_tuned
@@ -91,6 +92,22 @@ def test_node_is_named_where_it_is_missing(
     with pytest.raises(UserError, match="Node is not installed"):
         main(["export", "--web", "--model", encoder_of_pieces, "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out" / SITE).exists()
+
+
+@pytest.mark.services
+def test_a_model_may_lie_in_an_object_store(encoder_of_pieces: str, tmp_path: Path, bucket: str) -> None:
+    """The page itself is not needed for this."""
+    page = tmp_path / "page"
+    page.mkdir()
+    for name in (*RUNTIMES.values(), OFFLINE, "index.html"):
+        (page / name).write_bytes(name.encode())
+    local = fine_tuned(encoder_of_pieces, "SST-2", tmp_path / "model")
+    copy_files(local, f"{bucket}/model")
+    sites = [
+        add_to_site(str(tmp_path / name), page, [SiteModel(model, "student", "SST-2", 40)])
+        for name, model in (("here", local), ("there", f"{bucket}/model"))
+    ]
+    assert sites[0] == sites[1]
 
 
 def test_a_tokenizer_that_the_page_lacks_is_refused(page: Path, encoder: str, tmp_path: Path) -> None:
