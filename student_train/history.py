@@ -14,6 +14,7 @@ import torch
 
 from infra import console
 from infra.files import storage
+from infra.files.os_errors import reporting_os_errors
 from student_train.objectives.objective import TERMS
 
 
@@ -74,7 +75,7 @@ class History:
         """Appends a line with ``step``, the number of steps done, and ``values``."""
         if not self._writes:
             return
-        with open(self.path, "a") as file:
+        with reporting_os_errors(self.path), open(self.path, "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         numbers = {name: float(value) for name, value in values.items() if isinstance(value, float)}
         self._tracker.log_metrics(numbers, step)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import socket
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -33,6 +35,9 @@ from student_train.ranks import end_process, rank_of_environment, share_cores
 
 if TYPE_CHECKING:
     from student_train.engine.world import World
+
+WAIT_SECONDS = 30.0
+"""Seconds after which a rank other than 0 prints an error that occurred before the ranks were connected."""
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -65,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
 
     world = start_world()
     try:
-        _check(unfinished, stores, world)
+        world.on_all_ranks(lambda: _check(unfinished, stores, world))
         code = _train_all(unfinished, stores, world, single=len(runs) == 1)
         world.barrier()
         return code
@@ -156,7 +161,11 @@ def _train_all(runs: list[StudentRun], stores: Mapping[str, list[Store]], world:
 
 def _train_one(run: StudentRun, stores: list[Store], world: World) -> dict[str, Any]:
     """Trains a student in a directory that is locked as long as rank 0 lives: ranks may outlive a killed
-    launcher. Raises UserError if another training holds the lock, or if the directory is not writable."""
+    launcher. Raises UserError if another training holds the lock, if the directory is not writable, or if it
+    holds a student with other settings."""
+    from student_train.engine.checkpoint_format import newest_fingerprint
+    from student_train.student.model_directory import require_same
+
     with contextlib.ExitStack() as contexts:
         remote = mirrored(run.directory, run.train.cache_dir)
         mirror = world.on_all_ranks(lambda: contexts.enter_context(remote))
@@ -165,6 +174,9 @@ def _train_one(run: StudentRun, stores: list[Store], world: World) -> dict[str, 
         def lock() -> None:
             contexts.enter_context(exclusive(directory))
             storage.require_writable(directory)
+            started = newest_fingerprint(storage.join(directory, "checkpoints"))
+            if started is not None:  # before recipe.yaml is replaced
+                require_same(started, _fingerprint(run, stores), run.directory)
 
         world.on_rank_0(lock)
         return _train(run, stores, world, mirror)
@@ -270,14 +282,22 @@ def _print_results(run: StudentRun, results: dict[str, Any], what: str) -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs the command and exits. Only rank 0 prints errors.
 
-    If an error occurs before the ranks are connected, the other ranks exit with 0, so that the launcher waits
-    for rank 0. Later all ranks exit with the same code.
+    An error before the ranks are connected usually occurs on all of them. Then rank 0 prints it, and the
+    launcher ends the others, which wait for that. A rank that is not ended within ``WAIT_SECONDS`` has an
+    error of its own, for example a directory that its machine lacks, and prints it.
     """
-    if rank_of_environment() == 0:
+    rank = rank_of_environment()
+    if rank == 0:
         console.command(lambda: run(parse(arguments)))
-    with contextlib.suppress(UserError, KeyboardInterrupt):
+    try:
         sys.exit(run(parse(arguments)))
-    sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(0)
+    except UserError as problem:
+        time.sleep(WAIT_SECONDS)
+        place = f"rank {rank} on {socket.gethostname()}"
+        print(f"error: {place}: {problem}", file=sys.stderr, flush=True)
+        sys.exit(problem.exit_code)
 
 
 if __name__ == "__main__":

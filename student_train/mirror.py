@@ -14,7 +14,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from infra.errors import UserError, WrongContent
 from infra.files import storage
@@ -36,18 +36,22 @@ class Mirror:
     def pull(self) -> None:
         """Downloads every file that the index lists and the local directory lacks. Processes take turns.
 
-        An interrupted push may have replaced a file but not the index. Such a file is downloaded too:
-        checkpoints and models contain digests, so their readers detect incomplete ones.
+        If the index is not the one that was last copied, another machine has trained the student, or its
+        remote directory was removed; then local files that the index does not list are removed. An
+        interrupted push may have replaced a file but not the index. Such a file is downloaded too:
+        checkpoints and models contain digests, so their readers detect incomplete ones. Raises UserError,
+        and changes nothing, if a training is at work on the local directory.
         """
-        with locked(os.path.join(self.local, ".pull.lock")):
+        with locked(os.path.join(self.local, ".pull.lock")), exclusive(self.local):
             digests = self._read_index()
-            if not digests:
-                self._remove_local_files()
+            if digests != storage.read_object(self._last_index) or not digests:
+                self._remove_local_files(except_for=digests)
             for name, digest in digests.items():
                 path = storage.join(self.local, name)
                 if not (os.path.isfile(path) and storage.digest_file(path) == digest):
                     self._fetch(name, path, digest)
                 self._copied[name] = (*_size_and_time(path), digest)
+            storage.publish_json(self._last_index, digests)
 
     def push(self) -> None:
         """Uploads changed files, then the index, and removes remote files that the local copy no longer has.
@@ -65,14 +69,19 @@ class Mirror:
             digests[name] = copied[2]
         gone = self._copied.keys() - digests.keys()
         storage.publish_json(storage.join(self.remote, INDEX), {"files": digests})
+        storage.publish_json(self._last_index, digests)
         for name in gone:
             storage.remove(storage.join(self.remote, name))
             del self._copied[name]
 
-    def _remove_local_files(self) -> None:
-        """Removes the local files, unless a training process holds their lock."""
-        with contextlib.suppress(UserError), exclusive(self.local):
-            for name in _files(self.local):
+    @property
+    def _last_index(self) -> str:
+        """Local file with the files of the index that was last pulled or pushed."""
+        return os.path.join(self.local, ".pulled.json")
+
+    def _remove_local_files(self, except_for: Container[str]) -> None:
+        for name in _files(self.local):
+            if name not in except_for:
                 os.unlink(os.path.join(self.local, name))
 
     def _read_index(self) -> dict[str, str]:

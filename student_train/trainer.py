@@ -73,6 +73,7 @@ class Trainer:
         self.history = History(storage.join(directory, "history.jsonl"), tracker, world.is_rank_0)
         self.step, self.samples_digest = 0, ""  # number of steps done, digest of their samples
         self.minutes_passed = self.stop_requested = False
+        self._has_gradient = True  # False for a step without masked tokens whose loss needs some: on no rank
         self.log_sums = LogSums()
 
     @property
@@ -99,7 +100,7 @@ class Trainer:
                 step, tokens, masked = read
                 terms = self._forward_backward(step, tokens, masked)
                 rate = learning_rate(section, step.number, self.total_steps)
-                norm = self.engine.step(rate)
+                norm = self.engine.step(rate) if self._has_gradient else torch.zeros(()).to(terms.device)
                 self._count(step, terms, tokens, norm)
                 if self._reads_norms_now():
                     self._require_finite()
@@ -156,7 +157,9 @@ class Trainer:
             batch = batch.to(self.world.device)
             terms = objective(self.model, batch, tokens, masked, len(step.locations))
             last = index == len(step.micro_batches) - 1
-            self.engine.backward(terms.total * batch.weight, last)
+            self._has_gradient = terms.total.requires_grad
+            if self._has_gradient:
+                self.engine.backward(terms.total * batch.weight, last)
             sums += torch.stack([value.detach().double() for value in terms.values()]) * batch.weight
         return sums
 
@@ -171,8 +174,7 @@ class Trainer:
         """Raises UserError if a gradient was not finite, unless float16's loss scale can still be lowered.
         The optimiser skips a step whose gradient is not finite, so this check may come some steps later."""
         bad_step = self.log_sums.first_not_finite(self.step)
-        scale_can_fall = self.train_section.dtype == "float16" and self.engine.loss_scale > 1
-        if bad_step is not None and not scale_can_fall:
+        if bad_step is not None and not self.engine.scale_can_fall:
             self._fail(bad_step, "gradient")
 
     def _fail(self, step: int, what: str) -> None:

@@ -13,6 +13,7 @@ checkpoint is used.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -158,6 +159,17 @@ def newest_step(directory: str) -> int | None:
     """Returns the step in the newest checkpoint's name, unchecked; None without checkpoints."""
     listed = _checkpoints_in(directory) if os.path.isdir(directory) else []
     return listed[0][0] if listed else None
+
+
+def newest_fingerprint(directory: str) -> dict[str, Any] | None:
+    """Returns the fingerprint in the newest checkpoint with a readable state; None if there is none."""
+    for _, name in _checkpoints_in(directory) if os.path.isdir(directory) else []:
+        path = os.path.join(directory, name, STATE_NAME)
+        with contextlib.suppress(ValueError, OSError):
+            fingerprint = decode(storage.read_bytes(path)).get("fingerprint")
+            if isinstance(fingerprint, dict):
+                return fingerprint
+    return None
 
 
 def _checkpoints_in(directory: str) -> list[tuple[int, str]]:

@@ -77,8 +77,9 @@ def _check(user: Mapping[str, Any], train: Train, accumulation: int, path: str) 
         raise UserError(
             f"{path}: scheduler is set, but the recipe's train.schedule decides; leave the key out"
         )
-    for key in ("zero_optimization.offload_optimizer", "zero_optimization.offload_param"):
-        if _get(user, f"{key}.device") not in (None, "none"):
+    for key in ("offload_optimizer.device", "offload_param.device", "cpu_offload", "cpu_offload_params"):
+        key = f"zero_optimization.{key}"
+        if _get(user, key) not in (None, "none", False):
             raise UserError(
                 f"{path}: {key} is not supported, and an encoder does not need it; leave the key out"
             )

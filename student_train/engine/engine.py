@@ -53,8 +53,14 @@ class Engine:
             _parameter_groups(model, train), lr=0.0, betas=train.betas, eps=train.eps, fused=True
         )
         unrounded = {name: p.detach().clone() for name, p in trained_parameters(model)}
-        with deepspeed_quiet():
-            self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        try:
+            with deepspeed_quiet():
+                self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        except Exception as problem:  # of many unrelated types
+            if train.deepspeed_config is None:
+                raise
+            reason = " ".join(str(problem).split())[:300]
+            raise UserError(f"{train.deepspeed_config}: DeepSpeed refuses it: {reason}") from problem
         self._adamw: torch.optim.AdamW = self._deepspeed.basic_optimizer
         self._stage = train.zero_stage
         if self._stage == 0 and world.size == 1:
@@ -94,10 +100,20 @@ class Engine:
         scale = self.loss_scale  # read before the step, which may change it
         self._deepspeed.step()
         if not self._deepspeed.was_step_applied():
-            return torch.tensor(math.inf)
+            return torch.tensor(math.inf, device=self.world.device)  # where the norms of other steps are
         if self._master_step is not None:
             return self._master_step.norm / scale
-        return torch.as_tensor(self._deepspeed.get_global_grad_norm())
+        return torch.as_tensor(self._deepspeed.get_global_grad_norm(), device=self.world.device)
+
+    @property
+    def scale_can_fall(self) -> bool:
+        """Whether the loss scale is lowered after steps whose gradient is not finite: False for a constant
+        scale, for the lowest one, and in other dtypes than float16."""
+        scaler = self._scaler()
+        if scaler is None or not getattr(scaler, "dynamic_loss_scale", getattr(scaler, "dynamic", False)):
+            return False
+        lowest = scaler.min_loss_scale if self._stage == 0 else scaler.min_scale
+        return bool(scaler.cur_scale > lowest)
 
     @property
     def loss_scale(self) -> float:

@@ -102,7 +102,8 @@ def _lengths(lengths: Sequence[int], run: StudentRun, model: StudentModel) -> st
         text += " It has no position embeddings, but it has never seen tokens that are further apart."
     else:
         initial = "the teacher's" if run.student.init == "teacher" else "random numbers"
-        text += f" Its position embeddings {trained} to {longest - 1} are still {initial}:"
+        shrunk = ", made smaller by weight decay" if run.train.weight_decay else ""
+        text += f" Its position embeddings {trained} to {longest - 1} are {initial}{shrunk}:"
         text += " no step trained them."
     return f"{text} Evaluate it on longer texts before you use it for them.\n"
 

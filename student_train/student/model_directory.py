@@ -40,6 +40,7 @@ def publish_model(
     final = os.path.join(root, MODEL)
     draft = os.path.join(root, f"{storage.UNFINISHED}{secrets.token_hex(6)}")
     import torch
+    from safetensors import SafetensorError
 
     from student_train.student.model_card import model_card
     from student_train.student.sentence_files import write_sentence_files
@@ -61,7 +62,7 @@ def publish_model(
         if os.path.exists(final):
             os.rename(final, os.path.join(root, f"{storage.UNFINISHED}{secrets.token_hex(6)}"))
         os.rename(draft, final)
-    except OSError as problem:
+    except (OSError, SafetensorError) as problem:
         remedy = "free space or fix access"
         raise UserError(f"{final}: the model could not be written ({problem}); {remedy}") from None
     finally:

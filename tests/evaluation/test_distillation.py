@@ -140,7 +140,7 @@ def test_a_teacher_may_lie_in_an_object_store(
         job = dataclasses.replace(job, soft_labels=dataclasses.replace(job.soft_labels, model=model))
         teacher_outputs.store_outputs(job, train)
         found.append(read(job, train))
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 @pytest.mark.parametrize("name", ["train.predictions.parquet", "train.json"])

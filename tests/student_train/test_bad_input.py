@@ -36,6 +36,7 @@ RECIPE: Cases = {
     "out of range": (nothing, ["train.epochs=0"], ["epochs"]),
     "not an override": (nothing, ["train"], ["train"]),
     "batch not divisible": (nothing, ["train.batch_size=7"], ["batch_size", "micro_batch_size"]),
+    "negative seed": (nothing, ["train.seed=-1"], ["train", "seed: must be >= 0", "not -1"]),
     "no loss": (nothing, RELATIONS[:3], ["no loss"]),
     "no relation": (nothing, ["train.relation_weights=[0, 0, 0]"], ["relation_weights", "not all 0"]),
     "less than no time": (nothing, ["train.checkpoint_minutes=-1"], ["checkpoint_minutes", ">= 0"]),
@@ -176,6 +177,21 @@ RUN: Cases = {
         deepspeed_json('{"gradient_clipping": 1}'),
         ["train.deepspeed_config={root}/ds.json"],
         ["gradient_clipping is 1", "train.max_grad_norm"],
+    ),
+    "DeepSpeed JSON that moves the optimiser": (
+        deepspeed_json('{"zero_optimization": {"cpu_offload": true}}'),
+        ["train.deepspeed_config={root}/ds.json", "train.zero_stage=2"],
+        ["ds.json", "zero_optimization.cpu_offload is not supported"],
+    ),
+    "DeepSpeed JSON with a wrong type": (
+        deepspeed_json('{"zero_optimization": {"reduce_bucket_size": "many"}}'),
+        ["train.deepspeed_config={root}/ds.json"],
+        ["ds.json: DeepSpeed refuses it", "reduce_bucket_size"],
+    ),
+    "DeepSpeed JSON that does not fit the stage": (
+        deepspeed_json('{"data_types": {"grad_accum_dtype": "fp32"}}'),
+        ["train.deepspeed_config={root}/ds.json", "train.dtype=bfloat16"],
+        ["ds.json: DeepSpeed refuses it"],
     ),
     "float16 where it cannot be": (nothing, ["train.dtype=float16"], ["float16", "bfloat16"]),
     "other settings than at its start": (

@@ -6,11 +6,14 @@ from __future__ import annotations
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
 from infra.errors import UserError
+from infra.settings.sections import Train
 from student_train.engine import engine
 from student_train.engine.master_step import MasterStep
 from student_train.engine.world import World
@@ -62,6 +65,16 @@ def test_a_run_without_faults_learns_the_same(
     for line, expected in zip(logged(run_dir), lines, strict=True):
         for name in ("loss", "gradient_norm"):
             assert line[name] == pytest.approx(expected[name], rel=1e-3)
+
+
+def test_the_norm_of_a_skipped_step_is_where_the_others_are() -> None:
+    """The norms are stacked, which torch refuses across devices."""
+    stub = SimpleNamespace(
+        train_section=Train(dtype="float16"), _stage=0, loss_scale=8.0,
+        world=World(0, 1, torch.device("meta")), _adamw=SimpleNamespace(param_groups=[]),
+        _deepspeed=SimpleNamespace(step=lambda: None, was_step_applied=lambda: False),
+    )  # fmt: skip
+    assert engine.Engine.step(cast("engine.Engine", stub), 0.1).device == stub.world.device
 
 
 def test_a_window_finds_the_first() -> None:

@@ -16,18 +16,31 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from infra import console
 from infra.errors import UserError
+from student_train.data.reading import Samples
 from student_train.engine import checkpoint_format
 from student_train.engine import world as worlds
 from student_train.engine.world import World
+from student_train.student.model import StudentModel
 from student_train.trainer import Stopped, Trainer
 from tests.conftest import ROOT
 from tests.student_train import tiny_run
-from tests.student_train.tiny_run import command, history, logged, make_run, make_teacher, student, validated
+from tests.student_train.tiny_run import (
+    command,
+    history,
+    logged,
+    make_run,
+    make_teacher,
+    student,
+    validated,
+    weights,
+)
 
 STEPS = 13  # two epochs of 50 sequences in batches of 8
 
@@ -271,7 +284,83 @@ def test_the_card_tells_of_longer_texts(alone: World, tmp_path: Path, init: str,
         make_run(tmp_path)
     command(tmp_path, "train.max_steps=1", f"student.init={init}")
     card = (student(tmp_path) / "model" / "README.md").read_text()
-    assert f"position embeddings 12 to 19 are still {initial}: no step trained them" in card
+    assert f"position embeddings 12 to 19 are {initial}: no step trained them" in card
+
+
+def test_the_card_tells_of_weight_decay(alone: World, tmp_path: Path) -> None:
+    """Which also shrinks embeddings of positions that no step reaches."""
+    teacher = make_teacher(max_position_embeddings=20)
+    with mock.patch.object(tiny_run, "make_teacher", return_value=teacher):
+        make_run(tmp_path)
+    command(tmp_path, "train.max_steps=1", "train.weight_decay=0.1")
+    card = (student(tmp_path) / "model" / "README.md").read_text()
+    assert "12 to 19 are the teacher's, made smaller by weight decay: no step" in card
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train.alpha_ce=0", "train.alpha_cos=0"),
+        ("train.kl_positions=masked", "train.alpha_cos=0"),
+    ],
+)
+def test_a_step_without_masked_tokens_changes_nothing(
+    alone: World, run_dir: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the loss needs some."""
+    common = ("train.warmup_ratio=0", "student.dropout=0", "train.log_every=1")
+    command(run_dir, "train.max_steps=1", *common, *words)
+    learnt = weights(run_dir)
+    gather = Samples.gather
+
+    def without_masked(self: Samples, *arguments: Any, **named: Any) -> dict[str, Any]:
+        found = dict(gather(self, *arguments, **named))
+        return found | {"masked_positions": np.full_like(found["masked_positions"], -1)}
+
+    monkeypatch.setattr(Samples, "gather", without_masked)
+    unchanged = []
+    for steps in (1, 3):
+        shutil.rmtree(student(run_dir))
+        assert command(run_dir, f"train.max_steps={steps}", *common, *words) == 0
+        assert [line["loss"] for line in logged(run_dir)] == [0.0] * steps
+        unchanged.append(weights(run_dir))
+    assert all(torch.equal(unchanged[0][name], tensor) for name, tensor in unchanged[1].items())
+    assert any(not torch.equal(learnt[name], tensor) for name, tensor in unchanged[0].items())
+
+
+def test_a_constant_loss_scale_that_is_too_large_ends_the_training(
+    alone: World, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed skips every step, and no later scale would let one be applied."""
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+    (run_dir / "ds.json").write_text('{"fp16": {"loss_scale": 1024}}')
+    words = (f"train.deepspeed_config={run_dir}/ds.json", "train.dtype=float16", "train.alpha_ce=1e7")
+    with pytest.raises(UserError, match="the gradient is not a finite number"):
+        command(run_dir, *words, "train.max_steps=3")
+    assert not (student(run_dir) / "model").exists()
+
+
+def test_a_refused_start_leaves_the_recipe_of_the_student(alone: World, run_dir: Path) -> None:
+    command(run_dir, "train.max_steps=1")
+    (student(run_dir) / "model.json").unlink()
+    before = (student(run_dir) / "recipe.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"train.learning_rate: .* -> 0\.5"):
+        command(run_dir, "train.max_steps=1", "train.learning_rate=0.5")
+    assert (student(run_dir) / "recipe.yaml").read_bytes() == before
+
+
+def test_a_model_that_the_disk_cannot_hold_is_one_line(
+    alone: World, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: StudentModel, directory: str) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(StudentModel, "save", full)
+    with pytest.raises(UserError, match="the model could not be written .*No space left"):
+        command(run_dir, "train.max_steps=1")
+    assert not (student(run_dir) / "model").exists()
 
 
 @pytest.mark.parametrize(

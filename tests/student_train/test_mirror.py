@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from infra.errors import UserError
+from infra.files.locks import exclusive
 from student_train.mirror import INDEX, Mirror, mirrored
 
 
@@ -19,7 +21,9 @@ def write(root: str, name: str, text: str) -> None:
 
 
 def contents(root: str) -> dict[str, str]:
-    return {str(p.relative_to(root)): p.read_text() for p in Path(root).rglob("*") if p.is_file()}
+    """Returns all files but those that are never copied."""
+    files = [path for path in Path(root).rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {str(path.relative_to(root)): path.read_text() for path in files}
 
 
 @pytest.fixture
@@ -41,7 +45,6 @@ def test_what_is_pushed_is_what_another_machine_pulls(mirror: Mirror, tmp_path: 
     other = Mirror(mirror.remote, str(tmp_path / "other"))
     other.pull()
     pulled = contents(other.local)
-    pulled.pop(".pull.lock")
     assert pulled == contents(mirror.local)
     assert set(contents(mirror.remote)) == {*pulled, INDEX}
 
@@ -66,6 +69,39 @@ def test_a_removed_student_is_not_resumed_from_what_is_here(mirror: Mirror) -> N
     write(mirror.local, "checkpoints/step-00000001/state.json", "s")
     mirror.pull()
     assert "checkpoints/step-00000001/state.json" not in contents(mirror.local)
+
+
+def test_a_student_that_another_machine_started_over_replaces_what_is_here(
+    mirror: Mirror, tmp_path: Path
+) -> None:
+    """This machine finished it; its remote directory was removed; another machine started it again."""
+    for name in ("model.json", "model/config.json", "history.jsonl"):
+        write(mirror.local, name, "of the first training")
+    mirror.push()
+    shutil.rmtree(mirror.remote)
+    other = Mirror(mirror.remote, str(tmp_path / "other"))
+    write(other.local, "history.jsonl", "of the second training")
+    other.push()
+    Mirror(mirror.remote, mirror.local).pull()
+    assert contents(mirror.local) == {"history.jsonl": "of the second training"}
+
+
+def test_what_could_not_be_pushed_is_kept(mirror: Mirror) -> None:
+    write(mirror.local, "history.jsonl", "one")
+    mirror.push()
+    write(mirror.local, "checkpoints/step-00000009/state.json", "newer")
+    Mirror(mirror.remote, mirror.local).pull()
+    assert contents(mirror.local)["checkpoints/step-00000009/state.json"] == "newer"
+
+
+def test_a_second_start_touches_no_file_of_a_training(mirror: Mirror) -> None:
+    write(mirror.local, "history.jsonl", "one")
+    mirror.push()
+    with exclusive(mirror.local):
+        write(mirror.local, "history.jsonl", "one, two")
+        with pytest.raises(UserError, match="another process is at work"):
+            Mirror(mirror.remote, mirror.local).pull()
+    assert contents(mirror.local) == {"history.jsonl": "one, two"}
 
 
 @pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside", "a\\b", ""])

@@ -175,7 +175,7 @@ def test_the_card_tells_of_phases(alone: World, phased: Path) -> None:
     assert (
         f"The student was trained on sequences of {L} tokens, then for {MORE} steps on sequences of {2 * L},"
         f" and takes up to {2 * L + 4} tokens. Only {MORE} steps trained its position embeddings from {L} on."
-        f" Its position embeddings {2 * L} to {2 * L + 3} are still the teacher's: no step trained them"
+        f" Its position embeddings {2 * L} to {2 * L + 3} are the teacher's: no step trained them"
     ) in card
     assert f"| store of phase 1 | {open_store(str(phased / 'longer')).digest} |" in card
 

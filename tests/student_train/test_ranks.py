@@ -39,7 +39,12 @@ def launched() -> Iterator[list[subprocess.Popen]]:
 
 
 def start(
-    launched: list[subprocess.Popen], root: Path, count: int, *words: str, script: tuple[str, ...] = (SCRIPT,)
+    launched: list[subprocess.Popen],
+    root: Path,
+    count: int,
+    *words: str,
+    script: tuple[str, ...] = (SCRIPT,),
+    words_of_rank_1: tuple[str, ...] = (),
 ) -> list[subprocess.Popen]:
     """Starts ranks without a launcher, so that nothing ends them when one exits."""
     port = str(free_port())
@@ -48,7 +53,14 @@ def start(
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_SIZE": str(count)}
         launched.append(
             subprocess.Popen(
-                [sys.executable, *script, "--recipe", str(root / "recipe.yaml"), *words],
+                [
+                    sys.executable,
+                    *script,
+                    "--recipe",
+                    str(root / "recipe.yaml"),
+                    *words,
+                    *(words_of_rank_1 if rank == 1 else ()),
+                ],
                 env={**os.environ, **shared, **own},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -118,6 +130,33 @@ def test_an_error_that_one_rank_sees_ends_all(
     assert "column hidden_states" in line
     assert errors(silent) == []
     assert not (student(tmp_path) / "model").exists()
+
+
+HASTY = "from student_train import main\nmain.WAIT_SECONDS = 0.5\nmain.main()\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("store.path=/nowhere", "rank 1 on "),  # before the ranks are connected
+        ("train.deepspeed_config=/nowhere.json", "/nowhere.json"),  # afterwards
+    ],
+)
+def test_an_error_of_one_rank_before_the_training_is_printed(
+    run_dir: Path, launched: list[subprocess.Popen], word: str, says: str
+) -> None:
+    """As if the machine of rank 1 lacked a directory. A launcher ends rank 0, which waits for rank 1."""
+    script = ("-c", HASTY)
+    first, second = start(launched, run_dir, 2, script=script, words_of_rank_1=(word,))
+    _, text = second.communicate(timeout=SECONDS)
+    assert second.returncode == 2
+    if says.startswith("rank"):
+        os.killpg(first.pid, signal.SIGKILL)
+    else:
+        _, text = first.communicate(timeout=SECONDS)
+        assert first.returncode == 2
+    (line,) = errors(text)
+    assert says in line
 
 
 @pytest.mark.slow

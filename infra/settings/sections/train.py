@@ -136,6 +136,7 @@ class Train:
         fields.check_positive(self, "epochs", "learning_rate", "eps")
         valid = fields.is_temperature(self.temperature)
         require(valid, f"temperature: must be {fields.TEMPERATURE_RANGE}, not {self.temperature}")
+        require(0 <= self.seed < 2**63, f"seed: must be >= 0 and below 2^63, not {self.seed}")
         require(0 <= self.warmup_ratio < 1, f"warmup_ratio: must be in [0, 1), not {self.warmup_ratio}")
         require(0 < self.layer_decay <= 1, f"layer_decay: must be in (0, 1], not {self.layer_decay}")
         betas, weights = list(self.betas), list(self.relation_weights)
