@@ -137,8 +137,10 @@ def user_cache() -> Path:
 
 @cache
 def has_triton() -> bool:
-    """Returns whether Triton, which torch for GPUs installs, can be imported."""
-    return importlib.util.find_spec("triton") is not None
+    """Returns whether Triton, which torch for GPUs installs, can be imported, and finds the C compiler with
+    which it builds the launcher of each kernel."""
+    compiler = os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")
+    return importlib.util.find_spec("triton") is not None and compiler is not None
 
 
 if __name__ == "__main__":

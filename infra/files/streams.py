@@ -111,6 +111,8 @@ class Decompressed(io.RawIOBase):
         try:
             data = self._decoder.read1(min(len(buffer), io.DEFAULT_BUFFER_SIZE))
         except (OSError, EOFError, zlib.error) as problem:
+            if getattr(problem, "errno", None):  # of the disk or the network, not of the decoder
+                raise
             name = without_secrets(self._path)
             if "too much memory" in str(problem):
                 raise TooLargeWindow(
@@ -151,8 +153,8 @@ class _Zstd:
         try:
             # Not pyarrow's read(), which leaks memory if it fails.
             data = self._streams[-1].read_buffer(1 if self._by_byte else size)
-        except OSError:
-            if self._by_byte:
+        except OSError as problem:
+            if self._by_byte or problem.errno:
                 raise
             self._restart()
             return self.read1(size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from infra.errors import UserError
+from infra.errors import NodeError, UserError
 from infra.settings.recipe import Recipe
 from infra.settings.sections import Teacher
 from offline_teacher.cluster.task_work import TaskWorker
@@ -21,8 +21,12 @@ class TextWorker(WorkerBase):
         self._how = how
 
     def prepare(self) -> dict[str, Any]:
-        """Loads what every part needs, so that a node where this fails is found before it gets a part."""
-        return {"vocab_size": self._how.encoder.vocab_size}
+        """Loads what every part needs, so that a node where this fails is found before it gets a part. Raises
+        NodeError then: the driver has written the same files, so the cause is this node."""
+        try:
+            return {"vocab_size": self._how.encoder.vocab_size}
+        except UserError as error:
+            raise NodeError(str(error)) from error
 
     def build_part(self, split: str, number: int, part: Part) -> dict[str, Any]:
         """Publishes one part of the sequences and returns its ``{tokens}``."""

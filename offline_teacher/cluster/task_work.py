@@ -155,5 +155,5 @@ class TaskWorker(WorkerBase):
         assert mask is not None
         counts = None
         if masking.sampling == "frequency":
-            counts = token_counts(self.root, "train", self._spec.layout.vocab_size, self._cache)
+            counts = token_counts(self.root, "train", encoder.vocab_size, self._cache)
         return mask_vocab(masking, mask, encoder, counts)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from infra.errors import DamagedFile, UserError, first_line
+from infra.errors import DamagedFile, NodeError, UserError, first_line
 from infra.settings.sections import Corpus
 
 ROWS_AT_ONCE = 1000
@@ -51,7 +52,8 @@ def rows(corpus: Corpus, split: str, start: int, stop: int) -> Iterator[tuple[in
     """Yields (row number, row) of a piece, as ``pieces`` describes it.
 
     Numbers count from 1: in the file if streamed, else in the split. A row maps column names to values.
-    Raises DamagedFile if the data are damaged, UserError if they cannot be read for another reason.
+    Raises DamagedFile if the data are damaged, NodeError if the hub, the network or the disk fails, and
+    UserError if they cannot be read for another reason.
     """
     dataset = _load(corpus.path[0], corpus.config, split, corpus.streaming)
     if corpus.streaming:
@@ -63,13 +65,27 @@ def rows(corpus: Corpus, split: str, start: int, stop: int) -> Iterator[tuple[in
         try:
             row = next(iterator, None)
         except ValueError as error:  # the parsers of JSON, CSV and Parquet raise ValueError; pyarrow's too
+            if _is_about_columns(error):
+                raise UserError(
+                    f"corpus.path: {where} has other columns, or other types in them, than the first file of"
+                    f" the dataset ({_reason(error)}); read its files themselves, with corpus.path: FILES"
+                ) from None
             raise DamagedFile(f"{where}, row {number}: {_reason(error)}") from None
+        except OSError as error:  # also of requests and of the hub's client
+            raise NodeError(f"corpus.path: cannot read {where}, row {number}: {_reason(error)}") from None
         except Exception as error:  # noqa: BLE001 - as in _load
             raise UserError(f"corpus.path: cannot read {where}, row {number}: {_reason(error)}") from None
         if row is None:
             return
         yield number, row
         number += 1
+
+
+def _is_about_columns(error: BaseException) -> bool:
+    """Whether datasets failed to give a table of a file the columns and types of the dataset: the data are
+    not damaged. pyarrow's error does not say so, but the functions through which it was raised do."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.name in ("table_cast", "cast_table_to_schema") for frame in frames)
 
 
 def _read_in_batches(dataset: Any, column: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
@@ -93,7 +109,9 @@ def _load(name: str, config: str | None, split: str, streaming: bool) -> Any:
         return datasets.load_dataset(name, config, split=split, streaming=streaming)
     except Exception as error:  # noqa: BLE001 - datasets and huggingface_hub raise a dozen unrelated types here
         what = f"dataset {name!r} (config {config!r}, split {split!r})"
-        raise UserError(f"corpus.path: cannot load {what}: {_reason(error)}") from None
+        absent = isinstance(error, FileNotFoundError) or not isinstance(error, OSError)
+        kind = UserError if absent else NodeError  # OSError: the hub, the network or the disk fails
+        raise kind(f"corpus.path: cannot load {what}: {_reason(error)}") from None
 
 
 def _load_saved(directory: str, split: str, streaming: bool) -> Any:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 
-from infra.errors import DamagedFile, UserError
+from infra.errors import DamagedFile, NodeError, UserError
 from infra.files import storage
 from infra.files.paths import find_files
 from infra.files.streams import compression, expansion_ratio
@@ -48,6 +48,8 @@ class Part:
     spans: tuple[Span, ...]
     split: str | None = None
     """Name of the hub dataset's split; None for files."""
+    size: int = 0
+    """Estimate of its bytes of text; 0 for hub datasets, whose parts have about the same size."""
 
 
 def parts(corpus: Corpus, part_bytes: int, validation: bool = False) -> list[Part]:
@@ -72,29 +74,45 @@ def parts(corpus: Corpus, part_bytes: int, validation: bool = False) -> list[Par
             with open_parquet(path):  # raises an error that says what is damaged
                 pass
         raise UserError(f"corpus.{name}: no usable document, the files are empty: {', '.join(paths[:3])}")
-    groups: list[list[Span]] = []
+    groups: list[list[tuple[Span, int]]] = []
     room = 0
     for span, size in sized_spans:
         if not groups or size > room:
             groups.append([])
             room = part_bytes
-        groups[-1].append(span)
+        groups[-1].append((span, size))
         room -= size
-    return [Part(tuple(group)) for group in groups]
+    return [
+        Part(tuple(span for span, _ in group), size=sum(_text_bytes(corpus, *sized) for sized in group))
+        for group in groups
+    ]
 
 
-def relative_size(corpus: Corpus, part: Part, part_bytes: int) -> float:
-    """Estimates the part's size over ``part_bytes``, at least 1, which only compressed files exceed.
+def _text_bytes(corpus: Corpus, span: Span, size: int) -> int:
+    """Estimates the bytes that are read for a span. A compressed span is decompressed from the file's start.
+    Where it does not tell its end, four times the file's size is assumed, as text is seldom compressed
+    better."""
+    if compression(span.path) is None:
+        return size
+    known = span.stop if corpus.source != "parquet" else None
+    return (known or 4 * int(span.stamp)) - span.start
 
-    Where a span does not tell its bytes, four times the file's size is assumed, as text is seldom compressed
-    better.
-    """
-    size = 0
-    for span in part.spans:
-        if compression(span.path) is not None:
-            known = span.stop if corpus.source != "parquet" else None
-            size += (known or 4 * int(span.stamp)) - span.start
-    return max(1.0, size / part_bytes)
+
+def relative_size(part: Part, part_bytes: int) -> float:
+    """Returns the part's size over ``part_bytes``, at least 1: a large row group of a Parquet file, a large
+    file that is one document, and a compressed file can exceed it."""
+    return max(1.0, part.size / part_bytes)
+
+
+def refuse_other_file(span: Span) -> None:
+    """Raises NodeError if a file does not have the size that it had when the corpus was split into parts: a
+    node may have another copy, or the file has been changed since."""
+    size = storage.size(span.path)
+    if str(size) != span.stamp:
+        raise NodeError(
+            f"{span.path}: has {size:,} bytes here, but {int(span.stamp):,} when the pass began; every node"
+            " must see the same files"
+        )
 
 
 def last_modified(part: Part) -> float:

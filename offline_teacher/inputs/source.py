@@ -104,6 +104,11 @@ def find_source(recipe: Recipe) -> tuple[Source, Recipe]:
         probability = MASKING_PROBABILITY if source.head and not pooled else 0.0
         epochs = recipe.masking.epochs if probability else 1
         masking = dataclasses.replace(recipe.masking, probability=probability, epochs=epochs)
+        if not probability and recipe.store.positions == "masked":
+            raise UserError(
+                f"store.positions: masked needs masked tokens, but the teacher {directory} has no masked-LM"
+                " head, so none are masked; set store.positions: all"
+            )
         recipe = dataclasses.replace(recipe, masking=masking)
     _check_store(recipe, source)
     return source, recipe

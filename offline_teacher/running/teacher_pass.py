@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from offline_teacher.cluster.work_queue import Item
 from offline_teacher.corpus.partition import Part, parts, relative_size
 from offline_teacher.inputs.source import Source, publish_files, tokenising
 from offline_teacher.running.pass_rates import Environments, Rates
-from offline_teacher.sequences.tokenised_parts import Tokenising, problem_summary, rows_of_parts
+from offline_teacher.sequences.tokenised_parts import Tokenising, nonempty_parts, problem_summary
 from offline_teacher.store.manifest import Spec
 from offline_teacher.store.numbering import SplitPlan, Task
+from offline_teacher.store.parts import PartIndex
 from offline_teacher.store.paths import MANIFEST, failed_path, part_name
 from offline_teacher.store.store import open_store
 from offline_teacher.store.unfinished import finished_tasks, quarantined_tasks
@@ -50,7 +52,24 @@ def parts_of(recipe: Recipe) -> dict[str, list[Part]]:
     by_split = {"train": parts(recipe.corpus, size)}
     if recipe.corpus.validation_path or recipe.corpus.validation_split:
         by_split["validation"] = parts(recipe.corpus, size, validation=True)
+        _refuse_common_text(by_split)
     return by_split
+
+
+def _refuse_common_text(by_split: dict[str, list[Part]]) -> None:
+    """Raises UserError if held-out text is also training text, since its losses would mean nothing."""
+    places = [
+        {part.split or _real_path(span.path) for part in listed for span in part.spans}
+        for listed in by_split.values()
+    ]
+    common = sorted(places[0] & places[1])
+    if common:
+        what = "corpus.validation_split" if by_split["train"][0].split else "corpus.validation_path"
+        raise UserError(f"{what}: {common[0]} is also training text; leave it out of one of the two")
+
+
+def _real_path(path: str) -> str:
+    return path if storage.is_remote(path) else os.path.realpath(path)
 
 
 def is_finished(spec: Spec, parts: dict[str, list[Part]], how: Tokenising) -> bool:
@@ -109,7 +128,7 @@ def _build_split(split: str, parts: list[Part], how: Tokenising, pool: Pool) -> 
     items = []
     for number in how.outstanding(split, parts):
         name, part = f"{split}/{part_name(number)}", parts[number]
-        size = relative_size(how.corpus, part, how.sequences.part_bytes)
+        size = relative_size(part, how.sequences.part_bytes)
         items.append(Item(name, "build_part", (split, number, part), size))
     if not items:
         return
@@ -122,15 +141,21 @@ def _build_split(split: str, parts: list[Part], how: Tokenising, pool: Pool) -> 
         print(f"corpus: {problems}")
 
 
+def _tokens(task: Task, part: PartIndex) -> float:
+    """Estimates the tokens of a task, on which its duration depends, from those of its part."""
+    return part.tokens * task.samples / part.rows
+
+
 def _infer(
     root: str, spec: Spec, split: str, parts: dict[str, int], pool: Pool, report: Report | None
 ) -> Outcome:
-    plan = SplitPlan.of(split, rows_of_parts(root, split, parts[split]), spec.plan)
+    indices = nonempty_parts(root, split, parts[split])
+    plan = SplitPlan.of(split, tuple(index.rows for index in indices), spec.plan)
     finished, begin = finished_tasks(root, split), time.monotonic()
     for name in quarantined_tasks(root, split):  # tasks that an earlier pass gave up are tried again
         storage.remove(failed_path(root, split, name))
     items = [
-        Item(f"{split}/{task.name}", "infer", (split, task), task.samples)
+        Item(f"{split}/{task.name}", "infer", (split, task), _tokens(task, indices[task.part]))
         for task in plan.tasks()
         if task.name not in finished
     ]

@@ -20,7 +20,7 @@ from infra.files.cache import Cache
 from infra.settings.recipe import fingerprinted_settings
 from infra.settings.sections import Corpus, Sequences
 from offline_teacher.corpus.documents import documents
-from offline_teacher.corpus.partition import Part, last_modified
+from offline_teacher.corpus.partition import Part, last_modified, refuse_other_file
 from offline_teacher.corpus.problems import Problems
 from offline_teacher.sequences.packing import TextStatistics, pack
 from offline_teacher.sequences.tokenizer import Encoder, load_encoder
@@ -61,7 +61,10 @@ class Tokenising:
 
     def build(self, split: str, number: int, part: Part) -> PartIndex:
         """Publishes the sequences of a part, which depend only on the arguments and this object, and returns
-        its index. Raises UserError if the store has tasks that were computed from other text."""
+        its index. Raises UserError if the store has tasks that were computed from other text. Raises
+        NodeError if a file no longer has its size in ``part``."""
+        for span in part.spans if self.corpus.source != "hub" else ():
+            refuse_other_file(span)
         encoder, problems, statistics = self.encoder, Problems(self.corpus.strict), TextStatistics()
         texts = (self.prompt + document for document in documents(part, self.corpus, problems))
         rows = list(pack(texts, encoder, self.sequences, statistics))
@@ -153,13 +156,13 @@ def token_counts(root: str, split: str, vocab_size: int, cache: Cache) -> np.nda
     return total
 
 
-def rows_of_parts(root: str, split: str, parts: int) -> tuple[int, ...]:
-    """Returns the number of rows of each of the ``parts`` parts. Raises UserError if all are empty."""
+def nonempty_parts(root: str, split: str, parts: int) -> list[PartIndex]:
+    """Returns the indices of the ``parts`` parts. Raises UserError if all are empty."""
     indices = [index for index, _ in read_parts(root, split, parts)]
     if not any(index.rows for index in indices):
         problems = Problems.merged(dict(index.problems) for index in indices).summary()
         raise UserError(f"the corpus has no usable document: {problems or 'its files are empty'}")
-    return tuple(index.rows for index in indices)
+    return indices
 
 
 def problem_summary(root: str, split: str, parts: int) -> str:

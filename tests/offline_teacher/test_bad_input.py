@@ -109,6 +109,13 @@ def broken_weights(root: Path) -> None:
     save_file(weights, path, {"format": "pt"})
 
 
+def without_head(root: Path) -> None:
+    path = root / "model/model.safetensors"
+    weights = {name: tensor for name, tensor in load_file(path).items() if name.startswith("bert.")}
+    save_file(weights, path, {"format": "pt"})
+    edit("model/config.json", architectures=["BertModel"])(root)
+
+
 def recipe_in_store(root: Path) -> None:
     shutil.copy(root / "recipe.yaml", root / "store")
 
@@ -161,10 +168,20 @@ BAD: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "no such file": (nothing, ["corpus.path={root}/none.txt"], ["{root}/none.txt"]),
     "no path": (nothing, ["corpus.path=[]"], ["corpus.path"]),
     "a directory for a text": (nothing, ["corpus.path={root}/model"], ["{root}/model"]),
+    "held-out text that is also training text": (
+        nothing,
+        ["corpus.validation_path={root}/../*/te?t.txt"],
+        ["corpus.validation_path", "text.txt is also training text"],
+    ),
     "no held-out files": (nothing, ["corpus.validation_path={root}/held/*"], ["{root}/held/*"]),
     "not Parquet": (nothing, ["corpus.source=parquet", "corpus.document=line"], ["text.txt", "Parquet"]),
     "no such data set": (nothing, ["corpus.source=hub", "corpus.path={root}/none"], ["{root}/none"]),
     # the teacher
+    "masked positions of a teacher without a head": (
+        without_head,
+        ["store.positions=masked", "store.top_k=0", "train.kl_positions=masked"],
+        ["store.positions: masked needs masked tokens", "no masked-LM head", "store.positions: all"],
+    ),
     "no teacher": (nothing, ["teacher.model={root}/none"], ["teacher.model", "{root}/none"]),
     "a file for a teacher": (nothing, ["teacher.model={root}/text.txt"], ["teacher.model", "text.txt"]),
     "no configuration": (remove("model/config.json"), [], ["teacher.model", "config.json"]),

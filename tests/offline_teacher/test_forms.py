@@ -37,6 +37,7 @@ FORMS = {
     "masking off": ["masking.probability=0"],
     "weights withheld": ["store.teacher_weights=false", "store.replay_layers=1"],
     "frequency": ["masking.sampling=frequency", "masking.epochs=2"],
+    "frequency, embeddings without tokens": ["masking.sampling=frequency", "teacher.model={root}/padded"],
     "whole words": ["masking.whole_word=true"],
     "only mask tokens": ["masking.replacement=mask", "masking.probability=0.4"],
     "bfloat16 teacher": ["teacher.dtype=bfloat16", "store.replay_layers=1"],
@@ -53,6 +54,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = {"path": [str(text)], "validation_path": [str(held_out)]}
     model = save_bert(root / "model", scale=0.5)
     save_roberta(root / "roberta")
+    save_bert(root / "padded", vocab_size=128)
     return write_recipe(root, text, model, corpus=corpus, teacher={"dtype": "float32"})
 
 

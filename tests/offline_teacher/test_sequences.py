@@ -12,14 +12,14 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
-from infra.errors import UserError
+from infra.errors import NodeError, UserError
 from infra.files.cache import Cache
 from infra.settings.sections import Corpus, Sequences
 from offline_teacher.corpus.partition import parts
 from offline_teacher.sequences.tokenised_parts import (
     Tokenising,
+    nonempty_parts,
     problem_summary,
-    rows_of_parts,
     text_digest,
     token_counts,
 )
@@ -203,7 +203,7 @@ def test_counts_are_of_ordinary_tokens_and_every_document_is_there(tmp_path: Pat
     assert count > 3
     input_ids, token_count = table(bert, 10)
     assert input_ids.dtype == np.uint16
-    assert sum(rows_of_parts(bert, "train", count)) == len(input_ids)
+    assert sum(index.rows for index in nonempty_parts(bert, "train", count)) == len(input_ids)
     indices = [read_part_index(bert, "train", number)[0] for number in range(count)]
     assert sum(index.tokens for index in indices) == token_count.sum()
     assert sum(index.documents for index in indices) == 1000
@@ -318,11 +318,22 @@ def test_a_flipped_bit_is_found_before_a_row_is_given(tmp_path: Path, bert: str)
         rows(bert)
 
 
+def test_another_copy_of_a_file_is_refused(tmp_path: Path, bert: str) -> None:
+    """One node may have an old one, or a file may be replaced during the pass."""
+    corpus = corpus_of(tmp_path / "text", "a b\n" * 20)
+    settings = Sequences(length=8)
+    (part,) = parts(corpus, settings.part_bytes)
+    (tmp_path / "text/00.txt").write_text("a b\n" * 10)
+    with pytest.raises(NodeError, match=r"00\.txt: has 40 bytes here, but 80 when the pass began"):
+        how(bert, corpus, settings).build("train", 0, part)
+    assert not list(Path(bert).rglob("part-*"))
+
+
 @pytest.mark.parametrize("text", ["\n \n", "\x07\n"])
 def test_a_corpus_of_nothing(tmp_path: Path, bert: str, text: str) -> None:
     count = build(bert, corpus_of(tmp_path / "c", text), Sequences(length=8))
     with pytest.raises(UserError, match="the corpus has no usable document"):
-        rows_of_parts(bert, "train", count)
+        nonempty_parts(bert, "train", count)
 
 
 def test_damaged_token_counts_of_a_part_are_not_summed(tmp_path: Path, bert: str) -> None:

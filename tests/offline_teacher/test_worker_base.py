@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from infra.errors import EXIT_INCOMPLETE, NodeError, UserError
+from infra.settings.sections import Corpus, Sequences
+from offline_teacher.cluster.crews import TextWorker
 from offline_teacher.cluster.worker_base import (
     ITEM,
     LONGEST_REASON,
@@ -19,6 +21,7 @@ from offline_teacher.cluster.worker_base import (
     WorkerBase,
     cause_of,
 )
+from tests.offline_teacher.test_sequences import how
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +61,12 @@ def test_whose_fault_an_error_is(error: Exception, fault: str) -> None:
     assert answer["error"] == fault
     assert answer["host"] == socket.gethostname()
     assert "in work" in answer["traceback"]
+
+
+def test_a_node_without_the_store_gets_no_part_of_the_text(tmp_path: Path) -> None:
+    root = str(tmp_path / "unmounted")
+    worker = TextWorker(how(root, Corpus(path=("x",)), Sequences(length=8)))
+    assert worker.call("prepare", ())["error"] == NODE
 
 
 def test_an_error_is_one_short_line_with_the_end_of_its_traceback() -> None:

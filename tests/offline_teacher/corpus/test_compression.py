@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import io
 import json
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,8 +17,12 @@ import pytest
 import zstandard
 
 from infra.errors import UserError
+from infra.files import storage
 from infra.settings.sections import Corpus, CorpusSource, DocumentUnit
+from offline_teacher.cluster.worker_base import NODE, cause_of
+from offline_teacher.corpus.documents import documents
 from offline_teacher.corpus.partition import parts, relative_size
+from offline_teacher.corpus.problems import Problems
 from tests.offline_teacher.corpus.reading import WORDS, flat, read
 
 
@@ -71,10 +78,59 @@ def test_parquet_compressed_as_a_whole(tmp_path: Path, name: str) -> None:
     assert texts == [[str(number) for number in range(100)]]
     assert not problems.counts
     (part,) = parts(corpus, 100)
-    assert relative_size(corpus, part, 100) == 4 * len(packed) / 100  # its text is in row groups, not bytes
+    assert relative_size(part, 100) == 4 * len(packed) / 100  # its text is in row groups, not bytes
     (tmp_path / name).write_bytes(packed[:-20])
     with pytest.raises(UserError, match=f"{name}: damaged compressed data"):
         parts(corpus, 1)
+
+
+def test_large_parts_are_known_as_large(tmp_path: Path) -> None:
+    """Their deadline is longer: a file that is one document, and a large row group."""
+    (tmp_path / "a.txt").write_text("word " * 2000)
+    (part,) = parts(Corpus(path=(str(tmp_path / "a.txt"),), document="file"), 100)
+    assert relative_size(part, 100) == 100
+    pq.write_table(pa.table({"text": [os.urandom(500).hex() for _ in range(100)]}), tmp_path / "a.parquet")
+    (part,) = parts(Corpus(path=(str(tmp_path / "a.parquet"),), source="parquet"), 1000)
+    assert relative_size(part, 1000) > 90
+    (tmp_path / "b.txt").write_text("word\n" * 2000)
+    listed = parts(Corpus(path=(str(tmp_path / "b.txt"),)), 100)
+    assert {relative_size(part, 100) for part in listed} == {1.0}
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_a_failing_disk_is_no_damage_of_a_compressed_file(
+    tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the rest of the file would be lost, and the part be finished without it."""
+    lines = [os.urandom(40).hex() for _ in range(20_000)]
+    pack = gzip.compress if ending == ".gz" else zstandard.compress
+    (tmp_path / f"a.txt{ending}").write_bytes(pack("\n".join(lines).encode()))
+    corpus = Corpus(path=(str(tmp_path / "*"),))
+    (part,) = parts(corpus, 1 << 30)
+    opened = storage._open_raw
+
+    def failing(path: str) -> Any:
+        raw, reads = opened(path), []
+
+        def readinto(buffer: Any) -> int:
+            reads.append(1)
+            if len(reads) > 5:
+                raise OSError(errno.EIO, "Input/output error")
+            return raw.readinto(buffer)
+
+        stream = io.RawIOBase()
+        stream.readable = lambda: True  # type: ignore[method-assign]
+        stream.seekable = lambda: True  # type: ignore[method-assign]
+        stream.seek = raw.seek  # type: ignore[method-assign]
+        stream.readinto = readinto  # type: ignore[method-assign]
+        return stream
+
+    monkeypatch.setattr(storage, "_open_raw", failing)
+    problems = Problems(strict=False)
+    with pytest.raises(OSError, match="Input/output error|a.txt") as caught:
+        list(documents(part, corpus, problems))
+    assert cause_of(caught.value) == NODE
+    assert not problems.counts
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])

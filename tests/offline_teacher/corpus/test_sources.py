@@ -6,13 +6,14 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from infra.errors import UserError
+from infra.errors import NodeError, UserError
 from infra.files import paths
 from infra.settings.recipe import fingerprinted_settings
 from infra.settings.sections import Corpus
@@ -171,8 +172,32 @@ def test_a_data_set_that_cannot_be_reached_is_one_line(
         yield
 
     monkeypatch.setattr("datasets.IterableDataset.__iter__", fails)
-    with pytest.raises(UserError, match=r"cannot read .*\[train, file 1\], row 1: no route$"):
+    with pytest.raises(NodeError, match=r"cannot read .*\[train, file 1\], row 1: no route$"):
         list(documents(listed[0], corpus, Problems()))
+
+
+def test_a_hub_that_fails_is_no_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a pass, another worker then gets the part."""
+    problems: list[tuple[Exception, bool]] = [
+        (ConnectionError("503"), True),
+        (OSError(28, "No space left on device"), True),
+        (FileNotFoundError("no such dataset"), False),
+        (ValueError("Unknown split"), False),
+    ]
+    for number, (problem, is_node) in enumerate(problems):
+        monkeypatch.setattr("datasets.load_dataset", mock.Mock(side_effect=problem))
+        with pytest.raises(UserError, match="cannot load dataset") as caught:
+            parts(Corpus(source="hub", path=(f"some/name{number}",)), 64)
+        assert isinstance(caught.value, NodeError) == is_node
+
+
+@pytest.mark.parametrize("other", ['{"text": "b", "id": 2, "more": 3}\n', '{"text": "b", "id": "two"}\n'])
+def test_files_of_a_stream_with_other_columns_are_not_lost_without_a_word(tmp_path: Path, other: str) -> None:
+    """They are not damaged: datasets takes the columns of the first file for all."""
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "id": 1}\n')
+    (tmp_path / "b.jsonl").write_text(other)
+    with pytest.raises(UserError, match="has other columns, or other types in them"):
+        read(Corpus(source="hub", path=(str(tmp_path),), streaming=True))
 
 
 def test_a_downloaded_data_set_is_read_by_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
