@@ -31,6 +31,8 @@ class Runs:
     plan: Plan
     results: Path
     tasks: Path
+    fine_tuning_seeds: int | None = None
+    """Number of fine-tuning seeds; None: as many as the size says."""
 
     def path(self, arm: Arm, seed: int) -> Path:
         return self.results / f"{slug(arm.name)}-{seed}.json"
@@ -75,8 +77,8 @@ class Runs:
     def score(self, arm: Arm, seed: int) -> Result:
         """Fine-tunes the trained student on every task, with the same settings for all arms."""
         result = self.train(arm, seed)
-        known, size = result.get("scores", {}), self.plan.size
-        if all(len(known.get(task, [])) >= len(size["fine_tuning"]["seeds"]) for task in size["tasks"]):
+        known = result.get("scores", {})
+        if all(len(known.get(task, [])) >= self._seed_count for task in self.plan.size["tasks"]):
             return result
         if arm.is_teacher:
             name, model = arm.name, str(self.plan.teacher)
@@ -89,11 +91,15 @@ class Runs:
                 result = self._make(arm, seed)
         return self._publish(arm, seed, result | {"scores": self.scores_of(name, model, output)})
 
+    @property
+    def _seed_count(self) -> int:
+        return self.fine_tuning_seeds or len(self.plan.size["fine_tuning"]["seeds"])
+
     def scores_of(self, name: str, model: str, output: str) -> dict[str, list[float]]:
         """Fine-tunes ``model``, with files in ``output`` under ``name``. Returns task -> one score per
         fine-tuning seed."""
         settings = {key.replace("_", "-"): value for key, value in self.plan.size["fine_tuning"].items()}
-        settings |= {"tasks": ",".join(self.plan.size["tasks"]), "seeds": len(settings["seeds"])}
+        settings |= {"tasks": ",".join(self.plan.size["tasks"]), "seeds": self._seed_count}
         settings |= {"model": f"{name}={model}", "data": self.tasks, "output": output}
         command("-m", "evaluation.main", *(f"--{key}={value}" for key, value in settings.items()))
         scores: dict[str, list[float]] = {}
