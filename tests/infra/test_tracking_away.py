@@ -26,6 +26,7 @@ def closed_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.usefixtures("database")
 def test_a_server_that_is_away_costs_one_line_and_is_caught_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_server_that_is_away_costs_one_line_and_is_caught_up(
     assert points(tmp_path, "loss")[3:] == [(4, 4.0)]
 
 
+@pytest.mark.usefixtures("database")
 def test_a_server_that_has_answered_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It knows the experiment, and then takes longer for the runs than a server that is away may take."""
     with start_run(recipe(tmp_path), "teacher"):
@@ -75,6 +77,7 @@ def test_a_server_that_has_answered_is_waited_for(tmp_path: Path, monkeypatch: p
     assert points(tmp_path, "loss") == [(1, 1.0)]
 
 
+@pytest.mark.usefixtures("database")
 def test_a_student_catches_up_for_another(tmp_path: Path) -> None:
     away = family(tmp_path, uri=f"http://127.0.0.1:{closed_port()}")
     with start_run(away, "student", student="half") as run:
@@ -117,6 +120,7 @@ print("ended", run.run_id)
     assert [next(iter(json.loads(line))) for line in kept] == ["status", "params", "metrics", "status"]
 
 
+@pytest.mark.usefixtures("database")
 def test_points_that_arrived_unnoticed_are_not_sent_twice(tmp_path: Path) -> None:
     """A kill between the answer of the server and the emptying of the journal."""
     with start_run(recipe(tmp_path), "student") as run:
@@ -129,6 +133,7 @@ def test_points_that_arrived_unnoticed_are_not_sent_twice(tmp_path: Path) -> Non
     assert sorted(points(tmp_path, "loss")) == [(1, 1.0), (2, 2.0)]
 
 
+@pytest.mark.usefixtures("database")
 def test_what_the_server_refuses_is_said_and_passed_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
