@@ -90,13 +90,16 @@ def test_a_student_catches_up_for_another(tmp_path: Path) -> None:
 
 
 def test_a_database_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
-    """It takes the connection and is silent, in a process that has to end. MLflow alone tries for minutes."""
+    """It takes the connection and is silent, in a process that has to end. MLflow alone tries for minutes.
+    The run waits for seconds only, because nothing will come however long it waits."""
     pytest.importorskip("psycopg2")
     text = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 import test_tracking
+from infra.tracking import run as tracking_run
+tracking_run._START_SECONDS, tracking_run._UNREACHABLE_SECONDS = 1.0, 2.0
 recipe = test_tracking.recipe(Path(sys.argv[1]), uri=sys.argv[2])
 with test_tracking.start_run(recipe, "student") as run:
     run.log_metrics({"loss": 1.0}, 1)
