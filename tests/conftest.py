@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=place)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """No test cuts the power, so none has to wait for the disk. Other processes still do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def root_dir() -> Path:
     """The repository."""
@@ -87,6 +96,25 @@ def alone(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(worlds.World, "close", lambda self: None)
     monkeypatch.setenv("LOCAL_RANK", "0")
     return world
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables without a run, which take seconds to create."""
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    uri = f"sqlite:///{path}"
+    MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments()
+    return path
+
+
+@pytest.fixture
+def database(empty_database: Path, tmp_path: Path) -> None:
+    """The output ``runs`` has MLflow's tables, for tests whose subject is not how these are created."""
+    (tmp_path / "runs").mkdir(exist_ok=True)
+    shutil.copy(empty_database, tmp_path / "runs/mlflow.db")
 
 
 @pytest.fixture(scope="session")

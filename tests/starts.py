@@ -59,6 +59,12 @@ def start(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+def rank_environment(rank: int, count: int, port: int) -> dict[str, str]:
+    """What a launcher tells one of ``count`` ranks, which meet at ``port`` of this machine."""
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_SIZE": str(count)}
+
+
 def loaded(ended: subprocess.CompletedProcess[str]) -> set[str]:
     """Top-level packages that a command from ``start`` imported."""
     lines = [line for line in ended.stderr.splitlines() if line.startswith("import time:")]

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from infra.errors import UserError
+from offline_teacher.main import main
 from tests.conftest import ROOT
-from tests.student_train.tiny_run import make_run
 from tests.tiny_project import evaluation_command, make_project, run, student_command, teacher_command
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
@@ -40,6 +41,11 @@ def one_clear_line(ended: subprocess.CompletedProcess[str], *named: str) -> None
     assert len(errors) == 1, ended.stderr
     for words in named:
         assert words in errors[0]
+
+
+def nothing_made(directory: Path) -> None:
+    made = [path for path in (directory / "runs").rglob("*") if path.is_file()]
+    assert not [path for path in made if path.suffix == ".arrow" or path.name == "manifest.json"], made
 
 
 def nothing(directory: Path) -> None: ...
@@ -71,10 +77,6 @@ def other_vocabulary(directory: Path) -> None:
     (model / "config.json").write_text(json.dumps({**config, "vocab_size": 500}))
 
 
-def file_in_the_way(directory: Path) -> None:
-    (directory / "occupied").write_text("")
-
-
 Spoil = Callable[[Path], None]
 TEACHER: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "unknown key": (nothing, ["train.lerning_rate=1"], ["lerning_rate", "did you mean learning_rate?"]),
@@ -85,8 +87,6 @@ TEACHER: dict[str, tuple[Spoil, list[str], list[str]]] = {
     "no teacher": (nothing, ["teacher.model={directory}/none"], ["teacher.model", "none"]),
     "teacher without weights": (no_weights, [], ["teacher.model", "model.safetensors"]),
     "another vocabulary": (other_vocabulary, [], ["teacher.model", "500 rows", "vocabulary"]),
-    "output under a file": (file_in_the_way, ["output={directory}/occupied/runs"], ["occupied"]),
-    "output that cannot be written": (nothing, ["output=/proc/runs"], ["/proc/runs"]),
 }
 
 
@@ -96,8 +96,23 @@ def test_teacher_pass(recipe: Path, name: str) -> None:
     spoil(recipe.parent)
     words = [override.replace("{directory}", str(recipe.parent)) for override in overrides]
     one_clear_line(run(teacher_command(recipe, *words)), *named)
-    made = [path for path in (recipe.parent / "runs").rglob("*") if path.is_file()]
-    assert not [path for path in made if path.suffix == ".arrow" or path.name == "manifest.json"], made
+    nothing_made(recipe.parent)
+
+
+@pytest.mark.parametrize(
+    ("output", "named"), [("{directory}/occupied/runs", "occupied"), ("/proc/runs", "/proc/runs")]
+)
+def test_output_that_cannot_be_written(
+    recipe: Path, output: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first lies under a file. Both are refused before Ray starts, so no other process is needed."""
+    monkeypatch.setattr("ray.init", lambda **options: pytest.fail("Ray was started"))
+    (recipe.parent / "occupied").write_text("")
+    with pytest.raises(UserError, match=named) as caught:
+        main(["run", "--recipe", str(recipe), f"output={output.format(directory=recipe.parent)}"])
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code not in (0, 1)
+    nothing_made(recipe.parent)
 
 
 @pytest.mark.parametrize(
@@ -112,15 +127,6 @@ def test_no_recipe(tmp_path: Path, command: Callable[[Path], list[str]]) -> None
 def test_the_stage_before_is_missing(recipe: Path, command: Callable[[Path], list[str]]) -> None:
     one_clear_line(run(command(recipe)), "runs/tiny/st")
     assert not (recipe.parent / "runs").exists()
-
-
-def test_student_deeper_than_its_teacher(tmp_path: Path) -> None:
-    make_run(tmp_path)
-    ended = run(
-        student_command(tmp_path / "recipe.yaml", f"output={tmp_path}/runs", "student.layers=last:5", ranks=0)
-    )
-    one_clear_line(ended, "last:5", "2 layers")
-    assert not (tmp_path / "runs" / "tiny" / "students" / "student" / "model").exists()
 
 
 def test_port_in_use(tmp_path: Path) -> None:

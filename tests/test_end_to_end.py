@@ -19,13 +19,14 @@ import pytest
 
 from infra.files import storage
 from tests.conftest import ROOT
-from tests.starts import HEAVY, loaded, start
+from tests.starts import HEAVY, loaded, rank_environment, start
 from tests.tiny_project import (
     LENGTH,
     SECONDS,
     TASK,
     all_commands,
     evaluation_command,
+    free_port,
     make_family,
     make_project,
     run,
@@ -153,11 +154,19 @@ def test_mlflow_has_one_parent_with_three_nested_runs(output: Path) -> None:
     assert client.search_model_versions("name = 'tiny'")
 
 
-def test_run_again_nothing_is_redone(recipe: Path, output: Path) -> None:
+def test_run_again_nothing_is_redone_and_nothing_heavy_is_loaded(
+    recipe: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student also as the second of two ranks, which has nothing to wait for."""
     before = times(output)
-    for command in all_commands(recipe):
-        ended = run(command)
+    commands = teacher_command(recipe), student_command(recipe, ranks=0), evaluation_command(recipe)
+    again = [start(command[1:]) for command in commands]
+    for name, value in rank_environment(1, 2, free_port()).items():
+        monkeypatch.setenv(name, value)
+    again.append(start(student_command(recipe, ranks=0)[1:]))
+    for ended in again:
         assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert not loaded(ended) & HEAVY, ended.args
     after = times(output)
     made = ("store/", "students/", "evaluation/")
     for path, time_ns in before.items():
@@ -169,30 +178,45 @@ def test_run_again_nothing_is_redone(recipe: Path, output: Path) -> None:
     }
 
 
-def test_run_again_nothing_heavy_is_loaded(recipe: Path) -> None:
-    for command in (teacher_command(recipe), student_command(recipe, ranks=0), evaluation_command(recipe)):
-        ended = start(command[1:])
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        assert not loaded(ended) & HEAVY, command
-
-
 # --- more students of the store ---------------------------------------------------------------------------
+
+
+def run_two_ranks(command: list[str]) -> None:
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        ranks = []
+        for rank in (0, 1):
+            environment = {**os.environ, **rank_environment(rank, 2, port)}
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            stack.callback(process.kill)
+            ranks.append(process)
+        for process in ranks:
+            text, _ = process.communicate(timeout=SECONDS)
+            assert process.returncode == 0, text
 
 
 @pytest.fixture(scope="module")
 def family(recipe: Path, output: Path) -> Path:
     """What training and evaluation leave of a recipe of two students that names nothing but the store.
 
-    The corpus and the teacher are moved out of the way while they run.
+    The corpus and the teacher are moved out of the way while they run. No launcher starts the two ranks,
+    which is quicker; the ``recipe`` above has gone through one.
     """
     path = make_family(recipe)
     gone = [recipe.parent / name for name in ("teacher", "train.txt", "validation.txt")]
     for place in gone:
         place.rename(place.with_suffix(".gone"))
     try:
-        for command in (student_command(path), evaluation_command(path)):
-            ended = run(command)
-            assert ended.returncode == 0, ended.stdout + ended.stderr
+        run_two_ranks(student_command(path, ranks=0))
+        ended = run(evaluation_command(path))
+        assert ended.returncode == 0, ended.stdout + ended.stderr
     finally:
         for place in gone:
             place.with_suffix(".gone").rename(place)
@@ -296,6 +320,10 @@ def test_killed_in_each_stage_it_finishes_with_the_same_store(
     assert not (student / "model").exists()
     ended = run(student_command(recipe, place))
     assert ended.returncode == 0, ended.stdout + ended.stderr
+    finished = times(student)
+    ended = run(student_command(recipe, place))  # the launcher, too, finds nothing to do
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert times(student) == finished
     model = f"{STUDENT}/model/model.safetensors"
     assert storage.digest_file(str(tmp_path / "tiny" / model)) == storage.digest_file(str(output / model))
 

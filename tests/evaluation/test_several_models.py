@@ -91,9 +91,12 @@ def test_every_model_learns_from_the_teacher(
     assert rows["one (D)"]["latency"] == rows["one"]["latency"] != rows["two"]["latency"]
 
 
-def test_they_are_tracked(encoder: str, pooler_free_encoder: str, toy_data: str, tmp_path: Path) -> None:
-    pytest.importorskip("mlflow")
+def test_they_are_tracked(
+    encoder: str, pooler_free_encoder: str, toy_data: str, empty_database: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "an output"
+    output.mkdir()
+    shutil.copy(empty_database, output / "mlflow.db")
     asked = command(toy_data, output, f"big={encoder}", f"small={pooler_free_encoder}")
     asked[asked.index("off")] = f"sqlite:///{output}/mlflow.db"
     assert main(asked) == 0

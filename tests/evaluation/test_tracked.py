@@ -34,6 +34,7 @@ def points(server: Any, run: str, name: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in server.get_metric_history(run, name)]
 
 
+@pytest.mark.usefixtures("database")
 def test_every_model_and_task_has_a_run_with_a_point_a_seed(recipe_file: str, encoder: str) -> None:
     recipe = load_recipe(recipe_file, CHANGES)
     store = save_store(recipe.store_path, encoder)

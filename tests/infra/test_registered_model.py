@@ -44,6 +44,7 @@ def expected(directory: str, text: str) -> np.ndarray:
         return model(**inputs).last_hidden_state[0].mean(dim=0).numpy()
 
 
+@pytest.mark.usefixtures("database")
 def test_a_version_loads_and_answers(student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with start_run(recipe(tmp_path), "student") as run:
         run.register_model(student, "small", alias="best", note="| a | b |")
@@ -59,6 +60,7 @@ def test_a_version_loads_and_answers(student: str, tmp_path: Path, monkeypatch: 
     assert version.description == "| a | b |"
 
 
+@pytest.mark.usefixtures("database")
 def test_training_and_evaluation_make_one_version(tmp_path: Path) -> None:
     model = save_encoder(tmp_path / "model")
     of = family(tmp_path)
@@ -82,6 +84,7 @@ def test_training_and_evaluation_make_one_version(tmp_path: Path) -> None:
     assert len(server.search_model_versions("name = 'small'")) == 2
 
 
+@pytest.mark.usefixtures("database")
 def test_the_recipes_run_has_the_headline(tmp_path: Path) -> None:
     from tests.infra.test_tracking import ids
 
@@ -108,6 +111,7 @@ def test_the_recipes_run_has_the_headline(tmp_path: Path) -> None:
     assert [(point.step, point.value) for point in history] == [(0, 0.5), (1, 1.5)]
 
 
+@pytest.mark.usefixtures("database")
 def test_a_remote_file_is_an_artifact(bucket: str, tmp_path: Path) -> None:
     from infra.files import storage
     from tests.infra.test_tracking import ids
@@ -122,6 +126,7 @@ def test_a_remote_file_is_an_artifact(bucket: str, tmp_path: Path) -> None:
     assert Path(local).read_bytes() == b"<p>"
 
 
+@pytest.mark.usefixtures("database")
 def test_system_metrics_start_with_the_run(tmp_path: Path) -> None:
     """Their steps are seconds of the run."""
     from tests.infra.test_tracking import points

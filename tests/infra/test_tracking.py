@@ -119,6 +119,7 @@ def family(tmp_path: Path, uri: str | None = None) -> Recipe:
     )
 
 
+@pytest.mark.usefixtures("database")
 def test_every_student_has_a_run_of_its_own(tmp_path: Path) -> None:
     of = family(tmp_path)
     for name in ("half", "tiny"):
@@ -141,6 +142,7 @@ def test_every_student_has_a_run_of_its_own(tmp_path: Path) -> None:
     assert server.get_run(parent.info.run_id).info.status == "FINISHED"
 
 
+@pytest.mark.usefixtures("database")
 def test_one_student_is_resumed_and_its_failure_is_the_recipes(tmp_path: Path) -> None:
     of = family(tmp_path)
     with pytest.raises(KeyboardInterrupt), start_run(of, "student", student="tiny") as run:  # noqa: PT012
@@ -158,6 +160,7 @@ def test_one_student_is_resumed_and_its_failure_is_the_recipes(tmp_path: Path) -
     assert client(tmp_path).get_run(first["parent"]).info.status == "FINISHED"
 
 
+@pytest.mark.usefixtures("database")
 def test_models_of_one_run_are_versions_of_their_own(tmp_path: Path) -> None:
     """The evaluation registers every student."""
     with start_run(family(tmp_path), "evaluation") as run:
@@ -175,6 +178,7 @@ def test_models_of_one_run_are_versions_of_their_own(tmp_path: Path) -> None:
         assert (files / "artifacts/model/config.json").read_text() == name
 
 
+@pytest.mark.usefixtures("database")
 def test_the_alias_is_kept_by_the_better_model(tmp_path: Path) -> None:
     """Five students of five recipes; a score on other tasks, or a lower one, takes nothing."""
     model = tmp_path / "model"
@@ -203,6 +207,7 @@ def test_the_alias_is_kept_by_the_better_model(tmp_path: Path) -> None:
     assert (int(holder.version), holder.tags["macro"]) == (5, "0.6")
 
 
+@pytest.mark.usefixtures("database")
 def test_a_resumed_run_repeats_no_point_and_changes_no_param(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), start_run(recipe(tmp_path), "student") as run:  # noqa: PT012
         run.log_params({"prefetch": 4, "world": 1})
@@ -227,6 +232,7 @@ def test_a_resumed_run_repeats_no_point_and_changes_no_param(tmp_path: Path) -> 
     assert client(tmp_path).get_run(first).info.status == "FINISHED"
 
 
+@pytest.mark.usefixtures("database")
 def test_a_record_with_more_metrics_than_a_request_may_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,14 +305,9 @@ def test_secrets_are_stripped(text: str, clean: str) -> None:
     assert redact(text) == clean
 
 
+@pytest.mark.usefixtures("database")
 def test_secret_params_are_stripped(tmp_path: Path) -> None:
     with start_run(recipe(tmp_path), "student") as run:
         run.log_params({"remote": {"password": "x", "url": "ftp://u:p@h/d"}, "tokens": 7})
     data = client(tmp_path).get_run(ids(tmp_path)["student"]).data.params
     assert (data["remote.password"], data["remote.url"], data["tokens"]) == ("***", "ftp://h/d", "7")
-
-
-def test_system_metrics(tmp_path: Path) -> None:
-    with start_run(recipe(tmp_path, system_metrics=True), "student"):
-        pass
-    assert points(tmp_path, "system/cpu_utilization_percentage")

@@ -26,6 +26,7 @@ def closed_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.usefixtures("database")
 def test_a_server_that_is_away_costs_one_line_and_is_caught_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_server_that_is_away_costs_one_line_and_is_caught_up(
     assert points(tmp_path, "loss")[3:] == [(4, 4.0)]
 
 
+@pytest.mark.usefixtures("database")
 def test_a_server_that_has_answered_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It knows the experiment, and then takes longer for the runs than a server that is away may take."""
     with start_run(recipe(tmp_path), "teacher"):
@@ -75,6 +77,7 @@ def test_a_server_that_has_answered_is_waited_for(tmp_path: Path, monkeypatch: p
     assert points(tmp_path, "loss") == [(1, 1.0)]
 
 
+@pytest.mark.usefixtures("database")
 def test_a_student_catches_up_for_another(tmp_path: Path) -> None:
     away = family(tmp_path, uri=f"http://127.0.0.1:{closed_port()}")
     with start_run(away, "student", student="half") as run:
@@ -87,13 +90,16 @@ def test_a_student_catches_up_for_another(tmp_path: Path) -> None:
 
 
 def test_a_database_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
-    """It takes the connection and is silent, in a process that has to end. MLflow alone tries for minutes."""
+    """It takes the connection and is silent, in a process that has to end. MLflow alone tries for minutes.
+    The run waits for seconds only, because nothing will come however long it waits."""
     pytest.importorskip("psycopg2")
     text = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 import test_tracking
+from infra.tracking import run as tracking_run
+tracking_run._START_SECONDS, tracking_run._UNREACHABLE_SECONDS = 1.0, 2.0
 recipe = test_tracking.recipe(Path(sys.argv[1]), uri=sys.argv[2])
 with test_tracking.start_run(recipe, "student") as run:
     run.log_metrics({"loss": 1.0}, 1)
@@ -117,6 +123,7 @@ print("ended", run.run_id)
     assert [next(iter(json.loads(line))) for line in kept] == ["status", "params", "metrics", "status"]
 
 
+@pytest.mark.usefixtures("database")
 def test_points_that_arrived_unnoticed_are_not_sent_twice(tmp_path: Path) -> None:
     """A kill between the answer of the server and the emptying of the journal."""
     with start_run(recipe(tmp_path), "student") as run:
@@ -129,6 +136,7 @@ def test_points_that_arrived_unnoticed_are_not_sent_twice(tmp_path: Path) -> Non
     assert sorted(points(tmp_path, "loss")) == [(1, 1.0), (2, 2.0)]
 
 
+@pytest.mark.usefixtures("database")
 def test_what_the_server_refuses_is_said_and_passed_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,7 @@ from offline_teacher.running.teacher_pass import parts_of
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.store import open_store
 from tests import starts
+from tests.offline_teacher.local_pool import LocalCluster
 from tests.offline_teacher.stores import contents, finish, start
 from tests.offline_teacher.tiny_teacher import save_bert, write_recipe, write_text
 
@@ -29,7 +30,8 @@ pytestmark = pytest.mark.end_to_end
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe whose store, of training and held-out text, is complete."""
+    """A recipe whose store, of training and held-out text, is complete. It was made without Ray, which is
+    the subject of other tests."""
     directory = tmp_path_factory.mktemp("main")
     text, model = write_text(directory / "text.txt", 60), save_bert(directory / "model")
     held_out = write_text(directory / "held_out.txt", 20, seed=1)
@@ -40,8 +42,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         corpus={"path": [str(text)], "validation_path": [str(held_out)]},
         masking={"epochs": 2},
     )
-    code, output = finish(start(recipe))
-    assert code == 0, output
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("offline_teacher.cluster.pool.Cluster", LocalCluster)
+        assert main(["run", "--recipe", str(recipe)]) == 0
     return recipe
 
 

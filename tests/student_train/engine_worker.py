@@ -1,4 +1,5 @@
-"""Runs ``Engine`` jobs on a toy model; started by test_engine.py, once for each rank. Prints JSON on rank 0.
+"""Runs ``Engine`` jobs on a toy model. test_engine.py calls ``run``, or starts this module once for each
+rank; then rank 0 prints JSON.
 
 A job: {"name", "stage", "dtype", "from": checkpoint directory or null, "first", "last", "save_at", "to"}.
 """
@@ -9,6 +10,7 @@ import json
 import sys
 from functools import partial
 
+import pytest
 import torch
 from torch import nn
 
@@ -109,11 +111,18 @@ def run(job: dict, world: World) -> dict:
     }
 
 
-def main() -> None:
+def adapt_deepspeed(patch: pytest.MonkeyPatch) -> None:
+    """Lets every CPU compute float16, which torch does slowly. DeepSpeed no longer reports its use of memory,
+    because each report collects garbage, which takes longer than the job."""
     from deepspeed.accelerator import get_accelerator
 
+    patch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+    patch.setattr("deepspeed.runtime.bf16_optimizer.see_memory_usage", lambda *_, **__: None)
+
+
+def main() -> None:
     world = start_world()
-    get_accelerator().is_fp16_supported = lambda: True  # torch computes float16 on any CPU, slowly
+    adapt_deepspeed(pytest.MonkeyPatch())
     results = {job["name"]: run(job, world) for job in json.loads(sys.argv[1])}
     if world.is_rank_0:
         print("RESULT" + json.dumps(results))

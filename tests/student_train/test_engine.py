@@ -17,6 +17,8 @@ from infra.errors import UserError
 from infra.settings.sections import Train
 from student_train.engine.deepspeed_config import build_config
 from student_train.engine.learning_rate import layer_scales, learning_rate
+from student_train.engine.world import World
+from tests.student_train import engine_worker
 from tests.student_train.engine_worker import data, toy
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
@@ -29,12 +31,18 @@ STEPS, HALF = 6, 3
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 4e-3}
 
 
-def start(jobs: list[dict], ranks: int, root_dir: Path) -> dict[str, Any]:
-    """Runs the jobs on this number of ranks. Returns their results."""
-    command = [sys.executable, "-m", "tests.student_train.engine_worker", json.dumps(jobs)]
-    if ranks > 1:
-        launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"]
-        command = [sys.executable, "-m", *launch, *command[2:]]
+def on_one_rank(jobs: list[dict], world: World) -> dict[str, Any]:
+    """Runs the jobs in this process. Returns their results."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")
+        engine_worker.adapt_deepspeed(patch)
+        return {job["name"]: engine_worker.run(job, world) for job in jobs}
+
+
+def on_two_ranks(jobs: list[dict], root_dir: Path) -> dict[str, Any]:
+    """Runs the jobs on two ranks that a launcher starts. Returns their results."""
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    command = [sys.executable, "-m", *launch, "tests.student_train.engine_worker", json.dumps(jobs)]
     done = subprocess.run(
         command, cwd=root_dir, capture_output=True, text=True, env={**os.environ}, timeout=280
     )
@@ -43,7 +51,7 @@ def start(jobs: list[dict], ranks: int, root_dir: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def results(root_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def results(root_dir: Path, world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Results of uninterrupted and resumed runs: on one rank, on two ranks, on two after one, on one after
     two."""
     root = tmp_path_factory.mktemp("engine")
@@ -67,9 +75,9 @@ def results(root_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         ]
 
     crossed = job("stage0to2", 2, "bfloat16", first=HALF, **{"from": str(root / "1-0-bfloat16")})
-    found = start([*whole(1), *resumed(1, 1)], 1, root_dir)
-    found |= start([*whole(2), *resumed(2, 2), *resumed(2, 1), crossed], 2, root_dir)
-    return found | start(resumed(1, 2), 1, root_dir)
+    found = on_one_rank([*whole(1), *resumed(1, 1)], world)
+    found |= on_two_ranks([*whole(2), *resumed(2, 2), *resumed(2, 1), crossed], root_dir)
+    return found | on_one_rank(resumed(1, 2), world)
 
 
 def plain_steps(rates: dict[str, float]) -> dict[str, Any]:
