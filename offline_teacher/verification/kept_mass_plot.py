@@ -12,11 +12,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  (imported after the backend is chosen)
 
 from infra.errors import UserError  # noqa: E402
-from offline_teacher.verification.sample_view import TaskView  # noqa: E402
+from offline_teacher.verification.sample_view import TaskView, evenly_spaced  # noqa: E402
 
 KS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-SAMPLES = 64
-"""Largest number of the task's samples that are read, evenly spaced."""
 POSITIONS = 256
 """Largest number of positions of these samples that the mean is taken over, evenly spaced."""
 
@@ -31,7 +29,7 @@ def plot_kept_mass(view: TaskView) -> bytes:
     if layout.positions == "pooled" or not view.has_token_distributions:
         what = f"{view.store.root} holds no distributions over tokens"
         raise UserError(f"--plot: {what}, so there is nothing to plot; leave --plot out")
-    columns = view.columns(np.unique(np.linspace(0, task.samples - 1, SAMPLES).astype(np.int64)))
+    columns = view.columns(evenly_spaced(task))
     if layout.masked and layout.positions == "all":
         rows, masked = np.nonzero(columns["masked_positions"] >= 0)
         slots = columns["masked_positions"][rows, masked].astype(np.int64)

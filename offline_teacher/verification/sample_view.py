@@ -31,6 +31,9 @@ SHOWN = 5
 """Number of most likely tokens that are shown at a position."""
 POSITIONS = 8
 """Number of positions shown of a text without masks, and of components shown of an embedding."""
+SAMPLES = 64
+"""Largest number of a task's samples, evenly spaced, whose teacher outputs are read for statistics: those of
+a whole task may take many gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,8 @@ def _token(tokenizer: Tokenizer, number: int) -> str:
 
 def _task_text(view: TaskView) -> str:
     layout, task = view.store.layout, view.task
-    columns = view.columns(np.arange(task.samples))
+    names = ["token_count", *(["masked_positions"] if layout.masked else [])]
+    columns = BlockReader(view.store, view.split, names).task_rows(task, np.arange(task.samples))
     counts = columns["token_count"]
     rows = [
         ["samples", f"{task.samples:,}"],
@@ -214,11 +218,19 @@ def _task_text(view: TaskView) -> str:
     if layout.masked:
         rows.append(["masked", f"{int((columns['masked_positions'] >= 0).sum()):,}"])
     if layout.positions != "pooled":
-        rows += _teacher_rows(view, columns)
+        some = evenly_spaced(task)
+        if len(some) < task.samples:
+            rows.append(["samples for the next lines", f"{len(some)}, evenly spaced"])
+        rows += _teacher_rows(view, view.columns(some))
     environment = view.store.task_index(view.split, task.number).environment
     facts = ", ".join(f"{name} {value}" for name, value in environment.items() if value is not None)
     rows.append(["computed by", facts])
     return f"task {task.name} of {view.split}\n{table(rows, ['', ''])}"
+
+
+def evenly_spaced(task: Task) -> np.ndarray:
+    """Returns the rows of at most ``SAMPLES`` samples of a task."""
+    return np.unique(np.linspace(0, task.samples - 1, SAMPLES).astype(np.int64))
 
 
 def _teacher_rows(view: TaskView, columns: Columns) -> list[list[str]]:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from infra.errors import UserError
 from offline_teacher.main import main
 from offline_teacher.store.store import Store
+from offline_teacher.verification import sample_view
 from offline_teacher.verification.kept_mass_plot import plot_kept_mass
 from offline_teacher.verification.sample_view import Distributions, TaskView
 from tests.offline_teacher.local_pool import make
@@ -90,6 +91,35 @@ def test_a_sample_is_shown_with_its_task(
         assert words in text
     assert "  entropy, at least  " in shown(top_k, "--sample", "20")
     assert "sample 0 of validation" in shown(top_k, "--split", "validation")
+
+
+def test_the_outputs_of_few_samples_are_read_for_the_statistics(
+    whole: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task may hold gigabytes of them; tokens and masked tokens are those of the whole task."""
+    assert main(["inspect", whole.root]) == 0
+    all_samples = capsys.readouterr().out.splitlines()
+    columns, read = TaskView.columns, []
+
+    def counted(self: TaskView, rows: np.ndarray) -> Any:
+        read.append(len(rows))
+        return columns(self, rows)
+
+    monkeypatch.setattr(TaskView, "columns", counted)
+    monkeypatch.setattr(sample_view, "SAMPLES", 4)
+    assert main(["inspect", whole.root]) == 0
+    few = capsys.readouterr().out.splitlines()
+    assert read == [1, 4]
+    assert any(
+        line.split() == ["samples", "for", "the", "next", "lines", "4,", "evenly", "spaced"] for line in few
+    )
+
+    def words(lines: list[str], name: str) -> list[str]:
+        return next(line.split() for line in lines if line.startswith(name))
+
+    for name in ("samples", "tokens", "bytes per token", "masked"):
+        assert words(few, name) == words(all_samples, name)
+    assert words(few, "largest logit") != words(all_samples, "largest logit")
 
 
 def test_what_is_not_there_is_said(whole: Store) -> None:
