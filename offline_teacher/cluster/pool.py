@@ -16,7 +16,7 @@ from typing import Any
 from infra.errors import UserError
 from infra.ray_cluster import connect, python_path
 from infra.settings.recipe import Recipe
-from offline_teacher.cluster.crews import Crew, refuse_too_few_gpus
+from offline_teacher.cluster.crews import WORKER_VARIABLES, Crew, refuse_too_few_gpus
 from offline_teacher.cluster.deadlines import Backoff
 from offline_teacher.cluster.failure_log import FailureLog
 from offline_teacher.cluster.ray_head import HeadLost, RayHead
@@ -36,20 +36,10 @@ NOTICE_SECONDS = 30.0
 """After this many seconds with too few workers, the pass prints what it waits for."""
 REMIND_SECONDS = 60.0
 """Interval, in seconds, at which that message is repeated."""
+LOADING_SECONDS = 1800.0
+"""A worker that is not ready this many seconds after its actor has started is replaced."""
 CLOSE_SECONDS = 5.0
 """Time, in seconds, that workers get at the end to remove their temporary files."""
-
-WORKER_VARIABLES = {
-    "TOKENIZERS_PARALLELISM": "false",
-    # By default oneDNN keeps compiled kernels of 1,024 shapes. The number of masked positions differs between
-    # batches, so most kernels are never used again; a worker grew by 100 MB in its first hundreds of tasks.
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
-    # With these settings glibc keeps freed memory for the next forward pass. By default it returns freed
-    # activations to the system and gets them back at the next layer, which made a pass 3 to 15 % slower.
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the largest value that glibc allows
-    "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
-}
 
 Done = Callable[[Item, dict[str, Any]], None]
 """Called with a finished item and its result."""
@@ -102,6 +92,8 @@ class Pool:
         self.cluster, self.crew, self._started = cluster, crew, started
         self.workers: list[Worker] = []
         self._work = WorkQueue(cluster.settings.task_attempts, 0, crew.in_flight)
+        self._started_actors: dict[Any, Worker] = {}
+        """Reference that is answered when Ray has found room for the actor and started it -> worker."""
         self._starting: dict[Any, Worker] = {}
         self._backoff = Backoff()
         self._pause_ends: list[float] = []
@@ -164,6 +156,7 @@ class Pool:
             self._collect_answers(done)
             if now >= check_at:
                 self._handle_late_items()
+                self._replace_hanging_workers()
                 if self.cluster.head:
                     self.cluster.head.raise_if_lost(now)
                 check_at = now + CHECK_SECONDS
@@ -205,6 +198,7 @@ class Pool:
         )
         actor = remote.remote(*self.crew.arguments)
         worker = Worker(next(self.cluster.numbers), actor)
+        self._started_actors[actor.__ray_ready__.remote()] = worker
         self._starting[actor.call.options(name="prepare").remote("prepare", ())] = worker
         self.workers.append(worker)
 
@@ -223,6 +217,8 @@ class Pool:
         ray.kill(worker.actor)
         self.workers.remove(worker)
         self._starting = {ref: other for ref, other in self._starting.items() if other is not worker}
+        created = self._started_actors.items()
+        self._started_actors = {ref: other for ref, other in created if other is not worker}
         self._pause_ends.append(self._backoff.record_failure(worker.place, time.monotonic()))
 
     # --- answers ---
@@ -233,6 +229,7 @@ class Pool:
         import ray
 
         owners = {reference: worker for worker in self.workers for reference in worker.items} | self._starting
+        owners |= self._started_actors
         if not owners:
             time.sleep(WAIT_SECONDS)  # no worker starts or holds an item, mostly because of pauses
             return
@@ -243,6 +240,9 @@ class Pool:
         mistakes: list[UserError] = []
         for reference in finished:
             worker = owners[reference]
+            if self._started_actors.pop(reference, None) is not None:
+                worker.loading_since = time.monotonic()
+                continue  # if it has died instead, the answer of `prepare` says so
             try:
                 answer = ray.get(reference)
             except ray.exceptions.RayError as error:
@@ -287,6 +287,17 @@ class Pool:
         for worker in [worker for worker in self.workers if self._work.is_broken(worker)]:
             self._end(worker)
             self._work.removed(worker)
+
+    def _replace_hanging_workers(self) -> None:
+        """Replaces workers that load for too long: their node's disk, network or GPU hangs."""
+        for worker in list(self.workers):
+            since = worker.loading_since
+            if worker.ready or since is None or time.monotonic() - since < LOADING_SECONDS:
+                continue
+            reason = f"it was not ready after {LOADING_SECONDS / 60:.0f} minutes: the worker is replaced"
+            self._log.report(worker.place, None, reason, reason)
+            self._end(worker)
+            self._work.lost(worker, reason, any(other.in_time for other in self.workers), died=False)
 
     def _handle_late_items(self) -> None:
         for worker, item, remove in [*self._work.delayed(self.workers, time.monotonic())]:

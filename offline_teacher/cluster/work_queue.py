@@ -32,6 +32,8 @@ class Worker:
     actor: Any
     place: str = "a node"
     """Host and device of the worker, known after its first answer."""
+    loading_since: float | None = None
+    """Time at which Ray had started the actor, so that ``prepare`` began; None before."""
     ready: bool = False
     """Whether ``prepare`` has succeeded."""
     items: dict[Any, Item] = field(default_factory=dict)

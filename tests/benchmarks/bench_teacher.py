@@ -38,8 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from infra.cpu.processor import computes_bfloat16
 from infra.settings.recipe import Recipe
 from infra.settings.recipe_file import load_recipe
-from offline_teacher.cluster.crews import teacher_crew
-from offline_teacher.cluster.pool import WORKER_VARIABLES
+from offline_teacher.cluster.crews import WORKER_VARIABLES, teacher_crew
 from offline_teacher.cluster.work_queue import Item
 from offline_teacher.inputs.source import find_source
 from offline_teacher.sequences.tokenizer import load_tokenizer

@@ -36,6 +36,8 @@ class SimulatedWorker:
         self._ready = ready
         self._ends: list[float] = []
         self.call = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._call))
+        # Ray starts the actor at once; it takes ``seconds`` to load what it needs.
+        self.__ray_ready__ = SimpleNamespace(remote=lambda: Reference(self, None, ray.now, "ok"))
         self.close = SimpleNamespace(remote=lambda: Reference(self, None, ray.now, "ok"))
 
     def _call(self, method: str, arguments: tuple[Any, ...]) -> Reference:

@@ -66,6 +66,8 @@ class FakeRay:
             return called
 
         methods = {name: method(name) for name in ("call", "close")}
+        created = Reference(number, "__ray_ready__", ())
+        methods["__ray_ready__"] = SimpleNamespace(remote=lambda: created)
         return SimpleNamespace(number=number, **methods)
 
     def wait(self, references: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:

@@ -16,7 +16,7 @@ from infra.errors import UserError
 from offline_teacher.cluster import pool as pool_module
 from offline_teacher.cluster.crews import teacher_crew
 from offline_teacher.cluster.failure_log import FailureLog
-from offline_teacher.cluster.pool import LOSSES_PER_WORKER, WAIT_SECONDS, Cluster
+from offline_teacher.cluster.pool import LOADING_SECONDS, LOSSES_PER_WORKER, WAIT_SECONDS, Cluster
 from offline_teacher.cluster.work_queue import Item
 from tests.offline_teacher.simulated_ray import SimulatedRay
 
@@ -169,6 +169,24 @@ def test_a_hung_worker_holds_nothing_up() -> None:
     ray = SimulatedRay(lambda number: (1.0, False), work)
     assert len(simulate(ray, 60, 4)[0]) == 60
     assert ray.now < 60 * 10 / 4 + 2 * 60, "its items wait for one deadline, and are done"
+
+
+def test_a_worker_that_never_becomes_ready_is_replaced() -> None:
+    """Its disk or network hangs. It is the only one."""
+    ray = SimulatedRay(
+        lambda number: (float("inf") if number == 0 else 5.0, False), lambda number, item: (1.0, "ok")
+    )
+    done, told, mistake = simulate(ray, items=3, workers=1)
+    assert (len(done), told, mistake) == (3, [], None)
+    assert ray.started == 2
+    assert LOADING_SECONDS <= ray.now <= LOADING_SECONDS + 60
+
+
+def test_where_no_worker_ever_becomes_ready_the_pass_ends() -> None:
+    ray = SimulatedRay(lambda number: (float("inf"), False), lambda number, item: (1.0, "ok"))
+    done, _, mistake = simulate(ray, items=3, workers=2)
+    assert done == []
+    assert "not ready after 30 minutes" in str(mistake)
 
 
 def test_a_straggler_does_not_decide_when_it_ends() -> None:
