@@ -194,6 +194,7 @@ def _train(run: StudentRun, stores: list[Store], world: World, mirror: Mirror | 
     from student_train.engine.engine import Engine
     from student_train.objectives.freezing import frozen_parameters
     from student_train.student.model_directory import publish_model
+    from student_train.student_and_loss import model_and_objective
     from student_train.trainer import Trainer
 
     transformers.logging.disable_progress_bar()
@@ -228,45 +229,6 @@ def _train(run: StudentRun, stores: list[Store], world: World, mirror: Mirror | 
 
         world.on_rank_0(publish)
     return results
-
-
-def model_and_objective(run: StudentRun, store: Store, world: World) -> tuple[Any, Any]:
-    """Returns a `StudentModel`, with unreached parameters frozen, and its `Objective`."""
-    import torch
-
-    from infra.files.cache import Cache
-    from offline_teacher.inputs.stored_teacher import (
-        stored_config,
-        stored_pooling,
-        stored_weights,
-        teacher_of,
-    )
-    from offline_teacher.models.replay import Replay
-    from offline_teacher.models.split import lower_part_from_weights
-    from student_train.data.loss_needs import teacher_output_layout
-    from student_train.objectives.freezing import freeze_unreached
-    from student_train.objectives.objective import Objective
-    from student_train.student.model import build_student
-
-    train, config, layout = run.train, stored_config(store), teacher_output_layout(run.train, store.layout)
-    cache = Cache(train.cache_dir, train.cache_bytes) if storage.is_remote(store.root) else None
-    weights = stored_weights(store, config, cache, complete=store.layout.teacher_weights)
-    pooling = stored_pooling(store) if train.alpha_embedding else None
-    with teacher_of(store):
-        initial = weights if layout.teacher_weights else None
-        model = build_student(run.student, train, config, initial, pooling)
-        replay = Replay(config, weights, layout.replay_layers) if layout.hidden_states != "none" else None
-        live = (
-            lower_part_from_weights(config, weights, layout.replay_layers)
-            if train.teacher == "live"
-            else None
-        )
-        objective = Objective(train, layout, replay, live, pooling)
-        model.flops_per_token = freeze_unreached(model, objective)
-    for part in (replay, live):
-        if part is not None:
-            part.to(world.device, getattr(torch, train.dtype))
-    return model, objective
 
 
 def _print_results(run: StudentRun, results: dict[str, Any], what: str) -> None:

@@ -42,8 +42,8 @@ from student_train.data.reading import open_stream
 from student_train.data.stream import Step, Stream
 from student_train.engine.engine import Engine
 from student_train.engine.world import World, start_world
-from student_train.main import model_and_objective
 from student_train.objectives import triple_loss
+from student_train.student_and_loss import model_and_objective
 from student_train.trainer import Trainer
 from tests.benchmarks.full_sequences import full_store
 from tests.benchmarks.live_reference import dense_inputs, live_optimizer, live_step

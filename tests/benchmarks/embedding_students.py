@@ -39,8 +39,8 @@ from infra.settings.recipe_file import load_recipe
 from offline_teacher.models.pooling import pool, read_pooling
 from offline_teacher.store.store import Store, open_store
 from student_train.engine.world import World
-from student_train.main import model_and_objective
 from student_train.student.sentence_files import write_sentence_files
+from student_train.student_and_loss import model_and_objective
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH, BATCH, HELD_OUT = 32, 64, 500

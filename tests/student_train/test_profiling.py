@@ -13,8 +13,8 @@ import torch
 from infra.errors import UserError
 from student_train.engine.determinism import deterministic
 from student_train.engine.world import World
-from student_train.main import model_and_objective
 from student_train.profiling import SKIPPED_STEPS, gpu_metrics, peak_flops
+from student_train.student_and_loss import model_and_objective
 from student_train.trainer import Trainer
 from tests.student_train.tiny_run import D, L, V, command, logged, student
 

@@ -25,8 +25,8 @@ from infra.settings.recipe import StudentRun
 from infra.settings.recipe_file import load_recipe
 from offline_teacher.store.store import Store, open_store
 from student_train.engine.world import World
-from student_train.main import model_and_objective
 from student_train.objectives.validation import validate
+from student_train.student_and_loss import model_and_objective
 
 ALL: dict[str, Any] = {
     "alpha_ce": 5.0,
