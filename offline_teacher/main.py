@@ -134,7 +134,7 @@ def _pass(recipe: Recipe, parts: dict[str, list[Part]]) -> bool:
     from offline_teacher.cluster.pool import Cluster
     from offline_teacher.inputs.source import find_source, spec_of, tokenising
     from offline_teacher.planning import preflight
-    from offline_teacher.running.teacher_pass import is_finished, run_pass
+    from offline_teacher.running.teacher_pass import is_finished, refuse_common_text, run_pass
     from offline_teacher.store.store import open_store
 
     begin = time.monotonic()
@@ -143,6 +143,7 @@ def _pass(recipe: Recipe, parts: dict[str, list[Part]]) -> bool:
     if is_finished(spec, parts, tokenising(recipe, source)):
         _nothing_to_do(recipe)
         return False
+    refuse_common_text(parts)
     preflight.check(recipe, source, parts)
     with tracking.start_run(recipe, "teacher") as record, Cluster(recipe) as cluster:
         record.log_params(recipe.fingerprinted_settings("corpus", "sequences", "masking", "teacher", "store"))

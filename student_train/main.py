@@ -242,7 +242,7 @@ def _print_results(run: StudentRun, results: dict[str, Any], what: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Runs the command and exits. Only rank 0 prints errors.
+    """Runs the command and exits. Rank 0 prints errors.
 
     An error before the ranks are connected usually occurs on all of them. Then rank 0 prints it, and the
     launcher ends the others, which wait for that. A rank that is not ended within ``WAIT_SECONDS`` has an
@@ -251,15 +251,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     rank = rank_of_environment()
     if rank == 0:
         console.command(lambda: run(parse(arguments)))
-    try:
-        sys.exit(run(parse(arguments)))
-    except KeyboardInterrupt:
-        sys.exit(0)
-    except UserError as problem:
-        time.sleep(WAIT_SECONDS)
-        place = f"rank {rank} on {socket.gethostname()}"
-        print(f"error: {place}: {problem}", file=sys.stderr, flush=True)
-        sys.exit(problem.exit_code)
+    with contextlib.suppress(KeyboardInterrupt):
+        try:
+            sys.exit(run(parse(arguments)))
+        except UserError as problem:
+            time.sleep(WAIT_SECONDS)
+            place = f"rank {rank} on {socket.gethostname()}"
+            print(f"error: {place}: {problem}", file=sys.stderr, flush=True)
+            sys.exit(problem.exit_code)
+    sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -39,10 +39,15 @@ class Mirror:
         If the index is not the one that was last copied, another machine has trained the student, or its
         remote directory was removed; then local files that the index does not list are removed. An
         interrupted push may have replaced a file but not the index. Such a file is downloaded too:
-        checkpoints and models contain digests, so their readers detect incomplete ones. Raises UserError,
-        and changes nothing, if a training is at work on the local directory.
+        checkpoints and models contain digests, so their readers detect incomplete ones. Does nothing while a
+        training is at work on the local directory, whose lock tells so whoever starts another.
         """
-        with locked(os.path.join(self.local, ".pull.lock")), exclusive(self.local):
+        with contextlib.ExitStack() as locks:
+            locks.enter_context(locked(os.path.join(self.local, ".pull.lock")))
+            try:
+                locks.enter_context(exclusive(self.local))
+            except UserError:
+                return
             digests = self._read_index()
             if digests != storage.read_object(self._last_index) or not digests:
                 self._remove_local_files(except_for=digests)
@@ -80,9 +85,14 @@ class Mirror:
         return os.path.join(self.local, ".pulled.json")
 
     def _remove_local_files(self, except_for: Container[str]) -> None:
+        """Removes the other files, and folders that are then empty: an empty one of a checkpoint would count
+        as a damaged checkpoint."""
         for name in _files(self.local):
             if name not in except_for:
                 os.unlink(os.path.join(self.local, name))
+        for folder, _, _ in os.walk(self.local, topdown=False):
+            if folder != self.local and not os.listdir(folder):
+                os.rmdir(folder)
 
     def _read_index(self) -> dict[str, str]:
         """Returns the index, name -> digest; {} if there is none. Raises UserError if it is damaged."""

@@ -73,7 +73,9 @@ class Trainer:
         self.history = History(storage.join(directory, "history.jsonl"), tracker, world.is_rank_0)
         self.step, self.samples_digest = 0, ""  # number of steps done, digest of their samples
         self.minutes_passed = self.stop_requested = False
-        self._has_gradient = True  # False for a step without masked tokens whose loss needs some: on no rank
+        self._has_gradient = True
+        """False if no token of the step is masked, and every term of the loss needs masked ones; the same on
+        all ranks."""
         self.log_sums = LogSums()
 
     @property
@@ -224,7 +226,7 @@ class Trainer:
         if self.train_section.dtype == "float16":
             metrics["loss_scale"] = self.engine.loss_scale
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self.history.record(self.step, {**finite, "samples": self.samples_digest, "steps": sums.steps})
+        self._record({**finite, "samples": self.samples_digest, "steps": sums.steps})
         return f"loss {metrics['loss']:.4f}, {metrics['tokens_per_second']:,.0f} tokens/s"
 
     def _validate(self) -> dict[str, float]:
@@ -235,8 +237,12 @@ class Trainer:
         with progress(self.world.is_rank_0, held_out.plan.samples, "sequences", "validation") as bar:
             inputs = self.model, self.objective, self.store, self.world, self.train_section
             metrics = validate(*inputs, bar.advance)
-        self.history.record(self.step, {f"validation_{name}": value for name, value in metrics.items()})
+        self._record({f"validation_{name}": value for name, value in metrics.items()})
         return metrics
+
+    def _record(self, values: dict[str, Any]) -> None:
+        """Appends a line to the history. All ranks call it, since all must end if rank 0 cannot write."""
+        self.world.on_rank_0(lambda: self.history.record(self.step, values))
 
     # --- stop and resume ------------------------------------------------------------------------------------
 

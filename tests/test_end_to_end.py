@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -197,9 +198,9 @@ def run_two_ranks(command: list[str]) -> None:
             )
             stack.callback(process.kill)
             ranks.append(process)
-        for process in ranks:
-            text, _ = process.communicate(timeout=SECONDS)
-            assert process.returncode == 0, text
+        with ThreadPoolExecutor(2) as pool:  # both pipes are read at once
+            texts = list(pool.map(lambda process: process.communicate(timeout=SECONDS)[0], ranks))
+        assert [process.returncode for process in ranks] == [0, 0], texts
 
 
 @pytest.fixture(scope="module")

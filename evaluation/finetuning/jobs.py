@@ -10,6 +10,7 @@ recognised in a fraction of a second.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from evaluation.kinds import predictions
 from evaluation.kinds.registry import kind_of
 from evaluation.sources.loading import has_part, load
 from evaluation.tasks.task import Split, Task
+from infra.errors import UserError
 from infra.files import storage
 from infra.settings.sections import Evaluation, grid_values
 
@@ -220,13 +222,14 @@ def finished(
     path = job.predictions_path
     if not storage.exists(path) or storage.digest_file(path) != result.get("predictions"):
         return None
-    if job.predict_test and result.get("test_splits") != test_digests:
+    if job.predict_test and (result.get("test_splits") or {}) != (test_digests or {}):
         return None
     names, main = job.task.metric_keys, list(job.task.main_metrics)
     if set(result["metrics"]) != set(names) or result.get("main_metrics") != main:  # they have changed since
         saved = predictions.read(path, job.task, result["predictions"], predicted_parts(job.task))
         result |= scores_of(job.task, saved)
-        storage.publish_json(job.path, result)
+        with contextlib.suppress(UserError):  # a directory that is only read
+            storage.publish_json(job.path, result)
     return result | {"metrics": {name: result["metrics"][name] for name in names}}  # the file's are sorted
 
 

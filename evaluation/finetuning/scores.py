@@ -31,6 +31,7 @@ from evaluation.measures import intervals
 from evaluation.measures.metrics import macro_score
 from evaluation.sources.catalogue import GLUE, find_tasks
 from evaluation.tasks.task import Split, Task
+from infra.errors import UserError
 from infra.files import storage
 from infra.settings.sections import Evaluation
 
@@ -185,9 +186,7 @@ def complete(plan: Plan, workers: int, on_result: OnResult = lambda job, result:
     without_teacher = [job for job in plan.jobs if job.soft_labels is None]
     for jobs in (without_teacher, [job for job in plan.jobs if job.soft_labels is not None]):
         _run(jobs, plan, workers, on_result)
-        while lost := [job for job in plan.without_model() if job in jobs]:
-            plan.results |= dict.fromkeys(lost)
-            _run(lost, plan, workers, on_result)
+        _train_lost_models(jobs, plan, workers, on_result)
         _keep_medians(jobs, plan)
     results: Results = {}
     for job in plan.chosen:
@@ -215,6 +214,22 @@ def _run(jobs: Sequence[Job], plan: Plan, workers: int, on_result: OnResult) -> 
     for job, splits in distilled.values():
         store_outputs(job, splits["train"])
     run_all(work, workers, record)
+
+
+def _train_lost_models(jobs: Sequence[Job], plan: Plan, workers: int, on_result: OnResult) -> None:
+    """Runs median jobs again whose models are to be kept and do not exist, each once. Raises UserError if the
+    model does not exist afterwards, because a worker has other libraries or writes to another disk."""
+    again: list[Job] = []
+    while lost := [job for job in plan.without_model() if job in jobs]:
+        repeated = next((job for job in lost if job in again), None)
+        if repeated is not None:
+            raise UserError(
+                f"{repeated.model_directory}: has no model after its fine-tuning; every worker must have the"
+                " same libraries and see the same files"
+            )
+        again += lost
+        plan.results |= dict.fromkeys(lost)
+        _run(lost, plan, workers, on_result)
 
 
 def _keep_medians(jobs: Sequence[Job], plan: Plan) -> None:

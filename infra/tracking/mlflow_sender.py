@@ -26,6 +26,8 @@ ARTIFACTS_PLACEHOLDER = "artifacts-of-this-run:"
 address of the run's artifacts in MLflow replaces it."""
 MAX_POINTS, _MAX_PARAMS = 1000, 100
 """MLflow's limits: metric points per request and parameters per request."""
+_RECIPE_FILE = "recipe.yaml"
+"""Name of the parent run's artifact with the recipe, and of the tag that says that it is stored."""
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "PERMISSION_DENIED")
 """Error codes of requests that it is useless to repeat."""
 
@@ -144,16 +146,21 @@ class RunSender:
         if ids != saved:  # at once, so that a failure of what follows creates no more runs
             storage.publish_json(storage.join(self._recipe.root, IDS_FILE), ids)
         self.ids = ids
-        if not client.get_run(parent).data.params:
-            self._describe(client, parent)
+        self._describe(client, parent)
 
     def _describe(self, client: Any, parent: str) -> None:
-        """Logs the recipe to a new parent run: as a file, if MLflow can store files, and as parameters."""
+        """Logs the recipe to the parent run unless it is there: as parameters, and as a file, which is tried
+        again at the next start if MLflow cannot store files now."""
+        data = client.get_run(parent).data
+        if not data.params:
+            _log_params(client, parent, flatten(parent_params(self._recipe)))
+        if _RECIPE_FILE in data.tags:
+            return
         try:
-            client.log_text(parent, redact(self._recipe.to_yaml()), "recipe.yaml")
+            client.log_text(parent, redact(self._recipe.to_yaml()), _RECIPE_FILE)
+            client.set_tag(parent, _RECIPE_FILE, "in the artifacts")
         except Exception as problem:  # of any kind of artifact store
-            self.refusals.append(f"recipe.yaml was not stored: {short_message(problem)}")
-        _log_params(client, parent, flatten(parent_params(self._recipe)))
+            self.refusals.append(f"{_RECIPE_FILE} was not stored: {short_message(problem)}")
 
     def _saved_ids(self) -> dict[str, str]:
         """Returns the content of tracking.json, which every stage updates; {} if it is absent or damaged."""

@@ -13,6 +13,7 @@ from infra.settings.sections import Corpus
 
 ROWS_AT_ONCE = 1000
 """Number of rows of a downloaded dataset that are read at once, which is ten times as fast as one by one."""
+_HTTP_LIBRARIES = ("httpx", "httpcore", "requests", "urllib3", "aiohttp")
 _SAVED = ("state.json", "dataset_dict.json")
 """Files that mark a directory written by ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk``."""
 
@@ -68,17 +69,31 @@ def rows(corpus: Corpus, split: str, start: int, stop: int) -> Iterator[tuple[in
             if _is_about_columns(error):
                 raise UserError(
                     f"corpus.path: {where} has other columns, or other types in them, than the first file of"
-                    f" the dataset ({_reason(error)}); read its files themselves, with corpus.path: FILES"
+                    f" the dataset ({_reason(error)}); or set corpus.source to jsonl or parquet, and"
+                    " corpus.path to the files"
                 ) from None
             raise DamagedFile(f"{where}, row {number}: {_reason(error)}") from None
-        except OSError as error:  # also of requests and of the hub's client
-            raise NodeError(f"corpus.path: cannot read {where}, row {number}: {_reason(error)}") from None
         except Exception as error:  # noqa: BLE001 - as in _load
-            raise UserError(f"corpus.path: cannot read {where}, row {number}: {_reason(error)}") from None
+            kind = NodeError if _is_of_the_node(error) else UserError
+            raise kind(f"corpus.path: cannot read {where}, row {number}: {_reason(error)}") from None
         if row is None:
             return
         yield number, row
         number += 1
+
+
+def _is_of_the_node(error: BaseException | None) -> bool:
+    """Whether the hub, the network or the disk fails. The client of the hub raises its HTTP library's errors,
+    also as the cause of an error that says that a file was not found."""
+    while error is not None:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            return True
+        if type(error).__module__.startswith(_HTTP_LIBRARIES):
+            return True
+        if type(error).__name__ == "DatasetNotFoundError":  # its cause is the hub's answer 404
+            return False
+        error = error.__cause__
+    return False
 
 
 def _is_about_columns(error: BaseException) -> bool:
@@ -109,8 +124,7 @@ def _load(name: str, config: str | None, split: str, streaming: bool) -> Any:
         return datasets.load_dataset(name, config, split=split, streaming=streaming)
     except Exception as error:  # noqa: BLE001 - datasets and huggingface_hub raise a dozen unrelated types here
         what = f"dataset {name!r} (config {config!r}, split {split!r})"
-        absent = isinstance(error, FileNotFoundError) or not isinstance(error, OSError)
-        kind = UserError if absent else NodeError  # OSError: the hub, the network or the disk fails
+        kind = NodeError if _is_of_the_node(error) else UserError
         raise kind(f"corpus.path: cannot load {what}: {_reason(error)}") from None
 
 

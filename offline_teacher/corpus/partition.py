@@ -89,13 +89,14 @@ def parts(corpus: Corpus, part_bytes: int, validation: bool = False) -> list[Par
 
 
 def _text_bytes(corpus: Corpus, span: Span, size: int) -> int:
-    """Estimates the bytes that are read for a span. A compressed span is decompressed from the file's start.
-    Where it does not tell its end, four times the file's size is assumed, as text is seldom compressed
+    """Estimates the bytes that are read for a span. A compressed file is decompressed from its start to the
+    span's end. If the end is unknown, four times the file's size is assumed, as text is seldom compressed
     better."""
     if compression(span.path) is None:
         return size
-    known = span.stop if corpus.source != "parquet" else None
-    return (known or 4 * int(span.stamp)) - span.start
+    if corpus.source == "parquet":
+        return 4 * int(span.stamp)
+    return span.stop or max(4 * int(span.stamp), span.start + size)
 
 
 def relative_size(part: Part, part_bytes: int) -> float:

@@ -20,7 +20,7 @@ from offline_teacher.cluster.work_queue import Item
 from offline_teacher.corpus.partition import Part, parts, relative_size
 from offline_teacher.inputs.source import Source, publish_files, tokenising
 from offline_teacher.running.pass_rates import Environments, Rates
-from offline_teacher.sequences.tokenised_parts import Tokenising, nonempty_parts, problem_summary
+from offline_teacher.sequences.tokenised_parts import Tokenising, part_indices, problem_summary
 from offline_teacher.store.manifest import Spec
 from offline_teacher.store.numbering import SplitPlan, Task
 from offline_teacher.store.parts import PartIndex
@@ -52,12 +52,14 @@ def parts_of(recipe: Recipe) -> dict[str, list[Part]]:
     by_split = {"train": parts(recipe.corpus, size)}
     if recipe.corpus.validation_path or recipe.corpus.validation_split:
         by_split["validation"] = parts(recipe.corpus, size, validation=True)
-        _refuse_common_text(by_split)
     return by_split
 
 
-def _refuse_common_text(by_split: dict[str, list[Part]]) -> None:
-    """Raises UserError if held-out text is also training text, since its losses would mean nothing."""
+def refuse_common_text(by_split: dict[str, list[Part]]) -> None:
+    """Raises UserError if a file, or a split of a hub dataset, is training text and held-out text: its losses
+    would mean nothing."""
+    if len(by_split) == 1:
+        return
     places = [
         {part.split or _real_path(span.path) for part in listed for span in part.spans}
         for listed in by_split.values()
@@ -149,7 +151,7 @@ def _tokens(task: Task, part: PartIndex) -> float:
 def _infer(
     root: str, spec: Spec, split: str, parts: dict[str, int], pool: Pool, report: Report | None
 ) -> Outcome:
-    indices = nonempty_parts(root, split, parts[split])
+    indices = part_indices(root, split, parts[split])
     plan = SplitPlan.of(split, tuple(index.rows for index in indices), spec.plan)
     finished, begin = finished_tasks(root, split), time.monotonic()
     for name in quarantined_tasks(root, split):  # tasks that an earlier pass gave up are tried again

@@ -156,7 +156,7 @@ def token_counts(root: str, split: str, vocab_size: int, cache: Cache) -> np.nda
     return total
 
 
-def nonempty_parts(root: str, split: str, parts: int) -> list[PartIndex]:
+def part_indices(root: str, split: str, parts: int) -> list[PartIndex]:
     """Returns the indices of the ``parts`` parts. Raises UserError if all are empty."""
     indices = [index for index, _ in read_parts(root, split, parts)]
     if not any(index.rows for index in indices):

@@ -162,12 +162,14 @@ def newest_step(directory: str) -> int | None:
 
 
 def newest_fingerprint(directory: str) -> dict[str, Any] | None:
-    """Returns the fingerprint in the newest checkpoint with a readable state; None if there is none."""
+    """Returns the fingerprint in the newest checkpoint of this format with a readable state; None if there is
+    none. `load_newest` says what is wrong with the others."""
     for _, name in _checkpoints_in(directory) if os.path.isdir(directory) else []:
-        path = os.path.join(directory, name, STATE_NAME)
         with contextlib.suppress(ValueError, OSError):
-            fingerprint = decode(storage.read_bytes(path)).get("fingerprint")
-            if isinstance(fingerprint, dict):
+            with open(os.path.join(directory, name, STATE_NAME), "rb") as file:
+                content = decode(file.read())
+            fingerprint = content.get("fingerprint")
+            if content.get("format_version") == FORMAT_VERSION and isinstance(fingerprint, dict):
                 return fingerprint
     return None
 

@@ -174,6 +174,7 @@ def test_a_server_that_can_store_no_files_gets_everything_else(
     assert ids(tmp_path) == before
     assert len(server.search_runs(["1"])) == 2
     assert [file.path for file in server.list_artifacts(before["student"])] == ["plot.png"]
+    assert [file.path for file in server.list_artifacts(before["parent"])] == ["recipe.yaml"]
 
 
 def test_processes_starting_at_once_on_a_fresh_database(tmp_path: Path) -> None:

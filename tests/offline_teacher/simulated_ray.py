@@ -30,14 +30,14 @@ class SimulatedWorker:
 
     def __init__(self, ray: SimulatedRay, number: int, seconds: float, dies: bool) -> None:
         self.ray, self.number = ray, number
-        self.free = ray.now + seconds
+        begins = ray.now + ray.waits_for_room(number)
+        self.free = begins + seconds
         self.death = self.free if dies else float("inf")
         ready = Reference(self, None, self.free, "die" if dies else "ok")
         self._ready = ready
         self._ends: list[float] = []
         self.call = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._call))
-        # Ray starts the actor at once; it takes ``seconds`` to load what it needs.
-        self.__ray_ready__ = SimpleNamespace(remote=lambda: Reference(self, None, ray.now, "ok"))
+        self.__ray_ready__ = SimpleNamespace(remote=lambda: Reference(self, None, begins, "ok"))
         self.close = SimpleNamespace(remote=lambda: Reference(self, None, ray.now, "ok"))
 
     def _call(self, method: str, arguments: tuple[Any, ...]) -> Reference:
@@ -76,6 +76,8 @@ class SimulatedRay:
         self.held: dict[str, dict[SimulatedWorker, float]] = {}
         self.place: Callable[[int], str] = lambda number: f"node-{number}"
         self.head_dies = float("inf")
+        self.waits_for_room: Callable[[int], float] = lambda number: 0.0
+        """Seconds for which Ray has no room for the actor."""
 
     def remote(self, kind: type) -> Any:
         return SimpleNamespace(options=lambda **options: SimpleNamespace(remote=self._make))

@@ -182,6 +182,14 @@ def test_a_worker_that_never_becomes_ready_is_replaced() -> None:
     assert LOADING_SECONDS <= ray.now <= LOADING_SECONDS + 60
 
 
+def test_a_worker_that_waits_for_room_is_not_replaced() -> None:
+    """Other programs use the cluster for longer than a worker may load."""
+    ray = SimulatedRay(lambda number: (5.0, False), lambda number, item: (1.0, "ok"))
+    ray.waits_for_room = lambda number: 2 * LOADING_SECONDS
+    done, _, mistake = simulate(ray, items=3, workers=1)
+    assert (len(done), mistake, ray.started) == (3, None, 1)
+
+
 def test_where_no_worker_ever_becomes_ready_the_pass_ends() -> None:
     ray = SimulatedRay(lambda number: (float("inf"), False), lambda number, item: (1.0, "ok"))
     done, _, mistake = simulate(ray, items=3, workers=2)

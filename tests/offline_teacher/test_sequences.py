@@ -18,7 +18,7 @@ from infra.settings.sections import Corpus, Sequences
 from offline_teacher.corpus.partition import parts
 from offline_teacher.sequences.tokenised_parts import (
     Tokenising,
-    nonempty_parts,
+    part_indices,
     problem_summary,
     text_digest,
     token_counts,
@@ -203,7 +203,7 @@ def test_counts_are_of_ordinary_tokens_and_every_document_is_there(tmp_path: Pat
     assert count > 3
     input_ids, token_count = table(bert, 10)
     assert input_ids.dtype == np.uint16
-    assert sum(index.rows for index in nonempty_parts(bert, "train", count)) == len(input_ids)
+    assert sum(index.rows for index in part_indices(bert, "train", count)) == len(input_ids)
     indices = [read_part_index(bert, "train", number)[0] for number in range(count)]
     assert sum(index.tokens for index in indices) == token_count.sum()
     assert sum(index.documents for index in indices) == 1000
@@ -333,7 +333,7 @@ def test_another_copy_of_a_file_is_refused(tmp_path: Path, bert: str) -> None:
 def test_a_corpus_of_nothing(tmp_path: Path, bert: str, text: str) -> None:
     count = build(bert, corpus_of(tmp_path / "c", text), Sequences(length=8))
     with pytest.raises(UserError, match="the corpus has no usable document"):
-        nonempty_parts(bert, "train", count)
+        part_indices(bert, "train", count)
 
 
 def test_damaged_token_counts_of_a_part_are_not_summed(tmp_path: Path, bert: str) -> None:

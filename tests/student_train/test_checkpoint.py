@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from infra.errors import UserError
 from student_train.engine import checkpoint_format
-from student_train.engine.checkpoint_format import RunState, load_newest, save
+from student_train.engine.checkpoint_format import RunState, load_newest, newest_fingerprint, save
 
 
 def facts(step: int) -> RunState:
@@ -200,6 +200,15 @@ def test_damaged_checkpoint_is_set_aside_and_the_one_before_used(
     assert "step-00000200" in warning
     assert named in warning
     assert sorted(os.listdir(two)) == ["step-00000100", "step-00000200.damaged-1"]
+
+
+def test_the_fingerprint_is_of_the_newest_state_that_can_be_read(two: Path) -> None:
+    assert newest_fingerprint(str(two)) == facts(2).fingerprint
+    for name in sorted(two.iterdir(), reverse=True):
+        (name / "state.json").unlink()
+        found = newest_fingerprint(str(two))
+    assert found is None
+    assert newest_fingerprint(str(two / "absent")) is None
 
 
 def test_the_newest_gone_entirely_leaves_the_one_before(two: Path) -> None:

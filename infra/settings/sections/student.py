@@ -26,6 +26,7 @@ class Student:
     """Width of the feed-forward layers. None: the teacher's width, reduced in proportion to
     ``hidden_size``."""
     dropout: float = fingerprinted(0.1)
+    """Dropout in training. It is kept in the model's configuration, so fine-tuning uses it, too."""
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, str):

@@ -70,9 +70,11 @@ these are measured on the same held-out text for every row, with 15 % of its tok
 
 Scores are those of GLUE's dev sets after fine-tuning, times 100: Matthews' correlation (CoLA), the mean of
 accuracy and F1 (MRPC), the mean of Pearson's and Spearman's correlation (STS-B). They are medians of
-fine-tuning seeds. Scores of other pages, whose models were fine-tuned with other settings, cannot be compared
-with them. *Mean* is the mean over tasks, and *fine-tuned* the number of fine-tuning seeds. *Gap from start
-closed* is 0 % for the same student before training and 100 % for the teacher.
+fine-tuning seeds. A model is fine-tuned with the dropout in its configuration: the teacher with 0.1, a
+student with 0 unless the name says otherwise. Scores of other pages, whose models were fine-tuned with
+other settings, cannot be compared with them. *Mean* is the mean over tasks, and *fine-tuned* the number of
+fine-tuning seeds. *Gap from start closed* is 0 % for the same student before training and 100 % for the
+teacher.
 
 *Minutes* are of the training steps alone. *Gain/min* is the mean score minus that of the student before
 training, divided by the minutes. *Peak GB* is the memory of the process, and *bytes/token* the size of the

@@ -176,11 +176,18 @@ def test_a_data_set_that_cannot_be_reached_is_one_line(
         list(documents(listed[0], corpus, Problems()))
 
 
+class ReadError(Exception):
+    """Like that of the hub's HTTP library, which is no OSError."""
+
+    __module__ = "httpx2._exceptions"
+
+
 def test_a_hub_that_fails_is_no_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a pass, another worker then gets the part."""
     problems: list[tuple[Exception, bool]] = [
         (ConnectionError("503"), True),
         (OSError(28, "No space left on device"), True),
+        (ReadError("reset by peer"), True),
         (FileNotFoundError("no such dataset"), False),
         (ValueError("Unknown split"), False),
     ]
