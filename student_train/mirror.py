@@ -39,8 +39,8 @@ class Mirror:
         If the index is not the one that was last copied, another machine has trained the student, or its
         remote directory was removed; then local files that the index does not list are removed. An
         interrupted push may have replaced a file but not the index. Such a file is downloaded too:
-        checkpoints and models contain digests, so their readers detect incomplete ones. Does nothing while a
-        training is at work on the local directory, whose lock tells so whoever starts another.
+        checkpoints and models contain digests, so their readers detect incomplete ones. Returns at
+        once if a training holds the lock of the local directory.
         """
         with contextlib.ExitStack() as locks:
             locks.enter_context(locked(os.path.join(self.local, ".pull.lock")))
@@ -85,8 +85,8 @@ class Mirror:
         return os.path.join(self.local, ".pulled.json")
 
     def _remove_local_files(self, except_for: Container[str]) -> None:
-        """Removes the other files, and folders that are then empty: an empty one of a checkpoint would count
-        as a damaged checkpoint."""
+        """Removes local files that are not in ``except_for``, and then empty folders. An empty checkpoint
+        folder would count as a damaged checkpoint."""
         for name in _files(self.local):
             if name not in except_for:
                 os.unlink(os.path.join(self.local, name))

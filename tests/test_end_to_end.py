@@ -158,7 +158,7 @@ def test_mlflow_has_one_parent_with_three_nested_runs(output: Path) -> None:
 def test_run_again_nothing_is_redone_and_nothing_heavy_is_loaded(
     recipe: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The student also as the second of two ranks, which has nothing to wait for."""
+    """The student's command is also run as rank 1 of two, and ends without waiting for rank 0."""
     before = times(output)
     commands = teacher_command(recipe), student_command(recipe, ranks=0), evaluation_command(recipe)
     again = [start(command[1:]) for command in commands]
@@ -208,7 +208,7 @@ def family(recipe: Path, output: Path) -> Path:
     """What training and evaluation leave of a recipe of two students that names nothing but the store.
 
     The corpus and the teacher are moved out of the way while they run. No launcher starts the two ranks,
-    which is quicker; the ``recipe`` above has gone through one.
+    which is quicker; the fixture ``recipe`` covers the launcher.
     """
     path = make_family(recipe)
     gone = [recipe.parent / name for name in ("teacher", "train.txt", "validation.txt")]

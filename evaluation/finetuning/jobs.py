@@ -144,9 +144,9 @@ class Job:
     def has_model(self, splits: dict[str, Split]) -> bool:
         """Returns whether the job's fine-tuned model exists, in its own folder or as the one that is kept."""
         folders = (self.model_directory, storage.join(self.task_directory, MODEL))
-        return any(self.made(folder, splits) for folder in folders)
+        return any(self.has_model_in(folder, splits) for folder in folders)
 
-    def made(self, folder: str, splits: dict[str, Split]) -> bool:
+    def has_model_in(self, folder: str, splits: dict[str, Split]) -> bool:
         """Returns whether the folder holds this job's fine-tuned model, complete (config.json comes last)."""
         origin = storage.read_object(storage.join(folder, ORIGIN))
         return origin == self.origin(splits) and storage.exists(storage.join(folder, "config.json"))
@@ -213,8 +213,8 @@ def finished(
 ) -> dict[str, Any] | None:
     """Returns the content of the job's score file; None if the job must run (again).
 
-    The job must run if its score file is missing or has another key, or if its predictions are missing or
-    damaged. ``test_digests``: name -> digest of the test splits that must be predicted, too.
+    The job must run if its score file is missing or has another key, if its predictions are missing or
+    damaged, or if it predicted other test splits than those of ``test_digests``: name -> digest.
     """
     result = storage.read_object(job.path)
     if result.get("key") != job.key(splits):
@@ -230,7 +230,8 @@ def finished(
         result |= scores_of(job.task, saved)
         with contextlib.suppress(UserError):  # a directory that is only read
             storage.publish_json(job.path, result)
-    return result | {"metrics": {name: result["metrics"][name] for name in names}}  # the file's are sorted
+    # In the task's order; the score file sorts its keys.
+    return result | {"metrics": {name: result["metrics"][name] for name in names}}
 
 
 def scores_of(task: Task, predicted: predictions.Predictions) -> dict[str, Any]:

@@ -186,7 +186,7 @@ def complete(plan: Plan, workers: int, on_result: OnResult = lambda job, result:
     without_teacher = [job for job in plan.jobs if job.soft_labels is None]
     for jobs in (without_teacher, [job for job in plan.jobs if job.soft_labels is not None]):
         _run(jobs, plan, workers, on_result)
-        _train_lost_models(jobs, plan, workers, on_result)
+        _retrain_medians(jobs, plan, workers, on_result)
         _keep_medians(jobs, plan)
     results: Results = {}
     for job in plan.chosen:
@@ -216,9 +216,9 @@ def _run(jobs: Sequence[Job], plan: Plan, workers: int, on_result: OnResult) -> 
     run_all(work, workers, record)
 
 
-def _train_lost_models(jobs: Sequence[Job], plan: Plan, workers: int, on_result: OnResult) -> None:
-    """Runs median jobs again whose models are to be kept and do not exist, each once. Raises UserError if the
-    model does not exist afterwards, because a worker has other libraries or writes to another disk."""
+def _retrain_medians(jobs: Sequence[Job], plan: Plan, workers: int, on_result: OnResult) -> None:
+    """Runs a median job again if its model must be kept but does not exist. Raises UserError if it does not
+    exist afterwards either, because a worker has other libraries or writes to another disk."""
     again: list[Job] = []
     while lost := [job for job in plan.without_model() if job in jobs]:
         repeated = next((job for job in lost if job in again), None)
@@ -244,7 +244,7 @@ def _keep_medians(jobs: Sequence[Job], plan: Plan) -> None:
             continue
         median = plan.median_job(grid)
         source = median.model_directory
-        if median.made(source, plan.splits[median.task_name]):
+        if median.has_model_in(source, plan.splits[median.task_name]):
             final = storage.join(median.task_directory, MODEL)
             storage.remove_tree(final)
             copy_files(source, final)

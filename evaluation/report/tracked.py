@@ -123,5 +123,5 @@ def numbers(content: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _metric_name(name: str) -> str:
-    """Returns the name as MLflow accepts it: without brackets, and with ``_`` for other characters."""
+    """Removes parentheses, and replaces every other character that MLflow does not allow by ``_``."""
     return re.sub(r"[^\w.\- :/]", "_", re.sub(r"[()]", "", name))

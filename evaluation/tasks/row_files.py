@@ -192,7 +192,8 @@ def _conll(path: str, text: str) -> Rows:
 def _sentences(path: str, text: str) -> Iterator[list[tuple[int, str, str]]]:
     """Yields sentences as lists of (line number, word, tag).
 
-    A line that begins with ``# `` is a comment; within a sentence without tabs it is the word ``#``.
+    A line that begins with ``# `` is a comment. Exception: in a file without tabs, such a line within a
+    sentence is the word ``#``.
     """
     sentence: list[tuple[int, str, str]] = []
     tabs = "\t" in text

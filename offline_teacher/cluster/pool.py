@@ -92,8 +92,8 @@ class Pool:
         self.cluster, self.crew, self._started = cluster, crew, started
         self.workers: list[Worker] = []
         self._work = WorkQueue(cluster.settings.task_attempts, 0, crew.in_flight)
-        self._started_actors: dict[Any, Worker] = {}
-        """Reference that is answered when Ray has found room for the actor and started it -> worker."""
+        self._waiting_for_room: dict[Any, Worker] = {}
+        """Workers whose actor Ray has not started yet. Key: a reference that is ready once it has started."""
         self._starting: dict[Any, Worker] = {}
         self._backoff = Backoff()
         self._pause_ends: list[float] = []
@@ -198,7 +198,7 @@ class Pool:
         )
         actor = remote.remote(*self.crew.arguments)
         worker = Worker(next(self.cluster.numbers), actor)
-        self._started_actors[actor.__ray_ready__.remote()] = worker
+        self._waiting_for_room[actor.__ray_ready__.remote()] = worker
         self._starting[actor.call.options(name="prepare").remote("prepare", ())] = worker
         self.workers.append(worker)
 
@@ -217,8 +217,8 @@ class Pool:
         ray.kill(worker.actor)
         self.workers.remove(worker)
         self._starting = {ref: other for ref, other in self._starting.items() if other is not worker}
-        created = self._started_actors.items()
-        self._started_actors = {ref: other for ref, other in created if other is not worker}
+        waiting = self._waiting_for_room.items()
+        self._waiting_for_room = {ref: other for ref, other in waiting if other is not worker}
         self._pause_ends.append(self._backoff.record_failure(worker.place, time.monotonic()))
 
     # --- answers ---
@@ -229,7 +229,7 @@ class Pool:
         import ray
 
         owners = {reference: worker for worker in self.workers for reference in worker.items} | self._starting
-        owners |= self._started_actors
+        owners |= self._waiting_for_room
         if not owners:
             time.sleep(WAIT_SECONDS)  # no worker starts or holds an item, mostly because of pauses
             return
@@ -240,7 +240,7 @@ class Pool:
         mistakes: list[UserError] = []
         for reference in finished:
             worker = owners[reference]
-            if self._started_actors.pop(reference, None) is not None:
+            if self._waiting_for_room.pop(reference, None) is not None:
                 worker.loading_since = time.monotonic()
                 continue  # if it has died instead, the answer of `prepare` says so
             try:

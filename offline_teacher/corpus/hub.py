@@ -68,13 +68,13 @@ def rows(corpus: Corpus, split: str, start: int, stop: int) -> Iterator[tuple[in
         except ValueError as error:  # the parsers of JSON, CSV and Parquet raise ValueError; pyarrow's too
             if _is_about_columns(error):
                 raise UserError(
-                    f"corpus.path: {where} has other columns, or other types in them, than the first file of"
-                    f" the dataset ({_reason(error)}); or set corpus.source to jsonl or parquet, and"
+                    f"corpus.path: the columns or types of {where} differ from those of the dataset's first"
+                    f" file ({_reason(error)}); make them equal, or set corpus.source to jsonl or parquet and"
                     " corpus.path to the files"
                 ) from None
             raise DamagedFile(f"{where}, row {number}: {_reason(error)}") from None
         except Exception as error:  # noqa: BLE001 - as in _load
-            kind = NodeError if _is_of_the_node(error) else UserError
+            kind = NodeError if _is_node_failure(error) else UserError
             raise kind(f"corpus.path: cannot read {where}, row {number}: {_reason(error)}") from None
         if row is None:
             return
@@ -82,7 +82,7 @@ def rows(corpus: Corpus, split: str, start: int, stop: int) -> Iterator[tuple[in
         number += 1
 
 
-def _is_of_the_node(error: BaseException | None) -> bool:
+def _is_node_failure(error: BaseException | None) -> bool:
     """Whether the hub, the network or the disk fails. The client of the hub raises its HTTP library's errors,
     also as the cause of an error that says that a file was not found."""
     while error is not None:
@@ -97,8 +97,8 @@ def _is_of_the_node(error: BaseException | None) -> bool:
 
 
 def _is_about_columns(error: BaseException) -> bool:
-    """Whether datasets failed to give a table of a file the columns and types of the dataset: the data are
-    not damaged. pyarrow's error does not say so, but the functions through which it was raised do."""
+    """Whether the error means that a file's columns or types differ from the dataset's. Only the traceback
+    shows this: the error was raised in a cast of ``datasets``."""
     frames = traceback.extract_tb(error.__traceback__)
     return any(frame.name in ("table_cast", "cast_table_to_schema") for frame in frames)
 
@@ -124,7 +124,7 @@ def _load(name: str, config: str | None, split: str, streaming: bool) -> Any:
         return datasets.load_dataset(name, config, split=split, streaming=streaming)
     except Exception as error:  # noqa: BLE001 - datasets and huggingface_hub raise a dozen unrelated types here
         what = f"dataset {name!r} (config {config!r}, split {split!r})"
-        kind = NodeError if _is_of_the_node(error) else UserError
+        kind = NodeError if _is_node_failure(error) else UserError
         raise kind(f"corpus.path: cannot load {what}: {_reason(error)}") from None
 
 

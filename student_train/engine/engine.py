@@ -57,8 +57,10 @@ class Engine:
             with deepspeed_quiet():
                 self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         except Exception as problem:  # of many unrelated types
-            failed = isinstance(problem, RuntimeError) and not isinstance(problem, NotImplementedError)
-            if train.deepspeed_config is None or failed:  # failed: the GPU or its network
+            hardware_failed = isinstance(problem, RuntimeError) and not isinstance(
+                problem, NotImplementedError
+            )
+            if train.deepspeed_config is None or hardware_failed:
                 raise
             reason = " ".join(str(problem).split())[:300]
             raise UserError(f"{train.deepspeed_config}: DeepSpeed refuses it: {reason}") from problem

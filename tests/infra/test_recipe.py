@@ -236,7 +236,7 @@ def test_a_password_inside_a_list_is_refused_and_not_repeated(
 @pytest.mark.parametrize(
     ("seeds", "says"), [("[-1]", "seeds: must be >= 0, not -1"), ("[0, 1, 0]", "0, 1, 0 names a seed twice")]
 )
-def test_seeds_that_cannot_be(tmp_path: Path, seeds: str, says: str) -> None:
+def test_invalid_seeds_are_refused(tmp_path: Path, seeds: str, says: str) -> None:
     (tmp_path / "r.yaml").write_text("name: x\n")
     with pytest.raises(UserError, match=says):
         load_recipe(str(tmp_path / "r.yaml"), [f"evaluation.seeds={seeds}"])

@@ -175,6 +175,7 @@ def test_a_server_that_can_store_no_files_gets_everything_else(
     assert len(server.search_runs(["1"])) == 2
     assert [file.path for file in server.list_artifacts(before["student"])] == ["plot.png"]
     assert [file.path for file in server.list_artifacts(before["parent"])] == ["recipe.yaml"]
+    assert "recipe.yaml" in server.get_run(before["parent"]).data.tags  # so it is not stored again
 
 
 def test_processes_starting_at_once_on_a_fresh_database(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shutil
@@ -301,13 +302,14 @@ def test_the_card_tells_of_weight_decay(alone: World, tmp_path: Path) -> None:
     "words",
     [
         ("train.alpha_ce=0", "train.alpha_cos=0"),
-        ("train.kl_positions=masked", "train.alpha_cos=0"),
+        ("train.kl_positions=masked", "train.alpha_cos=0", "train.dtype=bfloat16"),
+        ("train.kl_positions=masked", "train.alpha_cos=0", "train.dtype=bfloat16", "train.zero_stage=2"),
     ],
 )
 def test_a_step_without_masked_tokens_changes_nothing(
     alone: World, run_dir: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the loss needs some."""
+    """The loss needs masked tokens, so the step has no gradient."""
     common = ("train.warmup_ratio=0", "student.dropout=0", "train.log_every=1")
     command(run_dir, "train.max_steps=1", *common, *words)
     learnt = weights(run_dir)
@@ -328,15 +330,16 @@ def test_a_step_without_masked_tokens_changes_nothing(
     assert any(not torch.equal(learnt[name], tensor) for name, tensor in unchanged[0].items())
 
 
-def test_a_constant_loss_scale_that_is_too_large_ends_the_training(
-    alone: World, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("scale", [{"loss_scale": 1024}, {"initial_scale_power": 0}])
+def test_a_loss_scale_that_is_too_large_and_cannot_fall_ends_the_training(
+    alone: World, run_dir: Path, scale: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DeepSpeed skips every step, and no later scale would let one be applied."""
+    """DeepSpeed skips every step. The scale is constant, or already the lowest, which is 1."""
     from deepspeed.accelerator import get_accelerator
 
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
-    (run_dir / "ds.json").write_text('{"fp16": {"loss_scale": 1024}}')
-    words = (f"train.deepspeed_config={run_dir}/ds.json", "train.dtype=float16", "train.alpha_ce=1e7")
+    (run_dir / "ds.json").write_text(json.dumps({"fp16": scale}))
+    words = (f"train.deepspeed_config={run_dir}/ds.json", "train.dtype=float16", "train.alpha_ce=1e9")
     with pytest.raises(UserError, match="the gradient is not a finite number"):
         command(run_dir, *words, "train.max_steps=3")
     assert not (student(run_dir) / "model").exists()

@@ -42,7 +42,7 @@ def main() -> int:
     )
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="run only these arms, in this order")
     parser.add_argument("--seeds", type=int, help="largest number of seeds per arm")
-    parser.add_argument("--fine-tuning-seeds", type=int, help="number of them (default: the size's)")
+    parser.add_argument("--fine-tuning-seeds", type=int, help="how many (default: as the size says)")
     parser.add_argument("--no-scores", action="store_true", help="train and measure; fine-tune later")
     parser.add_argument("--report", action="store_true", help="write docs/results.md, and run nothing")
     options = parser.parse_args()

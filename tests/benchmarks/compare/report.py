@@ -52,16 +52,16 @@ HEAD = """# Ways of training a student, compared
 [arms.yaml](../tests/benchmarks/compare/arms.yaml)) and measures each in the same way. Some arms also change
 the student. This page is generated from the files in docs/results, one per training run.
 
-A number in brackets is the standard deviation over training seeds; a row without brackets has one seed.
-An empty cell has no value yet, or none is possible: a student trained by relations or cosine alone has no
-masked-LM head. *Start* is the student before training, with layers of the teacher.
-*Replay 1* is DistilBERT's triple loss (KL, masked LM and cosine), from a store with one replayed layer;
-*live* is the same loss with the teacher beside the student. KL is taken at all positions, unless the size or
-the name says otherwise. *Masked KL* is the triple loss with KL at masked positions. *States* is relations and
-cosine. *Both* is the triple loss and ten times the relations. A row that begins with *batches of 8* changes
-one setting of *states, 1e-3, batches of 8*. *MASK alone* means that every masked token is replaced by
-[MASK]; otherwise 80 % are, 10 % get a random token and 10 % stay. *Batch* is the number of sequences of a
-step.
+A number in brackets is the standard deviation over training seeds; a row without brackets has one seed. An
+empty cell has no value yet, or none is possible: a student trained by relations or cosine alone has no
+masked-LM head. *Start* is the student before training, with layers of the teacher. *Replay 1* is
+DistilBERT's triple loss (KL, masked LM and cosine), from a store with one replayed layer; *live* is the
+same loss, with the teacher computed in every step. KL is taken at all positions, unless the introduction of
+the size or the name of the row says otherwise. *Masked KL* is the triple loss with KL at masked positions.
+*States* is relations and cosine. *Both* is the triple loss plus the relation loss with weight 10. A row
+that begins with *batches of 8* changes one setting of *states, 1e-3, batches of 8*. *MASK alone* means that
+every masked token is replaced by [MASK]; otherwise 80 % are, 10 % get a random token and 10 % stay. *Batch*
+is the number of sequences of a step.
 
 *KL* is the divergence of the student's distribution from the teacher's at temperature T, in nats, as a mean
 over all positions. *Agreement* is the share of masked tokens for which student and teacher find the same
