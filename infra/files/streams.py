@@ -153,8 +153,8 @@ class _Zstd:
         try:
             # Not pyarrow's read(), which leaks memory if it fails.
             data = self._streams[-1].read_buffer(1 if self._by_byte else size)
-        except OSError as problem:
-            if self._by_byte or problem.errno:
+        except OSError:
+            if self._by_byte:
                 raise
             self._restart()
             return self.read1(size)

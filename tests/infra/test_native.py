@@ -139,3 +139,12 @@ def test_without_a_compiler_it_is_said_what_to_install(
     code, said = _finished(_build_all(root_dir, str(tmp_path)))
     assert code == 1
     assert any("no C++ compiler was found; install a C++ compiler" in line for line in said)
+
+
+@pytest.mark.parametrize("compiler", ["/usr/bin/gcc", None])
+def test_triton_needs_a_c_compiler(compiler: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With which it builds the launcher of each kernel, at the first launch."""
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("shutil.which", lambda name: compiler)
+    assert native.has_triton.__wrapped__() == (compiler is not None)

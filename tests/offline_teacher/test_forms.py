@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer, BertForMaskedLM
 
 from infra.files import storage
 from infra.settings.recipe_file import load_recipe
+from offline_teacher.cluster.work_queue import Item
 from offline_teacher.main import main
 from offline_teacher.store.block_reader import BlockReader
 from offline_teacher.store.paths import WEIGHTS
@@ -21,7 +23,7 @@ from offline_teacher.store.store import Store
 from offline_teacher.verification import deep
 from offline_teacher.verification.rerun import rerun
 from offline_teacher.verification.verify import verify
-from tests.offline_teacher.local_pool import make
+from tests.offline_teacher.local_pool import LocalPool, make
 from tests.offline_teacher.stores import contents
 from tests.offline_teacher.tiny_teacher import save_bert, save_roberta, write_recipe, write_text
 
@@ -70,6 +72,23 @@ def test_a_store_of_every_form_is_right_and_made_again_byte_for_byte(
     loaded = load_recipe(str(recipe), [*overrides, f"store.path={one.root}"])
     assert list(rerun(one, loaded, 2)) == []
     assert "rerun: 2 of 2 tasks compared byte for byte" in capsys.readouterr().out
+
+
+def test_the_sizes_of_tasks_are_tokens(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On which their durations depend, and with them their deadlines."""
+    run, sizes = LocalPool.run, {"train": 0.0, "validation": 0.0}
+
+    def recorded(self: LocalPool, items: list[Item], *arguments: Any) -> list[Item]:
+        for item in items:
+            if item.method == "infer":
+                sizes[item.arguments[0]] += item.size
+        return run(self, items, *arguments)
+
+    monkeypatch.setattr(LocalPool, "run", recorded)
+    store = make(recipe, "sequences.packing=document", f"store.path={tmp_path}/store")
+    for split, size in sizes.items():
+        tasks = range(store.splits[split].plan.task_count)
+        assert size == pytest.approx(sum(store.task_index(split, task).tokens for task in tasks))
 
 
 def test_withheld_weights_are_those_of_replay_alone(recipe: Path, tmp_path: Path) -> None:
