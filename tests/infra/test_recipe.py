@@ -15,6 +15,7 @@ from infra.errors import UserError
 from infra.settings import sections
 from infra.settings.recipe import Recipe, fingerprinted_settings
 from infra.settings.recipe_file import load_recipe
+from infra.settings.sections.task_settings import read_file
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIMAL = "name: x\ncorpus: {path: a.txt}\nteacher: {model: m}\n"
@@ -230,6 +231,13 @@ def test_a_password_inside_a_list_is_refused_and_not_repeated(
         load_recipe(str(tmp_path / "r.yaml"), [override])
     assert setting in str(caught.value)
     assert "holds a password" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_password_in_a_task_file_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text(json.dumps({**TASK, "train": URL}))
+    with pytest.raises(UserError, match=r"task\.yaml: train: holds a password") as caught:
+        read_file(str(tmp_path / "task.yaml"))
     assert "hunter2" not in str(caught.value)
 
 
